@@ -192,7 +192,7 @@ def test_a_request_that_is_wrong_is_refused_even_if_a_list_is_remembered(service
 
 
 @pytest.mark.parametrize("fault", [*SILENCES, DROPPED, RESET, b"not HTTP\r\n\r\n", answer(200, b"hello"), answer(500)])
-def test_a_service_that_fails_is_stood_in_for_by_the_popular_list_within_the_deadline(
+def test_popular_list_replaces_a_failing_service_within_the_deadline(
     proxy: FaultyProxy, connect: Open, fault: str | bytes
 ) -> None:
     client, ignorant = learnt(connect, proxy.url), connect(proxy.url, SHORT_S)
@@ -289,7 +289,7 @@ def test_a_post_that_was_not_answered_in_time_is_sent_once(proxy: FaultyProxy, c
         assert [request.split()[0] for request in proxy.requests] == ["POST"]
 
 
-def test_a_popular_list_is_read_again_after_a_while_and_few_segments_are_remembered(
+def test_popular_list_is_refreshed_and_the_number_of_segments_is_bounded(
     tmp_path: Path, connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "store"
@@ -455,7 +455,7 @@ def test_threads_share_a_client_and_its_few_connections(proxy: FaultyProxy) -> N
     assert proxy.connections <= 2
 
 
-async def test_tasks_share_a_client_and_one_that_is_cancelled_leaves_its_connection_to_others(
+async def test_cancelled_task_leaves_a_shared_client_connection_usable(
     proxy: FaultyProxy,
 ) -> None:
     async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S, max_connections=1) as client:

@@ -104,7 +104,7 @@ def test_the_page_escapes_texts_and_loads_nothing() -> None:
     assert "http://" not in text.replace("http://www.w3.org", "")
 
 
-def test_a_report_that_is_not_good_exits_with_three_and_an_unmeasured_one_with_one() -> None:
+def test_exit_code_is_3_for_a_bad_report_and_1_for_an_unmeasured_one() -> None:
     assert Report(kind="a", sentence="").exit_code == 0
     assert Report(kind="a", sentence="", broken=("popular",)).exit_code == 3
     assert Report(kind="a", sentence="", broken=("popular",), failures=("late",)).exit_code == 1

@@ -61,7 +61,7 @@ def contents(wheel: Path) -> set[str]:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
-def test_the_wheel_has_every_file_of_the_rooms_below_one_name_but_not_what_measures_a_checkout(wheel: Path) -> None:
+def test_wheel_has_all_package_files_except_those_for_measuring_a_checkout(wheel: Path) -> None:
     found = [path for folder in ("hotplate", *MODULES) for path in (ROOT / folder).rglob("*") if path.is_file()]
     names = [path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts]
     outside = re.compile(r"bench/(test_|conftest\.py|bare\.py|figures)|offline/quality\.py")
@@ -155,7 +155,7 @@ asyncio.run(main())
     assert done.stdout.split() == ["popular", "popular"]
 
 
-def test_a_site_that_wants_the_service_or_a_store_is_given_the_command_that_installs_it(site: Path) -> None:
+def test_missing_service_or_store_extra_names_the_install_command(site: Path) -> None:
     serve = subprocess.run([site, "-I", "-m", "hotplate", "serve"], capture_output=True, text=True, check=False)
     assert serve.returncode == 1
     assert re.fullmatch(r"\w+ is not installed; install it with: pip install 'hotplate\[server\]'\n", serve.stderr)

@@ -203,7 +203,7 @@ async def test_a_closed_loop_is_labelled_and_sends_on_each_answer() -> None:
     assert result.opened == 3
 
 
-async def test_the_rate_of_a_server_that_is_too_slow_is_its_own_and_not_the_one_that_was_offered() -> None:
+async def test_rate_reported_for_a_slow_server_is_achieved_not_offered_rate() -> None:
     loop = asyncio.get_running_loop()
     free_s = 0.0
 
@@ -220,7 +220,7 @@ async def test_the_rate_of_a_server_that_is_too_slow_is_its_own_and_not_the_one_
     assert result.duration_s >= 0.59
 
 
-async def test_a_run_is_invalid_if_most_of_its_p99_is_the_lateness_of_the_generator() -> None:
+async def test_run_is_invalid_if_generator_lateness_dominates_its_p99() -> None:
     async with serving(answer) as url:
         result = await drive(Load(url=url, requests=Gets("/"), rate=100, duration_s=0.1))
     (second,) = result.seconds

@@ -16,7 +16,7 @@ def claimed_by_another(port: int) -> bool:
     return done.stdout == "True\n"
 
 
-def test_a_port_that_was_found_is_given_to_no_other_process_even_before_a_server_listens() -> None:
+def test_free_port_is_not_handed_out_twice_before_a_server_listens() -> None:
     assert not claimed_by_another(free_port())
 
 

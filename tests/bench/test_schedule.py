@@ -20,7 +20,7 @@ def test_a_constant_rate_is_evenly_spaced_from_the_start_on() -> None:
     assert list(dues(4, 1)) == [0, 0.25, 0.5, 0.75]
 
 
-def test_poisson_arrivals_have_the_rate_the_spread_and_the_seed_that_were_requested() -> None:
+def test_poisson_arrivals_match_the_requested_rate_spread_and_seed() -> None:
     found = np.array(list(dues(500, 200, seed=3)))
     assert len(found) == pytest.approx(100_000, rel=0.02)
     gaps = np.diff(found)

@@ -166,7 +166,7 @@ def verbs_of(*group: str) -> list[list[str]]:
     return [[*group, name] for name in names]
 
 
-def test_the_help_of_each_verb_fits_two_screens_has_an_example_and_names_a_variable() -> None:
+def test_help_of_each_verb_fits_two_screens_with_an_example_and_a_variable() -> None:
     groups = {"evaluate", "releases", "users", "store", "keys", "events", "bench"}
     top = verbs_of()
     assert {"demo", "train", "publish", "run", "serve", "releases", "lookup"} <= {name for (name,) in top}
@@ -187,7 +187,7 @@ def test_the_help_of_each_verb_fits_two_screens_has_an_example_and_names_a_varia
         ("keys create", "HOTPLATE_KEYS is --keys, HOTPLATE_KEYS_SCOPE is --scope, HOTPLATE_KEYS_RATE is --rate."),
     ],
 )
-def test_the_help_names_each_variable_that_its_first_does_not_show_how_to_spell(verb: str, said: str) -> None:
+def test_help_names_variables_whose_spelling_differs_from_the_pattern(verb: str, said: str) -> None:
     shown = " ".join(hotplate(*verb.split(), "--help", COLUMNS="200").stdout.split())
     assert f"The environment sets options, too: {said}" in shown
 
@@ -268,7 +268,7 @@ def test_the_demo_serves_and_its_curls_work_as_printed(tmp_path: Path) -> None:
     assert not Path(store.removeprefix("file://")).exists()
 
 
-def test_the_demo_takes_data_of_ones_own_and_refuses_a_port_in_use_before_training(clicks: Path) -> None:
+def test_demo_accepts_custom_data_and_rejects_a_busy_port_before_training(clicks: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -43,7 +43,7 @@ def spent(*arguments: str | Path) -> dict[str, float]:
     return found
 
 
-def test_a_dry_run_writes_nothing_and_the_publish_then_spends_what_it_estimated(
+def test_dry_run_writes_nothing_and_its_estimate_matches_the_publish(
     model: Path, cosmos_http: Account, cosmos: str
 ) -> None:
     before = writes(cosmos_http)
@@ -60,7 +60,7 @@ def test_a_dry_run_writes_nothing_and_the_publish_then_spends_what_it_estimated(
     assert done["usd"] == estimate["usd"] or done["hours_begun"] != estimate["hours_begun"]
 
 
-def test_people_read_what_is_made_spent_and_paid_and_afterwards_what_it_came_to(lists: Path, cosmos: str) -> None:
+def test_text_output_shows_estimated_containers_and_cost_then_actual_usage(lists: Path, cosmos: str) -> None:
     printed = succeeded("import", lists, "--store", cosmos, "--max-ru", "8000", "--dry-run")
     for part in (
         "nothing is written", "the container hotplate, of the catalogue: 400 RU/s, manual", "2 physical partitions for",

@@ -88,7 +88,7 @@ def clicks(folder: Path) -> Path:
     return folder / "clicks.csv"
 
 
-def test_engines_stand_side_by_side_and_users_without_a_list_as_they_are_served(tmp_path: Path) -> None:
+def test_engines_are_compared_and_users_without_lists_count_as_served(tmp_path: Path) -> None:
     printed = hotplate("train", clicks(tmp_path), "--out", tmp_path / "model", "--split", "by-time", *FEW).stdout
     assert "by-time split: " in printed
     heading, ndcg = (next(line for line in printed.splitlines() if word in line) for word in (" popularity ", "ndcg "))

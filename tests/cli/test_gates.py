@@ -32,7 +32,7 @@ def live_in(store: str) -> str:
     return str(json_of("releases", "list", "--store", store)["live"])
 
 
-def test_a_spoilt_model_exits_with_3_and_does_not_go_live_unless_it_is_forced(tmp_path: Path) -> None:
+def test_bad_model_exits_with_3_and_is_not_live_unless_forced(tmp_path: Path) -> None:
     good, spoilt = models(tmp_path)
     store = f"file://{tmp_path}/store"
     first = hotplate("publish", good, "--store", store, "--gates", GATES).stdout
@@ -100,7 +100,7 @@ def test_imported_lists_pass_gates_too_and_have_no_metrics(tmp_path: Path) -> No
     failed(hotplate("import", lists, "--store", store, "--gate", "overlap=2"), "between 0 and 1", code=2)
 
 
-def test_a_gate_refuses_a_release_whose_rules_spoil_it_and_says_what_the_model_had_before(tmp_path: Path) -> None:
+def test_gate_rejects_release_degraded_by_rules_and_reports_model_metric(tmp_path: Path) -> None:
     model, store = tmp_path / "model", f"file://{tmp_path}/store"
     rows = sample(users=300, items=150)
     rows.write_csv(tmp_path / "clicks.csv")

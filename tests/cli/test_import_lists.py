@@ -55,7 +55,7 @@ def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: 
     assert "is complete: 3 rows" in hotplate("releases", "verify", "--store", second).stdout
 
 
-def test_lists_come_of_several_files_and_standard_input_and_what_is_read_otherwise_is_said(
+def test_import_reads_files_and_stdin_and_reports_converted_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "one.csv").write_text("7.0,A,0.5\n8.0,b,0.25\nNA,b,1\n")

@@ -131,7 +131,7 @@ def test_a_spoilt_model_is_stopped_by_a_gate_and_what_is_live_stays(
     assert hotplate("releases", "activate", summary["release"], "--force", "--store", folder_url).returncode == 0
 
 
-def test_a_run_leaves_a_running_canary_alone_and_goes_live_once_that_has_ended(folder_url: str, tmp_path: Path) -> None:
+def test_run_does_not_replace_a_running_canary_and_goes_live_after_it_ends(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     canary = summary_of(hotplate("run", pipeline))["release"]
     write_data(tmp_path, seed=7)
@@ -163,7 +163,7 @@ def interrupt(*_: object, **__: object) -> None:
         "hotplate.offline.job.RunFolder.finish",
     ],
 )
-def test_a_run_that_was_cut_off_ends_in_the_same_release_with_the_model_that_it_had(
+def test_interrupted_run_resumes_to_the_same_release_with_the_same_model(
     point: str, folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
@@ -199,7 +199,7 @@ def test_a_draft_that_was_begun_with_other_lists_is_given_up_and_begun_anew(
     assert (done["outcome"], done["release"]) == ("published", left["release"])
 
 
-def test_a_run_that_was_cut_off_before_its_data_changed_leaves_nothing_behind(
+def test_interrupted_run_is_cleaned_up_after_its_data_changed(
     folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
@@ -297,7 +297,7 @@ def test_a_pipeline_that_makes_no_sense_is_a_sentence(
         ("publish", 'gate = "ndcg=0.1"', "these lists have no evaluation"),
     ],
 )
-def test_what_could_only_fail_after_hours_of_training_is_found_before_anything_is_done(
+def test_settings_that_would_fail_after_training_are_rejected_up_front(
     table: str, line: str, sentence: str, folder_url: str, tmp_path: Path
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
@@ -336,9 +336,7 @@ def test_keys_are_the_options_of_the_verbs_and_are_checked_by_them(folder_url: s
     assert not (tmp_path / "work").exists()
 
 
-def test_metrics_are_written_and_pushed_and_a_gateway_that_is_away_fails_no_run(
-    folder_url: str, tmp_path: Path
-) -> None:
+def test_metrics_are_written_and_pushed_and_a_down_gateway_fails_no_run(folder_url: str, tmp_path: Path) -> None:
     pushed = dict[str, bytes]()
 
     class Gateway(BaseHTTPRequestHandler):
@@ -392,7 +390,7 @@ def stopped(pipeline: Path, after_s: float, number: signal.Signals) -> int | Non
     return process.exitcode
 
 
-def test_a_run_that_is_terminated_while_its_modules_are_loaded_ends_as_documented(tmp_path: Path) -> None:
+def test_run_terminated_during_module_import_exits_as_documented(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
 
@@ -457,7 +455,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_rules_name_in_vain_is_counted_and_a_changed_catalogue_makes_a_new_run(folder: Path) -> None:
+def test_unknown_rule_items_are_counted_and_catalogue_change_forces_new_run(folder: Path) -> None:
     done = hotplate("run", folder / "nightly.toml")
     assert done.returncode == 0, done.stderr
     assert "  available: 13 items, 1 unknown\n  excluded: 1 items, 0 unknown\n  categories: 3 max, " in done.stderr
@@ -481,9 +479,7 @@ async def first_line(resumed: subprocess.Popen[str]) -> str:
     return await asyncio.to_thread(resumed.stderr.readline)
 
 
-async def test_a_resume_says_that_it_waits_for_a_lease_and_goes_on_once_that_has_lapsed(
-    url: str, tmp_path: Path
-) -> None:
+async def test_resume_reports_waiting_for_a_lease_and_continues_after_expiry(url: str, tmp_path: Path) -> None:
     store = connect(url)
     draft = await publication.begin(store, ReleaseId("20261120T064200Z-7f3a"))
     resumed = resume(url, draft.id, tmp_path)

@@ -30,7 +30,7 @@ def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(tmp_p
     assert [each["subject"] for each in printed["findings"] if each["level"] == "error"] == ["catalogue"]
 
 
-def test_the_doctor_says_without_a_traceback_that_a_store_is_away_and_never_shows_a_password(tmp_path: Path) -> None:
+def test_doctor_reports_unreachable_store_without_traceback_or_password(tmp_path: Path) -> None:
     done = hotplate("store", "doctor", "--store", "redis://user:secret@127.0.0.1:1/0")
     assert done.returncode == 1
     assert "error" in done.stdout

@@ -124,7 +124,7 @@ def test_the_api_of_each_version_takes_every_object(version: str) -> None:
 
 
 @pytest.mark.parametrize("group", MODELS)
-def test_objects_of_other_groups_are_as_their_published_types_and_schemas_say(
+def test_objects_of_other_api_groups_match_their_published_schemas(
     group: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     found = [one for one in everything() if one["apiVersion"].startswith(f"{group}/")]
@@ -190,7 +190,7 @@ def test_every_secret_that_a_pod_waits_for_is_in_the_docs() -> None:
     assert {one["secret"]["secretName"] for one in volumes} <= set(re.findall(r"`(hotplate-[a-z]+)`", page))
 
 
-def test_what_the_docs_give_kubectl_exists_and_is_looked_for_in_its_namespace() -> None:
+def test_kubectl_targets_in_docs_exist_and_commands_set_the_namespace() -> None:
     known = {f"{one['kind'].lower()}/{one['metadata']['name']}" for one in everything()}
     for page in (ROOT / "docs").glob("*.md"):
         text = page.read_text()
@@ -258,9 +258,7 @@ def test_who_serves_reaches_the_issuer_where_one_is_configured(name: str) -> Non
         ("edge", "hotplate-copy", 10000),
     ],
 )
-def test_the_way_out_is_open_at_its_port_by_both_protocols_but_not_to_the_nodes_tokens(
-    name: str, policy: str, port: int
-) -> None:
+def test_egress_allows_its_port_over_ipv4_and_ipv6_except_node_metadata(name: str, policy: str, port: int) -> None:
     found = policy_of(whole(name) if policy == "hotplate-to-issuer" else overlay(name), policy)
     (way,) = found["spec"]["egress"]
     assert [one["port"] for one in way["ports"]] == [port]

@@ -79,7 +79,7 @@ def test_every_alert_is_seen_to_fire_and_to_be_silent_while_all_is_well() -> Non
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_an_alert_says_how_urgent_it_is_and_its_section_of_the_runbook_what_to_do(name: str) -> None:
+def test_alert_has_a_severity_and_its_runbook_section_has_instructions(name: str) -> None:
     alert = ALERTS[name]
     assert alert["labels"]["severity"] in ("page", "ticket")
     assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}

@@ -295,7 +295,7 @@ def test_with_private_endpoints_no_store_can_be_reached_from_elsewhere() -> None
     assert given == {"cosmos": "Sql", "redis": "redisEnterprise"}
 
 
-def test_no_key_opens_the_account_and_the_pods_that_kubernetes_has_are_federated() -> None:
+def test_cosmos_account_disables_key_auth_and_federates_kubernetes_pods() -> None:
     found = resources()
     assert found["cosmos.cosmos"]["config"]["properties"]["disableLocalAuth"] is True
     accounts = {found[f"main.{name}Federation"]["config"]["properties"]["subject"] for name in ("serve", "publish")}

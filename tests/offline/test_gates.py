@@ -140,7 +140,7 @@ def test_a_sentence_shows_a_difference_even_where_it_is_small() -> None:
     assert str(gate.verdict(0.29999999)) == "gate coverage: 0.29999999 is below 0.3"
 
 
-def test_metrics_of_which_less_is_better_have_ceilings_in_the_place_of_floors() -> None:
+def test_lower_is_better_metrics_have_ceilings_instead_of_floors() -> None:
     squared, absolute = gates(rating__rmse=0.8, mae=0.5)
     assert str(squared.verdict(0.9)) == "gate rating.rmse: 0.9 is above 0.8"
     assert absolute.verdict(0.4).passed
@@ -181,7 +181,7 @@ def test_a_gate_that_there_is_not_is_named_with_the_nearest(name: str, part: str
         check(parse_gates({name: 0.5}, "test"), METRICS, knows_catalogue=True)
 
 
-def test_a_gate_of_an_evaluation_or_a_catalogue_that_there_is_not_is_named_too() -> None:
+def test_gate_without_its_evaluation_or_catalogue_is_reported_by_name() -> None:
     with pytest.raises(SettingError, match=r"no gate ndcg .* have no evaluation"):
         check(gates(ndcg=0.1), None, knows_catalogue=True)
     with pytest.raises(SettingError, match="coverage: how many items there are is not known"):
@@ -206,7 +206,7 @@ def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> 
 # what goes live
 
 
-async def test_all_gates_that_fail_are_named_and_nothing_live_is_nothing_to_compare_with() -> None:
+async def test_all_failing_gates_are_named_and_no_live_release_skips_comparison() -> None:
     store = MemoryStore()
     bounds = gates(ndcg=0.6, as_served__ndcg=0.4, drop__ndcg=0.1, shortest_list=6, overlap=1, popular_share=0)
     failed = await publish(source(model()), store, PublishSettings(gates=bounds))
@@ -293,7 +293,7 @@ async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest
     assert [verdict.measured for verdict in recorded(result.manifest)[1]] == [1, 1, 1]
 
 
-async def test_a_draft_that_lacked_nothing_but_its_seal_is_judged_and_forced_only_if_it_says_so(
+async def test_resumed_complete_draft_is_gated_unless_it_was_begun_with_force(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store, bounds = MemoryStore(), gates(shortest_list=6)

@@ -167,7 +167,7 @@ def test_bad_lists_are_one_sentence_that_names_what_and_where(tmp_path: Path, na
     assert "\n" not in str(caught.value)
 
 
-def test_a_bad_score_in_parquet_and_a_length_that_makes_no_sense_are_sentences(tmp_path: Path) -> None:
+def test_non_finite_parquet_score_and_invalid_length_raise_clear_errors(tmp_path: Path) -> None:
     pl.DataFrame({"user": ["a", "b"], "item": [1, 2], "score": [1.0, float("nan")]}).write_parquet(
         tmp_path / "lists.parquet"
     )
@@ -177,7 +177,7 @@ def test_a_bad_score_in_parquet_and_a_length_that_makes_no_sense_are_sentences(t
         ImportSettings(tmp_path, length=0)
 
 
-def test_a_temporary_disk_that_is_too_small_is_reported_before_anything_is_sorted(
+def test_insufficient_temp_disk_space_is_reported_before_sorting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\na,b,1\n")

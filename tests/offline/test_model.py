@@ -203,7 +203,7 @@ def python(program: str, *arguments: object) -> "subprocess.Popen[str]":
 
 @pytest.mark.soak
 @pytest.mark.parametrize("where", ["parts", "renames", "end"])
-def test_what_a_killed_writer_left_beside_is_removed_by_the_next_and_a_living_ones_is_not(
+def test_leftovers_of_a_killed_writer_are_removed_but_not_of_a_running_one(
     model: Model, tmp_path: Path, where: str
 ) -> None:
     path = tmp_path / "models" / "model"
@@ -230,9 +230,7 @@ def test_what_a_killed_writer_left_beside_is_removed_by_the_next_and_a_living_on
 
 
 @pytest.mark.soak
-def test_of_two_models_that_are_saved_at_once_each_is_seen_whole_and_the_last_stays(
-    model: Model, tmp_path: Path
-) -> None:
+def test_concurrently_saved_models_are_never_mixed_and_the_last_one_remains(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "seed")
     with ExitStack() as stack:
         writers = [

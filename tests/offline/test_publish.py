@@ -30,7 +30,7 @@ def rows_of(model: Model, **settings: object) -> dict[str, bytes]:
     return {key: body[OFFSET_BYTES:] for key, body in rows}
 
 
-def test_each_user_gets_the_withheld_item_first_and_nothing_that_is_known_already() -> None:
+def test_withheld_item_ranks_first_and_known_items_are_left_out() -> None:
     model = checkerboard_model()
     rows = rows_of(model)
     for index, user in enumerate(model.matrix.user_ids):
@@ -71,7 +71,7 @@ def test_keep_seen_lets_lists_name_what_is_known_and_length_is_held() -> None:
     assert kept["user:n0"] != left_out["user:n0"]
 
 
-def test_a_user_for_whom_nothing_is_left_has_no_row_and_gets_the_popular_list() -> None:
+def test_user_without_remaining_items_has_no_row_and_gets_popular_list() -> None:
     model = checkerboard_model()
     everything = model.matrix.user_items.toarray()
     everything[2] = 1

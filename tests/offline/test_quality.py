@@ -56,7 +56,7 @@ def test_the_recipe_for_online_retail_gives_its_matrix_and_quality(retail: Matri
 
 
 @movies_are_here
-def test_the_recipe_for_movie_tweetings_gives_its_matrix_and_beats_popularity(movies: Matrix) -> None:
+def test_movie_tweetings_recipe_builds_its_matrix_and_beats_popularity(movies: Matrix) -> None:
     assert movies.user_items.shape == (4333, 2414)
     assert movies.user_items.nnz == 68_055
     evaluation = evaluate(movies, ALSParams(factors=64, regularization=150, alpha=20), SplitOptions("by-item"))

@@ -17,7 +17,7 @@ from hotplate.offline.quality import (
 
 
 @pytest.mark.soak
-def test_pieces_of_a_log_are_trained_on_as_typed_and_compared_with_other_engines(tmp_path: Path) -> None:
+def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path) -> None:
     days, rng = 60, np.random.default_rng(3)
     rows = [
         (f"u{user}", f"i{(day // 10 * 6 + choice) % 40}", 86_400 * (18_000 + day) + user)

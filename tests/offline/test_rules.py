@@ -149,7 +149,7 @@ def test_a_cap_holds_in_every_list_and_lists_are_filled_up_from_further_down() -
     assert [parity(item) for item in lists["popular:"]].count("even") == 2
 
 
-def test_lists_that_rules_shorten_are_filled_from_the_popular_list_without_what_a_user_has() -> None:
+def test_lists_shortened_by_rules_are_filled_with_unseen_popular_items() -> None:
     model = neighbours_model()
     rules = Rules(excluded=frozenset(IDS[:2]))
     short, full = lists_of(Rules(), model, length=6), lists_of(rules, model, length=6)
@@ -170,7 +170,7 @@ def test_a_user_with_a_short_history_gets_no_list() -> None:
     assert users == {f"user:{user}" for index, user in enumerate(MODEL.matrix.user_ids) if index != 3}
 
 
-def test_a_segment_whose_items_may_not_be_recommended_gets_what_is_popular_overall() -> None:
+def test_segment_without_allowed_items_gets_the_overall_popular_list() -> None:
     assert lists_of(Rules(excluded=frozenset({IDS[3]})))["popular:North & South"] == ["in0"]
 
 
@@ -213,7 +213,7 @@ def test_freshness_needs_a_model_with_times(has_rows: bool) -> None:  # noqa: FB
         lists_of(Rules(freshness_days=3), replace(MODEL, matrix=replace(MODEL.matrix, history=rows)))
 
 
-def test_pinned_items_come_first_for_users_who_lack_them_and_other_rules_hold_for_them() -> None:
+def test_pinned_items_come_first_if_unseen_and_still_obey_other_rules() -> None:
     pins = (IDS[4], "gone", IDS[3], IDS[8])
     rules = Rules(excluded=frozenset({IDS[8]}), categories=dict.fromkeys(IDS[:6], "x"), max_per_category=2)
     rules = replace(rules, pinned=pins)

@@ -57,7 +57,7 @@ def test_no_evaluation_is_made_when_none_is_requested(tmp_path: Path) -> None:
     assert load(tmp_path / "model").metrics is None
 
 
-def test_the_popular_list_and_its_baseline_have_the_half_life_that_is_best_before_the_cut(tmp_path: Path) -> None:
+def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: Path) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     rows = [
         f"u{(user + day) % 40:02},i{day // 10}{choice},{(start + timedelta(days=day, minutes=user)).isoformat()}"
@@ -110,9 +110,7 @@ def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
         ({"k": 100_000}, r"k is 100000; it must lie between 1 and 1000\."),
     ],
 )
-def test_options_that_contradict_each_other_are_refused_before_anything_is_read(
-    options: dict[str, Any], sentence: str
-) -> None:
+def test_conflicting_options_are_rejected_before_reading_input(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingError, match=sentence):
         TrainSettings("a.csv", **options)
 
@@ -143,7 +141,7 @@ def test_a_search_never_touches_the_test_and_the_model_keeps_its_trials(tmp_path
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
 
 
-def test_a_search_that_was_stopped_leaves_its_trials_beside_the_model_that_is_to_be(tmp_path: Path) -> None:
+def test_stopped_search_keeps_its_trials_next_to_the_model_path(tmp_path: Path) -> None:
     sample(50, 20).write_csv(tmp_path / "sample.csv")
     settings = TrainSettings(tmp_path / "sample.csv", tuning=TuneOptions(CELLS), split=None)
 
@@ -168,7 +166,7 @@ def test_too_few_pairs_to_hold_some_back_are_not_searched(tmp_path: Path) -> Non
     assert load(tmp_path / "model").tuning is None
 
 
-def test_a_baseline_that_ranks_better_than_the_model_is_a_warning_with_the_way_to_get_it(tmp_path: Path) -> None:
+def test_baseline_outranking_the_model_warns_and_explains_how_to_use_it(tmp_path: Path) -> None:
     sample(150, 60).write_csv(tmp_path / "a.csv")
     weak = ALSParams(factors=1, regularization=1e6, iterations=1)
     warning = train(TrainSettings(tmp_path / "a.csv", params=weak), tmp_path / "model").to_json()["warning"]

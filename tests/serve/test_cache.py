@@ -105,7 +105,7 @@ async def test_a_hot_key_under_concurrent_load_costs_the_store_one_read(store: R
 
 
 @virtual
-async def test_what_is_cached_is_served_while_the_store_is_away_and_the_rest_falls_through(
+async def test_cached_lists_are_served_during_store_outage_and_others_fall_through(
     store: RemoteStore, clock: FakeClock
 ) -> None:
     await publish(store.inner, "first", users=range(3))
@@ -119,7 +119,7 @@ async def test_what_is_cached_is_served_while_the_store_is_away_and_the_rest_fal
 
 
 @virtual
-async def test_an_absent_key_is_read_again_after_a_while_and_falls_through_meanwhile(
+async def test_absent_key_is_reread_after_a_delay_and_falls_through_meanwhile(
     store: RemoteStore, clock: FakeClock
 ) -> None:
     await publish(store.inner, "first")
@@ -156,9 +156,7 @@ async def test_a_batch_reads_only_what_the_cache_lacks_and_is_of_one_release(sto
 
 
 @virtual
-async def test_who_is_denied_is_answered_before_the_cache_and_items_are_left_out_after_it(
-    store: RemoteStore, tmp_path: Path
-) -> None:
+async def test_deny_list_applies_before_the_cache_and_item_filters_after_it(store: RemoteStore, tmp_path: Path) -> None:
     await publish(store.inner, "first")
     reader = await over(remote=store)
     assert (await reader.personal("1")).source == "personal"
@@ -170,9 +168,7 @@ async def test_who_is_denied_is_answered_before_the_cache_and_items_are_left_out
 
 
 @virtual
-async def test_a_store_in_this_process_has_no_cache_and_those_over_a_network_share_theirs(
-    store: RemoteStore, clock: FakeClock
-) -> None:
+async def test_local_store_has_no_cache_and_network_stores_share_one(store: RemoteStore, clock: FakeClock) -> None:
     stores: dict[str, Reader] = {"a": store, "file": MemoryStore(clock), "b": remote_store(clock)}
     reader = TieredReader(stores, cache_bytes=MAX_BYTES)
     assert [tier.cache_bytes for tier in reader.tiers] == [0, None, 0]

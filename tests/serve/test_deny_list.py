@@ -91,9 +91,7 @@ def test_a_changed_file_is_followed_and_a_broken_one_is_not_but_reported(service
     assert log.count("line 3") == 1
 
 
-def test_a_worker_that_starts_anew_holds_on_to_what_the_file_said_before_it_broke(
-    service: Service, denied: Path
-) -> None:
+def test_restarted_worker_keeps_the_deny_list_from_before_the_file_broke(service: Service, denied: Path) -> None:
     replace(denied, "user:1\n")
     until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
     until(lambda: "denied.txt again" in service.log.read_text())  # the parent has read it, too

@@ -165,7 +165,7 @@ def test_a_view_starts_and_answers_without_a_live_release(before: str, example: 
 
 
 @pytest.mark.parametrize("before_the_fork", ["", "lists.personal('42')\n"], ids=["unused", "used"])
-def test_flask_answers_from_the_live_release_in_every_worker_that_gunicorn_forks(
+def test_flask_serves_the_live_release_in_every_forked_gunicorn_worker(
     folder: Path, tmp_path: Path, before_the_fork: str
 ) -> None:
     worker = "\n\n@app.get('/worker')\ndef worker():\n    import os\n    return [os.getpid(), *home()]\n"
@@ -270,7 +270,7 @@ def test_the_first_example_runs_as_it_is_documented(
     assert done.stdout.splitlines()[1:] == ["a 1.0 Title a", "b 0.5 Title b", "c 0.3333333333333333 Title c"]
 
 
-def test_lists_are_used_while_they_are_open_and_on_the_loop_that_follows_them(tmp_path: Path) -> None:
+def test_lists_are_usable_only_while_open_and_on_their_event_loop(tmp_path: Path) -> None:
     lists = hotplate.open(f"file://{tmp_path}")
 
     async def uses() -> None:

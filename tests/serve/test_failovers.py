@@ -170,7 +170,7 @@ def others_than(slots: set[int], watch: Watch) -> set[int]:
     }
 
 
-async def test_a_primary_that_is_killed_costs_its_own_users_popular_lists_until_its_replica_is_elected(
+async def test_killed_primary_costs_only_its_users_popular_lists_until_failover(
     cluster: RedisCluster,
 ) -> None:
     url = cluster.url("rediss+cluster", PREFIX)
@@ -235,7 +235,7 @@ async def test_a_failover_in_the_midst_of_a_publish_loses_nothing(
         assert watch.misses == 0
 
 
-async def test_a_replica_that_takes_over_with_half_of_a_release_serves_the_one_before(
+async def test_replica_promoted_with_half_a_release_serves_the_previous_one(
     deployment: SentinelDeployment,
 ) -> None:
     url, primary = deployment.url(), deployment.primary

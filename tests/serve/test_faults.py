@@ -107,7 +107,7 @@ async def test_a_redis_that_is_emptied_leaves_popular_lists_until_the_next_publi
         assert (await until_read(reader, "redis")).served.id == second
 
 
-async def test_a_service_that_starts_with_redis_dead_serves_from_a_local_tier_or_not_at_all(
+async def test_service_started_with_redis_down_serves_only_from_a_local_tier(
     tmp_path: Path, redis: RedisServer
 ) -> None:
     await publish_to(redis.url(), {"user:1": a_list("far")})
@@ -225,9 +225,7 @@ async def test_an_answer_that_is_cut_is_read_again_and_never_taken_for_a_list(
             await until_read(reader, TIER)
 
 
-async def test_after_a_new_connection_was_cut_lookups_wait_for_the_next_rather_than_fail_for_want_of_one(
-    cosmos: Account, url: str
-) -> None:
+async def test_lookups_wait_for_the_next_connection_after_a_new_one_was_cut(cosmos: Account, url: str) -> None:
     await publish_to(url, lists("r0"))
     async with proxied(cosmos, url) as (proxy, there), reading(there, budget_s=WAIT_S) as reader:
         await until_read(reader, TIER)
@@ -244,7 +242,7 @@ async def test_after_a_new_connection_was_cut_lookups_wait_for_the_next_rather_t
 
 @pytest.mark.soak
 @pytest.mark.alone  # request units a second are compared with what is provisioned
-async def test_with_less_throughput_than_it_takes_all_is_spent_on_personal_lists_and_the_rest_are_popular(
+async def test_limited_throughput_goes_to_personal_lists_and_the_rest_are_popular(
     cosmos: Account,
 ) -> None:
     url = cosmos.url(secrets.token_hex(4), ru="400")

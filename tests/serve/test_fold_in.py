@@ -150,7 +150,7 @@ NAMED = st.lists(st.tuples(st.integers(-5, ITEMS - 1), st.sampled_from([None, 0.
 
 @few
 @given(NAMED, st.randoms())
-def test_a_basket_means_the_same_in_any_order_and_an_item_that_is_named_twice_weighs_both(
+def test_basket_order_is_irrelevant_and_weights_of_repeated_items_add_up(
     named: list[tuple[int, float | None]], draw: random.Random
 ) -> None:
     factors = loaded_once()
@@ -181,7 +181,7 @@ def test_what_is_left_out_is_replaced_by_the_next_best(left_out: set[int], n: in
     assert found == [item for item in everything if int(item[1:]) not in left_out][:n]
 
 
-def test_a_list_that_its_categories_cannot_fill_is_computed_in_as_few_steps_as_one_that_they_can() -> None:
+def test_list_with_too_few_items_in_categories_takes_no_extra_steps() -> None:
     factors, draw = ItemFactors(Description("als", 6000, 2, 1, 1.0, 2.0, 1.0, max_per_category=3)), random.Random(1)
     entries = [ItemEntry(f"i{number}", category=number % 20) for number in range(6000)]
     factors.add(entries, memoryview(b"".join(struct.pack("<2f", draw.random(), draw.random()) for _ in entries)))
@@ -222,7 +222,7 @@ def test_each_category_has_its_best_items_up_to_its_cap(left_out: set[int], n: i
     assert [item["id"] for item in found] == expected[:n]
 
 
-def test_without_regularization_more_factors_than_items_give_a_list_all_the_same() -> None:
+def test_more_factors_than_items_without_regularization_still_give_a_list() -> None:
     params = ALSParams(factors=FACTORS_EACH, regularization=0)
     ranker = Factors(np.ones((4, 64), dtype=np.float32), np.ones((ITEMS, 64), dtype=np.float32), params)
     factors = loaded(replace(model(), ranker=ranker, params=params))

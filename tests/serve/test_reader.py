@@ -96,7 +96,7 @@ async def test_a_slow_or_failing_store_is_answered_by_popular_inside_the_budget(
 
 
 @virtual
-async def test_a_caller_that_waits_for_less_than_the_budget_is_answered_in_its_time_and_opens_no_circuit(
+async def test_caller_deadline_below_the_budget_is_kept_and_opens_no_circuit(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     await publish(memory, "first")
@@ -149,7 +149,7 @@ async def test_a_release_that_is_gone_is_replaced_by_what_is_live_now(
 
 @pytest.mark.parametrize("failure", [StoreUnavailable("gone"), IndexError("pop from an empty deque")], ids=repr)
 @virtual
-async def test_the_next_tier_answers_when_the_first_is_slow_or_raises_whatever_and_the_answer_names_it(
+async def test_next_tier_answers_if_the_first_is_slow_or_raises_and_is_named(
     remote: RemoteStore, fallback: RemoteStore, failure: Exception
 ) -> None:
     reader = await over_two_releases(remote, fallback)
@@ -180,7 +180,7 @@ async def test_a_miss_falls_through_to_a_tier_with_another_release_only(
 
 
 @virtual
-async def test_a_large_batch_has_the_time_that_it_takes_and_a_local_store_is_never_late(
+async def test_large_batch_may_take_its_time_and_local_store_is_never_late(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     await publish(memory, "first")
@@ -245,7 +245,7 @@ async def test_a_probe_that_is_cancelled_does_not_keep_the_breaker_open_for_ever
     "raising", [ReleaseCorrupt("page 7 cannot be read"), RuntimeError("MDB_CORRUPTED")], ids=["corrupt", "foreign"]
 )
 @virtual
-async def test_a_damaged_key_falls_through_to_the_next_tier_others_are_served_and_it_is_said_once(
+async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
     clock: FakeClock, fallback: RemoteStore, caplog: pytest.LogCaptureFixture, raising: Exception
 ) -> None:
     store = DamagedStore(clock)
@@ -269,7 +269,7 @@ async def test_a_damaged_key_falls_through_to_the_next_tier_others_are_served_an
 
 
 @virtual
-async def test_a_damaged_value_of_a_remote_store_falls_through_too_and_its_circuit_stays_closed(
+async def test_damaged_remote_value_falls_through_and_its_circuit_stays_closed(
     remote: RemoteStore, fallback: RemoteStore
 ) -> None:
     reader = await over_two_releases(remote, fallback)
@@ -317,7 +317,7 @@ def texts(answers: Sequence[EncodedList]) -> list[str]:
 
 
 @virtual
-async def test_lookups_of_one_turn_are_one_read_and_of_more_than_a_call_takes_several_at_once(
+async def test_lookups_of_one_loop_turn_are_batched_and_split_into_parallel_calls(
     store: RemoteStore,
 ) -> None:
     await publish(store.inner, "first", users=range(20))
@@ -333,7 +333,7 @@ async def test_lookups_of_one_turn_are_one_read_and_of_more_than_a_call_takes_se
 
 
 @virtual
-async def test_who_wants_a_key_that_is_being_read_shares_the_read_also_in_a_later_turn(store: RemoteStore) -> None:
+async def test_concurrent_lookups_of_a_key_share_one_read_across_loop_turns(store: RemoteStore) -> None:
     await publish(store.inner, "first", segments=1)
     reader = await over(store)
     store.delay_s = BUDGET_S / 2
@@ -413,7 +413,7 @@ async def test_lists_of_the_first_tier_do_not_wait_for_those_of_the_next(
 
 
 @virtual
-async def test_one_lookup_of_a_turn_probes_a_store_and_the_others_do_not_wait_for_it(
+async def test_one_lookup_per_loop_turn_probes_a_store_and_others_do_not_wait(
     store: RemoteStore, other: RemoteStore
 ) -> None:
     await publish(store.inner, "first")

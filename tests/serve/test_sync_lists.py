@@ -110,7 +110,7 @@ def test_every_method_answers_as_that_of_the_async_lists_does(url: str) -> None:
                 lists.personal(user)  # type: ignore[arg-type]  # as in a program without type checks
 
 
-def test_lists_of_a_remote_store_are_read_and_the_next_tier_answers_for_one_that_is_gone(
+def test_remote_lists_are_read_and_next_tier_replaces_an_unreachable_store(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
     remote = redis_server.url("redis", "sync")
@@ -128,9 +128,7 @@ def test_lists_of_a_remote_store_are_read_and_the_next_tier_answers_for_one_that
         assert (found_in.tier, found_in.release) == ("file", local)
 
 
-def test_nothing_is_started_or_opened_before_the_first_use_and_nothing_is_left_after_the_last(
-    url: str, tmp_path: Path
-) -> None:
+def test_resources_are_opened_on_first_use_and_released_after_the_last(url: str, tmp_path: Path) -> None:
     denied = tmp_path / "denied.txt"
     denied.write_text("item:b\n")
     before = descriptors()
@@ -286,7 +284,7 @@ print(lists.personal("42").release)
 
 @pytest.mark.parametrize("scheme", ["file", "redis"])
 @pytest.mark.parametrize("when", ["first", "later"])
-def test_a_forked_process_follows_for_itself_whether_its_parent_has_used_them_or_not(
+def test_forked_process_follows_releases_before_and_after_use_by_parent(
     tmp_path: Path, redis_server: RedisServer, when: str, scheme: str
 ) -> None:
     url = f"file://{tmp_path}" if scheme == "file" else redis_server.url("redis", f"forked-{when}")
@@ -317,7 +315,7 @@ os._exit(0)
 """
 
 
-def test_a_process_that_is_forked_without_a_word_to_python_follows_for_itself(url: str) -> None:
+def test_process_forked_without_python_hooks_follows_releases(url: str) -> None:
     assert output_of(FORKED_WITHOUT_A_WORD_TO_PYTHON, url) == "1 follows\n"
 
 
@@ -350,11 +348,11 @@ lists.close()
 """
 
 
-def test_a_process_that_is_forked_while_the_loop_imports_a_module_is_not_held_up(url: str) -> None:
+def test_process_forked_during_an_import_on_the_loop_does_not_block(url: str) -> None:
     assert output_of(FORKING_AMID_AN_IMPORT, url) == "personal\n"
 
 
-def test_lists_on_two_loops_of_a_process_read_one_store_and_each_is_closed_for_itself(tmp_path: Path) -> None:
+def test_lists_on_two_loops_share_one_store_and_close_independently(tmp_path: Path) -> None:
     url, stop, seen = f"file://{tmp_path}", threading.Event(), set[tuple[str, str]]()
     publish(tmp_path)
 

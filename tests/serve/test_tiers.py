@@ -68,7 +68,7 @@ def exposed(reader: TieredReader) -> str:
 
 
 @virtual
-async def test_a_slow_key_is_answered_by_popular_and_the_others_of_its_batch_by_their_own_lists(
+async def test_slow_key_gets_the_popular_list_and_the_rest_of_its_batch_their_own(
     store: KeyByKeyStore,
 ) -> None:
     reader, _ = await opened(store)
@@ -87,7 +87,7 @@ async def test_a_batch_of_which_nothing_can_be_read_does_not_fail_the_others(sto
 
 
 @virtual
-async def test_a_store_that_answers_nothing_at_all_has_its_circuit_opened_in_the_end(
+async def test_circuit_opens_for_a_store_that_never_answers(
     store: KeyByKeyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader, tier = await opened(store)
@@ -152,7 +152,7 @@ async def test_a_circuit_that_opens_time_and_again_does_not_fill_the_log(
 
 
 @virtual
-async def test_keys_of_one_part_may_fail_for_long_before_those_of_others_are_not_read(store: KeyByKeyStore) -> None:
+async def test_failures_of_one_part_do_not_open_the_circuit_before_the_limit(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
     store.broken_keys = {"user:1"}
     for _ in range(FAILURES_OF_PARTS - 1):
@@ -186,7 +186,7 @@ async def test_a_release_that_is_gone_concerns_every_key(store: KeyByKeyStore) -
 
 
 @virtual
-async def test_a_scrape_shows_what_was_paid_refused_and_failed_once_an_attempt_was_reported(
+async def test_scrape_shows_request_units_throttles_and_failures_once_reported(
     store: KeyByKeyStore,
 ) -> None:
     reader, tier = await opened(store)
@@ -202,7 +202,7 @@ async def test_a_scrape_shows_what_was_paid_refused_and_failed_once_an_attempt_w
     assert 'hotplate_store_failures_total{kind="other",store="cosmos"} 1.0' in text
 
 
-def test_tiers_have_the_names_of_their_schemes_and_a_number_from_the_second_on() -> None:
+def test_tiers_are_named_by_scheme_and_numbered_from_the_second() -> None:
     assert tier_names(["redis://a", "file:///b", "redis://c"]) == ["redis", "file", "redis-2"]
 
 
@@ -217,7 +217,7 @@ def fail(breaker: Breaker, times: int) -> None:
         breaker.failed()
 
 
-def test_it_opens_after_so_many_failures_in_a_row_and_a_success_starts_the_count_anew(breaker: Breaker) -> None:
+def test_circuit_opens_after_consecutive_failures_and_success_resets_count(breaker: Breaker) -> None:
     fail(breaker, FAILURES - 1)
     breaker.succeeded()
     fail(breaker, FAILURES - 1)
@@ -261,9 +261,7 @@ def test_a_probe_that_fails_is_enough_whatever_the_failure(breaker: Breaker, clo
     assert not breaker.allows()
 
 
-def test_failures_of_requests_sent_before_it_opened_do_not_lengthen_the_pause(
-    breaker: Breaker, clock: FakeClock
-) -> None:
+def test_failures_of_requests_sent_before_opening_do_not_extend_the_pause(breaker: Breaker, clock: FakeClock) -> None:
     for _ in range(FAILURES + 20):
         breaker.failed()
     clock.now += PAUSE_S[0]

@@ -33,7 +33,7 @@ def polled(watched: WatchedFiles) -> list[Exception]:
 
 @pytest.mark.parametrize("error", [RecursionError(), MemoryError(), KeyError("the-secret"), StopIteration()])
 @pytest.mark.parametrize("fails_in", ["read", "use"])
-def test_whatever_a_version_raises_the_one_before_stays_in_use_and_the_reason_is_shown(
+def test_previous_version_is_kept_on_any_error_and_the_reason_is_shown(
     tmp_path: Path, error: Exception, fails_in: str
 ) -> None:
     file, used = tmp_path / "file", list[str]()
@@ -94,7 +94,7 @@ def test_a_file_that_is_too_large_for_a_while_leaves_no_warning(tmp_path: Path) 
     assert watched.warning is None
 
 
-def test_what_becomes_a_pipe_is_not_read_for_whoever_opens_one_waits_without_end(tmp_path: Path) -> None:
+def test_file_replaced_by_a_pipe_is_not_opened_for_reading(tmp_path: Path) -> None:
     file, reads = tmp_path / "file", list[str]()
     file.write_text("good")
 
@@ -110,7 +110,7 @@ def test_what_becomes_a_pipe_is_not_read_for_whoever_opens_one_waits_without_end
     assert "is not a regular file" in str(watched.warning)
 
 
-def test_a_service_outlives_keys_that_are_nested_without_end_and_takes_a_certificate_by_its_older_label(
+def test_service_survives_deeply_nested_keys_and_accepts_x509_pem_label(
     tmp_path: Path,
 ) -> None:
     asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a")}))

@@ -34,7 +34,7 @@ def evolved() -> Catalogue:
     return changes.begin(found, draft(C))
 
 
-def test_a_change_gains_what_it_commits_or_makes_live_and_nothing_that_it_leaves_or_gives_up() -> None:
+def test_newly_committed_has_releases_committed_or_activated_by_a_change() -> None:
     found, of_c = evolved(), draft(C).release
     committed = changes.commit(found, draft(C))
     assert changes.newly_committed(found, committed) == [of_c]

@@ -218,7 +218,7 @@ async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -
         assert "dictionary" in str(follower.last_error)
 
 
-async def test_a_service_answers_the_same_from_a_compressed_release_on_the_lane_and_off_it() -> None:
+async def test_compressed_release_gives_same_responses_on_and_off_the_lane() -> None:
     rows = [Row("item:i", a_list("j", "k")), Row("popular:", a_list("p", "q")), Row("popular:fr", a_list("f"))]
     rows += rows_of(300)[1:]
     paths = [f"/v1/recommendations/{n:05}?n={n % 12 + 1}" for n in range(40)]

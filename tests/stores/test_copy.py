@@ -241,7 +241,7 @@ async def test_a_copy_that_was_cut_off_cannot_be_finished_with_other_lists(clock
 
 
 @on_every_store
-async def test_of_copies_at_once_into_an_empty_store_one_writes_and_the_others_wait_for_it(
+async def test_one_of_concurrent_copies_into_an_empty_store_writes_and_others_wait(
     open_store: OpenStore, clock: FakeClock
 ) -> None:
     source = MemoryStore(clock)
@@ -284,7 +284,7 @@ class Locked(MemoryStore, Diagnosed):
         return await super().catalogue()
 
 
-async def test_a_writer_that_has_just_begun_is_not_locked_out_by_one_that_would_take_its_place(
+async def test_new_writer_is_not_locked_out_by_a_concurrent_takeover_attempt(
     clock: FakeClock,
 ) -> None:
     store = Locked(clock)
@@ -305,7 +305,7 @@ async def create_while(store: Store, draft: DraftRef) -> None:
         await asyncio.sleep(0)
 
 
-async def test_of_two_copies_that_wait_for_a_dead_one_the_second_waits_for_the_first(clock: FakeClock) -> None:
+async def test_second_of_two_copies_waiting_for_a_dead_one_waits_for_the_first(clock: FakeClock) -> None:
     source, target = MemoryStore(clock), Locked(clock)
     release = await publish(source)
     await publication.begin(target, release, copies=True)

@@ -73,7 +73,7 @@ async def test_a_deadline_inside_another_timeout_leaves_that_one_whole() -> None
 
 
 @virtual
-async def test_a_read_that_ends_in_the_same_turn_as_its_deadline_is_one_or_the_other() -> None:
+async def test_read_finishing_at_its_deadline_either_returns_or_times_out() -> None:
     deadlines = TaskDeadlines()
 
     async def read() -> str:

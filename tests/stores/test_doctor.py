@@ -103,7 +103,7 @@ async def test_data_that_no_catalogue_names_are_listed(open_store: OpenStore) ->
     )  # fmt: skip
 
 
-async def test_of_a_lost_catalogue_one_error_says_what_to_do_and_nothing_advises_otherwise(tmp_path: Path) -> None:
+async def test_lost_catalogue_gives_one_error_with_a_remedy_and_no_other_advice(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     await publish(store)
     (tmp_path / "catalogue.json").unlink()
@@ -114,7 +114,7 @@ async def test_of_a_lost_catalogue_one_error_says_what_to_do_and_nothing_advises
     await store.close()
 
 
-async def test_of_much_data_that_no_catalogue_names_some_are_named_and_the_rest_is_counted() -> None:
+async def test_orphaned_data_is_listed_up_to_a_limit_and_the_rest_is_counted() -> None:
     store = MemoryStore()
     await publish(store)
     for number in range(7):
@@ -187,7 +187,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-async def test_a_folder_that_may_only_be_read_serves_and_one_that_may_not_even_be_read_is_an_error(
+async def test_read_only_folder_serves_and_an_unreadable_one_is_an_error(
     open_folder: Path,
 ) -> None:
     store = LmdbStore(open_folder / "store")
@@ -216,7 +216,7 @@ async def test_a_folder_on_a_network_is_warned_of(tmp_path: Path, monkeypatch: p
     assert (level, "local disk" in sentence) == (Level.WARNING, True)
 
 
-async def test_live_since_is_when_the_release_went_live_and_not_when_a_canary_ended(clock: FakeClock) -> None:
+async def test_live_since_is_the_activation_time_and_not_the_end_of_a_canary(clock: FakeClock) -> None:
     store = MemoryStore(clock)
     await publish(store)
     live = await publish(store)

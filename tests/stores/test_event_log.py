@@ -35,7 +35,7 @@ def read(content: bytes) -> tuple[list[str], int]:
     return [json.loads(line) for line in reader], reader.damaged
 
 
-def test_a_segment_that_cannot_be_begun_leaves_neither_a_file_nor_a_descriptor(
+def test_segment_that_fails_to_open_leaves_no_file_or_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(_: int) -> None:
@@ -90,7 +90,7 @@ def test_a_damaged_byte_costs_its_own_frame_and_nothing_false_is_read(
         assert damaged
 
 
-def test_what_is_being_written_is_left_alone_and_what_its_writer_left_is_closed(tmp_path: Path) -> None:
+def test_active_segments_are_skipped_and_abandoned_ones_are_closed(tmp_path: Path) -> None:
     segment = LogSegment(tmp_path)
     commit(segment, ["a"])
     (path,) = tmp_path.iterdir()
@@ -102,7 +102,7 @@ def test_what_is_being_written_is_left_alone_and_what_its_writer_left_is_closed(
     assert read((tmp_path / path.name[1:]).read_bytes()) == (["a"], 0)
 
 
-def test_what_another_machine_writes_counts_as_left_only_when_any_writer_would_have_closed_it(
+def test_segments_of_other_machines_are_abandoned_only_after_the_maximum_age(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment = LogSegment(tmp_path)

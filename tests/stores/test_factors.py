@@ -61,7 +61,7 @@ def test_any_items_come_back_as_they_were(items: list[tuple[ItemEntry, bytes]]) 
     assert b"".join(rows for _, rows in read) == b"".join(row for _, row in items)
 
 
-def test_pieces_are_full_and_no_larger_than_they_may_be_but_for_a_single_item() -> None:
+def test_pieces_are_filled_up_to_the_limit_except_for_one_oversized_item() -> None:
     sizes = [len(row.value) for row in pieces(ITEMS)]
     assert len(sizes) == 4
     assert all(PIECE_BYTES - 2 * FACTOR_BYTES < size <= PIECE_BYTES + 16 for size in sizes[:-1])

@@ -41,7 +41,7 @@ def owner(parent: Path) -> "Iterator[tuple[subprocess.Popen[str], Path]]":
             process.kill()
 
 
-def test_a_killed_owners_folder_is_removed_by_the_next_and_a_living_ones_is_not(tmp_path: Path) -> None:
+def test_folder_of_a_killed_owner_is_removed_but_not_that_of_a_running_one(tmp_path: Path) -> None:
     with owner(tmp_path) as (killed, dead), owner(tmp_path) as (_, living):
         killed.send_signal(signal.SIGKILL)
         killed.wait()

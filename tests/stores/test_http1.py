@@ -66,7 +66,7 @@ async def test_no_answer_has_a_kind_and_the_next_request_a_new_connection(said: 
         assert (await pool.request(REQUEST, 5)).body == b"ok"
 
 
-async def test_a_server_that_hangs_up_is_a_reset_and_one_that_is_not_there_a_failed_connect() -> None:
+async def test_disconnect_raises_reset_and_unreachable_server_raises_connect_error() -> None:
     async with serving(ANSWER[:-1], hang_up=True) as (pool, _):
         with pytest.raises(RequestFailed, match="reset"):
             await pool.request(REQUEST, 5)
@@ -84,7 +84,7 @@ async def test_a_caller_that_gives_up_leaves_no_answer_for_the_next() -> None:
         assert (await pool.request(REQUEST, 5)).body == b"ok"
 
 
-async def test_requests_that_are_late_in_the_same_tick_all_fail_each_with_its_own_error() -> None:
+async def test_requests_timing_out_in_the_same_tick_each_get_their_own_error() -> None:
     async with serving(b"") as (pool, _):
         failed = await asyncio.gather(*(pool.request(REQUEST, 0.02) for _ in range(5)), return_exceptions=True)
         assert len(set(failed)) == 5
@@ -138,7 +138,7 @@ async def test_connections_idle_for_long_are_not_used_again(monkeypatch: pytest.
     assert opened == 3
 
 
-async def test_a_server_that_is_known_to_be_away_is_left_in_peace_and_callers_fail_at_once() -> None:
+async def test_server_known_to_be_down_is_not_contacted_and_calls_fail_at_once() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -245,7 +245,7 @@ def segments(raw: bytes, cuts: list[int], *, never: int = 0) -> list[bytes]:
 
 
 @given(st.lists(answers(), min_size=1, max_size=3), CUTS)
-def test_answers_are_delivered_whole_however_they_are_cut_up_and_the_connection_is_kept(
+def test_fragmented_responses_are_reassembled_and_connection_is_reused(
     given_answers: list[tuple[int, bytes, bytes, bytes]], cuts: list[int]
 ) -> None:
     recorded = Recorded()
@@ -258,7 +258,7 @@ def test_answers_are_delivered_whole_however_they_are_cut_up_and_the_connection_
 
 @given(answers(), SURPLUS, CUTS)
 @example((200, ANSWER[:-2], b"ok", ANSWER), ANSWER[:20], [])
-def test_what_nobody_asked_for_closes_the_connection_and_is_delivered_to_nobody(
+def test_unsolicited_response_closes_the_connection_and_is_discarded(
     given_answer: tuple[int, bytes, bytes, bytes], surplus: bytes, cuts: list[int]
 ) -> None:
     """Whatever comes with the end of an answer, down to one byte; the answer itself stands."""

@@ -53,7 +53,7 @@ async def spoil(store: Store) -> Catalogue:
 
 
 @on_every_rebuildable_store
-async def test_the_releases_of_a_store_are_found_without_its_catalogue_and_one_is_made_live(
+async def test_releases_are_found_without_a_catalogue_and_one_is_made_live(
     open_store: OpenStore,
 ) -> None:
     store = open_store()
@@ -74,7 +74,7 @@ async def test_the_releases_of_a_store_are_found_without_its_catalogue_and_one_i
     assert await life.rollback(store) == first
 
 
-async def test_a_release_that_gates_refused_is_neither_proposed_nor_live_unless_forced(tmp_path: Path) -> None:
+async def test_release_refused_by_gates_is_not_proposed_or_live_unless_forced(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "store")
     good, bad = await publish(store, "good"), await publish(store, "bad", **refused_by("ndcg"))
     await spoil(store)
@@ -87,7 +87,7 @@ async def test_a_release_that_gates_refused_is_neither_proposed_nor_live_unless_
 
 
 @on_every_rebuildable_store
-async def test_a_writer_of_the_catalogue_before_can_change_nothing_and_its_draft_is_not_taken_up(
+async def test_writer_of_the_old_catalogue_is_fenced_and_its_draft_is_ignored(
     open_store: OpenStore,
 ) -> None:
     store, writer = open_store(), open_store()
@@ -141,7 +141,7 @@ async def half_lost(store: Store, whole: ReleaseId, incarnation: str, *lost: str
 
 
 @on_every_rebuildable_store
-async def test_what_is_damaged_is_named_and_taken_up_only_as_far_as_it_can_be_served(open_store: OpenStore) -> None:
+async def test_damaged_releases_are_named_and_recovered_only_if_servable(open_store: OpenStore) -> None:
     store = open_store()
     [live, other] = [await publish(store, text) for text in ("live", "other")]
     await half_lost(store, live, "0" * 12, "user:2")  # as a repair leaves it: withdrawn, with its id
@@ -188,7 +188,7 @@ async def test_a_release_that_cannot_be_served_becomes_live_only_by_force(open_s
     assert (await rebuild(store, found, live, force=True)).live_ref == (live, "e" * 12)
 
 
-async def test_a_catalogue_that_is_gone_is_written_and_one_of_a_newer_hotplate_left_alone(tmp_path: Path) -> None:
+async def test_missing_catalogue_is_written_and_a_newer_format_is_left_unchanged(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "store")
     with pytest.raises(ReleaseNotFound, match="holds no sealed release"):
         await survey(store)

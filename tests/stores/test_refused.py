@@ -42,7 +42,7 @@ async def test_a_refused_release_is_marked_and_each_verb_wants_to_be_forced(open
     assert (await open_store().catalogue()).find(bad).refused_by == ()
 
 
-async def test_a_release_whose_mark_an_older_hotplate_dropped_is_refused_all_the_same(clock: FakeClock) -> None:
+async def test_release_is_refused_even_if_an_older_hotplate_dropped_its_mark(clock: FakeClock) -> None:
     store = MemoryStore(clock)
     await publish(store)
     bad = await publish(store, *GATES, live=False)
@@ -54,7 +54,7 @@ async def test_a_release_whose_mark_an_older_hotplate_dropped_is_refused_all_the
     assert await life.activate(store, bad, though_refused=True)
 
 
-async def test_gates_that_refuse_a_draft_when_it_is_resumed_mark_it_whatever_its_manifest_says(
+async def test_gates_refusing_a_resumed_draft_mark_it_despite_its_manifest(
     clock: FakeClock,
 ) -> None:
     store = MemoryStore(clock)
@@ -78,7 +78,7 @@ async def test_a_rollback_to_what_was_forced_live_is_not_refused(clock: FakeCloc
 
 
 @on_every_store
-async def test_a_copy_of_a_refused_release_stays_ready_until_it_was_forced_live_in_the_source(
+async def test_copy_of_a_refused_release_stays_ready_until_forced_in_the_source(
     open_store: OpenStore, clock: FakeClock
 ) -> None:
     source, target = MemoryStore(clock), open_store()

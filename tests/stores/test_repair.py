@@ -82,7 +82,7 @@ async def test_a_scrub_counts_no_row_twice() -> None:
     assert (await scrub(store, ref, rows_per_s=1e6)).missing == 1
 
 
-async def test_rows_that_are_whole_and_are_others_than_were_written_are_found_by_a_scrub() -> None:
+async def test_scrub_detects_intact_rows_that_differ_from_those_written() -> None:
     store = MemoryStore()
     live = await publish(store)
     rows, checksum = store._find(await ref_of(store, live)).rows, Checksum(live)
@@ -221,7 +221,7 @@ async def test_a_release_that_was_copied_back_survives_a_pruner_that_was_paused(
 
 
 @virtual
-async def test_a_draft_is_taken_over_once_its_lease_has_lapsed_and_not_while_it_is_renewed() -> None:
+async def test_draft_is_taken_over_after_its_lease_expired_but_not_while_renewed() -> None:
     loop = asyncio.get_running_loop()
     store = MemoryStore(loop.time)
     draft = await publication.begin(store, ReleaseId("20261120T064200Z-aaaa"))

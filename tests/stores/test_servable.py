@@ -70,7 +70,7 @@ def remove(path: Path) -> None:
 
 @verbs
 @pytest.mark.parametrize("spoil", [cut, empty, flip_the_head, remove])
-async def test_a_file_that_nobody_can_read_is_not_made_live_and_workers_that_start_later_serve(
+async def test_unreadable_file_is_not_made_live_and_later_workers_still_serve(
     tmp_path: Path, verb: Verb, spoil: Callable[[Path], None]
 ) -> None:
     store = LmdbStore(tmp_path)
@@ -90,7 +90,7 @@ async def test_a_file_that_nobody_can_read_is_not_made_live_and_workers_that_sta
     await later.close()
 
 
-async def test_a_canary_that_others_end_while_its_share_is_changed_is_not_started_again() -> None:
+async def test_canary_ended_while_its_share_is_changed_is_not_restarted() -> None:
     class EndedMeanwhile(MemoryStore):
         async def prepare(self, release: ReleaseRef) -> None:
             await super().prepare(release)
@@ -105,7 +105,7 @@ async def test_a_canary_that_others_end_while_its_share_is_changed_is_not_starte
     assert (await store.catalogue()).canary is None
 
 
-async def test_a_release_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() -> None:
+async def test_release_pruned_during_inspection_is_not_reported_as_damaged() -> None:
     class PrunedMeanwhile(MemoryStore):
         async def get_many(
             self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
@@ -122,9 +122,7 @@ async def test_a_release_that_is_pruned_while_it_is_looked_at_is_not_called_dama
 
 @verbs
 @pytest.mark.parametrize("lost", ["meta:manifest", "popular:", "user:"])
-async def test_a_release_without_its_manifest_its_popular_list_or_most_of_its_rows_is_refused_unless_forced(
-    verb: Verb, lost: str
-) -> None:
+async def test_release_without_manifest_popular_list_or_most_rows_must_be_forced(verb: Verb, lost: str) -> None:
     store = MemoryStore()
     target, live = await two_releases(store)
     rows = store._find(await ref_of(store, target)).rows
@@ -159,7 +157,7 @@ async def test_one_bad_row_of_the_sample_is_said_and_the_release_goes_live(
 
 
 @virtual
-async def test_a_store_that_does_not_answer_is_waited_for_30_seconds_and_nothing_is_changed() -> None:
+async def test_unresponsive_store_is_awaited_30_seconds_without_changes() -> None:
     class Slow(MemoryStore):
         async def get_many(
             self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None

@@ -75,7 +75,7 @@ async def test_a_publish_with_a_lost_reply_ends_as_any_other(
     assert lossy.swaps == 3
 
 
-async def test_of_two_publishers_who_draw_one_id_in_one_second_the_second_draws_again(
+async def test_second_publisher_drawing_the_same_id_draws_another(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, drawn, draw = MemoryStore(clock), iter(("aaaa", "aaaa", "bbbb")), secrets.token_hex
@@ -84,7 +84,7 @@ async def test_of_two_publishers_who_draw_one_id_in_one_second_the_second_draws_
 
 
 @virtual
-async def test_a_store_that_reads_but_cannot_swap_says_so_and_that_nothing_has_changed_so_far(
+async def test_failed_swap_on_a_readable_store_reports_that_nothing_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = MemoryStore()
@@ -97,7 +97,7 @@ async def test_a_store_that_reads_but_cannot_swap_says_so_and_that_nothing_has_c
 
 
 @virtual
-async def test_a_store_that_is_gone_after_a_swap_says_that_the_outcome_is_not_known(
+async def test_store_lost_after_a_swap_reports_an_unknown_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = MemoryStore()
@@ -142,7 +142,7 @@ async def test_a_rollback_that_was_made_and_overtaken_is_not_made_again(monkeypa
     assert (await store.catalogue()).live == second
 
 
-async def test_an_activation_that_was_made_and_overtaken_does_not_undo_what_overtook_it(
+async def test_overtaken_activation_does_not_undo_later_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = MemoryStore()
@@ -154,7 +154,7 @@ async def test_an_activation_that_was_made_and_overtaken_does_not_undo_what_over
     assert ([entry.id for entry in found.releases], found.live) == ([third, first, second], second)
 
 
-async def test_a_begin_that_was_made_and_dropped_before_its_reply_begins_another_incarnation(
+async def test_begin_dropped_before_its_reply_starts_another_incarnation(
     monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
     store = MemoryStore(clock)

@@ -26,7 +26,7 @@ def test_an_even_latency_is_no_reason_to_pause() -> None:
     assert Publisher().batches_in(10, 0.004) >= 10 / 0.004 - 1
 
 
-def test_the_rate_is_halved_within_a_second_when_latency_grows_and_recovers_afterwards() -> None:
+def test_rate_is_halved_within_a_second_of_rising_latency_and_recovers() -> None:
     publisher = Publisher()
     usual = publisher.batches_in(5, 0.004)
     publisher.batches_in(1, 0.012)
@@ -44,7 +44,7 @@ def test_noise_of_a_few_milliseconds_changes_nothing() -> None:
         assert publisher.throttle.share == 1.0
 
 
-def test_a_writer_never_stops_altogether_and_a_latency_that_stays_becomes_the_usual_one() -> None:
+def test_writer_never_stops_and_lasting_latency_becomes_the_baseline() -> None:
     publisher = Publisher()
     publisher.batches_in(5, 0.004)
     publisher.batches_in(3, 0.1)
@@ -64,7 +64,7 @@ def test_the_share_of_time_stays_under_its_bound() -> None:
     assert Publisher(max_share=0.5).batches_in(10, 0.001) <= 10 / 0.002 + 1
 
 
-def test_back_off_doubles_up_to_its_limit_within_its_jitter_and_begins_anew_after_a_success() -> None:
+def test_backoff_doubles_up_to_its_limit_with_jitter_and_resets_on_success() -> None:
     backoff = Backoff(0.05, 2.0)
     for expected_s in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0):
         assert expected_s / 2 <= backoff.next_s() <= expected_s

@@ -101,7 +101,7 @@ async def test_a_copy_of_a_release_that_is_there_takes_erasures_along() -> None:
     assert await is_erased(target, "7")
 
 
-async def test_a_copy_from_a_store_that_knows_of_no_erasure_honours_that_of_its_target(folder: LmdbStore) -> None:
+async def test_copy_applies_target_erasures_unknown_to_the_source(folder: LmdbStore) -> None:
     target = MemoryStore()
     await published(target)
     await erase_users(target, ["7"])
@@ -152,7 +152,7 @@ async def test_erasing_twice_changes_nothing_and_too_many_are_refused() -> None:
         ErasedUsers().with_users((str(number) for number in range(MAX_ERASED + 1)), {})
 
 
-async def test_an_older_hotplate_refuses_a_store_with_erased_users_and_a_lost_record_is_told() -> None:
+async def test_older_hotplate_refuses_erased_users_and_lost_record_is_reported() -> None:
     store = MemoryStore()
     await published(store)
     assert b'"format": 2' in dump(await store.catalogue())

@@ -23,7 +23,7 @@ def test_a_container_that_is_made_for_a_fast_publish_keeps_its_partitions() -> N
     assert not any("for life" in each for each in warnings(serving))
 
 
-def test_serverless_ends_at_5000_ru_and_at_a_publish_that_takes_longer_than_its_window() -> None:
+def test_serverless_is_ruled_out_above_5000_ru_or_by_a_slow_publish() -> None:
     assert "serverless" in possible_costs(a_plan(peak_rps=3_500).figures)  # / 0.7 = 5,000
     assert "serverless" not in possible_costs(a_plan(peak_rps=3_501).figures)
     slow = a_plan(users=100_000_000, refresh_hours=12)  # 95 GB: two partitions, 600M RU at 10,000 RU/s: 16.7 hours

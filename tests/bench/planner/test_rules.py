@@ -86,7 +86,7 @@ def test_every_figure_has_a_formula_that_gives_its_value_or_a_source(examples: i
 
 
 @depths(60, 200)
-def test_more_requests_larger_lists_and_regions_never_cost_less_and_a_cache_never_more(examples: int) -> None:
+def test_cost_never_falls_with_load_size_or_regions_nor_rises_with_a_cache(examples: int) -> None:
     def check(inputs: Inputs, more: float, times: int) -> None:
         plan = a_plan(**inputs)
         then = plan.with_inputs(peak_rps=plan.inputs.peak_rps * more)
@@ -159,7 +159,7 @@ def test_what_makes_no_sense_is_refused_by_name(given: dict[str, object], senten
     assert sentence in str(refused.value)
 
 
-def test_the_last_place_wins_and_an_older_measurement_of_another_list_is_dropped() -> None:
+def test_last_source_wins_and_stale_measurements_are_dropped() -> None:
     file = InputSource("plan.toml", {"users": 10, "peak_rps": 1, "list_length": 20}, "{name} in plan.toml")
     release = InputSource("measured", {"users": 7, "list_bytes": 300.0, "encoding": "zstd"})
     both = merge([file, release])

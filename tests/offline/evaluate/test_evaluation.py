@@ -66,7 +66,7 @@ def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     assert popular["model_leads_by"]["ndcg"] == found.leads[0].ndcg
 
 
-def test_users_without_a_list_are_served_what_is_popular_of_late_if_that_is_wanted() -> None:
+def test_users_without_a_list_get_recent_popular_items_on_request() -> None:
     train, test = (
         csr_matrix(np.array(rows, dtype=np.float32))
         for rows in (
@@ -82,7 +82,7 @@ def test_users_without_a_list_are_served_what_is_popular_of_late_if_that_is_want
     assert found[3.0].as_served.ndcg == 1, "item 3 was chosen last"
 
 
-def test_users_without_a_list_are_counted_with_zeros_and_are_served_the_popular_list() -> None:
+def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
     whole = board().toarray()
     cold = np.arange(60)[:, None] < 10
     train, test = csr_matrix(np.where(cold, 0, whole)), csr_matrix(np.where(cold, whole, 0))

@@ -83,7 +83,7 @@ def test_lists_that_were_measured_already_are_not_measured_again(tmp_path: Path)
     assert published(tmp_path, length=9)["as_trained"]["k"] == 10, "shorter than k"
 
 
-def test_rules_and_lengths_are_in_the_figures_and_so_is_the_popular_list_under_rules(tmp_path: Path) -> None:
+def test_metrics_reflect_rules_lengths_and_the_filtered_popular_list(tmp_path: Path) -> None:
     rows = [(user, f"i{hour % 3}" if user == "u00" else item, hour) for user, item, hour in log()]
     before = trained(tmp_path, PopularityParams(), rows)
     few = frozenset({"i22", "i23"})
@@ -95,7 +95,7 @@ def test_rules_and_lengths_are_in_the_figures_and_so_is_the_popular_list_under_r
     assert nobody["as_served"]["ndcg"] > 0, "everybody is served the popular list"
 
 
-def test_kept_items_are_measured_by_what_users_chose_next_bought_before_or_not(tmp_path: Path) -> None:
+def test_keep_seen_metrics_count_next_choices_including_repeat_purchases(tmp_path: Path) -> None:
     rows = log()
     before = trained(tmp_path, PopularityParams(), rows)
     after = published(tmp_path, length=20, keep_seen=True)

@@ -195,7 +195,7 @@ def test_rows_after_the_cut_change_nothing_of_what_is_learnt(
     assert weights(parts.test).keys() <= weights(everything).keys()
 
 
-def test_pieces_of_a_log_end_earlier_and_learn_only_from_what_came_before_their_own_cut() -> None:
+def test_log_pieces_end_earlier_and_train_only_on_data_before_their_cut() -> None:
     user_items = csr_matrix(np.ones((5, 20), dtype=np.float32))
     times = np.random.default_rng(1).permutation(100)
     history = History.of(user_items, times)
@@ -205,7 +205,7 @@ def test_pieces_of_a_log_end_earlier_and_learn_only_from_what_came_before_their_
         assert sorted(times_of(parts.test, user_items, times)) == list(range(learnt, end))
 
 
-def test_the_core_is_that_of_the_part_that_is_learnt_from_and_others_are_not_tested() -> None:
+def test_core_is_computed_from_the_training_part_and_limits_the_test_part() -> None:
     has = np.array([[1, 1, 1, 0], [1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1]], dtype=np.float32)
     user_items = csr_matrix(has)
     times = np.array([1, 2, 9, 3, 4, 8, 5, 6, 7])

@@ -42,7 +42,7 @@ def written(folder: Path, text: str = LOG) -> Path:
     return write(folder / "log.csv", text)
 
 
-def test_a_cancellation_takes_back_what_was_bought_last_before_it_and_is_reported(tmp_path: Path) -> None:
+def test_cancellation_reverts_the_latest_earlier_purchase_and_is_reported(tmp_path: Path) -> None:
     read = read_interactions(written(tmp_path))
     assert pairs_of(read) == [("u", "b", 0.75), ("u", "c", 1.0), ("v", "a", 2.0), ("v", "b", 1.0)]
     (note,) = read.notes
@@ -137,6 +137,6 @@ def check_rows_after_the_cut(log: list[tuple[str, str, float, int]], minimum: in
 
 
 @depths(60, 500)
-def test_rows_after_a_cut_change_nothing_of_what_is_learnt_before_it_nor_who_is_in_the_matrix(examples: int) -> None:
+def test_rows_after_the_cut_affect_neither_training_data_nor_matrix_users(examples: int) -> None:
     check_rows_after_the_cut(LEAK, 1, 0.4)
     explore(check_rows_after_the_cut, examples, log=logs, minimum=st.integers(1, 2), test_share=st.floats(0.2, 0.8))

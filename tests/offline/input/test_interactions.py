@@ -114,7 +114,7 @@ def test_ids_are_kept_as_they_are_and_whole_floats_lose_their_point(tmp_path: Pa
     assert interactions.left_out == {"no user": 2}
 
 
-def test_a_whole_number_that_pandas_wrote_as_a_float_is_the_same_user_in_every_file(tmp_path: Path) -> None:
+def test_integer_id_written_as_float_by_pandas_is_the_same_user(tmp_path: Path) -> None:
     floats = write(tmp_path / "a.csv", "user,item\n,1\n17850.0,1\n12.0,2\n")
     whole = write(tmp_path / "b.csv", "item,user\n3,17850\n")
     pl.DataFrame({"user": [17850.0, None], "item": [4, 4]}).write_parquet(tmp_path / "c.parquet")
@@ -310,7 +310,7 @@ def test_times_of_a_named_format_are_read(
 @pytest.mark.parametrize(
     "text", ["soon", "3/20/26", "3-Feb-2026", "2026-07", "46000,5", "0026-05-26", "0001-01-01T00:00:00Z", "1899-12-31"]
 )
-def test_times_that_cannot_be_read_are_refused_with_their_row_and_the_way_out(text: str, tmp_path: Path) -> None:
+def test_unreadable_times_are_rejected_with_their_row_and_a_remedy(text: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", f'user,item,date\nu,i,\nv,j,"{text}"\n')
     with pytest.raises(DataError, match=re.escape(f"{file}, row 3, column 'date': {text!r} is not a time as ISO 8601")):
         read_interactions(file)
@@ -395,7 +395,7 @@ def test_two_sources_of_weights_are_a_misuse(tmp_path: Path) -> None:
     ("weighting", "weights"),
     [("sum", [0.5, 0.25, 3 / 4 + 0.5 / 16, 4.0]), ("binary", [0.5, 1 / 8, 1 / 4, 1.0])],
 )
-def test_a_weight_is_halved_for_each_half_life_that_a_row_is_older_than_the_newest(
+def test_weight_is_halved_per_half_life_relative_to_the_newest_row(
     weighting: Literal["sum", "binary"], weights: list[float], tmp_path: Path
 ) -> None:
     half_life = timedelta(seconds=100)
@@ -407,7 +407,7 @@ def test_a_weight_is_halved_for_each_half_life_that_a_row_is_older_than_the_newe
     assert min(weight for _, _, weight in pairs_of(aged)) > 0, "what is old is still an interaction"
 
 
-def test_a_half_life_needs_times_and_rows_without_one_are_as_old_as_the_oldest(tmp_path: Path) -> None:
+def test_half_life_requires_times_and_undated_rows_count_as_oldest(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.csv", "user,item,ts\nu,i,1700000100\nv,j,1700000000\nu,j,\n")
     found = read_interactions(file, half_life=timedelta(seconds=100))
     assert pairs_of(found) == [("u", "i", 1.5), ("u", "j", 0.75), ("v", "j", 0.75)]

@@ -154,7 +154,7 @@ async def test_files_are_written_through_a_local_driver(session: SparkSession, t
     assert "in0 " in found.stdout
 
 
-def test_executors_of_a_cluster_cannot_write_files_and_nothing_is_started_to_find_out(tmp_path: Path) -> None:
+def test_file_store_publish_to_a_cluster_fails_before_starting_spark(tmp_path: Path) -> None:
     save(checkerboard_model(40), tmp_path / "model")
     master = ("--master", "spark://nowhere:7077")
     refused = hotplate("publish", tmp_path / "model", "--store", f"file://{tmp_path / 'store'}", *master)

@@ -78,9 +78,7 @@ def test_seen_items_come_back_only_when_they_are_kept(ranker: Ranker, board: Use
     assert all(set(board[user].indices) <= set(row) for user, row in enumerate(items))
 
 
-def test_only_what_is_allowed_is_recommended_and_lists_are_as_long_as_that_lets_them(
-    ranker: Ranker, board: UserItems
-) -> None:
+def test_only_allowed_items_are_recommended_up_to_the_number_available(ranker: Ranker, board: UserItems) -> None:
     allowed = np.isin(everyone(), [3, 8, 9, 14])
     items, scores = ranker.recommend(board, everyone(), 4, allowed=allowed)
     assert set(items.ravel()) <= {-1, 3, 8, 9, 14}

@@ -40,7 +40,7 @@ def test_items_of_the_same_users_are_similar_and_never_the_item_itself(series: M
     assert set(some.ravel()) == {-1, 3, 8, 9, 14}
 
 
-def test_cosines_are_held_back_where_few_users_are_shared_and_recency_multiplies() -> None:
+def test_cosines_are_damped_for_few_shared_users_and_scaled_by_recency() -> None:
     has = np.array([[1, 1, 0], [1, 1, 0], [0, 1, 1], [1, 0, 0]], dtype=np.float32)
     user_items, times = csr_matrix(has), np.arange(7) * 86_400_000_000
     plain = fit(user_items, SimilarParams(shrink=0)).similarity.toarray()

@@ -144,7 +144,7 @@ def fashions() -> Matrix:
     return to_matrix(log.with_columns(pl.col("time").cast(pl.Datetime("us")), weight=pl.lit(1.0)))
 
 
-def test_recency_is_searched_with_the_best_of_each_engine_on_a_split_in_time_and_kept(
+def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     fashions: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"tuning": TuneOptions(engine="ease"), "kept": tmp_path / "trials", "k": 5}
@@ -180,7 +180,7 @@ def test_a_recency_that_does_not_help_is_soon_left(fashions: Matrix, monkeypatch
     assert recency_of(max(found.trials, key=lambda each: each.ndcg).params) is None
 
 
-def test_a_half_life_of_popularity_is_searched_on_a_split_in_time_and_nothing_recent_at_random(
+def test_popularity_half_life_is_tuned_on_time_splits_but_not_random_ones(
     fashions: Matrix,
 ) -> None:
     options = TuneOptions(engine="popularity")

@@ -51,7 +51,7 @@ def test_who_might_read_the_keys_still_may_after_a_change(keys: Path) -> None:
     assert keys.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_client_has_two_keys_at_most_and_the_second_takes_the_place_of_a_revoked_first(keys: Path) -> None:
+def test_client_has_at_most_two_keys_and_revoking_promotes_the_secondary(keys: Path) -> None:
     command = ("--keys", keys)
     first, second = (
         json.loads(hotplate("keys", "create", "web", *scope, *command, "--json").stdout)
@@ -190,9 +190,7 @@ def test_keys_are_rotated_without_a_restart_and_without_a_refused_request(folder
         assert status(new) == 200
 
 
-def test_what_is_wrong_with_a_file_is_said_once_and_not_while_it_is_being_written(
-    keys: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_key_file_is_reported_once_and_not_during_a_write(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
     create(keys, "web", ["read"])
     good, loaded = keys.read_bytes(), list[int]()
     watched = WatchedFiles([keys], lambda contents: partial(loaded.append, len(parse(keys, contents[0]))))

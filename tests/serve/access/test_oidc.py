@@ -168,9 +168,7 @@ async def test_an_issuer_may_sign_with_an_elliptic_curve(issuer: Issuer, guard: 
     assert await status_of(guard, issuer.token("curve")) == 200
 
 
-async def test_a_token_that_is_expired_early_or_for_somebody_else_is_refused_with_its_reason(
-    issuer: Issuer, guard: Guard
-) -> None:
+async def test_expired_premature_or_foreign_token_is_rejected_with_its_reason(issuer: Issuer, guard: Guard) -> None:
     now = int(time.time())
     for sentence, claims in (
         ("the token has expired", {"exp": now - 31}),
@@ -216,9 +214,7 @@ async def test_a_forged_token_is_refused(issuer: Issuer, guard: Guard) -> None:
     assert (await refusal(guard, "no-token-at-all")).name == "unknown-key"
 
 
-async def test_the_issuer_is_asked_once_for_its_keys_however_many_tokens_come_at_once(
-    issuer: Issuer, guard: Guard
-) -> None:
+async def test_issuer_keys_are_fetched_once_for_many_concurrent_tokens(issuer: Issuer, guard: Guard) -> None:
     issuer.pause_s = 0.2
     assert await asyncio.gather(*(status_of(guard, issuer.token(sub=str(n))) for n in range(20))) == [200] * 20
     stranger = rsa_key()
@@ -292,7 +288,7 @@ async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
     assert len(caplog.records) == 1
 
 
-async def test_all_who_need_a_key_wait_for_the_same_fetch_from_an_issuer_that_hangs(
+async def test_requests_needing_a_key_share_one_fetch_from_a_hanging_issuer(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", 2.0)  # the request arrives, even after a pause
@@ -310,7 +306,7 @@ async def test_a_fetch_goes_on_for_others_when_the_caller_who_began_it_is_gone(i
     assert await asyncio.gather(*(status_of(guard, issuer.token(sub=str(n))) for n in range(3))) == [200] * 3
 
 
-async def test_a_verdict_is_remembered_until_the_token_expires_and_their_number_is_bounded(
+async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hotplate.serve.access.oidc, "MAX_VERDICTS", 3)

@@ -70,7 +70,7 @@ def test_a_rate_holds_over_processes_that_take_as_fast_as_they_can() -> None:
     assert admitted == pytest.approx(rate * (1 + seconds), rel=0.05)
 
 
-def test_each_client_has_its_own_bucket_and_workers_agree_on_it_in_whatever_order_they_load() -> None:
+def test_buckets_are_per_client_and_consistent_across_workers_in_any_order() -> None:
     shared = SharedRates()
     clients = [client(f"c{n}", 1.0) for n in range(50)]
     first, second = shared.buckets(clients), shared.buckets(reversed(clients))

@@ -71,7 +71,7 @@ def test_probes_need_no_key(keyed: Keyed) -> None:
         assert keyed.service.get(path, X_API_Key=WRONG).status == 200
 
 
-def test_a_key_is_taken_from_either_header_and_what_is_answered_is_not_for_shared_caches(keyed: Keyed) -> None:
+def test_either_key_header_is_accepted_and_responses_are_cached_privately(keyed: Keyed) -> None:
     assert keyed.service.get(USER, X_API_Key=keyed.read).status == 200
     for scheme in ("Bearer", "bearer", "BEARER "):
         assert keyed.service.get(USER, Authorization=f"{scheme} {keyed.read}").status == 200
@@ -173,7 +173,7 @@ async def test_without_keys_everybody_on_this_machine_may_do_everything(host: st
         "0.0.0.0", "::", "192.0.2.1", "10.0.0.1", "", "example.invalid", "localhost.example", "127.0.0.1.nip.io",
     ],
 )  # fmt: skip
-async def test_a_service_that_others_reach_does_not_start_without_a_word_on_who_may_call(host: str) -> None:
+async def test_service_on_public_address_requires_an_explicit_access_policy(host: str) -> None:
     with pytest.raises(ServiceMisused, match=f"{host} can be reached from other machines") as caught:
         guard_of(ServiceSettings(("file:///x",), host), None)
     assert "--keys FILE" in str(caught.value)
@@ -210,9 +210,7 @@ def exchanged(service: Service, request: bytes) -> bytes:
         return received
 
 
-def test_every_line_of_the_log_is_one_object_whatever_was_requested_and_holds_no_key(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_log_lines_are_single_json_objects_without_keys_for_any_request(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     good, gone = (create(keys, name, ["read"]).key for name in ("web", "gone"))
     secrets = [good, gone, WRONG, "in-a-query-secret"]

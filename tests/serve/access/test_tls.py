@@ -72,9 +72,7 @@ def test_a_chain_expires_with_the_first_of_its_certificates(years: tuple[int, ..
     assert expiry(chain) == datetime(min(years), 2, 28, 23, 59, 58, tzinfo=UTC).timestamp()
 
 
-def test_a_client_that_trusts_the_authority_is_served_over_tls_and_nobody_over_plain_http(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_clients_trusting_the_ca_are_served_over_tls_and_plain_http_fails(folder: Path, tmp_path: Path) -> None:
     pair = certified(tmp_path / "pair")
     with running(folder, *options(pair)) as service:
         assert " on https://127.0.0.1:" in service.log.read_text()
@@ -92,9 +90,7 @@ def test_a_client_that_trusts_the_authority_is_served_over_tls_and_nobody_over_p
 
 
 @pytest.mark.soak
-def test_a_renewed_certificate_is_shown_to_new_clients_and_no_request_fails_meanwhile(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_renewed_certificate_is_used_for_new_clients_without_failed_requests(folder: Path, tmp_path: Path) -> None:
     first, second = certified(tmp_path / "first"), certified(tmp_path / "second")
     (tmp_path / "live").symlink_to(first)
     stop, statuses, errors = threading.Event(), set[int](), list[Exception]()

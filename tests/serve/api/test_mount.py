@@ -46,7 +46,7 @@ async def test_every_route_of_the_service_answers_below_the_prefix(tmp_path: Pat
         assert f'hotplate_release_lookups_total{{outcome="miss",release="{release}",worker="0"}} 1.0' in counted
 
 
-async def test_refusals_below_the_prefix_are_problems_and_outside_of_it_the_applications_own(tmp_path: Path) -> None:
+async def test_errors_under_the_prefix_are_problems_and_elsewhere_the_apps_own(tmp_path: Path) -> None:
     await publish_lists(tmp_path, LISTS)
     app = web.Application(client_max_size=8 << 20)
     hotplate.mount(app, "/a/recs", hotplate.open(f"file://{tmp_path}"))
@@ -65,7 +65,7 @@ async def test_refusals_below_the_prefix_are_problems_and_outside_of_it_the_appl
         assert await get(f"{url}/elsewhere") == (404, "404: Not Found")
 
 
-async def test_an_application_starts_without_a_release_and_answers_once_there_is_one(tmp_path: Path) -> None:
+async def test_application_starts_without_a_release_and_answers_once_one_exists(tmp_path: Path) -> None:
     app = web.Application()
     lists = hotplate.open(f"file://{tmp_path}")
     hotplate.mount(app, "/recs", lists)

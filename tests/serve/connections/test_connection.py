@@ -51,9 +51,7 @@ async def until_answered(transport: MemoryTransport, count: int) -> None:
 
 
 @pytest.mark.parametrize(("cut", "pause"), [(20_000, 0), (1_000, 2)], ids=["large pieces", "a small piece first"])
-async def test_the_body_of_a_request_that_comes_behind_another_is_no_header_and_makes_no_idle_connection_late(
-    pair: Pair, cut: int, pause: int
-) -> None:
+async def test_pipelined_request_body_does_not_trigger_the_header_timeout(pair: Pair, cut: int, pause: int) -> None:
     for between in range(12):
         connection, transport = connected(pair.plain)
         transport.feed(GET)
@@ -111,7 +109,7 @@ async def test_requests_that_come_at_once_let_others_have_their_turn(pair: Pair)
     await until_answered(transport, 500)
 
 
-async def test_the_lists_of_a_batch_count_as_in_flight_while_a_slow_reader_is_sent_them_and_no_longer() -> None:
+async def test_batch_lists_count_as_in_flight_until_a_slow_reader_has_them() -> None:
     store = MemoryStore()
     users = [str(n) for n in range(500)]
     lists = a_list(*(f"{n} {'x' * 100}" for n in range(20)))
@@ -163,7 +161,7 @@ def test_every_state_is_in_the_table_and_can_be_reached() -> None:
     assert set().union(*TRANSITIONS.values()) == set(State) - {State.OPENING, State.CLOSED}
 
 
-async def test_what_waits_to_be_accepted_when_the_port_closes_is_taken_and_not_reset() -> None:
+async def test_connections_pending_in_the_backlog_at_close_are_accepted_not_reset() -> None:
     with ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
         taken = list[socket.socket]()

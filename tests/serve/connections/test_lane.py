@@ -131,7 +131,7 @@ def test_what_servers_are_known_to_read_in_two_ways_is_answered_the_same(
         same(whole[:at], whole[at:])
 
 
-def test_two_lines_that_are_too_long_are_answered_the_same_behind_another_request(same: Callable[..., None]) -> None:
+def test_two_oversized_header_lines_get_the_same_response_when_pipelined(same: Callable[..., None]) -> None:
     long = GET.replace(HOST, HOST + b"Expect: %b\r\nRange: %b\r\n" % (b"x" * 9000, b"x" * 9000))
     for turns in range(TURNS):
         same(GET, long, GET, turns=turns)
@@ -200,7 +200,7 @@ async def test_keys_rates_the_deny_list_and_origins_hold_on_the_lane(tmp_path: P
 
 
 @pytest.mark.parametrize("origins", [(), ("https://shop.example",)])
-async def test_the_lane_refuses_byte_for_byte_as_aiohttp_does_and_counts_and_logs_the_same(
+async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], origins: Sequence[str]
 ) -> None:
     keys = tmp_path / "keys.json"

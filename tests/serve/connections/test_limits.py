@@ -147,7 +147,7 @@ def test_a_slow_reader_of_http_1_0_gets_all_of_a_large_answer(service: Service) 
     assert len(parse_answer(received).json["results"]) == 1000
 
 
-def test_readers_that_never_read_are_cut_also_if_the_kernel_could_hold_their_answers(service: Service) -> None:
+def test_non_reading_clients_are_disconnected_despite_kernel_buffering(service: Service) -> None:
     before = shed(service, "slow_reader")
     whole = len(service.request("POST", "/v1/recommendations", BATCH).body)
     assert whole < 4 * MB
@@ -244,7 +244,7 @@ def test_refused_connections_that_say_nothing_are_closed_and_take_no_place(store
         (b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
     ],
 )
-def test_the_admin_listener_refuses_what_a_worker_refuses_and_closes_what_is_idle(
+def test_admin_listener_has_worker_limits_and_closes_idle_connections(
     service: Service, sent: bytes, status: int | None
 ) -> None:
     with socket.create_connection(("127.0.0.1", service.admin_port), timeout=WAIT_S) as connection:
@@ -302,7 +302,7 @@ def test_an_encoded_body_is_refused_before_it_grows(service: Service, coding: st
     assert "without Content-Encoding" in answer.json["detail"]
 
 
-def test_a_client_that_hangs_up_inside_its_body_is_a_499_and_no_word_in_the_log(service: Service) -> None:
+def test_disconnect_during_request_body_is_a_499_and_is_not_logged(service: Service) -> None:
     def hung_up() -> float:
         return counted(service, "hotplate_http_request_duration_seconds_count", code="499")
 

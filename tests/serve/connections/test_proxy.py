@@ -81,7 +81,7 @@ def curl(folder: Path, port: int, path: str, *options: str) -> tuple[str, int, b
     return version, int(code), body
 
 
-async def test_the_example_of_a_proxy_speaks_http_2_outside_and_keeps_its_connections_inside(tmp_path: Path) -> None:
+async def test_example_proxy_serves_http2_and_keeps_upstream_connections_alive(tmp_path: Path) -> None:
     await publish_lists(tmp_path / "store", {"user:1": a_list("a", "b")})
     with running(tmp_path / "store") as service, proxied(service, tmp_path) as port:
         version, status, body = curl(tmp_path, port, "/v1/recommendations/1?n=1")

@@ -41,7 +41,7 @@ def killed_at(step: int, source: Path, target: Path) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 
 
-def test_a_shipment_that_is_killed_anywhere_loses_nothing_and_the_next_one_completes_it(tmp_path: Path) -> None:
+def test_shipment_killed_at_any_point_loses_nothing_and_next_one_completes(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     segment(source, "a", "b")

@@ -30,7 +30,7 @@ EVENTS = 5
 AS_JSON = {"Content_Type": "application/json"}
 
 
-async def test_what_waits_at_once_is_committed_at_once_and_all_that_waits_at_a_stop(tmp_path: Path) -> None:
+async def test_pending_events_are_committed_together_and_all_of_them_on_stop(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     waiting = [writer.append(line_of(b'{"id":"%d"}' % number)) for number in range(1000)]
     await waiting[0]
@@ -114,7 +114,7 @@ async def taking(folder: Path) -> AsyncIterator[tuple[EventWriter, Metrics, str]
     await writer.close()
 
 
-async def test_callers_are_refused_and_counted_where_the_queue_is_full_or_the_disk_is_slow(
+async def test_events_are_rejected_and_counted_if_the_queue_is_full_or_disk_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with taking(tmp_path) as (writer, metrics, url), ClientSession() as session:
@@ -138,7 +138,7 @@ async def test_callers_are_refused_and_counted_where_the_queue_is_full_or_the_di
     assert counts == {"durable": 1, "queue_full": 1, "disk_failed": 0, "late": 1}
 
 
-def test_on_a_full_disk_events_are_refused_lists_are_answered_and_it_goes_on_by_itself(tmp_path: Path) -> None:
+def test_full_disk_rejects_events_but_serves_lists_and_recovers_by_itself(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "store", {}))
     disk = tmp_path / "disk"
     with small_disk(disk, MB), running(tmp_path / "store", "--events", str(disk / "log")) as service:

@@ -102,7 +102,7 @@ def test_a_worker_that_is_stuck_cannot_hide(folder: Path) -> None:
         until(lambda: metric(service, "hotplate_worker_up") == {"0": 1.0, "1": 1.0})
 
 
-def test_a_catalogue_that_cannot_be_read_grows_old_in_the_metrics_and_the_service_goes_on_serving(folder: Path) -> None:
+def test_unreadable_catalogue_ages_in_the_metrics_and_service_keeps_serving(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(lambda: max(metric(service, "hotplate_catalogue_age_seconds").values()) < 3)
         record = folder / "catalogue.json"
@@ -180,7 +180,7 @@ def test_a_rollback_that_names_what_it_leaves_may_be_repeated(service: Service, 
     service.admin(f"/v1/releases/{second}/activate", "POST")
 
 
-def test_a_release_that_gates_refused_is_shown_and_goes_live_only_if_that_is_forced(tmp_path: Path) -> None:
+def test_release_refused_by_gates_is_shown_and_goes_live_only_if_forced(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path, {"user:42": a_list("a")}))
     bad = asyncio.run(publish_lists(tmp_path, {"user:42": a_list("z")}, live=False, about=refused_by("ndcg")))
     with running(tmp_path, "--admin-store", f"file://{tmp_path}") as service:

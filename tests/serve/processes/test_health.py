@@ -28,7 +28,7 @@ def probe(service: Service, path: str, method: str = "GET") -> int:
     return status_of(service.health_port, path, method, timeout_s=2)
 
 
-def test_a_worker_that_hangs_shows_and_one_of_two_that_hangs_does_not_end_the_service(folder: Path) -> None:
+def test_hanging_worker_is_reported_and_one_of_two_does_not_stop_the_service(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(lambda: len(service.workers()) == 2, "there are no two workers")
         until(lambda: probe(service, "/readyz") == 200, "it is not ready")
@@ -46,9 +46,7 @@ def test_a_worker_that_hangs_shows_and_one_of_two_that_hangs_does_not_end_the_se
         until(lambda: probe(service, "/livez") == probe(service, "/readyz") == 200, "it is not alive again")
 
 
-def test_probes_are_answered_in_plain_http_without_a_key_and_the_admin_process_may_die(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_probes_use_plain_http_without_a_key_and_survive_admin_process_death(folder: Path, tmp_path: Path) -> None:
     certify(tmp_path)
     create(tmp_path / "keys.json", "web", ["read"])
     options = ("--keys", str(tmp_path / "keys.json"), "--tls-cert", str(tmp_path / "server.pem"))
@@ -63,7 +61,7 @@ def test_probes_are_answered_in_plain_http_without_a_key_and_the_admin_process_m
         assert [probe(service, path) for path in PATHS] == [200] * 4
 
 
-def test_a_service_with_all_of_its_connections_taken_and_one_with_silent_probes_still_answers_a_probe(
+def test_probe_is_answered_despite_full_connections_or_silent_probe_clients(
     folder: Path,
 ) -> None:
     with limited(folder, connections=4) as service, ExitStack() as stack:
@@ -74,7 +72,7 @@ def test_a_service_with_all_of_its_connections_taken_and_one_with_silent_probes_
             assert probe(service, "/livez") == probe(service, "/readyz") == 200
 
 
-def test_a_service_without_a_release_lives_and_is_ready_only_once_there_is_one(tmp_path: Path) -> None:
+def test_service_without_a_release_is_live_but_not_ready_until_one_exists(tmp_path: Path) -> None:
     with running(tmp_path / "store", "--workers", "2") as service:
         for _ in range(10):
             assert (probe(service, "/livez"), probe(service, "/readyz")) == (200, 503)
@@ -99,9 +97,7 @@ def taken(number: signal.Signals) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_service_that_drains_lives_and_is_not_ready_whichever_signal_told_it(
-    folder: Path, number: signal.Signals
-) -> None:
+def test_draining_service_is_live_but_not_ready_for_either_signal(folder: Path, number: signal.Signals) -> None:
     # Tests that run under nohup would have the service ignore SIGHUP, too.
     with taken(number), running(folder, "--workers", "2", "--drain-delay", "600") as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
@@ -151,7 +147,7 @@ runpy.run_module("hotplate", run_name="__main__")
 
 @pytest.mark.alone  # a worker that says nothing for 5 s counts as stuck
 @pytest.mark.soak
-def test_workers_that_are_stuck_are_replaced_one_at_a_time_and_the_log_says_where_they_were(folder: Path) -> None:
+def test_stuck_workers_are_replaced_one_at_a_time_with_their_stack_logged(folder: Path) -> None:
     with running(folder, "--workers", "2", launcher=(sys.executable, "-c", IMPATIENT)) as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
         stopped, looping = service.workers()
@@ -262,7 +258,7 @@ def test_whatever_is_sent_gets_one_answer_and_the_end(sent: bytes, status: int) 
         assert b"Connection: close" in received
 
 
-def test_a_request_may_come_in_pieces_but_not_for_ever_and_the_oldest_of_many_gives_way(clock: FakeClock) -> None:
+def test_probe_request_may_be_split_but_times_out_and_oldest_is_dropped(clock: FakeClock) -> None:
     with listening(clock) as (port, answer), ExitStack() as stack:
         slow = stack.enter_context(connect(port, b"GET /li"))
         answer()

@@ -74,7 +74,7 @@ def test_whatever_is_not_read_waits_up_to_a_bound_and_is_dropped_beyond_it(
     os.close(theirs)
 
 
-def test_a_file_is_written_where_others_left_off_and_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
+def test_log_file_is_appended_to_and_a_closed_pipe_does_not_raise(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as file:
         print("first", file=file, flush=True)
         stream = LogStream(file.fileno())

@@ -132,7 +132,7 @@ def test_a_stopped_worker_holds_up_no_new_connection_and_is_replaced(folder: Pat
         assert time.monotonic() - began < 10
 
 
-def test_a_worker_that_replaces_another_answers_nothing_before_it_has_a_release(folder: Path) -> None:
+def test_replacement_worker_serves_only_after_loading_a_release(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(service.is_ready)
         for _ in range(4):
@@ -186,7 +186,7 @@ def test_a_request_that_does_not_go_on_holds_up_a_stop_for_the_drain_at_most(fol
         assert "worker 0 ended with 0" in service.log.read_text()  # by itself, and not killed
 
 
-def test_an_idle_client_that_comes_once_more_during_a_stop_is_answered_with_connection_close(folder: Path) -> None:
+def test_idle_client_request_during_stop_gets_connection_close(folder: Path) -> None:
     request = b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n"
     with running(folder) as service, socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         connection.sendall(request)
@@ -200,7 +200,7 @@ def test_an_idle_client_that_comes_once_more_during_a_stop_is_answered_with_conn
         assert connection.recv(65536) == b""
 
 
-def test_a_service_whose_parent_was_killed_can_be_started_again_at_once_and_its_workers_end(folder: Path) -> None:
+def test_service_restarts_after_parent_is_killed_and_old_workers_exit(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         orphans = service.workers()
         connected = socket.create_connection(("127.0.0.1", service.port), timeout=60)  # an orphan has a client still
@@ -268,7 +268,7 @@ MANY = {f"user:{n:04}": a_list(*(f"item-{m}-{n}" for m in range(20))) for n in r
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_file_that_is_cut_under_its_readers_is_refused_and_the_next_tier_serves(tmp_path: Path, workers: str) -> None:
+def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, workers: str) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     asyncio.run(publish_lists(first, MANY))
     asyncio.run(publish_lists(second, MANY))
@@ -290,9 +290,7 @@ def test_a_file_that_is_cut_under_its_readers_is_refused_and_the_next_tier_serve
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_file_that_is_cut_in_the_only_store_leaves_its_popular_lists_until_another_release(
-    tmp_path: Path, workers: str
-) -> None:
+def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_path: Path, workers: str) -> None:
     store = tmp_path / "store"
     release = asyncio.run(publish_lists(store, MANY | {"popular:vip": a_list("v1", "v2")}))
     with running(store, "--workers", workers) as service:
@@ -385,7 +383,7 @@ os.execv(sys.executable, [sys.executable, "-m", "hotplate", "serve", *sys.argv[1
 """
 
 
-def test_a_parent_that_is_given_children_it_did_not_start_buries_them_and_serves_on(folder: Path) -> None:
+def test_parent_reaps_adopted_children_and_keeps_serving(folder: Path) -> None:
     with running(folder, "--workers", "2", launcher=(sys.executable, "-c", ADOPTING)) as service:
         until(lambda: len(service.workers()) == 2)  # the first has answered; the second may have no name yet
         before = service.workers()

@@ -71,7 +71,7 @@ async def refreshed(reader: TieredReader) -> TieredReader:
     low=st.floats(1, 50),
     more=st.floats(0, 49),
 )
-def test_whoever_sees_a_canary_sees_it_at_a_larger_share_and_few_see_all_of_several(
+def test_canary_users_remain_at_larger_shares_and_canaries_are_independent(
     salts: list[str], low: float, more: float
 ) -> None:
     served = "no lookup is made of it"
@@ -90,7 +90,7 @@ def test_whoever_sees_a_canary_sees_it_at_a_larger_share_and_few_see_all_of_seve
 
 
 @virtual
-async def test_an_unknown_user_or_one_who_cannot_be_read_gets_the_popular_list_of_the_release_he_sees(
+async def test_unknown_or_unreadable_user_gets_popular_list_of_assigned_release(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     live, canary = await with_canary(memory, users=range(0))
@@ -130,7 +130,7 @@ async def test_a_second_tier_with_the_same_canary_answers_the_same_users_of_it(
 
 
 @virtual
-async def test_a_canary_that_cannot_be_loaded_leaves_all_users_with_the_live_release_until_it_can(
+async def test_unloadable_canary_leaves_users_on_the_live_release_until_it_loads(
     memory: MemoryStore,
 ) -> None:
     live, canary = await with_canary(memory)
@@ -147,7 +147,7 @@ async def test_a_canary_that_cannot_be_loaded_leaves_all_users_with_the_live_rel
 
 
 @virtual
-async def test_a_process_stops_using_a_canary_that_is_worse_until_another_one_is_set(
+async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
     memory: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     live, canary = await with_canary(memory, users=range(USERS // 2))
@@ -357,7 +357,7 @@ async def test_a_canary_that_vanishes_costs_nobody_his_list_of_the_live_release(
 
 @pytest.mark.parametrize("is_remote", [True, False])
 @virtual
-async def test_users_of_a_release_that_is_gone_get_their_own_lists_of_the_live_one_or_the_canary(
+async def test_users_of_a_missing_release_get_lists_of_the_live_one_or_canary(
     memory: MemoryStore, remote: RemoteStore, clock: FakeClock, *, is_remote: bool
 ) -> None:
     await publish(memory, "old", users=range(USERS))

@@ -144,7 +144,7 @@ async def test_a_release_that_cannot_be_served_is_not_followed_and_the_next_is(
 
 
 @virtual
-async def test_what_a_store_warns_of_is_reported_and_does_not_keep_a_release_from_being_followed(
+async def test_store_warnings_are_reported_and_do_not_block_following_a_release(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     remote.advice = ["allkeys-lru may drop lists in silence"]
@@ -212,7 +212,7 @@ async def test_callers_that_find_a_release_gone_share_one_read_of_the_catalogue(
 
 
 @virtual
-async def test_a_catalogue_that_was_requested_before_a_newer_one_came_is_read_again(
+async def test_catalogue_read_started_before_a_newer_one_arrived_is_repeated(
     memory: MemoryStore, remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with following(remote) as follower:
@@ -236,7 +236,7 @@ async def test_a_catalogue_that_was_requested_before_a_newer_one_came_is_read_ag
 
 
 @virtual
-async def test_a_draft_that_came_back_by_a_restore_and_was_finished_with_other_lists_is_another_release(
+async def test_draft_restored_and_finished_with_other_lists_is_another_release(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
@@ -273,7 +273,7 @@ async def restored(memory: MemoryStore, follower: Follower, *, keeping_releases:
 
 
 @virtual
-async def test_a_store_restored_from_an_older_copy_without_the_release_is_followed_at_once_and_said_so_once(
+async def test_store_restored_without_the_release_is_followed_and_logged_once(
     memory: MemoryStore, remote: RemoteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with following(remote) as follower:
@@ -288,7 +288,7 @@ async def test_a_store_restored_from_an_older_copy_without_the_release_is_follow
 
 
 @virtual
-async def test_an_older_catalogue_put_back_by_hand_is_followed_after_thirty_seconds_as_by_those_that_start_then(
+async def test_manually_restored_older_catalogue_is_followed_after_30_seconds(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
@@ -307,7 +307,7 @@ async def test_an_older_catalogue_put_back_by_hand_is_followed_after_thirty_seco
 
 
 @virtual
-async def test_an_older_catalogue_that_does_not_last_is_a_stale_read_however_often_it_comes(
+async def test_transient_older_catalogue_is_a_stale_read_each_time_it_occurs(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
@@ -325,7 +325,7 @@ async def test_an_older_catalogue_that_does_not_last_is_a_stale_read_however_oft
 
 
 @virtual
-async def test_what_a_stale_replica_says_never_counts_and_is_reported_while_nobody_else_answers(
+async def test_stale_replica_is_ignored_and_reported_while_it_alone_answers(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
@@ -340,7 +340,7 @@ async def test_what_a_stale_replica_says_never_counts_and_is_reported_while_nobo
 
 
 @virtual
-async def test_after_a_restore_a_replica_that_has_what_the_primary_lost_is_not_followed_back(
+async def test_replica_with_data_lost_by_the_primary_is_ignored_after_a_restore(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
@@ -379,7 +379,7 @@ async def test_a_release_that_is_damaged_in_places_is_followed_and_says_where(
 
 
 @virtual
-async def test_a_stale_replica_beside_a_primary_that_is_current_is_not_even_an_error(
+async def test_stale_replica_next_to_a_current_primary_is_not_an_error(
     memory: MemoryStore, remote: RemoteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with following(remote) as follower:
@@ -394,7 +394,7 @@ async def test_a_stale_replica_beside_a_primary_that_is_current_is_not_even_an_e
 
 
 @virtual
-async def test_a_catalogue_of_the_same_generation_with_another_token_is_followed_at_once(
+async def test_same_generation_catalogue_with_another_token_is_followed_at_once(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
@@ -410,7 +410,7 @@ async def test_a_catalogue_of_the_same_generation_with_another_token_is_followed
 
 
 @virtual
-async def test_a_store_restored_to_before_its_first_release_leaves_what_is_served_and_says_so(
+async def test_store_restored_to_before_first_release_keeps_serving_and_reports(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
@@ -427,7 +427,7 @@ async def test_a_store_restored_to_before_its_first_release_leaves_what_is_serve
 
 @pytest.mark.parametrize("lost", ["catalogue", "release"])
 @virtual
-async def test_what_vanished_from_a_store_is_an_error_until_it_is_back_and_un_serves_nothing(
+async def test_data_missing_from_a_store_is_an_error_and_serving_continues(
     memory: MemoryStore, remote: RemoteStore, lost: str
 ) -> None:
     async with following(remote) as follower:
@@ -500,7 +500,7 @@ class Warmed(MemoryStore):
 
 
 @virtual
-async def test_a_release_is_brought_into_memory_before_it_is_served_but_not_for_ever(
+async def test_release_is_warmed_before_serving_with_a_time_limit(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -521,7 +521,7 @@ async def test_a_release_is_brought_into_memory_before_it_is_served_but_not_for_
 
 
 @virtual
-async def test_processes_load_a_release_of_a_remote_store_at_moments_of_their_own_but_the_first_at_once(
+async def test_processes_stagger_remote_release_loads_except_for_the_first(
     memory: MemoryStore,
 ) -> None:
     clock = asyncio.get_running_loop().time

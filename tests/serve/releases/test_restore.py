@@ -62,7 +62,7 @@ def until_ready(service: Service, release: str) -> None:
 
 
 @pytest.mark.soak
-async def test_workers_follow_a_folder_put_back_from_an_older_copy_and_agree_with_those_that_start_later(
+async def test_workers_follow_a_restored_folder_and_agree_with_later_workers(
     tmp_path: Path,
 ) -> None:
     store, copy = tmp_path / "store", tmp_path / "copy"
@@ -95,9 +95,7 @@ def spoil(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["zeros", *(pytest.param(how, marks=pytest.mark.soak) for how in ("cut", "missing"))])
-async def test_a_catalogue_that_is_rebuilt_is_followed_by_all_workers_and_no_longer_written_by_earlier_ones(
-    tmp_path: Path, how: str
-) -> None:
+async def test_rebuilt_catalogue_is_followed_by_workers_and_rejects_old_writers(tmp_path: Path, how: str) -> None:
     url = f"file://{tmp_path}/store"
     first, second = [await publish_to(url, lists(text)) for text in ("r1", "r2")]
     writer = connect(url)

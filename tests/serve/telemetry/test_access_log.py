@@ -38,7 +38,7 @@ def until_logged(service: Service, count: int) -> list[dict[str, Any]]:
     return accesses(service)
 
 
-def test_every_request_is_one_line_without_ids_keys_and_queries_where_all_are_requested(folder: Path) -> None:
+def test_each_request_logs_one_line_without_ids_keys_or_queries(folder: Path) -> None:
     keys = folder.parent / "keys.json"
     secret = create(keys, "web", ["read"]).key
     with running(folder, "--access-log", "1", "--keys", str(keys)) as service:
@@ -131,7 +131,7 @@ def answered(service: Service, requests: int) -> int:
 
 
 @pytest.mark.soak
-def test_a_pipe_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted_and_said(folder: Path) -> None:
+def test_unread_pipe_blocks_nothing_and_lost_lines_are_counted_and_reported(folder: Path) -> None:
     with writing_to_a_pipe(folder) as (service, pipe):
         assert answered(service, 3000) == 3000
         until(lambda: counted(service, "hotplate_log_lines_dropped_total"), "nothing is counted")

@@ -220,7 +220,7 @@ def by_kind(spans: list[Span]) -> tuple[list[Span], list[Span]]:
 
 
 @pytest.mark.parametrize("lane", [True, False])
-def test_one_read_for_many_is_one_span_below_the_first_and_linked_to_the_others(*, lane: bool) -> None:
+def test_shared_read_is_a_child_span_of_the_first_linked_to_the_others(*, lane: bool) -> None:
     reader = TieredReader({"redis": asyncio.run(remote())})
     spans = recorded(reader, get("/v1/recommendations/1"), get("/v1/recommendations/2"), lane=lane)
     servers, clients = by_kind(spans)
@@ -349,7 +349,7 @@ def test_a_service_whose_collector_is_away_answers_and_stops_as_ever(
         assert service.stop() == 0
 
 
-def test_azure_monitor_gets_requests_dependencies_and_metrics_and_its_key_is_never_logged(
+def test_azure_monitor_receives_spans_and_metrics_and_key_is_never_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     spans = recorded(TieredReader({"redis": asyncio.run(remote())}), get("/v1/recommendations/1"))
@@ -425,7 +425,7 @@ def queue(
         made.close(20)
 
 
-def test_what_finds_no_room_while_the_collector_is_slow_is_dropped_and_counted() -> None:
+def test_spans_beyond_queue_size_are_dropped_and_counted() -> None:
     exporter = Exporter()
     with queue(exporter, size=5, batch_size=2) as (spans, counts):
         spans.add(a_span(0))

@@ -63,7 +63,7 @@ def test_a_share_of_traces_is_the_one_that_the_sdk_takes(trace_id: int, share: f
     assert (begun is not None) == (decided is Decision.RECORD_AND_SAMPLE)
 
 
-def test_a_callers_decision_counts_and_without_one_a_share_is_drawn_that_others_would_draw() -> None:
+def test_parent_sampling_decision_wins_and_otherwise_ratio_is_by_trace_id() -> None:
     never, always = (Tracer(Sampling(share, parent_based=True), ignore) for share in (0.0, 1.0))
     begun = never.begin(SAMPLED, "vendor=1")
     assert begun is not None

@@ -173,7 +173,7 @@ def test_a_url_names_where_the_account_is_managed(server: Emulator) -> None:
             parse(url, {})
 
 
-def test_keys_that_may_not_change_containers_and_a_missing_role_are_different_errors() -> None:
+def test_forbidden_container_changes_and_missing_role_raise_different_errors() -> None:
     message = (
         "Operation 'POST' on resource 'colls' is not allowed through Azure Cosmos DB endpoint. Please switch on such"
     )

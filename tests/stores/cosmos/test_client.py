@@ -62,7 +62,7 @@ def containers(made: tuple[SignedClient, CosmosAccount]) -> CosmosAccount:
     return made[1]
 
 
-async def test_a_versioned_read_has_the_clock_of_the_service_with_or_without_an_item(client: SignedClient) -> None:
+async def test_versioned_read_returns_the_service_time_with_or_without_an_item(client: SignedClient) -> None:
     await client.create("c", ITEM)
     for name in (ITEM["id"], "none"):
         found = await client.read_fresh("c", name)
@@ -93,7 +93,7 @@ async def test_an_item_is_deleted_once(client: SignedClient) -> None:
     assert await client.read("c", ITEM["id"], 2.0) is None
 
 
-async def test_a_container_that_was_made_anew_is_read_again_after_one_attempt_at_most(
+async def test_recreated_container_is_readable_after_at_most_one_failed_attempt(
     client: SignedClient, containers: CosmosAccount
 ) -> None:
     await client.create("c", ITEM)

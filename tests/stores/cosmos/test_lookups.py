@@ -48,7 +48,7 @@ async def test_a_slow_partition_holds_up_only_its_own_keys(account: SimulatedAcc
 
 
 @simulated
-async def test_a_throttled_key_fails_alone_and_at_once_where_waiting_would_be_too_long(
+async def test_throttled_key_fails_alone_and_at_once_if_the_wait_is_too_long(
     account: SimulatedAccount,
 ) -> None:
     store, loop = await filled(account), asyncio.get_running_loop()
@@ -92,7 +92,7 @@ async def test_a_failure_is_tried_once_more_at_once(account: SimulatedAccount, k
 
 
 @simulated
-async def test_a_container_that_was_dropped_under_its_readers_is_a_release_that_is_gone(
+async def test_container_dropped_during_reads_is_a_missing_release(
     account: SimulatedAccount,
 ) -> None:
     store = await filled(account)
@@ -128,7 +128,7 @@ async def test_a_read_without_a_deadline_is_as_patient_as_a_write(
 
 
 @simulated
-async def test_a_read_with_a_deadline_keeps_it_and_one_without_is_not_tried_for_ever(account: SimulatedAccount) -> None:
+async def test_read_keeps_its_deadline_and_without_one_retries_are_bounded(account: SimulatedAccount) -> None:
     store, loop = await filled(account), asyncio.get_running_loop()
     account.inject_faults({"kind": "slow", "delay_ms": 9000})
     for timeout_s in (0.05, 3.0):

@@ -89,7 +89,7 @@ async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_where_all_regions_fail_the_read_fails_and_the_first_that_is_back_is_read(
+async def test_read_fails_if_all_regions_fail_and_uses_the_first_to_recover(
     two_regions: Account, client: SignedClient
 ) -> None:
     two_regions.inject_faults({"kind": "reset"})
@@ -110,7 +110,7 @@ async def late(client: SignedClient, timeout_s: float) -> None:
     assert await kind_of(client.read("c", NAME, timeout_s)) == "timeout"
 
 
-async def test_a_slow_region_is_left_after_a_few_reads_and_read_again_once_it_is_quick(
+async def test_slow_region_is_avoided_after_a_few_reads_and_reused_once_fast(
     two_regions: Account, client: SignedClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each read ends by the caller's own deadline, just before the one that it named.
@@ -181,7 +181,7 @@ def in_two_regions(work: Callable[[SignedClient, dict[str, float]], Coroutine[No
     in_virtual_time(whole)
 
 
-def test_reads_that_are_late_together_count_as_one_and_those_without_time_as_none() -> None:
+def test_late_concurrent_reads_count_once_and_too_short_deadlines_not_at_all() -> None:
     async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
         delays_s["1"] = 1.0
         for _ in range(MAX_FAILURES - 1):
@@ -197,7 +197,7 @@ def test_reads_that_are_late_together_count_as_one_and_those_without_time_as_non
     in_two_regions(work)
 
 
-def test_a_region_that_still_takes_too_long_costs_a_read_now_and_then_until_it_is_quick() -> None:
+def test_still_slow_region_is_probed_occasionally_until_it_is_fast() -> None:
     async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
         delays_s["1"] = 1.0
         for _ in range(MAX_FAILURES):
@@ -237,7 +237,7 @@ def test_a_sick_region_that_is_not_listed_any_more_is_not_tried_again() -> None:
     in_two_regions(work)
 
 
-def test_a_read_from_the_region_that_takes_writes_is_marked_as_such_and_no_other_is() -> None:
+def test_only_reads_from_the_write_region_are_marked_as_such() -> None:
     async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
         assert await client.read_nearest("c", NAME, 5.0) == ({"id": NAME}, False)
         delays_s["1"] = 1.0
@@ -309,7 +309,7 @@ async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_the_account_is_read_through_its_regions_where_its_own_endpoint_is_away(
+async def test_account_is_read_through_its_regions_if_its_endpoint_is_down(
     observer: Counted, raw: ScriptedServer
 ) -> None:
     raw.responses = [answer(200, ITEM)]

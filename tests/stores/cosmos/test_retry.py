@@ -48,7 +48,7 @@ def test_a_charge_that_was_expected_wrongly_is_made_good(clock: FakeClock) -> No
     assert limiter.wait_s() == pytest.approx(0, abs=1e-6)
 
 
-def test_nothing_is_sent_until_retry_after_has_passed_and_no_budget_is_saved_up_meanwhile(clock: FakeClock) -> None:
+def test_limiter_waits_for_retry_after_and_saves_up_no_budget_meanwhile(clock: FakeClock) -> None:
     limiter = RateLimiter(clock, 1000)
     limiter.pause(3)
     limiter.pause(1)
@@ -79,7 +79,7 @@ async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount
 
 @pytest.mark.parametrize(("provisioned", "max_ru", "share"), [(400, 1000, 0.02), (600, 1000, 0.02), (400, 400, 0.01)])
 @simulated
-async def test_a_container_with_less_than_the_configured_rate_gives_all_it_has_and_loses_nothing(
+async def test_container_below_the_configured_rate_is_fully_used_without_loss(
     account: SimulatedAccount, provisioned: int, max_ru: int, share: float
 ) -> None:
     maker, store, loop = account.store(ru=provisioned), account.store(max_ru=max_ru), asyncio.get_running_loop()

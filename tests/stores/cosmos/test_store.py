@@ -70,7 +70,7 @@ async def test_a_swap_whose_answer_was_lost_is_no_rival_and_a_rival_is_one(accou
 
 @pytest.mark.parametrize("rewritten", [False, True], ids=["a lower generation", "the same, with another token"])
 @simulated
-async def test_after_a_failover_that_lost_swaps_the_catalogue_is_what_the_write_region_has(
+async def test_catalogue_after_a_lossy_failover_is_that_of_the_write_region(
     account: SimulatedAccount, *, rewritten: bool
 ) -> None:
     store, rival = account.store(), account.store()
@@ -94,7 +94,7 @@ async def test_after_a_failover_that_lost_swaps_the_catalogue_is_what_the_write_
 
 
 @simulated
-async def test_what_lies_in_the_account_is_listed_and_nothing_that_others_keep_there(account: SimulatedAccount) -> None:
+async def test_incarnations_in_the_account_are_listed_without_foreign_containers(account: SimulatedAccount) -> None:
     store = account.store()
     assert await store.incarnations() == []
     await publish(store)

@@ -87,7 +87,7 @@ async def test_a_token_lets_in_is_kept_and_is_for_this_account(entra: Entra) -> 
     assert credential.scopes == {"https://127.0.0.1/.default"}
 
 
-async def test_a_token_is_renewed_in_the_background_and_a_failure_keeps_the_old_one_until_its_end(
+async def test_token_is_renewed_in_background_and_kept_until_expiry_on_failure(
     entra: Entra, observer: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, credential, clock = entra

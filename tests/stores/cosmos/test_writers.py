@@ -52,7 +52,7 @@ async def scanned(account: SimulatedAccount) -> list[Row]:
 
 
 @simulated
-async def test_rows_of_a_former_writer_that_come_late_change_nothing_that_the_new_one_wrote(
+async def test_late_rows_of_a_former_writer_do_not_overwrite_the_new_writers(
     account: SimulatedAccount,
 ) -> None:
     late, new = account.store(ru=4000), account.store(ru=4000)
@@ -89,7 +89,7 @@ async def test_a_batch_that_a_former_writer_acknowledges_late_does_not_count(acc
 
 
 @simulated
-async def test_a_row_whose_answer_was_lost_is_compared_and_other_bytes_are_a_conflict(
+async def test_row_with_a_lost_response_is_compared_and_a_difference_conflicts(
     account: SimulatedAccount,
 ) -> None:
     store = account.store(ru=4000)
@@ -120,7 +120,7 @@ async def test_of_two_that_take_a_draft_over_at_once_one_becomes_its_writer(acco
 
 
 @simulated
-async def test_a_writer_that_was_paused_before_it_claimed_its_draft_displaces_nobody(account: SimulatedAccount) -> None:
+async def test_writer_paused_before_claiming_its_draft_displaces_no_other(account: SimulatedAccount) -> None:
     paused, new = account.store(ru=4000), account.store(ru=4000)
     await begin(paused, R)
     first = draft_of(R)

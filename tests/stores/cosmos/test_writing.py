@@ -87,7 +87,7 @@ async def test_warnings_are_read_although_the_account_cannot_answer_for_a_while(
     [("throttle", CosmosThrottled, THROTTLED_S), ("unavailable", CosmosUnavailable, UNAVAILABLE_S)],
 )
 @simulated
-async def test_what_does_not_pass_ends_with_its_cause_and_leaves_what_was_acknowledged(
+async def test_persistent_fault_raises_its_cause_and_keeps_acknowledged_rows(
     account: SimulatedAccount, kind: str, error: type[Exception], limit_s: float
 ) -> None:
     store, loop = account.store(ru=4000), asyncio.get_running_loop()

@@ -150,9 +150,7 @@ asyncio.run(backup(LmdbStore(Path(sys.argv[1])), Path(sys.argv[2]), on_progress)
 """
 
 
-async def test_a_backup_that_was_killed_is_absent_and_its_remains_are_swept_by_the_next(
-    store: LmdbStore, target: Path
-) -> None:
+async def test_killed_backup_is_absent_and_the_next_one_removes_its_leftovers(store: LmdbStore, target: Path) -> None:
     await published(store, "first")
     processes = [
         subprocess.Popen(  # noqa: ASYNC220 -- nothing else waits while a test starts a process
@@ -300,7 +298,7 @@ async def test_an_unreadable_catalogue_is_replaced(store: LmdbStore, target: Pat
     assert await published_rows(store, first) == rows("first")
 
 
-async def test_a_restore_that_ends_before_its_last_step_changes_nothing_that_is_read(
+async def test_restore_interrupted_before_its_last_step_changes_no_readable_data(
     store: LmdbStore, target: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await published(store, "first")
@@ -327,7 +325,7 @@ async def test_a_restore_that_ends_before_its_last_step_changes_nothing_that_is_
     await verify(store, await ref_of(store, first))
 
 
-async def test_an_interrupted_restore_ends_after_the_thread_that_writes_for_it_and_leaves_nothing_behind(
+async def test_interrupted_restore_waits_for_its_writer_thread_and_cleans_up(
     store: LmdbStore, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await published(store, "first")

@@ -79,7 +79,7 @@ async def test_a_damaged_page_fails_its_own_keys_only(
     assert store.get(RELEASE, KEYS[1999]) == KEYS[1999].encode() * 8
 
 
-async def test_a_large_value_that_is_looked_for_beyond_the_end_fails_its_own_key_only(store: LmdbStore) -> None:
+async def test_large_value_with_a_page_out_of_range_fails_only_its_key(store: LmdbStore) -> None:
     path = await sealed(store.folder, large=20)
     data = path.read_bytes()
     # After a key, its page has the number of the page where its large value begins; of some pages there are copies.
@@ -250,7 +250,7 @@ async def test_damaged_sums_are_no_reason_not_to_serve_what_is_whole(store: Lmdb
         await store.check_integrity(RELEASE)
 
 
-async def test_a_release_that_was_published_and_then_damaged_is_refused_by_verify_wherever_it_is(
+async def test_verify_rejects_a_published_release_damaged_at_any_position(
     tmp_path: Path,
 ) -> None:
     store = LmdbStore(tmp_path)

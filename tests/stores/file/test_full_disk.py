@@ -53,9 +53,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-async def test_a_disk_that_runs_full_is_a_sentence_with_the_numbers_and_nothing_is_left(
-    disk: Path, store: LmdbStore
-) -> None:
+async def test_full_disk_error_states_the_sizes_and_leaves_no_files(disk: Path, store: LmdbStore) -> None:
     first = await publish(store, SMALL, 100, plan=UNDERSTATED)
     before = free(disk)
     for rows in (100, 2000):

@@ -131,7 +131,7 @@ async def mapped_by_a_scan(store: LmdbStore, ref: ReleaseRef) -> int:
     return mapped_bytes() - before
 
 
-async def test_a_scan_lets_go_of_what_it_has_read_unless_it_was_brought_into_memory_to_be_served(
+async def test_scan_drops_pages_it_read_unless_the_release_was_warmed(
     cold: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(release_module, "SCANNED_BYTES", 100_000)

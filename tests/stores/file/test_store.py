@@ -52,7 +52,7 @@ async def test_the_map_of_a_pruned_release_is_given_back(store: LmdbStore, clock
     await reader.close()
 
 
-async def test_a_release_that_is_mapped_is_read_on_when_it_is_erased_and_its_store_has_vanished(
+async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(
     store: LmdbStore,
 ) -> None:
     release, reader = await published(store), LmdbStore(store.folder)

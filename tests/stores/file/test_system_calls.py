@@ -111,9 +111,7 @@ def test_of_two_swaps_one_is_made_in_whatever_order_their_calls_come(folders: Fo
 
 
 @pytest.mark.parametrize("switches", [2, pytest.param(3, id="soak", marks=pytest.mark.soak)])
-def test_what_is_read_while_two_swaps_are_made_is_one_of_theirs_and_never_goes_back(
-    folders: Folders, switches: int
-) -> None:
+def test_reads_during_two_swaps_see_one_of_them_and_never_go_back(folders: Folders, switches: int) -> None:
     order: list[object] = [SECOND, ONES, THIRDS]
     for schedule, folder in folders():
         swaps = [swapping(folder, SECOND, ONES), swapping(folder, ONES, THIRDS)]
@@ -124,9 +122,7 @@ def test_what_is_read_while_two_swaps_are_made_is_one_of_theirs_and_never_goes_b
 
 
 @MORE_SWITCHES
-def test_a_draft_that_is_created_while_the_catalogue_is_swapped_touches_nothing_of_it(
-    folders: Folders, switches: int
-) -> None:
+def test_draft_created_during_a_catalogue_swap_does_not_affect_it(folders: Folders, switches: int) -> None:
     for schedule, folder in folders():
         (folder / "catalogue.spare").unlink()  # as after a full disk
         swapper, _ = run(schedule, [swapping(folder, SECOND, ONES)], writing(folder, ONE, []), switches=switches)
@@ -134,9 +130,7 @@ def test_a_draft_that_is_created_while_the_catalogue_is_swapped_touches_nothing_
 
 
 @pytest.mark.parametrize("switches", [0, pytest.param(2, id="soak", marks=pytest.mark.soak)])
-def test_who_is_killed_at_any_call_of_a_swap_leaves_a_catalogue_that_the_next_swaps(
-    folders: Folders, switches: int
-) -> None:
+def test_catalogue_can_be_swapped_after_a_kill_at_any_call_of_a_swap(folders: Folders, switches: int) -> None:
     for schedule, folder in folders():
         works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
         check_swaps(folder, run(schedule, *works, switches=switches, kills=1))
@@ -232,9 +226,7 @@ def test_a_draft_that_is_erased_while_it_is_written_is_whole_or_gone(folders: Fo
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
-def test_a_writer_that_is_killed_at_any_call_leaves_a_draft_that_the_next_goes_on_with(
-    folders: Folders, kills: int
-) -> None:
+def test_draft_can_be_resumed_after_its_writer_is_killed_at_any_call(folders: Folders, kills: int) -> None:
     for schedule, folder in folders():
         works = [writing(folder, draft, rows, seal=True) for draft, rows in ((ONE, ["user:1"]), (OTHER, ["user:2"]))]
         processes = run(schedule, *works, switches=0, kills=kills)
@@ -243,7 +235,7 @@ def test_a_writer_that_is_killed_at_any_call_leaves_a_draft_that_the_next_goes_o
         assert sealed_keys(folder) == acknowledged(processes), [process.calls for process in processes]
 
 
-def test_a_disk_that_runs_full_at_any_call_of_a_writer_costs_the_draft_or_nothing(folders: Folders) -> None:
+def test_full_disk_at_any_call_of_a_writer_loses_at_most_the_draft(folders: Folders) -> None:
     for schedule, folder in folders():
         processes = run(schedule, writing(folder, ONE, ["user:1"], seal=True), fills=True)
         assert unexpected(processes, StoreFull, ReleaseNotFound) == []

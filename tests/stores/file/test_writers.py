@@ -165,7 +165,7 @@ async def test_a_draft_from_before_the_machine_started_is_begun_anew(store: Lmdb
     assert await is_complete(store)
 
 
-async def test_a_draft_whose_writer_was_killed_as_it_sealed_is_taken_over_without_a_row_to_write(
+async def test_draft_of_a_writer_killed_while_sealing_is_resumed_without_writes(
     store: LmdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(Exception):
@@ -211,7 +211,7 @@ class SlowDisk:
                 await asyncio.sleep(0.001)
 
 
-async def test_the_event_loop_turns_while_a_release_is_sealed_and_a_catalogue_swapped(
+async def test_event_loop_is_not_blocked_by_a_seal_or_a_catalogue_swap(
     store: LmdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create(ONE, PLAN)
@@ -230,7 +230,7 @@ async def test_the_event_loop_turns_while_a_release_is_sealed_and_a_catalogue_sw
     assert await is_complete(store)
 
 
-async def test_a_seal_that_is_given_up_leaves_nothing_behind_once_the_draft_is_erased(
+async def test_cancelled_seal_leaves_no_files_after_the_draft_is_erased(
     store: LmdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create(ONE, PLAN)

@@ -66,7 +66,7 @@ def state_beside(name: str) -> str:
     return name[: name.index("}:") + 2] + "@state"
 
 
-async def test_a_release_lies_on_all_nodes_in_the_layout_of_one_server_and_erasing_leaves_nothing(
+async def test_release_on_all_nodes_uses_single_server_layout_and_erases_fully(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, [*USERS, Row("meta:manifest", b"{}")])
@@ -78,7 +78,7 @@ async def test_a_release_lies_on_all_nodes_in_the_layout_of_one_server_and_erasi
     assert redis_cluster.keys(f"*{prefix}*") == []
 
 
-async def test_a_list_that_is_there_is_one_read_and_only_one_that_is_not_has_its_bucket_asked(
+async def test_present_list_takes_one_read_and_only_absent_ones_check_the_bucket(
     store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     await write(store, FIRST, USERS)
@@ -89,7 +89,7 @@ async def test_a_list_that_is_there_is_one_read_and_only_one_that_is_not_has_its
     assert redis_cluster.calls("get") == before + 103
 
 
-async def test_a_node_that_lost_the_end_of_what_it_was_sent_is_seen_and_fails_its_own_users_only(
+async def test_node_with_lost_tail_is_detected_and_fails_only_its_own_users(
     store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     await write(store, FIRST, USERS)
@@ -108,7 +108,7 @@ async def test_a_node_that_lost_the_end_of_what_it_was_sent_is_seen_and_fails_it
             await call
 
 
-async def test_users_whose_part_of_a_release_is_lost_open_no_circuit_for_the_others(
+async def test_lost_part_of_a_release_does_not_open_the_circuit_for_other_users(
     redis_cluster: RedisCluster, prefix: str
 ) -> None:
     url = redis_cluster.url(prefix=prefix)
@@ -123,7 +123,7 @@ async def test_users_whose_part_of_a_release_is_lost_open_no_circuit_for_the_oth
         assert not reader.tiers[0].breaker.is_open
 
 
-async def test_a_seal_that_was_cut_short_is_finished_by_the_next_writer_and_lets_nobody_write(
+async def test_interrupted_seal_is_completed_by_next_writer_and_blocks_writes(
     store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     await write(store, FIRST, USERS[:50])
@@ -250,7 +250,7 @@ async def test_one_server_given_as_a_cluster_is_a_sentence(redis_server: RedisSe
     await store.close()
 
 
-async def test_a_node_that_stands_still_costs_its_own_users_the_time_and_no_other_a_list(
+async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists(
     store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
     await write(store, FIRST, USERS)

@@ -57,7 +57,7 @@ async def test_a_command_that_cannot_be_encoded_is_never_waited_for(connection: 
     assert echoed == b"mine"
 
 
-async def test_a_row_whose_key_cannot_be_encoded_is_refused_and_the_next_put_succeeds(redis: RedisStore) -> None:
+async def test_row_with_an_unencodable_key_is_rejected_and_the_next_put_succeeds(redis: RedisStore) -> None:
     await redis.create(draft_of(FIRST), Plan(2, 100))
     with pytest.raises(StoreMisused):
         await redis.put(draft_of(FIRST), [Row(UNENCODABLE, b"x")])
@@ -148,7 +148,7 @@ def well(command: list[bytes]) -> bytes:
     return array(*(key.rpartition(b":")[2] for key in command[1:]))
 
 
-async def test_who_waits_for_a_connection_that_is_closed_meanwhile_gets_an_error_and_is_not_cancelled() -> None:
+async def test_waiters_for_a_connection_closed_meanwhile_get_an_error() -> None:
     async with asyncio.timeout(SOON_S), scripted(lambda _: b"") as server:  # which leaves the greeting without a reply
         address = replace(parse(f"redis://127.0.0.1:{server.port}"), role=ServerRole.PRIMARY)
         reconnector = Reconnector(address, SOON_S)
@@ -173,7 +173,7 @@ async def test_who_waits_for_a_connection_that_is_closed_meanwhile_gets_an_error
         pytest.param(lambda command: b"+OK\r\n" + well(command), id="the reply to something else first"),
     ],
 )
-async def test_a_reply_that_is_not_what_was_sent_for_reaches_nobody_and_ends_the_connection(
+async def test_mismatched_reply_is_delivered_to_no_caller_and_closes_connection(
     wrong: Callable[[list[bytes]], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with reading(wrong) as (server, store):
@@ -229,7 +229,7 @@ async def test_a_server_that_does_not_say_that_it_is_a_primary_counts_as_a_repli
     assert (found.generation, found.now, found.primary) == (0, 1795202475.5, primary)
 
 
-async def test_values_of_several_commands_reach_their_own_callers_however_calls_overlap(
+async def test_overlapping_calls_receive_the_values_of_their_own_commands(
     connection: PipelinedConnection,
 ) -> None:
     names = [secrets.token_hex(8).encode() for _ in range(3)]

@@ -46,9 +46,7 @@ def test_a_password_that_crosses_a_network_unencrypted_is_warned_of(url: str, le
     assert "secret" not in found.sentence
 
 
-async def test_eviction_a_full_memory_and_persistence_are_told_as_the_server_is_set(
-    tmp_path: Path, prefix: str
-) -> None:
+async def test_eviction_memory_and_persistence_are_reported_per_server_config(tmp_path: Path, prefix: str) -> None:
     with running(tmp_path, "--maxmemory", "40mb", "--maxmemory-policy", "allkeys-lru", "--save", "60 1") as server:
         url = server.url(prefix=prefix)
         await publish_to(url, {"user:1": a_list("a")})

@@ -172,7 +172,7 @@ async def test_a_full_server_ends_a_publish_which_gives_its_space_back(redis: Re
     assert Row("user:000001", b"x" * 100) in await published_rows(redis, live)
 
 
-async def test_on_a_full_server_what_is_live_can_be_changed_and_pruned_and_nothing_new_is_written(
+async def test_full_server_allows_activation_and_pruning_but_no_new_writes(
     redis: RedisStore, server: RedisServer
 ) -> None:
     old, new = [await publish_rows(redis, TEN) for _ in range(2)]
@@ -349,7 +349,7 @@ def test_a_closed_port_fails_a_read_within_its_budget(loop: Factory) -> None:
 
 
 @LOOPS
-def test_a_server_that_accepts_and_says_nothing_fails_a_read_within_its_budget(loop: Factory) -> None:
+def test_unresponsive_server_fails_a_read_within_its_budget(loop: Factory) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         fails_within_budget(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", loop)
 

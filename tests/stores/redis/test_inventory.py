@@ -127,9 +127,7 @@ async def test_an_erase_takes_nothing_of_a_release_that_was_put_back_meanwhile(
     assert place.copied() == copies
 
 
-async def test_an_erase_takes_nothing_of_a_release_that_a_restart_with_an_older_dump_has_brought_back(
-    tmp_path: Path, pauses: Pauses
-) -> None:
+async def test_erase_does_not_remove_releases_restored_from_an_older_dump(tmp_path: Path, pauses: Pauses) -> None:
     with running(tmp_path) as server:
         store = connect(server.url())
         await write(store, FIRST, USERS)
@@ -153,7 +151,7 @@ async def test_an_erase_takes_nothing_of_a_release_that_a_restart_with_an_older_
 
 
 @pytest.mark.parametrize("lost", [("DEL", "@keys"), ("DEL", "@keys", "@points", "@state")])
-async def test_a_release_that_has_lost_what_lists_its_keys_is_pruned_to_the_last_of_them(
+async def test_release_without_its_key_list_is_pruned_completely(
     place: Place, store: Store, lost: Sequence[str]
 ) -> None:
     for _ in range(2):

@@ -26,7 +26,7 @@ def test_a_row_lies_in_the_bucket_of_its_key_whose_braces_name_one_slot() -> Non
     assert names[0] == "shop:{0123456789ab.1}:user:1"  # of releases that are stored, for as long as they are
 
 
-def test_each_bucket_has_a_state_and_the_first_has_what_belongs_to_the_whole_release() -> None:
+def test_each_bucket_has_a_state_and_bucket_0_has_release_wide_keys() -> None:
     keys = Keys("shop").release(RELEASE)
     states = tuple(f"shop:{{0123456789ab.{bucket}}}:@state" for bucket in range(BUCKETS))
     assert keys.steps == (states,)

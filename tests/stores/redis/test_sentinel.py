@@ -156,7 +156,7 @@ async def test_the_doctor_names_what_a_failover_would_lack(
     assert any("No such master" in each.sentence for each in findings if each.subject == "primary")
 
 
-async def test_what_is_committed_on_a_primary_that_was_replaced_already_is_lost_and_said_to_be(
+async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
     deployment: SentinelDeployment, stores: AsyncExitStack
 ) -> None:
     primary, (successor, other) = deployment.primary, deployment.replicas
@@ -219,7 +219,7 @@ async def test_a_failover_is_followed_by_whoever_is_connected(
         await until_read(reader, [b"one", None, None], SECOND)
 
 
-async def test_the_sentinel_that_knows_the_latest_failover_is_believed_until_none_knows_it() -> None:
+async def test_sentinel_with_the_highest_failover_epoch_wins_until_it_is_reset() -> None:
     late, knowing, away = ScriptedSentinel(1, 7001), ScriptedSentinel(2, 7002), ScriptedSentinel(1, 7001)
     away.up = False
     async with asyncio.timeout(SOON_S), scripted(late, knowing, away) as sentinels:

@@ -27,7 +27,7 @@ def test_a_socket_is_named_by_its_path() -> None:
     assert (address.path, address.db, address.prefix, address.password) == ("/run/r s.sock", 2, "a", "secret")
 
 
-def test_the_password_also_comes_from_the_environment_or_a_file_and_the_url_wins(tmp_path: Path) -> None:
+def test_password_is_read_from_environment_or_file_and_url_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("from a file\n")
     from_file = {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "secret")}
     both = {"HOTPLATE_REDIS_PASSWORD": "from the environment", **from_file}
@@ -38,7 +38,7 @@ def test_the_password_also_comes_from_the_environment_or_a_file_and_the_url_wins
         parse("redis://a", {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "absent")})
 
 
-def test_sentinels_are_listed_before_the_name_of_the_primary_and_have_a_password_of_their_own() -> None:
+def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> None:
     url = "rediss+sentinel://me:p4ss@a,[::1]:7000/the%20shop/3?prefix=shop&sentinel_user=watch"
     behind = parse_sentinel(url, {"HOTPLATE_REDIS_SENTINEL_PASSWORD": "theirs"})
     server = behind.server

@@ -29,7 +29,7 @@ SOON_S = 30.0
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("rounds", [5, pytest.param(scaled(400, least=50), id="soak", marks=pytest.mark.soak)])
-async def test_at_whatever_instant_a_writer_is_replaced_it_changes_nothing_from_then_on(
+async def test_replaced_writer_changes_nothing_from_any_moment_of_replacement(
     redis: RedisStore, redis_server: RedisServer, prefix: str, rounds: int
 ) -> None:
     """A batch of it is on its way, which a proxy delays."""
@@ -64,7 +64,7 @@ class Unchecked(RedisStore):
         """Find room for anything."""
 
 
-async def test_on_a_full_server_nothing_new_is_claimed_and_what_there_is_can_be_taken_over_sealed_and_erased(
+async def test_full_server_rejects_new_drafts_but_existing_ones_can_be_completed(
     tmp_path: Path,
 ) -> None:
     with running(tmp_path) as server:
@@ -97,7 +97,7 @@ async def test_a_batch_of_which_a_part_failed_is_not_acknowledged(
         await redis.put(ONE, USERS[:1])
 
 
-async def test_a_step_is_tried_again_while_servers_are_away_but_not_where_rows_are_lost() -> None:
+async def test_step_is_retried_while_servers_are_down_but_not_if_rows_are_lost() -> None:
     failures = [StoreUnavailable("away"), RowsLost("rows are gone")]
     taken = list[str]()
 
@@ -113,7 +113,7 @@ async def test_a_step_is_tried_again_while_servers_are_away_but_not_where_rows_a
         await with_retries(step, -1.0)
 
 
-async def test_meta_rows_that_a_server_has_lost_are_missed_before_the_release_is_sealed(
+async def test_lost_meta_rows_are_detected_before_the_release_is_sealed(
     redis: RedisStore, redis_server: RedisServer, prefix: str
 ) -> None:
     await redis.create(ONE, SMALL)
