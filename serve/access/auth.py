@@ -45,6 +45,9 @@ SCOPES_BY_ROUTE: dict[str, str | None] = {
 }
 # How much a bucket holds, as a client's requests come in bursts.
 BURST_S = 1.0
+# How many seconds' tokens a worker admits on credit, and for how long it then refuses a client.
+CREDIT_S = 0.005
+BUSY_S = 0.001
 
 
 class SharedRates:
@@ -84,31 +87,63 @@ class SharedRates:
                 self.full_at[cells[owner]] = 0.0
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, MAX_CLIENTS)
-        return {name: Bucket(self.full_at, cells[owners[name]], rate) for name, rate in rates.items()}
+        return {name: Bucket(self, cells[owners[name]], rate) for name, rate in rates.items()}
+
+    def try_lock(self, cell: int) -> bool:
+        """Lock one cell against other processes; False if one of them holds it."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, cell)
+        except OSError:
+            return False
+        return True
+
+    def unlock(self, cell: int) -> None:
+        """Unlock one cell."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, cell)
 
 
 class Bucket:
     """One client's tokens; used until the keys are loaded again.
 
-    Nothing is locked: of two workers that take a token within the same microsecond, one may take it for nothing.
+    A worker does not wait for the lock. If another holds it, a request is admitted on credit, which this worker pays
+    with the next token that it takes. The kernel frees the lock of a process that dies.
     """
 
-    __slots__ = ("_capacity", "_cell", "_full_at", "_rate")
+    __slots__ = ("_capacity", "_cell", "_credit", "_owed", "_rate", "_refused_until", "_shared")
 
-    def __init__(self, full_at: "memoryview[float]", cell: int, rate: float) -> None:
-        self._full_at = full_at
+    def __init__(self, shared: SharedRates, cell: int, rate: float) -> None:
+        self._shared = shared
         self._cell = cell
         self._rate = rate
         self._capacity = max(1.0, rate * BURST_S)
+        self._credit = max(1, int(rate * CREDIT_S))
+        self._owed = 0
+        self._refused_until = 0.0
 
     def take(self) -> float:
         """Take a token for one request: 0 if there was one, else the seconds until there is."""
         now = monotonic()
-        full_at = max(now, self._full_at[self._cell])
+        if now < self._refused_until:
+            return self._refused_until - now
+        if not self._shared.try_lock(self._cell):
+            if self._owed >= self._credit:
+                return BUSY_S
+            self._owed += 1
+            return 0.0
+        try:
+            return self._take_locked(now)
+        finally:
+            self._shared.unlock(self._cell)
+
+    def _take_locked(self, now: float) -> float:
+        full_at = max(now, self._shared.full_at[self._cell])
         there = self._capacity - (full_at - now) * self._rate
         if there < 1:
-            return (1 - there) / self._rate
-        self._full_at[self._cell] = full_at + 1 / self._rate
+            wait_s = (1 - there) / self._rate
+            self._refused_until = now + wait_s
+            return wait_s
+        self._shared.full_at[self._cell] = full_at + (1 + self._owed) / self._rate
+        self._owed = 0
         return 0.0
 
 

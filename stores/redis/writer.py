@@ -148,6 +148,7 @@ class Writer:
         """Nodes without a replica that keeps up with a batch, which are not asked for one before the end."""
         self._points = dict[DraftRef, dict[int | str, str]]()
         """Of each draft, the last key of each part, and of `meta` rows, acknowledged here."""
+        self._checked: Sender | None = None
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a draft, in order; raises as `Store.put` does."""
@@ -187,6 +188,18 @@ class Writer:
             raise RowsLost(f"{connection.where} has lost rows of release {draft.id} that it had acknowledged")
         return state
 
+    async def _state(self, draft: DraftRef, connection: Sender, sent: str) -> bytes | None:
+        """Return the draft's state; see first over a new connection, perhaps to another server, what it has kept.
+
+        Not over the same one, as another writer of a part moves its resume point, too.
+        """
+        if connection is self._checked:
+            state: bytes | None = await connection.send_command(b"GET", self._keys.release(draft).state)
+            return state
+        state = await self.check_kept(draft, connection, sent)
+        self._checked = connection
+        return state
+
     async def _write_at_once(self, draft: DraftRef, batch: Batch) -> float:
         """Write rows, list their keys and move the resume point; return how long to pause, in seconds.
 
@@ -201,7 +214,7 @@ class Writer:
             pairs += (name, row.value)
         while True:
             watching = connection.send_command(b"WATCH", keys.state)
-            _, state = await asyncio.gather(watching, self.check_kept(draft, connection, batch.last))
+            _, state = await asyncio.gather(watching, self._state(draft, connection, batch.last))
             check_owned(draft, state)
             started = time.monotonic()
             *_, outcome = await asyncio.gather(
@@ -244,7 +257,7 @@ class Writer:
 
     async def _note(self, draft: DraftRef, batch: Batch, connection: Sender) -> None:
         """List the keys of a batch and move its resume point, unless this server has lost an earlier one."""
-        await self.check_kept(draft, connection, batch.last)
+        check_owned(draft, await self._state(draft, connection, batch.last))
         keys = self._keys.release(draft)
         names, args = (keys.state, batch.source, keys.points), (batch.packed, batch.point, batch.last)
         check_owned(draft, await connection.send_command(b"EVAL", NOTE, 3, *names, state_of(draft), *args))

@@ -27,6 +27,7 @@ from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.offline.publish import PublishSettings, publish
 from hotplate.offline.rules import Rules
+from hotplate.offline.train import similar
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.neighbours import fit as fit_neighbours
@@ -67,6 +68,7 @@ def model(seed: int = 1, title: str = "Title") -> Model:
     return replace(
         other,
         ranker=Factors(user_factors, item_factors, params),
+        similar=similar.fit(matrix.user_items, similar.SimilarParams()),
         matrix=matrix,
         params=params,
         titles={item: f"{title} {item}" for item in ids},
