@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,9 @@ DENIED = {401, 403, 404}
 
 # Ids of the items that a visitor has, or their weights by id.
 Basket = Iterable[str] | Mapping[str, float]
+
+
+CLOSED = "the client was closed"
 
 
 class ClientError(Exception):
@@ -235,8 +239,9 @@ class AsyncClient:
             await self._refresh(call)
             return self._stand_in(call, error)
         for answer in answers:
-            if answer.source == "popular" and answer.items and not call.exclude and call.segment in self._due:
-                self._popular.setdefault(call.segment, deepcopy(answer))  # in case that it could not be read as below
+            to_remember = call.segment in self._due and call.segment not in self._popular
+            if to_remember and answer.source == "popular" and answer.items and not call.exclude:
+                self._popular[call.segment] = deepcopy(answer)  # in case that it could not be read as below
         await self._refresh(call)
         return answers
 
@@ -244,6 +249,8 @@ class AsyncClient:
         try:
             try:
                 return await self._send(call)
+            except TimeoutError:  # an OSError
+                raise
             except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError):
                 return await self._send(call)  # all that are dead have left the pool
         except (TimeoutError, httpcore2.TimeoutException):  # not repeated: that would double the load of a slow service
@@ -377,10 +384,13 @@ class _Running:
     def __init__(self) -> None:
         self._lock = Lock()
         self._client: AsyncClient | None = None
+        self._is_closed = False
 
     def run(self, call: Callable[[AsyncClient], Coroutine[Any, Any, T]], open_it: Callable[[], AsyncClient]) -> T:
         """Run a call on the loop, which is started first; the call has a deadline of its own."""
         with self._lock:
+            if self._is_closed:
+                raise ServiceUnavailable(CLOSED)
             if self._client is None:
                 self._client, self._loop = open_it(), asyncio.new_event_loop()
                 self._thread = Thread(target=self._loop.run_forever, name="hotplate-client", daemon=True)
@@ -388,17 +398,29 @@ class _Running:
             future = asyncio.run_coroutine_threadsafe(call(self._client), self._loop)
         try:
             return future.result()
+        except CancelledError:
+            raise ServiceUnavailable(CLOSED) from None
         except BaseException:
             future.cancel()  # on KeyboardInterrupt
             raise
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             if self._client is not None:
-                asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
+                asyncio.run_coroutine_threadsafe(_end(self._client), self._loop).result()
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join()
                 self._loop.close()
+
+
+async def _end(client: AsyncClient) -> None:
+    """Cancel the calls of other threads, and close the connections."""
+    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await client.aclose()
 
 
 class _Network(httpcore2.AnyIOBackend):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.columns import Columns
@@ -268,6 +268,11 @@ def _search(
         on_trial=partial(report, "tune"),
         on_notice=on_notice,
     )
+    if search is not None and not search.trials:
+        raise SettingError(
+            "nothing that was asked for can be tried within the time and memory of a search: give it more time with "
+            "--tune SECONDS, or leave the search out with --no-tune"
+        )
     return search, f"{pairs:,} pairs are too few to hold some back, so the parameters were not searched."
 
 

@@ -227,7 +227,7 @@ class ConnectionPool:
         """Only while the server cannot be connected to, or accepts connections just to end them."""
 
         self._retry_at = 0.0
-        self._connect_error: OSError | None = None
+        self._connect_error: OSError | UnicodeError | None = None
         self._closed = False
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
@@ -289,7 +289,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await asyncio.get_running_loop().create_connection(make, *self._server, ssl=self._tls)
-        except OSError as error:  # TimeoutError and SSLError are subclasses
+        except (OSError, UnicodeError) as error:  # TimeoutError and SSLError; and a name that no host can have
             self._connect_error = error
             self._pause()
 

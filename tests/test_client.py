@@ -289,6 +289,48 @@ def test_a_post_that_was_not_answered_in_time_is_sent_once(proxy: FaultyProxy, c
         assert [request.split()[0] for request in proxy.requests] == ["POST"]
 
 
+async def test_a_call_that_is_late_is_sent_once_beside_idle_connections() -> None:
+    """It was sent again on the next of them, with no time left."""
+    body = b'{"items":[{"id":"1"}],"source":"popular","release":"r","tier":"t","user":"u"}'
+    sent, silent, handlers = list[bytes](), asyncio.Event(), set[asyncio.Task[None]]()
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())  # type: ignore[arg-type]  # a task runs it
+        while head := await reader.readline():
+            while await reader.readline() != b"\r\n":
+                pass
+            sent.append(head)
+            if not silent.is_set():
+                await asyncio.sleep(0.05)  # so that calls take connections of their own
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(respond, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with hotplate.AsyncClient(url, timeout_s=5.0) as client:
+        await asyncio.gather(*(client.recommendations("u") for _ in range(4)))
+        sent.clear()
+        silent.set()
+        assert (await client.recommendations("u", timeout_s=0.2)).source == "memory"
+        await asyncio.sleep(0.1)
+        assert len(sent) == 1
+    await asyncio.gather(*handlers)
+    server.close()
+    await server.wait_closed()
+
+
+def test_closing_a_client_ends_a_call_of_another_thread(proxy: FaultyProxy) -> None:
+    client = hotplate.Client(proxy.url, timeout_s=600.0)
+    proxy.fault = SILENT
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(client.recommendations, "42")
+        until(lambda: proxy.requests)
+        client.close()
+        with pytest.raises(hotplate.ServiceUnavailable, match="closed"):
+            call.result(30)
+
+
 def test_popular_list_is_refreshed_and_the_number_of_segments_is_bounded(
     tmp_path: Path, connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from fractions import Fraction
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -168,10 +169,10 @@ def _number(value: Any, kind: type) -> int | float:  # noqa: ANN401 -- of any ty
     text = str(value)
     if kind is int:
         found = COUNT.fullmatch(text)
-        number = float(found[1]) * THOUSANDS[found[2]] if found else 0.5
-        if number != int(number):
+        count = Fraction(found[1]) * THOUSANDS[found[2]] if found else Fraction(1, 2)
+        if count.denominator != 1:
             raise ValueError(f"{text!r} cannot be read; it must be a whole number, such as 20, 2k or 3M")
-        return int(number)
+        return int(count)
     try:
         if isfinite(number := float(text)):
             return number

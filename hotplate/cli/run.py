@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from hotplate.cli import publish, train
 from hotplate.cli.options import from_table, settings_of
 from hotplate.cli.terminal import REFUSED, chosen_store, err, out, progress_bars, table, text_on_stderr
 from hotplate.stores.options import Argument, Flag
+from hotplate.stores.urls import redacted
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -295,8 +297,9 @@ def _metrics_sent(summary: dict[str, Any], chosen: RunFlags) -> Iterator[None]:
             try:
                 if target is not None:
                     send(str(target), summary)
-            except (OSError, ValueError) as error:
-                err.print(f"hotplate: the metrics could not be sent to {target}: {error}")
+            except (OSError, ValueError, HTTPException) as error:
+                reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # it repeats the URL
+                err.print(f"hotplate: the metrics could not be sent to {redacted(str(target))}: {reason}")
 
 
 def _push_metrics(url: str, summary: Mapping[str, Any]) -> None:

@@ -127,10 +127,20 @@ class EventsHandler:
     """The handler of one worker."""
 
     def __init__(
-        self, writer: EventWriter, role_of: Callable[[str], ReleaseRole], metrics: Metrics, origins: Sequence[str] = ()
+        self,
+        writer: EventWriter,
+        role_of: Callable[[str], ReleaseRole],
+        metrics: Metrics,
+        origins: Sequence[str] = (),
+        *,
+        with_keys: bool = False,
     ) -> None:
-        """Take the writer, what says what a release is for this service, and whose pages may report without a key."""
+        """Take the writer, what says what a release is for this service, and whose pages may report without a key.
+
+        Without *with_keys* no key is checked, so one that a page sends does not let it report.
+        """
         self._origins = origins
+        self._with_keys = with_keys
         self.writer = writer
         self._role_of = role_of
         self._metrics = metrics
@@ -140,7 +150,7 @@ class EventsHandler:
     async def report(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/events` with `{"events": [{"type": "click", "user": "42", "items": ["7"], …}]}`."""
         QUERY.parse(raw_query)
-        if credential_of(request.headers) is None:
+        if not self._with_keys or credential_of(request.headers) is None:
             _refuse_unasked(request, self._origins)
         events = parse_events(await read_body(request))
         roles = {release: self._role_of(release) for release in {event.release for event in events}}
@@ -222,9 +232,10 @@ def _is_local(origin: str) -> bool:
 def parse_events(body: bytes) -> tuple[Event, ...]:
     """Read the body of a request; a Problem says which event is wrong, and why."""
     try:
-        events = _decode(body).events
-    except msgspec.ValidationError as error:
-        raise refused(error, msgspec.json.decode(body), "POST /v1/events", EventsBody) from None
+        try:
+            events = _decode(body).events
+        except msgspec.ValidationError as error:
+            raise refused(error, msgspec.json.decode(body), "POST /v1/events", EventsBody) from None
     except (ValueError, RecursionError) as error:
         raise bad_parameter(f"the body is not JSON: {error}") from None
     for index, event in enumerate(events):

@@ -5,6 +5,7 @@ Bodies are read here, too. Answers are written as bytes elsewhere; their types h
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -386,8 +387,10 @@ def refused(error: msgspec.ValidationError, given: object, route: str, kind: typ
     """Refuse what is not of the type that a route takes: where, what it must be, and what it is."""
     what, _, place = str(error).partition(" - at `$")
     where, value = place.rstrip("`").removeprefix("."), given
-    for key, index in re.findall(r"(\w+)|\[(\d+)\]", where):
-        value = value.get(key) if isinstance(value, dict) else value[int(index)] if isinstance(value, list) else value
+    with suppress(IndexError, ValueError):  # of two members of one name the first is refused, and the last decoded
+        for key, index in re.findall(r"(\w+)|\[(\d+)\]", where):
+            inner = value[int(index)] if isinstance(value, list) else value
+            value = value.get(key) if isinstance(value, dict) else inner
     if isinstance(value, list | tuple):
         what += f", not {len(value)}"
     elif place and not isinstance(value, dict):

@@ -245,7 +245,13 @@ def _dispatcher(
         context.guard,
         cors_origins=settings.cors_origins,
         access_log=_access_log(context),
-        events=EventsHandler(writer, partial(_role_of, reader), context.metrics, settings.cors_origins)
+        events=EventsHandler(
+            writer,
+            partial(_role_of, reader),
+            context.metrics,
+            settings.cors_origins,
+            with_keys=context.guard.knows_clients,
+        )
         if writer
         else None,
         tracer=tracer,

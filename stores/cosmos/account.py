@@ -132,6 +132,7 @@ class CosmosAccount:
 
     async def close(self) -> None:
         if self._opening is not None:
+            self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
         await self._stack.aclose()
 

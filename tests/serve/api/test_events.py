@@ -158,11 +158,18 @@ def test_a_page_of_another_site_cannot_send_events_to_a_service_without_keys(
     )
     assert asked.status == 405  # so that the browser does not send JSON
     rebound = {"Content_Type": "application/json", "Host": "evil.example:8080", "Origin": "http://evil.example:8080"}
-    assert open_service.request("POST", "/v1/events", body("1"), **rebound).status == 403
+    for key in ({}, {"X_API_Key": "any"}):  # a service without keys checks none
+        assert open_service.request("POST", "/v1/events", body("1"), **rebound, **key).status == 403
     assert written(tmp_path / "log") == []
     for origin in ({}, {"Origin": "http://localhost:3000"}):
         sent = {"Content_Type": "application/json", **origin}
         assert open_service.request("POST", "/v1/events", body("1"), **sent).status == 200
+
+
+@pytest.mark.parametrize("sent", [b'{"events":[{"type":"foo"}]} x', b'{"x":1,"events":' + b"[" * 5_000])
+def test_a_malformed_body_is_refused_with_400(open_service: Service, sent: bytes) -> None:
+    """It was 500: it is decoded again to say what is wrong with it, and that failed."""
+    assert open_service.request("POST", "/v1/events", sent, Content_Type="application/json").status == 400
 
 
 def test_a_service_whose_disk_refuses_events_is_degraded_until_it_takes_some(
