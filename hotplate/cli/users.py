@@ -62,7 +62,9 @@ def erase(users: Users, places: Places) -> None:
     from hotplate.stores.users import erase_users
 
     places.check()
-    _print(with_store(places.store, lambda opened: erase_users(opened, users)), users, places, "erased from")
+    elsewhere = _elsewhere(users, places)  # first, as it fails for what is no backup, model or log of events
+    done = with_store(places.store, lambda opened: erase_users(opened, users))
+    _print(done, users, places, elsewhere, "erased from")
 
 
 @app.command()
@@ -74,15 +76,22 @@ def find(users: Users, places: Places) -> None:
     from hotplate.stores.users import find_users
 
     places.check()
-    _print(with_store(places.store, lambda opened: find_users(opened, users)), users, places, "marked as erased in")
+    elsewhere = _elsewhere(users, places)
+    done = with_store(places.store, lambda opened: find_users(opened, users))
+    _print(done, users, places, elsewhere, "marked as erased in")
 
 
-def _print(done: "Erasure", users: "Sequence[str]", places: Places, state: str) -> None:
-    elsewhere = {
+def _elsewhere(users: "Sequence[str]", places: Places) -> dict[str, list[str]]:
+    return {
         **{str(path): with_store(f"file://{path.absolute()}", _users_of(users)) for path in places.backups},
         **{str(path): _in_model(path, users) for path in places.models},
         **{str(path): _in_events(path, users) for path in places.events},
     }
+
+
+def _print(
+    done: "Erasure", users: "Sequence[str]", places: Places, elsewhere: dict[str, list[str]], state: str
+) -> None:
     named = (
         ("other stores", True),
         ("backups", not places.backups),

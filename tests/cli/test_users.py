@@ -34,8 +34,10 @@ def test_folders_that_hold_nothing_to_look_into_are_refused(tmp_path: Path) -> N
     asyncio.run(publish_lists(folder, {"user:u7": a_list("a")}))
     for option in ("--backup", "--model", "--events"):
         failed(hotplate("users", "erase", "u7", *store, option, tmp_path / "none"), "here is no folder", code=2)
-    assert json_of("users", "find", "u7", "--json", *store)["erased"] == []
     events.mkdir()
+    for option in ("--backup", "--model"):  # before anything is erased: it was erased without a report
+        failed(hotplate("users", "erase", "u7", *store, option, events))
+    assert json_of("users", "find", "u7", "--json", *store)["erased"] == []
     failed(hotplate("users", "find", "u7", *store, "--backup", events), "ever published to")
     segment = LogSegment(events)
     segment.append([b"{}"])
