@@ -55,6 +55,7 @@ def verbs(model: Path, folder: Path) -> list[list[str]]:
 @pytest.mark.parametrize("verb", range(4), ids=["help", "publish", "serve", "list"])
 def test_an_interrupt_is_quiet_however_early(verb: int, model: Path, tmp_path: Path) -> None:
     draw = random.Random(SEED)
+    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
     for moment in range(5):
         check_interrupt(verbs(model, tmp_path)[verb], (moment + draw.random()) / 5 * LATEST_S)
 

@@ -32,13 +32,10 @@ def test_the_example_that_loads_a_model_runs(tmp_path: Path) -> None:
     settings = hotplate.TrainSettings(str(tmp_path / "clicks.csv"), params=hotplate.ALSParams(factors=8, iterations=2))
     hotplate.train(settings, str(tmp_path / "model"))
     (program,) = examples("docs/integration.md", "Models")
-    program += "print(type(als).__name__)"
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
-    items, name = done.stdout.splitlines()
-    assert len(literal_eval(items)) == 10
-    assert name == "AlternatingLeastSquares"
+    assert len(literal_eval(done.stdout)) == 10
 
 
 @pytest.mark.soak
