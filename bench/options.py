@@ -174,7 +174,7 @@ class SweepOptions(Options):
     item_kb: Annotated[str, Flag("The sizes of lists as stored, in KB, as 1,4,16.", WHAT)] = "1"
     latency: Annotated[
         str, Flag("The latency that the emulator gives its answers; of Azure only the p99 is documented.", HOW)
-    ] = "p50=4ms,p99=10ms"
+    ] = ASSUMED_LATENCY
     duration: Annotated[
         str, Flag("The seconds of a trial that count; those beside 90 % and 110 % load are shorter.", HOW)
     ] = "6s"
