@@ -290,13 +290,6 @@ def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
     return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
 
 
-def _places(pairs: pl.DataFrame, what: str, known: list[str]) -> npt.NDArray[np.int64]:
-    """Return where each user, or item, of *pairs* stands among those that are *known*, -1 if it is not among them."""
-    numbered = pl.DataFrame({what: known}).with_row_index("place")
-    placed = pairs.select(pl.col(what).cast(pl.String)).join(numbered, on=what, how="left", maintain_order="left")
-    return placed.get_column("place").cast(pl.Int64).fill_null(-1).to_numpy()
-
-
 def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
     """Put the rows of *log* in order of their *cells* and time; without times all are of one moment."""
     with np.errstate(over="ignore"):

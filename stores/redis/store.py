@@ -100,16 +100,6 @@ return state
 """
 
 
-async def send_replicated(connection: Sender, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-    """Send a command, and wait a while for a replica to have its effect; return its reply.
-
-    StoreUnavailable if the primary is replaced: whether the next one has it, is for others to see.
-    """
-    reply = await connection.send_command(*args)
-    await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
-    return reply
-
-
 _Replies = asyncio.Future[list[Slot]]
 
 
