@@ -44,12 +44,10 @@ MAX_FAILURE_CHARS = 300
 # The service's statuses for requests that are wrong, and for those that this client may not send.
 WRONG = {400, 405, 413, 414, 415, 431}
 DENIED = {401, 403, 404}
+CLOSED = "the client was closed"
 
 # Ids of the items that a visitor has, or their weights by id.
 Basket = Iterable[str] | Mapping[str, float]
-
-
-CLOSED = "the client was closed"
 
 
 class ClientError(Exception):

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
-from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, read_body, refused
+from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, parse_body, read_body
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
 from hotplate.serve.metrics import (
     CLICK,
@@ -32,7 +32,7 @@ from hotplate.serve.metrics import (
     Metrics,
     ReleaseRole,
 )
-from hotplate.serve.problems import Problem, bad_parameter, overloaded
+from hotplate.serve.problems import Problem, overloaded
 from hotplate.stores.event_log import line_of
 from hotplate.stores.keys import MAX_ID_BYTES
 
@@ -105,7 +105,6 @@ OPERATIONS = (
     ),
 )  # fmt: skip
 
-_decode = msgspec.json.Decoder(EventsBody).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -231,13 +230,7 @@ def _is_local(origin: str) -> bool:
 
 def parse_events(body: bytes) -> tuple[Event, ...]:
     """Read the body of a request; a Problem says which event is wrong, and why."""
-    try:
-        try:
-            events = _decode(body).events
-        except msgspec.ValidationError as error:
-            raise refused(error, msgspec.json.decode(body), "POST /v1/events", EventsBody) from None
-    except (ValueError, RecursionError) as error:
-        raise bad_parameter(f"the body is not JSON: {error}") from None
+    events = parse_body(body, EventsBody, "POST /v1/events").events
     for index, event in enumerate(events):
         ids = (event.user, event.id, event.release, event.request_id, *event.items)
         if max(map(len, ids)) * 4 > MAX_ID_BYTES:  # the types count characters

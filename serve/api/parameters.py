@@ -320,7 +320,7 @@ def _too_large() -> Problem:
 
 def parse_batch(body: bytes) -> BatchBody:
     """Read the body of a request for many users; a Problem says what is wrong with it."""
-    batch = _parse_body(body, BatchBody, "POST /v1/recommendations")
+    batch = parse_body(body, BatchBody, "POST /v1/recommendations")
     _check_ids(batch.users, "users")
     _check_ids(batch.exclude, "exclude")
     if len(batch.users) * batch.n > MAX_BATCH_ITEMS:
@@ -333,13 +333,14 @@ def parse_batch(body: bytes) -> BatchBody:
 
 def parse_fold_in(body: bytes) -> FoldInBody:
     """Read the body of a request to fold in a visitor; a Problem says what is wrong with it."""
-    basket = _parse_body(body, FoldInBody, f"POST {FOLD_IN}")
+    basket = parse_body(body, FoldInBody, f"POST {FOLD_IN}")
     _check_ids([item if isinstance(item, str) else item.id for item in basket.items], "items")
     _check_ids(basket.exclude, "exclude")
     return basket
 
 
-def _parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
+def parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
+    """Read the body that a route takes; a Problem says what is wrong with it, and where."""
     try:
         try:
             return msgspec.json.decode(body, type=kind)
@@ -347,7 +348,7 @@ def _parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
             given = msgspec.json.decode(body)
             n = given.get("n") if isinstance(given, dict) else None
             if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # in JSON, 10.0 is a whole number, too
-                return _parse_body(msgspec.json.encode(given | {"n": int(n)}), kind, route)
+                return parse_body(msgspec.json.encode(given | {"n": int(n)}), kind, route)
             raise refused(error, given, route, kind) from None
     except (ValueError, RecursionError) as error:
         raise bad_parameter(f"the body is not JSON: {error}") from None
