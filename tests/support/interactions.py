@@ -1,13 +1,15 @@
 """Interactions whose right recommendations can be proved."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.input.interactions import Interactions
-from hotplate.offline.input.matrix import Matrix, UserItems, to_matrix
+from hotplate.offline.input.matrix import Matrix, UserItems, Weighing, to_matrix
 from hotplate.offline.model import Model
 from hotplate.offline.train.als import ALSParams, fit
 from hotplate.offline.train.popularity import Popular, most_popular
@@ -35,6 +37,12 @@ def pairs_of(read: Interactions) -> list[tuple[str, str, float]]:
         (matrix.user_ids[user], matrix.item_ids[item], weight)
         for user, item, weight in zip(users.tolist(), items.tolist(), weights, strict=True)
     ]
+
+
+def matrix_of(rows: Sequence[tuple[str, str, datetime]], weighing: Weighing) -> Matrix:
+    """Return the matrix of rows of user, item and time, each of weight 1."""
+    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").with_columns(weight=pl.lit(1.0))
+    return to_matrix(log, weighing=weighing)
 
 
 def checkerboard(size: int) -> UserItems:

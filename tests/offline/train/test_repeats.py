@@ -3,18 +3,18 @@
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import polars as pl
 import pytest
 
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import SplitOptions, for_tested, split
-from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
+from hotplate.offline.input.matrix import Matrix, Weighing
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 from hotplate.offline.train.repeats import RepeatParams, own_counts, search
 from hotplate.offline.train.tuning import search_repeats
+from tests.support.interactions import matrix_of
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,7 @@ def groceries() -> Matrix:
         for day in range(20)
         for item in ([user, (user + 7) % 40] if day % 2 else rng.integers(0, 40, 2).tolist())
     ]
-    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").with_columns(weight=pl.lit(1.0))
-    return to_matrix(log, weighing=Weighing("binary"))
+    return matrix_of(rows, Weighing("binary"))
 
 
 def test_own_rows_are_counted_decayed_and_weighed(groceries: Matrix) -> None:
@@ -72,8 +71,7 @@ def test_the_engine_is_left_alone_where_own_rows_mislead() -> None:
     often = [(f"u{user:02}", "a", start + timedelta(hours=hour)) for user in range(10) for hour in range(5)]
     once = [(f"u{user:02}", "b", start + timedelta(days=1)) for user in range(30)]
     again = [(f"u{user:02}", "b" if user < 10 else "c", start + timedelta(days=20)) for user in range(20)]
-    log = pl.DataFrame([*often, *once, *again], schema=["user", "item", "time"], orient="row")
-    matrix = to_matrix(log.with_columns(weight=pl.lit(1.0)), weighing=Weighing("binary"))
+    matrix = matrix_of([*often, *once, *again], Weighing("binary"))
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.2, repeats=True))
     found = search(parts, fit(parts.train, PopularityParams()), 1)
     assert found is not None

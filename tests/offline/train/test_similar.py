@@ -3,15 +3,15 @@
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.evaluation import evaluate
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
+from hotplate.offline.input.matrix import Matrix, Weighing
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.similar import SimilarParams, choose, fit, measure, nearest
+from tests.support.interactions import matrix_of
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,7 @@ def series() -> Matrix:
         for user in range(40)
         for part in range(8)
     ]
-    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").with_columns(weight=pl.lit(1.0))
-    return to_matrix(log, weighing=Weighing())
+    return matrix_of(rows, Weighing())
 
 
 def test_items_of_the_same_users_are_similar_and_never_the_item_itself(series: Matrix) -> None:
@@ -91,8 +90,7 @@ def test_recency_is_chosen_where_the_next_items_are_of_late() -> None:
         for day in range(60)
         for at in range(30)
     ]
-    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").with_columns(weight=pl.lit(1.0))
-    matrix = to_matrix(log, weighing=Weighing("binary"))
+    matrix = matrix_of(rows, Weighing("binary"))
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.1))
     assert choose(parts, 2.0, 10).recency == Recency(2.0, 0.25)
     assert choose(parts, None, 10).recency is None
