@@ -246,14 +246,16 @@ async def test_limited_throughput_goes_to_personal_lists_and_the_rest_are_popula
     cosmos: Account,
 ) -> None:
     url = cosmos.url(secrets.token_hex(4), ru="400")
-    await publish_to(url, {key: a_list(*(f"{key}-{n}" for n in range(500))) for key in lists("")})
+    users = range(4 * USERS)  # several times as many request units as are provisioned, however slow the machine is
+    keys = [*(f"user:{user}" for user in users), *lists("")]
+    await publish_to(url, {key: a_list(*(f"{key}-{n}" for n in range(500))) for key in keys})
     async with reading(url, budget_s=0.5) as reader:
         await until_read(reader, TIER)
         found, before_ru, began = Counter[str](), cosmos.spent_ru(), time.monotonic()
         while time.monotonic() - began < 4:
-            answers = await asyncio.gather(*(reader.personal(str(user)) for user in range(USERS)))
+            answers = await asyncio.gather(*(reader.personal(str(user)) for user in users))
             found += Counter(answer.source for answer in answers)
             await asyncio.sleep(0.25)
         rate_ru = (cosmos.spent_ru() - before_ru) / (time.monotonic() - began)
     assert 0.5 < rate_ru / 400 < 1.3
-    assert 0.1 < found["personal"] / found.total() < 0.9
+    assert found["popular"] > 0.1 * found.total(), found
