@@ -1,7 +1,7 @@
-"""The deny-list: items that no answer shows, and users who are answered as unknown, out of a file that is watched.
+"""The deny-list: items that no answer contains, and users that are treated as unknown, read from a watched file.
 
-One entry a line, `item:ID` or `user:ID`; blank lines and those that begin with `#` say nothing. Spaces around an id are
-not its own; an id with such, or one that begins with a quote, is written as a JSON string.
+One entry per line, `item:ID` or `user:ID`; blank lines and lines that begin with `#` are ignored. Spaces around an id
+are stripped; an id with such spaces, or one that begins with a quote, is written as a JSON string.
 """
 
 import threading
@@ -21,27 +21,26 @@ from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import ITEM, USER, check_id
 
 MAX_BYTES = 16 << 20
-# After how many lines a reader pauses; and for how long a thread other than the loop's does, so requests seldom wait
-# for the lock of the interpreter.
+# A background thread sleeps after each batch of lines, so that parsing a large file does not hold the GIL.
 LINES_AT_ONCE = 64
 PAUSE_S = 2e-4
 
 
 class DenyListInvalid(ServiceMisused):
-    """The file of a deny-list cannot be used; the text names the line, but no id, because ids may be personal."""
+    """A deny-list cannot be parsed; the message has the line number but no id, which may be personal."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenyList:
-    """What is denied, as one version of the file says; immutable."""
+    """The entries of one version of the file."""
 
     users: frozenset[str] = frozenset()
     items: frozenset[bytes] = frozenset()
-    """As `encode_id` gives them."""
+    """Encoded by `encode_id`."""
 
 
 def parse(content: bytes) -> DenyList:
-    """Read a deny-list; raises DenyListInvalid. A million lines take some seconds."""
+    """Parse a deny-list; raises DenyListInvalid. A million lines take some seconds."""
     pauses = threading.current_thread() is not threading.main_thread()
     users, items = set[str](), set[bytes]()
     add: dict[str, Callable[[str], None]] = {USER: users.add, ITEM: lambda item: items.add(encode_id(item))}
@@ -66,10 +65,10 @@ def parse(content: bytes) -> DenyList:
 
 
 class DenyListFile:
-    """The deny-list of a file, read again when that changes; one per process."""
+    """The deny-list in a watched file; one per process."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read the file; without one nothing is denied. Raises ServiceMisused."""
+        """Read the file, if any; raises ServiceMisused."""
         self.current = DenyList()
         self.watched = [] if path is None else [WatchedFiles([path], partial(self._parse, path), max_bytes=MAX_BYTES)]
 

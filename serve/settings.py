@@ -1,4 +1,4 @@
-"""The settings of a service, read once at its start, and the set-up of its logging."""
+"""Settings of a service, read once at the start, and logging set-up."""
 
 import logging
 import sys
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from hotplate.serve.telemetry.settings import TelemetrySettings
 
 
-# What the reads of one request may take, all stores together.
+# For all store reads of one request together.
 BUDGET_S = 0.05
 
-# The panels of `hotplate serve --help`.
+# Panels of `hotplate serve --help`.
 STORES = "Stores"
 ANSWERS = "Answers"
 LISTENING = "Listening and processes"
@@ -29,18 +29,18 @@ LOGS = "Logs and telemetry"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the connections of one worker may take; times are in seconds."""
+    """Limits of the connections of one worker; times are in seconds."""
 
     connections: Annotated[
-        int, Flag("Open connections of each worker, at most.", CALLERS, "max-connections", at_least=1)
+        int, Flag("Maximum open connections per worker.", CALLERS, "max-connections", at_least=1)
     ] = 10_000
-    """Fewer where the process may not open so many files."""
+    """Lowered to what the limit of open files allows."""
 
     idle_gives_way: bool = False
-    """Whether a connection for which there is no room takes the place of the one that has been idle for longest."""
+    """Whether a connection over the limit replaces the longest idle one."""
 
     idle_s: float = 75.0
-    """From the last request, or from the connection's beginning, to its first byte after that."""
+    """From the last answer, or the start of the connection, to the first byte of a request."""
 
     header_s: float = 10.0
     """From a request's first byte to the end of its header."""
@@ -49,46 +49,43 @@ class Limits:
     """From a request's first byte to the end of its body."""
 
     write_s: float = 10.0
-    """For the client to take the next WRITE_STEP_BYTES bytes of what is ready for it."""
+    """For the client to read the next WRITE_STEP_BYTES bytes of an answer."""
 
     header_bytes: int = 16_384
-    """The whole header of one request."""
 
     bytes_in_flight: int = 256 << 20
-    """Bodies that are not answered, and answers that their clients have not taken; over it, bodies are refused.
+    """Unanswered bodies plus unsent answers, above which bodies are refused.
 
-    It is less where a quarter of the memory, divided by the workers, is less."""
+    Lowered to a quarter of the memory limit, divided by the workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """One service: which stores, where it listens, how long it waits. A field with a Flag is an option."""
+    """Settings of one service. A field with a Flag is an option of the command."""
 
     stores: Annotated[
         tuple[str, ...],
-        Flag("A store. Each further one answers when those before it cannot.", STORES, "store", metavar="URL"),
+        Flag("A store; repeat it for fallbacks, in order.", STORES, "store", metavar="URL"),
     ] = ()
-    """The URLs, the first to be read first."""
 
     host: Annotated[str, Flag("The address to listen on.", LISTENING)] = "127.0.0.1"
     port: Annotated[int, Flag("The port; 0 takes any free one.", LISTENING, at_least=0, at_most=65535)] = 8080
     workers: Annotated[
-        int, Flag("Processes that share the port; best one a core.", LISTENING, at_least=1, at_most=256)
+        int, Flag("Processes that share the port; one per core is best.", LISTENING, at_least=1, at_most=256)
     ] = 1
-    budget_s: Annotated[
-        float, Flag("Seconds that the reads of a request may take.", STORES, "budget", at_least=0.001)
-    ] = BUDGET_S
-    cache_mb: Annotated[int, Flag("MB of remote lists that a worker keeps; 0: none.", STORES, at_least=0)] = 64
-    """In units of 2**20 bytes."""
+    budget_s: Annotated[float, Flag("Seconds for all store reads of a request.", STORES, "budget", at_least=0.001)] = (
+        BUDGET_S
+    )
+    cache_mb: Annotated[int, Flag("MiB of remote lists cached per worker; 0 disables it.", STORES, at_least=0)] = 64
 
     drain_delay_s: Annotated[
         float,
         Flag("Seconds between SIGTERM and closing the port.", LISTENING, "drain-delay", at_least=0),
     ] = 5.0
-    """Until load balancers have noticed. Ctrl-C skips it."""
+    """Time for load balancers to notice. Ctrl-C skips it."""
 
     drain_s: Annotated[
-        float, Flag("Seconds that requests in flight may take at a stop.", LISTENING, "drain", at_least=0)
+        float, Flag("Seconds for requests in flight to finish at a stop.", LISTENING, "drain", at_least=0)
     ] = 10.0
     admin_host: Annotated[str, Flag("The address of metrics and the console.", OPERATORS)] = "127.0.0.1"
     admin_port: Annotated[int, Flag("Their port; 0 takes any free one.", OPERATORS, at_least=0, at_most=65535)] = 8090
@@ -97,7 +94,7 @@ class ServiceSettings:
         int, Flag("Their port, in plain HTTP; 0 takes any free one.", OPERATORS, at_least=0, at_most=65535)
     ] = 8091
     admin_store: Annotated[
-        str | None, Flag("A store that may be written: operators activate releases there.", OPERATORS, metavar="URL")
+        str | None, Flag("A writable store in which operators change releases.", OPERATORS, metavar="URL")
     ] = None
     access_log_share: Annotated[
         float,
@@ -105,28 +102,26 @@ class ServiceSettings:
     ] = 0.0
     access_log_users: Annotated[Literal["hashed", "none", "plain"], Flag("How a line names a user.", LOGS)] = "hashed"
     access_log_key: Annotated[
-        Path | None, Flag("The secret to hash users with, else random.", LOGS, metavar="FILE")
+        Path | None, Flag("The secret for hashing users; random if not given.", LOGS, metavar="FILE")
     ] = None
     slow_request_ms: Annotated[
-        float | None, Flag("Log requests that take as long, 10/s at most.", LOGS, at_least=0)
+        float | None, Flag("Log requests that take at least this long, 10/s at most.", LOGS, at_least=0)
     ] = None
     telemetry: "TelemetrySettings | None" = None
-    """Where traces and metrics go; None where telemetry is off."""
-
     keys: Annotated[
         Path | None,
-        Flag("Let in who has a key in this file, else this machine alone.", CALLERS, metavar="FILE"),
+        Flag("The file of API keys; without it only this machine may call.", CALLERS, metavar="FILE"),
     ] = None
-    anonymous: Annotated[bool, Flag("Let callers without a key read, from other machines too.", CALLERS)] = False
+    anonymous: Annotated[bool, Flag("Allow reads without a key, from other machines too.", CALLERS)] = False
     tls_cert: Annotated[
-        Path | None, Flag("Speak TLS with this PEM chain, also once it is renewed.", LISTENING, metavar="FILE")
+        Path | None, Flag("The TLS certificate chain (PEM); reloaded when it changes.", LISTENING, metavar="FILE")
     ] = None
     tls_key: Annotated[
         Path | None, Flag("The key of the certificate: PEM without a password.", LISTENING, metavar="FILE")
     ] = None
-    oidc_issuer: Annotated[
-        str | None, Flag("Let in who has a token of this OpenID Connect issuer.", CALLERS, metavar="URL")
-    ] = None
+    oidc_issuer: Annotated[str | None, Flag("Accept tokens of this OpenID Connect issuer.", CALLERS, metavar="URL")] = (
+        None
+    )
     oidc_audience: Annotated[
         str | None, Flag("The audience of the tokens for this service.", CALLERS, metavar="AUDIENCE")
     ] = None
@@ -134,33 +129,33 @@ class ServiceSettings:
         Path | None,
         Flag("Lines of item:ID and user:ID that are never shown.", ANSWERS, metavar="FILE"),
     ] = None
-    fold_in: Annotated[bool, Flag("Make lists for visitors by their items, of `publish --fold-in`.", ANSWERS)] = False
-    events: Annotated[
-        Path | None, Flag("Take events at POST /v1/events, and write them here.", ANSWERS, metavar="FOLDER")
-    ] = None
+    fold_in: Annotated[bool, Flag("Compute lists from a visitor's items (`publish --fold-in`).", ANSWERS)] = False
+    events: Annotated[Path | None, Flag("Accept POST /v1/events and write events here.", ANSWERS, metavar="FOLDER")] = (
+        None
+    )
     cors_origins: Annotated[
-        tuple[str, ...], Flag("Let web pages of this origin call; repeatable.", CALLERS, "cors-origin", metavar="URL")
+        tuple[str, ...], Flag("Allow web pages of this origin; repeatable.", CALLERS, "cors-origin", metavar="URL")
     ] = ()
-    no_fast_lane: Annotated[bool, Flag("Have aiohttp answer the plainest requests, too; slower.", ANSWERS)] = False
+    no_fast_lane: Annotated[bool, Flag("Serve plain requests through aiohttp too; slower.", ANSWERS)] = False
     limits: Limits = field(default_factory=Limits)
 
     @property
     def scheme(self) -> Literal["http", "https"]:
-        """What callers speak."""
+        """The URL scheme of the service."""
         return "http" if self.tls_cert is None else "https"
 
 
 def timestamp(time_s: float) -> str:
-    """Write a Unix time as lines of a log have it: UTC, to the millisecond."""
+    """Format a Unix time for a log line: UTC, to the millisecond."""
     whole_s, ms = divmod(int(time_s * 1000), 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole_s))}.{ms:03}Z"
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, for whatever collects a container's output."""
+    """Formats each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render a record."""
+        """Format a record."""
         fields: dict[str, object] = {
             "time": timestamp(record.created),
             "level": record.levelname.lower(),

@@ -1,7 +1,7 @@
-"""Files that are loaded again when they change, without a restart: keys, certificates, a deny-list.
+"""Reload files when their content changes: keys, certificates, a deny-list.
 
-Their content is read twice a second and compared by a hash. So it does not matter how a file is replaced, whether its
-rights change, or whether it could not be read for a while.
+The content is read every POLL_S and compared by hash, so it does not matter how a file is replaced, and a file that
+was unreadable for a while is loaded once it can be read.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MAX_BYTES = 1 << 20
-# Parses the content of the files, in a thread perhaps, and returns what puts it into use, on the event loop. Its
-# exceptions are caught; only the text of a ServiceMisused is shown.
+# Parses the content of the files, perhaps in a thread, and returns a callback that applies it on the event loop.
+# Exceptions are caught; only the text of a ServiceMisused is shown, because others may quote the file.
 ParseFiles = Callable[[Sequence[bytes]], Callable[[], None]]
 
 
 class WatchedFiles:
-    """Files that together hold one thing, such as a certificate and its key; one instance per process."""
+    """Files that are loaded together, such as a certificate and its key; one instance per process."""
 
     def __init__(
         self, paths: Sequence[Path], parse: ParseFiles, *, max_bytes: int = MAX_BYTES, if_missing: str = ""
     ) -> None:
-        """Load now, and put into use; raises ServiceMisused. *if_missing* says how to make the files."""
+        """Load and apply the files; raises ServiceMisused. *if_missing* is a hint on how to create them."""
         self.warning: str | None = None
-        """What is wrong with the version that is there now."""
+        """Why the current content of the files is not in use."""
         self.name = str(paths[0])
         self._paths = paths
         self._parse = parse
@@ -43,38 +43,36 @@ class WatchedFiles:
         self._parsed(contents)()
 
     def poll(self) -> None:
-        """Read the files, and put them into use if they have changed."""
+        """Read the files and apply them if they have changed."""
         self.read_if_changed()()
 
     def read_if_changed(self, *, quiet: bool = False) -> Callable[[], None]:
-        """Parse the files if they have changed, once two looks in a row find the same: writing has ended.
+        """Parse the files if two reads in a row return the same new content; return a callback that applies it.
 
-        Returns what puts them into use. Neither this nor that raises: a version that cannot be used changes nothing.
-        *quiet* logs at the level of debugging, for workers, whose parent logs the same.
+        Neither this method nor the callback raises. *quiet* logs at debug level, for workers: their parent logs too.
         """
         info, warning = (logging.DEBUG, logging.DEBUG) if quiet else (logging.INFO, logging.WARNING)
         try:
             contents = self._read()
         except ServiceMisused as error:
-            self._tried = b""  # whatever can be read after it is new, also what was in use before
+            self._tried = b""  # load the next readable content, even if it is the one in use
             self._refuse(error, warning)
             return _nothing
+        before, self._seen = self._seen, _hash_of(contents)
+        if self._seen == self._tried or self._seen != before:
+            return _nothing
+        self._tried = self._seen
         try:
-            before, self._seen = self._seen, _hash_of(contents)
-            if self._seen == self._tried or self._seen != before:
-                return _nothing
-            self._tried = self._seen
             return partial(self._use, self._parsed(contents), info, warning)
         except ServiceMisused as error:
             self._refuse(error, warning)
             return _nothing
 
     def _read(self) -> list[bytes]:
-        """Return the content of each file; raises ServiceMisused, also for a pipe, which blocks its reader."""
         contents = list[bytes]()
         for path in self._paths:
             try:
-                if path.exists() and not path.is_file():
+                if path.exists() and not path.is_file():  # opening a pipe would block
                     raise ServiceMisused(f"{path} is not a regular file; give one, because it is read again and again")
                 with path.open("rb") as file:
                     contents.append(file.read(self._max_bytes + 1))
@@ -96,7 +94,7 @@ class WatchedFiles:
     def _use(self, use: Callable[[], None], info: int, warning: int) -> None:
         try:
             use()
-        except Exception as error:  # noqa: BLE001 -- what it raises must end neither the parent nor a worker
+        except Exception as error:  # noqa: BLE001 -- no error of a file may end the process
             self._refuse(self._unusable(error), warning)
             return
         self.warning = None
@@ -105,16 +103,15 @@ class WatchedFiles:
     def _refuse(self, error: ServiceMisused, warning: int) -> None:
         if self.warning != str(error):
             self.warning = str(error)
-            log.log(warning, "%s; what was loaded before stays in use", error)
+            log.log(warning, "%s; the previous version stays in use", error)
 
     def _unusable(self, error: Exception) -> ServiceMisused:
-        """Return the error for an exception that no parser expected, without its text, which may quote the file."""
         return ServiceMisused(f"{self.name} cannot be used: its content leads to {type(error).__name__}")
 
 
 @asynccontextmanager
 async def following(watched: Sequence[WatchedFiles]) -> AsyncIterator[None]:
-    """Take changes of files up until the block ends."""
+    """Apply changes of files until the block ends."""
     task = asyncio.create_task(_follow(watched))
     try:
         yield
@@ -127,13 +124,13 @@ async def _follow(watched: Sequence[WatchedFiles]) -> None:
     while True:
         await asyncio.sleep(POLL_S)
         for each in watched:
-            # In a thread, because a large file or a slow disk may hold up no request.
+            # In a thread: a large file or a slow disk must not delay requests.
             use = await asyncio.to_thread(each.read_if_changed, quiet=True)
             use()
 
 
 def _nothing() -> None:
-    """Change nothing, as nothing has changed."""
+    pass
 
 
 def _hash_of(contents: Sequence[bytes]) -> bytes:

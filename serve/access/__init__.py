@@ -1,1 +1,1 @@
-"""Who may call: clients and their keys, tokens of an issuer, rates, and TLS."""
+"""Authentication, scopes, rate limits and TLS."""

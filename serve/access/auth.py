@@ -1,11 +1,11 @@
-"""Who may send a request: from its headers to a client, its scopes, and what is left of its rate.
+"""Authentication of requests: from headers to a client, its scopes and its rate limit.
 
-A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so the
-time of an answer says nothing of the keys that exist. One that was good is found without that from then on, by Python's
-own hash of text, which has another seed in each process and reveals nothing of a part of a key.
+A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so response
+times reveal nothing about existing keys. Valid keys are then cached in a dictionary; Python seeds the hash of strings
+per process, so that look-up reveals nothing either.
 
-Each client with a rate has one token bucket in memory that all workers share, so its limit holds however unevenly its
-connections are spread. It holds the tokens of one second and is filled at the rate; a request takes one token.
+A client with a rate limit has one token bucket in memory shared by all workers, so the limit holds however its
+connections are distributed. The bucket holds BURST_S of tokens; each request takes one.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ API_KEY = istr("X-API-Key")
 AUTHORIZATION = istr("Authorization")
 BEARER = "bearer "
 REALM = 'Bearer realm="hotplate"'
-# What a route takes, by its template: probes and descriptions nothing, and what is not named here `read`.
+# Required scope by route template; None is public. All other routes require `read`.
 SCOPES_BY_ROUTE: dict[str, str | None] = {
     "/": None,
     "/livez": None,
@@ -43,18 +43,18 @@ SCOPES_BY_ROUTE: dict[str, str | None] = {
     "/swagger.json": None,
     "/v1/events": EVENTS,
 }
-# How much a bucket holds, as a client's requests come in bursts.
 BURST_S = 1.0
-# How many seconds' tokens a worker admits on credit, and for how long it then refuses a client.
+# While another worker holds the lock of a bucket, a worker admits up to CREDIT_S of its tokens unpaid, then refuses
+# the client for BUSY_S.
 CREDIT_S = 0.005
 BUSY_S = 0.001
 
 
 class SharedRates:
-    """The buckets of all clients in memory that all workers share; made before the workers, as long as the service.
+    """Token buckets in shared memory; created before the workers.
 
-    Two arrays of MAX_CLIENTS cells of eight bytes: whose bucket it is (a hash of name and rate), and when it
-    will be full.
+    Two arrays of MAX_CLIENTS cells of eight bytes: the owner of the bucket (a hash of name and rate), and the time at
+    which the bucket will be full.
     """
 
     def __init__(self) -> None:
@@ -65,13 +65,12 @@ class SharedRates:
         self.full_at = cells[MAX_CLIENTS * 8 :].cast("d")
 
     def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
-        """Return the buckets of the clients that have a rate, by name; each worker finds the same for a name.
+        """Return the bucket of each client with a rate limit, by name; the same one in every worker.
 
-        Cells of clients that are gone are given to others when there are no more free ones. Waits for other workers
-        that do the same, some microseconds each.
+        Cells of removed clients are reused once no free cells are left.
         """
         rates = {client.name: client.rate for client in clients if client.rate is not None}
-        # A client with another rate begins with a full bucket: the debt of the old one was counted at the old rate.
+        # The rate is part of the owner, so a changed rate starts with a full bucket instead of the old rate's debt.
         owners = {
             name: int.from_bytes(sha256(f"{name} {rate}".encode()).digest()[:8]) | 1 for name, rate in rates.items()
         }
@@ -79,8 +78,8 @@ class SharedRates:
         try:
             cells = {owner: cell for cell, owner in enumerate(self._owners) if owner}
             wanted = set(owners.values())
-            free = [cell for cell, owner in enumerate(self._owners) if not owner]
-            free = [cell for owner, cell in cells.items() if owner not in wanted] + free[::-1]
+            free = [cell for owner, cell in cells.items() if owner not in wanted]
+            free += [cell for cell, owner in enumerate(self._owners) if not owner][::-1]
             for owner in wanted - cells.keys():
                 cells[owner] = free.pop()
                 self._owners[cells[owner]] = owner
@@ -90,7 +89,7 @@ class SharedRates:
         return {name: Bucket(self, cells[owners[name]], rate) for name, rate in rates.items()}
 
     def try_lock(self, cell: int) -> bool:
-        """Lock one cell against other processes; False if one of them holds it."""
+        """Lock one cell against other processes without waiting; return whether that succeeded."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, cell)
         except OSError:
@@ -103,10 +102,10 @@ class SharedRates:
 
 
 class Bucket:
-    """One client's tokens; used until the keys are loaded again.
+    """The token bucket of one client, as seen by one worker.
 
-    A worker does not wait for the lock. If another holds it, a request is admitted on credit, which this worker pays
-    with the next token that it takes. The kernel frees the lock of a process that dies.
+    A worker never waits for the lock: while another process holds it, requests are admitted on credit, which is paid
+    with the next token. The kernel releases the lock of a process that dies.
     """
 
     __slots__ = ("_capacity", "_cell", "_credit", "_owed", "_rate", "_refused_until", "_shared")
@@ -121,7 +120,7 @@ class Bucket:
         self._refused_until = 0.0
 
     def take(self) -> float:
-        """Take a token for one request: 0 if there was one, else the seconds until there is."""
+        """Take a token; return 0, or the seconds until one is available."""
         now = monotonic()
         if now < self._refused_until:
             return self._refused_until - now
@@ -137,9 +136,9 @@ class Bucket:
 
     def _take_locked(self, now: float) -> float:
         full_at = max(now, self._shared.full_at[self._cell])
-        there = self._capacity - (full_at - now) * self._rate
-        if there < 1:
-            wait_s = (1 - there) / self._rate
+        available = self._capacity - (full_at - now) * self._rate
+        if available < 1:
+            wait_s = (1 - available) / self._rate
             self._refused_until = now + wait_s
             return wait_s
         self._shared.full_at[self._cell] = full_at + (1 + self._owed) / self._rate
@@ -149,7 +148,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, and what it may do; lives until the keys are loaded again."""
+    """The sender of a request; replaced when the keys are reloaded."""
 
     name: str
     scopes: frozenset[str]
@@ -157,12 +156,12 @@ class Caller:
     bucket: Bucket | None = None
 
 
-# Returns who sent a token of somebody else's, known by its digest; raises a Problem if it is not valid.
+# Verifies a token of an issuer, given with its digest; raises a Problem if it is invalid.
 VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 
 
 class Guard:
-    """Lets requests in, or refuses them; made before the workers, and followed by each of them for itself."""
+    """Admits or refuses requests. Created before the workers; each of them reloads the keys on its own."""
 
     def __init__(
         self,
@@ -171,14 +170,14 @@ class Guard:
         anonymous: frozenset[str] = frozenset(SCOPES),
         verify_token: VerifyToken | None = None,
     ) -> None:
-        """Take the file of keys, what verifies tokens, and what callers with neither may do; raises ServiceMisused."""
+        """Load the file of keys, if any; raises ServiceMisused. *anonymous*: scopes of requests without credentials."""
         self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
         self.knows_clients = keys is not None or verify_token is not None
         self._verify_token = verify_token
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
-        """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is not a key."""
+        """Callers by valid key: hashing the key takes longer than the rest of a look-up."""
         self.watched = list[WatchedFiles]()
         if keys:
             use = partial(self._parse, keys, SharedRates())
@@ -199,10 +198,9 @@ class Guard:
         return use
 
     async def admit(self, headers: Mapping[str, str], scope: str) -> Caller:
-        """Return who sent a request for something that takes *scope*.
+        """Return the caller of a request that requires *scope*.
 
-        Raises a Problem: 401 without a key or with an unknown one, 403 if it lacks the scope, 429 where the client's
-        rate is used up.
+        Raises a Problem: 401 for a missing or unknown key, 403 for a missing scope, 429 above the rate limit.
         """
         found = self.caller(credential_of(headers))
         caller = found if isinstance(found, Caller) else await found()
@@ -210,9 +208,9 @@ class Guard:
         return caller
 
     def caller(self, credential: str | None) -> Caller | Callable[[], Awaitable[Caller]]:
-        """Return who sent a key of ours, or no key; of a token, what verifies it and returns who sent it.
+        """Return the caller with this key, or for a token a function that verifies it.
 
-        Raises a Problem, 401, for what is neither.
+        Raises a Problem (401) for anything else.
         """
         if credential is None or not self.knows_clients:
             return self.anonymous
@@ -229,7 +227,7 @@ class Guard:
         raise refused_credential("unknown-key", "the key is not known; it may have been revoked")
 
     def charge(self, caller: Caller, scope: str) -> None:
-        """Count a request for something that takes *scope*; raises a Problem, 401, 403 or 429, as `admit` does."""
+        """Check the scope and take a token of the rate limit; raises a Problem like `admit`."""
         if scope not in caller.scopes:
             if caller is self.anonymous:
                 detail = "this takes a key; send it as X-API-Key or as Authorization: Bearer"
@@ -243,15 +241,15 @@ class Guard:
 
 
 def scope_of(template: str) -> str | None:
-    """Return the scope that a route takes; None for what everybody may see."""
+    """Return the scope that a route requires; None for public routes."""
     return SCOPES_BY_ROUTE.get(template, READ)
 
 
 def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
-    """Make the guard that the settings ask for, and *verify_token* for those of an issuer.
+    """Create the guard for these settings.
 
-    Callers on loopback are on this machine and may do everything, unless a key is needed. Raises
-    ServiceMisused for a service that would face others without anybody having said who may call it.
+    Without keys, callers on loopback may do everything. Raises ServiceMisused if other machines could call a service
+    that has neither keys nor --anonymous.
     """
     if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
@@ -268,7 +266,7 @@ def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Gua
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address can be reached from this machine only; a name other than localhost counts as not."""
+    """Return whether only this machine can reach an address; False for names other than localhost."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -276,18 +274,18 @@ def is_loopback(host: str) -> bool:
 
 
 def credential_of(headers: Mapping[str, str]) -> str | None:
-    """Return the key or token of a request; an `Authorization` of another scheme is not one, but may be a proxy's."""
+    """Return the key or token of a request."""
     key = headers.get(API_KEY)
     return key if key is not None else bearer(headers.get(AUTHORIZATION))
 
 
-def bearer(given: str | None) -> str | None:
-    """Return the key or token of an `Authorization`; None if it is of another scheme."""
-    if given is None or given[: len(BEARER)].lower() != BEARER:
+def bearer(authorization: str | None) -> str | None:
+    """Return the credential of an `Authorization` header; None for other schemes, which may be a proxy's."""
+    if authorization is None or authorization[: len(BEARER)].lower() != BEARER:
         return None
-    return given[len(BEARER) :].strip()
+    return authorization[len(BEARER) :].strip()
 
 
 def refused_credential(name: str, detail: str) -> Problem:
-    """Refuse a key or a token that is there, but no good; *name* is the problem's."""
+    """Return the Problem for an invalid key or token; *name* is the problem's type."""
     return Problem(401, name, detail, {"WWW-Authenticate": f'{REALM}, error="invalid_token"'})

@@ -1,10 +1,10 @@
-"""The file of clients and their keys: of each key it holds only the SHA-256, so reading it makes no client.
+"""The file of clients and the SHA-256 of their keys.
 
     {"format": 1, "clients": [{"name": "web", "scopes": ["read"], "rate": 100.0,
                                "primary": {"sha256": "…", "created_at": 1790000000}, "secondary": null}]}
 
-A client has at most two keys at a time, so it can change from one to the other without a pause. The file is
-replaced as a whole, under a lock, and only its owner may read it.
+A client has up to two keys, so that it can rotate them without downtime. The file is replaced atomically, under a
+lock, and only its owner may read it.
 """
 
 import os
@@ -29,40 +29,39 @@ T = TypeVar("T")
 
 SCOPES = (READ, EVENTS, ADMIN) = "read", "events", "admin"
 FORMAT = 1
-# What a key begins with, so people and secret scanners know one when they see it.
+# A fixed prefix lets people and secret scanners recognize keys.
 PREFIX = "hp_"
 KEY_BYTES = 32
-# How many clients one file may name.
 MAX_CLIENTS = 1000
 MAX_FILE_BYTES = 1 << 20
 LOCK_TIMEOUT_S = 5.0
 IF_MISSING = "; make it with: hotplate keys create NAME --scope read"
-# Names end in logs and in tables; this is what can stand there as it is.
+# Names appear in logs and tables unescaped.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class StoredKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of one key."""
+    """The stored form of one key."""
 
     sha256: str
     created_at: int
-    """Seconds since 1970."""
+    """As Unix time."""
 
 
 class KeyHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Somebody who may call the service, with the keys that say so."""
+    """A client with its keys."""
 
     name: str
     scopes: tuple[str, ...]
     rate: float | None = None
-    """Requests a second, over all workers; None for as many as it likes."""
+    """Requests per second over all workers; None is unlimited."""
 
     primary: StoredKey | None = None
     secondary: StoredKey | None = None
 
     def digests(self) -> list[bytes]:
-        """Return the SHA-256 of each of its keys."""
+        """Return the SHA-256 of each key."""
         return [bytes.fromhex(key.sha256) for key in (self.primary, self.secondary) if key is not None]
 
 
@@ -76,12 +75,12 @@ class _Version(msgspec.Struct, frozen=True):
 
 
 def digest_of(key: str) -> bytes:
-    """Return what a key is known by; any text of a header has an answer."""
+    """Return the SHA-256 of a key, for any text of a header."""
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def load(path: Path) -> tuple[KeyHolder, ...]:
-    """Read the clients in the file at *path*; raises KeysUnreadable, whose text never quotes the file."""
+    """Read the clients in the file at *path*; raises KeysUnreadable, which never quotes the file."""
     try:
         with path.open("rb") as file:
             return parse(path, file.read(MAX_FILE_BYTES + 1))
@@ -91,20 +90,12 @@ def load(path: Path) -> tuple[KeyHolder, ...]:
 
 
 def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
-    """Return the clients in the content of the file at *path*, as `load` does."""
+    """Parse the content of the file at *path*; raises KeysUnreadable, which never quotes the file."""
     try:
         return _parse(text)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         what = _plain(error) if isinstance(error, msgspec.MsgspecError) else error
         raise KeysUnreadable(f"the keys in {path} cannot be used: {what}") from None
-
-
-def _plain(error: msgspec.MsgspecError) -> str:
-    """Say where a file is not as it should be, without a quotation of it; a tool writes it, so that is enough."""
-    _, is_placed, place = str(error).partition(" - at `$")
-    if not is_placed:
-        return "it is not JSON of this kind, or was cut off"
-    return f"{place.rstrip('`').removeprefix('.')} is not as it has to be"
 
 
 def _parse(text: bytes) -> tuple[KeyHolder, ...]:
@@ -118,8 +109,15 @@ def _parse(text: bytes) -> tuple[KeyHolder, ...]:
     return clients
 
 
+def _plain(error: msgspec.MsgspecError) -> str:
+    """Return the location of a parse error without the values that msgspec quotes."""
+    _, is_placed, place = str(error).partition(" - at `$")
+    if not is_placed:
+        return "it is not JSON of this kind, or was cut off"
+    return f"{place.rstrip('`').removeprefix('.')} is not as it has to be"
+
+
 def _check(clients: Sequence[KeyHolder]) -> None:
-    """Raise ValueError for clients that cannot be."""
     if len(clients) > MAX_CLIENTS:
         raise ValueError(f"it names {len(clients)} clients, and {MAX_CLIENTS} are the most")
     if len({client.name for client in clients}) < len(clients):
@@ -141,7 +139,7 @@ def _check(clients: Sequence[KeyHolder]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CreatedKey:
-    """A key that was made just now, the only time that it is seen."""
+    """A new key; it is not stored in this form."""
 
     key: str
     client: str
@@ -150,10 +148,10 @@ class CreatedKey:
 
 
 def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = None) -> CreatedKey:
-    """Give the client *name* a key, a second one if it has one; a new client gets *scopes* and *rate* with it.
+    """Create a key for the client *name*, its second one if it has one; a new client gets *scopes* and *rate*.
 
-    Raises ServiceMisused for an invalid name or scope, for a client with two keys, and for scopes or a rate that an
-    existing client does not have.
+    Raises ServiceMisused for an invalid name or scope, for a client with two keys, and for scopes or a rate other than
+    those of an existing client.
     """
     if not NAME.fullmatch(name):
         raise ServiceMisused("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")
@@ -165,30 +163,30 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
     def add(clients: dict[str, KeyHolder]) -> str:
         known = clients.get(name)
         if known is None:
-            made, kind = KeyHolder(name, tuple(sorted(set(scopes), key=SCOPES.index)), rate, stored), "primary"
             if not scopes:
                 raise ServiceMisused(f"the client {name} is new; say what it may do, as --scope read")
-        elif (scopes and set(scopes) != set(known.scopes)) or rate not in (None, known.rate):
+            clients[name] = KeyHolder(name, tuple(sorted(set(scopes), key=SCOPES.index)), rate, stored)
+            return "primary"
+        if (scopes and set(scopes) != set(known.scopes)) or rate not in (None, known.rate):
             raise ServiceMisused(
                 f"the client {name} exists with another scope or rate; revoke it first, or leave both out"
             )
-        elif known.secondary is not None:
+        if known.secondary is not None:
             raise ServiceMisused(
                 f"the client {name} has two keys; to revoke the old one, run "
                 f"`hotplate keys revoke {name} --primary --keys {quote(str(path))}`"
             )
-        else:
-            made, kind = msgspec.structs.replace(known, secondary=stored), "secondary"
-        clients[name] = made
-        return kind
+        clients[name] = msgspec.structs.replace(known, secondary=stored)
+        return "secondary"
 
     return CreatedKey(key, name, _change(path, add))
 
 
 def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
-    """Take back one key of a client, `primary` or `secondary`, or all that it has; return what is left of it.
+    """Revoke the `primary` or `secondary` key of a client, or the client; return the client if it has a key left.
 
-    A secondary key becomes the primary if that is revoked. Raises ServiceMisused if there is no such key.
+    If the primary key is revoked, the secondary one becomes primary. Raises ServiceMisused for an unknown client or
+    key.
     """
 
     def take(clients: dict[str, KeyHolder]) -> KeyHolder | None:
@@ -209,9 +207,8 @@ def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
 
 
 def _change(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> T:
-    """Apply a change to the clients by name, by one process at a time; nothing is made or changed if it is refused."""
-    path = Path(os.path.realpath(path))  # a link goes on pointing to it
-    _changed(path, step)
+    path = Path(os.path.realpath(path))  # keep a symlink in place
+    _changed(path, step)  # a refused change creates neither folder nor lock
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = take_lock(path.with_name(path.name + ".lock"), 0o600, LOCK_TIMEOUT_S)
     try:
@@ -234,13 +231,13 @@ def _changed(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> tuple[T, 
 
 
 def _write(path: Path, text: bytes) -> None:
-    """Replace the file as a whole, and be sure that it stays; who might read it still may, as the service's group."""
+    """Replace the file atomically and durably; owner, group and mode stay."""
     new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)  # left by a process that was killed, perhaps with other rights
+    new.unlink(missing_ok=True)  # a killed process may have left it with other rights
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123 -- of a descriptor, whose mode is right from the start
-            with suppress(FileNotFoundError, PermissionError):  # it is new, or only its owner's from now on
+        with open(descriptor, "wb") as file:  # noqa: PTH123 -- a descriptor, which has the right mode from the start
+            with suppress(FileNotFoundError, PermissionError):
                 before = path.stat()
                 os.fchown(descriptor, before.st_uid, before.st_gid)
                 os.fchmod(descriptor, before.st_mode & 0o777)
@@ -249,6 +246,6 @@ def _write(path: Path, text: bytes) -> None:
             os.fsync(descriptor)
     except OSError as error:
         new.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a write that fails names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error  # an error of write() has no file name
     new.rename(path)
     flush(path.parent)

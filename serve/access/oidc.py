@@ -1,7 +1,7 @@
-"""Tokens of an OpenID Connect issuer, such as Entra ID, as well as keys: is one valid, and what may its sender do.
+"""Tokens of an OpenID Connect issuer, such as Entra ID, accepted alongside keys.
 
-The issuer's public keys are fetched if a token names an unknown one, and again once an hour. A token that was verified
-is remembered by its SHA-256 until it expires.
+The issuer's public keys are fetched when a token names an unknown one, and again once an hour. Verified tokens are
+cached by SHA-256 until they expire.
 """
 
 import asyncio
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALGORITHMS = ("RS256", "ES256")
+# `scp` or `scope` holds the rights of users, `roles` those of applications.
 SCOPE_CLAIMS = ("scp", "scope", "roles")
-# How far the issuer's clock may be from ours.
+# Allowed clock difference.
 LEEWAY_S = 30
 FETCH_S = 5.0
-# How often the issuer is asked for keys at most, whatever tokens come, and while it has none; how long they last.
+# Minimum interval between fetches with and without known keys, and the lifetime of keys.
 REFRESH_S = 30.0
 RETRY_S = 5.0
 FRESH_S = 3600.0
 MAX_DOCUMENT_BYTES = 1 << 20
-# How many verified tokens are remembered.
 MAX_VERDICTS = 10_000
 
 
 class IssuerUnreadable(Exception):
-    """The issuer's keys could not be fetched, or are not what they should be."""
+    """The issuer's keys could not be fetched or parsed."""
 
 
 class _TokenVerdict(NamedTuple):
@@ -48,11 +48,11 @@ class _TokenVerdict(NamedTuple):
 
 
 class TokenVerifier:
-    """Tells who sent a token of one issuer; made before the workers, with keys and verdicts of each one's own."""
+    """Verifies tokens of one issuer. Created before the workers; each of them has separate keys and verdicts."""
 
     def __init__(self, issuer: str, audience: str) -> None:
-        """Take the issuer's URL, as tokens name it; raises ServiceMisused for one that cannot be trusted."""
-        import jwt  # noqa: F401, PLC0415 -- an extra: its absence is to be known at the start
+        """Take the issuer's URL as in the `iss` claim; raises ServiceMisused for an insecure one."""
+        import jwt  # noqa: F401, PLC0415 -- an extra; fail at the start if it is missing
 
         if not _is_trusted(issuer):
             raise ServiceMisused(f"the issuer {issuer!r} must be an https:// URL; http:// is for tests on loopback")
@@ -64,24 +64,23 @@ class TokenVerifier:
         self._fetched_at = self._tried_at = float("-inf")
         self._failure: str | None = None
         self._fetching: asyncio.Task[None] | None = None
-        """The fetch that all wait for who need a key, whether or not the one whose token began it is still there."""
-
+        """Shared refresh of the keys. It survives cancellation of the request that started it."""
         self._verdicts = dict[bytes, _TokenVerdict]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
-        """Return who sent a token, known by its *digest*; raises a Problem of 401, or of 503 without the issuer."""
+        """Return the caller of a token; raises a Problem, 401 or, without keys of the issuer, 503."""
         verdict = self._verdicts.get(digest)
         if verdict is not None and time.time() < verdict.until:
             return verdict.caller
         verdict = await self._verify(token)
         if len(self._verdicts) >= MAX_VERDICTS:
             del self._verdicts[next(iter(self._verdicts))]
-        self._verdicts.pop(digest, None)  # to be the newest, which is dropped last
+        self._verdicts.pop(digest, None)  # re-inserted last: the first is evicted
         self._verdicts[digest] = verdict
         return verdict.caller
 
     async def _verify(self, token: str) -> _TokenVerdict:
-        import jwt  # noqa: PLC0415 -- an extra, which `serve` goes without
+        import jwt  # noqa: PLC0415 -- an extra
 
         try:
             header = jwt.get_unverified_header(token)
@@ -106,12 +105,12 @@ class TokenVerifier:
             raise _refused("the token is for another audience") from None
         except jwt.InvalidIssuerError:
             raise _refused("the token is from another issuer") from None
-        # Keys that do not fit the algorithm raise TypeError or ValueError, a huge number and deep brackets the others.
+        # A key of another algorithm raises TypeError or ValueError, odd claims the last two.
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
             raise _refused("the token is not a valid one for this service") from None
 
     async def _key(self, identifier: str) -> "PyJWK":
-        """Return the issuer's key of this id, after a look at the issuer if it is not known, or not fresh."""
+        """Return a key by its id; fetch the keys first if it is unknown or they are stale."""
         is_fresh = time.monotonic() < self._fetched_at + FRESH_S
         if identifier not in self._keys or not (is_fresh or self._fetching):
             if self._fetching is None and time.monotonic() >= self._tried_at + (REFRESH_S if self._keys else RETRY_S):
@@ -126,24 +125,23 @@ class TokenVerifier:
         raise _refused("the token is signed by a key that its issuer does not publish")
 
     async def _refresh(self) -> None:
-        """Fetch the keys; if that fails, the old ones stay in use."""
         try:
             keys = await self._fetch()
         except IssuerUnreadable as error:
             if self._failure != str(error):
-                log.warning("the keys of the issuer %s: %s; what was fetched before stays in use", self._issuer, error)
+                log.warning("the keys of the issuer %s: %s; the previous keys stay in use", self._issuer, error)
             self._failure = str(error)
         else:
             self._fetched_at, self._failure = time.monotonic(), None
             if {name: key.key for name, key in self._keys.items()} != {name: key.key for name, key in keys.items()}:
-                self._verdicts = {}  # some may rest on a key that is withdrawn, or replaced under the same id
+                self._verdicts = {}  # a verdict may rest on a key that was withdrawn or replaced under the same id
             self._keys = keys
         finally:
             self._tried_at = time.monotonic()
             self._fetching = None
 
     async def _fetch(self) -> "dict[str, PyJWK]":
-        import jwt  # noqa: PLC0415 -- as above
+        import jwt  # noqa: PLC0415 -- an extra
 
         try:
             async with asyncio.timeout(FETCH_S), ClientSession(timeout=ClientTimeout(total=FETCH_S)) as session:
@@ -162,7 +160,7 @@ def _verifies(key: "PyJWK") -> bool:
 
 
 def verifier_of(issuer: str | None, audience: str | None) -> VerifyToken | None:
-    """Return what verifies tokens as the settings ask for it; None for nothing. Raises ServiceMisused."""
+    """Return the function that verifies tokens; None if no issuer is configured. Raises ServiceMisused."""
     if issuer is None and audience is None:
         return None
     if issuer is None or audience is None:
@@ -192,17 +190,13 @@ def _refused(detail: str) -> Problem:
 def _is_trusted(url: str) -> bool:
     with suppress(ValueError):
         parts = urlsplit(url)
-        return bool(parts.hostname) and (
-            parts.scheme == "https" or (parts.scheme == "http" and is_loopback(str(parts.hostname)))
-        )
+        host = parts.hostname or ""
+        return (parts.scheme == "https" and bool(host)) or (parts.scheme == "http" and is_loopback(host))
     return False
 
 
 def _verdict_on(claims: dict[str, Any]) -> _TokenVerdict:
-    """Return whom verified claims name, and what they allow; raises TypeError and OverflowError for odd ones.
-
-    `scp` or `scope` is what people have, `roles` what applications have: words with spaces between them, or a list.
-    """
+    """Return the caller that verified claims name; raises TypeError and OverflowError for odd ones."""
     granted = set[str]()
     for claim in SCOPE_CLAIMS:
         words = claims.get(claim, "")

@@ -1,4 +1,4 @@
-"""TLS for the port that clients use, with a certificate that is renewed under the running service."""
+"""TLS of the public listener, with a certificate that is reloaded when it is renewed."""
 
 import os
 import re
@@ -12,32 +12,31 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.watched import WatchedFiles
 
-# How long a client may take over its handshake.
 HANDSHAKE_S = 10.0
-# A certificate in PEM, by each of the labels that OpenSSL reads. After a trusted one stands what it is trusted for.
+# A PEM certificate with each label that OpenSSL reads.
 _PEM = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.+?)-----END \1-----", re.DOTALL)
-# Tags of DER (X.690): a certificate's version, which may be left out, and a time with a year of two digits.
+# DER tags (X.690): the optional version of a certificate, and a time with a two-digit year.
 _VERSION = 0xA0
 _UTC_TIME = 0x17
 
 
 class Certificate:
-    """A certificate chain and its key; made before the workers are forked, so session tickets work with all of them."""
+    """A certificate chain and its key. Created before the workers, so that they share session tickets."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Load both; raises ServiceMisused, whose text quotes neither."""
+        """Load both files; raises ServiceMisused, which quotes neither."""
         self._certificate = certificate
         self._key = key
         self.context: ssl.SSLContext
-        """For new connections: TLS 1.2 and later, with the certificate that was loaded last."""
+        """For new connections: TLS 1.2 or later with the latest valid certificate."""
         self.expires_at = 0.0
-        """When the first certificate of the chain that is in use expires, as Unix time."""
+        """Earliest expiry in the chain, as Unix time."""
         self.watched = WatchedFiles([certificate, key], self._parse)
 
     def _parse(self, contents: Sequence[bytes]) -> Callable[[], None]:
-        """Make a new context: one that is loaded into twice keeps certificates of other key types than the newest."""
         certificate, key = contents
-        pem = key + b"\n" + certificate  # a key's file that holds a certificate, too, does not lend its key to another
+        pem = key + b"\n" + certificate  # the key first: it must not be taken from a certificate's file
+        # A new context each time: loading into the old one would keep its certificates of other key types.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
@@ -58,7 +57,7 @@ class Certificate:
 
 
 def certificate_of(settings: ServiceSettings) -> Certificate | None:
-    """Load the certificate that the settings name; None if the service speaks plain HTTP."""
+    """Load the certificate that the settings name; None for plain HTTP."""
     if settings.tls_cert is None and settings.tls_key is None:
         return None
     if settings.tls_cert is None or settings.tls_key is None:
@@ -67,9 +66,9 @@ def certificate_of(settings: ServiceSettings) -> Certificate | None:
 
 
 def expiry(pem: bytes) -> float:
-    """Return the Unix time at which the first of the certificates in a PEM file expires; it has one at least.
+    """Return the earliest expiry (Unix time) of the certificates in a PEM file, parsed according to RFC 5280.
 
-    They are read as RFC 5280 has them, because the standard library shows only the dates of a peer's certificate.
+    The ssl module has no public function for that: it only exposes the certificates of peers.
     """
     return min(_not_after(b64decode(content)) for _, content in _PEM.findall(pem))
 
@@ -84,10 +83,10 @@ def _not_after(der: bytes) -> float:
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the tag and the content of each element of a sequence in DER."""
+    """Yield tag and content of each element of a DER sequence."""
     while der:
         tag, length, start = der[0], der[1], 2
-        if length >= 0x80:  # it says in how many bytes the length follows
+        if length >= 0x80:  # long form: the low bits are the number of length bytes that follow
             start += length - 0x80
             length = int.from_bytes(der[2:start])
         yield tag, der[start : start + length]
@@ -95,7 +94,7 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _load(context: ssl.SSLContext, pem: bytes) -> None:
-    """Load a key and its chain from memory, by a file without a name, for OpenSSL reads no other."""
+    """Load a key and its chain from memory, through a memfd because OpenSSL reads only files."""
     descriptor = os.memfd_create("hotplate-tls", os.MFD_CLOEXEC)
     try:
         with open(descriptor, "wb", closefd=False) as file:
