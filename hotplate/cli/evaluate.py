@@ -92,7 +92,7 @@ def report(
 
     Example: hotplate evaluate report model --out report.html
     """
-    from hotplate.offline.evaluate.report import model_report
+    from hotplate.offline.evaluate.model_report import model_report
 
     if as_json:
         _print(interruptible(lambda: model_report(model)), as_json=True)

@@ -1,1 +1,1 @@
-"""How good lists are: splits of the data, metrics of lists, and models held against baselines on one split."""
+"""Evaluation: splits, metrics, and comparison with baselines."""

@@ -1,7 +1,4 @@
-"""Evaluation: models are learnt from one part of the data, and their lists are measured on the other part.
-
-Also of lists as they are published: under rules, at their length, and with what users have if that is kept.
-"""
+"""Evaluation of models: fit on the train part of a split, measure the lists on its test part, next to baselines."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,22 +31,19 @@ from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.keys import OVERALL
 
-# The metrics of so many users have intervals of a few percent; to rank more would cost more than the fit. Of a large
-# catalogue fewer are ranked, so that there are at most so many pairs of user and item, but not fewer than the least.
+# Ranking more users than this would cost more than the fit; intervals are already a few percent. For large catalogues
+# the pairs (users times items) are bounded as well, but never below the minimum number of users.
 MOST_TESTED = 20_000
 _MOST_RANKED = 400_000_000
 _LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
-# Makes [users, k] from what was learnt of a split: the users' own lists, and what they are served.
+# Makes two arrays [users, k] from a fitted ranker: the users' lists, and the lists as served.
 MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """What one engine achieved; *as_served* are the metrics where those without a list get the popular one.
-
-    *per_user* is the nDCG of each.
-    """
+    """The result of one engine. *as_served* gives users without a list the popular one; *per_user* is each nDCG."""
 
     engine: Engine
     params: Params
@@ -59,13 +53,13 @@ class EngineResult:
     per_user: Values
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was measured as plain JSON values, under the names of the metrics."""
+        """Return the metrics as plain JSON values."""
         return {**asdict(self.metrics), **asdict(self.lists), "as_served": asdict(self.as_served)}
 
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """By how much the model's nDCG is above a baseline's; *interval* is of the difference, user by user."""
+    """The model's nDCG minus a baseline's, with the interval of the difference per user."""
 
     ndcg: float
     interval: MetricInterval | None
@@ -73,11 +67,13 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a model and its baselines achieved; kept in the model folder as JSON.
+    """The results of a model and its baselines; stored in the model folder as JSON.
 
-    *split* is None if the test data were given. *cold_pairs* of the test are of items without an interaction in train,
-    which no engine can find. *leads* are in the order of *baselines*. *drawn_from* is the number of users that could be
-    tested, if only some of them were; *similar* is how good the lists of similar items are.
+    split       None if the test data were given
+    cold_pairs  test pairs of items without an interaction in train, which no engine can find
+    leads       in the order of *baselines*
+    drawn_from  number of testable users, if only a sample was tested
+    similar     the quality of the lists of similar items
     """
 
     split: SplitOptions | None
@@ -92,7 +88,7 @@ class Evaluation:
     similar: SimilarResult | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values; the model's metrics stand under `model` by their names."""
+        """Return plain JSON values; the model's metrics are under `model`."""
         model = self.model.to_json()
         beside = {name: model.pop(name) for name in ("as_served", "intervals")}
         return {
@@ -114,31 +110,29 @@ class Evaluation:
         }
 
     def _repr_html_(self) -> str:
-        """Return the metrics of the model and its baselines as a table, for a cell of a notebook."""
-        shown = [self.model, *self.baselines]
+        """Return a table of metrics, for notebooks."""
         rows = [("", "model", *(each.engine for each in self.baselines))]
-        rows += metric_rows([each.to_json() for each in shown])
+        rows += metric_rows([each.to_json() for each in (self.model, *self.baselines)])
         cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
         about = f"{self.test_pairs:,} pairs of {self.model.metrics.users:,} users held back, measured at {self.k}"
         return f"<p>{about} (± half of the 95 % interval)</p><table><tr>{'</tr><tr>'.join(cells)}</tr></table>"
 
 
 def metric_rows(measured: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each metric, with a column for each engine, whose figures and `intervals` are by their names."""
+    """Yield a row of texts for each metric, with a column for each engine's metrics."""
     for name, value in measured[0].items():
         if isinstance(value, float):
-            yield name, *(with_interval(each.get(name), each.get("intervals", {}).get(name)) for each in measured)
+            yield name, *(_with_interval(each.get(name), each.get("intervals", {}).get(name)) for each in measured)
 
 
-def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    """Return a metric with half of its interval of 95 %, if there is one; nothing for None."""
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if interval is None else f"{value:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
 
 
 def metric_names() -> dict[str, list[str]]:
-    """Return what an evaluation of a training measures at most: names of metrics, by the tables of its JSON."""
+    """Return the names of all metrics that a training can measure, by table of `Evaluation.to_json`."""
     ranking = [field.name for field in fields(RankingMetrics) if field.name != "intervals"]
     return {"model": [*ranking, *(field.name for field in fields(ListMetrics))], "as_served": ranking}
 
@@ -147,27 +141,14 @@ def evaluate(
     matrix: Matrix,
     params: Params,
     options: SplitOptions | None = None,
-    *,
-    k: int = 10,
-    baselines: Sequence[Params] = BASELINES,
-    popular: PopularityParams | None = None,
-    make: MakeLists | None = None,
-    similar: SimilarParams | None = None,
-    on_iteration: Callable[[int, int], None] | None = None,
+    **how: Any,  # noqa: ANN401 -- the keywords of evaluate_parts
 ) -> Evaluation | None:
-    """Learn from the train part, recommend *k* items that users do not have there, and measure them on the test part.
-
-    Users without a list are served what is *popular*, unless *make* makes the lists. Lists of *similar* items are
-    measured, too. Baselines with the engine of the model are left out. Returns None if the split leaves a part without
-    pairs.
-    """
+    """Split *matrix* and evaluate as `evaluate_parts` does; None if the split leaves train or test empty."""
     options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
-    check_length(k, "k")
     parts = split(matrix.user_items, matrix.history, options)
     if parts.train.nnz == 0 or parts.test.nnz == 0:
         return None
-    more: dict[str, Any] = {"popular": popular, "make": make, "similar": similar, "on_iteration": on_iteration}
-    return replace(evaluate_parts(parts, params, k=k, baselines=baselines, **more), split=options)
+    return replace(evaluate_parts(parts, params, **how), split=options)
 
 
 def evaluate_parts(
@@ -181,10 +162,13 @@ def evaluate_parts(
     similar: SimilarParams | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs.
+    """Fit on the train part, recommend *k* items that users do not have there, and measure them on the test part.
 
-    At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
+    Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
+    Baselines with the engine of the model are left out. See `evaluate_engine` for *popular* and *make*. Lists of
+    *similar* items are measured if their parameters are given.
     """
+    check_length(k, "k")
     testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
     most = min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED // parts.test.shape[1]))
     parts = parts.sampled(most, seed=0)
@@ -192,6 +176,9 @@ def evaluate_parts(
     others = [each for each in baselines if engine_of(each) != model.engine]
     results = tuple(evaluate_engine(parts, each, k, popular=popular) for each in others)
     known = users_per_item(parts.train) > 0
+    found_similar = None
+    if similar is not None:
+        found_similar = measure(fit_similar(parts.train, similar, parts.train_times), similar, parts, k)
     return Evaluation(
         split=None,
         k=k,
@@ -202,7 +189,7 @@ def evaluate_parts(
         cold_pairs=int(np.count_nonzero(~known[parts.test.indices])),
         leads=tuple(_lead(model.per_user - each.per_user) for each in results),
         drawn_from=testable if testable > most else None,
-        similar=None if similar is None else _measure_similar(parts, similar, k),
+        similar=found_similar,
     )
 
 
@@ -215,9 +202,10 @@ def evaluate_engine(
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
 ) -> EngineResult:
-    """Learn from the train part of one split, and measure the lists on its test part.
+    """Fit one engine on the train part and measure its lists on the test part.
 
-    Users without a list are served what is *popular*, by default what the most users have. See `evaluate` of *make*.
+    Users without a list are served the most *popular* items, by default those with the most users. *make* replaces
+    both the lists and what is served.
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:
@@ -238,22 +226,18 @@ def evaluate_engine(
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
-    """Learn from the train part, and fold in the users that were held out, if the split held any."""
+    """Fit on the train part, and fold in the held-out users if there are any."""
     times = parts.train_times if needs_times(params) else None
     ranker = fit(parts.train, params, on_iteration, times=times)
     return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
 
 
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
-    """Return [users, k]: lists of those who have test items; -1 for all others, and where a list ends.
+    """Return the lists of users with test items [users, k]; -1 for all others, and after the end of a list.
 
-    Fewer than k items still make lists of k, for precision is hits / k.
+    Lists have k columns even with fewer items, because precision is hits / k.
     """
     return for_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k)[0])
-
-
-def _measure_similar(parts: Parts, params: SimilarParams, k: int) -> SimilarResult:
-    return measure(fit_similar(parts.train, params, parts.train_times), params, parts, k)
 
 
 def _lead(differences: Values) -> Lead:
@@ -268,12 +252,12 @@ def as_published(
     keep_seen: bool,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the metrics of the lists of *model* as they are published, as an evaluation has them; None if it has none.
+    """Return the metrics of the lists of *model* as published, in the form of `Evaluation.to_json`; None if unknown.
 
-    If these are other lists than those that were measured, the model's parameters learn once more from what the
-    evaluation learnt from, and the lists for its test are made as `ModelLists` makes them. The metrics from before then
-    stand below `as_trained`, without baselines. If users keep what they have, the test of a split in time is what they
-    chose next, bought before or not. A model of Spark has no such metrics, because a fit takes a cluster.
+    If rules, length or *keep_seen* change the lists, the parameters are fitted once more on the train part and its
+    lists are made by `RuledLists`; the metrics of the training are then under `as_trained`, without baselines. With
+    *keep_seen*, a split in time also tests repeated choices. Models of Spark are not fitted again, as that takes a
+    cluster.
     """
     before = model.metrics
     if not before or "model" not in before:
@@ -282,20 +266,21 @@ def as_published(
         return before
     if isinstance(model.params, SparkParams):
         return None
-    made = partial(_published, model, partial(RuledLists, rules=rules, length=length, keep_seen=keep_seen))
-    more: dict[str, Any] = {"k": before["k"], "baselines": (), "make": made, "on_iteration": on_iteration}
-    split = SplitOptions(**before["split"])
-    found = evaluate(model.matrix, model.params, replace(split, piece=0, repeats=keep_seen and split.in_time), **more)
-    kept = {name: value for name, value in before.items() if name != "baselines"}
+    make = partial(_published, model, partial(RuledLists, rules=rules, length=length, keep_seen=keep_seen))
+    options = SplitOptions(**before["split"])
+    options = replace(options, piece=0, repeats=keep_seen and options.in_time)
+    found = evaluate(
+        model.matrix, model.params, options, k=before["k"], baselines=(), make=make, on_iteration=on_iteration
+    )
     if found is None:
         return None
+    kept = {name: value for name, value in before.items() if name != "baselines"}
     return found.to_json() | {"similar": before.get("similar"), "as_trained": kept}
 
 
 def _published(
     model: Model, under_rules: Callable[[Model], RuledLists], parts: Parts, ranker: Ranker, k: int
 ) -> tuple[Indices, Indices]:
-    """Return the lists of tested users, and what they are served, both [users, k]."""
     matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
     popular = most_popular(matrix, len(model.popular.items), model.popular_half_life_days)
     learnt = replace(model, ranker=ranker, matrix=matrix, popular=popular, segments={})

@@ -1,7 +1,4 @@
-"""Evaluation of lists that exist already: compared with a truth, next to popular items or other lists.
-
-A truth is read from files, and so are the histories of users. Lists are of files, a model, or a release of a store.
-"""
+"""Evaluation of existing lists (of files, a model or a release) against the choices of users read from files."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +27,7 @@ from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.files import Format, data_errors, find_files
 from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
 from hotplate.offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, with_whole_numbers
-from hotplate.offline.list_encoder import MAX_LENGTH, check_length
+from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
@@ -51,11 +48,11 @@ _SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What users chose; lives as long as one evaluation.
+    """The choices of users.
 
-    pairs      [user, item, and rating: f64, if there is one], each pair once, by user and item in the order of bytes
-    rows       how many there were, those left out among them
-    left_out   how many rows were left out, by reason; zeros not listed
+    pairs      [user, item, and rating: f64 if it was read], unique, sorted by the bytes of user and item
+    rows       rows read, including those left out
+    left_out   rows left out by reason, without zeros
     """
 
     pairs: pl.DataFrame
@@ -64,16 +61,16 @@ class Truth:
 
     @property
     def users(self) -> pl.Series:
-        """All users, each once, in ascending order."""
+        """All users, in ascending order."""
         return self.pairs.get_column("user").unique().sort()
 
 
 def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Truth:
-    """Read the file, or the folder of files of one kind, at *path*.
+    """Read a file, or a folder of files of one kind.
 
-    *named* are columns by role, user, item and rating: the first two are guessed if they are None, a rating is read
-    only if it is named, and is the mean of a pair's rows. Raises DataError for what cannot be read, for a rating
-    that is not a finite number, and if nothing is left.
+    *named* are columns by role: user and item are guessed if None; a rating is read only if named, and averaged over
+    the rows of a pair. Raises DataError for unreadable input, ratings that are not finite numbers, and if no row is
+    left.
     """
     tables = open_tables(find_files(path), Format(delimiter), str(path))
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
@@ -87,7 +84,7 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
 
 
 def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Matrix:
-    """Read what users had before as `read_truth` does; raises DataError also for fewer than two users, or items."""
+    """Read the history of users as `read_truth` does; raises DataError also for fewer than two users or items."""
     return to_matrix(read_truth(path, named, delimiter).pairs.with_columns(weight=pl.lit(1.0)))
 
 
@@ -105,13 +102,13 @@ def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Lists that are evaluated; lives as long as that.
+    """Lists to evaluate.
 
-    origin       what people call them
-    lists        [user, item, score], at most k rows a user, who stand together, best first; users of the truth only
-    predictions  [user, item, score], for as many pairs of the truth as there are scores
-    popular      the items that users without a list are served, best first; None if that is not known
-    history      what users had before, where the origin knows it
+    origin       their name in messages
+    lists        [user, item, score], at most k rows a user, contiguous and best first; only users of the truth
+    predictions  [user, item, score] of the pairs of the truth that have a score
+    popular      the items that users without a list are served, best first, if known
+    history      the interactions of users before the truth, if known
     """
 
     origin: str
@@ -124,10 +121,10 @@ class Candidate:
 def from_files(
     path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
-    """Read rows of user, item and score, as `import` does; of an item that a user has twice, the higher score counts.
+    """Read rows of user, item and score as `import` does; of duplicates the highest score counts, ties by item id.
 
-    *pairs* [user, item] are those of the truth: memory grows with the lists of their users, and not with the file.
-    Equal scores are in the order of the item ids. Raises DataError as `read_scored` does.
+    *pairs* [user, item] are those of the truth; memory grows with the lists of their users, not with the file. Raises
+    DataError as `read_scored` does.
     """
     scored = read_scored(find_files(path), str(path), named, form or Format())[0].kept
     wanted = pairs.select(owner="user").unique().lazy()
@@ -138,7 +135,7 @@ def from_files(
 
 
 def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
-    """Compute the lists of a model, without what users had already; those that it does not know have none."""
+    """Compute a model's lists, without items that users had before."""
     matrix = model.matrix
     known = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
     users = pairs.select("user").unique().join(known, on="user").sort("row")
@@ -158,10 +155,7 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
 
 
 async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
-    """Read the lists of a release, one lookup for each user of *pairs*, and the popular list for everybody.
-
-    Raises ReleaseCorrupt for a damaged list, and StoreError if one cannot be read.
-    """
+    """Look up the list of each user of *pairs* in a release; raises ReleaseCorrupt and StoreError."""
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
     users = pairs.get_column("user").unique().sort()
     async for user, items in _read(reader, release, [USER + user for user in users]):
@@ -174,12 +168,9 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
     return Candidate(origin, lists, _predictions(whole, pairs), pl.Series("item", popular, dtype=pl.String))
 
 
-async def _read(
-    reader: Reader, release: ReleaseRef, keys: Sequence[str], depth: int = MAX_LENGTH
-) -> AsyncIterator[tuple[str, list[Item]]]:
-    """Yield those *keys* that *release* has, without their kind, and the first items of each; a damaged one raises."""
+async def _read(reader: Reader, release: ReleaseRef, keys: Sequence[str]) -> AsyncIterator[tuple[str, list[Item]]]:
     decode = await load_decode(reader, release, await load_manifest(reader, release))
-    async for name, found in read_lists(reader, release, decode, keys, depth):
+    async for name, found in read_lists(reader, release, decode, keys):
         if isinstance(found, ReleaseCorrupt):
             raise found
         yield name, found
@@ -190,84 +181,75 @@ def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 class Evaluator:
-    """Holds lists against one truth; lives as long as one evaluation, or comparison.
-
-    The rows of its matrices are all users of the truth and of the history, the columns all items, both in the order of
-    their ids.
-    """
+    """Measures candidates against one truth. Rows of its matrices are users, columns items, both in id order."""
 
     def __init__(self, truth: Truth, candidates: Sequence[Candidate], k: int, history: Matrix | None) -> None:
-        """Number all users and items; *history* is what users had before, None if that is not known."""
         check_length(k, "k")
         self._k = k
         self.truth = truth
         users, items = truth.pairs.get_column("user"), truth.pairs.get_column("item")
         named = [each.lists.get_column("item") for each in candidates]
         named += [each.popular for each in candidates if each.popular is not None]
-        known = ([], []) if history is None else (history.user_ids, history.item_ids)
-        self._users = pl.Enum(pl.concat([users, pl.Series("user", known[0], pl.String)]).unique().sort())
-        self._items = pl.Enum(pl.concat([items, *named, pl.Series("item", known[1], pl.String)]).unique().sort())
+        ids = ([], []) if history is None else (history.user_ids, history.item_ids)
+        known_users, known_items = (pl.Series(each, dtype=pl.String) for each in ids)
+        self._users = pl.Enum(pl.concat([users, known_users.alias("user")]).unique().sort())
+        self._items = pl.Enum(pl.concat([items, *named, known_items.alias("item")]).unique().sort())
         self._test = self._matrix(_numbers(users, self._users), _numbers(items, self._items))
         self._history: UserItems | None = None
         if history is not None:
-            of_users, of_items = (
-                _numbers(pl.Series(ids, dtype=pl.String), kind)
-                for ids, kind in zip(known, (self._users, self._items), strict=True)
-            )
             pairs = history.user_items.tocoo()
-            self._history = self._matrix(of_users[pairs.row], of_items[pairs.col])
+            self._history = self._matrix(
+                _numbers(known_users, self._users)[pairs.row], _numbers(known_items, self._items)[pairs.col]
+            )
 
     def evaluate(self, candidate: Candidate) -> Report:
-        """Measure the lists of one origin: alone, as served, beside popularity, and as predictions of ratings.
+        """Measure the lists of one origin, as they are and as served, next to popularity, and as rating predictions.
 
-        Raises DataError if no user of the truth has a list, or if the lists leave out all pairs of the truth because
-        they were learnt from.
+        Raises DataError if no user of the truth has a list, or if the lists cannot contain any pair of the truth
+        because all of them are in the training data.
         """
         lists, history, test = self._lists(candidate), self._history, self._test
         seen = 0 if history is None else int(history.multiply(test).nnz)
         ranking = measure_users(lists, test).metrics
         if seen == test.nnz and not ranking.recall:
             raise DataError(
-                f"All {seen:,} pairs of the truth are in what {candidate.origin} learnt from, so its lists leave "
+                f"All {seen:,} pairs of the truth are in the training data of {candidate.origin}, so its lists leave "
                 "them out. Give a truth from after the training data, or other users' interactions."
             )
-        popular = None if history is None else _most_popular(history)
-        served = popular if candidate.popular is None else _numbers(candidate.popular, self._items)
         rating, predicted = self._rating(candidate)
-        popularity = variety = None
-        if history is not None and popular is not None:
-            ranker = Popularity(users_per_item(history).astype(np.float32))
+        found: dict[str, Any] = dict.fromkeys(("ranking", "as_served", "popularity", "variety", "rating"))
+        found |= {"ranking": ranking, "rating": rating}
+        served = None if candidate.popular is None else _numbers(candidate.popular, self._items)
+        if history is not None:
+            counts = users_per_item(history)
+            popular = by_popularity(counts)[: np.count_nonzero(counts)]
+            served = popular if served is None else served
+            ranker = Popularity(counts.astype(np.float32))
             other = recommend_all(ranker, Parts(history, None, history, test), self._k)
-            popularity = measure_users(as_served(other, popular), test).metrics
-            variety = measure_lists(lists, history)
-        found = {
-            "ranking": ranking,
-            "as_served": None if served is None else measure_users(as_served(lists, served), test).metrics,
-            "popularity": popularity,
-            "variety": variety,
-            "rating": rating,
-        }
+            found["popularity"] = measure_users(as_served(other, popular), test).metrics
+            found["variety"] = measure_lists(lists, history)
+        if served is not None:
+            found["as_served"] = measure_users(as_served(lists, served), test).metrics
         missing = ranking.users - ranking.users_with_lists
-        notes = [f"{missing:,} of {ranking.users:,} users have no list of their own"] if missing else []
-        notes += [f"{seen:,} of the pairs are of items that the user had before"] if seen else []
-        notes += [f"ratings of {predicted:,} pairs were predicted"] if predicted else []
-        if popularity is not None and popularity.ndcg > ranking.ndcg:
-            notes.append("the popular items rank better than the lists")
+        better = found["popularity"] is not None and found["popularity"].ndcg > ranking.ndcg
+        notes = (
+            f"{missing:,} of {ranking.users:,} users have no list" if missing else "",
+            f"{seen:,} of the pairs are of items that the user had before" if seen else "",
+            f"ratings of {predicted:,} pairs were predicted" if predicted else "",
+            "the popular items rank better than the lists" if better else "",
+        )
         return Report(
             kind=f"evaluate {candidate.origin}",
             sentence=f"{test.nnz:,} pairs of {ranking.users:,} users, measured at {self._k} (95 % intervals):",
             rows=tuple(_rows(found)),
-            notes=tuple(notes),
+            notes=tuple(filter(None, notes)),
             listed=True,
             extra={name: None if each is None else asdict(each) for name, each in found.items()}
             | {"origin": candidate.origin, "pairs": int(test.nnz), "seen_pairs": seen, "predicted": predicted},
         )
 
     def compare(self, one: Candidate, other: Candidate) -> Report:
-        """Compare the metrics of the same users, each with itself, so what both have in common cancels out.
-
-        The report is broken if the other is worse, by nDCG.
-        """
+        """Compare the metrics of two candidates user by user; the report is broken if *other* has a worse nDCG."""
         a, b = (measure_users(self._lists(each), self._test) for each in (one, other))
         rows, apart = list[Row](), {name: interval(b.values[name] - a.values[name]) for name in RANKING}
         for name in RANKING:
@@ -292,11 +274,11 @@ class Evaluator:
         )
 
     def _lists(self, candidate: Candidate) -> Indices:
-        """Return [users, k]: items in their order, -1 where a list ends."""
+        """Return [users, k], -1 after the end of a list."""
         if candidate.lists.is_empty():
             raise DataError(
                 f"Of {len(self.truth.users):,} users in the truth, none has a list in {candidate.origin}; "
-                "see that both write the ids of users in the same way."
+                "check that both use the same user ids."
             )
         users = _numbers(candidate.lists.get_column("user"), self._users)
         first = np.r_[0, np.flatnonzero(np.diff(users)) + 1]
@@ -306,20 +288,20 @@ class Evaluator:
         return lists
 
     def _rating(self, candidate: Candidate) -> tuple[RatingMetrics | None, int]:
-        """Measure the scores as predictions of ratings, and return of how many pairs there are both."""
+        """Return the metrics of the scores as predictions of ratings, and the number of pairs with both."""
         if "rating" not in self.truth.pairs.columns:
             return None, 0
         both = candidate.predictions.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
         if both.is_empty():
             raise DataError(
-                f"Of {self.truth.pairs.height:,} pairs in the truth, none has a score in {candidate.origin}; leave "
-                "--rating-column out, or give scores of the pairs that were rated."
+                f"Of {self.truth.pairs.height:,} pairs in the truth, none has a score in {candidate.origin}; omit "
+                "--rating-column, or give scores of rated pairs."
             )
         predicted, actual = both.get_column("score").to_numpy(), both.get_column("rating").to_numpy()
         return measure_ratings(predicted, actual), both.height
 
     def _matrix(self, users: Indices, items: Indices) -> UserItems:
-        """Return these pairs, none of which is there twice, with their columns in order."""
+        """Return unique pairs as a canonical matrix of ones."""
         shape = len(self._users.categories), len(self._items.categories)
         made = csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape)
         made.sort_indices()
@@ -330,11 +312,6 @@ def _numbers(ids: pl.Series, known: pl.Enum) -> Indices:
     return ids.cast(known).to_physical().to_numpy().astype(np.int32)
 
 
-def _most_popular(history: UserItems) -> Indices:
-    counts = users_per_item(history)
-    return by_popularity(counts)[: np.count_nonzero(counts)]
-
-
 def _verdict(apart: MetricInterval | None) -> str:
     if apart is None or apart[0] <= 0 <= apart[1]:
         return "cannot tell"
@@ -342,12 +319,11 @@ def _verdict(apart: MetricInterval | None) -> str:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield each metric of those tables that there are."""
     subjects = {
         "ranking": "lists",
         "as_served": "lists, as served",
         "popularity": "popularity",
-        "variety": "what the lists are like",
+        "variety": "properties of the lists",
         "rating": "scores as ratings",
     }
     for kind, metrics in found.items():

@@ -1,4 +1,4 @@
-"""Metrics of lists: how well they rank what was held back, of each user and on average, and what else they are like."""
+"""Metrics of lists (ranking, coverage, diversity, novelty) and of predicted ratings, with 95 % intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, c
 
 MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
-# Diversity costs more than a sort: it is measured of so many lists, drawn at random.
+# Diversity is computed on a random sample of lists, because it costs more than the other metrics together.
 _SAMPLED_LISTS = 1000
 _SEED = 42
 _LISTS_AT_ONCE = 128
@@ -19,18 +19,16 @@ _LISTS_AT_ONCE = 128
 
 @dataclass(frozen=True, slots=True)
 class RankingMetrics:
-    """Averages at *k* over the *users* that have test items; a user without a list counts, with zeros.
-
-    *users_with_lists* of them had at least one recommendation. All are binary: an item is liked or not. *intervals* are
-    of 95 %, by the names of metrics, those that there are.
+    """Means at *k* over the *users* with test items, of binary relevance; a user without a list counts with zeros.
 
     precision    hits / k
     recall       hits / test items
     recall_at_k  hits / min(k, test items)
-    map          the sum of the precisions at the hits / test items
+    map          sum of the precisions at the hits / test items
     ndcg         discounted hits / those of the ideal list, which has min(k, test items) hits
-    mrr          1 / the rank of the first hit
+    mrr          1 / rank of the first hit
     hit_rate     1 if there is a hit
+    intervals    95 %, by metric; missing for fewer than two users
     """
 
     k: int
@@ -48,11 +46,11 @@ class RankingMetrics:
 
 @dataclass(frozen=True, slots=True)
 class ListMetrics:
-    """What lists are like, whether they hit or not; users without a list are left out, and all is 0 if no user has one.
+    """Properties of lists that do not depend on hits; 0 if no user has a list.
 
-    coverage   the share of all items that are in any list
-    diversity  of two items of a list, 1 - the cosine of their users in train, on average (Ziegler et al., WWW 2005)
-    novelty    -log2 of the share of users that have an item in train (Vargas and Castells, RecSys 2011)
+    coverage   share of all items that are in any list
+    diversity  mean of 1 - cosine of two items' users in train, over the pairs of a list (Ziegler et al., WWW 2005)
+    novelty    mean -log2 of the share of users with the item in train (Vargas and Castells, RecSys 2011)
     """
 
     coverage: float
@@ -62,13 +60,7 @@ class ListMetrics:
 
 @dataclass(frozen=True, slots=True)
 class RatingMetrics:
-    """How far predicted ratings are from what users gave, over all pairs of a user and an item; each pair counts alike.
-
-    rmse                the root of the mean squared error
-    mae                 the mean absolute error
-    r2                  the share of the ratings' variance that is predicted; below 0 for worse than their mean
-    explained_variance  the same, if the mean error is forgiven
-    """
+    """Errors of predicted ratings: root mean squared, mean absolute, R², and R² after removing the mean error."""
 
     rmse: float
     mae: float
@@ -81,10 +73,7 @@ RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is 
 
 @dataclass(frozen=True, slots=True)
 class UserMetrics:
-    """Of each of the *users* (rows) that have test items, every metric of `RankingMetrics` by its name, [users].
-
-    Means over them are the metrics; differences of two engines' are paired, as long as the test is the same.
-    """
+    """Every metric of `RankingMetrics` for each of the *users* (rows) with test items: values [users] by name."""
 
     k: int
     users: Indices
@@ -93,21 +82,18 @@ class UserMetrics:
 
     @property
     def metrics(self) -> RankingMetrics:
-        """The averages over all users; ValueError if there are none."""
+        """The means over all users; ValueError if there are none."""
         if not len(self.users):
             raise ValueError("no user has test items")
         means = {name: float(values.mean()) for name, values in self.values.items()}
         listed = int(self.with_list.sum())
-        return RankingMetrics(
-            self.k, **means, users=len(self.users), users_with_lists=listed, intervals=intervals(self.values)
-        )
+        found = {name: interval(each) for name, each in self.values.items()}
+        intervals = {name: each for name, each in found.items() if each is not None}
+        return RankingMetrics(self.k, **means, users=len(self.users), users_with_lists=listed, intervals=intervals)
 
 
 def interval(values: Values | Sequence[float]) -> MetricInterval | None:
-    """Return the interval of 95 % of the mean of *values*, of users or of runs, by Student's t.
-
-    None for fewer than two values.
-    """
+    """Return the 95 % interval of the mean of *values* by Student's t; None for fewer than two values."""
     from scipy.special import stdtrit  # noqa: PLC0415 -- takes 0.07 s to load
 
     if len(values) < 2:
@@ -117,17 +103,8 @@ def interval(values: Values | Sequence[float]) -> MetricInterval | None:
     return mean - reach, mean + reach
 
 
-def intervals(values: Mapping[str, Values] | Mapping[str, Sequence[float]]) -> dict[str, MetricInterval]:
-    """Return the intervals of several means by their names, those that there are."""
-    found = {name: interval(each) for name, each in values.items()}
-    return {name: each for name, each in found.items() if each is not None}
-
-
 def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
-    """Measure the lists *recommended* [users, k], best first, -1 where there is none, against *test* [users, items].
-
-    Both have one row per user, in one order.
-    """
+    """Measure lists *recommended* [users, k], best first, -1 after the end, against *test* [users, items]."""
     k = recommended.shape[1]
     users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
     liked = np.diff(test.indptr)[users]
@@ -153,7 +130,7 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
 
 
 def as_served(lists: Indices, popular: Indices) -> Indices:
-    """Return *lists* [users, k], the *popular* items, best first, for those who have none, as the service answers."""
+    """Return *lists* [users, k] with the *popular* items, best first, for users without a list."""
     served = lists.copy()
     first = popular[: lists.shape[1]]
     served[(lists < 0).all(axis=1), : len(first)] = first
@@ -161,9 +138,9 @@ def as_served(lists: Indices, popular: Indices) -> Indices:
 
 
 def measure_lists(lists: Indices, train: UserItems) -> ListMetrics:
-    """Measure *lists* [lists, k], -1 where one ends, by the interactions *train* [users, items] behind them.
+    """Measure *lists* [lists, k], -1 after the end of one, by the interactions *train* [users, items].
 
-    Diversity is of lists with two items or more, of 1,000 at most.
+    Diversity is measured on at most 1,000 lists with two items or more.
     """
     counts = users_per_item(train)
     present = lists >= 0
@@ -179,7 +156,7 @@ def measure_lists(lists: Indices, train: UserItems) -> ListMetrics:
 
 
 def measure_ratings(predicted: Values, actual: Values) -> RatingMetrics:
-    """Measure *predicted* against *actual*, both [pairs]; if ratings do not vary, r2 is 1 or 0, as in scikit-learn."""
+    """Measure *predicted* against *actual* [pairs]; if ratings do not vary, r2 is 1 or 0, as in scikit-learn."""
     error = actual.astype(np.float64) - predicted
     squares = float((error**2).mean())
     return RatingMetrics(
@@ -196,7 +173,6 @@ def _explained(unexplained: float, ratings: Values) -> float:
 
 
 def _diversity(lists: Indices, train: UserItems, counts: npt.NDArray[np.int64]) -> float:
-    """Return 1 - the mean cosine over all pairs of a list, of a sample of lists with two items or more."""
     lengths = (lists >= 0).sum(axis=1)
     drawn = np.random.default_rng(_SEED).permutation(np.flatnonzero(lengths >= 2))[:_SAMPLED_LISTS]
     norms = np.sqrt(np.maximum(counts, 1))
@@ -206,10 +182,10 @@ def _diversity(lists: Indices, train: UserItems, counts: npt.NDArray[np.int64]) 
         batch = drawn[start : start + _LISTS_AT_ONCE]
         members = lists[batch]
         of_list, items = np.nonzero(members >= 0)[0], members[members >= 0]
-        # An item is a vector of length 1 of the users that have it; these are the sums of a list's, users by lists.
+        # Each item is a unit vector over users; these are the sums of each list's vectors [users, lists].
         sums = has @ csr_matrix((1 / norms[items], (items, of_list)), shape=(len(counts), len(batch)))
         sums.data **= 2
-        # The square of a sum of vectors has each pair's product twice, and each vector's square once.
+        # The square of a sum holds each pair's product twice and each vector's square once.
         products = np.asarray(sums.sum(axis=0)).ravel() - np.bincount(of_list, counts[items] > 0, len(batch))
         found += (1 - products / (lengths[batch] * (lengths[batch] - 1))).tolist()
     return float(np.mean(found)) if found else 0.0

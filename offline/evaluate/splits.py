@@ -1,4 +1,4 @@
-"""Splits of the interactions into what is learnt from and what is held back: pure functions of the pairs and a seed."""
+"""Splits of the interactions into train and test: pure functions of the pairs, options and seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,36 +26,34 @@ from hotplate.offline.input.matrix import (
 SplitKind = Literal["by-time", "by-user-time", "leave-last", "by-item", "by-user", "random", "held-out-users"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
 IN_TIME: frozenset[SplitKind] = frozenset({"by-time", "by-user-time", "leave-last"})
-# Of held-out users: how many items one must have to be tested, and which share of them is held back.
+# Held-out users: the minimum number of items, and the share of them in the test.
 _MIN_HELD_OUT_ITEMS = 5
 _TARGET_SHARE = 0.2
-# Of three pieces of a log the first two end where 60 and 80 % of the pairs have come.
+# Three pieces of a log end after 60, 80 and 100 % of the pairs.
 _PIECE_STEP = 0.2
 _MOST_PIECES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class SplitOptions:
-    """How pairs are held back for the test.
+    """The pairs held back for the test, by kind.
 
-    by-time           the last *test_share* of all pairs, after one moment: the cut. What is learnt is what the rows up
-                      to the cut say. The test may be smaller if many pairs have the time of the cut.
-    by-user-time      of each user the last *test_share*
-    leave-last        of each user who has more, the *last* pairs
-    by-item, by-user  of each item (or user) *test_share*, at random
-    random            of all pairs *test_share*, at random
-    held-out-users    of *test_share* of the users, who are not learnt from, a fifth of the items; the rest is folded in
-                      (strong generalisation: Liang et al., WWW 2018)
+    by-time           the last *test_share* of all pairs; train is computed from the rows up to one moment, the cut.
+                      The test is smaller if many pairs have the time of the cut
+    by-user-time      the last *test_share* of each user's pairs
+    leave-last        the *last* pairs of each user with more than that
+    by-item, by-user  a random *test_share* of each item's (or user's) pairs
+    random            a random *test_share* of all pairs
+    held-out-users    *test_share* of the users are not in train; a fifth of their items is tested, the rest is folded
+                      in (strong generalisation: Liang et al., WWW 2018)
 
-    Shares are rounded within each group, half to even. A pair has the time of its first row; a pair without a time
-    counts as the first of all. Pairs of one time are in the order of their items.
+    Shares are rounded within each group, half to even. A pair has the time of its first row; pairs without a time come
+    first. Ties are in item order.
 
-    min_per_user, min_per_item  the core of what is learnt from; users and items outside of it are not tested
-    pieces                      of a split by time: the log is cut off at so many places, the last of them its end, and
-                                the last *test_share* of each piece is tested
-    piece                       the number of the piece, from 0
-    repeats                     of a split in time: pairs that a user has already are tested, too, if they come again
-    seed                        of a random split
+    min_per_user, min_per_item  the core of train; users and items outside of it are not tested
+    pieces, piece               by-time: number of prefixes of the log, of which the last is all of it, and the index
+                                of the one to split
+    repeats                     splits in time: also test pairs of train that occur again after the cut
     """
 
     kind: SplitKind = "by-time"
@@ -79,25 +77,24 @@ class SplitOptions:
 
     @property
     def in_time(self) -> bool:
-        """Whether nothing is learnt from what came later than the test."""
+        """Whether train holds no row from after the cut."""
         return self.kind in IN_TIME
 
     @property
     def draws(self) -> "tuple[SplitOptions, ...]":
-        """The split of each piece of a log that is split by time; of all others, this one alone."""
+        """One split for each piece of the log if the kind is by-time, else this split."""
         if self.kind != "by-time":
             return (self,)
         return tuple(replace(self, piece=piece) for piece in range(self.pieces))
 
 
 class Parts(NamedTuple):
-    """One split: csr matrices of one shape, users by items.
+    """One split: canonical csr matrices of one shape, users by items.
 
-    train    what is learnt from
-    history  the rows of train, if the data have times
-    seen     what users have when they are recommended items: train, or of held-out users what is folded in
-    test     what is held back; disjoint from both, unless repeats are tested
-    test_times  when each pair of the test came, in the order of its data; None if that is not known
+    history     the rows of train, if the data have times
+    seen        the items that users have when they are recommended others: train, or the folded-in part
+    test        disjoint from both, unless repeats are tested
+    test_times  of each pair of the test, in the order of its data, if known
     """
 
     train: UserItems
@@ -108,11 +105,11 @@ class Parts(NamedTuple):
 
     @property
     def train_times(self) -> Times | None:
-        """When each pair of train was first seen, in the order of its data; None if the data have no times."""
+        """The first time of each pair of train, in the order of its data; None if the data have no times."""
         return None if self.history is None else self.history.first_times(self.train)
 
     def sampled(self, most: int, seed: int) -> "Parts":
-        """Return the same with the test of *most* users, drawn at random, or of all if there are not more."""
+        """Return the same parts with at most *most* users in the test, drawn at random."""
         tested = np.flatnonzero(np.diff(self.test.indptr))
         if len(tested) <= most:
             return self
@@ -124,10 +121,7 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, train: UserItems, test: UserItems, history: History | None = None, *, repeats: bool = False) -> "Parts":
-        """Return parts that were made elsewhere: canonical csr matrices of one shape, *history* that of train.
-
-        Pairs that are in train, too, are only tested with *repeats*. Raises ValueError for matrices of two shapes.
-        """
+        """Return given parts, without the test pairs that are in train unless *repeats*; ValueError for two shapes."""
         if train.shape != test.shape:
             raise ValueError(f"train is {train.shape}, but test is {test.shape}")
         new = test if repeats else part(test, ~are_among(cells_of(train), cells_of(test)))
@@ -135,9 +129,9 @@ class Parts(NamedTuple):
 
 
 def split(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
-    """Split *user_items* (canonical csr), whose rows are in *history*.
+    """Split *user_items* (canonical csr), with its rows in *history*; either part may be empty.
 
-    Raises DataError if a split in time is wanted and there is no history. Either part may be empty.
+    Raises DataError for a split in time without a history.
     """
     if options.in_time and history is None:
         raise DataError(
@@ -158,12 +152,10 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
 
 
 def _in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
-    """Learn from the rows up to the cut alone: of all users, or of each user."""
     rows = rows_of(user_items)
     until: Until
     if options.kind == "by-time":
         ordered = np.sort(times)
-        # Three pieces end where 60, 80 and 100 % of the pairs have come.
         size = max(1, round((1 - _PIECE_STEP * (options.pieces - 1 - options.piece)) * len(times)))
         cut = int(ordered[max(0, round((1 - options.test_share) * size) - 1)]) if len(times) else NO_TIME
         until, held_back = cut, np.asarray((times > cut) & (times <= (ordered[size - 1] if len(times) else 0)))
@@ -177,8 +169,8 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
         np.maximum.at(until, rows[~held_back], times[~held_back])
     past = history.until(until)
     learnt = past.matrix()
-    # Pairs of the moment of the cut that are held back are not learnt. Pairs that stood at the cut are learnt, and not
-    # held back, even if they were cancelled afterwards and came again.
+    # Held-back pairs with the time of the cut are removed from train. Pairs that existed at the cut stay in train and
+    # are not tested, even if they were cancelled afterwards and chosen again.
     tied = held_back & (times <= (until if isinstance(until, int) else until[rows]))
     learnt = part(learnt, ~are_among(cells_of(part(user_items, tied)), cells_of(learnt)))
     held_back &= ~are_among(cells_of(learnt), cells_of(user_items))
@@ -190,7 +182,7 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
 
 
 def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
-    """Return what is held back; with a core, of its users and items alone."""
+    """Return the test, limited to users and items of the core."""
     if options.min_per_user == options.min_per_item == 1:
         return part(user_items, held_back)
     rows = rows_of(user_items)
@@ -213,7 +205,7 @@ def _drawn(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOpt
 def ranked(
     groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return of each pair its rank within its group, from 1, and how many there are; equals keep their order."""
+    """Return each element's rank within its group, from 1, and the size of the group; the sort is stable."""
     sorted_ = np.lexsort((order, groups))
     counts = np.bincount(groups)
     first = np.cumsum(counts) - counts
@@ -234,14 +226,14 @@ def _hold_out_users(
     target = chosen[rows] & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
     train = core(part(user_items, ~chosen[rows]), options.min_per_user, options.min_per_item)
     learnt = users_per_item(train) > 0
-    target &= learnt[user_items.indices]  # an item that no other user has cannot be recommended
+    target &= learnt[user_items.indices]  # items without another user cannot be recommended
     folded = chosen[rows] & ~target
     own = None if history is None else history.only(train)
     return Parts(train, own, part(user_items, folded), part(user_items, target))
 
 
 def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
-    """Return [users, k]: what *recommend* makes for those who have test items, and -1 for all others."""
+    """Return [users, k]: the lists that *recommend* returns for users with test items, -1 for all others."""
     tested = np.flatnonzero(np.diff(parts.test.indptr)).astype(np.int32)
     found = recommend(tested)[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.offline.evaluate.metrics import RANKING
-from hotplate.offline.evaluate.report import model_report, verdict_on
+from hotplate.offline.evaluate.model_report import model_report, verdict_on
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions
 from hotplate.offline.input.sample import sample
 from hotplate.offline.train.neighbours import NeighbourParams
@@ -77,9 +77,9 @@ def test_the_split_is_said_in_words_and_a_random_draw_is_said_to_flatter(tmp_pat
         )
         train(settings, tmp_path / "model")
         words[kind] = " ".join(model_report(tmp_path / "model").notes)
-    assert "learnt from what came up to one moment, and tested on what came after it" in words["by-time"]
+    assert "trained on the rows up to one moment and tested on later ones" in words["by-time"]
     assert "flatters" not in words["by-time"]
-    assert "which flatters it" in words["by-item"]
+    assert "which flatters a model" in words["by-item"]
 
 
 def test_a_report_is_the_same_each_time_and_shows_lists_of_users(tmp_path: Path) -> None:

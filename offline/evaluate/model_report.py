@@ -1,7 +1,4 @@
-"""The report of one model: how good it is next to its baselines, what it lists, and how its parameters were found.
-
-Its first line is the verdict, which names who ranks better than the model.
-"""
+"""The report of one model: metrics next to its baselines, sample lists, and the search for its parameters."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -16,7 +13,6 @@ from hotplate.offline.model import Model, describe, load
 from hotplate.offline.train.popularity import by_popularity
 from hotplate.report import Curve, Plot, Report, Row, TextTable
 
-# Of so many users lists are computed for the report; more would hardly change what it says of them.
 _SAMPLED_USERS = 10_000
 _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20
@@ -26,31 +22,32 @@ _SPLITS = {
     "by-item": "Of each item's pairs of user and item, {test_share:.0%} were held back, drawn at random.",
     "by-user": "Of each user's items, {test_share:.0%} were held back, drawn at random.",
     "random": "Of all pairs of user and item, {test_share:.0%} were held back, drawn at random.",
-    "by-time": "The last {test_share:.0%} of all pairs of user and item were held back. The model was learnt from what "
-    "came up to one moment, and tested on what came after it, as a service meets it.",
+    "by-time": "The last {test_share:.0%} of all pairs of user and item were held back. The model was trained on the "
+    "rows up to one moment and tested on later ones, as in production.",
     "by-user-time": "Of each user's items, the last {test_share:.0%} were held back.",
-    "leave-last": "Of each user who has more, the last {last} were held back.",
-    "held-out-users": "Of all users, {test_share:.0%} were not learnt from. A fifth of the items of each was held "
-    "back, and their lists were made from the others.",
+    "leave-last": "The last {last} of each user with more items were held back.",
+    "held-out-users": "Of all users, {test_share:.0%} were not trained on. A fifth of each one's items was held "
+    "back, and their lists were computed from the others.",
 }
 _AT_RANDOM = frozenset({"by-item", "by-user", "random"})
-_FLATTERS = "Draws at random let a model learn from what came after its test, which flatters it."
+_FLATTERS = "A random split trains on interactions from after the test, which flatters a model."
 _METHOD = (
-    "Metrics are means over users who have something held back; a user without a list counts with zeros. As served, a "
-    "user without a list gets the popular one. An interval (95 %, Student's t over users) speaks of the users drawn, "
-    "not of another split, month or catalogue."
+    "Metrics are means over users with held-back items; a user without a list counts with zeros. As served, a user "
+    "without a list gets the popular one. Intervals (95 %, Student's t over users) hold for the users drawn, not for "
+    "another split, month or catalogue."
 )
-_LONG_TAIL = "The share of all interactions, and of all places in lists, that the most popular items have."
+_LONG_TAIL = "The share of all interactions, and of all places in lists, that belongs to the most popular items."
 _SAMPLES = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
-# Names of metrics as people write them; others are shown as they are.
 NAMES = {"ndcg": "nDCG", "map": "MAP", "recall_at_k": "recall, of k at most", "mrr": "MRR", "hit_rate": "hit rate"}
 MAIN = ("ndcg", "recall", "precision", "map", "mrr", "hit_rate")
+# Keys of the model's description that are shown elsewhere, or only describe the files.
+_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
 Record = Mapping[str, Any]
 
 
 def model_report(path: Path) -> Report:
-    """Make the report of the model folder *path*, the same for the same model; raises DataError as `load` does."""
+    """Return the report of the model folder *path*; deterministic. Raises DataError as `load` does."""
     model, description = load(path), describe(path)
     record = model.metrics if model.metrics and "model" in model.metrics else None
     sentence, good, remarks = verdict_on(record)
@@ -73,14 +70,10 @@ def model_report(path: Path) -> Report:
     )
 
 
-# Of the model's description what is shown elsewhere, and what only reading it needs.
-_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
-
-
 def verdict_on(record: Record | None) -> tuple[str, bool, tuple[str, ...]]:
-    """Say whether the model ranks better than its baselines, by nDCG, plain and as served; who is ahead is named.
+    """Compare the nDCG, plain and as served, of a model and its baselines.
 
-    Also returned is whether it is the best of all, and what to know of each lead.
+    Returns a sentence that names every baseline ahead of the model, whether there is none, and a remark on each lead.
     """
     if record is None:
         return "It is not known how good this model is: it was trained without an evaluation", False, ()
@@ -120,7 +113,7 @@ def _split_in_words(record: Record) -> str:
     split, model = record["split"], record["model"]
     words = [_SPLITS.get(split["kind"], f"The split was {split['kind']}.").format(**split)]
     words.append(
-        f"The model was learnt from {record['train_pairs']:,} pairs and tested on {record['test_pairs']:,} of "
+        f"The model was trained on {record['train_pairs']:,} pairs and tested on {record['test_pairs']:,} of "
         f"{model['users']:,} users; {model['users_with_lists']:,} of them had a list."
     )
     return " ".join([*words, _FLATTERS] if split["kind"] in _AT_RANDOM else words)
@@ -141,7 +134,7 @@ def _metrics(record: Record | None) -> Iterator[Row]:
 
 
 def _even(count: int, most: int) -> Indices:
-    """Return *most* of so many rows, or all, at even distances, the first and the last among them."""
+    """Return up to *most* evenly spaced indices, with the first and the last."""
     return np.linspace(0, count - 1, min(most, count)).round().astype(np.int32)
 
 
@@ -153,7 +146,6 @@ def _lists(model: Model, items: Indices) -> Iterator[Row]:
 
 
 def _tail_plots(model: Model, items: Indices) -> Iterator[Plot]:
-    """Plot what of the catalogue the lists *items* [users, k] hold, from the most popular item to the rarest."""
     history = users_per_item(model.matrix.user_items)
     listed, order = np.bincount(items[items >= 0], minlength=len(history)), by_popularity(history)
     ranks = np.unique(np.geomspace(1, len(order), _POINTS).round().astype(np.int64))
@@ -201,7 +193,6 @@ def _plain(params: Record) -> str:
 
 
 def _sample(model: Model, user: int, items: Indices) -> TextTable:
-    """Show the history of one user, the latest or the heaviest first, beside the list."""
     matrix = model.matrix
     begin, end = matrix.user_items.indptr[user : user + 2].tolist()
     by = matrix.user_items.data if matrix.times is None else matrix.times
@@ -219,6 +210,6 @@ def _item(model: Model, item: int) -> str:
 
 
 def _clean(value: str, longest: int = _LONGEST) -> str:
-    """Return a text of the data without control characters, cut to *longest*."""
+    """Replace control characters, and cut to *longest*."""
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in value)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
