@@ -292,7 +292,7 @@ async def test_a_service_or_a_release_that_folds_nobody_in_has_a_reason(memory: 
 async def test_a_damaged_piece_costs_the_factors_and_nothing_else(memory: MemoryStore) -> None:
     await publish_model(memory, model())
     key = f"{FACTORS}/000000"
-    for release in memory._releases.values():
+    for release in memory.releases.values():
         release.rows[key] = release.rows[key][:-1] + bytes([release.rows[key][-1] ^ 1])
     reader = await opened(memory)
     assert (await reader.personal("a")).source == "personal"

@@ -207,7 +207,7 @@ async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -
     await follower.refresh()
     for damaged in (None, b"nonsense", DICTIONARIES[1][:100]):
         second = await publish_compressed(store, rows_of(500))
-        stored = store._find(await ref_of(store, second)).rows
+        stored = store.find(await ref_of(store, second)).rows
         if damaged is None:
             del stored[DICTIONARY]
         else:

@@ -188,7 +188,7 @@ async def test_what_cannot_be_copied_is_refused_with_a_sentence(clock: FakeClock
     with pytest.raises(ReleaseConflict, match="another release"):
         await copy(source, target, release)
     damaged = await publish(source)
-    source._find(await ref_of(source, damaged)).rows["user:00001"] = b"damaged"
+    source.find(await ref_of(source, damaged)).rows["user:00001"] = b"damaged"
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         await copy(source, target, damaged)
     assert [entry.id for entry in (await target.catalogue()).releases] == [release]

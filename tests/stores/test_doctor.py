@@ -160,14 +160,14 @@ async def test_rows_that_the_live_release_and_the_canary_have_lost_are_named() -
         release = await publish_rows(store, rows, live=live)
     await life.start_canary(store, release, 5)
     assert {one.level for one in await examine(store)} == {Level.OK}
-    for stored in store._releases.values():
+    for stored in store.releases.values():
         for n in range(0, 200, 5):
             del stored.rows[f"user:{n:03}"]
     found = [one for one in await examine(store) if one.level is Level.ERROR]
     assert len(found) == 2
     for entry, one in zip((await store.catalogue()).served, found, strict=True):
         assert f"of {entry.id}, rows are missing or damaged: 'user:" in one.sentence
-    for stored in store._releases.values():
+    for stored in store.releases.values():
         del stored.rows["popular:"]
     sentences = [one.sentence for one in await examine(store) if one.level is Level.ERROR]
     assert any("has lost its row 'popular:'" in sentence for sentence in sentences), sentences

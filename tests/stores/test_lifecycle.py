@@ -61,7 +61,7 @@ def lapsed(found: Catalogue) -> Catalogue:
 
 
 def swap_without_comparing(self: MemoryStore, _old: Catalogue, new: Catalogue) -> Awaitable[None]:
-    self._catalogue = new
+    self.current = new
     return asyncio.sleep(0)
 
 

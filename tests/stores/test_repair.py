@@ -32,7 +32,7 @@ async def publish(store: Store, rows: list[Row] = ROWS, *, live: bool = True) ->
 
 async def damaged(store: MemoryStore, release: ReleaseId, *keys: str) -> None:
     """Change one bit of some values."""
-    rows = store._find(await ref_of(store, release)).rows
+    rows = store.find(await ref_of(store, release)).rows
     for key in keys:
         value = bytearray(rows[key])
         value[len(value) // 2] ^= 4
@@ -54,7 +54,7 @@ async def test_verify_and_scrub_name_the_keys_that_are_damaged() -> None:
 async def test_a_scrub_finds_rows_that_are_missing() -> None:
     store = MemoryStore()
     live = await publish(store)
-    rows, ref = store._find(await ref_of(store, live)).rows, await ref_of(store, live)
+    rows, ref = store.find(await ref_of(store, live)).rows, await ref_of(store, live)
     for n in range(100, 150):
         del rows[f"user:{n}"]
     found = await scrub(store, ref, rows_per_s=1e6)
@@ -78,14 +78,14 @@ async def test_a_scrub_counts_no_row_twice() -> None:
     ref = await ref_of(store, live)
     found = await scrub(store, ref, rows_per_s=1e6)
     assert (found.rows, found.is_whole) == (len(ROWS) + 1, True)
-    del store._find(ref).rows["user:001"]
+    del store.find(ref).rows["user:001"]
     assert (await scrub(store, ref, rows_per_s=1e6)).missing == 1
 
 
 async def test_scrub_detects_intact_rows_that_differ_from_those_written() -> None:
     store = MemoryStore()
     live = await publish(store)
-    rows, checksum = store._find(await ref_of(store, live)).rows, Checksum(live)
+    rows, checksum = store.find(await ref_of(store, live)).rows, Checksum(live)
     rows["user:001"] = checksum.seal("user:001", body_of(a_list("another")))
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         await scrub(store, await ref_of(store, live), rows_per_s=1e6)
@@ -104,7 +104,7 @@ async def test_a_copy_onto_a_release_that_lost_rows_repairs_it(lost: list[str], 
     newest = release if live else await publish(target)
     before = await ref_of(target, release)
     for key in lost:
-        del target._find(before).rows[key]
+        del target.find(before).rows[key]
     done = await copy(source, target, release, live=live)
     assert (done.rows, done.repaired) == (len(ROWS), True)
     assert await published_rows(target, release) == await published_rows(source, release)
@@ -168,9 +168,9 @@ async def test_what_heals_a_release_must_be_that_release() -> None:
     other = await publish(source, ROWS[:3])
     with pytest.raises(Exception, match="is not in this store"):
         await repair(store, source, live)
-    rows = source._releases.pop((await ref_of(source, other)).incarnation)
+    rows = source.releases.pop((await ref_of(source, other)).incarnation)
     impostor = await publication.begin(source, live)
-    source._releases[impostor.incarnation] = rows
+    source.releases[impostor.incarnation] = rows
     rows.writer = impostor.writer
     await life.change(source, lambda found: changes.commit(found, impostor))
     with pytest.raises((ReleaseConflict, ReleaseCorrupt)):

@@ -125,7 +125,7 @@ async def test_release_pruned_during_inspection_is_not_reported_as_damaged() -> 
 async def test_release_without_manifest_popular_list_or_most_rows_must_be_forced(verb: Verb, lost: str) -> None:
     store = MemoryStore()
     target, live = await two_releases(store)
-    rows = store._find(await ref_of(store, target)).rows
+    rows = store.find(await ref_of(store, target)).rows
     for key in list(rows):
         if key == lost or (key.startswith(lost) and not key.endswith(("1", "2", "3"))):
             del rows[key]
@@ -145,7 +145,7 @@ async def test_one_bad_row_of_the_sample_is_said_and_the_release_goes_live(
     store = MemoryStore()
     target, _ = await two_releases(store)
     ref = await ref_of(store, target)
-    key, rows = (await load_manifest(store, ref)).sample[0], store._find(ref).rows
+    key, rows = (await load_manifest(store, ref)).sample[0], store.find(ref).rows
     rows[key] = rows[key][:-1] + b"~"
     if is_lost:
         del rows[key]
@@ -177,7 +177,7 @@ async def test_a_canary_that_cannot_be_read_is_not_promoted() -> None:
     store = MemoryStore()
     live, canary = await publish(store), await publish(store, live=False)
     await life.start_canary(store, canary, 5)
-    del store._find(await ref_of(store, canary)).rows["popular:"]
+    del store.find(await ref_of(store, canary)).rows["popular:"]
     with pytest.raises(ReleaseCorrupt, match="cannot be served"):
         await life.promote(store)
     assert (await store.catalogue()).live == live

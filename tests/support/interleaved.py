@@ -120,38 +120,38 @@ class Replica(MemoryStore):
     async def catch_up(self, store: Store) -> None:
         found = await store.catalogue()
         wanted = {entry.incarnation: entry.ref for entry in found.releases if entry.state is not State.DRAFT}
-        for gone in self._releases.keys() - wanted.keys():
-            del self._releases[gone]
+        for gone in self.releases.keys() - wanted.keys():
+            del self.releases[gone]
         for incarnation, release in wanted.items():
             try:
                 rows = [row async for row in store.scan(release)]
             except StoreError:
-                self._releases.pop(incarnation, None)
+                self.releases.pop(incarnation, None)
             else:
                 await self.create(draft := DraftRef(*release, writer="replica"), PLAN)
                 await self.put(draft, rows)
-        self._catalogue = found
+        self.current = found
 
 
 class ServerLike(MemoryStore):
     """Erases as a server does: what makes it a release first, then row by row, until it is a release again."""
 
     async def erase(self, release: ReleaseRef) -> None:
-        if (found := self._releases.get(release.incarnation)) is None:
+        if (found := self.releases.get(release.incarnation)) is None:
             return
         found.writer, found.sealed, found.points = ERASED, False, {}
         while found.rows:
             found.rows.popitem()
             await asyncio.sleep(0)
-            if (now := self._releases.get(release.incarnation)) is None:
+            if (now := self.releases.get(release.incarnation)) is None:
                 return
             if now.writer != ERASED:
                 raise ReleaseConflict("it is there again")
             found = now
-        del self._releases[release.incarnation]
+        del self.releases[release.incarnation]
 
-    def _find(self, release: ReleaseRef | DraftRef) -> Any:  # noqa: ANN401 -- a type of its own
-        if (found := super()._find(release)).writer == ERASED:
+    def find(self, release: ReleaseRef | DraftRef) -> Any:  # noqa: ANN401 -- a type of its own
+        if (found := super().find(release)).writer == ERASED:
             raise not_found(release)
         return found
 
@@ -226,12 +226,12 @@ class Interleaved(RuleBasedStateMachine):
 
     async def save(self) -> Any:  # noqa: ANN401 -- each store has copies of its own kind
         assert isinstance(self.store, MemoryStore)
-        return deepcopy(self.store._releases)
+        return deepcopy(self.store.releases)
 
     async def put_back(self, saved: Any) -> None:  # noqa: ANN401 -- as above
         """Put the data back to a copy; the catalogue follows."""
         assert isinstance(self.store, MemoryStore)
-        self.store._releases = deepcopy(saved)
+        self.store.releases = deepcopy(saved)
 
     async def close(self) -> None:
         """Close all handles, for good."""

@@ -26,13 +26,13 @@ class MemoryStore(LocalReader, RowEraser):
     batch = coalesce = 64
 
     def __init__(self, clock: Callable[[], float] = time.time, catalogue: Catalogue | None = None) -> None:
-        self._clock = clock
-        self._catalogue = catalogue or Catalogue()
-        self._releases = dict[str, _StoredRelease]()
-        self._watchers = set[asyncio.Event]()
+        self.clock = clock
+        self.current = catalogue or Catalogue()
+        self.releases = dict[str, _StoredRelease]()
+        self.watchers = set[asyncio.Event]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
-        return self._find(release).rows.get(key)
+        return self.find(release).rows.get(key)
 
     async def warm(self, release: ReleaseRef) -> None:
         """Nothing to bring: it is in memory."""
@@ -42,25 +42,25 @@ class MemoryStore(LocalReader, RowEraser):
         return [self.get(release, key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
-        return replace(self._catalogue, now=self._clock())
+        return replace(self.current, now=self.clock())
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         changed = asyncio.Event()
-        self._watchers.add(changed)
+        self.watchers.add(changed)
         try:
             while True:
                 changed.clear()
                 yield await self.catalogue()
                 await changed.wait()
         finally:
-            self._watchers.discard(changed)
+            self.watchers.discard(changed)
 
     async def close(self) -> None:
         """Nothing to give back."""
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # a dict has room
-        found = self._releases.setdefault(draft.incarnation, _StoredRelease(draft.writer))
+        found = self.releases.setdefault(draft.incarnation, _StoredRelease(draft.writer))
         if found.sealed:
             raise sealed(draft)
         found.writer = draft.writer
@@ -77,35 +77,35 @@ class MemoryStore(LocalReader, RowEraser):
         return self._claimed(draft).points.get(part)
 
     async def seal(self, draft: DraftRef) -> None:
-        if not self._find(draft).sealed:
+        if not self.find(draft).sealed:
             self._claimed(draft).sealed = True
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        found = self._find(release)
+        found = self.find(release)
         if not found.sealed:
             raise not_found(release)
         for key, value in sorted(found.rows.items(), key=lambda row: row[0].encode()):
             yield Row(key, value)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        self._find(release)
+        self.find(release)
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        if self._catalogue.version != old.version:
+        if self.current.version != old.version:
             raise ReleaseConflict("the catalogue was changed by somebody else first")
-        self._catalogue = new
-        for watcher in self._watchers:
+        self.current = new
+        for watcher in self.watchers:
             watcher.set()
 
     async def erase(self, release: ReleaseRef) -> None:
-        self._releases.pop(release.incarnation, None)
+        self.releases.pop(release.incarnation, None)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
-        rows = self._find(release).rows
+        rows = self.find(release).rows
         return sum(rows.pop(key, None) is not None for key in keys)
 
     async def incarnations(self) -> list[str]:
-        return list(self._releases)
+        return list(self.releases)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
         """See the contract; there is no record that could be damaged."""
@@ -113,13 +113,13 @@ class MemoryStore(LocalReader, RowEraser):
         raise ReleaseConflict("the catalogue can be read")
 
     def _claimed(self, draft: DraftRef) -> _StoredRelease:
-        found = self._find(draft)
+        found = self.find(draft)
         if found.writer != draft.writer:
             raise taken_over(draft)
         return found
 
-    def _find(self, release: ReleaseRef | DraftRef) -> _StoredRelease:
+    def find(self, release: ReleaseRef | DraftRef) -> _StoredRelease:
         try:
-            return self._releases[release.incarnation]
+            return self.releases[release.incarnation]
         except KeyError as error:
             raise not_found(release) from error

@@ -135,12 +135,12 @@ async def test_unloadable_canary_leaves_users_on_the_live_release_until_it_loads
 ) -> None:
     live, canary = await with_canary(memory)
     ref = await ref_of(memory, canary)
-    kept = memory._releases.pop(ref.incarnation)
+    kept = memory.releases.pop(ref.incarnation)
     async with TieredReader({"tier": memory}) as reader:
         await reader.wait_until_ready(5)
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
         assert "cannot be loaded" in reader.tiers[0].follower.findings[0].sentence
-        memory._releases[ref.incarnation] = kept
+        memory.releases[ref.incarnation] = kept
         await asyncio.sleep(2 * CANARY_S)
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, canary}
         assert reader.tiers[0].follower.findings == []
@@ -346,7 +346,7 @@ async def test_a_canary_that_vanishes_costs_nobody_his_list_of_the_live_release(
     async with TieredReader({"tier": remote if is_remote else memory}) as reader:
         await reader.wait_until_ready(5)
         assert of_canary(reader)
-        memory._releases.pop((await ref_of(memory, canary)).incarnation)
+        memory.releases.pop((await ref_of(memory, canary)).incarnation)
         answers = [await reader.personal(name) for name in NAMES]
         assert {(one.served.id, one.source) for one in answers} == {(live, "personal")}
         assert not reader.tiers[0].breaker.is_open

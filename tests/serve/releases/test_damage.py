@@ -83,7 +83,7 @@ async def test_a_page_that_cannot_be_read_under_the_manifest_ends_no_worker(tmp_
 
 async def test_a_list_that_lies_under_another_key_is_nobodys_list(memory: MemoryStore) -> None:
     release = await publish(memory, "live")
-    rows = memory._find(await ref_of(memory, release)).rows
+    rows = memory.find(await ref_of(memory, release)).rows
     rows["user:1"], rows["user:2"] = rows["user:2"], rows["user:1"]
     reader = TieredReader({"tier": memory})
     await reader.tiers[0].follower.refresh()

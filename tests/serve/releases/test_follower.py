@@ -27,17 +27,17 @@ from tests.support.virtual import virtual
 
 def backup(memory: MemoryStore) -> MemoryStore:
     """Copy all that a store holds."""
-    copy = MemoryStore(memory._clock, memory._catalogue)
-    copy._releases = deepcopy(memory._releases)
+    copy = MemoryStore(memory.clock, memory.current)
+    copy.releases = deepcopy(memory.releases)
     return copy
 
 
 def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = False) -> None:
     """Let a store hold what a copy of it holds, as an operator does at night: no swap, and nothing else stays."""
-    memory._catalogue = copy._catalogue
+    memory.current = copy.current
     if not only_catalogue:
-        memory._releases = deepcopy(copy._releases)
-    for watcher in memory._watchers:
+        memory.releases = deepcopy(copy.releases)
+    for watcher in memory.watchers:
         watcher.set()
 
 
@@ -135,7 +135,7 @@ async def test_a_release_that_cannot_be_served_is_not_followed_and_the_next_is(
     async with following(remote) as follower:
         first = await followed(memory, follower)
         second = await publish(memory, "second", live=False)
-        harm(memory._find(await ref_of(memory, second)).rows, second)
+        harm(memory.find(await ref_of(memory, second)).rows, second)
         await life.activate(memory, second, force=True)
         assert reason in await until_error(follower)
         assert served(follower).id == first
@@ -368,7 +368,7 @@ async def test_a_release_that_is_damaged_in_places_is_followed_and_says_where(
         second = await publish(memory, "second", live=False, segments=2)
         await asyncio.sleep(0.05)
         assert served(follower).id != second, "it is not live yet"
-        rows = memory._find(await ref_of(memory, second)).rows
+        rows = memory.find(await ref_of(memory, second)).rows
         rows[key] += b"x"
         if lost:
             del rows[key]
@@ -437,7 +437,7 @@ async def test_data_missing_from_a_store_is_an_error_and_serving_continues(
             restore(memory, MemoryStore())
             sentence = "the catalogue is not in this store"
         else:
-            memory._releases.clear()
+            memory.releases.clear()
             await follower.refresh()
             sentence = f"release {first} is live, and is not in this store"
         assert sentence in await until_error(follower)
@@ -493,7 +493,7 @@ class Warmed(MemoryStore):
     warmed = 0
 
     async def warm(self, release: ReleaseRef) -> None:
-        if release.incarnation not in self._releases:
+        if release.incarnation not in self.releases:
             raise ReleaseNotFound("gone")
         await asyncio.sleep(self.warm_s)
         self.warmed += 1
