@@ -1,11 +1,11 @@
-"""What a response of the service means: its status and substatus as one of our errors.
+"""Responses that are not successes, as errors of stores.
 
 StoreError
-├── ContainerMissing                       the account has no such container, or no such database
+├── ContainerMissing                       no such container or database
 ├── StoreThrottled, PartUnavailable
 │   └── CosmosThrottled                    429
 └── PartUnavailable
-    └── CosmosUnavailable                  one attempt failed; its kind says how
+    └── CosmosUnavailable                  one attempt failed; `kind` says how
 """
 
 import re
@@ -19,25 +19,24 @@ import orjson
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled
 from hotplate.stores.http1 import RequestFailed, Response
 
-# What went wrong with one attempt, as metrics name it.
+# Label values of the metric of failed attempts.
 ErrorKind = Literal[
     "throttled", "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused"
 ]
-
-# Kinds that another attempt meets again, until an operator changes something.
+# Kinds that only an operator can remedy.
 PERMANENT = ("unauthorized", "forbidden", "refused")
-# Kinds that another attempt may not meet: at once, or in another region.
+# Kinds that a second attempt may avoid, immediately or in another region.
 TRANSIENT: frozenset[ErrorKind] = frozenset({"connect", "reset", "unavailable"})
 
-# The limit for any operation but a lookup; the service itself ends operations then.
+# Time limit of all operations but lookups, which is the service's own.
 DEADLINE_S = 5.0
 
 MAX_MESSAGE_CHARACTERS = 300
-# How far a request's date may be from the service's clock.
+# The service refuses requests with a date further off than this.
 MAX_SKEW_S = 15 * 60
-# When a 429 does not say for how long: its budget is one of seconds.
+# Used for a 429 without a delay: throughput is budgeted by the second.
 DEFAULT_RETRY_AFTER_S = 1.0
-# No response costs more; a sum that is kept for ever must not meet an infinity.
+# Sanity limit: charges are summed up in counters, which an infinity would spoil.
 MAX_CHARGE_RU = 1e6
 CHARGE_HEADER = b"x-ms-request-charge"
 
@@ -47,34 +46,29 @@ OWNER_NOT_FOUND = 1003
 CONTAINER_BEING_CREATED = 1013
 STORAGE_FULL = 1014
 
-# How a sentence says that there was no response.
 NO_RESPONSE: dict[ErrorKind, str] = {
     "connect": "cannot be reached",
-    "reset": "ended the connection before it answered",
-    "malformed": "sent what is not an answer",
+    "reset": "closed the connection without a response",
+    "malformed": "sent a malformed response",
     "timeout": "did not answer in time",
 }
-
 TEMPORARY: tuple[str, ErrorKind] = ("cannot answer for now ({codes}): {message}", "unavailable")
-WRONG_REGION: tuple[str, ErrorKind] = (
-    "does not do this in the region that was asked ({codes}): {message}",
-    "unavailable",
-)
-# What an account says whose keys may not change metadata; there is no substatus for it.
+WRONG_REGION: tuple[str, ErrorKind] = ("does not do this in the requested region ({codes}): {message}", "unavailable")
+# Text of a 403 without substatus, from accounts that disable metadata changes by key.
 KEY_METADATA_DISABLED = "not allowed through Azure Cosmos DB endpoint"
 FORBIDDEN = (
-    "forbids this; the identity needs the role Cosmos DB Built-in Data Contributor (Data Reader, to serve), or its "
-    "address a place in the firewall's list ({codes}: {message})"
+    "forbids this; give the identity the role Cosmos DB Built-in Data Contributor (Data Reader, to serve), or add its "
+    "address to the firewall ({codes}: {message})"
 )
 NOT_FOR_IDENTITIES = (
-    "lets no identity of Entra ID make, scale or drop databases and containers; add subscription= and resource_group= "
-    "to its URL, or give the account's key ({codes}: {message})"
+    "lets no identity of Entra ID create, scale or delete databases and containers; add subscription= and "
+    "resource_group= to its URL, or give the account's key ({codes}: {message})"
 )
 NOT_FOR_KEYS = (
-    "lets its key make, scale or drop no databases and containers; add subscription= and resource_group= to its URL "
-    "({codes}: {message})"
+    "does not let its key create, scale or delete databases and containers; add subscription= and resource_group= to "
+    "its URL ({codes}: {message})"
 )
-# The meaning of a status, by its substatus or alone; any other status is a refusal. Sources:
+# By status and substatus, or by status alone; any other status is `refused`. Sources:
 # https://learn.microsoft.com/rest/api/cosmos-db/http-status-codes-for-cosmosdb and the troubleshooting pages for
 # forbidden and unavailable responses next to it.
 MEANINGS: dict[tuple[int, int | None], tuple[str, ErrorKind]] = {
@@ -82,32 +76,28 @@ MEANINGS: dict[tuple[int, int | None], tuple[str, ErrorKind]] = {
     (403, 3): WRONG_REGION,
     (403, 1008): WRONG_REGION,
     (403, 5300): (NOT_FOR_IDENTITIES, "forbidden"),
-    (404, SESSION_NOT_AVAILABLE): (
-        "has not seen yet what was written a moment ago ({codes}: {message})",
-        "unavailable",
-    ),
-    (404, CONTAINER_BEING_CREATED): ("is still making the container ({codes}: {message})", "unavailable"),
+    (404, SESSION_NOT_AVAILABLE): ("has not replicated the last write yet ({codes}: {message})", "unavailable"),
+    (404, CONTAINER_BEING_CREATED): ("is still creating the container ({codes}: {message})", "unavailable"),
     **{(status, None): TEMPORARY for status in (408, 410, 449, 500, 502, 503, 504)},
 }
 
 
 class ContainerMissing(StoreError):
-    """The account has no such container, or no such database; the caller knows what that means."""
+    """The account has no such container or database."""
 
 
 class CosmosUnavailable(PartUnavailable):
-    """One attempt failed; `kind` says how, and `permanent` whether another fails alike."""
+    """One attempt failed; `permanent` if another would fail alike."""
 
     def __init__(self, message: str, kind: ErrorKind, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.kind = kind
-
         self.permanent = kind in PERMANENT
 
 
 class CosmosThrottled(StoreThrottled, PartUnavailable):
-    """The partition's request units of this second are spent, or the account's for metadata; others may be left."""
+    """The request units of one partition, or of the account's metadata, are spent for this second."""
 
     kind: ErrorKind = "throttled"
 
@@ -119,7 +109,7 @@ class ErrorResponse:
     status: int
     substatus: int
     message: str
-    """The service's own; it is cut and redacted of secrets before it is shown."""
+    """As the service sent it: not redacted."""
 
     retry_after_s: float | None = None
     skew_s: float = 0.0
@@ -127,7 +117,7 @@ class ErrorResponse:
 
 
 def error_for(response: ErrorResponse, where: str, advice: str = "") -> StoreError:
-    """Return our error for a response; *where* is the store's URL without secrets, *advice* what to do about a 401."""
+    """Return the error for a response of the store at *where*; *advice* is added to a 401."""
     status, substatus, message = response.status, response.substatus, first_line(response.message)
     if status == 429:
         after_s = DEFAULT_RETRY_AFTER_S if response.retry_after_s is None else response.retry_after_s
@@ -138,7 +128,7 @@ def error_for(response: ErrorResponse, where: str, advice: str = "") -> StoreErr
         return StoreFull(f"{where} has no room left: {message}")
     if status == 401:
         why = _clock_difference(response.skew_s) or f"{advice} ({message})"
-        return CosmosUnavailable(f"{where} does not let us in: {why}", "unauthorized")
+        return CosmosUnavailable(f"{where} does not accept our credentials: {why}", "unauthorized")
     known = MEANINGS.get((status, substatus)) or MEANINGS.get((status, None))
     sentence, kind = known or ("refused ({codes}): {message}", "refused")
     if status == 403 and KEY_METADATA_DISABLED in response.message:
@@ -154,16 +144,16 @@ def _clock_difference(skew_s: float) -> str:
 
 
 def first_line(message: str) -> str:
-    """Return the first line of a service's message, redacted of secrets and cut."""
+    """Return the first line of a service's message without secrets, at most MAX_MESSAGE_CHARACTERS."""
     redacted = SECRETS.sub("…", message.strip().partition("\n")[0].strip())
     return redacted if len(redacted) <= MAX_MESSAGE_CHARACTERS else f"{redacted[:MAX_MESSAGE_CHARACTERS]}…"
 
 
 def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
-    """Return our error for an attempt without a response."""
+    """Return the error for an attempt without a response."""
     cause, reason = failure.__cause__, ""
     if isinstance(cause, ssl.SSLCertVerificationError):
-        reason = f": its certificate is not trusted ({cause.verify_message}); name who vouches for it with ca="
+        reason = f": its certificate is not trusted ({cause.verify_message}); name its issuer's certificate with ca="
     elif isinstance(cause, OSError) and cause.strerror:
         reason = f": {cause.strerror}"
     sentence = f"{where} {NO_RESPONSE[failure.kind]}{reason}"
@@ -171,22 +161,22 @@ def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
 
 
 class MalformedResponse(ValueError):
-    """A response makes no sense; its text ends the sentence `… sent`."""
+    """A response violates the protocol; the text completes the sentence `… sent`."""
 
 
 def object_in(response: Response) -> dict[str, Any]:
-    """Return the JSON object that a response is. Raises MalformedResponse."""
+    """Return the JSON object in a response. Raises MalformedResponse."""
     try:
         value = orjson.loads(response.body)
     except orjson.JSONDecodeError:
-        raise MalformedResponse("something that is not JSON") from None
+        raise MalformedResponse("a body that is not JSON") from None
     if not isinstance(value, dict):
         raise MalformedResponse("JSON that is not an object")
     return value
 
 
 def item_in(response: Response, name: str) -> dict[str, Any]:
-    """Return the item of that *name*. Raises MalformedResponse."""
+    """Return the item in a response. Raises MalformedResponse if its id is not *name*."""
     item = object_in(response)
     if item.get("id") != name:
         raise MalformedResponse(f"another item than {name}")
@@ -194,10 +184,10 @@ def item_in(response: Response, name: str) -> dict[str, Any]:
 
 
 def error_response(response: Response, sent_at: float) -> ErrorResponse:
-    """Return what a response that is not a success says.
+    """Parse a response that is not a success, to a request sent at *sent_at* of our clock.
 
-    A proxy before the service may have sent it: raises MalformedResponse for a 404, 409 or 412 without the service's
-    own body, because those are taken for facts about an item.
+    Raises MalformedResponse for a 404, 409 or 412 without the service's body: a proxy may have sent it, and those
+    statuses are taken for facts about an item.
     """
     try:
         body = object_in(response)
@@ -217,7 +207,7 @@ def error_response(response: Response, sent_at: float) -> ErrorResponse:
 
 
 def date_in(response: Response) -> float | None:
-    """Return the service's clock in seconds; None if the response does not have it."""
+    """Return the time of the service's clock in seconds; None if the response has no valid date."""
     try:
         return parsedate_to_datetime((response.header(b"date") or b"").decode("latin-1")).timestamp()
     except ValueError:
@@ -229,7 +219,7 @@ def _integer(value: bytes | None) -> int | None:
 
 
 def charge_in(response: Response) -> float:
-    """Return a response's charge; 0 if it has none. Raises MalformedResponse."""
+    """Return the charge of a response, 0 if it has none. Raises MalformedResponse."""
     try:
         ru = float(response.header(CHARGE_HEADER) or 0.0)
     except ValueError:

@@ -1,8 +1,8 @@
-"""Requests as bytes, dated and signed with the account's key or with a token of Entra ID.
+"""Signed HTTP requests as bytes, by the account's key or by a token of Entra ID.
 
 Protocol: https://learn.microsoft.com/rest/api/cosmos-db. Signature:
-https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources. Headers that change no response are
-left out.
+https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources. Headers without an effect on the
+response are left out.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ import re
 from base64 import b64decode
 from binascii import Error as NotBase64
 from binascii import b2a_base64
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from hotplate.stores.cosmos.errors import CosmosUnavailable, first_line
@@ -26,36 +26,78 @@ if TYPE_CHECKING:
     from azure.core.credentials import AccessToken
     from azure.identity.aio import DefaultAzureCredential
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 VERSION = b"2020-07-15"
 AGENT = b"hotplate"
-# Names of items and containers that need no escaping in a path, in a header or in JSON.
+# Names of items and containers that need no escaping in a path, a header or JSON.
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,1022}")
 
-# The share of a token's life that is left when another is requested.
+# A token is renewed when this share of its life is left.
 RENEW_AT_LIFE_LEFT = 0.2
-
-# The pause after a request for a token that failed, or whose token was refused.
+# Delay between requests for a token after a failure.
 TOKEN_PAUSE_S = 30.0
-
 ALL_ACCOUNTS_SCOPE = "https://cosmos.azure.com/.default"
-# A tenant that does not know the account by its own name issues tokens for all accounts; the SDKs fall back alike.
+# The error of a tenant without a scope for this account; the SDKs fall back to the scope above, too.
 UNKNOWN_RESOURCE_CODE = "AADSTS500011"
 
 HMAC_BLOCK_BYTES = 64
 
 
-class KeySigner:
-    """Signs requests with the account's key, and never shows it.
+class SharedCall(Generic[T]):
+    """Runs a coroutine function at most once at a time; concurrent callers share its result.
 
-    HMAC (RFC 2104) by copies of two hashes that hold the key already: 2 µs, and 6 by `hmac.digest`.
+    Cancelling a caller does not cancel the call.
+    """
+
+    def __init__(self, call: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._call = call
+        self._task: asyncio.Task[T] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a call is in progress."""
+        return self._task is not None
+
+    def start(self) -> asyncio.Task[T]:
+        """Start a call, unless one is in progress."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._call())
+            self._task.add_done_callback(self._done)
+        return self._task
+
+    async def result(self) -> T:
+        """Return the result of a call; raises CosmosUnavailable if `close` ended it."""
+        task, caller = self.start(), asyncio.current_task()
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled() or (caller is not None and caller.cancelling()):
+                raise
+            raise CosmosUnavailable("the store was closed", "reset") from None
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _done(self, task: asyncio.Task[T]) -> None:
+        self._task = None
+        if not task.cancelled():
+            task.exception()  # retrieved even if no caller is left
+
+
+class KeySigner:
+    """Signs requests with the account's key.
+
+    HMAC (RFC 2104) by copies of two prepared hashes takes 2 µs, `hmac.digest` 6.
     """
 
     version = 0
 
     def __init__(self, key: str, shown: str) -> None:
-        """Take the key as the portal shows it; StoreMisused, naming *shown*, if it is not base64."""
+        """Decode *key*; raises StoreMisused, naming *shown*, if it is not base64."""
         try:
             secret = b64decode(key, validate=True)
         except (NotBase64, ValueError):
@@ -73,7 +115,7 @@ class KeySigner:
         return False
 
     async def acquire_token(self) -> None:
-        """Nothing to acquire."""
+        """Do nothing."""
 
     async def renew_token(self, refused: int) -> bool:
         del refused
@@ -88,7 +130,7 @@ class KeySigner:
         return b"type%3Dmaster%26ver%3D1.0%26sig%3D" + escaped
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 class Credential(Protocol):
@@ -102,10 +144,9 @@ class Credential(Protocol):
 
 
 class TokenSigner:
-    """Signs with a token of Entra ID, renewed in the background; closes the credential with itself."""
+    """Authorizes requests by a token of Entra ID, which is renewed in the background. Owns the credential."""
 
     def __init__(self, address: Address, credential: Credential, clock: Callable[[], float]) -> None:
-        """Take the *credential*, and the *clock* (seconds since 1970) by which tokens expire."""
         self._shown = address.shown
         self._scope = f"https://{urlsplit(address.endpoint).hostname}/.default"
         self._credential = credential
@@ -113,35 +154,34 @@ class TokenSigner:
         self._value = b""
         self._renew_at = self._ends_at = self._requested_at = float("-inf")
         self.version = 0
-        """The number of tokens received."""
+        """Number of tokens received."""
 
-        self._request: asyncio.Task[None] | None = None
+        self._renewal = SharedCall(self._renew)
         self._error = ""
         self.advice = f"Entra ID knows this identity, but its token is not taken; set the clock right, or give {KEY}"
 
     def needs_token(self) -> bool:
-        """Return whether `acquire_token` must be awaited before signing; renews a token that is about to end."""
+        """Return whether `acquire_token` must be awaited before signing; starts the renewal of a token if due."""
         now = self._clock()
         paused = bool(self._error) and now < self._requested_at + TOKEN_PAUSE_S
         if now >= self._renew_at and not paused:
-            self._start_request()
+            self._renewal.start()
         return now >= self._ends_at
 
     async def acquire_token(self) -> None:
-        """Wait for a token; raises CosmosUnavailable, at once for TOKEN_PAUSE_S after a failure."""
+        """Wait for a token; raises CosmosUnavailable, and without a request for TOKEN_PAUSE_S after a failure."""
         if self.needs_token():
-            if self._request is not None:
-                await asyncio.shield(self._request)
+            if self._renewal.is_running:
+                await self._renewal.result()
             if self._clock() >= self._ends_at:
                 raise CosmosUnavailable(self._error, "unauthorized")
 
     async def renew_token(self, refused: int) -> bool:
-        """Get another token if the service refused the one of version *refused*; False if there is none yet."""
-        if self.version == refused:
-            if self._clock() >= self._requested_at + TOKEN_PAUSE_S:
-                self._start_request()
-            if self._request is not None:
-                await asyncio.shield(self._request)
+        """Replace the token of version *refused*; returns False if there is no other yet."""
+        if self.version == refused and (
+            self._renewal.is_running or self._clock() >= self._requested_at + TOKEN_PAUSE_S
+        ):
+            await self._renewal.result()
         return self.version != refused
 
     def authorization(self, text: bytes) -> bytes:
@@ -149,18 +189,12 @@ class TokenSigner:
         return self._value
 
     async def close(self) -> None:
-        if self._request is not None:
-            self._request.cancel()
-            await asyncio.gather(self._request, return_exceptions=True)
+        await self._renewal.close()
         await self._credential.close()
 
-    def _start_request(self) -> None:
-        if self._request is None:
-            self._requested_at = self._clock()
-            self._request = asyncio.create_task(self._get())
-
-    async def _get(self) -> None:
-        """Get a token. Callers share one request; a failure is logged once, and raised once no token is left."""
+    async def _renew(self) -> None:
+        """Get a token. A failure is logged once; callers see it when the last token has expired."""
+        self._requested_at = self._clock()
         try:
             token = await self._token()
             value = f"type=aad&ver=1.0&sig={token.token}".encode("ascii")
@@ -168,13 +202,11 @@ class TokenSigner:
                 raise ValueError("the token is malformed")  # noqa: TRY301 -- reported like any other failure
             if token.expires_on <= self._clock():
                 raise ValueError("the token has ended by this machine's clock; set it right")  # noqa: TRY301 -- as above
-        except Exception as error:  # noqa: BLE001 -- credentials raise what they like; it is logged, and tried again
+        except Exception as error:  # noqa: BLE001 -- credentials may raise anything
             if not self._error:
                 log.warning("%s: no token from Entra ID: %s", self._shown, first_line(str(error)))
             self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({first_line(str(error))})"
             return
-        finally:
-            self._request = None
         if self._error:
             log.warning("%s: Entra ID gives tokens again", self._shown)
         self._error = ""
@@ -194,8 +226,8 @@ class TokenSigner:
 
 
 def default_credential() -> "DefaultAzureCredential":
-    """Return the identity that this machine has: a workload's, a managed one, or the user's who is signed in."""
-    from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an extra: accounts with a key do without
+    """Return the credential of this machine: a workload's or managed identity, or the signed-in user."""
+    from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an extra that accounts with a key lack
 
     return DefaultAzureCredential()
 
@@ -204,7 +236,7 @@ Signer = KeySigner | TokenSigner
 
 
 class RequestBuilder:
-    """Builds requests to one server; what the date determines is kept for its second."""
+    """Builds requests to one server; date and headers are cached for a second."""
 
     def __init__(self, host: str, database: str, consistency: str, signer: Signer, clock: Callable[[], float]) -> None:
         self._host = host.encode()
@@ -216,15 +248,15 @@ class RequestBuilder:
         self._end = self._headers = b""
         self._links = dict[str, bytes]()
         self.version = 0
-        """The version of the token that the last request was signed with."""
+        """Version of the token in the last request."""
 
     def point_read(self, container: str, name: str, headers: bytes = b"") -> bytes:
-        """Build a lookup's read of one item; *headers* are whole lines. StoreMisused for a name that needs escaping."""
+        """Build a lookup of one item; *headers* are whole lines. Raises StoreMisused for invalid names."""
         if (second := int(self._clock())) != self._second:
             self._start_second(second)
-        item = checked(name).encode()
+        item = _checked(name).encode()
         if (link := self._links.get(container)) is None:
-            link = self._links[container] = f"dbs/{self._database}/colls/{checked(container)}/docs/".encode()
+            link = self._links[container] = f"dbs/{self._database}/colls/{_checked(container)}/docs/".encode()
         link += item
         self.version = self._signer.version
         authorization = self._signer.authorization(b"get\ndocs\n%b%b" % (link, self._end))
@@ -233,10 +265,19 @@ class RequestBuilder:
             b'["%b"]\r\nauthorization: %b\r\n%b\r\n'
         ) % (link, self._headers, self._consistency, item, authorization, headers)
 
+    def item(self, verb: str, container: str, name: str, *, headers: bytes = b"", body: bytes = b"") -> bytes:
+        """Build any other operation on an item; *headers* are whole lines. Raises StoreMisused for invalid names."""
+        link = f"dbs/{self._database}/colls/{_checked(container)}"
+        path = f"{link}/docs/"
+        headers = b'x-ms-documentdb-partitionkey: ["%b"]\r\n%b' % (_checked(name).encode(), headers)
+        if verb != "POST":
+            link, path = f"{link}/docs/{name}", f"{path}{name}/"
+        return self.build(verb, "docs", link, path, headers=headers, body=body)
+
     def build(self, verb: str, kind: str, link: str, path: str, *, headers: bytes = b"", body: bytes = b"") -> bytes:
         """Build any request; *headers* are whole lines.
 
-        *link*, which is signed, has no slash at its end; *path*, the target, has none at its beginning.
+        *link* is signed and has no trailing slash; *path* is the request's target without its leading slash.
         """
         if (second := int(self._clock())) != self._second:
             self._start_second(second)
@@ -257,13 +298,8 @@ class RequestBuilder:
         )  # fmt: skip
 
 
-def checked(name: str) -> str:
-    """Return the name of an item or container; StoreMisused for one that needs escaping."""
+def _checked(name: str) -> str:
+    """Return the name of an item or container; raises StoreMisused for one that needs escaping."""
     if not NAME.fullmatch(name):
         raise StoreMisused(f"{name[:80]!r} is not a valid name; use A-Z, a-z, 0-9, _, - and . only")
     return name
-
-
-def partition_key_header(name: str) -> bytes:
-    """Return the header with the partition key of an item; StoreMisused for a name that needs escaping."""
-    return b'x-ms-documentdb-partitionkey: ["%b"]\r\n' % checked(name).encode()

@@ -1,12 +1,12 @@
-"""Items of one database through signed requests: point reads and writes, in the regions that the account lists.
+"""Point reads and writes of items by signed requests, with failover between the account's regions.
 
-A point read takes 30 to 45 µs of CPU here and 700 or more through azure-cosmos; a publish through azure-cosmos writes
-half as many lists a second at 10,000 RU/s, and a fourth at 100,000.
+A point read takes 30 to 45 µs of CPU; through azure-cosmos it takes 700 or more, and a publish writes half as many
+lists a second at 10,000 RU/s and a fourth at 100,000.
 
-A write is one attempt. A read is one attempt and, if that fails for a reason that may pass, one more: in another region
-if there is one, on another connection, or after the pause that the service asks for. The rules for regions are those of
-the SDKs: the account lists them and is read again every five minutes, or soon if something is not where it said; a
-region that fails is avoided for a while, then one read tries it.
+A write is one attempt. A read may have a second attempt, for an error that can pass: in another region if there is one,
+on another connection, or after the delay that the service asks for. Regions follow the rules of the SDKs: the account
+lists them and is read every five minutes, or sooner after an unexpected response; an unhealthy region is avoided, and a
+single read tries it from time to time.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -45,11 +45,10 @@ from hotplate.stores.cosmos.requests import (
     Credential,
     KeySigner,
     RequestBuilder,
+    SharedCall,
     Signer,
     TokenSigner,
-    checked,
     default_credential,
-    partition_key_header,
 )
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
@@ -61,22 +60,22 @@ log = logging.getLogger(__name__)
 
 # Connections to one server: enough for 2,500 reads/s at 50 ms each.
 CONNECTIONS = 128
-# With less time left there is no second attempt.
+# There is no second attempt with less time left.
 MIN_ATTEMPT_S = 0.001
 
 # Consecutive failures that make a region unhealthy; a single failed connect is enough.
 MAX_FAILURES = 3
-# A read that waited for less than this says nothing about its region.
+# A shorter wait says nothing about a region.
 MIN_WAIT_S = 0.02
-# A read cancelled after this share of its time counts as timed out.
+# A read that is cancelled after this share of its time counts as timed out.
 CANCELLED_SHARE = 0.5
-# How often the account is read again, and how soon after the last time if something is wrong.
+# Intervals between reads of the account: as a rule, and at least.
 REFRESH_INTERVAL_S = 300.0
 MIN_REFRESH_INTERVAL_S = 5.0
-# The first and the longest pause before an unhealthy region is tried again.
+# First and longest delay before an unhealthy region is tried again.
 TRIAL_PAUSE_S = (1.0, 60.0)
 
-# Default consistencies of accounts that offer sessions.
+# Default consistency levels of accounts with session tokens.
 SESSION_CONSISTENCIES = ("Strong", "BoundedStaleness", "Session")
 LISTS = ("writableLocations", "readableLocations")
 
@@ -87,14 +86,14 @@ REGIONS = "azure.cosmosdb.operation.contacted_regions"
 JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
 DEFAULT_PORTS = {"https": 443, "http": 80}
 
-# Connects to the server of a URL like `https://HOST:PORT`.
+# Connects to a server at `https://HOST:PORT`.
 MakeTransport = Callable[[str], Transport]
 
 CosmosItem = dict[str, Any]
 
 
 class VersionedItem(NamedTuple):
-    """An item as it is now: None if there is none; its etag, and the service's clock in seconds."""
+    """An item, None if it is absent, with its etag and the service's clock in seconds."""
 
     item: CosmosItem | None
     etag: str
@@ -102,7 +101,7 @@ class VersionedItem(NamedTuple):
 
 
 class ItemWritten(NamedTuple):
-    """The result of a write: not done where its condition did not hold (409, 412)."""
+    """Result of a conditional write; not `done` after a 409 or 412."""
 
     done: bool
     charge_ru: float
@@ -112,10 +111,8 @@ class Account(NamedTuple):
     """What the account reports about itself."""
 
     multiple_write_regions: bool
-    """Whether several regions take writes: then nothing can be compared and set."""
-
     regions: tuple[str, ...]
-    """Those that can be read, in the order in which lookups try them."""
+    """Readable regions in the order in which lookups try them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -127,10 +124,10 @@ class Region:
     transport: Transport
     name: str = ""
     failures: int = 0
-    """Failures since the last read that succeeded."""
+    """Consecutive failures."""
 
     late_at: float = float("-inf")
-    """When a timeout was last counted, by the event loop's clock; others of reads under way by then do not count."""
+    """Time of the last counted timeout, by the event loop's clock; overlapping ones are not counted."""
 
     try_at: float | None = None
     """When an unhealthy region is tried again; None for a healthy one."""
@@ -139,10 +136,10 @@ class Region:
 
 
 class SignedClient:
-    """Reads and writes items of one database, on one event loop; opens nothing before the first call.
+    """Reads and writes items of one database, on one event loop; connects at the first call.
 
-    Methods raise StoreError: ContainerMissing if the container is not there, CosmosThrottled for 429, CosmosUnavailable
-    for what another attempt may mend. A response that is cut short or makes no sense is `malformed`, never data.
+    Raises ContainerMissing, CosmosThrottled for 429, or CosmosUnavailable. A truncated or invalid response is an error
+    of kind `malformed`, never data.
     """
 
     def __init__(
@@ -154,11 +151,7 @@ class SignedClient:
         clock: Callable[[], float] = time.time,
         make_transport: MakeTransport | None = None,
     ) -> None:
-        """Take the account's address and who counts attempts.
-
-        *credential* is used if the address has no key, in place of the one that azure-identity finds; *clock* (seconds)
-        dates requests; *make_transport* connects to servers.
-        """
+        """*credential* defaults to azure-identity's, for an address without a key; *clock* dates requests."""
         self._address = address
         self._observer = observer
         self._clock = clock
@@ -169,19 +162,14 @@ class SignedClient:
         )
         self._sessions = SessionTokens()
         self._make_transport = make_transport or _tcp_transport(address)
-        self._account = self._connect(address.endpoint)
-        self._regions = Regions(address, self._account, self._connect, self._read_account)
+        self._regions = Regions(address, self._connect, self._read_account)
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Point-read one item from the nearest region that responds; None if there is none."""
-        return (await self._read_nearest(container, name, timeout_s))[0]
+        """Read one item from the nearest healthy region; None if it is absent."""
+        return (await self.read_nearest(container, name, timeout_s))[0]
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read as `read` does, and return also whether the region that responded is the one that takes writes."""
-        item, region = await self._read_nearest(container, name, timeout_s)
-        return item, region is self._regions.write
-
-    async def _read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, Region]:
+        """Read like `read`, and return whether the response came from the write region, too."""
         loop, regions = asyncio.get_running_loop(), self._regions
         began_s = loop.time()
         due_s = began_s + timeout_s
@@ -190,7 +178,7 @@ class SignedClient:
             began_s = loop.time()
         region = regions.nearest(began_s)
         try:
-            return await self._read_in(region, container, name, due_s), region
+            return await self._read_in(region, container, name, due_s), region is regions.write
         except (CosmosUnavailable, CosmosThrottled) as error:
             other = region if error.kind == "throttled" else regions.failed(region, error.kind, began_s)
             pause_s = error.retry_after_s if other is region else 0.0
@@ -201,52 +189,54 @@ class SignedClient:
                 regions.failed(region, "timeout", began_s)
             raise
         await asyncio.sleep(pause_s)
-        return await self._read_in(other, container, name, due_s), other
+        return await self._read_in(other, container, name, due_s), other is regions.write
 
     async def _read_in(self, region: Region, container: str, name: str, due_s: float) -> CosmosItem | None:
         call = traced_call.get()
         build = partial(region.requests.point_read, container, name, b"" if call is None else call.headers)
-        response = await self._send(region, build, due_s)
-        if call is not None:
-            _note_response(call, region.name, response)
         try:
+            response = await self._send(region, build, due_s)
+            if call is not None:
+                _note_response(call, region.name, response)
             if response.status != 200 and not _is_absent(response):
                 raise self._refusal(response, container)
             item = item_in(response, name) if response.status == 200 else None
             self._charge(response)
-        except MalformedResponse as error:
-            raise self._malformed(error) from error
+        except (RequestFailed, MalformedResponse) as error:
+            raise self._translated(error) from error
         if region.failures:
             self._regions.succeeded(region)
         return item
 
     async def read_fresh(self, container: str, name: str) -> VersionedItem:
-        """Read an item with its version as publishers do: from the region that takes writes, with what we wrote."""
+        """Read an item from the write region, including this process's writes, if the account has sessions."""
         headers = b""
         if self._regions.has_sessions:
             headers = b"x-ms-consistency-level: Session\r\n"
             if token := self._sessions.token(container):
                 headers += b"x-ms-session-token: %b\r\n" % token
         response, _ = await self._call("GET", container, name, (200,), headers=headers)
-        with self._parsing():
+        try:
             return _versioned(response, name)
+        except MalformedResponse as error:
+            raise self._translated(error) from error
 
     async def create(self, container: str, item: CosmosItem) -> ItemWritten:
-        """Write an item; not done if its id is taken."""
+        """Create an item, unless its id exists."""
         body = orjson.dumps(item)
         response, ru = await self._call("POST", container, item["id"], (201, 409), headers=JSON, body=body)
         return ItemWritten(response.status == 201, ru)
 
     async def replace(self, container: str, item: CosmosItem, etag: str) -> ItemWritten:
-        """Replace the version *etag* of an item; not done if there is another version by now."""
+        """Replace an item, if its version is *etag*."""
         if not etag.isprintable():
-            raise StoreMisused(f"{etag[:80]!r} cannot be the version of an item")
+            raise StoreMisused(f"{etag[:80]!r} is not an etag")
         headers, body = JSON + b"if-match: %b\r\n" % etag.encode(), orjson.dumps(item)
         response, ru = await self._call("PUT", container, item["id"], (200, 412), headers=headers, body=body)
         return ItemWritten(response.status == 200, ru)
 
     async def delete(self, container: str, name: str) -> ItemWritten:
-        """Delete an item; not done if there is none."""
+        """Delete an item, if it exists."""
         response, ru = await self._call("DELETE", container, name, (204,))
         return ItemWritten(response.status == 204, ru)
 
@@ -260,36 +250,31 @@ class SignedClient:
         headers: bytes = b"",
         body: bytes = b"",
     ) -> tuple[Response, float]:
-        """Return the response of the region that takes writes, if its status is *expected* or 404, and its charge."""
+        """Send a request to the write region; returns the response, if its status is *expected* or 404, and charge."""
         due_s = asyncio.get_running_loop().time() + DEADLINE_S
         await self._prepare(due_s)
-        region, link = self._regions.write, f"dbs/{self._address.database}/colls/{checked(container)}"
-        path = f"{link}/docs/"
-        if verb != "POST":
-            path, link = f"{link}/docs/{name}/", f"{link}/docs/{name}"
-        sent = partition_key_header(name) + headers
-        build = partial(region.requests.build, verb, "docs", link, path, headers=sent, body=body)
+        region = self._regions.write
+        build = partial(region.requests.item, verb, container, name, headers=headers, body=body)
         try:
             response = await self._send(region, build, due_s)
-        except CosmosUnavailable:
-            self._regions.doubt()
-            raise
-        with self._parsing():
-            if response.status in expected or (verb != "POST" and _is_absent(response)):
-                self._sessions.record(container, response.header(b"x-ms-session-token"))
-                return response, self._charge(response)
-        raise self._refusal(response, container)
+            if response.status not in expected and (verb == "POST" or not _is_absent(response)):
+                raise self._refusal(response, container)
+            self._sessions.record(container, response.header(b"x-ms-session-token"))
+            return response, self._charge(response)
+        except (RequestFailed, MalformedResponse) as error:
+            self._regions.refresh_early()
+            raise self._translated(error) from error
 
     async def account(self) -> Account:
-        """Read the account again."""
+        """Read the account's properties."""
         return await self._regions.refresh()
 
     def forget_session(self, container: str) -> None:
-        """Forget what was written to a container that was dropped."""
+        """Drop the session tokens of a deleted container."""
         self._sessions.forget(container)
 
     async def close(self) -> None:
-        """Close connections; closing twice does nothing."""
+        """Close connections. Idempotent."""
         await self._regions.close()
         await self._signer.close()
 
@@ -301,7 +286,7 @@ class SignedClient:
         return Region(url, builder, self._make_transport(url))
 
     async def _prepare(self, due_s: float) -> None:
-        """Know the account, and have a token; raises StoreError."""
+        """Ensure that regions and a token are known."""
         now = asyncio.get_running_loop().time()
         if not self._regions.is_known:
             await self._regions.refresh(due_s)
@@ -324,19 +309,18 @@ class SignedClient:
         due_s = asyncio.get_running_loop().time() + DEADLINE_S
         if self._signer.needs_token():
             await self._acquire_token(due_s)
-        response = await self._send(region, partial(region.requests.build, "GET", "", "", ""), due_s)
-        if response.status != 200:
-            raise self._refusal(response, "")
-        with self._parsing():
+        try:
+            response = await self._send(region, partial(region.requests.build, "GET", "", "", ""), due_s)
+            if response.status != 200:
+                raise self._refusal(response, "")
             return object_in(response)
+        except (RequestFailed, MalformedResponse) as error:
+            raise self._translated(error) from error
 
     async def _send(self, region: Region, build: Callable[[], bytes], due_s: float, *, renew: bool = True) -> Response:
-        """Send what *build* makes; once more, with another token, if the service refuses the token."""
-        message, version = build(), region.requests.version  # of this request: others are built before its response
-        try:
-            response = await region.transport.request(message, due_s - asyncio.get_running_loop().time())
-        except RequestFailed as failure:
-            raise self._failed(no_response(failure, self._address.shown)) from failure
+        """Send a request; once more, with another token, if the service refuses the token."""
+        message, version = build(), region.requests.version  # read now: other requests are built before the response
+        response = await region.transport.request(message, due_s - asyncio.get_running_loop().time())
         if response.status != 401 or not renew:
             return response
         renewed = False
@@ -345,7 +329,7 @@ class SignedClient:
                 renewed = await self._signer.renew_token(version)
         if not renewed:
             return response
-        self._refusal(response, "")  # counted, because the caller sees another response
+        self._refusal(response, "")  # counts the 401, which the caller does not see
         return await self._send(region, build, due_s, renew=False)
 
     def _charge(self, response: Response) -> float:
@@ -359,91 +343,85 @@ class SignedClient:
             self._observer.failed(error.kind)
         return error
 
-    @contextmanager
-    def _parsing(self) -> Iterator[None]:
-        try:
-            yield
-        except MalformedResponse as error:
-            raise self._malformed(error) from error
-
-    def _malformed(self, cause: MalformedResponse) -> StoreError:
-        return self._failed(CosmosUnavailable(f"{self._address.shown} sent {cause}", "malformed"))
+    def _translated(self, error: RequestFailed | MalformedResponse) -> StoreError:
+        where = self._address.shown
+        if isinstance(error, RequestFailed):
+            return self._failed(no_response(error, where))
+        return self._failed(CosmosUnavailable(f"{where} sent {error}", "malformed"))
 
     def _refusal(self, response: Response, container: str) -> StoreError:
-        """Return the error for a refusal, and note what it says of regions and sessions."""
+        """Return the error for a refusal, and update sessions and regions by it."""
         try:
             self._charge(response)
             error = error_for(error_response(response, self._clock()), self._address.shown, self._signer.advice)
         except MalformedResponse as malformed:
-            return self._malformed(malformed)
+            return self._translated(malformed)
         if isinstance(error, ContainerMissing):
             self._sessions.forget(container)
         elif isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
-            self._regions.doubt()
+            self._regions.refresh_early()
             if response.header(b"x-ms-substatus") == b"%d" % SESSION_NOT_AVAILABLE:
-                self._sessions.forget(container)  # as after a failover that lost the last writes
+                self._sessions.forget(container)  # a failover may have lost the last writes
         return self._failed(error)
 
 
 class Regions:
-    """The regions of an account and their health; sends nothing itself."""
+    """The account's regions and their health."""
 
     def __init__(
         self,
         address: Address,
-        account: Region,
         connect: Callable[[str], Region],
         read_account: Callable[[Region], Awaitable[dict[str, Any]]],
     ) -> None:
-        """Take the account's own server, how to connect to another one, and how to read the account from one."""
+        """*connect* opens a region by its URL, and *read_account* reads the account's properties from a region."""
         self._where, self._preferred = address.shown, address.region
-        self._account = account
+        self._account = connect(address.endpoint)
         self._connect = connect
         self._read_account = read_account
-        self._known = {account.url: account}
+        self._known = {address.endpoint: self._account}
         self._readable = list[Region]()
-        self._refreshing: asyncio.Task[Account] | None = None
+        self._refreshing = SharedCall(self._refresh)
         self._refreshed_at = float("-inf")
-        self.write = account
-        """Where writes go, and reads that must see them."""
-
+        self.write = self._account
         self.has_sessions = False
         self.refresh_at = float("-inf")
-        """When the account is to be read again, by the event loop's clock."""
+        """When the account is due to be read, by the event loop's clock."""
 
     @property
     def is_known(self) -> bool:
-        """Whether the account was read."""
+        """Whether the account has been read."""
         return bool(self._readable)
 
     def nearest(self, now: float) -> Region:
-        """Return the region for the next lookup: the account's own server if its regions are not known."""
+        """Return the region for the next lookup."""
         for region in self._readable:
             if region.try_at is None:
                 return region
             if now >= region.try_at:
-                region.try_at = now + region.pauses.next_s()  # again, unless it succeeds
+                region.try_at = now + region.pauses.next_s()  # of the next trial, unless this one succeeds
                 return region
         return self._readable[0] if self._readable else self._account
 
     def succeeded(self, region: Region) -> None:
-        """Note that a region that had failed responded."""
+        """Record a success after a failure."""
         region.failures = 0
         if region.try_at is not None:
             region.try_at = None
-            log.warning("%s: %s can be read again; reading from %s", self._where, region.name, self._first().name)
+            first = next(one for one in (*self._readable, region) if one.try_at is None)
+            log.warning("%s: %s can be read again; reading from %s", self._where, region.name, first.name)
 
     def failed(self, region: Region, kind: ErrorKind, began_at: float) -> Region | None:
-        """Note that a read, begun at *began_at*, failed in *region*; return where another attempt may succeed.
+        """Record the failure of a read that began at *began_at*; return the region for a second attempt, if any.
 
-        Of overlapping reads that time out one counts: a pause of this process is not a slow region.
+        One of several overlapping timeouts counts, because a pause of this process is not a slow region.
         """
         now = asyncio.get_running_loop().time()
         if kind == "timeout":
             if now - began_at < MIN_WAIT_S or began_at < region.late_at:
                 return None
             region.late_at = now
-        elif kind not in TRANSIENT:
+        elif kind != "malformed" and kind not in TRANSIENT:
             return None
         region.failures += 1
         others = [one for one in self._readable if one is not region]
@@ -452,41 +430,45 @@ class Regions:
             region.pauses.reset()
             region.try_at = now + region.pauses.next_s()
             log.warning("%s: %s cannot be read (%s); reading from %s", self._where, region.name, kind, healthy.name)
-            self.doubt()
+            self.refresh_early()
+        if kind == "malformed":
+            return healthy  # the same server would repeat it
         return healthy or next(iter(others), region)
 
-    def doubt(self) -> None:
-        """Note that something is not where the account said."""
+    def refresh_early(self) -> None:
+        """Read the account soon, because a response contradicts what is known of it."""
         self.refresh_at = min(self.refresh_at, self._refreshed_at + MIN_REFRESH_INTERVAL_S)
 
     def refresh_soon(self) -> None:
-        """Read the account in the background; what is known is used until then."""
+        """Read the account in the background."""
         if self.is_known:
             self.refresh_at = asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S
-        if self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh())
-            self._refreshing.add_done_callback(self._refreshed)
+        self._refreshing.start()
 
     async def refresh(self, due_s: float | None = None) -> Account:
-        """Read the account; concurrent callers share the response. Raises StoreError."""
-        self.refresh_soon()
+        """Read the account; concurrent callers share one request. Raises StoreError."""
         try:
             async with asyncio.timeout_at(due_s):
-                return await asyncio.shield(self._refreshing)  # type: ignore[arg-type]  # it was just set
+                return await self._refreshing.result()
         except TimeoutError:
             raise CosmosUnavailable(f"{self._where} did not list its regions in time", "timeout") from None
 
     async def close(self) -> None:
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.gather(self._refreshing, return_exceptions=True)
+        await self._refreshing.close()
         for region in self._known.values():
             await region.transport.close()
 
-    def _first(self) -> Region:
-        return next((one for one in self._readable if one.try_at is None), self._readable[0])
-
     async def _refresh(self) -> Account:
+        interval_s = MIN_REFRESH_INTERVAL_S
+        try:
+            account = await self._read_and_apply()
+            interval_s = REFRESH_INTERVAL_S * random.uniform(0.9, 1.1)  # noqa: S311 -- spreads workers
+            return account
+        finally:
+            self._refreshed_at = asyncio.get_running_loop().time()
+            self.refresh_at = self._refreshed_at + interval_s
+
+    async def _read_and_apply(self) -> Account:
         """Read the account from its own server or, if that fails, from one of its regions."""
         failed: StoreError | None = None
         for region in dict.fromkeys([self._account, *self._readable]):
@@ -507,7 +489,7 @@ class Regions:
         raise failed or CosmosUnavailable(f"{self._where} cannot be reached", "connect")
 
     async def _apply(self, write: str, readable: dict[str, str]) -> None:
-        """Adopt the account's list: URLs by name; regions that stay keep their health."""
+        """Adopt the account's list of URLs by name; known regions keep their health."""
         before = [region.name for region in self._readable]
         names = sorted(readable, key=lambda name: name != self._preferred)
         for url in (write, *readable.values()):
@@ -522,18 +504,9 @@ class Regions:
         for url in self._known.keys() - {self._account.url, write, *readable.values()}:
             await self._known.pop(url).transport.close()
 
-    def _refreshed(self, refreshing: asyncio.Task[Account]) -> None:
-        self._refreshing = None
-        if refreshing.cancelled():
-            return
-        failed = refreshing.exception() is not None  # retrieved even if every caller has gone
-        self._refreshed_at = asyncio.get_running_loop().time()
-        spread = random.uniform(0.9, 1.1)  # noqa: S311 -- spreads workers, guards nothing
-        self.refresh_at = self._refreshed_at + (MIN_REFRESH_INTERVAL_S if failed else REFRESH_INTERVAL_S * spread)
-
 
 def _locations(reported: object, account: str) -> dict[str, str]:
-    """Return the regions' URLs by name; an account of https has no region in the clear. Raises MalformedResponse."""
+    """Return the URLs of regions by name. Raises MalformedResponse, also for plain http in an account of https."""
     if not isinstance(reported, list) or not reported:
         raise MalformedResponse("an account without regions")
     found = dict[str, str]()
@@ -547,7 +520,7 @@ def _locations(reported: object, account: str) -> dict[str, str]:
 
 
 def _server(url: str, *, secure: bool) -> str:
-    """Return a URL without a slash at its end and with a port. Raises MalformedResponse."""
+    """Return `SCHEME://HOST:PORT` of a URL. Raises MalformedResponse."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -560,16 +533,16 @@ def _server(url: str, *, secure: bool) -> str:
 
 
 class SessionTokens:
-    """Session tokens of what this process has written, by container and range, so its own reads see it.
+    """Session tokens of this process's writes, by container and partition key range.
 
-    They look like `RANGE:VERSION#LSN`, with more if there are several regions.
+    Each has the form `RANGE:VERSION#LSN`, with more fields if there are several regions.
     """
 
     def __init__(self) -> None:
         self._seen = dict[str, dict[bytes, bytes]]()
 
     def record(self, container: str, token: bytes | None) -> None:
-        """Keep the furthest token of each range, because responses overtake each other."""
+        """Keep the highest token of each range: responses arrive in any order."""
         seen = self._seen.setdefault(container, {})
         for part in token.split(b",") if token else ():
             of_range, _, progress = part.partition(b":")
@@ -577,11 +550,10 @@ class SessionTokens:
                 seen[of_range] = progress
 
     def token(self, container: str) -> bytes:
-        """Return what to send along; empty if nothing was written."""
+        """Return the token to send; empty if nothing was written."""
         return b",".join(b"%b:%b" % one for one in self._seen.get(container, {}).items())
 
     def forget(self, container: str) -> None:
-        """Forget a container that was dropped."""
         self._seen.pop(container, None)
 
 
@@ -594,7 +566,7 @@ def _order(progress: bytes) -> tuple[int, int]:
 
 
 def _is_absent(response: Response) -> bool:
-    """Return whether the item is absent, and its container is not. Raises MalformedResponse."""
+    """Return whether an item is absent from an existing container. Raises MalformedResponse."""
     return response.status == 404 and error_response(response, 0.0).substatus == 0
 
 
@@ -612,7 +584,6 @@ def _versioned(response: Response, name: str) -> VersionedItem:
 
 
 def _tcp_transport(address: Address) -> MakeTransport:
-    """Connect to servers over TCP, and to those of https over verified TLS."""
     context = None
     if address.endpoint.startswith("https:"):
         context = ssl.create_default_context()
@@ -634,7 +605,6 @@ def _tcp_transport(address: Address) -> MakeTransport:
 
 
 def _note_response(call: TracedCall, region: str, response: Response) -> None:
-    """Add what one response says, from a region with that name."""
     attributes = call.attributes
     attributes["db.response.status_code"] = str(response.status)
     regions = attributes.get(REGIONS, ())

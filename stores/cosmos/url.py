@@ -1,4 +1,4 @@
-"""The URL of a Cosmos DB account: `cosmos://` and, for emulators, `cosmos+http(s)://`, and the throughput it asks for.
+"""URLs of Cosmos DB databases: `cosmos://`, and `cosmos+http(s)://` for emulators, with throughput and other options.
 
 Sources: https://learn.microsoft.com/azure/cosmos-db/concepts-limits (values, minimum),
 https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices (partitions).
@@ -6,7 +6,7 @@ https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import NamedTuple
@@ -23,28 +23,55 @@ MANUAL_STEP = 100
 AUTOSCALE_MIN = 1_000
 AUTOSCALE_STEP = 1_000
 MAX_RU = 1_000_000
-# RU/s of a serverless container with one physical partition, and its capacity:
+# Throughput of a serverless container with one physical partition, and its capacity:
 # https://learn.microsoft.com/azure/cosmos-db/serverless-performance
 SERVERLESS_RU = 5_000
 SERVERLESS_BYTES = 10**12
-# The share of a live release's throughput that may be spent on reading all of it.
+# Share of a live release's throughput that a full scan may spend.
 SCANNING_SHARE = 0.5
+
+KEY = "HOTPLATE_COSMOS_KEY"
+# The variable that Azure's own tools read.
+SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
+# Microsoft's published emulator key; no real account has it.
+EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
+HOST = ".documents.azure.com"
+SIGNED, SDK = "signed", "sdk"
+# The service's names of consistency levels.
+CONSISTENCIES = {
+    "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
+    "strong": "Strong",
+}  # fmt: skip
+# Options of the URL: the pattern of a value, and the advice if it does not match.
+OPTIONS = {
+    "ru": (
+        r"([4-9]|[1-9]\d{1,3})00|1000000|autoscale-([1-9]\d{0,2}000|1000000)|serverless",
+        "400 and more in steps of 100, autoscale-1000 and more in steps of 1000, or serverless",
+    ),
+    "max_ru": (r"[1-9]\d{0,5}|1000000", f"a number of RU/s between 1 and {MAX_RU:,}"),
+    "consistency": ("|".join(CONSISTENCIES), ", ".join(CONSISTENCIES)),
+    "region": (r".+", "the name of a region, as the account lists it"),
+    "ca": (r".+", "the path of a file with certificates"),
+    "subscription": (r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", "the id that `az account show` prints"),
+    "resource_group": (r"[\w().-]{1,90}", "a name of 1 to 90 letters, digits or any of _ - . ( )"),
+    "client": (f"{SIGNED}|{SDK}", f"{SIGNED} or {SDK}"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """RU/s of one container: manual, or the top of an autoscale range that begins at a tenth of it."""
+    """Throughput of one container in RU/s: manual, or the maximum of an autoscale range."""
 
     ru: int
     autoscale: bool = False
 
     @property
     def initial_partitions(self) -> int:
-        """Return how many physical partitions a new container of this throughput has."""
+        """Number of physical partitions of a new container."""
         return ceil(self.ru / (PARTITION_RU if self.autoscale else INITIAL_PARTITION_RU))
 
     def rounded_up(self, ru: int) -> "Throughput":
-        """Return *ru* in the steps of this kind, manual or autoscale."""
+        """Return *ru*, rounded up to a step of this kind."""
         step = AUTOSCALE_STEP if self.autoscale else MANUAL_STEP
         return Throughput(ceil(ru / step) * step, self.autoscale)
 
@@ -53,52 +80,33 @@ class Throughput:
 
 
 class Offer(NamedTuple):
-    """The throughput of a container as the service knows it."""
+    """Throughput of a container as reported by the service."""
 
     throughput: Throughput
     minimum_ru: int
-    """The least that it can be set to."""
+    """The lowest value that the service accepts."""
 
     pending: bool
-    """Whether a change is under way."""
+    """A change is in progress."""
 
 
 def minimum_ru(highest_ru: int, stored_bytes: int, *, autoscale: bool) -> int:
-    """Return what a container cannot go below: its highest ever by 100, 1 RU/s per GB, and the least there is."""
+    """Return the lowest throughput of a container by its highest throughput ever and its size."""
     if autoscale:
         needed = max(AUTOSCALE_MIN, highest_ru / 10, stored_bytes / 1000**3 * 10)
         return ceil(needed / AUTOSCALE_STEP) * AUTOSCALE_STEP
     return ceil(max(MANUAL_MIN, highest_ru / 100, stored_bytes / 1000**3) / MANUAL_STEP) * MANUAL_STEP
 
 
-KEY = "HOTPLATE_COSMOS_KEY"
-# The variable of Azure's own tools.
-SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
-
-# The key that Microsoft publishes for its emulators; no account of anybody has it.
-EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
-
-HOST = ".documents.azure.com"
-OPTIONS = {"ru", "max_ru", "consistency", "region", "ca", "subscription", "resource_group", "client"}
-# What reads: our own signed requests, or azure-cosmos.
-SDK = "sdk"
-CLIENTS = ("signed", SDK)
-# What a URL may say, and what the service calls it.
-CONSISTENCIES = {
-    "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
-    "strong": "Strong",
-}  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class ArmAccount:
-    """An account as Azure Resource Manager (ARM) names it."""
+    """An account's names in Azure Resource Manager (ARM)."""
 
     subscription: str
     resource_group: str
     account: str
     emulator: str | None = None
-    """The URL that answers in the place of Azure's; only one on loopback is ever given a token for ARM."""
+    """URL used instead of Azure's; only set on loopback, because it receives tokens for ARM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,49 +114,49 @@ class Address:
     """One database of one account."""
 
     shown: str
-    """The URL without secrets, for sentences."""
+    """The URL without secrets, for messages."""
 
     endpoint: str
-    """The account's own URL, `https://HOST:PORT`, which names its regions."""
+    """The account's URL, `https://HOST:PORT`."""
 
     database: str
     throughput: Throughput | None = Throughput(MANUAL_MIN)
-    """Throughput of the container of a live release; None if the account is serverless."""
+    """Throughput of the live release's container; None if the account is serverless."""
 
     max_ru: int | None = None
-    """What a publish may spend in a second; None: all that the container has."""
+    """RU/s that a publish may spend; None for all of the container's."""
 
     consistency: str = "Eventual"
-    """Of lookups, as the service calls it."""
+    """Consistency level of lookups, by the service's name."""
 
     region: str | None = None
-    """The region that lookups prefer, as the account names it; None: its own order."""
+    """Preferred region of lookups; None for the account's own order."""
 
     ca: str | None = None
     key: str | None = field(default=None, repr=False)
-    """The account's key, base64; None where Entra ID identifies us."""
+    """The account's key, base64; None for Entra ID."""
 
     through_sdk: bool = False
-    """Whether lookups go through azure-cosmos."""
+    """Lookups use azure-cosmos."""
 
     arm: ArmAccount | None = None
-    """Where containers are made, scaled and dropped through Azure Resource Manager; None: not there."""
+    """Set if containers are managed through Azure Resource Manager."""
 
     @property
     def writing(self) -> Throughput | None:
-        """What a release's container is made with: what it serves with, or what writing may spend, if more."""
+        """Throughput of a release's container while it is written."""
         serving = self.throughput
         return None if serving is None else serving.rounded_up(max(serving.ru, self.max_ru or 0))
 
     @property
     def scanning_ru(self) -> float:
-        """What may be spent in a second on reading all of a live release; lookups need the rest."""
-        limits = [self.max_ru, SERVERLESS_RU if self.throughput is None else self.throughput.ru]
-        return min(limit for limit in limits if limit is not None) * SCANNING_SHARE
+        """RU/s that a scan of the live release may spend."""
+        available = SERVERLESS_RU if self.throughput is None else self.throughput.ru
+        return min(available, self.max_ru or available) * SCANNING_SHARE
 
     @property
     def partition_warning(self) -> str:
-        """What the partitions of a new container could do to readers; empty if nothing."""
+        """Warning if `max_ru` leaves each partition with too little throughput; else empty."""
         serving, written = self.throughput, self.writing
         if serving is None or written is None or written.initial_partitions <= serving.initial_partitions:
             return ""
@@ -159,15 +167,15 @@ class Address:
         )
 
     def serving(self, offer: Offer) -> Throughput | None:
-        """Return what a container that has *offer* serves with: what the URL asks for, or the least that it can have.
+        """Return the throughput to serve with, not below the offer's minimum.
 
-        Its kind stays: manual and autoscale do not change into each other here.
+        Manual and autoscale are not converted into each other.
         """
         wanted = self.throughput
         return None if wanted is None else offer.throughput.rounded_up(max(wanted.ru, offer.minimum_ru))
 
     def describe(self, call: TracedCall, container: str, keys: int) -> None:
-        """Say, by OpenTelemetry's conventions for Cosmos DB, how many keys are read where."""
+        """Add OpenTelemetry's attributes of a read of *keys* items."""
         server = urlsplit(self.endpoint)
         call.attributes |= {
             "db.operation.name": "read_item" if keys == 1 else "read_many_items",
@@ -182,11 +190,11 @@ class Address:
 
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
-    """Read a URL; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
+    """Parse a URL; raises StoreMisused, free of secrets.
 
     The key comes from HOTPLATE_COSMOS_KEY or the file HOTPLATE_COSMOS_KEY_FILE, never from the URL. Without one,
-    Entra ID identifies us (`cosmos://`), or the published key of emulators is taken (`cosmos+http(s)://`). The
-    subscription that goes with `resource_group=` may also come from AZURE_SUBSCRIPTION_ID.
+    `cosmos://` uses Entra ID and `cosmos+http(s)://` the emulators' published key. AZURE_SUBSCRIPTION_ID is the default
+    of `subscription=`.
     """
     shown = redacted(url)
     if "@" in url.partition("?")[0]:
@@ -196,18 +204,24 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     endpoint, database = _endpoint(parts, shown), parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
+    if "resource_group" in given and SUBSCRIPTION in environment:
+        given.setdefault("subscription", environment[SUBSCRIPTION])
+    for name, text in given.items():
+        pattern, advice = OPTIONS[name]
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise StoreMisused(f"{name}={text[:90]} of {shown} is not valid; write {advice}")
     return Address(
         shown,
         endpoint,
         database,
-        throughput=_throughput(given.get("ru", str(MANUAL_MIN)), shown),
-        max_ru=_max_ru(given.get("max_ru"), shown),
-        consistency=CONSISTENCIES[_one_of("consistency", given.get("consistency", "eventual"), CONSISTENCIES, shown)],
+        throughput=_throughput(given.get("ru", str(MANUAL_MIN))),
+        max_ru=int(given["max_ru"]) if "max_ru" in given else None,
+        consistency=CONSISTENCIES[given.get("consistency", "eventual")],
         region=given.get("region"),
         ca=certificate(given, shown),
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
-        through_sdk=_one_of("client", given.get("client", CLIENTS[0]), CLIENTS, shown) == SDK,
-        arm=_arm_account(given, endpoint, shown, environment),
+        through_sdk=given.get("client") == SDK,
+        arm=_arm_account(given, endpoint, shown),
     )
 
 
@@ -226,57 +240,18 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
     return f"{parts.scheme.removeprefix('cosmos+')}://{bracketed}:{port}"
 
 
-def _arm_account(given: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> ArmAccount | None:
-    group = given.get("resource_group")
-    subscription = given.get("subscription") or environment.get(SUBSCRIPTION)
-    if group is None:
-        if "subscription" in given:
-            raise StoreMisused(f"{shown} names a subscription, and no resource group; add resource_group=")
-        return None
-    if not subscription:
-        raise StoreMisused(
-            f"{shown} names a resource group, and no subscription; add subscription=, or set {SUBSCRIPTION}"
-        )
-    if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", subscription):
-        raise StoreMisused(
-            f"subscription={subscription[:40]} of {shown} is not an id; `az account show --query id` prints it"
-        )
-    if not re.fullmatch(r"[\w().-]{1,90}", group):
-        raise StoreMisused(
-            f"resource_group={group[:90]} of {shown} is not the name of a resource group; a name has 1 to 90 letters, "
-            f"digits or any of _ - . ( )"
-        )
-    host = urlsplit(endpoint).hostname or ""
-    return ArmAccount(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
+def _arm_account(given: dict[str, str], endpoint: str, shown: str) -> ArmAccount | None:
+    match given:
+        case {"resource_group": group, "subscription": subscription}:
+            host = urlsplit(endpoint).hostname or ""
+            return ArmAccount(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
+        case {"resource_group": _}:
+            raise StoreMisused(f"{shown} has no subscription; add subscription=, or set {SUBSCRIPTION}")
+        case {"subscription": _}:
+            raise StoreMisused(f"{shown} has no resource group; add resource_group=")
+    return None
 
 
-def _throughput(text: str, shown: str) -> Throughput | None:
-    """Read `400`, `autoscale-4000` or `serverless`."""
-    if text == "serverless":
-        return None
-    kind, _, top = text.rpartition("-")
-    least, step = (AUTOSCALE_MIN, AUTOSCALE_STEP) if kind else (MANUAL_MIN, MANUAL_STEP)
-    if (
-        kind not in ("", "autoscale")
-        or not re.fullmatch(r"[0-9]{1,7}", top)
-        or not (least <= int(top) <= MAX_RU and int(top) % step == 0)
-    ):
-        raise StoreMisused(
-            f"ru={text} of {shown} is not a throughput: write 400 and more in steps of 100, autoscale-1000 and more in "
-            "steps of 1000, or serverless"
-        )
-    return Throughput(int(top), autoscale=bool(kind))
-
-
-def _max_ru(text: str | None, shown: str) -> int | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,7}", text) or not 0 < int(text) <= MAX_RU:
-        raise StoreMisused(f"max_ru={text} of {shown} is not a number of RU/s between 1 and {MAX_RU:,}")
-    return int(text)
-
-
-def _one_of(name: str, text: str, known: Collection[str], shown: str) -> str:
-    if text not in known:
-        raise StoreMisused(f"{name}={text} of {shown} is not known; there are {', '.join(known)}")
-    return text
+def _throughput(text: str) -> Throughput | None:
+    kind, _, ru = text.rpartition("-")
+    return None if text == "serverless" else Throughput(int(ru), autoscale=bool(kind))

@@ -206,7 +206,7 @@ async def test_what_is_refused_and_what_is_late_fails_the_slot(
 
 
 def test_another_client_is_refused() -> None:
-    with pytest.raises(StoreMisused, match=r"client=fast .* is not known; there are signed, sdk"):
+    with pytest.raises(StoreMisused, match=r"client=fast .* is not valid; write signed or sdk"):
         connect("cosmos://account/database?client=fast")
 
 

@@ -294,6 +294,32 @@ async def test_regions_follow_what_the_account_lists(observer: Counted, caplog: 
         await client.close()
 
 
+async def test_region_with_malformed_responses_is_avoided(observer: Counted, caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted(answer(200, b"<html></html>")) as away, scripted(answer(200, ITEM)) as here:
+        here.properties = {"readableLocations": [location("Away", away.port), location("Here", here.port)]}
+        client = SignedClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d", {}), observer)
+        for _ in range(2 * MAX_FAILURES):
+            assert await client.read("c", NAME, 5.0) == {"id": NAME}
+        assert observer.kinds == ["malformed"] * MAX_FAILURES
+        assert [record.message.partition(": ")[2] for record in caplog.records] == [
+            "Away cannot be read (malformed); reading from Here"
+        ]
+        await client.close()
+
+
+async def test_reads_waiting_for_the_account_fail_as_unavailable_at_close() -> None:
+    class Stalled(Silent):
+        async def request(self, message: bytes, timeout_s: float) -> Response:
+            await asyncio.sleep(inf)
+            raise AssertionError((message, timeout_s))
+
+    client = SignedClient(parse("cosmos+http://x:2/d", {}), make_transport=lambda url: Stalled(url, {}))
+    reading = asyncio.create_task(client.read("c", NAME, 60.0))
+    await asyncio.sleep(0)
+    await client.close()
+    assert await kind_of(reading) == "reset"
+
+
 @pytest.mark.usefixtures("hasty")
 async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time(observer: Counted) -> None:
     async with scripted(refusal(403, 3)) as old, scripted(answer(201, ITEM)) as new:
