@@ -1,24 +1,22 @@
-"""The client of the HTTP service: a call ends by its deadline, and falls back on a popular list that it remembers.
+"""Client of the HTTP service, with a deadline for each call and popular lists as a fallback.
 
 It loads neither the service nor a store.
 """
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
 from math import inf
-from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote, urlsplit
 
 import httpcore2
+
+from hotplate.background import Background
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -26,14 +24,13 @@ if TYPE_CHECKING:
     from hotplate.stores.encoding import Item
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
-# How long a call may take, unless its caller says otherwise.
 TIMEOUT_S = 0.2
-# How many connections a client has at most, and when an idle one is closed: before the service closes it.
 CONNECTIONS = 50
+# Idle connections are closed before the service closes them.
 IDLE_S = 60.0
-# How many items of a popular list are remembered, of how many segments, how old they are when they are read again, and
-# when a read of them that failed is tried again.
+# Remembered popular lists: items of each, segments, their age when they are read again, and the pause after a failure.
 REMEMBERED_ITEMS = 100
 REMEMBERED_SEGMENTS = 100
 REFRESH_S = 60.0
@@ -41,25 +38,24 @@ REFRESH_AGAIN_S = 1.0
 MAX_ANSWER_BYTES = 32 << 20
 MAX_N = 1000
 MAX_FAILURE_CHARS = 300
-# The service's statuses for requests that are wrong, and for those that this client may not send.
+# Statuses of invalid requests, and of requests that this client may not send.
 WRONG = {400, 405, 413, 414, 415, 431}
 DENIED = {401, 403, 404}
-CLOSED = "the client was closed"
 
-# Ids of the items that a visitor has, or their weights by id.
+# Ids of a visitor's items, or weights by id.
 Basket = Iterable[str] | Mapping[str, float]
 
 
 class ClientError(Exception):
-    """What a client raises: ServiceUnavailable or RequestRefused."""
+    """Base class of the errors of a client."""
 
 
 class ServiceUnavailable(ClientError):
-    """The service did not answer in time, and no popular list is remembered."""
+    """The service did not answer in time, and no popular list is remembered; or the client was closed."""
 
 
 class RequestRefused(ClientError):
-    """The service says that the request is wrong, or that this client may not send it."""
+    """The service refused the request as invalid, or the client's key."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -68,7 +64,7 @@ class RequestRefused(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One list, best item first, and where it came from."""
+    """One list, best item first."""
 
     items: "list[Item]"
     source: str
@@ -78,17 +74,17 @@ class Answer:
     tier: str
     canary: bool = False
     status: str | None = None
-    """Of a batch: `ok`, `unknown`, or `error`, which those from memory are, too."""
+    """In a batch: `ok`, `unknown`, or `error` (also for a list from memory)."""
 
     failure: str | None = None
     """Why the list is from memory."""
 
     segment: str | None = None
-    """The segment of a popular list, empty for the list of everybody."""
+    """The segment of a popular list, empty for the overall list."""
 
 
 class SimilarOptions(TypedDict, total=False):
-    """Options of `similar`: ids to leave out; `("id",)` or `("id", "score")` for those fields only; a deadline."""
+    """Options of `similar`: ids to leave out, the fields to return (`("id", "score")`), and a deadline."""
 
     exclude: Collection[str]
     fields: Sequence[str]
@@ -96,13 +92,13 @@ class SimilarOptions(TypedDict, total=False):
 
 
 class ListOptions(SimilarOptions, total=False):
-    """Options of the other methods: the segment whose popular list stands in for a list that does not exist, too."""
+    """Options of the other methods: also the segment of the popular list that replaces a missing list."""
 
     segment: str
 
 
 class _Failed(Exception):
-    """A request without lists in its answer; its status, if there was an answer."""
+    """No lists were returned; *status* is 0 if there was no response."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message[:MAX_FAILURE_CHARS])
@@ -111,14 +107,14 @@ class _Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A request, and how to cut a popular list that stands in for its answer. Reads only, so it may be repeated."""
+    """A request, with what is needed to cut a remembered list for it. All requests are safe to repeat."""
 
     route: str
     path: str
     n: int
     timeout_s: float
     subject: str = ""
-    """What the lists are for, as the answer names it: `user`, `item`, or nothing."""
+    """The field that names the subject in the response: `user`, `item`, or none."""
 
     subjects: Sequence[str] = ("",)
     body: dict[str, Any] | None = None
@@ -129,11 +125,11 @@ class _Call:
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_N:
-            raise ValueError(f"n is how many items to return, 1 to {MAX_N}, not {self.n}")
+            raise ValueError(f"n must be 1 to {MAX_N}, not {self.n}")
         object.__setattr__(self, "until", time.monotonic() + _checked_timeout(self.timeout_s))
 
     def request(self) -> tuple[str, list[tuple[str, str]], bytes]:
-        """Return the path and query below `/v1/`, headers, and the body."""
+        """Return the path and query below `/v1/`, the headers, and the body."""
         if self.body is None:
             lists = [("exclude", self.exclude), ("fields", self.fields), ("segment", filter(None, [self.segment]))]
             query = [f"{name}={joined}" for name, values in lists if (joined := ",".join(map(_quoted, values)))]
@@ -146,13 +142,12 @@ class _Call:
 
 
 class AsyncClient:
-    """Lists from the HTTP service, for programs on one asyncio event loop; make one for the whole program.
+    """Client for asyncio programs; use one per event loop.
 
-    A method ends within *timeout_s*, its own or the client's: looking up the service's name, connecting, repeating what
-    failed with its connection once, and reading the answer. If the service does not answer in time, the answer is the
-    popular list that the client remembers, and its source is `memory`. Raises ServiceUnavailable if none is remembered,
-    RequestRefused for a request that is wrong, and ValueError for an *n* outside 1 to 1000 and for a *timeout_s* that
-    is not a number above 0.
+    A call ends within *timeout_s*, its own or the client's, including name lookup, connecting, and one repeat after a
+    connection error. If the service does not answer in time, the call returns a popular list that the client remembers,
+    with the source `memory`. Raises ServiceUnavailable if none is remembered, RequestRefused for a request that the
+    service refuses, and ValueError for an *n* outside 1 to 1000 or a *timeout_s* that is not above 0.
     """
 
     def __init__(
@@ -166,7 +161,7 @@ class AsyncClient:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None or parts.query:
-            raise ValueError("the URL of a service looks like http://127.0.0.1:8080; a key is given as key=")
+            raise ValueError("the URL of a service looks like http://127.0.0.1:8080; pass a key as key=")
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise ValueError("the key has characters that a header cannot have")
         self._url = f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
@@ -176,10 +171,9 @@ class AsyncClient:
         self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
         self._timeout_s = _checked_timeout(timeout_s)
         self._popular = dict[str, Answer]()
-        self._due = dict[str, float]()
-        """When to read the popular list of a segment again."""
+        self._due = dict[str, float]()  # when to read the popular list of a segment again
         if ssl_context is None and parts.scheme == "https":
-            ssl_context = httpcore2.default_ssl_context()  # here, because it takes long
+            ssl_context = httpcore2.default_ssl_context()  # slow, so not within the deadline of the first call
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context, max_connections=max_connections, keepalive_expiry=IDLE_S, network_backend=_Network()
         )
@@ -195,7 +189,7 @@ class AsyncClient:
         await self._pool.aclose()
 
     async def recommendations(self, user: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return a user's list; if there is none, the popular list."""
+        """Return a user's list, or the popular list for an unknown user."""
         return (await self._run("recommendations/{}", n, options, subject="user", subjects=[user]))[0]
 
     async def batch(self, users: Sequence[str], n: int = 10, **options: Unpack[ListOptions]) -> list[Answer]:
@@ -204,21 +198,19 @@ class AsyncClient:
         return await self._run("recommendations", n, options, subject="user", subjects=users, body={"users": users})
 
     async def similar(self, item: str, n: int = 10, **options: Unpack[SimilarOptions]) -> Answer:
-        """Return the items that are like *item*; for an unknown one the popular list."""
+        """Return the items similar to *item*, or the popular list for an unknown item."""
         return (await self._run("similar/{}", n, options, subject="item", subjects=[item]))[0]
 
     async def popular(self, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return the popular list. Call it when the program starts, with a longer `timeout_s`."""
+        """Return the popular list. Call it at start with a longer `timeout_s`, so a list is remembered."""
         return (await self._run("popular", n, options))[0]
 
     async def fold_in(self, items: Basket, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return a list for a visitor who has *items*, given with their weights or without."""
-        weighted = (
-            [{"id": item, "weight": weight} for item, weight in items.items()]
-            if isinstance(items, Mapping)
-            else list(items)
-        )
-        return (await self._run("recommendations/fold-in", n, options, body={"items": weighted}))[0]
+        """Return a list for a visitor by a basket of *items*."""
+        basket: list[Any] = list(items)
+        if isinstance(items, Mapping):
+            basket = [{"id": item, "weight": weight} for item, weight in items.items()]
+        return (await self._run("recommendations/fold-in", n, options, body={"items": basket}))[0]
 
     async def _run(
         self,
@@ -236,25 +228,19 @@ class AsyncClient:
         except _Failed as error:
             await self._refresh(call)
             return self._stand_in(call, error)
-        for answer in answers:
-            to_remember = call.segment in self._due and call.segment not in self._popular
-            if to_remember and answer.source == "popular" and answer.items and not call.exclude:
-                self._popular[call.segment] = deepcopy(answer)  # in case that it could not be read as below
         await self._refresh(call)
         return answers
 
     async def _try(self, call: _Call) -> list[Answer]:
-        try:
+        failure = ""
+        for _ in range(2):
             try:
                 return await self._send(call)
-            except TimeoutError:  # an OSError
-                raise
-            except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError):
-                return await self._send(call)  # all that are dead have left the pool
-        except (TimeoutError, httpcore2.TimeoutException):  # not repeated: that would double the load of a slow service
-            raise _Failed("no answer in time") from None
-        except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
-            raise _Failed(str(error) or type(error).__name__) from None
+            except (TimeoutError, httpcore2.TimeoutException):  # a repeat would double the load of a slow service
+                raise _Failed("no answer in time") from None
+            except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
+                failure = str(error) or type(error).__name__
+        raise _Failed(failure)
 
     async def _send(self, call: _Call) -> list[Answer]:
         path, headers, content = call.request()
@@ -271,7 +257,6 @@ class AsyncClient:
         return self._read(call, response.status, bytes(body))
 
     def _read(self, call: _Call, status: int, body: bytes) -> list[Answer]:
-        """Return the lists of an answer; raises _Failed for any other."""
         try:
             decoded = json.loads(body)
             if status == 200:
@@ -281,13 +266,13 @@ class AsyncClient:
                 return [_answer(one) for one in lists]
             failure = f"{status} {decoded['type'].rpartition(':')[2]}: {decoded['detail']}"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            failure = f"an answer with status {status} that hotplate does not give"
+            failure = f"unexpected response with status {status}"
         if self._key:
-            failure = failure.replace(self._key, "…")  # before it is cut, or a part of the key could be left
+            failure = failure.replace(self._key, "…")  # before it is cut
         raise _Failed(failure, status)
 
     async def _refresh(self, call: _Call) -> None:
-        """Read the popular lists that could stand in for an answer, if due, each in half of the time that is left."""
+        """Read the popular lists for this call that are due, each in half of the time that is left."""
         for segment in {"", call.segment}:
             now = time.monotonic()
             is_known = segment in self._due or len(self._due) < REMEMBERED_SEGMENTS
@@ -300,7 +285,7 @@ class AsyncClient:
                         self._popular[segment], self._due[segment] = answer, now + REFRESH_S
 
     def _stand_in(self, call: _Call, error: _Failed) -> list[Answer]:
-        """Return remembered lists in place of an answer; raises RequestRefused and ServiceUnavailable."""
+        """Return remembered lists, or raise RequestRefused or ServiceUnavailable."""
         known = [self._popular[name] for name in (call.segment, "") if name in self._popular]
         message = f"{self._url}: {error}"
         if error.status in WRONG or (not known and error.status in DENIED):
@@ -315,11 +300,20 @@ class AsyncClient:
         ]
 
 
-class Client:
-    """Lists from the HTTP service, as `AsyncClient` gives them, for programs without an event loop.
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Client", P], T]:
+    @wraps(method)
+    def call(self: "Client", /, *arguments: P.args, **options: P.kwargs) -> T:
+        return self.background.run(lambda client: method(client, *arguments, **options), inf)  # it has its own deadline
 
-    Several threads may use it. A thread of its own does the I/O; a process that was forked starts another, with
-    connections of its own.
+    return call
+
+
+class Client:
+    """Client for programs without an event loop, as `AsyncClient`; threads may share it.
+
+    A background thread does the I/O. A forked process starts its own, with its own connections.
     """
 
     def __init__(
@@ -333,11 +327,11 @@ class Client:
     ) -> None:
         if ssl_context is None and url.startswith("https:"):
             ssl_context = httpcore2.default_ssl_context()
-        self._open = partial(
+        make = partial(
             AsyncClient, url, key=key, timeout_s=timeout_s, max_connections=max_connections, ssl_context=ssl_context
         )
-        self._open()  # raises what is wrong with the arguments
-        self._running = dict[int, _Running]()
+        make()  # checks the arguments
+        self.background = Background(make, lambda: ServiceUnavailable("the client was closed"))
 
     def __enter__(self) -> Self:
         return self
@@ -346,83 +340,18 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections, and end the thread."""
-        if running := self._running.pop(os.getpid(), None):
-            running.close()
+        """Close the connections, and end the thread; later calls raise ServiceUnavailable."""
+        self.background.close()
 
-    def recommendations(self, user: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return what `AsyncClient.recommendations` does."""
-        return self._run(lambda client: client.recommendations(user, n, **options))
-
-    def batch(self, users: Sequence[str], n: int = 10, **options: Unpack[ListOptions]) -> list[Answer]:
-        """Return what `AsyncClient.batch` does."""
-        return self._run(lambda client: client.batch(users, n, **options))
-
-    def similar(self, item: str, n: int = 10, **options: Unpack[SimilarOptions]) -> Answer:
-        """Return what `AsyncClient.similar` does."""
-        return self._run(lambda client: client.similar(item, n, **options))
-
-    def popular(self, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return what `AsyncClient.popular` does."""
-        return self._run(lambda client: client.popular(n, **options))
-
-    def fold_in(self, items: Basket, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return what `AsyncClient.fold_in` does."""
-        return self._run(lambda client: client.fold_in(items, n, **options))
-
-    def _run(self, call: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
-        here = os.getpid()
-        running = self._running.get(here) or self._running.setdefault(here, _Running())  # the same one in all threads
-        return running.run(call, self._open)
-
-
-class _Running:
-    """A client of one process, and the thread whose loop it is used on."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._client: AsyncClient | None = None
-        self._is_closed = False
-
-    def run(self, call: Callable[[AsyncClient], Coroutine[Any, Any, T]], open_it: Callable[[], AsyncClient]) -> T:
-        """Run a call on the loop, which is started first; the call has a deadline of its own."""
-        with self._lock:
-            if self._is_closed:
-                raise ServiceUnavailable(CLOSED)
-            if self._client is None:
-                self._client, self._loop = open_it(), asyncio.new_event_loop()
-                self._thread = Thread(target=self._loop.run_forever, name="hotplate-client", daemon=True)
-                self._thread.start()
-            future = asyncio.run_coroutine_threadsafe(call(self._client), self._loop)
-        try:
-            return future.result()
-        except CancelledError:
-            raise ServiceUnavailable(CLOSED) from None
-        except BaseException:
-            future.cancel()  # on KeyboardInterrupt
-            raise
-
-    def close(self) -> None:
-        with self._lock:
-            self._is_closed = True
-            if self._client is not None:
-                asyncio.run_coroutine_threadsafe(_end(self._client), self._loop).result()
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
-                self._loop.close()
-
-
-async def _end(client: AsyncClient) -> None:
-    """Cancel the calls of other threads, and close the connections."""
-    calls = asyncio.all_tasks() - {asyncio.current_task()}
-    for call in calls:
-        call.cancel()
-    await asyncio.gather(*calls, return_exceptions=True)
-    await client.aclose()
+    recommendations = _blocking(AsyncClient.recommendations)
+    batch = _blocking(AsyncClient.batch)
+    similar = _blocking(AsyncClient.similar)
+    popular = _blocking(AsyncClient.popular)
+    fold_in = _blocking(AsyncClient.fold_in)
 
 
 class _Network(httpcore2.AnyIOBackend):
-    """Opens connections that close if their TLS handshake is cancelled; those of httpcore2 stay open."""
+    """Closes connections if their TLS handshake is cancelled, which httpcore2 does not."""
 
     async def connect_tcp(self, *arguments: Any, **options: Any) -> httpcore2.AsyncNetworkStream:  # noqa: ANN401 -- as in httpcore2
         stream = await super().connect_tcp(*arguments, **options)
@@ -446,7 +375,7 @@ def _answer(decoded: dict[str, Any]) -> Answer:
 
 
 def _cut(items: "list[Item]", call: _Call) -> "list[Item]":
-    """Return the first *n* items of a list but the excluded ones, with the fields, as the service does."""
+    """Return the first *n* items that are not excluded, with the requested fields, as the service does."""
     excluded = set(call.exclude)
     kept = [item for item in items if item["id"] not in excluded][: call.n]
     fields = call.fields or ("id", "score", "title")
@@ -455,11 +384,11 @@ def _cut(items: "list[Item]", call: _Call) -> "list[Item]":
 
 def _quoted(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"an id, a field and a segment are strings, and not of the type {type(name).__name__}")
-    return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")  # else it names a folder
+        raise TypeError(f"ids, fields and segments are strings, and not of the type {type(name).__name__}")
+    return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")  # `..` would be a parent folder
 
 
 def _checked_timeout(seconds: float) -> float:
     if not 0 < seconds < inf:
-        raise ValueError(f"a time-out is a number of seconds above 0, not {seconds}")
+        raise ValueError(f"timeout_s is a number of seconds above 0, not {seconds}")
     return seconds

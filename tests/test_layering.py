@@ -21,8 +21,8 @@ MAY_IMPORT = {
     "bench/benchmarks": {"stores", "serve"},
     "hotplate": {"stores", "offline", "serve", "bench"},
 }
-# Every room may return rows of a report and write tables.
-SHARED = ("hotplate.report.", "hotplate.report_page.", "hotplate.markdown.")
+# What every room may use.
+SHARED = ("hotplate.background.", "hotplate.markdown.", "hotplate.report.", "hotplate.report_page.")
 FOLDERS = set(ROOMS) - {"hotplate"}
 # A module by its bare name, as it may stand in a string, a comment or a page; and how a folder is imported.
 NAMED = r"(?<![\w./-])(stores|offline|serve|bench)\.([a-z_]\w*)"

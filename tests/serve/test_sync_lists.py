@@ -16,7 +16,6 @@ from typing import NamedTuple
 import pytest
 
 import hotplate
-from hotplate.serve import sync_lists
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
@@ -207,18 +206,6 @@ def test_lists_that_are_not_ready_answer_once_a_release_is_live(tmp_path: Path) 
 
     until(answers)
     lists.close()
-
-
-def test_what_the_loop_does_not_do_in_time_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync_lists, "LOOP_S", 0.01)
-    with hotplate.open_sync(url, budget_s=0.0) as lists:
-        with pytest.raises(hotplate.StoreUnavailable, match="does not answer"):
-            lists._on_loop(lambda _: asyncio.sleep(UNTIL_S))
-        monkeypatch.setattr(sync_lists, "LOOP_S", UNTIL_S)
-        waiting = ThreadPoolExecutor(1).submit(lists._on_loop, lambda _: asyncio.sleep(UNTIL_S))
-        until(lambda: waiting.running() and lists.personal("42"))
-    with pytest.raises(hotplate.StoreMisused, match="are closed"):
-        waiting.result()
 
 
 @pytest.mark.parametrize("scheme", ["file", "redis-that-refuses", "redis-that-is-silent"])

@@ -1,0 +1,59 @@
+"""Objects on a background loop: late calls, calls amid `close`, and objects that are dropped without it."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import pytest
+
+from hotplate import background
+from hotplate.background import Background
+from tests.support.service import UNTIL_S, until
+
+
+@asynccontextmanager
+async def made() -> AsyncIterator[str]:
+    yield "object"
+
+
+def closed() -> Exception:
+    return ValueError("closed")
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "hotplate"]
+
+
+def test_a_call_that_outlives_its_deadline_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Background(made, closed)
+    assert held.run(lambda value: asyncio.sleep(0, value), 1.0) == "object"
+    monkeypatch.setattr(background, "LOOP_S", 0.01)
+    with pytest.raises(TimeoutError):
+        held.run(lambda _: asyncio.sleep(UNTIL_S), 0.0)
+    monkeypatch.undo()
+    held.close()
+
+
+def test_closing_ends_calls_of_other_threads() -> None:
+    held = Background(made, closed)
+    with ThreadPoolExecutor() as callers:
+        waiting = callers.submit(held.run, lambda _: asyncio.sleep(UNTIL_S), UNTIL_S)
+        until(waiting.running)
+        held.close()
+        with pytest.raises(ValueError, match="closed"):
+            waiting.result()
+    with pytest.raises(ValueError, match="closed"):
+        held.halted()
+
+
+def test_an_object_that_is_dropped_ends_its_thread() -> None:
+    held = Background(made, closed)
+    with held.halted() as value:
+        assert value == "object"
+    assert threads()
+    del held
+    gc.collect()
+    until(lambda: not threads())
