@@ -1,1 +1,1 @@
-"""Traces and metrics by OpenTelemetry: what is recorded of sampled requests, and how it leaves the service."""
+"""Prometheus metrics, OpenTelemetry traces and metrics, and the access log."""

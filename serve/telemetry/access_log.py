@@ -1,4 +1,4 @@
-"""The access log: one JSON object a line, for a share of all requests, and for those that took long."""
+"""The access log: one line of JSON for a share of all requests and for slow ones."""
 
 import os
 import random
@@ -17,25 +17,20 @@ from hotplate.serve.metrics import METHODS, OTHER
 from hotplate.serve.settings import timestamp
 from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan
 
-# Where everything is slow, so many lines a second say it as well as all.
 SLOW_LINES_PER_S = 10
 DAY_S = 86_400
-# Of a file with the secret; what is shorter can be guessed.
 MIN_SECRET_BYTES = 32
 
 
 class UserHashes:
-    """Stands for users by a hash with a key of the day (UTC), so lines of one day can be joined and no others.
-
-    It cannot be computed without the secret, not even for known ids.
-    """
+    """Hashes user ids with a key that changes daily (UTC), so that only lines of the same day can be joined."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = blake2b(secret).digest()
         self._day, self._key = -1, b""
 
     def of(self, user: str, time_s: float) -> str:
-        """Return the hash of a user's id at a Unix time."""
+        """Return the hash of a user id at a Unix time."""
         day = int(time_s // DAY_S)
         if day != self._day:
             self._day, self._key = day, blake2b(b"%d" % day, key=self._secret).digest()
@@ -43,7 +38,7 @@ class UserHashes:
 
 
 def read_secret(file: Path | None) -> bytes:
-    """Read what users are hashed with, or draw it if there is no file. Raises ServiceMisused."""
+    """Read the secret for hashing user ids, or generate one without a file. Raises ServiceMisused."""
     if file is None:
         return token_bytes(64)
     try:
@@ -59,10 +54,9 @@ def read_secret(file: Path | None) -> bytes:
 
 
 class AccessLog:
-    """Writes lines to the log; one for each worker.
+    """The access log of one worker.
 
-    A line has the route's template and never the path or the query, so no key is in it, and a user's id only as
-    *users* says. Which items a list had is not in it either: by these a user can be found again.
+    Lines contain the route template, never the path, the query or the items of a list, which could identify a user.
     """
 
     def __init__(
@@ -74,10 +68,7 @@ class AccessLog:
         secret: bytes = b"",
         write: Callable[[str], object] | None = None,
     ) -> None:
-        """Take the share of requests that are written, and how long one takes to be written whatever the share.
-
-        *write* takes each line; without it they go to standard error.
-        """
+        """Log a *share* of requests, and all that take *slow_s* or longer; *write* defaults to standard error."""
         self._write_line = write or sys.stderr.write
         self._share = share
         self._slow_s = slow_s
@@ -88,13 +79,13 @@ class AccessLog:
         self._left_out = 0
 
     def due(self, took_s: float) -> bool:
-        """Decide whether a request that took so long gets a line."""
+        """Return whether to log a request of this duration."""
         if took_s >= self._slow_s and self._may_write_slow():
             return True
-        return random.random() < self._share  # noqa: S311 -- draws a sample, guards nothing
+        return random.random() < self._share  # noqa: S311 -- sampling
 
     def write(self, record: RequestRecord, span: RequestSpan | None) -> None:
-        """Write the line of a request for which one is due."""
+        """Write the line of a request."""
         now, is_slow = time.time(), record.took_s >= self._slow_s
         method = record.method
         fields: dict[str, object] = {
@@ -136,7 +127,7 @@ class AccessLog:
 
 
 def report(record: RequestRecord, log: AccessLog | None, span: RequestSpan | None) -> None:
-    """Write the line of an answered request, and end its span, if it has one."""
+    """Log an answered request and end its span."""
     if log is not None:
         log.write(record, span)
     if span is not None:

@@ -1,12 +1,12 @@
-"""How spans and metrics leave a service, by OpenTelemetry's SDK; loaded where telemetry is on.
+"""Export of spans and metrics with OpenTelemetry's SDK; imported only if telemetry is on.
 
-A worker hands its spans to the SDK's batch processor and never waits: what finds no room is dropped and counted. If the
-collector is away, the processor's thread waits for it, and the service goes on. The admin process sends metrics; they
-are the counters of `/metrics`, so no worker counts anything twice.
+A worker hands its spans to the SDK's batch processor without waiting; spans that do not fit its queue are dropped and
+counted. The admin process sends metrics, made from the counters of `/metrics`.
 """
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -54,32 +54,35 @@ from hotplate.stores.store import Attribute
 log = logging.getLogger(__name__)
 
 SCOPE = InstrumentationScope("hotplate", version("hotplate"))
-# They log each failure, and each request: the queue says it once, and counts.
+# These loggers report each request and each failure, which the span queue logs once and counts.
 NOISY = ("opentelemetry.exporter", "opentelemetry.sdk", "azure.monitor", "azure.core.pipeline")
-# With these Azure Monitor's exporters do not report on themselves to their makers, fetch settings from there, or send
-# our resource by a tracer provider, which does not exist here. What is set already holds.
+# Stops Azure Monitor's exporters from sending statistics about themselves, fetching settings, and sending a resource
+# metric through a tracer provider.
 AZURE_MONITOR_OFF = (
     "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL",
     "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED",
     "APPLICATIONINSIGHTS_SDKSTATS_DISABLED",
     "APPLICATIONINSIGHTS_OPENTELEMETRY_RESOURCE_METRIC_DISABLED",
 )
-# How long the last metrics are waited for when the service stops.
+_INSTRUMENTATION_KEY = re.compile(
+    r"(?i)(?:^|;)\s*InstrumentationKey\s*=\s*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*(?:;|$)"
+)
+# Time to send the last metrics at a stop.
 LAST_S = 2.0
 
-# The attributes of histograms, their buckets and sum.
+# Attributes of each histogram, with its buckets and sum.
 Histograms = list[tuple[dict[str, Attribute], list[float]]]
 
 
 class Exporters(NamedTuple):
-    """What makes the exporters for one destination; each is made in the process that uses it."""
+    """Factories of the exporters for one destination, to be called in the process that uses them."""
 
     spans: Callable[[], SpanExporter]
     metrics: Callable[[], MetricExporter]
 
 
 def exporters_for(settings: TelemetrySettings) -> Exporters:
-    """Load the exporters for a destination, and look whether they can be made; this starts no thread.
+    """Import the exporters of a destination and check its settings, without starting threads.
 
     Raises ServiceMisused, or StoreMisused if the extra is not installed.
     """
@@ -91,21 +94,16 @@ def exporters_for(settings: TelemetrySettings) -> Exporters:
 
 
 def _azure_monitor(connection_string: str) -> Exporters:
-    """Return exporters that keep nothing on disk, where others could read it, and try once."""
+    """Return exporters that store nothing on disk and do not retry."""
     for name in AZURE_MONITOR_OFF:
-        os.environ.setdefault(name, "true")  # they look at it when they are loaded
+        os.environ.setdefault(name, "true")  # read when the package is imported
     with extra_installed("azure-monitor"):
-        from azure.monitor.opentelemetry import exporter  # noqa: PLC0415 -- an extra of its own
-        from azure.monitor.opentelemetry.exporter._connection_string_parser import (  # noqa: PLC0415 -- as above
-            ConnectionStringParser,
-        )
-    try:
-        ConnectionStringParser(connection_string)
-    except ValueError:
+        from azure.monitor.opentelemetry import exporter  # noqa: PLC0415 -- a separate extra
+    if not _INSTRUMENTATION_KEY.search(connection_string):
         raise ServiceMisused(
             f"{CONNECTION_STRING} is not a connection string of Application Insights, as "
             "InstrumentationKey=…;IngestionEndpoint=https://…/"
-        ) from None
+        )
     options: dict[str, Any] = {
         "connection_string": connection_string,
         "disable_offline_storage": True,
@@ -118,7 +116,7 @@ def _azure_monitor(connection_string: str) -> Exporters:
 
 
 def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
-    """Return what is said of the service with all that it exports; OTEL_RESOURCE_ATTRIBUTES and its like win."""
+    """Return the resource of the service; OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME take precedence."""
     ours: dict[str, Any] = {
         "service.name": "hotplate",
         "service.version": version("hotplate"),
@@ -128,39 +126,68 @@ def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
     return Resource.create(ours).merge(OTELResourceDetector().detect())
 
 
-class _CountingExporter(SpanExporter):
-    """Makes spans of the SDK, exports them, and counts and logs what came of it; used by the processor's thread."""
+class SpanQueue(SpanExporter):
+    """The outgoing spans of one worker; created after the fork, because it starts a thread.
 
-    def __init__(self, exporter: SpanExporter, resource: Resource, count: Callable[[str, int], None]) -> None:
-        self._exporter = exporter
-        self._resource = resource
+    It is the exporter of a batch processor, in whose thread it converts spans for the SDK.
+    """
+
+    def __init__(
+        self, settings: TelemetrySettings, count: Callable[[str, int], None], exporter: SpanExporter | None = None
+    ) -> None:
+        """*count* takes an outcome of `hotplate.serve.metrics.SPANS` and a number of spans."""
+        self._exporter = exporter or exporters_for(settings).spans()
+        self._resource = make_resource(settings, **{"process.pid": os.getpid()})
         self._count = count
-        self._failing = self._closed = False
-        self.done = 0
-        """How many spans have left the queue."""
+        self._size = settings.queue_size
+        self._added = self._done = 0
+        self._failing = self._closing = self._closed = False
+        self._processor = BatchSpanProcessor(
+            self,
+            max_queue_size=settings.queue_size,
+            schedule_delay_millis=settings.delay_s * 1000,
+            max_export_batch_size=settings.batch_size,
+        )
+
+    def add(self, span: Span) -> None:
+        """Queue a span, or drop it if the queue is full."""
+        if self._added - self._done >= self._size or self._closing:
+            self._count(SPANS_DROPPED, 1)
+            return
+        self._added += 1
+        self._processor.on_end(cast("ReadableSpan", span))  # `export` converts it
+
+    def close(self, timeout_s: float) -> None:
+        """Send the queued spans within *timeout_s*, and count the rest as dropped."""
+        self._closing = True
+        sending = Thread(target=self._processor.shutdown, name="last spans", daemon=True)
+        sending.start()
+        sending.join(timeout_s)
+        self.shutdown()
+        if left := self._added - self._done:
+            self._count(SPANS_DROPPED, left)
 
     def export(self, spans: Sequence[Any]) -> SpanExportResult:
-        """See the SDK."""
+        """Export a batch and count the result."""
         try:
             result = self._exporter.export([self._made(span) for span in spans])
         except Exception:
             log.exception("spans cannot be sent")
             result = SpanExportResult.FAILURE
         if self._closed:
-            return result  # too late: they were counted as dropped
+            return result  # they were already counted as dropped
         is_sent = result is SpanExportResult.SUCCESS
         self._count(SPANS_EXPORTED if is_sent else SPANS_FAILED, len(spans))
-        self.done += len(spans)
-        if is_sent == self._failing:
-            self._failing = not is_sent
-            if is_sent:
-                log.info("the collector takes traces again")
-            else:
-                log.warning("the collector does not take traces; the service goes on, and counts what is lost")
+        self._done += len(spans)
+        if is_sent and self._failing:
+            log.info("the collector takes traces again")
+        elif not is_sent and not self._failing:
+            log.warning("the collector does not take traces; the service goes on, and counts what is lost")
+        self._failing = not is_sent
         return result
 
     def shutdown(self) -> None:
-        """Give up what is being sent."""
+        """Give up on spans that have not been sent."""
         self._closed = True
         self._exporter.shutdown()
 
@@ -187,50 +214,8 @@ def _context(trace_id: int, span_id: int, tracestate: str | None = None, *, is_r
     return SpanContext(trace_id, span_id, is_remote, TraceFlags(TraceFlags.SAMPLED), state)
 
 
-class SpanQueue:
-    """Spans on their way out of a worker; lives as long as it; made after the fork, as it has a thread."""
-
-    def __init__(
-        self, settings: TelemetrySettings, count: Callable[[str, int], None], exporter: SpanExporter | None = None
-    ) -> None:
-        """Take what counts spans by what became of them, one of `hotplate.serve.metrics.SPANS`.
-
-        *exporter* sends them in place of the one that the settings name.
-        """
-        resource = make_resource(settings, **{"process.pid": os.getpid()})
-        self._exporter = _CountingExporter(exporter or exporters_for(settings).spans(), resource, count)
-        self._processor = BatchSpanProcessor(
-            self._exporter,
-            max_queue_size=settings.queue_size,
-            schedule_delay_millis=settings.delay_s * 1000,
-            max_export_batch_size=settings.batch_size,
-        )
-        self._count = count
-        self._size = settings.queue_size
-        self._added = 0
-        self._closing = False
-
-    def add(self, span: Span) -> None:
-        """Have a span sent, or drop it if there is no room."""
-        if self._added - self._exporter.done >= self._size or self._closing:
-            self._count(SPANS_DROPPED, 1)
-            return
-        self._added += 1
-        self._processor.on_end(cast("ReadableSpan", span))  # the exporter makes one of it, in the processor's thread
-
-    def close(self, timeout_s: float) -> None:
-        """Send what is there, for *timeout_s* at most, and count what is left as dropped."""
-        self._closing = True
-        sending = Thread(target=self._processor.shutdown, name="last spans", daemon=True)
-        sending.start()
-        sending.join(timeout_s)
-        self._exporter.shutdown()
-        if left := self._added - self._exporter.done:
-            self._count(SPANS_DROPPED, left)
-
-
 class MetricReport:
-    """Sends the conventions' metrics, made of the shared counters; lives as long as the admin process."""
+    """Sends the metrics of OpenTelemetry's conventions, from the shared counters; used by the admin process."""
 
     def __init__(self, settings: TelemetrySettings, metrics: Metrics, scheme: str) -> None:
         self._settings = settings
@@ -238,17 +223,17 @@ class MetricReport:
         self._scheme = scheme
         self._resource = make_resource(settings)
         self._exporter = exporters_for(settings).metrics()
-        self._started_ns = self._since_ns = time.time_ns()
+        self._started_ns = time.time_ns()
         self._before: Snapshot | None = None
         self._closing = Event()
         self._thread = Thread(target=self._run, name="metrics", daemon=True)
 
     def start(self) -> None:
-        """Send a report each interval, in a thread, until `close`."""
+        """Send a report every interval, in a thread, until `close`."""
         self._thread.start()
 
     def close(self, timeout_s: float = LAST_S) -> None:
-        """Send the last report, and wait for that for *timeout_s* at most."""
+        """Send the last report within *timeout_s*."""
         self._closing.set()
         self._thread.join(timeout_s)
 
@@ -262,17 +247,17 @@ class MetricReport:
                 log.exception("metrics cannot be sent")
 
     def send(self) -> None:
-        """Send one report; what fails is in the next one, which says the same and more. Deltas that fail are lost."""
+        """Send one report. If that fails, the next cumulative one contains it; deltas are lost."""
         self._exporter.export(self.data())
 
     def data(self) -> MetricsData:
-        """Return everything that has counted anything."""
-        counted, started_ns, now_ns = take_snapshot(self._metrics), self._started_ns, time.time_ns()
+        """Return all series that have counted something."""
+        counted, now_ns = take_snapshot(self._metrics), time.time_ns()
+        times_ns = (self._started_ns, now_ns)
         if self._settings.delta:
             before, self._before = self._before, counted
             counted = counted if before is None else since(counted, before)
-            started_ns, self._since_ns = self._since_ns, now_ns
-        times_ns = (started_ns, now_ns)
+            self._started_ns = now_ns
         attributes: dict[Metric, Callable[[Labels], dict[str, Attribute]]] = {
             REQUEST_TIMES: self._request,
             STORE_TIMES: _call,
@@ -301,7 +286,7 @@ class MetricReport:
         return attributes
 
     def _metric(self, row: Metric, series: Histograms, times_ns: tuple[int, int]) -> ExportedMetric:
-        unknown: Any = None  # neither is counted; the protocol has both as optional
+        unknown: Any = None  # optional in the protocol, but not in the SDK's type
         points = [
             HistogramDataPoint(
                 attributes=attributes,

@@ -1,7 +1,4 @@
-"""The counters of all workers at one moment, and these and what each worker says of itself as Prometheus text.
-
-The metrics of OpenTelemetry are made of the same snapshot.
-"""
+"""Prometheus text of the shared counters and of the workers' states."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,11 +14,11 @@ from prometheus_client.registry import Collector
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
 from hotplate.serve.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, TierState, WorkerState
 
-# Where /proc/PID/stat has them, counted after the name of the process.
+# Field of /proc/PID/stat, counted after the process name.
 _MAJOR_FAULTS = 9
 
 States = Sequence[WorkerState | None]
-# What all workers of a service have counted together, by row of the table.
+# The totals of all workers, by row of the table.
 Snapshot = Mapping[Metric, CountsByLabels]
 Values = Iterable[tuple[Labels, float | None]]
 
@@ -32,7 +29,7 @@ def take_snapshot(metrics: Metrics) -> Snapshot:
 
 
 def since(now: Snapshot, before: Snapshot) -> Snapshot:
-    """Return what was counted between two snapshots; a series that is new counts from nothing."""
+    """Return the difference of two snapshots; series missing in *before* count from zero."""
     return {
         row: {
             labels: [a - b for a, b in zip(counts, before[row].get(labels, [0.0] * len(counts)), strict=True)]
@@ -43,12 +40,12 @@ def since(now: Snapshot, before: Snapshot) -> Snapshot:
 
 
 class StateMetric(NamedTuple):
-    """A row of the second table: what is read of a worker's state, None for one that has none."""
+    """A metric that is read from a worker's state, or from None for a worker without one."""
 
     name: str
     help: str
     labels: str
-    """Those after `worker`."""
+    """After `worker`."""
 
     read: Callable[[WorkerState | None], Values]
     kind: Literal["counter", "gauge"] = "gauge"
@@ -77,11 +74,9 @@ def _lookups(state: WorkerState | None) -> Values:
 
 def _releases(state: WorkerState | None) -> Values:
     for tier in () if state is None else state.tiers:
-        yield from (
-            ((tier.tier, release, role), 1)
-            for release, role in ((tier.canary, CANARY), (tier.release, LIVE))
-            if release is not None
-        )
+        for release, role in ((tier.canary, CANARY), (tier.release, LIVE)):
+            if release is not None:
+                yield (tier.tier, release, role), 1
 
 
 def _age_s(tier: TierState, _: WorkerState) -> float | None:
@@ -93,7 +88,7 @@ def _catalogue_age_s(tier: TierState, state: WorkerState) -> float:
 
 
 def _process(read: Callable[[Path], float]) -> Callable[[WorkerState | None], Values]:
-    """Read what the system knows of a worker, which costs the worker itself nothing; it may just have ended."""
+    """Read a value from /proc/PID of a worker, which may just have ended."""
 
     def value(state: WorkerState) -> float | None:
         try:
@@ -119,55 +114,50 @@ def _major_faults(process: Path) -> float:
 
 # fmt: off
 STATE_TABLE = (
-    StateMetric("hotplate_worker_up", "1 for a worker that reported just now.", "",
-                lambda state: [((), _is_up(state))]),
-    StateMetric("hotplate_degraded", "1 while a worker answers from less than all stores, or not at all.", "",
+    StateMetric("hotplate_worker_up", "1 if the worker reported recently.", "", lambda state: [((), _is_up(state))]),
+    StateMetric("hotplate_degraded", "1 while a worker answers from only some of its stores, or not at all.", "",
                 lambda state: [((), _is_degraded(state))]),
-    StateMetric("hotplate_worker_start_time_seconds", "When a worker started, as Unix time.", "",
+    StateMetric("hotplate_worker_start_time_seconds", "Start of a worker, as Unix time.", "",
                 _each(lambda state: state.started_at)),
-    StateMetric("hotplate_worker_loop_lag_seconds", "How late a worker's event loop was, at worst.", "",
-                _each(lambda state: max(state.lag_s, state.silent_s - 2 * REPORT_S))),
-    StateMetric("hotplate_worker_connections", "Open connections of clients.", "",
-                _each(lambda state: state.connections)),
+    StateMetric("hotplate_worker_loop_lag_seconds", "Maximum delay of a worker's event loop since its last report.",
+                "", _each(lambda state: max(state.lag_s, state.silent_s - 2 * REPORT_S))),
+    StateMetric("hotplate_worker_connections", "Open client connections.", "", _each(lambda state: state.connections)),
     StateMetric("hotplate_worker_unusable_files",
-                "Keys, certificate, deny-list: files that cannot be used as they are now, so the former ones hold.",
-                "", _each(lambda state: state.unusable_files)),
-    StateMetric("hotplate_certificate_expiry_timestamp_seconds",
-                "When the certificate that a worker shows expires, as Unix time.", "",
+                "Files (keys, certificate, deny-list) whose previous version is in use because the current one is "
+                "invalid.", "", _each(lambda state: state.unusable_files)),
+    StateMetric("hotplate_certificate_expiry_timestamp_seconds", "Expiry of the TLS certificate, as Unix time.", "",
                 _each(lambda state: state.certificate_expires_at)),
     StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome", _lookups, "counter"),
     StateMetric("hotplate_worker_open_fds", "Open file descriptors of a worker.", "", _process(_open_fds)),
-    StateMetric("hotplate_worker_max_fds", "How many it may have open.", "", _process(_max_fds)),
-    StateMetric("hotplate_worker_major_page_faults",
-                "How often a worker stood still for a page that was read from a disk.", "",
+    StateMetric("hotplate_worker_max_fds", "Limit of open file descriptors.", "", _process(_max_fds)),
+    StateMetric("hotplate_worker_major_page_faults", "Page faults of a worker that waited for a disk.", "",
                 _process(_major_faults), "counter"),
     StateMetric("hotplate_release_info", "1 for a release that is served.", "store release role", _releases),
     StateMetric("hotplate_release_age_seconds", "Time since the served release was written.", "store",
                 _of_tiers(_age_s)),
-    StateMetric("hotplate_breaker_open", "1 while a store gets no requests because it keeps failing.", "store",
+    StateMetric("hotplate_breaker_open", "1 while the circuit breaker of a store is open.", "store",
                 _of_tiers(lambda tier, _: tier.breaker_open)),
     StateMetric("hotplate_canary_stopped",
-                "1 for a worker that uses a store's canary no more, as it is worse than the live release.", "store",
+                "1 if a worker stopped serving the canary because it is worse than the live release.", "store",
                 _of_tiers(lambda tier, _: tier.canary_stopped)),
-    StateMetric("hotplate_catalogue_age_seconds",
-                "Time since a store's catalogue was last read and known to be what is followed.", "store",
+    StateMetric("hotplate_catalogue_age_seconds", "Time since the catalogue of a store was last confirmed.", "store",
                 _of_tiers(_catalogue_age_s)),
-    StateMetric("hotplate_cache_bytes", "What a worker's cache of a store takes.", "store",
+    StateMetric("hotplate_cache_bytes", "Size of a worker's cache of a store.", "store",
                 _of_tiers(lambda tier, _: tier.cache_bytes)),
 )
 # fmt: on
 
 
 class Exposition(Collector):
-    """Renders the shared counters, and the states of all workers, as Prometheus text."""
+    """Renders the shared counters and the states of all workers as Prometheus text."""
 
     def __init__(self, metrics: Metrics, states: Callable[[], States]) -> None:
-        """Take the counters, and what returns the workers' states by number, None for one that has none."""
+        """Take the counters, and a function that returns the workers' states by number."""
         self._metrics = metrics
         self._states = states
 
     def text(self) -> bytes:
-        """Render everything."""
+        """Render all metrics."""
         return generate_latest(self)
 
     def collect(self) -> Iterator[Family]:
@@ -186,7 +176,7 @@ class Exposition(Collector):
 
 
 def _shown(row: Metric, counted: Snapshot) -> CountsByLabels:
-    """Return the series of a row that are in the text; the first label of a row in a group is the store."""
+    """Return the series of a row that are rendered; the first label of a row in a group is the store."""
     if row.shown == "all":
         return counted[row]
     if row.shown == "counted":
@@ -203,7 +193,7 @@ def _family(row: Metric, series: CountsByLabels) -> Family:
         for labels, (*buckets, total) in series.items():
             histogram.add_metric(labels, list(zip(bounds, accumulate(buckets), strict=True)), total)
         return histogram
-    family = (CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily)(row.name, row.help, labels=names)
+    counter = CounterMetricFamily(row.name, row.help, labels=names)
     for labels, (value,) in series.items():
-        family.add_metric(labels, value)
-    return family
+        counter.add_metric(labels, value)
+    return counter

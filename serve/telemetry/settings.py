@@ -1,6 +1,6 @@
-"""What OpenTelemetry's own environment variables say, read once, before there is a worker.
+"""Settings from OpenTelemetry's environment variables, read once before the workers start.
 
-Those of the exporters (endpoints, headers, timeouts, certificates) the exporters read themselves.
+Variables of the exporters (endpoints, headers, timeouts, certificates) are read by the SDK's exporters.
 """
 
 import os
@@ -16,7 +16,7 @@ from hotplate.stores.urls import secret
 Destination = Literal["otlp", "azure-monitor"]
 
 CONNECTION_STRING = "APPLICATIONINSIGHTS_CONNECTION_STRING"
-# By the names that every SDK knows: whether the caller's decision counts, and the share where the name says it.
+# By standard sampler name: whether the parent's decision applies, and the share, if the name implies it.
 SAMPLERS = {
     "always_on": (False, 1.0),
     "always_off": (False, 0.0),
@@ -29,34 +29,34 @@ SAMPLERS = {
 
 @dataclass(frozen=True, slots=True)
 class TelemetrySettings:
-    """Where traces and metrics of a service go, and how many."""
+    """Destination, sampling and batching of traces and metrics."""
 
     destination: Destination
     sampling: Sampling
     traces: bool = True
     metrics: bool = True
     queue_size: int = 2048
-    """How many spans of one worker wait to be sent; what comes on top of them is dropped, and counted."""
+    """Per worker; further spans are dropped and counted."""
 
     batch_size: int = 512
     delay_s: float = 5.0
-    """How long a span waits for others, and how often metrics are sent."""
+    """Between two batches of spans."""
 
     metrics_interval_s: float = 60.0
     delta: bool = False
-    """Whether metrics say what was counted since the last time, rather than since the start."""
+    """Whether metrics have delta instead of cumulative temporality."""
 
     connection_string: str | None = field(default=None, repr=False)
-    """Of Application Insights; its owner can send telemetry there."""
+    """Of Application Insights; a secret."""
 
     instance: str = field(default_factory=lambda: str(uuid4()))
-    """What tells this service from others of its name; the same for all of its processes."""
+    """`service.instance.id`, the same for all processes of a service."""
 
 
 def read_telemetry(
     destination: Destination | None, environment: Mapping[str, str] = os.environ
 ) -> TelemetrySettings | None:
-    """Read the settings for *destination*; None where telemetry is off. Raises ServiceMisused, without secrets."""
+    """Read the settings; None if telemetry is off. Raises ServiceMisused, without secrets in the message."""
     if destination is None or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     protocol = environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"

@@ -1,8 +1,9 @@
-"""What is recorded of an answered request, for its line in the access log and for its span, and of its calls of stores.
+"""Records of requests for the access log, and spans of sampled requests and of their store calls.
 
-Which requests are sampled is decided first: one that is not costs a random number, or a look at its `traceparent`.
-What is recorded of the others is plain, and made into spans of OpenTelemetry's SDK elsewhere, in a thread (`export`).
-Names of attributes are those of the semantic conventions, and `hotplate.*` for what these do not know.
+An unsampled request costs a random number or a look at its `traceparent`. Spans are recorded as plain tuples, which
+`hotplate.serve.telemetry.export` converts for the SDK in a thread: recording and queueing one takes 8 µs, a
+ReadableSpan made while the request is answered 26 µs, a span of the SDK's tracer 80 µs (a plain GET takes 12 µs).
+Attributes follow OpenTelemetry's semantic conventions, with `hotplate.*` for others.
 """
 
 import asyncio
@@ -21,21 +22,21 @@ from hotplate.stores.store import Attribute, TracedCall, traced_call
 
 T = TypeVar("T")
 
-# Samplers decide by the lower half of a trace's id, as OpenTelemetry's SDKs do.
+# Samplers use the lower half of the trace id, like OpenTelemetry's SDKs.
 HALF = (1 << 64) - 1
-# Replaces the id in an exported path, because it may be a user's.
+# Replaces ids in exported paths, which may be personal.
 REDACTED = "REDACTED"
 SYSTEMS = {"redis": "redis", "rediss": "redis", "unix": "redis", "cosmos": "azure.cosmosdb", "file": "lmdb"}
 
-# W3C Trace Context: version 00 has nothing after the flags, later ones may.
+# W3C Trace Context: only versions after 00 may have more fields after the flags.
 _traceparent = re.compile(
     r"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})"
     r"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(?:-.*)?"
 ).fullmatch
-# Where the last digit of its flags is, and which have the bit for it.
+# Index of the last digit of the flags, and its values with the sampled bit.
 FLAG = 54
 SAMPLED = frozenset("13579bdf")
-# It goes on to stores, and out with spans; what it says is its vendor's.
+# Forwarded to stores, so it must not contain line breaks.
 _tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
 
 
@@ -51,17 +52,17 @@ SAMPLED_CONTEXT = _SampledContext()
 
 
 class ListOrigin(NamedTuple):
-    """The list that an answer has: its release, the source and tier that it came from, and its items."""
+    """Origin and content of the list in an answer."""
 
     release: str
     source: str
     tier: str
     items: bytes
-    """As JSON, with commas between them."""
+    """Comma-separated JSON."""
 
     @property
     def item_count(self) -> int:
-        """How many items there are."""
+        """Number of items."""
         return len(orjson.loads(b"[%b]" % self.items))
 
 
@@ -69,74 +70,65 @@ class RequestRecord(NamedTuple):
     """One answered request."""
 
     route: str
-    """The template of its path, or OTHER."""
+    """Its template, or OTHER."""
 
     method: str
     status: int
     took_s: float
     size: int | None
-    """Of the body, in bytes; None if that is not known beforehand."""
+    """Bytes of the body; None for streams."""
 
     request_id: str
     client: str | None
-    """The name of the caller's key."""
-
     user: str | None = None
-    """Whose list it is about; for `hotplate.serve.telemetry.access_log` alone, which hashes it."""
+    """Only for the access log, which hashes it."""
 
     found: ListOrigin | None = None
 
 
 class Sampling(NamedTuple):
-    """Which requests are sampled: a share of traces, or, with *parent_based*, of those that begin here."""
+    """The share of sampled traces; with *parent_based* only for traces that begin here."""
 
     share: float
     parent_based: bool
 
 
 class Span(NamedTuple):
-    """A span that has ended; times are Unix times in nanoseconds.
-
-    It is made into a ReadableSpan of the SDK in another thread: one that is made and queued while its request is
-    answered costs that 26 µs rather than 8, and one of the SDK's tracer 80 (a plain GET takes 12).
-    """
+    """An ended span; times are Unix times in nanoseconds."""
 
     name: str
     is_server: bool
     trace_id: int
     span_id: int
     parent_id: int | None
-    """None for the first span of a trace; for a server's it is another process's."""
-
     tracestate: str | None
     started_ns: int
     ended_ns: int
     attributes: dict[str, Attribute]
     failed: bool
     links: Sequence[tuple[int, int]] = ()
-    """Trace and span of others that it was for as well."""
+    """Trace and span ids."""
 
     context: _SampledContext = SAMPLED_CONTEXT
-    """What the SDK's batch processor looks at before it queues a span."""
+    """Checked by the SDK's batch processor."""
 
 
 class Tracer:
-    """Begins spans for the requests that are sampled; lives as long as its worker."""
+    """Starts the spans of sampled requests; one per worker."""
 
     def __init__(self, sampling: Sampling, record: Callable[[Span], None], scheme: str = "http") -> None:
-        """Take what takes spans once they have ended, and whether requests come by `http` or `https`."""
         self.record = record
         self.scheme = scheme
         self._parent_based = sampling.parent_based
         self._bound = round(sampling.share * (HALF + 1))
 
     def begin(self, traceparent: str | None, tracestate: str | None) -> "RequestSpan | None":
-        """Begin the span of a request with these headers; None if it is not sampled."""
+        """Start the span of a request with these headers; None if it is not sampled."""
         half = getrandbits(64)
         if half >= self._bound and (
             traceparent is None or (self._parent_based and traceparent[FLAG : FLAG + 1] not in SAMPLED)
         ):
-            return None  # whether the rest of it is valid or not
+            return None  # decided without parsing
         parent = None if traceparent is None else _traceparent(traceparent)
         if parent is None:
             return RequestSpan(self, getrandbits(64) << 64 | half) if half < self._bound else None
@@ -150,7 +142,7 @@ class Tracer:
 
 
 class RequestSpan:
-    """The span of one request that is being answered."""
+    """The span of a request in progress."""
 
     __slots__ = ("_started_ns", "_tracer", "_tracestate", "parent_id", "span_id", "trace_id")
 
@@ -165,7 +157,7 @@ class RequestSpan:
         self._started_ns = time_ns()
 
     def end(self, record: RequestRecord) -> None:
-        """Record it."""
+        """Record the span."""
         method = record.method if record.method in METHODS else "_OTHER"
         attributes: dict[str, Attribute] = {
             "http.request.method": method,
@@ -203,14 +195,14 @@ class RequestSpan:
         )
 
     def headers(self, span_id: int) -> bytes:
-        """Return the context of a span below this one, as lines of an HTTP header."""
+        """Return the trace context for a child span as HTTP header lines."""
         state = f"tracestate: {self._tracestate}\r\n" if self._tracestate else ""
         return f"traceparent: 00-{self.trace_id:032x}-{span_id:016x}-01\r\n{state}".encode()
 
     def end_call(
         self, span_id: int, call: TracedCall, times_ns: tuple[int, int], others: "Sequence[RequestSpan]"
     ) -> None:
-        """Record a call of a store that was made for this request, and for *others* as well."""
+        """Record a store call made for this request and *others*."""
         attributes = call.attributes
         name = str(attributes["db.operation.name"])
         if "db.collection.name" in attributes:
@@ -232,13 +224,13 @@ class RequestSpan:
         )
 
 
-# The sampled requests for which the current code works. It is a tuple, as the lookups of several are read together.
+# The sampled requests of the current context; several if their lookups are read together.
 sampled_requests = ContextVar[tuple[RequestSpan, ...]]("sampled_requests", default=())
 
 
 @contextmanager
 def use_span(span: RequestSpan) -> Iterator[None]:
-    """Let the calls of stores in this block, and in the tasks that it starts, be known to be for a request."""
+    """Attribute store calls in this block, and in tasks started in it, to a request."""
     token = sampled_requests.set((span,))
     try:
         yield
@@ -247,7 +239,7 @@ def use_span(span: RequestSpan) -> Iterator[None]:
 
 
 async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str, keys: int) -> T:
-    """Await a read of *keys* keys of a tier's store, as a span below the first of *spans*, linked to the others."""
+    """Await a read of *keys* keys of a tier, as a child span of the first of *spans*, linked to the others."""
     first, *others = spans
     span_id = new_span_id()
     call = TracedCall(
@@ -261,7 +253,7 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
     try:
         return await reading
     except BaseException as error:
-        # Who cancels a read is a deadline.
+        # Reads are cancelled by deadlines.
         kind = "timeout" if isinstance(error, asyncio.CancelledError) else type(error).__name__
         call.attributes.setdefault("error.type", kind)
         raise
@@ -271,18 +263,17 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
 
 
 def system_of(tier: str) -> str:
-    """Return the `db.system.name` of a tier, by its name: the scheme of its URL, perhaps with a number."""
+    """Return the `db.system.name` of a tier, whose name is the scheme of its URL and perhaps a number."""
     scheme = tier.rpartition("-")[0] if tier.rpartition("-")[2].isdigit() else tier
     return SYSTEMS.get(scheme.partition("+")[0], scheme)
 
 
 def new_span_id() -> int:
-    """Draw the id of a span."""
+    """Return a random span id."""
     return getrandbits(64) or 1
 
 
 def _redacted(route: str) -> str:
-    """Return a path as it is exported: an id in it, or a path that is not a route's, may be anybody's."""
     if route == OTHER:
         return f"/{REDACTED}"
     return f"{route.partition('{')[0]}{REDACTED}" if "{" in route else route
