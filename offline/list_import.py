@@ -33,12 +33,9 @@ from hotplate.offline.input.tables import (
     Table,
     TableShape,
     id_reasons,
-    note_of_bad_rows,
-    note_of_whole_numbers,
     open_tables,
     text_of,
     titles_of,
-    with_whole_numbers,
 )
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
@@ -245,20 +242,20 @@ def read_scored(
     """Read *files*, which messages call *source*: they are checked whole, and counted, before this returns.
 
     Returned are rows [owner: str, item: str, score: f64, finite, and title: str, if there is such a column], whose
-    facts have `owner_bytes`, and sentences about what was read otherwise than it is written. *named* are columns by
+    facts have `owner_bytes`, and notes on bad rows. *named* are columns by
     role, None or missing to guess; *owner* and *item* are the roles of those two columns. Rows without an owner or an
     item are left out; a segment that is missing is the overall one. Raises DataError for what cannot be read, for a
     score that is not a finite number, and if nothing is left.
     """
-    tables = open_tables(files, form, source)
+    tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=required)
-    tables, whole = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
     shapes = [_shape(table, columns, owner, item) for table in tables]
     owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
     rows = Rows(shapes, source, owner_bytes)
-    return rows, [note for note in (note_of_bad_rows(rows), note_of_whole_numbers(whole)) if note is not None]
+    note = rows.note_of_bad_rows()
+    return rows, [] if note is None else [note]
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:

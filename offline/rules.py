@@ -349,7 +349,7 @@ def _read_available(path: Path) -> list[str]:
 
 def _stock_column(path: Path) -> str | None:
     with input_files([path]) as files:
-        names = open_tables(files, Format(), named_paths([path]))[0].schema
+        names = open_tables(files, Format())[0].schema
     return next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
 
 

@@ -26,7 +26,7 @@ from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.files import Format, data_errors, find_files
 from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
-from hotplate.offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables, with_whole_numbers
+from hotplate.offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
@@ -72,9 +72,8 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
     the rows of a pair. Raises DataError for unreadable input, ratings that are not finite numbers, and if no row is
     left.
     """
-    tables = open_tables(find_files(path), Format(delimiter), str(path))
+    tables = open_tables(find_files(path), Format(delimiter))
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
-    tables, _ = with_whole_numbers(tables, [columns[role] for role in _ROLES])
     shapes = [_shape(table, columns) for table in tables]
     rows = Rows(shapes, str(path))
     ratings = [pl.col("rating").mean()] if "rating" in columns else []

@@ -1,4 +1,4 @@
-"""The columns of a file: which one holds the user, the item or the weight, and how numbers and times are read."""
+"""Columns of input files: their names by role, and the formats of numbers and times."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,19 +9,19 @@ import polars as pl
 
 from hotplate.offline.errors import DataError
 
-# Longer ids are refused by the stores.
+# The limit of the stores.
 MAX_ID_BYTES = 256
-# What tools write if a value is missing. NA is an id in too many data sets, such as Namibia's country code.
+# NA is not one of them: it is also a country code.
 NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
-# Named as the time, it means that times are not read.
+# The name of the time column with which times are not read.
 NO_TIMES = "none"
-# Seconds, milli-, micro- or nanoseconds since 1970, recognized by their size.
+# Also milli-, micro- or nanoseconds, recognized by their size.
 EPOCH = "seconds since 1970"
 _ISO_FORMATS = (
     *(f"%Y-%m-%d{joined}%H:%M:%S%.f{zone}" for zone in ("Z", "%#z", "") for joined in "T "),
     *("%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d"),
 )
-# In order of preference, without case, spaces and punctuation: `Customer ID` and `customer_id` are both `customerid`.
+# In order of preference; compared without case, spaces and punctuation.
 _COMMON_NAMES = {
     "user": (
         "user userid uid username customer customerid visitor visitorid member memberid client clientid "
@@ -48,16 +48,13 @@ _COMMON_NAMES = {
     "boost": "boost factor multiplier",
     "event": "event eventtype eventname action behavior behaviour type",
 }
-# Of columns of files without a header.
+# Prefix of the column names of files without a header.
 _NUMBERED = "column_"
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The names of the columns to read, each None until it is named or found by a usual name.
-
-    The time `none` means that times are not read.
-    """
+    """Column names by role, None to look for a usual name. The time `none` means that times are not read."""
 
     user: str | None = None
     item: str | None = None
@@ -71,9 +68,9 @@ class Columns:
 
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
-    """Return the column that *name* means: itself, the only one that differs in case, or the one of that number.
+    """Return the column called *name*, ignoring case, or of that number in a file without a header.
 
-    Raises DataError, which lists the columns of *source* and the closest match, when there is none.
+    Raises DataError that lists the columns of *source* and the closest match.
     """
     if name in available:
         return name
@@ -93,11 +90,11 @@ def choose_columns(
     guessed: Iterable[str],
     required: Sequence[str],
 ) -> dict[str, str]:
-    """Return the columns by role: those *named*, checked against *available*, and those *guessed*, if a name fits.
+    """Return the columns by role: those *named*, and for the roles *guessed* those with a usual name.
 
-    *named* has each role that an option of the command line can name, with None if the option is not given. Without a
-    header the *required* roles get the free columns in order. Raises DataError if a named column is missing, if one
-    column is named for both user and item, and if no column fits a *required* role.
+    *named* has a key for each role with an option, None if it is not given. Without a header the *required* roles get
+    the free columns in order. Raises DataError for a missing column, a missing *required* role, and one column named
+    for both user and item.
     """
     chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
     if "user" in chosen and chosen["user"] == chosen.get("item"):
@@ -112,7 +109,7 @@ def choose_columns(
     if len(available) == 1 < len(required):
         raise DataError(
             f"{source} has a single column, {available[0][:200]!r}; it needs one each for {' and '.join(required)}. "
-            "If they are split by another delimiter than , ; | or a tab, name it with --delimiter."
+            "If they are split by another delimiter than , ; or a tab, name it with --delimiter."
         )
     for role in required:
         if role not in chosen:
@@ -125,18 +122,18 @@ def choose_columns(
 
 
 def usual_column(role: str, available: Sequence[str]) -> str | None:
-    """Return the column of *available* whose name is the most usual for the *role*, None if no name fits."""
+    """Return the first usual column name for the *role* among those *available*, or None."""
     plain = {_plain(column): column for column in reversed(available)}
     return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)
 
 
 def numbered(count: int) -> list[str]:
-    """Return the names of *count* columns of a file without a header: `column_1` and so on."""
+    """Return the column names of a file without a header: `column_1` and so on."""
     return [f"{_NUMBERED}{number}" for number in range(1, count + 1)]
 
 
 def time_format(sample: pl.Series, named: str | None) -> str:
-    """Return the format of a column of times by a *sample* of its values: *named*, or else EPOCH or one of ISO 8601."""
+    """Return *named*, or the format that reads most values of the *sample*: EPOCH or one of ISO 8601."""
     if named is not None:
         return named
     if sample.dtype.is_numeric() or sample.is_empty():
@@ -149,7 +146,7 @@ def time_format(sample: pl.Series, named: str | None) -> str:
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
-    """Return the column as a naive UTC time in microseconds; null if it is not a time of that format."""
+    """Return the column as a naive UTC time in µs, null if it does not have the format *layout*."""
     column = pl.col(name)
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
         if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
@@ -165,7 +162,7 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
 
 
 def number_in(text: str) -> float | None:
-    """Return the finite number that *text* is, for polars as well, or None."""
+    """Return *text* as a finite number, or None."""
     try:
         number = float(text)
     except ValueError:
@@ -176,7 +173,7 @@ def number_in(text: str) -> float | None:
 def _from_epoch(number: pl.Expr) -> pl.Expr:
     size = number.abs()
     scale = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
-    # Later than the year 8000 there are no times that Python can hold; such numbers are something else.
+    # Larger numbers are beyond the year 8000; Python's times end in 9999.
     time_us = pl.when(size * scale < 2e17).then(number * scale)
     return time_us.cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
 

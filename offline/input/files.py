@@ -1,4 +1,4 @@
-"""Files of rows: found by path or URL, recognized by name, fingerprinted; their faults said in one sentence."""
+"""Input files: found by path or URL, recognized by name and fingerprinted; reading errors become DataError."""
 
 import re
 import shutil
@@ -25,38 +25,35 @@ FileKind = Literal["text", "parquet", "events"]
 
 @runtime_checkable
 class Frame(Protocol):
-    """A table of polars, Arrow or pandas, by the Arrow PyCapsule interface."""
+    """A polars, Arrow or pandas table, read through the Arrow PyCapsule interface."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """Return its rows as a stream of Arrow's."""
+        """Return the rows as an Arrow stream."""
 
 
-# A path, a URL that fsspec knows such as abfs://container/clicks, `-` for standard input, or a data frame.
+# A path, an fsspec URL such as abfs://container/clicks, `-` for standard input, or a data frame.
 DataSource: TypeAlias = Path | str | Frame
 
 STANDARD_INPUT = "-"
 _FRAME = "the data frame"
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 _KINDS: dict[str, FileKind] = {
-    **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt", ".data", ".dat"), "text"),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "text"),
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".data", ".dat", ".jsonl", ".ndjson", ".json"), "text"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
-    # What a service took, compressed as it is.
-    ".events": "events",
+    ".events": "events",  # segments of the service's event log
 }
-# How compressed files of these names begin.
+# Magic bytes by suffix.
 COMPRESSIONS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", ".zstd": b"\x28\xb5\x2f\xfd"}
-# What Hive and Spark name the folder of rows that have no value for its key.
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
-_SOME_TIME = datetime(2026, 1, 2, 13, 4, 5)  # noqa: DTZ001 -- its zone is set where it is used
-# Schemes whose paths keep the query, and whose files are known by their bytes alone.
+_SOME_TIME = datetime(2026, 1, 2, 13, 4, 5)  # noqa: DTZ001 -- the zone is set below
+# A signed HTTP URL has a query, which is part of its path for fsspec.
 _HTTP = ("http", "https")
-# What a reader's message, in lower case, means for the person who brought the file; the first part in it decides.
+# Error sentences by parts of the reader's lower-case message; the first match counts.
 _READER_ERRORS = {
     ("no space left", "file too large"): (
-        "cannot be written: the disk is full, or files may not be so large (ulimit -f); free some, or set TMPDIR to a "
-        "folder on a larger disk."
+        "cannot be written: the disk is full or a file size limit is reached (ulimit -f); free space, or set TMPDIR to "
+        "a folder on a larger disk."
     ),
     ("empty csv",): "is empty; give a file with a header and rows.",
     ("unexpected end of file", "incomplete frame"): (
@@ -65,22 +62,23 @@ _READER_ERRORS = {
     ("out of specification", "out-of-spec", "thrift", "encoded schema"): (
         "is cut in the middle or is not a Parquet file; fetch or copy it again."
     ),
-    ("invalidnumber",): "holds a number that is too large or none of JSON; write it as a text.",
+    ("invalidnumber",): "holds a number that is too large or not valid JSON; write it as a text.",
     ("corrupt", "panic", "assertion failed", "gzip header", "checksum", "frame"): (
         "is damaged; fetch or copy it again."
     ),
     ("utf-8", "utf8"): "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
     ("malformed", "could not parse"): (
-        "has a quote that is not closed, or that stands inside a field; double it, and put the field in quotes."
+        "has a quote that is not closed or stands inside a field; double it, and put the field in quotes."
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One file of rows: its kind, what its folders say of all of them, such as date=2026-01-01, and its origin.
+    """One input file.
 
-    *origin* is how messages name it if it is a copy.
+    keys    columns that the folder names give to all rows, such as date=2026-01-01
+    origin  the name for messages, if *path* is a temporary copy
     """
 
     path: Path
@@ -89,19 +87,19 @@ class DataFile:
     origin: str | None = None
 
     def __str__(self) -> str:
-        """Return how messages name the file."""
+        """Return the name for messages."""
         return self.origin or str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How files are read where they do not say it themselves.
+    """How to read text files.
 
-    delimiter     splits the fields of a text; None takes the one of comma, semicolon, tab and bar that the header has
-    header        whether the first row of a text names the columns
-    null_values   the texts that mean that a value is missing, as blanks do
-    time_format   of times, as %d/%m/%Y %H:%M; None for ISO 8601 or a count since 1970
-    max_bad_rows  the share of rows that may be bad: incomplete, or without a number or a time where one is needed
+    delimiter     of fields; None takes the most frequent of comma, semicolon and tab in the first line
+    header        whether the first row names the columns
+    null_values   texts for missing values, besides blanks
+    time_format   such as %d/%m/%Y %H:%M; None for ISO 8601 or time since the epoch
+    max_bad_rows  allowed share of rows with a wrong number of fields, or without a valid number or time where required
     """
 
     delimiter: str | None = None
@@ -121,21 +119,16 @@ class Format:
 
 
 def _reads_times(layout: str) -> bool:
-    """Return whether a time that is written in this format can be read again."""
     try:
         written = pl.select(pl.lit(_SOME_TIME).dt.replace_time_zone("UTC").dt.strftime(layout)).to_series()
-        return bool(
-            (written.str.to_datetime(layout, strict=False).dt.date() == _SOME_TIME.date()).fill_null(False).all()
-        )
+        return bool(written.str.to_datetime(layout, strict=False).dt.date().item() == _SOME_TIME.date())
     except pl.exceptions.PolarsError:
         return False
 
 
 @contextmanager
 def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
-    """Yield the files at *paths*, as `find_files` does.
-
-    Standard input, frames and what URLs name are copied to files until the block ends.
+    """Yield the files at *paths*, with temporary copies of standard input, data frames and URLs.
 
     Raises DataError as `find_files` does, SettingError for a file that is given twice.
     """
@@ -143,7 +136,7 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
         files = list[DataFile]()
         for path in paths:
             if isinstance(path, pl.LazyFrame):
-                raise DataError("A lazy data frame cannot be read; give what its collect() returns.")
+                raise DataError("A lazy data frame cannot be read; give the result of its collect().")
             if isinstance(path, Frame):
                 files.append(stack.enter_context(_written(path)))
             elif str(path) == STANDARD_INPUT:
@@ -161,13 +154,13 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
 
 
 def url_of(path: Path | str) -> str | None:
-    """Return the URL that *path* is, also as a Path, in which it has lost a slash; None if it is none."""
+    """Return *path* as a URL, None for a local path; a Path has lost one of the slashes."""
     found = _URL.fullmatch(str(path))
     return None if found is None else f"{found[1]}://{found[2]}"
 
 
 def named_paths(paths: Sequence[DataSource]) -> str:
-    """Return how messages name the input at *paths*."""
+    """Return the name of the input for messages."""
     names = [_named(path) for path in paths]
     return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
 
@@ -186,7 +179,7 @@ def _written(frame: Frame) -> Iterator[DataFile]:
         with data_errors(_FRAME):
             try:
                 _of_polars(frame).write_parquet(path)
-            except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are of these
+            except (TypeError, ValueError, NotImplementedError) as error:  # also the bases of pyarrow's errors
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise DataError(f"The data frame cannot be read: {reason}; give each column one type.") from error
         yield DataFile(path, "parquet", origin=_FRAME)
@@ -195,7 +188,7 @@ def _written(frame: Frame) -> Iterator[DataFile]:
 def _of_polars(frame: Any) -> pl.DataFrame:  # noqa: ANN401 -- pandas is not installed with hotplate
     try:
         return pl.DataFrame(frame)
-    except ImportError:  # one of pandas, of which polars copies columns of numbers alone without pyarrow
+    except ImportError:  # without pyarrow, polars copies only the numeric columns of pandas
         filled = frame.astype(object).where(frame.notna(), None)
         return pl.DataFrame({str(name): filled[name].to_list() for name in frame.columns})
 
@@ -213,16 +206,12 @@ def _spooled() -> Iterator[DataFile]:
 
 @contextmanager
 def _fetched(url: str) -> Iterator[list[DataFile]]:
-    """Yield copies of the file, or of the files of the folder, at *url*."""
     shown = redacted(url)
     with temporary_folder("input") as folder:
         with _fetching(url) as (files, root):
-            if scheme_of(url) in _HTTP:  # one file, and a signed URL has a query
-                copy = folder / (Path(urlsplit(root).path).name or "data")
-                files.get_file(root, str(copy))
-            else:
-                copy = folder / (Path(root).name or "data")
-                files.get(root, str(copy), recursive=True)
+            is_http = scheme_of(url) in _HTTP
+            copy = folder / (Path(urlsplit(root).path if is_http else root).name or "data")
+            files.get_file(root, str(copy)) if is_http else files.get(root, str(copy), recursive=True)
         try:
             found = find_files(copy)
         except DataError as error:
@@ -232,7 +221,7 @@ def _fetched(url: str) -> Iterator[list[DataFile]]:
 
 @contextmanager
 def _fetching(url: str) -> Iterator[tuple[Any, str]]:
-    """Yield the file system of *url* and the path in it, and raise its errors as DataError without their secrets."""
+    """Yield the file system and path of *url*; its errors become DataError without the secrets of the URL."""
     shown = redacted(url)
     try:
         files, root = fsspec.url_to_fs(url)
@@ -242,17 +231,16 @@ def _fetching(url: str) -> Iterator[tuple[Any, str]]:
             f"{scheme_of(url)}:// needs a package that is not installed ({error}); install it with pip."
         ) from error
     except FileNotFoundError as error:
-        raise DataError(f"{shown} does not exist; see how it is written.") from error
-    except Exception as error:  # each file system has its own
+        raise DataError(f"{shown} does not exist; check the URL.") from error
+    except Exception as error:  # the exceptions differ by file system
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        raise DataError(f"{shown} cannot be read: {reason}; see the URL and the credentials for it.") from error
+        raise DataError(f"{shown} cannot be read: {reason}; check the URL and its credentials.") from error
 
 
 def find_files(path: Path) -> list[DataFile]:
-    """Return the files to read, sorted: *path* itself, or what lies in the folder *path*, hidden names aside.
+    """Return *path*, or the files in the folder *path* and its `key=value` folders, sorted and without hidden names.
 
-    Of its folders those are searched that say what they hold, as Hive's and Spark's do: `date=2026-01-01`. Raises
-    DataError for a path that is missing, a folder that is empty or of several kinds, and a kind that is unknown.
+    Raises DataError for a missing path, an empty folder, mixed kinds of files in a folder, and an unknown kind.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
@@ -284,7 +272,6 @@ def _in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFil
 
 
 def _kind(file: Path) -> FileKind:
-    """Return what the name of *file* says it is; raises DataError for a name that says nothing."""
     compressed = file.suffix.lower() in COMPRESSIONS
     kind = _KINDS.get((file.with_suffix("") if compressed else file).suffix.lower())
     if kind is None or (kind == "parquet" and compressed):
@@ -296,14 +283,14 @@ def _kind(file: Path) -> FileKind:
 
 
 def fingerprint(files: Sequence[DataFile]) -> str:
-    """Return a digest of *files* by their names and what their folders say, wherever they lie; see `digest`."""
+    """Return a digest of the bytes, names and keys of *files*, independent of their folder."""
     return digest(
         ("".join(f"{key}={value}/" for key, value in file.keys.items()) + file.path.name, file.path) for file in files
     )
 
 
 def digest(files: Iterable[tuple[str, Path]]) -> str:
-    """Return a digest (32 hex digits) of the names, sizes and bytes of *files*, in order; DataError for what is not."""
+    """Return a digest (32 hex digits) of the names, sizes and bytes of *files*, in order."""
     found = xxhash.xxh3_128()
     for name, path in files:
         with data_errors(path), path.open("rb") as stream:
@@ -314,32 +301,24 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """Return a digest of all that lies at *paths*: the bytes of files, and of URLs what their file system says."""
+    """Return a digest that changes with the files at *paths*: of local bytes, and of fsspec's version keys of URLs."""
     paths, remote = list(paths), list[str]()
     for url in filter(None, map(url_of, paths)):
         with _fetching(url) as (files, root):
-            named = [root] if scheme_of(url) in _HTTP else sorted(files.find(root) or [root])
-            remote += [f"{name} {_version(files, name, scheme_of(url))}" for name in named]
+            if scheme_of(url) in _HTTP:  # fsspec's key of an HTTP file is its URL
+                with files.open(root) as stream:
+                    remote.append(f"{root} {xxhash.xxh3_128_hexdigest(stream.read())}")
+            else:
+                remote += [f"{name} {files.ukey(name)}" for name in sorted(files.find(root) or [root])]
     local = [path for path in paths if url_of(path) is None]
     found = [file for path in local for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     digested = digest((str(file), file) for file in found if not file.is_dir())
     return xxhash.xxh3_128_hexdigest("\n".join([digested, *remote]).encode()) if remote else digested
 
 
-def _version(files: Any, name: str, scheme: str) -> str:  # noqa: ANN401 -- a file system of fsspec
-    """Return what changes with the bytes of a file: over HTTP, where its key is its URL, a digest of them."""
-    if scheme not in _HTTP:
-        return str(files.ukey(name))
-    found = xxhash.xxh3_128()
-    with files.open(name) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
-
-
 @contextmanager
 def data_errors(source: object) -> Iterator[None]:
-    """Raise errors of polars and of the system about unreadable input as a DataError that names *source*."""
+    """Raise errors of polars and the operating system as DataError that names *source*."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
@@ -350,7 +329,7 @@ def _sentence(source: object, error: BaseException) -> str:
     if isinstance(error, PermissionError):
         return f"{source} may not be read by this user; change its permissions."
     if isinstance(error, FileNotFoundError):
-        return f"{source} does not exist; see how its path is written, and from which folder."
+        return f"{source} does not exist; check its path and the working folder."
     message = str(error).strip() or type(error).__name__
     for parts, sentence in _READER_ERRORS.items():
         if any(part in message.lower() for part in parts):

@@ -1,4 +1,4 @@
-"""Row filters such as `quantity>0` or `country!=France`, and event weights such as `view=1,buy=5`."""
+"""Parsers of options: row filters (`quantity>0`), event weights (`view=1,buy=5`) and half-lives (`30d`)."""
 
 import re
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ _FILTER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One condition that a row must meet; *text* is how the user wrote it."""
+    """One condition on rows; *text* is its original spelling."""
 
     text: str
     column: str
@@ -28,22 +28,22 @@ class Filter:
     def expression(self, table: Table) -> pl.Expr:
         """Return the condition over the columns of *table*, never null.
 
-        An absent value is an empty text, and no number: it meets `!=` and `!~`, and nothing that compares.
-        Raises DataError for a column that the table lacks.
+        A missing value is an empty text: it meets `!=` and `!~`, and no comparison of size. Raises DataError for a
+        missing column.
         """
-        table = replace(table, form=Format(null_values=()), whole=frozenset())  # a filter is about what is written
+        table = replace(table, form=Format(null_values=()))  # filters see null values as they are written
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         text, own_number, number = table.text(name), table.number(name), number_in(self.value)
         if self.operator in {"~", "!~"}:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
         if self.operator in {"=", "!="}:
-            # A number in a Parquet file has no text of its own: 2.5 and 2.50 are the same there.
+            # Numeric columns compare as numbers: 2.5 equals 2.50.
             as_number = number is not None and table.schema[name].is_numeric()
             same = own_number.eq_missing(number) if as_number else text.fill_null("") == self.value
             return same if self.operator == "=" else ~same
         if number is not None:
-            # NaN is above every number for polars.
+            # polars sorts NaN above all numbers.
             side, bound = own_number.fill_nan(None), pl.lit(number)
         else:
             side, bound = pl.when(text.str.contains(r"^\d")).then(text), pl.lit(self.value)
@@ -52,10 +52,10 @@ class Filter:
 
 
 def parse_filter(text: str) -> Filter:
-    """Read one filter: a column, one of `= != > >= < <= ~ !~`, a value; spaces around the three do not count.
+    """Parse a column, one of `= != > >= < <= ~ !~`, and a value.
 
-    `~` searches with a regular expression; `>` and its kin compare numbers, or texts that begin with a digit (dates).
-    Raises SettingError for anything else.
+    `~` searches with a regular expression; `>`, `>=`, `<` and `<=` compare numbers, or texts that begin with a digit
+    (dates). Raises SettingError for anything else.
     """
     parts = _FILTER.fullmatch(text)
     if parts is None:
@@ -81,7 +81,7 @@ def parse_filter(text: str) -> Filter:
 
 
 def parse_half_life(text: str) -> timedelta:
-    """Read a half-life as `30d`, `12h` or `8w`; raises SettingError for anything else."""
+    """Parse `30d`, `12h` or `8w`; raises SettingError for anything else."""
     units = {"h": "hours", "d": "days", "w": "weeks"}
     number = number_in(text[:-1])
     if number is None or not 0 < number < 1e6 or text[-1:] not in units:
@@ -90,7 +90,7 @@ def parse_half_life(text: str) -> timedelta:
 
 
 def parse_event_weights(text: str) -> dict[str, float]:
-    """Read `view=1,cart=3,buy=5`; raises SettingError unless every event has a name and a finite weight above zero."""
+    """Parse `view=1,cart=3,buy=5`; raises SettingError unless every event has a name and a weight above zero."""
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))

@@ -262,7 +262,7 @@ def test_rules_that_leave_nothing_or_make_no_sense_are_a_sentence() -> None:
 def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> None:
     lines, rows = tmp_path / "items.txt", tmp_path / "catalogue.csv"
     lines.write_text("a\n\n  b c \n")
-    rows.write_text("Stock Code,Category,price\n17.0,x,1\n18.0,,2\n19.0,y,\n")
+    rows.write_text("Stock Code,Category,price\n17,x,1\n18,,2\n19,y,\n")
     rules = read_rules(rows, lines, rows, 2, 3)
     assert rules == Rules(frozenset({"17", "18", "19"}), frozenset({"a", "b c"}), {"17": "x", "19": "y"}, 2, 3)
     assert read_rules(None, None, None, None, 1) == Rules()

@@ -35,7 +35,7 @@ def lines_of(separator: str) -> str:
 EXPECTED = sorted((str(user), str(item), 1.0) for user, item, _, _ in MOVIES)
 
 
-@pytest.mark.parametrize(("name", "separator"), [("u.data", "\t"), ("a.csv", ","), ("b.txt", "|")])
+@pytest.mark.parametrize(("name", "separator"), [("u.data", "\t"), ("a.csv", ","), ("b.txt", ";")])
 def test_columns_of_files_without_a_header_are_named_by_number(name: str, separator: str, tmp_path: Path) -> None:
     columns = Columns(user="1", item="column_2", time="4")
     file = write(tmp_path / name, lines_of(separator))
