@@ -1,9 +1,8 @@
-"""The encodings of a release, `json` and `zstd`: from lists to stored values, and back.
+"""The encodings of a release, `json` and `zstd`: from lists to stored values and back.
 
-With `zstd` each list is compressed alone, with a dictionary trained on the release's own first lists. The
-dictionary is the row `meta:dictionary`, written before any list; an empty one says that there were too few lists to
-train on, and that they are compressed without. Popular lists are compressed like all others, `meta` rows never are.
-What is in a value: `hotplate.stores.encoding`.
+With `zstd` each list is compressed separately, with a dictionary trained on the release's first lists. The dictionary
+is the row `meta:dictionary`, written before any list; it is empty if there were too few lists to train on. Popular
+lists are compressed like others, `meta` rows never. The format of values: `hotplate.stores.encoding`.
 """
 
 import asyncio
@@ -31,38 +30,38 @@ from hotplate.stores.store import LocalReader, Plan, Reader, Row, Store, read_on
 
 LEVEL = 3
 
-# How many lists a dictionary is trained on, the release's first; and bytes at most, because they are held in memory.
+# Bounds of the training sample: the first lists, held in memory.
 TRAINED_ON = 20_000
 TRAINED_ON_BYTES = 32 << 20
 
-# Measured: 16 KiB make lists with titles 2 % larger, 64 KiB 2 % smaller; as one row it fits into any store.
+# Measured: with 16 KiB lists with titles are 2 % larger, with 64 KiB 2 % smaller.
 DICTIONARY_BYTES = 32 << 10
 
-# With fewer lists, or fewer bytes than a dictionary has, none is trained; on a handful, zstd's trainer crashes.
+# zstd's trainer crashes on a handful of lists.
 FEWEST_LISTS = 100
 
-# The trainer's k and d, given because searching for them takes five times as long and saves nothing.
+# The trainer's k and d; searching for them takes five times as long and saves nothing.
 SEGMENT_BYTES = 1000
 MATCHED_BYTES = 8
 
-# Kinds of keys that are few: `meta` rows are not lists, and popular lists have a limit in all.
+# `meta` rows are not lists, and popular lists have a limit in total.
 _SPECIAL = (META, POPULAR)
 
-# A value whose header states more is not decompressed: 1,000 items of 4 kB each are not a list.
+# Larger values are not decompressed.
 MAX_LIST_BYTES = 4 << 20
 _MAX_BODY_BYTES = OFFSET_BYTES + MAX_LIST_BYTES
 
-# What every body is less than, because it begins with hex digits; a list without them begins with a brace, and is not.
+# Upper bound of bodies, which begin with hex digits; a list without offset begins with a brace.
 _NO_BODY = b"g"
 
 
 def default_encoding(store: Store) -> str:
-    """Return the better encoding for *store*: `zstd` if values cross a network or a process."""
+    """Return the better encoding for *store*: `zstd` if values cross a network or a process boundary."""
     return "json" if isinstance(store, LocalReader) else "zstd"
 
 
 class Encoder:
-    """Makes the stored values of one release, with one dictionary or, if that is None, uncompressed."""
+    """Encodes the values of one release; *dictionary* None leaves them uncompressed."""
 
     def __init__(self, checksum: Checksum, dictionary: bytes | None) -> None:
         self._seal = checksum.seal
@@ -75,18 +74,18 @@ class Encoder:
             self._compress = zstandard.ZstdCompressor(level=LEVEL, dict_data=trained).compress
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Return rows of bodies with their stored values; an empty list and a `meta` row, any bytes, stay uncompressed.
+        """Return rows of bodies as rows of stored values; empty lists and `meta` rows stay uncompressed.
 
-        Raises StoreMisused for what is not a body, and for lists that no reader accepts: too long, or popular ones that
-        are too large together.
+        Raises StoreMisused for values that are not bodies, and for lists, or popular lists in total, that exceed the
+        limits.
         """
         if not self._are_usual(rows):
             rows = [Row(key, self._body(key, value)) for key, value in rows]
-        seal, new = self._seal, tuple.__new__  # as Row(key, value), which is a call of Python for each
+        seal, new = self._seal, tuple.__new__  # Row(key, value) without a Python call each
         return [new(Row, (key, seal(key, body))) for key, body in rows]
 
     def _are_usual(self, rows: Sequence[Row]) -> bool:
-        """Return whether `_body` would find nothing to do for any of the rows; 0.1 µs for each."""
+        """Return whether `_body` would change none of the rows; 0.1 µs each."""
         if self._compress is not None:
             return False
         for key, body in rows:
@@ -95,7 +94,6 @@ class Encoder:
         return True
 
     def _body(self, key: str, body: bytes) -> bytes:
-        """Check one value of any kind, and return it as it is stored."""
         if key.startswith(META):
             return NO_OFFSET + body
         if len(body) < OFFSET_BYTES or body >= _NO_BODY:
@@ -115,21 +113,21 @@ class Encoder:
 
 
 class Decompressor:
-    """Decompresses lists of an Encoder with the same dictionary; lives as long as its release is served."""
+    """Decompresses the lists of a release."""
 
     def __init__(self, dictionary: bytes) -> None:
-        """Load the dictionary; raises ReleaseCorrupt if it is damaged."""
+        """Load the dictionary; ReleaseCorrupt if it is damaged."""
         try:
             self._decompress = zstandard.ZstdDecompressor(dict_data=_load(dictionary)).decompress
         except zstandard.ZstdError as error:
             raise ReleaseCorrupt(f"a dictionary is damaged ({error}); publish the release again") from error
 
     def decompress(self, value: bytes) -> bytes:
-        """Decompress one list; ReleaseCorrupt if it is damaged, of another dictionary, or over MAX_LIST_BYTES."""
+        """Decompress one list; ReleaseCorrupt if it is damaged, has another dictionary, or exceeds MAX_LIST_BYTES."""
         if not value:
             return b""
         try:
-            size = zstandard.frame_content_size(value)  # decompress itself trusts what the frame states
+            size = zstandard.frame_content_size(value)  # decompress allocates whatever the frame states
             if 0 <= size <= MAX_LIST_BYTES:
                 return self._decompress(value, allow_extra_data=False)
         except zstandard.ZstdError as error:
@@ -139,7 +137,7 @@ class Decompressor:
 
 
 def train(lists: Sequence[bytes]) -> bytes:
-    """Return a dictionary for lists like these; empty if they are too few or too short to learn from."""
+    """Return a dictionary trained on *lists*; empty if they are too few or too short."""
     if len(lists) < FEWEST_LISTS or sum(map(len, lists)) < DICTIONARY_BYTES:
         return b""
     try:
@@ -150,9 +148,9 @@ def train(lists: Sequence[bytes]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """A release on its way into a store: rows of stored values, made when they are taken, and the room for them.
+    """A release on its way into a store: rows of stored values, encoded lazily, and their plan.
 
-    *dictionary* is what they are compressed with; None if they are not.
+    *dictionary* is None if rows are not compressed.
     """
 
     plan: Plan
@@ -163,11 +161,11 @@ class EncodedRows:
 async def encode_rows(
     batches: AsyncIterable[Sequence[Row]], plan: Plan, encoding: str, checksum: Checksum, sample: Sequence[Row] = ()
 ) -> EncodedRows:
-    """Return rows of bodies as rows of stored values; the same rows give the same bytes, but for their checksums.
+    """Encode rows of bodies to stored values; deterministic but for checksums.
 
-    *plan* counts keys and lists, without offsets. For `zstd`, take in the first lists, train on them, and scale the
-    bytes of *plan* by their compression ratio; the dictionary comes ahead of all rows. Where others write most of the
-    release, *sample* are rows like theirs, which are learnt from after the first lists.
+    *plan* counts keys and lists, without offsets. For `zstd`, the first lists are read to train the dictionary, which
+    becomes the first row, and the bytes of *plan* are scaled by their compression ratio. If other processes write most
+    of the release, *sample* holds rows like theirs.
     """
     plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES, plan.meta_bytes)
     if encoding == "json":
@@ -201,7 +199,7 @@ async def encode_rows(
 
 
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
-    """Return what opens the values of a release; ReleaseCorrupt if its dictionary is missing or damaged."""
+    """Return the decoder of a release's values; ReleaseCorrupt if its dictionary is missing or damaged."""
     check = Checksum(manifest.release).open
     if manifest.encoding == "json":
         return check
@@ -218,7 +216,7 @@ async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -
 
 
 def read_ids(row: Row, decode: Decode) -> list[str]:
-    """Return the items that a stored list names, best first; ReleaseCorrupt for a row that is not a list."""
+    """Return the item ids of a stored list, best first; ReleaseCorrupt if the row is not a list."""
     try:
         return [item["id"] for item in encoding.decode(decode(row.key, row.value)[OFFSET_BYTES:])]
     except (ReleaseCorrupt, ValueError, KeyError, TypeError) as error:
@@ -226,7 +224,7 @@ def read_ids(row: Row, decode: Decode) -> list[str]:
 
 
 async def _first(batches: AsyncIterator[Sequence[Row]]) -> list[Sequence[Row]]:
-    """Take batches until they hold enough to train on."""
+    """Take batches until they suffice to train on."""
     taken = list[Sequence[Row]]()
     lists = size = 0
     async for rows in batches:

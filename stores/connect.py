@@ -1,4 +1,4 @@
-"""From a URL to a store: the built-in schemes, and those that other packages add (entry points `hotplate.stores`)."""
+"""Opens stores by URL: the built-in schemes and those of the entry points `hotplate.stores`."""
 
 import asyncio
 import os
@@ -25,17 +25,16 @@ BUILT_IN = (*COSMOS, *REDIS, "file")
 
 
 def default_url() -> str:
-    """Return the embedded store in the user's own data folder."""
+    """Return the URL of the embedded store in the user's data folder."""
     data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return f"file://{Path(data).absolute() / 'hotplate'}"
 
 
 def connect(url: str, observer: Observer | None = None) -> Store:
-    """Open the store that *url* names; nothing is read or written before its first call.
+    """Open the store at *url*; performs no I/O. StoreMisused for an unknown scheme or a malformed URL.
 
-    *observer* counts attempts of a store that is billed, or refuses, by the request. An entry point of the group
-    `hotplate.stores`, named by its scheme, is a function from URL to Store.
-    Raises StoreMisused for an unknown scheme or a malformed URL.
+    *observer* counts attempts of stores that bill or throttle requests. An entry point of the group `hotplate.stores`,
+    named by its scheme, is a function from URL to Store.
     """
     scheme = scheme_of(url)
     if scheme == "file":
@@ -51,14 +50,14 @@ def connect(url: str, observer: Observer | None = None) -> Store:
 
             return cosmos.open_url(url, observer)
     for entry in entry_points(group=GROUP, name=scheme):
-        return cast("Store", entry.load()(url))  # what the entry point promises; the contract suite holds it to that
+        return cast("Store", entry.load()(url))
     known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 
 
 @asynccontextmanager
 async def opened(store: str | Store, observer: Observer | None = None) -> AsyncIterator[Store]:
-    """Open the store at a URL, as `connect` does, or take one that is open; close it at the end."""
+    """Open the store at a URL, or take an open one; close it at the end."""
     it = connect(store, observer) if isinstance(store, str) else store
     try:
         yield it
@@ -75,8 +74,8 @@ def run_on(
 ) -> T:
     """Run *act* on a store in a new event loop, then close the store.
 
-    If this thread already runs a loop, as that of a notebook does, the new one runs in another thread. Raises
-    ReleaseNotFound, which names the store, for one that *must_exist* and to which nothing was ever published.
+    Uses another thread if this one already runs a loop, as in a notebook. With *must_exist*, raises ReleaseNotFound for
+    a store that was never published to.
     """
 
     async def run() -> T:
@@ -99,9 +98,9 @@ def run_between(
     act: Callable[[Store, Store], Awaitable[T]],
     observer: Observer | None = None,
 ) -> T:
-    """Run *act* on two stores, *observer* counting at the target.
+    """Run *act* on two stores; *observer* counts at the target.
 
-    Raises StoreMisused if they are one and the same, and ReleaseNotFound if nothing was ever published to the source.
+    Raises StoreMisused if both are the same, and ReleaseNotFound if the source was never published to.
     """
     if source == target:
         where = redacted(source) if isinstance(source, str) else "one store"
@@ -116,15 +115,13 @@ def run_between(
 
 
 async def _check_exists(store: Store, given: str | Store) -> None:
-    """Raise ReleaseNotFound for a store that has no catalogue, and no data that one could be rebuilt from."""
     try:
         if (await store.catalogue()).generation or await store.incarnations():
             return
-    except CatalogueUnreadable:  # each verb says what it makes of that
+    except CatalogueUnreadable:  # handled by each verb
         return
     raise ReleaseNotFound(
-        f"nothing was ever published to {_shown(given) if isinstance(given, str) else 'this store'}; is it the store "
-        f"that you meant?"
+        f"nothing was ever published to {_shown(given) if isinstance(given, str) else 'this store'}; check --store"
     )
 
 
@@ -135,10 +132,7 @@ def _shown(url: str) -> str:
 
 
 def with_max_ru(url: str, max_ru: int) -> str:
-    """Return *url* with the RU/s that a publish may spend, in the place of its own parameter for that.
-
-    Raises StoreMisused if nothing is paid for by request units.
-    """
+    """Return *url* with its parameter `max_ru` replaced; StoreMisused if the store has no request units."""
     if scheme_of(url) not in COSMOS:
         raise StoreMisused(f"--max-ru is for Cosmos DB; {redacted(url)} has no request units, so leave it out")
     parts = split(url)
@@ -147,10 +141,7 @@ def with_max_ru(url: str, max_ru: int) -> str:
 
 
 def share_of(url: str, writers: int) -> str:
-    """Return *url* for one of several processes that write a store at once: each may spend its share of request units.
-
-    If nothing is paid for by request units, or as many may be spent as there are, it stays as it is.
-    """
+    """Return *url* with its request units divided among *writers* processes; unchanged if nothing limits them."""
     if scheme_of(url) not in COSMOS:
         return url
     with extra_installed("cosmos"):

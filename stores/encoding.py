@@ -1,16 +1,16 @@
-r"""A list of items as the bytes that are served, and a stored value: the same with a checksum before it.
+r"""Encoding of lists as served, and of stored values.
 
-`{"id":"…","score":…,"title":"…"}` joined by `,\n`, without brackets. JSON escapes control characters, so the separator
-cannot occur inside an item. No JSON is parsed to serve a list: its bytes are copied, or cut at a separator.
+A list is `{"id":"…","score":…,"title":"…"}` joined by `,\n`, without brackets. JSON escapes control characters, so the
+separator cannot occur inside an item, and lists are cut without parsing.
 
-    stored value    CHECKSUM ‖ OFFSET ‖ payload     8 and 4 ASCII characters, outside of any compression
-    body            OFFSET ‖ payload                what the checksum covers, together with the key
-    opened body     OFFSET ‖ list                   what is published, and what `cut` takes
+    stored value    CHECKSUM ‖ OFFSET ‖ payload     8 and 4 ASCII characters, never compressed
+    body            OFFSET ‖ payload                covered by the checksum, together with the key
+    opened body     OFFSET ‖ list                   published, and taken by `cut`
 
-The checksum is 48 bits of xxh3_64(key ‖ body), in base64, seeded by the release's id: a list that is damaged, or was
-read under another key or out of another release, is recognised in every store, and copies stay equal byte for byte. The
-offset is four hex digits: where the tenth item ends, so the usual cut is a slice. It is known when a list is encoded;
-the checksum is not, because it needs the key and the release. So lists are bodies until they are written.
+The checksum is 48 bits of xxh3_64(key ‖ body) in base64, seeded by the release's id. It detects damage and values of
+another key or release in every store, and copies stay byte-identical. The offset, four hex digits, is the end of the
+tenth item, so the usual cut is a slice. Lists stay bodies until they are written, because the checksum needs key and
+release.
 """
 
 import re
@@ -25,32 +25,31 @@ from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 
 SEPARATOR = b",\n"
 
-# How many bytes of a value are its checksum, and of a body its offset.
+# Bytes of the checksum of a value, and of the offset of a body.
 CHECKSUM_BYTES = 8
 OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
 
-# How many items the offset is of: as many as are served by default.
+# Number of items before the offset: the default of a request.
 USUAL_CUT = 10
 
-# Of a list whose first items are longer than four digits can say, and of what is not a list.
+# Offset of a list with a longer cut than four digits can express, and of values that are not lists.
 NO_OFFSET = b"0000"
-# The most that they can say.
 MAX_OFFSET = 0xFFFF
 
-# An item up to its title: within one, every quote is escaped, so only an item begins with `{"id":`.
+# An item up to its title. Quotes within an item are escaped, so `{"id":` only occurs at its start.
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
 _ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 
-# From a stored value to its opened body, given its key; raises ReleaseCorrupt.
+# Decodes a stored value, given its key, to its opened body; raises ReleaseCorrupt.
 Decode = Callable[[str, bytes], bytes]
 
-# The encodings of a release's lists: `json` as here, `zstd` the same and compressed by `hotplate.stores.compression`.
+# Encodings of a release's lists; `zstd` is `json` compressed by `hotplate.stores.compression`.
 ENCODINGS = ("json", "zstd")
 
 
 class Item(TypedDict, total=False):
-    """One item of a list; `fields` of a request leaves out its score and title, and not every item has a title."""
+    """One item of a list; score and title are optional."""
 
     id: Required[str]
     score: float
@@ -58,7 +57,7 @@ class Item(TypedDict, total=False):
 
 
 def encode(items: Iterable[Item]) -> bytes:
-    """Encode a list, item by item, to its body; the simple way, for a few lists."""
+    """Encode a list to its body; for a few lists only."""
     lines = list[bytes]()
     for item in items:
         line = orjson.dumps({name: item[name] for name in ("id", "score", "title") if name in item})
@@ -69,12 +68,11 @@ def encode(items: Iterable[Item]) -> bytes:
 
 
 def body_of(value: bytes) -> bytes:
-    """Return the body of a list that was encoded without its offset; 0.9 µs for 20 items."""
+    """Return the body of a list encoded without offset; 0.9 µs for 20 items."""
     return _join(value.split(SEPARATOR))
 
 
 def _join(lines: list[bytes]) -> bytes:
-    """Join encoded items to a body: the first ten by themselves, because their end is the offset."""
     usual = SEPARATOR.join(lines[:USUAL_CUT])
     offset = b"%04x" % len(usual) if len(usual) <= MAX_OFFSET else NO_OFFSET
     lines[:USUAL_CUT] = [offset + usual]
@@ -82,13 +80,13 @@ def _join(lines: list[bytes]) -> bytes:
 
 
 def decode(value: bytes) -> list[Item]:
-    """Read a list back into items."""
+    """Decode a list to items."""
     items: list[Item] = orjson.loads(b"[" + value + b"]")
     return items
 
 
 def cut(body: bytes, n: int) -> bytes:
-    """Return the first *n* items of an opened body's list; all of them if it is shorter."""
+    """Return the first *n* items of an opened body's list."""
     if n == USUAL_CUT and (end := int(body[:OFFSET_BYTES], 16)):
         return body[OFFSET_BYTES : OFFSET_BYTES + end]
     lines = body[OFFSET_BYTES:].split(SEPARATOR, n)
@@ -96,7 +94,7 @@ def cut(body: bytes, n: int) -> bytes:
 
 
 def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
-    """Return the first *n* items of an opened body's list whose ids, by `encode_id`, are nowhere left out."""
+    """Return the first *n* items of an opened body's list, without ids (by `encode_id`) in *left_out*."""
     lines = list[bytes]()
     for line in body[OFFSET_BYTES:].split(SEPARATOR):
         if len(lines) == n:
@@ -108,29 +106,29 @@ def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
 
 
 def without_titles(items: bytes, *, scores: bool) -> bytes:
-    """Return a list with the ids of its items, and their scores if they are wanted, too."""
+    """Return a list with only ids and, with *scores*, scores."""
     return SEPARATOR.join(
         [b'{"id":%b%b}' % (one, score if scores else b"") for one, score in _ID_AND_SCORE.findall(items)]
     )
 
 
 def encode_id(identifier: str) -> bytes:
-    """Return an id as it stands in a list."""
-    return bytes(bytearray(orjson.dumps(identifier)))  # a copy, as what orjson returns holds on to its buffer of 4 KB
+    """Return an id as encoded in a list."""
+    return bytes(bytearray(orjson.dumps(identifier)))  # a copy: orjson's result keeps a 4 kB buffer alive
 
 
 def ids_of(items: bytes) -> list[bytes]:
-    """Return the ids of a list's items, by `encode_id`; takes 1.4 µs for ten items."""
+    """Return the ids of a list, by `encode_id`; 1.4 µs for ten items."""
     return _ID.findall(items)
 
 
 def is_empty(body: bytes) -> bool:
-    """Return whether an opened body's list has no items."""
+    """Return whether an opened body's list is empty."""
     return len(body) == OFFSET_BYTES
 
 
 class Checksum:
-    """Makes and checks the values of one release; lives as long as that is written or served."""
+    """Seals and opens the values of one release."""
 
     def __init__(self, release: str) -> None:
         self._seed = xxh3_64_intdigest(release.encode())
@@ -140,7 +138,7 @@ class Checksum:
         return b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False) + body
 
     def open(self, key: str, value: bytes) -> bytes:
-        """Return the body of a stored value; ReleaseCorrupt if it was damaged or belongs to another key."""
+        """Return the body of a stored value; ReleaseCorrupt if it is damaged or belongs to another key."""
         body = value[CHECKSUM_BYTES:]
         found = b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False)
         if found != value[:CHECKSUM_BYTES] or len(body) < OFFSET_BYTES:

@@ -1,36 +1,36 @@
-"""The errors of stores; each sentence says what to do.
+"""Errors of stores; messages say what to do and hold no secrets.
 
 StoreError
-├── StoreUnavailable        it does not answer, or not in time
-│   ├── StoreThrottled      it refuses for now, and says for how long
-│   └── PartUnavailable     a part of it, such as a partition, does not answer; others may
-├── StoreFull               what is to be written does not fit
+├── StoreUnavailable        the store does not answer, or not in time
+│   ├── StoreThrottled      the store refuses requests for now
+│   └── PartUnavailable     a part of the store does not answer, such as a partition
+├── StoreFull               the data does not fit
 ├── StoreMisused            a wrong URL, a wrong argument, a missing extra
-├── CatalogueUnreadable     the control record cannot be understood, or is gone
-├── ReleaseNotFound         no such release, or no longer
-├── ReleaseConflict         somebody else changed the catalogue first, or the release's state forbids it
-│   └── HeldBack            a release stays ready: somebody has to decide first
-│       ├── CanaryRunning   another one is the canary
-│       └── RefusedByGates  its own gates refused it
-└── ReleaseCorrupt          the rows do not add up to what the manifest says
+├── CatalogueUnreadable     the control record is damaged or missing
+├── ReleaseNotFound         the store does not hold the release
+├── ReleaseConflict         a concurrent change of the catalogue, or a step that the release's state forbids
+│   └── HeldBack            a release stays ready until an operator decides
+│       ├── CanaryRunning   another release is the canary
+│       └── RefusedByGates  its gates refused it
+└── ReleaseCorrupt          the rows do not match the manifest
 """
 
-# What to do about a release that has lost rows, or of which some are damaged.
+# Advice for a release with missing or damaged rows.
 HEAL = "`hotplate releases repair` heals it from another store; or publish again"
 
 
 class StoreError(Exception):
-    """Root of the tree; its text is one sentence for a human, free of secrets."""
+    """Base class; the message is one sentence without secrets."""
 
 
 class StoreUnavailable(StoreError):
-    """The store could not be reached, or did not answer in time; trying again later may help, unless `permanent`."""
+    """The store cannot be reached or timed out; a retry may help, unless `permanent`."""
 
     permanent = False
 
 
 class StoreThrottled(StoreUnavailable):
-    """The store refuses requests for now; try again after `retry_after_s` seconds."""
+    """The store refuses requests; retry after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -38,22 +38,22 @@ class StoreThrottled(StoreUnavailable):
 
 
 class PartUnavailable(StoreUnavailable):
-    """A part of the store did not answer; other keys may well be readable."""
+    """A part of the store did not answer; other keys may be readable."""
 
 
 class StoreFull(StoreError):
-    """There is no room for what is to be written."""
+    """The data does not fit into the store."""
 
 
 class StoreMisused(StoreError):
-    """The URL or an argument is wrong, or an extra is not installed: the caller must correct it."""
+    """The URL or an argument is wrong, or an extra is not installed."""
 
 
 class CatalogueUnreadable(StoreError):
-    """The catalogue cannot be understood, or it is missing although the store holds releases.
+    """The catalogue is damaged, or missing although the store holds releases.
 
-    A service goes on with the release that it serves. `record` holds the bytes that were read, or None if the store has
-    none or a newer hotplate wrote them. `now` is the time of the read by the store's clock.
+    `record` holds its bytes; None if it is missing or a newer hotplate wrote it. `now` is the time of the read on the
+    store's clock.
     """
 
     def __init__(self, message: str, record: bytes | None = None, now: float = 0.0) -> None:
@@ -63,23 +63,23 @@ class CatalogueUnreadable(StoreError):
 
 
 class ReleaseNotFound(StoreError):
-    """The store holds no such release, or holds it no longer."""
+    """The store does not hold the release."""
 
 
 class ReleaseConflict(StoreError):
-    """The catalogue was changed by somebody else first, or the release's state forbids the step."""
+    """The catalogue changed concurrently, or the release's state forbids the step."""
 
 
 class HeldBack(ReleaseConflict):
-    """A release that was to go live stays as it is, until somebody decides otherwise."""
+    """A release that was to go live stays ready until an operator decides."""
 
 
 class CanaryRunning(HeldBack):
-    """Another release is the canary, and would end; the one that was to go live stays as it is."""
+    """Another release is the canary, and activation would end it."""
 
 
 class RefusedByGates(HeldBack):
-    """Gates refused the release when it was published, and nobody has overridden that."""
+    """Gates refused the release, and nobody has overridden them."""
 
 
 class ReleaseCorrupt(StoreError):
@@ -87,7 +87,7 @@ class ReleaseCorrupt(StoreError):
 
 
 def reason_of(error: Exception) -> str:
-    """Say in plain words why a record could not be read."""
+    """Return the reason why a record could not be parsed."""
     match error:
         case KeyError():
             return f"it has no {error}"

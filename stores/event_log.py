@@ -1,13 +1,12 @@
-"""The event log: a folder of segments, files of events that a service appends to. A closed segment never changes.
+"""The event log: a folder of append-only segments, immutable once closed.
 
-    TIME-HOST-RANDOM.events.zst     a segment that is closed: to be shipped, reported on and learnt from
-    .TIME-HOST-RANDOM.events.zst    one that is being written, or whose writer was killed
+    TIME-HOST-RANDOM.events.zst     closed segment, ready to be shipped, reported on and learnt from
+    .TIME-HOST-RANDOM.events.zst    segment that is being written, or whose writer was killed
 
-A segment is a sequence of zstd frames, one for each commit, so a kill leaves at most its last frame torn. A frame
-holds lines: 16 hex digits, the xxh3_64 of the event's JSON, a space, the JSON. The writer holds the lock of its segment
-(flock). A process that gets the lock of another's knows that its writer is dead, cuts off what is torn, and closes it.
-
-It is here, and not with the service, because what trains a model reads it, too, and neither knows the other.
+A segment is a sequence of zstd frames, one per commit, so a kill leaves at most the last frame torn. A frame holds
+lines: 16 hex digits (xxh3_64 of the event's JSON), a space, the JSON. The writer holds an flock on its segment; a
+process that acquires the lock of another's segment knows that its writer is dead, truncates the torn frame and closes
+it. Serving writes the log and training reads it.
 """
 
 import errno
@@ -28,39 +27,39 @@ from xxhash import xxh3_64_hexdigest, xxh32_hexdigest
 from hotplate.stores.folders import flush, is_at
 
 SUFFIX = ".events.zst"
-# A segment is closed once it has so many bytes, or its first event is so old.
+# Limits at which a segment is closed.
 MAX_SEGMENT_BYTES = 8 << 20
 MAX_SEGMENT_AGE_S = 300.0
-# If a folder is shared by several machines, a lock may hold on one of them only. A segment of another machine is
-# taken for that of a dead writer only once every living one would long have closed it.
+# On a folder shared by several machines, locks may not be shared. A segment of another machine is an orphan once any
+# living writer would long have closed it.
 ORPHAN_S = 6 * MAX_SEGMENT_AGE_S
-# Of the levels that keep up with a core full of events; 3 saves 4 % more bytes for twice the time.
+# Level 3 saves 4 % more bytes for twice the time.
 LEVEL = 1
 CHECKSUM_CHARS = 16
 
 _NAME = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{8})-[0-9a-f]{8}" + re.escape(SUFFIX))
 _TIME = "%Y%m%dT%H%M%SZ"
 _FRAME_BEGINS = zstandard.FRAME_HEADER
-# How many bytes are given to a decoder at once: what it does not need is copied.
+# Bytes per call of the decoder, which copies unused input.
 _CHUNK_BYTES = 16 << 10
 
-# Linux can leave out the times of a file, which are not needed after a power cut.
+# fdatasync skips file times, where the platform has it.
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
 def line_of(event: bytes) -> bytes:
-    """Return the line of an event, its JSON, which has no line breaks; 0.3 µs."""
+    """Return the line of an event's JSON, which must have no line breaks; 0.3 µs."""
     return b"%b %b\n" % (xxh3_64_hexdigest(event).encode(), event)
 
 
 class LogSegment:
-    """A segment as its writer has it: appended to by one thread until it is closed."""
+    """An open segment; used by one thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Make an empty one in *folder*, locked; raises OSError."""
+        """Create an empty, locked segment in *folder*; raises OSError."""
         self.started_s = time.monotonic()
         self.bytes = 0
-        """How many are durable."""
+        """Durable bytes."""
         self._folder = folder
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
         while True:
@@ -69,7 +68,7 @@ class LogSegment:
             self._path = folder / f".{name}"
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
             try:
-                # An empty file without a lock may be taken for a dead writer's, and removed.
+                # Between open and flock, another process may take the empty file for a dead writer's and remove it.
                 if _locked(self._descriptor) and is_at(self._descriptor, self._path):
                     flush(folder)
                     return
@@ -80,27 +79,27 @@ class LogSegment:
 
     @property
     def is_full(self) -> bool:
-        """Whether it should be closed."""
+        """Whether a limit is reached."""
         return self.bytes >= MAX_SEGMENT_BYTES or self.age_s >= MAX_SEGMENT_AGE_S
 
     @property
     def age_s(self) -> float:
-        """For how long it has been open."""
+        """Seconds since the segment was opened."""
         return time.monotonic() - self.started_s
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Make lines durable, all in one frame; raises OSError, after which the segment has to be closed."""
+        """Write lines durably as one frame; after an OSError the segment must be closed."""
         left = memoryview(self._compressor.compress(b"".join(lines)))
         count = len(left)
         while left:
             left = left[os.write(self._descriptor, left) :]
         _sync(self._descriptor)
         if not is_at(self._descriptor, self._path):
-            raise OSError(errno.ESTALE, "somebody else has closed the segment", str(self._path))
+            raise OSError(errno.ESTALE, "another process has closed the segment", str(self._path))
         self.bytes += count
 
     def close(self) -> None:
-        """Cut off what is not durable, and let readers have the rest; raises OSError."""
+        """Truncate what is not durable and publish the segment to readers; raises OSError."""
         try:
             _close(self._descriptor, self._path, self.bytes)
         finally:
@@ -108,16 +107,13 @@ class LogSegment:
 
 
 class SegmentReader:
-    """The events of one segment, as JSON, in the order in which they came; can be read once.
-
-    What is damaged is left out and counted, and what is torn at the end was never acknowledged.
-    """
+    """Iterates once over the events (JSON) of a segment, in order of arrival; counts damaged lines and skips them."""
 
     def __init__(self, data: bytes) -> None:
         self.damaged = 0
-        """How many lines, and pieces between whole frames, could not be read."""
+        """Unreadable lines and gaps between whole frames."""
         self.whole_bytes = 0
-        """Where the last whole frame ends."""
+        """Offset of the end of the last whole frame."""
         self._data = data
 
     def __iter__(self) -> Iterator[bytes]:
@@ -133,7 +129,7 @@ class SegmentReader:
         start, is_damaged = 0, False
         while start >= 0:
             content, end = _frame(self._data, start)
-            if content is None:  # torn, or damaged where another frame follows
+            if content is None:  # damaged if another frame follows, else torn
                 is_damaged = True
                 start = self._data.find(_FRAME_BEGINS, start + 1)
                 continue
@@ -146,24 +142,24 @@ class SegmentReader:
 
 
 def segments(folder: Path) -> list[Path]:
-    """Return the closed segments in *folder*, the oldest first; raises OSError."""
+    """Return the closed segments in *folder*, oldest first; raises OSError."""
     return sorted(path for path in folder.iterdir() if is_segment(path.name))
 
 
 def is_segment(name: str) -> bool:
-    """Return whether a file of this name is a closed segment."""
+    """Return whether *name* is that of a closed segment."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_open_segment(name: str) -> bool:
-    """Return whether a file of this name is a segment that was not closed yet."""
+    """Return whether *name* is that of an open segment."""
     return name.startswith(".") and is_segment(name[1:])
 
 
 def recover(folder: Path) -> list[Path]:
-    """Close the segments in *folder* whose writers are dead, and return them; raises OSError.
+    """Close the segments in *folder* with dead writers, and return them; raises OSError.
 
-    What is torn at the end of one is cut off; one without a whole frame is removed.
+    Torn frames are truncated; a segment without a whole frame is removed.
     """
     host, closed = xxh32_hexdigest(gethostname().encode()), list[Path]()
     for path in sorted(folder.iterdir()):
@@ -173,7 +169,7 @@ def recover(folder: Path) -> list[Path]:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:
-            continue  # its writer has just closed it
+            continue  # closed meanwhile
         try:
             if _locked(descriptor) and is_at(descriptor, path):
                 reader = SegmentReader(path.read_bytes())
@@ -186,9 +182,9 @@ def recover(folder: Path) -> list[Path]:
 
 
 def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
-    """Give a segment the name of a closed one, or remove it if it has nothing; return what there is now."""
+    """Rename a segment to that of a closed one, or remove it if it is empty; return the closed ones."""
     if not is_at(descriptor, path):
-        return []  # somebody else has closed it
+        return []  # closed by another process
     if whole_bytes == 0:
         path.unlink()
         return []
@@ -201,7 +197,7 @@ def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
 
 
 def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
-    """Return what the frame at *start* holds, and where it ends; None if it is not whole."""
+    """Return the content of the frame at *start* and its end; None if it is not whole."""
     decoder, pieces, view = zstandard.ZstdDecompressor().decompressobj(), list[bytes](), memoryview(data)
     for position in range(start, len(data), _CHUNK_BYTES):
         try:
@@ -214,7 +210,6 @@ def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
 
 
 def _is_orphaned(begun: str) -> bool:
-    """Return whether a living writer would have closed a segment of this time long ago; never if it is not a time."""
     try:
         return time.time() - datetime.strptime(begun, _TIME).replace(tzinfo=UTC).timestamp() >= ORPHAN_S
     except ValueError:
@@ -222,7 +217,7 @@ def _is_orphaned(begun: str) -> bool:
 
 
 def _locked(descriptor: int) -> bool:
-    """Take the lock of a file, which ends with the descriptor; return whether it was free."""
+    """Try to lock a file until the descriptor is closed."""
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -1,4 +1,4 @@
-"""The extras of hotplate: the command that adds one to it, as it is installed here."""
+"""Commands that install hotplate's extras."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ from hotplate.stores.errors import StoreMisused
 
 
 def install_command(extra: str) -> str:
-    """Return how to add an *extra*, if hotplate came from an index, from a wheel, or from a checkout."""
-    import json  # noqa: PLC0415 -- only what is missing needs it
+    """Return the command that installs *extra*, for an installation from an index, a wheel, a VCS or a checkout."""
+    import json  # noqa: PLC0415 -- only needed if an extra is missing
     from importlib.metadata import PackageNotFoundError, distribution  # noqa: PLC0415 -- as above
 
     try:
         origin = json.loads(distribution("hotplate").read_text("direct_url.json") or "{}")
-    except PackageNotFoundError:  # copied, and not installed
+    except PackageNotFoundError:  # run from a copy
         origin = {}
     url = origin.get("url", "")
     path = unquote(urlsplit(url).path)
@@ -30,7 +30,7 @@ def install_command(extra: str) -> str:
 
 @contextmanager
 def extra_installed(extra: str) -> Iterator[None]:
-    """Raise StoreMisused, with the command that installs the *extra*, if an import finds a module missing."""
+    """Translate an import's ModuleNotFoundError into StoreMisused with the install command of *extra*."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,8 +1,7 @@
-"""Keys, `KIND:ID`, and lists of them, packed: how a store remembers which keys each acknowledged batch wrote.
+"""Keys, `KIND:ID`, and packed lists of the keys that each acknowledged batch wrote.
 
-Ids are strings of 1 to 256 bytes of UTF-8, kept exactly as they came. A packed list takes two bytes a key instead of
-twenty, and is found by range: rows are scanned in order without holding all keys. The batches of a part ascend, so
-few are unpacked at a time: only those that overlap, because parts do, or because one was written again.
+Ids are strings of 1 to 256 bytes of UTF-8, kept exactly. A packed list takes two bytes a key instead of twenty and
+knows its range, so rows are scanned in order without holding all keys: only lists that overlap are unpacked together.
 """
 
 import struct
@@ -26,10 +25,10 @@ DICTIONARY = META + "dictionary"
 FACTORS = META + "factors"
 MAX_ID_BYTES = 256
 
-# The name of the popular list that is for everybody; no segment can have it, because an id is never empty.
+# Segment of the global popular list; ids are never empty, so no other segment has this name.
 OVERALL = ""
 
-# The lengths of the first and the last key of a packed list.
+# Lengths of the first and last key of a packed list.
 _HEADER = struct.Struct(">HH")
 
 
@@ -47,7 +46,7 @@ def check_id(identifier: str) -> str:
 
 
 def check_kind(kind: str) -> str:
-    """Return *kind*, the part of a key before its colon; StoreMisused for one that no key has."""
+    """Return *kind*, the part of a key before its colon; StoreMisused if it is unknown."""
     if kind not in KINDS:
         raise StoreMisused(
             f"{kind!r} is not a kind of key; keys start with {', '.join(f'{known}:' for known in KINDS)}"
@@ -56,7 +55,7 @@ def check_kind(kind: str) -> str:
 
 
 class KeySpan(NamedTuple):
-    """Which keys a packed list covers, and where it lies; a tuple because a release has thousands."""
+    """Range and location of a packed list."""
 
     first: str
     last: str
@@ -65,20 +64,20 @@ class KeySpan(NamedTuple):
 
 
 def pack(keys: Sequence[str]) -> bytes:
-    """Pack keys, in any order; 0.05 µs a key."""
-    first, last = min(keys).encode(), max(keys).encode()  # code points sort as their UTF-8 bytes do
+    """Pack keys in any order; 0.05 µs a key."""
+    first, last = min(keys).encode(), max(keys).encode()  # str order equals UTF-8 byte order
     return _HEADER.pack(len(first), len(last)) + first + last + zlib.compress(orjson.dumps(keys), 1)
 
 
 def bounds(packed: bytes) -> tuple[str, str]:
-    """Return the first and the last key, without unpacking."""
+    """Return the first and the last key without unpacking."""
     first, last = _HEADER.unpack_from(packed)
     middle = _HEADER.size + first
     return packed[_HEADER.size : middle].decode(), packed[middle : middle + last].decode()
 
 
 def unpack(packed: bytes) -> list[str]:
-    """Return all keys, as they were given."""
+    """Return the keys in their packed order."""
     first, last = _HEADER.unpack_from(packed)
     keys: list[str] = orjson.loads(zlib.decompress(packed[_HEADER.size + first + last :]))
     return keys
@@ -87,17 +86,16 @@ def unpack(packed: bytes) -> list[str]:
 async def merged(
     spans: Iterable[KeySpan], fetch: Callable[[KeySpan], Awaitable[bytes | None]]
 ) -> AsyncIterator[list[str]]:
-    """Yield the keys of packed lists in ascending order, once each, about a list at a time.
+    """Yield the distinct keys of packed lists in ascending order, about a list at a time.
 
-    *fetch* reads one packed list; None if it is gone. Held are the keys of those lists that overlap: one for each
-    part that is interleaved with others.
+    *fetch* reads one packed list; None if it is gone. Memory: the keys of lists that overlap, one per interleaved part.
     """
     ordered = sorted(spans)
     pending = list[str]()
     for span, following in zip(ordered, [*ordered[1:], None], strict=False):
         if (packed := await fetch(span)) is not None:
             pending += unpack(packed)
-            pending.sort()  # runs that ascend are merged in linear time
+            pending.sort()  # linear for ascending runs
         ready = len(pending) if following is None else bisect_left(pending, following.first)
         if ready:
             yield list(dict.fromkeys(pending[:ready]))

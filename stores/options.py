@@ -1,16 +1,15 @@
-"""How a field of settings is set by those who run a program: the annotation that makes it a flag, a variable and a key.
+"""Annotations that make a settings field a flag, an environment variable and a key of a pipeline file.
 
-It says what the field is, for the help; the command, `hotplate.cli.options`, makes flags of it. It stands here because
-the settings of every room have it.
+`hotplate.cli.options` reads them; they are here because settings of all rooms use them.
 """
 
 from typing import NamedTuple
 
 
 class Flag(NamedTuple):
-    """How the command shows a field: its help, panel, name if that is not the field's, and whether `env` sets it.
+    """A field given as a flag. *name* defaults to the field's name; *env*: whether HOTPLATE_… sets it, too.
 
-    The variable begins with HOTPLATE_ and *prefix*, else that of its verbs.
+    The variable is HOTPLATE_ and *prefix*, by default that of the verb.
     """
 
     help: str
@@ -24,7 +23,7 @@ class Flag(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """How the command shows a field that is given by its place: its help, and what stands for it there."""
+    """A field given by position."""
 
     help: str
     metavar: str

@@ -1,4 +1,4 @@
-"""What the URLs of stores have in common: redaction, query parameters, and secrets, which stay out of them."""
+"""URLs of stores: redaction, query parameters and secrets."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -9,25 +9,24 @@ from hotplate.stores.errors import StoreMisused
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-# What ends the part of a URL that may be shown; a query can hold secrets. Behind an @ it may have begun already.
+# A query may hold secrets. After an @ the password may have contained the ?, so more characters end the shown part.
 END = re.compile(r"[?#]")
 END_BEHIND_AT = re.compile(r"[?#&=;]")
 
-# The hosts that are this machine.
+# Hosts of this machine.
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def scheme_of(url: str) -> str:
-    """Return the scheme of a URL, in lower case; empty if it has none. Any text has an answer."""
+    """Return the scheme of a URL in lower case; empty if there is none."""
     found = SCHEME.match(url)
     return found[1].lower() if found else ""
 
 
 def redacted(url: str) -> str:
-    """Return *url*, or whatever stands in its place, without what may be secret.
+    """Return *url* without user, password and query.
 
-    Of what stands before its last @ only the scheme is shown, because an unescaped password may hold any character; of
-    a query nothing.
+    Everything before the last @ except the scheme is dropped, because an unescaped password may hold any character.
     """
     scheme = scheme_of(url)
     start = f"{scheme}://" if scheme else ""
@@ -36,10 +35,10 @@ def redacted(url: str) -> str:
 
 
 def split(url: str) -> SplitResult:
-    """Split the URL of a server into its parts; StoreMisused, free of secrets, if that cannot be done for sure."""
+    """Split the URL of a server; StoreMisused if a password or parameter is not percent-encoded."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # its text has what it complains of
+    except ValueError:  # its message quotes the URL
         parts = None
     if parts is None or "@" in f"{parts.path}{parts.query}{parts.fragment}":
         raise StoreMisused(
@@ -50,7 +49,7 @@ def split(url: str) -> SplitResult:
 
 
 def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:
-    """Return the parameters of a URL; StoreMisused for one that is not *known*, or given twice."""
+    """Return the query parameters of a URL; StoreMisused for one that is unknown or repeated."""
     given = parse_qs(parts.query, keep_blank_values=True)
     for name, values in given.items():
         if name not in known:
@@ -63,7 +62,7 @@ def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[s
 
 
 def certificate(given: Mapping[str, str], shown: str) -> str | None:
-    """Return the parameter `ca` of a URL; StoreMisused if it names no file."""
+    """Return the parameter `ca` of a URL; StoreMisused if the file does not exist."""
     ca = given.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
@@ -71,7 +70,7 @@ def certificate(given: Mapping[str, str], shown: str) -> str | None:
 
 
 def secret(name: str, environment: Mapping[str, str]) -> str | None:
-    """Return the secret that the variable *name* holds, or the file that *name*_FILE names; None where neither is."""
+    """Return the value of the variable *name* or the content of the file *name*_FILE; None if neither is set."""
     if value := environment.get(name):
         return value
     if path := environment.get(f"{name}_FILE"):

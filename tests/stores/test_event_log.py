@@ -114,7 +114,7 @@ def test_segments_of_other_machines_are_abandoned_only_after_the_maximum_age(
     old = path.with_name(path.name.replace(path.name[1:9], "20260101", 1))
     path.rename(old)
     assert recover(tmp_path) == [tmp_path / old.name[1:]]
-    with pytest.raises(OSError, match="somebody else has closed"):
+    with pytest.raises(OSError, match="another process has closed"):
         segment.append([line_of(b"{}")])
     segment.close()
     (kept,) = segments(tmp_path)
