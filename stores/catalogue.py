@@ -1,19 +1,17 @@
 """The catalogue: all control state of a store in one small record, and the pure functions that change it.
 
-A change is a function from catalogue to catalogue; `hotplate.stores.lifecycle` applies it by compare-and-set. Releases
-stand in the order of their last commit or activation. Every time is the store's (`Catalogue.now`), in seconds since the
-epoch.
+`hotplate.stores.lifecycle` applies a change by compare-and-set. Releases are in the order of their last commit or
+activation. All times are seconds since the epoch by the store's clock (`Catalogue.now`).
 
     draft → ready → live → superseded → dropping
-                      └──→ withdrawn ──────┘        what a rollback or a repair left: never a rollback's target again
+                      └──→ withdrawn ──────┘        left by a rollback or a repair; never a rollback's target
 
-Beside the live release there may be a canary: a complete one that a share of the users see in its place, chosen by the
-hash of each user's id. While it runs, no other release goes live but by a rollback, which ends it, or on request. It is
-not pruned before it has ended.
+A canary is a complete release that a share of the users, chosen by the hash of their ids, see instead of the live one.
+While it runs, another release goes live only by a rollback, which ends the canary, or on request.
 
-People know a release by its id. Code that touches its data goes by its incarnation: each begin draws one, so a late
-writer or eraser hits nothing but its own. Entries of one id may stand side by side: one that is being
-erased and its successor, one that is served and the draft that repairs it.
+An id names a release for people, an incarnation its data. Every begin draws a new incarnation, so a late writer or
+eraser touches only its own data. Several entries may share an id: a release being erased and its successor, or a
+served release and the draft that repairs it.
 """
 
 from collections.abc import Collection, Iterable
@@ -32,14 +30,14 @@ ReleaseId = NewType("ReleaseId", str)
 
 
 class ReleaseRef(NamedTuple):
-    """A release as a store is given it: *incarnation* names the physical data, *id* what people call it."""
+    """A release as stores receive it: *incarnation* names the physical data."""
 
     id: ReleaseId
     incarnation: str
 
 
 class DraftRef(NamedTuple):
-    """A draft and who may write it."""
+    """A draft and the token of its writer."""
 
     id: ReleaseId
     incarnation: str
@@ -47,7 +45,7 @@ class DraftRef(NamedTuple):
 
     @property
     def release(self) -> ReleaseRef:
-        """The release that the draft becomes."""
+        """The release that the draft becomes at its commit."""
         return ReleaseRef(self.id, self.incarnation)
 
 
@@ -55,13 +53,13 @@ class DraftRef(NamedTuple):
 FORMAT = 2
 FORMAT_ERASED = 3
 
-# How long a draft lives without its writer renewing the lease.
+# A draft's lease, unless its writer renews it.
 LEASE_S = 60.0
 
-# How much further ahead than LEASE_S a lease may lie: clocks of two servers differ. Beyond it the clock was set back.
+# Clocks of two servers differ. A lease further ahead than LEASE_S plus this is invalid: the clock was set back.
 LEASE_SLACK_S = 30.0
 
-# How long a release that is no longer live may still be read, by default.
+# Time for which a release can still be read after it is no longer live, by default.
 GRACE_S = 600.0
 
 
@@ -78,53 +76,48 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One incarnation's control state; times in seconds by the store's clock."""
+    """Control state of one incarnation."""
 
     id: ReleaseId
     incarnation: str
-    """Names the physical data."""
-
     state: State
     created_at: float
     writer: str = ""
-    """Who may write the draft, or wrote the release."""
+    """Token of the process that may write the draft, or wrote the release."""
 
     superseded_at: float | None = None
     lease_until: float | None = None
     refused_by: tuple[str, ...] = ()
-    """The gates that keep it from going live, until somebody overrides that."""
+    """The failed gates that keep it from going live, until an operator overrides them."""
 
     live_since: float | None = field(default=None, compare=False)
-    """When it last went live; shown to people, and so in no checksum, which older versions would miss."""
+    """When it last went live; for display. Not part of the checksum, which older versions compute without it."""
 
     @property
     def ref(self) -> ReleaseRef:
-        """What stores are given."""
+        """The release as stores receive it."""
         return ReleaseRef(self.id, self.incarnation)
 
     def lease_left_s(self, now: float) -> float:
-        """Return for how long a draft's lease runs; 0 or less once it has lapsed.
-
-        A lease further ahead than any writer takes is invalid: the clock was set back, and its writer would renew it.
-        """
+        """Seconds until a draft's lease lapses, 0 or less once it has; an invalid lease has lapsed."""
         left_s = (self.lease_until or 0.0) - now
         return left_s if left_s <= LEASE_S + LEASE_SLACK_S else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """Which release a share of the users see in the place of the live one."""
+    """The release that a share of the users see instead of the live one."""
 
     release: ReleaseId
     percent: Annotated[float, Meta(gt=0, lt=100)]
 
     salt: str
-    """Hashed with each user's id. It is the release's id, so all tiers with this canary choose the same users."""
+    """Hashed with each user's id; the release's id, because all tiers must choose the same users."""
 
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """Which incarnation holds the record of erased users (`hotplate.stores.erasure`), and how many it names."""
+    """The incarnation that holds the record of erased users (`hotplate.stores.erasure`), and their number."""
 
     incarnation: str
     count: int
@@ -132,7 +125,7 @@ class Erased:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The record itself: a value, and each change makes another."""
+    """The record as an immutable value."""
 
     store_id: str = ""
     generation: int = 0
@@ -144,18 +137,18 @@ class Catalogue:
     """The store's clock at the read; not stored."""
 
     primary: bool = field(default=True, compare=False)
-    """Whether it was read where swaps are made, and not from a replica that may be behind; not stored."""
+    """False if it was read from a replica, which may lag behind; not stored."""
 
     @property
     def distinct(self) -> tuple[Release, ...]:
-        """The releases as people see them: without damaged or former copies that another entry of the id replaced."""
+        """Releases without the damaged or former incarnations that another entry of their id replaced."""
         left = (State.WITHDRAWN, State.DROPPING)
         kept = {entry.id for entry in self.releases if entry.state not in (*left, State.DRAFT)}
         return tuple(entry for entry in self.releases if entry.state not in left or entry.id not in kept)
 
     @property
     def version(self) -> tuple[str, int, str]:
-        """What a swap compares."""
+        """The values that a swap compares."""
         return self.store_id, self.generation, self.token
 
     @property
@@ -165,26 +158,26 @@ class Catalogue:
 
     @property
     def live_ref(self) -> ReleaseRef | None:
-        """The release that readers follow, as stores are given it."""
+        """The release that readers follow, as stores receive it."""
         return None if (entry := self.live_entry) is None else entry.ref
 
     @property
     def live_entry(self) -> Release | None:
-        """What is recorded of the release that readers follow."""
+        """The entry of the release that readers follow."""
         return next((entry for entry in self.releases if entry.state is State.LIVE), None)
 
     @property
     def canary_entry(self) -> Release | None:
-        """What is recorded of the canary's release."""
+        """The entry of the canary's release."""
         return None if self.canary is None else self.find(self.canary.release)
 
     @property
     def served(self) -> tuple[ReleaseRef, ...]:
-        """What readers hold: the live release and the canary, as far as there are any."""
+        """The live release and the canary, if any."""
         return tuple(entry.ref for entry in (self.live_entry, self.canary_entry) if entry is not None)
 
     def find(self, release: ReleaseId) -> Release:
-        """Return the entry that an id stands for: what was committed last, or else the draft.
+        """Return the entry of an id committed last, or else its draft.
 
         Raises ReleaseNotFound if the id is unknown or being dropped.
         """
@@ -195,7 +188,7 @@ class Catalogue:
         return (committed or found)[-1]
 
     def find_draft(self, release: ReleaseId) -> Release:
-        """Return the draft of an id; ReleaseNotFound if there is nothing of that id, ReleaseConflict if no draft."""
+        """Return the draft of an id; ReleaseNotFound if the id is unknown, ReleaseConflict if it is committed."""
         for entry in self.releases:
             if entry.id == release and entry.state is State.DRAFT:
                 return entry
@@ -203,21 +196,21 @@ class Catalogue:
 
     @property
     def incarnations(self) -> set[str]:
-        """All that the catalogue names."""
+        """All incarnations named in the catalogue, that of the erased users too."""
         named = {entry.incarnation for entry in self.releases}
         return named if self.erased is None else named | {self.erased.incarnation}
 
     def entry(self, incarnation: str) -> Release | None:
-        """Return the entry of an incarnation, in whatever state."""
+        """Return the entry of an incarnation, in any state."""
         return next((entry for entry in self.releases if entry.incarnation == incarnation), None)
 
 
 def follows(found: Catalogue, seen: Catalogue | None) -> bool:
-    """Return whether a reader that has *seen* one catalogue should follow the one it *found*.
+    """Return whether a reader that has *seen* one catalogue should follow *found*.
 
-    Newer, rewritten after a failover (same generation, another token), or of a store that was rebuilt: yes. A stale
-    read (lower generation of the same store) or an empty catalogue never un-serves anything: no. Nor is what a replica
-    says of the same generation followed, once the primary has said otherwise.
+    It follows a newer catalogue, one rewritten after a failover (same generation, another token) and one of a rebuilt
+    store. It does not follow a stale read (lower generation of the same store), an empty catalogue, or a replica's
+    version of a generation that the primary rewrote.
     """
     if found.generation == 0:
         return False
@@ -228,7 +221,7 @@ def follows(found: Catalogue, seen: Catalogue | None) -> bool:
 
 
 def newly_committed(old: Catalogue, new: Catalogue) -> list[ReleaseRef]:
-    """Return what *new* has committed, or made live, and *old* had not: what must be whole where *new* is stored."""
+    """Return the releases committed or made live between *old* and *new*."""
 
     def is_newly_committed(entry: Release) -> bool:
         before = old.entry(entry.incarnation)
@@ -241,28 +234,20 @@ def newly_committed(old: Catalogue, new: Catalogue) -> list[ReleaseRef]:
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
-    """Add a draft with a lease, unless its writer has one; drafts whose lease has lapsed start to be dropped.
+    """Add a draft with a lease; drafts whose lease has lapsed become `dropping`.
 
-    The incarnation is one that was never begun, at each attempt another: that of one whose reply was lost may have been
-    begun, and may be erased by now. Raises ReleaseConflict if its id is taken, but for the incarnation that it
-    *repairs*: of that, `commit` takes the place.
+    Each attempt must draw a new incarnation, because one whose reply was lost may have been begun and erased since.
+    *repairs* is the incarnation that `commit` replaces. Raises ReleaseConflict if any other has the id.
     """
     if any((one.id, one.writer, one.state) == (draft.id, draft.writer, State.DRAFT) for one in catalogue.releases):
-        return catalogue  # a swap whose reply was lost, of another incarnation
+        return catalogue  # an earlier swap, with another incarnation, was made although its reply was lost
     remaining = _lapsed_dropped(catalogue)
     harmless = {State.DROPPING} if repairs is None else {State.DROPPING, State.WITHDRAWN}
-    if any(
-        entry.id == draft.id and entry.state not in harmless and entry.incarnation != repairs for entry in remaining
-    ):
+    taken = (entry for entry in remaining if entry.id == draft.id and entry.incarnation != repairs)
+    if any(entry.state not in harmless for entry in taken):
         raise ReleaseConflict(f"release {draft.id} exists already; publish again under a new id")
-    entry = Release(
-        draft.id,
-        draft.incarnation,
-        State.DRAFT,
-        catalogue.now,
-        draft.writer,
-        lease_until=catalogue.now + LEASE_S,
-    )
+    lease_until = catalogue.now + LEASE_S
+    entry = Release(*draft.release, State.DRAFT, catalogue.now, draft.writer, lease_until=lease_until)
     return replace(catalogue, releases=(*remaining, entry))
 
 
@@ -272,53 +257,45 @@ def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
 
 
 def end_lease(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Let a draft's lease lapse now: its writer stops, and another may go on."""
+    """Let a draft's lease lapse now; another writer can then take over."""
     return _with(catalogue, replace(_owned(catalogue, draft), lease_until=catalogue.now))
 
 
 def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Make *draft*'s writer the owner of a draft whose lease has lapsed; ReleaseConflict while it runs."""
+    """Make *draft*'s writer the owner of a draft; ReleaseConflict while another writer's lease runs."""
     entry = catalogue.entry(draft.incarnation)
     if entry is None or entry.state is not State.DRAFT:
         raise ReleaseConflict(f"release {draft.id} is not a draft any more; `hotplate releases list` shows what it is")
     if entry.writer == draft.writer:
-        return catalogue  # a swap whose reply was lost
+        return catalogue  # a swap that was made although its reply was lost
     left_s = entry.lease_left_s(catalogue.now)
     if left_s > 0:
         raise ReleaseConflict(
             f"release {draft.id} is being written by another process, whose lease runs for {left_s:.0f} s more; "
-            f"wait until it is done, or, once that process is gone, until the lease has lapsed"
+            f"wait for its end or, if that process is gone, until the lease has lapsed"
         )
     return _with(catalogue, replace(entry, writer=draft.writer, lease_until=catalogue.now + LEASE_S))
 
 
 def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = ()) -> Catalogue:
-    """Make a draft ready: complete, verified, not yet live; *refused_by* names the gates that failed.
-
-    One that repairs takes the place of what it repairs.
-    """
+    """Make a verified draft ready; *refused_by* names the gates that failed. A repair replaces the damaged entry."""
     entry = catalogue.entry(draft.incarnation)
     if entry is not None and entry.writer == draft.writer and entry.state not in (State.DRAFT, State.DROPPING):
-        return catalogue  # a swap whose reply was lost
+        return catalogue  # a swap that was made although its reply was lost
     ready = replace(_owned(catalogue, draft), state=State.READY, lease_until=None, refused_by=refused_by)
     others = [other for other in catalogue.releases if other.incarnation != draft.incarnation]
     for place, other in enumerate(others):
         if other.id == draft.id and other.state not in (State.DRAFT, State.DROPPING, State.WITHDRAWN):
-            repaired = replace(
-                other,
-                incarnation=ready.incarnation,
-                created_at=ready.created_at,
-                writer=ready.writer,
-            )
+            repaired = replace(other, incarnation=ready.incarnation, created_at=ready.created_at, writer=ready.writer)
             damaged = replace(other, state=State.WITHDRAWN, superseded_at=catalogue.now)
             return replace(catalogue, releases=(*others[:place], damaged, repaired, *others[place + 1 :]))
     return replace(catalogue, releases=(*others, ready))
 
 
 def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = False) -> Catalogue:
-    """Make a committed release live; the one that was live is superseded now.
+    """Make a committed release live, and supersede the live one.
 
-    Raises CanaryRunning while another release is the canary: with *end_canary* it ends instead.
+    Raises CanaryRunning while another release is the canary, unless *end_canary* is true.
     """
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.LIVE:
@@ -334,10 +311,10 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = Fal
 
 
 def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Catalogue:
-    """Show a committed release to *percent* of the users, or change the share of the one that is shown.
+    """Show a committed release to *percent* of the users, or change the canary's share.
 
-    A user who is among 5 % is among 10 % of the same release, too. Raises ReleaseConflict for a draft, for what is
-    live, if nothing is, and while another release is the canary.
+    Users in a smaller share are also in a larger one. Raises ReleaseConflict for a draft or the live release, if
+    nothing is live, and while another release is the canary.
     """
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.DRAFT:
@@ -345,7 +322,7 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Ca
     if entry.state is State.LIVE:
         raise ReleaseConflict(f"release {release} is live, so all users see it; name another as the canary")
     if catalogue.live is None:
-        raise ReleaseConflict("nothing is live that a canary could be compared with; activate a release first")
+        raise ReleaseConflict("no release is live to compare a canary with; activate one first")
     if canary is not None and canary.release != release:
         raise ReleaseConflict(
             f"release {canary.release} is the canary, of {canary.percent:g} %; promote or abort it before another"
@@ -354,22 +331,22 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Ca
 
 
 def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """Make the canary live; ReleaseConflict if *expected*, which the operator saw, is not the canary any more."""
+    """Make the canary live; ReleaseConflict if *expected* is no longer the canary."""
     return activate(_with_canary(catalogue, expected), expected)
 
 
 def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """End the canary, so all users see the live release; ReleaseConflict as for `promote`.
+    """End the canary; ReleaseConflict if *expected* is no longer the canary.
 
-    Its release stays ready. It counts as having left service now, so those who still read it have their grace.
+    Its release stays ready. Its grace starts now, for readers that still use it.
     """
     return _without_canary(_with_canary(catalogue, expected))
 
 
 def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """Withdraw the live release and make the one that was live before it live again; a canary ends.
+    """Withdraw the live release, make the one before it live again, and end the canary.
 
-    *expected* is the release that the operator saw live: ReleaseConflict if another went live since.
+    Raises ReleaseConflict if *expected* is no longer live.
     """
     if catalogue.live != expected:
         raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")
@@ -388,14 +365,13 @@ def prune(
     keep_ready_s: float | None = None,
     present: Collection[str] = (),
 ) -> Catalogue:
-    """Mark as `dropping` what is not needed: lapsed drafts, and what is neither live, nor kept, nor within its grace.
+    """Mark as `dropping`: lapsed drafts, and releases that are not live, not kept and past their grace.
 
-    And what no entry names of the incarnations that were *present* before the catalogue was read: their writers died,
-    or lost them, because an incarnation is in the catalogue before it has data. That the swap succeeds proves it
-    current.
+    Also *present* incarnations without an entry, listed before the catalogue was read: an incarnation is in the
+    catalogue before it has data, so their writers died or lost them.
 
-    Kept are the live release, the canary, the *keep* that were live before, and ready ones, which somebody may still
-    activate: for ever, or until they were begun *keep_ready_s* ago.
+    Kept are the live release, the canary, the *keep* releases that were live before, and ready ones: without limit, or
+    until *keep_ready_s* after they were begun.
     """
     kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[str]()
     if (canary := catalogue.canary_entry) is not None:
@@ -420,24 +396,22 @@ def prune(
 
 
 def abandon(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Give a draft up at once, rather than when its lease lapses; ReleaseConflict if another owns it."""
+    """Give a draft up before its lease lapses; ReleaseConflict if another writer owns it."""
     return _with(catalogue, replace(_owned(catalogue, draft), state=State.DROPPING, lease_until=None))
 
 
 def forget(catalogue: Catalogue, release: ReleaseRef) -> Catalogue:
-    """Take a dropped release, whose rows are erased, out of the record."""
-    return replace(
-        catalogue,
-        releases=tuple(
-            entry
-            for entry in catalogue.releases
-            if entry.incarnation != release.incarnation or entry.state is not State.DROPPING
-        ),
+    """Remove an erased, `dropping` release from the catalogue."""
+    kept = (
+        entry
+        for entry in catalogue.releases
+        if entry.incarnation != release.incarnation or entry.state is not State.DROPPING
     )
+    return replace(catalogue, releases=tuple(kept))
 
 
 def succeed(old: Catalogue, new: Catalogue, token: str, store_id: str) -> Catalogue:
-    """Stamp *new* as the successor of *old*; *store_id* names the store at its very first change."""
+    """Stamp *new* as the successor of *old*; *store_id* is used at the store's first change."""
     return replace(new, store_id=old.store_id or store_id, generation=old.generation + 1, token=token)
 
 
@@ -482,7 +456,6 @@ def _retire(catalogue: Catalogue, state: State) -> Catalogue:
 
 
 def _with_canary(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """Return a catalogue as it is, whose canary is *expected*; ReleaseConflict for any other."""
     if catalogue.canary is None or catalogue.canary.release != expected:
         raise ReleaseConflict(f"release {expected} is not the canary any more; `hotplate releases list` shows what is")
     return catalogue
@@ -502,21 +475,19 @@ def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
 
 
 def _live(catalogue: Catalogue, entry: Release) -> Catalogue:
-    """Make *entry* live, and the last one, in the place of what was retired."""
+    """Make *entry* live and last in the order of releases."""
     others = (other for other in catalogue.releases if other.incarnation != entry.incarnation)
     changed = replace(entry, state=State.LIVE, superseded_at=None, live_since=catalogue.now)
     return replace(catalogue, releases=(*others, changed))
 
 
 class RecordFormat(Struct):
-    """The number of the format that a stored record is in; read before the rest of it."""
+    """The format number of a stored record, read before the rest."""
 
     format: int
 
 
 class _Record(Struct):
-    """A stored catalogue, but for its format."""
-
     store_id: str
     generation: int
     token: str
@@ -529,7 +500,7 @@ class _Record(Struct):
 
 
 def dump(catalogue: Catalogue) -> bytes:
-    """Render a catalogue for storage; what belongs to one read stays behind."""
+    """Encode a catalogue for storage, without the fields of a single read."""
     return orjson.dumps(
         {
             "format": FORMAT if catalogue.erased is None else FORMAT_ERASED,
@@ -548,7 +519,7 @@ def dump(catalogue: Catalogue) -> bytes:
 
 
 def parse(record: bytes, *, now: float, where: str) -> Catalogue:
-    """Read a stored catalogue back; CatalogueUnreadable, naming *where*, for anything that is not one."""
+    """Decode a stored catalogue; CatalogueUnreadable, naming *where*, if it is invalid."""
 
     def unreadable(reason: str) -> CatalogueUnreadable:
         advice = "`hotplate store rebuild` writes a new one from the releases that the store holds"
@@ -589,7 +560,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
 
 
 def _checksum(catalogue: Catalogue) -> str:
-    """Sum up what is stored of a catalogue; a store may change the order of its fields, and write 1.0 as 1."""
+    # A store may reorder fields and write 1.0 as 1, so the sum is over values, not over the stored bytes.
     canary = catalogue.canary
     entries = [
         (
@@ -609,7 +580,7 @@ def _checksum(catalogue: Catalogue) -> str:
 
 
 def _sum_refusals(entries: Iterable[Release]) -> str | None:
-    """Sum up what gates refused; apart, so hotplate 0.2 reads a catalogue without it."""
+    # Separate from the checksum, because hotplate 0.2 computes that without them.
     found = [(entry.incarnation, entry.refused_by) for entry in entries if entry.refused_by]
     return xxh3_64_hexdigest(orjson.dumps(found)) if found else None
 

@@ -1,7 +1,7 @@
-"""The life of releases once they are written, over any store: activate, canary, roll back, prune.
+"""The life of written releases in any store: activate, canary, roll back, prune.
 
-A step is a pure function of `hotplate.stores.catalogue`, applied by compare-and-set until no rival comes first; whether
-a swap whose reply was lost was made is settled here, for all stores.
+A step is a pure function of `hotplate.stores.catalogue`, applied by compare-and-set and retried after a lost race. This
+module also settles, for all stores, whether a swap was made if its reply was lost.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 SWAP_ATTEMPTS = 50
 
-# How many swaps may fail without a clear answer. The second shows whether the first is still on its way: then it loses.
+# Swaps that may fail without a clear result. A second one settles the first: if that is still in flight, it loses.
 UNCLEAR_SWAPS = 2
 
-# How long the catalogue is tried to be read, to see whether a swap was made whose reply was lost.
+# How long reads of the catalogue are retried to settle an unclear swap.
 SETTLE_S = 5.0
 
-# The first and the longest pause before a lost race for the catalogue is tried again, in seconds.
+# The first and the longest pause after a lost race, in seconds.
 SWAP_PAUSES_S = (0.001, 0.1)
 
 
@@ -47,10 +47,10 @@ async def activate(
     force: bool = False,
     though_refused: bool = False,
 ) -> bool:
-    """Make a committed release live, once the store has prepared it; return whether it was not live before.
+    """Prepare a committed release and make it live; return whether it was not live before.
 
     Raises CanaryRunning while another release is the canary, unless *end_canary* is true; RefusedByGates, unless
-    *though_refused* is true; ReleaseCorrupt for a release that cannot be served, unless *force* is true.
+    *though_refused* is true; ReleaseCorrupt if it cannot be served, unless *force* is true.
     """
     seen = await store.catalogue()
     changes.activate(seen, release, end_canary=end_canary)
@@ -62,12 +62,9 @@ async def activate(
 
 
 async def _prepare(store: Store, entry: Release, *, force: bool, though_refused: bool) -> None:
-    """Prepare a release to be served, once it was seen that it can be, or with *force*. A few bad rows are logged.
-
-    Raises RefusedByGates for one that its gates refused, unless *though_refused* is true.
-    """
+    """Check that a release can be served, unless *force* is true, and prepare it; a few bad rows are only logged."""
     release, refused_by = entry.ref, entry.refused_by
-    if entry.state is State.READY and not refused_by and not though_refused:  # hotplate 0.2 keeps no mark
+    if entry.state is State.READY and not refused_by and not though_refused:  # hotplate 0.2 did not record it
         with suppress(ReleaseCorrupt, ReleaseNotFound):
             refused_by = (await load_manifest(store, release)).refused_by
     if refused_by and not though_refused:
@@ -94,10 +91,10 @@ async def _prepare(store: Store, entry: Release, *, force: bool, though_refused:
 
 
 async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
-    """Make the release that was live before the live one live again, and return it. No data moves; a canary ends.
+    """Make the release that was live before live again, and return it; a canary ends. No data moves.
 
-    Raises ReleaseConflict if *if_live* is given and is not live, as when the same was done before; ReleaseCorrupt
-    for a release that cannot be served, unless *force* is true.
+    Raises ReleaseConflict if *if_live* is given and is not live; ReleaseCorrupt if the release cannot be served, unless
+    *force* is true.
     """
     seen = await store.catalogue()
     if seen.live is None:
@@ -115,11 +112,10 @@ async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: boo
 async def start_canary(
     store: Store, release: ReleaseId, percent: float, *, force: bool = False, though_refused: bool = False
 ) -> None:
-    """Show a committed release to *percent* of the users, once the store has prepared it; or change the share.
+    """Prepare a committed release and show it to *percent* of the users, or change the canary's share.
 
-    Raises StoreMisused for what is not a share; ReleaseNotFound if this store lacks the release; ReleaseConflict if
-    it is no more than a draft, or live, or where another one is the canary; RefusedByGates and ReleaseCorrupt as
-    `activate`.
+    Raises StoreMisused for an invalid share; ReleaseNotFound if the store lacks the release; ReleaseConflict if it is a
+    draft or live, or another release is the canary; RefusedByGates and ReleaseCorrupt as `activate` does.
     """
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
@@ -141,8 +137,8 @@ async def promote(
 ) -> ReleaseId:
     """Make the canary live, and return it; ReleaseNotFound if there is none.
 
-    Raises ReleaseConflict if *if_canary* is given and is not the canary any more; RefusedByGates and ReleaseCorrupt
-    as `activate`.
+    Raises ReleaseConflict if *if_canary* is given and is not the canary; RefusedByGates and ReleaseCorrupt as
+    `activate` does.
     """
     found = await store.catalogue()
     canary = _canary_of(found)
@@ -155,10 +151,7 @@ async def promote(
 
 
 async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
-    """End the canary, and return it; ReleaseNotFound if there is none.
-
-    Raises ReleaseConflict where *if_canary* is given and is not the canary any more.
-    """
+    """End the canary, and return it; ReleaseNotFound if there is none, ReleaseConflict if it is not *if_canary*."""
     canary = _canary_of(await store.catalogue()).ref
     await change(store, lambda found: changes.abort(found, if_canary or canary.id), repeatable=False)
     await scale_down(store, canary)
@@ -180,10 +173,10 @@ async def prune(
     keep_ready_s: float | None = None,
     on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
-    """Erase what is no longer needed, including what an earlier prune left unfinished; return what was erased.
+    """Erase releases that are no longer needed, also those of an unfinished prune, and return their ids.
 
-    Releases that were never activated stay, or, given *keep_ready_s*, those that were begun since. What is kept but
-    no longer read, its grace having passed, is scaled down. *on_progress* is called with (erased, to erase).
+    Releases that were never activated stay, if *keep_ready_s* is given only those begun since. Kept releases past their
+    grace are scaled down. *on_progress* is called with (erased, to erase).
     """
     present = await store.incarnations()
     marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))
@@ -198,24 +191,23 @@ async def prune(
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
-    """Let a release that is not read cost as little as it can, if the store can do so."""
+    """Reduce the cost of a release that is not served, if the store can."""
     if not isinstance(store, ProvisionedStore):
         return
     if release not in (await store.catalogue()).served:
-        with suppress(ReleaseNotFound):  # nothing costs less
+        with suppress(ReleaseNotFound):
             await store.scale_down(release)
-    if release in (await store.catalogue()).served:  # it was activated in between
+    if release in (await store.catalogue()).served:  # activated in between
         await store.prepare(release)
 
 
 async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeatable: bool = True) -> Catalogue:
-    """Apply a pure function to the catalogue by compare-and-set; a lost race is tried again on what won it.
+    """Apply a pure function to the catalogue by compare-and-set, again after a lost race.
 
-    A swap that failed without a clear answer may have been made all the same, now or in a moment: then its token is
-    what the next read finds, or what the next swap loses against. If others swapped in between, that cannot be seen,
-    and *step* is applied again, as each leaves a catalogue as it is that it was applied to. One that is not
-    *repeatable*, because it would undo what others did since, raises StoreUnavailable instead.
-    CatalogueUnreadable if the catalogue is gone that named the releases of the store.
+    A swap that failed without a clear result may still be made. Then the next read finds its token, or the next swap
+    loses against it. If others swapped in between, its result cannot be known, and *step* is applied again, which does
+    nothing where it was applied before. A step that is not *repeatable*, because it would undo later changes, raises
+    StoreUnavailable instead. Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     made = dict[str, Catalogue]()
@@ -249,13 +241,10 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
 
 
 async def check_nothing_to_rebuild(store: Store) -> None:
-    """Raise CatalogueUnreadable if a store without a catalogue holds sealed releases: a new one would not name them.
-
-    Then `prune` would erase them.
-    """
+    """Raise CatalogueUnreadable if a store without a catalogue holds sealed releases, which `prune` would erase."""
     for incarnation in await store.incarnations():
         found = await is_sealed(store, ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation))
-        if found and not (await store.catalogue()).generation:  # otherwise somebody else published first
+        if found and not (await store.catalogue()).generation:  # otherwise another writer published first
             raise CatalogueUnreadable(
                 "the store holds releases, but its catalogue is gone; `hotplate store rebuild` writes a new one from "
                 "them, and nothing was changed"
@@ -263,7 +252,7 @@ async def check_nothing_to_rebuild(store: Store) -> None:
 
 
 async def is_sealed(store: Store, release: ReleaseRef) -> bool:
-    """Return whether what the store holds of an incarnation was sealed, however damaged it may be by now."""
+    """Return whether an incarnation was sealed, even if it is damaged."""
     try:
         async for _ in store.scan(release):
             break
@@ -275,7 +264,7 @@ async def is_sealed(store: Store, release: ReleaseRef) -> bool:
 
 
 async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
-    """Read the catalogue after a swap whose outcome is unclear; raises *unclear* if that fails for SETTLE_S."""
+    """Read the catalogue after an unclear swap; raises *unclear* if that fails for SETTLE_S."""
     backoff, loop = Backoff(0.05, 1.0), asyncio.get_running_loop()
     give_up_at = loop.time() + SETTLE_S
     while True:
@@ -292,15 +281,15 @@ def _unknown(unclear: StoreUnavailable) -> StoreUnavailable:
 
 
 async def scale_up_again(store: Store, release: ReleaseRef) -> None:
-    """Prepare a release once more, now that it is live: a prune may have scaled it down just before the swap."""
+    """Prepare a live release again: a prune may have scaled it down just before the swap."""
     if isinstance(store, ProvisionedStore):
         await store.prepare(release)
 
 
 async def drop(store: Store, release: ReleaseRef) -> None:
-    """Erase a release that the catalogue calls `dropping`, and take it out of the record.
+    """Erase a `dropping` release and remove it from the catalogue.
 
-    One that it calls so no longer stays: others dropped it, or the store was put back to an older copy.
+    Does nothing if it is no longer `dropping`: others dropped it, or an older copy of the store was restored.
     """
     entry = (await store.catalogue()).entry(release.incarnation)
     if entry is None or entry.state is not State.DROPPING:

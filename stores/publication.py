@@ -1,12 +1,11 @@
-"""Writing releases, over any store: begin or take over a draft, put its rows under a lease, verify, commit, go live.
+"""Writing releases to any store: begin or take over a draft, put its rows under a lease, verify, commit, activate.
 
-The writer that begins a draft writes part 0, and commits the draft. Other processes, on any machine, may write further
-parts, numbered from 1, with the token of the draft's writer. The rows of a part are the same for each writer and each
-attempt, so a second attempt, even beside the first, continues after the last acknowledged row. The sums over the parts
-add up to those over the release, in any order, and are all that the other processes return.
+The writer that begins a draft writes part 0 and commits. Other processes, on any machine, may write parts numbered
+from 1 with the same writer token, and return only sums over their rows, which add up in any order. The rows of a part
+are the same in each attempt, so a second attempt, even a concurrent one, continues after the last acknowledged row.
 
-A store has one scheduled run at a time. A run has chosen the id of its release before anything is written, and each of
-its attempts goes on with its draft: the tokens of all of them begin with the id of the run.
+A store has one scheduled run at a time. A run chooses its release id before it writes; the writer tokens of all its
+attempts begin with the run's id, so each attempt continues the same draft.
 """
 
 import asyncio
@@ -43,37 +42,37 @@ from hotplate.stores.verification import OnProgress, load_manifest, unreported, 
 
 log = logging.getLogger(__name__)
 
-# How the tokens of writers that copy begin: their drafts hold the rows of another store, and no others.
+# Prefix of the writer tokens of copies, whose drafts hold the rows of another store.
 COPIER = "copy-"
 
-# How the tokens of scheduled runs begin: a store has one at a time, and each goes on with its own draft.
+# Prefix of the writer tokens of scheduled runs.
 RUNNER = "run-"
 
-# How often a draft that somebody else writes is looked at.
+# Interval at which another writer's draft is checked.
 DRAFT_POLL_S = 1.0
 
-# How long a store may take to be closed whose lease was held; one that never answers is left to end with the process.
+# Time to wait for the thread that held a lease; a store that does not answer is closed with the process.
 _CLOSE_S = 3.0
 
-# Makes the manifest of a release from the sums over all of its rows.
+# Makes the manifest of a release from the sums over its rows.
 Finish = Callable[[Tally], Awaitable[Manifest]]
 
-# What a manifest says of its release's origin, or what returns it once all rows are written.
+# The origin recorded in a manifest, or a function called once all rows are written.
 About = dict[str, Any] | Callable[[], Awaitable[dict[str, Any]]]
 
-# Whether a release that was committed goes live, or what decides it then.
+# Whether a committed release goes live.
 GoesLive = bool | Callable[[Manifest], Awaitable[bool]]
 
-# Names the gates that refuse a release whose manifest is written: a draft may be judged again when it is resumed.
+# Returns the gates that refuse a release; called again when a draft is resumed.
 RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class PartContext:
-    """What the writers of parts have to know of their draft; it goes to other processes.
+    """A draft as other processes that write its parts receive it.
 
-    *dictionary* is that of the draft's encoding, None for lists that are not compressed. Where *puts* is false rows
-    are only summed up, for all were written before.
+    *dictionary* is that of the encoding, None without compression. Without *puts* rows are only summed, because all
+    of them were written before.
     """
 
     draft: DraftRef
@@ -83,7 +82,7 @@ class PartContext:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPart:
-    """The sums over all rows of a part, or of several, and how many of them were put just now."""
+    """Sums over all rows of one or more parts, and the number of rows put by this attempt."""
 
     tally: Tally
     rows: int
@@ -91,10 +90,7 @@ class WrittenPart:
 
 @dataclass(frozen=True, slots=True)
 class ParallelWriters:
-    """Who writes most of a draft: *write* has the parts from 1 on written, and returns what they add up to.
-
-    *sample* are rows of bodies like theirs, to learn a dictionary from.
-    """
+    """Writers of the parts from 1 on: *write* returns their sums, *sample* are rows to learn a dictionary from."""
 
     sample: Sequence[Row]
     write: Callable[[PartContext], Awaitable[WrittenPart]]
@@ -102,11 +98,10 @@ class ParallelWriters:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """The result of one run of a writer.
+    """The result of a writer.
 
-    *rows* counts the rows that it put, and *skipped* those that an earlier run had put. *seconds* holds the wall time
-    of each step that was timed. *held_back* says why the release did not go live, if it should have. *repaired* is true
-    if the release existed already, and missing or damaged rows were written again.
+    *rows* were put by this writer, *skipped* by an earlier one. *seconds* is the wall time by step. *held_back* says
+    why a release that should be live is not. *repaired*: missing or damaged rows of an existing release were rewritten.
     """
 
     manifest: Manifest
@@ -131,21 +126,19 @@ async def publish(
     others: ParallelWriters | None = None,
     on_progress: OnProgress = unreported,
 ) -> WriteResult:
-    """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
+    """Write a release, verify it, commit it and, unless *live* is false, activate it.
 
-    If another release is the canary, this one stays ready, and the result says so; with *end_canary*, the canary ends.
-    *batches* are rows of bodies, as `hotplate.stores.encoding` makes them of lists, and `meta` rows of any bytes;
-    *plan* counts keys and lists. They are stored in *encoding*. Readers see nothing before the last step. A failure or
-    an interrupt gives the draft up at once. A killed process, or a store that is away, leaves the draft: *resume*
-    continues it if it is given the same rows, and does not put acknowledged rows again. It works until the first
-    `prune` after the draft's lease has ended. If *resume* is a DraftRef, the caller is its writer, and an interrupt
-    leaves the draft, too. *about* goes into the manifest; it is not asked for if a resumed draft has its manifest
-    already. *others* write the rows that are not among *batches*, after those, and *plan* counts theirs, too.
-    *refused_by* names the gates that refuse the release; by default they are those of its manifest. *on_progress* is
-    called with (lists written, lists in all).
+    *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows, stored in *encoding*; *others* write
+    further rows. *plan* counts all of them. *about* goes into the manifest. *refused_by* defaults to the gates in the
+    manifest. If another release is the canary, the release stays ready (`held_back`), unless *end_canary* is true.
+    *on_progress* is called with (lists written, lists in all).
 
-    Raises ReleaseConflict if *resume* is not a draft, has a writer, or was begun with other rows; StoreMisused for a
-    value that is not a body.
+    A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until the first
+    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. With a DraftRef to
+    resume, the caller is its writer already, and an interrupt leaves the draft, too.
+
+    Raises ReleaseConflict if *resume* is not a draft, has another writer, or has other rows; StoreMisused for a value
+    that is not a body.
     """
 
     async def finish(tally: Tally) -> Manifest:
@@ -158,13 +151,10 @@ async def publish(
         encoded = await encode_rows(batches, plan, encoding, Checksum(draft.id), sample)
         return replace(encoded, batches=_reported(encoded.batches, plan.rows, on_progress))
 
-    match resume:
-        case None:
-            draft = await _begin_under_new_id(store)
-        case DraftRef():
-            draft = resume
-        case _:
-            draft = await take_over(store, resume)
+    if isinstance(resume, DraftRef):
+        draft = resume
+    else:
+        draft = await (_begin_under_new_id(store) if resume is None else take_over(store, resume))
     result = await write(store, draft, encode, finish=finish, others=others, refused_by=refused_by)
     if live if isinstance(live, bool) else await live(result.manifest):
         return await go_live(store, result, end_canary=end_canary)
@@ -175,7 +165,7 @@ async def publish(
 async def go_live(
     store: Store, result: WriteResult, *, end_canary: bool = False, though_refused: bool = False
 ) -> WriteResult:
-    """Make live what was written; if a canary or its gates hold it back, it stays ready, and the result says so."""
+    """Activate a written release; if a canary or its gates hold it back, it stays ready, as `held_back` says."""
     release, started = result.manifest.release, time.perf_counter()
     try:
         await activate(store, release, end_canary=end_canary, though_refused=though_refused)
@@ -186,7 +176,7 @@ async def go_live(
 
 
 async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, copies: bool = False) -> DraftRef:
-    """Begin a draft under an id that was given elsewhere; ReleaseConflict if the store has that id already."""
+    """Begin a draft under a given id; ReleaseConflict if the store has that id."""
     writer = (COPIER if copies else "") + secrets.token_hex(8)
 
     def step(found: Catalogue) -> Catalogue:
@@ -197,9 +187,9 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
 
 
 async def take_over(store: Store, release: ReleaseId) -> DraftRef:
-    """Become a draft's writer once its lease has lapsed, which is waited for unless it is renewed.
+    """Become a draft's writer once its lease has lapsed; waits for that unless the lease is renewed.
 
-    Raises ReleaseConflict if it is not a draft any more, or is being written; ReleaseNotFound if it was dropped.
+    Raises ReleaseConflict if it is no longer a draft, or is being written; ReleaseNotFound if it was dropped.
     """
     writer, first_seen = secrets.token_hex(8), None
     while True:
@@ -214,15 +204,15 @@ async def take_over(store: Store, release: ReleaseId) -> DraftRef:
             return draft
         if first_seen is None:
             first_seen = entry.lease_until
-            log.warning("release %s has a writer; if that is gone, its lease lapses in %.0f s", release, left_s)
+            log.warning("release %s has a writer; if that process is gone, its lease lapses in %.0f s", release, left_s)
         await asyncio.sleep(min(left_s, DRAFT_POLL_S))
 
 
 async def become_writer(store: Store, draft: DraftRef) -> None:
-    """Make the writer of *draft* the one of the catalogue; ReleaseConflict if the writer before may live.
+    """Enter *draft*'s writer in the catalogue; ReleaseConflict if the earlier writer may be alive.
 
-    A store that knows is asked before the swap, because a writer that loses its entry loses its draft, too. It is asked
-    only once the lease has lapsed: the lock that it takes for that would refuse a writer that has just begun.
+    The store's own lock is asked before the swap, because a writer loses its draft with its entry, and only once the
+    lease has lapsed, because that lock would block a writer that has just begun.
     """
     changes.take_over(await store.catalogue(), draft)
     async with store.taking_over(draft) if isinstance(store, Diagnosed) else nullcontext():
@@ -240,9 +230,9 @@ async def write(
     refused_by: RefusedBy | None = None,
     check_same: Finish | None = None,
 ) -> WriteResult:
-    """Write or continue a draft, under a lease, up to its commit; with *prepare*, fit to be live at once.
+    """Write or continue a draft, under a lease, up to its commit; with *prepare*, ready to be live at once.
 
-    *check_same* holds the rows against a manifest that an earlier run has written, if they may differ from it.
+    *check_same* compares the rows with a manifest of an earlier attempt, if they may differ from it.
     """
     try:
         async with lease(store, draft) as check_lease:
@@ -265,12 +255,12 @@ async def write(
             refusing = manifest.refused_by if refused_by is None else await refused_by(manifest)
             check_lease()
             await change(store, lambda found: changes.commit(found, draft, refusing))
-    except StoreUnavailable as error:  # what was acknowledged stays
+    except StoreUnavailable as error:  # the acknowledged rows stay
         await _end_lease(store, draft)
         again = draft.writer.startswith((COPIER, RUNNER))
         advice = "give the same command again" if again else f"continue with --resume {draft.id}"
         raise StoreUnavailable(f"{error}; once that is corrected, {advice}") from error
-    except _Refused as error:  # what was written stays with its writer
+    except _Refused as error:  # the draft stays with its writer
         await _end_lease(store, draft)
         raise ReleaseConflict(str(error)) from error
     except BaseException as error:
@@ -281,7 +271,7 @@ async def write(
 
 
 async def new_id(store: Store) -> ReleaseId:
-    """Return an id for a release that is begun now, by the store's clock."""
+    """Return an id for a new release, by the store's clock."""
     started = datetime.fromtimestamp((await store.catalogue()).now, UTC)
     return ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
 
@@ -296,34 +286,32 @@ async def _begin_under_new_id(store: Store) -> DraftRef:
 
 
 class _Refused(ReleaseConflict):
-    """A draft may not be written: it was begun with other rows, or its writer before lives. It stays as it is."""
+    """A draft may not be written: it has other rows, or its earlier writer is alive. It stays unchanged."""
 
 
 async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
-    """Claim a draft in the store; return its manifest if an earlier run came so far, because that is put last."""
+    """Claim a draft in the store; return its manifest, its last row, if an earlier attempt wrote it."""
     try:
         await store.create(draft, plan)
     except ReleaseConflict as conflict:
         try:
-            return await load_manifest(store, draft.release)  # sealed
-        except (ReleaseNotFound, ReleaseCorrupt):  # not sealed, and so without a manifest
+            return await load_manifest(store, draft.release)
+        except (ReleaseNotFound, ReleaseCorrupt):  # not sealed
             raise _Refused(str(conflict)) from conflict
-    try:
         return await load_manifest(store, draft.release)
-    except (ReleaseNotFound, ReleaseCorrupt):  # the ordinary case: it is not written yet
+    except (ReleaseNotFound, ReleaseCorrupt):  # the usual case: it is not written yet
         return None
 
 
 async def _verify(store: Store, draft: DraftRef, result: WriteResult) -> None:
-    """Verify what was written; ReleaseConflict if it does not add up to what another run had written before."""
     try:
         await verify(store, draft.release)
     except ReleaseCorrupt as error:
         if not result.skipped or draft.writer.startswith(COPIER):
             raise
         raise ReleaseConflict(
-            f"release {draft.id} was begun with other lists than these, or the store has lost rows of it; it is given "
-            f"up: publish them as a new release"
+            f"release {draft.id} was begun with other lists than these, or the store has lost rows of it; it was "
+            f"dropped: publish them as a new release"
         ) from error
 
 
@@ -336,7 +324,6 @@ async def _put_all(
     *,
     puts: bool,
 ) -> WrittenPart:
-    """Put the rows of all parts, or, unless *puts*, only sum them up."""
     written = await put_part(store, draft, encoded.batches, check=check_lease, puts=puts)
     if others is None:
         return written
@@ -354,7 +341,7 @@ async def put_part(
     *,
     puts: bool = True,
 ) -> WrittenPart:
-    """Put the rows of a part, those aside that were acknowledged before, or, unless *puts*, only sum them up.
+    """Put the rows of a part that are not acknowledged yet, or, without *puts*, only sum them.
 
     Rows of erased users are left out. *check* is called before each batch.
     """
@@ -365,30 +352,30 @@ async def put_part(
     async for batch in batches:
         check()
         if erased:
-            batch = [row for row in batch if not erased.covers(row.key)]  # noqa: PLW2901 -- the rest of it
+            batch = [row for row in batch if not erased.covers(row.key)]  # noqa: PLW2901
         if puts:
             fresh, point = _after(point, batch)
             if fresh:
                 await store.put(draft, fresh, part)
             put += len(fresh)
         tally.add(batch)
-        await asyncio.sleep(0)  # the lease is renewed even if neither rows nor store ever wait
+        await asyncio.sleep(0)  # let the lease be renewed even if neither rows nor store wait
     return WrittenPart(tally, put)
 
 
 async def write_part(
     store: Store, context: PartContext, part: int, bodies: AsyncIterable[Sequence[Row]]
 ) -> WrittenPart:
-    """Encode *bodies* as the other parts are, and put them as one; raises StoreError as `Store.put` does."""
+    """Encode *bodies* like the other parts and put them as *part*; raises StoreError as `Store.put` does."""
     encoder = Encoder(Checksum(context.draft.id), context.dictionary)
     batches = (encoder.rows(rows) async for rows in bodies)
     return await put_part(store, context.draft, batches, part, puts=context.puts)
 
 
 def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
-    """Return the rows that come after the resume point, and the point as long as it lies further on.
+    """Return the rows after the resume point, and the point while it lies further on.
 
-    Puts are acknowledged in the order of the rows, so what comes before the point, `meta` rows too, is written.
+    Puts are acknowledged in order, so everything before the point, `meta` rows too, is written.
     """
     if point is None:
         return rows, None
@@ -400,7 +387,6 @@ def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str |
 
 
 def _check_same(manifest: Manifest, tally: Tally) -> None:
-    """Hold rows against the manifest of what was written before; _Refused if they are others."""
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
@@ -410,17 +396,16 @@ def _check_same(manifest: Manifest, tally: Tally) -> None:
 
 
 async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: OnProgress) -> AsyncIterator[list[Row]]:
-    """Yield *batches*, and report how many of *total* lists are done each time that the next is wanted."""
     done = 0
     async for rows in batches:
         yield rows
         done += len(rows)
-        on_progress(min(done, total), total)  # a dictionary is a row, but not a list
+        on_progress(min(done, total), total)  # a dictionary is a row but not a list
 
 
 @asynccontextmanager
 async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], None]]:
-    """Renew a draft's lease in the background; the yielded function raises once the draft is gone or taken over."""
+    """Renew a draft's lease in the background; the yielded function raises once the lease is lost."""
 
     async def renew() -> None:
         lapses_in = LEASE_S
@@ -444,32 +429,32 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
         yield check
     finally:
         renewal.cancel()
-        await asyncio.gather(renewal, return_exceptions=True)  # `check` raised what it raised
+        await asyncio.gather(renewal, return_exceptions=True)  # `check` has raised its error
 
 
 async def _end_lease(store: Store, draft: DraftRef) -> None:
-    with suppress(StoreError):  # the store is away: the lease will lapse
+    with suppress(StoreError):  # unavailable: the lease will lapse
         await change(store, lambda found: changes.end_lease(found, draft))
 
 
 async def _abandon(store: Store, draft: DraftRef) -> None:
-    """Give up a draft as well as can be; the cause of the failure is what the caller should see."""
+    """Drop a draft as far as possible, without replacing the error that made it fail."""
     try:
         try:
             await change(store, lambda found: changes.abandon(found, draft))
         except ReleaseNotFound:
-            await store.erase(draft.release)  # dropped by others: what was put since belongs to no writer
+            await store.erase(draft.release)  # dropped by others: rows put since have no owner
         else:
             await drop(store, draft.release)
     except StoreError:
-        return  # unreachable, committed, or another's by now: the lease decides
+        return  # unavailable, committed or taken over: the lease decides
 
 
 async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0) -> DraftRef | None:
-    """Become the writer of the *release* of *run*: begin it, or go on with the draft that an earlier attempt has left.
+    """Become the writer of *run*'s *release*: begin it, or continue the draft of an earlier attempt.
 
-    None if it is committed. No earlier attempt may live, because its lease is not waited for. Raises ReleaseConflict if
-    another run has a draft under a lease for *wait_s* seconds.
+    None if it is committed. The lease of an earlier attempt is ended, so none may be running. Raises ReleaseConflict if
+    another run holds a lease for longer than *wait_s*.
     """
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + wait_s
@@ -499,7 +484,7 @@ async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0)
 
 
 async def give_up(store: Store, run: str, release: ReleaseId) -> None:
-    """Drop the draft of a run that will not be continued, if it has left one."""
+    """Drop the draft of a run that will not be continued, if there is one."""
 
     def step(found: Catalogue) -> Catalogue:
         entry = _entry_of(found, run, release)
@@ -512,10 +497,7 @@ async def give_up(store: Store, run: str, release: ReleaseId) -> None:
 
 @contextmanager
 def held(url: str, draft: DraftRef) -> Iterator[None]:
-    """Renew the lease of *draft* in a thread while this one is at other work.
-
-    A lease that is lost all the same, as if the store is away for long, shows when the draft is claimed again.
-    """
+    """Renew the lease of *draft* in a thread during blocking work; a lost lease shows when the draft is claimed."""
     loop, done = asyncio.new_event_loop(), asyncio.Event()
 
     async def keep() -> None:
@@ -538,13 +520,13 @@ def held(url: str, draft: DraftRef) -> Iterator[None]:
         thread.start()
         yield
     finally:
-        with suppress(RuntimeError):  # the thread has ended, or an interrupt kept it from starting
+        with suppress(RuntimeError):  # the thread has ended, or an interrupt came before its start
             loop.call_soon_threadsafe(done.set)
             thread.join(_CLOSE_S)
 
 
 def _entry_of(found: Catalogue, run: str, release: ReleaseId) -> Release | None:
-    """Return what the catalogue has of the *release* of *run*; ReleaseConflict if somebody else wrote that id."""
+    """Return the entry of *run*'s *release*; ReleaseConflict if a writer other than a run has the id."""
     try:
         entry = found.find(release)
     except ReleaseNotFound:
@@ -555,12 +537,10 @@ def _entry_of(found: Catalogue, run: str, release: ReleaseId) -> Release | None:
 
 
 def _writer(run: str) -> str:
-    """Return how the tokens of all attempts of *run* begin."""
     return f"{RUNNER}{run}-"
 
 
 def _check_others(found: Catalogue, run: str) -> None:
-    """Raise ReleaseConflict if another run has a draft under a lease."""
     for entry in found.releases:
         left_s = entry.lease_left_s(found.now)
         is_run = entry.state is State.DRAFT and entry.writer.startswith(RUNNER)

@@ -483,7 +483,7 @@ async def test_resume_reports_waiting_for_a_lease_and_continues_after_expiry(url
     store = connect(url)
     draft = await publication.begin(store, ReleaseId("20261120T064200Z-7f3a"))
     resumed = resume(url, draft.id, tmp_path)
-    waiting = f"hotplate: release {draft.id} has a writer; if that is gone, its lease lapses in "
+    waiting = f"hotplate: release {draft.id} has a writer; if that process is gone, its lease lapses in "
     assert (await first_line(resumed)).startswith(waiting)
     assert (await store.catalogue()).find_draft(draft.id).writer == draft.writer
     await lapse(store)
