@@ -1,7 +1,7 @@
-"""What programs do with the releases of a store: activate, roll back, prune, copy and verify them.
+"""Activating, rolling back, pruning, copying and verifying releases from Python programs.
 
-A store is a URL, or a Store that nothing has used yet. Each function opens it, waits for the work and closes it, also
-in a notebook, whose event loop is at work already. Every failure is a StoreError.
+A store is a URL or an unused Store. Each function opens it, does the work and closes it, also in a notebook with a
+running event loop. Every failure is a StoreError.
 """
 
 import struct
@@ -21,11 +21,11 @@ from hotplate.stores.verification import OnProgress, unreported
 
 
 def activate(store: str | Store, release: str, *, end_canary: bool = False, force: bool = False) -> bool:
-    """Make *release* live, once its manifest, its popular lists and a sample of its rows were read.
+    """Make *release* live once its manifest, popular lists and sample were read; return whether it was not live before.
 
-    Return whether it was not live before. Raises CanaryRunning while another release is the canary, unless
-    *end_canary* is true; ReleaseNotFound; and ReleaseConflict for a draft. Raises RefusedByGates if gates refused the
-    release, and ReleaseCorrupt if it cannot be read, unless *force* is true.
+    Raises ReleaseNotFound; ReleaseConflict for a draft; CanaryRunning while another release is the canary, unless
+    *end_canary* is true. Unless *force* is true, raises RefusedByGates if gates refused the release, and ReleaseCorrupt
+    if it cannot be read.
     """
     act = partial(lifecycle.activate, end_canary=end_canary, force=force, though_refused=force)
     return run_on(store, lambda it: act(it, ReleaseId(release)), must_exist=True)
@@ -49,9 +49,9 @@ def prune(
 ) -> list[ReleaseId]:
     """Erase the releases that are no longer needed, and return their ids.
 
-    The live one, the canary and the *keep* releases that were live before it stay. So does each that left service
-    less than *grace_s* seconds ago, and each that was never activated, or with *keep_ready_s* those that were begun so
-    many seconds ago at most. Drafts whose writer is gone are erased. *on_progress* is called with (erased, to erase).
+    Kept are the live release, the canary, the *keep* releases that were live before, releases that left service less
+    than *grace_s* ago, and those that were never live; with *keep_ready_s*, only if they were begun since. Drafts
+    without a writer are erased. *on_progress* is called with (erased, to erase).
     """
 
     async def act(it: Store) -> list[ReleaseId]:
@@ -68,13 +68,13 @@ def copy(
     live: bool = True,
     on_progress: OnProgress = unreported,
 ) -> WriteResult:
-    """Copy a *release*, by default the live one, to another store under the same id, and make it *live* there.
+    """Copy a *release*, by default the live one, to another store under the same id, verify it and make it *live*.
 
-    The copy is checked against the manifest. A release that the target has already is verified, and repaired if rows
-    are missing or damaged. A copy that was interrupted goes on if it is called again. The result has the manifest, the
-    numbers of *rows* written now and *skipped*, and in *held_back* why a canary or its gates kept the copy from going
-    live. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under
-    that id, ReleaseCorrupt if the source is damaged, and StoreMisused if both stores are the same.
+    A release that the target has is verified, and repaired if rows are missing or damaged. Call it again to continue an
+    interrupted copy. The result has the manifest, the number of *rows* written and *skipped*, and in *held_back* the
+    reason if a canary or gates kept the copy from going live. *on_progress* is called with (rows, rows in all). Raises
+    ReleaseConflict if the target has other rows under that id, ReleaseCorrupt if the source is damaged, and
+    StoreMisused if both stores are the same.
     """
 
     async def act(it: Store, other: Store) -> WriteResult:
@@ -85,10 +85,9 @@ def copy(
 
 
 def verify(store: str | Store, release: str | None = None, *, on_progress: OnProgress = unreported) -> Manifest:
-    """Read every row of a *release*, by default the live one, and return its manifest, whose sums they make.
+    """Read every row of a *release*, by default the live one, and return its manifest.
 
-    *on_progress* is called with (rows read, rows in all). Raises ReleaseCorrupt, which names damaged keys, and
-    ReleaseNotFound.
+    *on_progress* is called with (rows read, rows in all). Raises ReleaseNotFound, and ReleaseCorrupt with damaged keys.
     """
 
     async def act(it: Store) -> Manifest:
@@ -110,13 +109,13 @@ async def find_release(store: Store, release: str | None) -> ReleaseRef:
 
 @contextmanager
 def as_damage(*releases: ReleaseRef) -> Iterator[None]:
-    """Raise ReleaseCorrupt for bytes that make no sense to a codec: keys that are not text, or cut lists."""
+    """Raise ReleaseCorrupt for errors of decoding damaged bytes."""
     try:
         yield
     except (ValueError, LookupError, zlib.error, struct.error) as error:
         named = " or ".join(each.id for each in releases)
         what = f"{error.object[:80]!r} is not text" if isinstance(error, UnicodeDecodeError) else error
         raise ReleaseCorrupt(
-            f"release {named} is damaged, in what cannot even be read ({what}); publish it again, or heal it with "
-            f"`hotplate releases repair --from URL` out of another store that has it"
+            f"release {named} is damaged and cannot be decoded ({what}); publish it again, or run `hotplate releases "
+            f"repair --from URL` with another store that has it"
         ) from error

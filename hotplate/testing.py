@@ -1,4 +1,4 @@
-"""The contract suite for stores of your own: subclass `StoreContract` in your tests, and pytest runs all of it.
+"""The contract suite for third-party stores: subclass `StoreContract` in your tests, and pytest runs all of it.
 
     import pytest
     from hotplate.testing import OpenStore, StoreContract
@@ -9,13 +9,13 @@
         def open_store(self, tmp_path) -> OpenStore:
             return lambda: MyStore(tmp_path / "lists")
 
-It needs pytest and pytest-asyncio, in either of its modes; with `asyncio_mode = "strict"` a fixture of yours that is a
-coroutine wants `pytest_asyncio.fixture`. With `pytest -p hotplate.testing` a failed assertion shows its values.
+It needs pytest and pytest-asyncio in either mode; in strict mode, mark coroutine fixtures with
+`pytest_asyncio.fixture`. With `pytest -p hotplate.testing` failed assertions show their values.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -34,7 +34,7 @@ from hotplate.stores.verification import verify
 
 __all__ = ("OpenStore", "StoreContract")
 
-# Opens another handle on one and the same store, as another process would.
+# Opens another handle on the same store, as another process would.
 OpenStore = Callable[[], Store]
 
 FIRST = ReleaseId("20261120T064200Z-aaaa")
@@ -53,12 +53,12 @@ ROWS = [
 
 
 def draft_of(release: ReleaseId, writer: str = "writer") -> DraftRef:
-    """Return a draft as a store is given it."""
+    """Return a draft as a store receives it."""
     return DraftRef(release, f"incarnation-{release}", writer)
 
 
 def ref(release: ReleaseId) -> ReleaseRef:
-    """Return a release as a store is given it."""
+    """Return a release as a store receives it."""
     return draft_of(release).release
 
 
@@ -71,7 +71,7 @@ async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: 
 
 
 async def step(store: Store, change: Catalogue) -> Catalogue:
-    """Swap the catalogue for a changed one, and return it as it was stored."""
+    """Swap the catalogue for a changed one, and return that as stored."""
     old = await store.catalogue()
     new = changes.succeed(old, change, token=secrets.token_hex(8), store_id="here")
     await store.swap(old, new)
@@ -84,22 +84,22 @@ async def begin(store: Store, release: ReleaseId) -> Catalogue:
 
 
 async def scanned(store: Store, release: ReleaseId) -> list[Row]:
-    """Return all rows of a sealed release, in the order of the scan."""
+    """Return all rows of a sealed release in scan order."""
     return [row async for row in store.scan(ref(release))]
 
 
 @pytest.mark.asyncio
 class StoreContract:
-    """What every store promises, as tests; a subclass provides the fixture `open_store` and lives as long as pytest."""
+    """Tests of the store contract; a subclass provides the fixture `open_store`."""
 
     @pytest.fixture
     def open_store(self) -> OpenStore:
-        """Return a function that opens handles on one store, which is new and empty for each test."""
+        """Return a function that opens handles on one store, new and empty for each test."""
         raise NotImplementedError("a subclass of StoreContract provides the fixture `open_store`")
 
     @pytest_asyncio.fixture
     async def open_handle(self, open_store: OpenStore) -> AsyncIterator[OpenStore]:
-        """Open handles as `open_store` does, and close them when the test ends."""
+        """Open handles as `open_store` does, and close them twice when the test ends."""
         handles = list[Store]()
 
         def open_another() -> Store:
@@ -107,7 +107,7 @@ class StoreContract:
             return handles[-1]
 
         yield open_another
-        for handle in handles:
+        for handle in [*handles, *handles]:
             await handle.close()
 
     @pytest_asyncio.fixture
@@ -115,16 +115,13 @@ class StoreContract:
         """Open one handle."""
         return open_handle()
 
-    async def test_a_new_store_has_an_empty_catalogue_and_tells_the_time(self, store: Store) -> None:
+    async def test_a_new_store_has_an_empty_catalogue_a_clock_and_batch_sizes(self, store: Store) -> None:
         found = await store.catalogue()
         assert (found.generation, found.live, found.releases) == (0, None, ())
         assert found.now > 0
+        assert min(store.batch, store.coalesce) >= 1
 
-    async def test_a_store_says_how_many_keys_one_call_should_carry(self, store: Store) -> None:
-        assert store.batch >= 1
-        assert store.coalesce >= 1
-
-    async def test_what_was_put_is_read_in_order_by_another_process(self, open_handle: OpenStore) -> None:
+    async def test_rows_are_read_in_the_order_of_the_keys_by_another_handle(self, open_handle: OpenStore) -> None:
         await write(open_handle(), FIRST, ROWS)
         reader = open_handle()
         keys = [row.key for row in reversed(ROWS)]
@@ -138,7 +135,7 @@ class StoreContract:
     async def test_a_local_reader_gets_one_key_at_once(self, store: Store) -> None:
         await write(store, FIRST, ROWS)
         if not isinstance(store, LocalReader):
-            pytest.skip("this store is not in this process")
+            pytest.skip("not a LocalReader")
         assert [store.get(ref(FIRST), row.key) for row in ROWS] == [row.value for row in ROWS]
         assert store.get(ref(FIRST), "user:absent") is None
         await store.warm(ref(FIRST))
@@ -150,7 +147,7 @@ class StoreContract:
         await write(store, SECOND, [Row("user:1", b"new"), Row("user:2", b"new")])
         keys, gone = ["user:1", "user:2"], ref(FIRST)._replace(incarnation="gone")
         reads = (store.get_many(release, keys) for release in (ref(FIRST), gone, ref(SECOND), ref(FIRST)))
-        one, missing, *others = await asyncio.gather(*reads, return_exceptions=True)  # which a store may send as one
+        one, missing, *others = await asyncio.gather(*reads, return_exceptions=True)  # may be sent as one request
         assert (one, others) == ([b"old", None], [[b"new", b"new"], [b"old", None]])
         assert isinstance(missing, ReleaseNotFound)
 
@@ -237,16 +234,14 @@ class StoreContract:
         assert await scanned(second, FIRST) == sorted([Row("meta:dictionary", b"early"), *even, *odd])
         assert await second.get_many(ref(FIRST), [odd[7].key, even[7].key]) == [b"odd", b"even"]
 
-    async def test_a_draft_that_is_claimed_takes_nothing_more_from_its_writer_before(
-        self, open_handle: OpenStore
-    ) -> None:
+    async def test_a_claimed_draft_takes_no_rows_from_its_earlier_writer(self, open_handle: OpenStore) -> None:
         first, second = open_handle(), open_handle()
         before, after = draft_of(FIRST, "before"), draft_of(FIRST, "after")
         await first.create(before, Plan(len(ROWS), 1000))
         await first.put(before, ROWS[:3])
         try:
             await second.create(after, Plan(len(ROWS), 1000))
-        except ReleaseConflict:  # this store knows that the writer before lives
+        except ReleaseConflict:  # the store knows that the earlier writer is alive
             await first.close()
             await second.create(after, Plan(len(ROWS), 1000))
         else:
@@ -265,7 +260,7 @@ class StoreContract:
         await third.seal(draft_of(FIRST, "a third"))
         assert await scanned(third, FIRST) == ROWS
 
-    async def test_a_writer_that_lives_keeps_its_draft_or_makes_way_for_good(self, open_handle: OpenStore) -> None:
+    async def test_a_living_writer_keeps_its_draft_or_loses_it_for_good(self, open_handle: OpenStore) -> None:
         first, second = open_handle(), open_handle()
         await begin(first, FIRST)
         await first.create(draft_of(FIRST), Plan(len(ROWS), 1000))
@@ -273,27 +268,18 @@ class StoreContract:
         await step(second, changes.end_lease(await second.catalogue(), draft_of(FIRST)))
         try:
             taken = await take_over(second, FIRST)
-        except ReleaseConflict:  # this store knows that the writer before lives
+        except ReleaseConflict:  # the store knows that the earlier writer is alive
             taken = draft_of(FIRST)
-            assert (await second.catalogue()).find_draft(FIRST).writer == taken.writer, "its writer was replaced first"
+            assert (await second.catalogue()).find_draft(FIRST).writer == taken.writer, "replaced before the store knew"
             second = first
         else:
-            refused = await self.is_refused(second.create(taken, Plan(len(ROWS), 1000)))
-            assert not refused, "the writer before lives, and was replaced in the catalogue before the store was asked"
+            await second.create(taken, Plan(len(ROWS), 1000))
         await second.put(taken, ROWS[3:])
         await second.seal(taken)
         await step(second, changes.commit(await second.catalogue(), taken))
         assert await scanned(second, FIRST) == ROWS
 
-    async def is_refused(self, work: Awaitable[None]) -> bool:
-        """Return whether it ends with ReleaseConflict."""
-        try:
-            await work
-        except ReleaseConflict:
-            return True
-        return False
-
-    async def test_a_key_that_is_no_text_is_absent_and_fails_no_other(self, store: Store) -> None:
+    async def test_a_key_that_is_not_text_is_absent_and_fails_no_other(self, store: Store) -> None:
         await write(store, FIRST, ROWS)
         keys = ["user:1", "user:\ud800", "user:2"]
         (found,) = await asyncio.gather(store.get_many(ref(FIRST), keys), return_exceptions=True)
@@ -301,7 +287,7 @@ class StoreContract:
         if isinstance(store, LocalReader):
             assert store.get(ref(FIRST), keys[1]) is None
 
-    async def test_what_lies_in_the_store_is_listed_until_it_is_erased(self, open_handle: OpenStore) -> None:
+    async def test_incarnations_are_listed_until_they_are_erased(self, open_handle: OpenStore) -> None:
         store = open_handle()
         await write(store, FIRST, ROWS)
         await write(store, SECOND, ROWS[:1], seal=False)
@@ -311,23 +297,21 @@ class StoreContract:
         await store.erase(ref(SECOND))
         assert await store.incarnations() == []
 
-    async def test_where_the_catalogue_is_gone_no_new_one_is_begun_beside_sealed_releases(
-        self, open_handle: OpenStore
-    ) -> None:
+    async def test_without_a_catalogue_none_is_begun_over_sealed_releases(self, open_handle: OpenStore) -> None:
         store = open_handle()
         await write(store, FIRST, ROWS)
         published = publish(store, self.batches(), plan=Plan(1, 100), about={})
         for work in (published, begin_release(store, SECOND), prune(store, grace_s=0)):
             (found,) = await asyncio.gather(work, return_exceptions=True)
-            assert "hotplate store rebuild" in str(found), "the next prune would erase what no catalogue names"
+            assert "hotplate store rebuild" in str(found), "the next prune would erase the release"
         assert (await open_handle().catalogue()).generation == 0
         assert await scanned(store, FIRST) == ROWS
 
     async def batches(self) -> AsyncIterator[list[Row]]:
-        """Yield the one list that a release needs."""
+        """Yield the only list that a release needs."""
         yield [Row("popular:", b'{"id":"p","score":3}')]
 
-    async def test_where_there_are_only_drafts_a_catalogue_is_begun(self, open_handle: OpenStore) -> None:
+    async def test_without_a_catalogue_one_is_begun_over_drafts(self, open_handle: OpenStore) -> None:
         store = open_handle()
         await write(store, FIRST, ROWS, seal=False)
         begun = await begin_release(open_handle(), SECOND)
@@ -342,22 +326,15 @@ class StoreContract:
                 await handle.put(draft_of(FIRST), [Row("user:late", b"x")])
         assert await scanned(store, FIRST) == ROWS
 
-    async def test_what_was_never_created_is_not_found(self, store: Store) -> None:
-        with pytest.raises(ReleaseNotFound):
-            await store.get_many(ref(FIRST), ["user:1"])
-        with pytest.raises(ReleaseNotFound):
-            await store.put(draft_of(FIRST), ROWS)
-        with pytest.raises(ReleaseNotFound):
-            await store.seal(draft_of(FIRST))
-        with pytest.raises(ReleaseNotFound):
-            await scanned(store, FIRST)
-        with pytest.raises(ReleaseNotFound):
-            await store.prepare(ref(FIRST))
+    async def test_a_release_that_was_never_created_is_not_found(self, store: Store) -> None:
+        release, draft = ref(FIRST), draft_of(FIRST)
+        calls = (store.get_many(release, ["user:1"]), store.put(draft, ROWS), store.seal(draft), scanned(store, FIRST))
+        for call in (*calls, store.prepare(release)):
+            with pytest.raises(ReleaseNotFound):
+                await call
 
     @pytest.mark.parametrize("sealed", [True, False])
-    async def test_erase_removes_every_row_and_erasing_twice_is_fine(
-        self, open_handle: OpenStore, *, sealed: bool
-    ) -> None:
+    async def test_erase_removes_every_row_and_is_idempotent(self, open_handle: OpenStore, *, sealed: bool) -> None:
         store = open_handle()
         await write(store, FIRST, ROWS, seal=sealed)
         await write(store, SECOND, ROWS[:1])
@@ -367,13 +344,13 @@ class StoreContract:
             await open_handle().get_many(ref(FIRST), ["user:1"])
         assert await store.get_many(ref(SECOND), [ROWS[0].key]) == [ROWS[0].value]
 
-    async def test_prepare_may_be_called_again(self, store: Store) -> None:
+    async def test_prepare_is_idempotent(self, store: Store) -> None:
         await write(store, FIRST, ROWS)
         await store.prepare(ref(FIRST))
         await store.prepare(ref(FIRST))
         assert await store.get_many(ref(FIRST), ["user:1"]) == [b"one"]
 
-    async def test_the_canary_is_stored_changed_and_ended_like_all_else(self, open_handle: OpenStore) -> None:
+    async def test_the_canary_is_stored_changed_and_ended(self, open_handle: OpenStore) -> None:
         writer, reader = open_handle(), open_handle()
         for release, gates in ((FIRST, ()), (SECOND, ("ndcg", "overlap@10"))):
             await begin(writer, release)
@@ -396,10 +373,10 @@ class StoreContract:
                 await store.swap(impostor, successor)
         assert await store.catalogue() == found
 
-    async def test_of_many_swaps_at_once_one_wins_each_generation(self, open_handle: OpenStore) -> None:
+    async def test_one_of_many_concurrent_swaps_wins(self, open_handle: OpenStore) -> None:
         await begin(open_handle(), FIRST)
         handles = [open_handle() for _ in range(8)]
-        for handle in handles:  # one after the other: to connect all at once is not what is tested
+        for handle in handles:  # connect one after the other
             seen = await handle.catalogue()
         outcomes = await asyncio.gather(
             *(handle.swap(seen, changes.succeed(seen, seen, f"t{n}", "here")) for n, handle in enumerate(handles)),
@@ -407,9 +384,7 @@ class StoreContract:
         )
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 7
 
-    async def test_a_catalogue_that_cannot_be_read_is_replaced_by_one_of_those_who_try(
-        self, open_handle: OpenStore
-    ) -> None:
+    async def test_an_unreadable_catalogue_is_replaced_by_one_of_several_handles(self, open_handle: OpenStore) -> None:
         store = open_handle()
         await begin(store, FIRST)
         found = await step(store, changes.commit(await store.catalogue(), draft_of(FIRST)))
@@ -417,7 +392,7 @@ class StoreContract:
         await step(store, replace(found, releases=tuple(two_live)))  # which contradicts itself
         (unreadable,) = await asyncio.gather(open_handle().catalogue(), return_exceptions=True)
         if isinstance(unreadable, Catalogue):
-            pytest.skip("this store keeps no record that could be damaged")
+            pytest.skip("this store has no record that can be damaged")
         assert isinstance(unreadable, CatalogueUnreadable)
         record, rebuilt = unreadable.record, changes.succeed(Catalogue(), found, "rebuilt", "elsewhere")
         assert record is not None
@@ -431,7 +406,7 @@ class StoreContract:
         with pytest.raises(ReleaseConflict):
             await store.replace_unreadable(record, rebuilt)
 
-    async def test_changes_yields_the_present_and_then_each_change(self, open_handle: OpenStore) -> None:
+    async def test_changes_yields_the_catalogue_and_each_change(self, open_handle: OpenStore) -> None:
         writer, reader = open_handle(), open_handle()
         first = await begin(writer, FIRST)
         watched = reader.changes()
@@ -442,19 +417,12 @@ class StoreContract:
         assert await asyncio.wait_for(upcoming, 5) == second
         await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
 
-    async def test_closing_twice_is_fine(self, store: Store) -> None:
-        await write(store, FIRST, ROWS, seal=False)
-        await store.close()
-        await store.close()
-
-    async def test_odd_release_ids_are_not_found_and_reach_no_other_file(self, store: Store) -> None:
+    async def test_odd_release_ids_are_refused(self, store: Store) -> None:
         for odd in ("../../etc/passwd", "", "a/b", "a\x00b"):
             with pytest.raises(StoreError):
                 await store.get_many(ReleaseRef(ReleaseId(odd), odd), ["user:1"])
 
-    async def test_erased_users_stay_erased_and_their_rows_are_not_missing(self, store: Store) -> None:
-        """Over a rollback and a prune; the record of erased users is a row of this store like any other."""
-
+    async def test_erased_users_stay_erased_after_rollback_and_prune(self, store: Store) -> None:
         async def rows() -> AsyncIterator[Sequence[Row]]:
             body = body_of(b'{"id":"x","score":1}')
             yield [Row("popular:", body), *(Row(f"user:{number}", body) for number in range(3))]

@@ -176,16 +176,22 @@ class Catalogue:
         """The live release and the canary, if any."""
         return tuple(entry.ref for entry in (self.live_entry, self.canary_entry) if entry is not None)
 
-    def find(self, release: ReleaseId) -> Release:
-        """Return the entry of an id committed last, or else its draft.
+    @property
+    def committed(self) -> tuple[Release, ...]:
+        """The complete releases: neither drafts nor being dropped."""
+        return tuple(entry for entry in self.releases if entry.state not in (State.DRAFT, State.DROPPING))
 
-        Raises ReleaseNotFound if the id is unknown or being dropped.
-        """
-        found = [entry for entry in self.releases if entry.id == release and entry.state is not State.DROPPING]
-        committed = [entry for entry in found if entry.state is not State.DRAFT]
-        if not found:
+    def get(self, release: ReleaseId) -> Release | None:
+        """Return the entry of an id committed last, or else its draft; None if it is unknown or being dropped."""
+        found = [entry for entry in self.committed if entry.id == release]
+        drafts = [entry for entry in self.releases if entry.id == release and entry.state is State.DRAFT]
+        return next(reversed(found or drafts), None)
+
+    def find(self, release: ReleaseId) -> Release:
+        """Return what `get` returns; ReleaseNotFound instead of None."""
+        if (entry := self.get(release)) is None:
             raise ReleaseNotFound(f"release {release} is not in this store; `hotplate releases list` shows what is")
-        return (committed or found)[-1]
+        return entry
 
     def find_draft(self, release: ReleaseId) -> Release:
         """Return the draft of an id; ReleaseNotFound if the id is unknown, ReleaseConflict if it is committed."""
@@ -322,7 +328,7 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Ca
     if entry.state is State.LIVE:
         raise ReleaseConflict(f"release {release} is live, so all users see it; name another as the canary")
     if catalogue.live is None:
-        raise ReleaseConflict("no release is live to compare a canary with; activate one first")
+        raise ReleaseConflict("nothing is live to compare a canary with; activate a release first")
     if canary is not None and canary.release != release:
         raise ReleaseConflict(
             f"release {canary.release} is the canary, of {canary.percent:g} %; promote or abort it before another"

@@ -1,12 +1,11 @@
-"""Users who were erased for good: hashes of their ids, kept as data of the store, beside its catalogue.
+"""Erased users: hashes of their ids, stored as data beside the catalogue.
 
-The catalogue names an incarnation of its own, which holds one row: salts, hashes, and how many rows of erased users
-each release was written with. An erasure writes a new incarnation and swaps the catalogue to it, so its generation
-rises and readers follow within a refresh; `prune` erases the former one. No rollback, restore, copy or rebuild can undo
-it.
+The catalogue names an incarnation with one row: salts, hashes, and the number of erased users' rows in each release.
+An erasure writes a new incarnation and swaps the catalogue to it, so the generation rises and readers follow within a
+refresh; `prune` erases the old one. Rollback, restore, copy and rebuild keep erasures.
 
-A release keeps its rows until it is pruned, and they are answered as those of unknown users. A RowEraser deletes them.
-A release may then lack as many rows of users as the record counts, and is whole all the same.
+A release keeps the rows of erased users until it is pruned, unless the store is a RowEraser; readers treat these users
+as unknown. A release that lacks as many user rows as the record counts is complete.
 """
 
 import base64
@@ -29,7 +28,7 @@ ID: Final = ReleaseId("erased-users")
 KEY = META + "erased"
 FORMAT = 1
 
-# Hashes of 8 bytes: 1.1 MB as one row, which any store takes, and 8 MB in each process that serves.
+# With hashes of 8 bytes: 1.1 MB as one row, which any store takes, and 8 MB in each serving process.
 MAX_ERASED = 100_000
 HASH_BYTES = 8
 SALT_BYTES = 16
@@ -48,19 +47,19 @@ class _Record(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class ErasedUsers:
-    """Who was erased from a store; false while nobody was."""
+    """The erased users of a store; false if there are none."""
 
     groups: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
-    """Hashes by their salt: one, or one for each store whose erasures came with a copy."""
+    """Hashes by salt: one salt, plus one for each store that was copied from."""
 
     rows: Mapping[ReleaseId, int] = field(default_factory=dict)
-    """How many rows of erased users each release was written with, of which some or all may be deleted."""
+    """Number of erased users' rows that each release was written with, deleted or not."""
 
     def __bool__(self) -> bool:
         return bool(self.groups)
 
     def covers(self, key: str) -> bool:
-        """Return whether a row's *key* is an erased user's; 1 µs a salt."""
+        """Return whether *key* is the row of an erased user; takes 1 µs for each salt."""
         if not key.startswith(USER):
             return False
         identifier = key[len(USER) :].encode("utf-8", "surrogatepass")
@@ -68,15 +67,15 @@ class ErasedUsers:
 
     @property
     def count(self) -> int:
-        """Return how many hashes there are."""
+        """The number of hashes."""
         return sum(map(len, self.groups.values()))
 
     def contains(self, other: "ErasedUsers") -> bool:
-        """Return whether all who were erased in *other* are erased here by the same hash."""
+        """Return whether all users of *other* are erased here, with the same salts."""
         return all(hashes <= self.groups.get(salt, frozenset()) for salt, hashes in other.groups.items())
 
     def merged(self, other: "ErasedUsers") -> "ErasedUsers":
-        """Return those of both; StoreMisused if they are more than a store keeps."""
+        """Return the union; StoreMisused if it exceeds MAX_ERASED."""
         groups = dict(self.groups)
         for salt, hashes in other.groups.items():
             groups[salt] = groups.get(salt, frozenset()) | hashes
@@ -86,7 +85,7 @@ class ErasedUsers:
         return _bounded(ErasedUsers(groups, rows))
 
     def with_users(self, users: Iterable[str], rows: Mapping[ReleaseId, int]) -> "ErasedUsers":
-        """Return these and *users*, and *rows* of theirs more in each release; StoreMisused if they are too many."""
+        """Return the union with *users*, and *rows* of them added by release; StoreMisused if it exceeds MAX_ERASED."""
         salt = next(iter(self.groups), None) or secrets.token_bytes(SALT_BYTES)
         new = frozenset(_hash(salt, user.encode()) for user in users if not self.covers(USER + user))
         counts = {
@@ -95,7 +94,7 @@ class ErasedUsers:
         return _bounded(ErasedUsers({**self.groups, salt: self.groups.get(salt, frozenset()) | new}, counts))
 
     def of_releases(self, releases: Collection[ReleaseId]) -> "ErasedUsers":
-        """Return the same without the counts of releases that are gone."""
+        """Return the same without the counts of other releases."""
         return replace(self, rows={name: count for name, count in self.rows.items() if count and name in releases})
 
 
@@ -103,7 +102,7 @@ NOBODY = ErasedUsers()
 
 
 async def read_erased(reader: Reader, found: Catalogue) -> ErasedUsers:
-    """Read who was erased, as *found* names the record; nothing is read while nobody was. Raises StoreError."""
+    """Read the record that *found* names; nothing is read if it names none. Raises StoreError."""
     if found.erased is None:
         return NOBODY
     try:
@@ -112,12 +111,12 @@ async def read_erased(reader: Reader, found: Catalogue) -> ErasedUsers:
     except (ReleaseNotFound, ReleaseCorrupt) as error:
         raise _lost(str(error)) from error
     if erased is None or erased.count != found.erased.count:
-        raise _lost("it is missing, or another one")
+        raise _lost("it is missing, or a different one")
     return erased
 
 
 async def erased_from(reader: Reader) -> ErasedUsers:
-    """Read the catalogue, and who was erased; a record that an erasure has replaced just now is looked for again."""
+    """Read the catalogue and its record; retried once if an erasure replaced the record in between."""
     found = await reader.catalogue()
     try:
         return await read_erased(reader, found)
@@ -142,7 +141,7 @@ def _bounded(users: ErasedUsers) -> ErasedUsers:
 
 
 def row_of(users: ErasedUsers) -> Row:
-    """Return the one row of a record."""
+    """Return the row of a record."""
     groups = [
         {"salt": salt.hex(), "hashes": base64.b64encode(b"".join(sorted(hashes))).decode()}
         for salt, hashes in sorted(users.groups.items())
@@ -152,7 +151,7 @@ def row_of(users: ErasedUsers) -> Row:
 
 
 def parse_erased(value: bytes) -> ErasedUsers:
-    """Read a record back; ReleaseCorrupt for anything that is not one."""
+    """Parse a record; ReleaseCorrupt if it is invalid."""
     try:
         record = msgspec.json.decode(Checksum(ID).open(KEY, value)[OFFSET_BYTES:], type=_Record)
         if record.format != FORMAT:

@@ -1,4 +1,4 @@
-"""What a publish will take, before anything is written: it runs into a stand-in, files in a temporary folder."""
+"""Estimating a publish before it writes: it runs into a stand-in store in a temporary folder."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -16,9 +16,9 @@ from hotplate.stores.store import BATCH_ROWS, Diagnosed, Estimate, Plan, Provisi
 
 
 async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:
-    """Run *publish* into a stand-in for *store*, and return what it would take there; nothing is written.
+    """Run *publish* into a stand-in for *store*, with its catalogue, and return what it would take.
 
-    The stand-in begins with the store's own catalogue, and refuses with StoreFull what cannot fit.
+    Raises StoreFull if it cannot fit.
     """
     if isinstance(store, ProvisionedStore):
         found, error = await store.try_catalogue()
@@ -43,10 +43,9 @@ async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]]
 
 
 class _StandIn(LmdbStore):
-    """Files with the catalogue and the room of another store, in which what is put is counted."""
+    """Files with the catalogue and the free space of another store, which count what is written."""
 
     def __init__(self, folder: Path, store: Store, catalogue: Catalogue) -> None:
-        """Take the store that it stands in for, and the catalogue to begin with."""
         clock = asyncio.get_running_loop().time
         began = clock()
         super().__init__(folder, lambda: catalogue.now + clock() - began)
@@ -75,7 +74,6 @@ class _StandIn(LmdbStore):
 
     @contextmanager
     def _in_scratch(self) -> Iterator[None]:
-        """Say of a full disk that it is not the target's."""
         try:
             yield
         except StoreFull as error:

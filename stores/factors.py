@@ -1,12 +1,12 @@
-"""The factors of a release's items, in pieces: what a visitor's list is computed from while they wait.
+"""The item factors of a release, in pieces, from which fold-in computes a visitor's list.
 
     meta:factors            a Description, as JSON
     meta:factors/000000     the first items:  LENGTH ‖ entries ‖ factors
     meta:factors/000001     the next ones
 
-LENGTH is that of the entries, in 4 bytes, big-endian; the entries are the items' ids, titles and rules, as JSON; the
-factors are float32, little-endian, one row an item. So a piece needs no other, and one that is damaged is known by its
-checksum, as any row. Pieces are of one size on every store, because a copy of a release is equal byte for byte.
+LENGTH, 4 bytes big-endian, is that of the entries: the items' ids, titles and rules, as JSON. The factors are
+float32, little-endian, one row per item. Each piece can be read alone and has a checksum, as any row. The piece size is
+the same in all stores, because a copy of a release is equal byte for byte.
 """
 
 import struct
@@ -20,33 +20,33 @@ from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.keys import FACTORS
 from hotplate.stores.store import Row
 
-# Redis and LMDB would take more; one of Cosmos DB costs some hundred request units to write, as it is.
+# Redis and LMDB would allow more; writing a row of this size to Cosmos DB costs over a hundred request units.
 PIECE_BYTES = 64 << 10
 
 _LENGTH = struct.Struct(">I")
-# Of one factor.
+# Size of one factor.
 _FLOAT_BYTES = 4
 
 
 class Description(Struct, frozen=True):
-    """What the factors are of, and how those of a visitor are solved from them."""
+    """Shape of the factors, and the parameters to solve a visitor's factors with."""
 
     engine: Literal["als", "spark"]
     items: int
     factors: int
     pieces: int
     regularization: float
-    """As the engine means it: the same for all, or, of Spark, for each item that a visitor has."""
+    """As the engine defines it: the same for all users, or, for Spark, multiplied by the number of items."""
 
     alpha: float
     weight: float
-    """Of an item whose weight is not given: the median of those that were learnt from."""
+    """Weight of an item given without one: the median of the training data."""
 
     max_per_category: int | None = None
 
 
 class ItemEntry(Struct, frozen=True, array_like=True):
-    """One item: its title and category, if it has them, and whether it may be recommended."""
+    """An item's title and category, if any, and whether it may be recommended."""
 
     id: str
     title: str | None = None
@@ -55,12 +55,12 @@ class ItemEntry(Struct, frozen=True, array_like=True):
 
 
 def piece_key(number: int) -> str:
-    """Return the key of a piece, numbered from 0."""
+    """Return the key of a piece; numbers start at 0."""
     return f"{FACTORS}/{number:06}"
 
 
 def pieces(items: Iterable[tuple[ItemEntry, bytes]]) -> Iterator[Row]:
-    """Yield items, with their factors as bytes, in pieces of PIECE_BYTES at most, or of a single item."""
+    """Yield items and their factors in pieces of at most PIECE_BYTES, or of a single item."""
     number = size = 0
     entries, factors = list[bytes](), list[bytes]()
     for entry, row in items:
@@ -88,7 +88,7 @@ def description_row(description: Description) -> Row:
 
 
 def read_description(body: bytes) -> Description:
-    """Parse a description; ReleaseCorrupt for anything else, and for one that this hotplate does not know."""
+    """Parse a description; ReleaseCorrupt if it is invalid, or of an unknown engine."""
     try:
         return msgspec.json.decode(body, type=Description)
     except msgspec.DecodeError as error:
@@ -98,7 +98,7 @@ def read_description(body: bytes) -> Description:
 
 
 def read_piece(body: bytes, factors: int) -> tuple[list[ItemEntry], memoryview]:
-    """Return the items of a piece, and their factors, so many of each, one row after another; or ReleaseCorrupt."""
+    """Return the items of a piece and the bytes of their factors, *factors* each; ReleaseCorrupt if it is invalid."""
     try:
         (length,) = _LENGTH.unpack_from(body)
         entries = msgspec.json.decode(body[_LENGTH.size : _LENGTH.size + length], type=list[ItemEntry])

@@ -1,8 +1,7 @@
-"""Scratch folders: one process writes into each, and the next process removes those of processes that were killed.
+"""Scratch folders: each has one writing process; those of killed processes are removed by the next process.
 
-A folder is named PREFIX, process id, random digits. Its owner holds a lock (flock) on the file `.lock` in it. The
-kernel frees the lock when the owner ends, so a process that gets it knows that the owner is dead. A folder may be
-renamed to its final place; then the `.lock` in it has to be removed.
+A folder is named PREFIX, process id, random digits. Its owner holds a lock (flock) on the file `.lock` in it, which the
+kernel frees when the owner ends. A folder may be renamed to its final place; its `.lock` must then be removed.
 """
 
 import fcntl
@@ -17,17 +16,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOCK = ".lock"
-# What comes after the prefix.
+# The rest of a folder's name after the prefix.
 _MARK = re.compile(r"\d+-[0-9a-f]{8}")
-# How often a lock that another process holds is tried again.
+# Interval between attempts to take a lock.
 _LOCK_POLL_S = 0.002
 
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
-    """Make a folder in *parent* that is this process's own, and remove it at the end, if it lies there still.
+    """Make a folder in *parent*, and remove it at the end unless it was renamed.
 
-    Folders of the same prefix whose owners are dead are removed first. Raises OSError.
+    Folders of the same prefix with dead owners are removed first. Raises OSError.
     """
     for folder in marked(parent, prefix):
         remove_abandoned(folder)
@@ -41,7 +40,7 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
     finally:
         try:
             if is_at(lock, folder / LOCK):
-                # A thread that was left behind, in the middle of a long write, finds it no more.
+                # The rename hides it from a thread that is still writing.
                 _remove(folder.rename(_new(parent, prefix)))
         finally:
             os.close(lock)
@@ -49,13 +48,13 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
 
 @contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """Make a scratch folder where temporary files go (TMPDIR), which only this user can read."""
+    """Make a scratch folder in TMPDIR that only this user can read."""
     with scratch_folder(Path(tempfile.gettempdir()), f"hotplate-{purpose}-", mode=0o700) as folder:
         yield folder
 
 
 def marked(parent: Path, prefix: str) -> Iterator[Path]:
-    """Yield this user's folders in *parent* that have *prefix* and a mark."""
+    """Yield this user's scratch folders in *parent* with *prefix*."""
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             named = entry.name.startswith(prefix) and _MARK.fullmatch(entry.name, len(prefix))
@@ -65,10 +64,10 @@ def marked(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def take_lock(path: Path, mode: int, timeout_s: float) -> int:
-    """Take the lock of a file (flock), which is made if there is none; it ends with the descriptor that is returned.
+    """Take the lock (flock) of a file, made if necessary, and return the descriptor; closing that frees the lock.
 
-    Blocks; raises TimeoutError if another process has held it for so long. A file that was removed while it was waited
-    for locks nothing any more, so the one that lies there by then is taken.
+    Blocks; raises TimeoutError after *timeout_s*. If the file was removed and made again in between, the new file is
+    locked.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -89,7 +88,7 @@ def take_lock(path: Path, mode: int, timeout_s: float) -> int:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is the one that lies at *path* now."""
+    """Return whether *path* is the file that is open as *descriptor*."""
     try:
         there, held = path.stat(), os.fstat(descriptor)
     except FileNotFoundError:
@@ -98,7 +97,7 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Make what a file holds, or the renames inside a folder, survive a power cut."""
+    """Make the contents of a file, or renames in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -106,12 +105,19 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_all(descriptor: int, data: bytes, offset: int) -> None:
+    """Write *data* at *offset*, in as many system calls as needed."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(descriptor, data[written:], offset + written)
+
+
 def _new(parent: Path, prefix: str) -> Path:
     return parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Return whether the owner of a scratch folder is dead, so `remove_abandoned` removes it."""
+    """Return whether the owner of a scratch folder is dead."""
     with suppress(OSError):
         if (folder / LOCK).exists() and (lock := _lock(folder, required=True)) is not None:
             os.close(lock)
@@ -120,10 +126,10 @@ def is_abandoned(folder: Path) -> bool:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove a scratch folder if its owner is dead; what cannot be removed is left where it is."""
+    """Remove a scratch folder if its owner is dead; parts that cannot be removed are left."""
     with suppress(OSError):
         if not (folder / LOCK).exists():
-            folder.rmdir()  # only if it is empty: its owner, should it live, makes another
+            folder.rmdir()  # only if empty; if its owner is alive, it makes another one
         elif (lock := _lock(folder, required=True)) is not None:
             try:
                 _remove(folder)
@@ -132,9 +138,9 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _lock(folder: Path, *, required: bool) -> int | None:
-    """Take the lock of *folder*, which ends with the descriptor; None where somebody else has it, or swept the folder.
+    """Take the lock of *folder*; None if another process has it, or removed the folder.
 
-    If files cannot be locked (some network mounts), an owner goes on without, and no folder is swept.
+    If files cannot be locked (some network mounts), an owner works without a lock, and no folder is removed.
     """
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -156,7 +162,7 @@ def _lock(folder: Path, *, required: bool) -> int | None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove *folder*, its lock last, so a process that is killed here leaves what the next one sweeps."""
+    """Remove *folder*, its lock last: a killed removal is then continued by the next process."""
     for each in folder.iterdir():
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The manifest: a release's description of itself, with the sums by which its rows are known to be complete."""
+"""The manifest: a release's description of itself, with the sums that show whether its rows are complete."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,17 +19,17 @@ FORMAT = 2
 MAX_POPULAR_LISTS = 1001
 MAX_POPULAR_BYTES = 8 << 20
 
-# How many rows are drawn to be tried before a release is served; and what the hash of each key is below.
+# Rows of the sample, chosen by the smallest hashes of their keys.
 SAMPLE_ROWS = 64
 _HASHES = 1 << 64
 
-# What of a release's origin changes its lists beside the model.
+# Parts of a release's origin, besides the model, that determine its lists.
 _AS_PUBLISHED = ("list_length", "keep_seen", "rules")
 
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over rows, in any order: partitions and resumed publishes add up. Lives as long as one pass over rows."""
+    """Sums over rows in any order; those of partitions and resumed publishes can be merged."""
 
     counts: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
@@ -37,15 +37,15 @@ class Tally:
     segments: list[str] = field(default_factory=list)
     popular_bytes: int = 0
     drawn: list[tuple[int, str]] = field(default_factory=list)
-    """Of the lists of users and items, the SAMPLE_ROWS whose keys have the smallest hashes: hash and key, in order."""
+    """(hash, key) of the SAMPLE_ROWS users and items with the smallest hashes, in order."""
 
     @property
     def rows(self) -> int:
-        """How many rows were counted, the manifest aside."""
+        """Number of rows without the manifest."""
         return sum(self.counts.values())
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Add *rows*, all but the manifest, to the counts and the digest; StoreMisused if a key has no known kind.
+        """Add *rows* except the manifest; StoreMisused for a key of unknown kind.
 
         The digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value), the length in 4 bytes.
         """
@@ -53,7 +53,7 @@ class Tally:
             return
         first, last = min(rows).key, max(rows).key
         prefix = first[: first.find(":") + 1]
-        if prefix and last.startswith(prefix):  # the usual case: and so does any key between them
+        if prefix and last.startswith(prefix):  # then all keys have the prefix, as in most calls
             self._add(prefix[:-1], rows)
             return
         by_kind = dict[str, list[Row]]()
@@ -63,7 +63,7 @@ class Tally:
             self._add(kind, of_kind)
 
     def merge(self, other: "Tally") -> None:
-        """Count in what *other* has counted, of other rows."""
+        """Add the sums over other rows."""
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
         self.bytes += other.bytes
@@ -81,7 +81,7 @@ class Tally:
         below = self._draws_below() if kind + ":" in (USER, ITEM) else 0
         for key, value in rows:
             raw = key.encode()
-            if len(raw) != length:  # keys of a kind are mostly of one length
+            if len(raw) != length:  # rarely: most keys of a kind have the same length
                 length = len(raw)
                 length_bytes = length.to_bytes(4, "big")
             size += length + len(value)
@@ -98,7 +98,7 @@ class Tally:
             self.popular_bytes += sum(len(value) for _, value in rows)
 
     def _draws_below(self) -> int:
-        """Return what the hash of a key has to be below for its row to be drawn."""
+        # Only rows with smaller hashes can enter the sample.
         return _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
 
     def _draw(self, rows: list[tuple[int, str]]) -> None:
@@ -108,7 +108,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a release holds: counts by kind, bytes of keys and values, digest, and its origin."""
+    """Description of a release: counts by kind, bytes of keys and values, digest, origin."""
 
     release: ReleaseId
     encoding: str
@@ -118,22 +118,22 @@ class Manifest:
     digest: str
     segments: tuple[str, ...]
     sample: tuple[str, ...]
-    """Keys that were drawn by their hashes: they are tried before the release is served."""
+    """Keys drawn by their hashes, which are read before the release is served."""
 
     about: dict[str, Any]
 
     @property
     def rows(self) -> int:
-        """How many rows the release has, the manifest aside."""
+        """Number of rows without the manifest."""
         return sum(self.counts.values())
 
     @property
     def model(self) -> str | None:
-        """The id of the model that the lists were computed from; None of lists that no model of ours made."""
+        """The id of the model that computed the lists; None for imported lists."""
         return self.about.get("model")
 
     def has_lists_of(self, other: "Manifest") -> bool:
-        """Return whether both hold the same lists: one release, or two publishes of one model in the same way."""
+        """Return whether both hold the same lists: of one release, or of one model published with the same options."""
         if self.release == other.release:
             return (self.counts, self.digest) == (other.counts, other.digest)
         ours, theirs = (
@@ -143,28 +143,25 @@ class Manifest:
 
     @property
     def refused_by(self) -> tuple[str, ...]:
-        """The gates that failed when the release was published; none if it was forced."""
+        """The gates that failed at publishing; none if that was forced."""
         gates = self.about.get("gates") or {"forced": False, "verdicts": ()}
         return () if gates["forced"] else tuple(each["gate"] for each in gates["verdicts"] if not each["passed"])
 
     @property
     def key_row(self) -> Row:
-        """The row that carries the manifest, the last that is written."""
+        """The row that holds the manifest; the last one written."""
         record = orjson.dumps({"format": FORMAT} | asdict(self))
         return Row(MANIFEST, Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
 
 
 class _Named(Struct):
-    """The part of a manifest that names its release."""
-
     release: str
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
-    """Make the manifest of rows that were tallied; ReleaseCorrupt for a set that could not be served.
+    """Make the manifest of tallied rows; ReleaseCorrupt if they could not be served.
 
-    A release needs an overall popular list, which answers if there is no other, and its popular lists stay
-    within what each process keeps in memory.
+    A release needs an overall popular list, and its popular lists must fit into the memory reserved for them.
     """
     if OVERALL not in tally.segments:
         raise ReleaseCorrupt(f"release {release} has no popular list for everybody; add a row {POPULAR!r}")
@@ -187,7 +184,7 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
 
 
 def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
-    """Parse a release's manifest; ReleaseCorrupt if it is missing, foreign or of an unknown format or encoding."""
+    """Parse a release's manifest; ReleaseCorrupt if it is missing, of another release, or of an unknown format."""
     if value is None:
         raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
     try:
@@ -209,7 +206,7 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
 
 
 def release_in(value: bytes) -> ReleaseId:
-    """Return the id in a stored manifest, which `read_manifest` needs to check it; ReleaseCorrupt if there is none."""
+    """Return the id in a stored manifest, which `read_manifest` needs; ReleaseCorrupt if it cannot be read."""
     try:
         return ReleaseId(msgspec.json.decode(value[HEADER_BYTES:], type=_Named).release)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -217,7 +214,7 @@ def release_in(value: bytes) -> ReleaseId:
 
 
 def compare(manifest: Manifest, tally: Tally) -> None:
-    """Hold a tally of what is stored against the manifest; ReleaseCorrupt, with both figures, if they differ."""
+    """Compare stored rows with the manifest; ReleaseCorrupt, with both figures, if they differ."""
     stated = (manifest.counts, manifest.bytes, manifest.digest)
     found = (dict(sorted(tally.counts.items())), tally.bytes, f"{tally.digest:032x}")
     for name, before, now in zip(("rows", "bytes", "digest"), stated, found, strict=True):

@@ -291,15 +291,16 @@ class _Refused(ReleaseConflict):
 
 async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
     """Claim a draft in the store; return its manifest, its last row, if an earlier attempt wrote it."""
+    refused = None
     try:
         await store.create(draft, plan)
-    except ReleaseConflict as conflict:
-        try:
-            return await load_manifest(store, draft.release)
-        except (ReleaseNotFound, ReleaseCorrupt):  # not sealed
-            raise _Refused(str(conflict)) from conflict
+    except ReleaseConflict as error:  # sealed, or its writer is alive
+        refused = error
+    try:
         return await load_manifest(store, draft.release)
     except (ReleaseNotFound, ReleaseCorrupt):  # the usual case: it is not written yet
+        if refused is not None:
+            raise _Refused(str(refused)) from refused
         return None
 
 
@@ -527,11 +528,8 @@ def held(url: str, draft: DraftRef) -> Iterator[None]:
 
 def _entry_of(found: Catalogue, run: str, release: ReleaseId) -> Release | None:
     """Return the entry of *run*'s *release*; ReleaseConflict if a writer other than a run has the id."""
-    try:
-        entry = found.find(release)
-    except ReleaseNotFound:
-        return None
-    if not entry.writer.startswith(RUNNER):
+    entry = found.get(release)
+    if entry is not None and not entry.writer.startswith(RUNNER):
         raise ReleaseConflict(f"release {release} was written by somebody else than run {run}")
     return entry
 

@@ -1,7 +1,7 @@
-"""A new catalogue, made from the sealed releases that a store holds, if the old one is lost or cannot be read.
+"""A new catalogue from the sealed releases of a store, if the old one is lost or cannot be read.
 
-The data stay where they are: each release keeps its incarnation. The catalogue gets a new `store_id`, so
-running services follow it, and work that was begun before cannot change it.
+Releases keep their incarnations. The new `store_id` makes running services follow it, and keeps earlier writers from
+changing it.
 """
 
 import secrets
@@ -29,18 +29,18 @@ from hotplate.stores.store import Store, read_one
 from hotplate.stores.users import find_records, write_record
 from hotplate.stores.verification import read_servable, verify
 
-# Is called with (the release that is read, its rows read, its rows in all).
+# Called with (the release being read, its rows read, its rows in all).
 OnRowsRead = Callable[[ReleaseId, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRelease:
-    """A sealed release that a store holds, and what a reader found in it."""
+    """A sealed release in the store, and its state."""
 
     ref: ReleaseRef
     manifest: Manifest
     damage: str | None = None
-    """What `verify` says; None if it is whole."""
+    """The error of `verify`; None if it is whole."""
 
     refusal: str | None = None
     """Why it cannot be served; None if it can."""
@@ -48,30 +48,30 @@ class FoundRelease:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a store without a readable catalogue holds; lives as long as one rebuild."""
+    """The contents of a store without a readable catalogue."""
 
     releases: tuple[FoundRelease, ...]
-    """In the order in which they were written; of two with one id, the one to be taken is the later."""
+    """In the order of writing; of two with one id, the later one is used."""
 
     others: dict[str, str]
-    """By incarnation, what is not taken up, and why: the next `prune` erases it."""
+    """Reasons by incarnation of data that are not used: the next `prune` erases them."""
 
     erased: dict[str, ErasedUsers]
-    """The records of erased users, by incarnation."""
+    """Records of erased users by incarnation."""
 
     record: bytes | None
-    """The catalogue that cannot be read; None if there is none."""
+    """The unreadable catalogue; None if there is none."""
 
     now: float
     """The store's clock."""
 
     @property
     def candidates(self) -> tuple[FoundRelease, ...]:
-        """Those that may become live: one for each id."""
+        """Releases that may become live: one for each id."""
         return tuple({found.ref.id: found for found in self.releases}.values())
 
     def only(self) -> ReleaseId:
-        """Return the release that becomes live if none is named; StoreMisused unless there is exactly one."""
+        """Return the only release; StoreMisused if there are several."""
         if len(self.candidates) == 1:
             return self.candidates[0].ref.id
         servable = [found for found in self.candidates if found.refusal is None]
@@ -83,7 +83,7 @@ class Survey:
         )
 
     def find(self, release: ReleaseId) -> FoundRelease:
-        """Return a candidate by its id; ReleaseNotFound, which names those that there are."""
+        """Return a candidate by its id, or raise ReleaseNotFound with the ids of all."""
         for found in self.candidates:
             if found.ref.id == release:
                 return found
@@ -94,10 +94,10 @@ class Survey:
 async def survey(
     store: Store, wanted: ReleaseId | None = None, on_progress: OnRowsRead = lambda _release, _done, _total: None
 ) -> Survey:
-    """Find the sealed releases that a store holds, and read every row of each.
+    """Find the sealed releases in a store, and read every row of each.
 
-    Raises ReleaseConflict if the catalogue can be read, ReleaseNotFound if there is no sealed release, or not the one
-    that is *wanted*.
+    Raises ReleaseConflict if the catalogue can be read; ReleaseNotFound if there is no sealed release, or not the
+    *wanted* one.
     """
     record, now = await _unreadable_record(store)
     releases, others = list[FoundRelease](), dict[str, str]()
@@ -114,7 +114,7 @@ async def survey(
     releases.sort(key=lambda one: one.manifest.created_at)
     found = Survey(tuple(releases), others, erased, record, now)
     if not releases:
-        drafts = f"; {len(others)} drafts or damaged releases are not taken up" if others else ""
+        drafts = f"; {len(others)} drafts or damaged releases cannot be used" if others else ""
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
     if wanted is not None:
         found.find(wanted)
@@ -125,10 +125,10 @@ async def survey(
 
 
 async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
-    """Write a catalogue of what was *found*, in which *live* is live and the others are ready; return it.
+    """Write and return a catalogue of the *found* releases, with *live* live and the others ready.
 
-    Raises ReleaseCorrupt if *live* cannot be served, and RefusedByGates if its manifest says that gates refused it,
-    unless *force*; ReleaseConflict if somebody else has written a catalogue since, as another rebuild does.
+    Unless *force* is true, raises ReleaseCorrupt if *live* cannot be served, and RefusedByGates if its gates refused
+    it. Raises ReleaseConflict if another process has written a catalogue since.
     """
     chosen = found.find(live)
     if chosen.refusal is not None and not force:
@@ -155,21 +155,21 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
             if isinstance(error, StoreUnavailable):
                 raise
             raise ReleaseConflict(
-                "somebody else wrote a catalogue first, as another rebuild does; see `hotplate releases list`"
+                "another process wrote a catalogue first, such as another rebuild; see `hotplate releases list`"
             ) from error
     await scale_up_again(store, chosen.ref)
     return new
 
 
 async def _erased(store: Store, found: Survey) -> Erased | None:
-    """Return the record of all who were ever erased: the one there is, or one that is written of several."""
+    """Return the record of all erased users; several are merged into a new one."""
     if len(found.erased) > 1:
         return await write_record(store, reduce(ErasedUsers.merged, found.erased.values()))
     return next((Erased(incarnation, users.count) for incarnation, users in found.erased.items()), None)
 
 
 async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
-    """Return the record that cannot be read, None if there is none, and the store's clock."""
+    """Return the unreadable record, None if there is none, and the store's clock."""
     try:
         found = await store.catalogue()
     except CatalogueUnreadable as error:
@@ -179,14 +179,14 @@ async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
     if found.generation:
         live = "nothing is live" if found.live is None else f"release {found.live} is live"
         raise ReleaseConflict(
-            f"the catalogue can be read, and {live}: nothing is to be rebuilt; to make another release live, use "
+            f"the catalogue can be read, and {live}: there is nothing to rebuild; to make another release live, use "
             f"`hotplate releases activate`"
         )
     return None, found.now
 
 
 async def _load_manifest(store: Store, incarnation: str) -> Manifest:
-    """Read the manifest of a sealed release by its incarnation alone; raises ReleaseNotFound or ReleaseCorrupt."""
+    """Read the manifest of a sealed release by incarnation; raises ReleaseNotFound or ReleaseCorrupt."""
     unnamed = ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation)
     if not await is_sealed(store, unnamed):
         raise ReleaseNotFound("a draft that was not finished")
@@ -197,7 +197,6 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
 
 
 async def _read(store: Store, found: FoundRelease, erased: ErasedUsers, on_progress: OnRowsRead) -> FoundRelease:
-    """Read all of a release, and ask whether it can be served."""
     damage = refusal = None
     try:
         await verify(
@@ -213,7 +212,7 @@ async def _read(store: Store, found: FoundRelease, erased: ErasedUsers, on_progr
 
 
 def _entries(found: Survey, live: FoundRelease) -> list[Release]:
-    """Return what the new catalogue says of each release, the live one last; of two with one id, one is withdrawn."""
+    # The live release is last; of two with one id, the earlier one is withdrawn.
     candidates = found.candidates
     withdrawn = [one for one in found.releases if one not in candidates]
     ready = [one for one in candidates if one is not live]
@@ -230,7 +229,6 @@ def _entry(found: FoundRelease, state: State, superseded_at: float | None = None
 
 
 async def _token(store: Store) -> str:
-    """Return the token of the catalogue that is stored; empty if it cannot be read."""
     try:
         return (await store.catalogue()).token
     except StoreError:

@@ -1,4 +1,4 @@
-"""Releases from one store to another: copied under the same id, row for row, or repaired in place by such a copy."""
+"""Copying a release between stores, row for row under the same id, and repairing one by such a copy."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 
-from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import DraftRef, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.compression import EncodedRows
 from hotplate.stores.erasure import ErasedUsers, erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
@@ -31,15 +31,12 @@ async def copy(
     live: bool = True,
     on_progress: OnProgress = unreported,
 ) -> WriteResult:
-    """Copy *release*, check it against the source's manifest, commit it and, unless *live* is false, make it live.
+    """Copy *release*, verify it, commit it and, unless *live* is false, activate it.
 
-    A copy that was killed is continued from where it was acknowledged. If another process is making one, it is waited
-    for, unless that process is stopped (ReleaseConflict).
-    A release that the target has already is verified: if it is complete it is left as it is, and if not it is repaired.
-    The result counts rows that were written and rows that existed, and says if the release was repaired. It also says
-    what keeps it from going live: a canary, or gates that refused it, if it is not live in the source. *on_progress* is
-    called with (rows, rows in all). Raises ReleaseConflict if *target* holds other rows under that id, ReleaseCorrupt
-    if the source does not add up.
+    A killed copy is continued; one that another process is making is waited for, unless that process is stopped
+    (ReleaseConflict). A release that the target has is verified and, if damaged, repaired (`repaired`). `held_back`
+    names a canary, or gates that refused a release not live in the source. *on_progress* is called with (rows, rows in
+    all). Raises ReleaseConflict if *target* has other rows under that id, ReleaseCorrupt if the source is damaged.
     """
     entry = await _committed(source, release)
     found = entry.ref
@@ -51,7 +48,7 @@ async def copy(
         await take_over_erasures(target, await erased_from(source))
         written = WriteResult(manifest, 0, manifest.rows)
     else:
-        log.warning("release %s is in the target, but rows of it are missing or damaged; it is repaired", release)
+        log.warning("release %s is in the target with missing or damaged rows; it is repaired", release)
         written = replace(await repair(target, source, release, on_progress=on_progress), repaired=True)
     if live:
         return await go_live(target, written, though_refused=entry.state is not State.READY and not entry.refused_by)
@@ -61,7 +58,7 @@ async def copy(
 
 
 async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on_progress: OnProgress) -> bool:
-    """Return whether *target* has every row of a release whole; ReleaseConflict if it has another under that id."""
+    """Return whether *target* has all rows of a release; ReleaseConflict if it has others under that id."""
     try:
         there = await verify(target, (await target.catalogue()).find(release).ref, on_progress=on_progress)
     except (ReleaseCorrupt, ReleaseNotFound):
@@ -78,10 +75,10 @@ async def repair(
     *,
     on_progress: OnProgress = unreported,
 ) -> WriteResult:
-    """Write the rows of a damaged release again, out of another store that has it too; it is served all the time.
+    """Rewrite a damaged release, which stays served, from another store that has it.
 
-    The new incarnation takes the place of the damaged one, which is pruned once its grace has passed; readers switch to
-    it within a refresh. Raises ReleaseConflict if *source* has other rows under that id.
+    The new incarnation replaces the damaged one, which is pruned after its grace; readers switch within a refresh.
+    Raises ReleaseConflict if *source* has other rows under that id.
     """
     damaged = (await _committed(store, release)).ref
     found = (await _committed(source, release)).ref
@@ -96,11 +93,11 @@ async def repair(
 
 
 async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
-    """Begin a draft, or become the writer of one whose lease has lapsed; None if the release is there."""
+    """Begin a draft, or become the writer of one whose lease has lapsed; None if the release is committed."""
     waiting, lapsed = False, None
     while True:
         found = await target.catalogue()
-        entry = _entry(found, release)
+        entry = found.get(release)
         if entry is not None and entry.state is not State.DRAFT:
             return None
         try:
@@ -110,10 +107,10 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
             await become_writer(target, draft)
         except ReleaseConflict:
             found = await target.catalogue()
-            entry = _entry(found, release)
+            entry = found.get(release)
             if entry is not None and entry.state is State.DRAFT and entry.lease_left_s(found.now) <= 0:
                 if entry == lapsed:
-                    raise  # its writer is stopped, which may be for ever; another one would have become it by now
+                    raise  # its writer is stopped and keeps the store's lock
                 lapsed = entry
             if not waiting:
                 log.warning("release %s is being copied by another process; waiting for it", release)
@@ -133,7 +130,7 @@ async def _write_copy(
     on_progress: OnProgress,
     prepare: bool = False,
 ) -> WriteResult:
-    """Write the rows of a release but for those of users who were erased in either store."""
+    """Write the rows of a release without those of users erased in either store."""
     theirs = await erased_from(source)
     erased = await take_over_erasures(target, theirs)
     left_out = list[str]()
@@ -153,7 +150,6 @@ async def _write_copy(
 async def _without(
     batches: AsyncIterator[list[Row]], erased: ErasedUsers, left_out: list[str]
 ) -> AsyncIterator[list[Row]]:
-    """Yield rows but for those of erased users, whose keys are added to *left_out*."""
     async for rows in batches:
         left_out += [row.key for row in rows if erased.covers(row.key)]
         yield [row for row in rows if not erased.covers(row.key)]
@@ -162,16 +158,14 @@ async def _without(
 async def estimate_copy(
     source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: OnProgress
 ) -> Estimate:
-    """Estimate `copy`; nothing is written. Raises ReleaseConflict if *target* has *release* already."""
-    try:
-        entry = _entry(await target.catalogue(), release)
+    """Estimate `copy` without writing; ReleaseConflict if *target* has *release*."""
+    with suppress(StoreUnavailable):  # the estimate says so
+        entry = (await target.catalogue()).get(release)
         if entry is not None and entry.state is not State.DRAFT:
             raise ReleaseConflict(
                 f"the target has release {release} already; a copy would verify it, and write it again only if rows "
                 f"are missing or damaged"
             )
-    except StoreUnavailable:
-        pass  # the estimate says so
 
     async def run(stand_in: Store) -> Manifest:
         return (await copy(source, stand_in, release, live=live, on_progress=on_progress)).manifest
@@ -189,17 +183,10 @@ async def _committed(source: Store, release: ReleaseId) -> Release:
 async def _batches(
     source: Store, release: ReleaseRef, manifest: Manifest, on_progress: OnProgress
 ) -> AsyncIterator[list[Row]]:
-    """Yield the rows in the order of a scan but for `meta` rows, which have batches of their own, and the manifest."""
+    """Yield rows in the order of a scan, each `meta` row as its own batch, without the manifest."""
     total = manifest.rows
     async for rows in read_rows(source, release, manifest, lambda done, _: on_progress(min(done, total), total)):
         for row in rows:
             if row.key.startswith(META) and row.key != MANIFEST:
                 yield [row]
         yield [row for row in rows if not row.key.startswith(META)]
-
-
-def _entry(catalogue: Catalogue, release: ReleaseId) -> Release | None:
-    try:
-        return catalogue.find(release)
-    except ReleaseNotFound:
-        return None

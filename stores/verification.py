@@ -1,9 +1,8 @@
-"""Whether a release is whole, and whether it can be served; and how two releases differ. Written once over any store.
+"""Checks of releases in any store: whether one is complete, whether it can be served, how two differ.
 
-Whether it can be served is one question with one answer, for everyone who is about to serve a release. What is read:
-the manifest, the dictionary, the popular lists and the sample that was drawn when the release was published; of a store
-that keeps files, their size, too. It shows that a release can be read, and takes a bounded time. It does not show that
-the release is complete: `verify` does.
+`read_servable` is the one check before a release is served. It reads the manifest, the dictionary, the popular lists
+and the sample drawn at publishing, and checks the size of a file, so it takes a bounded time. It does not show that the
+release is complete: `verify` does.
 """
 
 import asyncio
@@ -21,33 +20,33 @@ from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, read_manifest
 from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
 
-# How many rows, and about how many bytes of values, are read and handled together.
+# Rows, and approximate bytes of values, that are read and handled together.
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 << 20
 
-# How many damaged keys a sentence names, and how many are kept at most, however many there are.
+# Damaged keys named in a sentence, and kept in a result.
 NAMED = 3
 KEPT = 1000
 
-# How many items of each list are compared: as many as are served by default.
+# Items of each list that are compared: as many as are served by default.
 DEPTH = 10
 
 POPULAR_ITEMS = (10, 100)
 
-# After how many users it is looked whether a comparison is to stop.
+# Users between two checks whether to stop a comparison.
 STOP_EVERY = 100
 
-# How long the reads before a release is served may take in all.
+# Deadline of all reads before a release is served.
 DEADLINE_S = 30.0
 
-# Is called with (done, in all), for example rows.
+# Called with (done, in all), for example rows.
 OnProgress = Callable[[int, int], None]
 
 _KeyAndIds = tuple[bytes, list[str]]
 
 
 def unreported(_done: int, _total: int) -> None:
-    """Report no progress."""
+    """Ignore progress."""
 
 
 async def read_rows(
@@ -58,7 +57,7 @@ async def read_rows(
     *,
     chunk_rows: int = CHUNK_ROWS,
 ) -> AsyncIterator[list[Row]]:
-    """Yield all rows of a release, the manifest too, some at a time, each key once: a scan ascends, so a repeat shows.
+    """Yield all rows of a release, the manifest too, in chunks; a key repeated by the scan is skipped.
 
     *on_progress* is called with (rows handled, rows in all).
     """
@@ -75,7 +74,7 @@ async def read_rows(
             done += len(chunk)
             on_progress(done, manifest.rows + 1)
             chunk, size = [], 0
-            await asyncio.sleep(0)  # leases are renewed in between
+            await asyncio.sleep(0)  # let leases be renewed
     yield chunk
     on_progress(done + len(chunk), manifest.rows + 1)
 
@@ -85,12 +84,10 @@ async def verify(
 ) -> Manifest:
     """Read every row of a sealed release and compare the sums with its manifest.
 
-    *erased* is read by the catalogue, unless it is given because there is none.
-
-    Raises ReleaseCorrupt if they differ, which says the same as a scrub; and for damage between the rows, where the
-    store can find that.
+    *erased* replaces the erased users of a catalogue that cannot be read. Raises ReleaseCorrupt, with the findings of a
+    scrub, if they differ, or if the store finds damage between rows.
     """
-    if isinstance(store, Diagnosed):  # first, because a damaged release may not be fit to be walked through
+    if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
         await store.check_integrity(release)
     manifest = await load_manifest(store, release)
     tally = Tally()
@@ -99,20 +96,19 @@ async def verify(
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
-        found = await _inspect(store, release, manifest, erased_users=erased)
-        if found.is_whole and found.erased:
-            return manifest
-        if found.is_whole:
+        found = await _inspect(store, release, manifest, erased=erased)
+        if not found.is_whole:
+            raise ReleaseCorrupt(f"of release {release.id}, {found.finding}") from error
+        if not found.erased:
             raise
-        raise ReleaseCorrupt(f"of release {release.id}, {found.finding}") from error
     return manifest
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubResult:
-    """How many rows were read of how many, how many are missing and damaged, and keys of the first KEPT damaged ones.
+    """Rows read, rows stated by the manifest, both with the manifest; missing and damaged ones.
 
-    *rows* and *total* count the manifest, too.
+    *damaged* holds the first KEPT keys of *count* damaged rows.
     """
 
     rows: int
@@ -121,32 +117,28 @@ class ScrubResult:
     count: int
     damaged: list[str]
     erased: int = 0
-    """How many rows were deleted because their users were erased; they are not missing."""
+    """Missing rows of erased users; not part of *missing*."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether every row is there, as it was written."""
+        """Whether all rows are there and undamaged."""
         return not self.missing and not self.count
 
     @property
     def finding(self) -> str:
-        """Say what is missing or damaged."""
+        """A sentence that says what is missing or damaged."""
         lost = f"{self.missing:,} of {self.total:,} rows are missing" if self.missing else ""
         spoiled = f"{self.count:,} of {self.rows:,} rows are {_listed(self.damaged, self.count)}" if self.count else ""
         return f"{' and '.join(filter(None, (lost, spoiled)))}; {HEAL}"
 
 
 async def scrub(
-    store: Store,
-    release: ReleaseRef,
-    *,
-    rows_per_s: float,
-    on_progress: OnProgress = unreported,
+    store: Store, release: ReleaseRef, *, rows_per_s: float, on_progress: OnProgress = unreported
 ) -> ScrubResult:
-    """Read every row of a release at a steady rate, gentle to those who are served; check each value, and count rows.
+    """Read every row of a release at a steady rate, check each value, and count missing rows by the manifest.
 
-    What is missing is known by the manifest. Raises ReleaseCorrupt if the manifest or the dictionary is damaged, or if
-    values are whole and yet are not those that were written.
+    Raises ReleaseCorrupt if the manifest or the dictionary is damaged, or if undamaged values are not those that were
+    written.
     """
     return await _inspect(store, release, await load_manifest(store, release), rows_per_s, on_progress)
 
@@ -158,14 +150,14 @@ async def _inspect(
     rows_per_s: float | None = None,
     on_progress: OnProgress = unreported,
     *,
-    erased_users: ErasedUsers | None = None,
+    erased: ErasedUsers | None = None,
 ) -> ScrubResult:
-    decode, check = await load_decode(store, release, manifest), Checksum(release.id).open
+    decode = _of_all_rows(release, await load_decode(store, release, manifest))
     loop, tally, damaged = asyncio.get_running_loop(), Tally(), list[str]()
     began, rows, count = loop.time(), 0, 0
     chunk_rows = CHUNK_ROWS if rows_per_s is None else max(1, min(CHUNK_ROWS, int(rows_per_s / 10)))
     async for chunk in read_rows(store, release, manifest, on_progress, chunk_rows=chunk_rows):
-        found = [row.key for row in chunk if not _is_whole(row, decode, check)]
+        found = [row.key for row in chunk if not _is_whole(row, decode)]
         count += len(found)
         damaged += found[: KEPT - len(damaged)]
         _count(tally, chunk, release)
@@ -173,41 +165,41 @@ async def _inspect(
         if rows_per_s is not None:
             await asyncio.sleep(began + rows / rows_per_s - loop.time())
     absent = {kind: max(0, stated - tally.counts.get(kind, 0)) for kind, stated in manifest.counts.items()}
-    erased = 0
+    deleted = 0
     if lists := absent.get(USER.removesuffix(":"), 0):
-        erased = min(
-            lists, (await erased_from(store) if erased_users is None else erased_users).rows.get(release.id, 0)
-        )
-    missing = sum(absent.values()) - erased
-    if not missing and not count and not erased:
+        erased = await erased_from(store) if erased is None else erased
+        deleted = min(lists, erased.rows.get(release.id, 0))
+    missing = sum(absent.values()) - deleted
+    if not missing and not count and not deleted:
         compare(manifest, tally)
-    return ScrubResult(rows, manifest.rows + 1, missing, count, damaged, erased)
+    return ScrubResult(rows, manifest.rows + 1, missing, count, damaged, deleted)
 
 
 def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
-    """Count stored rows in; ReleaseCorrupt for a key of no kind."""
     try:
         tally.add(rows)
-    except StoreMisused as error:  # no caller misused anything: it was put with another key
+    except StoreMisused as error:  # the key was damaged since it was written
         raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); {HEAL}") from error
 
 
-def _is_whole(row: Row, decode: Decode, check: Decode) -> bool:
-    """Return whether a row's value is what was stored under its key.
-
-    *check* opens `meta` rows, which are not compressed.
-    """
+def _is_whole(row: Row, decode: Decode) -> bool:
     if row.key == MANIFEST:
-        return True  # read, and so checked, before any other
+        return True  # checked before any other row
     try:
-        (check if row.key.startswith(META) else decode)(row.key, row.value)
+        decode(row.key, row.value)
     except ReleaseCorrupt:
         return False
     return True
 
 
+def _of_all_rows(release: ReleaseRef, decode: Decode) -> Decode:
+    """Return a function that opens `meta` rows, too, which are not compressed."""
+    check = Checksum(release.id).open
+    return lambda key, value: (check if key.startswith(META) else decode)(key, value)
+
+
 def named(keys: Sequence[str]) -> str:
-    """Return a sentence that names damaged keys, a few of them."""
+    """Return a sentence that names the first damaged keys."""
     return f"{_listed(keys, len(keys))}; {HEAL}"
 
 
@@ -222,48 +214,52 @@ async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
     return read_manifest(release.id, await read_one(reader, release, MANIFEST))
 
 
-async def read_present(
+async def read_slots(
     reader: Reader, release: ReleaseRef, keys: Sequence[str]
-) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt]]:
-    """Read *keys* of *release*, a batch at a time, in order; of one that is missing or damaged its error, not raised.
-
-    Raises StoreError if a key cannot be read.
-    """
+) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt | None]]:
+    """Read *keys* in order, in batches: each with its value, None or its damage. Raises any other StoreError."""
     for start in range(0, len(keys), reader.batch):
         chunk = keys[start : start + reader.batch]
         for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
-            if slot is None:
-                yield key, ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; {HEAL}")
-            elif isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
+            if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
                 raise slot
-            else:
-                yield key, slot
-        await asyncio.sleep(0)  # a store in this process never waits, and a service has requests to answer
+            yield key, slot
+        await asyncio.sleep(0)  # a local store never waits, and a service has requests to answer
+
+
+async def read_present(
+    reader: Reader, release: ReleaseRef, keys: Sequence[str]
+) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt]]:
+    """Read *keys* as `read_slots` does, with an error for a missing row."""
+    async for key, slot in read_slots(reader, release, keys):
+        if slot is None:
+            slot = ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; {HEAL}")  # noqa: PLW2901
+        yield key, slot
 
 
 @dataclass(frozen=True, slots=True)
 class Servable:
-    """What is read of a release before it is served; lives as long as it is served."""
+    """The parts of a release that are read before it is served."""
 
     manifest: Manifest
     decode: Decode
-    """Opens every value but those of `meta` rows, given its key."""
+    """Opens any value but those of `meta` rows, given its key."""
 
     popular: dict[str, bytes]
-    """Popular lists by segment, as opened bodies; `OVERALL` is always there, and none is empty."""
+    """Opened bodies by segment, none empty; `OVERALL` is always present."""
 
     damaged: tuple[str, ...]
-    """Keys of popular lists and of the sample that are missing or damaged: too few to refuse the release."""
+    """Missing or damaged keys of popular lists and of the sample: too few to refuse the release."""
 
 
 async def read_servable(
     reader: Reader, release: ReleaseRef, *, erased: ErasedUsers | None = None, deadline_s: float = DEADLINE_S
 ) -> Servable:
-    """Read what a release needs to be served; *erased* as for `verify`.
+    """Read the parts of a release that serving it needs; *erased* as for `verify`.
 
-    Raises ReleaseNotFound if the data are gone, and StoreUnavailable if the store cannot be read in *deadline_s*
-    (seconds). Raises ReleaseCorrupt if the file was cut, or if the manifest, the dictionary or the popular list for
-    everybody is missing or damaged, or more than half of the sample, and more than one row.
+    Raises ReleaseNotFound if the data are gone; StoreUnavailable after *deadline_s*; ReleaseCorrupt if a file was cut,
+    if the manifest, the dictionary or the overall popular list is missing or damaged, or more than half of the sample
+    (at least two rows).
     """
     try:
         async with asyncio.timeout(deadline_s):
@@ -301,16 +297,13 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
 async def _open(
     reader: Reader, release: ReleaseRef, keys: Sequence[str], decode: Decode
 ) -> tuple[dict[str, bytes], list[str]]:
-    """Return the bodies of rows, and the keys of those that are missing or damaged.
-
-    Raises ReleaseCorrupt if the popular list for everybody is one of them.
-    """
-    check, bodies, damaged = Checksum(release.id).open, dict[str, bytes](), list[str]()
+    """Return the bodies of rows, and the keys of missing or damaged ones; the overall popular list must be whole."""
+    decode, bodies, damaged = _of_all_rows(release, decode), dict[str, bytes](), list[str]()
     async for key, value in read_present(reader, release, keys):
         try:
             if isinstance(value, ReleaseCorrupt):
                 raise value
-            bodies[key] = (check if key.startswith(META) else decode)(key, value)
+            bodies[key] = decode(key, value)
         except ReleaseCorrupt:
             if key == POPULAR + OVERALL:
                 raise
@@ -320,14 +313,14 @@ async def _open(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two releases compared over their users' first DEPTH items.
+    """Two releases compared by the first DEPTH items of their users' lists.
 
-    compared        users that have a list in both
-    only_first      users that have one in the first only; only_second in the second
-    overlap         mean share of items, of a user's longer list, that both lists contain; None if no user has both
-    unchanged       users whose lists name the same items in the same order
-    popular_share   for each release, by number of items: the share of all recommendations that go to its top items
-    complete        false where the comparison was stopped: all of the above is then of the first users, by their keys
+    compared        users with a list in both
+    only_first      users with a list in the first only; only_second in the second
+    overlap         mean share of the longer list's items that are in both lists; None if no user has both
+    unchanged       users with the same items in the same order
+    popular_share   for each release, by number of items: the share of all recommendations that are its top items
+    complete        false if the comparison was stopped; the figures are then of the first users by key
     """
 
     compared: int
@@ -347,10 +340,9 @@ async def diff(
     on_progress: OnProgress = unreported,
     stop: Callable[[], bool] = lambda: False,
 ) -> Difference:
-    """Compare two sealed releases of one store in one pass over both; memory grows with items, not with users.
+    """Compare two sealed releases of a store in one pass; memory grows with the items, not the users.
 
-    *on_progress* is called with (rows of the first release read, its rows). Once *stop* says so, the answer is what was
-    compared until then.
+    *on_progress* is called with (rows of the first release read, its rows). *stop* ends the comparison early.
     """
     items = Counter[str](), Counter[str]()
     compared = only_first = only_second = unchanged = 0
@@ -379,7 +371,7 @@ async def diff(
 async def _merged(
     one: AsyncIterator[_KeyAndIds], other: AsyncIterator[_KeyAndIds]
 ) -> AsyncGenerator[tuple[list[str] | None, list[str] | None], None]:
-    """Yield the lists of each user, in order of key bytes; None if a release has none for the user."""
+    """Yield both lists of each user, in order of key bytes; None for a release without one."""
     left, right = await anext(one, None), await anext(other, None)
     while left is not None or right is not None:
         if left is not None and (right is None or left[0] < right[0]):

@@ -28,7 +28,7 @@ from hotplate.cli.terminal import (
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef
+    from hotplate.stores.catalogue import Catalogue, Release
     from hotplate.stores.manifest import Manifest
     from hotplate.stores.publication import WriteResult
     from hotplate.stores.store import Estimate, Store
@@ -36,28 +36,25 @@ if TYPE_CHECKING:
 
 app = Verbs(
     no_args_is_help=True,
-    help="Look after releases: list, activate, roll back, try as a canary, prune, copy, verify, repair and compare "
-    "them.\n\n"
+    help="List, activate, roll back, try as a canary, prune, copy, verify, repair and compare releases.\n\n"
     "Example: hotplate releases list --store file:///var/lib/hotplate",
 )
 
 DAY_S = 86_400
-# What facts of a release's origin are called in its table, if not as in its manifest.
+# Labels of facts in a manifest, if they differ from their names there.
 ORIGIN = {"hotplate": "made by hotplate", "data": "fingerprint of data", "rows": "rows read"}
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
 IfCanary = Annotated[
     str | None,
     typer.Argument(
-        metavar="RELEASE",
-        help="The release that you saw as the canary: if another one is by now, nothing is done.",
-        show_default=False,
+        metavar="RELEASE", help="The expected canary; if another one is, nothing is done.", show_default=False
     ),
 ]
 ForceActivated = Annotated[
-    bool, Flag("Do it even if gates refused the release, or no service could serve it.", name="force", env=False)
+    bool, Flag("Do it even if gates refused the release, or it cannot be served.", name="force", env=False)
 ]
-ForceServed = Annotated[bool, Flag("Do it even if no service could serve the release.", name="force", env=False)]
+ForceServed = Annotated[bool, Flag("Do it even if the release cannot be served.", name="force", env=False)]
 ReleaseOrLive = Annotated[
     str | None,
     typer.Argument(
@@ -91,9 +88,9 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False) -> None:
-    """Show a release: its state, model, rows, quality next to the live release's before it, gates, and its origin.
+    """Show a release: state, model, rows, gates, origin, and quality compared with the release that was live before.
 
-    --json has all that its manifest holds.
+    --json prints the whole manifest.
 
     Example: hotplate releases show 20261120T064200Z-7f3a
     """
@@ -141,8 +138,8 @@ def activate(
 ) -> None:
     """Make a committed release live.
 
-    Its manifest, popular lists and a sample of its rows are read first. While another release is the canary, or
-    if gates refused it when it was published, it stays as it is, and the exit code is 3.
+    Its manifest, popular lists and a sample of its rows are read first. While another release is the canary, or if
+    gates refused it at publishing, nothing is changed, and the exit code is 3.
 
     Example: hotplate releases activate 20261120T064200Z-7f3a
     """
@@ -155,7 +152,7 @@ def activate(
 
 @app.command()
 def rollback(store: StoreUrl = None, force: ForceServed = False, as_json: Json = False) -> None:
-    """Make the release that was live before the live one live again; no data moves, and a canary ends.
+    """Make the release that was live before live again; no data moves, and a canary ends.
 
     Its manifest, popular lists and a sample of its rows are read first.
 
@@ -173,15 +170,14 @@ def canary(
         str, typer.Argument(metavar="RELEASE", help="The release to try; it must be ready.", show_default=False)
     ],
     store: StoreUrl = None,
-    percent: Annotated[float, Flag("The share of the users who see it; given again, it changes.")] = 5.0,
+    percent: Annotated[float, Flag("The share of the users who see it; may be changed later.")] = 5.0,
     force: ForceActivated = False,
     as_json: Json = False,
 ) -> None:
-    """Show a release to a share of the users, in the place of the live one.
+    """Show a release to a share of the users, instead of the live one.
 
-    A user is among them by the hash of the id, so he sees the same release in every process. To end it, give
-    `hotplate releases promote` or `abort`.
-
+    Users are chosen by the hash of their ids, so each sees the same release in every process. End it with `hotplate
+    releases promote` or `abort`.
     Example: hotplate releases canary 20261121T064200Z-09c1 --percent 5
     """
     from hotplate.stores.catalogue import ReleaseId
@@ -232,11 +228,12 @@ def prune(
     keep: Keep = 1,
     grace: Annotated[float, Flag("Seconds to keep a release after it left service.", at_least=0)] = 600,
     keep_ready: Annotated[
-        float | None, Flag("Also erase releases that were never live, as many days after they were begun.", at_least=0)
+        float | None,
+        Flag("Also erase releases that were never live and were begun this many days ago.", at_least=0),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Erase what is no longer needed: releases past their grace, and drafts whose writer is gone.
+    """Erase releases past their grace, and drafts without a writer.
 
     Example: hotplate releases prune --keep 2 --keep-ready 7
     """
@@ -261,10 +258,8 @@ def copy(
 ) -> None:
     """Copy a release, by default the live one, to another store under the same id.
 
-    The copy is checked against the manifest and made live in the target. A release that the target has already is
-    verified, and repaired if rows are missing or damaged.
-
-    To continue a copy that was interrupted, give the same command again.
+    The copy is checked against the manifest and made live in the target. A release that the target has is verified,
+    and repaired if rows are missing or damaged. To continue an interrupted copy, give the same command again.
 
     Example: hotplate releases copy --from file:///var/lib/hotplate --to redis://localhost:6379/0
 
@@ -290,17 +285,19 @@ def copy(
         done = with_stores(source, target, act, meter)
     if isinstance(done, Estimate):
         print_estimate(done, target, as_json=as_json)
-        return
-    live = activate and done.held_back is None
+    else:
+        _print_copied(done, target, meter, live=activate and done.held_back is None, as_json=as_json)
+
+
+def _print_copied(done: "WriteResult", target: str, meter: RequestUnitMeter, *, live: bool, as_json: bool) -> None:
     counts = {"rows_written": done.rows, "rows_there": done.skipped, "repaired": done.repaired}
     state = f"{'live' if live else 'ready'}{', repaired,' if done.repaired else ''}"
-    facts = {"store": shown_store(target, as_json=True), "release": done.manifest, "live": live}
-    print_result(
-        facts | counts | meter.to_json(),
+    sentence = (
         f"{done.manifest.release} is {state} in {shown_store(target)}: {done.rows:,} rows written, "
-        f"{done.skipped:,} had been written before",
-        as_json=as_json,
+        f"{done.skipped:,} had been written before"
     )
+    facts = {"store": shown_store(target, as_json=True), "release": done.manifest, "live": live}
+    print_result(facts | counts | meter.to_json(), sentence, as_json=as_json)
     if not as_json and done.rows:
         meter.print_totals(plan_of(done.manifest))
     if done.held_back is not None:
@@ -311,23 +308,16 @@ def copy(
 def verify(release: ReleaseOrLive = None, store: StoreUrl = None, as_json: Json = False) -> None:
     """Read every row of a release and check counts, bytes and digest against its manifest.
 
-    Warnings of the store about its set-up are printed, too. `hotplate store doctor` reads only a few rows.
+    Also prints warnings about the store's set-up. `hotplate store doctor` reads only a few rows.
 
     Example: hotplate releases verify --store redis://localhost:6379/0
     """
-    from hotplate.releases import as_damage, find_release
+    from hotplate.releases import verify as check
     from hotplate.stores.store import warnings_of
-    from hotplate.stores.verification import verify as check
 
     with progress_bars() as on_progress:
-
-        async def act(opened: "Store") -> "tuple[Manifest, list[str]]":
-            chosen = await find_release(opened, release)
-            warnings = await warnings_of(opened)
-            with as_damage(chosen):
-                return await check(opened, chosen, on_progress=partial(on_progress, "verify")), warnings
-
-        manifest, warnings = with_store(store, act)
+        manifest = check(chosen_store(store), release, on_progress=partial(on_progress, "verify"))
+    warnings = with_store(store, warnings_of)
     sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
     print_result({"release": manifest, "warnings": warnings}, sentence, as_json=as_json)
     for warning in () if as_json else warnings:
@@ -341,9 +331,9 @@ def scrub(
     rate: Annotated[float, Flag("Rows to read in a second.", at_least=1)] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Read every row of a release, by default the live one, at a gentle rate; check each, and that none is missing.
+    """Read every row of a release, by default the live one, at a limited rate, and check for missing or damaged rows.
 
-    If rows are missing or damaged the exit code is 1; damaged ones are named. `hotplate releases repair` heals both.
+    If rows are missing or damaged, the exit code is 1; `hotplate releases repair` restores them.
 
     Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
     """
@@ -353,19 +343,17 @@ def scrub(
 
     with progress_bars() as on_progress:
 
-        async def act(opened: "Store") -> "tuple[ReleaseRef, ScrubResult]":
+        async def act(opened: "Store") -> "tuple[str, ScrubResult]":
             chosen = await find_release(opened, release)
             with as_damage(chosen):
-                return chosen, await read(opened, chosen, rows_per_s=rate, on_progress=partial(on_progress, "scrub"))
+                progress = partial(on_progress, "scrub")
+                return chosen.id, await read(opened, chosen, rows_per_s=rate, on_progress=progress)
 
         chosen, found = with_store(store, act)
     if not found.is_whole:
-        raise ReleaseCorrupt(f"of release {chosen.id}, {found.finding}")
-    print_result(
-        {"release": chosen.id, "rows": found.rows, "damaged": []},
-        f"{chosen.id} is whole: {found.rows:,} rows",
-        as_json=as_json,
-    )
+        raise ReleaseCorrupt(f"of release {chosen}, {found.finding}")
+    facts = {"release": chosen, "rows": found.rows, "damaged": []}
+    print_result(facts, f"{chosen} is whole: {found.rows:,} rows", as_json=as_json)
 
 
 @app.command()
@@ -375,20 +363,20 @@ def repair(
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Write a damaged release, by default the live one, again out of another store that has it too.
+    """Rewrite a damaged release, by default the live one, from another store that has it.
 
-    It is served all the time, and services switch to the new rows once they are complete and checked.
+    It stays served, and services switch to the new rows once they are verified.
 
     Example: hotplate releases repair --from redis://localhost:6379/0 --store file:///var/lib/hotplate
     """
     from hotplate.releases import find_release
-    from hotplate.stores.transfer import repair as write_anew
+    from hotplate.stores.transfer import repair as rewrite
 
     with progress_bars() as on_progress:
 
         async def act(opened: "Store", damaged: "Store") -> "WriteResult":
             chosen = await find_release(damaged, release)
-            return await write_anew(damaged, opened, chosen.id, on_progress=partial(on_progress, "repair"))
+            return await rewrite(damaged, opened, chosen.id, on_progress=partial(on_progress, "repair"))
 
         done = with_stores(source, chosen_store(store), act)
     fields = {"release": done.manifest, "rows_written": done.rows}
@@ -403,7 +391,7 @@ def diff(
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two releases: the users with lists, the overlap of their first ten items, and how popular those are.
+    """Compare two releases: users with lists, overlap of their first ten items, and the share of popular items.
 
     Example: hotplate releases diff 20261120T064200Z-7f3a 20261121T064200Z-09c1
     """
@@ -432,7 +420,6 @@ def diff(
 
 
 def _print_done(store: str | None, fields: dict[str, Any], sentence: str, *, as_json: bool) -> None:
-    """Print what was done to a store, and to which."""
     where = {"store": shown_store(store, as_json=True)}
     print_result(where | fields, f"{sentence} in {shown_store(store)}", as_json=as_json)
 
@@ -448,7 +435,7 @@ def _difference_to_json(found: "Difference", first: str, second: str) -> dict[st
 
 
 async def find_manifest(store: "Store", release: str | None) -> "Manifest":
-    """Return the manifest of the release that was named, or of the live one."""
+    """Return the manifest of *release*, by default of the live one."""
     from hotplate.releases import find_release
     from hotplate.stores.verification import load_manifest
 
@@ -456,7 +443,6 @@ async def find_manifest(store: "Store", release: str | None) -> "Manifest":
 
 
 async def _manifest_before(store: "Store", found: "Catalogue", entry: "Release") -> "Manifest | None":
-    """Read the manifest of the latest release that was live before; None if there is none, or it cannot be read."""
     from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
     from hotplate.stores.verification import load_manifest
 
@@ -468,7 +454,6 @@ async def _manifest_before(store: "Store", found: "Catalogue", entry: "Release")
 
 
 def _print_quality(manifest: "Manifest", before: "Manifest | None") -> None:
-    """Print the metrics of a release, next to those of the one before; nothing if it was not evaluated."""
     now, then = ((each.about if each else {}).get("metrics") or {} for each in (manifest, before))
     compared = then.get("model", {})
     rows = [

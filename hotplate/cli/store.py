@@ -1,4 +1,4 @@
-"""`hotplate store`: look after a store as a whole: doctor, backup, restore and rebuild."""
+"""`hotplate store`: doctor, backup, restore and rebuild."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -37,17 +37,17 @@ DAY_S = 86_400
 
 app = Verbs(
     no_args_is_help=True,
-    help="Look after a store as a whole: examine it, back it up, put it back, rebuild its catalogue.\n\n"
+    help="Examine a store, back it up, restore it, rebuild its catalogue.\n\n"
     "Example: hotplate store doctor --store redis://localhost:6379/0",
 )
 
 
 @app.command()
 def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
-    """Examine a store: is it fit to be served from and published to? Nothing in it is changed.
+    """Check, without changes, whether a store can be served from and published to.
 
-    Looked at are versions, rights, clock, memory or disk, eviction, persistence, encryption, how quickly it is read,
-    what is live, and what was left over. Each line is ok, a warning or an error, and says what to do.
+    Checks versions, rights, clock, memory or disk, eviction, persistence, encryption, read times, the live release, and
+    leftovers. Each line is ok, a warning or an error, and says what to do.
 
     Exits 1 if there is an error.
 
@@ -58,17 +58,14 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
 
     found = with_store(store, examine, may_be_new=True)
     counts = Counter(each.level for each in found)
-    print_result(
-        {
-            "store": shown_store(store, as_json=True),
-            "fit": not counts[Level.ERROR],
-            "findings": [each._asdict() for each in found],
-        },
-        shown_store(store),
-        *(f"{each.level:<8} {each.subject:<12} {each.sentence}" for each in found),
-        f"{counted(counts[Level.ERROR], 'error')}, {counted(counts[Level.WARNING], 'warning')}",
-        as_json=as_json,
-    )
+    facts = {
+        "store": shown_store(store, as_json=True),
+        "fit": not counts[Level.ERROR],
+        "findings": [each._asdict() for each in found],
+    }
+    lines = [f"{each.level:<8} {each.subject:<12} {each.sentence}" for each in found]
+    total = f"{counted(counts[Level.ERROR], 'error')}, {counted(counts[Level.WARNING], 'warning')}"
+    print_result(facts, shown_store(store), *lines, total, as_json=as_json)
     raise typer.Exit(FAILED if counts[Level.ERROR] else 0)
 
 
@@ -78,10 +75,10 @@ def backup(
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Copy all releases of a file:// store, and its catalogue, into a folder, while it is served and published to.
+    """Copy all releases of a file:// store, and its catalogue, into a folder, while it serves and is published to.
 
-    The backup is a store itself: `hotplate releases verify --store file:///FOLDER` reads it. How Redis and Cosmos DB
-    are backed up, the documentation of releases says.
+    The backup is itself a store: `hotplate releases verify --store file:///FOLDER` reads it. For Redis and Cosmos DB,
+    see the documentation of releases.
 
     Example: hotplate store backup /backup/hotplate-monday --store file:///var/lib/hotplate
     """
@@ -92,20 +89,20 @@ def backup(
         async def act(opened: "Store") -> "BackupResult":
             return await copy_all(_folder_store(opened), target, partial(on_progress, "backup"))
 
-        done = with_store(store, act, may_be_new=True)  # which is said of the folder
+        done = with_store(store, act, may_be_new=True)  # `backup` reports a missing store
     _print_copied(done, f"{shown_store(store)} is backed up to {target}", as_json=as_json)
 
 
 @app.command()
 def restore(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder, as `hotplate store backup` writes it.")],
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder written by `hotplate store backup`.")],
     store: StoreUrl = None,
-    over: Annotated[bool, Flag("Restore over a store that is there, and may be in use.", env=False)] = False,
+    over: Annotated[bool, Flag("Restore over an existing store, which may be in use.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
-    """Put a backup of a file:// store back; services follow what was live in it at once.
+    """Restore a backup of a file:// store; services switch to its live release at once.
 
-    With --over, releases that the backup lacks leave service, and `hotplate releases prune` erases them.
+    With --over, releases that are not in the backup leave service, and `hotplate releases prune` erases them.
 
     Example: hotplate store restore /backup/hotplate-monday --store file:///var/lib/hotplate --over
     """
@@ -129,13 +126,12 @@ def rebuild(
     force: Annotated[bool, Flag("Make it live although gates refused it, or it cannot be served.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a new catalogue from the releases that the store holds, if the old one is lost or cannot be read.
+    """Write a new catalogue from the releases in a store, if the old one is lost or cannot be read.
 
-    Every row of each release is read, and the releases are listed: when each was written, its rows, what its gates
-    said, and whether it is sound. One becomes live and the others ready; services follow at once, and no data move. A
-    publish that was under way is to be started again.
+    Reads every row of each release, and lists them with time, rows, gates and damage. One becomes live and the others
+    ready; services follow at once, and no data move. Start a publish that was running again.
 
-    Without --live, if there are several, they are only listed, and the exit code is 2.
+    Without --live, several releases are only listed, and the exit code is 2.
 
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
@@ -151,7 +147,7 @@ def rebuild(
             found = await survey(opened, wanted, on_progress)
             try:
                 return found, await write_catalogue(opened, found, wanted or found.only(), force=force)
-            except StoreError as error:  # what was found is to be printed all the same
+            except StoreError as error:  # the survey is printed in any case
                 return found, error
 
         found, outcome = with_store(store, act)
@@ -193,14 +189,13 @@ def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None,
         for sentence in dict.fromkeys(filter(None, (one.damage, one.refusal))):
             out.print(f"{one.ref.id}: {sentence}")
     for incarnation, reason in found.others.items():
-        out.print(f"not taken up, so `hotplate releases prune` erases it: {incarnation}, {reason}")
+        out.print(f"not used, so `hotplate releases prune` erases it: {incarnation}, {reason}")
     if rebuilt is not None:
         counts = counted(len(rebuilt.releases), "release")
         out.print(f"{rebuilt.live} is live in {shown_store(url)}, by a new catalogue of {counts}")
 
 
 def _gates(manifest: "Manifest") -> str:
-    """Return in a few words what the gates of a release said, as its manifest has it."""
     recorded: dict[str, Any] = manifest.about.get("gates") or {}
     verdicts = recorded.get("verdicts", ())
     failed = [verdict["gate"] for verdict in verdicts if not verdict["passed"]]
@@ -210,13 +205,12 @@ def _gates(manifest: "Manifest") -> str:
 
 
 def _folder_store(opened: "Store") -> "LmdbStore":
-    """Return the store, if it is a folder; StoreMisused for any other."""
     from hotplate.stores.errors import StoreMisused
     from hotplate.stores.file.store import LmdbStore
 
     if not isinstance(opened, LmdbStore):
         raise StoreMisused(
-            "only file:// stores are backed up by hotplate; Redis and Cosmos DB have backups of their own, and "
+            "only file:// stores are backed up by hotplate; Redis and Cosmos DB have their own backups, and "
             "`hotplate releases copy` copies a release of any store into a folder"
         )
     return opened

@@ -1,4 +1,4 @@
-"""`hotplate users`: erase users for good, and find what holds them still."""
+"""`hotplate users`: erase users, and find data that still contain them."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,58 +18,56 @@ if TYPE_CHECKING:
 
 app = Verbs(
     no_args_is_help=True,
-    help="Erase users for good, and find what holds them still.\n\n"
+    help="Erase users, and find data that still contain them.\n\n"
     "Example: hotplate users erase u7 --store file:///var/lib/hotplate",
 )
 
-Users = Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of users, as events and lists have them.")]
+Users = Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of users, as in events and lists.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Where users are looked for: the store, and folders, each of which may be given several times."""
+    """Where to search for users."""
 
     store: StoreUrl = None
-    backups: Annotated[
-        tuple[Path, ...], Flag("A backup to look into; repeatable.", name="backup", metavar="FOLDER")
-    ] = ()
+    backups: Annotated[tuple[Path, ...], Flag("A backup to search; repeatable.", name="backup", metavar="FOLDER")] = ()
     models: Annotated[
-        tuple[Path, ...], Flag("A model folder to look into; repeatable.", name="model", metavar="FOLDER")
+        tuple[Path, ...], Flag("A model folder to search; repeatable.", name="model", metavar="FOLDER")
     ] = ()
     events: Annotated[
-        tuple[Path, ...], Flag("A folder of events to look into; repeatable.", name="events", metavar="DIR")
+        tuple[Path, ...], Flag("A folder of events to search; repeatable.", name="events", metavar="DIR")
     ] = ()
     as_json: Json = False
 
     def check(self) -> None:
-        """Raise StoreMisused, before anything is erased, for a folder that does not exist."""
+        """Raise StoreMisused for a folder that does not exist."""
         from hotplate.stores.errors import StoreMisused
 
         for path in (*self.backups, *self.models, *self.events):
             if not path.is_dir():
-                raise StoreMisused(f"there is no folder {path} to look into")
+                raise StoreMisused(f"the folder {path} does not exist")
 
 
 @app.command()
 def erase(users: Users, places: Places) -> None:
-    """Erase users from a store for good: each service answers them as unknown within a refresh.
+    """Erase users from a store: every service treats them as unknown within a refresh.
 
-    No rollback, restore, copy or rebuild brings them back. Rows are deleted from Redis and Cosmos DB at once, and go
-    from files with their release. What holds the users still is named, and so is what was not looked into.
+    Rollback, restore, copy and rebuild keep erasures. Rows are deleted from Redis and Cosmos DB at once, and from files
+    with their release. Lists the data that still contain the users, and the places that were not searched.
 
     Example: hotplate users erase u7 u8 --store redis://localhost:6379/0 --backup /backup/monday --events /var/events
     """
     from hotplate.stores.users import erase_users
 
     places.check()
-    elsewhere = _elsewhere(users, places)  # first, as it fails for what is no backup, model or log of events
+    elsewhere = _elsewhere(users, places)  # before the erasure, because it fails for a wrong folder
     done = with_store(places.store, lambda opened: erase_users(opened, users))
     _print(done, users, places, elsewhere, "erased from")
 
 
 @app.command()
 def find(users: Users, places: Places) -> None:
-    """Say whether users are erased, and which releases, backups, model folders and events hold them; changes nothing.
+    """Say whether users are erased, and which releases, backups, model folders and events contain them.
 
     Example: hotplate users find u7 --store file:///var/lib/hotplate --model model
     """
@@ -107,9 +105,9 @@ def _print(
     sentences += [
         f"release {release} holds {_named(held)} until it is pruned" for release, held in done.holding.items()
     ]
-    sentences += [f"release {release} is being written, and was not looked into" for release in done.being_written]
+    sentences += [f"release {release} is being written, and was not searched" for release in done.being_written]
     sentences += [f"{path} holds {_named(held)}" for path, held in elsewhere.items() if held]
-    sentences.append(f"not looked into: {', '.join(unchecked)}")
+    sentences.append(f"not searched: {', '.join(unchecked)}")
     where = {"store": shown_store(places.store, as_json=True)}
     facts = asdict(done) | where | {"elsewhere": elsewhere, "not_checked": unchecked}
     print_result(facts, *sentences, as_json=places.as_json)

@@ -1,7 +1,7 @@
-"""Backups of a `file://` store, taken and put back while it is served and published to.
+"""Backups of a `file://` store, made and restored while it serves and is published to.
 
-A backup is a folder, and itself a store that can be read: the sealed releases, each checked after it was copied, and a
-catalogue of them. It is there complete or not at all, and so is what is put back.
+A backup is a folder that is also a readable store: the sealed releases, each checked after it was copied, and a
+catalogue of them. A backup or a restore appears complete, by a rename, or not at all.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from hotplate.stores.errors import (
 from hotplate.stores.file.catalogue import CatalogueFile
 from hotplate.stores.file.release import READ_CHUNK, check_whole, translated
 from hotplate.stores.file.store import RESTORED, LmdbStore
-from hotplate.stores.folders import LOCK, flush, scratch_folder
+from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
 from hotplate.stores.users import find_records, write_record
 from hotplate.stores.verification import OnProgress, unreported
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class BackupResult:
-    """What a backup holds, or what was put back: its releases, in the catalogue's order, and the bytes copied."""
+    """Releases of a backup or a restore, in the catalogue's order, and the number of copied bytes."""
 
     live: ReleaseId | None
     releases: tuple[ReleaseId, ...]
@@ -45,10 +45,10 @@ class BackupResult:
 
 
 async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unreported) -> BackupResult:
-    """Copy all releases that are complete, and the catalogue, into a new folder.
+    """Copy all committed releases and the catalogue into a new folder.
 
-    A release that is pruned during the backup is in it; a draft never is. Raises StoreMisused if *target* holds
-    anything, ReleaseCorrupt if a release is damaged, StoreFull with the numbers. *on_progress* is called with (bytes
+    A release that is pruned during the backup is included; drafts are not. Raises StoreMisused if *target* is not
+    empty, ReleaseCorrupt if a release is damaged, StoreFull with the numbers. *on_progress* is called with (bytes
     copied, bytes in all).
     """
     _check_new(target)
@@ -73,15 +73,14 @@ async def restore(
     *,
     over: bool = False,
 ) -> BackupResult:
-    """Put a backup back, into a store that is empty, or, where *over* says so, over one that may be in use.
+    """Restore a backup into an empty store or, with *over*, into one that may be in use.
 
-    What the backup calls live is live then, and workers follow at once: the catalogue gets a generation that none of
-    them has seen. A canary ends, that of the backup, too. Releases that the backup lacks are withdrawn, so a prune
-    erases them once their grace has passed; drafts go on. All releases are copied, and get new incarnations, which no
-    eraser can know.
+    The backup's live release becomes live, and workers follow at once, because the catalogue gets a new generation. A
+    canary ends, that of the backup, too. Releases that are not in the backup are withdrawn, and pruned after their
+    grace; drafts stay. Restored releases get new incarnations, which no earlier eraser knows.
 
-    Raises ReleaseConflict if there is something to lose and *over* is not said, ReleaseCorrupt if the backup is
-    damaged, StoreFull with the numbers.
+    Raises ReleaseConflict if the store is not empty, unless *over* is true; ReleaseCorrupt if the backup is damaged;
+    StoreFull with the numbers.
     """
     catalogue = CatalogueFile(store.folder)
     if _present(catalogue, store.clock()).generation and not over:
@@ -89,7 +88,7 @@ async def restore(
     async with _held(backup := LmdbStore(source, store.clock)) as (found, files):
         present, missing = await _erased_of_both(store, backup, found)
         entries = [replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases]
-        # Inside `releases`, which may be a disk of its own, and where a prune erases what a killed restore leaves.
+        # In `releases`, which may be a separate disk, and where a prune erases the files of a killed restore.
         with _scratch(store.folder / "releases", RESTORED) as scratch:
             wanted = [
                 _Copy(
@@ -102,7 +101,7 @@ async def restore(
             copied = await _copy_all(wanted, scratch, on_progress)
             erased = present if missing is None else await write_record(store, missing)
             restored = replace(found, releases=tuple(entries), erased=erased)
-            if restored.canary is not None:  # it may have been aborted since
+            if restored.canary is not None:  # it may have been aborted after the backup
                 restored = abort(restored, restored.canary.release)
             await _in_thread(_put_in_place, catalogue, restored, present, [each.path for each in wanted])
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
@@ -116,7 +115,7 @@ def _check_new(target: Path) -> None:
 async def _erased_of_both(
     store: LmdbStore, backup: LmdbStore, found: Catalogue
 ) -> tuple[Erased | None, ErasedUsers | None]:
-    """Return the record of erased users that the store has, and, where that lacks some, those of both."""
+    """Return the store's record of erased users, and the union with the backup's if that has more."""
     theirs = await read_erased(backup, found)
     await backup.close()
     try:
@@ -130,13 +129,13 @@ async def _erased_of_both(
 
 
 def _is_pruned(folder: Path, present: Catalogue, record: Erased) -> bool:
-    """Return whether a record that no catalogue names yet was taken for a leftover."""
+    """Return whether a prune erased, or is erasing, a record that no catalogue names yet."""
     path = _release_path(folder, record.incarnation)
     return present.entry(record.incarnation) is not None or not path.exists()
 
 
 def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, erased: Erased | None, copied: Sequence[Path]) -> None:
-    """Give the files their names, and then the catalogue its new record, under its lock."""
+    """Rename the files to their places, and write the catalogue under its lock."""
     releases = catalogue.folder / "releases"
     with catalogue.locked(), translated(releases):
         present = _present(catalogue, restored.now)
@@ -150,7 +149,7 @@ def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, erased: Erased 
 
 
 def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
-    """Return the restored catalogue as the successor of what there is, whose other releases it withdraws."""
+    """Return the restored catalogue as the successor of *present*, with the other releases withdrawn."""
     ids = {entry.id for entry in restored.releases}
     others = [
         replace(entry, state=State.WITHDRAWN, superseded_at=restored.now)
@@ -167,7 +166,7 @@ def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
 
 
 def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
-    """Return the catalogue that is to be replaced; one that cannot be read is like none."""
+    """Return the catalogue to be replaced; an unreadable one counts as empty."""
     try:
         return catalogue.read(now)
     except CatalogueUnreadable:
@@ -176,23 +175,22 @@ def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
 
 @asynccontextmanager
 async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, int]]]:
-    """Open the files of all complete releases, so none can go; yield a catalogue of just those, and them."""
+    """Open the files of all committed releases, so that they outlive a prune; yield them with a catalogue of these."""
     before = None
     while True:
         found = await store.catalogue()
         if not found.generation:
             raise ReleaseNotFound(f"{store.folder} holds no store; nothing was ever published there")
-        complete = tuple(entry for entry in found.releases if entry.state not in (State.DRAFT, State.DROPPING))
+        complete = replace(found, releases=found.committed)
         with ExitStack() as opened:
             try:
-                named = replace(found, releases=complete).incarnations
-                files = {incarnation: _open(store.folder, incarnation, opened) for incarnation in sorted(named)}
+                files = {name: _open(store.folder, name, opened) for name in sorted(complete.incarnations)}
             except ReleaseNotFound:
                 if found == before:
-                    raise  # it was not pruned: it is gone
+                    raise  # it is missing, not pruned
                 before = found
                 continue
-            yield replace(found, releases=complete), files
+            yield complete, files
             return
 
 
@@ -205,7 +203,7 @@ def _open(folder: Path, incarnation: str, opened: ExitStack) -> int:
 
 
 class _Copy(NamedTuple):
-    """A release file that is copied: it is open, so it can be read after it was pruned."""
+    """A release file to copy, open so that it can be read after a prune."""
 
     source: Path
     file: int
@@ -213,7 +211,7 @@ class _Copy(NamedTuple):
 
 
 async def _copy_all(wanted: Sequence[_Copy], scratch: Path, on_progress: OnProgress) -> int:
-    """Copy open files to paths in a folder, and check each; return how many bytes they have."""
+    """Copy open files into a folder, and check each; return their total size."""
     total, done = sum(os.fstat(each.file).st_size for each in wanted), 0
     with translated(scratch):
         free = shutil.disk_usage(scratch).free
@@ -237,15 +235,15 @@ async def _copy_all(wanted: Sequence[_Copy], scratch: Path, on_progress: OnProgr
         done += place
         try:
             await check_whole(path)
-        except ReleaseCorrupt as error:  # the copy is removed; what it was made of stays, and has a name
+        except ReleaseCorrupt as error:  # name the source, because the copy is removed
             raise ReleaseCorrupt(str(error).replace(str(path), str(source))) from error
     with translated(scratch):
         flush(scratch / "releases")
     return total
 
 
-async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 -- whatever *work* takes
-    """Do work in a thread, and see it end where the caller is interrupted: what it writes to is taken away then."""
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 -- any arguments of *work*
+    """Run *work* in a thread; if cancelled, wait for its end, because its file is removed then."""
     working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
         return await asyncio.shield(working)
@@ -256,15 +254,12 @@ async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN
 
 def _copy_piece(source: int, target: int, place: int) -> int:
     piece = os.pread(source, READ_CHUNK, place)
-    written = 0
-    while written < len(piece):
-        written += os.pwrite(target, piece[written:], place + written)
-    return written
+    write_all(target, piece, place)
+    return len(piece)
 
 
 @contextmanager
 def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
-    """Make a scratch folder next to what is to be made."""
     with ExitStack() as stack:
         with translated(folder):
             folder.mkdir(parents=True, exist_ok=True)

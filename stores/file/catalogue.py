@@ -1,14 +1,13 @@
 """The catalogue as a file: swapped by lock, write, fsync, rename and fsync of the folder, also on a full disk.
 
-catalogue.json     the record, and newlines up to the size that was allocated for it
+catalogue.json     the record, padded with newlines to its allocated size
 catalogue.lock     locked while the catalogue is swapped
 catalogue.spare    allocated blocks for the next record: written, then renamed to catalogue.json
 catalogue.former   a second name of the previous record, until its file becomes the spare
 
-The spare is twice as large as the record, and only the holder of the lock touches it. After a swap, the file of the
-previous record becomes the spare. Its blocks are never given back to the disk, so a swap works on a full disk, even if
-other processes take each block that becomes free. A reader may still have that file open, so it checks the name and the
-record's checksum.
+The spare is twice as large as the record; only the holder of the lock uses it. After a swap, the file of the previous
+record becomes the spare. Its blocks are never freed, so a swap works on a full disk, even if other processes take each
+block that becomes free. A reader may still have that file open, so it checks the name and the record's checksum.
 """
 
 import os
@@ -20,17 +19,17 @@ from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreUnavailable
 from hotplate.stores.file.release import translated
-from hotplate.stores.folders import flush, take_lock
+from hotplate.stores.folders import flush, take_lock, write_all
 
 LOCK_TIMEOUT_S = 5.0
 
-# How many times the size of a record is allocated for the next one, in whole blocks.
+# Allocated size of the next record, as a multiple of the current one, in whole blocks.
 ROOM = 2
 BLOCK_BYTES = 4096
 
 
 class CatalogueFile:
-    """The catalogue of one folder; lives as long as its store."""
+    """The catalogue of one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,24 +38,24 @@ class CatalogueFile:
         self._former = folder / "catalogue.former"
 
     def record(self) -> bytes | None:
-        """Return the record as it stands; None before the first swap. Only `parse` knows whether it is whole."""
+        """Return the stored bytes, which only `parse` checks; None before the first swap."""
         try:
             while True:
                 with self.path.open("rb", buffering=0) as file:
                     record = file.readall()
                     if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
-                        return record  # otherwise it is the spare by now, perhaps with a record that never counts
+                        return record  # otherwise it is the spare now, perhaps with a record that was never committed
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StoreUnavailable(f"{self.path} cannot be read: {error}") from error
 
     def read(self, now: float) -> Catalogue:
-        """Return the catalogue, an empty one before the first swap."""
+        """Return the catalogue; an empty one before the first swap."""
         return self.parse(self.record(), now)
 
     def parse(self, record: bytes | None, now: float) -> Catalogue:
-        """Understand a record that was read here; it is read again if it was overwritten."""
+        """Decode a record; if it was overwritten during the read, read it again."""
         while record is not None:
             try:
                 return catalogue_record.parse(record, now=now, where=str(self.path))
@@ -68,28 +67,28 @@ class CatalogueFile:
         return Catalogue(now=now)
 
     def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old*, compared by `version`; waits for the lock and for the disk, so call it in a thread."""
+        """Replace *old*, compared by `version`. Blocks on the lock and the disk, so call it in a thread."""
         with self.locked():
             if self.read(new.now).version != old.version:
-                raise ReleaseConflict("the catalogue was changed by somebody else first")
+                raise ReleaseConflict("another process changed the catalogue first")
             self.replace(new)
 
     def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        """Replace a record that cannot be read, compared as it is; otherwise the same as `swap`."""
+        """Replace an unreadable record, compared by its bytes; blocks like `swap`."""
         with self.locked():
             if self.record() != record:
-                raise ReleaseConflict("the catalogue was changed by somebody else first")
+                raise ReleaseConflict("another process changed the catalogue first")
             self.replace(new)
 
     def replace(self, new: Catalogue) -> None:
-        """Write a catalogue over whatever there is; only for the holder of the lock."""
+        """Write a catalogue over any record; the caller holds the lock."""
         record = catalogue_record.dump(new)
         with translated(self._spare):
             if self._former.exists():  # its holder was killed
                 flush(self.folder)
                 self._settle()
             self._write(record)
-            with suppress(OSError):  # there is no catalogue yet, or the file system has no links
+            with suppress(OSError):  # no catalogue yet, or a file system without links
                 os.link(self.path, self._former)
             self._spare.rename(self.path)
             flush(self.folder)
@@ -114,27 +113,24 @@ class CatalogueFile:
             os.close(descriptor)
 
     def _settle(self) -> None:
-        """Make the file of the record before the spare, once the rename that replaced it is durable."""
+        """Make the previous record's file the spare, once the rename that replaced it is durable."""
         with suppress(FileNotFoundError):
             if self._former.stat().st_nlink == 1:
                 self._former.rename(self._spare)
-            else:  # it is still the catalogue, because a holder was killed, or a copy of the folder has it, too
+            else:  # still the catalogue, because a holder was killed, or linked by a copy of the folder
                 self._former.unlink()
 
     def _write(self, record: bytes) -> None:
-        """Write a record into the spare, over the blocks that it has."""
+        """Write a record into the blocks of the spare."""
         with self._open_spare() as spare:
             size = max(len(record), min(os.fstat(spare).st_size, _room(record)))
-            padded = record.ljust(size, b"\n")
-            written = 0
-            while written < size:
-                written += os.pwrite(spare, padded[written:], written)
+            write_all(spare, record.ljust(size, b"\n"), 0)
             os.ftruncate(spare, size)
             os.fsync(spare)
 
     @contextmanager
     def _open_spare(self) -> Iterator[int]:
-        """Open the spare, made if it is not there; a file that has another name, too, is left to that."""
+        """Open the spare, made if necessary; a file with another name is not overwritten."""
         with suppress(FileNotFoundError):
             if self._spare.stat().st_nlink > 1:
                 self._spare.unlink()
@@ -146,5 +142,4 @@ class CatalogueFile:
 
 
 def _room(record: bytes) -> int:
-    """Return how many bytes are allocated for the successor of a record."""
     return -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES

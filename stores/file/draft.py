@@ -1,10 +1,10 @@
-"""A release being written: an LMDB file, and next to it the lock of its one writer.
+"""A release being written: an LMDB file, and the lock of its writer.
 
     INCARNATION.draft    the rows so far
-    INCARNATION.lock     locked (flock) for the writer's whole life; says the process and the writer's token
+    INCARNATION.lock     locked (flock) while the writer lives; contains its process id and token
 
-The lock belongs to the process that holds it, stopped or not: no other writes before it ends. An eraser does not ask,
-and takes the draft's names away; a writer that goes on later finds that its file has lost its name, and gives it up.
+While a process holds the lock, even if it is stopped, no other can write. An eraser does not take the lock, but unlinks
+both files; a writer finds on its next call that its file has lost its name, and gives it up.
 """
 
 import errno
@@ -23,7 +23,7 @@ import lmdb
 
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreFull
-from hotplate.stores.file import block_sums, memory
+from hotplate.stores.file import file_format, memory
 from hotplate.stores.file.release import translated
 from hotplate.stores.folders import flush, is_at
 from hotplate.stores.keys import MANIFEST, META
@@ -33,34 +33,34 @@ T = TypeVar("T")
 
 FIRST_MAP_BYTES = 1 << 30
 
-# LMDB keeps at least two rows on a page; a larger value gets whole pages of its own.
+# LMDB keeps at least two rows on a page; a larger value gets separate pages.
 PAGE_BYTES = 4096
 PAGE_HEADER_BYTES = 16
 NODE_HEADER_BYTES = 10
 MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER_BYTES) // 2 - 4
 
-# How many rows are written at once: the pages of more do not stay in the processor's cache, and cost twice the time.
+# Rows in a transaction: with more, their pages leave the processor's cache, and writing takes twice the time.
 TRANSACTION_ROWS = 1000
 
-# After how many bytes a draft lets go of the pages of its map: the end of each transaction is read by the next.
+# Bytes after which a draft releases the pages of its map; the next transaction reads only the end of the last one.
 WRITTEN_BYTES = 16 << 20
 
-# Before the number of a part: where a draft keeps the part's resume point, ahead of all rows, until it is sealed.
+# Prefix of the key of a part's resume point. It sorts before all rows and is removed at sealing.
 POINT = b"\x00point:"
 
-# What is asked of the file system, beyond the rows, when it is to say why it refused them.
+# Space requested, in addition to that of the rows, to find out why the file system refused a write.
 PROBE_BYTES = 1 << 20
 
 
 class DraftFile:
-    """A draft that this process holds the lock of; lives until it is sealed, erased or closed.
+    """A draft locked by this process, until it is sealed, erased or closed.
 
-    A `put` is made of transactions, so a killed writer leaves a file that can be continued; the disk is flushed once,
-    when the draft is sealed. What takes long (`seal`, `close`) may be called in a thread: one call goes on at a time.
+    A `put` consists of transactions, so the file of a killed writer can be continued; the disk is flushed at sealing.
+    `seal` and `close` take long and may run in a thread: calls are serialized.
     """
 
     def __init__(self, path: Path, draft: DraftRef, lock: int, *, needed: int) -> None:
-        """Open the file of a draft whose *lock* was taken, expected to take *needed* bytes; use `open_draft`."""
+        """Open the file of a locked draft of about *needed* bytes; use `open_draft`."""
         self.path = path
         self.writer = draft.writer
         self._draft = draft
@@ -73,14 +73,14 @@ class DraftFile:
         self.closed = False
 
     def hand_over(self, draft: DraftRef) -> None:
-        """Let another writer of this process go on."""
+        """Make another writer of this process the draft's writer."""
         with self._busy:
             self._check_name()
             self.writer = draft.writer
             _sign(self._lock, draft)
 
     def put(self, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a part, in order, some in a transaction; in ascending order of key bytes it costs an append."""
+        """Write rows of a part in transactions; rows in ascending order of key bytes are appended."""
         pairs = [(key.encode(), value) for key, value in rows]
         with self._busy:
             self._check_name()
@@ -92,7 +92,7 @@ class DraftFile:
                 self._refuse(error, sum(len(key) + len(value) for key, value in pairs))
 
     def resume_point(self, part: int) -> str | None:
-        """Return the last key of a part that is not a `meta` row; of all rows, if a writer was killed as it sealed."""
+        """Return the last key of a part that is not a `meta` row, or of all rows if a writer was killed at sealing."""
         with self._busy:
             self._check_name()
             with translated(self.path), self._env.begin() as txn:
@@ -103,7 +103,7 @@ class DraftFile:
                 return None if point is None else point.decode()
 
     def seal(self, path: Path) -> None:
-        """Write the sums of the file behind it, flush it to the disk, and rename it to *path*. Takes long."""
+        """Append the block sums, flush the file, and rename it to *path*. Takes long."""
         with self._busy:
             self._check_name()
             try:
@@ -112,12 +112,12 @@ class DraftFile:
                 self._env.close()
                 self._finish(size, path)
             except (OSError, lmdb.Error) as error:
-                self._refuse(error, block_sums.overhead(self._needed))
+                self._refuse(error, file_format.overhead(self._needed))
             finally:
                 self._give_up()
 
     def close(self) -> None:
-        """Close the file, as it is, and let go of the lock; waits for what a thread does with it."""
+        """Close the file and free the lock; waits for a call in another thread."""
         with self._busy:
             self._give_up()
 
@@ -125,17 +125,17 @@ class DraftFile:
         with self.path.open("r+b", buffering=0) as file:
             if os.fstat(file.fileno()).st_ino != self._inode:
                 raise not_found(self._draft)
-            block_sums.append(file.fileno(), size)
+            file_format.append_sums(file.fileno(), size)
             try:
                 os.fsync(file.fileno())
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                # The system calls the lost pages clean from now on, so a second flush of them would succeed.
+                # The kernel marks the lost pages clean, so a second flush would succeed.
                 self._remove()
                 raise StoreError(
-                    f"the disk of {self.path} failed as the release was flushed to it, so what was written is given "
-                    f"up; look at the disk, and publish again"
+                    f"the disk of {self.path} failed as the release was flushed to it, so the draft was removed; "
+                    f"check the disk, and publish again"
                 ) from error
         self.path.rename(path)
         flush(path.parent)
@@ -152,7 +152,7 @@ class DraftFile:
         lock_path(self.path).unlink(missing_ok=True)
 
     def _check_name(self) -> None:
-        """Raise ReleaseNotFound, and give the space of the draft back, once it was erased by somebody else."""
+        """Raise ReleaseNotFound, and free the draft's space, if it was erased by another process."""
         with suppress(FileNotFoundError):
             if not self.closed and self.path.stat().st_ino == self._inode:
                 return
@@ -176,13 +176,13 @@ class DraftFile:
                 point = pairs[-1][0]
             else:
                 if ascending:
-                    cursor.putmulti(pairs)  # not in order after all: LMDB skips what it cannot append
+                    cursor.putmulti(pairs)  # not in order: LMDB skips rows that it cannot append
                 point = max(key for key, _ in pairs)
-            if not pairs[0][0].startswith(META.encode()):  # which have calls of their own
+            if not pairs[0][0].startswith(META.encode()):  # `meta` rows have separate calls
                 txn.put(POINT + b"%d" % part, point)
 
     def _let_go(self, written: int) -> None:
-        """Let go of the map every so often, for its pages count as memory of this process."""
+        """Release the pages of the map, which count as memory of this process, every WRITTEN_BYTES."""
         self._mapped_bytes += written
         if self._mapped_bytes > WRITTEN_BYTES:
             self._mapped_bytes = 0
@@ -195,7 +195,7 @@ class DraftFile:
                 cursor.delete()
 
     def _refuse(self, error: OSError | lmdb.Error, more: int) -> NoReturn:
-        """Raise what the failure of a write means; LMDB calls it an I/O error, whatever it was."""
+        """Raise the error of the contract for a failed write, which LMDB always calls an I/O error."""
         code = self._reason(error, more)
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             written = self.path.stat().st_size if self.path.exists() else 0
@@ -205,10 +205,10 @@ class DraftFile:
             raise StoreFull(_no_room(self.path.parent, max(self._needed, written + more), written, free)) from error
         with translated(self.path):
             raise error
-        raise AssertionError  # `translated` lets nothing pass
+        raise AssertionError  # `translated` always raises
 
     def _reason(self, error: OSError | lmdb.Error, more: int) -> int | None:
-        """Return the number of the error, asked of the file system once more where LMDB has hidden it."""
+        """Return the error number; if LMDB hides it, find it by a request to the file system."""
         if isinstance(error, lmdb.DiskError):
             return errno.ENOSPC
         code = getattr(error, "errno", None) or getattr(error, "code", None)
@@ -223,10 +223,10 @@ class DraftFile:
 
 
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | None) -> DraftFile:
-    """Take the lock of a draft for its writer, and open its file; it is made where the bytes *needed* are given.
+    """Lock a draft for its writer and open its file, or make it if *needed* bytes are given.
 
-    ReleaseConflict if another process holds it, if another writer took it over, or if it was sealed;
-    ReleaseNotFound if it is to be there and is not.
+    Raises ReleaseConflict if another process has the lock, another writer took the draft over, or it was sealed;
+    ReleaseNotFound if the file does not exist and *needed* is None.
     """
 
     def check_state() -> None:
@@ -255,7 +255,7 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | 
 
 @contextmanager
 def held(path: Path, draft: DraftRef) -> Iterator[None]:
-    """Hold the lock of a draft, and sign it for *draft*'s writer at the end; ReleaseConflict if a process holds it."""
+    """Hold the lock of a draft, and sign it for *draft*'s writer at the end; ReleaseConflict if it is locked."""
     with translated(path):
         lock = _lock(lock_path(path), draft)
     try:
@@ -269,14 +269,14 @@ def held(path: Path, draft: DraftRef) -> Iterator[None]:
 
 
 def _claim(path: Path, lock: int, draft: DraftRef) -> None:
-    """Sign for a draft; one from before the machine was started is begun again, because it was never flushed."""
+    """Sign a lock; a draft from before the last boot is removed, because it was never flushed."""
     if _signed(lock).boot not in ("", _boot()):
         path.unlink(missing_ok=True)
     _sign(lock, draft)
 
 
 def _open(path: Path, draft: DraftRef, lock: int, needed: int) -> DraftFile:
-    """Open a draft; one that is new and cannot be written is not left behind."""
+    """Open a draft; if it is new and cannot be opened, remove it."""
     began = path.exists()
     try:
         return DraftFile(path, draft, lock, needed=needed)
@@ -287,7 +287,7 @@ def _open(path: Path, draft: DraftRef, lock: int, needed: int) -> DraftFile:
 
 
 def check_room(folder: Path, needed: int, written: int = 0) -> None:
-    """Raise StoreFull, with the numbers, if a release of *needed* bytes, some *written*, does not fit."""
+    """Raise StoreFull, with the numbers, if a release of *needed* bytes, of which *written* exist, does not fit."""
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     with translated(existing):
         free = shutil.disk_usage(existing).free
@@ -296,9 +296,9 @@ def check_room(folder: Path, needed: int, written: int = 0) -> None:
 
 
 def file_bytes(rows: int, payload_bytes: int) -> int:
-    """Estimate the size of a release file, from above: rows of the mean size, packed into LMDB's pages, and sums."""
+    """Return an upper estimate of a release file: rows of the mean size in LMDB's pages, and sums."""
     if rows == 0:
-        return block_sums.HEAD_BYTES + block_sums.overhead(block_sums.HEAD_BYTES)
+        return file_format.HEAD_BYTES + file_format.overhead(file_format.HEAD_BYTES)
     node = payload_bytes / rows + NODE_HEADER_BYTES
     if node > MAX_NODE_BYTES:
         row_bytes = math.ceil((node + PAGE_HEADER_BYTES) / PAGE_BYTES) * PAGE_BYTES + 64.0
@@ -306,16 +306,16 @@ def file_bytes(rows: int, payload_bytes: int) -> int:
         row_bytes = PAGE_BYTES / ((PAGE_BYTES - PAGE_HEADER_BYTES) // node)
     branches = 1.03
     size = 16 * PAGE_BYTES + int(rows * row_bytes * branches)
-    return size + block_sums.overhead(size)
+    return size + file_format.overhead(size)
 
 
 def lock_path(draft: Path) -> Path:
-    """Where the lock of a draft's one writer is."""
+    """Return the path of a draft's lock."""
     return draft.with_suffix(".lock")
 
 
 def _lock(path: Path, draft: DraftRef) -> int:
-    """Lock the file at *path*, made if it is not there; ReleaseConflict, naming the process, if another has."""
+    """Lock a file, made if necessary; ReleaseConflict, with the process id, if it is locked."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -332,17 +332,17 @@ def _lock(path: Path, draft: DraftRef) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was erased, or sealed, in between
+        os.close(descriptor)  # it was erased or sealed since
 
 
 def _unlock(descriptor: int) -> None:
-    """Let go of a lock, also if a child of this process still has the descriptor."""
+    # Closing is not enough if a child of this process has the descriptor, too.
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
 class _LockHolder(NamedTuple):
-    """Who holds a lock, or did: the process, the writer's token, and when the machine was started."""
+    """The text of a lock: process id, the writer's token, and the id of the boot."""
 
     process: str
     writer: str
@@ -361,7 +361,6 @@ def _signed(lock: int) -> _LockHolder:
 
 
 def _boot() -> str:
-    """Return what names this run of the machine, where the system says so."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

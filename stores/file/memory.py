@@ -1,7 +1,7 @@
-"""Which part of a mapped file is in memory: how much fits, and how a part is populated and released.
+"""Memory of mapped files: how much fits, and how a part of a map is populated and released.
 
-LMDB does not say where it mapped a file, so the system is asked. If a system or a kernel lacks one of these calls, only
-the speed of reads changes.
+LMDB does not say where it mapped a file, so /proc is asked. Without one of these system calls only the speed of reads
+changes.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import mmap
 from math import inf
 from pathlib import Path
 
-# Of the free memory, the share that may be taken: the rest is for what grows in between.
+# Share of the free memory that may be used; the rest is for growth in between.
 SHARE_OF_ROOM = 0.9
 
 # From Linux's mman.h.
@@ -24,31 +24,31 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def mapped_at(path: Path, inode: int) -> int:
-    """Return the address at which this process has mapped a file; OSError if it has not, or if that cannot be known."""
+    """Return the address of a file mapped by this process; OSError if it is not mapped, or that is unknown."""
     whole_path = str(path.resolve())
     for line in (_PROC / "self" / "maps").read_text().splitlines():
         address, _, offset, _, number, *name = line.split(maxsplit=5)
-        # Layered file systems show numbers of the layer below, and a file that was unlinked has a longer name.
+        # Layered file systems show the inode of the layer below, and an unlinked file has a longer name.
         if name and path.name in name[0] and (int(number) == inode or name[0] == whole_path) and int(offset, 16) == 0:
             return int(address.partition("-")[0], 16)
     raise OSError(errno.ENOENT, f"{path} is not among the maps of this process")
 
 
 def populate(address: int, size: int) -> None:
-    """Enter the pages of a part of a map that are in memory into the page table, so no read has to."""
+    """Enter pages that are in memory into the page table, so that reads do not fault."""
     _libc.madvise(address, size, _POPULATE_READ)
 
 
 def release(address: int, size: int) -> None:
-    """Take a part of a map out of the page table; what is cached stays so, for all processes."""
+    """Remove pages from the page table; they stay in the page cache."""
     _libc.madvise(address, size, mmap.MADV_DONTNEED)
 
 
 def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
-    """Return how many bytes of files this process can have in memory; inf where the system does not say.
+    """Return how many bytes of files can be in memory for this process; inf if that is unknown.
 
-    That is what the machine has available, and what the process's cgroups have left: what they hold of files counts as
-    left, because it can be evicted.
+    The minimum of the machine's available memory and what the process's cgroups have left, not counting their page
+    cache, which can be evicted.
     """
     room = _numbers(proc / "meminfo").get("MemAvailable", inf) * 1024
     for group in _groups(proc, cgroups):
@@ -59,7 +59,7 @@ def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
 
 
 def _groups(proc: Path, cgroups: Path) -> list[Path]:
-    """Return the folders of the process's cgroup (of version 2) and of those around it."""
+    """Return the folders of the process's cgroup (version 2) and its parents."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -72,7 +72,6 @@ def _groups(proc: Path, cgroups: Path) -> list[Path]:
 
 
 def _number(path: Path) -> float:
-    """Read the limit or the use of a cgroup; a missing limit means unlimited."""
     try:
         text = path.read_text().strip()
     except OSError:

@@ -1,11 +1,11 @@
-"""The embedded store, `file://`: one LMDB file a release in a folder, shared by all processes of one machine.
+"""The embedded store, `file://`: one LMDB file per release in a folder, shared by all processes of a machine.
 
 DIR/catalogue.json              swapped by lock, write, fsync, rename, fsync of the folder (`catalogue.py`)
 DIR/releases/INCARNATION.mdb    a sealed release (`release.py`)
-DIR/releases/INCARNATION.draft  while it is written, with the lock of its writer, INCARNATION.lock (`draft.py`)
+DIR/releases/INCARNATION.draft  a draft, with its writer's lock, INCARNATION.lock (`draft.py`)
 
-A draft is sealed by a rename, and a sealed file is only ever mapped read-only or unlinked, so a reader that has it
-mapped keeps it whole. What can wait for the disk runs in threads: leases are renewed in between.
+A draft is sealed by a rename. A sealed file is only mapped read-only or unlinked, so a reader that has it mapped can
+always read it. Calls that may wait for the disk run in threads, because leases must be renewed.
 """
 
 import asyncio
@@ -17,35 +17,22 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from hotplate.stores.errors import (
-    ReleaseNotFound,
-    StoreError,
-    StoreMisused,
-)
+from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused
 from hotplate.stores.file import memory
 from hotplate.stores.file.catalogue import CatalogueFile
 from hotplate.stores.file.draft import DraftFile, check_room, file_bytes, held, lock_path, open_draft
 from hotplate.stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, read_through, translated
 from hotplate.stores.folders import is_abandoned, marked, remove_abandoned
-from hotplate.stores.store import (
-    Diagnosed,
-    Finding,
-    Level,
-    LocalReader,
-    Plan,
-    Row,
-    Slot,
-    taken_over,
-)
+from hotplate.stores.store import Diagnosed, Finding, Level, LocalReader, Plan, Row, Slot, taken_over
 from hotplate.stores.urls import redacted
 
-# How soon a changed catalogue is seen: to read one small file costs a few microseconds.
+# Interval at which the catalogue, one small file, is read.
 POLL_S = 0.1
 
-# How the folder begins that a restore copies into; what a killed one leaves counts as a release that none names.
+# Prefix of the folder that a restore copies into; that of a killed one is listed as an incarnation, and pruned.
 RESTORED = "restored-"
 
-# Kinds of file systems over a network, where locks, renames and memory maps are not what they are on a disk.
+# Network file systems, where locks, renames and memory maps are unreliable.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 
 
@@ -79,7 +66,7 @@ class LmdbStore(LocalReader, Diagnosed):
         try:
             return [read(key.encode()) for key in keys]
         except (UnicodeEncodeError, *FAILURES):
-            # One of them is not text, and its slot is absent, or cannot be read: each is read by itself.
+            # One of them is not text, or cannot be read; `slot` decides for each.
             return [file.slot(key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
@@ -148,7 +135,7 @@ class LmdbStore(LocalReader, Diagnosed):
 
     async def seal(self, draft: DraftRef) -> None:
         path = self._sealed_path(draft)
-        if path.exists():  # by this writer, or by one that ended before it could commit
+        if path.exists():  # sealed by this writer, or by one that ended before its commit
             return
         await asyncio.to_thread(self._claimed(draft).seal, path)
         self._drafts.pop(draft.incarnation, None)
@@ -199,11 +186,11 @@ class LmdbStore(LocalReader, Diagnosed):
     def _current(self, record: bytes | None) -> Catalogue:
         found = self._catalogue.parse(record, self.clock())
         for incarnation in self._files.keys() - found.incarnations if found.generation else ():
-            self._files.pop(incarnation).close()  # pruned: a map kept open would keep its disk space, too
+            self._files.pop(incarnation).close()  # pruned: an open map would keep its disk space
         return found
 
     def _removed(self, found: Catalogue) -> ReleaseNotFound | None:
-        """Return what says that a release which is read here has lost its file; its map is read on."""
+        """Return an error if the file of a release that is read here was removed; its map can still be read."""
         for release in found.served:
             path = self._sealed_path(release)
             with translated(path):
@@ -215,7 +202,7 @@ class LmdbStore(LocalReader, Diagnosed):
         return None
 
     def _claimed(self, draft: DraftRef) -> DraftFile:
-        """Return the file of a draft that is this writer's, opened if an earlier handle has left it."""
+        """Return this writer's draft file, opened if necessary."""
         found = self._drafts.get(draft.incarnation)
         if found is None or found.closed:
             found = open_draft(self._draft_path(draft), self._sealed_path(draft), draft, needed=None)
@@ -225,7 +212,7 @@ class LmdbStore(LocalReader, Diagnosed):
         return found
 
     def _remove(self, release: ReleaseRef) -> None:
-        """Unlink all files of a release; the draft before what a late `seal` would make of it."""
+        """Unlink all files of a release; the draft first, so that a concurrent `seal` fails."""
         if release.incarnation.startswith(RESTORED):
             remove_abandoned(self._releases / _checked(release.incarnation))
         draft = self._draft_path(release)
@@ -255,7 +242,7 @@ def _checked(incarnation: str) -> str:
 
 
 def open_url(url: str) -> LmdbStore:
-    """Open `file:///FOLDER`; the folder is made by the first publish."""
+    """Open `file:///FOLDER`; the first publish makes the folder."""
     folder = url.removeprefix("file://")
     if not folder.startswith("/"):
         raise StoreMisused(
@@ -265,7 +252,6 @@ def open_url(url: str) -> LmdbStore:
 
 
 def _examine(folder: Path) -> list[Finding]:
-    """Look at the folder's rights and file system."""
     return [_reading(folder), _writing(folder), _file_system(folder)]
 
 
@@ -306,7 +292,7 @@ def _file_system(folder: Path) -> Finding:
 
 
 def _kind(path: Path) -> str:
-    """Return the kind of file system that *path* lies in, by the longest mount point above it; empty if unknown."""
+    """Return the file system type of the longest mount point above *path*; empty if unknown."""
     try:
         mounts = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
@@ -326,7 +312,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        return True  # a folder above it may not be entered
+        return True  # a folder above it cannot be entered
 
 
 def _may(path: Path, mode: int) -> bool:

@@ -125,7 +125,7 @@ def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_
         (first, "live", 2, None, None),
         (second, "ready", 2, None, None),
     ]
-    failed(hotplate("store", "rebuild", "--store", store), "nothing is to be rebuilt")
+    failed(hotplate("store", "rebuild", "--store", store), "there is nothing to rebuild")
     assert "is complete" in hotplate("releases", "verify", second, "--store", store).stdout
 
 

@@ -18,7 +18,7 @@ def test_users_are_erased_and_what_holds_them_is_named(tmp_path: Path) -> None:
     assert f"1 user of 1 are erased from file://{folder}" in printed
     assert f"release {release} holds 'u7' until it is pruned" in printed
     assert f"{backup} holds 'u7'" in printed
-    assert "not looked into: other stores, model folders, events" in printed
+    assert "not searched: other stores, model folders, events" in printed
     assert json_of("lookup", "u7", "--json", *store)["source"] == "popular"
     assert succeeded("store", "restore", backup, *store, "--over")
     assert json_of("lookup", "u7", "--json", *store)["source"] == "popular"

@@ -127,7 +127,7 @@ async def test_of_two_rebuilds_at_once_one_wins_and_the_other_says_so(open_store
 async def test_a_catalogue_that_can_be_read_is_left_alone(open_store: OpenStore) -> None:
     store = open_store()
     live = await publish(store, "live")
-    with pytest.raises(ReleaseConflict, match=f"release {live} is live: nothing is to be rebuilt"):
+    with pytest.raises(ReleaseConflict, match=f"release {live} is live: there is nothing to rebuild"):
         await survey(store)
 
 

@@ -125,7 +125,7 @@ async def test_a_disk_that_fails_as_a_release_is_flushed_ends_the_draft(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail_once)
-    with pytest.raises(StoreError, match="look at the disk, and publish again") as raised:
+    with pytest.raises(StoreError, match="check the disk, and publish again") as raised:
         await publish(store, SMALL)
     assert not isinstance(raised.value, StoreUnavailable), "a draft to be continued"
     assert not list((tmp_path / "releases").iterdir())

@@ -9,7 +9,7 @@ import pytest
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull
-from hotplate.stores.file import block_sums
+from hotplate.stores.file import file_format
 from hotplate.stores.file.catalogue import CatalogueFile
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, Row
@@ -190,9 +190,9 @@ def sealed_keys(folder: Path) -> set[str]:
     assert names(folder / "releases") == {f"{ONE.incarnation}.mdb"}
     path = folder / "releases" / f"{ONE.incarnation}.mdb"
     with path.open("rb") as file:
-        sums = block_sums.read(file.fileno())
+        sums = file_format.read_sums(file.fileno())
         assert sums is not None
-        assert block_sums.find_damage(file.fileno(), sums, 0) == []
+        assert file_format.find_damage(file.fileno(), sums, 0) == []
     with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as env, env.begin() as txn:
         return {key.decode() for key in txn.cursor().iternext(values=False)}
 
