@@ -33,7 +33,7 @@ def test_folders_that_hold_nothing_to_look_into_are_refused(tmp_path: Path) -> N
     store = ("--store", f"file://{folder}")
     asyncio.run(publish_lists(folder, {"user:u7": a_list("a")}))
     for option in ("--backup", "--model", "--events"):
-        failed(hotplate("users", "erase", "u7", *store, option, tmp_path / "none"), "here is no folder", code=2)
+        failed(hotplate("users", "erase", "u7", *store, option, tmp_path / "none"), "does not exist", code=2)
     events.mkdir()
     for option in ("--backup", "--model"):  # before anything is erased: it was erased without a report
         failed(hotplate("users", "erase", "u7", *store, option, events))
