@@ -1,7 +1,7 @@
-"""`make figures`: keeps results without names of hosts and paths in bench/figures/, and writes the tables of the docs.
+"""`make figures`: keep results, without names of hosts and paths, in bench/figures/, and write the tables of the docs.
 
-Arguments are files to keep: those that `make bench` saves below .benchmarks/, and JSON reports of `hotplate bench
-stores` and `hotplate bench ru`. Of the former the latest RUNS are kept, of the latter one each.
+Arguments are files saved by `make bench` (the latest RUNS are kept), and JSON reports of `hotplate bench stores` and
+`hotplate bench ru` (one each is kept).
 """
 
 import argparse
@@ -20,22 +20,18 @@ FOLDER = ROOT / "bench" / "figures"
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "measuring.md"
 VERB = "figures"
-# Runs of the benchmarks that a figure is the median of.
+# A published figure is the median of this many runs.
 RUNS = 3
 MACHINE = ("processor", "machine", "python_version", "system")
 CPU = ("brand_raw", "count")
 STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
 REPORTS = ("stores", "ru")
-# The figures of a report that the front page shows; its other columns are in docs/measuring.md.
-FRONT = {
-    "stores": ("p50", "p99", "requests/s and core"),
-    "ru": ("reads/s", "p50", "p99", "USD/month manual", "USD per billion reads"),
-}
-FRONT_GROUP = "peers"
+# The README has the reports and the comparisons with peers, docs/measuring.md the other benchmarks.
+PEERS = "peers"
 
 
 class Line(NamedTuple):
-    """A figure of the benchmarks: its median of each run, and the least and the most of all."""
+    """A figure of the benchmarks, with one value for each run, or for each round of a single run."""
 
     what: str
     unit: str
@@ -44,7 +40,7 @@ class Line(NamedTuple):
 
     @property
     def measured(self) -> str:
-        """The median of the runs, and what they span, or what the rounds span if there is one run."""
+        """The median, and the range if the values differ."""
         low, high = min(self.values), max(self.values)
         span = f" ({format_value(low)} to {format_value(high)})" if low < high else ""
         return f"{format_value(median(self.values))} {self.unit}{span}"
@@ -72,7 +68,7 @@ def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep(files: Iterable[Path], folder: Path) -> None:
-    """Write what is stripped of each file into *folder*, and drop the oldest runs beyond RUNS."""
+    """Write each file into *folder* without names, and delete the oldest runs beyond RUNS."""
     folder.mkdir(exist_ok=True)
     for file in files:
         facts = stripped(json.loads(file.read_text()))
@@ -84,7 +80,7 @@ def keep(files: Iterable[Path], folder: Path) -> None:
 
 
 def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Return the figures of several runs; the values are medians of runs, or rounds if there is one run."""
+    """Return the figures of one or several runs."""
     found: dict[str, Line] = {}
     for run in runs:
         subject = ""
@@ -103,10 +99,10 @@ def _figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[floa
     yield from info.get("figures", ())
 
 
-def table_of_report(report: Report, figures: Sequence[str] = ()) -> str:
-    """Return the main rows as a table: a line for each subject, a column for each of the *figures*, or of all."""
+def table_of_report(report: Report) -> str:
+    """Return the main rows as a table, with a line for each subject and a column for each figure."""
     main = [row for row in report.rows if row.main]
-    names = [name for name in dict.fromkeys(row.figure for row in main) if not figures or name in figures]
+    names = list(dict.fromkeys(row.figure for row in main))
     subjects = dict.fromkeys(row.subject for row in main)
     head = f"{report.head}\n\n" if report.head else ""
     rows = ([subject, *(_cell(report, subject, name) for name in names)] for subject in subjects)
@@ -124,19 +120,17 @@ def write_tables(folder: Path, readme: Path, page: Path) -> None:
     """Write the tables of both pages from the files in *folder*."""
     runs = [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
     lines = lines_of(runs)
-    found = {name: folder / f"{name}.json" for name in REPORTS}
-    reports = {name: from_json(json.loads(file.read_text())) for name, file in found.items() if file.exists()}
-    front = [table_of_report(report, FRONT[name]) for name, report in reports.items()]
-    peers = ([each.what, each.measured] for each in lines if each.group == FRONT_GROUP)
-    front.append(table(["compared", "measured"], peers))
-    whole = [table_of_report(report) for report in reports.values()]
-    whole.append(table(["benchmark", "measured"], ([each.what, each.measured] for each in lines)))
-    for path, tables in ((readme, front), (page, whole)):
-        path.write_text(page_with(path.read_text(), "\n".join(tables), VERB))
+    peers = [[each.what, each.measured] for each in lines if each.group == PEERS]
+    others = [[each.what, each.measured] for each in lines if each.group != PEERS]
+    files = [file for name in REPORTS if (file := folder / f"{name}.json").exists()]
+    reports = [table_of_report(from_json(json.loads(file.read_text()))) for file in files]
+    front = "\n".join([*reports, table(["compared", "measured"], peers)])
+    for path, tables in ((readme, front), (page, table(["benchmark", "measured"], others))):
+        path.write_text(page_with(path.read_text(), tables, VERB))
 
 
 def main() -> None:
-    """Keep the files that are the arguments, and write the tables."""
+    """Keep the files named as arguments, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path)
     keep(parser.parse_args().files, FOLDER)

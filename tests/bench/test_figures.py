@@ -62,8 +62,9 @@ def test_figures_are_medians_of_runs_and_their_span() -> None:
 
 
 def test_a_report_is_a_table_of_its_main_rows() -> None:
-    lines = table_of_report(a_report("stores"), ("p99",)).splitlines()
-    assert lines == ["|  | p99 |", "| --- | --- |", "| redis | 1.5 ms (assumed) |", "| files | — |"]
+    lines = table_of_report(a_report("stores")).splitlines()
+    rows = ["| redis | 1.5 ms (assumed) | 30 µs |", "| files | — | — |"]
+    assert lines == ["|  | p99 | CPU |", "| --- | --- | --- |", *rows]
 
 
 def test_tables_stand_between_the_marks_of_both_pages(tmp_path: Path) -> None:
@@ -74,9 +75,10 @@ def test_tables_stand_between_the_marks_of_both_pages(tmp_path: Path) -> None:
     for path in (readme, page):
         path.write_text(MARKS)
     write_tables(folder, readme, page)
-    assert "| redis | 1.5 ms (assumed) |" in readme.read_text()
+    assert "| redis | 1.5 ms (assumed) | 30 µs |" in readme.read_text()
     assert "| the same: rate against nginx | 2 times |" in readme.read_text()
     assert "a read: CPU" not in readme.read_text()
     assert "| a read: CPU | 2 µs |" in page.read_text()
+    assert "nginx" not in page.read_text()
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("after\n")
