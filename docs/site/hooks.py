@@ -1,4 +1,4 @@
-"""What the site has beside docs/: README and its like as pages, and the files elsewhere that pages link to."""
+"""Add README, CHANGELOG and CONTRIBUTING to the site as pages, and the linked files outside of docs/."""
 
 import os
 import re
@@ -9,13 +9,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 LINK = re.compile(r"\[([^\]]+)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]+)?\)")
-# Files beside docs/ that are pages, by what the site calls them.
+# Pages outside of docs/, by their names on the site.
 PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 SOURCES = "source"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that stand beside docs/, and each file there that a page links to."""
+    """Add pages outside of docs/, and each file there that a page links to."""
     root = Path(config.config_file_path).parent
     for name, beside in PAGES.items():
         files.append(File.generated(config, name, content=(root / beside).read_text()))
@@ -31,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Have links lead to where things are on the site; a folder is named, and not linked to."""
+    """Rewrite links to their targets on the site; a link to a folder becomes text."""
     del files
     root = Path(config.config_file_path).parent
 
@@ -44,18 +44,18 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Let those who use the keyboard scroll wide blocks of code."""
+    """Make wide blocks of code scrollable by keyboard."""
     return html.replace("<pre><span></span><code>", '<pre tabindex="0"><span></span><code>')
 
 
 def _in_repository(page: File, link: str) -> str:
-    """Return what a page links to, from the root of the repository."""
+    """Return a link's target, relative to the root of the repository."""
     folder = PurePosixPath(PAGES.get(page.src_uri, f"docs/{page.src_uri}")).parent
     return os.path.normpath(folder / link)
 
 
 def _in_site(target: str) -> str:
-    """Return what the site calls a file of the repository; all pages are at its root."""
+    """Return a file's path on the site; all pages are at its root."""
     by_source = {beside: name for name, beside in PAGES.items()}
     below_docs = target.removeprefix("docs/")
     return by_source.get(target) or (f"{SOURCES}/{target}" if below_docs == target else below_docs)
