@@ -1,12 +1,10 @@
-"""One connection that many callers share: commands go out in order, and replies come back in the same order.
+"""One pipelined connection per server, shared by all callers, and its reconnection.
 
-Reads of keys that are wanted in the same turn of the event loop are one command. On uvloop and in one run, an `MGET` by
-redis-py's asyncio client takes 52, 7.7 and 2.7 µs of CPU a key at 1, 8 and 32 keys, and a lookup over this 12, 1.9 and
-0.7. A cluster of three nodes costs 1.3, 1.9 and 1.9 times as much as one server: a lookup is sent to each node that has
-some of its keys, so there are three times as many packets.
+Keys read in one turn of the event loop are one command. On uvloop, in one run, an `MGET` by redis-py's asyncio client
+takes 52, 7.7 and 2.7 µs of CPU a key at 1, 8 and 32 keys; a lookup over this connection takes 12, 1.9 and 0.7. A
+cluster of three nodes takes 1.3, 1.9 and 1.9 times as much as one server, because each node needs a packet.
 
-redis-py's own connection is not used, because it hands its socket over by private attributes only; what is used of
-redis-py is the computation of slots and the form of CLUSTER SLOTS. A caller that gives up disturbs no other.
+redis-py exposes the socket of its connections only by private attributes, so its connections are not used.
 """
 
 import asyncio
@@ -15,7 +13,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import hiredis
 
@@ -26,9 +24,11 @@ from hotplate.stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CONNECT_TIMEOUT_S = 1.0
 
-# The first and the longest pause before a server that failed is tried again; until then callers fail at once.
+# First and longest pause between attempts to connect; callers fail at once in between.
 FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 2.0
 
@@ -36,7 +36,7 @@ _UNKNOWN_USER = (
     StoreUnavailable,
     "{where} does not accept this user and password; check the URL or the secret",
 )
-# What errors mean that begin with a code; of others the text is shown.
+# Meaning of error codes; other errors are passed on as text.
 MEANINGS: dict[str, tuple[type[StoreError], str]] = {
     "OOM": (StoreFull, "{where} has reached its maxmemory; raise it, prune old releases, or publish shorter lists"),
     "READONLY": (StoreUnavailable, "{where} is a read-only replica; give the URL of the primary"),
@@ -45,24 +45,21 @@ MEANINGS: dict[str, tuple[type[StoreError], str]] = {
     "NOPERM": (StoreMisused, "the Redis user of {where} lacks a permission: {text}"),
     "LOADING": (StoreUnavailable, "{where} is still loading its data; it answers once that is done"),
 }
-# After these a server may be another, or of another role: the connection ends, and the next one may go elsewhere.
+# After these errors the server may have changed, or its role: close, and reconnect perhaps elsewhere.
 ENDING = ("READONLY", "NOAUTH", "WRONGPASS", "LOADING", "ERR max number of clients reached")
 
-# What the parser makes of values, and of those that are absent.
+# Types of values in parsed replies.
 VALUES = frozenset({bytes, type(None)})
 
-# What the parser returns if there is no whole reply.
+# Returned by the parser if a reply is incomplete.
 _MORE = object()
 
 
 class Redirected(StoreUnavailable):
-    """A node of a cluster does not serve a key's slot: another one does, or is about to."""
+    """A node of a cluster does not serve a slot: another does (MOVED), or is about to (ASK)."""
 
     def __init__(self, message: str, slot: int, host: str, port: int, *, asking: bool) -> None:
-        """Take where the slot is; a *host* without a name is that of the node that says so.
-
-        *asking*: the slot is on its way there, and only this key's command is to be sent there, after ASKING.
-        """
+        """*host* is empty for the replying node's host. *asking*: send only this command there, after ASKING."""
         super().__init__(message)
         self.slot = slot
         self.host = host
@@ -71,29 +68,28 @@ class Redirected(StoreUnavailable):
 
 
 class Refusal(Exception):
-    """An error that a server replied, word by word."""
+    """A server's error reply."""
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """An open connection, until it breaks: from then on `error` says why, and every command fails with that.
+    """A connection to one server; once it breaks, `error` says why and every command fails with it.
 
-    A reply belongs to the oldest command that has none. Only the order says so, so whatever could shift it ends the
-    connection. The server is given up when the oldest command has waited for *timeout_s*.
+    Replies are matched to commands by order only, so any unexpected reply closes the connection. It is also closed when
+    the oldest command has waited for *timeout_s*.
     """
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
         self.address = address
         self.error: str | None = None
         self.has_replied = False
-        """Whether the server has replied to anything but the handshake, and nothing that it should not have."""
+        """Whether a command after the handshake got a valid reply."""
         self.where = address.shown
-        """The server, for sentences."""
+        """Its URL without secrets."""
         self._timeout_s = timeout_s
         self._waiting = deque[tuple[asyncio.Future[Any], float, int | None, list[Slot] | None]]()
-        """The futures of replies, since when they wait, of how many values each must be, and, if each value is a reply,
-        those that have come."""
+        """Of each command: future, start, expected number of values, and for `get_each` the values received so far."""
         self._is_array = False
-        """Whether the replies that come first are read as one."""
+        """Whether the next replies are parsed as one array."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._parser = hiredis.Reader(replyError=Refusal, notEnoughData=_MORE)
@@ -101,7 +97,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._ended = asyncio.Event()
 
     async def open(self) -> None:
-        """Connect, authenticate and check the role within CONNECT_TIMEOUT_S; StoreUnavailable if that fails."""
+        """Connect, authenticate and check the role within CONNECT_TIMEOUT_S; raises StoreUnavailable."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._connect()
@@ -109,7 +105,7 @@ class PipelinedConnection(asyncio.Protocol):
         except BaseException as error:
             await self.close()
             if isinstance(error, Exception) and not isinstance(error, StoreUnavailable):
-                raise StoreUnavailable(str(translated(error, self.where))) from error  # callers wait for this
+                raise StoreUnavailable(str(translated(error, self.where))) from error
             raise
 
     async def _connect(self) -> None:
@@ -122,7 +118,6 @@ class PipelinedConnection(asyncio.Protocol):
         await self._loop.create_connection(lambda: self, address.host, address.port, ssl=context, server_hostname=name)
 
     async def _introduce(self) -> None:
-        """Authenticate, choose the database and check the role, in one round trip."""
         address, commands = self.address, dict[bytes, tuple[str | bytes | int, ...]]()
         if address.user is not None or address.password is not None:
             commands[b"AUTH"] = (*filter(None, (address.user,)), address.password or "")
@@ -142,36 +137,36 @@ class PipelinedConnection(asyncio.Protocol):
             raise refused
         if address.role is not None and role_of(replies[b"HELLO"]) != address.role:
             raise StoreUnavailable(f"{self.where} is not a {address.role.name.lower()}, or no longer")
-        self.has_replied = False  # to nothing that was asked of it
+        self.has_replied = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
-        self._transport = cast("asyncio.Transport", transport)  # of uvloop's, which are no subclass
+        """Implement `asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         if not self.address.path:
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
-        """Send a command; the future is its reply, or a StoreError: StoreMisused for what cannot be encoded."""
+        """Send a command; returns the future of its reply. StoreMisused if it cannot be encoded."""
         return self._send(args, None)
 
     def mget(self, *names: str | bytes) -> asyncio.Future[list[Slot]]:
-        """Read values, as `send_command` does; a reply of another form ends the connection and reaches no caller."""
+        """Read values by one MGET; a reply of another form closes the connection."""
         return self._send((b"MGET", *names), len(names))
 
     def get_each(self, names: Sequence[bytes]) -> asyncio.Future[list[Slot]]:
-        """Read values by a command each, as keys of several slots must be; 0.15 µs a key to send, and 0.1 to receive.
+        """Read values by one GET each, for keys in several slots; 0.15 µs a key to send and 0.1 to receive.
 
-        An error is the slot of its own key. A reply of another form ends the connection, as for `mget`.
+        A key's error takes the place of its value. A reply of another form closes the connection.
         """
         if self.error is None and not self._waiting and not self._parser.has_data():
-            # So many replies after the head of an array are one reply to the parser, which takes a fifth of the time.
+            # Parsed as one array, the replies take a fifth of the time.
             self._parser.feed(b"*%d\r\n" % len(names))
             self._is_array = True
         packed = b"".join([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
         return self._write(packed, len(names), [])
 
     def _send(self, args: tuple[str | bytes | int, ...], values: int | None) -> asyncio.Future[Any]:
-        try:  # before anything waits for a reply: that of the next command would be taken for it
+        try:  # before a future is queued
             packed = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub says a tuple of one
         except (UnicodeEncodeError, TypeError) as error:
             future: asyncio.Future[Any] = self._loop.create_future()
@@ -191,16 +186,16 @@ class PipelinedConnection(asyncio.Protocol):
         return future
 
     def data_received(self, data: bytes) -> None:
-        """Hand each reply to its caller."""
+        """Parse replies and complete their futures."""
         try:
             self._parser.feed(data)
             while self.error is None and (reply := self._parser.gets()) is not _MORE:
                 self._take(reply)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, what comes next cannot be trusted
+        except Exception as error:  # noqa: BLE001 -- later replies cannot be matched
             self.lose(f"could not be understood ({error!r})")
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Fail what is still waiting."""
+        """Fail pending commands."""
         self._fail(
             f"{self.where} cannot be reached: it closed the connection"
             if error is None
@@ -209,17 +204,14 @@ class PipelinedConnection(asyncio.Protocol):
         self._ended.set()
 
     async def close(self) -> None:
-        """Close, and fail what is still waiting."""
+        """Close the connection and fail pending commands."""
         self.end(f"{self.where} was closed")
         if self._transport is not None:
             await self._ended.wait()
 
     def lose(self, reason: str) -> StoreUnavailable:
-        """Give the connection up, as its replies cannot be trusted; return the error, which the log has, too.
-
-        *reason* goes on a sentence that begins with the server.
-        """
-        self.has_replied = False  # a server that goes on like this must not be tried again all the time
+        """Close the connection after an invalid reply, log *reason* once, and return the error."""
+        self.has_replied = False  # so reconnection backs off
         error = f"{self.where} {reason}; the connection was given up"
         if self.error is None:
             log.warning("%s", error)
@@ -246,14 +238,14 @@ class PipelinedConnection(asyncio.Protocol):
             return
         self._waiting.popleft()
         if future.done():
-            return  # its caller was cancelled
+            return  # cancelled
         if isinstance(reply, StoreError):
             future.set_exception(reply)
         else:
             future.set_result(reply)
 
     def _take_values(self, taken: list[Slot], values: int | None, reply: Any) -> bool:  # noqa: ANN401 -- as above
-        """Add one reply of several, or all of them, and return whether that was the last."""
+        """Add one reply of `get_each`, or all of them as an array; return whether it was the last."""
         replies = reply if self._is_array else [reply]
         self._is_array = False
         if not VALUES.issuperset(map(type, replies)):
@@ -274,7 +266,7 @@ class PipelinedConnection(asyncio.Protocol):
                 self.end(f"{self.where} has not answered for {self._timeout_s:g} s")
 
     def end(self, error: str) -> None:
-        """Close at once, with a sentence for those who still wait."""
+        """Close at once; pending commands fail with *error*."""
         self._fail(error)
         if self._transport is not None:
             self._transport.abort()
@@ -296,7 +288,7 @@ def _fits(reply: object, values: int | None) -> bool:
 
 
 class Asking:
-    """A connection to a node that a slot is on its way to: it serves a key of that only to who says so."""
+    """Sends each command after ASKING, to a node that a slot is being moved to."""
 
     def __init__(self, connection: PipelinedConnection) -> None:
         self._connection = connection
@@ -314,13 +306,12 @@ def _retrieved(reply: asyncio.Future[Any]) -> None:
         reply.exception()
 
 
-# What commands are sent by.
 Sender = PipelinedConnection | Asking
 
 
 @asynccontextmanager
 async def connected(address: RedisAddress, timeout_s: float) -> AsyncIterator[PipelinedConnection]:
-    """Open a connection for as long as the block runs; raises StoreUnavailable."""
+    """Open a connection for the duration of the block; raises StoreUnavailable."""
     connection = PipelinedConnection(address, timeout_s)
     await connection.open()
     try:
@@ -329,16 +320,23 @@ async def connected(address: RedisAddress, timeout_s: float) -> AsyncIterator[Pi
         await connection.close()
 
 
-class Reconnector:
-    """Keeps one connection, opened when it is needed and again when it broke; lives as long as its store.
+async def shared(task: asyncio.Task[T], where: str) -> T:
+    """Await a task of several callers: neither their cancellation nor the task's affects the other."""
+    await asyncio.wait([task])
+    if task.cancelled():
+        raise StoreUnavailable(f"{where} was closed")
+    return task.result()
 
-    While the server is known to be away, callers fail with StoreUnavailable at once, and attempts back off.
+
+class Reconnector:
+    """Keeps one connection to a server, opened on demand and reopened after it broke.
+
+    While the server is known to be down, callers fail at once, and attempts to connect back off.
     """
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
-        """Take what each `PipelinedConnection` takes."""
         self.where = address.shown
-        """The server, for sentences."""
+        """Its URL without secrets."""
         self._address = address
         self._timeout_s = timeout_s
         self._connection: PipelinedConnection | None = None
@@ -349,15 +347,15 @@ class Reconnector:
 
     @property
     def current(self) -> PipelinedConnection | None:
-        """The connection, if it is open."""
+        """The open connection, if any."""
         return self._connection if self._connection is not None and self._connection.error is None else None
 
     async def execute_command(self, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        """Send one command and return its reply; raises StoreError."""
+        """Send a command and return its reply; raises StoreError."""
         return await (await self.connection()).send_command(*args)
 
     async def connection(self) -> PipelinedConnection:
-        """Return the connection, opened again if it broke; callers at the same time share one attempt."""
+        """Return the open connection; concurrent callers share one attempt to open it."""
         if (current := self.current) is not None:
             return current
         if self._opening is None:
@@ -366,11 +364,7 @@ class Reconnector:
                 raise StoreUnavailable(self._error)
             self._opening = asyncio.create_task(self._open())
             self._opening.add_done_callback(self._opened)
-        opening = self._opening
-        await asyncio.wait([opening])  # which a caller that is cancelled does not cancel
-        if opening.cancelled():  # nor does `close` cancel a caller
-            raise StoreUnavailable("the connection was closed before it was open")
-        return opening.result()
+        return await shared(self._opening, self.where)
 
     async def close(self) -> None:
         """Close the connection, or stop opening it."""
@@ -393,10 +387,10 @@ class Reconnector:
     def _opened(self, opening: asyncio.Task[PipelinedConnection]) -> None:
         self._opening = None
         if not opening.cancelled():
-            opening.exception()  # retrieved, even where every caller was cancelled
+            opening.exception()  # mark as retrieved
 
     def _note_end(self) -> None:
-        """Try a server again at once if it has replied; one that let us connect and never replied has failed."""
+        """Reset the backoff after a connection that worked; a server that accepts but never replies has failed."""
         if self._connection is not None and self._connection.has_replied:
             self._backoff.reset()
         elif self._connection is not None:
@@ -409,14 +403,14 @@ class Reconnector:
 
 
 def fields_of(info: bytes) -> dict[str, str]:
-    """Understand the reply to INFO."""
+    """Parse the reply to INFO."""
     return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
 def role_of(greeting: object) -> str | None:
-    """Return the role that a reply to HELLO, names and values by turns, states; None if there is none.
+    """Return the role stated in a reply to HELLO; None if there is none.
 
-    No user can be forbidden HELLO, unlike INFO and ROLE.
+    ACLs may forbid INFO and ROLE, but not HELLO.
     """
     if not isinstance(greeting, list):
         return None
@@ -427,7 +421,7 @@ def role_of(greeting: object) -> str | None:
 
 
 def translated(error: BaseException, where: str) -> StoreError:
-    """Return our error for a foreign one; *where* is the store's URL without secrets. Free of secrets itself."""
+    """Translate an error of a server or of asyncio; *where* is the server's URL without secrets."""
     if isinstance(error, TimeoutError):
         return StoreUnavailable(f"{where} did not answer in time")
     if not isinstance(error, Refusal):

@@ -1,4 +1,4 @@
-"""What Redis servers say of themselves, their memory above all, and what `hotplate store doctor` makes of it."""
+"""Memory, replication and configuration of Redis servers, and the findings of `hotplate store doctor`."""
 
 import asyncio
 import time
@@ -23,21 +23,21 @@ _error = partial(Finding, Level.ERROR)
 
 TIMEOUT_S = 5.0
 
-# The oldest server that the tests run against.
+# The oldest tested version.
 OLDEST = 7
 
-# From here on an operator should know that memory is short.
+# Share of maxmemory from which doctor warns.
 MUCH_USED = 0.9
 
-# What a row takes besides its bytes, and what the allocator makes of it: within -10 and +13 % of `used_memory` for rows
-# of 0 to 9,000 bytes on Redis 7; the allocator rounds up to its next size.
+# Overhead of a row, and of the allocator: within -10 and +13 % of `used_memory` for rows of 0 to 9,000 bytes on Redis
+# 7.
 ROW_BYTES = 80
 ALLOCATED = 1.08
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A server's memory, in bytes: what it uses, its own limit (0: none), and what its machine has (0: unknown)."""
+    """A server's memory in bytes: used, its limit (0: none), and its machine's (0: unknown)."""
 
     used: int
     maxmemory: int
@@ -46,11 +46,11 @@ class Memory:
 
     @property
     def evicts(self) -> bool:
-        """Whether lists vanish once memory is short. `volatile-*` cannot touch them, because they have no expiry."""
+        """Whether lists are evicted once memory is short; `volatile-*` needs an expiry, which lists do not have."""
         return self.policy.startswith("allkeys-")
 
     def check(self, plan: Plan, keys: ReleaseKeys, where: str) -> None:
-        """Raise StoreFull, with the numbers, if *plan* does not fit into what is left."""
+        """Raise StoreFull if *plan* does not fit."""
         beside = len(keys.heads[-1]) + ROW_BYTES
         needed = int((plan.payload_bytes + (plan.rows + len(keys.heads)) * beside) * ALLOCATED)
         limit, remedy = self.maxmemory, "raise maxmemory"
@@ -64,15 +64,15 @@ class Memory:
             )
 
     def warnings(self, where: str) -> list[str]:
-        """Return a sentence where lists could vanish."""
+        """Return one sentence if lists could be evicted."""
         if not self.maxmemory or not self.evicts:
             return []
-        sentence = f"{where} has the eviction policy {self.policy}, which drops lists in silence once memory is short"
+        sentence = f"{where} has the eviction policy {self.policy}, which drops lists once memory is short"
         return [f"{sentence}; set maxmemory-policy to noeviction"]
 
 
 async def measure(reconnector: Reconnector) -> Memory:
-    """Read it from the server, in one command; raises StoreError."""
+    """Read a server's memory; raises StoreError."""
     return _memory(fields_of(await reconnector.execute_command(b"INFO", b"memory")))
 
 
@@ -86,13 +86,13 @@ def _memory(fields: Mapping[str, str]) -> Memory:
 
 
 async def examine(address: RedisAddress, keys: Keys, *, replicated: bool = False) -> list[Finding]:
-    """Ask the server, and say, too, what it lacks to be *replicated*; raises StoreError if it cannot be reached."""
+    """Examine one server and, if *replicated*, its replicas; raises StoreError if it cannot be reached."""
     rights, found = await _rights(address, keys), await _examine_server(address, replicated=replicated)
     return [*found[:2], *rights, *found[2:]]
 
 
 async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
-    """Ask each primary of a cluster, and what it says of the others; raises StoreError if none can be reached."""
+    """Examine each primary of a cluster, and the cluster; raises StoreError if no node can be reached."""
     await topology.load()
     home = topology.owner(key_slot(keys.catalogue.encode()))
     if home is None:
@@ -114,7 +114,7 @@ async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
 
 
 async def _cluster(topology: Topology) -> list[Finding]:
-    """Return what is wrong with the cluster as a whole, as its first primary that answers sees it."""
+    """Return findings about the whole cluster, from the first primary that answers."""
     error: StoreError | None = None
     for node in topology.primaries:
         try:
@@ -124,7 +124,7 @@ async def _cluster(topology: Topology) -> list[Finding]:
                 reads = await _setting(connection, b"cluster-allow-reads-when-down")
                 return [*_slots(fields), _replicas(topology), _coverage(full, reads)]
         except StoreMisused as refused:
-            return [_warning("cluster", f"it may not be asked about itself: {refused}")]
+            return [_warning("cluster", f"this user may not send CLUSTER INFO or CONFIG GET: {refused}")]
         except StoreError as unreachable:
             error = unreachable
     return [_error("cluster", f"no primary answers: {error}")]
@@ -162,7 +162,7 @@ def _coverage(full: str | None, reads: str | None) -> Finding:
             "cluster-allow-reads-when-down is no: a node cut off from the others answers nothing; set yes on each"
         )
         return _warning("coverage", sentence)
-    known = "it may not be asked whether a lost node takes the others along" if full is None else "a lost node is alone"
+    known = "unknown: CONFIG GET is not allowed" if full is None else "a lost node affects only its own slots"
     return _ok("coverage", known)
 
 
@@ -178,7 +178,7 @@ async def _examine_server(address: RedisAddress, *, replicated: bool = False) ->
         try:
             fields = fields_of(await connection.send_command(b"INFO"))
         except StoreMisused as error:
-            return [_warning("server", f"it may not be asked about itself: {error}")]
+            return [_warning("server", f"this user may not send INFO: {error}")]
         persistence = _persistence(fields, await _setting(connection, b"save"))
     found = [_server(fields), _role(fields), *_memory_findings(_memory(fields)), persistence]
     return [*found, *_replication(fields)] if replicated else found
@@ -194,7 +194,7 @@ async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:
 
 
 async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
-    """Queue what a publish sends, and discard it: rights, role and memory are checked when it is queued."""
+    """Queue the commands of a publish and discard them: rights, role and memory are checked on queueing."""
     row, catalogue = keys.doctors, keys.catalogue
     commands: dict[str, tuple[str | bytes | int, ...]] = {
         "SET": (catalogue, b""), "DEL": (row,), "UNLINK": (row,), "RPUSH": (row, b""), "HSET": (row, b"0", b""),
@@ -203,13 +203,13 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
     try:
         await connection.send_command(b"WATCH", row)
         await connection.send_command(b"MULTI")
-    except StoreMisused as error:  # then nothing more is sent: it would be done
+    except StoreMisused as error:  # outside of MULTI, further commands would be executed
         return _warning("may publish", f"no, as is right for a service: {error}")
     sent = [connection.send_command(name, *arguments) for name, arguments in commands.items()]
     replies = await asyncio.gather(*sent, connection.send_command(b"DISCARD"), return_exceptions=True)
     refused = {name: reply for name, reply in zip(commands, replies, strict=False) if isinstance(reply, StoreError)}
     others = [str(error) for error in refused.values() if not isinstance(error, StoreMisused)]
-    if others:  # a replica, or a server that is full or cannot save: not about rights
+    if others:  # a replica, or a server that is full or cannot save
         return _warning("may publish", f"no: {others[0]}")
     if refused:
         sentence = f"no: this user may not {', '.join(refused)}, as is right for a service"
@@ -218,7 +218,7 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
 
 
 async def _setting(connection: PipelinedConnection, name: bytes) -> str | None:
-    """Return how the server is configured; None if that may not be asked."""
+    """Return a configuration value; None if it may not be read."""
     try:
         found: list[bytes] = await connection.send_command(b"CONFIG", b"GET", name)
     except (StoreMisused, StoreUnavailable):  # managed services rename CONFIG
@@ -262,7 +262,7 @@ def _memory_findings(memory: Memory) -> list[Finding]:
         room = _warning("memory", f"{used}; raise maxmemory, or prune old releases")
     if not memory.evicts:
         return [room, _ok("eviction", f"{memory.policy}: no list is ever dropped")]
-    sentence = f"{memory.policy} drops lists in silence once memory is short; set maxmemory-policy to noeviction"
+    sentence = f"{memory.policy} drops lists once memory is short; set maxmemory-policy to noeviction"
     return [room, (_error if memory.maxmemory else _warning)("eviction", sentence)]
 
 

@@ -1,17 +1,16 @@
-"""The names of everything that a deployment keeps in Redis, all under its prefix.
+"""Names of all keys of a deployment, under its prefix.
 
-{PREFIX}:catalogue                the catalogue, as JSON
-{PREFIX}:incarnations             a set: the incarnations that hold data, from their creation until they are erased,
-                                  and the replication histories of the primaries that were searched for such
-PREFIX:{INCARNATION.B}:KIND:ID    one row, a plain string without an expiry: a draft's lease decides, not a timer
-PREFIX:{INCARNATION.B}:@state     `draft:WRITER` or `sealed`; a release exists as long as these keys do
-PREFIX:{INCARNATION.0}:@keys      a list: the keys of each acknowledged batch, packed by `hotplate.stores.keys`
-PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which may come at any time
-PREFIX:{INCARNATION.0}:@points    a hash: the last acknowledged key of each part
+{PREFIX}:catalogue                the catalogue, JSON
+{PREFIX}:incarnations             set of incarnations that hold data, from creation to erase, and of the replication
+                                  histories of the primaries whose keys were searched
+PREFIX:{INCARNATION.B}:KIND:ID    one row, a string without expiry: drafts have leases
+PREFIX:{INCARNATION.B}:@state     `draft:WRITER` or `sealed`; a release exists while these keys do
+PREFIX:{INCARNATION.0}:@keys      list of the keys of each acknowledged batch, packed by `hotplate.stores.keys`
+PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which are not in order
+PREFIX:{INCARNATION.0}:@points    hash of the last acknowledged key of each part
 
-B, a row's bucket, is xxh3_64(KIND:ID) mod 256. A cluster puts what has the same text in braces into one slot, so
-a bucket's rows lie in one slot with a state of their own. On one server all 256 change in one step, so the first will
-do.
+B, the bucket of a row, is xxh3_64(KIND:ID) mod 256. A cluster keeps keys with the same text in braces in one slot. On
+one server all 256 states change together, so only the first is read.
 """
 
 import re
@@ -27,48 +26,48 @@ from hotplate.stores.store import not_found, sealed, taken_over
 
 BUCKETS = 256
 
-# How many keys one command has at most: about half a millisecond of a server's only thread.
+# Most keys per command: about half a millisecond of a server's only thread.
 MAX_KEYS = 1000
 
-# The field that has the last key of the `meta` rows, which are of no part.
+# Field of the last key of `meta` rows, which belong to no part.
 META_POINT = "meta"
 
-# The state of a release that takes no more rows; that of a draft is `draft:WRITER`.
+# State of a sealed release; that of a draft is `draft:WRITER`.
 SEALED = b"sealed"
 
-# How many releases' names are kept, 20 kB each: what is read, what it replaces, and what is written or erased.
+# Releases whose names are cached, 20 kB each.
 KEPT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseKeys:
-    """The names of one release's keys."""
+    """Names of one release's keys."""
 
     heads: tuple[str, ...]
-    """What stands before the rows of each bucket."""
+    """Prefix of the rows of each bucket."""
 
     steps: tuple[tuple[str, ...], ...]
-    """The keys that say that the release exists and who may write it: together those that change in one step."""
+    """State keys, grouped by what changes atomically: one group on a server, one per bucket in a cluster."""
 
     slots: tuple[int, ...]
-    """In which slot of a cluster each bucket lies."""
+    """Cluster slot of each bucket."""
 
     raw_heads: tuple[bytes, ...]
-    """The same as `heads`, in UTF-8."""
+    """`heads` in UTF-8."""
 
     @property
     def state(self) -> str:
-        """The state of the first bucket."""
+        """State of the first bucket."""
         return self.steps[0][0]
 
     @property
     def points(self) -> str:
-        """The hash of resume points, by part."""
+        """Hash of resume points by part."""
         return self.heads[0] + "@points"
 
     @property
     def lists(self) -> tuple[str, str]:
-        """The two lists of packed keys: of rows, and of `meta` rows."""
+        """Lists of packed keys: of rows, and of `meta` rows."""
         return self.heads[0] + "@keys", self.heads[0] + "@meta"
 
     def rows(self, keys: Iterable[str]) -> list[str]:
@@ -77,7 +76,7 @@ class ReleaseKeys:
         return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
 
     def located(self, keys: Sequence[str]) -> tuple[list[bytes], list[int]]:
-        """Return the names and the buckets of rows; a key that UTF-8 cannot express has a name that no row has."""
+        """Return the names and buckets of rows; a key that UTF-8 cannot express gets a name that no row has."""
         heads, mask = self.raw_heads, BUCKETS - 1
         try:
             raw = [key.encode() for key in keys]
@@ -87,7 +86,7 @@ class ReleaseKeys:
         return [heads[bucket] + one for bucket, one in zip(buckets, raw, strict=True)], buckets
 
     def by_step(self, names: Iterable[bytes]) -> dict[str, list[bytes]]:
-        """Return the names of rows by the first state of their step."""
+        """Group the names of rows by the first state of their step."""
         if len(self.steps) == 1:
             return {self.state: list(names)}
         found = dict[str, list[bytes]]()
@@ -98,31 +97,31 @@ class ReleaseKeys:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names under one prefix; lives as long as its store."""
+    """Key names under one prefix."""
 
     prefix: str
     clustered: bool = False
-    """Whether buckets lie in slots, each of which changes alone."""
+    """Whether only keys in one slot change atomically."""
 
     _releases: dict[str, ReleaseKeys] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def catalogue(self) -> str:
-        """The one record of control state."""
+        """Key of the catalogue."""
         return f"{{{self.prefix}}}:catalogue"
 
     @property
     def doctors(self) -> str:
-        """A name that is never written, to try whether it could be: of the form of a row, in the catalogue's slot."""
+        """A key that is never written, in the catalogue's slot and in the form of a row, to check rights with."""
         return f"{self.prefix}:{{{self.prefix}}}:doctor"
 
     @property
     def incarnations(self) -> str:
-        """The set of incarnations that hold data, and of the primaries that were searched for such."""
+        """Set of incarnations that hold data, and of searched replication histories."""
         return f"{{{self.prefix}}}:incarnations"
 
     def release(self, release: ReleaseRef | DraftRef) -> ReleaseKeys:
-        """Return the names of a release's keys."""
+        """Return the key names of a release; cached."""
         incarnation = release.incarnation
         if (known := self._releases.get(incarnation)) is not None:
             return known
@@ -138,28 +137,28 @@ class Keys:
         return found
 
     def pattern(self, release: ReleaseRef) -> str:
-        """Return the pattern of the names of a release's rows."""
+        """Return the pattern of the rows of a release."""
         incarnation = re.sub(r"([*?\[\]^\\])", r"\\\1", release.incarnation)
         return f"{self.prefix}:{{{incarnation}.*}}:[^@]*"
 
     @property
     def any_pattern(self) -> str:
-        """The pattern of the names of all that is of any release."""
+        """Pattern of all keys of any release."""
         return f"{self.prefix}:{{*.*}}:*"
 
     def incarnation_of(self, name: bytes) -> str | None:
-        """Return which incarnation a name that fits `any_pattern` is of; None if it is of none."""
+        """Return the incarnation in a name that matches `any_pattern`; None if there is none."""
         found = re.match(rb"[^:]+:\{([^{}]+)\.[0-9]{1,3}\}:", name)
         return None if found is None else found[1].decode()
 
 
 def state_of(draft: DraftRef) -> bytes:
-    """Return the state of a draft that is its writer's."""
+    """Return the state of a draft claimed by its writer."""
     return b"draft:" + draft.writer.encode()
 
 
 def check_owned(draft: DraftRef, state: bytes | None) -> None:
-    """Raise what *state* says, unless that the draft is its writer's."""
+    """Raise unless *state* says that the draft is its writer's."""
     if state is None:
         raise not_found(draft)
     if state == SEALED:
@@ -169,9 +168,8 @@ def check_owned(draft: DraftRef, state: bytes | None) -> None:
 
 
 def unsealed(release: ReleaseRef, parts: int, of: int) -> ReleaseNotFound:
-    """Return the error of a release of which some *parts* are not sealed, *of* those that have a state each."""
+    """Return the error of a release with *parts* unsealed states *of* all."""
     which = "" if of == 1 else f": {parts} of its {of} parts are not sealed"
     return ReleaseNotFound(
-        f"a server has lost the end of release {release.id}, as a failover may lose what was sent last{which}; publish "
-        f"it again"
+        f"a server has lost the end of release {release.id}, perhaps in a failover{which}; publish it again"
     )

@@ -1,19 +1,17 @@
-"""The Redis store, of one server, behind sentinels or in a cluster: every row a plain string, releases side by side.
+"""The Redis store, on one server, behind Sentinel or in a cluster: one string per row, releases side by side.
 
-A single server is a cluster of one node. A release lies in buckets, each in one slot of a cluster and with a state of
-its own. All that belongs to the whole release lies in the first bucket's slot. What one server does in one step has an
-order in a cluster, if nothing changes two slots at once:
+A release has 256 buckets, each in one slot of a cluster and with its own state; what concerns the whole release is in
+the slot of the first. Changes that are atomic on one server are ordered steps in a cluster, none of which spans slots:
 
-create    the inventory names the incarnation; the first step is claimed, which decides who writes; then the others,
-          each from the state that was read of it before the first was seen to be still ours. A writer that was
-          replaced before it had claimed all cannot claim one more.
+create    the inventory names the incarnation; claiming the first bucket's state decides the writer; the other states
+          are then replaced, each as it was read before the first was checked again. A writer that was replaced
+          meanwhile can claim no more of them.
 put       see `hotplate.stores.redis.writer`.
-seal      the first step is sealed, after which nothing can be claimed; then the others, each after the last of its
-          rows, and the replicas are waited for. A node that lost the end of what it was sent has lost this, too.
+seal      the first state is sealed, after which nothing can be claimed; then the others, each after its last rows, and
+          replicas are waited for. A node that lost the end of its rows has lost this, too.
 
-The catalogue lies in one slot, and a script is one step on the server. If there may be something to replace, a script
-deletes before it sets: one that has written is not stopped by `maxmemory`, and deleting counts as writing. A full
-server must still be able to give a draft up, or nothing would free its memory.
+The catalogue is one key, swapped by a script. Scripts delete before they set: after a write, `maxmemory` no longer
+stops a script, and a delete counts as one. A full server must still be able to abandon a draft to free memory.
 """
 
 import asyncio
@@ -49,7 +47,7 @@ from hotplate.stores.redis.url import (
     parse_cluster,
     parse_sentinel,
 )
-from hotplate.stores.redis.writer import Inventory, RowsLost, Writer, with_retries
+from hotplate.stores.redis.writer import Inventory, RowsLost, Writer
 from hotplate.stores.store import (
     Diagnosed,
     Finding,
@@ -62,26 +60,27 @@ from hotplate.stores.store import (
     sealed,
     traced_call,
 )
+from hotplate.stores.throttle import Retrier
 from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
-# When a server that does not answer lookups is given up; callers bring shorter timeouts of their own.
+# Time-out of lookups; callers pass shorter ones.
 READ_TIMEOUT_S = 1.0
 
-# The same for everything else, the largest batches included.
+# Time-out of everything else, including the largest batches.
 TIMEOUT_S = 5.0
 
-# For how long a batch is tried again while a server restarts or another one takes over. It is longer in a cluster,
-# which elects a replica after cluster-node-timeout, 15 s; create and seal are tried again there as well.
+# How long batches are retried during a restart or failover. A cluster elects a replica after cluster-node-timeout (15
+# s); there, create, seal and erase are retried, too.
 RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
 
 
-# How often the catalogue is read to see whether it has changed.
+# Interval of polling the catalogue.
 POLL_S = 1.0
 
-# SWAP takes the key of the catalogue; the record that is expected, byte by byte, empty for none, and the new one.
+# SWAP: KEYS the catalogue; ARGV the expected record, empty for none, and the new one.
 SWAP = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])
@@ -89,8 +88,8 @@ redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
 
-# REPLACE takes the keys of a step's states, the state that is expected of the first, empty for none, and the state
-# to set. It returns the state before.
+# REPLACE: KEYS states in one slot; ARGV the expected first state, empty for none, and the new one. Returns the state
+# before.
 REPLACE = """
 local state = redis.call('GET', KEYS[1])
 if (state or '') ~= ARGV[1] then return state end
@@ -104,24 +103,24 @@ _Replies = asyncio.Future[list[Slot]]
 
 
 class _Sent(NamedTuple):
-    """What one node was sent, and the future of its replies."""
+    """Reads sent to one node: their positions and the future of their replies."""
 
     node: RedisNode
     places: list[int]
     replies: _Replies
     connection: PipelinedConnection | None
-    """What it was sent by, if that was open before."""
+    """The connection, if it was open before."""
 
 
 class ServerLookups:
-    """Reads from one server, rows and the release's state in one command; if its connection breaks, by another one."""
+    """Reads rows and the release's state by one MGET; a connection that breaks is replaced once."""
 
     def __init__(self, keys: Keys, nodes: Nodes) -> None:
         self._keys = keys
         self._nodes = nodes
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`; a command is answered as a whole, so the caller's own time-out ends the wait."""
+        """See `Reader.get_many`; the caller's time-out ends the wait, because a command is answered as a whole."""
         if len(keys) > MAX_KEYS:
             chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
             found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
@@ -147,17 +146,17 @@ class ServerLookups:
         except StoreUnavailable:
             servers.schedule_refresh()
             raise
-        if state is None or (state != SEALED and None in values):  # what a draft lacks may yet come, or come back
+        if state is None or (state != SEALED and None in values):  # rows missing from a draft may still arrive
             raise not_found(release)
         return values
 
 
 class BucketLost(ReleaseNotFound, PartUnavailable):
-    """A bucket of a release is not there, or its end is not; others may well be, so no circuit opens for it."""
+    """A bucket of a release is missing or not sealed; others may be whole, so no circuit opens for it."""
 
 
 class ClusterLookups:
-    """Reads from whichever nodes have the keys, pipelined on one connection a node: one that fails, fails its own."""
+    """Reads from the nodes that own the keys, pipelined on one connection per node; a failing node fails its keys."""
 
     def __init__(self, keys: Keys, nodes: Nodes) -> None:
         self._keys = keys
@@ -166,7 +165,7 @@ class ClusterLookups:
         self._opening = set[asyncio.Task[None]]()
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`; a list is absent only if its bucket is sealed: else its node has lost something."""
+        """See `Reader.get_many`; a list counts as absent only if its bucket is sealed."""
         until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         names = self._keys.release(release)
         if not keys and await self._nodes.execute_command(b"GET", names.state) is None:
@@ -190,10 +189,9 @@ class ClusterLookups:
     async def _read(
         self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None, *, again: bool = True
     ) -> list[Slot]:
-        """Read values by their names and the slots of these, in order; what cannot be read is an error in its place.
+        """Read values by name and slot; one that failed or is late for *until_s* (loop clock) is an error in its place.
 
-        What has not come *until_s*, by the loop's clock, is one, too. What a connection that broke was to bring is read
-        *again* by another one. Raises StoreError if no node says who serves what.
+        Reads on a connection that broke are sent *again* on a new one. Raises StoreError if the topology is unknown.
         """
         topology = self._nodes.topology
         if not topology.loaded:
@@ -246,11 +244,11 @@ class ClusterLookups:
     async def _receive(
         self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None
     ) -> list[tuple[int, Redirected, RedisNode]]:
-        """Put what the nodes reply into its places; return the places of what is elsewhere, with who says so."""
+        """Store the replies of all nodes in *found*; return redirected positions with their redirection and node."""
         due = [] if until_s is None else [self._deadlines.add(one.replies, until_s) for one in sent]
         redirected = list[tuple[int, Redirected, RedisNode]]()
         try:
-            for node, places, replies, _ in reversed(sent):  # the last that was sent replies last: one wait, not many
+            for node, places, replies, _ in reversed(sent):  # the last sent mostly replies last: one wait
                 try:
                     read = await replies
                 except StoreUnavailable as error:
@@ -270,13 +268,13 @@ class ClusterLookups:
                 for items in due:
                     items.discard(one.replies)
                 if not one.replies.cancel() and not one.replies.cancelled():
-                    one.replies.exception()  # retrieved, even if this was cancelled
+                    one.replies.exception()  # mark as retrieved
         return redirected
 
     async def _follow(
         self, name: bytes, slot: int, moved: Redirected, said_by: RedisNode, until_s: float | None
     ) -> Slot:
-        """Read from another node what one says is there."""
+        """Read from the node of a redirection."""
         target = self._nodes.topology.apply_redirect(moved, said_by)
         ask = target if moved.asking else None
         try:
@@ -296,7 +294,7 @@ def _too_late() -> ReleaseConflict:
 
 
 async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-    """Return a reply, or None for one that the server refuses."""
+    """Return a reply, or None if the server refuses."""
     try:
         return await reply
     except StoreError:
@@ -304,16 +302,16 @@ async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a rep
 
 
 class RedisStore(Diagnosed, RowEraser):
-    """One deployment in one database of a server, or in a cluster; an instance belongs to one event loop and process.
+    """A Redis store in one database of a server, or in a cluster; used on one event loop.
 
-    Lookups, control and writing have a connection each to every server, so none waits behind another, opened when
-    it is needed.
+    Lookups, control and writing have separate connections, so none waits behind another.
     """
 
     batch = coalesce = 256
-    """A key costs the client 0.4 µs and the server 1.1 µs (at 64: 0.9 and 1.6), and others wait for 0.3 ms at most.
+    """At 256 keys, a key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6) and delays others by 0.3
+    ms.
 
-    In a cluster it costs the client twice as much, and each node has only its part of them.
+    In a cluster the client takes twice as long, and each node has only its share.
     """
 
     def __init__(self, address: RedisAddress | SentinelAddress | ClusterAddress) -> None:
@@ -333,9 +331,10 @@ class RedisStore(Diagnosed, RowEraser):
         self._writes = Nodes(self._servers, TIMEOUT_S)
         lookups = ClusterLookups if self._clustered else ServerLookups
         self._lookups, self._scans = lookups(keys, self._reads), lookups(keys, self._nodes)
-        self._step_retry_for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
-        self._writer = Writer(self._writes, keys, self._step_retry_for_s or RETRY_FOR_S)
-        self._inventory = Inventory(self._nodes, keys, self._step_retry_for_s)
+        for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
+        self._retrier = Retrier(time.monotonic, for_s=for_s)
+        self._writer = Writer(self._writes, keys, Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S))
+        self._inventory = Inventory(self._nodes, keys, self._retrier)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
@@ -358,7 +357,7 @@ class RedisStore(Diagnosed, RowEraser):
             seconds, micros = time_
             return record, int(seconds) + int(micros) / 1e6, role_of(greeting) == ServerRole.PRIMARY
         except (TypeError, ValueError) as error:
-            raise connection.lose("replied to a read of the catalogue with something else") from error
+            raise connection.lose("replied to a read of the catalogue in an unknown format") from error
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen: Catalogue | None = None
@@ -413,11 +412,11 @@ class RedisStore(Diagnosed, RowEraser):
             (await examination.measure(server)).check(part, keys, server.where)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        await with_retries(lambda: self._create(draft, plan), self._step_retry_for_s)
+        await self._retrier.call(lambda: self._create(draft, plan))
 
     async def _create(self, draft: DraftRef, plan: Plan) -> None:
         keys, mine = self._keys.release(draft), state_of(draft)
-        if not await self._nodes.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
+        if not await self._nodes.execute_command(b"EXISTS", keys.state):  # an existing draft holds part of *plan*
             await self.check_room(draft, plan)
         await self._inventory.add(draft)
         before, connection = await self._set_state(keys.steps[0], mine, unless=(SEALED,))
@@ -425,16 +424,16 @@ class RedisStore(Diagnosed, RowEraser):
             raise sealed(draft)
         await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
         await self._claim_others(draft)
-        await self._inventory.add(draft)  # once more: an erase of the incarnation may have taken it off in between
+        await self._inventory.add(draft)  # again: an erase may have removed it in between
         if before is None:
             self._writer.forget(draft)
 
     async def _claim_others(self, draft: DraftRef) -> None:
-        """Claim all steps but the first, which is ours."""
+        """Claim all states but the first."""
         mine, keys = state_of(draft), self._keys.release(draft)
         while len(keys.steps) > 1:
-            states = await self._states(draft)  # before we see that the first is still ours: if another writer claims
-            check_owned(draft, await self._nodes.execute_command(b"GET", keys.state))  # it now, ours fail after these
+            states = await self._states(draft)  # before the check: if another writer claims after it, REPLACE fails
+            check_owned(draft, await self._nodes.execute_command(b"GET", keys.state))
             claimed = list(zip(keys.steps, states, strict=True))[1:]
             others = [(step, state) for step, state in claimed if state not in (mine, SEALED)]
             if not others:
@@ -444,9 +443,9 @@ class RedisStore(Diagnosed, RowEraser):
     async def _set_state(
         self, step: Sequence[str], state: bytes, *, unless: Sequence[bytes | None], expected: bytes = b""
     ) -> tuple[bytes | None, Sender]:
-        """Replace whatever state a step has, *unless* it is one of these; return that, and who was told.
+        """Replace any state but those in *unless*; return the state before, and the connection.
 
-        What is *expected* is replaced at once.
+        *expected* saves a round trip.
         """
 
         async def set_state(connection: Sender) -> tuple[bytes | None, Sender]:
@@ -472,8 +471,8 @@ class RedisStore(Diagnosed, RowEraser):
         return None if point is None else point.decode()
 
     async def seal(self, draft: DraftRef) -> None:
-        """See the contract; replicas that follow are waited for, and what a failover could lose is logged."""
-        await with_retries(lambda: self._seal(draft), self._step_retry_for_s)
+        """See the contract; waits for replicas, and logs what a failover could lose."""
+        await self._retrier.call(lambda: self._seal(draft))
 
     async def _seal(self, draft: DraftRef) -> None:
         keys, mine = self._keys.release(draft), state_of(draft)
@@ -487,7 +486,7 @@ class RedisStore(Diagnosed, RowEraser):
             return connection
 
         used = {await self._nodes.run(keys.state, seal_first)}
-        # If another writer's run had come as far as here, a step may be that writer's.
+        # States may belong to another writer that got as far as this.
         sealing = (self._set_state(step, SEALED, unless=(SEALED, None), expected=mine) for step in others)
         for before, connection in await asyncio.gather(*sealing):
             if before is None:
@@ -516,9 +515,9 @@ class RedisStore(Diagnosed, RowEraser):
             raise unsealed(release, missing, len(states))
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """See the contract; what a release gains by it outlives a failover that is under way, or it is not made.
+        """See the contract; a commit waits for replicas, so that a failover in progress cannot lose it.
 
-        Raises RowsLost if the server does not have all of the release, because it took the place of one that had.
+        Raises RowsLost if the server, promoted meanwhile, lacks the end of the release.
         """
         releases = newly_committed(old, new)
 
@@ -544,10 +543,7 @@ class RedisStore(Diagnosed, RowEraser):
         await self._nodes.run(self._keys.catalogue, lambda connection: self._replace(connection, record, new))
 
     async def _replace(self, connection: Sender, record: bytes | None, new: Catalogue) -> None:
-        """Replace a record of the catalogue, or none, and wait a while for a replica to have the new one.
-
-        StoreUnavailable if the primary is replaced: whether the next one has it, is for others to see.
-        """
+        """Replace the record of the catalogue, and wait for a replica. StoreUnavailable if the primary was replaced."""
         args = (self._keys.catalogue, record or b"", catalogue_record.dump(new))
         if not await connection.send_command(b"EVAL", SWAP, 1, *args):
             raise _too_late()
@@ -568,10 +564,9 @@ class RedisStore(Diagnosed, RowEraser):
 
 
 def open_url(url: str) -> RedisStore:
-    """Open `redis://[USER:PASSWORD@]HOST:PORT/DB?prefix=NAME`, `rediss://…&ca=FILE` or `unix:///SOCKET?db=0`.
+    """Open the store at a URL of the schemes redis, rediss, unix, redis+sentinel or redis+cluster.
 
-    Or `redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB`, or `redis+cluster://SEED[:PORT],SEED…/`, or the same over TLS,
-    `rediss+sentinel://…` and `rediss+cluster://…`.
+    See `hotplate.stores.redis.url` for the format.
     """
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):

@@ -1,12 +1,10 @@
-"""Where the servers are: one, the primary that sentinels name, or the nodes of a cluster; and connections to them.
+"""Discovery of servers (one server, Sentinel, Cluster), and connections to them.
 
-In a cluster, a key's slot is redis-py's CRC16 of the text in its braces, and CLUSTER SLOTS says which node serves it. A
-node that does not serve a slot any more names the one that does (MOVED) or will (ASK). After a MOVED, or if a node does
-not answer, CLUSTER SLOTS is sent again: to one node after the other, by one task, and after the pauses below.
+In a cluster, CLUSTER SLOTS maps slots to nodes. A node that does not serve a slot any more names the one that does
+(MOVED) or will (ASK). After a MOVED or a failure, one task sends CLUSTER SLOTS again, to one node after the other.
 
-Behind sentinels, a failover begins with a replica that is made a primary. The sentinel that made it names it once it
-has seen that, and the others when they have heard of it. For some seconds there are two, and the former one goes on
-acknowledging what will be lost.
+Behind Sentinel, a failover begins when a sentinel promotes a replica; the other sentinels learn of it later. For some
+seconds there are two primaries, and writes that the former one acknowledges will be lost.
 """
 
 import asyncio
@@ -33,6 +31,7 @@ from hotplate.stores.redis.connection import (
     connected,
     fields_of,
     role_of,
+    shared,
 )
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress, SentinelAddress, ServerRole, show
 from hotplate.stores.store import Finding, Level
@@ -42,39 +41,39 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# When a node or a sentinel that does not answer is given up; the others have answered long before.
+# Time-out of a node or sentinel that is asked for servers.
 TIMEOUT_S = 1.0
 
-# The first and the longest pause before it is asked again where servers are, jitter included, so the workers of a site
-# do not ask all at once; and after how long without a reason to ask the first pause is that again.
+# First and longest pause between discoveries, and the time without a reason to ask that resets the backoff. Jitter
+# spreads the workers of a site.
 PAUSES_S = (0.1, 1.0)
 CALM_S = 5.0
 
-# How often a command is sent on from node to node.
+# Most redirections of a command.
 REDIRECTIONS = 8
 
-# How long the end of a publish waits for all replicas, which may be behind by what it wrote last.
+# How long `seal` waits for all replicas, which may lag behind the last writes.
 SEAL_WAIT_S = 3.0
 
-# The same for a change of the catalogue, or of a release's state.
+# The same for a change of the catalogue or of a release's state.
 CONTROL_WAIT_S = 1.0
 
 UNGUARDED = "it goes on writing if no replica follows, and a failover loses that; set min-replicas-to-write 1"
 
-# How often the sentinels are asked whether another server is the primary.
+# How often sentinels are asked for the primary.
 WATCH_S = 1.0
 
-# What a sentinel says of a replica that is not to be counted on.
+# Flags of unusable replicas.
 UNUSABLE = {"s_down", "o_down", "disconnected"}
 
-# For how long a replica may say that it is a primary before the sentinels do, and the pause before they are asked
-# again. If they never do, the sentinel that had begun a failover is gone, and the others make it a replica again.
+# How long a promoted replica may precede the sentinels' agreement, and the pause between questions. Without agreement,
+# the promoting sentinel is gone, and the others demote it again.
 SETTLE_S = 10.0
 SETTLE_PAUSE_S = 0.1
 
 
 class RedisNode(NamedTuple):
-    """Where a server is."""
+    """Host and port of a server."""
 
     host: str
     port: int
@@ -84,46 +83,46 @@ class RedisNode(NamedTuple):
 
 
 class OnlyServer:
-    """Where to find one server, which serves every slot and never moves."""
+    """Discovery of one server, which serves every slot and never moves."""
 
     def __init__(self, address: RedisAddress) -> None:
         self.shown = address.shown
-        """All servers, for sentences."""
+        """The URL without secrets."""
         self.loaded = True
-        """Whether it is known where they are."""
+        """Whether the servers are known."""
         self.primaries: Sequence[RedisNode] = (RedisNode(address.host, address.port),)
-        """Those that take writes, in the order of their addresses."""
+        """Servers that take writes, in the order of their addresses."""
         self._address = address
 
     async def load(self) -> None:
-        """Wait until it is known where the servers are; raises StoreError if that cannot be found out."""
+        """Wait until the servers are known; raises StoreError."""
 
     def owner(self, slot: int) -> RedisNode | None:
-        """Return which server serves a slot; None if none is known."""
+        """Return the server of a slot; None if unknown."""
         del slot
         return self.primaries[0]
 
     def address(self, node: RedisNode) -> RedisAddress:
-        """Return the address of a server, with the credentials of all."""
+        """Return the address of a server, with credentials."""
         del node
         return self._address
 
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
-        """Take note of what a node said in the place of a reply, and return who should be sent the command instead."""
+        """Record a redirection by *said_by*, and return the node to send the command to."""
         del said_by
         raise StoreMisused(
-            f"{redirected}; it is a node of a cluster; write redis+cluster:// in the place of redis://"
+            f"{redirected}; it is a node of a cluster; write redis+cluster:// instead of redis://"
         ) from redirected
 
     def schedule_refresh(self) -> None:
-        """Find out again where the servers are, soon, and in the background: one is not where it should be."""
+        """Discover the servers again soon, in the background."""
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Stop discovery."""
 
 
 class _Discovered(OnlyServer, ABC):
-    """Servers of which others say where they are; lives as long as its store, on one loop."""
+    """Servers that are discovered; runs on one event loop."""
 
     def __init__(self, server: RedisAddress) -> None:
         super().__init__(server)
@@ -148,11 +147,11 @@ class _Discovered(OnlyServer, ABC):
             raise
 
     async def refresh(self) -> None:
-        """Ask where the servers are; callers at the same time share the answer. Raises StoreError."""
+        """Discover the servers; concurrent callers share one attempt. Raises StoreError."""
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
             self._asking.add_done_callback(self._answered)
-        await asyncio.shield(self._asking)
+        await shared(self._asking, self.shown)
 
     def schedule_refresh(self) -> None:
         if self._later is None:
@@ -179,13 +178,13 @@ class _Discovered(OnlyServer, ABC):
 
     def _answered(self, asking: asyncio.Task[None]) -> None:
         self._asking, self._asked_at = None, asyncio.get_running_loop().time()
-        error = None if asking.cancelled() else asking.exception()  # retrieved, even if every caller was cancelled
+        error = None if asking.cancelled() else asking.exception()
         if error is not None and not isinstance(error, StoreError):
-            log.error("it cannot be asked where the servers of %s are", self.shown, exc_info=error)
+            log.error("cannot discover the servers of %s", self.shown, exc_info=error)
 
 
 class Topology(_Discovered):
-    """Which node of a cluster serves which slot, as was last heard."""
+    """The nodes of a cluster and their slots, as last discovered."""
 
     def __init__(self, cluster: ClusterAddress) -> None:
         super().__init__(cluster.node)
@@ -194,7 +193,7 @@ class Topology(_Discovered):
         self._replicas: Mapping[RedisNode, set[RedisNode]] = {}
 
     def replicas(self, primary: RedisNode) -> Collection[RedisNode]:
-        """Return the replicas of a node that are known to follow it."""
+        """Return the known replicas of a primary."""
         return self._replicas.get(primary, ())
 
     def owner(self, slot: int) -> RedisNode | None:
@@ -210,7 +209,6 @@ class Topology(_Discovered):
 
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
         """See `OnlyServer`."""
-        # A host without a name is that of the node that says so.
         target = RedisNode(redirected.host or said_by.host, redirected.port)
         if not redirected.asking and self._owners[redirected.slot] != target:
             self._owners[redirected.slot] = target
@@ -219,10 +217,10 @@ class Topology(_Discovered):
         return target
 
     async def _ask(self) -> None:
-        """Ask one node after the other, the known ones before the seeds, until one knows who serves every slot."""
+        """Ask known nodes, then seeds, until one knows the owners of all slots."""
         known = [*self.primaries, *(one for replicas in self._replicas.values() for one in replicas)]
         seeds = [RedisNode(*seed) for seed in self._cluster.seeds]
-        random.shuffle(known)  # spreads the questions of many workers
+        random.shuffle(known)  # spreads the load of many workers
         best: tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]] | None = None
         error: StoreError = StoreUnavailable(f"no node of {self.shown} has answered")
         for node in dict.fromkeys([*known, *seeds]):
@@ -243,7 +241,7 @@ class Topology(_Discovered):
         self.primaries = sorted({owner for owner in self._owners if owner is not None})
 
     async def _ask_one(self, node: RedisNode) -> tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]]:
-        """Return which nodes serve the slots, and their replicas."""
+        """Return the owner of each slot, and the replicas of each owner."""
         address = self.address(node)
         async with connected(address, TIMEOUT_S) as connection:
             try:
@@ -251,24 +249,37 @@ class Topology(_Discovered):
             except StoreUnavailable as error:
                 if "cluster support disabled" not in str(error):
                     raise
-                sentence = f"{address.shown} is not a node of a cluster; write redis:// in the place of its scheme"
+                sentence = f"{address.shown} is not a node of a cluster; write redis:// instead"
                 raise StoreMisused(sentence) from error
-            owners, replicas = list[RedisNode | None]([None] * SLOTS), dict[RedisNode, set[RedisNode]]()
             try:
-                for (start, end), servers in parse_cluster_slots(reply, current_host=node.host).items():
-                    primary = RedisNode(*servers["primary"])
-                    replicas.setdefault(primary, set()).update(RedisNode(*one) for one in servers["replicas"])
-                    owners[start : end + 1] = [primary] * (end + 1 - start)
-            except (TypeError, ValueError, IndexError, KeyError) as error:
-                raise connection.lose("does not say who serves which slot") from error
-            return owners, replicas
+                return _owners(reply, node)
+            except (TypeError, ValueError) as error:
+                raise connection.lose("replied to CLUSTER SLOTS in an unknown format") from error
+
+
+def _owners(reply: object, said_by: RedisNode) -> tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]]:
+    """Parse the reply to CLUSTER SLOTS; raises TypeError or ValueError."""
+    owners, replicas = list[RedisNode | None]([None] * SLOTS), dict[RedisNode, set[RedisNode]]()
+    for (start, end), servers in parse_cluster_slots(reply, current_host=said_by.host).items():
+        if not 0 <= start <= end < SLOTS:
+            raise ValueError(f"slots {start} to {end} do not exist")
+        primary = _node(servers["primary"])
+        replicas.setdefault(primary, set()).update(map(_node, servers["replicas"]))
+        owners[start : end + 1] = [primary] * (end + 1 - start)
+    return owners, replicas
+
+
+def _node(server: tuple[object, object]) -> RedisNode:
+    match server:
+        case (str(host), int(port)):
+            return RedisNode(host, port)
+    raise ValueError(f"{server!r} is not a host and a port")
 
 
 class Nodes:
-    """A connection to each server, for one purpose; lives as long as its store, on one loop."""
+    """Connections to all servers, one each, for one purpose; runs on one event loop."""
 
     def __init__(self, topology: OnlyServer, timeout_s: float) -> None:
-        """Take who serves what, and what each `Reconnector` takes as well."""
         self.topology = topology
         self._timeout_s = timeout_s
         self._reconnectors = dict[RedisNode, Reconnector]()
@@ -280,65 +291,71 @@ class Nodes:
         return known
 
     async def primaries(self) -> list[Reconnector]:
-        """Return the connections to all servers that serve slots; raises StoreError if those are not known."""
+        """Return the connections to all primaries; raises StoreError."""
         await self.topology.load()
         return [self.at(node) for node in self.topology.primaries]
 
     async def execute_command(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        """Send one command with one key, and return its reply; raises StoreError."""
+        """Send a command with one key, and return its reply; raises StoreError."""
         return await self.run(key, lambda connection: connection.send_command(command, key, *args))
 
     async def evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
-        """Run a script on keys of one step, and return what it returns; raises StoreError."""
+        """Run a script on keys of one slot, and return its reply; raises StoreError."""
         return await self.run(
             names[0], lambda connection: connection.send_command(b"EVAL", script, len(names), *names, *args)
         )
 
     async def run(self, key: str | bytes, work: Callable[[Sender], Awaitable[T]]) -> T:
-        """Call *work* with the connection that serves *key*, and again with the next if that has moved elsewhere."""
+        """Call *work* with the connection for *key*; again with another one if the key's slot has moved."""
         return await self.run_in(key_slot(key.encode() if isinstance(key, str) else key), work)
 
     async def run_in(self, slot: int, work: Callable[[Sender], Awaitable[T]], ask: RedisNode | None = None) -> T:
-        """Do the same for a slot, of which *ask* is about to serve what the owner does not; raises StoreError."""
+        """Do the same for a slot; *ask* is a node that the slot is moving to. Raises StoreError."""
         await self.topology.load()
         for _ in range(REDIRECTIONS):
             node = ask or self.topology.owner(slot)
             if node is None:
                 raise uncovered(self.topology.shown, slot)
             try:
-                connection = await self.at(node).connection()
-                return await work(Asking(connection) if ask else connection)
+                return await self.run_at(node, work, asking=ask is not None)
             except Redirected as redirected:
                 target = self.topology.apply_redirect(redirected, node)
                 ask = target if redirected.asking else None
-            except StoreUnavailable:
+        raise PartUnavailable(f"the nodes of {self.topology.shown} disagree about slot {slot}")
+
+    async def run_at(self, node: RedisNode, work: Callable[[Sender], Awaitable[T]], *, asking: bool = False) -> T:
+        """Call *work* with the connection to *node*; a failure triggers discovery. Raises StoreError."""
+        try:
+            connection = await self.at(node).connection()
+            return await work(Asking(connection) if asking else connection)
+        except StoreUnavailable as error:
+            if not isinstance(error, Redirected):
                 self.topology.schedule_refresh()
-                raise
-        raise PartUnavailable(f"the nodes of {self.topology.shown} do not agree on who serves slot {slot}")
+            raise
 
     async def close(self) -> None:
-        """Close all connections; what they asked of the nodes ends with the topology."""
+        """Close all connections."""
         for reconnector in self._reconnectors.values():
             await reconnector.close()
 
 
 def uncovered(shown: str, slot: int) -> PartUnavailable:
-    """Return the error of a slot that no node serves."""
+    """Return the error of a slot without a node."""
     return PartUnavailable(f"no node of {shown} serves slot {slot}; `hotplate store doctor` says more")
 
 
 @dataclass(frozen=True, slots=True)
 class Replication:
-    """Of one primary: the replicas that follow it, and how many of them have acknowledged what was written."""
+    """Replicas of one primary: how many follow it, and how many acknowledged what was written."""
 
     replicas: int
     guarded: bool
-    """Whether it refuses to write while fewer replicas than `min-replicas-to-write` follow closely."""
+    """Whether `min-replicas-to-write` is set."""
 
     acknowledged: int = 0
 
     def shortfalls(self, where: str) -> list[str]:
-        """Return a sentence for each way in which a failover could lose what was written; free of secrets."""
+        """Return one sentence, free of secrets, for each way in which a failover could lose what was written."""
         if not self.replicas:
             return [f"{where} has no replica, so its loss would be the loss of all releases; add one"]
         found = [] if self.guarded else [f"{where}: {UNGUARDED}"]
@@ -351,19 +368,19 @@ class Replication:
 
 
 def replication_in(fields: Mapping[str, str]) -> Replication:
-    """Return what a primary says of its replicas in INFO."""
+    """Return what INFO says of a primary's replicas."""
     following = sum(
         "state=online" in stated.split(",") for name, stated in fields.items() if name.removeprefix("slave").isdigit()
     )
-    return Replication(following, guarded="min_slaves_good_slaves" in fields)  # which is there if it is set
+    return Replication(following, guarded="min_slaves_good_slaves" in fields)  # present only if it is set
 
 
 async def wait_for_replicas(
     connection: Sender, *, wanted: int | None = None, timeout_s: float = SEAL_WAIT_S
 ) -> Replication | None:
-    """Wait until *wanted* replicas, or all that follow, have whatever its primary wrote up to now; say how many do.
+    """Wait until *wanted* replicas, by default all, acknowledge all writes up to now.
 
-    Nothing else on the connection is answered until then. None if the user may not ask for that. Raises StoreError.
+    Blocks the connection. None if the user may not send INFO or WAIT. Raises StoreError.
     """
     try:
         found = replication_in(fields_of(await connection.send_command(b"INFO", b"replication")))
@@ -377,19 +394,18 @@ async def wait_for_replicas(
 
 
 class SentinelState(NamedTuple):
-    """What one sentinel knows of a deployment; of two, the one of the higher epoch knows the later failover."""
+    """What one sentinel knows; the highest epoch has seen the latest failover."""
 
     epoch: int
     primary: RedisNode
     replicas: tuple[RedisNode, ...]
-    """Those that can be used, as far as the sentinel sees."""
+    """Replicas that the sentinel considers usable."""
 
 
 class Sentinels(_Discovered):
-    """Where the primary is, which sentinels know.
+    """The primary and replicas that sentinels name.
 
-    All of them are asked, at most once at a time: if a command fails, and every WATCH_S. Once most have answered, the
-    answer of the latest failover counts.
+    All sentinels are asked every WATCH_S and after failures. Once a majority has answered, the highest epoch counts.
     """
 
     def __init__(self, address: SentinelAddress) -> None:
@@ -404,13 +420,13 @@ class Sentinels(_Discovered):
         return replace(self._place(node), role=ServerRole.PRIMARY)
 
     async def state(self) -> SentinelState:
-        """Wait for all sentinels, as one alone may know of a failover; StoreUnavailable if most do not answer."""
+        """Ask all sentinels, one of which alone may know of a failover; StoreUnavailable if most do not answer."""
         return await self._ask_all(of_all=True)
 
     async def wait_replicated(self, connection: PipelinedConnection) -> None:
-        """Return once all replicas have what was written by *connection*, or no failover is seen that would lose it.
+        """Return once all replicas acknowledge the writes of *connection*, or no failover is seen that would lose them.
 
-        Raises StoreUnavailable if another server is the primary by now: it may lack that.
+        Raises StoreUnavailable if the primary was replaced.
         """
         shown, give_up_at = connection.address.shown, time.monotonic() + SETTLE_S
         while True:
@@ -440,7 +456,7 @@ class Sentinels(_Discovered):
             await sentinel.close()
 
     async def examine(self) -> list[Finding]:
-        """Return what `store doctor` says of the sentinels themselves; never raises StoreError."""
+        """Return the findings of `store doctor` about the sentinels; never raises StoreError."""
         findings, said = list[Finding](), dict[RedisNode, str]()
         found = await asyncio.gather(*map(self._examine_one, self._sentinels), return_exceptions=True)
         for sentinel, one in zip(self._sentinels, found, strict=True):
@@ -510,14 +526,14 @@ class Sentinels(_Discovered):
         try:
             host, port = place
             usable = [each for each in map(_fields, replicas) if UNUSABLE.isdisjoint(each["flags"].split(","))]
-            # None is connected to a primary that has died.
+            # All replicas are unlinked if the primary has died.
             linked = [each for each in usable if each.get("master-link-status") == "ok"] or usable
             replicas_at = tuple(RedisNode(each["ip"], int(each["port"])) for each in linked)
             return SentinelState(
                 int(_fields(primary)["config-epoch"]), RedisNode(host.decode(), int(port)), replicas_at
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise StoreUnavailable(f"{connection.where} replied with something else than it was asked for") from error
+            raise StoreUnavailable(f"{connection.where} replied in an unknown format") from error
 
     async def _examine_one(self, sentinel: Reconnector) -> tuple[SentinelState, Finding]:
         state = await self._ask_one(sentinel)
@@ -532,7 +548,7 @@ class Sentinels(_Discovered):
 
 
 async def _role(server: RedisAddress) -> str | None:
-    """Return what a server says that it is; None if it does not answer."""
+    """Return the role of a server; None if it does not answer."""
     try:
         async with connected(server, TIMEOUT_S) as connection:
             return role_of(await connection.send_command(b"HELLO", 2))
@@ -541,5 +557,5 @@ async def _role(server: RedisAddress) -> str | None:
 
 
 def _fields(reply: Sequence[bytes]) -> dict[str, str]:
-    """Understand names and values by turns."""
+    """Parse an array of alternating names and values."""
     return {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}

@@ -1,4 +1,4 @@
-"""URLs of Redis servers, one by one, behind sentinels or in a cluster, parsed once into addresses and credentials."""
+"""URLs of Redis servers, Sentinel deployments and clusters, parsed to addresses with credentials."""
 
 import os
 import re
@@ -21,7 +21,7 @@ PREFIX = "hotplate"
 PASSWORD_VARIABLE = "HOTPLATE_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
 SENTINEL_PASSWORD_VARIABLE = "HOTPLATE_REDIS_SENTINEL_PASSWORD"  # noqa: S105 -- as above
 
-# Which query parameters a scheme takes.
+# Query parameters by scheme.
 PARAMETERS = {
     "redis": {"prefix"},
     "rediss": {"prefix", "ca"},
@@ -34,7 +34,7 @@ PARAMETERS = {
 
 
 class ServerRole(StrEnum):
-    """What a server says that it is, in its reply to HELLO."""
+    """Role of a server in its reply to HELLO."""
 
     PRIMARY = "master"
     REPLICA = "replica"
@@ -42,10 +42,10 @@ class ServerRole(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """One database of one server, and the prefix of our keys in it."""
+    """One database of one server, and the prefix of keys in it."""
 
     shown: str
-    """The URL without secrets, for sentences."""
+    """The URL without secrets."""
 
     prefix: str
     db: int
@@ -57,13 +57,13 @@ class RedisAddress:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     certified_as: str | None = None
-    """The name that its certificate must have, if that is not the host."""
+    """Name in the server's certificate, if it is not the host."""
 
     role: ServerRole | None = None
-    """What the server must be, or else it is not the one that is wanted; None for whatever it is."""
+    """Required role; None for any."""
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
-        """Say, by OpenTelemetry's conventions for Redis, which command is sent where, and how many in a pipeline."""
+        """Add the attributes of OpenTelemetry's conventions for Redis to *call*."""
         call.attributes |= {"db.operation.name": command, "db.namespace": str(self.db)}
         if count > 1:
             call.attributes |= {"db.operation.name": f"BATCH {command}", "db.operation.batch.size": count}
@@ -73,7 +73,7 @@ class RedisAddress:
             call.attributes["server.port"] = self.port
 
     def ssl_context(self) -> SSLContext | None:
-        """Return what verifies the server's certificate; None without TLS."""
+        """Return the context that verifies the server's certificate; None without TLS."""
         if not self.tls:
             return None
         return _ssl_context(self.ca, Path(self.ca).stat().st_mtime_ns if self.ca else 0)
@@ -84,16 +84,16 @@ class ClusterAddress:
     """A cluster, by some of its nodes."""
 
     seeds: tuple[tuple[str, int], ...]
-    """Host and port of the nodes that are asked first who else there is."""
+    """Host and port of the nodes to ask first."""
 
     node: RedisAddress
-    """Of its nodes all but host and port, which they know of each other."""
+    """Settings of all nodes, without host and port."""
 
     def at(self, host: str, port: int) -> RedisAddress:
         """Return the address of one node.
 
-        Nodes usually know each other by IP addresses, but the certificates of a managed service hold only host names.
-        So a node with an IP address, if it is not a seed, may have a certificate for the first seed with a host name.
+        Nodes announce IP addresses, but certificates of managed services hold only host names. A node known by an IP
+        address that is not a seed is therefore verified by the name of the first seed that has one.
         """
         name = None
         if _is_ip(host) and (host, port) not in self.seeds:
@@ -104,20 +104,20 @@ class ClusterAddress:
 
 @dataclass(frozen=True, slots=True)
 class SentinelAddress:
-    """A deployment of servers that sentinels watch."""
+    """A deployment watched by sentinels."""
 
     name: str
-    """What the sentinels call its primary."""
+    """Name of the primary."""
 
     sentinels: tuple[RedisAddress, ...]
     server: RedisAddress
-    """Of its servers all but host, port and role, which the sentinels know."""
+    """Settings of all servers, without host, port and role."""
 
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress:
-    """Read the URL of a server; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
+    """Parse the URL of a server; StoreMisused, free of secrets, if it is invalid.
 
-    A password that is not in the URL comes from HOTPLATE_REDIS_PASSWORD or the file HOTPLATE_REDIS_PASSWORD_FILE.
+    The password defaults to HOTPLATE_REDIS_PASSWORD or the content of the file HOTPLATE_REDIS_PASSWORD_FILE.
     """
     shown, parts = redacted(url), split(url)
     given = parameters(parts, PARAMETERS[parts.scheme], shown)
@@ -133,9 +133,9 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress
 
 
 def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> SentinelAddress:
-    """Read `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`, as `parse` does; user and password are the servers'.
+    """Parse `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`; user and password are those of the servers.
 
-    Those of the sentinels are the parameter `sentinel_user`, HOTPLATE_REDIS_SENTINEL_PASSWORD and …_FILE.
+    Sentinels use the parameter `sentinel_user` and HOTPLATE_REDIS_SENTINEL_PASSWORD or …_FILE.
     """
     shown, parts = redacted(url), split(url)
     given = parameters(parts, PARAMETERS[parts.scheme], shown)
@@ -156,7 +156,7 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
 
 
 def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> ClusterAddress:
-    """Read `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`, as `parse` does; all nodes have the same user."""
+    """Parse `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`; all nodes have the same user."""
     shown, parts = redacted(url), split(url)
     given = parameters(parts, PARAMETERS[parts.scheme], shown)
     if parts.path.strip("/") not in ("", "0"):
@@ -165,7 +165,7 @@ def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> Clus
 
 
 def common(parts: SplitResult, given: Mapping[str, str], shown: str, environment: Mapping[str, str]) -> RedisAddress:
-    """Return what the servers of a URL have in common: prefix, credentials and TLS. Raises StoreMisused."""
+    """Return the settings shared by the servers of a URL: prefix, credentials and TLS. Raises StoreMisused."""
     prefix = given.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
@@ -181,13 +181,13 @@ def common(parts: SplitResult, given: Mapping[str, str], shown: str, environment
 
 
 def hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:
-    """Return the servers that a URL lists, separated by commas; StoreMisused for one without a name or a port."""
+    """Return the servers listed in a URL; StoreMisused for a missing name or an invalid port."""
     found = list[tuple[str, int]]()
     for listed in parts.netloc.rpartition("@")[2].split(","):
         try:
             one = urlsplit(f"//{listed}")
             host, port = one.hostname, one.port or default_port
-        except ValueError:  # its text has what it complains of
+        except ValueError:  # its message quotes the URL
             raise StoreMisused(f"{shown} has no valid port") from None
         if not host:
             raise StoreMisused(f"{shown} names no server; write {parts.scheme}://HOST:{default_port}")
@@ -196,7 +196,7 @@ def hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, 
 
 
 def show(host: str, port: int) -> str:
-    """Return a server's place as it stands in a URL."""
+    """Return host and port as in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -210,7 +210,7 @@ def _is_ip(host: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _ssl_context(ca: str | None, _changed_at: int) -> SSLContext:
-    """Make a context only once: it takes 20 ms of CPU in which no request is served."""
+    """Cached: creating a context blocks for 20 ms."""
     context = create_default_context()
     if ca is not None:
         context.load_verify_locations(ca)

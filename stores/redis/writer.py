@@ -1,27 +1,26 @@
-"""How the rows of releases are written, listed and erased.
+"""Writing, listing and erasing the rows of releases.
 
-A batch is tried again while a server is away. On one server it is a transaction. In a cluster no command can change two
-slots at once: its rows are written bucket by bucket, as long as the bucket's state is that of this draft. Once a
-replica has them, their keys are listed and the part's resume point moves on. The same scripts would serve for one
-server, but Lua copies each value once more, and half as many lists a second would be published.
+A batch is retried while servers are down. On one server it is a transaction. A cluster has no transactions across
+slots: rows are written bucket by bucket, as long as the bucket's state names this draft; once a replica has them, their
+keys are listed and the part's resume point advances. The same scripts would work on one server, at half the speed,
+because Lua copies each value.
 
-A set names the incarnations that hold data, and the replication histories of the primaries that were last searched for
-such. A primary has another history after a restart, after a failover, and if it is new. It may then hold what was
-erased, or lack what the set should name, so all keys are searched: 1 µs of each server's time a key.
+A set names the incarnations that hold data, and the replication histories of the primaries whose keys were searched. A
+primary has a new history after a restart or a failover; it may then hold erased data, or lack members of the set, so
+all keys are searched: 1 µs of server time a key.
 
-To erase a release, its state is deleted first, and each later command checks that there is still none. There is a state
-again if the server was put back to an older copy, in which the release may be live, or if a late writer has claimed it.
-Two lists name the keys of a release. They are sure to be complete only if the state beside them is `sealed`; otherwise
-the rows of the release are searched as well, which takes ten times as long.
+Erasing deletes a release's state first, and every later command checks that the state is still absent. It reappears if
+the server was restored from an older copy, or a late writer claimed the draft. Two lists name the keys of a release;
+they are complete only if the state is `sealed`. Otherwise rows are searched as well, which takes ten times as long.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreMisused, StoreUnavailable
@@ -30,32 +29,28 @@ from hotplate.stores.redis.connection import Refusal, Sender, fields_of, transla
 from hotplate.stores.redis.keys import MAX_KEYS, META_POINT, SEALED, Keys, check_owned, state_of
 from hotplate.stores.redis.topology import CONTROL_WAIT_S, Nodes, RedisNode, wait_for_replicas
 from hotplate.stores.store import Row
-from hotplate.stores.throttle import AdaptiveThrottle
+from hotplate.stores.throttle import AdaptiveThrottle, Retrier
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-# How much one server is sent at once; ten thousand rows are slower, and keep readers waiting for 10 ms.
+# Batch limits per server; 10,000 rows are slower and delay readers by 10 ms.
 MAX_ROWS = 500
 MAX_BYTES = 1 << 20
 
-# The share of time that writing or erasing may take. With 2,000 reads a second at the same time on two cores: 200,000
-# rows a second and a p99 of 0.7 ms; with all of the time, 340,000 and 1 to 3 ms; without a publish, 0.14 ms.
+# Largest share of time for writing or erasing. With 2,000 reads a second on two cores: 200,000 rows a second at a p99
+# of 0.7 ms; with a share of 1, 340,000 at 1 to 3 ms; without a publish, 0.14 ms.
 BUSY_SHARE = 0.5
 
-# The pause before a step is tried again because a server is away.
-RETRY_PAUSE_S = 0.1
 
-# How many packed batches are read at once, about 100 kB.
+# Packed batches read at once, about 100 kB.
 SPANS = 64
 
-# What a member of the set begins with that is the history of a primary.
+# Prefix of members of the set that are replication histories.
 HISTORY = "@"
 
-# PUT takes a bucket's state and the names of rows; the state that is expected, and the values. NOTE takes the first
-# bucket's state, a list of keys and the hash of points; the state that is expected, a packed batch, a part, and its
-# point. Both return the state.
+# PUT: KEYS state of a bucket, names of rows; ARGV expected state, values. NOTE: KEYS first state, list of keys, hash of
+# points; ARGV expected state, packed batch, part, point. Both return the state.
 PUT = """
 local state = redis.call('GET', KEYS[1])
 if state ~= ARGV[1] then return state end
@@ -75,15 +70,14 @@ redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
 return state
 """
 
-# NAME takes the set of incarnations, and one of them. A full server adds nothing to a set, not even what is in it.
+# NAME: KEYS set of incarnations; ARGV member. A full server refuses SADD even for existing members.
 NAME = """
 if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then redis.call('SADD', KEYS[1], ARGV[1]) end
 return 1
 """
 
-# Both take the key of a state first, and return 0 if that is there. ERASE takes the names of what is erased with it;
-# TAKE_OFF a list of keys, and the packed batch that is taken off: by its value, because another process may erase the
-# same release.
+# ERASE: KEYS state, names to unlink. TAKE_OFF: KEYS state, list; ARGV the packed batch to remove, by value because
+# several processes may erase a release. Both return 0 if the state exists.
 ERASE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('UNLINK', unpack(KEYS, 2))
@@ -97,23 +91,13 @@ return 1
 
 
 class RowsLost(StoreUnavailable):
-    """Rows are gone that were acknowledged: to write them again, the publish must go on from its resume point."""
+    """Acknowledged rows are gone; the publish must resume from its resume point."""
 
-
-async def with_retries(step: Callable[[], Awaitable[T]], for_s: float) -> T:
-    """Take a step of a writer, which changes nothing once tried again, and try again while servers are away."""
-    give_up_at = time.monotonic() + for_s
-    while True:
-        try:
-            return await step()
-        except StoreUnavailable as error:
-            if time.monotonic() > give_up_at or isinstance(error, RowsLost):
-                raise
-            await asyncio.sleep(RETRY_PAUSE_S)
+    permanent = True
 
 
 class Batch(NamedTuple):
-    """Rows that are written together, the list that names their keys, and the resume point that they move."""
+    """Rows written together, the list that names their keys, and the resume point that they advance."""
 
     rows: Sequence[Row]
     source: str
@@ -123,35 +107,34 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[Row], source: str, point: int | str) -> "Batch":
-        """Pack the keys of rows; StoreMisused for one that UTF-8 cannot express."""
+        """Pack the keys of rows; StoreMisused for a key that UTF-8 cannot express."""
         keys = [row.key for row in rows]
         try:
             return cls(rows, source, point, max(keys), pack(keys))
-        except (UnicodeEncodeError, TypeError) as error:  # the second is orjson's
-            raise StoreMisused("a key is not valid Unicode text; see where it comes from") from error
+        except (UnicodeEncodeError, TypeError) as error:  # TypeError is orjson's
+            raise StoreMisused("a key is not valid Unicode text") from error
 
 
 class Writer:
-    """Puts batches, one at a time, at a rate that readers bear; lives as long as its store.
+    """Puts batches one at a time, paced to spare readers.
 
-    A batch goes to all nodes of a cluster at once, and the slowest sets the pace.
+    In a cluster a batch goes to all nodes at once; the slowest sets the pace.
     """
 
-    def __init__(self, nodes: Nodes, keys: Keys, retry_for_s: float) -> None:
-        """Take for how long a batch is tried again; what was written stays."""
+    def __init__(self, nodes: Nodes, keys: Keys, retrier: Retrier) -> None:
         self._nodes = nodes
         self._keys = keys
-        self._retry_for_s = retry_for_s
+        self._retrier = retrier
         self._lock = asyncio.Lock()
         self._throttle = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
         self._alone = set[RedisNode]()
-        """Nodes without a replica that keeps up with a batch, which are not asked for one before the end."""
+        """Nodes without a replica that keeps up; they are not waited for before the seal."""
         self._points = dict[DraftRef, dict[int | str, str]]()
-        """Of each draft, the last key of each part, and of `meta` rows, acknowledged here."""
+        """Last acknowledged key of each part, and of `meta` rows, by draft."""
         self._checked: Sender | None = None
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a draft, in order; raises as `Store.put` does."""
+        """Write rows of a draft in order; raises as `Store.put`."""
         meta = [row for row in rows if row.key.startswith(META)]
         others = [row for row in rows if not row.key.startswith(META)] if meta else rows
         keys, meta_keys = self._keys.release(draft).lists
@@ -161,16 +144,16 @@ class Writer:
                 async with self._lock:
                     write = self._write_by_bucket if self._keys.clustered else self._write_at_once
                     batch = Batch.of(some, source, point)
-                    pause_s = await with_retries(partial(write, draft, batch), self._retry_for_s)
+                    pause_s = await self._retrier.call(partial(write, draft, batch))
                     self._points.setdefault(draft, {})[point] = batch.last
                     await asyncio.sleep(pause_s)
 
     def forget(self, draft: DraftRef) -> None:
-        """Write a draft on from where the server says, whatever it acknowledged before."""
+        """Forget what was acknowledged here; the server's resume point counts."""
         self._points.pop(draft, None)
 
     async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> bytes | None:
-        """Raise RowsLost if rows are gone that were acknowledged, as after a failover; return the draft's state.
+        """Return the draft's state; RowsLost if acknowledged rows are gone, as after a failover.
 
         *sent* is the last key of a batch whose acknowledgement may have been lost.
         """
@@ -189,9 +172,9 @@ class Writer:
         return state
 
     async def _state(self, draft: DraftRef, connection: Sender, sent: str) -> bytes | None:
-        """Return the draft's state; see first over a new connection, perhaps to another server, what it has kept.
+        """Return the draft's state; on a new connection, perhaps to another server, check acknowledged rows first.
 
-        Not over the same one, as another writer of a part moves its resume point, too.
+        Not on the same one: another writer of a part advances its resume point, too.
         """
         if connection is self._checked:
             state: bytes | None = await connection.send_command(b"GET", self._keys.release(draft).state)
@@ -201,10 +184,7 @@ class Writer:
         return state
 
     async def _write_at_once(self, draft: DraftRef, batch: Batch) -> float:
-        """Write rows, list their keys and move the resume point; return how long to pause, in seconds.
-
-        Begins again if the state changes meanwhile. Once tried again it changes nothing.
-        """
+        """Write a batch as a transaction, again if the state changes meanwhile; return the pause in seconds."""
         return await self._nodes.run(self._keys.release(draft).state, partial(self._transact, draft, batch))
 
     async def _transact(self, draft: DraftRef, batch: Batch, connection: Sender) -> float:
@@ -231,7 +211,7 @@ class Writer:
                 return self._pause_s(started, batch.rows)
 
     async def _write_by_bucket(self, draft: DraftRef, batch: Batch) -> float:
-        """Do the same step by step; see `_write_at_once`."""
+        """Write a batch bucket by bucket; see `_write_at_once`."""
         keys, parts = self._keys.release(draft), dict[int, tuple[list[bytes], list[bytes]]]()
         for row, name, bucket in zip(batch.rows, *keys.located([row.key for row in batch.rows]), strict=True):
             names, values = parts.setdefault(bucket, ([], []))
@@ -256,18 +236,17 @@ class Writer:
         return self._throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in rows))
 
     async def _note(self, draft: DraftRef, batch: Batch, connection: Sender) -> None:
-        """List the keys of a batch and move its resume point, unless this server has lost an earlier one."""
+        """List the keys of a batch and advance its resume point."""
         check_owned(draft, await self._state(draft, connection, batch.last))
         keys = self._keys.release(draft)
         names, args = (keys.state, batch.source, keys.points), (batch.packed, batch.point, batch.last)
         check_owned(draft, await connection.send_command(b"EVAL", NOTE, 3, *names, state_of(draft), *args))
 
     async def _replicate(self, node: RedisNode) -> None:
-        """Wait until a replica has what this store wrote to a node, if it has any that keeps up."""
+        """Wait until a replica has the writes to a node, unless none keeps up."""
         if node in self._alone:
             return
-        connection = await self._nodes.at(node).connection()
-        found = await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
+        found = await self._nodes.run_at(node, partial(wait_for_replicas, wanted=1, timeout_s=CONTROL_WAIT_S))
         if found is None or not found.acknowledged:
             self._alone.add(node)
 
@@ -286,24 +265,23 @@ def _bounded(rows: Sequence[Row], servers: int) -> Iterator[Sequence[Row]]:
 
 
 class Inventory:
-    """Says what there is, release by release and key by key, and erases it; lives as long as its store."""
+    """Lists the incarnations and keys in a store, and erases releases."""
 
-    def __init__(self, nodes: Nodes, keys: Keys, retry_for_s: float) -> None:
-        """Take for how long each step of an erase is tried again while a server is away, or its slots move."""
+    def __init__(self, nodes: Nodes, keys: Keys, retrier: Retrier) -> None:
         self._nodes = nodes
         self._keys = keys
-        self._retry_for_s = retry_for_s
+        self._retrier = retrier
 
     async def incarnations(self) -> list[str]:
-        """See the contract; what a search finds is named from then on, if this user may write."""
-        histories = await self._histories()  # first: a server that restarts during the search is searched again
+        """See the contract; names what a search finds, if this user may write."""
+        histories = await self._histories()  # before the search, during which a server may restart
         members: list[bytes] = await self._nodes.execute_command(b"SMEMBERS", self._keys.incarnations)
         named = {member.decode() for member in members}
         searched = {name for name in named if name.startswith(HISTORY)}
         named -= searched
         if histories is not None and histories <= searched:
             return sorted(named)
-        log.debug("a server of %s was restarted or replaced, or is new; its keys are searched", self._where)
+        log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._where)
         found = set[str]()
         async for names in self._search(self._keys.any_pattern):
             found.update(filter(None, map(self._keys.incarnation_of, names)))
@@ -315,7 +293,7 @@ class Inventory:
         return sorted(named | found)
 
     async def _histories(self) -> set[str] | None:
-        """Return the ids of the replication histories of all primaries; None if they are not known."""
+        """Return the replication ids of all primaries; None if unknown."""
         servers = await self._nodes.primaries()
         try:
             found = await asyncio.gather(*(server.execute_command(b"INFO", b"replication") for server in servers))
@@ -325,13 +303,13 @@ class Inventory:
         return {HISTORY + one for one in ids if one} if all(ids) else None
 
     async def add(self, draft: DraftRef) -> None:
-        """Name what is about to hold data; raises StoreError."""
+        """Name an incarnation before it holds data; raises StoreError."""
         await self._nodes.evaluate(NAME, (self._keys.incarnations,), draft.incarnation)
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
-        """Yield the keys of a sealed release's rows in ascending order, once each, at most MAX_KEYS at a time.
+        """Yield the distinct keys of a sealed release in ascending order, at most MAX_KEYS at a time.
 
-        If the lists of them are lost, they are searched for, and all of them are held in memory.
+        If the lists of keys are lost, all keys are searched for and held in memory.
         """
         listed = merged(await self._spans(release), self._packed)
         is_listed = await self._nodes.execute_command(b"LLEN", self._keys.release(release).lists[0])
@@ -340,13 +318,13 @@ class Inventory:
                 yield keys[start : start + MAX_KEYS]
 
     async def erase(self, release: ReleaseRef) -> None:
-        """See the contract; ReleaseConflict if the release is there again before all of it is erased."""
+        """See the contract; ReleaseConflict if the release reappears before all of it is erased."""
         keys, incarnation = self._keys.release(release), release.incarnation
         is_sealed = await self._execute(b"GET", keys.state) == SEALED
         is_listed = is_sealed and await self._execute(b"EXISTS", keys.lists[0])
         is_named = await self._execute(b"SISMEMBER", self._keys.incarnations, incarnation)
         first, *others = keys.steps
-        # Before all else: it is neither read nor written from here on, and who claims it again begins anew.
+        # First, so it can be neither read nor written from here on, and a new claim begins from scratch.
         ended = await asyncio.gather(*map(self._delete, ((*first, keys.points), *others)))
         await self._erase_listed(release)
         is_left = not is_listed and (is_named or any(ended))
@@ -354,11 +332,11 @@ class Inventory:
             is_left = False
             async for names in self._search(self._keys.pattern(release)):
                 await self._unlink(release, names)
-                is_left = self._keys.clustered  # a slot may have moved to a node that was searched before
+                is_left = self._keys.clustered  # a slot may have moved to a node already searched
         self._check_gone(release, [await self._erase(keys.state, keys.lists)])
         await self._execute(b"SREM", self._keys.incarnations, incarnation)
         if any(await asyncio.gather(*(self._execute(b"EXISTS", step[0]) for step in keys.steps))):
-            # A late writer has claimed it: the next prune must find it.
+            # Claimed by a late writer: the next prune must find it.
             await self._execute(b"SADD", self._keys.incarnations, incarnation)
 
     @property
@@ -366,31 +344,30 @@ class Inventory:
         return self._nodes.topology.shown
 
     async def _execute(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        """Send one command of an erase, which changes nothing if it is sent twice."""
-        return await with_retries(lambda: self._nodes.execute_command(command, key, *args), self._retry_for_s)
+        """Send an idempotent command of an erase."""
+        return await self._retrier.call(lambda: self._nodes.execute_command(command, key, *args))
 
     async def _delete(self, names: Sequence[str]) -> int:
-        """Delete keys of one step, and return how many there were."""
+        """Delete keys of one slot; return how many existed."""
 
         async def delete(connection: Sender) -> int:
             deleted: int = await connection.send_command(b"DEL", *names)
             return deleted
 
-        return await with_retries(lambda: self._nodes.run(names[0], delete), self._retry_for_s)
+        return await self._retrier.call(lambda: self._nodes.run(names[0], delete))
 
     async def _erase_listed(self, release: ReleaseRef) -> None:
-        """Erase the rows that the lists name, batch by batch, paced."""
+        """Erase the rows that the lists name, batch by batch."""
         keys, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
         for source in keys.lists:
             while (packed := await self._execute(b"LINDEX", source, -1)) is not None:
                 listed, started = unpack(packed), time.monotonic()
                 await self._unlink(release, keys.located(listed)[0])
                 take_off = partial(self._nodes.evaluate, TAKE_OFF, (keys.state, source), packed)
-                self._check_gone(release, [await with_retries(take_off, self._retry_for_s)])
+                self._check_gone(release, [await self._retrier.call(take_off)])
                 await asyncio.sleep(throttle.pause_s(time.monotonic() - started, len(listed)))
 
     async def _unlink(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
-        """Erase rows by their names."""
         by_state = self._keys.release(release).by_step(names)
         erased = [
             self._erase(state, of_step[start : start + MAX_KEYS])
@@ -400,20 +377,20 @@ class Inventory:
         self._check_gone(release, await asyncio.gather(*erased))
 
     async def _erase(self, state: str, names: Sequence[str | bytes]) -> int:
-        """Erase what lies in the slot of a state, unless that is there; return 0 if it is."""
-        return await with_retries(lambda: self._nodes.evaluate(ERASE, (state, *names)), self._retry_for_s)
+        """Unlink keys in the slot of a state; return 0 if the state exists."""
+        return await self._retrier.call(lambda: self._nodes.evaluate(ERASE, (state, *names)))
 
     def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
         if not all(erased):
             raise ReleaseConflict(
-                f"release {release.id} is in {self._where} again: that was put back to an older copy, or a late writer "
-                f"has claimed the draft; no more of it is erased. See `hotplate releases list`, and prune again"
+                f"release {release.id} is in {self._where} again: the server was restored from an older copy, or a "
+                f"late writer has claimed the draft; erasing stopped. See `hotplate releases list`, and prune again"
             )
 
     async def _searched(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
-        """Yield the same, all at once, from the names of the rows."""
+        """Yield all keys of a release, from the names of its rows."""
         found = set[str]()
-        log.warning("release %s has lost the lists of its keys; those of %s are searched", release.id, self._where)
+        log.warning("release %s has lost the lists of its keys; searching the keys of %s", release.id, self._where)
         async for names in self._search(self._keys.pattern(release)):
             found.update(name[name.index(b"}:") + 2 :].decode() for name in names)
         yield sorted(found)
@@ -423,7 +400,7 @@ class Inventory:
         return found
 
     async def _spans(self, release: ReleaseRef) -> list[KeySpan]:
-        """Return which keys each acknowledged batch covers: about 300 bytes for 500 rows."""
+        """Return the key range of each acknowledged batch; about 300 bytes per 500 rows."""
         spans = list[KeySpan]()
         for source in self._keys.release(release).lists:
             start = 0
@@ -433,7 +410,7 @@ class Inventory:
         return spans
 
     async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Yield the names of all servers that fit a pattern, some at a time, paced."""
+        """Yield names that match a pattern, from all servers, paced."""
         for server in await self._nodes.primaries():
             throttle, cursor = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE), b""
             while cursor != b"0":

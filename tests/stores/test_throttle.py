@@ -1,6 +1,11 @@
 """The throttle of a writer, and back-off, on a clock that the test holds."""
 
-from hotplate.stores.throttle import MIN_SHARE, AdaptiveThrottle, Backoff
+import time
+
+import pytest
+
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.throttle import MIN_SHARE, AdaptiveThrottle, Backoff, Retrier
 from tests.support.clock import FakeClock
 
 SIZE = 600_000
@@ -70,3 +75,20 @@ def test_backoff_doubles_up_to_its_limit_with_jitter_and_resets_on_success() -> 
         assert expected_s / 2 <= backoff.next_s() <= expected_s
     backoff.reset()
     assert backoff.next_s() <= 0.05
+
+
+async def test_step_is_retried_while_its_store_is_down_but_not_if_the_error_is_permanent() -> None:
+    lost = StoreUnavailable("rows are gone")
+    lost.permanent = True
+    failures, taken = [StoreUnavailable("down"), lost], list[str]()
+
+    async def step() -> None:
+        taken.append("step")
+        raise failures.pop(0)
+
+    with pytest.raises(StoreUnavailable, match="rows are gone"):
+        await Retrier(time.monotonic, for_s=30.0).call(step)
+    assert len(taken) == 2
+    failures += [StoreUnavailable("down"), StoreUnavailable("not tried again")]
+    with pytest.raises(StoreUnavailable, match="down"):
+        await Retrier(time.monotonic, for_s=0.0).call(step)

@@ -29,9 +29,10 @@ from hotplate.stores.store import Level, Plan, Row
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import SLOTS, RedisCluster
-from tests.support.redis_server import RedisServer, users_of_the_guide
+from tests.support.redis_server import RedisServer, commands_in, users_of_the_guide
 from tests.support.service import publish_to
 from tests.support.stores import FIRST, publish, ref, scanned, write
+from tests.support.streams import listening
 
 # Generous: what is asserted is that it happens.
 SOON_S = 30.0
@@ -224,6 +225,38 @@ async def test_who_serves_what_is_asked_once_however_many_want_to_know(redis_clu
     await asyncio.sleep(0.15)
     assert redis_cluster.calls("cluster|slots") <= before + 2
     await topology.close()
+
+
+async def test_closing_while_nodes_are_asked_is_an_error_and_not_a_cancellation() -> None:
+    async def stand_still(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+
+    asked = asyncio.Event()
+    async with listening(stand_still) as port:
+        topology = Topology(parse_cluster(f"redis+cluster://127.0.0.1:{port}/"))
+        loading = asyncio.create_task(topology.load())
+        await asked.wait()
+        await topology.close()
+        with pytest.raises(StoreUnavailable, match="was closed"):
+            await loading
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b":1\r\n", b"*1\r\n:1\r\n", b"*1\r\n*3\r\n:0\r\n:99999999999\r\n*2\r\n$1\r\na\r\n:1\r\n",
+     b"*1\r\n*3\r\n:0\r\n:5\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*1\r\n*3\r\n:0\r\n:5\r\n*-1\r\n"],
+)  # fmt: skip
+async def test_malformed_reply_to_cluster_slots_is_reported_as_such(reply: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async for command in commands_in(reader):
+            writer.write(reply if command[0] == b"CLUSTER" else b"+OK\r\n")
+
+    async with listening(serve) as port:
+        topology = Topology(parse_cluster(f"redis+cluster://127.0.0.1:{port}/"))
+        with pytest.raises(StoreUnavailable, match="unknown format"):
+            await topology.load()
+        await topology.close()
 
 
 async def test_a_seed_that_is_gone_is_passed_over_and_none_at_all_is_a_sentence(

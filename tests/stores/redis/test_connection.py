@@ -158,7 +158,7 @@ async def test_waiters_for_a_connection_closed_meanwhile_get_an_error() -> None:
         waiting[0].cancel()
         await asyncio.sleep(0)
         await reconnector.close()
-        with pytest.raises(StoreUnavailable, match="closed before it was open"):
+        with pytest.raises(StoreUnavailable, match="was closed"):
             await waiting[1]
         assert server.accepted == 1
 
@@ -203,7 +203,7 @@ async def test_a_reply_after_the_last_that_was_waited_for_ends_the_connection() 
 async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> None:
     replies = {b"GET": b"+OK\r\n$-1\r\n", b"TIME": array(b"1795202475", b"0"), b"HELLO": b"*0\r\n"}
     async with reading(lambda command: replies[command[0]]) as (_, store):
-        with pytest.raises(StoreUnavailable, match="something else"):
+        with pytest.raises(StoreUnavailable, match="unknown format"):
             await store.catalogue()
         assert store._nodes.at(store._servers.primaries[0]).current is None
 

@@ -102,7 +102,7 @@ async def test_users_learn_what_they_may_not(tmp_path: Path, prefix: str) -> Non
     assert "right for a service" in seen["serve"]["may publish"].sentence
     assert Level.ERROR not in {each.level for each in seen["serve"].values()}
     assert seen["stranger"]["may read"].level == Level.ERROR
-    assert "may not be asked" in seen["stranger"]["server"].sentence
+    assert "may not send INFO" in seen["stranger"]["server"].sentence
     assert all("SECRET" not in each.sentence for found in seen.values() for each in found.values())
 
 

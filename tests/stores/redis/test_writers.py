@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, StoreFull, StoreUnavailable
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
-from hotplate.stores.redis.writer import MAX_ROWS, RowsLost, with_retries
+from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
 from hotplate.stores.store import Plan, Row
+from hotplate.stores.throttle import Retrier
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST
@@ -90,27 +92,11 @@ async def test_full_server_rejects_new_drafts_but_existing_ones_can_be_completed
 async def test_a_batch_of_which_a_part_failed_is_not_acknowledged(
     redis: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis._writer, "_retry_for_s", 0.0)
+    monkeypatch.setattr(redis._writer, "_retrier", Retrier(time.monotonic, for_s=0.0))
     await redis.create(ONE, SMALL)
     redis_server.execute_command("SET", f"{prefix}:{{{INCARNATION}.0}}:@keys", "no list")
     with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
         await redis.put(ONE, USERS[:1])
-
-
-async def test_step_is_retried_while_servers_are_down_but_not_if_rows_are_lost() -> None:
-    failures = [StoreUnavailable("away"), RowsLost("rows are gone")]
-    taken = list[str]()
-
-    async def step() -> None:
-        taken.append("step")
-        raise failures.pop(0)
-
-    with pytest.raises(RowsLost):
-        await with_retries(step, SOON_S)
-    assert len(taken) == 2
-    failures += [StoreUnavailable("away"), StoreUnavailable("for good")]
-    with pytest.raises(StoreUnavailable, match="away"):
-        await with_retries(step, -1.0)
 
 
 async def test_lost_meta_rows_are_detected_before_the_release_is_sealed(
