@@ -123,7 +123,7 @@ async def test_an_erase_takes_nothing_of_a_release_that_was_put_back_meanwhile(
         pauses.ended.set()
         error = (await asyncio.gather(erasing, return_exceptions=True))[0]
         assert await scanned(store, FIRST) == USERS
-    assert "put back to an older copy" in str(error)
+    assert "restored from an older copy" in str(error)
     assert place.copied() == copies
 
 
