@@ -1,4 +1,4 @@
-"""The report on events: what was shown and chosen, by release, role and place in the list."""
+"""The report on events: impressions and clicks by release, role and position in the list."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from hotplate.serve.events.writer import WrittenEvent
 from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION
 from hotplate.stores.event_log import SegmentReader
 
-# Of a normal distribution: 95 % lie within so many standard deviations.
+# Standard deviations of a 95 % interval.
 Z = 1.96
 MORE = "more"
 UNKNOWN = "unknown"
 
 
 class ListedItems(NamedTuple):
-    """Items shown and chosen out of one group: a release in a role, and in `by_position` a place in its lists, too."""
+    """Impressions and clicks of a release in a role, at one position or all."""
 
     release: str
     role: str
@@ -31,12 +31,12 @@ class ListedItems(NamedTuple):
 
     @property
     def ctr(self) -> float | None:
-        """The click-through rate; None if nothing was shown."""
+        """The click-through rate; None without impressions."""
         return self.clicks / self.impressions if self.impressions else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Where the rate lies with 95 % confidence, by Wilson's score interval, as if items were independent."""
+        """The 95 % interval of the rate (Wilson's score interval, for independent items)."""
         shown = self.impressions
         if not 0 <= self.clicks <= shown or not shown:
             return None
@@ -47,14 +47,14 @@ class ListedItems(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EventReport:
-    """What all segments in one place say."""
+    """Counts of all closed segments at a URL."""
 
     segments: int
     open_segments: int
-    """Those that are still written, or that a killed service left; their events are not counted."""
+    """Segments that are being written or were left by a killed service; not counted."""
 
     events: int
-    """Those that are counted, each once."""
+    """Without duplicates."""
 
     duplicates: int
     damaged: int
@@ -64,9 +64,9 @@ class EventReport:
 
 
 def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> EventReport:
-    """Count the closed segments at *url*, a folder or any URL that fsspec knows; events of the same id count once.
+    """Count the events in the closed segments at *url*, a folder or any URL that fsspec supports, once per event id.
 
-    Takes about 100 bytes of memory for each event. Raises ServiceMisused and EventsFailed.
+    Takes about 100 bytes of memory per event. Raises ServiceMisused and EventsFailed.
     """
     place = SegmentFolder(url)
     names = place.names()
@@ -90,16 +90,8 @@ def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _to
         damaged += reader.damaged
         on_progress(number + 1, len(names))
     by_position = [ListedItems(*group, *places[group]) for group in sorted(places, key=_order)]
-    return EventReport(
-        len(names),
-        place.open_segments(),
-        len(seen),
-        duplicates,
-        damaged,
-        dict(types),
-        _added_up(by_position),
-        by_position,
-    )
+    open_segments, releases = place.open_segments(), _added_up(by_position)
+    return EventReport(len(names), open_segments, len(seen), duplicates, damaged, dict(types), releases, by_position)
 
 
 def _positions(event: WrittenEvent) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Segments shipped: copied to any place that fsspec knows, whole or not at all, and removed here once they are."""
+"""Shipping of event segments: each is copied atomically to a URL that fsspec supports, then removed here."""
 
 import os
 import secrets
@@ -12,26 +12,26 @@ from hotplate.stores.event_log import is_open_segment, is_segment, recover, segm
 from hotplate.stores.folders import flush, take_lock
 from hotplate.stores.urls import redacted, scheme_of
 
-# Held in the folder by the one shipment that runs.
+# Held in the folder while a shipment runs.
 LOCK = ".ship.lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """What one shipment did."""
+    """Result of a shipment."""
 
     segments: int
     bytes: int
     recovered: int
-    """How many were of writers that had been killed."""
+    """Segments of writers that had been killed."""
 
 
 class SegmentFolder:
-    """A folder at any URL that fsspec knows, with segments in it; lives as long as a command."""
+    """A folder of segments at a URL that fsspec supports."""
 
     def __init__(self, url: str) -> None:
-        """Open the folder at *url*; raises ServiceMisused for one that cannot be opened, or needs a package more."""
-        import fsspec  # noqa: PLC0415 -- an extra, which the service itself does not need
+        """Open the folder at *url*; raises ServiceMisused."""
+        import fsspec  # noqa: PLC0415 -- an extra
 
         self.shown = redacted(url)
         try:
@@ -40,14 +40,14 @@ class SegmentFolder:
             raise ServiceMisused(
                 f"{scheme_of(url)}:// needs a package that is not installed ({error}); install it with pip"
             ) from error
-        except Exception as error:  # each file system has its own, which may hold secrets of the URL
+        except Exception as error:  # any type, and the text may contain secrets of the URL
             raise ServiceMisused(f"{self.shown} cannot be opened: {type(error).__name__}") from error
         self._root = root.rstrip("/")
         protocols = self._files.protocol
         self._is_local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
     def names(self) -> list[str]:
-        """Return the names of the segments that are there, the oldest first; ServiceMisused for no folder."""
+        """Return the names of the segments, the oldest first; raises ServiceMisused without a folder."""
         with self._errors("its listing"):
             self._files.invalidate_cache()
             is_there = self._files.exists(self._root) and not self._files.isfile(self._root)
@@ -57,12 +57,12 @@ class SegmentFolder:
         return sorted(name for path in found if is_segment(name := path.rpartition("/")[2]))
 
     def open_segments(self) -> int:
-        """Number of segments that services still write, or that killed ones left."""
+        """Return the number of segments that are being written or were left by a killed service."""
         with self._errors("its listing"):
             return sum(is_open_segment(path.rpartition("/")[2]) for path in self._files.find(self._root, maxdepth=1))
 
     def size(self, name: str) -> int | None:
-        """Return the bytes of a segment that is there; None if it is not."""
+        """Return the size of a segment in bytes; None if it does not exist."""
         with self._errors(name):
             self._files.invalidate_cache()
             try:
@@ -71,13 +71,13 @@ class SegmentFolder:
                 return None
 
     def read(self, name: str) -> bytes:
-        """Return a segment's bytes."""
+        """Return the content of a segment."""
         with self._errors(name):
             data: bytes = self._files.cat_file(f"{self._root}/{name}")
         return data
 
     def holds(self, name: str, content: bytes) -> bool:
-        """Return whether a small file is there with just these bytes."""
+        """Return whether a file exists with this content."""
         with self._errors(name):
             self._files.invalidate_cache()
             try:
@@ -86,7 +86,7 @@ class SegmentFolder:
                 return False
 
     def put(self, path: Path) -> None:
-        """Copy a file here, under its name once it is whole; a draft that a killed one left is written over."""
+        """Copy a file here, under a temporary name until it is complete."""
         draft, full = f"{self._root}/.{path.name}.part", f"{self._root}/{path.name}"
         with self._errors(path.name):
             self._files.makedirs(self._root, exist_ok=True)
@@ -99,7 +99,7 @@ class SegmentFolder:
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Name what a file system, anybody's, could not do; its own words may hold the secrets of its URL."""
+        """Translate errors of a file system, without its message, which may contain secrets of the URL."""
         try:
             yield
         except Exception as error:
@@ -108,16 +108,16 @@ class SegmentFolder:
 
 
 def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Shipped:
-    """Copy the closed segments in *folder* to *url*, and remove each one here once it is there.
+    """Copy the closed segments in *folder* to *url*, and remove each one here once it is copied.
 
-    Killed anywhere it loses nothing, and the next shipment goes on where it was: a segment has its name once in the
-    world, and counts as there if that has its size. Raises ServiceMisused and EventsFailed.
+    A shipment that was killed is resumed: names are unique, and a segment of the same size counts as copied. Raises
+    ServiceMisused and EventsFailed.
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
     place = SegmentFolder(url)
     with _alone(folder) as token:
-        if place.holds(LOCK, token):  # by whatever name: what is there already would be removed here
+        if place.holds(LOCK, token):  # the same folder by another name: its segments would be deleted
             raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")
         try:
             recovered = len(recover(folder))
@@ -139,7 +139,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bytes]:
-    """Hold the lock of *folder*; yields its file, which no other process has then."""
+    """Hold the lock of *folder*; yields the unique content of the lock file."""
     try:
         descriptor = take_lock(folder / LOCK, 0o640, 0.0)
     except TimeoutError:

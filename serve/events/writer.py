@@ -1,8 +1,7 @@
 """The writer of events: a thread that writes and flushes all waiting events at once (group commit).
 
-A caller that reports events waits until they are on the disk. While one commit is written and flushed, new events wait
-for the next. The more of them wait, the more share one flush. So a slow disk delays each answer, but does not limit how
-many events are taken a second.
+Requests wait until their events are on the disk. A slow disk delays answers, but does not limit throughput: events that
+arrive during a commit share the next one.
 """
 
 import asyncio
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,15 +20,14 @@ from hotplate.stores.event_log import MAX_SEGMENT_AGE_S, LogSegment, recover
 
 log = logging.getLogger(__name__)
 
-# How many bytes of lines wait or are written at most, in each worker: half a minute of a core full of events is more
-# than a disk that works ever lags behind.
+# Per worker: about half a minute of events at full load.
 MAX_QUEUED_BYTES = 16 << 20
-# How long a stopping worker waits for its last commit.
+# Time for the last commit of a stopping worker.
 CLOSE_S = 3.0
 
 
 class WrittenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event as its line in a segment has it."""
+    """An event as written in a segment."""
 
     id: str
     time: float
@@ -36,7 +35,7 @@ class WrittenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     user: str
     items: tuple[str, ...]
     role: ReleaseRole
-    """The role of its release in the service that took it: live, canary or other."""
+    """Of its release, when the event was received."""
 
     release: str = ""
     request_id: str = ""
@@ -44,55 +43,46 @@ class WrittenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class QueueFull(Exception):
-    """More events wait to be durable than there is room for."""
+    """Too many events are waiting to be written."""
 
 
 class DiskFailed(Exception):
-    """The events are not durable, for the reason that the log says; nearly always the disk has not taken them."""
+    """The events could not be written; the log has the reason."""
 
 
-class _Commit:
-    """Lines that somebody waits for to be durable."""
-
-    __slots__ = ("durable", "lines", "size")
-
-    def __init__(self, lines: bytes, durable: asyncio.Future[None]) -> None:
-        self.lines = lines
-        self.size = len(lines)
-        self.durable = durable
+class _Commit(NamedTuple):
+    lines: bytes
+    durable: asyncio.Future[None]
 
 
 class EventWriter:
-    """Appends events to segments in one folder; lives as long as its worker, on whose loop it is used."""
+    """Appends events to segments in a folder; one per worker."""
 
     def __init__(self, folder: Path) -> None:
-        """Start the thread, on a running loop; segments whose writers were killed are closed first."""
+        """Start the thread, on a running loop; it first recovers segments of killed writers."""
         self._folder = folder
         self._loop = asyncio.get_running_loop()
         self._queued_bytes = 0
         self._queue = SimpleQueue[_Commit | None]()
         self._segment: LogSegment | None = None
         self.warning: str | None = None
-        """Why events are refused, from the first that could not be written until one can be."""
+        """Why events are refused, until they can be written again."""
 
-        # A daemon: a disk that never answers must not keep the process from its end.
+        # A daemon: a disk that never answers must not block the end of the process.
         self._thread = threading.Thread(target=self._run, name="event writer", daemon=True)
         self._thread.start()
 
     def append(self, lines: bytes) -> asyncio.Future[None]:
-        """Write lines; what is returned is done once they are durable, with DiskFailed if they may not be.
-
-        Raises QueueFull where too many wait already.
-        """
-        commit = _Commit(lines, self._loop.create_future())
-        if self._queued_bytes and self._queued_bytes + commit.size > MAX_QUEUED_BYTES:
+        """Write lines; the future is done once they are durable, and fails with DiskFailed. Raises QueueFull."""
+        if self._queued_bytes and self._queued_bytes + len(lines) > MAX_QUEUED_BYTES:
             raise QueueFull
-        self._queued_bytes += commit.size
+        commit = _Commit(lines, self._loop.create_future())
+        self._queued_bytes += len(lines)
         self._queue.put(commit)
         return commit.durable
 
     async def close(self) -> None:
-        """Write what waits, and close the segment; nothing may be appended any more."""
+        """Write the waiting events and close the segment."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join, CLOSE_S)
         if self._thread.is_alive():
@@ -109,7 +99,7 @@ class EventWriter:
                 self._close_segment()
 
     def _next(self) -> tuple[list[_Commit], bool]:
-        """Wait for commits, while the segment may stay open; return all that wait, and whether more may come."""
+        """Wait for commits until the segment is too old; return all of them, and False if the writer is closed."""
         commits = list[_Commit]()
         left_s = None if self._segment is None else max(0.0, MAX_SEGMENT_AGE_S - self._segment.age_s)
         with suppress(Empty):
@@ -125,7 +115,7 @@ class EventWriter:
             if self._segment is None:
                 self._segment = LogSegment(self._folder)
             self._segment.append([commit.lines for commit in commits])
-        except Exception as error:  # noqa: BLE001 -- whatever it is, who waits is answered, and the thread goes on
+        except Exception as error:  # noqa: BLE001 -- the thread must go on and answer its callers
             self._log_failure(error)
             self._settle(commits, DiskFailed())
             self._close_segment()
@@ -136,7 +126,7 @@ class EventWriter:
         self._settle(commits, None)
 
     def _close_segment(self) -> None:
-        """Let readers have the segment; if that fails, the next writer that recovers segments does."""
+        """Close the segment; if that fails, the next writer recovers it."""
         segment, self._segment = self._segment, None
         if segment is not None:
             try:
@@ -158,14 +148,14 @@ class EventWriter:
             log.error("%s", self.warning, exc_info=None if isinstance(error, OSError) else error)
 
     def _settle(self, commits: Sequence[_Commit], error: DiskFailed | None) -> None:
-        with suppress(RuntimeError):  # the loop is closed where the stop took too long
+        with suppress(RuntimeError):  # the loop was closed because the stop took too long
             self._loop.call_soon_threadsafe(self._report, commits, error)
 
     def _report(self, commits: Sequence[_Commit], error: DiskFailed | None) -> None:
         for commit in commits:
-            self._queued_bytes -= commit.size
+            self._queued_bytes -= len(commit.lines)
             if commit.durable.done():
-                continue  # its caller has given up
+                continue  # cancelled
             if error is None:
                 commit.durable.set_result(None)
             else:

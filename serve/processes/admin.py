@@ -1,7 +1,7 @@
-"""The admin process: what operators read of all workers, and do to releases.
+"""The admin process: metrics, the state of all workers, changes of releases, and the console.
 
-It reads the workers' counters and states from shared memory, and opens stores itself, so neither a scrape nor an
-activation costs a worker anything. Its connections have limits as theirs have.
+It reads counters and states from shared memory and opens stores itself, so neither scrapes nor activations cost a
+worker anything.
 """
 
 import asyncio
@@ -46,21 +46,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long a tier's catalogue is waited for.
+# Timeouts of reading a catalogue, and of requests in progress at a stop.
 CATALOGUE_S = 5.0
-# How long a request in progress is waited for when the service stops.
 STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-# How many connections are open at once: of operators, their tools, and what scrapes. Beyond them a new one replaces the
-# one that has been idle for longest, because strangers can hold connections open, too. All else is as for workers.
+# A further connection replaces the longest idle one, so that idle connections cannot lock out operators.
 CONNECTIONS = 64
 RELEASE = re.compile("/v1/releases/([^/]+)/(activate|canary)")
-# Whether it is done even if gates refused the release.
+# Whether to ignore that gates refused the release.
 Force = Literal["false", "true"]
 
 
 class _Rollback(Struct, frozen=True):
-    if_live: str = ""  # if it is not live, nothing is done, so the request may be repeated
+    if_live: str = ""  # makes the request idempotent
 
 
 class _Activate(Struct, frozen=True):
@@ -68,7 +66,7 @@ class _Activate(Struct, frozen=True):
 
 
 class _Abort(Struct, frozen=True):
-    if_canary: str = ""  # if another one is the canary by now, nothing is done
+    if_canary: str = ""
 
 
 class _Promote(_Abort, frozen=True):
@@ -89,7 +87,7 @@ ROLLBACK = QueryParser(_Rollback, "POST /v1/releases/rollback")
 async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
     """Answer operators until SIGTERM, or until the parent, which holds *lifeline* open, is gone.
 
-    Beyond loopback it takes keys of the scope admin, and speaks TLS where the service has a certificate.
+    Except on loopback, callers need a key with the scope admin, and use TLS if the service has a certificate.
     """
     host = listener.getsockname()[0]
     is_local = is_loopback(host)
@@ -104,7 +102,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     loop = asyncio.get_running_loop()
     loop.add_reader(lifeline, stop.set)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's, for all processes: it outlives the workers
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all, but this process ends last
         loop.add_signal_handler(number, lambda: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     limits = context.settings.limits
@@ -139,13 +137,13 @@ def _metric_report(context: ProcessContext) -> "MetricReport | None":
 
 
 class _Admin:
-    """Answers what operators request; lives as long as the admin process."""
+    """The dispatcher of the admin listener."""
 
     def __init__(self, context: ProcessContext, host: str, guard: Guard | None, console: Console) -> None:
-        """Take the *host* that is listened on, and the *guard* that checks keys; None on loopback, which needs none."""
-        self.metrics = Metrics(1, ())  # of its own, and never shown: in a worker's slot only that worker counts
+        """Take the *host* that is listened on, and the *guard* that checks keys, None on loopback."""
+        self.metrics = Metrics(1, ())  # never shown; only workers count in the shared table
         self.request_ids = RequestIds()
-        self.cors = None  # no page of another origin reads what is for operators
+        self.cors = None
         self._host, self._guard = host, guard
         self._settings = context.settings
         self._states = context.states
@@ -173,9 +171,9 @@ class _Admin:
         path: str,
         query: str,
         refusal: Problem | None = None,
-        gate: Gate | None = None,  # noqa: ARG002 -- operators are not limited
+        gate: Gate | None = None,  # noqa: ARG002 -- no limits for operators
     ) -> web.Response:
-        """Answer a request for a raw path and query, or refuse it; every error as a problem."""
+        """Answer a request for a raw path and query, or refuse it; errors are problem documents."""
         request_id = self.request_ids.of(request)
         named = RELEASE.fullmatch(path)
         route = self._by_release[named[2]] if named else self._routes.get(path)
@@ -197,7 +195,7 @@ class _Admin:
         return response
 
     def _refuse_other_pages(self, request: web.BaseRequest, refusal: Problem | None) -> None:
-        """Refuse what a page of another site has a browser send, whether or not by a DNS name of its own for us."""
+        """Refuse requests that a page of another site makes a browser send, also by DNS rebinding."""
         if refusal is not None:
             raise refusal
         if is_loopback(self._host) and _host_named(request) not in LOCAL_NAMES | {self._host}:
@@ -211,17 +209,17 @@ class _Admin:
         return json_of({"status": "alive"})
 
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /readyz`: what each worker serves, and what is wrong with it."""
+        """`GET /readyz`: the state of each worker."""
         states = self._states.all()
         status = service_status(states)
         return json_of({"status": status, "workers": describe(states)}, 200 if status in ANSWERING else 503)
 
     async def metrics_text(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /metrics`: Prometheus text, of all workers."""
+        """`GET /metrics`: Prometheus text for all workers."""
         return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /v1/releases`: the catalogue of each tier's store, read now."""
+        """`GET /v1/releases`: the current catalogue of each store."""
         urls, admin_url = self._settings.stores, self._settings.admin_store
         found = await asyncio.gather(*map(_read_catalogue, (*urls, *([] if admin_url is None else [admin_url]))))
         changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
@@ -238,7 +236,7 @@ class _Admin:
         return json_of({"live": release})
 
     async def start_canary(self, _: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/{id}/canary?percent=&force=`: show a release to a share of the users, or change that."""
+        """`POST /v1/releases/{id}/canary?percent=&force=`: start a canary, or change its share of users."""
         query = CANARY.parse(raw_query)
         release, percent = ReleaseId(unquote(raw_id)), _percent(query.percent)
         act = partial(start_canary, release=release, percent=percent, though_refused=query.force == "true")
@@ -252,19 +250,19 @@ class _Admin:
         return json_of({"live": await self._change(act, "promoted")})
 
     async def abort(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/canary/abort?if_canary=`: let all users see the live release again."""
+        """`POST /v1/releases/canary/abort?if_canary=`: end the canary."""
         act = partial(abort, if_canary=_named(ABORT.parse(raw_query).if_canary))
         return json_of({"canary": None, "aborted": await self._change(act, "aborted the canary,")})
 
     async def rollback(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/rollback?if_live=`: make the release before the live one live again."""
+        """`POST /v1/releases/rollback?if_live=`: make the previous release live again."""
         act = partial(rollback, if_live=_named(ROLLBACK.parse(raw_query).if_live))
         return json_of({"live": await self._change(act, "rolled back to")})
 
     async def _change(
         self, act: Callable[[Store], Awaitable[ReleaseId | bool | None]], what: str, release: ReleaseId | None = None
     ) -> ReleaseId | None:
-        """Change the catalogue of the admin store, one change at a time; return the release that it is about."""
+        """Change the catalogue of the admin store, one change at a time; return the affected release."""
         if self._settings.admin_store is None:
             raise Problem(
                 403,
@@ -286,7 +284,7 @@ class _Admin:
 
 
 async def _read_catalogue(url: str) -> JsonObject:
-    """Read a store's catalogue; if that fails, the error takes its place."""
+    """Return a store's catalogue, or the error."""
     try:
         store = connect(url)
         try:
@@ -323,7 +321,7 @@ def _catalogue(found: Catalogue) -> JsonObject:
 
 
 def _previous(found: Catalogue) -> ReleaseId | None:
-    """Return the release that a rollback would make live; None if there is none."""
+    """Return the release that a rollback would make live."""
     with suppress(ReleaseNotFound, ReleaseConflict):
         return None if found.live is None else changes.rollback(found, found.live).live
     return None
@@ -346,7 +344,7 @@ def _percent(given: str) -> float:
 def _host_named(request: web.BaseRequest) -> str | None:
     try:
         return urlsplit(f"//{request.headers.get('Host', '')}").hostname
-    except ValueError:  # it is not a host at all
+    except ValueError:
         return None
 
 

@@ -1,6 +1,6 @@
-"""The console: its page and files below `/console`, and the routes that these read; all of it in the admin process.
+"""The console of the admin process: a page and its files below `/console`, and the routes that they use.
 
-The files need no key, because they hold no data of this service.
+The files need no key, because they contain no data of the service.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ MEDIA = {
     ".svg": "image/svg+xml",
 }
 FILES = files("hotplate.serve.processes") / "page"
-# How long the first lookup waits for the stores that it reads.
+# Time for the stores to open.
 OPEN_S = 5.0
 
 
@@ -68,13 +68,13 @@ NOTHING = QueryParser(NoQuery, "this route of the console")
 
 
 class Console:
-    """Answers what the console's page requests; lives as long as the admin process."""
+    """The routes of the console."""
 
     def __init__(self, context: ProcessContext) -> None:
         self._context, self._settings = context, context.settings
         self._files = {each.name: each for each in FILES.iterdir()}
         self.opened, self._opening = AsyncExitStack(), asyncio.Lock()
-        """Closes what lookups have opened."""
+        """Closes the reader."""
         self._reader: TieredReader | None = None
         self.routes = by_template(
             Route("/", {"GET": self.front}),
@@ -82,7 +82,7 @@ class Console:
             *(Route(f"/console/{name}", {"GET": self.file}) for name in self._files),
         )
         self.open_paths = frozenset(self.routes)
-        """What is answered without a key: a browser sends none when it opens a page."""
+        """Paths that need no key: a browser sends none when it opens a page."""
         self.routes |= by_template(
             Route("/console/state", {"GET": self.state}),
             Route("/console/service", {"GET": self.service}),
@@ -92,12 +92,12 @@ class Console:
         )
 
     async def front(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /`: where the page is."""
+        """`GET /`: redirect to the page."""
         NOTHING.parse(raw_query)
         return web.Response(status=302, headers={"Location": "/console"})
 
     async def file(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`GET /console`, the page, and `GET /console/{file}`, what it consists of."""
+        """`GET /console` and `GET /console/{file}`: the page and its files."""
         NOTHING.parse(raw_query)
         file = self._files.get(request.rel_url.raw_path.rpartition("/")[2], FILES / PAGE)
         response = unless_known(request, file.read_bytes(), MEDIA[Path(file.name).suffix], ALWAYS_ASKED)
@@ -106,7 +106,7 @@ class Console:
         return response
 
     async def state(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/state?after=`: what the workers report, and the log's lines after a Unix time."""
+        """`GET /console/state?after=`: the workers' states, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
         states = self._context.states.all()
         tiers = dict[str, list[TierState]]()
@@ -122,7 +122,7 @@ class Console:
         )
 
     async def service(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/service`: what runs here, and what may be changed."""
+        """`GET /console/service`: version, address and rights."""
         NOTHING.parse(raw_query)
         return json_of(
             {
@@ -135,7 +135,7 @@ class Console:
         )
 
     async def keys(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/keys`: the clients of the file of keys; null if there is none."""
+        """`GET /console/keys`: the clients in the file of keys; null without a file."""
         NOTHING.parse(raw_query)
         clients = () if self._settings.keys is None else await self._with_keys(load)
         found = [
@@ -149,21 +149,21 @@ class Console:
         return json_of({"clients": None if self._settings.keys is None else found})
 
     async def create_key(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`POST /console/keys?name=&scope=`: make a key, which is in this answer alone; none of the scope admin."""
+        """`POST /console/keys?name=&scope=`: create a key, except with the scope admin."""
         query = KEY.parse(raw_query)
         made = await self._with_keys(lambda path: create(path, query.name, [query.scope]))
         log.warning("an operator made the %s key of %s over HTTP", made.kind, made.client)
         return json_of({"client": made.client, "kind": made.kind, "key": made.key})
 
     async def revoke_key(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`POST /console/keys/revoke?name=`: take back all keys of a client."""
+        """`POST /console/keys/revoke?name=`: revoke all keys of a client."""
         name = KEY.parse(raw_query).name
         await self._with_keys(lambda path: revoke(path, name))
         log.warning("an operator revoked the keys of %s over HTTP", name)
         return json_of({"revoked": name})
 
     async def _with_keys(self, act: Callable[[Path], T]) -> T:
-        """Act on the file of keys, in a thread, as that may wait for a lock."""
+        """Act on the file of keys in a thread, because it may wait for a lock."""
         path = self._settings.keys
         if path is None:
             raise Problem(403, "no-keys", "this service was started without a file of keys; see --keys")
@@ -176,7 +176,7 @@ class Console:
             raise Problem(409, "conflict", f"the file of keys is not changed: {text}") from None
 
     async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/user?id=`: a user's list, and where it came from."""
+        """`GET /console/user?id=`: a user's list and its origin."""
         user = USER.parse(raw_query).id
         if not user:
             raise bad_parameter("id is missing; give that of a user, as id=42")
@@ -188,10 +188,10 @@ class Console:
         return json_of(listed | {"took_ms": took_ms, "items": decode(reader.cut(found, DEFAULT_N))})
 
     async def _open(self) -> TieredReader:
-        """Return a reader of the same stores as the workers', opened when it is used for the first time."""
+        """Return a reader of the workers' stores, opened on first use."""
         async with self._opening:
             if self._reader is None:
-                given = self._settings  # the reader's counters are its own: what an operator tries is not traffic
+                given = self._settings  # without the shared metrics: an operator's lookups are not traffic
                 reader = open_reader(given.stores, budget_s=given.budget_s, deny_list=self._context.deny_list)
                 self._reader = await self.opened.enter_async_context(reader)
             try:
@@ -202,7 +202,7 @@ class Console:
 
 
 def describe(states: Sequence[WorkerState | None]) -> list[JsonObject]:
-    """Describe each worker for operators: what it serves, and what is wrong with it."""
+    """Return the state of each worker as JSON."""
     return [_worker(number, state) for number, state in enumerate(states)]
 
 
@@ -227,7 +227,7 @@ def _worker(number: int, state: WorkerState | None) -> JsonObject:
 
 
 def _tier(name: str, reports: list[TierState]) -> JsonObject:
-    """Describe a tier by what the workers report of it."""
+    """Combine the workers' reports of a tier."""
     return {
         "tier": name,
         "workers": len(reports),
@@ -247,5 +247,5 @@ def _canary(release: str | None, counts: BothCounts) -> JsonObject:
 
 
 def json_of(found: JsonObject, status: int = 200) -> web.Response:
-    """Return the answer to a request of an operator."""
+    """Return a JSON response."""
     return web.Response(status=status, body=msgspec.json.encode(found), headers={"Content-Type": "application/json"})

@@ -1,7 +1,7 @@
-"""Probes, which the parent of the workers answers in plain HTTP and without a key.
+"""Probes, answered by the parent process over plain HTTP and without keys.
 
-So they do not depend on any single child, nor on how many clients a worker has. The parent has no event loop, because
-it forks: it looks at these connections whenever it waits. They are few, and each has one small request.
+They therefore depend neither on a single child nor on the number of clients. The parent has no event loop; it serves
+these few connections whenever it waits.
 """
 
 import selectors
@@ -17,33 +17,30 @@ import orjson
 
 from hotplate.serve.states import ANSWERING, SILENT_S, SharedStates, service_status
 
-# How many connections are open at once; the oldest gives way. How many wait to be accepted.
+# Maximum open connections (the oldest is closed for a new one), and length of the accept queue.
 CONNECTIONS = 16
 BACKLOG = 64
-# How long a client may take over its request, and how large that is at most.
+# Limits of a request.
 REQUEST_S = 5.0
 REQUEST_BYTES = 4096
-# For how long the first worker may say nothing after the service has started.
+# Time until the first report of a worker after the start of the service.
 START_S = 30.0
-# How much silence one look can add, however long ago the last one was: while this process was paused, it heard nothing.
+# Maximum silence added by one look: while the parent itself was paused, it could not hear reports.
 LOOK_S = 2.0
 
-# Returns the HTTP status and the word that a probe is answered with.
+# Returns the HTTP status and the `status` of the body.
 ProbeAnswer = Callable[[], tuple[int, str]]
 
 
 class Health:
-    """Knows for how long each process has reported nothing, and answers probes; one for the parent.
-
-    Silence is counted from look to look, and not by the clock: while the parent was paused, it heard nothing.
-    """
+    """Measures how long each process has been silent, from look to look, and answers probes."""
 
     def __init__(self, states: SharedStates, clock: Callable[[], float] = time.monotonic) -> None:
         self.draining = False
-        """Whether the service is stopping: then it is alive, and not ready."""
+        """Whether the service is stopping: alive, but not ready."""
         processes = states.workers + 1  # the last is the admin process
         self.silent_s = [0.0] * processes
-        """For how long each process has reported nothing, as of the last look."""
+        """Seconds without a report, by process, at the last look."""
         self._heard = [0.0] * processes
         self._states = states
         self._clock = clock
@@ -56,7 +53,7 @@ class Health:
         return {"/livez": self.live, "/readyz": self.ready, "/health/live": self.live, "/health/ready": self.ready}
 
     def look(self) -> None:
-        """See which processes have reported since the last look."""
+        """Check which processes have reported since the last look."""
         now = self._clock()
         passed_s, self._looked_at = min(now - self._looked_at, LOOK_S), now
         self._all_silent_s += passed_s
@@ -70,7 +67,7 @@ class Health:
                     self._all_silent_s, self._allowed_s = 0.0, SILENT_S
 
     def started(self, number: int) -> None:
-        """Count the silence of a new process from now on."""
+        """Reset the silence of a new process."""
         self._heard[number] = self.silent_s[number] = 0.0
 
     def has_reported(self, number: int) -> bool:
@@ -78,12 +75,12 @@ class Health:
         return self._heard[number] > 0
 
     def live(self) -> tuple[int, str]:
-        """Say whether any worker lives, or the service has only just started."""
+        """Answer 200 if a worker has reported recently, or the service has just started."""
         self.look()
         return (200, "alive") if self.draining or self._all_silent_s <= self._allowed_s else (503, "silent")
 
     def ready(self) -> tuple[int, str]:
-        """Say whether the workers together can answer."""
+        """Answer 200 if the workers together can answer."""
         status = "draining" if self.draining else service_status(self._states.all())
         return 200 if status in ANSWERING else 503, status
 
@@ -96,7 +93,7 @@ class _ProbeConnection:
 
 
 class HealthListener:
-    """Answers probes whenever its process waits on *selector*; lives as long as the parent."""
+    """Answers probes when its process waits on *selector*."""
 
     def __init__(
         self,
@@ -117,17 +114,17 @@ class HealthListener:
 
     @property
     def next_deadline(self) -> float:
-        """When the next connection is to be closed, by the clock."""
+        """When the next connection times out."""
         return next((connection.until for connection in self._open), inf)
 
     def close_late(self) -> None:
-        """Close what has taken too long over its request."""
+        """Close connections that have timed out."""
         now = self._clock()
         while self._open and self.next_deadline <= now:
             self._close(next(iter(self._open)))
 
     def leave(self) -> None:
-        """Close everything in a child, to which it does not belong; the parent keeps it open."""
+        """Close all descriptors in a child."""
         self._listener.close()
         for connection in self._open:
             connection.socket.close()
@@ -136,7 +133,7 @@ class HealthListener:
         for _ in range(CONNECTIONS):
             try:
                 accepted, _ = self._listener.accept()
-            except OSError:  # none waits any more, or it has gone, or there is no descriptor for now
+            except OSError:  # none is waiting, it was aborted, or no descriptor is free
                 return
             if len(self._open) >= CONNECTIONS:
                 self._close(next(iter(self._open)))
@@ -147,12 +144,12 @@ class HealthListener:
 
     def _read(self, connection: _ProbeConnection) -> None:
         if connection not in self._open:
-            return  # it gave way to another that came in the same wait
+            return  # closed for a new connection in the same wait
         try:
             data = connection.socket.recv(REQUEST_BYTES)
             connection.received += data
             if b"\r\n\r\n" in connection.received:
-                connection.socket.send(self._answer(bytes(connection.received)))  # so little always fits
+                connection.socket.send(self._answer(bytes(connection.received)))  # fits into the socket's buffer
                 connection.socket.shutdown(socket.SHUT_WR)
             elif len(connection.received) >= REQUEST_BYTES:
                 connection.socket.send(_written(431, "request too large"))
@@ -161,12 +158,11 @@ class HealthListener:
         except BlockingIOError:
             return
         except OSError:
-            pass  # it has gone
+            pass  # the client is gone
         self._close(connection)
 
     def _answer(self, request: bytes) -> bytes:
-        line, _, _ = request.partition(b"\r\n")
-        words = line.decode("latin-1").split(" ")
+        words = request.partition(b"\r\n")[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return _written(400, "bad request")
         method, target, _ = words

@@ -1,8 +1,8 @@
-"""Logging of the processes of a service: to standard error without waiting, and to the console.
+"""Logging of the processes of a service: to standard error without blocking, and to the console.
 
-A full pipe would stop a process that logs, and the parent would then replace no worker. So lines wait in memory, up to
-a bound; further lines are dropped and counted. The latest lines of all processes also go to the admin process, by a
-socket that keeps messages whole and drops them when it is full.
+A full pipe would block a process that logs, and a blocked parent replaces no worker. Lines are therefore buffered up to
+a bound and then dropped and counted. The latest lines of all processes also go to the admin process, through a
+socket that preserves messages and drops them when it is full.
 """
 
 import io
@@ -22,16 +22,16 @@ import msgspec
 
 log = logging.getLogger(__name__)
 
-# How many bytes wait in each process until they can be written.
+# Buffer of each process.
 MOST_WAITING_BYTES = 256 << 10
-# How many lines the console keeps, and what of each.
+# Bounds of the lines that the console keeps.
 LINES = 300
 LINE_BYTES = 8192
 MESSAGE_CHARS = 600
 ERROR_CHARS = 200
 NAME_CHARS = 64
 
-# What must not be shown though a library may have written it: keys of ours, credentials in URLs, and named secrets.
+# Our keys, credentials in URLs and named secrets, which libraries might log.
 _SECRETS = (
     (re.compile(r"\bhp_[A-Za-z0-9_-]{8,}"), "hp_[redacted]"),
     (re.compile(r"://[^/\s]*@"), "://[redacted]@"),
@@ -42,7 +42,7 @@ _SECRETS = (
 
 
 class LogStream(io.TextIOBase):
-    """Writes lines to a descriptor without waiting; made before the first fork, as long as its process."""
+    """Writes lines to a file descriptor without blocking; created before the first fork."""
 
     def __init__(self, descriptor: int) -> None:
         self._write = _writer(descriptor)
@@ -53,13 +53,13 @@ class LogStream(io.TextIOBase):
         self._unreported = 0
 
     def take_over(self, logger: logging.Logger, instead: io.TextIOBase | object) -> None:
-        """Have those handlers of a logger that write to the stream *instead* write here."""
+        """Redirect the handlers of a logger that write to the stream *instead*."""
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is instead:
                 handler.setStream(self)
 
     def write(self, text: str) -> int:
-        """Write a line, or have it wait, or drop it."""
+        """Write, buffer or drop a line."""
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:
             if self._waiting_bytes + len(data) <= MOST_WAITING_BYTES:
@@ -71,18 +71,18 @@ class LogStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what can be written of the lines that wait."""
+        """Write as many buffered lines as possible."""
         with self._lock:
             self._write_waiting()
 
     def forget(self) -> None:
-        """Forget in a child what its parent has not written yet."""
+        """Clear the parent's buffer in a child."""
         self._waiting.clear()
         self._waiting_bytes = 0
         self._dropped = self._unreported = 0
 
     def report_dropped(self) -> int:
-        """Return how many lines were dropped since the last call, and log it once lines can be written again."""
+        """Return the number of lines dropped since the last call; log it once the buffer is empty."""
         with self._lock:
             self._write_waiting()
             dropped, self._dropped = self._dropped, 0
@@ -94,8 +94,8 @@ class LogStream(io.TextIOBase):
         return dropped
 
     def _write_waiting(self) -> None:
-        """Write line by line, so a line that fits into PIPE_BUF bytes is written as a whole or not at all."""
-        with suppress(OSError):  # it would wait, or has no reader any more
+        # One write per line: a pipe takes up to PIPE_BUF bytes as a whole or not at all.
+        with suppress(OSError):  # it would block, or has no reader
             while self._waiting and (written := self._write(self._waiting[0])):
                 line = self._waiting.popleft()
                 self._waiting_bytes -= written
@@ -104,16 +104,16 @@ class LogStream(io.TextIOBase):
 
 
 def _writer(descriptor: int) -> Callable[[bytes], int]:
-    """Return what writes to a descriptor without waiting.
+    """Return a function that writes to a descriptor without blocking.
 
-    O_NONBLOCK is not set on the descriptor itself, because other programs share it, as the shell that started this one.
+    O_NONBLOCK is not set on the descriptor itself, because other programs, such as the shell, share it.
     """
     with suppress(OSError):
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISSOCK(mode):
             return partial(_send, descriptor)
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-            with suppress(OSError):  # another user may have made it
+            with suppress(OSError):  # it may belong to another user
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
                 return partial(os.write, os.open(f"/proc/self/fd/{descriptor}", flags))
             return partial(_write_if_ready, descriptor)
@@ -126,14 +126,13 @@ def _send(descriptor: int, data: bytes) -> int:
 
 
 def _write_if_ready(descriptor: int, data: bytes) -> int:
-    """Write as much as a descriptor takes that says it is ready."""
     waiting = select.poll()
     waiting.register(descriptor, select.POLLOUT)
     return os.write(descriptor, data[: select.PIPE_BUF]) if waiting.poll(0) else 0
 
 
 class LogLine(msgspec.Struct, frozen=True):
-    """One line."""
+    """A line of the console."""
 
     at: float
     """As Unix time."""
@@ -142,52 +141,31 @@ class LogLine(msgspec.Struct, frozen=True):
     logger: str
     message: str
     error: str = ""
-    """Of an exception its last line."""
 
 
 def without_secrets(text: str) -> str:
-    """Return *text* without what looks like a secret."""
+    """Replace text that looks like a secret."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
-class SharedLog:
-    """The latest lines of all processes. Made before they are: every process writes, and the admin process reads."""
+class SharedLog(logging.Handler):
+    """The latest lines of all processes, without secrets. Every process logs here; the admin process reads.
+
+    Created before the processes.
+    """
 
     def __init__(self) -> None:
+        super().__init__(logging.INFO)
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.reading, self._writing = (end.detach() for end in ends)
         os.set_blocking(self.reading, False)
         os.set_blocking(self._writing, False)
         self._lines = deque[LogLine](maxlen=LINES)
 
-    def write(self, line: LogLine) -> None:
-        """Send a line, or drop it if the admin process does not take it."""
-        with suppress(BlockingIOError):
-            os.write(self._writing, msgspec.msgpack.encode(line))
-
-    def read(self) -> None:
-        """Take the lines that were sent since the last call."""
-        with suppress(BlockingIOError):
-            while True:
-                payload = os.read(self.reading, LINE_BYTES)
-                self._lines.append(msgspec.msgpack.decode(payload, type=LogLine))
-
-    def lines(self, after: float = 0.0) -> list[LogLine]:
-        """Return the lines after a Unix time, by time."""
-        return sorted((line for line in self._lines if line.at > after), key=lambda line: line.at)
-
-
-class SharedLogHandler(logging.Handler):
-    """Sends what is logged to the console, without what looks like a secret."""
-
-    def __init__(self, shared: SharedLog) -> None:
-        super().__init__(logging.INFO)
-        self._shared = shared
-
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
+        """Send a record to the admin process, or drop it if the socket is full."""
         try:
             error = record.exc_info[1] if record.exc_info else None
             line = LogLine(
@@ -198,12 +176,24 @@ class SharedLogHandler(logging.Handler):
                 _shown(record.getMessage(), MESSAGE_CHARS),
                 "" if error is None else _shown(f"{type(error).__name__}: {error}", ERROR_CHARS),
             )
-            self._shared.write(line)
-        except Exception:  # noqa: BLE001 -- as every handler: what cannot be logged must not end what was to be done
+            with suppress(BlockingIOError):
+                os.write(self._writing, msgspec.msgpack.encode(line))
+        except Exception:  # noqa: BLE001 -- handlers must not raise
             self.handleError(record)
+
+    def read(self) -> None:
+        """Receive the lines that were sent since the last call."""
+        with suppress(BlockingIOError):
+            while True:
+                payload = os.read(self.reading, LINE_BYTES)
+                self._lines.append(msgspec.msgpack.decode(payload, type=LogLine))
+
+    def lines(self, after: float = 0.0) -> list[LogLine]:
+        """Return the lines after a Unix time, in order."""
+        return sorted((line for line in self._lines if line.at > after), key=lambda line: line.at)
 
 
 def _shown(text: str, chars: int) -> str:
-    """Return what is kept of a text: before it is cut it is free of secrets, and surrogates cannot be encoded."""
+    """Redact and shorten a text, and replace surrogates, which cannot be encoded."""
     cut = without_secrets(text[: 8 * chars])[:chars]
     return cut.encode("utf-8", "replace").decode()

@@ -1,8 +1,8 @@
-"""The processes of a service: a parent that holds the ports, and the workers and the admin process that it replaces.
+"""The parent process of a service: it holds the sockets, and starts and replaces the workers and the admin process.
 
-A single worker has a parent, too: a file that is cut kills the processes that map it, and must not end the service.
-The parent has neither an event loop nor threads, so it can fork at any time. It waits for signals and probes, and once
-a second it looks after its children.
+Even a single worker has a parent: a file that is cut kills the processes that map it, which must not end the service.
+The parent has neither an event loop nor threads, so it can fork at any time. It waits for signals and probes, and
+checks its children once a second.
 """
 
 import asyncio
@@ -36,12 +36,11 @@ from hotplate.serve.fold_in import load_numpy
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.admin import run_admin
 from hotplate.serve.processes.health import Health, HealthListener
-from hotplate.serve.processes.logs import LogStream, SharedLog, SharedLogHandler
+from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.worker import STOPS, WATCHED, ProcessContext, run_worker
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.states import KeptLists, SharedStates
+from hotplate.serve.states import SharedStates
 from hotplate.serve.telemetry.access_log import read_secret
-from hotplate.serve.telemetry.settings import TelemetrySettings
 from hotplate.serve.tiers import tier_names
 from hotplate.stores.connect import connect
 from hotplate.stores.event_log import LogSegment
@@ -51,21 +50,35 @@ from hotplate.stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 
-# A worker that lived for so long did not die of its start.
+# A worker that lived this long did not fail at its start.
 HEALTHY_S = 5.0
-# The first and the longest pause before a worker that died of its start is replaced.
+# First and longest pause before a worker that failed at its start is replaced.
 RESTART_S = (0.1, 5.0)
-# How much longer than its drain a worker is waited for before it is killed.
+# Time after the drain before a worker is killed.
 KILL_AFTER_S = 5.0
 STDERR = 2
-# How often the parent looks after its children and the files that it watches.
 TICK_S = 1.0
-# A child that has reported nothing for this long is stuck, and replaced: a worker sooner if another one answers.
+# Time without a report after which a child is replaced; the second if another worker can answer.
 STUCK_S = 30.0
 STUCK_BESIDE_OTHERS_S = 6.0
-# How long the parent waits after a system call that failed, and how often it logs the same failure.
+# Pause after a failed system call of the parent, and minimum time between two logs of such failures.
 FAILED_PAUSE_S = 0.5
 LOG_EVERY_S = 60.0
+
+
+class Addresses(NamedTuple):
+    """URLs of a service."""
+
+    service: str
+    admin: str
+    health: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Listeners:
+    workers: socket.socket
+    admin: socket.socket
+    health: socket.socket
 
 
 @dataclass(eq=False, slots=True)
@@ -75,63 +88,30 @@ class _Child:
     pid: int = 0
     """0 while it does not run."""
     due: float = 0.0
-    """When it is started then."""
+    """When to start it."""
     started: float = 0.0
     is_aborted: bool = False
     backoff: Backoff = field(default_factory=lambda: Backoff(*RESTART_S))
 
 
-class Addresses(NamedTuple):
-    """Where a service can be reached, as URLs."""
-
-    service: str
-    admin: str
-    health: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Listeners:
-    """The sockets that the parent holds; all workers accept on that of *workers*."""
-
-    workers: socket.socket
-    admin: socket.socket
-    health: socket.socket
-
-
 def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> None:
-    """Serve until SIGTERM, SIGHUP or SIGINT.
+    """Serve until SIGTERM, SIGHUP or SIGINT; *announce* is called once, when the first worker answers.
 
-    *announce* is called once, when the first worker answers. Raises CannotListen, StoreMisused for a store or a
-    deny-list that cannot be opened and if numpy is missing to fold in, or ServiceMisused for settings that cannot be.
+    Raises CannotListen, ServiceMisused for invalid settings or files, and StoreMisused for an invalid store URL or a
+    missing package.
     """
-    Cors(settings.cors_origins)
+    _check(settings)
     deny_list = DenyListFile(settings.deny_list)
-    for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
-        connect(url)  # a wrong URL is better known here than in every worker
-    if settings.fold_in:
-        load_numpy()  # once for all workers
-    if settings.events:
-        _make_writable(settings.events)
-    if settings.telemetry is not None:
-        _load_exporters(settings.telemetry)
     settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
     raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
     certificate = certificate_of(settings)
-    listener = reserve(settings.host, settings.port)
-    admin = reserve(settings.admin_host, settings.admin_port, "admin-")
-    if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
-        raise ServiceMisused(
-            f"{settings.admin_host} can be reached from other machines: give --keys FILE to say who is an operator "
-            "(hotplate keys create --scope admin makes one), or --admin-host an address of loopback, as 127.0.0.1"
-        )
-    admin.listen()
-    health = reserve(settings.health_host, settings.health_port, "health-")
-    admin_certificate = None if is_loopback(admin.getsockname()[0]) else certificate
+    listeners = _reserve(settings)
+    admin_is_local = is_loopback(listeners.admin.getsockname()[0])
     addresses = Addresses(
-        _url(settings.host, listener, certificate),
-        _url(settings.admin_host, admin, admin_certificate),
-        _url(settings.health_host, health, None),
+        _url(settings.host, listeners.workers, certificate),
+        _url(settings.admin_host, listeners.admin, None if admin_is_local else certificate),
+        _url(settings.health_host, listeners.health, None),
     )
     context = ProcessContext(
         settings,
@@ -140,23 +120,48 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         deny_list,
         Metrics(settings.workers, tier_names(settings.stores)),
         SharedStates(settings.workers, len(settings.stores)),
-        KeptLists(settings.workers),
         SharedLog(),
         LogStream(STDERR),
         addresses.service,
         read_secret(settings.access_log_key),
     )
     context.stderr.take_over(logging.getLogger(), sys.stderr)
-    logging.getLogger().addHandler(SharedLogHandler(context.log))
-    _Supervisor(context, _Listeners(listener, admin, health), partial(announce, addresses)).run()
+    logging.getLogger().addHandler(context.log)
+    _Supervisor(context, listeners, partial(announce, addresses)).run()
 
 
-def _load_exporters(settings: TelemetrySettings) -> None:
-    """Load the exporters of telemetry here, so all processes share their code, and what is wrong is known now."""
-    with extra_installed("telemetry"):
-        from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
+def _check(settings: ServiceSettings) -> None:
+    """Report errors now instead of in every worker, and load modules that all processes share."""
+    Cors(settings.cors_origins)
+    for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
+        connect(url)
+    if settings.fold_in:
+        load_numpy()
+    if settings.events:
+        try:
+            settings.events.mkdir(parents=True, exist_ok=True)
+            LogSegment(settings.events).close()
+        except OSError as error:
+            raise ServiceMisused(
+                f"events cannot be written to {settings.events}: {error.strerror}; name another folder with --events"
+            ) from error
+    if settings.telemetry is not None:
+        with extra_installed("telemetry"):
+            from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
 
-    exporters_for(settings)
+        exporters_for(settings.telemetry)
+
+
+def _reserve(settings: ServiceSettings) -> _Listeners:
+    listener = reserve(settings.host, settings.port)
+    admin = reserve(settings.admin_host, settings.admin_port, "admin-")
+    if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
+        raise ServiceMisused(
+            f"{settings.admin_host} can be reached from other machines: give --keys FILE to say who is an operator "
+            "(hotplate keys create --scope admin makes one), or --admin-host an address of loopback, as 127.0.0.1"
+        )
+    admin.listen()
+    return _Listeners(listener, admin, reserve(settings.health_host, settings.health_port, "health-"))
 
 
 def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
@@ -164,57 +169,37 @@ def _url(host: str, listener: socket.socket, certificate: Certificate | None) ->
     return f"{scheme}://{host}:{listener.getsockname()[1]}"
 
 
-def _make_writable(events: Path) -> None:
-    """Make the folder of events; ServiceMisused if nothing can be written to it, or files cannot be locked there."""
-    try:
-        events.mkdir(parents=True, exist_ok=True)
-        LogSegment(events).close()
-    except OSError as error:
-        raise ServiceMisused(
-            f"events cannot be written to {events}: {error.strerror}; name another folder with --events"
-        ) from error
-
-
 class _Signals:
-    """The signals that the parent has caught; each of them ends its wait."""
+    """Signals of the parent. Each one is written to a socket pair, which ends the parent's wait."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
-        self._caught = list[signal.Signals]()
         self._reading, self._writing = socket.socketpair()
         for end in (self._reading, self._writing):
             end.setblocking(False)
         signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         for number in WATCHED:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is with nohup
-                signal.signal(number, lambda number, _: self._caught.append(signal.Signals(number)))
-        selector.register(self._reading, selectors.EVENT_READ, self._drain)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, lambda *_: None)
+        selector.register(self._reading, selectors.EVENT_READ, lambda: None)
 
     def stop(self) -> signal.Signals | None:
-        """Return the first signal since the last call that ends the service."""
-        caught, self._caught = self._caught, []
-        return next((one for one in caught if one in STOPS), None)
+        """Return the first signal since the last call that stops the service."""
+        with suppress(BlockingIOError):
+            return next((signal.Signals(number) for number in self._reading.recv(4096) if number in STOPS), None)
+        return None
 
     def leave(self) -> None:
-        """Forget the parent's signals in a child, which has blocked them and must not wake its parent."""
+        """Detach a child from the signals of its parent."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._reading.close()
         self._writing.close()
 
-    def _drain(self) -> None:
-        with suppress(BlockingIOError):
-            self._reading.recv(4096)
-
 
 class _Supervisor:
-    """Starts and replaces the children. It forks before it ever has a loop or a thread, so forking is safe."""
+    """Starts and replaces the children."""
 
-    def __init__(
-        self,
-        context: ProcessContext,
-        listeners: _Listeners,
-        announce: Callable[[], None],
-    ) -> None:
+    def __init__(self, context: ProcessContext, listeners: _Listeners, announce: Callable[[], None]) -> None:
         self._context = context
         self._settings = settings = context.settings
         self._listeners = listeners
@@ -223,7 +208,7 @@ class _Supervisor:
         self._admin = _Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
         self._tick_due = self._log_due = 0.0
-        # It is never written to: if its writing end is gone, so is this process, however it ended.
+        # Never written to: the reading end becomes readable when this process is gone, however it ended.
         self._lifeline, self._lifeline_held = os.pipe()
         self._selector = selectors.PollSelector()  # children would share an epoll
         self._signals = _Signals(self._selector)
@@ -231,19 +216,19 @@ class _Supervisor:
         self._probes = HealthListener(listeners.health, self._selector, self._health.routes)
 
     def run(self) -> None:
-        """Keep every child running until SIGTERM, SIGHUP or SIGINT, then stop them."""
-        gc.freeze()  # shared with the children, page by page, until one of them writes to it
+        """Keep all children running until a signal, then stop them."""
+        gc.freeze()  # keeps pages shared with the children
         stop: signal.Signals | None = None
         while stop is None:
             try:
                 stop = self._take_turn()
-            except OSError as error:  # whatever is short, the children that run are better than none
+            except OSError as error:  # no failed system call may end the service
                 self._report_failure(f"the parent of the workers: {error}")
                 time.sleep(FAILED_PAUSE_S)
         self._stop(stop)
 
     def _take_turn(self) -> signal.Signals | None:
-        """Start the children that are due, wait, and look after them; return the signal that ends the service."""
+        """Start due children, wait, and check all of them; return a signal that stops the service."""
         waiting = [child for child in self._children if not child.pid]
         for child in waiting:
             if child.due <= time.monotonic():
@@ -257,7 +242,7 @@ class _Supervisor:
             self._end_silent()
             self._context.stderr.report_dropped()
             for each in self._context.watched:
-                each.poll()  # a new worker begins with the last good version, though the file may be broken by then
+                each.poll()  # new workers start with the last valid version, even if the file is broken by then
         return stop
 
     def _report_failure(self, sentence: str) -> None:
@@ -266,7 +251,7 @@ class _Supervisor:
             log.error("%s; tried again until it succeeds", sentence)
 
     def _wait(self, until: float) -> signal.Signals | None:
-        """Answer probes until a signal comes, or until then by the clock; return the signal if it is to stop."""
+        """Answer probes until a signal or a time of the monotonic clock; return a signal that stops the service."""
         ready = self._selector.select(max(0.0, min(until, self._probes.next_deadline) - time.monotonic()))
         for key, _ in ready:
             key.data()
@@ -274,15 +259,12 @@ class _Supervisor:
         return self._signals.stop()
 
     def _start(self, child: _Child) -> None:
-        announce = None
         self._health.started(child.number)
-        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # the child lets them through once it has its own handlers
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # the child unblocks them once it has its own handlers
         try:
             pid = os.fork()
             if pid == 0:
-                if child is not self._admin:
-                    announce = self._announce
-                self._run_child(child, announce)
+                self._run_child(child)
         except OSError as error:
             child.due = time.monotonic() + child.backoff.next_s()
             self._report_failure(f"{child.name} cannot be started: {error.strerror}")
@@ -291,23 +273,24 @@ class _Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
         child.pid, child.started, child.is_aborted = pid, time.monotonic(), False
         if child is not self._admin:
-            self._announce = None  # the first worker's to say, once
+            self._announce = None  # only the first worker announces
 
-    def _run_child(self, child: _Child, announce: Callable[[], None] | None) -> NoReturn:
+    def _run_child(self, child: _Child) -> NoReturn:
         code = 1
         try:
             self._leave(keep_admin=child is self._admin)
-            faulthandler.enable()  # one that is aborted, or reads a file that was cut, logs where it was
-            with suppress(OSError):  # let `ps` and `top` show which child it is
+            faulthandler.enable()  # logs the stack when the child is aborted or reads a file that was cut
+            with suppress(OSError):  # the name in `ps` and `top`
                 Path("/proc/self/comm").write_text(f"hp {child.name}")
             if child is self._admin:
                 work = run_admin(self._context, self._listeners.admin, self._lifeline)
             else:
-                work = run_worker(self._context, child.number, self._listeners.workers, self._lifeline, announce)
+                listener = self._listeners.workers
+                work = run_worker(self._context, child.number, listener, self._lifeline, self._announce)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(work)
             code = 0
-        except BaseException:  # whatever it is, it must not go on as a second parent
+        except BaseException:  # a child must never return into the parent's loop
             log.exception("%s failed", child.name)
         finally:
             for stream in (sys.stdout, sys.stderr, self._context.stderr):
@@ -315,7 +298,7 @@ class _Supervisor:
             os._exit(code)
 
     def _leave(self, *, keep_admin: bool) -> None:
-        """Let go in a child of what is the parent's."""
+        """Close what belongs to the parent, in a child."""
         os.close(self._lifeline_held)
         self._signals.leave()
         self._context.stderr.forget()
@@ -332,10 +315,10 @@ class _Supervisor:
         log.warning("%s ended with %d; another starts in %.1f s", child.name, code, pause_s)
 
     def _end_silent(self) -> None:
-        """End a child that has reported nothing for too long, so another takes its place; its stack is logged.
+        """Abort a child that has not reported for too long, which logs its stack.
 
-        That is one worker at a time, until its successor has reported: if all hang, they wait for the same thing, and
-        perhaps it comes.
+        Workers are replaced one at a time, after the previous successor has reported: if all hang, they probably wait
+        for the same resource.
         """
         silent_s = self._health.silent_s
         silent = [one for one in self._children if one.pid and silent_s[one.number] > self._patience_s(one)]
@@ -344,25 +327,25 @@ class _Supervisor:
         child = max(silent, key=lambda one: (one.is_aborted, silent_s[one.number]), default=None)
         if child is None:
             return
-        if child.is_aborted:  # and has not ended in a tick
+        if child.is_aborted:  # in an earlier tick
             os.kill(child.pid, signal.SIGKILL)
             return
         child.is_aborted = True
         said = "%s (process %d) has said nothing for %.0f s and is ended; its stack follows"
         log.error(said, child.name, child.pid, silent_s[child.number])
         os.kill(child.pid, signal.SIGABRT)
-        os.kill(child.pid, signal.SIGCONT)  # one that was stopped takes the other signal only then
+        os.kill(child.pid, signal.SIGCONT)  # a stopped process handles SIGABRT only after this
 
     def _patience_s(self, child: _Child) -> float:
         is_needed = child is self._admin or not self._context.states.is_another_answering(child.number)
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
     def _ended(self) -> Iterator[tuple[_Child, int]]:
-        """Yield every child that ended since the last call, with its exit code (a signal is negative).
+        """Yield each child that has ended, with its exit code (negative for a signal).
 
-        As the first process of a container it is also given children that it did not start, and buries them.
+        As the first process of a container it also reaps orphans.
         """
-        with suppress(ChildProcessError):  # there are none any more
+        with suppress(ChildProcessError):  # no children are left
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
@@ -374,9 +357,9 @@ class _Supervisor:
                         yield child, os.waitstatus_to_exitcode(status)
 
     def _stop(self, caught: signal.Signals) -> None:
-        """Pass the stop on, wait for the drain, and kill what does not end; the admin process outlives the workers."""
+        """Stop the workers, then the admin process; kill what does not end in time."""
         self._health.draining = True
-        self._listeners.workers.close()  # the workers close theirs, each when it stops accepting
+        self._listeners.workers.close()  # each worker closes its copy when it stops accepting
         at_once = caught is signal.SIGINT
         self._signal(self._workers, signal.SIGINT if at_once else signal.SIGTERM)
         delay_s = 0.0 if at_once else self._settings.drain_delay_s
@@ -385,7 +368,7 @@ class _Supervisor:
             if not any(one.pid for one in self._workers):
                 self._signal([self._admin], signal.SIGTERM)
             if self._wait(min(deadline, time.monotonic() + TICK_S)) is not None:
-                break  # the second signal: stop at once
+                break  # a second signal stops at once
             for child, code in self._ended():
                 log.info("%s ended with %d", child.name, code)
         self._signal([*self._workers, self._admin], signal.SIGKILL)

@@ -3,7 +3,10 @@
 import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from hotplate.serve.access.keys import create
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.openapi import document
 from hotplate.serve.reader import TieredReader
+from tests.support.browser import opened
 from tests.support.event_log import body, written
 from tests.support.limited_service import samples
 from tests.support.memory_store import MemoryStore
@@ -187,3 +191,32 @@ def test_a_service_whose_disk_refuses_events_is_degraded_until_it_takes_some(
     folder.unlink()
     folder.mkdir()
     assert (send(), open_service.get("/readyz").json["status"]) == (200, "ready")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[str]:
+    """The origin of an empty page."""
+    (tmp_path / "index.html").write_text("<!doctype html><title>Shop</title>")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_beacon_of_a_page_in_chromium_is_durable(folder: Path, release: str, shop: str, tmp_path: Path) -> None:
+    event = {"type": "click", "user": "42", "items": ["7"], "position": 1, "release": release, "id": "beacon"}
+    sent = json.dumps(json.dumps({"events": [event]}))
+    options = ("--events", str(tmp_path / "log"), "--cors-origin", shop)
+    with running(folder / "store", *options) as service:
+        async with opened(shop, tmp_path) as page:
+            await page.until(f"location.origin === '{shop}' && document.title === 'Shop'")
+            blob = f'new Blob([{sent}], {{type: "application/json"}})'
+            url = f"http://127.0.0.1:{service.port}/v1/events"
+            assert await page.evaluate(f'navigator.sendBeacon("{url}", {blob})')
+            await asyncio.to_thread(until, lambda: counted(service, "hotplate_events_total", "type", "outcome"))
+        assert counted(service, "hotplate_events_total", "type", "outcome") == {("click", "durable"): 1.0}
+    assert [one["id"] for one in written(tmp_path / "log")] == ["beacon"]

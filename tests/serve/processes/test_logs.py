@@ -17,7 +17,6 @@ from hotplate.serve.processes.logs import (
     LogLine,
     LogStream,
     SharedLog,
-    SharedLogHandler,
     without_secrets,
 )
 
@@ -109,7 +108,7 @@ def logged(shared: SharedLog, message: str, *arguments: object, error: BaseExcep
     record = logging.LogRecord(
         "serve.test", logging.WARNING, "", 0, message, arguments, (type(error), error, None) if error else None
     )
-    SharedLogHandler(shared).emit(record)
+    shared.emit(record)
 
 
 def test_lines_of_all_processes_are_read_in_order_and_the_latest_kept() -> None:

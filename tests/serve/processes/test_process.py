@@ -19,7 +19,7 @@ import pytest
 from hotplate.cli.terminal import print_error
 from hotplate.serve.connections.listeners import CannotListen, _why_not, reserve
 from hotplate.serve.connections.server import LINGER_S
-from hotplate.serve.processes.worker import _prepared
+from hotplate.serve.processes.worker import prepared
 from hotplate.serve.reader import NotReady, TieredReader
 from hotplate.serve.states import SharedStates, WorkerState
 from tests.support.balancer import balanced
@@ -338,7 +338,7 @@ def test_a_worker_without_a_release_waits_only_while_another_answers(other: str,
         if other:
             states.write(0, WorkerState(1, other, 0.0, time.monotonic() + 1000, 0.0, 0, [], [], {}))
         started = loop.time()
-        await _prepared(cast("TieredReader", NeverReady()), states, 1)
+        await prepared(cast("TieredReader", NeverReady()), states, 1)
         return loop.time() - started
 
     assert in_virtual_time(waited_s) == pytest.approx(10.0 if waits else 0.0, abs=0.2)

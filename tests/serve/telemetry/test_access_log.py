@@ -47,8 +47,9 @@ def test_each_request_logs_one_line_without_ids_keys_or_queries(folder: Path) ->
         service.request("POST", "/v1/recommendations", b'{"users": ["secret-user"]}', **key)
         service.get("/secret-path", **key)
         service.request("PURGE", "/v1/popular", None, **key)
-        lines = until_logged(service, 4)
-        assert len(lines) == 4
+        service.get("/v1/recommendations/secret-user", X_Request_Timeout_Ms="0", **key)
+        lines = until_logged(service, 5)
+        assert len(lines) == 5
         log = service.log.read_text()
         assert "secret" not in log
         assert secret not in log
@@ -64,7 +65,12 @@ def test_each_request_logs_one_line_without_ids_keys_or_queries(folder: Path) ->
     assert (first["request_id"], first["bytes"], first["client"]) == ("r-1", len(answer.body), "web")
     assert 0 < first["duration_ms"] < 60_000
     others = [(line["method"], line["route"], line["status"]) for line in lines[1:]]
-    assert others == [("POST", "/v1/recommendations", 200), ("GET", "other", 404), ("other", "/v1/popular", 405)]
+    assert others == [
+        ("POST", "/v1/recommendations", 200),
+        ("GET", "other", 404),
+        ("other", "/v1/popular", 405),
+        ("GET", "/v1/recommendations/{user}", 503),
+    ]
 
 
 def test_a_share_of_requests_is_logged(folder: Path) -> None:
