@@ -1,4 +1,4 @@
-"""The lists of what is live in a program of one's own: what `hotplate.open` gives."""
+"""`hotplate.open`: the lists of the live release inside another asyncio program."""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,34 +19,33 @@ from hotplate.stores.encoding import Item, decode
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import OVERALL, check_id
 
-# How long lists that are being opened wait until each store was tried.
+# How long opening waits for the first read of each store.
 FIRST_READ_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendations:
-    """One list, decoded, and where it came from."""
+    """One decoded list."""
 
     items: list[Item]
     source: str
-    """`personal`, `similar`, `fold-in`, or `popular` if the user or item has no list of its own."""
+    """`personal`, `similar`, `fold-in`, or `popular` as the fallback."""
 
     release: str
     tier: str
     canary: bool = False
-    """Whether the release is the canary, which a share of the users see in the place of the live one."""
+    """Whether the release is the canary."""
 
     segment: str | None = None
-    """The segment of a popular list, empty for the list of everybody; None for any other list."""
+    """The segment of a popular list, empty for the overall one; None for other lists."""
 
 
 class Lists:
-    """The lists of the live release, for use in another program: what the service answers, without HTTP.
+    """The lists of the live release, as the service answers them.
 
-    As a context manager it waits until each store was tried once, follows the live release and the deny-list until the
-    block ends, and closes the stores. As long as no release is served, every method raises NotReady, which says why.
-    It raises StoreMisused for an id or a count that cannot be, and if it is called before the block, after it, or on
-    another event loop, because nothing is followed there.
+    As a context manager it waits until each store was tried once, follows the live release and the deny-list, and
+    closes the stores at the end. While no release is served, every method raises NotReady with the reason. Methods
+    raise StoreMisused for an invalid id or count, and outside the block or on another event loop.
     """
 
     def __init__(self, reader: TieredReader, timeout_s: float = FIRST_READ_S) -> None:
@@ -72,31 +71,30 @@ class Lists:
         await self._entered.__aexit__(kind, error, trace)
 
     async def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
-        """Return a user's list; without one, the popular list of *segment*, or the one for everybody."""
+        """Return a user's list; for an unknown user, the popular list of *segment*, or the overall one."""
         self._check_loop()
         return self.decoded(await self.reader.personal(check_id(user), segment), n)
 
     async def personal_many(
         self, users: Sequence[str], n: int = DEFAULT_N, *, segment: str = OVERALL
     ) -> list[Recommendations]:
-        """Return the lists of many users, in order, all of one release but for the canary's; as `personal` for each."""
+        """Return the lists of many users in order, all of one release or its canary."""
         self._check_loop()
         found = await self.reader.personal_many([check_id(user) for user in users], segment)
         return [self.decoded(one, n) for one in found]
 
     async def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
-        """Return the items that are like *item*; for an item that is not known, the popular list."""
+        """Return the items similar to *item*; for an unknown item, the popular list."""
         self._check_loop()
         return self.decoded(await self.reader.similar(check_id(item)), n)
 
     async def fold_in(
         self, items: Iterable[str] | Mapping[str, float], n: int = DEFAULT_N, *, segment: str = OVERALL
     ) -> Recommendations:
-        """Return a list for a visitor who has *items*, given with their weights or without, as training knows these.
+        """Return a list for a visitor with *items*, perhaps with weights; if none is known, the popular list.
 
-        If none of them is known, the popular list. Takes some milliseconds in a thread. Raises FoldInUnavailable
-        unless lists were opened with `fold_in=True` and the release has item factors, and StoreThrottled if too many
-        wait for the thread.
+        Takes some milliseconds in a thread. Raises FoldInUnavailable unless lists were opened with `fold_in=True` and
+        the release has item factors, and StoreThrottled if too many visitors wait.
         """
         self._check_loop()
         _check_n(n)
@@ -105,12 +103,12 @@ class Lists:
         return self.decoded((await self.reader.fold_in(basket, n, segment=segment)).found, n)
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
-        """Return the popular list of *segment*, or the one for everybody; from memory, so nothing is awaited."""
+        """Return the popular list of *segment*, or the overall one, from memory."""
         self._check_loop()
         return self.decoded(self.reader.popular(segment), n)
 
     def decoded(self, encoded: EncodedList, n: int) -> Recommendations:
-        """Return the first *n* items of a list that was read."""
+        """Return the first *n* items of an encoded list."""
         _check_n(n)
         items = decode(self.reader.cut(encoded, n))
         segment = encoded.segment if encoded.source == "popular" else None
@@ -119,20 +117,19 @@ class Lists:
         )
 
     def prometheus_text(self) -> bytes:
-        """Return what the service has on `/metrics`, of this process; serve it where only operators read."""
-        from hotplate.serve.telemetry.exposition import Exposition  # noqa: PLC0415 -- loads prometheus_client, which not everybody needs
+        """Return the service's `/metrics` of this process. Serve it to operators only."""
+        from hotplate.serve.telemetry.exposition import Exposition  # noqa: PLC0415 -- loads prometheus_client
 
         return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
 
     def _check_loop(self) -> None:
-        """Raise StoreMisused unless this is the loop that follows the live release: any other would get old lists."""
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
             running = None
         if self._loop is None:
             raise StoreMisused(
-                "these lists are not open; use them inside of `async with hotplate.open(…) as lists:`, or call "
+                "these lists are not open; use them inside `async with hotplate.open(…) as lists:`, or call "
                 "hotplate.open_sync(…) in a program without an event loop"
             )
         if running is not self._loop:
@@ -151,27 +148,26 @@ def open_lists(
 ) -> Lists:
     """Open the lists in the stores at *urls*; each further store answers when those before it cannot.
 
-    *budget_s* is what one call may spend on reads. *deny_list* is the file of the items that no list shows, and of the
-    users who are answered as unknown; it is read now, and again when it changes. *fold_in* keeps the item factors of
-    what is live in memory. Use it as `async with hotplate.open(url) as lists:`, which waits until each store was tried
-    once, *timeout_s* at most. Raises StoreMisused for what is not the URL of a store, a number of seconds or a
-    deny-list, and to *fold_in* where numpy is not installed.
+    *budget_s* limits the reads of one call. *deny_list* is a file of items that no list shows, and of users who count
+    as unknown; changes are followed. *fold_in* keeps the item factors of the live release in memory. Use it as `async
+    with hotplate.open(url) as lists:`, which waits until each store was tried once, *timeout_s* at most. Raises
+    StoreMisused for an invalid URL, number or deny-list, and for *fold_in* without numpy.
     """
     if not urls:
-        raise StoreMisused("no store is named; give its URL, as file:///var/lib/hotplate")
+        raise StoreMisused("no store is named; pass a URL such as file:///var/lib/hotplate")
     for name, seconds in (("budget_s", budget_s), ("timeout_s", timeout_s)):
-        if not seconds >= 0:  # as nan is not, either
+        if not seconds >= 0:  # also false for nan
             raise StoreMisused(f"{name} is a number of seconds, not {seconds}")
     try:
         denied = DenyListFile(None if deny_list is None else Path(deny_list))
     except ServiceMisused as error:
-        raise StoreMisused(str(error)) from error  # what a program catches is a StoreError
+        raise StoreMisused(str(error)) from error  # programs catch StoreError
     return Lists(open_reader(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in), timeout_s)
 
 
 def _check_n(n: int) -> None:
     if n < 1:
-        raise StoreMisused(f"n is how many items to return, at least 1, not {n}")
+        raise StoreMisused(f"n must be at least 1, not {n}")
 
 
 def _check_weight(weight: float) -> float:

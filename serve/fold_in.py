@@ -1,8 +1,7 @@
-"""Folding in: lists on the spot for visitors who are in no release, out of the live release's item factors.
+"""Folding in: computes lists for visitors from the item factors of the live release.
 
-The factors are read with the release that they are of, before it is served, so no answer mixes two. They are in
-memory once for all tiers that serve the same release. Lists are computed in a thread, and the loop goes on
-with its work; a visitor who would have to wait for too many others is refused.
+Factors are loaded with their release before it is served, so no answer mixes two, and are shared by all tiers that
+serve it. Lists are computed in a thread with a bounded queue.
 """
 
 import asyncio
@@ -30,25 +29,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The most that one release's factors may take in each worker; those of a million items of 128 factors do.
+# Limit for the factors of a release in each worker: a million items of 128 factors.
 MAX_BYTES = 512 << 20
-# How many pieces are read at once, so no other read of the store has to wait for long.
+# Pieces read at once, so other reads of the store do not wait for long.
 PIECES_AT_ONCE = 16
-# How many visitors wait for the thread at most: with 5 ms for each, longer than anybody should.
+# Visitors that wait for the thread, at about 5 ms each.
 MAX_WAITING = 16
-# Set for numpy's linear algebra before it is loaded: its threads would take the cores of other workers.
+# Set before numpy is loaded: its threads would take the cores of other workers.
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Loaded(NamedTuple):
-    """What came of loading: the factors, None if there are none to use, and the keys that were found damaged."""
+    """Loaded factors, None if there are none, and keys that were found damaged."""
 
     factors: "ItemFactors | None" = None
     damaged: tuple[str, ...] = ()
 
 
 def load_numpy() -> None:
-    """Load numpy, with one thread for its linear algebra; StoreMisused, with the extra's name, if it is missing."""
+    """Load numpy with one thread; raises StoreMisused, with the extra's name, if it is missing."""
     for name in ONE_THREAD:
         os.environ.setdefault(name, "1")
     with extra_installed("fold-in"):
@@ -56,25 +55,22 @@ def load_numpy() -> None:
 
 
 class FoldIn:
-    """Loads the factors of releases, and computes lists from them in a thread; lives as long as its reader."""
+    """Loads factors of releases, and computes lists in a thread. One per reader."""
 
     def __init__(self) -> None:
-        """Load numpy; raises StoreMisused if it is not installed."""
+        """Raises StoreMisused if numpy is not installed."""
         load_numpy()
         self._loaded: WeakValueDictionary[str, ItemFactors] = WeakValueDictionary()
-        """By the digest of their release's rows, for copies of it."""
+        """By the digest of the release's rows, so copies share them."""
         self._thread = ThreadPoolExecutor(1, "fold-in")
         self._waiting = 0
 
     def close(self) -> None:
-        """Compute nothing more; what waits is cancelled."""
+        """Stop the thread, and cancel waiting work."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> Loaded:
-        """Read the factors of a release; raises StoreError if the store cannot be read.
-
-        If they are damaged, the release does without them.
-        """
+        """Load the factors of a release, unless they are damaged; raises StoreError if the store cannot be read."""
         known = self._loaded.get(manifest.digest)
         if known is not None:
             return Loaded(known)
@@ -109,13 +105,13 @@ class FoldIn:
                     if isinstance(value, ReleaseCorrupt):
                         raise value
                     factors.add(*read_piece(check(key, value)[OFFSET_BYTES:], description.factors))
-                await asyncio.sleep(0)  # requests are answered in between, even if the store never waits
+                await asyncio.sleep(0)  # a local store never waits, and requests need their turn
             factors.check_whole()
         except (ReleaseCorrupt, ValueError) as error:
             log.warning("release %s has no item factors that can be used: %s", release.id, error)
             return Loaded(damaged=(key,))
         await asyncio.to_thread(factors.finish)
-        return Loaded(self._loaded.setdefault(manifest.digest, factors))  # another tier may have loaded them since
+        return Loaded(self._loaded.setdefault(manifest.digest, factors))  # perhaps loaded for another tier
 
     async def recommend(
         self,
@@ -125,9 +121,9 @@ class FoldIn:
         denied: Container[bytes],
         excluded: Collection[bytes],
     ) -> list[Item]:
-        """Compute a list; see `ItemFactors.recommend`. Raises StoreThrottled if too many others wait."""
+        """Compute a list as `ItemFactors.recommend` does; raises StoreThrottled if too many visitors wait."""
         if self._waiting >= MAX_WAITING:
-            raise StoreThrottled("more visitors come than can be folded in", 1.0)
+            raise StoreThrottled("too many visitors wait to be folded in", 1.0)
         self._waiting += 1
         try:
             work = partial(factors.recommend, basket, n, denied, excluded)

@@ -1,7 +1,7 @@
-"""The item factors of one release in memory, and what they recommend to somebody who has some of the items.
+"""Item factors of one release in memory, and recommendations from them.
 
-A visitor's factors are solved for as those of users were, by alternating least squares with the items held still; the
-best items are those with the highest products. It needs numpy, an extra, and so is imported with the first factors.
+A visitor's factors are solved for by one step of alternating least squares with fixed items; the best items have the
+highest products. Needs numpy, an extra, so it is imported with the first factors.
 """
 
 from collections.abc import Collection, Container, Iterable, Sequence
@@ -14,34 +14,34 @@ from hotplate.stores.encoding import Item, encode_id
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.factors import Description, ItemEntry
 
-# As published lists have them.
+# As in published lists.
 DECIMALS = 6
-# How many rows are converted at once, which bounds the memory that it takes besides the factors.
+# Rows converted at once, which bounds memory.
 ROWS_AT_ONCE = 4096
-# How many of the best are looked at first, and how many times as many next if too few of them may be in the list.
+# How many of the best scores are examined first, and the growth if too few of them may be in the list.
 FIRST_DEPTH = 64
 DEPTH_GROWTH = 8
-# Spark's engine gives an item that a user has more weight than one that they lack; see `hotplate.offline.train.als`.
+# Lowest confidence of an item in Spark's engine; see `hotplate.offline.train.als`.
 LEAST_CONFIDENCE = 1.001
 
 RowNumbers = npt.NDArray[np.intp]
 
 
 class ItemFactors:
-    """The factors of a release's items; filled while that is loaded, and then never changed."""
+    """Item factors of a release; immutable once loaded."""
 
     def __init__(self, description: Description) -> None:
-        """Make room for the factors, 4 bytes each."""
+        """Allocate the factors, 4 bytes each."""
         self.description = description
         self._matrix = np.zeros((description.items, description.factors), dtype=np.float32)
         self._entries = list[ItemEntry]()
         self._rows = dict[str, int]()
         self._banned: RowNumbers = np.empty(0, dtype=np.intp)
         self._denied: tuple[Container[bytes], RowNumbers] = (), self._banned
-        """What a deny-list denies, and the rows of that."""
+        """The denied ids, and their rows."""
 
         self._categories: RowNumbers = np.empty(0, dtype=np.intp)
-        """The category of each row, from 1; 0 if it has none."""
+        """Category of each row from 1; 0 for none."""
 
         self._gram: npt.NDArray[np.float64] = np.empty((0, 0))
 
@@ -51,14 +51,14 @@ class ItemFactors:
             raise ReleaseCorrupt(f"there are {len(self._rows)} of {self.description.items} items")
 
     def add(self, entries: Sequence[ItemEntry], rows: memoryview) -> None:
-        """Add items with their factors, as a piece has them; ValueError for more than there are."""
+        """Add the items and factors of a piece; raises ValueError for too many."""
         start, stop = len(self._entries), len(self._entries) + len(entries)
         self._matrix[start:stop] = np.frombuffer(rows, dtype="<f4").reshape(len(entries), -1)
         self._rows.update(zip((entry.id for entry in entries), range(start, stop), strict=True))
         self._entries += entries
 
     def finish(self) -> None:
-        """Compute what all visitors have in common; takes a fifth of a second for 27,000 items of 256 factors."""
+        """Compute what all visitors share; takes 0.2 s for 27,000 items of 256 factors."""
         size = self.description.factors
         gram = np.zeros((size, size))
         for start in range(0, len(self._matrix), ROWS_AT_ONCE):
@@ -70,7 +70,7 @@ class ItemFactors:
         self._categories = np.unique([-1, *categories], return_inverse=True)[1][1:]
 
     def known(self, items: Iterable[tuple[str, float | None]]) -> dict[int, float]:
-        """Return the rows of the items that are known, each with the sum of its weights."""
+        """Return the rows of known items, each with the sum of its weights."""
         basket = dict[int, float]()
         for item, weight in items:
             row = self._rows.get(item)
@@ -97,7 +97,7 @@ class ItemFactors:
         return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
 
     def _best(self, scores: npt.NDArray[np.float32], n: int) -> RowNumbers:
-        """Return the rows of the *n* highest scores, best first, of no category more than its cap."""
+        """Return the rows of the *n* highest scores, best first, within the cap of each category."""
         most, categories = self.description.max_per_category, self._categories
         counts = np.bincount(categories[scores > -np.inf], minlength=1)
         if most is not None:
@@ -114,7 +114,7 @@ class ItemFactors:
             depth = min(depth * DEPTH_GROWTH, len(scores))
 
     def _solve(self, own: RowNumbers, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """Return the factors of somebody who has the items *own*: (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC."""
+        """Solve for the factors of a visitor with items *own*: (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC."""
         described = self.description
         confidence, regularization = described.alpha * weights, described.regularization
         if described.engine == "spark":
@@ -131,7 +131,7 @@ class ItemFactors:
 
 
 def _are_first(categories: RowNumbers, most: int) -> npt.NDArray[np.bool_]:
-    """Return which places are among the first *most* of their category; all without one, which have 0, are."""
+    """Return which places are among the first *most* of their category; category 0 has no cap."""
     order = np.argsort(categories, kind="stable")
     ordered = categories[order]
     places = np.arange(len(order)) - np.searchsorted(ordered, ordered)

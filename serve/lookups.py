@@ -1,7 +1,7 @@
-"""The walk over the tiers: keys are read in one tier after the other, by turns of the event loop or for one request.
+"""Reads keys in one tier after the other, batched by event-loop iteration or for one request.
 
-All single keys of one turn, from all connections, are read together: a turn costs one task, one deadline and one call
-of the store, however many requests it has. Callers who want a key that is being read already wait for the same read.
+All single keys of one iteration, from all connections, are read together: one task, one deadline and one store call,
+however many requests there are. Lookups of a key that is already being read join that read.
 """
 
 import asyncio
@@ -23,54 +23,53 @@ log = logging.getLogger(__name__)
 Waiter = TypeVar("Waiter")
 
 Origin = tuple[Tier, ServedRelease]
-# Hands those who wait for a key what was read of it: a list, and the tier and release that it is of; None for a list
-# if that release has none; None for both if no tier could be read.
+# Called with a key, its waiters, and the list with its tier and release. The list is None if that release has none;
+# both are None if no tier could be read.
 Complete = Callable[[str, Sequence[Waiter], Origin | None, bytes | None], None]
-# Takes all that was read of one tier's release for a request with many keys.
+# Called with all slots that one tier's release returned for a request with many keys.
 TakeAll = Callable[[Tier, Sequence[str], ReadResult], None]
 
 
 class Deadline(NamedTuple):
-    """Until when a request reads, by `loop_time`; *hurried*: as its caller waits for less than the budget."""
+    """Until when a request reads, by `loop_time`; *hurried* if its caller waits for less than the budget."""
 
     at: float
     hurried: bool
 
     def share_s(self, tiers: int) -> float:
-        """Return what the next of so many tiers may take, in seconds: what is left, shared with those after it."""
+        """Return the seconds for the next of *tiers* remaining tiers: an equal share of what is left."""
         return max(0.0, self.at - loop_time()) / tiers
 
 
 @dataclass(slots=True)
 class _Batch(Generic[Waiter]):
-    """Keys that are read together, or were, before tiers of other sizes had them read in parts."""
+    """Keys that are read together, perhaps split later for tiers with smaller calls."""
 
     deadline: Deadline
     waiting: dict[str, list[Waiter]]
-    """Who waits, by key; a key leaves it once it is completed. Empty if the keys are one request's."""
+    """Waiters by key until it is completed; empty for the keys of one request."""
 
     take_all: TakeAll | None = None
-    """For the keys of one request, whose answer is of one release: the first tier that can be read has all of them."""
+    """For one request, whose answer has one release: called with all keys by the first tier that can be read."""
 
     spans: dict[str, list[RequestSpan]] | None = None
-    """The sampled requests among those who wait, by key."""
+    """Spans of sampled requests, by key."""
 
     missed: dict[str, list[Origin]] = field(default_factory=dict)
-    """The tiers that have no list of a key, with their releases."""
+    """Tiers and releases without a list for the key."""
 
     failure: StoreError | None = None
-    """Why keys of one request could not be read, if that may pass."""
+    """The last error, if it may pass."""
 
     def has_missed(self, key: str, served: ServedRelease) -> bool:
-        """Return whether a tier with the release of *served* has no list of *key*."""
         return any(other.id == served.id for _, other in self.missed.get(key, ()))
 
 
 class Lookups(Generic[Waiter]):
-    """Reads keys for those who wait for them; lives as long as its reader, on one loop.
+    """Reads keys for waiters. One per reader, on one loop.
 
-    The first tier to return a list in its share of the budget wins, and its lists are handed out at once. A key that
-    failed in one tier is read in the next; after a tier that has no such list only those with another release are read.
+    The first tier that returns a list in its share of the budget wins, and its lists are delivered at once. A key that
+    failed in one tier is read in the next; after a tier without such a list only tiers with another release are read.
     """
 
     def __init__(self, tiers: Sequence[Tier], budget_s: float, complete: Complete[Waiter]) -> None:
@@ -78,26 +77,26 @@ class Lookups(Generic[Waiter]):
         self._budget_s = budget_s
         self._complete = complete
         self._turn = list[str]()
-        """The keys of this turn that have no waiter yet."""
+        """New keys of this iteration."""
 
         self._turn_spans: dict[str, list[RequestSpan]] | None = None
         self._waiting = dict[str, list[Waiter]]()
         self._served = list[ServedRelease | ServedCanary | None]()
-        """The releases that the reads which may be joined are of."""
+        """Releases of the reads that may be joined."""
 
         self._reads = set[asyncio.Task[None]]()
 
     def add(self, key: str, waiter: Waiter) -> None:
-        """Read *key* with all others of this turn, or share the read that is on its way; completes *waiter* later."""
+        """Read *key* with all others of this loop iteration, or join a read of it; completes *waiter* later."""
         if not self._turn:
             followers = [tier.follower for tier in self._tiers]
             served = [each for one in followers for each in (one.served, one.canary)]
             if served != self._served:
-                self._served, self._waiting = served, {}  # who comes after a flip gets nothing from before it
+                self._served, self._waiting = served, {}  # after a flip no old read is joined
         if (waiters := self._waiting.get(key)) is not None:
             waiters.append(waiter)
             if not self._turn:
-                return  # it is being read already
+                return
         else:
             self._waiting[key] = [waiter]
             if not self._turn:
@@ -108,18 +107,18 @@ class Lookups(Generic[Waiter]):
             self._turn_spans.setdefault(key, []).extend(spans)
 
     async def read(self, key: str, waiter: Waiter, deadline: Deadline) -> None:
-        """Read one key alone, for a caller with a deadline of its own, and complete its waiter."""
+        """Read one key for a caller with its own deadline, and complete its waiter."""
         await self._read(_Batch(deadline, {key: [waiter]}), [key])
 
     async def read_many(
         self, keys: Sequence[str], deadline: Deadline, take_all: TakeAll
     ) -> tuple[Sequence[str], StoreError | None]:
-        """Read the keys of one request; return those that no tier could be read for, and why, if that may pass."""
+        """Read the keys of one request; return those that no tier could be read for, and the error if it may pass."""
         batch = _Batch[Waiter](deadline, {}, take_all)
         return await self._walk(batch, keys, 0, set()), batch.failure
 
     async def close(self) -> None:
-        """Wait for what is being read, which ends with the budget."""
+        """Wait for pending reads, which end with the budget."""
         while self._reads:
             await asyncio.wait(self._reads)
 
@@ -135,7 +134,7 @@ class Lookups(Generic[Waiter]):
         task.add_done_callback(self._reads.discard)
 
     async def _read(self, batch: _Batch[Waiter], keys: Sequence[str], first: int = 0) -> None:
-        """Read keys from the tier at *first* on, and complete all of them, whatever happens."""
+        """Read keys from tier *first* on, and complete all of them, whatever happens."""
         handed_on = set[str]()
         try:
             keys = await self._walk(batch, keys, first, handed_on)
@@ -148,21 +147,21 @@ class Lookups(Generic[Waiter]):
                     self._complete(key, waiters, missed[0] if missed else None, None)
 
     async def _walk(self, batch: _Batch[Waiter], keys: Sequence[str], first: int, handed_on: set[str]) -> Sequence[str]:
-        """Read keys in one tier after the other, and return those without a list that were not *handed_on*.
+        """Read keys in tier after tier; return those without a list that were not *handed_on* to another task.
 
-        Keys of many requests are read in as many calls as each tier takes, at the same time, by tasks of their own.
+        Keys of many requests are read in parallel calls of the size that each tier takes.
         """
         for place in range(first, len(self._tiers)):
             tier = self._tiers[place]
             if batch.take_all is None:
-                if place:  # the first was asked for it before it came here
+                if place:  # the first tier was tried before
                     keys = self._take_at_hand(batch, keys, tier)
                 size = tier.keys_a_call
                 handed_on.update(keys[size:])
                 for start in range(size, len(keys), size):
                     self._spawn(self._read(batch, keys[start : start + size], place))
                 keys = keys[:size]
-                if len(keys) > 1 and tier.breaker.is_open:  # one of them is enough to probe a store
+                if len(keys) > 1 and tier.breaker.is_open:  # one key probes the store
                     handed_on.update(keys[1:])
                     self._spawn(self._read(batch, keys[1:], place + 1))
                     keys = keys[:1]
@@ -172,7 +171,7 @@ class Lookups(Generic[Waiter]):
         return keys
 
     def _take_at_hand(self, batch: _Batch[Waiter], keys: Sequence[str], tier: Tier) -> Sequence[str]:
-        """Settle what a tier has without a wait, and return the other keys."""
+        """Complete what a tier has without I/O, and return the other keys."""
         groups = tier.follower.grouped(keys)
         if not groups:
             return keys
@@ -184,7 +183,7 @@ class Lookups(Generic[Waiter]):
     async def _read_tier(
         self, batch: _Batch[Waiter], keys: Sequence[str], place: int, served: ServedRelease | None = None
     ) -> Sequence[str]:
-        """Read keys in one tier, in *served* or each in its release, take what was read, and return the other keys."""
+        """Read keys in one tier, in *served* or each in its release, and return those without a list."""
         tier = self._tiers[place]
         if served is None:
             groups = tier.follower.grouped(keys)
@@ -214,7 +213,6 @@ class Lookups(Generic[Waiter]):
         return [*missed, *self._take(batch, (tier, result.served), wanted, result.slots)]
 
     def _take(self, batch: _Batch[Waiter], origin: Origin, keys: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
-        """Settle the lists among *slots*, note what the tier does not have, and return the keys without a list."""
         waiting, complete, rest = batch.waiting, self._complete, list[str]()
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, bytes) and not is_empty(slot):

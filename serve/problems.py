@@ -1,4 +1,4 @@
-"""Errors as callers see them: problem+json (RFC 9457), each with a stable type."""
+"""Error responses as problem+json (RFC 9457), each with a stable type."""
 
 import random
 
@@ -6,20 +6,19 @@ import orjson
 from aiohttp import web
 
 CONTENT_TYPE = "application/problem+json"
-# The header of a problem after which its connection is closed.
 CLOSE = {"Connection": "close"}
-# Callers that were refused together come back spread over so many seconds.
+# Retry-After in seconds, drawn at random to spread retries.
 RETRY_AFTER_S = (1, 4)
 
 
 class ClientGone(Exception):
-    """The caller hung up before its request was whole, or before its turn came; no answer would reach it."""
+    """The caller disconnected before it could be answered."""
 
 
 class Problem(Exception):
-    """Ends a request with an error; *name* makes the stable type `urn:hotplate:problem:NAME`.
+    """Ends a request with an error of the type `urn:hotplate:problem:NAME`.
 
-    *members* are fields of the body beyond the standard's, which some routes' callers read.
+    *members* are additional fields of the body.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Problem(Exception):
         return orjson.dumps(fields)
 
     def closing(self) -> "Problem":
-        """Have the connection closed after this problem; returns it."""
+        """Close the connection after this problem; returns it."""
         self.headers = self.headers | CLOSE
         return self
 
@@ -65,21 +64,21 @@ class Problem(Exception):
 
 
 def bad_parameter(detail: str) -> Problem:
-    """Refuse what the caller sent as no possible value."""
+    """Return the refusal of an invalid parameter."""
     return Problem(400, "bad-parameter", detail)
 
 
 def not_ready(detail: str) -> Problem:
-    """Say that nothing can be answered yet; callers should come back in a second."""
+    """Return the problem of a service without a release."""
     return Problem(503, "not-ready", detail, {"Retry-After": "1"})
 
 
 def overloaded(detail: str) -> Problem:
-    """Refuse what cannot be done in time; callers should come back in a few seconds, not all at once."""
-    pause_s = random.randint(*RETRY_AFTER_S)  # noqa: S311 -- to spread retries, nothing secret
+    """Return the refusal of an overloaded service."""
+    pause_s = random.randint(*RETRY_AFTER_S)  # noqa: S311 -- not cryptographic
     return Problem(503, "overloaded", detail, {"Retry-After": str(pause_s)})
 
 
 def internal_error(request_id: str) -> Problem:
-    """Say that a defect ended the request, and where to read of it."""
+    """Return the problem of a defect, with the id under which it was logged."""
     return Problem(500, "internal-error", f"something went wrong; the log says what, under request {request_id}")

@@ -1,4 +1,4 @@
-"""Lists as bytes, from tiers of stores within a deadline: what the service answers from."""
+"""Lists as bytes, from tiers of stores within a deadline."""
 
 import asyncio
 import logging
@@ -29,27 +29,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What each user of a batch adds to its budget: who requests thousands would rather wait than get popular lists.
+# Each user of a batch adds to its budget: callers of large batches prefer waiting to popular lists.
 BUDGET_S_PER_USER = 0.0005
-# How long a start waits for stores that do not answer, although others do.
+# How long a start waits for stores that do not answer while others do.
 FIRST_READ_S = 2.0
-# How many items a list is cut to.
 DEFAULT_N = 10
-# Stands for the key of a list that no store has, as it was computed.
+# Key of a computed list.
 NO_KEY = ""
 
-# What came of looking a list up: it was there, there is none, or it could not be read.
+# Whether the list was found, does not exist, or could not be read.
 Status = Literal["ok", "unknown", "error"]
 
 
-# Until when the caller of the current request has its lists read, by `loop_time`. Few callers say it, and those who do
-# not shall pay nothing for it, as they would for an argument of every call down to here.
+# Deadline of the current request's caller, by `loop_time`. Few callers give one, and an argument of every call would
+# cost the others.
 _read_by = ContextVar("_read_by", default=inf)
 
 
 @contextmanager
 def read_within(timeout_s: float) -> Iterator[None]:
-    """Have reads of this block end in *timeout_s*, where their budget is not less."""
+    """Limit reads in this block to *timeout_s* if their budget is larger."""
     token = _read_by.set(loop_time() + timeout_s)
     try:
         yield
@@ -58,50 +57,49 @@ def read_within(timeout_s: float) -> Iterator[None]:
 
 
 class NotReady(StoreError):
-    """No tier has served a release yet; the text says what is wrong."""
+    """No tier has served a release yet; the text gives the reason."""
 
 
 class FoldInUnavailable(StoreError):
-    """Visitors cannot be folded in: that is off, or the live release has no item factors; the text says which."""
+    """Folding in is off, or the live release has no item factors."""
 
 
 class EncodedList(NamedTuple):
-    """A list as bytes and where it came from: the tier, its release, and its source, as answers name it."""
+    """A list as bytes, with its tier, release and source."""
 
     tier: str
     served: ServedRelease
     source: str
     body: bytes
-    """Opened, as `TieredReader.cut` takes it."""
+    """An opened value, as `TieredReader.cut` takes it."""
 
     status: Status = "ok"
     segment: str = OVERALL
-    """The segment that a popular list is of, OVERALL where the requested one has none; else that of the request."""
+    """The segment of a popular list, OVERALL if the requested one has none; otherwise that of the request."""
 
 
 class FoldedIn(NamedTuple):
-    """A list for a basket, and how many different items of that the release knows, and does not know."""
+    """A list for a basket, and the numbers of its different items that the release knows and does not know."""
 
     found: EncodedList
     known: int
     unknown: int
 
 
-# Takes the list that was requested, or what there is in its place.
+# Called with the list, or with its fallback.
 Deliver = Callable[[EncodedList], None]
 
 
-# Who waits for a list: what it is to be called, whose popular one is in its place, and where it goes. As there is one
-# for each lookup, it is a plain tuple.
+# Source name, segment of the fallback, and callback. A plain tuple, because there is one per lookup.
 _ListWaiter = tuple[str, str, Deliver]
 
 
 class TieredReader:
-    """Reads lists from tiers, in their order, inside a budget of time; lives as long as its worker, on one loop.
+    """Reads lists from tiers, in order, within a time budget. One per worker, on one loop.
 
-    The first tier to return a list in its share of the budget wins. A tier that fails is passed over; after one that
-    has no such list, only tiers with another release are read. As a context manager it follows the live release of
-    each tier, and closes the stores at the end.
+    The first tier that returns a list in its share of the budget wins. A tier that fails is skipped; after one without
+    such a list, only tiers with another release are read. As a context manager it follows the live release of each
+    tier, and closes the stores at the end.
     """
 
     def __init__(
@@ -115,11 +113,11 @@ class TieredReader:
         fold_in: bool = False,
         kept: tuple[str, ServedRelease] | None = None,
     ) -> None:
-        """Take the stores by the names of their tiers, the counters that all workers share, and what is denied.
+        """*stores* are by tier name; *metrics* are shared by all workers.
 
-        The stores that are not in this process have a cache of *cache_bytes*, in equal parts. To *fold_in* visitors,
-        item factors are loaded with each release; raises StoreMisused where numpy is not installed. *kept* is a
-        tier and a release whose popular lists answer while no tier serves a release.
+        Remote stores share a cache of *cache_bytes* in equal parts. *fold_in* loads item factors with each release, and
+        raises StoreMisused if numpy is not installed. *kept* is a tier and a release whose popular lists answer while
+        no tier serves a release.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self.deny_list = deny_list or DenyListFile()
@@ -130,20 +128,19 @@ class TieredReader:
             Tier(name, store, self.metrics, cache_bytes=part, fold_in=self._fold_in) for name, store in stores.items()
         ]
         self.following = list[asyncio.Task[None]]()
-        """The tasks that follow the live releases; one of them ends only by a defect."""
+        """The tasks that follow the live releases."""
         self.warm = False
-        """Whether releases of stores in this process are brought into memory before they are served; a service, which
-        has many requests to hold up, sets it before the stores are entered."""
+        """Whether local releases are read into memory before they are served. Set before entering."""
         self.kept = kept
         self._budget_s = budget_s
         self._lookups = Lookups[_ListWaiter](self.tiers, budget_s, self._complete)
 
     async def __aenter__(self) -> Self:
         if self.following:
-            raise RuntimeError("these stores are open already, as when lists are both mounted and entered")
+            raise RuntimeError("these stores are already open; lists are either mounted or entered")
         for tier in self.tiers:
             task = asyncio.create_task(tier.follower.run(warm=self.warm))
-            task.add_done_callback(partial(log_defect, "a live release is not followed any more"))
+            task.add_done_callback(partial(log_defect, "a live release is no longer followed"))
             self.following.append(task)
         return self
 
@@ -161,11 +158,11 @@ class TieredReader:
             await tier.close()
 
     async def wait_until_attempted(self, timeout_s: float = FIRST_READ_S) -> None:
-        """Wait until each store has been read once, with whatever outcome; *timeout_s* at most."""
+        """Wait until each store has been read once or has failed; *timeout_s* at most."""
         await _wait([tier.follower.attempted for tier in self.tiers], timeout_s, asyncio.ALL_COMPLETED)
 
     async def wait_until_ready(self, timeout_s: float) -> None:
-        """Wait until each store had a chance and one serves a release; raises NotReady if none does in *timeout_s*."""
+        """Wait until a tier serves a release; raises NotReady after *timeout_s*."""
         deadline = loop_time() + timeout_s
         await self.wait_until_attempted(min(FIRST_READ_S, timeout_s))
         ready = [tier.follower.ready for tier in self.tiers]
@@ -175,19 +172,17 @@ class TieredReader:
 
     @property
     def first_served(self) -> tuple[str, ServedRelease] | None:
-        """The first tier that serves a release, and that; None if none does."""
+        """The first tier that serves a release, with that release."""
         return next(((tier.name, tier.follower.served) for tier in self.tiers if tier.follower.served), None)
 
     def release(self) -> ReleaseId:
-        """Return the release of the first tier that serves one; raises NotReady if none does, and no lists are kept."""
+        """Return the release of the first tier that serves one; raises NotReady if none does and no lists are kept."""
         return self._first().served.id
 
     def get_nowait(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
-        """Return the list of a row's *key* if that takes no wait, or the popular list if there surely is none.
+        """Return the list of *key*, called *source*, if that needs no I/O; otherwise None, and nothing is counted.
 
-        That is so if the store is in this process, and for a user who is denied. None if it takes a `submit`;
-        then nothing is counted. *source* is what the list is to be called. Raises NotReady if no tier serves a
-        release yet.
+        Local stores, cached rows and hidden users need none. Raises NotReady if no tier serves a release yet.
         """
         if self._is_hidden(key):
             self.metrics.count_lookup("popular", "miss")
@@ -208,13 +203,11 @@ class TieredReader:
             tried = (*tried, served.id)
             missed = missed or (tier, served)
         if missed is None:
-            kept = self._first(segment, "error", key)  # which raises if there is none
-            self._count_error(kept, key)
-            return kept
+            return self._unread(segment, key)
         return self._fallback(*missed, key, None, segment)
 
     def _is_hidden(self, key: str) -> bool:
-        """Return whether a user is denied, or was erased from any tier: what another one holds may be older."""
+        """Whether a user is denied, or erased from any tier: the other tiers may be older."""
         denied = self.deny_list.current.users
         if denied and key.startswith(USER) and key[len(USER) :] in denied:
             return True
@@ -225,23 +218,23 @@ class TieredReader:
         return False
 
     def submit(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
-        """Read a row's *key* with all others of this turn of the loop, and call *deliver* once, in a later turn.
+        """Read *key* with all other keys of this loop iteration; *deliver* is called once, in a later iteration.
 
-        For what is not `get_nowait`, which raises if nothing can be. What cannot be read is the popular list of
-        *segment*, with the status `error`.
+        For keys that `get_nowait` returned None for. If the read fails, the popular list of *segment* is delivered,
+        with status `error`.
         """
         self._lookups.add(key, (source, segment, deliver))
 
     async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
-        """Read one user's list; if there is none, or the user is denied, the popular list of *segment*."""
+        """Read one user's list; for an unknown or denied user, the popular list of *segment*."""
         return await self._read_one(USER + user, "personal", segment)
 
     async def similar(self, item: str) -> EncodedList:
-        """Read the items that are like *item*; if there are none, the popular list."""
+        """Read the items similar to *item*; if there are none, the popular list."""
         return await self._read_one(ITEM + item, "similar", OVERALL)
 
     def popular(self, segment: str = OVERALL) -> EncodedList:
-        """Return the popular list of a segment, or the one for everybody where the segment has none."""
+        """Return the popular list of a segment, or the overall one if the segment has none."""
         self.metrics.count_lookup("popular", "hit")
         return self._first(segment)
 
@@ -252,11 +245,11 @@ class TieredReader:
         excluded: frozenset[bytes] = frozenset(),
         segment: str = OVERALL,
     ) -> FoldedIn:
-        """Compute a list of *n* items for a visitor by their *items* and the weights of these, None for the usual one.
+        """Compute *n* items for a visitor from *items* and their weights (None for the usual one).
 
-        The weights of an item that is named twice are added up. The visitor's own items are left out, as are denied and
-        *excluded* ones. If no item is known, or nothing is left, the popular list of *segment* is in its place.
-        Raises NotReady, FoldInUnavailable, and StoreThrottled if too many others are being folded in.
+        Weights of a repeated item are added up. The visitor's items, denied and *excluded* ones are left out. If no
+        item is known, or none is left, returns the popular list of *segment*. Raises NotReady, FoldInUnavailable, and
+        StoreThrottled if too many visitors wait.
         """
         tier, served, factors = self._factors()
         different = len({item for item, _ in items})
@@ -271,7 +264,6 @@ class TieredReader:
         return FoldedIn(encoded, len(basket), different - len(basket))
 
     def _factors(self) -> tuple[Tier, ServedRelease, "ItemFactors"]:
-        """Return the first tier whose release has item factors, with these."""
         if self._fold_in is None:
             raise FoldInUnavailable("this service does not fold in; start it with --fold-in")
         for tier in self.tiers:
@@ -289,10 +281,10 @@ class TieredReader:
         excluded: frozenset[bytes] = frozenset(),
         shorten: Callable[[bytes], bytes] | None = None,
     ) -> bytes:
-        """Return the first *n* items of a list that are neither denied nor *excluded*, by ids of `encode_id`.
+        """Return the first *n* items of a list that are neither denied nor *excluded* (ids as by `encode_id`).
 
-        If that leaves fewer than *n*, popular items fill the list up, each marked by its source. *shorten* leaves out
-        fields of the items.
+        If fewer than *n* are left, popular items fill the list, each marked by its source. *shorten* removes fields of
+        the items.
         """
         denied = self.deny_list.current.items
         items = cut(encoded.body, n)
@@ -308,11 +300,10 @@ class TieredReader:
     async def personal_many(
         self, users: Sequence[str], segment: str = OVERALL, *, must_read: bool = False
     ) -> list[EncodedList]:
-        """Read the lists of many users, in order: the first tier that can be read answers for all, in one release.
+        """Read the lists of many users, in order, all from the first tier that can be read, in one release.
 
-        While that tier has a canary, there are two: each user's is the one of a single request. A user who is named
-        twice is read once, and one who is denied is not read. If no tier can be read, all get the popular list of
-        *segment*, or, with *must_read*, StoreUnavailable is raised: for callers that would rather come again.
+        With a canary there are two releases: each user gets the one of a single request. If no tier can be read, all
+        get the popular list of *segment*, or StoreUnavailable is raised with *must_read*.
         """
         wanted = [user for user in dict.fromkeys(users) if not self._is_hidden(USER + user)]
         deadline = self._deadline(BUDGET_S_PER_USER * len(users))
@@ -323,7 +314,7 @@ class TieredReader:
         of_role = {one.served.is_canary: one for one in reversed(found)}
 
         def unknown(user: str) -> EncodedList:
-            """Return a denied user's list: the popular one, of what others got of the same release."""
+            """Return the popular list for a hidden user, from the release that the others got."""
             first = self._first(segment, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
             return first if read is None else _popular(read.tier, read.served, segment, "unknown")
@@ -333,7 +324,6 @@ class TieredReader:
     async def _read_many(
         self, keys: Sequence[str], segment: str, deadline: Deadline, *, must_read: bool
     ) -> list[EncodedList]:
-        """Return users' lists, in order; those whose release a tier cannot read are read in the next tier."""
         parts = list[tuple[Sequence[str], list[EncodedList]]]()
 
         def take_all(tier: Tier, group: Sequence[str], read: ReadResult) -> None:
@@ -341,12 +331,10 @@ class TieredReader:
 
         unread, failure = await self._lookups.read_many(keys, deadline, take_all)
         if unread:
-            lists = [self._first(segment, "error", key) for key in unread]
+            self._first(segment)  # raises NotReady
             if must_read and (failure is not None or self.first_served is None):
                 raise StoreUnavailable("no store can be read for now") from failure
-            for key, one in zip(unread, lists, strict=True):
-                self._count_error(one, key)
-            parts.append((unread, lists))
+            parts.append((unread, [self._unread(segment, key) for key in unread]))
         if len(parts) == 1 and parts[0][0] is keys:
             return parts[0][1]
         found = {key: one for group, lists in parts for key, one in zip(group, lists, strict=True)}
@@ -359,10 +347,7 @@ class TieredReader:
             else self._fallback(tier, read.served, key, slot, segment)
             for key, slot in zip(keys, read.slots, strict=True)
         ]
-        hits = sum(one.status == "ok" for one in lists)
-        self.metrics.count_lookup("personal", "hit", hits)
-        read.served.lookups[HIT] += hits
-        self._count_canary(tier, read.served, HIT, hits)
+        self._count((tier, read.served), "personal", HIT, USER, sum(one.status == "ok" for one in lists))
         return lists
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
@@ -379,58 +364,52 @@ class TieredReader:
         return await future
 
     def _complete(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
-        """Hand a list to those who wait for it; see `Lookups`."""
+        """See `Lookups`."""
         if len(waiters) > 1 and origin is not None:
             self.metrics.count(self.metrics.cached[origin[0].name, CACHE_SHARED], len(waiters) - 1)
         for source, segment, deliver in waiters:
             if origin is None:
-                found = self._first(segment, "error", key)
-                self._count_error(found, key)
+                found = self._unread(segment, key)
             elif body is None:
                 found = self._fallback(*origin, key, None, segment)
             else:
                 found = self._hit(origin, source, key, body, segment)
             try:
                 deliver(found)
-            except Exception:  # others wait, too
+            except Exception:  # others still wait
                 log.exception("a list cannot be delivered")
 
     def _deadline(self, more_s: float = 0.0) -> Deadline:
         at, caller = loop_time() + self._budget_s + more_s, _read_by.get()
         return Deadline(min(at, caller), hurried=caller < at)
 
+    def _count(self, origin: Origin, source: str, outcome: int, key: str, lists: int = 1) -> None:
+        tier, served = origin
+        self.metrics.count_lookup(source, LOOKUP_OUTCOMES[outcome], lists)
+        served.lookups[outcome] += lists
+        if tier.follower.canary is not None and key.startswith(USER):
+            role: ReleaseRole = CANARY if served.is_canary else LIVE
+            self.metrics.count(self.metrics.canary[tier.name, role, LOOKUP_OUTCOMES[outcome]], lists)
+
     def _hit(self, origin: Origin, source: str, key: str, body: bytes, segment: str) -> EncodedList:
         tier, served = origin
-        self.metrics.count_lookup(source, "hit")
-        served.lookups[HIT] += 1
-        if tier.follower.canary is not None and key.startswith(USER):
-            self._count_canary(tier, served, HIT)
+        self._count(origin, source, HIT, key)
         return EncodedList(tier.name, served, source, body, "ok", segment)
 
     def _fallback(self, tier: Tier, served: ServedRelease, key: str, slot: Slot, segment: str) -> EncodedList:
         status: Status = "error" if isinstance(slot, StoreError) else "unknown"
-        outcome = ERROR if status == "error" else MISS
-        self.metrics.count_lookup("popular", LOOKUP_OUTCOMES[outcome])
-        served.lookups[outcome] += 1
-        if key.startswith(USER):
-            self._count_canary(tier, served, outcome)
+        self._count((tier, served), "popular", ERROR if status == "error" else MISS, key)
         return _popular(tier.name, served, segment, status)
 
-    def _count_error(self, found: EncodedList, key: str) -> None:
-        """Count a list that no tier could be read for, as one of the release whose popular list is in its place."""
-        self.metrics.count_lookup("popular", "error")
-        found.served.lookups[ERROR] += 1
-        if key.startswith(USER):
-            tier = next(tier for tier in self.tiers if tier.name == found.tier)
-            self._count_canary(tier, found.served, ERROR)
-
-    def _count_canary(self, tier: Tier, served: ServedRelease, outcome: int, lists: int = 1) -> None:
-        if tier.follower.canary is not None:
-            role: ReleaseRole = CANARY if served.is_canary else LIVE
-            self.metrics.count(self.metrics.canary[tier.name, role, LOOKUP_OUTCOMES[outcome]], lists)
+    def _unread(self, segment: str, key: str) -> EncodedList:
+        """Return the popular list for a key that no tier could be read for; raises NotReady."""
+        found = self._first(segment, "error", key)
+        tier = next(tier for tier in self.tiers if tier.name == found.tier)
+        self._count((tier, found.served), "popular", ERROR, key)
+        return found
 
     def _first(self, segment: str = OVERALL, status: Status = "ok", key: str = "") -> EncodedList:
-        """Return the popular list of the first tier that serves a release, from memory; the one that *key* is of."""
+        """Return the popular list of the first tier that serves a release, by the role that *key* belongs to."""
         for tier in self.tiers:
             served = tier.follower.served_for(key)
             if served is not None:
@@ -454,9 +433,9 @@ def open_reader(
     fold_in: bool = False,
     kept: tuple[str, ServedRelease] | None = None,
 ) -> TieredReader:
-    """Connect to the stores at *urls*, the first to be read first; nothing is read before the reader is entered.
+    """Connect to the stores at *urls*, in reading order; nothing is read before the reader is entered.
 
-    Raises StoreMisused for what is not the URL of a store, and as `TieredReader` does.
+    Raises StoreMisused for an invalid URL, and as `TieredReader` does.
     """
     names = tier_names(urls)
     metrics = metrics or Metrics(1, names)
@@ -473,7 +452,7 @@ def open_reader(
 
 
 def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
-    if not future.done():  # if it is, the caller has given up
+    if not future.done():
         future.set_result(found)
 
 
@@ -484,7 +463,7 @@ def _popular(tier: str, served: ServedRelease, segment: str, status: Status) -> 
 
 
 def _popular_to_fill(encoded: EncodedList, items: bytes, n: int, *left_out: frozenset[bytes]) -> bytes:
-    """Return popular items for a list of which only *items* are left; none if it has no others to begin with."""
+    """Return popular items for a shortened list; none if it was not full before."""
     kept, more = frozenset(ids_of(items)), b""
     if len(kept) < min(n, len(ids_of(encoded.body))):
         for segment in dict.fromkeys((encoded.segment, OVERALL)):
@@ -505,6 +484,6 @@ async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: 
 
 
 def log_defect(what: str, task: asyncio.Task[None]) -> None:
-    """Log *what* follows from the error of a task that should have no end of its own; nothing if it was cancelled."""
+    """Log *what* and the error of a task that should not end, unless it was cancelled."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error(what, exc_info=error)

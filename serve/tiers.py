@@ -1,15 +1,14 @@
-"""Tiers: several stores behind one service, each with its own live release and its own breaker."""
+"""Tiers: several stores behind one service, each with its own live release and circuit breaker."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
-from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
-from hotplate.serve.cache import NOT_CACHED, Cache
 from hotplate.serve.errors import ERRORS, ServiceFinding
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import (
@@ -41,25 +40,42 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.store import LocalReader, Reader, Slot
+from hotplate.stores.throttle import Backoff
 from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
-# How many keys of a store in this process are read before other requests get their turn: half a millisecond.
+# Keys of a local store that are read before other requests get their turn: half a millisecond.
 KEYS_AT_ONCE = 256
-# The share of its time after which a store that reads key by key gives up what is missing, so the rest is in time.
+# A store that reads key by key stops after this share of its time, so the rest is in time.
 STORE_SHARE = 0.9
 
 _UNREADABLE = StoreError("the value cannot be read")
 
+# Consecutive failures that open a breaker.
+FAILURES = 5
+# The same if a failure may concern one part of the store only. If half of the parts fail, five in a row happen by
+# chance six times a second at 200 requests/s.
+FAILURES_OF_PARTS = 50
+# First and longest pause before a probe: a server that takes over is used within a second.
+PAUSE_S = (0.1, 1.0)
+
+# A replica may lag, or a list be repaired, so a missing key is cached for this long only.
+ABSENT_S = 10.0
+# Overhead of a cached entry: three objects and their slot.
+ENTRY_BYTES = 250
+
+# Returned for a key that is not in the cache.
+NOT_CACHED = StoreError("it is not in the cache")
+
 
 def loop_time() -> float:
-    """Return the time of the running loop's clock: all deadlines and pauses are by it, so tests can hold it."""
+    """Return the time of the running loop, which all deadlines and pauses use."""
     return asyncio.get_running_loop().time()
 
 
 def tier_names(urls: Sequence[str]) -> list[str]:
-    """Return the names of the tiers: each store's scheme, numbered from its second use on."""
+    """Return the names of tiers: each store's scheme, numbered from its second use on."""
     schemes = [scheme_of(url) for url in urls]
     return [
         scheme if schemes.index(scheme) == number else f"{scheme}-{schemes[:number].count(scheme) + 1}"
@@ -67,19 +83,122 @@ def tier_names(urls: Sequence[str]) -> list[str]:
     ]
 
 
+class Breaker:
+    """A circuit breaker: closed, open, or half open with one probe. One per tier.
+
+    *clock* returns seconds. The pause doubles from probe to probe, with jitter from *min_jitter* to 1.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, min_jitter: float = 0.5) -> None:
+        self._clock = clock
+        self._backoff = Backoff(*PAUSE_S, min_jitter=min_jitter)
+        self._failures = 0
+        self._retry_at: float | None = None
+        self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the store gets no requests but probes."""
+        return self._retry_at is not None
+
+    def allows(self) -> bool:
+        """Return whether a request may be sent; if the breaker is open, it is the probe.
+
+        If True, the caller must report `succeeded`, `failed`, or for a probe `undecided`.
+        """
+        if self._retry_at is None:
+            return True
+        if self._probing or self._clock() < self._retry_at:
+            return False
+        self._probing = True
+        return True
+
+    def succeeded(self) -> None:
+        """Close the breaker."""
+        if self._failures == 0:
+            return  # on the path of every request
+        self._failures = 0
+        self._backoff.reset()
+        self._retry_at = None
+        self._probing = False
+
+    def undecided(self) -> None:
+        """Allow another probe, because this one ended without an outcome."""
+        self._probing = False
+
+    def failed(self, threshold: int = FAILURES) -> None:
+        """Count a failure; open the breaker after *threshold* in a row, or after a failed probe."""
+        self._failures += 1
+        if self._retry_at is not None and not self._probing:
+            return  # sent before the breaker opened
+        if self._probing or self._failures >= threshold:
+            self._retry_at = self._clock() + self._backoff.next_s()
+            self._probing = False
+
+
+class Cache:
+    """A least-recently-used cache of the lists of a remote store, bounded in bytes. One per tier.
+
+    Lists do not expire, because a release never changes.
+    """
+
+    def __init__(self, max_bytes: int, clock: Callable[[], float]) -> None:
+        """*clock* returns seconds."""
+        self._max_bytes, self._clock = max_bytes, clock
+        self._entries = OrderedDict[tuple[int, str], bytes | float]()
+        """By release number and key: a list, or the time until which it counts as absent.
+
+        It is never emptied at once, so a flip causes no pause.
+        """
+        self.bytes = 0
+
+    def get(self, served: ServedRelease, key: str) -> Slot:
+        """Return the list of *key* in a release, or NOT_CACHED."""
+        entry = served.number, key
+        value = self._entries.get(entry)
+        if value is None:
+            return NOT_CACHED
+        self._entries.move_to_end(entry)
+        if isinstance(value, bytes):
+            return value
+        return None if value > self._clock() else NOT_CACHED
+
+    def put(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> None:
+        """Store the slots that were read from a release."""
+        absent_until, entries = self._clock() + ABSENT_S, self._entries
+        for key, slot in zip(keys, slots, strict=True):
+            if isinstance(slot, StoreError):
+                continue
+            entry = served.number, key
+            value = absent_until if slot is None else slot
+            if (size := _size(key, value)) > self._max_bytes:
+                continue
+            self.bytes += size
+            if (before := entries.pop(entry, None)) is not None:
+                self.bytes -= _size(key, before)
+            entries[entry] = value
+            while self.bytes > self._max_bytes:
+                (_, oldest), gone = entries.popitem(last=False)
+                self.bytes -= _size(oldest, gone)
+
+
+def _size(key: str, value: bytes | float) -> int:
+    return len(key) + (len(value) if isinstance(value, bytes) else 0) + ENTRY_BYTES
+
+
 class ReadResult(NamedTuple):
-    """What came of a read: the release that was read, and one decoded slot for each key."""
+    """Result of a read: the release and one decoded slot per key."""
 
     served: ServedRelease
     slots: list[Slot]
 
 
 class ReleasesSplit(StoreError):
-    """The release of some keys is gone, and by now they are read of two: they have to be grouped again."""
+    """The release of some keys is gone, and they now belong to two releases: group them again."""
 
 
 class StoreObserver:
-    """Counts what the attempts of one tier's store come to, in the shared counters."""
+    """Counts attempts and charges of one tier's store in the shared metrics."""
 
     def __init__(self, tier: str, metrics: Metrics) -> None:
         self._tier = tier
@@ -96,7 +215,7 @@ class StoreObserver:
 
 
 class Tier:
-    """One store of a service, by the name that answers give; lives as long as its worker, on one loop."""
+    """One store of a service, by the name that answers give. One per worker and store, on one loop."""
 
     def __init__(
         self,
@@ -107,7 +226,7 @@ class Tier:
         cache_bytes: int = 0,
         fold_in: FoldIn | None = None,
     ) -> None:
-        """Keep at most *cache_bytes* of the lists of a store that is not in this process; the rest is `Follower`'s."""
+        """Cache up to *cache_bytes* of lists, unless the store is local."""
         self.name = name
         counts = partial(_canary_counts, metrics, name)
         self.follower = Follower(reader, counts, fold_in=fold_in)
@@ -115,21 +234,21 @@ class Tier:
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
         self.keys_a_call = reader.coalesce
-        """How many keys of different requests are read by one call: no more than wait for each other anyway."""
+        """How many keys of different requests one call reads."""
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
         self._metrics = metrics
         self._got = metrics.store[name, "get", "ok"]
         self._deadlines = TaskDeadlines()
         self._fails_by_part = False
         self._damage = dict[ReleaseRef, str]()
-        """What is wrong with releases that are served, in a sentence each: the first damage that was found."""
+        """The first damage that was found, by release."""
         self._open_because = ""
         self._logged_at = float("-inf")
         self._open_is_logged = False
 
     @property
     def findings(self) -> list[ServiceFinding]:
-        """What is wrong with this tier, ERRORS first: `Follower.findings`, its circuit, damage in what is served."""
+        """Findings of the follower, the circuit and the rows, ERRORS first."""
         found = self.follower.findings
         if self.breaker.is_open:
             found.append(ServiceFinding("circuit", self._open_because))
@@ -139,12 +258,12 @@ class Tier:
 
     @property
     def error(self) -> str | None:
-        """Why lists cannot be read, or not all of them, in a sentence; None while all can."""
+        """Why lists, or some of them, cannot be read; None while all can."""
         return next((finding.sentence for finding in self.findings if finding.source in ERRORS), None)
 
     @property
     def cache_bytes(self) -> int | None:
-        """How much of the store is in the cache; None if there is no cache."""
+        """Size of the cache; None without one."""
         return None if self._cache is None else self._cache.bytes
 
     async def close(self) -> None:
@@ -152,10 +271,7 @@ class Tier:
         await self._reader.close()
 
     def get(self, served: ServedRelease, key: str) -> Slot:
-        """Read one key at once, of a store in this process or out of the cache; a StoreError if it takes a `read`.
-
-        That says what is wrong with a key that is damaged, and counts it.
-        """
+        """Read one key without waiting, from a local store or the cache; a StoreError if that is not possible."""
         if self._local is None:
             if self._cache is None:
                 return NOT_CACHED
@@ -182,7 +298,7 @@ class Tier:
     async def read_through(
         self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
     ) -> ReadResult:
-        """Read *keys* as `read` does, but for those that the cache has of the same release."""
+        """Read *keys* as `read` does, but those in the cache from there."""
         if self._cache is None:
             return await self.read(served, keys, timeout_s, hurried=hurried)
         slots = [self.get(served, key) for key in keys]
@@ -198,11 +314,11 @@ class Tier:
     async def read(
         self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
     ) -> ReadResult:
-        """Read *keys* in *served*, or, if that release is gone, in what these keys are read of now.
+        """Read *keys* in *served*, or in the current release if that is gone.
 
-        Raises StoreError when nothing could be read in time, or when the circuit is open. A store in this process is
-        not late but busy with us, so it has no deadline. *hurried*: the time is less than a store may take, so a
-        failure says nothing of it. Raises ReleasesSplit if that is two.
+        Raises StoreError if nothing could be read in time or the circuit is open, and ReleasesSplit if the keys now
+        belong to two releases. A local store has no deadline. *hurried*: the time is shorter than the store may take,
+        so a failure does not count against it.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
@@ -214,7 +330,7 @@ class Tier:
         try:
             result = await self._deadlines.until(deadline, self._read_live(served, keys, deadline))
         except TimeoutError:
-            # Where the store fails by part, this is so, too: ours came before its own, as this loop was busy.
+            # A store that fails by part may have done so here: this loop was busy, so its own time-out came later.
             kind = PartUnavailable if self._fails_by_part else StoreUnavailable
             late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
             self._failed(late, hurried=hurried, is_probe=is_probe)
@@ -241,7 +357,6 @@ class Tier:
         return result
 
     def _failed(self, error: StoreError, *, hurried: bool, is_probe: bool, cause: Exception | None = None) -> None:
-        """Report a failure to the breaker; a store that reads key by key may have failed this key only."""
         if hurried:
             if is_probe:
                 self.breaker.undecided()
@@ -258,9 +373,9 @@ class Tier:
                 log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
 
     def _unreadable(self, served: ServedRelease, error: Exception) -> StoreError:
-        """Return the slot of a key that could not be read from the memory of this process, or not be decoded.
+        """Return the slot of a value that could not be read or decoded.
 
-        Any other error is a page that LMDB stumbled over, or a defect: either way, this value cannot be read.
+        Errors other than StoreError come from a damaged LMDB page, or are defects: this value cannot be read.
         """
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
@@ -272,7 +387,7 @@ class Tier:
         return damage
 
     def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
-        """Take note of damage in a release: the first is logged, and `error` says it until another one is served."""
+        """Count damage in a release; the first is logged, and reported until another release is served."""
         self._metrics.count_in(CORRUPT, self.name)
         if served.ref not in self._damage:
             known = {one.ref: self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage}
@@ -284,13 +399,13 @@ class Tier:
             self._count_damage(served, slot)
 
     def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
-        """Decode slots in one loop, as a call for each takes as long again as the decoding."""
+        """One loop, because a call per slot doubles the time."""
         decode, decoded = served.decode, list[Slot]()
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, bytes):
                 try:
                     decoded.append(decode(key, slot))
-                except Exception as error:  # noqa: BLE001 -- what cannot be decoded must not become a 500
+                except Exception as error:  # noqa: BLE001 -- damage must not become a 500
                     decoded.append(self._unreadable(served, error))
             else:
                 self._count_if_damage(served, slot)
@@ -298,7 +413,6 @@ class Tier:
         return decoded
 
     def _observe_canary(self, served: ServedRelease, took_s: float) -> None:
-        """Count a read by the role of its release, while there is a canary to compare."""
         if self.follower.canary is not None:
             role: ReleaseRole = CANARY if served.is_canary else LIVE
             self._metrics.observe(self._metrics.canary_reads[self.name, role], took_s)
@@ -312,7 +426,7 @@ class Tier:
                 values = [reader.get(served.ref, key) for key in some]
             except ReleaseNotFound:
                 raise
-            except Exception:  # noqa: BLE001 -- one of them cannot be read, so each is read alone
+            except Exception:  # noqa: BLE001 -- one cannot be read, so each is read separately
                 slots += [self._slot(reader, served, key) for key in some]
             else:
                 slots += self._decoded(served, some, values)
@@ -320,7 +434,7 @@ class Tier:
                 self._metrics.observe_store(self.name, "get_many", "ok", took_s)
                 self._observe_canary(served, took_s)
             if start + KEYS_AT_ONCE < len(keys):
-                await asyncio.sleep(0)  # others are served in between
+                await asyncio.sleep(0)  # lets other requests run
         if slots and isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
             raise slots[0]
         return ReadResult(served, slots)
@@ -342,14 +456,13 @@ class Tier:
             return ReadResult(served, await read(served, keys, deadline))
 
     def _release_of(self, keys: Sequence[str], gone: ServedRelease) -> ServedRelease:
-        """Return what keys are read of in the place of what is gone; ReleasesSplit if that is two releases."""
         groups = self.follower.grouped(keys)
         if len(groups) > 1:
             raise ReleasesSplit(f"release {gone.id} is gone, and there is a canary by now")
         return groups[0][0] if groups else gone
 
     async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
-        """Read keys in several calls at once: if nothing of one can be read, the others need not fail."""
+        """Read keys in parallel calls; a failed call fails only its own keys."""
         size = self._reader.batch
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
 
@@ -357,7 +470,7 @@ class Tier:
             try:
                 return await self._read_batch(served, batch, deadline)
             except ReleaseNotFound:
-                raise  # at once, so that there is time to read them of the next release
+                raise  # at once, to leave time for the next release
             except StoreError as error:
                 return [error] * len(batch)
 
@@ -389,7 +502,7 @@ class Tier:
 
 
 def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
-    """Add up lookups and reads of a tier, and events, which are of all tiers; a list is shown if its first place is."""
+    """Sum up lookups and reads of a tier, and events of all tiers; a list is shown if its first place is."""
 
     def counts_of(role: ReleaseRole) -> ReleaseCounts:
         hit, miss, error = (metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)

@@ -1,1 +1,1 @@
-"""What the service answers: its routes, the types of what they take and return, and the forms of answers."""
+"""Routes, parameters and answers of the service."""

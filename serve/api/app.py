@@ -1,4 +1,4 @@
-"""The service as routes: which request reaches which handler, here and as a part of another application."""
+"""Routes of the service, on its own and as a part of another application."""
 
 import itertools
 import logging
@@ -31,32 +31,33 @@ from hotplate.serve.watched import WatchedFiles
 
 log = logging.getLogger(__name__)
 
-# The client has gone before the answer; proxies log this code for it.
+# The client disconnected before the answer; nginx logs this code.
 CLIENT_GONE = 499
 GIVEN_ID = istr("X-Request-Id")  # found faster than a str
 TRACEPARENT = istr("traceparent")
 TRACESTATE = istr("tracestate")
+CALLER = web.RequestKey("caller", Caller)
 USER_ROUTE = "/v1/recommendations/{user}"
-# Anything else would end in logs and headers.
+# Other ids must not reach logs and headers.
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
 
 class Gate(Protocol):
-    """What requests pass on their way, where a server has limits; a part of another application has none of its own."""
+    """Limits of a server that POST requests pass; a mounted service has none."""
 
     async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[web.Response]]) -> web.Response:
-        """Do the work of a request once its body was read and its turn has come. Raises Problem and ClientGone."""
+        """Do the work of a request after its body was read and its turn has come; raises Problem and ClientGone."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path template, as metrics name it, and its handlers by method."""
+    """A path template, as metrics name it, with its handlers by method."""
 
     template: str
     methods: dict[str, RouteHandler]
     scoring: bool = False
-    """Whether its callers follow the scoring contract, and back off on 503 only."""
+    """Whether its callers expect the scoring contract."""
 
 
 def by_template(*routes: Route) -> dict[str, Route]:
@@ -93,9 +94,9 @@ class Routes:
         }
 
     def find(self, path: str, method: str) -> tuple[Route | None, str]:
-        """Return the route of a raw path, and the id that the path ends in, still encoded.
+        """Return the route of a raw path, and the encoded id at its end.
 
-        A user may be called as the last word of a path is: what that takes, its method says.
+        A user id may equal the last word of a fixed path; the method tells them apart.
         """
         route = self._fixed.get(path)
         if route is not None and not (path == FOLD_IN and method in {"GET", "HEAD"}):
@@ -105,7 +106,7 @@ class Routes:
 
 
 def handler_of(route: Route | None, method: str) -> RouteHandler:
-    """Return the handler of *method*; raises a Problem if there is no such route or method."""
+    """Return the handler of *method*; raises a Problem for an unknown route or method."""
     if route is None:
         raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
     handler = route.methods.get("GET" if method == "HEAD" else method)
@@ -116,34 +117,33 @@ def handler_of(route: Route | None, method: str) -> RouteHandler:
 
 
 def _refused(route: Route | None, error: Problem | NotReady | ClientGone) -> web.Response:
-    """Answer with what ended a request, in the way of the route's callers."""
     if isinstance(error, ClientGone):
-        return web.Response(status=CLIENT_GONE)  # it is not sent
+        return web.Response(status=CLIENT_GONE)  # not sent
     problem = error if isinstance(error, Problem) else not_ready(str(error))
     return (refusal(problem) if route is not None and route.scoring else problem).response()
 
 
 class RequestIds:
-    """Names requests, in answers and in the log; one for each process that answers."""
+    """Request ids of one process."""
 
     def __init__(self) -> None:
         self._prefix = secrets.token_hex(6)
         self._count = itertools.count(1)
 
     def of(self, request: web.BaseRequest) -> str:
-        """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
+        """Return the caller's id of a request if it is valid, or a new one."""
         given = request.headers.get(GIVEN_ID)
         if given is not None and is_request_id(given):
             return given
         return self.new()
 
     def new(self) -> str:
-        """Make an id for a request."""
+        """Return a new id."""
         return f"{self._prefix}{next(self._count):08x}"
 
 
 class Dispatcher:
-    """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
+    """Answers requests by their raw path; one per worker."""
 
     def __init__(
         self,
@@ -156,10 +156,7 @@ class Dispatcher:
         tracer: Tracer | None = None,
         watched: Sequence[WatchedFiles] = (),
     ) -> None:
-        """Take the reader, who may call, what takes events, and files that the worker follows.
-
-        Without a guard everybody may do everything.
-        """
+        """*watched* are files that the worker follows. Without a guard, nobody needs a key."""
         self.reader = reader
         self.guard = guard or Guard()
         self.handlers = Handlers(
@@ -178,7 +175,7 @@ class Dispatcher:
         self.request_ids = RequestIds()
 
     def drain(self) -> None:
-        """Be not ready from now on, and have every client close its connection."""
+        """Report not ready, and ask every client to close its connection."""
         self.draining = self.handlers.draining = True
 
     def answer(
@@ -189,18 +186,34 @@ class Dispatcher:
         refusal: Problem | None = None,
         gate: Gate | None = None,
     ) -> Coroutine[Any, Any, web.Response]:
-        """Answer a request for a raw path and query, or refuse it."""
+        """Answer a request for a raw path and query, or answer with *refusal*."""
         span = None if self.tracer is None else _begin(self.tracer, request)
         answering = self._answer(request, path, query, span, refusal=refusal, gate=gate)
         return answering if span is None else _sampled(span, answering)
 
-    def _at_once(self, request: web.BaseRequest, route: Route | None, refusal: Problem | None) -> web.Response | None:
-        """Return the answer to a preflight; raises the refusal if there is one."""
+    async def _respond(
+        self,
+        request: web.BaseRequest,
+        route: Route | None,
+        raw_id: str,
+        query: str,
+        *,
+        refusal: Problem | None,
+        gate: Gate | None,
+    ) -> web.Response:
         if refusal is not None:
             raise refusal
-        if self.cors is None or route is None:
-            return None
-        return self.cors.preflight(request, route.methods)
+        if self.cors is not None and route is not None:
+            preflight = self.cors.preflight(request, route.methods)
+            if preflight is not None:
+                return preflight
+        scope = None if route is None else scope_of(route.template)
+        if scope is not None:
+            request[CALLER] = await self.guard.admit(request.headers, scope)
+        handler = handler_of(route, request.method)
+        if gate is None or request.method != "POST":
+            return await handler(request, raw_id, query)
+        return await resolved(gate.admit(request, partial(handler, request, raw_id, query)))
 
     async def _answer(
         self,
@@ -215,18 +228,8 @@ class Dispatcher:
         started = perf_counter()
         route, raw_id = self._routes.find(path, request.method)
         request_id = self.request_ids.of(request)
-        caller: Caller | None = None
         try:
-            response = self._at_once(request, route, refusal)
-            if response is None:
-                scope = scope_of(route.template) if route is not None else None
-                if scope is not None:
-                    caller = await self.guard.admit(request.headers, scope)
-                handler = handler_of(route, request.method)
-                if gate is not None and request.method == "POST":
-                    response = await resolved(gate.admit(request, partial(handler, request, raw_id, query)))
-                else:
-                    response = await handler(request, raw_id, query)
+            response = await self._respond(request, route, raw_id, query, refusal=refusal, gate=gate)
         except (Problem, NotReady, ClientGone) as error:
             response = _refused(route, error)
         except Exception:
@@ -244,18 +247,12 @@ class Dispatcher:
         self.metrics.observe_request(template, request.method, response.status, took_s)
         is_logged = self.access_log is not None and self.access_log.due(took_s)
         if is_logged or span is not None:
-            found = request.get(FOUND)
+            found, caller = request.get(FOUND), request.get(CALLER)
+            user = unquote(raw_id) if template == USER_ROUTE and found is not None else None
             record = RequestRecord(
-                template,
-                request.method,
-                response.status,
-                took_s,
-                response.content_length,
-                request_id,
-                None if caller is None else caller.name,
-                unquote(raw_id) if template == USER_ROUTE and found is not None else None,
-                None if found is None else found_in(*found),
-            )
+                template, request.method, response.status, took_s, response.content_length, request_id,
+                None if caller is None else caller.name, user, None if found is None else found_in(*found),
+            )  # fmt: skip
             report(record, self.access_log if is_logged else None, span)
         return response
 
@@ -266,18 +263,16 @@ def _begin(tracer: Tracer, request: web.BaseRequest) -> RequestSpan | None:
 
 
 async def _sampled(span: RequestSpan, answering: Coroutine[Any, Any, web.Response]) -> web.Response:
-    """Answer a request that is sampled, so the calls of stores know."""
     with use_span(span):
         return await answering
 
 
 def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequence[str] = ()) -> None:
-    """Let *app* answer all routes of the service below *prefix*, from lists that are not open yet.
+    """Add all routes of the service to *app* below *prefix*, answered from *lists* that are not open yet.
 
-    The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
-    handlers may use them until then. As long as no release is served, requests get 503. Web pages of *cors_origins* may
-    call the routes; raises StoreMisused for what is not an origin. Who may call, and how much at once, is the
-    application's own to say, as by a middleware: no key is asked for here, and nothing is shed.
+    The application opens *lists* when it starts, waits for their stores, and closes them when it stops; its own
+    handlers may use them too. While no release is served, requests get 503. Web pages of *cors_origins* may call the
+    routes; raises StoreMisused for an invalid origin. Keys and limits are the application's concern.
     """
     lists.reader.warm = True
     dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins, watched=lists.reader.deny_list.watched)

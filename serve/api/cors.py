@@ -1,4 +1,4 @@
-"""CORS: which web pages of other origins may call the service; keys travel in headers, never as cookies."""
+"""CORS: web pages of other origins that may call the service. Keys travel in headers, never as cookies."""
 
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
@@ -7,30 +7,30 @@ from aiohttp import hdrs, web
 
 from hotplate.stores.errors import StoreMisused
 
-# What a page may send and read beyond what every page may.
+# Headers that a page may send, and read.
 REQUEST_HEADERS = (
     "Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-Id, X-Request-Timeout-Ms, "
-    # What OpenTelemetry, Sentry and Datadog add to the requests of a page.
+    # Added by OpenTelemetry, Sentry and Datadog.
     "baggage, sentry-trace, traceparent, tracestate, "
     "x-datadog-origin, x-datadog-parent-id, x-datadog-sampling-priority, x-datadog-trace-id"
 )
 EXPOSED_HEADERS = "ETag, Retry-After, Server-Timing, X-Hotplate-Canary, X-Hotplate-Release, X-Request-Id"
-# For how long a browser need not ask again.
+# How long browsers cache a preflight.
 MAX_AGE_S = 600
 
 
 class Cors:
-    """The origins that are let in; lives as long as its worker."""
+    """The allowed origins."""
 
     def __init__(self, origins: Sequence[str]) -> None:
-        """Take origins as browsers send them, `https://shop.example`; raises StoreMisused for anything else."""
+        """Take origins such as `https://shop.example`; raises StoreMisused for anything else."""
         for origin in origins:
             if not _is_origin(origin):
                 raise StoreMisused(f"{origin!r} is not an origin; give scheme, host and port, as https://shop.example")
         self._origins = frozenset(origins)
 
     def preflight(self, request: web.BaseRequest, methods: Iterable[str]) -> web.Response | None:
-        """Answer a browser that asks whether a page may send what it wants to; None for any other request."""
+        """Answer a preflight request; None for any other."""
         if (
             request.method != hdrs.METH_OPTIONS
             or request.headers.get(hdrs.ORIGIN) not in self._origins
@@ -41,17 +41,17 @@ class Cors:
             "Access-Control-Allow-Methods": ", ".join(methods),
             "Access-Control-Allow-Headers": REQUEST_HEADERS,
             "Access-Control-Max-Age": str(MAX_AGE_S),
-            # Beacons are sent with credentials, whether or not there are cookies. The service reads none.
+            # Beacons are always sent with credentials; the service reads no cookies.
             "Access-Control-Allow-Credentials": "true",
         }
         return web.Response(status=204, headers=headers)
 
     def admit(self, request: web.BaseRequest, response: web.Response) -> None:
-        """Let the page of a listed origin read an answer, and caches know that this depends on the origin."""
+        """Add CORS headers to a response."""
         response.headers.update(self.headers(request.headers.get(hdrs.ORIGIN), response.headers.get(hdrs.VARY)))
 
     def headers(self, origin: str | None, vary: str | None = None) -> dict[str, str]:
-        """Return what `admit` adds to an answer to a page of *origin*, that varies by *vary* without it."""
+        """Return CORS headers for a page of *origin*; *vary* is the response's Vary without them."""
         headers = {"Vary": "Origin" if vary is None else f"{vary}, Origin"}
         if origin is not None and origin in self._origins:
             headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED_HEADERS}

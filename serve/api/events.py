@@ -1,7 +1,6 @@
-"""`POST /v1/events`: events are read, written, and counted once they are durable, which is when they are answered.
+"""`POST /v1/events`: events are written, and answered once they are durable.
 
-The body is one JSON object with a list, as of the other routes that take many; Algolia Insights and Amazon Personalize
-take events so, too. Lines of JSON would be shorter by a few brackets, and refuse a request in its middle.
+The body is a JSON object with a list, as in Algolia Insights and Amazon Personalize.
 """
 
 import asyncio
@@ -36,15 +35,15 @@ from hotplate.serve.problems import Problem, overloaded
 from hotplate.stores.event_log import line_of
 from hotplate.stores.keys import MAX_ID_BYTES
 
-# One request: its body has no more than 1 MiB either, as all have.
+# Events of a request.
 MAX_EVENTS = 1000
-# One event: as many as a list has at most.
+# Items of an event: the most that a list has.
 MAX_ITEMS = 1000
-# How long a request waits for its commit: a disk that takes longer will be as slow for the next.
+# How long a request waits for its commit; a disk that takes longer will be as slow for the next.
 COMMIT_S = 5.0
 QUERY = QueryParser(NoQuery, "POST /v1/events")
 HEADERS = {"Content-Type": JSON, "Cache-Control": NO_STORE}
-# How long callers wait before they try again what a full disk refused, in seconds.
+# Retry-After of events that a full disk refused, in seconds.
 RETRY_DISK_S = "10"
 
 EventType = Annotated[
@@ -54,7 +53,7 @@ EventType = Annotated[
         description="`impression`: the items were shown; `click`: they were chosen; or a name of your own, as `buy`.",
     ),
 ]
-# In JSON, 2.0 is a whole number, too.
+# A float, because 2.0 is an integer in JSON.
 Position = Annotated[
     float, Meta(ge=1, le=100_000, multiple_of=1, description="The place of the first item in the list, from 1.")
 ]
@@ -63,7 +62,7 @@ OptionalId = Annotated[str, Meta(max_length=MAX_ID_BYTES)]
 
 
 class Event(Struct, frozen=True, forbid_unknown_fields=True):
-    """Something that a user did, or was shown."""
+    """An event of a user."""
 
     type: EventType
     user: Id
@@ -87,7 +86,7 @@ class EventsBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EventsAnswer(Struct, frozen=True):
-    """How many events are durable: all of the request."""
+    """The number of durable events: all of the request."""
 
     durable: int
 
@@ -109,7 +108,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class DeferredResponse(web.Response):
-    """The answer to work that others do: known once `resolve` returns it, and awaited if it takes no one's turn."""
+    """A response that is known once `resolve` returns it. Awaiting that takes no turn of admission."""
 
     def __init__(self, resolve: Callable[[], Awaitable[web.Response]]) -> None:
         super().__init__()
@@ -117,13 +116,13 @@ class DeferredResponse(web.Response):
 
 
 async def resolved(work: Awaitable[web.Response]) -> web.Response:
-    """Do work, and wait for the answer if that is not known yet."""
+    """Do work, and resolve a deferred response."""
     response = await work
     return await response.resolve() if isinstance(response, DeferredResponse) else response
 
 
 class EventsHandler:
-    """The handler of one worker."""
+    """The events handler of one worker."""
 
     def __init__(
         self,
@@ -134,9 +133,9 @@ class EventsHandler:
         *,
         with_keys: bool = False,
     ) -> None:
-        """Take the writer, what says what a release is for this service, and whose pages may report without a key.
+        """*role_of* returns the role of a release id; pages of *origins* may report without a key.
 
-        Without *with_keys* no key is checked, so one that a page sends does not let it report.
+        Without *with_keys*, no key is checked, so a page's key does not let it report.
         """
         self._origins = origins
         self._with_keys = with_keys
@@ -164,7 +163,7 @@ class EventsHandler:
     async def _resolve(
         self, durable: asyncio.Future[None], events: Sequence[Event], roles: dict[str, ReleaseRole]
     ) -> web.Response:
-        """Wait until events are durable, and count them; a Problem if they may not be."""
+        """Wait until events are durable, and count them; raises a Problem if they may not be."""
         try:
             async with asyncio.timeout(COMMIT_S):
                 await durable
@@ -183,7 +182,7 @@ class EventsHandler:
         return web.Response(body=_encode(EventsAnswer(len(events))), headers=HEADERS)
 
     def _lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
-        """Yield the line of each event; one without an id gets one, and one without a time this one."""
+        """Yield a line per event, with an id and time if it has none."""
         now = round(time.time(), 3)
         for event in events:
             yield line_of(
@@ -209,9 +208,9 @@ class EventsHandler:
 
 
 def _refuse_unasked(request: web.BaseRequest, origins: Sequence[str]) -> None:
-    """Refuse what a web page of any site can have a browser send, also if its name was made to lead to this machine.
+    """Refuse requests that a web page of any site could make a browser send, also by DNS rebinding.
 
-    Before it sends JSON elsewhere, a browser asks first.
+    Before sending JSON to another origin, browsers send a preflight.
     """
     if request.content_type != JSON:
         raise Problem(415, "not-json", "events without a key take the header Content-Type: application/json")
@@ -229,7 +228,7 @@ def _is_local(origin: str) -> bool:
 
 
 def parse_events(body: bytes) -> tuple[Event, ...]:
-    """Read the body of a request; a Problem says which event is wrong, and why."""
+    """Parse and check the body; the Problem it raises names the event."""
     events = parse_body(body, EventsBody, "POST /v1/events").events
     for index, event in enumerate(events):
         ids = (event.user, event.id, event.release, event.request_id, *event.items)
@@ -240,7 +239,7 @@ def parse_events(body: bytes) -> tuple[Event, ...]:
 
 
 def position_of(event: Event) -> int | None:
-    """Return the place of an event's first item; what is shown begins with the first place by default."""
+    """Return the position of an event's first item, by default 1 for an impression."""
     if event.position is None:
         return 1 if event.type == IMPRESSION else None
     return int(event.position)

@@ -1,4 +1,4 @@
-"""The routes' handlers: each reads its parameters, gets its list from the reader, and builds the response's bytes."""
+"""Route handlers: parse parameters, get lists from the reader, and build response bytes."""
 
 import asyncio
 import re
@@ -41,20 +41,21 @@ if TYPE_CHECKING:
     from hotplate.serve.events.writer import EventWriter
 
 PRIVATE = "private, no-cache"
-# What is the same for everybody may be kept by a CDN; a release that goes live is seen a minute later there.
+# For lists that are the same for everybody, so a CDN may store them and see a new release a minute late.
 SHARED = "public, max-age=60"
-# The same if it takes a key: kept by its caller alone, as a cache in between would hand it to anybody.
+# The same with keys: a shared cache would serve it without one.
 UNSHARED = "private, max-age=60"
-# For an answer with another list than the requested one, which may be there later.
+# For fallbacks: the requested list may exist later.
 NO_STORE = "no-store"
 
-# An answer for many is made in pieces of so many items, between which other requests are served: a millisecond or two.
+# Items of a batch that are written before other requests get their turn: a millisecond or two.
 PIECE_ITEMS = 1280
-# One with more bytes is sent while it is made; one with fewer is not worth compressing, or to leave the loop for it.
+# Batches above STREAM_BYTES are streamed; those below COMPRESS_BYTES are not compressed; pieces above THREAD_BYTES are
+# compressed in a thread.
 STREAM_BYTES = 256 << 10
 COMPRESS_BYTES = 1 << 10
 THREAD_BYTES = 16 << 10
-# The fastest of gzip, for its default takes five times as long and saves a tenth.
+# Level 6 takes five times as long and saves a tenth.
 GZIP_LEVEL = 1
 _takes_gzip = re.compile(r"(?i)(?:^|,)\s*(?:gzip|\*)\s*(?:,|$|;(?!\s*q=0(?:\.0*)?\s*(?:,|$)))").search
 
@@ -64,18 +65,18 @@ FOLDED_IN = QueryParser(NoQuery, f"POST {FOLD_IN}")
 SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
 POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
 
-# Which release lists are of; the second where some are of the canary.
+# Headers with the release of the lists, and the canary's if some are of that.
 RELEASE = "X-Hotplate-Release"
 CANARY = "X-Hotplate-Canary"
 
-# The list that a request got, and the items of it that are in the answer.
+# The list of a request, and its items in the answer.
 FOUND = web.RequestKey("found", tuple[EncodedList, bytes])
 
 RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
 
 class Handlers:
-    """All handlers of one worker; each takes the request, the path's id (still encoded) and the query."""
+    """Handlers of one worker; each takes the request, the path's encoded id, and the query."""
 
     def __init__(
         self,
@@ -85,10 +86,10 @@ class Handlers:
         watched: Sequence[WatchedFiles] = (),
         writer: "EventWriter | None" = None,
     ) -> None:
-        """Take the reader, whether each read takes a key, files that the worker follows, and what writes events."""
+        """*take_a_key*: whether reads need a key; *watched*: files that the worker follows; *writer*: of events."""
         self._reader, self._watched, self._writer = reader, watched, writer
         self.shared = UNSHARED if take_a_key else SHARED
-        """The Cache-Control of lists that are the same for everybody."""
+        """Cache-Control of lists that are the same for everybody."""
         self.draining = False
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
@@ -140,17 +141,17 @@ class Handlers:
         return self._answer(request, b"", encoded, query, list_headers(encoded, "popular", self.shared))
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /livez`: the process answers; no store is read."""
+        """`GET /livez`: the process answers."""
         return _status(200, {"status": "alive"})
 
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /readyz`: ready means "can answer"; what is wrong all the same is for operators to read."""
+        """`GET /readyz`: lists can be answered; problems besides that are in the metrics and logs."""
         status = self.status
         return _status(200 if status in ANSWERING else 503, {"status": status})
 
     @property
     def status(self) -> str:
-        """Whether the worker is ready, degraded, not ready or draining."""
+        """READY, DEGRADED, NOT_READY or DRAINING."""
         if self.draining:
             return DRAINING
         status = status_of(self._reader.tiers)
@@ -160,7 +161,7 @@ class Handlers:
 
     @property
     def findings(self) -> list[ServiceFinding]:
-        """What is wrong with files whose last good version is in use, and with events."""
+        """Problems of watched files and of event logging."""
         found = [ServiceFinding("file", each.warning) for each in self._watched if each.warning]
         if self._writer is not None and self._writer.warning:
             found.append(ServiceFinding("events", self._writer.warning))
@@ -178,7 +179,7 @@ class Handlers:
         query: ListQuery,
         headers: dict[str, str],
     ) -> web.Response:
-        """Answer with a list, or with 304 where the caller says that it has just these bytes."""
+        """Answer with a list, or with 304 if the caller has these bytes."""
         body = self._list(request, subject, encoded, query)
         headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
         known = request.headers.get(hdrs.IF_NONE_MATCH)
@@ -193,10 +194,10 @@ class Handlers:
         return list_body(subject, list_head(encoded), items)
 
     def _results(self, batch: BatchBody, answers: Sequence[EncodedList]) -> Iterator[list[bytes]]:
-        """Yield the results of a batch as JSON, in pieces that take a millisecond or two to make."""
+        """Yield the results of a batch as JSON, in pieces of a millisecond or two."""
         size, excluded = max(1, PIECE_ITEMS // batch.n), _excluded(batch.exclude)
         rests = dict[tuple[str, int], bytes]()
-        """By status and release, what is the same for all: what comes before the items, and popular ones, too."""
+        """Shared parts by status and release: the head, and popular items."""
         for start in range(0, len(answers), size):
             piece = list[bytes]()
             for user, encoded in zip(batch.users[start : start + size], answers[start : start + size], strict=True):
@@ -210,9 +211,9 @@ class Handlers:
 
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
-    """Return the headers that name what lists are of: the live release, or the canary if all are of that.
+    """Return the headers that name the live release and the canary of lists.
 
-    Where some are of the canary, a second one names it. Each list names its own release in the body, too.
+    If all lists are of the canary, the first header names it. Each list in the body names its own release.
     """
     canary = next((one.served.id for one in answers if one.served.is_canary), None)
     live = next((one.served.id for one in answers if not one.served.is_canary), canary)
@@ -220,7 +221,7 @@ def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
 
 
 def list_headers(encoded: EncodedList, source: str, cache: str) -> dict[str, str]:
-    """Return the headers of an answer with a list; *cache* is kept to if that is of the requested *source*."""
+    """Return the headers of a list answer; *cache* applies to lists of the requested *source*."""
     return {
         "Content-Type": JSON,
         "Cache-Control": cache if encoded.source == source else NO_STORE,
@@ -229,12 +230,12 @@ def list_headers(encoded: EncodedList, source: str, cache: str) -> dict[str, str
 
 
 def list_body(subject: bytes, head: bytes, items: bytes) -> bytes:
-    """Return the body of an answer with a list: what it is for, what `list_head` says of it, and its items."""
+    """Return the body of a list answer from its subject, `list_head`, and items."""
     return b"".join((b"{", subject, head, items, b"]}"))
 
 
 def list_head(encoded: EncodedList) -> bytes:
-    """Return what an answer of one list says between its subject and its items."""
+    """Return the part of a list answer between its subject and its items."""
     release, source, tier = encoded.served.id.encode(), encoded.source.encode(), encoded.tier.encode()
     canary = b'"canary":true,' if encoded.served.is_canary else b""
     segment = b'"segment":%b,' % orjson.dumps(encoded.segment) if encoded.source == "popular" else b""
@@ -242,17 +243,17 @@ def list_head(encoded: EncodedList) -> bytes:
 
 
 def found_in(encoded: EncodedList, items: bytes) -> ListOrigin:
-    """Return what is recorded of a list that a request got."""
+    """Return the origin of a list, for logs and spans."""
     return ListOrigin(encoded.served.id, encoded.source, encoded.tier, items)
 
 
 def is_known(etag: str, known: str) -> bool:
-    """Return whether an `If-None-Match` names the entity tag of an answer."""
+    """Return whether an `If-None-Match` header matches an entity tag."""
     return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
 
 
 def result_head(encoded: EncodedList) -> bytes:
-    """Return what a result says between its user and its items."""
+    """Return the part of a batch result between its user and its items."""
     return b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
 
 
@@ -270,9 +271,9 @@ def _json_batch(release: str, _: int, pieces: Iterable[list[bytes]]) -> Iterator
 
 
 def _msgpack_batch(release: str, count: int, pieces: Iterable[list[bytes]]) -> Iterator[bytes]:
-    """Yield the same in msgpack, made of the JSON that lists are stored in, so both say the same."""
+    """Yield the results in msgpack, converted from the stored JSON."""
     encode = msgspec.msgpack.encode
-    # A map of two entries, the second an array that says its length first, in 32 bits.
+    # A map of two entries; the second is an array with a 32-bit length.
     yield b"\x82" + encode("release") + encode(release) + encode("results") + b"\xdd" + count.to_bytes(4, "big")
     for results in pieces:
         yield b"".join(map(encode, orjson.loads(b"[" + b",".join(results) + b"]")))
@@ -285,10 +286,10 @@ class _Compressor(Protocol):
 
 
 class StreamedResponse(web.Response):
-    """An answer of which *made* is ready, and the rest is made while it is sent, compressed or as it is.
+    """A response whose first part is *made* and whose other pieces are made while it is sent.
 
-    A piece is made inside of *turn*, and waits for its reader outside of it. So a slow reader holds up no other caller.
-    Meanwhile *hold* counts the bytes of the lists of which the rest is made.
+    A piece is made inside *turn*, and sent outside it, so a slow reader delays no other caller. *hold* counts the bytes
+    of the lists meanwhile.
     """
 
     def __init__(
@@ -324,7 +325,7 @@ class StreamedResponse(web.Response):
 async def in_pieces(
     request: web.BaseRequest, pieces: Iterator[bytes], headers: dict[str, str], answers: Sequence[EncodedList]
 ) -> web.Response:
-    """Answer with *pieces* of *answers*, each made when others had their turn; many are sent while they are made."""
+    """Answer with *pieces* of *answers*, yielding to other requests between them; large answers are streamed."""
     made = bytearray()
     is_large = False
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""What the service says of itself: its OpenAPI document, made from the types that validate, and a page to try it on."""
+"""The OpenAPI document, generated from the types that validate requests, and its Swagger UI page."""
 
 import re
 from importlib.metadata import version
@@ -23,12 +23,12 @@ TEXT = "text/plain"
 SCRIPT = "text/javascript"
 STYLE = "text/css"
 PNG = "image/png"
-# The page runs what this service serves, requests nothing elsewhere, and is shown inside no other page.
+# The page loads only from this service, and cannot be framed.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Its addresses are relative, because the service may stand below a prefix.
+# Addresses are relative, because the service may be below a prefix.
 PAGE = b"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -46,7 +46,7 @@ PAGE = b"""<!DOCTYPE html>
 """
 START = b'SwaggerUIBundle({url: "openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null});\n'
 BUNDLED = {"swagger-ui-bundle.js": SCRIPT, "swagger-ui.css": STYLE, "favicon-32x32.png": PNG}
-# The files of the page are kept by browsers for a week: they change with the program only.
+# Browsers cache the page's files for a week: they change only with the program.
 ALWAYS_ASKED = "no-cache"
 KEPT = "public, max-age=604800"
 
@@ -57,16 +57,16 @@ Precomputed recommendations, out of one release at a time. No answer is empty: a
 Errors are problems (RFC 9457) with a stable `type`. Every `GET` is a `HEAD`, too.\
 """
 STATUSES = {
-    304: "What the caller has is still right (`If-None-Match`).",
-    400: "The request makes no sense; `detail` says why.",
-    401: "A key is needed, or the one given is not known.",
+    304: "The caller's copy is current (`If-None-Match`).",
+    400: "The request is invalid; `detail` gives the reason.",
+    401: "A key is required, or the given one is unknown.",
     403: "The key may not do this.",
-    404: "The service does not fold in, or its release has no item factors.",
+    404: "Folding in is off, or the release has no item factors.",
     413: "The body is too large.",
     415: "The body is compressed; send it as it is.",
-    429: "The client has sent as many requests, or has as many connections open, as it may.",
-    431: "The path, the query and the headers are too large together.",
-    503: "Nothing can be answered for now: there is no release yet, or there is too much to do.",
+    429: "The client's rate limit is used up.",
+    431: "Path, query and headers are too large together.",
+    503: "No release is live yet, or the service is overloaded.",
 }
 KEYS: Schema = {
     "Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -83,13 +83,13 @@ EXAMPLES: dict[object, object] = {
 
 
 class StatusAnswer(Struct, frozen=True):
-    """Whether the process lives, or can answer."""
+    """A health status."""
 
     status: str
 
 
 class ProblemAnswer(Struct, frozen=True):
-    """Why there is no answer; the scoring routes add `status_code` and `message`."""
+    """A problem; scoring routes add `status_code` and `message`."""
 
     type: str
     title: str
@@ -97,7 +97,6 @@ class ProblemAnswer(Struct, frozen=True):
     detail: str
 
 
-# The routes that answer no lists.
 SCORING = (
     Operation(
         "POST", "/score", "Score a batch, as an Azure Machine Learning endpoint does",
@@ -113,14 +112,14 @@ SERVICE = (
     Operation("GET", "/docs", "This document as a page, to try it on", str, (200, 304, 400), (HTML,)),
 )
 TAGS = {"Lists": OPERATIONS, "Events": events.OPERATIONS, "Scoring": SCORING, "Service": SERVICE}
-# What has a rate.
+# Operations with a rate limit.
 RATED = (*OPERATIONS, *events.OPERATIONS)
-# Routes that need a key if keys are in use; the others are open to everybody.
+# Routes that need a key if keys are in use.
 KEYED = frozenset({*(one.path for one in RATED), "/score"})
 
 
 class Documents:
-    """The handlers of the document and its page, for one worker."""
+    """Handlers of the document and its page."""
 
     def __init__(self, *, takes_key: bool, takes_events: bool = False) -> None:
         self._takes_key = takes_key
@@ -132,7 +131,7 @@ class Documents:
         """`GET /openapi.json`."""
         OPENAPI.parse(raw_query)
         self._document = self._document or document(takes_key=self._takes_key, takes_events=self._takes_events)
-        prefix = request.rel_url.raw_path.removesuffix("/openapi.json")  # within another application there is one
+        prefix = request.rel_url.raw_path.removesuffix("/openapi.json")  # of a mounted service
         body = orjson.dumps(self._document | {"servers": [{"url": prefix or "/"}]})
         return unless_known(request, body, JSON, ALWAYS_ASKED)
 
@@ -145,7 +144,7 @@ class Documents:
         return response
 
     async def file(self, request: web.BaseRequest, name: str, _: str) -> web.Response:
-        """`GET /docs/{file}`: what the page consists of."""
+        """`GET /docs/{file}`: a file of the page."""
         if name not in self._files:
             if name not in BUNDLED:
                 raise Problem(404, "no-such-route", "the page has no such file")
@@ -154,7 +153,7 @@ class Documents:
 
 
 def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
-    """Describe all routes in OpenAPI 3.1, but not where they stand; *takes_key* if each read takes one."""
+    """Return the OpenAPI 3.1 document without `servers`; *takes_key* if reads need a key."""
     schemas = Schema()
     paths = dict[str, Schema]()
     tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}
@@ -186,7 +185,7 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
 
 
 def _schema(kind: object, components: Schema) -> Schema:
-    """Return the schema of a type, which may refer to *components*: what it needs of those is added."""
+    """Return the schema of a type, and add its parts to *components*."""
     (schema,), parts = msgspec.json.schema_components([kind], ref_template=SCHEMAS + "{name}")
     components |= parts
     return schema
@@ -224,7 +223,6 @@ def _path_parameters(one: Operation, schemas: Schema) -> list[Schema]:
 
 
 def _query_parameters(one: Operation) -> list[Schema]:
-    """Describe the query of a route by its type: one parameter for each field."""
     (_,), components = msgspec.json.schema_components([one.query])
     return [
         {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
@@ -234,7 +232,7 @@ def _query_parameters(one: Operation) -> list[Schema]:
 
 
 def unless_known(request: web.BaseRequest, body: bytes, media: str, cache: str) -> web.Response:
-    """Answer with *body*, or with 304 where the caller has just these bytes."""
+    """Answer with *body*, or with 304 if the caller has these bytes."""
     etag = f'"{xxh3_64_hexdigest(body)}"'
     headers = {"Cache-Control": cache, "ETag": etag, "X-Content-Type-Options": "nosniff"}
     if etag in request.headers.get("If-None-Match", ""):

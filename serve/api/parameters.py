@@ -1,7 +1,4 @@
-"""What each route of the API takes and answers, as types: they validate requests, and OpenAPI is generated from them.
-
-Bodies are read here, too. Answers are written as bytes elsewhere; their types here describe them.
-"""
+"""Parameters and answers of each route as types, which validate requests and generate the OpenAPI document."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -22,11 +19,11 @@ from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import MAX_ID_BYTES, OVERALL, check_id
 
 MAX_N = 1000
-# How many users one POST may name, and how many items it may request for all of them.
+# Limits of one batch: users, and items of all users together.
 MAX_USERS = 2000
 MAX_BATCH_ITEMS = 20_000
 MAX_EXCLUDED = 200
-# How many items a visitor may have, and the most that one of them may weigh.
+# Limits of a basket: items, and the weight of one.
 MAX_BASKET = 200
 MAX_WEIGHT = 1_000_000
 MAX_BODY_BYTES = 1 << 20
@@ -34,12 +31,11 @@ MAX_BODY_BYTES = 1 << 20
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 
-# How much of a wrong value its refusal repeats, and how long that is at most.
+# Limits of error texts: characters of a value, and of the whole text.
 SHOWN_CHARS = 40
 MAX_REFUSAL_CHARS = 200
-# How many digits a number in a query may have.
 MAX_DIGITS = 9
-# Which queries are remembered: most requests have one of a few.
+# Parsed queries are cached: most requests have one of a few.
 REMEMBERED = 1024
 REMEMBERED_CHARS = 64
 
@@ -90,17 +86,17 @@ class SegmentQuery(ListQuery, frozen=True):
 
 
 class NoQuery(Struct, frozen=True):
-    """The query of a route that takes none."""
+    """The query of a route without parameters."""
 
 
 class BatchBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of `POST /v1/recommendations`: what the query of one user has, for many."""
+    """The body of `POST /v1/recommendations`."""
 
     users: Annotated[tuple[Id, ...], Meta(max_length=MAX_USERS, description="The users, in the order of the answers.")]
 
 
 class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
-    """An item that a visitor has, and how much that says of them."""
+    """An item of a basket with its weight."""
 
     id: Id
     weight: Annotated[
@@ -143,7 +139,7 @@ UserStatus = Annotated[
 
 
 class ListedItem(Item, total=False):
-    """An item of a list. If `exclude` or the deny-list left too few, popular ones that fill the list say so."""
+    """An item of a list; `source` marks popular items that fill the list up."""
 
     source: Literal["popular"]
 
@@ -159,7 +155,7 @@ class PopularAnswer(Struct, frozen=True):
 
 
 class SimilarAnswer(PopularAnswer, frozen=True, kw_only=True):
-    """The items that are like one item."""
+    """Items similar to one item."""
 
     item: Id
 
@@ -178,7 +174,7 @@ class UserResult(PersonalAnswer, frozen=True, kw_only=True):
 
 
 class FoldInAnswer(Struct, frozen=True):
-    """A list for a visitor, by what they have."""
+    """A list for a basket."""
 
     known: Annotated[int, Meta(description="How many different items of the body the release knows.")]
     unknown: Annotated[int, Meta(description="How many it does not know; they are ignored.")]
@@ -192,7 +188,7 @@ class FoldInAnswer(Struct, frozen=True):
 
 
 class BatchAnswer(Struct, frozen=True):
-    """The lists of many users, in the order of the request: of the live release, and some users' of the canary."""
+    """The lists of many users, in the order of the request, of the live release or the canary."""
 
     release: ReleaseName
     results: list[UserResult]
@@ -200,22 +196,20 @@ class BatchAnswer(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one route: what it takes and what it answers."""
+    """One method of one route."""
 
     method: str
     path: str
     summary: str
     answer: Any
-    """The type of its answer."""
-
     statuses: tuple[int, ...]
-    """All that it may answer; 200 with `answer`, 304 with nothing, any other with a problem."""
+    """All status codes: 200 with `answer`, 304 without a body, others with a problem."""
 
     media: tuple[str, ...] = (JSON,)
-    """The forms of its answer, the first by default."""
+    """Media types of the answer, the default first."""
 
     path_parameter: str | None = None
-    """The name of the id that the path ends in."""
+    """Name of the id at the end of the path."""
 
     query: type[Struct] = field(default=NoQuery)
     body: type[Struct] | None = None
@@ -245,17 +239,17 @@ OPERATIONS = (
 
 
 class QueryParser(Generic[AnyStruct]):
-    """Reads the query strings of one route into its type; lives as long as the process."""
+    """Parses and caches the query strings of one route."""
 
     def __init__(self, query: type[AnyStruct], route: str) -> None:
-        """Take the type, and the route as refusals name it."""
+        """*route* is the name in error texts."""
         self._query = query
         self._route = route
         self._default = query()
         self._remembered: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
 
     def parse(self, raw: str) -> AnyStruct:
-        """Return the parameters of a raw query; a Problem names one that is unknown, given twice or out of bounds."""
+        """Return the parameters of a raw query; raises a Problem for unknown, repeated and invalid ones."""
         if not raw:
             return self._default
         return self._remembered(raw) if len(raw) <= REMEMBERED_CHARS else self._parse(raw)
@@ -284,8 +278,8 @@ class QueryParser(Generic[AnyStruct]):
 
 
 def check_body(request: web.BaseRequest) -> None:
-    """Raise a Problem for a body that is refused before it is read."""
-    # A small one that is compressed may be a gigabyte unpacked.
+    """Raise a Problem for a body that is refused without reading it."""
+    # A small compressed body may be a gigabyte uncompressed.
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
     if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
@@ -293,7 +287,7 @@ def check_body(request: web.BaseRequest) -> None:
 
 
 async def read_body(request: web.BaseRequest) -> bytes:
-    """Return the body of a request; raises Problem, and ClientGone if the client hangs up inside it."""
+    """Return the body of a request; raises Problem, and ClientGone if the client disconnects."""
     check_body(request)
     try:
         body = await request.read()
@@ -303,13 +297,13 @@ async def read_body(request: web.BaseRequest) -> bytes:
         raise unreadable(400, str(error)) from None
     except ConnectionError:
         raise ClientGone from None
-    if len(body) > MAX_BODY_BYTES:  # an application around the service may let more through
+    if len(body) > MAX_BODY_BYTES:  # a surrounding application may allow more
         raise _too_large()
     return body
 
 
 def unreadable(status: int, message: str | None) -> Problem:
-    """Refuse what aiohttp cannot read."""
+    """Return the refusal of a request that aiohttp cannot parse."""
     reason = (message or "it is not HTTP/1.1").strip().partition("\n")[0].partition(":")[0][:200]
     return Problem(status, "bad-request", f"the request cannot be read: {reason}", CLOSE)
 
@@ -319,7 +313,7 @@ def _too_large() -> Problem:
 
 
 def parse_batch(body: bytes) -> BatchBody:
-    """Read the body of a request for many users; a Problem says what is wrong with it."""
+    """Parse and check the body of a batch; raises Problem."""
     batch = parse_body(body, BatchBody, "POST /v1/recommendations")
     _check_ids(batch.users, "users")
     _check_ids(batch.exclude, "exclude")
@@ -332,7 +326,7 @@ def parse_batch(body: bytes) -> BatchBody:
 
 
 def parse_fold_in(body: bytes) -> FoldInBody:
-    """Read the body of a request to fold in a visitor; a Problem says what is wrong with it."""
+    """Parse and check the body of a fold-in; raises Problem."""
     basket = parse_body(body, FoldInBody, f"POST {FOLD_IN}")
     _check_ids([item if isinstance(item, str) else item.id for item in basket.items], "items")
     _check_ids(basket.exclude, "exclude")
@@ -340,14 +334,14 @@ def parse_fold_in(body: bytes) -> FoldInBody:
 
 
 def parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
-    """Read the body that a route takes; a Problem says what is wrong with it, and where."""
+    """Parse a body; the Problem it raises names the position of the error."""
     try:
         try:
             return msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError as error:
             given = msgspec.json.decode(body)
             n = given.get("n") if isinstance(given, dict) else None
-            if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # in JSON, 10.0 is a whole number, too
+            if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # 10.0 is an integer in JSON
                 return parse_body(msgspec.json.encode(given | {"n": int(n)}), kind, route)
             raise refused(error, given, route, kind) from None
     except (ValueError, RecursionError) as error:
@@ -372,23 +366,23 @@ def _decoded(raw: str, what: str) -> str:
 
 
 def _ids_in(raw: str) -> tuple[str, ...]:
-    """Return the ids of a list with commas.
+    """Return ids separated by commas.
 
-    An encoded comma may be an id's own, or between ids, as many clients encode a whole value: what it may mean either
-    way is returned, for more had better be left out than too little.
+    An encoded comma may belong to an id, or separate ids, because many clients encode the whole value: both readings
+    are returned, as excluding too much is harmless.
     """
     pieces = [_decoded(piece, "exclude") for piece in raw.split(",")]
     if len(pieces) > MAX_EXCLUDED:
-        return tuple(pieces)  # refused, even where some are empty, or the same
+        return tuple(pieces)  # refused by the caller
     whole = [piece for piece in pieces if "," not in piece or len(piece.encode()) <= MAX_ID_BYTES]
     return tuple(dict.fromkeys(filter(None, [*whole, *(part for piece in pieces for part in piece.split(","))])))
 
 
 def refused(error: msgspec.ValidationError, given: object, route: str, kind: type[Struct]) -> Problem:
-    """Refuse what is not of the type that a route takes: where, what it must be, and what it is."""
+    """Turn a validation error into a Problem that gives position, expected type, and value."""
     what, _, place = str(error).partition(" - at `$")
     where, value = place.rstrip("`").removeprefix("."), given
-    with suppress(IndexError, ValueError):  # of two members of one name the first is refused, and the last decoded
+    with suppress(IndexError, ValueError):  # of duplicate members, the first is refused and the last decoded
         for key, index in re.findall(r"(\w+)|\[(\d+)\]", where):
             inner = value[int(index)] if isinstance(value, list) else value
             value = value.get(key) if isinstance(value, dict) else inner
@@ -409,14 +403,14 @@ def _unknown(what: str, route: str, kind: type[Struct]) -> str:
 
 
 def _check_ids(ids: Sequence[str], name: str) -> None:
-    """Refuse ids that have too many bytes, as the type counts characters."""
+    """Refuse ids of too many bytes: the type limits characters."""
     for index, identifier in enumerate(ids):
         if len(identifier) * 4 > MAX_ID_BYTES:
             checked_id(identifier, f"{name}[{index}]")
 
 
 def checked_id(identifier: str, what: str) -> str:
-    """Return *identifier*; a Problem that calls it *what* if it is not an id."""
+    """Return *identifier*, or raise a Problem that calls it *what*."""
     try:
         return check_id(identifier)
     except StoreMisused as error:

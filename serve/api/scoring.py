@@ -1,9 +1,8 @@
-"""Scoring as an Azure Machine Learning endpoint does it: what Stream Analytics jobs and the Azure ML SDK call.
+"""The scoring contract of Azure Machine Learning endpoints, as called by Stream Analytics and the Azure ML SDK.
 
-`POST /score` takes `{"data": [ROW, …]}` and answers a list with one element for each row, in order. The caller backs
-off and retries on 503, and ends its job on any other error. So each error that may pass is 503 here, and a row that
-makes no sense is an error of its own element only. `GET /swagger.json` gives the caller the signature, `GET /` the
-health.
+`POST /score` takes `{"data": [ROW, …]}` and answers a list with one element per row, in order. Callers retry on 503,
+and end their job on any other error. So transient errors are 503, and an invalid row is an error of its element only.
+`GET /swagger.json` is the signature, `GET /` the health check.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,12 +33,12 @@ from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.keys import MAX_ID_BYTES, check_id
 
-# The routes in Swagger 2.0, in the words of Azure ML's own servers; rows are records, as in the example.
+# The routes in Swagger 2.0, with the names of Azure ML's servers.
 SIGNATURE: dict[str, Any] = orjson.loads((files("hotplate.serve.api") / "swagger.json").read_bytes())
 SCORE_EXAMPLE = SIGNATURE["definitions"]["ServiceInput"]["example"]
-# How many rows are answered before other requests get their turn.
+# Rows that are answered before other requests get their turn.
 ROWS_A_PIECE = 256
-# What passes after a while: too slow, too many, too busy, not there yet.
+# Transient errors.
 TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
 
 _OBJECT = ord("{")
@@ -49,26 +48,26 @@ User = Id | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class ScoreRow(Struct, frozen=True):
-    """A user, and how many items; other columns of the caller's row are passed over."""
+    """A user and n; other columns are ignored."""
 
     user: User
     n: Count | None = None
 
 
 class ScoreColumns(ScoreRow, array_like=True, frozen=True):
-    """The same by position: the user, and how many items."""
+    """The same as an array."""
 
 
 class ScoreBody(Struct, frozen=True):
-    """The body of `POST /score`; a row is an object, a list, or the user alone, and every value may be a string."""
+    """The body of `POST /score`. Every value may be a string."""
 
     data: Annotated[
         list[
             Annotated[
                 Raw,
                 Meta(
-                    description="A row: an object with `user` and `n`, a list of the same, or the user alone. What is "
-                    "none of these is not an error: its element of the answer says so."
+                    description="A row: an object with `user` and `n`, a list of both, or the user alone. An invalid "
+                    "row is reported in its element of the answer."
                 ),
             ]
         ],
@@ -77,14 +76,14 @@ class ScoreBody(Struct, frozen=True):
 
 
 class Score(Struct, frozen=True):
-    """The element of the answer for one row."""
+    """The result of one row."""
 
     user: str | None
     status: Annotated[
         Literal["ok", "unknown", "error", "invalid"],
         Meta(
             description="`ok`: the user's own list; `unknown`: the user has none; `error`: it could not be read. Users "
-            "of the last two get the popular list. `invalid`: the row makes no sense, and `error` says why."
+            "of the last two get the popular list. `invalid`: the row cannot be used; `error` gives the reason."
         ),
     ]
     items: list[ListedItem]
@@ -97,7 +96,7 @@ class Score(Struct, frozen=True):
 
 
 class ScoreError(Struct, frozen=True):
-    """Why there is no answer, for any row: the members of a problem that these routes' callers read."""
+    """Error members that callers of these routes read."""
 
     status_code: int
     message: str
@@ -111,7 +110,7 @@ _decode_user = msgspec.json.Decoder[str | int](User).decode
 
 
 class Scoring:
-    """The handlers of the scoring routes, for one worker; each takes the request, nothing, and the query."""
+    """Handlers of the scoring routes; each takes the request, an unused id, and the query."""
 
     def __init__(self, reader: TieredReader) -> None:
         self._reader = reader
@@ -119,7 +118,7 @@ class Scoring:
     async def score(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
         """`POST /score` with `{"data": [ROW, …]}`."""
         rows = _rows_in(await read_body(request))
-        release = self._reader.release()  # if there is none the caller comes back, whatever its rows are
+        release = self._reader.release()  # raises NotReady
         users = [str(row.user) for row in rows if isinstance(row, ScoreRow)]
         try:
             answers = await self._reader.personal_many(users, must_read=True)
@@ -131,19 +130,19 @@ class Scoring:
     async def swagger(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /swagger.json`."""
         _SWAGGER.parse(raw_query)
-        prefix = request.rel_url.raw_path.removesuffix("/swagger.json")  # within another application there is one
+        prefix = request.rel_url.raw_path.removesuffix("/swagger.json")  # of a mounted service
         described = SIGNATURE | {"paths": {prefix + path: methods for path, methods in SIGNATURE["paths"].items()}}
         headers = {"Content-Type": JSON, "Cache-Control": "no-cache"}
         return web.Response(body=orjson.dumps(described), headers=headers)
 
     async def healthy(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /`: the process answers, with the word that the callers expect."""
+        """`GET /`: the text that callers expect."""
         return web.Response(text="Healthy", headers={"Cache-Control": NO_STORE})
 
     def _pieces(self, rows: Sequence[ScoreRow | bytes], answers: Iterator[tuple[str, EncodedList]]) -> Iterator[bytes]:
-        """Yield the answer in pieces that take half a millisecond to make."""
+        """Yield the answer in pieces of half a millisecond."""
         cut, heads = self._reader.cut, dict[tuple[str, int], bytes]()
-        """By status and release, what comes before the items, which is the same for all."""
+        """Shared heads by status and release."""
         for start in range(0, len(rows), ROWS_A_PIECE):
             elements = list[bytes]()
             for row in rows[start : start + ROWS_A_PIECE]:
@@ -161,7 +160,7 @@ class Scoring:
 
 
 def refusal(problem: Problem) -> Problem:
-    """Return *problem* as a scoring route says it: what waiting would mend is 503, whatever it is elsewhere."""
+    """Return *problem* for callers of scoring routes: 503 if it is transient."""
     status, headers = problem.status, problem.headers
     if status in TRANSIENT:
         status, headers = 503, {"Retry-After": "1", **headers}
@@ -170,7 +169,7 @@ def refusal(problem: Problem) -> Problem:
 
 
 def _rows_in(body: bytes) -> list[ScoreRow | bytes]:
-    """Read the rows of a request; in place of one that makes no sense stands its element of the answer."""
+    """Parse the rows of a request; an invalid one is replaced by its element of the answer."""
     try:
         data = _decode_body(body).data
     except (ValueError, RecursionError) as error:
@@ -195,10 +194,8 @@ def _row_of(raw: Raw) -> ScoreRow | bytes:
             row = _decode_columns(raw)
         else:
             row = ScoreRow(_decode_user(raw))
-        if len(user := str(row.user)) * 4 > MAX_ID_BYTES:  # else it cannot have too many
+        if len(user := str(row.user)) * 4 > MAX_ID_BYTES:
             check_id(user)
     except (ValueError, RecursionError, StoreMisused) as error:
-        return b'{"user":null,"status":"invalid","items":[],"error":%b}' % orjson.dumps(
-            f"the row makes no sense: {error}"
-        )
+        return b'{"user":null,"status":"invalid","items":[],"error":%b}' % orjson.dumps(f"the row is invalid: {error}")
     return row

@@ -1,8 +1,8 @@
-"""Admission by queueing delay: what a worker takes on, and what it refuses while refusing still helps.
+"""Admission of batches by queueing delay, as in CoDel; each worker decides for itself.
 
-Delays are measured, by each worker for itself: how late a timer of its event loop comes, which is how long what is
-ready has to wait, and how long batches wait for their turn. Of the lateness only the loop's own CPU time
-counts: if others had the core, no queue of ours stood, and refusing would not have shortened anything.
+Two delays are measured: how late a timer of the event loop fires, and how long batches wait. Of the lateness only the
+loop's own CPU time counts: if other processes had the core, our queue was empty, and refusing would not have shortened
+anything.
 """
 
 import asyncio
@@ -17,20 +17,19 @@ from hotplate.serve.problems import ClientGone, Problem, overloaded
 
 T = TypeVar("T")
 
-# How often the loop is measured, and how late it may be if a batch is to begin.
+# Interval of the timer, and how late it may be for a batch to begin.
 TICK_S = 0.005
-# How often it is measured while there is no batch, so what does nothing takes no time of others on its core.
+# Interval of the timer while there is no batch, to save CPU.
 IDLE_TICK_S = 0.05
-# A delay that passes within INTERVAL_S is a burst, and is answered; one that stands for longer only adds to every
-# latency (as by CoDel). Then batches may wait for TARGET_S, until none was refused for as long.
+# A shorter delay is a burst. A longer one only adds latency: then batches may wait for TARGET_S, until none was refused
+# for INTERVAL_S.
 INTERVAL_S = 0.1
 TARGET_S = 0.015
-# How many batches run at once: one if they keep the loop busy, and one more at each tick in which it worked for less
-# than half of the time although batches wait, as where those that run wait for a store.
+# Batches that run at once: one if they keep the loop busy. One more is added at each tick in which the loop worked for
+# less than IDLE_SHARE although batches wait, as when they wait for a store.
 MIN_RUNNING = 1
 MAX_RUNNING = 64
 IDLE_SHARE = 0.5
-# The most batches that wait, whatever their time.
 MAX_WAITING = 256
 
 
@@ -40,10 +39,10 @@ class _Waiting(NamedTuple):
 
 
 class Admission:
-    """Decides for one worker; lives as long as it, on its loop."""
+    """Admission of one worker, on its loop."""
 
     def __init__(self, count: Callable[[str], None]) -> None:
-        """Take what is called with the reason of each refusal."""
+        """*count* is called with the reason of each refusal."""
         self._count = count
         self._limit = MIN_RUNNING
         self._running = 0
@@ -58,26 +57,23 @@ class Admission:
         self._is_late = False
 
     def start(self) -> None:
-        """Measure from now on."""
+        """Start to measure."""
         self._measure_again(monotonic(), thread_time(), TICK_S)
 
     def stop(self) -> None:
-        """Measure no more; no batch has to wait any more because the loop is late."""
+        """Stop measuring; batches no longer wait for a late loop."""
         if self._timer is not None:
             self._timer.cancel()
             self._pause_s = TICK_S
         self._is_late = False
 
     def check_deadline(self, deadline: float) -> None:
-        """Refuse what its caller waits for no longer, by `time.monotonic`."""
+        """Raise a Problem if *deadline*, by `time.monotonic`, has passed."""
         if monotonic() > deadline:
             raise self._refused("deadline", "the time that X-Request-Timeout-Ms gives has passed")
 
     async def batch(self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]) -> T:
-        """Do the work of a batch when its turn comes.
-
-        Raises Problem if it would wait for too long or past its *deadline*, and ClientGone.
-        """
+        """Do the work of a batch when its turn comes; raises Problem if that is too late, and ClientGone."""
         await self._begin()
         try:
             if is_gone():
@@ -90,7 +86,7 @@ class Admission:
 
     @asynccontextmanager
     async def resumed(self) -> AsyncIterator[None]:
-        """Go on with a batch: it waits for a turn, before all batches that have not begun, and is never refused."""
+        """Continue a batch: it waits for a turn before batches that have not begun, and is never refused."""
         if self._running < self._limit:
             self._run()
         else:
@@ -111,7 +107,6 @@ class Admission:
         self._wake_waiters()
 
     async def _begin(self) -> None:
-        """Wait until one more batch may run, and count it as running."""
         if self._running < self._limit and not self._waiting and not self._is_late:
             self._run()
             return
@@ -126,7 +121,7 @@ class Admission:
         await self._take(turn)
 
     async def _take(self, turn: asyncio.Future[None]) -> None:
-        """Wait for a turn; one that is given to a task that is cancelled goes back."""
+        """Wait for a turn; a cancelled task returns its turn."""
         try:
             await turn
         except asyncio.CancelledError:
@@ -135,7 +130,7 @@ class Admission:
             raise
 
     def _wake_waiters(self) -> None:
-        """Give free turns to those that wait, the oldest first, and refuse those that have waited for too long."""
+        """Give free turns to the oldest batches, and refuse those that waited too long."""
         while self._begun and self._running < self._limit:
             self._give(self._begun.popleft())
         now = monotonic()
@@ -152,7 +147,7 @@ class Admission:
             self._waiting.popleft()
 
     def _give(self, turn: asyncio.Future[None]) -> None:
-        if not turn.done():  # as where its caller's task was cancelled
+        if not turn.done():  # it was not cancelled
             self._run()
             turn.set_result(None)
 
@@ -169,7 +164,6 @@ class Admission:
         return overloaded(detail)
 
     def _tick(self) -> None:
-        """Look how late the loop is and how much it worked, and adapt to it."""
         now, cpu_s = monotonic(), thread_time()
         late_s, worked_s = now - self._due, cpu_s - self._cpu_s
         self._is_late = min(late_s, worked_s) > TICK_S

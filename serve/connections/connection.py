@@ -1,16 +1,16 @@
-"""One connection: a state machine that has each request answered by the fast lane or by the dispatcher.
+"""Connections: a state machine per connection, their registry, and its limits.
 
-The bytes of a request are cut here: a header ends at its first empty line, and a body has the length that its header
-says. aiohttp's parser reads headers and bodies, so framing errors are its to find; its request and response classes do
-the rest. Requests are answered one after the other. Bytes that come meanwhile wait, up to BEHIND_BYTES.
+A header ends at its first empty line, and a body has the length that its header gives; aiohttp's parser reads both and
+finds framing errors. The fast lane or aiohttp's request and response classes answer, one request after the other. Bytes
+that arrive meanwhile wait, up to BEHIND_BYTES.
 
 Every request that is not plain closes its connection: one that cannot be read, HTTP/1.0, Expect, Upgrade, CONNECT, a
-chunked body, and one whose body is refused or too large.
+chunked body, and one with a refused body.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from enum import Enum
 from math import inf
 from time import monotonic
@@ -23,9 +23,10 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
 from hotplate.serve.connections.lane import END, AnswerWriter, Lane
-from hotplate.serve.connections.limits import ConnectionRegistry
+from hotplate.serve.connections.listeners import room_for_connections
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import CLOSE, Problem, internal_error, overloaded
+from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -33,16 +34,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 8190
-# How much is read behind a request that is being answered.
 BEHIND_BYTES = 65_536
-# How many requests of one connection the lane answers before others get their turn: aiohttp takes the next in a task.
+# Pipelined requests that the lane answers before other connections get their turn.
 LANES_AT_ONCE = 16
-# A body is bounded by what the registry counts, so aiohttp's reader never pauses the connection.
+# The registry bounds bodies, so aiohttp's reader never pauses the connection.
 NEVER_PAUSED = 1 << 30
-# What a slow reader must take in `Limits.write_s`, and how long it has for it if answers fill half of their room.
+# A slow reader must take WRITE_STEP_BYTES in `Limits.write_s`, or in CROWDED_WRITE_S if answers fill half of their
+# room.
 WRITE_STEP_BYTES = 65_536
 CROWDED_WRITE_S = 1.0
-# What is used of aiohttp without being in its reference; a test looks for each, and pyproject.toml bounds its version.
+# Each tick of the sweep checks one of SLICES slices of the connections: each connection once a second.
+SLICES = 10
+TICK_S = 0.1
+# Connections beyond the limits that get an answer at a time; others are closed without one.
+REFUSED_AT_ONCE = 32
+# How long a client may read the last answer: closing with unread bytes would reset the connection.
+LINGER_S = 1.0
+# Undocumented names of aiohttp that are used here. A test checks for each, and pyproject.toml bounds the version.
 UNDOCUMENTED = {
     BaseProtocol: ("transport", "pause_writing", "resume_writing", "connection_lost"),
     HttpRequestParser: ("feed_data",),
@@ -54,19 +62,19 @@ UNDOCUMENTED = {
 
 
 class State(Enum):
-    """What a connection is at."""
+    """State of a connection."""
 
-    OPENING = "it is accepted; with TLS, the handshake is not done"
-    IDLE = "no byte of the next request has come"
+    OPENING = "accepted; a TLS handshake may be in progress"
+    IDLE = "no byte of the next request has arrived"
     HEADER = "a header has begun"
-    STORE = "the fast lane reads a store for a request"
-    BODY = "a request is being answered whose body is not whole"
-    ANSWER = "a whole request is being answered"
-    CLOSING = "the last answer is written, and what comes is thrown away until the client has read it"
+    STORE = "the fast lane waits for a store"
+    BODY = "a request is being answered, and its body is incomplete"
+    ANSWER = "a complete request is being answered"
+    CLOSING = "the last answer is written; input is discarded until the client has read it"
     CLOSED = "the transport is gone"
 
 
-# Where each state can lead, besides CLOSED: to that every state leads when the client goes or is cut.
+# Allowed transitions. Every state may also change to CLOSED.
 TRANSITIONS = {
     State.OPENING: {State.IDLE},
     State.IDLE: {State.HEADER, State.STORE},
@@ -80,8 +88,95 @@ TRANSITIONS = {
 WAITS_FOR_REQUEST = (State.OPENING, State.IDLE, State.HEADER)
 
 
+class ConnectionRegistry:
+    """All connections of a server, counted against its limits; used on the server's loop."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.limits = limits
+        self.bytes_in_flight = 0
+        """Bytes of unanswered requests, and of answers that clients have not read."""
+        self._metrics = metrics
+        self._room = min(limits.connections, room_for_connections())
+        self._open: dict[Connection, None] = {}
+        self._closing: dict[Connection, float] = {}  # until when
+        self._ticks = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator["Connection"]:
+        return iter(list(self._open))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight exceed their limit."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered, or an answer being sent."""
+        return any(one.idle_since == inf for one in self._open)
+
+    def start(self) -> None:
+        """Start the sweep."""
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def stop(self) -> None:
+        """Stop the sweep."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def refusal(self) -> str:
+        """Return why a new connection is refused, and count it; "" if it is accepted."""
+        if len(self) < self._room or (self.limits.idle_gives_way and self._has_made_room()):
+            return ""
+        self._metrics.count_shed("connections")
+        return "connections"
+
+    def _has_made_room(self) -> bool:
+        """Close the connection that was idle for longest, if one is idle."""
+        oldest = min(self._open, key=lambda one: one.idle_since, default=None)
+        if oldest is None or oldest.idle_since == inf:
+            return False
+        self.remove(oldest)
+        oldest.cut()
+        return True
+
+    def add(self, connection: "Connection") -> bool:
+        """Add an accepted connection; False if too many refused ones are open."""
+        if not connection.refusal:
+            self._open[connection] = None
+        elif sum(bool(one.refusal) for one in self._closing) >= REFUSED_AT_ONCE:
+            return False
+        else:
+            self.linger(connection)
+        return True
+
+    def linger(self, connection: "Connection") -> None:
+        """Close a connection after LINGER_S, so its client can read the answer."""
+        self._closing.setdefault(connection, monotonic() + LINGER_S)
+
+    def remove(self, connection: "Connection") -> None:
+        """Remove a connection."""
+        self._open.pop(connection, None)
+        self._closing.pop(connection, None)
+
+    def _tick(self) -> None:
+        self.start()
+        self._ticks += 1
+        now = monotonic()
+        for connection in list(self._open)[self._ticks % SLICES :: SLICES]:
+            if connection.is_open:
+                connection.check(now)
+        for connection in [one for one, until in self._closing.items() if now > until]:
+            if connection.refusal or connection.is_taken:
+                del self._closing[connection]
+                connection.cut()
+
+
 class Front(Protocol):
-    """What a server shares with its connections."""
+    """The parts of a server that its connections use."""
 
     registry: ConnectionRegistry
     writer: AnswerWriter
@@ -93,37 +188,37 @@ class Front(Protocol):
 
 
 class Connection(BaseProtocol):
-    """A protocol of asyncio that costs no timer and, until aiohttp is needed, nothing of aiohttp."""
+    """An asyncio protocol without a timer; aiohttp's objects are made only when needed."""
 
     __slots__ = (
         "_buffer", "_closes", "_fed", "_held", "_is_ended", "_is_last", "_lane", "_left", "_method",
         "_payload", "_queued", "_registry", "_requests", "_server", "_stalled", "_task", "accepting", "refusal",
         "since", "ssl_context", "state",
     )  # fmt: skip
-    peername = sockname = None  # aiohttp's requests ask for them, and nothing here uses them
+    peername = sockname = None  # read by aiohttp's requests, and unused here
 
     def __init__(self, server: Front, refusal: str = "") -> None:
         super().__init__(asyncio.get_running_loop())
         self.refusal = refusal
-        """Why it is beyond a limit, so it is answered once and closed; "" for the others."""
+        """Why the connection is refused after its first byte, or ""."""
         self.state = State.OPENING
         self.ssl_context: SSLContext | None = None
         self.accepting: asyncio.Task[object] | None = None
-        """What opens it: with TLS until the handshake is done."""
+        """The task of its TLS handshake."""
         self.since = monotonic()
-        """When the newest request began, or could begin because the one before it was answered."""
+        """When the current request began, or the previous one was answered."""
         self._server = server
         self._registry = server.registry
         self._lane = None if refusal else server.lane
         self._buffer = bytearray()
-        self._fed = 0  # how much of the header in the buffer the parser has seen
+        self._fed = 0  # bytes of the header that the parser has seen
         self._requests: HttpRequestParser | None = None  # reads headers and bodies
         self._payload = EMPTY_PAYLOAD
-        self._left = 0.0  # how many bytes of the body are to come; inf if its chunks say
+        self._left = 0.0  # bytes of the body to come; inf if it is chunked
         self._method = ""
-        self._closes = False  # whether the request that is being answered closes the connection
-        self._is_last = False  # whether the client asked to close after it
-        self._is_ended = False  # whether the client sends no more
+        self._closes = False  # whether the current request closes the connection
+        self._is_last = False  # whether the client requested that
+        self._is_ended = False  # whether the client half-closed
         self._task: asyncio.Task[None] | None = None
         self._held = self._queued = 0
         self._stalled = 0.0
@@ -135,20 +230,18 @@ class Connection(BaseProtocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be written to: with TLS once the handshake is done."""
+        """Whether it can be written to: after the TLS handshake."""
         return self.state not in (State.OPENING, State.CLOSED)
 
     @property
     def is_taken(self) -> bool:
-        """Whether all that was written has left this process."""
+        """Whether the write buffer is empty."""
         return self.transport is None or not self.transport.get_write_buffer_size()
 
     @property
     def idle_since(self) -> float:
-        """Since when it has waited for a whole request; inf while there is one to answer."""
+        """Since when it has waited for a whole request; inf while one is answered."""
         return self.since if self.state in WAITS_FOR_REQUEST and not self._queued else inf
-
-    # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
@@ -168,10 +261,10 @@ class Connection(BaseProtocol):
             self._payload.set_exception(ConnectionResetError("the client has gone"))
 
     def eof_received(self) -> bool:
-        """Answer what a client that sends no more has requested, and close; a POST's client is taken to have gone."""
+        """Answer a GET of a client that half-closed; the client of a POST counts as gone."""
         self._is_ended = True
         is_answering = self.state in (State.STORE, State.ANSWER) and self._method != hdrs.METH_POST
-        return is_answering and self._live.can_write_eof()  # TLS ends in both directions at once
+        return is_answering and self._live.can_write_eof()  # TLS cannot half-close
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
@@ -179,14 +272,16 @@ class Connection(BaseProtocol):
             self.since = now = monotonic()
             if self._lane is not None and not self._queued:
                 answer = self._lane.answer(data, now, self._deliver)
-                if answer:
-                    self._live.write(answer)
+                if answer and self.transport is not None:
+                    self.transport.write(answer)
                     return
                 if answer is not None:
                     self._method = hdrs.METH_GET
                     self._go(State.STORE)
                     return
         elif self.state is State.BODY:
+            if self._payload.exception() is None:
+                self._count(len(data))
             self._feed_body(data)
             return
         elif self.state is State.CLOSING:
@@ -211,8 +306,6 @@ class Connection(BaseProtocol):
         self._queued = 0
         super().resume_writing()
 
-    # Reading
-
     @property
     def _live(self) -> asyncio.Transport:
         if self.transport is None:
@@ -220,7 +313,7 @@ class Connection(BaseProtocol):
         return self.transport
 
     def _read_headers(self) -> None:
-        """Read headers in the buffer until a request is to be answered, or more is to come."""
+        """Read headers in the buffer until a request is complete, or more bytes are needed."""
         at_once = 0
         while self._buffer and self.state in (State.IDLE, State.HEADER):
             if self.state is State.IDLE:
@@ -243,7 +336,7 @@ class Connection(BaseProtocol):
                 return
 
     def _is_lanes(self, size: int) -> bool:
-        """Have the lane answer the first of several requests; the lane has seen one that came alone already."""
+        """Have the lane answer the first of several pipelined requests."""
         if self._lane is None or self._queued:
             return False
         answer = self._lane.answer(bytes(self._buffer[:size]), self.since, self._deliver)
@@ -260,7 +353,7 @@ class Connection(BaseProtocol):
         return True
 
     def _feed_header(self, size: int, *, is_whole: bool) -> bool:
-        """Feed the parser a header, or a part of it; return whether to look for another in the buffer."""
+        """Feed a header, or a part of it, to the parser; return whether to look for another in the buffer."""
         if self._requests is None:
             self._requests = HttpRequestParser(
                 cast("Any", self),
@@ -269,7 +362,7 @@ class Connection(BaseProtocol):
                 max_line_size=MAX_LINE_BYTES,
                 max_field_size=MAX_LINE_BYTES,
                 payload_exception=web.RequestPayloadError,
-                auto_decompress=False,  # what is small on the wire may be large in memory
+                auto_decompress=False,  # small bodies may be large uncompressed
             )
         header = bytes(self._buffer[:size])
         try:
@@ -284,13 +377,12 @@ class Connection(BaseProtocol):
             return False
         del self._buffer[:size]
         self._fed = 0
-        if not messages:  # only empty lines, which may stand before a request
+        if not messages:  # empty lines before a request
             return True
         self._begin(*messages[0], header)
         return False
 
     def _begin(self, message: RawRequestMessage, payload: StreamReader, header: bytes) -> None:
-        """Begin to answer a request whose header is whole."""
         version = message.version
         if version not in (HttpVersion11, HttpVersion10):
             status, name = (505, "version-not-supported") if version.major else (400, "bad-request")
@@ -309,18 +401,15 @@ class Connection(BaseProtocol):
             self._feed_body(data)
 
     def _feed_body(self, data: bytes) -> None:
-        if self._payload.exception() is not None:
-            return  # it is refused, and what still comes of it is thrown away
+        if self._payload.exception() is not None or self._requests is None:
+            return  # a refused body is discarded
         size = min(len(data), self._left)
         body, rest = data[: int(size)], data[int(size) :]
         self._left -= size
-        self._count(len(body))
-        if self._payload.exception() is not None or self._requests is None:
-            return
         try:
             self._requests.feed_data(body)
         except HttpProcessingError as error:
-            if not self._payload.is_eof():  # else it is of what comes behind a chunked body, and is not read
+            if not self._payload.is_eof():  # otherwise it concerns bytes behind a chunked body
                 self._fail_body(unreadable(400, error.message))
                 return
         if self._payload.is_eof():
@@ -328,11 +417,8 @@ class Connection(BaseProtocol):
             self._buffer += rest
 
     def _fail_body(self, problem: Problem) -> None:
-        """Have what awaits the body be refused."""
         if self._payload.exception() is None:
             self._payload.set_exception(problem)
-
-    # Answering
 
     async def _respond(self, message: RawRequestMessage) -> None:
         loop = asyncio.get_running_loop()
@@ -341,7 +427,7 @@ class Connection(BaseProtocol):
             message, self._payload, cast("Any", self), writer, cast("Any", asyncio.current_task()), loop
         )
         try:
-            await writer.drain()  # the client takes the answers before this one first
+            await writer.drain()  # earlier answers first
             response = await self._server.answer(request, self.since)
             if self._closes or (response.keep_alive is not False and not await self._has_read_rest()):
                 response.force_close()
@@ -354,7 +440,7 @@ class Connection(BaseProtocol):
             request_id = self._server.writer.request_ids.new()
             log.exception("request %s failed", request_id)
             if writer.output_size or not self.is_open:
-                self.cut()  # the answer has begun, and cannot become an error any more
+                self.cut()  # the answer has begun
             else:
                 self._refuse(internal_error(request_id))
             return
@@ -367,7 +453,7 @@ class Connection(BaseProtocol):
             self._linger()
 
     async def _has_read_rest(self) -> bool:
-        """Throw away what no handler has read of a body; return whether it came."""
+        """Discard the unread part of a body; return whether all of it arrived."""
         try:
             while not self._payload.is_eof():
                 if self._left > MAX_BODY_BYTES:
@@ -378,14 +464,12 @@ class Connection(BaseProtocol):
         return True
 
     def _deliver(self, answer: bytes) -> None:
-        """Send the answer of the fast lane to a request that waited for a store."""
         if self.transport is None or self.transport.is_closing():
             return
         self.transport.write(answer)
         self._go_on()
 
     def _go_on(self) -> None:
-        """Read the next request; close if the client sends no more."""
         self._go(State.IDLE)
         self._payload = EMPTY_PAYLOAD
         self._begin_turn()
@@ -401,15 +485,12 @@ class Connection(BaseProtocol):
         self.hold(len(self._buffer) - self._held)
 
     def _refuse(self, problem: Problem, reason: str = "", data: bytes = b"") -> None:
-        """Say why this connection is closed, and close it once its client has had the time to read that."""
+        """Answer with a problem, and close once the client had time to read it."""
         self._live.write(self._server.writer.refuse(problem, reason, monotonic() - self.since, data))
         self._linger()
 
     def _linger(self) -> None:
-        """Close: at once if the client asked for that, else once it has had the time to read the answer.
-
-        A client that sends more would be reset, and could lose the answer.
-        """
+        """Close, after LINGER_S unless the client requested it: data in flight would cause a reset."""
         is_over = self._is_last and self.state is State.ANSWER
         self._go(State.CLOSING)
         self.since = monotonic()
@@ -421,17 +502,15 @@ class Connection(BaseProtocol):
             self._live.write_eof()
             self._registry.linger(self)
 
-    # Limits
-
     def hold(self, count: int) -> None:
-        """Count bytes that are kept until their request is answered, or with a minus fewer, as many as were counted."""
+        """Add *count* to the bytes held for this connection; a negative one subtracts, at most to zero."""
         if self.is_open:
             count = max(count, -self._held)
             self._held += count
             self._registry.bytes_in_flight += count
 
     def _count(self, size: int) -> None:
-        """Count bytes that came; refuse or cut those for which there is no room."""
+        """Count received bytes; refuse the body, or cut the connection, if there is no room."""
         self.hold(size)
         if self._registry.is_full:
             if self.state is State.BODY:
@@ -440,7 +519,7 @@ class Connection(BaseProtocol):
                 self._cut_slow_reader()
 
     def check(self, now: float) -> None:
-        """Close the connection if, by `time.monotonic`, it has taken too long for what it is at."""
+        """Close the connection if its state has lasted too long at *now*, by `time.monotonic`."""
         age_s, limits = now - self.since, self._registry.limits
         if self._queued:
             self._check_reader(now)
@@ -455,7 +534,6 @@ class Connection(BaseProtocol):
             self._live.close()
 
     def _check_reader(self, now: float) -> None:
-        """Cut a client that takes nothing of its answers; soon, if such answers fill half of their room."""
         limits, registry = self._registry.limits, self._registry
         is_crowded = registry.bytes_in_flight > limits.bytes_in_flight // 2
         queued = self._live.get_write_buffer_size()
@@ -470,7 +548,7 @@ class Connection(BaseProtocol):
         self.cut()
 
     def cut(self) -> None:
-        """Close the connection at once, also in its handshake."""
+        """Close the connection at once, even during its handshake."""
         if self.transport is not None:
             self.transport.abort()
         elif self.state is State.OPENING and self.accepting is not None:
@@ -482,7 +560,7 @@ class Connection(BaseProtocol):
             self._live.close()
 
     def give_up(self) -> None:
-        """Close at once, and end what is being done for the client."""
+        """Close at once, and cancel the request."""
         self.cut()
         if self._task is not None:
             self._task.cancel()

@@ -1,16 +1,14 @@
-"""The fast lane: the plainest requests, GETs of one list, from the bytes of the request to those of the answer.
+"""The fast lane: answers plain GETs of one list from the request's bytes.
 
-It takes only what it can be sure of; otherwise `answer` returns None, and aiohttp's parser gets the same bytes. It
-takes nothing that aiohttp would refuse or read otherwise:
+`answer` returns None for anything else, and aiohttp's parser gets the same bytes. It accepts nothing that aiohttp would
+refuse or read differently:
 
-- The bytes are one whole request: they begin where a request begins, and their first empty line is their end.
-- The request line has one form: GET, a path whose id needs no decoding, at most `?n=`, HTTP/1.1.
-- Each header is one of a list, there at most once, with a value of visible ASCII. On the list is nothing that announces
-  a body (Content-Length, Transfer-Encoding, Expect, Trailer, TE), changes the protocol (Upgrade, and of Connection all
-  but keep-alive), or requests an answer of another kind (Range, Origin, X-Request-Timeout-Ms). What a folded line, a
-  bare line end or a space before the colon leave as a name is not on it.
-- What is remembered of headers is what their bytes alone say. Keys, rates, the deny-list, the live release and whether
-  the worker drains are looked at for each request, in the same objects that aiohttp's way looks at.
+- The bytes are one whole request: their first empty line is their end.
+- The request line is a GET with a path whose id needs no decoding, at most `?n=`, and HTTP/1.1.
+- Each header is a listed one, occurs once, and has visible ASCII. Unlisted are headers that announce a body, change the
+  protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms), and names with a space or line end.
+- Only what header bytes alone determine is remembered. Keys, rates, the deny-list, the live release and draining are
+  checked for each request, in the same objects as on aiohttp's path.
 """
 
 import re
@@ -38,11 +36,11 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.keys import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
-# How many header blocks, and lines of headers, are remembered that are the same in request after request; and how many
-# ways to begin an answer, which are the same for all lists of a release.
+# Limits of remembered header blocks and lines that repeat between requests, and of response heads, which all lists of a
+# release share.
 MAX_REMEMBERED = 1024
 MAX_FRAMES = 64
-# An answer that comes later.
+# Returned if the answer is delivered later.
 PENDING = b""
 END = b"\r\n\r\n"
 
@@ -51,8 +49,7 @@ _line = re.compile(
 ).match
 _value = re.compile(rb"[ \t]?([\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)").fullmatch
 
-# Who calls, how the request is named, and which answer is known; what a client sends with each request; what differs
-# from one to the next.
+# Headers that are read; headers that a client repeats in each request; headers that differ between requests.
 NAMES = ("X-API-Key", "Authorization", "X-Request-Id", "If-None-Match")
 CONSTANT = (
     "Host", "Connection", "Accept", "User-Agent", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma",
@@ -65,7 +62,7 @@ CHANGING = (
     "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "X-Forwarded-For", "X-Original-Forwarded-For", "X-Real-IP",
     "X-Forwarded-Client-Cert", "X-Envoy-Expected-Rq-Timeout-Ms", "Via", "Forwarded", "Cookie",
 )  # fmt: skip
-# A bit for each, by its name as it is mostly written.
+# One bit per header, by its usual spellings.
 _BITS = {name: 1 << n for n, name in enumerate((*NAMES, *CONSTANT, *CHANGING))}
 BITS = {way.encode(): bit for name, bit in _BITS.items() for way in (name, name.lower(), name.title())}
 API_KEY, AUTHORIZATION, REQUEST_ID, KNOWN, HOST, CONNECTION = (_BITS[one] for one in (*NAMES, *CONSTANT[:2]))
@@ -73,28 +70,27 @@ IS_READ = API_KEY | AUTHORIZATION | REQUEST_ID | KNOWN
 IS_CONSTANT = sum(_BITS[name] for name in CONSTANT)
 TRACEPARENT = _BITS["traceparent"]
 TRACESTATE = _BITS["tracestate"]
-# The bits of what says the same in each request of a client.
+# Header bits that do not change between a client's requests.
 IS_REMEMBERED = IS_CONSTANT | API_KEY | AUTHORIZATION
 
 
-# What the headers of a request say: its key or token, its id, the answers that its caller has, and, where requests are
-# traced, the trace that it is a part of, as `traceparent` and `tracestate`.
+# Credential, request id, If-None-Match, and, if requests are traced, `traceparent` and `tracestate`.
 _Headers = tuple[str | None, str | None, str | None, str | None, str | None]
 
 
 class _ListRoute(NamedTuple):
-    """What a path asks for: its route, as metrics name it, the source of its lists, and how their keys begin."""
+    """A kind of path: its route in metrics, the source of its lists, and the prefix of their keys."""
 
     route: str
     source: str
     key: str
     subject: bytes
     cache: str
-    """The Cache-Control of a list from that source; one that stands in for it is not stored."""
+    """Cache-Control of a list from that source; a fallback is not stored."""
 
     ok_cell: int
     known_cell: int
-    """Where answers are counted, with 200 and with 304."""
+    """Metric cells for 200 and 304."""
 
 
 def _kind(route: str, source: str, key: str, subject: bytes, cache: str) -> _ListRoute:
@@ -103,15 +99,15 @@ def _kind(route: str, source: str, key: str, subject: bytes, cache: str) -> _Lis
 
 
 class _AnswerFrame(NamedTuple):
-    """How answers of one kind begin, up to their ETag, and what stands in a body between its subject and its items."""
+    """Heads of answers of one kind up to their ETag, and the body between subject and items."""
 
     head: bytes
     not_modified: bytes
     middle: bytes
 
 
-# A request that the lane answers: when it came; its kind; the id in its path; how many items; its headers; who
-# sent it; its span, if it is sampled. Plain, as a tuple is made in a tenth of the time.
+# Start time, kind, id in the path, n, headers, caller, and span if sampled. A tuple, because it is made in a tenth of
+# the time.
 _Request = tuple[float, _ListRoute, bytes, int, _Headers, str, RequestSpan | None]
 
 
@@ -119,7 +115,7 @@ _origin = re.compile(rb"(?i)\r\norigin:[ \t]*([\x21-\x7e]+)[ \t]*\r\n").search
 
 
 class AnswerWriter:
-    """Writes whole answers as aiohttp would write them; one for each server, and one for its lane."""
+    """Writes whole answers as aiohttp would; one per server, and one per lane."""
 
     def __init__(self, metrics: Metrics, request_ids: RequestIds, cors: Cors | None) -> None:
         self.request_ids = request_ids
@@ -131,7 +127,7 @@ class AnswerWriter:
     ) -> bytes:
         """Return an answer that begins with *head* and *last*, the end of its last line.
 
-        *more* are header lines behind those of every answer; without a *body* there is no Content-Length either.
+        *more* are additional header lines; without a *body* there is no Content-Length.
         """
         now = monotonic()
         if now >= self._date_until:
@@ -144,7 +140,7 @@ class AnswerWriter:
         return b"".join((head, lines.encode(), body or b""))
 
     def write_problem(self, problem: Problem, request_id: str, took_s: float, data: bytes = b"") -> bytes:
-        """Return a problem as an answer to *data*, the beginning of a request."""
+        """Return a problem as an answer to *data*, the start of a request."""
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\nContent-Type: {CONTENT_TYPE}\r\n"
             f"{_lines(problem.headers)}"
@@ -154,16 +150,16 @@ class AnswerWriter:
         return self.write(head.encode(), request_id, took_s, problem.body, more=more)
 
     def refuse(self, problem: Problem, reason: str, took_s: float, data: bytes) -> bytes:
-        """Return the answer to what is refused before there is a request; *reason* is one of SHED, or empty."""
+        """Return the answer to bytes that are refused before there is a request; *reason* is one of SHED, or empty."""
         if reason:
             self._metrics.count_shed(reason)
         self._metrics.observe_request(OTHER, OTHER, problem.status, 0.0)
         return self.write_problem(problem.closing(), self.request_ids.new(), took_s, data)
 
     def no_room(self) -> Problem:
-        """Count a body for which there is no memory; how to refuse it."""
+        """Count and return the refusal of a body that exceeds the bytes in flight."""
         self._metrics.count_shed("bytes")
-        return overloaded("bodies and answers that are not read take all the memory that there is for them").closing()
+        return overloaded("bodies and unread answers take all the memory that is allowed for them").closing()
 
 
 def _lines(headers: Mapping[str, str]) -> str:
@@ -171,10 +167,10 @@ def _lines(headers: Mapping[str, str]) -> str:
 
 
 class Lane:
-    """Answers what it can of one worker's requests, on its loop; lives as long as the worker."""
+    """The fast lane of one worker, on its loop."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
-        """Take what answers everything else."""
+        """*dispatcher* answers everything else."""
         self._dispatcher = dispatcher
         self._guard = dispatcher.guard
         self._reader = dispatcher.reader
@@ -195,9 +191,9 @@ class Lane:
         self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _AnswerFrame]()
 
     def answer(self, data: bytes, now: float, deliver: Callable[[bytes], None]) -> bytes | None:
-        """Return the whole answer to a request that came *now*; None for what is not the lane's.
+        """Return the answer to a request that arrived *now*; None for requests that are not plain.
 
-        PENDING if a store is read first: then *deliver* is called with the answer, in a later turn of the loop.
+        PENDING if a store is read first: *deliver* is called with the answer in a later loop iteration.
         """
         line = _line(data)
         if line is None or self._dispatcher.draining:
@@ -211,7 +207,7 @@ class Lane:
         try:
             caller = guard.caller(headers[0])
             if not isinstance(caller, Caller):
-                return None  # a token that is still to be verified
+                return None  # a token that must be verified
             guard.charge(caller, READ)
         except Problem as problem:
             return self._refused(now, kind, headers, problem)
@@ -238,7 +234,6 @@ class Lane:
         return self._writer.write_problem(problem, request_id, took_s)
 
     def _answer_from_row(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
-        """Return the answer from a row, if that is in memory, or PENDING."""
         kind = request[1]
         key, source = kind.key + request[2].decode(), kind.source
         encoded = self._reader.get_nowait(key, source)
@@ -274,7 +269,6 @@ class Lane:
         return self._writer.write(head, request_id, took_s, content, last=f'{etag}"\r\n', more=self._more)
 
     def _frame(self, kind: _ListRoute, encoded: EncodedList) -> _AnswerFrame:
-        """Return what answers with lists of one source and release have in common."""
         served, source, tier = encoded.served, encoded.source, encoded.tier
         if len(self._frames) >= MAX_FRAMES:
             self._frames.clear()
@@ -289,7 +283,7 @@ class Lane:
         return frame
 
     def _read(self, block: bytes) -> _Headers | None:
-        """Return what the headers of a request say; None if one is not the lane's to judge."""
+        """Parse the headers of a request; None if one of them is not allowed here."""
         if len(block) > MAX_BYTES or block.find(END) != len(block) - len(END):
             return None
         seen, values = 0, dict[int, str]()
@@ -315,7 +309,7 @@ class Lane:
         return headers
 
     def _classify_header(self, line: bytes) -> tuple[int, str | None] | None:
-        """Return the bit of a header, and what it says if that matters; None if it is not the lane's."""
+        """Return the bit of a header, and its value if that is read; None if it is not allowed here."""
         name, _, given = line.partition(b":")
         bit, value = BITS.get(name, 0), _value(given)
         if not bit or value is None:

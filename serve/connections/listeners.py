@@ -1,7 +1,7 @@
-"""Listening sockets: a port that is reserved before the workers are forked, and balanced between them.
+"""Listening sockets: reserved before workers are forked, and balanced between them.
 
-Connections are accepted by ourselves, so no client is reset if a process cannot open another file: an event loop's own
-server resets what it cannot accept. Here it waits in the kernel's queue until there is room again.
+Connections are accepted here rather than by an event loop's server, which resets what it cannot accept: when
+descriptors run out, clients wait in the kernel's queue.
 """
 
 import asyncio
@@ -11,40 +11,43 @@ import resource
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
+
+from hotplate.serve.settings import Limits
 
 log = logging.getLogger(__name__)
 
-# How long a port is waited for that workers of a parent which was killed just now still hold.
+# How long to wait for a port that workers of a killed parent still hold.
 PORT_WAIT_S = 1.5
 PORT_POLL_S = 0.02
-# How much of an answer the kernel takes beyond what it has sent. The rest of what a client does not read stays in this
-# process, which counts and times it. Without this, each such client could hold 4 MB of the kernel's memory.
+# How much unsent data the kernel buffers. The rest stays in this process, which counts and times it; otherwise a client
+# that does not read could hold 4 MB of kernel memory.
 UNSENT_BYTES = 65_536
-# How many connections are taken before requests get their turn.
+# Connections accepted before requests get their turn.
 AT_ONCE = 64
-# How often, and for how long each time, a worker leaves connections to others that have fewer. If these have not taken
-# them by then, they are busy or stuck, and nobody waits for them again before they accept.
+# How often, and how long each time, a worker leaves connections to workers with fewer. Those that do not take them are
+# busy or stuck, and are ignored until they accept again.
 YIELDS = 250
 YIELD_S = 0.001
-# How long nothing is accepted once descriptors have run out.
+# Pause when descriptors have run out.
 PAUSE_S = 0.1
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-# Descriptors that a worker needs besides its connections: its stores', its log's, its loop's.
+# Descriptors that a worker needs besides its connections.
 RESERVED = 128
-# A lack that comes and goes is logged no more often.
+# What a worker may hold for clients at least: one large body and its answer.
+LEAST_IN_FLIGHT = 16 << 20
 LOG_EVERY_S = 60.0
 
 
 class CannotListen(OSError):
-    """The address cannot be listened on; the text says why, and what to do."""
+    """The address cannot be listened on; the text gives reason and remedy."""
 
 
 def reserve(host: str, port: int, options: str = "") -> socket.socket:
-    """Bind a socket; it does not listen yet.
+    """Bind a socket that does not listen yet.
 
-    *options* is what the options' names begin with in what an error says. Raises CannotListen, for a port in use once
-    it has been for PORT_WAIT_S.
+    *options* is the prefix of the options in error texts. Raises CannotListen, for a port in use after PORT_WAIT_S.
     """
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
@@ -85,19 +88,25 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process, and those that it starts, open as many files as they are allowed to."""
+    """Raise the soft limit of open files to the hard limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def room_for_connections() -> int:
-    """Return how many connections this process has descriptors for, besides what else it opens."""
+    """Return the number of descriptors left for connections."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(allowed // 2, allowed - RESERVED)
 
 
+def within_memory(limits: Limits, workers: int, room_bytes: float) -> Limits:
+    """Return limits by which all workers together hold a quarter of *room_bytes* for clients."""
+    share = max(room_bytes / 4 / workers, LEAST_IN_FLIGHT)
+    return replace(limits, bytes_in_flight=int(min(limits.bytes_in_flight, share)))
+
+
 class Acceptor:
-    """Accepts on one listening socket; lives on the running loop until it is closed."""
+    """Accepts on one listening socket, on the running loop."""
 
     def __init__(
         self,
@@ -107,8 +116,8 @@ class Acceptor:
     ) -> None:
         """Call *take* with each accepted connection.
 
-        *has_most* tells whether another process that accepts on the same socket has fewer connections; its argument
-        says whether that process was given all its YIELDS.
+        *has_most* returns whether another process on the same socket has fewer connections; its argument is True if
+        that process had all its YIELDS.
         """
         listening.setblocking(False)
         self._socket = listening
@@ -117,11 +126,11 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._paused: asyncio.TimerHandle | None = None
         self._logged_at = -inf
-        has_most(False)  # the others leave connections to this process from now on
+        has_most(False)  # from now on others leave connections to this process
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
-        """Take what waits to be accepted, which the kernel would reset, and listen no more."""
+        """Accept pending connections, which the kernel would reset, and stop listening."""
         if self._socket.fileno() < 0:
             return
         while self._accept_one():
@@ -140,7 +149,7 @@ class Acceptor:
                 return
 
     def _accept_one(self) -> bool:
-        """Take one connection; False if none waits, or if there is no descriptor for it."""
+        """Accept one connection; False if none is pending, or no descriptor is free."""
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError):
@@ -156,7 +165,6 @@ class Acceptor:
         return True
 
     def _pause(self, error: OSError) -> None:
-        """Accept nothing for a moment: new connections wait in the kernel's queue."""
         if time.monotonic() - self._logged_at > LOG_EVERY_S:
             self._logged_at = time.monotonic()
             log.warning("connections wait to be accepted: %s; raise `ulimit -n`", error.strerror)

@@ -1,4 +1,4 @@
-"""The front of a worker: accepts connections, holds them to the limits, and has their requests answered."""
+"""HTTP server of a worker: accepts connections, applies the limits, and dispatches requests."""
 
 import asyncio
 import logging
@@ -18,9 +18,8 @@ from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.handlers import StreamedResponse
 from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.connections.admission import Admission
-from hotplate.serve.connections.connection import Connection
+from hotplate.serve.connections.connection import Connection, ConnectionRegistry
 from hotplate.serve.connections.lane import AnswerWriter, Lane
-from hotplate.serve.connections.limits import ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
@@ -29,12 +28,11 @@ from hotplate.serve.settings import Limits
 
 log = logging.getLogger(__name__)
 
-# The part of the time that a caller waits in which lists are read; in the rest they become an answer, and reach it.
+# The share of a caller's time-out for reading lists; the rest is for building and sending the answer.
 READ_SHARE = 0.9
-# How long a caller may say that it waits.
 MOST_TIMEOUT_S = 60.0
 TIMEOUT = istr("X-Request-Timeout-Ms")
-# How long idle keep-alive clients may come once more at a stop, to be answered with `Connection: close`.
+# At a stop, how long idle keep-alive clients may send one more request, which is answered with `Connection: close`.
 LINGER_S = 0.5
 POLL_S = 0.01
 
@@ -42,14 +40,14 @@ Work = Callable[[], Awaitable[web.Response]]
 
 
 class Responder(Protocol):
-    """Answers the requests of a server's connections, as `hotplate.serve.api.app.Dispatcher` does."""
+    """The interface of `hotplate.serve.api.app.Dispatcher` that a server uses."""
 
     metrics: Metrics
     request_ids: RequestIds
 
     @property
     def cors(self) -> Cors | None:
-        """Which pages of other origins may read the answers; None if no page may."""
+        """Allowed origins, if any."""
 
     def answer(
         self,
@@ -63,10 +61,10 @@ class Responder(Protocol):
 
 
 class HttpServer:
-    """A server of HTTP/1.1, without router and middlewares; its connections are held to limits."""
+    """An HTTP/1.1 server whose connections are limited."""
 
     def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: Lane | None = None) -> None:
-        """Take what answers requests, and what answers the plainest of them without aiohttp, if anything does."""
+        """*dispatcher* answers requests, and *lane* the plainest of them without aiohttp."""
         self.dispatcher = dispatcher
         self.metrics = dispatcher.metrics
         self.registry = ConnectionRegistry(limits or Limits(), self.metrics)
@@ -81,7 +79,7 @@ class HttpServer:
         certificate: Certificate | None = None,
         has_most: Callable[[int, bool], bool] = lambda _count, _waited: False,
     ) -> Acceptor:
-        """Accept connections on a bound socket; *has_most* as for `Acceptor`, with how many there are first."""
+        """Accept connections on a bound socket; *has_most* as for `Acceptor`, with their number as first argument."""
         listening.listen(backlog)
         self.admission.start()
         self.registry.start()
@@ -90,13 +88,13 @@ class HttpServer:
         )
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until clients have closed, for LINGER_S at most, and all requests in progress are answered."""
+        """Wait until clients have closed (LINGER_S at most) and all requests are answered."""
         began = monotonic()
         await _passed(lambda: not len(self.registry), began + min(LINGER_S, timeout_s))
         await _passed(lambda: not self.registry.is_answering, began + timeout_s)
 
     async def close(self, timeout_s: float = 0.0) -> None:
-        """Close all connections: idle ones now, those with a request in progress after *timeout_s* at most."""
+        """Close idle connections now, and the others after *timeout_s* at most."""
         for connection in self.registry:
             connection.close_if_idle()
         await _passed(lambda: not self.registry.is_answering, monotonic() + timeout_s)
@@ -121,17 +119,17 @@ class HttpServer:
 
     def _accepted(self, connection: Connection, accepted: socket.socket, task: "asyncio.Task[object]") -> None:
         if task.cancelled():
-            accepted.close()  # it gave way, perhaps before it had begun
+            accepted.close()  # it gave way to a newer connection
         elif (error := task.exception()) is not None:
-            log.debug("a connection could not be served", exc_info=error)  # as when its handshake failed
+            log.debug("a connection could not be served", exc_info=error)  # its handshake failed
             self.registry.remove(connection)
 
     def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
         """Answer a request that began at a time of `time.monotonic`."""
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
-            path = request.rel_url.raw_path  # the absolute form, which proxies use
-        if request.method == "POST" or TIMEOUT not in request.headers:  # a POST's is looked at when its turn comes
+            path = request.rel_url.raw_path  # the absolute form, used by proxies
+        if request.method == "POST" or TIMEOUT not in request.headers:  # `admit` checks the time-out of a POST
             return self.dispatcher.answer(request, path, query, gate=self)
         return self._answer_in_time(request, path, query, since)
 
@@ -146,7 +144,7 @@ class HttpServer:
             return await self.dispatcher.answer(request, path, query, refusal, self)
 
     async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
-        """Read a body inside all limits, wait for the turn of its work, and do it."""
+        """Read a body within all limits, wait for its turn, and do the work."""
         connection = cast("Connection", request.protocol)
         try:
             deadline = deadline_of(request, connection.since)
@@ -165,7 +163,6 @@ class HttpServer:
         return response
 
     async def _read(self, request: web.BaseRequest) -> None:
-        """Read a body, unless it is refused before."""
         check_body(request)
         if self.registry.is_full:
             raise self.writer.no_room()
@@ -176,13 +173,12 @@ class HttpServer:
 
 
 async def _passed(is_over: Callable[[], bool], until: float) -> None:
-    """Wait until something is over, or until a time of `time.monotonic`."""
     while not is_over() and monotonic() < until:  # noqa: ASYNC110 -- no event tells of the last connection
         await asyncio.sleep(POLL_S)
 
 
 def deadline_of(request: web.BaseRequest, received: float) -> float:
-    """Return when the caller stops to wait, by `time.monotonic`; inf if it does not say."""
+    """Return when the caller's time-out ends, by `time.monotonic`; inf without one."""
     given = request.headers.get(TIMEOUT)
     if given is None:
         return inf

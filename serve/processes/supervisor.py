@@ -28,8 +28,7 @@ from hotplate.serve.access.auth import guard_of, is_loopback
 from hotplate.serve.access.oidc import verifier_of
 from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
-from hotplate.serve.connections.limits import within_memory
-from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve
+from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy

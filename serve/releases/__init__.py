@@ -1,1 +1,1 @@
-"""Which release a process serves, live and as a canary, and what watches over it."""
+"""Served releases and the canary."""

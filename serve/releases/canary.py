@@ -1,10 +1,9 @@
-"""A canary: who sees it in a process, and when it is worse than the live release.
+"""The canary: which users see it, and when it is worse than the live release.
 
-A user sees the canary if the hash of the id and the canary's salt is below the canary's share of all hashes. So all
-processes and tiers with the same canary choose the same users, and users among the first 5 % stay among 50 %.
+A user sees the canary if the hash of id and salt is below the canary's share of all hashes. So all processes and tiers
+choose the same users, and users among the first 5 % stay among 50 %.
 
-Errors, fallbacks and slow reads of the last minute judge it, from the counts of all workers together. Clicks are only
-shown, side by side.
+Errors, fallbacks and slow reads of the last minute, in all workers, judge it. Clicks are only shown.
 """
 
 from itertools import accumulate
@@ -18,19 +17,18 @@ from hotplate.serve.releases.release import ServedRelease
 from hotplate.stores.catalogue import Canary
 from hotplate.stores.keys import USER
 
-# How many lists of the canary are looked up, or read, before it is judged by them.
+# Lookups, or reads, of the canary before it is judged by them.
 MIN_LOOKUPS = 100
-# By how much more of its lists than of the live release's may be missing, not be readable, or be read slowly, on top of
-# chance.
+# Allowed differences to the live release, on top of chance, as shares: fallbacks, errors, slow reads.
 MORE_FALLBACKS = 0.05
 MORE_ERRORS = 0.01
 MORE_SLOW = 0.05
-# How far a share is off by chance at most, in standard deviations: four are so once in 30,000 times.
+# Standard deviations that count as chance: exceeded once in 30,000 times.
 DEVIATIONS = 4
-# A read is slow beyond twice the time in which this share of the live release's are done, and beyond SLOW_S.
+# A read is slow if it takes over SLOW_S and twice the time of this quantile of the live release.
 USUAL = 0.95
 SLOW_S = 0.01
-# Over how long is counted before the counts begin again, so a good hour hides no bad minute.
+# Counts restart after this time, so a good hour hides no bad minute.
 WINDOW_S = 60.0
 # Standard deviations of a 95 % interval.
 INTERVAL = 1.96
@@ -40,7 +38,7 @@ _NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
 
 
 class ReleaseCounts(NamedTuple):
-    """Lists of users that were a hit, a miss and an error; reads by bucket; lists shown, and items of them clicked."""
+    """Lookups by outcome, reads by bucket, lists shown, and clicks on their items."""
 
     hit: float = 0
     miss: float = 0
@@ -51,29 +49,29 @@ class ReleaseCounts(NamedTuple):
 
     @property
     def lookups(self) -> float:
-        """How many lists were looked up."""
+        """All lookups."""
         return self.hit + self.miss + self.error
 
     def since(self, before: "ReleaseCounts") -> "ReleaseCounts":
-        """Return what was counted after *before*."""
+        """Return the difference to *before*."""
         hit, miss, error = map(sub, self[:3], before[:3])
         reads = tuple(map(sub, self.reads, before.reads))
         return ReleaseCounts(hit, miss, error, reads, self.shown - before.shown, self.clicks - before.clicks)
 
 
 class BothCounts(NamedTuple):
-    """What was counted of users who saw the live release, and of those who saw the canary: in all workers together."""
+    """Counts of the live release and of the canary, in all workers together."""
 
     live: ReleaseCounts = ReleaseCounts()
     canary: ReleaseCounts = ReleaseCounts()
 
     def since(self, before: "BothCounts") -> "BothCounts":
-        """Return what was counted after *before*."""
+        """Return the difference to *before*."""
         return BothCounts(self.live.since(before.live), self.canary.since(before.canary))
 
 
 def click_interval(shown: float, clicks: float) -> tuple[float, float] | None:
-    """Return the 95 % interval of clicks per list shown; None while there are none."""
+    """Return the 95 % interval of clicks per list shown; None without data."""
     if not (shown and clicks):
         return None
     half = INTERVAL * clicks**0.5
@@ -81,7 +79,7 @@ def click_interval(shown: float, clicks: float) -> tuple[float, float] | None:
 
 
 def find_regression(live: ReleaseCounts, canary: ReleaseCounts) -> str | None:
-    """Say in what the canary is worse than the live release, beyond bound and chance; None if in nothing."""
+    """Return in what respect the canary is worse than the live release, beyond bound and chance, or None."""
     n, m, slow_from = canary.lookups, live.lookups, _slow_from(live.reads)
     for what, of_canary, of_live, out_of, more in (
         ("lookups could not be read", canary.error, live.error, (n, m), MORE_ERRORS),
@@ -109,7 +107,6 @@ def _is_more(of_canary: float, of_live: float, n: float, m: float, more: float) 
 
 
 def _slow_from(reads: tuple[float, ...]) -> int:
-    """Return the first bucket whose reads are all slow."""
     total = sum(reads)
     usual = next((n for n, below in enumerate(accumulate(reads)) if below >= USUAL * total), 0)
     usual_s = BUCKETS_S[min(usual, len(BUCKETS_S) - 1)]
@@ -118,7 +115,7 @@ def _slow_from(reads: tuple[float, ...]) -> int:
 
 
 class ServedCanary:
-    """The canary of one tier at one share, loaded; lives as long as the tier serves it so."""
+    """The canary of one tier at one share."""
 
     __slots__ = ("_before", "_below", "_salt", "_window_ends", "began_with", "record", "served")
 
@@ -130,10 +127,7 @@ class ServedCanary:
         counts: BothCounts = BothCounts(),  # noqa: B008 -- immutable
         began_with: BothCounts | None = None,
     ) -> None:
-        """Take what the catalogue says of the canary, its release, the time in seconds, and what is counted by then.
-
-        *began_with* is what was counted when the canary started, if that was with another share.
-        """
+        """Take the counts up to *now* (seconds), and those at the start of a canary with another share."""
         self.record = record
         self.served = served
         self.began_with = began_with or counts
@@ -142,16 +136,16 @@ class ServedCanary:
         self._window_ends, self._before = now + WINDOW_S, counts
 
     def includes(self, key: str) -> bool:
-        """Return whether a row is for somebody who sees the canary; rows of items and popular lists are for all."""
+        """Return whether a row belongs to a user of the canary. Rows of items and popular lists are shared."""
         return key.startswith(USER) and xxh3_64_intdigest((key[_AFTER_KIND:] + self._salt).encode()) < self._below
 
     def judge(self, now: float, counts: BothCounts) -> str | None:
-        """Say in what the canary was worse in this window; None if in nothing."""
+        """Return in what respect the canary was worse in this window, or None."""
         finding = find_regression(*counts.since(self._before))
         if now >= self._window_ends:
             self._window_ends, self._before = now + WINDOW_S, counts
         return finding
 
     def since_start(self, counts: BothCounts) -> BothCounts:
-        """Return what was counted since the canary started."""
+        """Return the counts since the canary started."""
         return counts.since(self.began_with)

@@ -1,7 +1,7 @@
-"""Follows the live release and the canary: a process serves these, and switches only to what it can read.
+"""Follows the live release and the canary of a store.
 
-A catalogue of a lower generation is taken for a stale read, and ignored, until it is clear that the store was restored
-from an older copy. Then it is followed, because processes that start later see only that catalogue.
+A catalogue of a lower generation counts as a stale read, and is ignored, until it is certain that the store was
+restored from an older copy. Then it is followed, because new processes see only that catalogue.
 """
 
 import asyncio
@@ -28,42 +28,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Where findings of a store come from that stay until something else is followed, as they are listed.
+# Sources of findings that stay until another catalogue is followed.
 FOLLOWED: tuple[FindingSource, ...] = ("restored", "set-up", "canary")
 
-# An error of the same kind whose text changes, as one with the server's time in it does, is logged no more often; nor
-# is a circuit that opens time and again, as that of a store with too little throughput does.
+# Repeated errors of one kind, and repeated openings of a circuit, are logged no more often.
 LOG_EVERY_S = 60.0
-# The first and the longest pause before a store that failed is tried again.
+# First and longest pause before a failed store is read again.
 RETRY_S = (0.1, 5.0)
-# For how long every read of the primary must be older than what is followed, before the store counts as restored.
+# How long all reads of the primary must be older than the followed catalogue for the store to count as restored.
 RESTORED_S = 30.0
-# How often the catalogue is read while it is older than what is followed, or the release that is served is gone.
+# Poll interval while the catalogue is older than the followed one, or the served release is gone.
 STALE_POLL_S = 2.0
-# Over how long processes spread their loads of a release that goes live for all of them at once in a remote store.
+# Processes spread the loading of a new release from a remote store over this time.
 SPREAD_S = 0.5
-# How often a canary is judged, and loaded again if that failed.
+# Interval for judging a canary, and for loading it again after a failure.
 CANARY_S = 1.0
-# How long a release is brought into memory at most, before it is served all the same.
+# How long a release is read into memory before it is served in any case.
 WARM_S = 120.0
 
 
 class _CatalogueOlder(StoreError):
-    """The store gives a catalogue older than the one that is followed."""
+    """The catalogue is older than the followed one."""
 
 
 class _CatalogueGone(StoreError):
-    """The store has no catalogue any more."""
+    """The catalogue is missing."""
 
 
 class _Defect(StoreError):
-    """A reader raised what no reader should."""
+    """A reader raised something other than StoreError."""
 
 
 class Follower:
-    """Keeps `served` at the live release, and `canary` at the canary; lives as long as its tier.
+    """Keeps `served` at the live release and `canary` at the canary. One per tier.
 
-    A store that cannot be read never un-serves what is served; `last_error` says in a sentence what is wrong.
+    A store that cannot be read never removes what is served; `last_error` says what is wrong.
     """
 
     def __init__(
@@ -73,47 +72,42 @@ class Follower:
         *,
         fold_in: "FoldIn | None" = None,
     ) -> None:
-        """Take what returns the counts of all workers that a canary is judged by.
-
-        *fold_in* loads item factors with each release.
-        """
+        """*canary_counts* returns the counts of all workers; *fold_in* loads item factors with each release."""
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
-        """What a share of the users see in the place of what is `served`."""
         self.erased = NOBODY
-        """The users who were erased from the store: they are answered as unknown."""
+        """Users who were erased from the store: they count as unknown."""
         self.canary_stopped: str | None = None
-        """In what the canary of the catalogue is worse than the live release, if it is not used for that."""
+        """Why the catalogue's canary is not used."""
         self.last_error: str | None = None
         self.attempted = asyncio.Event()
-        """Set once the store has been read for the first time, with whatever outcome."""
+        """Set after the first read of the store, even if it failed."""
         self.ready = asyncio.Event()
-        """Set once a release is served."""
         self._reader, self._fold_in = reader, fold_in
         self._canary_counts = canary_counts
         self._stopped: Release | None = None
-        """The entry of the canary that `canary_stopped` is about."""
+        """The canary that `canary_stopped` is about."""
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
-        """Held while a release is loaded: later catalogues are compared with what is followed then."""
+        """Held while a release is loaded: later catalogues are compared with the result."""
         self._taken = 0
-        """How many catalogues were taken: one that was requested before the last of them may be older than that."""
+        """Number of catalogues taken: one requested before the last of them may be older."""
         self._stale = asyncio.Event()
-        """Set while the store is not what was followed; it is then read every STALE_POLL_S."""
+        """Set while the store disagrees with what is followed; it is then read every STALE_POLL_S."""
         self._older_since: float | None = None
         self._current = False
         self._current_at = time.monotonic()
         self._found: dict[FindingSource, list[str]] = {}
-        """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
+        """Findings about the followed catalogue and the store's set-up."""
         self._canary_named = asyncio.Event()
-        """Set while the catalogue that is followed names a canary."""
+        """Set while the followed catalogue names a canary."""
         self._refreshing: asyncio.Task[None] | None = None
         self._logged: type[StoreError] | None = None
         self._logged_at = 0.0
 
     @property
     def findings(self) -> list[ServiceFinding]:
-        """What is wrong with the store, and what could harm what is served of it."""
+        """Problems of the store, and risks for what is served."""
         found = [ServiceFinding(source, sentence) for source in FOLLOWED for sentence in self._found.get(source, ())]
         if self.last_error is not None:
             found.insert(0, ServiceFinding("store", self.last_error))
@@ -125,14 +119,14 @@ class Follower:
 
     @property
     def catalogue_age_s(self) -> float:
-        """How long ago the store was last read and what is followed known to be what it has."""
+        """Age of the last read that agreed with what is followed."""
         now = time.monotonic()
         current_at = now if self._current else self._current_at
         polled_at = self._reader.polled_at if isinstance(self._reader, Diagnosed) else None
         return now - (current_at if polled_at is None else min(current_at, polled_at))
 
     async def run(self, *, warm: bool = False) -> None:
-        """Follow until cancelled, whatever the store raises; *warm* a release of a store in this process first."""
+        """Follow until cancelled; *warm*: read releases of a local store into memory first."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_changes(warm=warm))
             group.create_task(self._poll_while_stale())
@@ -140,18 +134,18 @@ class Follower:
 
     @property
     def all_served(self) -> list[ServedRelease]:
-        """What is served: the live release, and the canary."""
+        """The live release and the canary."""
         canary = self.canary
         both = (self.served, None if canary is None else canary.served)
         return [served for served in both if served is not None]
 
     def served_for(self, key: str) -> ServedRelease | None:
-        """Return the release that a row is read of: the canary, for its share of the users, or else the live one."""
+        """Return the release for a row: the canary for its share of the users, otherwise the live one."""
         canary = self.canary
         return canary.served if canary is not None and canary.includes(key) else self.served
 
     def grouped(self, keys: Sequence[str]) -> list[tuple[ServedRelease, Sequence[str]]]:
-        """Return the releases that rows are read of, each with its rows."""
+        """Return the releases for rows, each with its rows."""
         if self.served is None or not keys:
             return []
         if (canary := self.canary) is None:
@@ -162,7 +156,7 @@ class Follower:
         return [(served, group) for served, group in ((self.served, live), (canary.served, taken)) if group]
 
     async def refresh(self) -> ServedRelease | None:
-        """Read the catalogue at once, because a release was not found; callers at the same time share one read."""
+        """Read the catalogue because a release was not found; concurrent callers share one read."""
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._refresh())
             self._refreshing.add_done_callback(self._refreshed)
@@ -178,13 +172,12 @@ class Follower:
                     await self._take(catalogue)
                     self.attempted.set()
                     backoff.reset()
-            except Exception as error:  # noqa: BLE001 -- nothing that a reader does may end the following
+            except Exception as error:  # noqa: BLE001 -- no error of a reader may end this task
                 self._report(error)
                 self.attempted.set()
             await asyncio.sleep(backoff.next_s())
 
     async def _poll_while_stale(self) -> None:
-        """Read the catalogue of a stale store time and again, until it is followed or is again what was followed."""
         while True:
             await self._stale.wait()
             await self._refresh()
@@ -192,7 +185,7 @@ class Follower:
                 await asyncio.sleep(STALE_POLL_S)
 
     async def _watch_canary(self) -> None:
-        """Stop using a canary that is worse than the live release. If a canary could not be loaded, try again."""
+        """Stop a canary that is worse than the live release; retry one that could not be loaded."""
         now = asyncio.get_running_loop().time
         while True:
             await self._canary_named.wait()
@@ -212,11 +205,11 @@ class Follower:
 
     @property
     def canary_counts(self) -> BothCounts | None:
-        """What was counted of the live release and of the canary since that started; None without one."""
+        """Counts of the live release and the canary since that started."""
         return None if self.canary is None else self.canary.since_start(self._canary_counts())
 
     def drop_canary(self, gone: ServedRelease) -> None:
-        """Show all users the live release, as the canary is gone from the store; load it again if it comes back."""
+        """Serve the live release to all users, because the canary is gone; it is loaded again if it returns."""
         if self.canary is not None and self.canary.served is gone:
             self.canary = None
             self._set_canary_error(f"release {gone.id} is the canary, and is not in this store any more")
@@ -228,14 +221,14 @@ class Follower:
                 found = await self._reader.catalogue()
                 if await self._take(found, requested_after=taken):
                     return
-        except Exception as error:  # noqa: BLE001 -- nothing that a reader does may end the following, or a request
+        except Exception as error:  # noqa: BLE001 -- no error of a reader may end this task, or a request
             self._report(error)
 
     def _refreshed(self, _: asyncio.Task[None]) -> None:
         self._refreshing = None
 
     async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
-        """Let chance decide which process is the first to load what all are to follow, or bring it into memory."""
+        """Before a switch: read local releases into memory, or delay this process randomly."""
         live = catalogue.live_entry
         if live is None or not follows(catalogue, self._seen):
             return
@@ -245,14 +238,14 @@ class Follower:
             for one in unread if warm else ():
                 await _warm(self._reader, one.ref)
         elif unread and self.served is not None:
-            await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
+            await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
 
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
-        """Follow *found* if it is newer, or where the store turns out to be restored; an error leaves all as it was.
+        """Follow *found* if it is newer, or if the store was restored; an error changes nothing.
 
-        *requested_after* is given where something was amiss and so the catalogue was requested, after so many had been
-        taken. If others were taken since, it may be older than those: then nothing is done, and False returned. If not,
-        whether the release that is served is still there is looked at, too.
+        *requested_after* is the number of catalogues taken before *found* was requested, if it was requested because of
+        a problem. Returns False, and does nothing, if others were taken since. Otherwise the served release is checked,
+        too.
         """
         requested = requested_after is not None
         async with self._switching:
@@ -262,7 +255,7 @@ class Follower:
             seen = self._seen
             restored = bool(self._found.get("restored"))
             if restored and seen is not None and not found.primary and found.generation > seen.generation:
-                self._stale.set()  # a replica may still have what the primary has lost: ask that
+                self._stale.set()  # this replica may lag behind the restored primary: read that
             elif follows(found, seen):
                 await self._follow(found)
                 self._set_error(_nothing_live() if found.live is None else None)
@@ -271,7 +264,7 @@ class Follower:
                 self._set_error(_nothing_live())
             elif found.version != seen.version:
                 self._stale.set()
-                if requested:  # any other may be older than what came before it
+                if requested:  # others may have been read before
                     await self._take_older(found, seen)
             elif (requested or self._stale.is_set()) and (gone := await self._live_gone(found)):
                 self._stale.set()
@@ -283,7 +276,7 @@ class Follower:
         return True
 
     async def _follow(self, found: Catalogue) -> None:
-        """Switch to what *found* says is live and to its canary, once these are loaded."""
+        """Switch to the live release and canary of *found* after loading them."""
         if found.erased != (None if self._seen is None else self._seen.erased):
             self.erased = await read_erased(self._reader, found)
         live, served = found.live_entry, self.served
@@ -294,7 +287,7 @@ class Follower:
             else:
                 served = await load(self._reader, live, self._fold_in)
         canary = await self._load_canary(found)
-        self.served, self.canary = served, canary  # at once: no user gets a list of what he saw before
+        self.served, self.canary = served, canary  # together, so no user returns to an older release
         if served is not None and is_new:
             self.ready.set()
             log.info("release %s is live", served.id, extra={"release": served.id})
@@ -307,10 +300,7 @@ class Follower:
             await self._read_advice()
 
     async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
-        """Return the canary that *found* names, loaded; None if there is none, or it is not to be used, or cannot.
-
-        One that cannot be loaded is tried again, and all users see what is live until then.
-        """
+        """Return the loaded canary of *found*, or None. While it cannot be loaded, all users see the live release."""
         record, entry = found.canary, found.canary_entry
         if record is None or entry is None:
             self._canary_named.clear()
@@ -332,10 +322,9 @@ class Follower:
         return ServedCanary(record, served, asyncio.get_running_loop().time(), self._canary_counts(), began_with)
 
     async def _try_load(self, canary: Release) -> ServedRelease | None:
-        """Load a canary; nothing that comes of it may harm what is live."""
         try:
             served = replace(await load(self._reader, canary, self._fold_in), is_canary=True)
-        except Exception as error:  # noqa: BLE001 -- as the docstring says; a defect is logged with its traceback
+        except Exception as error:  # noqa: BLE001 -- must not harm the live release
             sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
             self._set_canary_error(sentence, None if isinstance(error, StoreError) else error)
             return None
@@ -348,10 +337,10 @@ class Follower:
         self._found["canary"] = [sentence]
 
     async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
-        """Take a catalogue that is older, or is a replica's: ignore it, or follow it if the store was restored.
+        """Handle a catalogue that is older, or a replica's: follow it only if the store was restored.
 
-        The store was restored if the release that is followed is gone, or if every read of the primary gave a lower
-        generation for RESTORED_S. What a replica says counts neither for nor against it.
+        That is so if the served release is gone, or if every read of the primary was older for RESTORED_S. A replica
+        proves nothing.
         """
         self._note_outdated()
         now = asyncio.get_running_loop().time()
@@ -375,8 +364,8 @@ class Follower:
         else:
             self._set_error(
                 _CatalogueOlder(
-                    f"only a replica answers, with another catalogue, of generation {found.generation}, than that of "
-                    f"{seen.generation} that is followed; it lags, or the store was restored: serve the primary to know"
+                    f"only a replica answers, with generation {found.generation} of the catalogue instead of "
+                    f"{seen.generation}; it lags, or the store was restored: make the primary reachable to find out"
                 )
             )
 
@@ -388,7 +377,7 @@ class Follower:
         )
         self._found["restored"] = [sentence]
         log.warning("%s", sentence)
-        self.last_error = self._logged = None  # said just now, in other words
+        self.last_error = self._logged = None  # the warning covers it
         if found.live is None:
             self._set_error(_nothing_live())
 
@@ -409,7 +398,7 @@ class Follower:
         return served is not None and (served.ref, served.writer) == (entry.ref, entry.writer)
 
     async def _is_gone(self) -> bool:
-        """Return whether the release that is served is surely not in the store any more."""
+        """Return whether the served release is certainly not in the store."""
         if self.served is not None:
             try:
                 await read_one(self._reader, self.served.ref, MANIFEST)
@@ -438,7 +427,6 @@ class Follower:
         self._found["set-up"] = advice
 
     def _report(self, error: Exception) -> None:
-        """Take in what a reader raised; if that is not a StoreError, it is a defect, and its traceback is logged."""
         self._note_outdated()
         if isinstance(error, StoreError):
             self._set_error(error)
@@ -467,7 +455,6 @@ def _nothing_live() -> ReleaseNotFound:
 
 
 async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
-    """Bring a release into memory, for WARM_S at most: what is left then is read from the disk when it is requested."""
     clock = asyncio.get_running_loop().time
     started = clock()
     try:

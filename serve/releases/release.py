@@ -1,4 +1,4 @@
-"""One release as a process serves it, and how it is loaded out of a store."""
+"""A release as a process serves it, and how it is loaded."""
 
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,45 +17,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ServedRelease:
-    """One release as it is served; immutable, so a request that holds one never mixes two."""
+    """A served release; immutable, so a request never mixes two."""
 
     ref: ReleaseRef
     writer: str
-    """Who finished it. If a store is put back to when it was a draft, it may be finished again, with other lists."""
+    """Token of its writer: a release of a restored store may be finished again with other lists."""
 
     manifest: Manifest
     popular: dict[str, bytes]
-    """Popular lists by segment, as opened bodies; `OVERALL` is always there, and none is empty."""
+    """Popular lists by segment, as opened bodies; never empty, and `OVERALL` always exists."""
 
     decode: Decode
-    """Opens every other value of the release, given its key."""
+    """Opens the other values, given their keys."""
 
     damaged: tuple[str, ...] = ()
-    """What was found damaged when it was loaded."""
+    """Keys that were found damaged when it was loaded."""
 
     factors: "ItemFactors | None" = None
-    """What visitors are folded in with, if that is wanted and the release has it."""
+    """Item factors for folding in, if enabled and present."""
 
     is_canary: bool = False
-    """Whether it is not what is live, but what a share of the users see in its place."""
+    """Whether it is the canary."""
 
     number: int = field(default_factory=count().__next__, compare=False)
-    """Of this release as it was loaded now: loaded again it may have other lists."""
+    """Differs each time a release is loaded, which may have other lists."""
 
     lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
-    """How many of its lists were a hit, a miss, an error; with the release, because each list is counted."""
+    """Counts of hits, misses and errors."""
 
     @property
     def id(self) -> ReleaseId:
-        """The id that answers name."""
+        """The release id."""
         return self.ref.id
 
 
 async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
-    """Read what a release needs to be served; raises StoreError as `read_servable` does.
-
-    With *fold_in*, read its item factors, too.
-    """
+    """Load a release, and its item factors with *fold_in*; raises StoreError as `read_servable` does."""
     release = live.ref
     found = await read_servable(reader, release)
     loaded = Loaded() if fold_in is None else await fold_in.load(reader, release, found.manifest)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.cache import ABSENT_S, NOT_CACHED, Cache
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import EncodedList, TieredReader
 from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.tiers import ABSENT_S, NOT_CACHED, Cache
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from hotplate.serve.breaker import FAILURES, PAUSE_S
 from hotplate.serve.embedded import Lists
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import EncodedList, NotReady, TieredReader, read_within
 from hotplate.serve.releases.release import ServedRelease
-from hotplate.serve.tiers import ReadResult, Tier, loop_time
+from hotplate.serve.tiers import FAILURES, PAUSE_S, ReadResult, Tier, loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable

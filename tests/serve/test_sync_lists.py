@@ -100,7 +100,7 @@ def test_every_method_answers_as_that_of_the_async_lists_does(url: str) -> None:
         assert b'hotplate_lookups_total{outcome="hit",source="personal"} 2.0' in lists.prometheus_text()
         with pytest.raises(hotplate.FoldInUnavailable, match="--fold-in"):
             lists.fold_in(["a"])
-        with pytest.raises(hotplate.StoreMisused, match="n is how many"):
+        with pytest.raises(hotplate.StoreMisused, match="n must be at least 1"):
             lists.personal("42", n=0)
         with pytest.raises(hotplate.StoreMisused):
             lists.similar("")

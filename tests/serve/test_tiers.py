@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker
 from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.follower import LOG_EVERY_S
-from hotplate.serve.tiers import StoreObserver, Tier, tier_names
+from hotplate.serve.tiers import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker, StoreObserver, Tier, tier_names
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from hotplate.stores.store import Observer, Slot

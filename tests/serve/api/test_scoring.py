@@ -220,7 +220,7 @@ def test_a_row_that_makes_no_sense_spoils_only_its_own_element(service: Service)
     check(elements[1::2], [("7", 2)] * len(nonsense))
     for element in elements[::2]:
         assert (element["status"], element["items"]) == ("invalid", [])
-        assert element["error"].startswith("the row makes no sense: ")
+        assert element["error"].startswith("the row is invalid: ")
 
 
 @pytest.mark.parametrize(

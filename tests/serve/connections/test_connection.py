@@ -68,6 +68,14 @@ async def test_pipelined_request_body_does_not_trigger_the_header_timeout(pair: 
         transport.close()
 
 
+async def test_a_body_that_arrives_with_its_header_is_counted_once(pair: Pair) -> None:
+    _, transport = connected(pair.plain)
+    transport.feed(POST + BODY)
+    assert pair.plain.registry.bytes_in_flight == len(POST + BODY)
+    await until_answered(transport, 1)
+    assert pair.plain.registry.bytes_in_flight == 0
+
+
 async def test_the_time_for_a_body_begins_with_the_turn_of_its_request(pair: Pair) -> None:
     connection, transport = connected(pair.plain)
     transport.feed(GET)

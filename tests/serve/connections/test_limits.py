@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hotplate.serve.connections.limits import within_memory
+from hotplate.serve.connections.listeners import within_memory
 from hotplate.serve.settings import Limits
 from tests.support.limited_service import (
     MB,
