@@ -14,8 +14,8 @@ import pytest
 from hotplate.bench.conftest import COUNT, Benchmark, Filled, publish_lists
 from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.process import RedisServer
+from hotplate.serve.embedded import open_sync
 from hotplate.serve.reader import open_reader
-from hotplate.serve.sync_lists import open_sync
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, decode, encode
 from hotplate.stores.file.store import LmdbStore

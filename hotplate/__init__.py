@@ -25,10 +25,9 @@ if TYPE_CHECKING:  # what type checkers see; `_homes` reads it, too
     from hotplate.offline.training import TrainReport, TrainSettings, train
     from hotplate.releases import activate, copy, prune, rollback, verify
     from hotplate.serve.api.app import mount
-    from hotplate.serve.embedded import Lists, Recommendations
+    from hotplate.serve.embedded import Lists, Recommendations, SyncLists, open_sync
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
     from hotplate.serve.reader import FoldInUnavailable, NotReady
-    from hotplate.serve.sync_lists import SyncLists, open_sync
     from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
     from hotplate.stores.catalogue import dump as dump_catalogue
     from hotplate.stores.catalogue import parse as parse_catalogue

@@ -98,7 +98,7 @@ class ListOptions(SimilarOptions, total=False):
 
 
 class _Failed(Exception):
-    """No lists were returned; *status* is 0 if there was no response."""
+    """No lists were returned; *status* is 0 without a response."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message[:MAX_FAILURE_CHARS])
@@ -107,7 +107,7 @@ class _Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A request, with what is needed to cut a remembered list for it. All requests are safe to repeat."""
+    """A request, with the options for cutting a remembered list. All requests are safe to repeat."""
 
     route: str
     path: str

@@ -40,7 +40,7 @@ ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Loaded(NamedTuple):
-    """Loaded factors, None if there are none, and keys that were found damaged."""
+    """Loaded factors, if any, and damaged keys."""
 
     factors: "ItemFactors | None" = None
     damaged: tuple[str, ...] = ()

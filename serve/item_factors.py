@@ -81,7 +81,7 @@ class ItemFactors:
     def recommend(
         self, basket: dict[int, float], n: int, denied: Container[bytes] = (), excluded: Collection[bytes] = ()
     ) -> list[Item]:
-        """Return the best *n* items for a basket of `known` items: none of it, *denied* or *excluded*.
+        """Return the best *n* items for a basket of `known` items: without those, *denied* and *excluded* ones.
 
         These are ids by `encode_id`. Takes some milliseconds, in most of which other threads run, and longer once for
         each deny-list, as all items are looked up in it.

@@ -37,7 +37,7 @@ class Deadline(NamedTuple):
     hurried: bool
 
     def share_s(self, tiers: int) -> float:
-        """Return the seconds for the next of *tiers* remaining tiers: an equal share of what is left."""
+        """Return the seconds for the next of *tiers* remaining tiers: an equal share of the rest."""
         return max(0.0, self.at - loop_time()) / tiers
 
 
@@ -50,7 +50,7 @@ class _Batch(Generic[Waiter]):
     """Waiters by key until it is completed; empty for the keys of one request."""
 
     take_all: TakeAll | None = None
-    """For one request, whose answer has one release: called with all keys by the first tier that can be read."""
+    """For the keys of one request and one release: called with all keys by the first tier that can be read."""
 
     spans: dict[str, list[RequestSpan]] | None = None
     """Spans of sampled requests, by key."""

@@ -116,7 +116,7 @@ class TieredReader:
         """*stores* are by tier name; *metrics* are shared by all workers.
 
         Remote stores share a cache of *cache_bytes* in equal parts. *fold_in* loads item factors with each release, and
-        raises StoreMisused if numpy is not installed. *kept* is a tier and a release whose popular lists answer while
+        raises StoreMisused if numpy is not installed. *kept* is a tier and a release that provide popular lists while
         no tier serves a release.
         """
         self.metrics = metrics or Metrics(1, list(stores))
@@ -230,7 +230,7 @@ class TieredReader:
         return await self._read_one(USER + user, "personal", segment)
 
     async def similar(self, item: str) -> EncodedList:
-        """Read the items similar to *item*; if there are none, the popular list."""
+        """Read the items similar to *item*; without any, the popular list."""
         return await self._read_one(ITEM + item, "similar", OVERALL)
 
     def popular(self, segment: str = OVERALL) -> EncodedList:

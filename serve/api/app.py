@@ -156,7 +156,7 @@ class Dispatcher:
         tracer: Tracer | None = None,
         watched: Sequence[WatchedFiles] = (),
     ) -> None:
-        """*watched* are files that the worker follows. Without a guard, nobody needs a key."""
+        """*watched* are files that the worker follows. Without a guard, no key is needed."""
         self.reader = reader
         self.guard = guard or Guard()
         self.handlers = Handlers(

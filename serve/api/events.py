@@ -50,7 +50,7 @@ EventType = Annotated[
     str,
     Meta(
         pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,31}$(?!\n)",
-        description="`impression`: the items were shown; `click`: they were chosen; or a name of your own, as `buy`.",
+        description="`impression`: the items were shown; `click`: they were chosen; or a custom name such as `buy`.",
     ),
 ]
 # A float, because 2.0 is an integer in JSON.
@@ -82,7 +82,9 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
 class EventsBody(Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /v1/events`."""
 
-    events: Annotated[tuple[Event, ...], Meta(min_length=1, max_length=MAX_EVENTS, description="All, or none of them.")]
+    events: Annotated[
+        tuple[Event, ...], Meta(min_length=1, max_length=MAX_EVENTS, description="Events; all are written, or none.")
+    ]
 
 
 class EventsAnswer(Struct, frozen=True):
@@ -157,7 +159,7 @@ class EventsHandler:
             durable = self.writer.append(lines)
         except QueueFull:
             self._count_events(events, QUEUE_FULL)
-            raise overloaded("more events come than can be written; these were not") from None
+            raise overloaded("the event queue is full; these events were not written") from None
         return DeferredResponse(lambda: self._resolve(durable, events, roles))
 
     async def _resolve(
@@ -174,7 +176,9 @@ class EventsHandler:
             ) from None
         except TimeoutError:
             self._count_events(events, LATE)
-            raise overloaded("it takes too long to write these events; they may be: keep their ids") from None
+            raise overloaded(
+                "writing these events takes too long; they may still be written: retry with the same ids"
+            ) from None
         self._count_events(events, DURABLE)
         for event in events:
             if event.type in (IMPRESSION, CLICK):
@@ -182,7 +186,7 @@ class EventsHandler:
         return web.Response(body=_encode(EventsAnswer(len(events))), headers=HEADERS)
 
     def _lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
-        """Yield a line per event, with an id and time if it has none."""
+        """Yield a line per event, with an id and time if they are missing."""
         now = round(time.time(), 3)
         for event in events:
             yield line_of(

@@ -286,10 +286,10 @@ class _Compressor(Protocol):
 
 
 class StreamedResponse(web.Response):
-    """A response whose first part is *made* and whose other pieces are made while it is sent.
+    """A response with *made* as first part; the other pieces are made while it is sent.
 
     A piece is made inside *turn*, and sent outside it, so a slow reader delays no other caller. *hold* counts the bytes
-    of the lists meanwhile.
+    of the lists.
     """
 
     def __init__(

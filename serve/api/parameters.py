@@ -45,28 +45,26 @@ Id = Annotated[
     str,
     Meta(min_length=1, max_length=MAX_ID_BYTES, description=f"An id: 1 to {MAX_ID_BYTES} bytes of UTF-8."),
 ]
-Count = Annotated[
-    int, Meta(ge=1, le=MAX_N, description="How many items to return; a list that is shorter is answered whole.")
-]
+Count = Annotated[int, Meta(ge=1, le=MAX_N, description="How many items to return; a shorter list is returned whole.")]
 Excluded = Annotated[
     tuple[Annotated[str, Meta(max_length=MAX_ID_BYTES)], ...],
     Meta(
         max_length=MAX_EXCLUDED,
-        description="Ids of items to leave out. The list is filled up to n from what is stored, and then with popular "
-        "items. In a query they are separated by commas; a comma of an id itself is written %2C.",
+        description="Ids of items to leave out. The list is filled up to n from the stored list, then with popular "
+        "items. In a query, ids are separated by commas; a comma in an id is written %2C.",
     ),
 ]
 Segment = Annotated[
     str,
     Meta(
         max_length=MAX_ID_BYTES,
-        description="Which popular list to answer where the user has no list of their own; the overall one if the "
-        "release does not have this segment.",
+        description="The segment of the popular list for a user without a list; the overall one if the release lacks "
+        "this segment.",
     ),
 ]
 Fields = Annotated[
     Literal["id", "id,score", "id,score,title"],
-    Meta(description="Which fields of the items to return; by default all that are stored."),
+    Meta(description="The fields of items to return; by default all."),
 ]
 ALL_FIELDS: Literal["id,score,title"] = "id,score,title"
 
@@ -92,7 +90,7 @@ class NoQuery(Struct, frozen=True):
 class BatchBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of `POST /v1/recommendations`."""
 
-    users: Annotated[tuple[Id, ...], Meta(max_length=MAX_USERS, description="The users, in the order of the answers.")]
+    users: Annotated[tuple[Id, ...], Meta(max_length=MAX_USERS, description="User ids, in the order of the answers.")]
 
 
 class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +99,7 @@ class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
     id: Id
     weight: Annotated[
         float,
-        Meta(gt=0, le=MAX_WEIGHT, description="As that of an interaction in training; by default the usual one there."),
+        Meta(gt=0, le=MAX_WEIGHT, description="As of an interaction in training; by default the usual one."),
     ]
 
 
@@ -112,28 +110,24 @@ class FoldInBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=
         tuple[Id | BasketItem, ...],
         Meta(
             max_length=MAX_BASKET,
-            description="What the visitor has, in any order; the weights of an item that is named twice are added up.",
+            description="The visitor's items, in any order; weights of a repeated item are added up.",
         ),
     ]
 
 
-ReleaseName = Annotated[str, Meta(description="The id of the release that the list is of.")]
-CanaryFlag = Annotated[
-    bool, Meta(description="There and true where the release is the canary, which a share of the users see.")
-]
+ReleaseName = Annotated[str, Meta(description="The release id of the list.")]
+CanaryFlag = Annotated[bool, Meta(description="True if the release is the canary; otherwise absent.")]
 TierName = Annotated[str, Meta(description="The store that the list was read from.")]
 Source = Annotated[
     Literal["personal", "similar", "popular"],
-    Meta(description="What the list is; `popular` if the user or item has no list of its own."),
+    Meta(description="The kind of list; `popular` is the fallback."),
 ]
-UsedSegment = Annotated[
-    str | UnsetType, Meta(description="Of which segment a popular list is; empty for the one of everybody.")
-]
+UsedSegment = Annotated[str | UnsetType, Meta(description="The segment of a popular list; empty for the overall list.")]
 UserStatus = Annotated[
     Status,
     Meta(
-        description="`ok`: the user's own list; `unknown`: the user has none; `error`: it could not be read. Users of "
-        "the last two get the popular list."
+        description="`ok`: a personal list; `unknown`: the user has none; `error`: it could not be read. The last two "
+        "come with the popular list."
     ),
 ]
 
@@ -176,8 +170,8 @@ class UserResult(PersonalAnswer, frozen=True, kw_only=True):
 class FoldInAnswer(Struct, frozen=True):
     """A list for a basket."""
 
-    known: Annotated[int, Meta(description="How many different items of the body the release knows.")]
-    unknown: Annotated[int, Meta(description="How many it does not know; they are ignored.")]
+    known: Annotated[int, Meta(description="How many different items the release knows.")]
+    unknown: Annotated[int, Meta(description="How many it does not know, and ignores.")]
     release: ReleaseName
     source: Annotated[
         Literal["fold-in", "popular"], Meta(description="`popular` if no item is known, or nothing is left to show.")
@@ -227,7 +221,7 @@ OPERATIONS = (
         BatchAnswer, (200, 400, 413, 415, 503), (JSON, MSGPACK), body=BatchBody,
     ),
     Operation(
-        "POST", FOLD_IN, "A list on the spot for a visitor, by the items that they have",
+        "POST", FOLD_IN, "A list computed from a basket of items",
         FoldInAnswer, (200, 400, 404, 413, 415, 503), body=FoldInBody,
     ),
     Operation(

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 # Interval of the timer, and how late it may be for a batch to begin.
 TICK_S = 0.005
-# Interval of the timer while there is no batch, to save CPU.
+# Interval of the timer without batches, to save CPU.
 IDLE_TICK_S = 0.05
 # A shorter delay is a burst. A longer one only adds latency: then batches may wait for TARGET_S, until none was refused
 # for INTERVAL_S.

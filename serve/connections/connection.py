@@ -510,7 +510,7 @@ class Connection(BaseProtocol):
             self._registry.bytes_in_flight += count
 
     def _count(self, size: int) -> None:
-        """Count received bytes; refuse the body, or cut the connection, if there is no room."""
+        """Count received bytes; refuse the body, or cut the connection, if bytes in flight exceed their limit."""
         self.hold(size)
         if self._registry.is_full:
             if self.state is State.BODY:

@@ -4,7 +4,7 @@
 refuse or read differently:
 
 - The bytes are one whole request: their first empty line is their end.
-- The request line is a GET with a path whose id needs no decoding, at most `?n=`, and HTTP/1.1.
+- The request line is a GET with an id that needs no decoding, at most `?n=`, and HTTP/1.1.
 - Each header is a listed one, occurs once, and has visible ASCII. Unlisted are headers that announce a body, change the
   protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms), and names with a space or line end.
 - Only what header bytes alone determine is remembered. Keys, rates, the deny-list, the live release and draining are
@@ -127,7 +127,7 @@ class AnswerWriter:
     ) -> bytes:
         """Return an answer that begins with *head* and *last*, the end of its last line.
 
-        *more* are additional header lines; without a *body* there is no Content-Length.
+        *more* are additional header lines; Content-Length is omitted without a *body*.
         """
         now = monotonic()
         if now >= self._date_until:

@@ -47,7 +47,7 @@ class CannotListen(OSError):
 def reserve(host: str, port: int, options: str = "") -> socket.socket:
     """Bind a socket that does not listen yet.
 
-    *options* is the prefix of the options in error texts. Raises CannotListen, for a port in use after PORT_WAIT_S.
+    *options* is the prefix of options in error texts. Raises CannotListen; a port in use is retried for PORT_WAIT_S.
     """
     deadline = time.monotonic() + PORT_WAIT_S
     while True:

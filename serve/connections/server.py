@@ -61,7 +61,7 @@ class Responder(Protocol):
 
 
 class HttpServer:
-    """An HTTP/1.1 server whose connections are limited."""
+    """An HTTP/1.1 server with limited connections."""
 
     def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: Lane | None = None) -> None:
         """*dispatcher* answers requests, and *lane* the plainest of them without aiohttp."""

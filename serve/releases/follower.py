@@ -62,7 +62,7 @@ class _Defect(StoreError):
 class Follower:
     """Keeps `served` at the live release and `canary` at the canary. One per tier.
 
-    A store that cannot be read never removes what is served; `last_error` says what is wrong.
+    A store that cannot be read never removes a served release; `last_error` gives the reason.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Follower:
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
         self.erased = NOBODY
-        """Users who were erased from the store: they count as unknown."""
+        """Users erased from the store; they count as unknown."""
         self.canary_stopped: str | None = None
         """Why the catalogue's canary is not used."""
         self.last_error: str | None = None
@@ -93,7 +93,7 @@ class Follower:
         self._taken = 0
         """Number of catalogues taken: one requested before the last of them may be older."""
         self._stale = asyncio.Event()
-        """Set while the store disagrees with what is followed; it is then read every STALE_POLL_S."""
+        """Set while the store disagrees with the followed catalogue; it is then read every STALE_POLL_S."""
         self._older_since: float | None = None
         self._current = False
         self._current_at = time.monotonic()
@@ -107,7 +107,7 @@ class Follower:
 
     @property
     def findings(self) -> list[ServiceFinding]:
-        """Problems of the store, and risks for what is served."""
+        """Problems of the store and the served release."""
         found = [ServiceFinding(source, sentence) for source in FOLLOWED for sentence in self._found.get(source, ())]
         if self.last_error is not None:
             found.insert(0, ServiceFinding("store", self.last_error))
@@ -119,7 +119,7 @@ class Follower:
 
     @property
     def catalogue_age_s(self) -> float:
-        """Age of the last read that agreed with what is followed."""
+        """Age of the last read that agreed with the followed catalogue."""
         now = time.monotonic()
         current_at = now if self._current else self._current_at
         polled_at = self._reader.polled_at if isinstance(self._reader, Diagnosed) else None

@@ -125,7 +125,7 @@ async def test_events_are_rejected_and_counted_if_the_queue_is_full_or_disk_slow
                 return response.status, "Retry-After" in response.headers, said
 
         writer._queued_bytes = MAX_QUEUED_BYTES
-        assert await report("full") == (503, True, "more events come than can be written; these were not")
+        assert await report("full") == (503, True, "the event queue is full; these events were not written")
         writer._queued_bytes = 0
         monkeypatch.setattr("hotplate.serve.api.events.COMMIT_S", 0)
         status, retries, said = await report("late")
