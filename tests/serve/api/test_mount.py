@@ -80,7 +80,7 @@ async def test_application_starts_without_a_release_and_answers_once_one_exists(
             while (await get(f"{url}/recs/readyz"))[0] != 200:
                 await asyncio.sleep(0.02)
         assert (await lists.personal("42")).release == release
-        with pytest.raises(RuntimeError, match="open already"):
+        with pytest.raises(RuntimeError, match="already open"):
             await lists.__aenter__()
     assert not lists.reader.following
 
