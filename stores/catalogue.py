@@ -76,22 +76,22 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Control state of one incarnation."""
+    """Control state of one incarnation.
+
+    *writer* is the token of the process that may write the draft, or wrote the release. *refused_by* names the failed
+    gates that keep it from going live until an operator overrides them. *live_since* is for display, and not part of
+    the checksum, which older versions compute without it.
+    """
 
     id: ReleaseId
     incarnation: str
     state: State
     created_at: float
     writer: str = ""
-    """Token of the process that may write the draft, or wrote the release."""
-
     superseded_at: float | None = None
     lease_until: float | None = None
     refused_by: tuple[str, ...] = ()
-    """The failed gates that keep it from going live, until an operator overrides them."""
-
     live_since: float | None = field(default=None, compare=False)
-    """When it last went live; for display. Not part of the checksum, which older versions compute without it."""
 
     @property
     def ref(self) -> ReleaseRef:
@@ -106,13 +106,14 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """The release that a share of the users see instead of the live one."""
+    """The release that a share of the users see instead of the live one.
+
+    *salt*, which is hashed with each user's id, is the release's id, because all tiers must choose the same users.
+    """
 
     release: ReleaseId
     percent: Annotated[float, Meta(gt=0, lt=100)]
-
     salt: str
-    """Hashed with each user's id; the release's id, because all tiers must choose the same users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,10 @@ class Erased:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The record as an immutable value."""
+    """The record as an immutable value.
+
+    Not stored are *now*, the store's clock at the read, and *primary*, false if it was read from a replica that lags.
+    """
 
     store_id: str = ""
     generation: int = 0
@@ -134,10 +138,7 @@ class Catalogue:
     canary: Canary | None = None
     erased: Erased | None = None
     now: float = field(default=0.0, compare=False)
-    """The store's clock at the read; not stored."""
-
     primary: bool = field(default=True, compare=False)
-    """False if it was read from a replica, which may lag behind; not stored."""
 
     @property
     def distinct(self) -> tuple[Release, ...]:

@@ -1,4 +1,4 @@
-"""The doctor: is a store fit to be served from and published to? What any store can say."""
+"""The doctor: whether a store can be served from and published to, as far as any store can tell."""
 
 import time
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
 from hotplate.stores.verification import named, read_servable
 
-# How far the store's clock may be from ours.
+# Accepted difference of the store's clock and ours.
 MAX_SKEW_S = 2.0
 READS = 20
-# What the service spends on the reads of a request, by default.
+# The service's default time budget for the reads of a request.
 BUDGET_S = 0.05
-# How many left-overs are named.
+# Leftovers that are named.
 NAMED = 5
 
 
 async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[Finding]:
-    """Look at everything, change nothing, and return what was found; never raises StoreError. *clock* is ours."""
+    """Examine a store without changes; never raises StoreError. *clock* is the local one."""
     findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}"), *await _own_findings(store)]
     before = clock()
     try:
@@ -34,7 +34,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         return findings
     record = await _record(store, catalogue)
     findings += [_clock(catalogue, before, clock()), record]
-    if record.level is Level.ERROR:  # without a catalogue, the rest would give the wrong advice
+    if record.level is Level.ERROR:  # the remaining advice assumes a catalogue
         return findings
     return [*findings, *await _live(store, catalogue), *await _left_over(store, catalogue)]
 
@@ -50,12 +50,9 @@ def _clock(catalogue: Catalogue, before: float, after: float) -> Finding:
     ahead_s = catalogue.now - (before + after) / 2
     if abs(ahead_s) <= MAX_SKEW_S + (after - before) / 2:
         return Finding(Level.OK, "clock", f"it differs from ours by {abs(ahead_s):.1f} s")
-    return Finding(
-        Level.WARNING,
-        "clock",
-        f"it is {abs(ahead_s):,.1f} s {'ahead of' if ahead_s > 0 else 'behind'} ours, and leases and grace go by it; "
-        f"set both by NTP",
-    )
+    side = "ahead of" if ahead_s > 0 else "behind"
+    sentence = f"it is {abs(ahead_s):,.1f} s {side} ours, and leases and grace depend on it; set both by NTP"
+    return Finding(Level.WARNING, "clock", sentence)
 
 
 async def _record(store: Store, catalogue: Catalogue) -> Finding:
@@ -66,14 +63,13 @@ async def _record(store: Store, catalogue: Catalogue) -> Finding:
         await check_nothing_to_rebuild(store)
     except StoreError as error:
         return Finding(Level.ERROR, "catalogue", str(error))
-    return Finding(Level.OK, "catalogue", "there is none yet; the first publish makes it")
+    return Finding(Level.OK, "catalogue", "the first publish makes it")
 
 
 async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
-    """Return what is live and since when, how quickly it is read, and whether there is room for another one."""
     live, canary = catalogue.live_entry, catalogue.canary_entry
     if live is None:
-        sentence = "nothing is live, so a service has nothing to answer with; publish, or activate a release"
+        sentence = "nothing is live, so a service has no lists; publish, or activate a release"
         return [Finding(Level.WARNING, "live", sentence)]
     findings, manifest = await _served(store, live, "live", f", {_since(live)}")
     if canary is not None:
@@ -84,7 +80,6 @@ async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
 
 
 async def _served(store: Store, entry: Release, subject: str, since: str) -> tuple[list[Finding], Manifest | None]:
-    """Return whether a release can be served, and which rows of its sample are missing or damaged; and its manifest."""
     try:
         found = await read_servable(store, entry.ref)
     except StoreError as error:
@@ -102,7 +97,6 @@ def _since(live: Release) -> str:
 
 
 async def _reads(store: Store, live: Release, manifest: Manifest) -> Finding:
-    """Read the sample of the live release again and again, a key at a time."""
     keys = manifest.sample
     taken = list[float]()
     for number in range(READS if keys else 0):
@@ -110,7 +104,7 @@ async def _reads(store: Store, live: Release, manifest: Manifest) -> Finding:
         try:
             await read_one(store, live.ref, keys[number % len(keys)])
         except ReleaseCorrupt:
-            continue  # another line says so
+            continue  # reported as damaged rows
         except StoreError as error:
             return Finding(Level.ERROR, "reading", f"a row of {live.id} cannot be read: {error}")
         taken.append(time.perf_counter() - started)
@@ -137,11 +131,10 @@ async def _room(store: Store, manifest: Manifest) -> list[Finding]:
 
 
 async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
-    """Return what is not needed any more, and what is under way."""
     findings = list[Finding]()
     for entry in catalogue.releases:
         if entry.state is State.DROPPING:
-            sentence = f"{entry.id} is being erased, or was to be; `hotplate releases prune` finishes that"
+            sentence = f"{entry.id} is being erased; `hotplate releases prune` finishes that"
             findings.append(Finding(Level.WARNING, "left over", sentence))
         elif entry.state is State.DRAFT:
             lapsed_s = catalogue.now - (entry.lease_until or 0.0)
@@ -152,15 +145,15 @@ async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
             if lapsed_s < 0:
                 heard = f"left a lease that ends {-lapsed_s:,.0f} s from now, so the store's clock was set back"
             sentence = f"the writer of the draft {entry.id} {heard}; "
-            advice = "go on with --resume, or let `hotplate releases prune` erase it"
+            advice = "continue it with --resume, or let `hotplate releases prune` erase it"
             findings.append(Finding(Level.WARNING, "left over", sentence + advice))
     try:
         found = await store.incarnations()
     except StoreError as error:
-        return [*findings, Finding(Level.WARNING, "left over", f"what lies in the store cannot be listed: {error}")]
+        return [*findings, Finding(Level.WARNING, "left over", f"the data in the store cannot be listed: {error}")]
     if strangers := [name for name in found if name not in catalogue.incarnations]:
         named = ", ".join(strangers[:NAMED]) + (f" and {len(strangers) - NAMED} more" if strangers[NAMED:] else "")
-        sentence = f"the data of {named}, which no catalogue names; `hotplate releases prune` erases them"
+        sentence = f"the data of {named}, which the catalogue does not name; `hotplate releases prune` erases them"
         findings.append(Finding(Level.WARNING, "left over", sentence))
     return findings or [Finding(Level.OK, "left over", "nothing")]
 

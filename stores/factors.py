@@ -29,19 +29,19 @@ _FLOAT_BYTES = 4
 
 
 class Description(Struct, frozen=True):
-    """Shape of the factors, and the parameters to solve a visitor's factors with."""
+    """Shape of the factors, and the parameters to solve a visitor's factors with.
+
+    *regularization* is that of the engine: the same for all users or, for Spark, multiplied by the number of items.
+    *weight* is that of an item given without one: the median of the training data.
+    """
 
     engine: Literal["als", "spark"]
     items: int
     factors: int
     pieces: int
     regularization: float
-    """As the engine defines it: the same for all users, or, for Spark, multiplied by the number of items."""
-
     alpha: float
     weight: float
-    """Weight of an item given without one: the median of the training data."""
-
     max_per_category: int | None = None
 
 

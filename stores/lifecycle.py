@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import GRACE_S, Catalogue, Release, ReleaseId, ReleaseRef, State
@@ -54,11 +55,18 @@ async def activate(
     """
     seen = await store.catalogue()
     changes.activate(seen, release, end_canary=end_canary)
-    entry = seen.find(release)
-    await _prepare(store, entry, force=force, though_refused=though_refused)
-    await change(store, lambda found: changes.activate(found, release, end_canary=end_canary), repeatable=False)
-    await scale_up_again(store, entry.ref)
+    entry, step = seen.find(release), partial(changes.activate, release=release, end_canary=end_canary)
+    await _serve(store, entry, step, force=force, though_refused=though_refused)
     return entry.state is not State.LIVE
+
+
+async def _serve(
+    store: Store, entry: Release, step: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
+) -> None:
+    """Prepare a release, and apply the step that makes it live or the canary."""
+    await _prepare(store, entry, force=force, though_refused=though_refused)
+    await change(store, step, repeatable=False)
+    await scale_up_again(store, entry.ref)
 
 
 async def _prepare(store: Store, entry: Release, *, force: bool, though_refused: bool) -> None:
@@ -121,15 +129,13 @@ async def start_canary(
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
     seen = await store.catalogue()
     entry = changes.start_canary(seen, release, percent).find(release)
-    await _prepare(store, entry, force=force, though_refused=though_refused)
 
     def started(found: Catalogue) -> Catalogue:
         if seen.canary is not None and found.canary is None:
             raise ReleaseConflict(f"release {release} is not the canary any more; see why before you start it again")
         return changes.start_canary(found, release, percent)
 
-    await change(store, started, repeatable=False)
-    await scale_up_again(store, entry.ref)
+    await _serve(store, entry, started, force=force, though_refused=though_refused)
 
 
 async def promote(
@@ -144,9 +150,8 @@ async def promote(
     canary = _canary_of(found)
     expected = if_canary or canary.id
     changes.promote(found, expected)
-    await _prepare(store, canary, force=force, though_refused=though_refused)
-    await change(store, lambda found: changes.promote(found, expected), repeatable=False)
-    await scale_up_again(store, canary.ref)
+    step = partial(changes.promote, expected=expected)
+    await _serve(store, canary, step, force=force, though_refused=though_refused)
     return canary.id
 
 

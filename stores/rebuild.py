@@ -35,35 +35,28 @@ OnRowsRead = Callable[[ReleaseId, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FoundRelease:
-    """A sealed release in the store, and its state."""
+    """A sealed release, with the error of `verify` if it is damaged, and that of `read_servable` if it is refused."""
 
     ref: ReleaseRef
     manifest: Manifest
     damage: str | None = None
-    """The error of `verify`; None if it is whole."""
-
     refusal: str | None = None
-    """Why it cannot be served; None if it can."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The contents of a store without a readable catalogue."""
+    """The contents of a store without a readable catalogue.
+
+    *releases* are in the order of writing; of two with one id, the later one is used. *others* has reasons, by
+    incarnation, of data that are not used and that the next `prune` erases. *erased* has records of erased users by
+    incarnation. *record* is the unreadable catalogue, if any. *now* is the store's clock.
+    """
 
     releases: tuple[FoundRelease, ...]
-    """In the order of writing; of two with one id, the later one is used."""
-
     others: dict[str, str]
-    """Reasons by incarnation of data that are not used: the next `prune` erases them."""
-
     erased: dict[str, ErasedUsers]
-    """Records of erased users by incarnation."""
-
     record: bytes | None
-    """The unreadable catalogue; None if there is none."""
-
     now: float
-    """The store's clock."""
 
     @property
     def candidates(self) -> tuple[FoundRelease, ...]:

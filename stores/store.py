@@ -195,41 +195,34 @@ class Provisioned:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """Costs: throughput by the hour or, if a store provisions none, by request unit."""
+    """Costs: throughput by the hour, during a publish and afterwards, or else by request unit.
+
+    *rate_ru* is the number of request units per second that a publish may use. *afterwards* is for one live release and
+    one that is kept.
+    """
 
     rate_ru: float
-    """Request units per second that a publish may use."""
-
     writing: tuple[Provisioned, ...] = ()
-    """During a publish."""
-
     afterwards: tuple[Provisioned, ...] = ()
-    """After it, with one live release and one that is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Needs of one publish, in a store without other writers."""
+    """Needs of one publish, in a store without other writers.
+
+    *payload_bytes* counts keys and values; *fits* is None if unknown; *makes* are sentences about resources to create
+    or scale; *request_units* are by purpose; *seconds* are from begin to prune, if only the store limits it; *notes*
+    name assumptions and risks.
+    """
 
     rows: int
     payload_bytes: int
-    """Of keys and values."""
-
     fits: bool | None = None
-    """Whether there is room; None if unknown."""
-
     makes: tuple[str, ...] = ()
-    """Sentences about resources that are created or scaled."""
-
     request_units: Mapping[str, float] = field(default_factory=dict)
-    """By purpose."""
-
     seconds: float | None = None
-    """From begin to prune, if only the store limits it."""
-
     bill: Bill | None = None
     notes: tuple[str, ...] = ()
-    """Assumptions and risks."""
 
     @property
     def total_ru(self) -> float:
@@ -239,19 +232,12 @@ class Estimate:
 
 @dataclass(slots=True)
 class PublishCounts:
-    """Operations of one publish."""
+    """Operations of one publish: rows by charged size, puts of BATCH_ROWS, rows read again, releases erased later."""
 
     sizes: Counter[int] = field(default_factory=Counter)
-    """Number of rows by charged size."""
-
     batches: int = 0
-    """Number of puts of at most BATCH_ROWS rows."""
-
     checked: int = 0
-    """Rows that are read again to check that the release can be served."""
-
     erased: int = 1
-    """Releases that are erased afterwards."""
 
 
 class ProvisionedStore(ABC):
@@ -308,13 +294,10 @@ Attribute = str | int | float | tuple[str, ...]
 
 @dataclass(slots=True)
 class TracedCall:
-    """A traced call of a store, which adds attributes for the tracer."""
+    """A traced call: the context as HTTP header lines, and attributes by OpenTelemetry's names, added by the store."""
 
     headers: bytes = b""
-    """Trace context as header lines, for stores that use HTTP."""
-
     attributes: dict[str, Attribute] = field(default_factory=dict)
-    """By their names in OpenTelemetry's conventions."""
 
 
 # Set for the few calls that are traced.

@@ -17,19 +17,16 @@ from hotplate.stores.verification import read_slots
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """The result of an erasure, or of a search."""
+    """The result of an erasure, or of a search.
+
+    *erased* are the given users that are erased; *holding* the releases that still have rows of given users, until they
+    are pruned; *being_written* drafts, which were not searched; *deleted* the number of deleted rows.
+    """
 
     erased: tuple[str, ...]
-    """The given users that are erased."""
-
     holding: Mapping[ReleaseId, tuple[str, ...]]
-    """Releases that still have rows of these users, until they are pruned."""
-
     being_written: tuple[ReleaseId, ...]
-    """Drafts, which were not searched."""
-
     deleted: int = 0
-    """Number of deleted rows."""
 
 
 async def find_records(store: Store) -> dict[str, ErasedUsers]:

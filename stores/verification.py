@@ -239,17 +239,16 @@ async def read_present(
 
 @dataclass(frozen=True, slots=True)
 class Servable:
-    """The parts of a release that are read before it is served."""
+    """The parts of a release that are read before it is served.
+
+    *decode* opens any value but those of `meta` rows, given its key. *popular* has opened bodies by segment, none empty
+    and one for OVERALL. *damaged* are keys of popular lists and the sample, too few to refuse the release.
+    """
 
     manifest: Manifest
     decode: Decode
-    """Opens any value but those of `meta` rows, given its key."""
-
     popular: dict[str, bytes]
-    """Opened bodies by segment, none empty; `OVERALL` is always present."""
-
     damaged: tuple[str, ...]
-    """Missing or damaged keys of popular lists and of the sample: too few to refuse the release."""
 
 
 async def read_servable(
