@@ -7,11 +7,10 @@ activation. All times are seconds since the epoch by the store's clock (`Catalog
                       └──→ withdrawn ──────┘        left by a rollback or a repair; never a rollback's target
 
 A canary is a complete release that a share of the users, chosen by the hash of their ids, see instead of the live one.
-While it runs, another release goes live only by a rollback, which ends the canary, or on request.
+While it runs, another release goes live only by a rollback or on request, which ends it.
 
-An id names a release for people, an incarnation its data. Every begin draws a new incarnation, so a late writer or
-eraser touches only its own data. Several entries may share an id: a release being erased and its successor, or a
-served release and the draft that repairs it.
+Ids are for people; data are named by incarnations. Every begin draws a new one, so a late writer or eraser touches only
+its own data. Several entries may share an id, such as a served release and the draft that repairs it.
 """
 
 from collections.abc import Collection, Iterable
@@ -49,17 +48,17 @@ class DraftRef(NamedTuple):
         return ReleaseRef(self.id, self.incarnation)
 
 
-# A store from which users were erased has format 3: an older hotplate, which would serve them, refuses it.
+# With erased users the format is 3, so that an older hotplate, which would serve them, refuses the store.
 FORMAT = 2
 FORMAT_ERASED = 3
 
 # A draft's lease, unless its writer renews it.
 LEASE_S = 60.0
 
-# Clocks of two servers differ. A lease further ahead than LEASE_S plus this is invalid: the clock was set back.
+# Accepted difference of two servers' clocks. A lease that is longer by more is invalid: the clock was set back.
 LEASE_SLACK_S = 30.0
 
-# Time for which a release can still be read after it is no longer live, by default.
+# Time for which a release can still be read after it left service, by default.
 GRACE_S = 600.0
 
 
@@ -78,9 +77,8 @@ class State(StrEnum):
 class Release:
     """Control state of one incarnation.
 
-    *writer* is the token of the process that may write the draft, or wrote the release. *refused_by* names the failed
-    gates that keep it from going live until an operator overrides them. *live_since* is for display, and not part of
-    the checksum, which older versions compute without it.
+    *writer* is the token of its last writer. *refused_by* names the failed gates that keep it from going live until an
+    operator overrides them. *live_since* is only for display; it is not in the checksum, for older versions.
     """
 
     id: ReleaseId
@@ -215,9 +213,8 @@ class Catalogue:
 def follows(found: Catalogue, seen: Catalogue | None) -> bool:
     """Return whether a reader that has *seen* one catalogue should follow *found*.
 
-    It follows a newer catalogue, one rewritten after a failover (same generation, another token) and one of a rebuilt
-    store. It does not follow a stale read (lower generation of the same store), an empty catalogue, or a replica's
-    version of a generation that the primary rewrote.
+    It follows a higher generation, another store, and another token of the same generation (rewritten after a
+    failover) unless only a replica has that. It never follows an empty catalogue.
     """
     if found.generation == 0:
         return False
@@ -241,13 +238,13 @@ def newly_committed(old: Catalogue, new: Catalogue) -> list[ReleaseRef]:
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
-    """Add a draft with a lease; drafts whose lease has lapsed become `dropping`.
+    """Add a draft with a lease, and mark lapsed drafts as `dropping`.
 
-    Each attempt must draw a new incarnation, because one whose reply was lost may have been begun and erased since.
-    *repairs* is the incarnation that `commit` replaces. Raises ReleaseConflict if any other has the id.
+    Each attempt draws a new incarnation: the last one may have been begun and erased. *repairs* is the incarnation that
+    `commit` replaces. Raises ReleaseConflict if any other has the id.
     """
     if any((one.id, one.writer, one.state) == (draft.id, draft.writer, State.DRAFT) for one in catalogue.releases):
-        return catalogue  # an earlier swap, with another incarnation, was made although its reply was lost
+        return catalogue  # begun by an earlier attempt
     remaining = _lapsed_dropped(catalogue)
     harmless = {State.DROPPING} if repairs is None else {State.DROPPING, State.WITHDRAWN}
     taken = (entry for entry in remaining if entry.id == draft.id and entry.incarnation != repairs)
@@ -274,7 +271,7 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
     if entry is None or entry.state is not State.DRAFT:
         raise ReleaseConflict(f"release {draft.id} is not a draft any more; `hotplate releases list` shows what it is")
     if entry.writer == draft.writer:
-        return catalogue  # a swap that was made although its reply was lost
+        return catalogue  # done by an earlier attempt
     left_s = entry.lease_left_s(catalogue.now)
     if left_s > 0:
         raise ReleaseConflict(
@@ -288,7 +285,7 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
     """Make a verified draft ready; *refused_by* names the gates that failed. A repair replaces the damaged entry."""
     entry = catalogue.entry(draft.incarnation)
     if entry is not None and entry.writer == draft.writer and entry.state not in (State.DRAFT, State.DROPPING):
-        return catalogue  # a swap that was made although its reply was lost
+        return catalogue  # done by an earlier attempt
     ready = replace(_owned(catalogue, draft), state=State.READY, lease_until=None, refused_by=refused_by)
     others = [other for other in catalogue.releases if other.incarnation != draft.incarnation]
     for place, other in enumerate(others):
@@ -320,8 +317,7 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = Fal
 def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Catalogue:
     """Show a committed release to *percent* of the users, or change the canary's share.
 
-    Users in a smaller share are also in a larger one. Raises ReleaseConflict for a draft or the live release, if
-    nothing is live, and while another release is the canary.
+    Raises ReleaseConflict for a draft or the live release, if nothing is live, and while another is the canary.
     """
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.DRAFT:
@@ -343,10 +339,7 @@ def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 
 
 def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """End the canary; ReleaseConflict if *expected* is no longer the canary.
-
-    Its release stays ready. Its grace starts now, for readers that still use it.
-    """
+    """End the canary, whose release stays ready and has its grace; ReleaseConflict if it is not *expected*."""
     return _without_canary(_with_canary(catalogue, expected))
 
 
@@ -374,11 +367,10 @@ def prune(
 ) -> Catalogue:
     """Mark as `dropping`: lapsed drafts, and releases that are not live, not kept and past their grace.
 
-    Also *present* incarnations without an entry, listed before the catalogue was read: an incarnation is in the
-    catalogue before it has data, so their writers died or lost them.
+    Also incarnations without an entry that were *present* before the catalogue was read: entries precede data, so these
+    have lost their writers.
 
-    Kept are the live release, the canary, the *keep* releases that were live before, and ready ones: without limit, or
-    until *keep_ready_s* after they were begun.
+    Kept are the canary, the *keep* releases that were live before, and ready ones: always, or for *keep_ready_s*.
     """
     kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[str]()
     if (canary := catalogue.canary_entry) is not None:

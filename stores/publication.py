@@ -1,11 +1,10 @@
 """Writing releases to any store: begin or take over a draft, put its rows under a lease, verify, commit, activate.
 
-The writer that begins a draft writes part 0 and commits. Other processes, on any machine, may write parts numbered
-from 1 with the same writer token, and return only sums over their rows, which add up in any order. The rows of a part
-are the same in each attempt, so a second attempt, even a concurrent one, continues after the last acknowledged row.
+The writer that begins a draft writes part 0 and commits. Other processes may write parts numbered from 1 with the same
+writer token, and return only sums over their rows, which add up in any order. The rows of a part are the same in each
+attempt, so any attempt continues after the last acknowledged row.
 
-A store has one scheduled run at a time. A run chooses its release id before it writes; the writer tokens of all its
-attempts begin with the run's id, so each attempt continues the same draft.
+A store has one scheduled run at a time. The writer tokens of all its attempts begin with the run's id.
 """
 
 import asyncio
@@ -51,7 +50,7 @@ RUNNER = "run-"
 # Interval at which another writer's draft is checked.
 DRAFT_POLL_S = 1.0
 
-# Time to wait for the thread that held a lease; a store that does not answer is closed with the process.
+# Time to wait for the thread that held a lease.
 _CLOSE_S = 3.0
 
 # Makes the manifest of a release from the sums over its rows.
@@ -71,8 +70,7 @@ RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
 class PartContext:
     """A draft as other processes that write its parts receive it.
 
-    *dictionary* is that of the encoding, None without compression. Without *puts* rows are only summed, because all
-    of them were written before.
+    *dictionary* is that of the encoding, if any. Without *puts* rows are only summed, because all were written before.
     """
 
     draft: DraftRef
@@ -101,7 +99,7 @@ class WriteResult:
     """The result of a writer.
 
     *rows* were put by this writer, *skipped* by an earlier one. *seconds* is the wall time by step. *held_back* says
-    why a release that should be live is not. *repaired*: missing or damaged rows of an existing release were rewritten.
+    why the release did not go live. *repaired*: rows of an existing release were rewritten.
     """
 
     manifest: Manifest
@@ -134,11 +132,11 @@ async def publish(
     *on_progress* is called with (lists written, lists in all).
 
     A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until the first
-    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. With a DraftRef to
-    resume, the caller is its writer already, and an interrupt leaves the draft, too.
+    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. The caller is the
+    writer of a DraftRef to resume, which an interrupt leaves, too.
 
-    Raises ReleaseConflict if *resume* is not a draft, has another writer, or has other rows; StoreMisused for a value
-    that is not a body.
+    Raises ReleaseConflict if *resume* has another writer or other rows, or is no draft; StoreMisused for a value that
+    is not a body.
     """
 
     async def finish(tally: Tally) -> Manifest:
@@ -211,8 +209,8 @@ async def take_over(store: Store, release: ReleaseId) -> DraftRef:
 async def become_writer(store: Store, draft: DraftRef) -> None:
     """Enter *draft*'s writer in the catalogue; ReleaseConflict if the earlier writer may be alive.
 
-    The store's own lock is asked before the swap, because a writer loses its draft with its entry, and only once the
-    lease has lapsed, because that lock would block a writer that has just begun.
+    The store's own lock is checked before the swap, because a writer loses its draft with its entry, and after the
+    lease has lapsed, because it would block a writer that has just begun.
     """
     changes.take_over(await store.catalogue(), draft)
     async with store.taking_over(draft) if isinstance(store, Diagnosed) else nullcontext():
@@ -286,7 +284,7 @@ async def _begin_under_new_id(store: Store) -> DraftRef:
 
 
 class _Refused(ReleaseConflict):
-    """A draft may not be written: it has other rows, or its earlier writer is alive. It stays unchanged."""
+    """A draft has other rows, or its earlier writer is alive; it stays unchanged."""
 
 
 async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
@@ -374,10 +372,7 @@ async def write_part(
 
 
 def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
-    """Return the rows after the resume point, and the point while it lies further on.
-
-    Puts are acknowledged in order, so everything before the point, `meta` rows too, is written.
-    """
+    # Puts are acknowledged in order, so everything before the point, `meta` rows too, is written.
     if point is None:
         return rows, None
     last = point.encode()
@@ -452,10 +447,10 @@ async def _abandon(store: Store, draft: DraftRef) -> None:
 
 
 async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0) -> DraftRef | None:
-    """Become the writer of *run*'s *release*: begin it, or continue the draft of an earlier attempt.
+    """Begin *run*'s *release*, or become the writer of its draft; None if it is committed.
 
-    None if it is committed. The lease of an earlier attempt is ended, so none may be running. Raises ReleaseConflict if
-    another run holds a lease for longer than *wait_s*.
+    Ends the lease of an earlier attempt, which must not be running. Raises ReleaseConflict if another run holds a lease
+    for longer than *wait_s*.
     """
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + wait_s

@@ -178,6 +178,7 @@ def canary(
 
     Users are chosen by the hash of their ids, so each sees the same release in every process. End it with `hotplate
     releases promote` or `abort`.
+
     Example: hotplate releases canary 20261121T064200Z-09c1 --percent 5
     """
     from hotplate.stores.catalogue import ReleaseId
