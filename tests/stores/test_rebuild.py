@@ -119,7 +119,7 @@ async def test_of_two_rebuilds_at_once_one_wins_and_the_other_says_so(open_store
     outcomes = await asyncio.gather(*tries, return_exceptions=True)
     [won] = [outcome for outcome in outcomes if isinstance(outcome, Catalogue)]
     [lost] = [outcome for outcome in outcomes if isinstance(outcome, ReleaseConflict)]
-    assert "somebody else" in str(lost)
+    assert "another process" in str(lost)
     assert await handles[0].catalogue() == won
 
 
