@@ -70,11 +70,10 @@ def copy(
 ) -> WriteResult:
     """Copy a *release*, by default the live one, to another store under the same id, verify it and make it *live*.
 
-    A release that the target has is verified, and repaired if rows are missing or damaged. Call it again to continue an
-    interrupted copy. The result has the manifest, the number of *rows* written and *skipped*, and in *held_back* the
-    reason if a canary or gates kept the copy from going live. *on_progress* is called with (rows, rows in all). Raises
-    ReleaseConflict if the target has other rows under that id, ReleaseCorrupt if the source is damaged, and
-    StoreMisused if both stores are the same.
+    A release that the target has is verified, and repaired if necessary. Call it again to continue an interrupted copy.
+    The result counts *rows* written and *skipped*; *held_back* is the reason if a canary or gates kept it from going
+    live. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under
+    that id, ReleaseCorrupt if the source is damaged, StoreMisused if both stores are the same.
     """
 
     async def act(it: Store, other: Store) -> WriteResult:

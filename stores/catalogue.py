@@ -474,7 +474,6 @@ def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
 
 
 def _live(catalogue: Catalogue, entry: Release) -> Catalogue:
-    """Make *entry* live and last in the order of releases."""
     others = (other for other in catalogue.releases if other.incarnation != entry.incarnation)
     changed = replace(entry, state=State.LIVE, superseded_at=None, live_since=catalogue.now)
     return replace(catalogue, releases=(*others, changed))

@@ -63,7 +63,6 @@ async def activate(
 async def _serve(
     store: Store, entry: Release, step: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
 ) -> None:
-    """Prepare a release, and apply the step that makes it live or the canary."""
     await _prepare(store, entry, force=force, though_refused=though_refused)
     await change(store, step, repeatable=False)
     await scale_up_again(store, entry.ref)
@@ -122,8 +121,8 @@ async def start_canary(
 ) -> None:
     """Prepare a committed release and show it to *percent* of the users, or change the canary's share.
 
-    Raises StoreMisused for an invalid share; ReleaseNotFound if the store lacks the release; ReleaseConflict if it is a
-    draft or live, or another release is the canary; RefusedByGates and ReleaseCorrupt as `activate` does.
+    Raises StoreMisused for an invalid share; ReleaseNotFound and ReleaseConflict as `catalogue.start_canary`;
+    RefusedByGates and ReleaseCorrupt as `activate`.
     """
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
@@ -178,10 +177,9 @@ async def prune(
     keep_ready_s: float | None = None,
     on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
-    """Erase releases that are no longer needed, also those of an unfinished prune, and return their ids.
+    """Erase releases that `catalogue.prune` marks, also those of an unfinished prune, and return their ids.
 
-    Releases that were never activated stay, if *keep_ready_s* is given only those begun since. Kept releases past their
-    grace are scaled down. *on_progress* is called with (erased, to erase).
+    Kept releases past their grace are scaled down. *on_progress* is called with (erased, to erase).
     """
     present = await store.incarnations()
     marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))
@@ -209,10 +207,10 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
 async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeatable: bool = True) -> Catalogue:
     """Apply a pure function to the catalogue by compare-and-set, again after a lost race.
 
-    A swap that failed without a clear result may still be made. Then the next read finds its token, or the next swap
-    loses against it. If others swapped in between, its result cannot be known, and *step* is applied again, which does
-    nothing where it was applied before. A step that is not *repeatable*, because it would undo later changes, raises
-    StoreUnavailable instead. Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
+    A swap that failed without a clear result may still be made: then the next read finds its token, or the next swap
+    loses against it. After swaps by others its result cannot be known; *step* is applied again if it is *repeatable*
+    (does nothing if it was applied before), else StoreUnavailable is raised. Raises CatalogueUnreadable if the store
+    holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     made = dict[str, Catalogue]()
@@ -269,7 +267,6 @@ async def is_sealed(store: Store, release: ReleaseRef) -> bool:
 
 
 async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
-    """Read the catalogue after an unclear swap; raises *unclear* if that fails for SETTLE_S."""
     backoff, loop = Backoff(0.05, 1.0), asyncio.get_running_loop()
     give_up_at = loop.time() + SETTLE_S
     while True:
@@ -294,7 +291,7 @@ async def scale_up_again(store: Store, release: ReleaseRef) -> None:
 async def drop(store: Store, release: ReleaseRef) -> None:
     """Erase a `dropping` release and remove it from the catalogue.
 
-    Does nothing if it is no longer `dropping`: others dropped it, or an older copy of the store was restored.
+    Does nothing if it is no longer `dropping`, as after a restore.
     """
     entry = (await store.catalogue()).entry(release.incarnation)
     if entry is None or entry.state is not State.DROPPING:

@@ -522,7 +522,6 @@ def held(url: str, draft: DraftRef) -> Iterator[None]:
 
 
 def _entry_of(found: Catalogue, run: str, release: ReleaseId) -> Release | None:
-    """Return the entry of *run*'s *release*; ReleaseConflict if a writer other than a run has the id."""
     entry = found.get(release)
     if entry is not None and not entry.writer.startswith(RUNNER):
         raise ReleaseConflict(f"release {release} was written by somebody else than run {run}")

@@ -155,14 +155,12 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
 
 
 async def _erased(store: Store, found: Survey) -> Erased | None:
-    """Return the record of all erased users; several are merged into a new one."""
     if len(found.erased) > 1:
         return await write_record(store, reduce(ErasedUsers.merged, found.erased.values()))
     return next((Erased(incarnation, users.count) for incarnation, users in found.erased.items()), None)
 
 
 async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
-    """Return the unreadable record, None if there is none, and the store's clock."""
     try:
         found = await store.catalogue()
     except CatalogueUnreadable as error:
@@ -179,7 +177,6 @@ async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
 
 
 async def _load_manifest(store: Store, incarnation: str) -> Manifest:
-    """Read the manifest of a sealed release by incarnation; raises ReleaseNotFound or ReleaseCorrupt."""
     unnamed = ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation)
     if not await is_sealed(store, unnamed):
         raise ReleaseNotFound("a draft that was not finished")

@@ -1,7 +1,7 @@
 """The store contract: the Protocols of a backend and the values that they exchange.
 
-Policy (publish, activate, roll back, prune, verify) is written once, in `publication`, `lifecycle` and `verification`.
-A backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock.
+A backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock; `publication`, `lifecycle`
+and `verification` hold the policy, once for all stores.
 """
 
 from abc import ABC, abstractmethod
@@ -47,19 +47,14 @@ class Reader(Protocol):
     """Keys that one call should carry."""
 
     coalesce: int
-    """Keys of different requests that one call should carry; 1 if the store sends a request for each key.
-
-    Then a larger call saves nothing, and a slow key would delay the others.
-    """
+    """Keys of different requests that one call should carry; 1 if each key is a separate request to the store."""
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        """Read *keys*: one slot per key, in order; an error in one slot does not affect the others.
+        """Read *keys*: one slot per key, in order. A key that cannot be encoded as UTF-8 is absent.
 
-        A key that cannot be encoded as UTF-8 is absent.
-
-        A store that reads key by key puts StoreUnavailable into slots without an answer after *timeout_s*. Lookups pass
-        it; the default is the patience of a write. Raises ReleaseNotFound if the release is gone, PartUnavailable if
-        other keys may be readable, another StoreError if none is.
+        A store that reads key by key puts StoreUnavailable into slots without an answer after *timeout_s*, by default
+        the patience of a write. Raises ReleaseNotFound if the release is gone, PartUnavailable if other keys may be
+        readable, another StoreError if none is.
         """
         ...
 
@@ -70,7 +65,7 @@ class Reader(Protocol):
     def changes(self) -> AsyncIterator[Catalogue]:
         """Yield the catalogue now and after each change, by notification or polling; may skip to the newest.
 
-        Raises StoreError when the store cannot be read; call again to continue.
+        Can be called again after a StoreError.
         """
         ...
 
@@ -121,18 +116,16 @@ class Store(Reader, Protocol):
         """Make room for a draft and claim it for its writer. Idempotent.
 
         Readers see nothing that an earlier writer puts afterwards. Without changing anything, raises StoreFull, with
-        the numbers, if the plan cannot fit; ReleaseConflict if the release is sealed, or the earlier writer is known to
-        be alive.
+        the numbers; ReleaseConflict if the release is sealed, or the earlier writer is known to be alive.
         """
         ...
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         """Write rows of a draft; acknowledged rows survive the writer's death. Idempotent.
 
-        Writers that share a draft write a *part* each. Rows of a part arrive in ascending order of key bytes, within
-        and across calls; `meta` rows at any time, in separate calls. A key has one value; a second one may be refused.
-        Raises ReleaseNotFound if the draft was erased, ReleaseConflict if it was sealed or claimed by another writer;
-        so do `resume_point` and `seal`.
+        Each writer has a *part*. Its rows arrive in ascending order of key bytes, `meta` rows at any time in separate
+        calls. A second value of a key may be refused. Raises ReleaseNotFound if the draft was erased, ReleaseConflict
+        if it was sealed or claimed by another writer; so do `resume_point` and `seal`.
         """
         ...
 
@@ -155,7 +148,7 @@ class Store(Reader, Protocol):
         ...
 
     async def prepare(self, release: ReleaseRef) -> None:
-        """Make a sealed release ready to be live (warm, scaled) before the swap. Idempotent."""
+        """Make a sealed release ready to be live (warm, scaled). Idempotent."""
         ...
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
@@ -170,10 +163,7 @@ class Store(Reader, Protocol):
         ...
 
     async def incarnations(self) -> list[str]:
-        """Return the incarnations with data in the store, of releases and drafts. Raises StoreError.
-
-        Works without a readable catalogue.
-        """
+        """Return the incarnations with data in the store; works without a readable catalogue."""
         ...
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
@@ -210,9 +200,8 @@ class Bill:
 class Estimate:
     """Needs of one publish, in a store without other writers.
 
-    *payload_bytes* counts keys and values; *fits* is None if unknown; *makes* are sentences about resources to create
-    or scale; *request_units* are by purpose; *seconds* are from begin to prune, if only the store limits it; *notes*
-    name assumptions and risks.
+    *fits* is None if unknown; *makes* are sentences about resources to create or scale; *request_units* are by purpose;
+    *seconds* are from begin to prune, limited only by the store; *notes* name assumptions and risks.
     """
 
     rows: int
@@ -245,10 +234,7 @@ class ProvisionedStore(ABC):
 
     @abstractmethod
     async def scale_down(self, release: ReleaseRef) -> None:
-        """Reduce the cost of a release that is kept but not served, until `prepare`. Idempotent.
-
-        Raises ReleaseNotFound if the release is gone.
-        """
+        """Reduce the cost of a release that is not served, until `prepare`. Idempotent; raises ReleaseNotFound."""
 
     @abstractmethod
     def bill(self) -> Bill:
@@ -334,17 +320,11 @@ class Diagnosed(ABC):
         """Raise StoreFull, with the numbers, if the plan cannot fit; nothing is written."""
 
     async def warnings(self) -> list[str]:
-        """Return one sentence, free of secrets, for each flaw that could affect serving. Raises StoreError.
-
-        Called repeatedly by a service.
-        """
+        """Return one sentence, without secrets, for each flaw that could affect serving. Raises StoreError."""
         return []
 
     async def examine(self) -> list[Finding]:
-        """Check version, rights, limits and set-up without changes, for `store doctor`; free of secrets.
-
-        May take long. Raises StoreError.
-        """
+        """Check version, rights, limits and set-up without changes, for `store doctor`. Raises StoreError."""
         return [Finding(Level.WARNING, "set-up", sentence) for sentence in await self.warnings()]
 
     async def check_size(self, release: ReleaseRef) -> None:

@@ -130,7 +130,6 @@ async def _write_copy(
     on_progress: OnProgress,
     prepare: bool = False,
 ) -> WriteResult:
-    """Write the rows of a release without those of users erased in either store."""
     theirs = await erased_from(source)
     erased = await take_over_erasures(target, theirs)
     left_out = list[str]()

@@ -128,7 +128,6 @@ async def check_copied(target: Store, manifest: Manifest, tally: Tally, left_out
 
 
 async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitable[ErasedUsers]]) -> Catalogue:
-    """Replace the record by compare-and-set; return the new catalogue."""
     for _ in range(SWAP_ATTEMPTS):
         found = await store.catalogue()
         if not found.generation:

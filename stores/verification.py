@@ -1,8 +1,7 @@
 """Checks of releases in any store: whether one is complete, whether it can be served, how two differ.
 
-`read_servable` is the one check before a release is served. It reads the manifest, the dictionary, the popular lists
-and the sample drawn at publishing, and checks the size of a file, so it takes a bounded time. It does not show that the
-release is complete: `verify` does.
+`read_servable` is the check before a release is served: of the manifest, the dictionary, the popular lists, the sample
+drawn at publishing, and the size of a file. `verify` shows whether the release is complete.
 """
 
 import asyncio
@@ -84,8 +83,7 @@ async def verify(
 ) -> Manifest:
     """Read every row of a sealed release and compare the sums with its manifest.
 
-    *erased* replaces the erased users of a catalogue that cannot be read. Raises ReleaseCorrupt, with the findings of a
-    scrub, if they differ, or if the store finds damage between rows.
+    *erased* is given if the catalogue cannot be read. Raises ReleaseCorrupt, with the findings of a scrub.
     """
     if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
         await store.check_integrity(release)
@@ -137,8 +135,7 @@ async def scrub(
 ) -> ScrubResult:
     """Read every row of a release at a steady rate, check each value, and count missing rows by the manifest.
 
-    Raises ReleaseCorrupt if the manifest or the dictionary is damaged, or if undamaged values are not those that were
-    written.
+    Raises ReleaseCorrupt if the manifest or the dictionary is damaged, or undamaged values are not the written ones.
     """
     return await _inspect(store, release, await load_manifest(store, release), rows_per_s, on_progress)
 
@@ -257,8 +254,7 @@ async def read_servable(
     """Read the parts of a release that serving it needs; *erased* as for `verify`.
 
     Raises ReleaseNotFound if the data are gone; StoreUnavailable after *deadline_s*; ReleaseCorrupt if a file was cut,
-    if the manifest, the dictionary or the overall popular list is missing or damaged, or more than half of the sample
-    (at least two rows).
+    or if the manifest, the dictionary, the overall popular list or most of the sample is missing or damaged.
     """
     try:
         async with asyncio.timeout(deadline_s):
@@ -296,7 +292,6 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
 async def _open(
     reader: Reader, release: ReleaseRef, keys: Sequence[str], decode: Decode
 ) -> tuple[dict[str, bytes], list[str]]:
-    """Return the bodies of rows, and the keys of missing or damaged ones; the overall popular list must be whole."""
     decode, bodies, damaged = _of_all_rows(release, decode), dict[str, bytes](), list[str]()
     async for key, value in read_present(reader, release, keys):
         try:
@@ -370,7 +365,6 @@ async def diff(
 async def _merged(
     one: AsyncIterator[_KeyAndIds], other: AsyncIterator[_KeyAndIds]
 ) -> AsyncGenerator[tuple[list[str] | None, list[str] | None], None]:
-    """Yield both lists of each user, in order of key bytes; None for a release without one."""
     left, right = await anext(one, None), await anext(other, None)
     while left is not None or right is not None:
         if left is not None and (right is None or left[0] < right[0]):

@@ -47,9 +47,8 @@ class BackupResult:
 async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unreported) -> BackupResult:
     """Copy all committed releases and the catalogue into a new folder.
 
-    A release that is pruned during the backup is included; drafts are not. Raises StoreMisused if *target* is not
-    empty, ReleaseCorrupt if a release is damaged, StoreFull with the numbers. *on_progress* is called with (bytes
-    copied, bytes in all).
+    Includes releases that are pruned meanwhile. Raises StoreMisused if *target* is not empty, ReleaseCorrupt if a
+    release is damaged, StoreFull. *on_progress* is called with (bytes copied, bytes in all).
     """
     _check_new(target)
     async with _held(store) as (found, files):
@@ -75,12 +74,11 @@ async def restore(
 ) -> BackupResult:
     """Restore a backup into an empty store or, with *over*, into one that may be in use.
 
-    The backup's live release becomes live, and workers follow at once, because the catalogue gets a new generation. A
-    canary ends, that of the backup, too. Releases that are not in the backup are withdrawn, and pruned after their
-    grace; drafts stay. Restored releases get new incarnations, which no earlier eraser knows.
+    The backup's live release becomes live, in a new generation of the catalogue; canaries end. Releases that are not in
+    the backup are withdrawn, and pruned after their grace; drafts stay. Restored releases get new incarnations, unknown
+    to earlier erasers.
 
-    Raises ReleaseConflict if the store is not empty, unless *over* is true; ReleaseCorrupt if the backup is damaged;
-    StoreFull with the numbers.
+    Raises ReleaseConflict if the store is not empty, ReleaseCorrupt if the backup is damaged, StoreFull.
     """
     catalogue = CatalogueFile(store.folder)
     if _present(catalogue, store.clock()).generation and not over:
@@ -135,7 +133,6 @@ def _is_pruned(folder: Path, present: Catalogue, record: Erased) -> bool:
 
 
 def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, erased: Erased | None, copied: Sequence[Path]) -> None:
-    """Rename the files to their places, and write the catalogue under its lock."""
     releases = catalogue.folder / "releases"
     with catalogue.locked(), translated(releases):
         present = _present(catalogue, restored.now)
@@ -149,7 +146,6 @@ def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, erased: Erased 
 
 
 def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
-    """Return the restored catalogue as the successor of *present*, with the other releases withdrawn."""
     ids = {entry.id for entry in restored.releases}
     others = [
         replace(entry, state=State.WITHDRAWN, superseded_at=restored.now)
@@ -203,15 +199,12 @@ def _open(folder: Path, incarnation: str, opened: ExitStack) -> int:
 
 
 class _Copy(NamedTuple):
-    """A release file to copy, open so that it can be read after a prune."""
-
     source: Path
     file: int
     path: Path
 
 
 async def _copy_all(wanted: Sequence[_Copy], scratch: Path, on_progress: OnProgress) -> int:
-    """Copy open files into a folder, and check each; return their total size."""
     total, done = sum(os.fstat(each.file).st_size for each in wanted), 0
     with translated(scratch):
         free = shutil.disk_usage(scratch).free

@@ -5,9 +5,9 @@ catalogue.lock     locked while the catalogue is swapped
 catalogue.spare    allocated blocks for the next record: written, then renamed to catalogue.json
 catalogue.former   a second name of the previous record, until its file becomes the spare
 
-The spare is twice as large as the record; only the holder of the lock uses it. After a swap, the file of the previous
-record becomes the spare. Its blocks are never freed, so a swap works on a full disk, even if other processes take each
-block that becomes free. A reader may still have that file open, so it checks the name and the record's checksum.
+The spare is twice as large as the record; only the holder of the lock uses it. After a swap the file of the previous
+record becomes the spare, so no block is ever freed and a swap works on a full disk. A reader may still have that file
+open, so it checks the name and the record's checksum.
 """
 
 import os

@@ -3,8 +3,8 @@
     INCARNATION.draft    the rows so far
     INCARNATION.lock     locked (flock) while the writer lives; contains its process id and token
 
-While a process holds the lock, even if it is stopped, no other can write. An eraser does not take the lock, but unlinks
-both files; a writer finds on its next call that its file has lost its name, and gives it up.
+While a process holds the lock, even if it is stopped, no other can write. An eraser unlinks both files without the
+lock; the writer notices on its next call.
 """
 
 import errno
@@ -208,7 +208,6 @@ class DraftFile:
         raise AssertionError  # `translated` always raises
 
     def _reason(self, error: OSError | lmdb.Error, more: int) -> int | None:
-        """Return the error number; if LMDB hides it, find it by a request to the file system."""
         if isinstance(error, lmdb.DiskError):
             return errno.ENOSPC
         code = getattr(error, "errno", None) or getattr(error, "code", None)
@@ -276,7 +275,6 @@ def _claim(path: Path, lock: int, draft: DraftRef) -> None:
 
 
 def _open(path: Path, draft: DraftRef, lock: int, needed: int) -> DraftFile:
-    """Open a draft; if it is new and cannot be opened, remove it."""
     began = path.exists()
     try:
         return DraftFile(path, draft, lock, needed=needed)
@@ -315,7 +313,6 @@ def lock_path(draft: Path) -> Path:
 
 
 def _lock(path: Path, draft: DraftRef) -> int:
-    """Lock a file, made if necessary; ReleaseConflict, with the process id, if it is locked."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

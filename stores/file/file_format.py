@@ -2,8 +2,7 @@
 
     LMDB's pages ‖ xxh3_64 of each block of them ‖ footer
 
-LMDB has no checksums and does not read beyond its last page, so the sums are appended to the file. The footer holds the
-size before them, which shows a truncated file without reading a page.
+LMDB does not read beyond its last page. The footer holds the size before the sums, which shows a truncated file.
 
 LMDB follows damaged offsets, which may end the process. `PagedFile` reads each page alone and checks its offsets; the
 layout is that of LMDB 0.9, in the byte order of the machine. Measured: requests for one user with a flipped byte in

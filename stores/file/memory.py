@@ -59,7 +59,6 @@ def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
 
 
 def _groups(proc: Path, cgroups: Path) -> list[Path]:
-    """Return the folders of the process's cgroup (version 2) and its parents."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:

@@ -1,12 +1,11 @@
 """A sealed release: an LMDB file, mapped read-only and shared by all stores of a process.
 
-Reading past the end of a truncated file kills the process (SIGBUS), and so may a scan over a damaged page. Therefore
-the size is checked before a file is mapped, and all checksums before it is scanned. A read that meets a damaged page
-fails only for its key. After a failed read LMDB refuses further reads in the transaction, so a new one is begun, and
-keys that other threads were reading in it are read again.
+Reading past the end of a truncated file kills the process (SIGBUS), and so may a scan over a damaged page: the size is
+checked before a file is mapped, and all checksums before it is scanned. A damaged page fails only the keys on it. After
+a failed read LMDB refuses further reads in the transaction, so a new one is begun, and keys that other threads were
+reading in it are read again.
 
-A read of a page that is not in memory blocks the thread and its event loop until the disk answers, so a release is read
-into memory before it is served.
+A page fault blocks the event loop until the disk answers, so a release is read into memory before it is served.
 """
 
 import asyncio
@@ -66,8 +65,8 @@ SCANNED_BYTES = 16 << 20
 class ReleaseFile:
     """A mapped release, shared by its users, because LMDB maps a file once per process.
 
-    A forked process inherits the maps, and LMDB refuses it another one. It reads in a new transaction of the inherited
-    map and never closes that: closing would wait for a read of the parent at the time of the fork.
+    LMDB refuses a forked process a second map, so it reads in a new transaction of the inherited one. It never closes
+    that, because closing would wait for reads that the parent had begun.
     """
 
     _open: dict[tuple[int, int], "ReleaseFile"] = {}  # noqa: RUF012 -- by device and inode
@@ -168,7 +167,6 @@ class ReleaseFile:
                 self._damaged, self.read = True, PagedFile(self._file, self._meta, damaged).get
 
     async def _each_chunk(self, work: Callable[[int, int], None], rest: float = 0.0) -> None:
-        """Call *work* with each chunk of the map, in the file's thread; raises its OSError."""
         address = await self._in_thread(memory.mapped_at, self.path, self._identity[1])
         for start in range(0, self._meta.size, MAP_CHUNK):
             _, cpu_s = await self._in_thread(_timed, work, address + start, min(MAP_CHUNK, self._meta.size - start))
@@ -238,7 +236,6 @@ class ReleaseFile:
             raise ReleaseCorrupt(f"{self.path} is damaged after the key {last!r} ({error}); publish again") from error
 
     def _let_go(self) -> None:
-        """Release the pages of a scan, unless the file was warmed to be served."""
         if not self._warmed:
             with suppress(OSError):
                 memory.release(memory.mapped_at(self.path, self._identity[1]), self._meta.size)

@@ -202,7 +202,6 @@ class LmdbStore(LocalReader, Diagnosed):
         return None
 
     def _claimed(self, draft: DraftRef) -> DraftFile:
-        """Return this writer's draft file, opened if necessary."""
         found = self._drafts.get(draft.incarnation)
         if found is None or found.closed:
             found = open_draft(self._draft_path(draft), self._sealed_path(draft), draft, needed=None)
