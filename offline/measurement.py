@@ -1,4 +1,4 @@
-"""What is measured of users' lists: their items, while they are published, and how they differ from the live ones."""
+"""Measures of users' lists while they are published: counts of items, and the overlap with the live release."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from operator import itemgetter
@@ -18,10 +18,10 @@ from hotplate.stores.keys import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 
-# So many users are compared with the live release: the mean is then known to within 0.01.
+# Users compared with the live release; the mean overlap is then precise to 0.01.
 SAMPLED_USERS = 5_000
 
-# Is called with users, the numbers of the items of all their lists, one list after the other, and the lists' lengths.
+# Called with users, the concatenated items of their lists, and the lengths of the lists.
 Observe = Callable[[Sequence[str], Indices, Indices], None]
 
 
@@ -30,10 +30,7 @@ def ignore(_users: Sequence[str], _items: Indices, _lengths: Indices) -> None:
 
 
 class Items(NamedTuple):
-    """The items that lists are made of; *popular* are the numbers of those of the overall popular list, best first.
-
-    *catalogue* is the number of all items that coverage refers to, None if that is not known.
-    """
+    """The *ids* of items, the overall *popular* list, and the number of items that coverage refers to, if known."""
 
     ids: Sequence[str]
     popular: Indices
@@ -41,7 +38,7 @@ class Items(NamedTuple):
 
 
 class ListCounts(NamedTuple):
-    """What a Measurement has counted: how many *times* each of some *items* is listed, and the lists *sampled*."""
+    """The counts of a Measurement: how many *times* each of the *items* is listed, and the lists *sampled*."""
 
     users: int
     users_with_lists: int
@@ -52,15 +49,13 @@ class ListCounts(NamedTuple):
 
 
 class Measurement:
-    """Counts over the users' lists of one release, and a sample of them; lives as long as its publish."""
+    """Counts over the users' lists of one release, and a sample of the lists; *shortest* ignores empty lists."""
 
     def __init__(self, items: Items, depth: int = 0) -> None:
-        """Begin with no lists; the first *depth* items of those in the sample are kept."""
+        """Keep the first *depth* items of sampled lists."""
         self.users = 0
         self.users_with_lists = 0
         self.shortest: int | None = None
-        """The length of the shortest list that has items."""
-
         self._items = items
         self._times = np.zeros(len(items.ids), dtype=np.int64)
         self.depth = depth
@@ -68,7 +63,7 @@ class Measurement:
         self._below = np.iinfo(np.uint64).max
 
     def add(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Count lists in: see `Observe`. A user without a list has one of no items."""
+        """Count lists, see `Observe`; the length of a missing list is 0."""
         np.add.at(self._times, items.astype(np.intp), 1)
         self.users += len(users)
         present = lengths[lengths > 0]
@@ -81,13 +76,13 @@ class Measurement:
             self._sample(users, items, lengths)
 
     def counts(self) -> ListCounts:
-        """Return what was counted, without the items, to be counted in elsewhere."""
+        """Return the counts, to be merged elsewhere."""
         self._trim()
         listed = np.flatnonzero(self._times)
         return ListCounts(self.users, self.users_with_lists, self.shortest, listed, self._times[listed], self._sampled)
 
     def merge(self, counts: ListCounts) -> None:
-        """Count in what was counted elsewhere, of other users, and of the same items."""
+        """Add the counts of other users and the same items."""
         self.users += counts.users
         self.users_with_lists += counts.users_with_lists
         self.shortest = min((one for one in (self.shortest, counts.shortest) if one is not None), default=None)
@@ -97,21 +92,21 @@ class Measurement:
 
     @property
     def coverage(self) -> float:
-        """Which share of the catalogue is in any list."""
+        """The share of the catalogue that is in any list."""
         return float(np.count_nonzero(self._times) / (self._items.catalogue or 1))
 
     def popular_share(self, first: int) -> float:
-        """Return the share of all slots that go to the *first* items of the overall popular list."""
+        """Return the share of all list slots with the *first* items of the overall popular list."""
         return float(self._times[self._items.popular[:first]].sum() / (self._times.sum() or 1))
 
     def sample(self) -> dict[str, list[str]]:
-        """Return the first items of the lists of some users, who are the same for the same users."""
+        """Return the first items of the lists of a sample of users; the same sample for the same users."""
         self._trim()
         ids = self._items.ids
         return {user: [ids[item] for item in items.tolist()] for _, user, items in self._sampled}
 
     def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Keep those users whose hashes are the lowest: a sample of all of them, however many will come."""
+        """Keep the users with the lowest hashes: a uniform sample of a stream of unknown length."""
         hashes = pl.Series(users, dtype=pl.String).hash().to_numpy()
         ends = np.cumsum(lengths)
         for index in np.flatnonzero((hashes < self._below) & (lengths > 0)).tolist():
@@ -131,10 +126,10 @@ class Measurement:
 async def overlaps(
     reader: Reader, release: ReleaseRef, manifest: Manifest, lists: Mapping[str, Sequence[str]], depths: Sequence[int]
 ) -> tuple[int, dict[int, float]]:
-    """Return how many users of *lists* have a list in *release*, too, and by depth the mean share of items in common.
+    """Return the number of users of *lists* with a list in *release*, and by depth the mean share of common items.
 
-    The share is of the longer of the two lists, cut to that depth, so lists which shrank count. A damaged list is
-    passed over. Raises ReleaseCorrupt where more is damaged, and StoreError where lists cannot be read.
+    The share refers to the longer of the two lists, cut to that depth. Damaged lists are skipped. Raises ReleaseCorrupt
+    for other damage, and StoreError if lists cannot be read.
     """
     open_value = await load_decode(reader, release, manifest)
     compared, shared = 0, dict.fromkeys(depths, 0.0)
@@ -149,9 +144,9 @@ async def overlaps(
 async def read_lists(
     reader: Reader, release: ReleaseRef, open_value: Decode, keys: Sequence[str], depth: int = MAX_LENGTH
 ) -> AsyncIterator[tuple[str, list[Item] | ReleaseCorrupt]]:
-    """Yield those *keys* that *release* has, without their kind, and the first items of each, or what is wrong with it.
+    """Yield the *keys* found in *release*, without their kind, with their first items or the damage.
 
-    As many are read at once as the store reads best. Raises StoreError for what cannot be read.
+    Reads in batches of the store's preferred size. Raises StoreError if the store fails.
     """
     for start in range(0, len(keys), reader.batch):
         chunk = keys[start : start + reader.batch]
@@ -171,5 +166,5 @@ async def read_lists(
 
 
 def common(one: Sequence[str], other: Sequence[str]) -> float:
-    """Return the share of items, of the longer of two lists, that both have; 0 where neither has any."""
+    """Return the number of common items as a share of the longer list; 0 for empty lists."""
     return len(set(one) & set(other)) / (max(len(one), len(other)) or 1)

@@ -1,4 +1,4 @@
-"""The model folder: everything that a training writes and that publishing reads."""
+"""The model folder, written by training and read by publishing."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ from hotplate.offline.train.similar import Similar
 from hotplate.stores.errors import reason_of
 from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
 
-# Of the folder; changes when an older hotplate could not read it.
+# Changes when older versions of hotplate cannot read the folder.
 FORMAT = 3
 _DESCRIPTION = "model.json"
 _SIMILAR = "similar.npz"
@@ -40,26 +40,25 @@ _RANKERS: dict[type, type] = {
     NeighbourParams: Neighbours,
     PopularityParams: Popularity,
 }
-# What is counted of a Matrix, and what the folder keeps of a Model as it is.
+# Counts of a Matrix, and attributes of a Model that are stored unchanged.
 LEFT_OUT = ("users_left_out", "items_left_out", "pairs_left_out")
 _AS_IT_IS = ("metrics", "tuning", "popular_half_life_days", "data")
-# The arrays of a csr_matrix, as it is made of them.
+# Arrays of a csr_matrix, in the order of its constructor.
 _CSR = ("data", "indices", "indptr")
 _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What an engine learnt, from what, and how good it is; lives from training or loading to the end of the command.
+    """A trained model with its interactions.
 
-    metrics   an Evaluation as JSON, or None when there was none
-    data      where the interactions came from: rows, left_out, fingerprint, time_range and what else describes them
-    titles    by item id, as far as they are known
-    tuning    the Search that found the parameters as JSON, or None when there was none
-    similar   what the lists of similar items are made of, whatever the engine
-    repeats   how a user's own rows count in lists that keep what users have
-
-    Popularity is counted with *popular_half_life_days*, all users alike if it is None.
+    metrics   the Evaluation as JSON, or None
+    data      description of the interactions: rows, left_out, fingerprint, time_range and others
+    titles    by item id, as far as known
+    tuning    the Search as JSON, or None
+    similar   source of the lists of similar items
+    repeats   how a user's own interactions count in lists that keep seen items
+    popular_half_life_days  of popularity; None counts all users alike
     """
 
     ranker: Ranker
@@ -78,24 +77,24 @@ class Model:
 
     @property
     def id(self) -> str:
-        """The model's identity: the same after it was saved and loaded, another for another training."""
+        """Identity of the training; unchanged by saving and loading."""
         trained = _timestamp(self.created_at), engine_of(self.params), asdict(self.params), self.data.get("fingerprint")
         return xxh3_64_hexdigest(json.dumps(trained, sort_keys=True).encode())
 
     def own_counts(self) -> UserItems | None:
-        """Return [users, items] what a user's own rows add to scores; None for nothing, and if there are no times."""
+        """Return what a user's own interactions add to scores [users, items]; None for nothing, or without times."""
         history = self.matrix.history
         return None if history is None or not self.repeats.weight else own_counts(history, self.repeats)
 
     def users(self, start: int, stop: int, own: UserItems | None = None) -> "Users":
-        """Return some of its users, apart from it, with their rows of *own* counts."""
+        """Return a range of users, with their rows of *own* counts."""
         ranker, rows = self.ranker, slice(start, stop)
         factors = ranker.user_factors[rows] if isinstance(ranker, Factors) else None
         counts = None if own is None else own[rows]
         return Users(self.matrix.user_ids[rows], self.matrix.user_items[rows], factors, counts)
 
     def with_users(self, users: "Users") -> "Model":
-        """Return the same for none but *users*: what it says of items, popular lists and itself stays as it is."""
+        """Return the model for *users* alone; items and popular lists are unchanged."""
         ranker = self.ranker
         if isinstance(ranker, Factors) and users.factors is not None:
             ranker = replace(ranker, user_factors=users.factors)
@@ -104,10 +103,7 @@ class Model:
 
 
 class Users(NamedTuple):
-    """Users of a model apart from it, on their way to another process: *factors* are None if they have none.
-
-    *own* counts are there if lists keep what users have.
-    """
+    """Some users of a model, to be sent to another process; *own* counts if lists keep seen items."""
 
     ids: list[str]
     user_items: UserItems
@@ -123,11 +119,11 @@ def save(model: Model, path: Path) -> None:
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Yield a sibling of the folder *path* for a model, renamed when it is complete, so half of it is never seen.
+    """Yield a sibling of the folder *path*, renamed to it at the end, so readers never see half of a model.
 
-    A model that lies there is replaced; of two that are written at once the later one stays. A crash between the two
-    renames leaves the one that was there beside, as .NAME.old-*; the next that is saved removes it. Raises DataError
-    when something else lies there, or it cannot be written.
+    An existing model is replaced; of two concurrent writers the later one wins. A crash between the two renames leaves
+    the old model as .NAME.old-*, which the next save removes. Raises DataError if *path* holds something else or
+    cannot be written.
     """
     path = path.resolve()
     check_target(path)
@@ -139,16 +135,16 @@ def replaced_folder(path: Path) -> Iterator[Path]:
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
             (path / LOCK).unlink(missing_ok=True)
     except OSError as error:
-        # numpy says only how much it could write, and not why.
+        # numpy's errors have no errno.
         reason = error.strerror or f"the disk is full, or files may not be so large (ulimit -f; {error})"
         raise DataError(f"The model cannot be written to {path}: {reason}.") from error
     for replaced in marked(path.parent, old):
-        if not path.with_name(new + replaced.name.removeprefix(old)).exists():  # else its writer may yet put it back
+        if not path.with_name(new + replaced.name.removeprefix(old)).exists():  # else its writer may still restore it
             shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _put_in_place(draft: Path, path: Path, old: Path) -> None:
-    """Rename *draft* to *path*; a model that lies there, or comes there in between, is put aside as *old*."""
+    """Rename *draft* to *path*; an existing model, even one that appears meanwhile, becomes *old*."""
     try:
         while True:
             try:
@@ -162,20 +158,20 @@ def _put_in_place(draft: Path, path: Path, old: Path) -> None:
                 path.rename(old)
         flush(path.parent)
     except BaseException:
-        with suppress(OSError):  # there is none, or another model came to lie there
+        with suppress(OSError):  # there is no old model, or a new one at *path*
             old.rename(path)
         raise
 
 
 def is_model(path: Path) -> bool:
-    """Return whether *path* is a model folder, whole or not."""
+    """Return whether *path* is a model folder, perhaps incomplete."""
     return (path / _DESCRIPTION).is_file()
 
 
 def check_target(path: Path) -> None:
-    """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
+    """Raise DataError unless *path* is missing, an empty folder, or a model."""
     try:
-        names = {each.name for each in path.iterdir()}  # at once: another writer may put its model there in between
+        names = {each.name for each in path.iterdir()}  # one listing, because another writer may replace the folder
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink() or path.is_file():
             raise DataError(f"{path} is not a folder; name another folder for the model.") from error
@@ -185,7 +181,7 @@ def check_target(path: Path) -> None:
 
 
 def load(path: Path | str) -> Model:
-    """Read the model folder *path*; raises DataError when it is missing, cut, of another format or not a model."""
+    """Read the model folder *path*; raises DataError if it is missing, damaged, of another format or not a model."""
     path = Path(path)
     description = describe(path)
     with _load_errors(path):
@@ -214,7 +210,7 @@ def load(path: Path | str) -> Model:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what the model folder *path* says of itself, its model.json; raises DataError as `load` does."""
+    """Return the model.json of the folder *path*; raises DataError as `load` does."""
     if not path.is_dir():
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
     if not (path / _DESCRIPTION).is_file():
@@ -240,7 +236,6 @@ def _timestamp(time: datetime) -> str:
 
 
 def _write(model: Model, folder: Path) -> None:
-    """Write each part, what was learnt as arrays by their names, and at last the description."""
     matrix = model.matrix
     for name in (each.name for each in fields(_RANKERS[type(model.params)])):
         learnt = getattr(model.ranker, name)
@@ -280,7 +275,7 @@ def _write_pairs(path: Path, pairs: UserItems, more: Mapping[str, Any] | None = 
 
 
 def _read_pairs(path: Path, shape: tuple[int, int]) -> tuple[UserItems, dict[str, Any]]:
-    """Return the pairs of a file, and what else it holds, by name."""
+    """Return the pairs of a file, and its other arrays by name."""
     with np.load(path, allow_pickle=False) as file:
         parts = dict(file)
     pairs = csr_matrix(tuple(parts.pop(name) for name in _CSR), shape=shape)
@@ -289,7 +284,7 @@ def _read_pairs(path: Path, shape: tuple[int, int]) -> tuple[UserItems, dict[str
 
 
 def _rows_behind(matrix: Matrix) -> dict[str, Any]:
-    """Return what the folder keeps of the history: the times of pairs, and the rows if these say more."""
+    """Return the arrays of the history: the times of pairs, and the rows if they differ from the pairs."""
     history = matrix.history
     if history is None:
         return {}
@@ -309,7 +304,6 @@ def _read_history(parts: Mapping[str, Any], user_items: UserItems, data: Mapping
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
-    """Read what the engine of *params* learnt, of *shape* (users, items)."""
     kind, found = _RANKERS[type(params)], dict[str, Any]()
     for name in (each.name for each in fields(kind)):
         if name == "params":
@@ -325,7 +319,7 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
 
 
 def _popular_frame(model: Model) -> pl.DataFrame:
-    """Return all popular lists as [segment, item, score], the overall one first, its segment null."""
+    """Return all popular lists as [segment, item, score]; the overall one is first, with a null segment."""
     lists: list[tuple[str | None, Popular]] = [(None, model.popular), *model.segments.items()]
     return pl.DataFrame(
         {

@@ -1,4 +1,4 @@
-"""`make quality`: how good the lists are, by cuts in time and by random draws."""
+"""`make quality`: measures lists on public data sets, with splits by time and random splits."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
 CORE = 5
 CORE_OPTIONS = ("--min-per-user", str(CORE), "--min-per-item", str(CORE))
-# The log is cut off where so much of its pairs have come; the last quarter of each piece is its test.
+# Shares of the log, by time; the last quarter of each piece is its test.
 PIECES = (0.6, 0.8, 1.0)
 # The literature measures held-out users at 20 and 100 (Liang et al., 2018).
 STRONG = ("--split", "held-out-users", "--test-share", "0.1")
@@ -50,7 +50,7 @@ TYPED = "as typed"
 
 @dataclass(frozen=True, slots=True)
 class RandomSplit:
-    """A random split: its name, the options that draw it, and the *metric* at *k* that is shown."""
+    """A random split, its options, and the *metric* at *k* to show."""
 
     name: str
     metric: str
@@ -60,7 +60,7 @@ class RandomSplit:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A data set, and how its rows are read."""
+    """A data set and how to read it."""
 
     name: str
     file: str
@@ -91,7 +91,7 @@ class Trainings:
         self._data, self._file, self._folder = data, file, folder
 
     def report(self, *arguments: str) -> dict[str, Any]:
-        """Return what the command prints with --json; RuntimeError, with its words, if it fails."""
+        """Return the command's JSON; raises RuntimeError with its messages if it fails."""
         command = [
             sys.executable,
             "-m",
@@ -114,12 +114,12 @@ class Trainings:
 
     @cached_property
     def log(self) -> pl.DataFrame:
-        """The rows that count [user, item, weight, time], those of a pair in the order of their times."""
+        """The rows used [user, item, weight, time], sorted."""
         read = read_interactions(self._file, columns=self._data.columns, where=self._data.where, weighting="binary")
         return read.log.with_columns(pl.col("user", "item").cast(pl.String)).sort("user", "item", "time")
 
     def piece(self, share: float) -> Path:
-        """Write the rows up to the moment at which *share* of all pairs have come."""
+        """Write the rows up to the time at which *share* of all pairs have begun."""
         first = self.log.group_by("user", "item").agg(pl.col("time").min()).get_column("time").sort()
         end = first[max(0, round(share * len(first)) - 1)]
         file = self._folder / f"first-{share:g}.parquet"
@@ -129,7 +129,7 @@ class Trainings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The nDCG@10 as served of a piece of the log, by column, half of the interval of what was typed, and its name."""
+    """nDCG@10 as served by column; half of the interval, and the engine, of the column `as typed`."""
 
     users: int
     ndcg: dict[str, float]
@@ -166,7 +166,7 @@ def _best(trials: Iterator[dict[str, Any]]) -> Params:
 
 
 def _ndcg(parts: Parts, params: Params) -> npt.NDArray[np.float64]:
-    """Return the nDCG@10 of each user that is tested; all of them have a list, for all have enough to learn from."""
+    """Return the nDCG@10 of each test user; the core guarantees that all have a list."""
     return measure_users(recommend_all(fit_parts(parts, params), parts, 10), parts.test).values["ndcg"]
 
 
@@ -202,7 +202,7 @@ def _row(*cells: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the tables, and write them into the docs if all data are there; always 0."""
+    """Print the tables, and write them into the docs if all data sets are present; returns 0."""
     data_at = Path(arguments[0]) if arguments else DATA
     headings = (
         ("data", "first pairs", "users", *FIXED, RECENT, PERSONAL, TYPED),

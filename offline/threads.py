@@ -1,4 +1,4 @@
-"""Threads that the process does not wait for: a long call of C, as of a solver, can be neither stopped nor hurried."""
+"""Daemon threads for long calls of C code, such as solvers, which cannot be interrupted."""
 
 import ctypes
 import threading
@@ -10,10 +10,7 @@ T = TypeVar("T")
 
 
 class DaemonThreads(Executor):
-    """Makes each call in a daemon thread of its own; lives as long as its results are wanted.
-
-    Python waits at its end for the threads of a ThreadPoolExecutor, and so does `asyncio.run`; for these neither does.
-    """
+    """Runs each call in a new daemon thread, which neither exit nor `asyncio.run` waits for."""
 
     def __init__(self) -> None:
         self._running = set[threading.Thread]()
@@ -26,7 +23,7 @@ class DaemonThreads(Executor):
         def work() -> None:
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 -- raised where the result is read
+            except BaseException as error:  # noqa: BLE001 -- raised again by the future
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -34,15 +31,12 @@ class DaemonThreads(Executor):
                 self._running.discard(thread)
 
         thread = threading.Thread(target=work, daemon=True)
-        self._running.add(thread)  # before it runs, because this thread may be interrupted while it starts
+        self._running.add(thread)  # before start(), which may be interrupted
         thread.start()
         return future
 
     def interrupt(self, timeout_s: float) -> None:
-        """Raise SystemExit in the threads that are at work, each at its next line of Python, and let them clean up.
-
-        Each is waited for, but for *timeout_s* only: one that is in a long call of C is left behind.
-        """
+        """Raise SystemExit in running threads at their next line of Python, and wait up to *timeout_s* for each."""
         alive = [thread for thread in tuple(self._running) if thread.is_alive()]
         for thread in alive:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))

@@ -1,4 +1,4 @@
-"""Training: from interactions to a model folder, with a search and an evaluation; a killed one goes on."""
+"""Training: from interactions to a model folder, with a search and an evaluation; resumable after a kill."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,27 +37,25 @@ from hotplate.offline.train.tuning import (
     tune,
 )
 
-# After a cut in time there must be so many users to test, or the split is drawn at random.
+# With fewer test users after a cut in time, the split is random.
 _FEWEST_TESTED = 10
-# Without a search, of which there is an estimate, a fit that takes longer is announced.
+# Longer fits are announced, unless the estimate of a search is.
 _LONG_FIT_S = 10
 
-# Is called with (stage, done, in all) of long work.
+# Called with (stage, done, total).
 OnStage = Callable[[str, int, int], None]
 Notice = Callable[[str], None]
 
 
 class AutoSplit(SplitOptions):
-    """A split by time, but by item if the data have no times, or too few users after the cut."""
+    """A split by time, or by item if the data have no times or too few users after the cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command.
+    """Options of a training on *path* and *more*: paths, URLs, or polars, Arrow or pandas data frames.
 
-    Each is a path, or a data frame of polars, Arrow or pandas.
-
-    There is no evaluation if the *split* is None. With *tuning*, *params* are the defaults of a search.
+    There is no evaluation if *split* is None. With *tuning*, *params* are the defaults of a search.
     """
 
     path: DataSource
@@ -79,11 +77,11 @@ class TrainSettings:
 
     @property
     def data(self) -> list[DataSource]:
-        """All files, folders and data frames that are learnt from."""
+        """All sources of interactions."""
         return [self.path, *self.more]
 
     def __post_init__(self) -> None:
-        """Raise SettingError for what could only fail once much is done."""
+        """Raise SettingError for options that would fail late."""
         check_length(self.k, "k")
         for text in self.where:
             parse_filter(text)
@@ -91,10 +89,9 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What a training did: *evaluation* is None when there was none, and then *note* says why.
+    """Result of a training. *note* says why there is no *evaluation*, *tuning_note* why there is no *search*.
 
-    Likewise *search*, the one for the parameters, and *tuning_note*. *model* is the one that was saved; *seconds* are
-    wall time by stage.
+    *seconds* are wall time by stage.
     """
 
     out: Path
@@ -107,7 +104,7 @@ class TrainReport:
 
     @property
     def warning(self) -> str | None:
-        """Say which baseline ranks better than the model on the test, and how to get it; None if none does."""
+        """A sentence about the baseline that ranks better than the model on the test, or None."""
         evaluation = self.evaluation
         if evaluation is None or not evaluation.baselines:
             return None
@@ -122,7 +119,7 @@ class TrainReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the model's numbers as plain JSON values."""
+        """Return everything but the model's arrays as JSON values."""
         matrix = self.model.matrix
         return {
             "out": str(self.out),
@@ -144,7 +141,7 @@ class TrainReport:
         }
 
     def _repr_html_(self) -> str:
-        """Return what a cell of a notebook shows: the model, the warning, and the evaluation beside its baselines."""
+        """Return the output of a notebook cell: the model, the warning, and the evaluation with its baselines."""
         facts = self.to_json()
         counts = ", ".join(f"{facts[what]:,} {what}" for what in ("users", "items", "pairs"))
         said = [f"{described(self.model.params)}, of {counts}, in {self.out}", self.warning, self.note]
@@ -158,84 +155,52 @@ def train(
     on_progress: OnStage = lambda _stage, _done, _total: None,
     on_notice: Notice = lambda _text: None,
 ) -> TrainReport:
-    """Train on the interactions that *settings* name and write the model folder *out*, replacing a model that is there.
+    """Train on the interactions of *settings* and write the model folder *out*, replacing an existing model.
 
-    *on_progress* is called with (stage, done, total): read, matrix, tune, evaluate, fit, save, in this order; within
-    tune once per trial, within evaluate and fit once per iteration; *on_notice* with a sentence on what a search will
-    cost. Raises DataError when the data, the settings or *out* cannot be used; no model is written then.
+    *on_progress* is called with (stage, done, total): read, matrix, tune, evaluate, fit, save; within tune per trial,
+    within evaluate and fit per iteration. *on_notice* gets sentences on the cost and on choices. Raises DataError or
+    SettingError, without writing a model, if the data, the settings or *out* cannot be used.
 
-    The trials of a search lie in .NAME.kept beside *out* until the model is saved, and are not made again after a kill.
+    Trials of a search are kept in .NAME.kept beside *out* until the model is saved, so a killed search goes on.
     """
     out, seconds = Path(out), dict[str, float]()
     check_target(out)
+    folder = out.resolve().with_name(f".{out.resolve().name}.kept")
     with _stage("read", seconds, on_progress):
-        interactions = read_interactions(
-            *settings.data,
-            columns=settings.columns,
-            form=settings.form,
-            event_weights=settings.event_weights,
-            where=settings.where,
-            titles=settings.titles,
-            weighting=settings.weighting,
-            half_life=settings.half_life,
-        )
+        interactions = _read(settings)
     with _stage("matrix", seconds, on_progress):
-        try:
-            matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
-        except DataError as error:
-            raise DataError(f"{named_paths(settings.data[:1])}: {error}") from error
-        interactions = replace(interactions, log=interactions.log.clear())  # the matrix has it now
+        matrix = _matrix(interactions, settings)
+        interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
         settings, parts = _split(settings, matrix, on_notice)
         standing = matrix.standing()
         fitting = fit_s(settings.params, standing.user_items)
         if settings.tuning is None and fitting > _LONG_FIT_S:
             on_notice(
-                f"one fit takes about {fitting:,.0f} s, and as many are needed as the evaluation has splits, and one"
+                f"one fit takes about {fitting:,.0f} s; there is one for each split of the evaluation, and one more"
             )
-    folder = out.resolve().with_name(f".{out.resolve().name}.kept")
+    learnable = (matrix.user_items, matrix.history) if parts is None else (parts.train, parts.history)
     search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
-            pairs = int(matrix.user_items.nnz)
-            search, tuning_note = _search(
-                pairs, _learnable(matrix, parts), settings, folder, report=on_progress, on_notice=on_notice
-            )
-    params = search.trials[search.best].params if search else settings.params
-    recent = _recent(_learnable(matrix, parts), settings, search, folder)
-    similar, repeats = _beside(_learnable(matrix, parts), settings, params, recent)
-    if repeats is not None:
-        on_notice(_said_of(repeats))
-    best = [search.trials[each].params for each in search.best_of_each] if search else []
-    baselines = list({engine_of(each): each for each in (*BASELINES, *best, recent)}.values())
+            search = _search(learnable, settings, folder, on_progress, on_notice)
+            tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to hold some back, so there was no search."
+    chosen = _choose(learnable, settings, search, folder)
+    if chosen.repeats is not None:
+        on_notice(_said_of(chosen.repeats))
     evaluation, note = None, "No evaluation was requested."
     if parts is not None and settings.split is not None:
         with _stage("evaluate", seconds, on_progress):
+            evaluation = _evaluate(parts, settings, chosen, search, on_progress)
             note = (
                 f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or "
                 "none to test on, so there was no evaluation."
             )
-            if parts.train.nnz and parts.test.nnz:
-                how: dict[str, Any] = {"k": settings.k, "baselines": baselines, "popular": recent, "similar": similar}
-                measured = evaluate_parts(parts, params, on_iteration=partial(on_progress, "evaluate"), **how)
-                evaluation = replace(measured, split=settings.split)
-    parts = None  # the last fit takes the memory that they hold
+    del parts, learnable, matrix  # releases memory for the last fit
     with _stage("fit", seconds, on_progress):
-        rows, length = interactions.segments, settings.popular_length
-        model = Model(
-            ranker=fit(standing.user_items, params, partial(on_progress, "fit"), times=standing.times),
-            matrix=standing,
-            titles={item: interactions.titles[item] for item in standing.item_ids if item in interactions.titles},
-            popular=most_popular(standing, length, recent.half_life_days),
-            segments={} if rows is None else popular_by_segment(rows, standing.item_ids, length),
-            params=params,
-            metrics=evaluation.to_json() if evaluation else None,
-            data=_description(interactions, settings),
-            created_at=datetime.now(UTC),
-            tuning=search.to_json() | {"repeats": repeats and asdict(repeats)} if search else None,
-            popular_half_life_days=recent.half_life_days,
-            similar=fit_similar(standing.user_items, similar, standing.times),
-            repeats=repeats.params if repeats else RepeatParams(),
-        )
+        model = _fit(interactions, standing, settings, chosen, partial(on_progress, "fit"))
+        repeats = chosen.repeats and asdict(chosen.repeats)
+        tuning = search.to_json() | {"repeats": repeats} if search else None
+        model = replace(model, tuning=tuning, metrics=evaluation.to_json() if evaluation else None)
     with _stage("save", seconds, on_progress):
         save(model, out)
         shutil.rmtree(folder, ignore_errors=True)  # another training of the same model may have removed it
@@ -247,20 +212,99 @@ def train(
 Learnable = tuple[UserItems, History | None]
 
 
-def _learnable(matrix: Matrix, parts: Parts | None) -> Learnable:
-    return (matrix.user_items, matrix.history) if parts is None else (parts.train, parts.history)
+class _Chosen(NamedTuple):
+    """Parameters of the engine, of popularity, of similar items, and of repeats, if searched."""
+
+    params: Params
+    recent: PopularityParams
+    similar: SimilarParams
+    repeats: RepeatSearch | None
+
+
+def _read(settings: TrainSettings) -> Interactions:
+    return read_interactions(
+        *settings.data,
+        columns=settings.columns,
+        form=settings.form,
+        event_weights=settings.event_weights,
+        where=settings.where,
+        titles=settings.titles,
+        weighting=settings.weighting,
+        half_life=settings.half_life,
+    )
+
+
+def _matrix(interactions: Interactions, settings: TrainSettings) -> Matrix:
+    try:
+        return to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
+    except DataError as error:
+        raise DataError(f"{named_paths(settings.data[:1])}: {error}") from error
+
+
+def _choose(learnable: Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:
+    """Return the parameters: those of *search*, or the usual ones."""
+    params = search.trials[search.best].params if search else settings.params
+    recent = _recent(learnable, settings, search, trials)
+    days = recent.half_life_days
+    similar = SimilarParams(recency=None if days is None else Recency(days, SIMILAR_GAMMA))
+    if settings.tuning is None or settings.split is None:
+        return _Chosen(params, recent, similar, None)
+    parts = inner_parts(*learnable, settings.split)
+    repeats = search_repeats(*learnable, settings.split, params, settings.k)
+    return _Chosen(params, recent, similar if parts is None else choose(parts, days, settings.k), repeats)
+
+
+def _evaluate(
+    parts: Parts, settings: TrainSettings, chosen: _Chosen, search: Search | None, on_progress: OnStage
+) -> Evaluation | None:
+    if settings.split is None or not (parts.train.nnz and parts.test.nnz):
+        return None
+    best = [search.trials[each].params for each in search.best_of_each] if search else []
+    baselines = list({engine_of(each): each for each in (*BASELINES, *best, chosen.recent)}.values())
+    measured = evaluate_parts(
+        parts,
+        chosen.params,
+        on_iteration=partial(on_progress, "evaluate"),
+        k=settings.k,
+        baselines=baselines,
+        popular=chosen.recent,
+        similar=chosen.similar,
+    )
+    return replace(measured, split=settings.split)
+
+
+def _fit(
+    interactions: Interactions,
+    matrix: Matrix,
+    settings: TrainSettings,
+    chosen: _Chosen,
+    on_iteration: Callable[[int, int], None],
+) -> Model:
+    segments, length = interactions.segments, settings.popular_length
+    return Model(
+        ranker=fit(matrix.user_items, chosen.params, on_iteration, times=matrix.times),
+        matrix=matrix,
+        titles={item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles},
+        popular=most_popular(matrix, length, chosen.recent.half_life_days),
+        segments={} if segments is None else popular_by_segment(segments, matrix.item_ids, length),
+        params=chosen.params,
+        metrics=None,
+        data=_description(interactions, settings),
+        created_at=datetime.now(UTC),
+        popular_half_life_days=chosen.recent.half_life_days,
+        similar=fit_similar(matrix.user_items, chosen.similar, matrix.times),
+        repeats=chosen.repeats.params if chosen.repeats else RepeatParams(),
+    )
 
 
 def _search(
-    pairs: int, learnable: Learnable, settings: TrainSettings, trials: Path, *, report: OnStage, on_notice: Notice
-) -> tuple[Search | None, str]:
-    """Search for parameters on what the evaluation learns from, never on its test; or say why there was no search."""
-    assert settings.tuning is not None  # noqa: S101 -- `train` has looked
-    wanted = settings.split or SplitOptions("by-item" if learnable[1] is None else "by-time")
+    learnable: Learnable, settings: TrainSettings, trials: Path, report: OnStage, on_notice: Notice
+) -> Search | None:
+    """Search on the training part of the evaluation; None if there are too few pairs."""
     search = tune(
         *learnable,
-        wanted,
-        settings.tuning,
+        settings.split or SplitOptions("by-item" if learnable[1] is None else "by-time"),
+        settings.tuning or TuneOptions(),
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
         kept=trials,
@@ -270,20 +314,17 @@ def _search(
     )
     if search is not None and not search.trials:
         raise SettingError(
-            "nothing that was asked for can be tried within the time and memory of a search: give it more time with "
-            "--tune SECONDS, or leave the search out with --no-tune"
+            "the search has no time or memory for any cell that was asked for: give it more time with --tune SECONDS, "
+            "or leave the search out with --no-tune"
         )
-    return search, f"{pairs:,} pairs are too few to hold some back, so the parameters were not searched."
+    return search
 
 
 def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[TrainSettings, Parts | None]:
-    """Return the split that the data allow, with their core, and its parts; None if all data may be learnt from.
-
-    If it is another split than the default, a notice says so.
-    """
-    everything = matrix.user_items, matrix.history
+    """Return *settings* with the split that the data allow, and its parts; None without a split."""
     if settings.split is None:
         return settings, None
+    everything = matrix.user_items, matrix.history
     core = {"min_per_user": settings.min_per_user, "min_per_item": settings.min_per_item}
     wanted, is_auto = SplitOptions(**asdict(settings.split) | core), isinstance(settings.split, AutoSplit)
     drawn = replace(wanted, kind="by-item")
@@ -305,26 +346,13 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[
 
 
 def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> PopularityParams:
-    """Return how popularity is counted: with the half-life that ranks best in a split by time."""
+    """Return the half-life of popularity that ranks best in a split by time."""
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
     if settings.split is None or not settings.split.in_time:
         return PopularityParams()
     found = tune(*learnable, settings.split, TuneOptions(engine="popularity"), k=settings.k, kept=trials)
     return PopularityParams() if found is None else found.popular
-
-
-def _beside(
-    learnable: Learnable, settings: TrainSettings, params: Params, recent: PopularityParams
-) -> tuple[SimilarParams, RepeatSearch | None]:
-    """Return how similar items are compared, and how repeats count; searched if parameters are."""
-    days = recent.half_life_days
-    usual = SimilarParams(recency=None if days is None else Recency(days, SIMILAR_GAMMA))
-    if settings.tuning is None or settings.split is None:
-        return usual, None
-    parts = inner_parts(*learnable, settings.split)
-    repeats = search_repeats(*learnable, settings.split, params, settings.k)
-    return usual if parts is None else choose(parts, days, settings.k), repeats
 
 
 def _said_of(repeats: RepeatSearch) -> str:
@@ -336,7 +364,7 @@ def _said_of(repeats: RepeatSearch) -> str:
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
-    """Return what the model folder says about its data, so the same training can be run again."""
+    """Return the description of the data in the model folder, enough to repeat the training."""
     times = interactions.time_range
     found = {name: getattr(interactions, name) for name in ("rows", "left_out", "fingerprint", "notes")}
     return found | {

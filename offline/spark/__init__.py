@@ -1,1 +1,1 @@
-"""Apache Spark: learning, ranking and publishing on its executors; an extra, which only these modules import."""
+"""Training, ranking and publishing on Apache Spark; needs the extra `spark`."""

@@ -1,7 +1,6 @@
-"""Lists of a model computed on Spark's executors, block by block, and written from there as parts of one draft.
+"""Lists of a model computed by Spark executors and written from there as parts of one draft.
 
-The items, their factors and what else all lists have in common are broadcast; a block brings its users, with what they
-have. What comes back of a part are the sums over its rows.
+Items and their factors are broadcast; a block carries its users and their interactions. Executors return sums only.
 """
 
 import asyncio
@@ -38,20 +37,19 @@ from hotplate.stores.store import Observer, Plan, Row
 from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import OnProgress
 
-# What is observed of users' lists.
+# Arguments of Observe.
 Observed = tuple[Sequence[str], Indices, Indices]
-# How many lists are computed here for a dictionary to be learnt from.
+# Lists computed by the driver to train a compression dictionary.
 _SAMPLED = 4_096
-# One process writes these stores, on the machine where they are.
+# Stores that only one local process can write.
 _OF_ONE_PROCESS = frozenset({"file"})
-# How often it is looked whether the executors are done.
 _POLL_S = 0.2
-# What an executor's error is here; the first that it is a kind of.
+# Executor errors are raised again as the first matching type.
 _KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
 
 
 def check_store(url: str, master: str) -> None:
-    """Raise SettingError where neither the executors of *master* nor its driver can write the store at *url*."""
+    """Raise SettingError if *master* cannot write the store at *url*."""
     if scheme_of(url) in _OF_ONE_PROCESS and not is_local(master):
         raise SettingError(
             f"{redacted(url)} is written by one process on one machine; publish to redis:// or cosmos:// from "
@@ -60,10 +58,9 @@ def check_store(url: str, master: str) -> None:
 
 
 class SparkLists(PartedSource):
-    """All lists of one model, computed on the executors of a session; a ListSource that lives as long as one publish.
+    """ListSource of a model, computed by the executors of a session.
 
-    A store that many processes can write is written by the executors; the others get their rows through the driver.
-    Raises SettingError as `check_store` does.
+    The executors write the store, or the driver if only one process can. Raises SettingError as `check_store` does.
     """
 
     def __init__(self, lists: ModelLists, session: SparkSession, url: str) -> None:
@@ -89,7 +86,7 @@ class SparkLists(PartedSource):
         return self._lists.items()
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """See `ListSource`; as many blocks at once as there are cores, whose rows come here."""
+        """See `ListSource`; the driver collects as many blocks at once as there are cores."""
         yield from self._computed(self._of_items, observe)
         yield self._lists.popular()
         yield from self._computed(self._of_users, observe)
@@ -117,7 +114,7 @@ class SparkLists(PartedSource):
     async def write_parts(
         self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
-        """See `PartedSource`; once the first part fails, those that are not begun are not begun any more."""
+        """See `PartedSource`; the first failure cancels all parts that have not started."""
         blocks = [*self._of_items, *self._of_users]
         noted, total = self._context.accumulator(_NOTHING, _Noting()), self.plan().rows
         job = _PublishJob(self._shared, context, self._url, None if lists is None else lists.depth)
@@ -137,12 +134,12 @@ class SparkLists(PartedSource):
         finally:
             if not running.done():
                 self._context.cancelAllJobs()
-                running.add_done_callback(lambda ended: ended.exception())  # it is known why
+                running.add_done_callback(lambda ended: ended.exception())  # retrieves the error of the cancelled job
 
     def _sum(
         self, parts: "list[_MeasuredPart]", wanted: int, lists: Measurement | None, observer: Observer | None
     ) -> WrittenPart:
-        """Add up *parts*; StoreUnavailable unless there are as many as *wanted*, because then the sums say nothing."""
+        """Add up *parts*; raises StoreUnavailable if some of *wanted* are missing."""
         if len(parts) != wanted:
             raise StoreUnavailable(f"Spark returned {len(parts)} of {wanted} parts of {redacted(self._url)}")
         everything, rows = Tally(), 0
@@ -158,14 +155,14 @@ class SparkLists(PartedSource):
         return WrittenPart(everything, rows)
 
     def _run(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
-        """Return what a task makes of each block, in order: whatever attempts there were, the result of one."""
+        """Return the results of *work* in the order of *blocks*, one attempt of each."""
         results: list[Any] = self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
         return results
 
 
 @dataclass(frozen=True, slots=True)
 class _PublishJob:
-    """What all tasks of one publish have in common; pickled with each."""
+    """Pickled with each task of a publish."""
 
     lists: "Broadcast[ModelLists]"
     context: PartContext
@@ -174,7 +171,7 @@ class _PublishJob:
 
 
 class _Noted(NamedTuple):
-    """What tasks have reported to the driver so far: rows that are written, and the first failure."""
+    """Progress reported to the driver: rows written, and the first failure."""
 
     rows: int
     failed: StoreError | None
@@ -183,10 +180,8 @@ class _Noted(NamedTuple):
 _NOTHING = _Noted(0, None)
 
 
-class _Noting(AccumulatorParam):  # type: ignore[misc]  # mypy knows nothing of pyspark
-    """Adds up what tasks report."""
-
-    def zero(self, value: _Noted) -> _Noted:  # noqa: ARG002 -- as Spark wants it
+class _Noting(AccumulatorParam):  # type: ignore[misc]  # pyspark is not typed
+    def zero(self, value: _Noted) -> _Noted:  # noqa: ARG002 -- Spark's interface
         return _NOTHING
 
     def addInPlace(self, value1: _Noted, value2: _Noted) -> _Noted:  # noqa: N802 -- as above
@@ -194,7 +189,7 @@ class _Noting(AccumulatorParam):  # type: ignore[misc]  # mypy knows nothing of 
 
 
 class _ChargeCounter:
-    """Counts what an executor is charged; see `Observer`."""
+    """Observer of an executor's charges and failures."""
 
     def __init__(self) -> None:
         self.ru = 0.0
@@ -208,20 +203,18 @@ class _ChargeCounter:
 
 
 class _MeasuredPart(NamedTuple):
-    """What an executor did: what it wrote, counts of its users' lists if gates want them, and what it was charged."""
-
     written: WrittenPart
     counts: ListCounts | None
     charges: _ChargeCounter
 
 
 def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterator[tuple[list[Row], list[Observed]]]:
-    """Compute the rows of blocks on an executor, and what is to be observed of them."""
+    """Compute the rows of blocks on an executor, and the arguments for Observe."""
     for block in blocks:
         observed = list[Observed]()
 
         def observe(users: Sequence[str], items: Indices, lengths: Indices) -> None:
-            observed.append((users, items, lengths))  # noqa: B023 -- it is called while this block is computed
+            observed.append((users, items, lengths))  # noqa: B023 -- called only in this iteration
 
         for rows in rows_of(shared.value, block, observe):
             yield rows, observed[:]
@@ -230,7 +223,7 @@ def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterat
 
 
 def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
-    """Write blocks as parts on an executor; a StoreError is reported, and ends the task without a result."""
+    """Write blocks as parts on an executor; a StoreError is reported and ends the task."""
     for block in blocks:
         try:
             made = asyncio.run(_write_block(job, block))

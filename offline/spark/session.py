@@ -1,4 +1,4 @@
-"""The session of Spark: opened on a master, and closed at the end of the command."""
+"""The Spark session of a command."""
 
 import os
 import re
@@ -15,24 +15,24 @@ from pyspark.sql import SparkSession
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.stores.file.memory import room_bytes
 
-# The master that `spark-submit` was given, which says where to run itself.
+# Stands for the master given to `spark-submit`.
 SUBMITTED = "submitted"
 _MASTERS = re.compile(r"local|local\[.+\]|local-cluster\[.+\]|spark://.+|k8s://.+|yarn")
-# What `spark-submit` and `pyspark` leave in the environment of a program that they run.
+# Set by `spark-submit` and `pyspark`.
 _GATEWAY = "PYSPARK_GATEWAY_PORT"
-# Spark's own default, 1 GB, does not hold the interactions of a few million pairs twice.
+# Spark's default of 1 GB is too small for two copies of a few million pairs.
 _DRIVER_SHARE = 0.4
-# Nothing outside can reach what runs on this machine alone.
+# Keeps local sessions off the network.
 _LOOPBACK = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
 
 
 def check_master(master: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """Return *master*, or that of `spark-submit` if this runs below it; SettingError if there is none of them."""
+    """Return *master*, by default that of `spark-submit`; raises SettingError if missing or invalid."""
     master = master or SUBMITTED
     if master == SUBMITTED and _GATEWAY not in environment:
         raise SettingError(
-            "It is not said where Spark is to run; give --master local[2], spark://HOST:7077, yarn or k8s://URL, or "
-            "start the command with spark-submit."
+            "Spark needs a master; give --master local[2], spark://HOST:7077, yarn or k8s://URL, or start the command "
+            "with spark-submit."
         )
     if master != SUBMITTED and not _MASTERS.fullmatch(master):
         raise SettingError(
@@ -42,15 +42,15 @@ def check_master(master: str | None, environment: Mapping[str, str] = os.environ
 
 
 def is_local(master: str) -> bool:
-    """Return whether the executors of *master* are threads of the driver, on this machine."""
+    """Return whether the executors of *master* are threads of the driver."""
     return master == "local" or master.startswith("local[")
 
 
 @contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
-    """Yield a session on *master*, and stop it at the end; settings of `spark-defaults.conf` and `spark-submit` count.
+    """Yield a session on *master*, with the settings of `spark-defaults.conf` and `spark-submit`.
 
-    Raises SettingError for what is not a master, DataError if there is no Java or Spark cannot start.
+    Raises SettingError for an invalid master, DataError without Java and if Spark cannot start.
     """
     chosen = check_master(master)
     if chosen != SUBMITTED:
@@ -76,7 +76,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
 
 
 def cause_of(error: Exception) -> str:
-    """Return the first line of what Java says of an error."""
+    """Return the first line of the error, or of its Java exception."""
     text = str(error)
     if isinstance(error, Py4JJavaError):
         text = str(error.java_exception.getMessage() or error.java_exception)

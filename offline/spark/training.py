@@ -1,4 +1,4 @@
-"""ALS on Spark: the pairs go to its executors with their confidences, and the factors come back as arrays."""
+"""ALS on Spark."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,17 @@ from hotplate.offline.input.matrix import Floats, UserItems, check_user_items
 from hotplate.offline.spark.session import cause_of
 from hotplate.offline.train.als import Factors, SparkParams, confidences
 
-# The data alone say how many blocks there are, because the start of the fit is drawn by block: however many executors
-# there are, the same seed then learns the same, but for the order of sums.
+# Spark draws initial factors by block. Because the number of blocks depends only on the data, results for a seed do not
+# depend on the number of executors, except for the order of sums.
 _PAIRS_PER_BLOCK = 500_000
 _BLOCKS = (2, 1000)
 
 
 def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
-    """Factorize *user_items* (float32 csr_matrix, canonical, above zero) in the session that is open.
+    """Factorize *user_items* (float32 csr_matrix, canonical, above zero) in the active session.
 
-    Rows and columns are the integers that Spark knows users and items by. Users are solved last, against the final item
-    factors. *on_iteration* is called at the end only, for Spark does not say how far it is. Raises DataError for a
-    matrix that cannot be factorized, where the factors are not finite, and where Spark fails.
+    User factors solve the final item factors. *on_iteration* is called once, at the end. Raises DataError for an
+    invalid matrix, for factors that are not finite, and if Spark fails.
     """
     check_user_items(user_items)
     session = SparkSession.builder.getOrCreate()
@@ -60,14 +59,14 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
 
 
 def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
-    """Return the pairs. Spark adds one to each rating, and the sum is that of `confidences`."""
+    """Return the pairs with confidences less one, which Spark adds."""
     users = np.repeat(np.arange(user_items.shape[0], dtype=np.int32), np.diff(user_items.indptr))
     ratings = confidences(user_items.data, params.alpha) - np.float32(1)
     return pa.table({"user": users, "item": user_items.indices.astype(np.int32), "rating": ratings})
 
 
 def _collected(frame: DataFrame, count: int, params: SparkParams) -> Floats:
-    """Return factors [count, factors] in the order of their ids; zeros for those that have no pairs."""
+    """Return factors [count, factors] by id, zeros for ids without pairs."""
     found = frame.toArrow()
     factors = np.zeros((count, params.factors), dtype=np.float32)
     for batch in found.to_batches():

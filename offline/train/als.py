@@ -1,9 +1,8 @@
-"""Alternating least squares on implicit feedback: factors from the matrix, by implicit or by Spark.
+"""Alternating least squares on implicit feedback, by implicit or Spark.
 
-Of each pair that a user has, implicit's confidence is alpha times its weight, and Spark's is one more than that. A pair
-goes to Spark with its confidence less one, so alpha means the same to both. Their regularizations cannot be
-converted: Spark's is multiplied by the number of pairs of each user and item, and implicit's is the same for all. So it
-has a name of its own.
+The confidence of a pair is alpha times its weight in implicit, and one more in Spark, which therefore gets weights of
+one less: alpha means the same to both. Regularization does not: Spark multiplies it by the number of pairs of each user
+and item, so its parameter has another name.
 """
 
 import math
@@ -22,16 +21,16 @@ from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# Bounds the memory that folding in takes besides the factors.
+# Bounds the memory of folding in.
 _SOLVED_AT_ONCE = 50_000
-# Give the same nDCG as an exact solution, to five digits.
+# Same nDCG as an exact solution, to five digits.
 _LAST_STEPS = 6
-# What a user has weighs more than what they have not, whose confidence is 1, however small its weight.
+# Above the confidence of other pairs, which is 1.
 _LEAST_CONFIDENCE = 1.001
 
 
 def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int) -> None:
-    """Raise SettingError for values that make no sense for any ALS."""
+    """Raise SettingError for values out of range."""
     require_at_least("factors", factors)
     require_at_least("iterations", iterations)
     if not 0 < alpha < math.inf:
@@ -42,9 +41,9 @@ def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int
 
 @dataclass(frozen=True, slots=True)
 class ALSParams:
-    """Hyperparameters of the fit; raises SettingError for values that make no sense.
+    """Hyperparameters; SettingError for values out of range.
 
-    The defaults are measured: those of the library rank below plain popularity on sparse data.
+    The defaults are measured: those of implicit rank below popularity on sparse data.
     """
 
     factors: int = 256
@@ -62,10 +61,7 @@ class ALSParams:
 
 @dataclass(frozen=True, slots=True)
 class SparkParams:
-    """Hyperparameters of ALS on Spark; raises SettingError for values that make no sense.
-
-    *reg_param* is Spark's `regParam`, which is multiplied by the number of interactions of each user and item.
-    """
+    """Hyperparameters of ALS on Spark, *reg_param* is its `regParam`; SettingError for values out of range."""
 
     factors: int = 64
     reg_param: float = 0.3
@@ -82,29 +78,31 @@ class SparkParams:
 
 @dataclass(frozen=True)
 class Factors:
-    """The model: float32 rows of one length, user_factors [users, factors] and item_factors [items, factors]."""
+    """A fitted model: user_factors [users, factors] and item_factors [items, factors], float32.
+
+    *recent* [items] multiplies the scores of users' lists.
+    """
 
     user_factors: Floats
     item_factors: Floats
     params: ALSParams | SparkParams = field(default_factory=ALSParams)
     recent: Floats | None = None
-    """[items], multiplies the scores of users' lists, if recency is wanted."""
 
     floor: ClassVar[float] = -math.inf
     recommend = ranking.recommend
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many users and items it knows."""
+        """Number of users and items."""
         return len(self.user_factors), len(self.item_factors)
 
     def score(self, _rows: UserItems, users: Indices) -> Floats:
-        """Return the products of the factors of *users* with those of all items."""
+        """Return scores [users, items]."""
         scores: Floats = self.user_factors[users] @ self.item_factors.T
         return scores
 
     def fold_in(self, user_items: UserItems) -> "Factors":
-        """Return the same items, and for users the factors that solve their rows of *user_items* exactly."""
+        """Return a model whose users are the rows of *user_items*, solved exactly for these item factors."""
         if isinstance(self.params, SparkParams):
             return replace(self, user_factors=solve(self.item_factors, user_items, self.params))
         model = AlternatingLeastSquares(
@@ -120,13 +118,13 @@ class Factors:
 
 
 def confidences(weights: Floats, alpha: float) -> Floats:
-    """Return the confidence of each pair, which is above that of a pair that a user has not."""
+    """Return the confidence of each pair, above that of pairs without interactions."""
     found: Floats = np.maximum(np.float32(alpha) * weights, np.float32(_LEAST_CONFIDENCE))
     return found
 
 
 def solve(item_factors: Floats, user_items: UserItems, params: SparkParams) -> Floats:
-    """Return factors [users, factors] that solve the rows of *user_items* exactly, as the last step of a fit does."""
+    """Return the exact factors [users, factors] of the rows of *user_items*."""
     items = item_factors.astype(np.float64)
     gram, one = items.T @ items, np.eye(items.shape[1])
     factors = np.zeros((user_items.shape[0], items.shape[1]), dtype=np.float32)
@@ -143,10 +141,10 @@ def solve(item_factors: Floats, user_items: UserItems, params: SparkParams) -> F
 def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
     """Factorize *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
 
-    The factors of all users are solved once more at the end, against the final item factors, so folding a user in
-    later gives the same, but for 1e-4 of the largest. The same seed gives the same bits on one machine. *on_iteration*
-    is called with (done, total). Memory: about 4 times the matrix, and 4 (users + items) factors bytes. Raises
-    DataError for a matrix that cannot be factorized, and when the factors are not finite.
+    User factors are solved again against the final item factors, so folding in gives the same within 1e-4 of the
+    largest. Deterministic for a seed and machine. *on_iteration* is called with (done, total). Takes about 4 times the
+    memory of the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and for factors
+    that are not finite.
     """
     check_user_items(user_items)
     if float(user_items.data.max()) * params.alpha > float(np.finfo(np.float32).max):
@@ -156,9 +154,9 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
         if on_iteration is not None:
             on_iteration(iteration + 1, params.iterations)
 
-    # Threads of the linear algebra under the threads of the solver double the time.
+    # BLAS threads below the solver's threads double the time.
     with threadpool_limits(1, "blas"):
-        # A new model each time: one that was fitted before starts from its old factors, or crashes on another shape.
+        # A fitted model would start from its old factors, or crash on another shape.
         model = AlternatingLeastSquares(
             factors=params.factors,
             regularization=params.regularization,
@@ -170,7 +168,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
             model.fit(user_items, show_progress=False, callback=report)
         except ModelFitError as error:
             raise _diverged(params) from error
-        # Conjugate gradients from where the fit ended: exact solving would take as long as half of the fit or more.
+        # Conjugate gradients, because an exact solution takes more than half of the time of the fit.
         confidence = user_items if params.alpha == 1 else params.alpha * user_items
         least_squares_cg(
             confidence, model.user_factors, model.item_factors, params.regularization, cg_steps=_LAST_STEPS

@@ -1,4 +1,4 @@
-"""EASE: weights between items, solved in one step, by which what a user has speaks for what they have not."""
+"""EASE: weights between items, solved in closed form."""
 
 import math
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# A user counts by the square root of what they have: between one vote for each user and one for each pair.
+# A user counts by the square root of their weight, between one vote per user and one per pair.
 _USER_POWER = -0.25
-# The share of a user's items that the weights must do without; regularizes items by how many users they have.
+# Share of items dropped; regularizes items by their number of users.
 _DROPOUT = 0.2
-# Rows of the table of items that are made at once: bounds the memory besides it.
+# Rows of the item table computed at once; bounds memory.
 _AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
 class EASEParams:
-    """How much the weights are held back; raises SettingError for what makes no sense."""
+    """Hyperparameters of EASE; SettingError for values out of range."""
 
     regularization: float = 20.0
     recency: Recency | None = None
@@ -35,9 +35,9 @@ class EASEParams:
 
 @dataclass(frozen=True, slots=True)
 class EASE:
-    """The model: *weights* [items, items], float32, of what an item that a user has adds to the score of another.
+    """A fitted model: *weights* [items, items], float32; row: the item of the user, column: the scored item.
 
-    *recent* [items] multiplies the scores, if recency is wanted.
+    *recent* [items] multiplies the scores of users' lists.
     """
 
     weights: Floats
@@ -48,21 +48,21 @@ class EASE:
 
     @property
     def shape(self) -> tuple[None, int]:
-        """Any users, and how many items it knows."""
+        """Any users, and the number of items."""
         return None, len(self.weights)
 
     def score(self, rows: UserItems, _users: Indices) -> Floats:
-        """Sum up the weights of what users have."""
+        """Return scores [users, items]."""
         summed: Floats = _damped(rows).astype(np.float32) @ self.weights
         return summed
 
 
 def fit(user_items: UserItems, params: EASEParams) -> EASE:
-    """Solve for the weights that best give each item of a user from the others; the same on every run of a machine.
+    """Solve for the weights; deterministic on one machine.
 
     Regularized by a constant and by dropout (Steck, Embarrassingly shallow autoencoders, WWW 2019; Autoencoders that
     don't overfit towards the identity, NeurIPS 2020). Takes items^3 operations and 4 items^2 bytes: 20 s of a core
-    and 0.6 GB for 12,000 items. Raises DataError for a matrix that cannot be learnt from.
+    and 0.6 GB for 12,000 items. Raises DataError for an invalid matrix.
     """
     check_user_items(user_items)
     has = np.asarray(user_items.sum(axis=1, dtype=np.float64)).ravel()
@@ -73,8 +73,8 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
         table[start : start + _AT_ONCE] = (by_item[start : start + _AT_ONCE] @ scaled).toarray()
     diagonal = np.diag_indices_from(table)
     table[diagonal] = table[diagonal] / (1 - _DROPOUT) + params.regularization
-    # It is symmetric, so its transpose lies in memory as LAPACK wants it; only one triangle is written. With what
-    # dropout adds to the diagonal it is positive definite, whatever users have.
+    # The table is symmetric, so its transpose has LAPACK's memory order; LAPACK writes one triangle. Dropout makes the
+    # diagonal large enough for any table to be positive definite.
     factor, _ = lapack.spotrf(table.T, lower=True, overwrite_a=True)
     inverse, _ = lapack.spotri(factor, lower=True, overwrite_c=True)
     weights: Floats = inverse.T
@@ -89,6 +89,6 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
 
 
 def _damped(user_items: UserItems) -> csr_matrix:
-    """Return the square roots of the weights: a user who has something a hundred times is not that much surer."""
+    """Return the square roots of the weights: a hundred interactions are not a hundred times as certain."""
     data = np.sqrt(user_items.data, dtype=np.float64)
     return csr_matrix((data, user_items.indices, user_items.indptr), shape=user_items.shape)

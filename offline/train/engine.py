@@ -1,4 +1,4 @@
-"""Engines: what can be learnt from a matrix, what that takes, and what ranks items for users once it is learnt."""
+"""Engines: names, parameters, fits, and their cost."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,8 +17,7 @@ from hotplate.stores.file.memory import room_bytes
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams
-# What an engine has learnt, of which lists are made as `hotplate.offline.train.ranking` says. Rows of users and columns
-# of items are those of the matrix that it learnt from, or of the users that were folded in.
+# A fitted model. Its users and items are the rows and columns of the matrix that it learnt from.
 Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity
 
 PARAMS: dict[Engine, type[Params]] = {
@@ -29,10 +28,9 @@ PARAMS: dict[Engine, type[Params]] = {
     "spark": SparkParams,
 }
 
-# What a search leaves as it is, and options that are not named as their parameters are.
+# Parameters that a search does not vary, and options that are not named like their parameter.
 _ALIKE = frozenset({"iterations", "seed", "recency"})
 _OPTIONS = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
-# What helps an engine that memory is too small for, besides more of it.
 _LESS_MEMORY = {
     "als": "lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster with --engine spark",
     "ease": "raise --min-per-item, or learn with --engine als",
@@ -42,24 +40,24 @@ _NUMBER_BYTES = 4
 
 
 def engine_of(params: Params) -> Engine:
-    """Return the engine whose parameters these are."""
+    """Return the engine of *params*."""
     return next(engine for engine, kind in PARAMS.items() if isinstance(params, kind))
 
 
 def described(params: Params) -> str:
-    """Return the engine and what was chosen of it: `neighbours (neighbours 5, weighting tfidf)`."""
+    """Return the engine and its parameters: `neighbours (neighbours 5, weighting tfidf)`."""
     chosen = ", ".join(f"{name.removeprefix('neighbour-')} {value}" for name, value in _chosen(params).items())
     return f"{engine_of(params)} ({chosen})" if chosen else engine_of(params)
 
 
 def as_options(params: Params) -> str:
-    """Return the options of the command that choose *params*."""
+    """Return *params* as options of the command."""
     options = (f" --{name} {value}" for name, value in _chosen(params).items())
     return f"--engine {engine_of(params)}{''.join(options)}"
 
 
 def _chosen(params: Params) -> dict[str, str]:
-    """Return what tells *params* from others of their engine, by the names of the command's options."""
+    """Return the parameters that distinguish cells of an engine, by option name."""
     found = {name: value for name, value in asdict(params).items() if name not in _ALIKE and value is not None}
     if isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
         found = {"neighbours": params.neighbours, "weighting": params.weighting}
@@ -72,22 +70,22 @@ def _chosen(params: Params) -> dict[str, str]:
 
 
 def option_of(name: str) -> str:
-    """Return the option of the command, without its dashes, that gives the parameter *name*."""
+    """Return the option of the parameter *name*, without dashes."""
     return _OPTIONS.get(name, name.replace("_", "-"))
 
 
 def recency_of(params: Params) -> Recency | None:
-    """Return the recency by which scores are multiplied; None if they are not."""
+    """Return the recency that multiplies scores, or None."""
     return None if isinstance(params, PopularityParams) else params.recency
 
 
 def needs_times(params: Params) -> bool:
-    """Return whether it counts when pairs began."""
+    """Return whether a fit needs the times of pairs."""
     return params.half_life_days is not None if isinstance(params, PopularityParams) else params.recency is not None
 
 
 def params_class(engine: object) -> type[Params]:
-    """Return the class of the parameters of *engine*, as a model or a file names it; DataError if it is unknown."""
+    """Return the class of the parameters of *engine*; raises DataError for an unknown one."""
     for name, kind in PARAMS.items():
         if name == engine:
             return kind
@@ -95,7 +93,7 @@ def params_class(engine: object) -> type[Params]:
 
 
 def params_from(engine: object, values: dict[str, Any]) -> Params:
-    """Return the parameters of *engine* that a model or a file says; raises DataError for an engine that is unknown."""
+    """Return the parameters of *engine* from JSON values; raises DataError for an unknown engine."""
     given = values.get("recency")
     return params_class(engine)(**values if given is None else values | {"recency": Recency(**given)})
 
@@ -107,11 +105,10 @@ def fit(
     *,
     times: Times | None = None,
 ) -> Ranker:
-    """Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
+    """Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores, or in the active Spark session.
 
-    *times* are when its pairs began, in the order of its data; a half-life needs them. *on_iteration* is called with
-    (done, total). On Spark the session is used that is open. Raises DataError for a matrix that cannot be
-    learnt from, and if the memory that it takes is not there.
+    *times* are in the order of user_items.data; a half-life needs them. *on_iteration* is called with (done, total).
+    Raises DataError for an invalid matrix, and if there is too little memory.
     """
     check_memory(fit_bytes(params, user_items), _LESS_MEMORY.get(engine_of(params), ""))
     ranker: Ranker
@@ -119,7 +116,7 @@ def fit(
         case ALSParams():
             ranker = als.fit(user_items, params, on_iteration)
         case SparkParams():
-            from hotplate.offline.spark import training  # noqa: PLC0415 -- an extra: only its users need it
+            from hotplate.offline.spark import training  # noqa: PLC0415 -- an extra
 
             ranker = training.fit(user_items, params, on_iteration)
         case EASEParams():
@@ -135,13 +132,13 @@ def fit(
 
 
 def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
-    """Return *ranker* with the scores of users' lists multiplied by *weights* [items]; popularity stays as it is."""
+    """Return *ranker* with scores multiplied by *weights* [items]; popularity is unchanged."""
     return ranker if isinstance(ranker, Popularity) else replace(ranker, recent=weights)
 
 
 def fit_s(params: object, user_items: UserItems) -> float:
-    """Return about how many seconds of a core a fit takes; measured on an Intel Xeon."""
-    together = float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())  # pairs of items that users have
+    """Estimate the seconds of a core for a fit, from measurements on an Intel Xeon."""
+    together = float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())  # pairs of items of the same user
     match params:
         case ALSParams():
             return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
@@ -154,31 +151,30 @@ def fit_s(params: object, user_items: UserItems) -> float:
 
 
 def rank_s(params: object, rows: UserItems) -> float:
-    """Return about how many seconds of a core the lists take of the users who have *rows* [users, items]."""
+    """Estimate the seconds of a core to rank items for the users of *rows* [users, items]."""
     users, items = map(float, rows.shape)
     of_pair = 5e-9 + (6e-11 * params.factors if isinstance(params, ALSParams) else 0)
     return items * (users * of_pair + (3e-10 * float(rows.nnz) if isinstance(params, EASEParams) else 0))
 
 
 def fit_bytes(params: object, user_items: UserItems) -> int:
-    """Return about how many bytes a fit takes besides the matrix that it learns from."""
+    """Estimate the bytes that a fit takes besides its matrix."""
     users, items = user_items.shape
     match params:
         case ALSParams():
-            # Three more of the matrix (with confidences, turned round, and on the way there) and the factors: measured
-            # with 22 million pairs.
+            # Three copies of the matrix (confidences, transposed, temporary), measured with 22 million pairs.
             matrix = user_items.nnz * (_NUMBER_BYTES + _INDEX_BYTES) + (users + 1) * _INDEX_BYTES
             return int(3 * matrix + (users + items) * params.factors * _NUMBER_BYTES)
         case EASEParams():
-            return int(4 * items**2 + 4096 * items)  # a table of items by items, and a block of it in float64
+            return int(4 * items**2 + 4096 * items)  # the item table, and one block in float64
         case _:
             return 0
 
 
 def check_memory(needed: int, instead: str, room: float | None = None) -> None:
-    """Raise DataError if *needed* bytes are more than the *room*: by default what machine and cgroups have left.
+    """Raise DataError if *needed* bytes exceed *room*, by default the free memory of machine and cgroups.
 
-    *instead* is what else would help than more memory.
+    *instead* is the advice in the message.
     """
     room = room_bytes() if room is None else room
     if needed > room:

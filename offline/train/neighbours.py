@@ -1,4 +1,4 @@
-"""Item neighbours: items that the same users have, by TF-IDF, BM25, cosine or random walks, and the lists they give."""
+"""Item neighbours by TF-IDF, BM25, cosine or random walks (RP3beta)."""
 
 import warnings
 from dataclasses import dataclass
@@ -25,23 +25,22 @@ from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
 NeighbourWeighting = Literal["tfidf", "bm25", "cosine", "rp3beta"]
-# Of implicit; without their `fit`, all that distinguishes them is how they were fitted.
 RECOMMENDERS = {
     "tfidf": TFIDFRecommender,
     "bm25": BM25Recommender,
     "cosine": CosineRecommender,
     "rp3beta": ItemItemRecommender,
 }
-# Up to this share of users times items that are scored, sorting the scores takes less than a table.
+# Up to this share of scored pairs, sorting the scores is faster than a dense table.
 _SPARSE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class NeighbourParams:
-    """How items are compared, and how many *neighbours* each has, itself among them.
+    """Hyperparameters; an item counts as one of its *neighbours*. SettingError for values out of range.
 
-    *walk_alpha* and *walk_beta* are of rp3beta: the power of a step's probability, and that of the number of users by
-    which a popular neighbour is divided.
+    In rp3beta, *walk_alpha* is the power of a step's probability and *walk_beta* the power of the number of users by
+    which a neighbour is divided.
     """
 
     weighting: NeighbourWeighting = "tfidf"
@@ -64,19 +63,21 @@ class NeighbourParams:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The model: *similarity* [items, items], float32 csr, of each item the most similar ones, itself among them."""
+    """A fitted model: *similarity* [items, items], float32 csr, with the most similar items of each item and itself.
+
+    *recent* [items] multiplies the scores of users' lists.
+    """
 
     similarity: Any
     params: NeighbourParams
     recent: Floats | None = None
-    """[items], multiplies the scores of users' lists, if recency is wanted."""
 
     floor: ClassVar[float] = 0.0
     fold_in = ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:
-        """Any users, and how many items it knows."""
+        """Any users, and the number of items."""
         return None, self.similarity.shape[0]
 
     def recommend(
@@ -88,7 +89,7 @@ class Neighbours:
         keep_seen: bool = False,
         allowed: Allowed = None,
     ) -> tuple[Indices, Floats]:
-        """Return what `ranking.recommend` does; where few items are scored, without a table of all of them."""
+        """Recommend as `ranking.recommend`, without a dense table if few items are scored."""
         size = self.similarity.shape[0]
         links = float(np.diff(self.similarity.indptr).mean())
         if user_items[users].nnz * links > _SPARSE * size * max(1, len(users)):
@@ -106,33 +107,33 @@ class Neighbours:
         return ranking.best_of_sparse(score, users, min(n, size), allowed)
 
     def score(self, rows: UserItems, _users: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
-        """Sum up the similarities to what users have."""
+        """Return scores [users, items]."""
         return (rows @ self.similarity).toarray()
 
 
 def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
-    """Compare all items of *user_items* on all cores; raises DataError for a matrix that cannot be learnt from."""
+    """Compare all items of *user_items* on all cores; raises DataError for an invalid matrix."""
     check_user_items(user_items)
     weighted, scale = _walks(user_items, params) if params.weighting == "rp3beta" else (user_items, None)
     recommender = RECOMMENDERS[params.weighting](K=min(params.neighbours, user_items.shape[1]))
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # 0 / 0, see below
-        warnings.simplefilter("ignore", ParameterWarning)  # it converts a matrix of its own making
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", ParameterWarning)  # implicit converts its own matrix
         recommender.fit(weighted, show_progress=False)
     similarity = recommender.similarity
     if scale is not None:
         similarity.data *= np.repeat(scale, np.diff(similarity.indptr))
-    # TF-IDF's weight of a user who has all items but one is 0, and 0 / 0 is not a number.
+    # TF-IDF weighs a user with all items but one 0, which leads to 0 / 0.
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
     return Neighbours(similarity.astype(np.float32), params)
 
 
 def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, npt.NDArray[np.float64]]:
-    """Return weights of pairs whose products, summed over users and times a number for each item, are random walks.
+    """Return weights of pairs and a scale [items]: scale times the sum of products over users is a random walk.
 
-    A walk goes from an item to one of its users and on to one of their items. Popular ends are divided by a power of
-    their users (RP3beta: Paudel et al., Updatable, accurate, diverse, and scalable recommendations for interactive
-    applications, ACM TiiS 2017). As a product of two alike sides, each item is divided by that, the first, too.
+    A walk goes from an item to one of its users and on to one of their items, and is divided by a power of the users of
+    its end (RP3beta: Paudel et al., Updatable, accurate, diverse, and scalable recommendations for interactive
+    applications, ACM TiiS 2017). The weights divide both ends, so the scale multiplies the start again.
     """
     of_users, of_items = (np.asarray(user_items.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0))
     of_users, of_items = np.where(of_users > 0, of_users, 1), np.where(of_items > 0, of_items, 1)

@@ -1,4 +1,4 @@
-"""What most users have, of all time or recently: the lists of those who have none, and scores multiplied by it."""
+"""Popularity, of all time or recent: an engine, the popular lists, and recency as a factor of scores."""
 
 import math
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ from hotplate.offline.input.matrix import (
 )
 from hotplate.offline.train import ranking
 
-# The service keeps every popular list in memory.
+# The service keeps all popular lists in memory.
 MAX_SEGMENTS = 1000
-# Bounds the memory of a batch of popular lists; a list that is short without what the user has is made longer.
+# Bounds memory; the depth of the ranking grows by _DEEPER for users who have most of its head.
 _RANKED_AT_ONCE = 4096
 _DEEPER = 4
-# An item that was not chosen recently keeps so much of its score, before the power: it ranks last, but it has a rank.
+# The least recent popularity, before the power; above 0, to keep items ranked.
 _LEAST = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Recency:
-    """The scores of an item are multiplied by (its recent popularity, as a share of the highest) ^ *gamma*."""
+    """Multiplies an item's scores by (recent popularity / its maximum) ^ *gamma*."""
 
     half_life_days: float
     gamma: float
@@ -46,14 +46,14 @@ class Recency:
             raise SettingError(f"gamma is {self.gamma}; it must be above zero.")
 
     def weights(self, user_items: UserItems, times: Times | None) -> Floats:
-        """Return [items] what scores are multiplied by; *times* are those of the pairs. DataError without times."""
+        """Return the factors [items]; *times* are those of the pairs. Raises DataError without times."""
         recent = recent_popularity(user_items, times, self.half_life_days)
         weights: Floats = (np.maximum(recent / recent.max(), _LEAST) ** self.gamma).astype(np.float32)
         return weights
 
 
 def check_half_life(days: float) -> None:
-    """Raise SettingError unless *days* is a half-life."""
+    """Raise SettingError unless *days* is positive and finite."""
     if not 0 < days < math.inf:
         raise SettingError(f"The half-life is {days} days; it must be above zero.")
 
@@ -61,10 +61,9 @@ def check_half_life(days: float) -> None:
 def recent_popularity(
     user_items: UserItems, times: Times | None, half_life_days: float | None
 ) -> npt.NDArray[np.float64]:
-    """Return [items] how many users have each item; a user counts half after each half-life since the pair began.
+    """Return the number of users of each item [items], halved per half-life since the pair began.
 
-    *times* are those of the pairs, in the order of their data; the newest of them is now. Without a half-life all users
-    count 1. Raises DataError for a half-life without times.
+    *times* are in the order of user_items.data; the newest is now. Raises DataError for a half-life without times.
     """
     if half_life_days is not None and times is None:
         raise DataError("A half-life needs times, and the data have none; name their column with --time-column.")
@@ -74,7 +73,7 @@ def recent_popularity(
 
 @dataclass(frozen=True, slots=True)
 class Popular:
-    """Items by the number of users that have them, most first, ties in the order of their ids; lives with its model."""
+    """A popular list: items and their numbers of users, most first, ties by id."""
 
     items: Indices
     scores: Floats
@@ -82,10 +81,7 @@ class Popular:
 
 @dataclass(frozen=True, slots=True)
 class PopularityParams:
-    """How long a user of an item counts: half as much after each *half_life_days*, compared with the newest pair.
-
-    None counts all users alike, however long ago they came.
-    """
+    """Half-life of a user's count, relative to the newest pair; None counts all users alike."""
 
     half_life_days: float | None = None
 
@@ -96,7 +92,7 @@ class PopularityParams:
 
 @dataclass(frozen=True, slots=True)
 class Popularity:
-    """The model: *counts* [items], of each item the number of users that have it, or that number decayed by time."""
+    """A fitted model: *counts* [items], the users of each item, perhaps decayed by time."""
 
     counts: Floats
 
@@ -106,7 +102,7 @@ class Popularity:
 
     @property
     def shape(self) -> tuple[None, int]:
-        """Any users, and how many items it knows."""
+        """Any users, and the number of items."""
         return None, len(self.counts)
 
     def recommend(
@@ -118,9 +114,9 @@ class Popularity:
         keep_seen: bool = False,
         allowed: Allowed = None,
     ) -> tuple[Indices, Floats]:
-        """Return what `ranking.recommend` does, from one ranking: a user's list is its head without the user's items.
+        """Recommend as `ranking.recommend`, but from one ranking without the user's items.
 
-        A table of scores [users, items] would cost as much as a personal engine.
+        A dense table [users, items] would cost as much as a personal engine.
         """
         require_at_least("The length of a list", n)
         if user_items.shape[1] != len(self.counts):
@@ -135,21 +131,21 @@ class Popularity:
         return items, np.where(items >= 0, self.counts[items], np.float32(0))
 
     def score(self, _rows: UserItems, users: Indices) -> Floats:
-        """Return the counts as a table, for rankers that are combined with popularity."""
+        """Return scores [users, items]."""
         return np.repeat(self.counts[None], len(users), axis=0)
 
 
 def fit(user_items: UserItems, params: PopularityParams, times: Times | None = None) -> Popularity:
-    """Count the users of each item; *times* are those of the pairs, in the order of their data.
+    """Count the users of each item; *times* are in the order of user_items.data.
 
-    Raises DataError for a matrix that cannot be learnt from, and for a half-life without times.
+    Raises DataError for an invalid matrix, and for a half-life without times.
     """
     check_user_items(user_items)
     return Popularity(recent_popularity(user_items, times, params.half_life_days).astype(np.float32))
 
 
 def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
-    """Return [users, n], the first items of *order* that each row of *rows* lacks; none for an empty row."""
+    """Return [users, n]: the first items of *order* that the user does not have, -1 for users without items."""
     has = np.diff(rows.indptr)
     found = np.full((len(has), n), -1, dtype=np.int32)
     waiting, depth = np.flatnonzero(has), n
@@ -167,21 +163,21 @@ def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indic
 
 
 def by_popularity(counts: npt.NDArray[Any]) -> Indices:
-    """Return all items by their *counts* [items], of users say, most first, ties in the order of their ids."""
+    """Return all items by descending *counts* [items], ties by id."""
     return np.argsort(-counts, kind="stable").astype(np.int32)
 
 
 def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) -> Popular:
-    """Return the *n* items (or all, if fewer) that the most users have, or have had of late."""
+    """Return the *n* items (or all, if fewer) with the most users, perhaps decayed by time."""
     require_at_least("The length of the popular list", n)
     counts = recent_popularity(matrix.user_items, matrix.times, half_life_days)
     return _first(np.arange(len(matrix.item_ids), dtype=np.int32), counts, n)
 
 
 def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) -> dict[str, Popular]:
-    """Return the *n* most popular items for each segment of *segments* [segment, item, weight], in order of segment.
+    """Return the *n* most popular items of each segment of *segments* [segment, item, weight], in order of segment.
 
-    Items that are not among *item_ids* (ascending) are passed over. Raises DataError for more than 1,000 segments.
+    Items that are not among *item_ids* are ignored. Raises DataError for more than 1,000 segments.
     """
     require_at_least("The length of the popular list", n)
     count = segments.get_column("segment").n_unique()
@@ -199,6 +195,5 @@ def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) 
 
 
 def _first(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:
-    """Return the *n* of *items*, which ascend, with the highest *counts*."""
     first = by_popularity(counts)[:n]
     return Popular(items[first].astype(np.int32), counts[first].astype(np.float32))

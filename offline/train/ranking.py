@@ -1,4 +1,4 @@
-"""Lists from scores: what is left out of them, recency, and the order of equals, once for all engines."""
+"""Lists from scores, for all engines: filters, recency, and the order of equal scores."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # p
 from hotplate.offline.errors import require_at_least
 from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 
-# Bounds what a row of lists takes at once; `topk` has a hundred rows of scores at a time on each core.
+# Bounds memory; `topk` holds a hundred rows of scores per core.
 _RANKED_AT_ONCE = 4096
 # A table of scores, float32 or float64.
 ScoreTable = npt.NDArray[Any]
@@ -19,26 +19,22 @@ RankerT = TypeVar("RankerT")
 
 
 class Scorer(Protocol):
-    """What an engine says of pairs; the lists are made of it here."""
+    """Scores pairs of users and items."""
 
     @property
     def shape(self) -> tuple[int | None, int]:
-        """How many users it knows, None if it takes any, and items."""
-        ...
+        """Number of users, None for any, and of items."""
 
     @property
     def floor(self) -> float:
-        """What scores this or less is not listed."""
-        ...
+        """Items with this score or less are not listed."""
 
     @property
     def recent(self) -> Floats | None:
-        """[items], multiplies the scores of users' lists, if recency is wanted."""
-        ...
+        """Factors of scores [items], or None."""
 
     def score(self, rows: UserItems, users: Indices) -> ScoreTable:
-        """Return a new table [users, items] of scores; *rows* are what the *users* have."""
-        ...
+        """Return a new table [users, items]; *rows* are the interactions of *users*."""
 
 
 def recommend(
@@ -53,10 +49,9 @@ def recommend(
 ) -> tuple[Indices, Floats]:
     """Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
 
-    What a user has in *user_items* is left out unless *keep_seen*. If a user has no more items to get, and
-    throughout for users with no interactions, the item is -1 and the score 0. What *own* [users, items] holds is added
-    to the scores, which are then shares of the user's best. Runs on all cores, best with thousands
-    of users. Raises ValueError for users or items that were not learnt from.
+    The user's own items are left out unless *keep_seen*. Lists end with item -1 and score 0; users without interactions
+    get only those. *own* [users, items] is added to scores that are scaled to a maximum of 1. Runs on all cores, best
+    with thousands of users. Raises ValueError if *user_items* has another shape than the learnt matrix.
     """
     if any(known not in (None, given) for known, given in zip(ranker.shape, user_items.shape, strict=True)):
         raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
@@ -80,10 +75,7 @@ def recommend(
 
 
 def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> tuple[Indices, Floats]:
-    """Return the *n* highest scores above 0 of each row, as `recommend` orders them, of scores that are a csr_matrix.
-
-    What is not stored is not listed.
-    """
+    """Return lists as `recommend` does, of the stored scores above 0 in csr matrices of *score*."""
     require_at_least("The length of a list", n)
     items = np.full((len(rows), n), -1, dtype=np.int32)
     found = np.zeros((len(rows), n), dtype=np.float32)
@@ -102,12 +94,12 @@ def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allow
 
 
 def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
-    """Fold users in where lists are made of nothing but what a user has: the ranker stays as it is."""
+    """Fold users in for engines without user parameters: return *ranker*."""
     return ranker
 
 
 class _Queries:
-    """Rows of scores as `topk` takes them: it multiplies what it calls queries with items, a hundred at a time."""
+    """Computes scores when `topk` multiplies its queries with items, a hundred rows at a time."""
 
     def __init__(self, score: Callable[[Indices], ScoreTable], batch: Indices) -> None:
         self._score, self._batch, self.shape = score, batch, (len(batch), 0)
@@ -126,7 +118,7 @@ class _Queries:
 def _best(
     score: Callable[[Indices], ScoreTable], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
 ) -> tuple[Indices, Floats]:
-    """Return the *n* highest scores of each row above the floor, the lower index first among equals; then -1 with 0."""
+    """Return the *n* highest scores of each row above the floor, then -1 with 0; ties by index."""
     require_at_least("The length of a list", n)
     banned = None if allowed is None else np.flatnonzero(~allowed)
     items = np.full((len(rows), n), -1, dtype=np.int32)
@@ -137,7 +129,7 @@ def _best(
             ids, values = topk(np.empty((0, 0)), _Queries(score, rows[part]), n, filter_items=banned)
             order = np.lexsort((ids, -values), axis=1)
             ids, values = np.take_along_axis(ids, order, axis=1), np.take_along_axis(values, order, axis=1)
-            # What is left out by `topk` itself has the lowest number that there is.
+            # `topk` gives filtered items the minimum of the type.
             listed = (values > ranker.floor) & (values > np.finfo(values.dtype).min)
             items[part], found[part] = np.where(listed, ids, -1), np.where(listed, values, 0)
     return items, found

@@ -1,4 +1,4 @@
-"""Repeats: what a user chose before, how often and how recently, as part of the scores of lists that keep it."""
+"""Repeats: counts of a user's own interactions, as part of the scores of lists that keep seen items."""
 
 from dataclasses import dataclass, replace
 
@@ -16,10 +16,7 @@ _WEIGHTS = (0.5, 0.25, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class RepeatParams:
-    """How a user's own rows of an item are counted, and what a count weighs: the best score of the engine is 1.
-
-    A weight of 0 leaves the scores to the engine.
-    """
+    """Half-life of a user's own interactions, and the weight of one; the engine's best score is 1."""
 
     half_life_days: float | None = 240.0
     weight: float = 0.5
@@ -27,10 +24,9 @@ class RepeatParams:
 
 @dataclass(frozen=True, slots=True)
 class RepeatSearch:
-    """What repeats are worth: the *share* of held-back pairs that users had before, and nDCG@*k* on all of them.
+    """Result of a search: the *share* of repeats among held-back pairs, and nDCG@*k* of lists that keep seen items.
 
-    It is of lists that keep what users have: of the engine *alone*, and *blended* with their own counts by the best
-    *params*.
+    nDCG of the engine *alone*, and *blended* with own counts by the best *params*.
     """
 
     share: float
@@ -41,7 +37,7 @@ class RepeatSearch:
 
 
 def own_counts(history: History, params: RepeatParams) -> UserItems:
-    """Return [users, items] how often each user chose each item, decayed and weighed as *params* say."""
+    """Return [users, items]: how often each user chose each item, decayed and weighted by *params*."""
     if params.half_life_days is None:
         weights = np.ones(len(history.times), dtype=np.float32)
     else:
@@ -50,7 +46,7 @@ def own_counts(history: History, params: RepeatParams) -> UserItems:
 
 
 def search(parts: Parts, ranker: Ranker, k: int) -> RepeatSearch | None:
-    """Choose how repeats count on *parts* whose test has repeats, too; None if it has none, or there are no times."""
+    """Choose the best parameters on *parts*; None if the test has no repeats, or the data no times."""
     again = are_among(cells_of(parts.train), cells_of(parts.test))
     if parts.history is None or not again.any():
         return None

@@ -1,4 +1,4 @@
-"""Similar items, whatever the engine: items that the same users have, by their cosine, and recent popularity."""
+"""Similar items: cosine of their users, multiplied by recent popularity; independent of the engine."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,19 +23,19 @@ from hotplate.offline.input.matrix import (
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# Of each item so many are kept: as many as a list has, as a rule, under rules, too.
+# Similar items kept per item.
 _KEPT = 100
-# A product of the matrix with itself has at most so many terms; of larger logs users are drawn.
+# Limit of the terms in the product of the matrix with itself; beyond it, users are sampled.
 _MOST_TERMS = 100_000_000
 _ITEMS_AT_ONCE = 256
-# How similar items are judged: the next items of a user should be in the lists of the last ones.
+# Quality is the share of a user's last items with one of the next items in their list.
 _LAST, _NEXT = 5, 3
 SIMILAR_GAMMA = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class SimilarParams:
-    """How items are compared: pairs with few users in common are held back by *shrink*, recency multiplies."""
+    """Hyperparameters: *shrink* lowers pairs with few common users, *recency* multiplies."""
 
     shrink: float = 20.0
     recency: Recency | None = None
@@ -43,7 +43,7 @@ class SimilarParams:
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    """The model: *similarity* [items, items], float32 csr, of each item the most similar ones, without itself."""
+    """A fitted model: *similarity* [items, items], float32 csr, the most similar items of each item without itself."""
 
     similarity: Any
 
@@ -55,10 +55,7 @@ class Similar:
 
 @dataclass(frozen=True, slots=True)
 class SimilarResult:
-    """The share of the last items of *users* that have one of the next items among their *k* similar ones.
-
-    *interval* is of 95 %, over users.
-    """
+    """Share of the last items of *users* with one of the next items among *k* similar ones; 95 % *interval*."""
 
     params: SimilarParams
     k: int
@@ -68,10 +65,7 @@ class SimilarResult:
 
 
 def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None) -> Similar:
-    """Compare all items of *user_items*; *times* are those of its pairs, which recency needs.
-
-    Raises DataError for recency without times.
-    """
+    """Compare all items of *user_items*; *times* are those of its pairs. Raises DataError for recency without times."""
     recent = None if params.recency is None else params.recency.weights(user_items, times)
     has = np.diff(user_items.indptr).astype(np.float64)
     drawn = np.random.default_rng(0).permutation(len(has))
@@ -94,7 +88,7 @@ def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None
 
 
 def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
-    """Return the *most* highest of each row of a csr_matrix, without zeros; which of equals is the same on each run."""
+    """Return the *most* highest values above 0 of each row of a csr_matrix; deterministic for equal values."""
     data, kept = similarity.data, similarity.data > 0
     for start, end in pairwise(similarity.indptr.tolist()):
         if end - start > most:
@@ -111,12 +105,13 @@ def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publish
 
 
 def choose(parts: Parts, half_life_days: float | None, k: int) -> SimilarParams:
-    """Return what finds the most next items of *parts*: with or without shrinking, and a little of recency.
+    """Return the parameters with the best hit rate on *parts*: with and without shrinking and recency.
 
-    The measure rewards popular items, so the power of recency is bounded.
+    The power of recency is fixed, because the hit rate rewards popular items.
     """
-    is_timed = half_life_days is not None and parts.history is not None
-    recencies = (None, Recency(half_life_days, SIMILAR_GAMMA)) if half_life_days is not None and is_timed else (None,)
+    recencies: list[Recency | None] = [None]
+    if half_life_days is not None and parts.history is not None:
+        recencies.append(Recency(half_life_days, SIMILAR_GAMMA))
     cells = [SimilarParams(shrink, recency) for recency in recencies for shrink in (20.0, 0.0)]
 
     def hit_rate(params: SimilarParams) -> float:
@@ -126,7 +121,7 @@ def choose(parts: Parts, half_life_days: float | None, k: int) -> SimilarParams:
 
 
 def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult:
-    """Measure lists of *k* by the users of *parts* that have items before and after the cut."""
+    """Measure lists of *k* on users of *parts* with items before and after the cut."""
     users = np.flatnonzero((np.diff(parts.test.indptr) > 0) & (np.diff(parts.train.indptr) > 0))
     has = np.isin(rows_of(parts.train), users)
     last = _first(parts.train, None if parts.train_times is None else -parts.train_times, _LAST) & has
@@ -142,7 +137,7 @@ def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> Si
 
 
 def _first(pairs: UserItems, order: Times | None, most: int) -> Mask:
-    """Return which pairs are among the first *most* of their user by *order*, or by item without one."""
+    """Return which pairs are among the first *most* of their user by *order*, by item without one."""
     rows = rows_of(pairs)
     rank, _ = ranked(rows, pairs.indices.astype(np.float64) if order is None else order)
     return np.asarray(rank <= most)

@@ -1,7 +1,7 @@
-"""The search for an engine and its parameters: candidates are compared on an inner split, within a budget."""
+"""The search for an engine and its parameters: cells are compared on an inner split, within a budget."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
@@ -18,7 +18,6 @@ from hotplate.offline.evaluate.metrics import Values, measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, Times, UserItems, are_among, cells_of, users_per_item
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.cells import beyond, default_cells, more_recency
 from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import (
     Engine,
@@ -32,43 +31,59 @@ from hotplate.offline.train.engine import (
     recency_of,
     with_recency,
 )
-from hotplate.offline.train.neighbours import NeighbourParams
-from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
+from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.repeats import RepeatSearch
 from hotplate.offline.train.repeats import search as choose_repeats
 from hotplate.stores.file.memory import room_bytes
 from hotplate.stores.verification import OnProgress, unreported
 
-# A log with more pairs is searched on a draw of its users, who have about this many.
+# Users of a larger log are sampled down to this many pairs.
 _SEARCHED_PAIRS = 1_000_000
-# As many iterations rank cells as the full number does, in half of the time.
+# Fewer ALS iterations rank cells as well, in half of the time.
 _EXPLORING = 8
 _EXTENSIONS = 3
-# Popularity is recommended if it leads by half of an interval of 95 %, in standard errors; and personal engines are
-# taken for equal within one.
+# In standard errors: popularity is recommended beyond an interval of 95 %, personal engines are equal within one.
 _INTERVAL = 1.96
 _EQUAL = 1.0
-# A split by time is searched at so many cuts: with one, a week decides for the next.
+# Cuts of a split by time; with one, a single week decides.
 _CUTS = 2
-# What a search takes at most, by estimate, unless another budget is given: seconds of a core for its cells, half as
-# many for recency, and memory for each fit.
+# Default budget, by estimate: seconds of a core for cells, the share of that for recency, bytes of each fit, seconds of
+# a core for the last fit on all data.
 _BUDGET_S = 45.0
 _RECENCY = 0.5
 _BUDGET_BYTES = 650e6
-# The last fit, on all data, may take so many seconds of a core.
 _LAST_FIT_S = 900.0
-# A trial ranks at most so many pairs of user and item, over all cuts; of more, some users are drawn.
+# Pairs of user and item that a trial ranks over all cuts; beyond it, users are sampled.
 _RANKED = 100_000_000
+
+# Default cells. Each is the best on some real data and split; regularization and alpha only work together.
+_ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
+_EASE = (6.0, 20.0, 60.0)
+_NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
+    ("tfidf", (5, 10, 20, 100)),
+    ("bm25", (5, 100)),
+    ("rp3beta", (100,)),
+)
+_FEWEST = 5
+# Twice the factors take two to three times as long.
+_MOST_FACTORS = 512
+_MOST_SIMILARITIES = 10_000_000
+_WALK_STEP = 0.1
+# First half-lives in days; steps multiply.
+_HALF_LIVES = (2.0, 8.0)
+_STEP = 2.0
+_SHORTEST_DAYS, _LONGEST_DAYS = 0.125, 512.0
+_LEAST_GAMMA, _MOST_GAMMA = 0.125, 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class TuneOptions:
-    """What is searched.
+    """What to search.
 
-    cells     are tried; () for those that were good on real data, and more where the best lies at their edge
-    engine    is the only one that is tried
-    budget_s  seconds of a core that the search may take, by estimate; None for 45 and half as many for recency, or for
-              what the *cells* that were given take
+    cells     to try; () for the default cells, extended beyond their edge
+    engine    the only one to try, or None
+    budget_s  estimated seconds of a core for the search; None for 45 and half of it for recency, unlimited for *cells*
     """
 
     cells: tuple[Params, ...] = ()
@@ -82,10 +97,9 @@ class TuneOptions:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How well one combination of parameters (a cell) ranks, by the nDCG of each user, in one order for all trials.
+    """The nDCG per user of one combination of parameters (a cell), 0 if it cannot be fitted.
 
-    A trial of ALS usually has fewer *iterations* than a training, and other engines have None. If a cell cannot be
-    fitted, its nDCG is 0.
+    *iterations* are those of ALS, usually fewer than in a training.
     """
 
     params: Params
@@ -95,18 +109,18 @@ class Trial:
 
     @property
     def ndcg(self) -> float:
-        """The mean over the users."""
+        """Mean over users."""
         return float(self.per_user.mean())
 
     @property
     def se(self) -> float:
-        """The standard error of the mean."""
+        """Standard error of the mean."""
         return _standard_error(self.per_user)
 
     def leads_by(self, other: "Trial") -> float:
-        """Return the mean difference to *other*, user by user, in its standard errors.
+        """Return the mean difference to *other* per user, in standard errors.
 
-        Users differ far more than engines do, so that is much surer than the difference of two means.
+        Users differ far more than engines, so paired differences are much more precise.
         """
         apart = self.per_user - other.per_user
         error = _standard_error(apart)
@@ -115,9 +129,9 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """All *trials* on one inner *split*, at lists of *k*; *defaults* are those that the search started from.
+    """All *trials* on one inner *split* with lists of *k*.
 
-    Cells that are *left_out* would have taken too much. *users* were searched on, if that is not all of them.
+    *left_out* are cells beyond the budget. *users* is the number of sampled users, None for all.
     """
 
     split: SplitOptions
@@ -129,11 +143,10 @@ class Search:
 
     @property
     def best(self) -> int:
-        """The number of the trial that is recommended.
+        """The number of the recommended trial.
 
-        Popularity is, if it leads the best personal engine by more than an interval of 95 %. Else, of all personal
-        trials within one standard error of the best: one with recency, then one of ALS, then the simplest parameters
-        and the longest half-life. Errors are of the differences, user by user.
+        Popularity, if it leads the best personal cell by more than an interval of 95 %. Else, of the personal cells
+        within one standard error of the best: recency first, then ALS, simpler parameters, a longer half-life.
         """
         ranked = _by_ndcg(self.trials)
         personal = [number for number in ranked if not isinstance(self.trials[number].params, PopularityParams)]
@@ -148,22 +161,22 @@ class Search:
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
-        """The number of the best trial of each engine that was tried, the best engine first."""
+        """The number of the best trial of each engine, best first."""
         return _best_of_each(self.trials)
 
     @property
     def popular(self) -> PopularityParams:
-        """What is popular: with the half-life that ranks best, or over all time if none was tried."""
+        """The best parameters of popularity among the trials, else its defaults."""
         best = (self.trials[number].params for number in self.best_of_each)
         return next((params for params in best if isinstance(params, PopularityParams)), PopularityParams())
 
     @property
     def usual(self) -> Trial | None:
-        """The trial of the defaults, if it was made."""
+        """The trial of the defaults, if there is one."""
         return next((trial for trial in self.trials if trial.params == self.defaults), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a model keeps of it."""
+        """Return the search as JSON values."""
         return {
             "objective": f"ndcg@{self.k}",
             "split": asdict(self.split),
@@ -187,34 +200,23 @@ def tune(
     on_trial: OnProgress = unreported,
     on_notice: Callable[[str], None] = lambda _text: None,
 ) -> Search | None:
-    """Compare cells on a split of *user_items*, the part that may be learnt from, of the kind that *options* say.
+    """Compare cells on an inner split of *user_items*, of the kind of *options*.
 
-    *history* holds the rows of the pairs. Of a log of more than a million pairs, some users are drawn. In a split in
-    time the best of each engine is tried with recency, too. Trials are kept in the folder *kept*. If it holds a
-    trial of the same data and split, that is not made again. *defaults* say the iterations and the seed of ALS.
-    *on_trial* is called with (done, total); the total grows if the best cell lies at an edge, and with recency.
-    *on_notice* is called with an estimate of the cost, which includes the last fit and the number of *evaluations*
-    after the search, and with the cells left out for their cost. Returns None if there are too few pairs to hold some
-    back. Raises DataError if the folder cannot be written.
+    Users of a log of more than a million pairs are sampled. In a split by time, the best cell of each engine is tried
+    with recency. Trials in the folder *kept* with the same data and split are not repeated. *defaults* give the
+    iterations and seed of ALS. *on_trial* is called with (done, total); the total may grow. *on_notice* gets the
+    estimated cost, which includes *evaluations* and the last fit, and the cells beyond the budget. Returns None if
+    there are too few pairs to hold some back. Raises DataError if the folder cannot be written.
     """
     defaults = defaults or ALSParams()
-    # With the same seed the same numbers would hold back twice.
+    # The seed of the outer split would hold back the same pairs.
     inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=_CUTS, repeats=False)
     searched = _drawn(user_items, history, inner)
     splits = _splits(*searched, inner)
     if not splits:
         return None
-    known = _Trials(splits, k, kept, digest_of(*searched, inner, _EXPLORING, k))
     items, is_recent = searched[0].shape[1], inner.in_time and not tuning.cells
     budget = _Budget(splits, user_items, tuning)
-    trials: list[Trial] = []
-
-    def run(waiting: Sequence[Params]) -> list[Trial]:
-        for at, params in enumerate(waiting, 1):
-            trials.append(known.trial(params))
-            on_trial(len(trials), len(trials) + len(waiting) - at + is_recent)
-        return trials[len(trials) - len(waiting) :]
-
     cells = budget.affordable(tuning.cells or default_cells(defaults, items, tuning.engine))
     seconds = budget.training_s(cells, evaluations, is_recent=is_recent)
     on_notice(
@@ -225,13 +227,16 @@ def tune(
     if users is not None:
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
     on_trial(0, len(cells))
-    run(cells)
+    known = _Trials(splits, k, kept, digest_of(*searched, inner, _EXPLORING, k))
+    trials = known.made
+    known.run(cells, on_trial, int(is_recent))
     for _ in range(0 if tuning.cells else _EXTENSIONS):
-        run(budget.affordable(beyond([trials[number].params for number in _by_ndcg(trials)], items)))
+        more = beyond([trials[number].params for number in _by_ndcg(trials)], items)
+        known.run(budget.affordable(more), on_trial, int(is_recent))
     for number in _best_of_each(trials) if is_recent else ():
         tried: dict[Params, float] = {}
         while waiting := budget.recencies(more_recency(trials[number].params, tried)):
-            tried |= {trial.params: trial.ndcg for trial in run(waiting)}
+            tried |= {trial.params: trial.ndcg for trial in known.run(waiting, on_trial, 1)}
     on_trial(len(trials), len(trials))
     if budget.left_out:
         on_notice(budget.sentence())
@@ -241,7 +246,7 @@ def tune(
 def inner_parts(
     user_items: UserItems, history: History | None, options: SplitOptions, *, repeats: bool = False
 ) -> Parts | None:
-    """Return one inner split of the data of a search, whose test may have *repeats*; None if a part has no pairs."""
+    """Return one inner split of the data of a search, perhaps with *repeats* in its test; None if a part is empty."""
     inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=1, piece=0, repeats=repeats)
     drawn = _drawn(user_items, history, inner)
     parts = split(*drawn, inner).sampled(max(1, _RANKED // drawn[0].shape[1]), inner.seed)
@@ -251,9 +256,9 @@ def inner_parts(
 def search_repeats(
     user_items: UserItems, history: History | None, options: SplitOptions, params: Params, k: int
 ) -> RepeatSearch | None:
-    """Choose how a user's own rows count in lists that keep what users have, beside what *params* learn.
+    """Choose how a user's own interactions count in lists of *params* that keep seen items.
 
-    None if there are no times, or no repeats. If the fit is too dear for a search, neighbours stand in.
+    Returns None without times or repeats. If the fit exceeds the budget of a search, neighbours replace it.
     """
     parts = inner_parts(user_items, history, options, repeats=True) if history is not None and options.in_time else None
     if parts is None or not are_among(cells_of(parts.train), cells_of(parts.test)).any():
@@ -265,7 +270,7 @@ def search_repeats(
 
 
 def _drawn(user_items: UserItems, history: History | None, options: SplitOptions) -> tuple[UserItems, History | None]:
-    """Return all pairs of some users, drawn at random, who have about as many as are searched at most."""
+    """Return all pairs of a random sample of users, with about _SEARCHED_PAIRS pairs."""
     has = np.diff(user_items.indptr)
     if user_items.nnz <= _SEARCHED_PAIRS:
         return user_items, history
@@ -280,7 +285,7 @@ def _drawn(user_items: UserItems, history: History | None, options: SplitOptions
 
 
 def _splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
-    """Return the splits of a search, of many users a draw of those to test; none if one leaves a part without pairs."""
+    """Return the splits of a search, with sampled test users; none if any part is empty."""
     found = []
     for each in options.draws:
         parts = split(user_items, history, each)
@@ -292,24 +297,30 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
 
 
 class _Trials:
-    """Makes trials, and keeps each as a file of *folder*, so a search that was stopped goes on.
+    """Makes trials and keeps them as files in *folder*, named by a digest of data, splits and cell.
 
-    The name of a file is a digest of the data, the splits and the cell. What was learnt last serves all recencies of
-    its engine.
+    The last fit is reused for all recencies of its cell.
     """
 
     def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str) -> None:
         self._splits, self._k = splits, k
         self._folder, self._key = folder, key
         self._learnt: tuple[Params, list[tuple[Ranker, Times | None]]] | None = None
+        self.made: list[Trial] = []
 
-    def trial(self, params: Params) -> Trial:
-        """Return the trial of *params*, which is made if the folder does not have it."""
+    def run(self, cells: Sequence[Params], on_trial: OnProgress, to_come: int) -> list[Trial]:
+        """Return the trials of *cells*, and add them to `made`; *to_come* is added to the reported total."""
+        for at, params in enumerate(cells, 1):
+            self.made.append(self._trial(params))
+            on_trial(len(self.made), len(self.made) + len(cells) - at + to_come)
+        return self.made[len(self.made) - len(cells) :]
+
+    def _trial(self, params: Params) -> Trial:
         tried = _exploring(params)
         iterations = tried.iterations if isinstance(tried, ALSParams) else None
         name = blake2b(f"{self._key} {params!r}".encode(), digest_size=16).hexdigest()
         kept = None if self._folder is None else self._folder / f"{name}.npy"
-        with suppress(OSError, ValueError, EOFError):  # it is not there, or was being written at the kill
+        with suppress(OSError, ValueError, EOFError):  # the file is missing or half-written
             if kept is not None:
                 seconds, *_ = values = np.load(kept, allow_pickle=False)
                 return Trial(params, iterations, values[1:], float(seconds))
@@ -321,22 +332,20 @@ class _Trials:
         return made
 
     def _measure(self, params: Params) -> Values:
-        """Learn from each split, and return the nDCG of each user; zeros if that fails."""
         try:
             made = zip(self._rankers(params), self._splits, strict=True)
             return np.concatenate([_ndcg(ranker, parts, self._k) for ranker, parts in made])
-        except DataError:  # with such parameters the factors grow beyond all bounds
+        except DataError:  # the factors are not finite
             return np.zeros(sum(int(np.count_nonzero(np.diff(parts.test.indptr))) for parts in self._splits))
 
     def _rankers(self, params: Params) -> Iterator[Ranker]:
-        """Yield what each split teaches, one after the other; with recency, by what was learnt without it."""
         recency = recency_of(params)
         if recency is None or isinstance(params, PopularityParams):
             yield from (fit_parts(parts, params) for parts in self._splits)
             return
         plain = replace(params, recency=None)
         if self._learnt is None or self._learnt[0] != plain:
-            self._learnt = None  # else there were two engines in memory
+            self._learnt = None  # releases the memory before the next fit
             self._learnt = plain, [(fit_parts(parts, plain), parts.train_times) for parts in self._splits]
         for (ranker, times), parts in zip(self._learnt[1], self._splits, strict=True):
             yield with_recency(ranker, recency.weights(parts.train, times))
@@ -351,20 +360,19 @@ def _write(path: Path, trial: Trial) -> None:
 
 
 class _Budget:
-    """What a search may take, by estimates that are the same on every machine."""
+    """The budget of a search, by estimates that are the same on every machine."""
 
     def __init__(self, splits: Sequence[Parts], user_items: UserItems, options: TuneOptions) -> None:
-        # What is learnt from, and what those who are tested have.
+        # The training part, and the rows of tested users.
         self._splits = [(each.train, each.seen[np.flatnonzero(np.diff(each.test.indptr))]) for each in splits]
         self._user_items = user_items
         self.total_s = options.budget_s or (math.inf if options.cells else _BUDGET_S)
         self.most_bytes = _BUDGET_BYTES if options.budget_s is None and not options.cells else float(room_bytes())
         self._left = {"cells": self.total_s, "recency": _RECENCY * self.total_s}
         self.left_out: dict[Params, None] = {}
-        """The cells that could not be afforded."""
 
     def affordable(self, cells: Sequence[Params]) -> list[Params]:
-        """Return those of *cells* that can still be tried, the cheapest of them first of all."""
+        """Return the *cells* within the budget, in their order; cheap ones take from it first."""
         kept: set[Params] = set()
         for params in sorted(cells, key=self._trial_s):
             needed = max(fit_bytes(params, train) for train, _ in self._splits)
@@ -377,18 +385,18 @@ class _Budget:
         return [params for params in cells if params in kept]
 
     def recencies(self, cells: Sequence[Params]) -> list[Params]:
-        """Return those of *cells*, which differ in recency alone, that can still be ranked."""
+        """Return the *cells*, which differ in recency alone, within the budget."""
         return [params for params in cells if self._take("recency", self._ranks(params))]
 
     def training_s(self, cells: Sequence[Params], evaluations: int, *, is_recent: bool) -> float:
-        """Return about how many seconds of a core a training takes: its trials, *evaluations*, and a last fit."""
+        """Estimate the seconds of a core for the trials, *evaluations*, and the last fit."""
         dearest = {engine_of(params): params for params in sorted(cells, key=self._trial_s)}.values()
         searched = sum(map(self._trial_s, cells)) + (_RECENCY * min(self.total_s, _BUDGET_S) if is_recent else 0)
         whole = [fit_s(params, self._user_items) for params in dearest]
         return searched + evaluations * sum(whole) + max(whole, default=0)
 
     def sentence(self) -> str:
-        """Name what was left out."""
+        """Return a notice about the cells left out."""
         return (
             f"not tried, because a search takes at most about {self.total_s:.0f} s of a core and "
             f"{self.most_bytes / 1e9:.1f} GB, and a last fit {_LAST_FIT_S:.0f} s: "
@@ -409,7 +417,6 @@ class _Budget:
 
 
 def _exploring(params: Params) -> Params:
-    """Return *params* with as few iterations as rank cells."""
     return replace(params, iterations=min(_EXPLORING, params.iterations)) if isinstance(params, ALSParams) else params
 
 
@@ -422,7 +429,6 @@ def _by_ndcg(trials: Sequence[Trial]) -> list[int]:
 
 
 def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
-    """Return the number of the best trial of each engine that was tried, the best engine first."""
     best: dict[Engine, int] = {}
     for number in _by_ndcg(trials):
         best.setdefault(engine_of(trials[number].params), number)
@@ -430,7 +436,7 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
 
 
 def _complexity(params: Params) -> tuple[float, ...]:
-    """Return what orders personal engines that are as good as each other, the one that is preferred first."""
+    """Return the sort key of equally good personal cells."""
     recency = recency_of(params)
     size = 0.0
     match params:
@@ -454,7 +460,7 @@ def _standard_error(values: Values) -> float:
 
 
 def digest_of(user_items: UserItems, history: History | None, *settings: object) -> str:
-    """Name the data, the settings (by their repr) and the versions of libraries that what was learnt belongs to."""
+    """Return a digest of the data, the settings (by their repr) and the versions of libraries."""
     versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
     weighing = None if history is None else history.weighing
     digest = blake2b(repr((user_items.shape, settings, weighing, versions)).encode(), digest_size=16)
@@ -463,3 +469,94 @@ def digest_of(user_items: UserItems, history: History | None, *settings: object)
         if array is not None:
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None) -> list[Params]:
+    """Return the default cells, only those of *engine* if given."""
+    als = (
+        replace(defaults, factors=min(factors, items), regularization=regularization, alpha=alpha)
+        for factors, regularization, alpha in _ALS
+    )
+    neighbours = (
+        NeighbourParams(weighting, number)
+        for weighting, numbers in _NEIGHBOURS
+        for number in numbers
+        if number <= max(items, _FEWEST)
+    )
+    ease = (EASEParams(regularization) for regularization in _EASE)
+    cells: dict[Params, None] = dict.fromkeys((defaults, *als, *ease, *neighbours, PopularityParams()))
+    return [params for params in cells if engine in (None, engine_of(params))]
+
+
+def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
+    """Return new cells where the best cell of an engine, its first in *ranked*, lies at the edge of those tried.
+
+    The powers of rp3beta are searched around its best cell.
+    """
+    als = [params for params in ranked if isinstance(params, ALSParams)]
+    ease = [params for params in ranked if isinstance(params, EASEParams)]
+    neighbours = [params for params in ranked if isinstance(params, NeighbourParams)]
+    found: list[Params] = []
+    for best in als[:1]:
+        # More factors go with the best regularization and alpha.
+        more = (factors for factors in (2 * best.factors, _MOST_FACTORS) if factors <= min(_MOST_FACTORS, items))
+        found += [replace(best, factors=factors) for factors in more if factors > best.factors]
+        for times in _past([params.alpha for params in als], 2, 0.5):
+            found.append(replace(best, regularization=times * best.regularization, alpha=times * best.alpha))
+    for times in _past([params.regularization for params in ease], 3, 1 / 3):
+        found.append(EASEParams(_rounded(times * ease[0].regularization)))
+    alike = [params.neighbours for params in neighbours if params.weighting == neighbours[0].weighting]
+    for times in _past(alike, 5, 0.5):
+        number = int(np.clip(times * alike[0], 2, _most_neighbours(items)))
+        found.append(replace(neighbours[0], neighbours=number))
+    for walk in [params for params in neighbours if params.weighting == "rp3beta"][:1]:
+        for alpha, beta in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
+            powers = round(walk.walk_alpha + alpha, 2), round(walk.walk_beta + beta, 2)
+            if powers[0] > 0 and powers[1] >= 0:
+                found.append(replace(walk, walk_alpha=powers[0], walk_beta=powers[1]))
+    return [params for params in dict.fromkeys(found) if params not in ranked]
+
+
+def _past(values: Sequence[float], up: float, down: float) -> list[float]:
+    """Return the factors that move the first of *values*, the best one, beyond all others; none inside the range."""
+    return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
+
+
+def more_recency(params: Params, tried: Mapping[Params, float]) -> list[Params]:
+    """Return *params* with the recencies to try next, given the nDCG of those *tried*.
+
+    First half-lives, then half-lives and powers around the best. Popularity has only a half-life.
+    """
+    near = [(half_life, 1.0) for half_life in _HALF_LIVES]
+    if tried:
+        days, gamma = _timing(max(tried, key=lambda each: tried[each]))
+        near = [(days * _STEP, gamma), (days / _STEP, gamma)]
+        near += [] if isinstance(params, PopularityParams) else [(days, gamma * _STEP), (days, gamma / _STEP)]
+    found = [
+        _with_timing(params, days, gamma)
+        for days, gamma in near
+        if _SHORTEST_DAYS <= days <= _LONGEST_DAYS and _LEAST_GAMMA <= gamma <= _MOST_GAMMA
+    ]
+    return [each for each in found if each not in tried]
+
+
+def _with_timing(params: Params, days: float, gamma: float) -> Params:
+    if isinstance(params, PopularityParams):
+        return PopularityParams(days)
+    return replace(params, recency=Recency(days, gamma))
+
+
+def _timing(params: Params) -> tuple[float, float]:
+    """Return the half-life in days and the power."""
+    if isinstance(params, PopularityParams):
+        return params.half_life_days or 1.0, 1.0
+    recency = recency_of(params)
+    return (1.0, 1.0) if recency is None else (recency.half_life_days, recency.gamma)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _most_neighbours(items: int) -> int:
+    return max(2, min(items, _MOST_SIMILARITIES // items))

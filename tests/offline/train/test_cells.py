@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.cells import beyond, default_cells, more_recency
 from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Engine, engine_of
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
+from hotplate.offline.train.tuning import beyond, default_cells, more_recency
 
 ALS = ALSParams()
 
