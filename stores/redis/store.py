@@ -161,7 +161,7 @@ class ClusterLookups:
     def __init__(self, keys: Keys, nodes: Nodes) -> None:
         self._keys = keys
         self._nodes = nodes
-        self._deadlines = Deadlines[_Replies](self._expire)
+        self._deadlines = Deadlines[tuple[_Replies, ...]](self._expire)
         self._opening = set[asyncio.Task[None]]()
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
@@ -245,7 +245,8 @@ class ClusterLookups:
         self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None
     ) -> list[tuple[int, Redirected, RedisNode]]:
         """Store the replies of all nodes in *found*; return redirected positions with their redirection and node."""
-        due = [] if until_s is None else [self._deadlines.add(one.replies, until_s) for one in sent]
+        pending = tuple(one.replies for one in sent)
+        due = None if until_s is None else self._deadlines.add(pending, until_s)
         redirected = list[tuple[int, Redirected, RedisNode]]()
         try:
             for node, places, replies, _ in reversed(sent):  # the last sent mostly replies last: one wait
@@ -264,11 +265,11 @@ class ClusterLookups:
                         self._nodes.topology.schedule_refresh()
                         found[place] = PartUnavailable(str(slot))
         finally:
-            for one in sent:
-                for items in due:
-                    items.discard(one.replies)
-                if not one.replies.cancel() and not one.replies.cancelled():
-                    one.replies.exception()  # mark as retrieved
+            if due is not None:
+                due.discard(pending)
+            for replies in pending:
+                if not replies.cancel() and not replies.cancelled():
+                    replies.exception()  # mark as retrieved
         return redirected
 
     async def _follow(
@@ -284,9 +285,10 @@ class ClusterLookups:
             return PartUnavailable(str(error) or str(moved))
         return found
 
-    def _expire(self, replies: _Replies) -> None:
-        if not replies.done():
-            replies.set_exception(PartUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time"))
+    def _expire(self, pending: tuple[_Replies, ...]) -> None:
+        for replies in pending:
+            if not replies.done():
+                replies.set_exception(PartUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time"))
 
 
 def _too_late() -> ReleaseConflict:
