@@ -1,8 +1,7 @@
-"""The encodings of a release, `json` and `zstd`: from lists to stored values and back.
+"""The encodings of a release, `json` and `zstd`.
 
-With `zstd` each list is compressed separately, with a dictionary trained on the release's first lists. The dictionary
-is the row `meta:dictionary`, written before any list; it is empty if there were too few lists to train on. Popular
-lists are compressed like others, `meta` rows never. The format of values: `hotplate.stores.encoding`.
+With `zstd` each list is compressed separately, with a dictionary trained on the release's first lists: the row
+`meta:dictionary`, written first, and empty if there were too few. `meta` rows are never compressed.
 """
 
 import asyncio
@@ -30,7 +29,6 @@ from hotplate.stores.store import LocalReader, Plan, Reader, Row, Store, read_on
 
 LEVEL = 3
 
-# Bounds of the training sample: the first lists, held in memory.
 TRAINED_ON = 20_000
 TRAINED_ON_BYTES = 32 << 20
 
@@ -44,10 +42,8 @@ FEWEST_LISTS = 100
 SEGMENT_BYTES = 1000
 MATCHED_BYTES = 8
 
-# `meta` rows are not lists, and popular lists have a limit in total.
 _SPECIAL = (META, POPULAR)
 
-# Larger values are not decompressed.
 MAX_LIST_BYTES = 4 << 20
 _MAX_BODY_BYTES = OFFSET_BYTES + MAX_LIST_BYTES
 
@@ -74,10 +70,9 @@ class Encoder:
             self._compress = zstandard.ZstdCompressor(level=LEVEL, dict_data=trained).compress
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Return rows of bodies as rows of stored values; empty lists and `meta` rows stay uncompressed.
+        """Return rows of bodies as rows of stored values.
 
-        Raises StoreMisused for values that are not bodies, and for lists, or popular lists in total, that exceed the
-        limits.
+        StoreMisused for values that are not bodies, and for lists, or popular lists in total, that exceed the limits.
         """
         if not self._are_usual(rows):
             rows = [Row(key, self._body(key, value)) for key, value in rows]
@@ -148,10 +143,7 @@ def train(lists: Sequence[bytes]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """A release on its way into a store: rows of stored values, encoded lazily, and their plan.
-
-    *dictionary* is None if rows are not compressed.
-    """
+    """A release on its way into a store, encoded lazily; *dictionary* is None if rows are not compressed."""
 
     plan: Plan
     batches: AsyncIterator[list[Row]]
@@ -163,9 +155,8 @@ async def encode_rows(
 ) -> EncodedRows:
     """Encode rows of bodies to stored values; deterministic but for checksums.
 
-    *plan* counts keys and lists, without offsets. For `zstd`, the first lists are read to train the dictionary, which
-    becomes the first row, and the bytes of *plan* are scaled by their compression ratio. If other processes write most
-    of the release, *sample* holds rows like theirs.
+    *plan* counts keys and lists, without offsets. For `zstd`, its bytes are scaled by the compression ratio of the
+    first lists. If other processes write most of the release, *sample* holds rows like theirs, to train on.
     """
     plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES, plan.meta_bytes)
     if encoding == "json":
@@ -224,7 +215,6 @@ def read_ids(row: Row, decode: Decode) -> list[str]:
 
 
 async def _first(batches: AsyncIterator[Sequence[Row]]) -> list[Sequence[Row]]:
-    """Take batches until they suffice to train on."""
     taken = list[Sequence[Row]]()
     lists = size = 0
     async for rows in batches:

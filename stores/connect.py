@@ -1,4 +1,4 @@
-"""Opens stores by URL: the built-in schemes and those of the entry points `hotplate.stores`."""
+"""Opens stores by URL: built-in schemes and entry points of `hotplate.stores`."""
 
 import asyncio
 import os
@@ -31,10 +31,10 @@ def default_url() -> str:
 
 
 def connect(url: str, observer: Observer | None = None) -> Store:
-    """Open the store at *url*; performs no I/O. StoreMisused for an unknown scheme or a malformed URL.
+    """Open the store at *url* without I/O; StoreMisused for an unknown scheme or a malformed URL.
 
-    *observer* counts attempts of stores that bill or throttle requests. An entry point of the group `hotplate.stores`,
-    named by its scheme, is a function from URL to Store.
+    *observer* counts attempts of stores that bill or throttle requests. The entry point of another scheme is a function
+    from URL to Store.
     """
     scheme = scheme_of(url)
     if scheme == "file":
@@ -72,10 +72,9 @@ def run_on(
     *,
     must_exist: bool = False,
 ) -> T:
-    """Run *act* on a store in a new event loop, then close the store.
+    """Run *act* on a store in a new event loop, in another thread if this one runs a loop, then close the store.
 
-    Uses another thread if this one already runs a loop, as in a notebook. With *must_exist*, raises ReleaseNotFound for
-    a store that was never published to.
+    With *must_exist*, raises ReleaseNotFound for a store that was never published to.
     """
 
     async def run() -> T:
@@ -100,7 +99,7 @@ def run_between(
 ) -> T:
     """Run *act* on two stores; *observer* counts at the target.
 
-    Raises StoreMisused if both are the same, and ReleaseNotFound if the source was never published to.
+    StoreMisused if both are the same, ReleaseNotFound if the source was never published to.
     """
     if source == target:
         where = redacted(source) if isinstance(source, str) else "one store"

@@ -1,16 +1,14 @@
-r"""Encoding of lists as served, and of stored values.
+r"""Encoding of lists and stored values.
 
 A list is `{"id":"…","score":…,"title":"…"}` joined by `,\n`, without brackets. JSON escapes control characters, so the
 separator cannot occur inside an item, and lists are cut without parsing.
 
     stored value    CHECKSUM ‖ OFFSET ‖ payload     8 and 4 ASCII characters, never compressed
-    body            OFFSET ‖ payload                covered by the checksum, together with the key
-    opened body     OFFSET ‖ list                   published, and taken by `cut`
+    body            OFFSET ‖ payload
+    opened body     OFFSET ‖ list
 
-The checksum is 48 bits of xxh3_64(key ‖ body) in base64, seeded by the release's id. It detects damage and values of
-another key or release in every store, and copies stay byte-identical. The offset, four hex digits, is the end of the
-tenth item, so the usual cut is a slice. Lists stay bodies until they are written, because the checksum needs key and
-release.
+The checksum is 48 bits of xxh3_64(key ‖ body) in base64, seeded by the release's id, so it also detects values of
+another key or release. The offset, four hex digits, is the end of the tenth item: the usual cut is a slice.
 """
 
 import re
@@ -25,7 +23,6 @@ from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 
 SEPARATOR = b",\n"
 
-# Bytes of the checksum of a value, and of the offset of a body.
 CHECKSUM_BYTES = 8
 OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
@@ -37,7 +34,7 @@ USUAL_CUT = 10
 NO_OFFSET = b"0000"
 MAX_OFFSET = 0xFFFF
 
-# An item up to its title. Quotes within an item are escaped, so `{"id":` only occurs at its start.
+# Quotes within an item are escaped, so `{"id":` only occurs at its start.
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
 _ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 
@@ -49,7 +46,7 @@ ENCODINGS = ("json", "zstd")
 
 
 class Item(TypedDict, total=False):
-    """One item of a list; score and title are optional."""
+    """One item of a list."""
 
     id: Required[str]
     score: float

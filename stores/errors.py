@@ -24,7 +24,7 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached or timed out; a retry may help, unless `permanent`."""
+    """The store cannot be reached or timed out; `permanent`: a retry cannot help."""
 
     permanent = False
 
@@ -52,8 +52,7 @@ class StoreMisused(StoreError):
 class CatalogueUnreadable(StoreError):
     """The catalogue is damaged, or missing although the store holds releases.
 
-    `record` holds its bytes; None if it is missing or a newer hotplate wrote it. `now` is the time of the read on the
-    store's clock.
+    `record` holds its bytes; None if it is missing or from a newer hotplate. `now` is the store's clock.
     """
 
     def __init__(self, message: str, record: bytes | None = None, now: float = 0.0) -> None:

@@ -1,12 +1,11 @@
 """The event log: a folder of append-only segments, immutable once closed.
 
-    TIME-HOST-RANDOM.events.zst     closed segment, ready to be shipped, reported on and learnt from
-    .TIME-HOST-RANDOM.events.zst    segment that is being written, or whose writer was killed
+    TIME-HOST-RANDOM.events.zst     closed
+    .TIME-HOST-RANDOM.events.zst    open, or left by a killed writer
 
-A segment is a sequence of zstd frames, one per commit, so a kill leaves at most the last frame torn. A frame holds
-lines: 16 hex digits (xxh3_64 of the event's JSON), a space, the JSON. The writer holds an flock on its segment; a
-process that acquires the lock of another's segment knows that its writer is dead, truncates the torn frame and closes
-it. Serving writes the log and training reads it.
+A segment is one zstd frame per commit, so a kill tears at most the last. A frame holds lines: 16 hex digits (xxh3_64 of
+the event's JSON), a space, the JSON. A writer holds an flock on its segment; a process that acquires it knows that the
+writer is dead, and truncates and closes the segment.
 """
 
 import errno
@@ -30,10 +29,9 @@ SUFFIX = ".events.zst"
 # Limits at which a segment is closed.
 MAX_SEGMENT_BYTES = 8 << 20
 MAX_SEGMENT_AGE_S = 300.0
-# On a folder shared by several machines, locks may not be shared. A segment of another machine is an orphan once any
-# living writer would long have closed it.
+# Machines may not share locks: their segments are orphans once a living writer would long have closed them.
 ORPHAN_S = 6 * MAX_SEGMENT_AGE_S
-# Level 3 saves 4 % more bytes for twice the time.
+# Level 3 saves 4 % for twice the time.
 LEVEL = 1
 CHECKSUM_CHARS = 16
 
@@ -68,7 +66,7 @@ class LogSegment:
             self._path = folder / f".{name}"
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
             try:
-                # Between open and flock, another process may take the empty file for a dead writer's and remove it.
+                # Another process may have removed the file between open and flock.
                 if _locked(self._descriptor) and is_at(self._descriptor, self._path):
                     flush(folder)
                     return
@@ -88,7 +86,7 @@ class LogSegment:
         return time.monotonic() - self.started_s
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Write lines durably as one frame; after an OSError the segment must be closed."""
+        """Write lines durably as one frame; the segment must be closed after an OSError."""
         left = memoryview(self._compressor.compress(b"".join(lines)))
         count = len(left)
         while left:
@@ -99,7 +97,7 @@ class LogSegment:
         self.bytes += count
 
     def close(self) -> None:
-        """Truncate what is not durable and publish the segment to readers; raises OSError."""
+        """Truncate partial frames and publish the segment; raises OSError."""
         try:
             _close(self._descriptor, self._path, self.bytes)
         finally:
@@ -107,7 +105,7 @@ class LogSegment:
 
 
 class SegmentReader:
-    """Iterates once over the events (JSON) of a segment, in order of arrival; counts damaged lines and skips them."""
+    """Iterates once over the events (JSON) of a segment, skipping and counting damage."""
 
     def __init__(self, data: bytes) -> None:
         self.damaged = 0
@@ -157,10 +155,7 @@ def is_open_segment(name: str) -> bool:
 
 
 def recover(folder: Path) -> list[Path]:
-    """Close the segments in *folder* with dead writers, and return them; raises OSError.
-
-    Torn frames are truncated; a segment without a whole frame is removed.
-    """
+    """Close the segments in *folder* with dead writers, and return them; raises OSError."""
     host, closed = xxh32_hexdigest(gethostname().encode()), list[Path]()
     for path in sorted(folder.iterdir()):
         match = _NAME.fullmatch(path.name[1:]) if path.name.startswith(".") else None
@@ -182,7 +177,7 @@ def recover(folder: Path) -> list[Path]:
 
 
 def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
-    """Rename a segment to that of a closed one, or remove it if it is empty; return the closed ones."""
+    """Publish a segment, or remove it if it is empty; return the published ones."""
     if not is_at(descriptor, path):
         return []  # closed by another process
     if whole_bytes == 0:

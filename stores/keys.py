@@ -1,7 +1,7 @@
-"""Keys, `KIND:ID`, and packed lists of the keys that each acknowledged batch wrote.
+"""Keys, `KIND:ID`, and packed lists of keys.
 
 Ids are strings of 1 to 256 bytes of UTF-8, kept exactly. A packed list takes two bytes a key instead of twenty and
-knows its range, so rows are scanned in order without holding all keys: only lists that overlap are unpacked together.
+knows its range, so rows are scanned in order without holding all keys.
 """
 
 import struct
@@ -25,7 +25,6 @@ DICTIONARY = META + "dictionary"
 FACTORS = META + "factors"
 MAX_ID_BYTES = 256
 
-# Segment of the global popular list; ids are never empty, so no other segment has this name.
 OVERALL = ""
 
 # Lengths of the first and last key of a packed list.
@@ -86,9 +85,9 @@ def unpack(packed: bytes) -> list[str]:
 async def merged(
     spans: Iterable[KeySpan], fetch: Callable[[KeySpan], Awaitable[bytes | None]]
 ) -> AsyncIterator[list[str]]:
-    """Yield the distinct keys of packed lists in ascending order, about a list at a time.
+    """Yield the distinct keys of packed lists in ascending order; lists that overlap are held together.
 
-    *fetch* reads one packed list; None if it is gone. Memory: the keys of lists that overlap, one per interleaved part.
+    *fetch* reads one packed list; None if it is gone.
     """
     ordered = sorted(spans)
     pending = list[str]()

@@ -10,23 +10,20 @@ from hotplate.stores.errors import StoreThrottled, StoreUnavailable
 
 T = TypeVar("T")
 
-# Lower bound of a writer's share of time: a slow publish still ends.
+# Lower bound of a writer's share of time, so that a slow publish still ends.
 MIN_SHARE = 1 / 16
 
 # Latency counts as raised above GROWTH * usual + SLACK_S; the slack absorbs scheduler noise.
 GROWTH = 2.0
 SLACK_S = 0.002
 
-# Growth of the share after a batch of usual latency.
 RECOVERY = 1.25
 
 # Time constant of the usual latency: a network that stays slow must not throttle forever.
 ADAPT_S = 30.0
 
-# Unspent budget that may be caught up with, in seconds.
 BURST_S = 0.1
 
-# First and longest pause between attempts.
 RETRY_PAUSES_S = (0.05, 2.0)
 
 # Shorter pauses accumulate: event loops sleep with millisecond resolution.
@@ -90,11 +87,7 @@ class Backoff:
 
 
 class RateLimiter:
-    """Schedules requests by their cost, to stay within a rate.
-
-    A request is charged its expected cost when sent and corrected once the cost is known, so requests in flight never
-    exceed the rate.
-    """
+    """Schedules requests within a rate of cost, charged in advance and corrected once known."""
 
     def __init__(self, clock: Callable[[], float], rate: float | None) -> None:
         """*rate* is the cost per second; None leaves limiting to the service."""
@@ -132,9 +125,9 @@ class Retrier:
         self._succeeded_at = clock()
 
     async def call(self, step: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
-        """Run an idempotent step until it succeeds; raises the error of the last attempt.
+        """Run an idempotent step until it succeeds; raises the last error.
 
-        Throttling is timed from the last success of any step: a store that admits other steps is up.
+        Throttling is timed from the last success of any step: a store that admits others is up.
         """
         began_at, failing_since, backoff = self._clock(), None, Backoff(*RETRY_PAUSES_S)
         while True:

@@ -1,10 +1,8 @@
 """One pipelined connection per server, shared by all callers, and its reconnection.
 
-Keys read in one turn of the event loop are one command. On uvloop, in one run, an `MGET` by redis-py's asyncio client
-takes 52, 7.7 and 2.7 µs of CPU a key at 1, 8 and 32 keys; a lookup over this connection takes 12, 1.9 and 0.7. A
-cluster of three nodes takes 1.3, 1.9 and 1.9 times as much as one server, because each node needs a packet.
-
-redis-py exposes the socket of its connections only by private attributes, so its connections are not used.
+An `MGET` by redis-py's asyncio client takes 52, 7.7 and 2.7 µs of CPU a key at 1, 8 and 32 keys; a lookup here takes
+12, 1.9 and 0.7 (on uvloop, in one run). A cluster of three nodes takes 1.3, 1.9 and 1.9 times as much, a packet per
+node. redis-py exposes its sockets only by private attributes.
 """
 
 import asyncio
@@ -28,7 +26,7 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 1.0
 
-# First and longest pause between attempts to connect; callers fail at once in between.
+# Callers fail at once during these pauses.
 FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 2.0
 
@@ -36,7 +34,7 @@ _UNKNOWN_USER = (
     StoreUnavailable,
     "{where} does not accept this user and password; check the URL or the secret",
 )
-# Meaning of error codes; other errors are passed on as text.
+# Other errors are passed on as text.
 MEANINGS: dict[str, tuple[type[StoreError], str]] = {
     "OOM": (StoreFull, "{where} has reached its maxmemory; raise it, prune old releases, or publish shorter lists"),
     "READONLY": (StoreUnavailable, "{where} is a read-only replica; give the URL of the primary"),
@@ -45,10 +43,9 @@ MEANINGS: dict[str, tuple[type[StoreError], str]] = {
     "NOPERM": (StoreMisused, "the Redis user of {where} lacks a permission: {text}"),
     "LOADING": (StoreUnavailable, "{where} is still loading its data; it answers once that is done"),
 }
-# After these errors the server may have changed, or its role: close, and reconnect perhaps elsewhere.
+# After these errors the server or its role may have changed: reconnect, perhaps elsewhere.
 ENDING = ("READONLY", "NOAUTH", "WRONGPASS", "LOADING", "ERR max number of clients reached")
 
-# Types of values in parsed replies.
 VALUES = frozenset({bytes, type(None)})
 
 # Returned by the parser if a reply is incomplete.
@@ -56,10 +53,10 @@ _MORE = object()
 
 
 class Redirected(StoreUnavailable):
-    """A node of a cluster does not serve a slot: another does (MOVED), or is about to (ASK)."""
+    """Another node serves a slot (MOVED), or is about to (ASK)."""
 
     def __init__(self, message: str, slot: int, host: str, port: int, *, asking: bool) -> None:
-        """*host* is empty for the replying node's host. *asking*: send only this command there, after ASKING."""
+        """*host* is empty for the replying node's. *asking*: send only this command there."""
         super().__init__(message)
         self.slot = slot
         self.host = host
@@ -72,10 +69,10 @@ class Refusal(Exception):
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """A connection to one server; once it breaks, `error` says why and every command fails with it.
+    """A connection to one server; once it breaks, `error` says why and every command fails.
 
-    Replies are matched to commands by order only, so any unexpected reply closes the connection. It is also closed when
-    the oldest command has waited for *timeout_s*.
+    Replies are matched to commands by order, so an unexpected reply closes the connection, as does a command that waits
+    for *timeout_s*.
     """
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
@@ -87,7 +84,7 @@ class PipelinedConnection(asyncio.Protocol):
         """Its URL without secrets."""
         self._timeout_s = timeout_s
         self._waiting = deque[tuple[asyncio.Future[Any], float, int | None, list[Slot] | None]]()
-        """Of each command: future, start, expected number of values, and for `get_each` the values received so far."""
+        """Future, start, number of values, and for `get_each` the values so far."""
         self._is_array = False
         """Whether the next replies are parsed as one array."""
         self._loop = asyncio.get_running_loop()
@@ -245,7 +242,7 @@ class PipelinedConnection(asyncio.Protocol):
             future.set_result(reply)
 
     def _take_values(self, taken: list[Slot], values: int | None, reply: Any) -> bool:  # noqa: ANN401 -- as above
-        """Add one reply of `get_each`, or all of them as an array; return whether it was the last."""
+        """Return whether this was the last reply of `get_each`."""
         replies = reply if self._is_array else [reply]
         self._is_array = False
         if not VALUES.issuperset(map(type, replies)):
@@ -311,7 +308,7 @@ Sender = PipelinedConnection | Asking
 
 @asynccontextmanager
 async def connected(address: RedisAddress, timeout_s: float) -> AsyncIterator[PipelinedConnection]:
-    """Open a connection for the duration of the block; raises StoreUnavailable."""
+    """Open a connection for the duration of the block."""
     connection = PipelinedConnection(address, timeout_s)
     await connection.open()
     try:
@@ -329,10 +326,7 @@ async def shared(task: asyncio.Task[T], where: str) -> T:
 
 
 class Reconnector:
-    """Keeps one connection to a server, opened on demand and reopened after it broke.
-
-    While the server is known to be down, callers fail at once, and attempts to connect back off.
-    """
+    """Keeps one connection to a server; while that is down, callers fail at once, and attempts back off."""
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
         self.where = address.shown
@@ -390,7 +384,7 @@ class Reconnector:
             opening.exception()  # mark as retrieved
 
     def _note_end(self) -> None:
-        """Reset the backoff after a connection that worked; a server that accepts but never replies has failed."""
+        """A server that accepts but never replies counts as failed."""
         if self._connection is not None and self._connection.has_replied:
             self._backoff.reset()
         elif self._connection is not None:
@@ -421,7 +415,7 @@ def role_of(greeting: object) -> str | None:
 
 
 def translated(error: BaseException, where: str) -> StoreError:
-    """Translate an error of a server or of asyncio; *where* is the server's URL without secrets."""
+    """Translate an error of a server or of asyncio."""
     if isinstance(error, TimeoutError):
         return StoreUnavailable(f"{where} did not answer in time")
     if not isinstance(error, Refusal):

@@ -1,4 +1,4 @@
-"""Memory, replication and configuration of Redis servers, and the findings of `hotplate store doctor`."""
+"""Server state for `check_room`, and the findings of `hotplate store doctor`."""
 
 import asyncio
 import time
@@ -23,10 +23,8 @@ _error = partial(Finding, Level.ERROR)
 
 TIMEOUT_S = 5.0
 
-# The oldest tested version.
 OLDEST = 7
 
-# Share of maxmemory from which doctor warns.
 MUCH_USED = 0.9
 
 # Overhead of a row, and of the allocator: within -10 and +13 % of `used_memory` for rows of 0 to 9,000 bytes on Redis
@@ -114,7 +112,6 @@ async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
 
 
 async def _cluster(topology: Topology) -> list[Finding]:
-    """Return findings about the whole cluster, from the first primary that answers."""
     error: StoreError | None = None
     for node in topology.primaries:
         try:
@@ -194,7 +191,7 @@ async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:
 
 
 async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
-    """Queue the commands of a publish and discard them: rights, role and memory are checked on queueing."""
+    """Queue the commands of a publish and discard them: the server checks them when they are queued."""
     row, catalogue = keys.doctors, keys.catalogue
     commands: dict[str, tuple[str | bytes | int, ...]] = {
         "SET": (catalogue, b""), "DEL": (row,), "UNLINK": (row,), "RPUSH": (row, b""), "HSET": (row, b"0", b""),
@@ -218,7 +215,7 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
 
 
 async def _setting(connection: PipelinedConnection, name: bytes) -> str | None:
-    """Return a configuration value; None if it may not be read."""
+    """Return a configuration value; None if the user may not read it."""
     try:
         found: list[bytes] = await connection.send_command(b"CONFIG", b"GET", name)
     except (StoreMisused, StoreUnavailable):  # managed services rename CONFIG

@@ -29,7 +29,6 @@ BUCKETS = 256
 # Most keys per command: about half a millisecond of a server's only thread.
 MAX_KEYS = 1000
 
-# Field of the last key of `meta` rows, which belong to no part.
 META_POINT = "meta"
 
 # State of a sealed release; that of a draft is `draft:WRITER`.
@@ -47,7 +46,7 @@ class ReleaseKeys:
     """Prefix of the rows of each bucket."""
 
     steps: tuple[tuple[str, ...], ...]
-    """State keys, grouped by what changes atomically: one group on a server, one per bucket in a cluster."""
+    """State keys that change together: all on one server, one by one in a cluster."""
 
     slots: tuple[int, ...]
     """Cluster slot of each bucket."""
@@ -112,7 +111,7 @@ class Keys:
 
     @property
     def doctors(self) -> str:
-        """A key that is never written, in the catalogue's slot and in the form of a row, to check rights with."""
+        """A key that is never written, to check rights with: in the form of a row, in the catalogue's slot."""
         return f"{self.prefix}:{{{self.prefix}}}:doctor"
 
     @property

@@ -1,17 +1,16 @@
-"""The Redis store, on one server, behind Sentinel or in a cluster: one string per row, releases side by side.
+"""The Redis store, on one server, behind Sentinel or in a cluster.
 
-A release has 256 buckets, each in one slot of a cluster and with its own state; what concerns the whole release is in
-the slot of the first. Changes that are atomic on one server are ordered steps in a cluster, none of which spans slots:
+A release has 256 buckets, each in one slot with its own state. Changes that are atomic on one server are ordered steps
+in a cluster:
 
-create    the inventory names the incarnation; claiming the first bucket's state decides the writer; the other states
-          are then replaced, each as it was read before the first was checked again. A writer that was replaced
-          meanwhile can claim no more of them.
+create    claiming the first bucket's state decides the writer; the other states are then replaced, each as it was read
+          before the first was checked again, so a replaced writer can claim no more of them.
 put       see `hotplate.stores.redis.writer`.
-seal      the first state is sealed, after which nothing can be claimed; then the others, each after its last rows, and
-          replicas are waited for. A node that lost the end of its rows has lost this, too.
+seal      the first state is sealed, after which nothing can be claimed; then the others, each after its last rows, so a
+          node that lost rows has lost this, too.
 
-The catalogue is one key, swapped by a script. Scripts delete before they set: after a write, `maxmemory` no longer
-stops a script, and a delete counts as one. A full server must still be able to abandon a draft to free memory.
+Scripts delete before they set: after a write, `maxmemory` no longer stops a script, and a delete counts as one. A full
+server must still be able to abandon a draft.
 """
 
 import asyncio
@@ -65,19 +64,17 @@ from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
-# Time-out of lookups; callers pass shorter ones.
+# Callers pass shorter time-outs for lookups.
 READ_TIMEOUT_S = 1.0
 
-# Time-out of everything else, including the largest batches.
 TIMEOUT_S = 5.0
 
-# How long batches are retried during a restart or failover. A cluster elects a replica after cluster-node-timeout (15
-# s); there, create, seal and erase are retried, too.
+# How long batches are retried. A cluster elects a replica after cluster-node-timeout (15 s); there, create, seal and
+# erase are retried, too.
 RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
 
 
-# Interval of polling the catalogue.
 POLL_S = 1.0
 
 # SWAP: KEYS the catalogue; ARGV the expected record, empty for none, and the new one.
@@ -103,7 +100,7 @@ _Replies = asyncio.Future[list[Slot]]
 
 
 class _Sent(NamedTuple):
-    """Reads sent to one node: their positions and the future of their replies."""
+    """Reads sent to one node."""
 
     node: RedisNode
     places: list[int]
@@ -113,14 +110,14 @@ class _Sent(NamedTuple):
 
 
 class ServerLookups:
-    """Reads rows and the release's state by one MGET; a connection that breaks is replaced once."""
+    """Reads rows and the release's state by one MGET."""
 
     def __init__(self, keys: Keys, nodes: Nodes) -> None:
         self._keys = keys
         self._nodes = nodes
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`; the caller's time-out ends the wait, because a command is answered as a whole."""
+        """See `Reader.get_many`; *timeout_s* is left to the caller, because a command is answered as a whole."""
         if len(keys) > MAX_KEYS:
             chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
             found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
@@ -152,11 +149,11 @@ class ServerLookups:
 
 
 class BucketLost(ReleaseNotFound, PartUnavailable):
-    """A bucket of a release is missing or not sealed; others may be whole, so no circuit opens for it."""
+    """A bucket is missing or not sealed; opens no circuit, because others may be whole."""
 
 
 class ClusterLookups:
-    """Reads from the nodes that own the keys, pipelined on one connection per node; a failing node fails its keys."""
+    """Reads from the nodes that own the keys; a failing node fails only its keys."""
 
     def __init__(self, keys: Keys, nodes: Nodes) -> None:
         self._keys = keys
@@ -244,7 +241,7 @@ class ClusterLookups:
     async def _receive(
         self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None
     ) -> list[tuple[int, Redirected, RedisNode]]:
-        """Store the replies of all nodes in *found*; return redirected positions with their redirection and node."""
+        """Store replies in *found*; return redirected positions with their redirection and node."""
         pending = tuple(one.replies for one in sent)
         due = None if until_s is None else self._deadlines.add(pending, until_s)
         redirected = list[tuple[int, Redirected, RedisNode]]()
@@ -275,7 +272,6 @@ class ClusterLookups:
     async def _follow(
         self, name: bytes, slot: int, moved: Redirected, said_by: RedisNode, until_s: float | None
     ) -> Slot:
-        """Read from the node of a redirection."""
         target = self._nodes.topology.apply_redirect(moved, said_by)
         ask = target if moved.asking else None
         try:
@@ -296,7 +292,6 @@ def _too_late() -> ReleaseConflict:
 
 
 async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-    """Return a reply, or None if the server refuses."""
     try:
         return await reply
     except StoreError:
@@ -304,16 +299,11 @@ async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a rep
 
 
 class RedisStore(Diagnosed, RowEraser):
-    """A Redis store in one database of a server, or in a cluster; used on one event loop.
-
-    Lookups, control and writing have separate connections, so none waits behind another.
-    """
+    """A Redis store; lookups, control and writing have separate connections, so none waits behind another."""
 
     batch = coalesce = 256
-    """At 256 keys, a key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6) and delays others by 0.3
+    """At 256 keys, a key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3
     ms.
-
-    In a cluster the client takes twice as long, and each node has only its share.
     """
 
     def __init__(self, address: RedisAddress | SentinelAddress | ClusterAddress) -> None:
@@ -431,7 +421,6 @@ class RedisStore(Diagnosed, RowEraser):
             self._writer.forget(draft)
 
     async def _claim_others(self, draft: DraftRef) -> None:
-        """Claim all states but the first."""
         mine, keys = state_of(draft), self._keys.release(draft)
         while len(keys.steps) > 1:
             states = await self._states(draft)  # before the check: if another writer claims after it, REPLACE fails
@@ -445,10 +434,7 @@ class RedisStore(Diagnosed, RowEraser):
     async def _set_state(
         self, step: Sequence[str], state: bytes, *, unless: Sequence[bytes | None], expected: bytes = b""
     ) -> tuple[bytes | None, Sender]:
-        """Replace any state but those in *unless*; return the state before, and the connection.
-
-        *expected* saves a round trip.
-        """
+        """Replace any state but those in *unless*; return it and the connection. *expected* saves a round trip."""
 
         async def set_state(connection: Sender) -> tuple[bytes | None, Sender]:
             replaces = expected
@@ -473,7 +459,7 @@ class RedisStore(Diagnosed, RowEraser):
         return None if point is None else point.decode()
 
     async def seal(self, draft: DraftRef) -> None:
-        """See the contract; waits for replicas, and logs what a failover could lose."""
+        """See the contract; logs what a failover could lose."""
         await self._retrier.call(lambda: self._seal(draft))
 
     async def _seal(self, draft: DraftRef) -> None:
@@ -517,10 +503,7 @@ class RedisStore(Diagnosed, RowEraser):
             raise unsealed(release, missing, len(states))
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """See the contract; a commit waits for replicas, so that a failover in progress cannot lose it.
-
-        Raises RowsLost if the server, promoted meanwhile, lacks the end of the release.
-        """
+        """See the contract; a commit waits for replicas. RowsLost if the server lacks the end of the release."""
         releases = newly_committed(old, new)
 
         async def change(connection: Sender) -> None:
@@ -545,7 +528,6 @@ class RedisStore(Diagnosed, RowEraser):
         await self._nodes.run(self._keys.catalogue, lambda connection: self._replace(connection, record, new))
 
     async def _replace(self, connection: Sender, record: bytes | None, new: Catalogue) -> None:
-        """Replace the record of the catalogue, and wait for a replica. StoreUnavailable if the primary was replaced."""
         args = (self._keys.catalogue, record or b"", catalogue_record.dump(new))
         if not await connection.send_command(b"EVAL", SWAP, 1, *args):
             raise _too_late()
@@ -557,7 +539,6 @@ class RedisStore(Diagnosed, RowEraser):
         return sum(await asyncio.gather(*(self._nodes.execute_command(b"DEL", name) for name in names)))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:
-        """Return the state of each step; raises StoreError."""
         steps = self._keys.release(release).steps
         found: list[bytes | None] = await asyncio.gather(
             *(self._nodes.execute_command(b"GET", step[0]) for step in steps)
@@ -566,10 +547,7 @@ class RedisStore(Diagnosed, RowEraser):
 
 
 def open_url(url: str) -> RedisStore:
-    """Open the store at a URL of the schemes redis, rediss, unix, redis+sentinel or redis+cluster.
-
-    See `hotplate.stores.redis.url` for the format.
-    """
+    """Open the store at a URL of the schemes redis, rediss, unix, redis+sentinel or redis+cluster."""
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
         return RedisStore(parse_cluster(url))

@@ -1,10 +1,9 @@
 """Discovery of servers (one server, Sentinel, Cluster), and connections to them.
 
-In a cluster, CLUSTER SLOTS maps slots to nodes. A node that does not serve a slot any more names the one that does
-(MOVED) or will (ASK). After a MOVED or a failure, one task sends CLUSTER SLOTS again, to one node after the other.
+A node of a cluster that does not serve a slot names the one that does (MOVED) or will (ASK). After a MOVED or a
+failure, CLUSTER SLOTS is sent to one node after the other.
 
-Behind Sentinel, a failover begins when a sentinel promotes a replica; the other sentinels learn of it later. For some
-seconds there are two primaries, and writes that the former one acknowledges will be lost.
+During a Sentinel failover there are two primaries for some seconds; writes that the former one acknowledges are lost.
 """
 
 import asyncio
@@ -44,15 +43,14 @@ T = TypeVar("T")
 # Time-out of a node or sentinel that is asked for servers.
 TIMEOUT_S = 1.0
 
-# First and longest pause between discoveries, and the time without a reason to ask that resets the backoff. Jitter
-# spreads the workers of a site.
+# First and longest pause between discoveries, with jitter, and the quiet time that resets the backoff.
 PAUSES_S = (0.1, 1.0)
 CALM_S = 5.0
 
 # Most redirections of a command.
 REDIRECTIONS = 8
 
-# How long `seal` waits for all replicas, which may lag behind the last writes.
+# How long `seal` waits for all replicas.
 SEAL_WAIT_S = 3.0
 
 # The same for a change of the catalogue or of a release's state.
@@ -66,8 +64,7 @@ WATCH_S = 1.0
 # Flags of unusable replicas.
 UNUSABLE = {"s_down", "o_down", "disconnected"}
 
-# How long a promoted replica may precede the sentinels' agreement, and the pause between questions. Without agreement,
-# the promoting sentinel is gone, and the others demote it again.
+# How long a promoted replica may precede the sentinels' agreement, and the pause between questions.
 SETTLE_S = 10.0
 SETTLE_PAUSE_S = 0.1
 
@@ -122,7 +119,7 @@ class OnlyServer:
 
 
 class _Discovered(OnlyServer, ABC):
-    """Servers that are discovered; runs on one event loop."""
+    """Servers that are discovered."""
 
     def __init__(self, server: RedisAddress) -> None:
         super().__init__(server)
@@ -147,7 +144,7 @@ class _Discovered(OnlyServer, ABC):
             raise
 
     async def refresh(self) -> None:
-        """Discover the servers; concurrent callers share one attempt. Raises StoreError."""
+        """Discover the servers; concurrent callers share one attempt."""
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
             self._asking.add_done_callback(self._answered)
@@ -217,7 +214,6 @@ class Topology(_Discovered):
         return target
 
     async def _ask(self) -> None:
-        """Ask known nodes, then seeds, until one knows the owners of all slots."""
         known = [*self.primaries, *(one for replicas in self._replicas.values() for one in replicas)]
         seeds = [RedisNode(*seed) for seed in self._cluster.seeds]
         random.shuffle(known)  # spreads the load of many workers
@@ -241,7 +237,6 @@ class Topology(_Discovered):
         self.primaries = sorted({owner for owner in self._owners if owner is not None})
 
     async def _ask_one(self, node: RedisNode) -> tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]]:
-        """Return the owner of each slot, and the replicas of each owner."""
         address = self.address(node)
         async with connected(address, TIMEOUT_S) as connection:
             try:
@@ -258,7 +253,7 @@ class Topology(_Discovered):
 
 
 def _owners(reply: object, said_by: RedisNode) -> tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]]:
-    """Parse the reply to CLUSTER SLOTS; raises TypeError or ValueError."""
+    """Parse the reply to CLUSTER SLOTS; TypeError or ValueError if it is malformed."""
     owners, replicas = list[RedisNode | None]([None] * SLOTS), dict[RedisNode, set[RedisNode]]()
     for (start, end), servers in parse_cluster_slots(reply, current_host=said_by.host).items():
         if not 0 <= start <= end < SLOTS:
@@ -277,7 +272,7 @@ def _node(server: tuple[object, object]) -> RedisNode:
 
 
 class Nodes:
-    """Connections to all servers, one each, for one purpose; runs on one event loop."""
+    """One connection to each server."""
 
     def __init__(self, topology: OnlyServer, timeout_s: float) -> None:
         self.topology = topology
@@ -310,7 +305,7 @@ class Nodes:
         return await self.run_in(key_slot(key.encode() if isinstance(key, str) else key), work)
 
     async def run_in(self, slot: int, work: Callable[[Sender], Awaitable[T]], ask: RedisNode | None = None) -> T:
-        """Do the same for a slot; *ask* is a node that the slot is moving to. Raises StoreError."""
+        """Do the same for a slot; *ask* is a node that it is moving to."""
         await self.topology.load()
         for _ in range(REDIRECTIONS):
             node = ask or self.topology.owner(slot)
@@ -346,7 +341,7 @@ def uncovered(shown: str, slot: int) -> PartUnavailable:
 
 @dataclass(frozen=True, slots=True)
 class Replication:
-    """Replicas of one primary: how many follow it, and how many acknowledged what was written."""
+    """Replicas of one primary."""
 
     replicas: int
     guarded: bool
@@ -355,7 +350,7 @@ class Replication:
     acknowledged: int = 0
 
     def shortfalls(self, where: str) -> list[str]:
-        """Return one sentence, free of secrets, for each way in which a failover could lose what was written."""
+        """Return a sentence for each way in which a failover could lose writes."""
         if not self.replicas:
             return [f"{where} has no replica, so its loss would be the loss of all releases; add one"]
         found = [] if self.guarded else [f"{where}: {UNGUARDED}"]
@@ -378,9 +373,9 @@ def replication_in(fields: Mapping[str, str]) -> Replication:
 async def wait_for_replicas(
     connection: Sender, *, wanted: int | None = None, timeout_s: float = SEAL_WAIT_S
 ) -> Replication | None:
-    """Wait until *wanted* replicas, by default all, acknowledge all writes up to now.
+    """Wait until *wanted* replicas, by default all, have all writes; None if the user may not send INFO or WAIT.
 
-    Blocks the connection. None if the user may not send INFO or WAIT. Raises StoreError.
+    Blocks the connection.
     """
     try:
         found = replication_in(fields_of(await connection.send_command(b"INFO", b"replication")))
@@ -394,18 +389,17 @@ async def wait_for_replicas(
 
 
 class SentinelState(NamedTuple):
-    """What one sentinel knows; the highest epoch has seen the latest failover."""
+    """One sentinel's view; the highest epoch has seen the latest failover."""
 
     epoch: int
     primary: RedisNode
     replicas: tuple[RedisNode, ...]
-    """Replicas that the sentinel considers usable."""
 
 
 class Sentinels(_Discovered):
-    """The primary and replicas that sentinels name.
+    """The primary and replicas named by sentinels.
 
-    All sentinels are asked every WATCH_S and after failures. Once a majority has answered, the highest epoch counts.
+    All are asked every WATCH_S and after failures; once a majority answered, the highest epoch counts.
     """
 
     def __init__(self, address: SentinelAddress) -> None:
@@ -420,13 +414,13 @@ class Sentinels(_Discovered):
         return replace(self._place(node), role=ServerRole.PRIMARY)
 
     async def state(self) -> SentinelState:
-        """Ask all sentinels, one of which alone may know of a failover; StoreUnavailable if most do not answer."""
+        """Ask all sentinels; StoreUnavailable if most do not answer."""
         return await self._ask_all(of_all=True)
 
     async def wait_replicated(self, connection: PipelinedConnection) -> None:
-        """Return once all replicas acknowledge the writes of *connection*, or no failover is seen that would lose them.
+        """Return once all replicas have the writes of *connection*, or no failover is seen that would lose them.
 
-        Raises StoreUnavailable if the primary was replaced.
+        StoreUnavailable if the primary was replaced.
         """
         shown, give_up_at = connection.address.shown, time.monotonic() + SETTLE_S
         while True:
@@ -456,7 +450,7 @@ class Sentinels(_Discovered):
             await sentinel.close()
 
     async def examine(self) -> list[Finding]:
-        """Return the findings of `store doctor` about the sentinels; never raises StoreError."""
+        """Return the findings of `store doctor` about the sentinels."""
         findings, said = list[Finding](), dict[RedisNode, str]()
         found = await asyncio.gather(*map(self._examine_one, self._sentinels), return_exceptions=True)
         for sentinel, one in zip(self._sentinels, found, strict=True):
@@ -548,7 +542,6 @@ class Sentinels(_Discovered):
 
 
 async def _role(server: RedisAddress) -> str | None:
-    """Return the role of a server; None if it does not answer."""
     try:
         async with connected(server, TIMEOUT_S) as connection:
             return role_of(await connection.send_command(b"HELLO", 2))
@@ -557,5 +550,4 @@ async def _role(server: RedisAddress) -> str | None:
 
 
 def _fields(reply: Sequence[bytes]) -> dict[str, str]:
-    """Parse an array of alternating names and values."""
     return {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}

@@ -21,7 +21,6 @@ PREFIX = "hotplate"
 PASSWORD_VARIABLE = "HOTPLATE_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
 SENTINEL_PASSWORD_VARIABLE = "HOTPLATE_REDIS_SENTINEL_PASSWORD"  # noqa: S105 -- as above
 
-# Query parameters by scheme.
 PARAMETERS = {
     "redis": {"prefix"},
     "rediss": {"prefix", "ca"},
@@ -92,8 +91,8 @@ class ClusterAddress:
     def at(self, host: str, port: int) -> RedisAddress:
         """Return the address of one node.
 
-        Nodes announce IP addresses, but certificates of managed services hold only host names. A node known by an IP
-        address that is not a seed is therefore verified by the name of the first seed that has one.
+        Nodes announce IP addresses, but certificates of managed services hold only host names: a node known by an IP
+        address that is no seed is verified by the first seed's name.
         """
         name = None
         if _is_ip(host) and (host, port) not in self.seeds:
@@ -165,7 +164,7 @@ def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> Clus
 
 
 def common(parts: SplitResult, given: Mapping[str, str], shown: str, environment: Mapping[str, str]) -> RedisAddress:
-    """Return the settings shared by the servers of a URL: prefix, credentials and TLS. Raises StoreMisused."""
+    """Return the prefix, credentials and TLS settings of a URL. Raises StoreMisused."""
     prefix = given.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")

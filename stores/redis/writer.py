@@ -1,17 +1,15 @@
 """Writing, listing and erasing the rows of releases.
 
-A batch is retried while servers are down. On one server it is a transaction. A cluster has no transactions across
-slots: rows are written bucket by bucket, as long as the bucket's state names this draft; once a replica has them, their
-keys are listed and the part's resume point advances. The same scripts would work on one server, at half the speed,
-because Lua copies each value.
+On one server a batch is a transaction. In a cluster, rows are written bucket by bucket while the bucket's state names
+the draft; once a replica has them, their keys are listed and the part's resume point advances. On one server these
+scripts would halve the speed, because Lua copies values.
 
-A set names the incarnations that hold data, and the replication histories of the primaries whose keys were searched. A
-primary has a new history after a restart or a failover; it may then hold erased data, or lack members of the set, so
-all keys are searched: 1 µs of server time a key.
+A set names the incarnations that hold data, and the replication histories of the primaries that were searched. After a
+restart or failover a primary has a new history, and may hold erased data, so all keys are searched: 1 µs a key.
 
-Erasing deletes a release's state first, and every later command checks that the state is still absent. It reappears if
-the server was restored from an older copy, or a late writer claimed the draft. Two lists name the keys of a release;
-they are complete only if the state is `sealed`. Otherwise rows are searched as well, which takes ten times as long.
+Erasing deletes a release's state first; every later command checks that it is still absent, because a restored server
+or a late writer may bring it back. The lists of keys are complete only if the state was `sealed`; otherwise rows are
+searched, which takes ten times as long.
 """
 
 import asyncio
@@ -34,12 +32,11 @@ from hotplate.stores.throttle import AdaptiveThrottle, Retrier
 log = logging.getLogger(__name__)
 
 
-# Batch limits per server; 10,000 rows are slower and delay readers by 10 ms.
+# Batch limits per server; 10,000 rows would delay readers by 10 ms.
 MAX_ROWS = 500
 MAX_BYTES = 1 << 20
 
-# Largest share of time for writing or erasing. With 2,000 reads a second on two cores: 200,000 rows a second at a p99
-# of 0.7 ms; with a share of 1, 340,000 at 1 to 3 ms; without a publish, 0.14 ms.
+# With 2,000 reads a second on two cores: 200,000 rows a second at a read p99 of 0.7 ms; unpaced, 340,000 at 1 to 3 ms.
 BUSY_SHARE = 0.5
 
 
@@ -91,13 +88,13 @@ return 1
 
 
 class RowsLost(StoreUnavailable):
-    """Acknowledged rows are gone; the publish must resume from its resume point."""
+    """Acknowledged rows are gone; resume the publish from its resume point."""
 
     permanent = True
 
 
 class Batch(NamedTuple):
-    """Rows written together, the list that names their keys, and the resume point that they advance."""
+    """Rows written together, the list of their keys, and the resume point they advance."""
 
     rows: Sequence[Row]
     source: str
@@ -116,10 +113,7 @@ class Batch(NamedTuple):
 
 
 class Writer:
-    """Puts batches one at a time, paced to spare readers.
-
-    In a cluster a batch goes to all nodes at once; the slowest sets the pace.
-    """
+    """Puts batches one at a time, paced to spare readers; in a cluster, the slowest node sets the pace."""
 
     def __init__(self, nodes: Nodes, keys: Keys, retrier: Retrier) -> None:
         self._nodes = nodes
@@ -128,9 +122,9 @@ class Writer:
         self._lock = asyncio.Lock()
         self._throttle = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
         self._alone = set[RedisNode]()
-        """Nodes without a replica that keeps up; they are not waited for before the seal."""
+        """Nodes not waited for before the seal, because no replica keeps up."""
         self._points = dict[DraftRef, dict[int | str, str]]()
-        """Last acknowledged key of each part, and of `meta` rows, by draft."""
+        """Last acknowledged key by draft and part."""
         self._checked: Sender | None = None
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
@@ -149,13 +143,13 @@ class Writer:
                     await asyncio.sleep(pause_s)
 
     def forget(self, draft: DraftRef) -> None:
-        """Forget what was acknowledged here; the server's resume point counts."""
+        """Trust the server's resume point from now on."""
         self._points.pop(draft, None)
 
     async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> bytes | None:
         """Return the draft's state; RowsLost if acknowledged rows are gone, as after a failover.
 
-        *sent* is the last key of a batch whose acknowledgement may have been lost.
+        *sent*: the last key of a batch whose acknowledgement may have been lost.
         """
         keys, points = self._keys.release(draft), self._points.get(draft, {})
         state: bytes | None
@@ -172,9 +166,9 @@ class Writer:
         return state
 
     async def _state(self, draft: DraftRef, connection: Sender, sent: str) -> bytes | None:
-        """Return the draft's state; on a new connection, perhaps to another server, check acknowledged rows first.
+        """Return the draft's state; on a new connection, check acknowledged rows first.
 
-        Not on the same one: another writer of a part advances its resume point, too.
+        Not on the same one: another writer may advance the part's resume point.
         """
         if connection is self._checked:
             state: bytes | None = await connection.send_command(b"GET", self._keys.release(draft).state)
@@ -211,7 +205,6 @@ class Writer:
                 return self._pause_s(started, batch.rows)
 
     async def _write_by_bucket(self, draft: DraftRef, batch: Batch) -> float:
-        """Write a batch bucket by bucket; see `_write_at_once`."""
         keys, parts = self._keys.release(draft), dict[int, tuple[list[bytes], list[bytes]]]()
         for row, name, bucket in zip(batch.rows, *keys.located([row.key for row in batch.rows]), strict=True):
             names, values = parts.setdefault(bucket, ([], []))
@@ -236,14 +229,13 @@ class Writer:
         return self._throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in rows))
 
     async def _note(self, draft: DraftRef, batch: Batch, connection: Sender) -> None:
-        """List the keys of a batch and advance its resume point."""
         check_owned(draft, await self._state(draft, connection, batch.last))
         keys = self._keys.release(draft)
         names, args = (keys.state, batch.source, keys.points), (batch.packed, batch.point, batch.last)
         check_owned(draft, await connection.send_command(b"EVAL", NOTE, 3, *names, state_of(draft), *args))
 
     async def _replicate(self, node: RedisNode) -> None:
-        """Wait until a replica has the writes to a node, unless none keeps up."""
+        """Wait until a replica has the writes to a node."""
         if node in self._alone:
             return
         found = await self._nodes.run_at(node, partial(wait_for_replicas, wanted=1, timeout_s=CONTROL_WAIT_S))
@@ -274,7 +266,7 @@ class Inventory:
 
     async def incarnations(self) -> list[str]:
         """See the contract; names what a search finds, if this user may write."""
-        histories = await self._histories()  # before the search, during which a server may restart
+        histories = await self._histories()  # first: a server may restart during the search
         members: list[bytes] = await self._nodes.execute_command(b"SMEMBERS", self._keys.incarnations)
         named = {member.decode() for member in members}
         searched = {name for name in named if name.startswith(HISTORY)}
@@ -293,7 +285,6 @@ class Inventory:
         return sorted(named | found)
 
     async def _histories(self) -> set[str] | None:
-        """Return the replication ids of all primaries; None if unknown."""
         servers = await self._nodes.primaries()
         try:
             found = await asyncio.gather(*(server.execute_command(b"INFO", b"replication") for server in servers))
@@ -303,7 +294,7 @@ class Inventory:
         return {HISTORY + one for one in ids if one} if all(ids) else None
 
     async def add(self, draft: DraftRef) -> None:
-        """Name an incarnation before it holds data; raises StoreError."""
+        """Name an incarnation before it holds data."""
         await self._nodes.evaluate(NAME, (self._keys.incarnations,), draft.incarnation)
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
@@ -344,12 +335,9 @@ class Inventory:
         return self._nodes.topology.shown
 
     async def _execute(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        """Send an idempotent command of an erase."""
         return await self._retrier.call(lambda: self._nodes.execute_command(command, key, *args))
 
     async def _delete(self, names: Sequence[str]) -> int:
-        """Delete keys of one slot; return how many existed."""
-
         async def delete(connection: Sender) -> int:
             deleted: int = await connection.send_command(b"DEL", *names)
             return deleted
@@ -357,7 +345,6 @@ class Inventory:
         return await self._retrier.call(lambda: self._nodes.run(names[0], delete))
 
     async def _erase_listed(self, release: ReleaseRef) -> None:
-        """Erase the rows that the lists name, batch by batch."""
         keys, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
         for source in keys.lists:
             while (packed := await self._execute(b"LINDEX", source, -1)) is not None:
@@ -388,7 +375,6 @@ class Inventory:
             )
 
     async def _searched(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
-        """Yield all keys of a release, from the names of its rows."""
         found = set[str]()
         log.warning("release %s has lost the lists of its keys; searching the keys of %s", release.id, self._where)
         async for names in self._search(self._keys.pattern(release)):
@@ -400,7 +386,7 @@ class Inventory:
         return found
 
     async def _spans(self, release: ReleaseRef) -> list[KeySpan]:
-        """Return the key range of each acknowledged batch; about 300 bytes per 500 rows."""
+        """About 300 bytes per 500 rows."""
         spans = list[KeySpan]()
         for source in self._keys.release(release).lists:
             start = 0
@@ -410,7 +396,6 @@ class Inventory:
         return spans
 
     async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Yield names that match a pattern, from all servers, paced."""
         for server in await self._nodes.primaries():
             throttle, cursor = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE), b""
             while cursor != b"0":

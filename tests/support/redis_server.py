@@ -29,6 +29,9 @@ from tests.support.paths import ROOT
 # The version of redis-py, which each new client would read from the metadata of its package.
 _DRIVER = DriverInfo()
 
+# Generous: tests assert that something happens, not how soon.
+SOON_S = 30.0
+
 
 def users_of_the_guide(prefix: str, execute: Callable[..., object], url_of: Callable[..., str]) -> dict[str, str]:
     """Make the users of docs/redis.md for a prefix; return the URL of each by what it does."""

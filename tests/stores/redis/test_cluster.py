@@ -29,13 +29,10 @@ from hotplate.stores.store import Level, Plan, Row
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import SLOTS, RedisCluster
-from tests.support.redis_server import RedisServer, commands_in, users_of_the_guide
+from tests.support.redis_server import SOON_S, RedisServer, commands_in, users_of_the_guide
 from tests.support.service import publish_to
 from tests.support.stores import FIRST, publish, ref, scanned, write
 from tests.support.streams import listening
-
-# Generous: what is asserted is that it happens.
-SOON_S = 30.0
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
 

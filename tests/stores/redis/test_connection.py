@@ -15,15 +15,12 @@ from hotplate.stores.redis.connection import PipelinedConnection, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import ServerRole, parse
 from hotplate.stores.store import Plan, Row
-from tests.support.redis_server import RedisServer, array, commands_in
+from tests.support.redis_server import SOON_S, RedisServer, array, commands_in
 from tests.support.stores import FIRST, draft_of, ref
 from tests.support.streams import listening
 
 ALICE, BOB = Row("user:alice", b"alice's list"), Row("user:bob", b"bob's list")
 UNENCODABLE = "user:\ud800"
-
-# Generous: what is asserted is that it happens.
-SOON_S = 30.0
 
 
 @pytest.fixture

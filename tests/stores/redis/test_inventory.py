@@ -17,14 +17,12 @@ from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseNotFound, StoreError
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import Row, Store
-from tests.support.redis_server import RedisServer, copied, put_back, running
+from tests.support.redis_server import SOON_S, RedisServer, copied, put_back, running
 from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, write
 
 POPULAR = Row("popular:", b"{}")
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2500)]
 
-# Generous: what is asserted is that it happens.
-SOON_S = 30.0
 
 # A pause of an erase that a test ends.
 PAUSE_S = 12_345.0

@@ -44,11 +44,12 @@ def test_the_names_of_a_deployment_lie_in_one_slot() -> None:
 
 def test_the_names_of_a_few_releases_are_kept() -> None:
     keys = Keys("shop")
+    first = keys.release(ReleaseRef(FIRST, "f" * 12))
     for number in range(3 * KEPT):
         release = ReleaseRef(FIRST, f"{number:012x}")
         assert keys.release(release) is keys.release(release)
         assert keys.release(release).state == f"shop:{{{number:012x}.0}}:@state"
-    assert len(keys._releases) == KEPT
+    assert keys.release(ReleaseRef(FIRST, "f" * 12)) is not first
 
 
 def test_a_key_that_cannot_be_encoded_has_a_name_that_no_row_has() -> None:

@@ -14,7 +14,7 @@ from hotplate.stores.redis.url import parse
 from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.throttle import Retrier
-from tests.support.redis_server import RedisServer, running
+from tests.support.redis_server import SOON_S, RedisServer, running
 from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST
 from tests.support.tcp_proxy import through
@@ -24,9 +24,6 @@ SMALL = Plan(len(USERS), 100_000)
 INCARNATION, OTHER = "0a1b2c3d4e5f", "f5e4d3c2b1a0"
 ONE, TWO = DraftRef(FIRST, INCARNATION, "one"), DraftRef(FIRST, INCARNATION, "two")
 RELEASE = ReleaseRef(FIRST, INCARNATION)
-
-# Generous: what is asserted is that it happens.
-SOON_S = 30.0
 
 
 @pytest.mark.timeout(1200)
