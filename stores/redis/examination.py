@@ -11,7 +11,7 @@ from redis.crc import key_slot
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, fields_of
-from hotplate.stores.redis.keys import Keys, ReleaseKeys
+from hotplate.stores.redis.layout import Keys, ReleaseKeys
 from hotplate.stores.redis.topology import UNGUARDED, RedisNode, Topology, replication_in
 from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import Finding, Level, Plan

@@ -26,7 +26,7 @@ from hotplate.stores.deadlines import Deadlines
 from hotplate.stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.connection import VALUES, PipelinedConnection, Redirected, Sender, role_of
-from hotplate.stores.redis.keys import BUCKETS, MAX_KEYS, SEALED, Keys, check_owned, state_of, unsealed
+from hotplate.stores.redis.layout import BUCKETS, MAX_KEYS, SEALED, Keys, check_owned, state_of, unsealed
 from hotplate.stores.redis.topology import (
     CONTROL_WAIT_S,
     Nodes,

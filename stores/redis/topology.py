@@ -194,18 +194,15 @@ class Topology(_Discovered):
         return self._replicas.get(primary, ())
 
     def owner(self, slot: int) -> RedisNode | None:
-        """See `OnlyServer`."""
         owner = self._owners[slot]
         if owner is None:
             self.schedule_refresh()
         return owner
 
     def address(self, node: RedisNode) -> RedisAddress:
-        """See `OnlyServer`."""
         return self._cluster.at(*node)
 
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
-        """See `OnlyServer`."""
         target = RedisNode(redirected.host or said_by.host, redirected.port)
         if not redirected.asking and self._owners[redirected.slot] != target:
             self._owners[redirected.slot] = target
@@ -410,7 +407,6 @@ class Sentinels(_Discovered):
         self._watching: asyncio.Task[None] | None = None
 
     def address(self, node: RedisNode) -> RedisAddress:
-        """See `OnlyServer`."""
         return replace(self._place(node), role=ServerRole.PRIMARY)
 
     async def state(self) -> SentinelState:
@@ -441,7 +437,6 @@ class Sentinels(_Discovered):
         )  # fmt: skip
 
     async def close(self) -> None:
-        """See `OnlyServer`."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)

@@ -24,7 +24,7 @@ from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.keys import META, KeySpan, bounds, merged, pack, unpack
 from hotplate.stores.redis.connection import Refusal, Sender, fields_of, translated
-from hotplate.stores.redis.keys import MAX_KEYS, META_POINT, SEALED, Keys, check_owned, state_of
+from hotplate.stores.redis.layout import MAX_KEYS, META_POINT, SEALED, Keys, check_owned, state_of
 from hotplate.stores.redis.topology import CONTROL_WAIT_S, Nodes, RedisNode, wait_for_replicas
 from hotplate.stores.store import Row
 from hotplate.stores.throttle import AdaptiveThrottle, Retrier

@@ -14,7 +14,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.keys import USER
 from hotplate.stores.publication import publish
-from hotplate.stores.redis.keys import Keys
+from hotplate.stores.redis.layout import Keys
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
 from tests.support.readers import USERS, WAIT_S, lists, reading, until

@@ -21,7 +21,7 @@ from hotplate.stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from hotplate.stores.redis.keys import BUCKETS, Keys
+from hotplate.stores.redis.layout import BUCKETS, Keys
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.topology import RedisNode, Topology
 from hotplate.stores.redis.url import parse_cluster

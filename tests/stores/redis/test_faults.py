@@ -19,7 +19,7 @@ from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import publish
-from hotplate.stores.redis.keys import BUCKETS
+from hotplate.stores.redis.layout import BUCKETS
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, Row, Slot
 from hotplate.stores.verification import verify

@@ -8,7 +8,7 @@ import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.lifecycle import prune
-from hotplate.stores.redis.keys import Keys
+from hotplate.stores.redis.layout import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_cluster import ClusterNode, RedisCluster, running_cluster

@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.stores import redis as package
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.redis.keys import BUCKETS, KEPT, Keys
+from hotplate.stores.redis.layout import BUCKETS, KEPT, Keys
 from tests.support.stores import FIRST
 
 INCARNATION = "0123456789ab"
