@@ -79,12 +79,10 @@ class Metric:
     help: str
     labels: Mapping[str, tuple[str, ...]]
     """The values of each label."""
-
     buckets: tuple[float, ...] = ()
     shown: str = "all"
     """Which series Prometheus gets: `all`, those that have `counted`, `none`. Any other word names a group of rows:
     all series of a store once one of its series in the group has counted."""
-
     otel: str = ""
     """Name and unit in OpenTelemetry's conventions, if it is exported."""
 

@@ -11,7 +11,7 @@ from hotplate.cli.terminal import Json, counted, out, print_json, progress_bars,
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from hotplate.serve.events.report import ListedItems
+    from hotplate.serve.events.segments import ListedItems
 
 app = Verbs(
     no_args_is_help=True,
@@ -41,7 +41,7 @@ def ship(
 
     Example: hotplate events ship /var/lib/hotplate/events --to /backup/events
     """
-    from hotplate.serve.events.shipment import ship as ship_segments
+    from hotplate.serve.events.segments import ship as ship_segments
     from hotplate.stores.urls import redacted
 
     with progress_bars() as on_progress:
@@ -68,7 +68,7 @@ def report(
 
     Example: hotplate events report /var/lib/hotplate/events
     """
-    from hotplate.serve.events.report import report as count
+    from hotplate.serve.events.segments import report as count
 
     with progress_bars() as on_progress:
         found = count(source, partial(on_progress, "report"))

@@ -45,7 +45,7 @@ def serve(
     from hotplate.serve.errors import ServiceMisused
     from hotplate.serve.processes.supervisor import Addresses
     from hotplate.serve.processes.supervisor import serve as run
-    from hotplate.serve.telemetry.settings import read_telemetry
+    from hotplate.serve.settings import read_telemetry
     from hotplate.stores.urls import redacted
 
     urls = tuple(map(chosen_store, settings.stores)) if settings.stores else (chosen_store(None),)

@@ -56,7 +56,6 @@ class KeyHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scopes: tuple[str, ...]
     rate: float | None = None
     """Requests per second over all workers; None is unlimited."""
-
     primary: StoredKey | None = None
     secondary: StoredKey | None = None
 

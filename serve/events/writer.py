@@ -36,7 +36,6 @@ class WrittenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     items: tuple[str, ...]
     role: ReleaseRole
     """Of its release, when the event was received."""
-
     release: str = ""
     request_id: str = ""
     position: int | None = None

@@ -45,8 +45,8 @@ from hotplate.serve.metrics import (
     Metric,
     Metrics,
 )
+from hotplate.serve.settings import CONNECTION_STRING, TelemetrySettings
 from hotplate.serve.telemetry.exposition import Snapshot, since, take_snapshot
-from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings
 from hotplate.serve.telemetry.spans import Span, system_of
 from hotplate.stores.extras import extra_installed
 from hotplate.stores.store import Attribute

@@ -46,7 +46,6 @@ class StateMetric(NamedTuple):
     help: str
     labels: str
     """After `worker`."""
-
     read: Callable[[WorkerState | None], Values]
     kind: Literal["counter", "gauge"] = "gauge"
 

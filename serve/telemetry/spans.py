@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import orjson
 
 from hotplate.serve.metrics import METHODS, OTHER
+from hotplate.serve.settings import Sampling
 from hotplate.stores.store import Attribute, TracedCall, traced_call
 
 T = TypeVar("T")
@@ -71,26 +72,16 @@ class RequestRecord(NamedTuple):
 
     route: str
     """Its template, or OTHER."""
-
     method: str
     status: int
     took_s: float
     size: int | None
     """Bytes of the body; None for streams."""
-
     request_id: str
     client: str | None
     user: str | None = None
     """Only for the access log, which hashes it."""
-
     found: ListOrigin | None = None
-
-
-class Sampling(NamedTuple):
-    """The share of sampled traces; with *parent_based* only for traces that begin here."""
-
-    share: float
-    parent_based: bool
 
 
 class Span(NamedTuple):
@@ -108,7 +99,6 @@ class Span(NamedTuple):
     failed: bool
     links: Sequence[tuple[int, int]] = ()
     """Trace and span ids."""
-
     context: _SampledContext = SAMPLED_CONTEXT
     """Checked by the SDK's batch processor."""
 

@@ -160,12 +160,6 @@ def test_a_list_of_40_000_ids_and_its_reload_take_at_most_20_mb(tmp_path: Path) 
     assert int(done.stdout) < 20e6
 
 
-def test_ids_are_found_whatever_places_their_hashes_share() -> None:
-    found = parse("".join(f"item:{number}\nitem:{number}\n" for number in range(0, 3000, 3)).encode())
-    assert [number for number in range(3000) if encode_id(str(number)) in found.items] == list(range(0, 3000, 3))
-    assert "3" not in found.users
-
-
 def test_a_config_map_that_kubernetes_swaps_under_its_links_is_read_again(tmp_path: Path) -> None:
     def swap(version: str, text: str) -> None:
         (tmp_path / version).mkdir()

@@ -307,15 +307,21 @@ async def test_a_fetch_goes_on_for_others_when_the_caller_who_began_it_is_gone(i
 
 
 async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
-    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hotplate.serve.access.oidc, "MAX_VERDICTS", 3)
     monkeypatch.setattr(hotplate.serve.access.oidc, "LEEWAY_S", 0)
-    verifier = TokenVerifier(issuer.url, AUDIENCE)
-    guard = Guard(anonymous=frozenset(), verify_token=verifier.caller)
-    for n in range(10):
-        assert await status_of(guard, issuer.token(sub=str(n))) == 200
-    assert len(verifier._verdicts) == 3
+    verified, decode = list[str](), jwt.decode
+
+    def counted(token: str, *arguments: Any, **named: Any) -> dict[str, Any]:  # noqa: ANN401 -- passed on
+        verified.append(token)
+        return decode(token, *arguments, **named)
+
+    monkeypatch.setattr(jwt, "decode", counted)
+    tokens = [issuer.token(sub=str(n)) for n in range(4)]
+    for token in (*tokens, tokens[3], tokens[0]):
+        assert await status_of(guard, token) == 200
+    assert verified == [*tokens, tokens[0]], "the last three are remembered"
     expires_at = int(time.time()) + 5
     short = issuer.token(exp=expires_at)
     assert await status_of(guard, short) == 200

@@ -12,7 +12,7 @@ import pytest
 
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.openapi import PAGE_POLICY
-from hotplate.serve.processes.console import FILES
+from hotplate.serve.processes.admin import FILES
 from tests.support.service import Service, a_list, publish_lists, running, until
 
 

@@ -29,9 +29,9 @@ from hotplate.bench.process import free_port
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.reader import TieredReader, open_reader
+from hotplate.serve.settings import CONNECTION_STRING, Sampling, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.export import MetricReport, SpanQueue, exporters_for
-from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
-from hotplate.serve.telemetry.spans import Sampling, Span, Tracer
+from hotplate.serve.telemetry.spans import Span, Tracer
 from hotplate.stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account
 from tests.support.lane import Pair, exchange

@@ -13,10 +13,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.processes.supervisor import serve
-from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.settings import CONNECTION_STRING, Sampling, ServiceSettings, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.access_log import DAY_S, UserHashes, read_secret
-from hotplate.serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
-from hotplate.serve.telemetry.spans import HALF, Sampling, Span, Tracer, system_of
+from hotplate.serve.telemetry.spans import HALF, Span, Tracer, system_of
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.extras import install_command
 
