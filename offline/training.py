@@ -173,33 +173,25 @@ def train(
         interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
         settings, parts = _split(settings, matrix, on_notice)
         standing = matrix.standing()
-        fitting = fit_s(settings.params, standing.user_items)
-        if settings.tuning is None and fitting > _LONG_FIT_S:
-            on_notice(
-                f"one fit takes about {fitting:,.0f} s; there is one for each split of the evaluation, and one more"
-            )
+        if settings.tuning is None and (fitting := fit_s(settings.params, standing.user_items)) > _LONG_FIT_S:
+            on_notice(f"a fit takes about {fitting:,.0f} s; each split of the evaluation needs one, and the model")
     learnable = (matrix.user_items, matrix.history) if parts is None else (parts.train, parts.history)
     search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
             search = _search(learnable, settings, folder, on_progress, on_notice)
-            tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to hold some back, so there was no search."
+            tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to hold some back, so nothing was searched."
     chosen = _choose(learnable, settings, search, folder)
     if chosen.repeats is not None:
         on_notice(_said_of(chosen.repeats))
     evaluation, note = None, "No evaluation was requested."
-    if parts is not None and settings.split is not None:
+    if parts is not None:
         with _stage("evaluate", seconds, on_progress):
-            evaluation = _evaluate(parts, settings, chosen, search, on_progress)
-            note = (
-                f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or "
-                "none to test on, so there was no evaluation."
-            )
+            evaluation, note = _evaluate(parts, settings, chosen, search, on_progress)
     del parts, learnable, matrix  # releases memory for the last fit
     with _stage("fit", seconds, on_progress):
         model = _fit(interactions, standing, settings, chosen, partial(on_progress, "fit"))
-        repeats = chosen.repeats and asdict(chosen.repeats)
-        tuning = search.to_json() | {"repeats": repeats} if search else None
+        tuning = search.to_json() | {"repeats": chosen.repeats and asdict(chosen.repeats)} if search else None
         model = replace(model, tuning=tuning, metrics=evaluation.to_json() if evaluation else None)
     with _stage("save", seconds, on_progress):
         save(model, out)
@@ -242,7 +234,6 @@ def _matrix(interactions: Interactions, settings: TrainSettings) -> Matrix:
 
 
 def _choose(learnable: Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:
-    """Return the parameters: those of *search*, or the usual ones."""
     params = search.trials[search.best].params if search else settings.params
     recent = _recent(learnable, settings, search, trials)
     days = recent.half_life_days
@@ -256,9 +247,14 @@ def _choose(learnable: Learnable, settings: TrainSettings, search: Search | None
 
 def _evaluate(
     parts: Parts, settings: TrainSettings, chosen: _Chosen, search: Search | None, on_progress: OnStage
-) -> Evaluation | None:
-    if settings.split is None or not (parts.train.nnz and parts.test.nnz):
-        return None
+) -> tuple[Evaluation | None, str]:
+    """Return the evaluation, or why there is none."""
+    assert settings.split is not None  # noqa: S101 -- there are parts
+    if not (parts.train.nnz and parts.test.nnz):
+        return None, (
+            f"The split {settings.split.kind} of {parts.train.nnz + parts.test.nnz:,} pairs leaves none to learn from, "
+            "or none to test on, so there was no evaluation."
+        )
     best = [search.trials[each].params for each in search.best_of_each] if search else []
     baselines = list({engine_of(each): each for each in (*BASELINES, *best, chosen.recent)}.values())
     measured = evaluate_parts(
@@ -270,7 +266,7 @@ def _evaluate(
         popular=chosen.recent,
         similar=chosen.similar,
     )
-    return replace(measured, split=settings.split)
+    return replace(measured, split=settings.split), ""
 
 
 def _fit(
@@ -346,7 +342,6 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[
 
 
 def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> PopularityParams:
-    """Return the half-life of popularity that ranks best in a split by time."""
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
     if settings.split is None or not settings.split.in_time:

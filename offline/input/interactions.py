@@ -111,12 +111,9 @@ def read_interactions(
 ) -> Interactions:
     """Read files, folders, URLs, data frames and `-` (standard input), all with the same columns.
 
-    A row weighs its weight column, its event by *event_weights*, or 1. With `columns.count` each distinct value of
-    that column counts 1, at the time of its first row. Ratings are weights only if named as such. Rows with a negative
-    quantity are cancellations, see `take_back`. Segments of the event log are weighed by *event_weights*, and so are
-    other files with an event column.
-
-    Raises DataError if the data cannot be read or nothing is left, SettingError for contradictory options.
+    A row weighs its weight column, its event by *event_weights*, or 1. With `columns.count` each distinct value counts
+    1, at the time of its first row. Rows with a negative quantity are cancellations, see `take_back`. Raises DataError
+    for unreadable data and if nothing is left, SettingError for contradictory options.
     """
     source, named, form = named_paths(paths), columns or Columns(), form or Format()
     filters, title_paths = [parse_filter(text) for text in where], [] if titles is None else [titles]
@@ -127,24 +124,19 @@ def read_interactions(
         data_errors(source),
     ):
         tables, beside, notes = _open(files, source, form, event_weights)
-        weights = None if beside and not _has_events(tables[0], named) else event_weights
-        unguessed = {"title": titles, "weight": weights or named.count or weighting == "binary"}
-        chosen = _choose(tables[0], source, named, [role for role, given in unguessed.items() if not given], weights)
-        sources = [_Source(table, chosen, weights, filters) for table in tables]
-        sources += [_beside(table, chosen, event_weights, filters) for table in beside]
+        guessed = [*([] if titles else ["title"]), *([] if weighting == "binary" else ["weight"])]
+        sources = _sources(tables, beside, source, named, guessed=guessed, event_weights=event_weights, filters=filters)
+        chosen, weights = sources[0].columns, sources[0].event_weights
         rows, layouts = _rows(sources, source)
         time_range = _time_range(rows, chosen, named, source, half_life)
         any_cancelled = rows.facts.get("cancellations", 0) > 0
-        log = _log(rows.kept, chosen, weighting, any_cancelled=any_cancelled)
-        if log.is_empty():
-            raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
+        log = _log(rows.kept, chosen, weighting, source, any_cancelled=any_cancelled)
         notes += _notes(rows, log, chosen, layouts)
         if not (weights or chosen.weight or chosen.count or weighting == "binary"):
             notes += _notes_of_unused(tables)
-        titled = rows.kept
-        if titles is not None:
-            title_columns = {"item": chosen.item, "title": named.title}
-            titled = text_of(title_files, named_paths(title_paths), ("item", "title"), **title_columns).lazy()
+        titled, title_source = rows.kept, named_paths(title_paths)
+        if title_files:
+            titled = text_of(title_files, title_source, ("item", "title"), item=chosen.item, title=named.title).lazy()
         return Interactions(
             log,
             Weighing(weighting, half_life),
@@ -162,7 +154,7 @@ def read_interactions(
 def _open(
     files: Sequence[DataFile], source: str, form: Format, event_weights: Mapping[str, float] | None
 ) -> tuple[list[Table], list[Table], list[str]]:
-    """Return the tables, the event log if there are other files besides, and notes."""
+    """Return the tables, the event log if it is beside other files, and notes."""
     segments, others = ([file for file in files if (file.kind == "events") is kind] for kind in (True, False))
     if not segments:
         return open_tables(others, form), [], []
@@ -175,15 +167,25 @@ def _open(
     return (open_tables(others, form), [table], notes) if others else ([table], [], notes)
 
 
-def _has_events(table: Table, named: Columns) -> bool:
-    return named.event is not None or usual_column("event", list(table.schema)) is not None
-
-
-def _beside(
-    events: Table, chosen: Columns, event_weights: Mapping[str, float] | None, filters: Sequence[Filter]
-) -> _Source:
-    columns = Columns("user", "item", event="event", time=chosen.time and "time")
-    return _Source(events, columns, event_weights, [each for each in filters if each.column in events.schema])
+def _sources(
+    tables: Sequence[Table],
+    beside: Sequence[Table],
+    source: str,
+    named: Columns,
+    *,
+    guessed: Sequence[str],
+    event_weights: Mapping[str, float] | None,
+    filters: Sequence[Filter],
+) -> list[_Source]:
+    has_events = named.event is not None or usual_column("event", list(tables[0].schema)) is not None
+    weights = event_weights if has_events or not beside else None
+    chosen = _choose(tables[0], source, named, guessed, weights)
+    sources = [_Source(table, chosen, weights, filters) for table in tables]
+    for table in beside:
+        columns = Columns("user", "item", event="event", time=chosen.time and "time")
+        known = [each for each in filters if each.column in table.schema]
+        sources.append(_Source(table, columns, event_weights, known))
+    return sources
 
 
 def _read_events(segments: Sequence[DataFile], form: Format) -> tuple[Table, list[str]]:
@@ -224,7 +226,8 @@ def _choose(
         raise SettingError(f"The event column {named.event!r} needs event weights, such as view=1,cart=3,buy=5.")
     wanted = replace(named, time=None) if named.time == NO_TIMES else named
     required = ("user", "item", *([] if event_weights is None else ["event"]))
-    roles = [*required, "segment", *([] if named.time == NO_TIMES else ["time"]), *guessed]
+    roles = [*required, "segment", *([] if named.time == NO_TIMES else ["time"])]
+    roles += [role for role in guessed if role != "weight" or not (event_weights or named.count)]
     chosen = choose_columns(asdict(wanted), list(table.schema), source, guessed=roles, required=required)
     # The quantity may be the weight as well.
     flat = [name for name, dtype in table.schema.items() if not dtype.is_nested()]
@@ -279,7 +282,7 @@ def _shape(source: _Source, layout: str) -> TableShape:
 
 
 def _weight(source: _Source) -> tuple[pl.Expr, dict[str, pl.Expr]]:
-    """Return the weight of a row, infinite if it is not a number, and the reasons to leave a row out for it."""
+    """Return the weight, infinite if it is not a number, and reasons to leave a row out."""
     table, columns, event_weights, _ = source
     weight = pl.col("weight")
     if event_weights is not None:
@@ -295,7 +298,7 @@ def _weight(source: _Source) -> tuple[pl.Expr, dict[str, pl.Expr]]:
 def _time_range(
     rows: Rows, columns: Columns, named: Columns, source: str, half_life: timedelta | None
 ) -> tuple[datetime, datetime] | None:
-    """Return the first and last time; raises DataError if most are in the future, or if required times are missing."""
+    """Return the first and last time; raises DataError if most are in the future or required ones are missing."""
     future = rows.left_out.get(_FUTURE, 0)
     if columns.time is not None and future > rows.total / 2:
         shown = "; ".join(f"{place}: {value}" for place, value in rows.cells(_FUTURE, columns.time))
@@ -316,8 +319,9 @@ def _time_range(
     return None
 
 
-def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_cancelled: bool) -> pl.DataFrame:
-    """Group rows by user, item and time."""
+def _log(
+    kept: pl.LazyFrame, columns: Columns, weighting: Weighting, source: str, *, any_cancelled: bool
+) -> pl.DataFrame:
     key = ["user", "item"] + (["time"] if columns.time is not None else [])
     quantity = [pl.col("quantity").sum()] if any_cancelled else []
     if any_cancelled:
@@ -338,7 +342,10 @@ def _log(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, *, any_canc
     if not any_cancelled:
         return log
     cancelled = kept.filter(pl.col("quantity") < 0).group_by(key).agg(quantity).collect(engine="streaming")
-    return take_back(pl.concat([log, cancelled], how="diagonal"))
+    left = take_back(pl.concat([log, cancelled], how="diagonal"))
+    if left.is_empty():
+        raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
+    return left
 
 
 def take_back(log: pl.DataFrame) -> pl.DataFrame:
@@ -404,7 +411,6 @@ def _segments(kept: pl.LazyFrame, source: str, log: pl.DataFrame | None) -> pl.D
 
 
 def _notes(rows: Rows, log: pl.DataFrame, columns: Columns, layouts: Sequence[str]) -> list[str]:
-    """Return sentences about bad rows and doubtful times, events, quantities and users."""
     facts, bad = rows.facts, rows.note_of_bad_rows()
     notes = [] if bad is None else [bad]
     if columns.time is not None and facts["timeless"] >= _TIMELESS_SHARE * facts["rows"]:
@@ -456,7 +462,6 @@ def _notes_of_users(log: pl.DataFrame) -> list[str]:
 
 
 def _notes_of_unused(tables: Sequence[Table]) -> list[str]:
-    """Return sentences about columns of ratings and events that could be weights."""
     schema, notes = tables[0].schema, list[str]()
     if rating := usual_column("rating", list(schema)):
         notes.append(

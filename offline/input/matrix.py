@@ -1,4 +1,4 @@
-"""Interactions as a sparse matrix, users by items, and the rows behind its pairs, to be summed up to any moment."""
+"""Interactions as a sparse matrix of users by items, and the rows behind its pairs."""
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -18,19 +18,18 @@ Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 # True for each item that may be recommended; None if all may.
 Allowed: TypeAlias = npt.NDArray[np.bool_] | None
-# Moments: µs since 1970.
+# µs since 1970.
 Times = npt.NDArray[np.int64]
-# Users with an item each, as one number: see `cells_of`.
+# Pairs of user and item as one number, see `cells_of`.
 Cells = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Weighting = Literal["sum", "binary", "log"]
-# A moment, or one for each user: µs since 1970.
+# One time, or one per user: µs since 1970.
 Until: TypeAlias = int | Times
 
-# Before and after all others.
 NO_TIME = int(np.iinfo(np.int64).min)
 NEVER = int(np.iinfo(np.int64).max)
-# However old a row is, it keeps a thousandth of its weight. A weight of zero would mean no interaction.
+# Old rows keep a thousandth of their weight, because 0 would mean no interaction.
 _MAX_HALVINGS = 10
 _DAY_US = 86_400e6
 
@@ -39,12 +38,11 @@ _DAY_US = 86_400e6
 class Weighing:
     """How the rows of a user and an item become one weight.
 
-    sum        the weights of the rows are added up
+    sum        the sum of their weights
     binary     1
-    log        1 + ln(the sum), at least 1
-    half_life  a row loses half of its weight each time that it gets older by this, compared with the newest row. The
-               weights are then scaled to the mean that they have without a half-life, so the same parameters of an
-               engine fit. If rows are not added up, the last row of a pair decides.
+    log        1 + ln(sum), at least 1
+    half_life  of a row's weight, relative to the newest row; for binary and log, of the pair's weight since its last
+               row. The mean weight is kept, so the same engine parameters fit.
     """
 
     kind: Weighting = "sum"
@@ -53,13 +51,13 @@ class Weighing:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The rows of a log of interactions, in order of user, item and time; lives as long as its matrix.
+    """The rows of a log of interactions, in order of user, item and time.
 
     shape    (users, items)
     cells    [rows] user * items + item, ascending
-    times    [rows] µs since 1970, ascending in a cell; NO_TIME for a row that has none
+    times    [rows] µs since 1970, ascending in a cell, or NO_TIME
     weights  [rows] float32, above zero
-    ended    [rows] when a row was cancelled, NEVER for the others; None if no row was
+    ended    [rows] time of the cancellation, or NEVER; None without cancellations
     """
 
     shape: tuple[int, int]
@@ -71,29 +69,29 @@ class History:
 
     @classmethod
     def of(cls, user_items: UserItems, times: Times) -> "History":
-        """Return the history of pairs that have one row each; *times* are in the order of user_items.data."""
+        """Return the history of pairs with one row each; *times* are in the order of user_items.data."""
         return cls(user_items.shape, cells_of(user_items), times, user_items.data, Weighing())
 
     def matrix(self) -> UserItems:
-        """Return the pairs that have a row that was not cancelled, weighed by these rows alone."""
+        """Return the pairs with rows that were not cancelled."""
         rows = self._standing()
         starts = _starts(rows.cells)
         return _csr(rows.cells[starts], _weigh(self.weighing, starts, rows.times, rows.weights), self.shape)
 
     def until(self, until: Until) -> "History":
-        """Return the rows up to *until*, that moment included; what was cancelled later is not cancelled yet."""
+        """Return the rows up to and including *until*, without later cancellations."""
         bounds = self._bounds(until)
         past = self
         if self.ended is not None:
             past = replace(self, ended=np.where(self.ended <= bounds, self.ended, NEVER))
-        return past._only(self.times <= bounds)  # noqa: SLF001 -- one of its own
+        return past._only(self.times <= bounds)  # noqa: SLF001 -- own class
 
     def only(self, user_items: UserItems) -> "History":
-        """Return the rows of the pairs of *user_items* alone."""
+        """Return the rows of the pairs in *user_items*."""
         return self._only(are_among(cells_of(user_items), self.cells))
 
     def renumbered(self, users: Mask, items: Mask) -> "History":
-        """Return the rows of some *users* and *items* alone, which are numbered without gaps then."""
+        """Return the rows of some *users* and *items*, renumbered without gaps."""
         of_user, of_item = np.divmod(self.cells, self.shape[1])
         rows = users[of_user] & items[of_item]
         shape = int(users.sum()), int(items.sum())
@@ -101,15 +99,15 @@ class History:
         return replace(self._only(rows), shape=shape, cells=cells)
 
     def first_times(self, user_items: UserItems) -> Times:
-        """Return when each pair of *user_items*, all of which have rows here, was first seen; in the order of data."""
+        """Return the first time of each pair of *user_items*, in the order of its data; all must have rows."""
         rows = self._standing()
         starts = _starts(rows.cells)
         found: Times = rows.times[starts][np.searchsorted(rows.cells[starts], cells_of(user_items))]
         return found
 
     def pairs_after(self, until: Until) -> UserItems:
-        """Return the pairs that have a row after *until* that was never cancelled, of weight 1."""
-        cells = self._only(self.times > self._bounds(until))._standing().cells  # noqa: SLF001 -- one of its own
+        """Return the pairs with a row after *until* that was never cancelled, with weight 1."""
+        cells = self._only(self.times > self._bounds(until))._standing().cells  # noqa: SLF001 -- own class
         starts = _starts(cells)
         return _csr(cells[starts], np.ones(len(starts), dtype=np.float32), self.shape)
 
@@ -125,24 +123,21 @@ class History:
 
 
 def cells_of(user_items: UserItems) -> Cells:
-    """Return one number for each pair, by which it is known in any matrix of this shape: user * items + item."""
+    """Return user * items + item of each pair."""
     users = np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
     cells: Cells = users * user_items.shape[1] + user_items.indices
     return cells
 
 
 def are_among(known: Cells, cells: Cells) -> Mask:
-    """Return which of *cells* are *known*, cells that ascend; `np.isin` would sort both, in ten times as long."""
+    """Return which *cells* are among *known*, which ascend; ten times as fast as `np.isin`."""
     if not len(known):
         return np.zeros(cells.shape, dtype=np.bool_)
     return np.asarray(known.take(np.searchsorted(known, cells), mode="clip") == cells)
 
 
 def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
-    """Return what is left of each weight: half after each half-life, compared with the newest of *times*.
-
-    A row without a time is as old as the oldest.
-    """
+    """Return factors of weights, halved per half-life since the newest of *times*; NO_TIME is as old as the oldest."""
     known = times[times != NO_TIME]
     oldest, newest = (int(known.min()), int(known.max())) if len(known) else (0, 0)
     age_us = (newest - np.where(times == NO_TIME, oldest, times)).astype(np.float64)
@@ -152,11 +147,11 @@ def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The interactions that count, and whose they are; row r is user_ids[r], column c is item_ids[c].
+    """The interactions; row r is user_ids[r], column c is item_ids[c].
 
-    Ids ascend by their UTF-8 bytes, as publishing needs them. *history* holds the rows behind the pairs, if the data
-    have times. If anything was cancelled, there may be users and items without pairs, which had some before: an
-    evaluation needs them, and `standing` leaves them out. Lives from reading to the end of the job.
+    Ids ascend by their UTF-8 bytes, as publishing requires. *history* holds the rows behind the pairs, if the data have
+    times. After cancellations there may be users and items without pairs, which evaluations need; `standing` removes
+    them.
     """
 
     user_ids: list[str]
@@ -169,11 +164,11 @@ class Matrix:
 
     @property
     def times(self) -> Times | None:
-        """When each pair was first seen, in the order of user_items.data; None if the data have no times."""
+        """First time of each pair, in the order of user_items.data; None if the data have no times."""
         return None if self.history is None else self.history.first_times(self.user_items)
 
     def standing(self) -> "Matrix":
-        """Return the matrix of the users and items that have pairs."""
+        """Return the matrix of users and items with pairs."""
         return self._only(*_present(self.user_items))
 
     def _only(self, users: Mask, items: Mask) -> "Matrix":
@@ -193,16 +188,14 @@ class Matrix:
 def to_matrix(
     log: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1, weighing: Weighing | None = None
 ) -> Matrix:
-    """Build the matrix of *log* [user, item, weight, and perhaps time and ended]; its rows are in any order.
+    """Build the matrix of *log* [user, item, weight, perhaps time and ended], in any order.
 
-    Ids are text or categorical. If no row has a time, each pair has one row. *ended* says when a row was cancelled.
-    Users with fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out until there
-    are none (the k-core). Raises DataError if too little is left or a weight does not fit 32 bits, SettingError if a
-    minimum is below 1.
+    Ids are text or categorical. *ended* is the time of a cancellation. Users with fewer than *min_per_user* items and
+    items with fewer than *min_per_item* users are removed repeatedly (the k-core). Raises DataError if too little is
+    left or a weight does not fit 32 bits, SettingError for a minimum below 1.
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
-    # polars sorts text by its bytes, which for UTF-8 is the order of code points.
     users, user_codes = _encoded(log.get_column("user"))
     items, item_codes = _encoded(log.get_column("item"))
     shape = len(users), len(items)
@@ -222,9 +215,9 @@ def to_matrix(
             only = ids[int(places[0])]
             raise DataError(
                 f"There is only one {what}, {only!r}, in the rows that are kept; a training needs two users and "
-                f"two items. See that the {what} column is the right one."
+                f"two items. Check the {what} column."
             )
-    # Whose pairs were in the core at any moment: what was cancelled after a cut in time is learnt from before it.
+    # Also users and items of cancelled pairs: a cut in time before the cancellation learns from them.
     ever = user_items
     if history.ended is not None:
         ever = core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
@@ -237,11 +230,11 @@ def to_matrix(
         items_left_out=before[1] - left[1],
         pairs_left_out=int(everything.nnz - user_items.nnz),
     )
-    return matrix._only(*_present(ever))  # noqa: SLF001 -- as `standing` does
+    return matrix._only(*_present(ever))  # noqa: SLF001 -- own class
 
 
 def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
-    """Return the pairs of users with *min_per_user* items and of items with *min_per_item* users; the shape stays."""
+    """Return the k-core: pairs of users with *min_per_user* items and items with *min_per_item* users; same shape."""
     kept = np.ones(user_items.nnz, dtype=np.bool_)
     items = user_items.indices
     users = np.repeat(np.arange(user_items.shape[0], dtype=np.int32), np.diff(user_items.indptr))
@@ -255,7 +248,7 @@ def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserIte
 
 
 def part(user_items: UserItems, kept: Mask) -> UserItems:
-    """Return the pairs for which *kept*, in the order of the data, is true; the shape stays."""
+    """Return the pairs selected by *kept*, in the order of the data; same shape."""
     ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
     made = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
     made.has_canonical_format = True
@@ -263,7 +256,7 @@ def part(user_items: UserItems, kept: Mask) -> UserItems:
 
 
 def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
-    """Return of each item how many users have it, [items]."""
+    """Return the number of users of each item [items]."""
     return np.bincount(user_items.indices, minlength=user_items.shape[1])
 
 
@@ -272,7 +265,7 @@ def _present(user_items: UserItems) -> tuple[Mask, Mask]:
 
 
 def check_user_items(user_items: UserItems) -> None:
-    """Raise DataError for a matrix that no engine can learn from, TypeError for anything else."""
+    """Raise DataError for a matrix that engines cannot learn from, TypeError for other types."""
     if not isinstance(user_items, csr_matrix) or user_items.dtype != np.float32:
         raise TypeError("user_items must be a scipy csr_matrix of float32")
     users, items = user_items.shape
@@ -285,13 +278,13 @@ def check_user_items(user_items: UserItems) -> None:
 
 
 def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
-    """Return the distinct ids in ascending order, and for each of *ids* its index among them."""
+    """Return the distinct ids in ascending order, and the index of each of *ids*."""
     distinct = ids.unique().cast(pl.String).sort()
     return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
 
 
 def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
-    """Put the rows of *log* in order of their *cells* and time; without times all are of one moment."""
+    """Return the rows of *log* in order of *cells* and time; without times all have time 0."""
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
     times, ended = np.zeros(len(cells), dtype=np.int64), None
@@ -308,7 +301,7 @@ def _starts(cells: Cells) -> npt.NDArray[np.int64]:
 
 
 def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weights: Floats) -> Floats:
-    """Return the weight of each pair; its rows begin at *starts*."""
+    """Return the weight of each pair, whose rows begin at *starts*."""
     if not len(starts):
         return np.zeros(0, dtype=np.float32)
     if weighing.kind == "binary":
@@ -316,7 +309,7 @@ def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weig
     else:
         plain = np.add.reduceat(weights, starts, dtype=np.float64)
         if weighing.kind == "log":
-            # A sum below 1, of fractions of a rating for example, would become zero or less.
+            # Sums below 1 would become 0 or less.
             plain = 1 + np.log(np.maximum(plain, 1))
     if weighing.half_life is None:
         return plain.astype(np.float32)
@@ -331,7 +324,7 @@ def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weig
 
 
 def _csr(cells: Cells, weights: Floats, shape: tuple[int, int]) -> UserItems:
-    """Build a matrix of *cells*, which ascend, each there once."""
+    """Return a matrix of distinct, ascending *cells*."""
     users, items = np.divmod(cells, shape[1])
     ends = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=shape[0]))))
     made = csr_matrix((weights, items.astype(np.int32), ends.astype(np.int32)), shape=shape)

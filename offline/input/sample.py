@@ -28,10 +28,10 @@ _PERIOD_S = 180 * 24 * 3600
 
 
 def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
-    """Return generated interactions [user, item, weight, title, segment, time], sorted by time; equal for equal seeds.
+    """Return generated interactions [user, item, weight, title, segment, time], sorted by time.
 
-    Each user and item is a point in a space of tastes; users choose by closeness, popularity (long-tailed) and chance.
-    Takes about 0.1 s and 20 MB per million combinations of user and item. Raises SettingError below 10 of either.
+    Deterministic for a seed. Users and items have latent tastes; popularity is long-tailed. Takes about 0.1 s and 20 MB
+    per million combinations of user and item. Raises SettingError below 10 of either.
     """
     require_at_least("The number of users", users, 10)
     require_at_least("The number of items", items, 10)
@@ -62,10 +62,10 @@ def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
 def _choices(
     rng: np.random.Generator, users: int, tastes: npt.NDArray[np.float32], popularity: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return (user, item) of what each of *users* new users chooses: between 5 and a third of the items, 25 or so."""
+    """Return (user, item) of the choices of *users* new users: 5 to a third of the items, about 25 each."""
     items = len(tastes)
     utilities = rng.normal(size=(users, _TASTES)).astype(np.float32) @ tastes.T + popularity
-    # The highest of utility plus Gumbel noise are a draw without replacement with odds exp(utility).
+    # The Gumbel top-k trick: sampling without replacement with odds exp(utility).
     utilities += rng.gumbel(size=utilities.shape).astype(np.float32)
     counts = np.clip(rng.lognormal(3.2, 0.5, size=users).astype(np.int64), 5, max(5, items // 3))
     order = np.argsort(-utilities, axis=1)
@@ -74,7 +74,7 @@ def _choices(
 
 
 def _titles(rng: np.random.Generator, count: int) -> list[str]:
-    """Return *count* different titles such as Walnut Desk Lamp; a second of a name is its No. 2."""
+    """Return *count* distinct titles such as Walnut Desk Lamp, and Walnut Desk Lamp No. 2."""
     names = [
         f"{style} {room} {thing}" for style in _STYLES.split() for room in _ROOMS.split() for thing in _THINGS.split()
     ]

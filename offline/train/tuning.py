@@ -205,8 +205,8 @@ def tune(
     Users of a log of more than a million pairs are sampled. In a split by time, the best cell of each engine is tried
     with recency. Trials in the folder *kept* with the same data and split are not repeated. *defaults* give the
     iterations and seed of ALS. *on_trial* is called with (done, total); the total may grow. *on_notice* gets the
-    estimated cost, which includes *evaluations* and the last fit, and the cells beyond the budget. Returns None if
-    there are too few pairs to hold some back. Raises DataError if the folder cannot be written.
+    estimated cost, with *evaluations* and the last fit, and the cells beyond the budget. Returns None if there are too
+    few pairs. Raises DataError if the folder cannot be written.
     """
     defaults = defaults or ALSParams()
     # The seed of the outer split would hold back the same pairs.
@@ -218,21 +218,17 @@ def tune(
     items, is_recent = searched[0].shape[1], inner.in_time and not tuning.cells
     budget = _Budget(splits, user_items, tuning)
     cells = budget.affordable(tuning.cells or default_cells(defaults, items, tuning.engine))
-    seconds = budget.training_s(cells, evaluations, is_recent=is_recent)
-    on_notice(
-        f"searching {len(cells)} cells on an inner {inner.kind} split, the evaluation and the last fit take about "
-        f"{seconds:.0f} s of a core, more if the best lies at an edge; --no-tune skips the search"
-    )
+    on_notice(budget.announced(cells, inner.kind, evaluations, is_recent=is_recent))
     users = searched[0].shape[0] if searched[0] is not user_items else None
-    if users is not None:
+    if users:
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
     on_trial(0, len(cells))
     known = _Trials(splits, k, kept, digest_of(*searched, inner, _EXPLORING, k))
     trials = known.made
     known.run(cells, on_trial, int(is_recent))
     for _ in range(0 if tuning.cells else _EXTENSIONS):
-        more = beyond([trials[number].params for number in _by_ndcg(trials)], items)
-        known.run(budget.affordable(more), on_trial, int(is_recent))
+        more = budget.affordable(beyond([trials[number].params for number in _by_ndcg(trials)], items))
+        known.run(more, on_trial, int(is_recent))
     for number in _best_of_each(trials) if is_recent else ():
         tried: dict[Params, float] = {}
         while waiting := budget.recencies(more_recency(trials[number].params, tried)):
@@ -270,7 +266,6 @@ def search_repeats(
 
 
 def _drawn(user_items: UserItems, history: History | None, options: SplitOptions) -> tuple[UserItems, History | None]:
-    """Return all pairs of a random sample of users, with about _SEARCHED_PAIRS pairs."""
     has = np.diff(user_items.indptr)
     if user_items.nnz <= _SEARCHED_PAIRS:
         return user_items, history
@@ -285,7 +280,6 @@ def _drawn(user_items: UserItems, history: History | None, options: SplitOptions
 
 
 def _splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
-    """Return the splits of a search, with sampled test users; none if any part is empty."""
     found = []
     for each in options.draws:
         parts = split(user_items, history, each)
@@ -388,12 +382,16 @@ class _Budget:
         """Return the *cells*, which differ in recency alone, within the budget."""
         return [params for params in cells if self._take("recency", self._ranks(params))]
 
-    def training_s(self, cells: Sequence[Params], evaluations: int, *, is_recent: bool) -> float:
-        """Estimate the seconds of a core for the trials, *evaluations*, and the last fit."""
+    def announced(self, cells: Sequence[Params], kind: str, evaluations: int, *, is_recent: bool) -> str:
+        """Return a notice with the estimated time of the trials, *evaluations*, and the last fit."""
         dearest = {engine_of(params): params for params in sorted(cells, key=self._trial_s)}.values()
-        searched = sum(map(self._trial_s, cells)) + (_RECENCY * min(self.total_s, _BUDGET_S) if is_recent else 0)
+        seconds = sum(map(self._trial_s, cells)) + (_RECENCY * min(self.total_s, _BUDGET_S) if is_recent else 0)
         whole = [fit_s(params, self._user_items) for params in dearest]
-        return searched + evaluations * sum(whole) + max(whole, default=0)
+        seconds += evaluations * sum(whole) + max(whole, default=0)
+        return (
+            f"searching {len(cells)} cells on an inner {kind} split, the evaluation and the last fit take about "
+            f"{seconds:.0f} s of a core, more if the best lies at an edge; --no-tune skips the search"
+        )
 
     def sentence(self) -> str:
         """Return a notice about the cells left out."""
@@ -436,7 +434,6 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
 
 
 def _complexity(params: Params) -> tuple[float, ...]:
-    """Return the sort key of equally good personal cells."""
     recency = recency_of(params)
     size = 0.0
     match params:
@@ -547,7 +544,6 @@ def _with_timing(params: Params, days: float, gamma: float) -> Params:
 
 
 def _timing(params: Params) -> tuple[float, float]:
-    """Return the half-life in days and the power."""
     if isinstance(params, PopularityParams):
         return params.half_life_days or 1.0, 1.0
     recency = recency_of(params)
