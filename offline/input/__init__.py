@@ -1,1 +1,1 @@
-"""The input of a training: files, their columns, the interactions in them, and the matrix that they make."""
+"""Input of a training: files, columns, interactions and their matrix."""
