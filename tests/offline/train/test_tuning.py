@@ -1,4 +1,4 @@
-"""The search and its cells: on data whose best cell is known, what it may see, what it keeps, and which of equals it recommends."""
+"""The search and its cells: on data whose best cell is known, what it may see and keep, and what it recommends."""
 
 from collections.abc import Sequence
 from dataclasses import replace
