@@ -133,7 +133,7 @@ def ids(found: hotplate.Answer) -> list[str]:
 
 
 def calls(client: Any) -> list[Callable[..., Any]]:  # noqa: ANN401 -- either client
-    """Return one call of each method."""
+    """Return a call of each method."""
     return [
         partial(client.recommendations, "42"),
         partial(client.recommendations, "42", segment="France"),
@@ -176,6 +176,9 @@ def test_a_request_that_is_wrong_is_refused_even_if_a_list_is_remembered(service
     with pytest.raises(hotplate.RequestRefused, match="400 bad-parameter") as refused:
         client.recommendations("42", segment="x" * 300, timeout_s=AMPLE_S)
     assert refused.value.status == 400
+    for fields in (("id", " score"), ("id", "ü")):
+        with pytest.raises(hotplate.RequestRefused):
+            client.popular(fields=fields, timeout_s=AMPLE_S)
     for n in (0, 1001):
         with pytest.raises(ValueError, match="1 to 1000"):
             client.popular(n)
@@ -199,6 +202,8 @@ def test_popular_list_replaces_a_failing_service_within_the_deadline(
     proxy.fault = fault
     single, french, batch, *others = (in_time(call) for call in calls(client))
     assert ids(french) == ["vin", "pain"]
+    excluded = in_time(partial(client.recommendations, "42", segment="France", exclude=["vin", "pain"]))
+    assert ids(excluded) == ["p1", "p2", "p3", "p4"]
     for found in (single, *batch, *others):
         assert (ids(found), found.source) == (["p1", "p2", "p3", "p4"], "memory")
         assert proxy.url in found.failure
@@ -268,14 +273,6 @@ def test_a_failure_is_repeated_once_on_another_connection(proxy: FaultyProxy, co
     proxy.faults.extend([DROPPED, DROPPED])
     assert client.batch(["42"], timeout_s=AMPLE_S)[0].source == "memory"
     assert len(proxy.requests) == 4
-
-
-def test_a_request_that_was_not_answered_in_time_is_not_repeated(proxy: FaultyProxy, connect: Open) -> None:
-    client = learnt(connect, proxy.url)
-    proxy.requests.clear()
-    proxy.fault = SILENT
-    assert in_time(partial(client.recommendations, "42")).source == "memory"
-    assert len(proxy.requests) <= 1
 
 
 def test_a_post_that_was_not_answered_in_time_is_sent_once(proxy: FaultyProxy, connect: Open) -> None:
@@ -423,25 +420,6 @@ def test_an_answer_that_makes_no_sense_is_stood_in_for(
     proxy.fault = DROPPED
     found = client.recommendations("42", timeout_s=AMPLE_S)
     assert (found.source, bool(found.items)) == ("memory", True)
-
-
-def test_if_all_of_a_segment_is_excluded_the_list_of_everybody_stands_in(tmp_path: Path, connect: Open) -> None:
-    folder = tmp_path / "store"
-    asyncio.run(publish_lists(folder, LISTS | {"popular:France": a_list("vin")}))
-    with running(folder) as service, faulty_proxy(service.port) as proxy:
-        client = learnt(connect, proxy.url)
-        assert ids(client.popular(segment="France", timeout_s=AMPLE_S)) == ["vin"]
-        proxy.fault = DROPPED
-        found = client.recommendations("42", segment="France", exclude=["vin"], timeout_s=AMPLE_S)
-        assert found.source == "memory"
-        assert found.items
-
-
-def test_wrong_fields_are_the_callers(proxy: FaultyProxy, connect: Open) -> None:
-    client = learnt(connect, proxy.url)
-    for fields in (("id", " score"), ("id", "ü")):
-        with pytest.raises(hotplate.RequestRefused):
-            client.popular(fields=fields, timeout_s=AMPLE_S)
 
 
 def test_a_look_up_that_hangs_costs_no_call_more_than_its_deadline(

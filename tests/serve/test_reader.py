@@ -221,25 +221,6 @@ async def test_a_store_that_keeps_failing_gets_no_requests_until_it_is_well(
     assert reader.tiers[0].error is None
 
 
-@virtual
-async def test_a_probe_that_is_cancelled_does_not_keep_the_breaker_open_for_ever(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    reader = await over_a_failed_one(memory, remote)
-    remote.failure, remote.delay_s = None, 30
-    breaker = reader.tiers[0].breaker
-    async with asyncio.timeout(60):
-        while not breaker._probing:
-            probe = asyncio.create_task(reader.personal("1"))
-            await asyncio.sleep(0.01)
-    probe.cancel()
-    await asyncio.gather(probe, return_exceptions=True)
-    remote.delay_s = 0
-    async with asyncio.timeout(60):
-        while (await reader.personal("1")).source != "personal":
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize(
     "raising", [ReleaseCorrupt("page 7 cannot be read"), RuntimeError("MDB_CORRUPTED")], ids=["corrupt", "foreign"]
 )
