@@ -109,7 +109,6 @@ class _Failed(Exception):
 class _Call:
     """A request, with the options for cutting a remembered list. All requests are safe to repeat."""
 
-    route: str
     path: str
     n: int
     timeout_s: float
@@ -190,7 +189,8 @@ class AsyncClient:
 
     async def recommendations(self, user: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
         """Return a user's list, or the popular list for an unknown user."""
-        return (await self._run("recommendations/{}", n, options, subject="user", subjects=[user]))[0]
+        path = f"recommendations/{_quoted(user)}"
+        return (await self._run(path, n, options, subject="user", subjects=[user]))[0]
 
     async def batch(self, users: Sequence[str], n: int = 10, **options: Unpack[ListOptions]) -> list[Answer]:
         """Return the lists of up to 2,000 users, in order."""
@@ -199,7 +199,7 @@ class AsyncClient:
 
     async def similar(self, item: str, n: int = 10, **options: Unpack[SimilarOptions]) -> Answer:
         """Return the items similar to *item*, or the popular list for an unknown item."""
-        return (await self._run("similar/{}", n, options, subject="item", subjects=[item]))[0]
+        return (await self._run(f"similar/{_quoted(item)}", n, options, subject="item", subjects=[item]))[0]
 
     async def popular(self, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
         """Return the popular list. Call it at start with a longer `timeout_s`, so a list is remembered."""
@@ -212,17 +212,8 @@ class AsyncClient:
             basket = [{"id": item, "weight": weight} for item, weight in items.items()]
         return (await self._run("recommendations/fold-in", n, options, body={"items": basket}))[0]
 
-    async def _run(
-        self,
-        route: str,
-        n: int,
-        options: Mapping[str, Any],
-        *,
-        subjects: Sequence[str] = ("",),
-        **request: Any,  # noqa: ANN401 -- fields of a _Call
-    ) -> list[Answer]:
-        path = route.format(*map(_quoted, subjects)) if "{}" in route else route
-        call = _Call(route, path, n, **({"timeout_s": self._timeout_s} | dict(options)), subjects=subjects, **request)
+    async def _run(self, path: str, n: int, options: Mapping[str, Any], **request: Any) -> list[Answer]:  # noqa: ANN401 -- fields of a _Call
+        call = _Call(path, n, **({"timeout_s": self._timeout_s} | dict(options)), **request)
         try:
             answers = await self._try(call)
         except _Failed as error:
@@ -278,7 +269,7 @@ class AsyncClient:
             is_known = segment in self._due or len(self._due) < REMEMBERED_SEGMENTS
             if is_known and self._due.get(segment, 0.0) <= now < call.until:
                 self._due[segment] = now + REFRESH_AGAIN_S
-                popular = _Call("popular", "popular", REMEMBERED_ITEMS, (call.until - now) / 2, segment=segment)
+                popular = _Call("popular", REMEMBERED_ITEMS, (call.until - now) / 2, segment=segment)
                 with suppress(_Failed):
                     (answer,) = await self._try(popular)
                     if answer.items:
