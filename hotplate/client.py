@@ -77,8 +77,6 @@ class Answer:
     """In a batch: `ok`, `unknown`, or `error` (also for a list from memory)."""
 
     failure: str | None = None
-    """Why the list is from memory."""
-
     segment: str | None = None
     """The segment of a popular list, empty for the overall list."""
 
@@ -276,7 +274,6 @@ class AsyncClient:
                         self._popular[segment], self._due[segment] = answer, now + REFRESH_S
 
     def _stand_in(self, call: _Call, error: _Failed) -> list[Answer]:
-        """Return remembered lists, or raise RequestRefused or ServiceUnavailable."""
         known = [self._popular[name] for name in (call.segment, "") if name in self._popular]
         message = f"{self._url}: {error}"
         if error.status in WRONG or (not known and error.status in DENIED):

@@ -38,8 +38,6 @@ class Recommendations:
     release: str
     tier: str
     canary: bool = False
-    """Whether the release is the canary."""
-
     segment: str | None = None
     """The segment of a popular list, empty for the overall one; None for other lists."""
 

@@ -38,8 +38,6 @@ class ItemFactors:
         self._rows = dict[str, int]()
         self._banned: RowNumbers = np.empty(0, dtype=np.intp)
         self._denied: tuple[Container[bytes], RowNumbers] = (), self._banned
-        """The denied ids, and their rows."""
-
         self._categories: RowNumbers = np.empty(0, dtype=np.intp)
         """Category of each row from 1; 0 for none."""
 
@@ -97,7 +95,6 @@ class ItemFactors:
         return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
 
     def _best(self, scores: npt.NDArray[np.float32], n: int) -> RowNumbers:
-        """Return the rows of the *n* highest scores, best first, within the cap of each category."""
         most, categories = self.description.max_per_category, self._categories
         counts = np.bincount(categories[scores > -np.inf], minlength=1)
         if most is not None:

@@ -53,11 +53,7 @@ class _Batch(Generic[Waiter]):
     """For the keys of one request and one release: called with all keys by the first tier that can be read."""
 
     spans: dict[str, list[RequestSpan]] | None = None
-    """Spans of sampled requests, by key."""
-
     missed: dict[str, list[Origin]] = field(default_factory=dict)
-    """Tiers and releases without a list for the key."""
-
     failure: StoreError | None = None
     """The last error, if it may pass."""
 
@@ -77,8 +73,6 @@ class Lookups(Generic[Waiter]):
         self._budget_s = budget_s
         self._complete = complete
         self._turn = list[str]()
-        """New keys of this iteration."""
-
         self._turn_spans: dict[str, list[RequestSpan]] | None = None
         self._waiting = dict[str, list[Waiter]]()
         self._served = list[ServedRelease | ServedCanary | None]()
@@ -183,7 +177,6 @@ class Lookups(Generic[Waiter]):
     async def _read_tier(
         self, batch: _Batch[Waiter], keys: Sequence[str], place: int, served: ServedRelease | None = None
     ) -> Sequence[str]:
-        """Read keys in one tier, in *served* or each in its release, and return those without a list."""
         tier = self._tiers[place]
         if served is None:
             groups = tier.follower.grouped(keys)

@@ -128,7 +128,6 @@ class TieredReader:
             Tier(name, store, self.metrics, cache_bytes=part, fold_in=self._fold_in) for name, store in stores.items()
         ]
         self.following = list[asyncio.Task[None]]()
-        """The tasks that follow the live releases."""
         self.warm = False
         """Whether local releases are read into memory before they are served. Set before entering."""
         self.kept = kept
@@ -364,7 +363,6 @@ class TieredReader:
         return await future
 
     def _complete(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
-        """See `Lookups`."""
         if len(waiters) > 1 and origin is not None:
             self.metrics.count(self.metrics.cached[origin[0].name, CACHE_SHARED], len(waiters) - 1)
         for source, segment, deliver in waiters:

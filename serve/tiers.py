@@ -234,7 +234,6 @@ class Tier:
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
         self.keys_a_call = reader.coalesce
-        """How many keys of different requests one call reads."""
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
         self._metrics = metrics
         self._got = metrics.store[name, "get", "ok"]
@@ -462,7 +461,6 @@ class Tier:
         return groups[0][0] if groups else gone
 
     async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
-        """Read keys in parallel calls; a failed call fails only its own keys."""
         size = self._reader.batch
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
 

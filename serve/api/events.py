@@ -165,7 +165,6 @@ class EventsHandler:
     async def _resolve(
         self, durable: asyncio.Future[None], events: Sequence[Event], roles: dict[str, ReleaseRole]
     ) -> web.Response:
-        """Wait until events are durable, and count them; raises a Problem if they may not be."""
         try:
             async with asyncio.timeout(COMMIT_S):
                 await durable
@@ -186,7 +185,6 @@ class EventsHandler:
         return web.Response(body=_encode(EventsAnswer(len(events))), headers=HEADERS)
 
     def _lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
-        """Yield a line per event, with an id and time if they are missing."""
         now = round(time.time(), 3)
         for event in events:
             yield line_of(

@@ -89,7 +89,6 @@ class Handlers:
         """*take_a_key*: whether reads need a key; *watched*: files that the worker follows; *writer*: of events."""
         self._reader, self._watched, self._writer = reader, watched, writer
         self.shared = UNSHARED if take_a_key else SHARED
-        """Cache-Control of lists that are the same for everybody."""
         self.draining = False
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
@@ -179,7 +178,6 @@ class Handlers:
         query: ListQuery,
         headers: dict[str, str],
     ) -> web.Response:
-        """Answer with a list, or with 304 if the caller has these bytes."""
         body = self._list(request, subject, encoded, query)
         headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
         known = request.headers.get(hdrs.IF_NONE_MATCH)
@@ -194,7 +192,6 @@ class Handlers:
         return list_body(subject, list_head(encoded), items)
 
     def _results(self, batch: BatchBody, answers: Sequence[EncodedList]) -> Iterator[list[bytes]]:
-        """Yield the results of a batch as JSON, in pieces of a millisecond or two."""
         size, excluded = max(1, PIECE_ITEMS // batch.n), _excluded(batch.exclude)
         rests = dict[tuple[str, int], bytes]()
         """Shared parts by status and release: the head, and popular items."""
@@ -271,7 +268,6 @@ def _json_batch(release: str, _: int, pieces: Iterable[list[bytes]]) -> Iterator
 
 
 def _msgpack_batch(release: str, count: int, pieces: Iterable[list[bytes]]) -> Iterator[bytes]:
-    """Yield the results in msgpack, converted from the stored JSON."""
     encode = msgspec.msgpack.encode
     # A map of two entries; the second is an array with a 32-bit length.
     yield b"\x82" + encode("release") + encode(release) + encode("results") + b"\xdd" + count.to_bytes(4, "big")

@@ -200,11 +200,7 @@ class Operation:
     """All status codes: 200 with `answer`, 304 without a body, others with a problem."""
 
     media: tuple[str, ...] = (JSON,)
-    """Media types of the answer, the default first."""
-
     path_parameter: str | None = None
-    """Name of the id at the end of the path."""
-
     query: type[Struct] = field(default=NoQuery)
     body: type[Struct] | None = None
 

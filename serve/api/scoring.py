@@ -140,9 +140,7 @@ class Scoring:
         return web.Response(text="Healthy", headers={"Cache-Control": NO_STORE})
 
     def _pieces(self, rows: Sequence[ScoreRow | bytes], answers: Iterator[tuple[str, EncodedList]]) -> Iterator[bytes]:
-        """Yield the answer in pieces of half a millisecond."""
         cut, heads = self._reader.cut, dict[tuple[str, int], bytes]()
-        """Shared heads by status and release."""
         for start in range(0, len(rows), ROWS_A_PIECE):
             elements = list[bytes]()
             for row in rows[start : start + ROWS_A_PIECE]:

@@ -130,7 +130,6 @@ class Admission:
             raise
 
     def _wake_waiters(self) -> None:
-        """Give free turns to the oldest batches, and refuse those that waited too long."""
         while self._begun and self._running < self._limit:
             self._give(self._begun.popleft())
         now = monotonic()

@@ -135,7 +135,6 @@ class ConnectionRegistry:
         return "connections"
 
     def _has_made_room(self) -> bool:
-        """Close the connection that was idle for longest, if one is idle."""
         oldest = min(self._open, key=lambda one: one.idle_since, default=None)
         if oldest is None or oldest.idle_since == inf:
             return False
@@ -204,7 +203,6 @@ class Connection(BaseProtocol):
         self.state = State.OPENING
         self.ssl_context: SSLContext | None = None
         self.accepting: asyncio.Task[object] | None = None
-        """The task of its TLS handshake."""
         self.since = monotonic()
         """When the current request began, or the previous one was answered."""
         self._server = server
@@ -336,7 +334,6 @@ class Connection(BaseProtocol):
                 return
 
     def _is_lanes(self, size: int) -> bool:
-        """Have the lane answer the first of several pipelined requests."""
         if self._lane is None or self._queued:
             return False
         answer = self._lane.answer(bytes(self._buffer[:size]), self.since, self._deliver)
@@ -453,7 +450,6 @@ class Connection(BaseProtocol):
             self._linger()
 
     async def _has_read_rest(self) -> bool:
-        """Discard the unread part of a body; return whether all of it arrived."""
         try:
             while not self._payload.is_eof():
                 if self._left > MAX_BODY_BYTES:
@@ -485,7 +481,6 @@ class Connection(BaseProtocol):
         self.hold(len(self._buffer) - self._held)
 
     def _refuse(self, problem: Problem, reason: str = "", data: bytes = b"") -> None:
-        """Answer with a problem, and close once the client had time to read it."""
         self._live.write(self._server.writer.refuse(problem, reason, monotonic() - self.since, data))
         self._linger()
 

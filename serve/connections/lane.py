@@ -90,7 +90,6 @@ class _ListRoute(NamedTuple):
 
     ok_cell: int
     known_cell: int
-    """Metric cells for 200 and 304."""
 
 
 def _kind(route: str, source: str, key: str, subject: bytes, cache: str) -> _ListRoute:

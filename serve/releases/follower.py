@@ -76,9 +76,7 @@ class Follower:
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
         self.erased = NOBODY
-        """Users erased from the store; they count as unknown."""
         self.canary_stopped: str | None = None
-        """Why the catalogue's canary is not used."""
         self.last_error: str | None = None
         self.attempted = asyncio.Event()
         """Set after the first read of the store, even if it failed."""
@@ -86,7 +84,6 @@ class Follower:
         self._reader, self._fold_in = reader, fold_in
         self._canary_counts = canary_counts
         self._stopped: Release | None = None
-        """The canary that `canary_stopped` is about."""
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
         """Held while a release is loaded: later catalogues are compared with the result."""
@@ -98,9 +95,7 @@ class Follower:
         self._current = False
         self._current_at = time.monotonic()
         self._found: dict[FindingSource, list[str]] = {}
-        """Findings about the followed catalogue and the store's set-up."""
         self._canary_named = asyncio.Event()
-        """Set while the followed catalogue names a canary."""
         self._refreshing: asyncio.Task[None] | None = None
         self._logged: type[StoreError] | None = None
         self._logged_at = 0.0
@@ -276,7 +271,6 @@ class Follower:
         return True
 
     async def _follow(self, found: Catalogue) -> None:
-        """Switch to the live release and canary of *found* after loading them."""
         if found.erased != (None if self._seen is None else self._seen.erased):
             self.erased = await read_erased(self._reader, found)
         live, served = found.live_entry, self.served

@@ -28,22 +28,15 @@ class ServedRelease:
     """Popular lists by segment, as opened bodies; never empty, and `OVERALL` always exists."""
 
     decode: Decode
-    """Opens the other values, given their keys."""
-
     damaged: tuple[str, ...] = ()
     """Keys that were found damaged when it was loaded."""
 
     factors: "ItemFactors | None" = None
-    """Item factors for folding in, if enabled and present."""
-
     is_canary: bool = False
-    """Whether it is the canary."""
-
     number: int = field(default_factory=count().__next__, compare=False)
     """Differs each time a release is loaded, which may have other lists."""
 
     lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
-    """Counts of hits, misses and errors."""
 
     @property
     def id(self) -> ReleaseId:
