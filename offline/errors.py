@@ -1,8 +1,8 @@
-"""What can go wrong offline, each as one sentence for the person who brought the data.
+"""Errors of the offline room.
 
 DataError                the input cannot be used
-└── SettingError         an option makes no sense, whatever the data are (misuse)
-GateFailed               the lists were written, and are not good enough to go live
+└── SettingError         an option is invalid, whatever the data
+GateFailed               the lists were written, but a gate keeps them from going live
 """
 
 from typing import TYPE_CHECKING
@@ -12,18 +12,15 @@ if TYPE_CHECKING:
 
 
 class DataError(Exception):
-    """Raised when the input cannot be used; its message says what, where (file, row, column) and what to do."""
+    """The input cannot be used; the message says what, where (file, row, column) and what to do."""
 
 
 class SettingError(DataError):
-    """Raised for a filter, event weight or parameter that makes no sense; its message names it and the value."""
+    """A filter, event weight or parameter is invalid; the message names it and the value."""
 
 
 class GateFailed(Exception):
-    """Raised if gates keep a release from going live; its message says which, with their numbers.
-
-    *result* is what was written and is ready, or would have been, in a dry run.
-    """
+    """Gates keep a release from going live; the message names them. *result* is the ready release, or a dry run's."""
 
     def __init__(self, message: str, result: "WriteResult") -> None:
         super().__init__(message)
@@ -31,6 +28,6 @@ class GateFailed(Exception):
 
 
 def require_at_least(name: str, value: int, least: int = 1) -> None:
-    """Raise SettingError if *value*, which is called *name*, is below *least*."""
+    """Raise SettingError if *value* is below *least*."""
     if value < least:
         raise SettingError(f"{name} is {value}; it must be at least {least}.")

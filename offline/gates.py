@@ -1,15 +1,15 @@
-"""Gates: bounds that lists must hold before they go live, and the verdict on each.
+"""Gates: bounds that lists must meet before they go live, and the verdict on each.
 
-    NAME                        a floor on a metric of the model's evaluation: `ndcg`, `as_served.ndcg`
-    drop.NAME                   the largest relative loss of a metric, against the live release
-    coverage                    the least share of the catalogue that is in at least one user's list
-    users_with_lists            the least share of users who have a list
-    shortest_list               the least length of the lists that there are
-    overlap, overlap@N          the least mean share of a user's first N items in common with the live release
-    popular_share, …@N          the largest share of all slots for the first N items of the overall popular list
+    NAME                        minimum of a metric of the model's evaluation: `ndcg`, `as_served.ndcg`
+    drop.NAME                   maximum relative loss of a metric against the live release
+    coverage                    minimum share of the catalogue that is in at least one user's list
+    users_with_lists            minimum share of users with a list
+    shortest_list               minimum length of the lists
+    overlap, overlap@N          minimum mean share of a user's first N items in common with the live release
+    popular_share, …@N          maximum share of all slots taken by the first N items of the overall popular list
 
-N is 10 unless it is given. A metric of which less is better has a ceiling in the place of the floor. `model.NAME` is
-the metric NAME, too, if a gate has that name.
+N defaults to 10. For error metrics (rmse, mae) the bound is a maximum. `model.NAME` names a metric that has the same
+name as a gate.
 """
 
 import math
@@ -30,12 +30,11 @@ from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import DEPTH, load_manifest
 
-# Metrics of which less is better.
 _LESS_IS_BETTER = ("rmse", "mae")
-# Tables of an evaluation that hold no metrics of the model.
+# Tables of an evaluation that are not metrics of the model.
 _NO_METRICS = ("split", "params", "baselines", "as_trained")
 
-# What a gate looks at: a metric of the evaluation, its loss, or something of the lists.
+# Subjects of a gate.
 _METRIC = "metric"
 _DROP = "drop"
 _COVERAGE = "coverage"
@@ -49,7 +48,7 @@ _AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One bound: *name* is how it is written, *subject* what it looks at; some have a *metric* or a *depth* (N)."""
+    """One bound on a *subject*; some subjects have a *metric* or a *depth* (N)."""
 
     name: str
     bound: float
@@ -59,12 +58,12 @@ class Gate:
 
     @property
     def at_most(self) -> bool:
-        """Whether what is measured may not be above the bound, rather than below it."""
+        """Whether the bound is a maximum."""
         is_ceiling = self.subject == _METRIC and _is_better_below(self.metric)
         return is_ceiling or self.subject in (_DROP, _POPULAR)
 
     def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> "GateVerdict":
-        """Return what the gate says of *measured*; if that is None, *note* says why, and *passed* decides."""
+        """Judge *measured*; if it is None, *note* is the reason, and *passed* the verdict."""
         if measured is not None:
             passed = measured <= self.bound if self.at_most else measured >= self.bound
         return GateVerdict(self.name, measured, self.bound, self.at_most, passed, note)
@@ -72,7 +71,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class GateVerdict:
-    """What one gate says; kept in the manifest. If nothing could be *measured*, it is None, and *note* says why."""
+    """The verdict of one gate, stored in the manifest; if *measured* is None, *note* is the reason."""
 
     gate: str
     measured: float | None
@@ -82,7 +81,6 @@ class GateVerdict:
     note: str = ""
 
     def __str__(self) -> str:
-        """Return the measured number and the bound as part of a sentence."""
         if self.measured is None:
             return f"gate {self.gate}: {'passed' if self.passed else 'it cannot be judged'}, as {self.note}"
         measured, bound = f"{self.measured:.4g}", f"{self.bound:.4g}"
@@ -93,10 +91,7 @@ class GateVerdict:
 
 
 def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]:
-    """Return the gates of the TOML file *path* and those *given* as NAME=BOUND, which come before the file's.
-
-    Raises SettingError for a name that is not a gate, or a bound that makes no sense.
-    """
+    """Return the gates of a TOML file and those *given* as NAME=BOUND, which win; SettingError for an invalid one."""
     gates = list[Gate]()
     if path is not None:
         try:
@@ -108,7 +103,7 @@ def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]
     for text in given:
         name, _, bound = text.partition("=")
         if "<" in name or ">" in name:
-            bound = ""  # the gate of a name knows on which side of its bound it fails
+            bound = ""  # whether a bound is a maximum follows from the name
         try:
             gates += parse_gates({name.strip(): float(bound)}, "--gate")
         except ValueError as error:
@@ -117,20 +112,17 @@ def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]
 
 
 def parse_gates(table: Mapping[str, object], where: str) -> tuple[Gate, ...]:
-    """Return the gates of a table of names and bounds, as of a TOML file; *where* it stands is in each SettingError."""
+    """Return the gates of a (nested) table of names and bounds; *where* begins the message of a SettingError."""
     return tuple(_parse(name, bound, where) for name, bound in _flat(table))
 
 
 def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_catalogue: bool) -> None:
-    """Raise SettingError for a gate that could never be judged: on a metric that is not in the evaluation *metrics*.
-
-    Names the nearest that is known. Coverage needs a catalogue.
-    """
+    """Raise SettingError for a gate on a metric that is not in the evaluation, or on an unknown catalogue."""
     known = _numbers(metrics)
     for gate in gates:
         if gate.subject == _COVERAGE and not knows_catalogue:
             raise SettingError(
-                "Gate coverage: how many items there are is not known; name them all with --titles, or leave it out."
+                "Gate coverage: the number of items is unknown; list them all with --titles, or omit the gate."
             )
         if gate.metric and _value(known, gate.metric) is None:
             metric_names = [name.removeprefix("model.") for name in known]
@@ -148,10 +140,10 @@ async def judge(
     reader: Reader,
     live: ReleaseRef | None,
 ) -> list[GateVerdict]:
-    """Return what each gate says of the evaluation *metrics*, of *lists*, and of both against *live* in *reader*.
+    """Return the verdict of each gate on the evaluation *metrics* and on *lists*, compared with *live* in *reader*.
 
-    If nothing is live, gates that compare with it pass; they fail if the live release cannot be used. Raises StoreError
-    if it cannot be read now.
+    Gates that compare pass if nothing is live, and fail if the live release is damaged. Raises StoreError if it cannot
+    be read now.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP)]
     verdicts = {gate.name: _of_release(gate, metrics, lists) for gate in gates if gate not in compared}
@@ -167,23 +159,23 @@ async def judge(
 
 
 def depth_of(gates: Sequence[Gate]) -> int:
-    """Return how many items of each list are compared with the live release's, at most; 0 for none."""
+    """Return how many items of each list the gates compare with the live release."""
     return max((gate.depth for gate in gates if gate.subject == _OVERLAP), default=0)
 
 
 def failures(verdicts: Sequence[GateVerdict]) -> str:
-    """Name the gates that failed, with what was measured, as part of a sentence."""
+    """Return the failed verdicts as part of a sentence; empty if all passed."""
     return "; ".join(str(verdict) for verdict in verdicts if not verdict.passed)
 
 
 def record(verdicts: Sequence[GateVerdict], live: ReleaseRef | None, *, forced: bool) -> dict[str, Any]:
-    """Return what the manifest says of the gates."""
+    """Return the entry of the manifest."""
     against = None if live is None else live.id
     return {"forced": forced, "against": against, "verdicts": [asdict(verdict) for verdict in verdicts]}
 
 
 def recorded(manifest: Manifest) -> tuple[bool, list[GateVerdict]]:
-    """Return whether a release was forced, and what its gates said; nothing if it had none."""
+    """Return whether a release was forced, and the verdicts of its gates."""
     found = manifest.about.get("gates", {"forced": False, "verdicts": []})
     return found["forced"], [GateVerdict(**verdict) for verdict in found["verdicts"]]
 
@@ -220,14 +212,14 @@ async def _against(
 
 
 def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest) -> GateVerdict:
-    """Judge the relative loss of a metric, which is below 0 if it got better."""
     before_metrics = live.about.get("metrics") or {}
     now, before = (_value(_numbers(each), gate.metric) for each in (metrics, before_metrics))
     if now is None or before is None:
         return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
-    for (name, mine), theirs in zip(protocol(metrics).items(), protocol(before_metrics).values(), strict=True):
-        if mine != theirs:
-            difference = f"{name} was {theirs!r} and is {mine!r}"
+    theirs = _protocol(before_metrics)
+    for name, mine in _protocol(metrics).items():
+        if mine != theirs[name]:
+            difference = f"{name} was {theirs[name]!r} and is {mine!r}"
             return gate.verdict(None, f"the live release {live.release} was evaluated differently: {difference}")
     lost = now - before if _is_better_below(gate.metric) else before - now
     relative = lost / abs(before) if before else float(lost > 0)
@@ -259,7 +251,6 @@ def _parse(name: str, bound: object, where: str) -> Gate:
 
 
 def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
-    """Yield what is in a table and those within it, by dotted names."""
     for name, value in table.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{name}.")
@@ -267,8 +258,8 @@ def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, 
             yield before + name, value
 
 
-def protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what two evaluations have in common whose metrics can be compared; the seed makes no difference."""
+def _protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that must be equal for metrics to be comparable, which excludes the seed."""
     split = metrics.get("split")
     if isinstance(split, Mapping):
         split = {name: value for name, value in split.items() if name != "seed"}
@@ -276,7 +267,7 @@ def protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the metrics of an evaluation by dotted names, `model.ndcg` say."""
+    """Return the metrics of an evaluation by dotted name, such as `model.ndcg`."""
     tables = {
         name: value for name, value in (metrics or {}).items() if isinstance(value, Mapping) and name not in _NO_METRICS
     }

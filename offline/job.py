@@ -1,4 +1,4 @@
-"""Publishing a model, and the scheduled job that trains one, too: it can be killed and goes on where it was."""
+"""Publishing a model, and the scheduled job that trains and publishes one, resuming after interruptions."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from hotplate.stores.verification import load_manifest
 if TYPE_CHECKING:
     from hotplate.offline.mlflow_models import Logged
 
-# A program that a killed attempt was starting holds the lock of its folder until it has started.
+# A child process forked by a killed attempt may hold the lock until its exec.
 _STARTING_S = 2.0
 _STATE = "state.json"
 _STATE_FORMAT = 1
@@ -50,12 +50,11 @@ def publish(
     *,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Written:
-    """Compute every list of *model* (or of the model folder of that path), publish them as one release, and prune.
+    """Publish all lists of *model* (or of a model folder) as one release, atomically, and prune old releases.
 
-    *store* is a URL, or a Store that nothing has used yet, which is closed at the end. Readers see all of the release,
-    or nothing of it. *on_progress* is called with (lists written, lists in all). Raises GateFailed or CanaryRunning if
-    the release was written and is not live; DataError for what is not a model; SettingError for gates that cannot be
-    judged; StoreError if the store fails.
+    *store* is a URL, or an unused Store, which is closed at the end. *on_progress* is called with (rows written, rows
+    in all). Raises GateFailed or CanaryRunning if the release was written but is not live; DataError for an invalid
+    model folder; SettingError for gates that cannot be judged; StoreError.
     """
     loaded = model if isinstance(model, Model) else load(Path(model))
     source = ModelLists(loaded, lists or ListSettings()).measure()
@@ -71,15 +70,15 @@ def _write(source: ModelLists, store: str, settings: PublishSettings) -> Written
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a scheduled run does; lives as long as the attempts of the process.
+    """The configuration of a scheduled run.
 
-    name     what it is called in the summary and in metrics
-    store    a URL
-    rules    reads the rules of the lists from their files, once the model is there
-    track    whether MLflow has the model as a run
-    register  NAME or NAME@ALIAS: the model is a version of MLflow's, which gets the alias once its release is live
-    inputs   the files and folders that are read; if none of their bytes has changed, nothing is done
-    options  a digest of everything else; if that has changed, a new run begins
+    name      for the summary and metrics
+    store     a URL
+    rules     reads the rules from their files; called after the training
+    track     log the model as a run of MLflow
+    register  NAME or NAME@ALIAS of a registered model of MLflow; the alias is set once the release is live
+    inputs    the files and folders that are read; nothing is done while their bytes are unchanged
+    options   a digest of everything else; a change begins a new run
     """
 
     name: str
@@ -96,14 +95,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is recorded of one run; a value, which each step replaces.
+    """The recorded state of one run.
 
     id        empty before the first run
-    options   a digest of everything that it was given
-    inputs    a digest of the files that it reads
-    release   what it writes, chosen before anything is written
-    seconds   wall time by step, of all attempts together; no second is in two steps
-    outcome   `published` or `refused`, and None until it has ended; *summary* is what it said then
+    options   see `Job`
+    inputs    digest of the input files
+    release   the id of its release, chosen before anything is written
+    seconds   wall time by disjoint step, summed over attempts
+    outcome   `published` or `refused`; None until the run has ended
+    summary   the summary at its end
     """
 
     id: str
@@ -116,28 +116,30 @@ class Run:
 
 
 class RunFolder:
-    """The folder of a job, which is this process's alone, and how far it has come; lives as long as the attempt.
+    """The locked folder of a job, with the state of the last run.
 
-        DIR/.lock        locked (flock) for as long as a process works here
-        DIR/state.json   the run that was begun last, replaced at each step
-        DIR/model-ID     what it has trained; once it is there, it is not trained again
+        DIR/.lock        locked (flock) while a process works here
+        DIR/state.json   the last run, replaced at each step
+        DIR/model-ID     its trained model; once it exists, it is not trained again
 
-    Everything else that a run has done is in the store's catalogue, under the id that the run chose for its release. So
-    a run that was killed goes on where it was, and ends in the same release. DataError if the record cannot be read.
+    All other progress is in the store's catalogue, under the release id of the run, so a killed run resumes and ends
+    in the same release. Raises DataError if the state cannot be read.
+
+    run            the last run
+    succeeded_at   the time of the last success, in seconds since 1970
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.run, self.succeeded_at = _read_state(path / _STATE)
-        """The run that was begun last, and when one last succeeded, in seconds since 1970."""
 
     @property
     def model(self) -> Path:
-        """Where the model of the last run is, or will be."""
+        """The model folder of the last run, which may not exist yet."""
         return self._path / f"{_MODEL}{self.run.id}"
 
     def record(self, run: Run) -> None:
-        """Replace what is recorded, so after a power cut either is there."""
+        """Replace the recorded run, durably and atomically."""
         self.run = run
         new = self._path / f".{_STATE}.new"
         state = {"format": _STATE_FORMAT, "run": asdict(run), "succeeded_at": self.succeeded_at}
@@ -148,10 +150,7 @@ class RunFolder:
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, float]]:
-        """Record how long a step of the last run took, together with what it took before it was cut off.
-
-        What the block puts into the yielded dict are steps within this one, which is then only what is left of it.
-        """
+        """Add the duration of a step to the record; times put into the yielded dict are recorded as separate steps."""
         within, whole = dict[str, float](), dict[str, float]()
         try:
             with timed(whole, name):
@@ -163,14 +162,14 @@ class RunFolder:
             self.record(replace(self.run, seconds=before | added))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Record how the last run ended, and remove the models of those before it."""
+        """Record the end of the last run, and remove older models."""
         if summary["outcome"] == "published":
             self.succeeded_at = time()
         self.record(replace(self.run, outcome=summary["outcome"], summary=summary))
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove all models but that of the last run, and what was left of any that was being written."""
+        """Remove all models but that of the last run, and partly written ones."""
         for folder in [each for dots in ("", ".") for each in self._path.glob(f"{dots}{_MODEL}*")]:
             if folder != self.model:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -178,15 +177,15 @@ class RunFolder:
 
 @contextmanager
 def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
-    """Lock the folder *path*, which is made if there is none; DataError if another has it for *wait_s*."""
+    """Create and lock the folder *path*; DataError if another process holds the lock for *wait_s*."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise DataError(f"{path} is not a folder; name another for what a run has done so far, with --work.") from error
+        raise DataError(f"{path} is not a folder; choose another with --work.") from error
     try:
         lock = take_lock(path / LOCK, 0o600, max(wait_s, _STARTING_S))
     except TimeoutError as error:
-        raise DataError(f"Another run works in {path}; wait for its end, or give --wait SECONDS.") from error
+        raise DataError(f"Another run is using {path}; wait for its end, or use --wait SECONDS.") from error
     try:
         yield RunFolder(path)
     finally:
@@ -194,10 +193,10 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
 
 
 class Attempt:
-    """One attempt to bring a job to its end; *summary* is what is known of it, however that comes.
+    """One attempt to finish a job; *summary* is up to date even if it fails.
 
-    *train*, *measure* and *write* do the long steps, for those who want to show them; *write* publishes lists in the
-    store of that URL. The end of another run, in the folder or in the store, is waited for *wait_s* seconds.
+    *train*, *measure* and *write* are the long steps, replaceable to show progress; *write* publishes to a store's
+    URL. Waits *wait_s* seconds for another run in the folder or the store.
     """
 
     def __init__(
@@ -215,14 +214,14 @@ class Attempt:
         self._train, self._measure, self._write = train, measure, write
 
     def make(self, path: Path) -> dict[str, Any]:
-        """Do what is left to do, step by step, record each in the folder *path*, and return the summary."""
+        """Do the remaining steps, recording each in the folder *path*, and return the summary."""
         job = self._job
         with opened(path, self._wait_s) as folder:
             self.summary["succeeded_at"] = folder.succeeded_at
             inputs = state_of(job.inputs)
             run = run_on(job.store, partial(self._run_of, folder.run, inputs))
             if run is not folder.run:
-                folder.sweep()  # what was trained before the last one
+                folder.sweep()
                 folder.record(run)
             if run.outcome is None:
                 self._finish(folder)
@@ -235,10 +234,10 @@ class Attempt:
         return self.summary
 
     async def _run_of(self, last: Run, inputs: str, store: Store) -> Run:
-        """Return *last* if that is the run to go on with, or nothing is to do after it; else a new one."""
+        """Return *last* if it is to be resumed or is still up to date, else a new run."""
         if (last.options, last.inputs) == (self._job.options, inputs):
             found = await store.catalogue()
-            # A new store in its place serves nothing, and lacks what the last run wrote.
+            # A store that was replaced by an empty one has nothing live, and lacks the last release.
             if last.outcome is None or found.live or any(entry.id == last.release for entry in found.releases):
                 return last
         elif last.id and last.outcome is None:
@@ -269,10 +268,7 @@ class Attempt:
         self.summary |= summary
 
     def _publish(self, folder: RunFolder, draft: DraftRef | None) -> tuple[Manifest, HeldBack | None]:
-        """Write the release, and make it live if gates and canary let it; also returned is what held it back.
-
-        One that was written before is not written again.
-        """
+        """Write the release unless it was written before, and activate it; also returns why it is not live, if so."""
         job, run = self._job, folder.run
         if draft is None:
             with folder.step("activate"):
@@ -286,16 +282,16 @@ class Attempt:
             with folder.step("publish") as within:
                 written = self._write(lists, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
-        except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins again
+        except ReleaseConflict:  # begun with other lists, e.g. by another version; the next attempt starts afresh
             run_on(job.store, lambda it: give_up(it, run.id, run.release))
             raise
         manifest, held_back = written.result.manifest, written.result.held_back
-        if written.refused is not None and not (held_back or _refusal(manifest)):  # judged again when it was resumed
+        if written.refused is not None and not (held_back or _refusal(manifest)):  # judged again after a resume
             held_back = RefusedByGates(str(written.refused))
         return manifest, held_back
 
     async def _activate(self, run: Run, store: Store) -> tuple[Manifest, HeldBack | None]:
-        """Make a release live that was committed when the run was cut off; what became of it since stays."""
+        """Activate a release that was committed when the run was interrupted, unless its state has changed since."""
         entry = (await store.catalogue()).find(run.release)
         manifest = await load_manifest(store, entry.ref)
         if entry.state is State.READY and self._job.publishing.activate and not _refusal(manifest):
@@ -314,13 +310,13 @@ def _read_state(state: Path) -> tuple[Run, float | None]:
         fields = json.loads(state.read_bytes())
         if fields["format"] != _STATE_FORMAT:
             raise DataError(
-                f"{state} has the format {fields['format']!r}, and this hotplate reads {_STATE_FORMAT}; remove it."
+                f"{state} has the format {fields['format']!r}, but this version reads {_STATE_FORMAT}; remove it."
             )
         return Run(**fields["run"]), fields["succeeded_at"]
     except FileNotFoundError:
         return Run("", "", "", ReleaseId("")), None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{state} cannot be read ({reason_of(error)}); remove it, and a run begins again.") from error
+        raise DataError(f"{state} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
 
 
 def _track(register: str | None, folder: RunFolder) -> "Logged":
@@ -339,7 +335,6 @@ def _record(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool)
 
 
 def _result(manifest: Manifest, held_back: HeldBack | None) -> dict[str, Any]:
-    """Return what a release is worth, as the summary says it."""
     measured = (manifest.about.get("metrics") or {}).get("model", {})
     found: dict[str, Any] = {
         "outcome": "published",
@@ -355,5 +350,5 @@ def _result(manifest: Manifest, held_back: HeldBack | None) -> dict[str, Any]:
 def _refusal(manifest: Manifest) -> str:
     forced, verdicts = recorded(manifest)
     failed = "" if forced else failures(verdicts)
-    by_hand = f"to make it so all the same: hotplate releases activate --force {manifest.release}"
+    by_hand = f"to activate it anyway: hotplate releases activate --force {manifest.release}"
     return failed and f"{failed}; release {manifest.release} was written and is not live; {by_hand}"

@@ -1,4 +1,4 @@
-"""Ranked lists as flat arrays, and as rows of a release: thousands are encoded at once, by columns."""
+"""Ranked lists as flat arrays, and their encoding as rows of a release, thousands at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ from hotplate.stores.store import Row
 # The longest list that the service answers.
 MAX_LENGTH = 1000
 
-# How many items are encoded at once, unless a single list has more: bounds the memory, and stays in the cache.
+# Items encoded at once, unless a single list has more; bounds the memory and stays in the CPU's cache.
 _ITEMS_AT_ONCE = 1 << 17
 
 _SEPARATOR = SEPARATOR.decode()
 
 
 def check_length(length: int, name: str = "The list length") -> None:
-    """Raise SettingError unless lists can be of this *length*, which is called *name*."""
+    """Raise SettingError unless *length* is a valid list length."""
     if not 1 <= length <= MAX_LENGTH:
         raise SettingError(f"{name} is {length}; it must lie between 1 and {MAX_LENGTH}.")
 
 
 @dataclass(frozen=True, slots=True)
 class RankedLists:
-    """Lists one after another, each best first.
+    """Concatenated lists, each best first.
 
-    owners    whose they are
-    lengths   how many items each has [lists]
-    items     their numbers, integers from 0 [sum of lengths]
+    owners    ids of users, items or segments [lists]
+    lengths   number of items [lists]
+    items     item numbers, from 0 [sum of lengths]
     scores    float64 [sum of lengths]
     """
 
@@ -45,7 +45,7 @@ class RankedLists:
     scores: npt.NDArray[np.float64]
 
     def batches(self, most: int) -> Iterator["RankedLists"]:
-        """Yield them in order, *most* at a time, and fewer if they are long."""
+        """Yield the lists in order, at most *most* at a time, fewer if they are long."""
         ends = np.concatenate([[0], np.cumsum(self.lengths)])
         start = 0
         while start < len(self.owners):
@@ -57,13 +57,12 @@ class RankedLists:
 
 
 class ListEncoder:
-    """Encodes ranked lists over a fixed set of items; lives as long as one publish.
+    """Encodes ranked lists of a fixed set of items, given in the order of their numbers, each with its title or None.
 
-    Each item's constant bytes are made once, and a batch of lists is one text, joined out of columns and cut.
+    The constant bytes of each item are made once; a batch of lists is joined as one text by polars and then cut.
     """
 
     def __init__(self, ids: Sequence[str], titles: Sequence[str | None]) -> None:
-        """Take the items in the order of their numbers, each with its title or None."""
         self._heads = _texts(b'{"id":%b,"score":' % orjson.dumps(identifier) for identifier in ids)
         self._tails: pl.Series | None = None
         if any(title is not None for title in titles):
@@ -72,16 +71,16 @@ class ListEncoder:
             )
 
     def rows(self, kind: str, lists: RankedLists) -> list[Row]:
-        """Return a row of each list, its key of *kind* and its body as `hotplate.stores.encoding` says.
+        """Return one row for each list, in the format of `hotplate.stores.encoding`.
 
         Raises StoreMisused for a score that is not finite.
         """
-        new = tuple.__new__  # as Row(key, value), which is a call of Python for each
+        new = tuple.__new__  # faster than Row(key, value)
         return [new(Row, (kind + owner, body)) for owner, body in zip(lists.owners, self._bodies(lists), strict=True)]
 
     def _bodies(self, lists: RankedLists) -> list[bytes]:
         lines = self._lines(lists.items, lists.scores)
-        # Where each item begins, and the last ends: with a separator, which the last of a list goes without.
+        # Offsets of the lines. Each ends with a separator, which is dropped from the last line of a list.
         begins = np.concatenate([[0], np.cumsum(lines.str.len_bytes().to_numpy(), dtype=np.int64)])
         lasts = np.cumsum(lists.lengths)
         firsts = lasts - lists.lengths
@@ -96,12 +95,11 @@ class ListEncoder:
         ]
 
     def _lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
-        """Return the bytes of each item with a separator behind it."""
         if not np.isfinite(scores).all():
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
         if not len(scores):
             return pl.Series(dtype=pl.String)
-        # By the writer of JSON itself, so the digits are what it would write in a list.
+        # orjson formats the scores, so that the digits equal those of any other JSON it writes.
         numbers = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode()
         heads = self._heads.gather(items)
         tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)

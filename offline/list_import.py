@@ -1,6 +1,6 @@
-"""Lists that somebody else computed, as rows of a release: read from files, sorted on disk, encoded batch by batch.
+"""Import of computed lists: files of rows are sorted on disk, and encoded as rows of a release batch by batch.
 
-They may be larger than memory: rows are partitioned by owner on disk, and each partition is sorted in memory.
+The input may exceed memory: rows are partitioned by owner on disk, and each partition is sorted in memory.
 """
 
 import shutil
@@ -46,29 +46,29 @@ from hotplate.stores.store import Plan, Row
 if TYPE_CHECKING:
     from hotplate.offline.training import OnStage
 
-# Rows that are sorted at once: about 150 MB with ids of ten characters.
+# Rows sorted at once: about 150 MB with ids of ten characters.
 PARTITION_ROWS = 1_000_000
-# More would be too many small files; beyond this many, partitions hold more rows instead.
+# With more rows than this many partitions hold, partitions get larger, to avoid too many small files.
 MAX_PARTITIONS = 250
-# Bytes on disk, at most, per byte of owners and of what a row has besides: offsets and padding.
+# Upper bound of the bytes on disk: (bytes of owners + _ROW_BYTES per row) x DISK_FACTOR, for offsets and padding.
 DISK_FACTOR = 1.05
 _ROW_BYTES = 30
-# How many owners are looked at to divide the rows into partitions of one size.
+# Sample size for partition bounds.
 _SAMPLED_OWNERS = 200_000
 POPULAR_LENGTH = 100
 _NO_NUMBER = "score that is not a number"
 _BATCH = 4096
+# Estimated bytes of a score, and of the JSON around an item.
 _SCORE_BYTES = 19
-# What is around an item in its list: names of fields, braces, quotes, separator.
 _FRAME_BYTES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ImportSettings:
-    """Which files make up the release, and how long its lists are; *columns* are names by role, None to guess.
+    """The files of a release, and the length of its lists; *columns* are names by role, None to guess.
 
-    Those of *lists* and *more* are of the same columns; one of them may be `-`, standard input. Without them a release
-    has lists of *similar* items, *popular* lists, or both.
+    *lists* and *more* have the same columns; one of them may be `-`, standard input. A release may also consist of
+    *similar* or *popular* lists alone.
     """
 
     lists: DataSource | None = None
@@ -87,34 +87,34 @@ class ImportSettings:
 
 
 class ItemNumbers:
-    """Numbers items from 0, in the order in which they come; lives as long as lists that name them by their numbers."""
+    """Numbers items from 0 in the order of their appearance."""
 
     def __init__(self) -> None:
         self._categories = pl.Categories.random()
-        # polars forgets categories that no data are of.
+        # A reference, because polars drops categories without data.
         self._held = pl.Series(dtype=pl.Categorical(self._categories))
 
     def number(self, items: pl.Series) -> pl.Series:
-        """Return the numbers of *items*, uint32; those that are new get the next ones."""
+        """Return the numbers of *items*, uint32; new items get the next ones."""
         return items.cast(pl.Categorical(self._categories)).to_physical()
 
     def ids(self) -> pl.Series:
-        """Return all items so far, in the order of their numbers."""
+        """Return all items in the order of their numbers."""
         return self._categories.to_series().cast(pl.String)
 
     def ranks(self) -> pl.Series:
-        """Return the place of each item so far in the order of their bytes, by number."""
+        """Return the rank of each item in byte order, by number."""
         return self.ids().rank("ordinal")
 
 
 @dataclass(frozen=True, slots=True)
 class SortedLists:
-    """Lists in ascending order of their owners' bytes, on disk; lives as long as its folder.
+    """Lists on disk, in ascending order of their owners' bytes.
 
-    partitions   files with some of the lists each, in order; no owner is in two of them
-    in_lists     in how many lists each item is, by its number
-    owners       how many lists there are
-    duplicates   rows left out because their owner and item had a higher score in another
+    partitions   files, in order; no owner is in two of them
+    in_lists     number of lists that contain each item, by its number
+    owners       number of lists
+    duplicates   rows left out because another row of the same owner and item has a higher score
     """
 
     partitions: list[Path]
@@ -123,7 +123,7 @@ class SortedLists:
     duplicates: int
 
     def read(self) -> Iterator[RankedLists]:
-        """Yield the lists, those of a partition at a time."""
+        """Yield the lists of one partition after another."""
         for partition in self.partitions:
             with data_errors(partition):
                 lists = pl.read_ipc(partition)
@@ -131,10 +131,12 @@ class SortedLists:
 
 
 class ImportedLists:
-    """All lists of one import, sorted in a folder and encoded batch by batch; a ListSource that lives as long as it."""
+    """A ListSource of the lists of one import; usable while its folder exists.
+
+    The constructor reads, checks and sorts the files. Only ids, titles and counts of items stay in memory.
+    """
 
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage") -> None:
-        """Read, check and sort the files; nothing but ids, titles and counts of items stays in memory."""
         self._settings = settings
         given = [] if settings.lists is None else [settings.lists, *settings.more]
         others = [[] if path is None else [path] for path in (settings.similar, settings.popular, settings.titles)]
@@ -146,9 +148,9 @@ class ImportedLists:
             scored = self._read(files, named_paths(given), "user", "item", settings.columns)
             similar = self._read(similar_files, named_paths(others[0]), "item", "other")
             popular = self._read(popular_files, named_paths(others[1]), "segment", "item")
-            self._users = _sorted(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
+            self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
             report = partial(on_progress, "similar")
-            self._similar = _sorted(similar, numbers, settings.length, folder / "similar", report)
+            self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
             counted = self._similar if scored is None else self._users
             self._popular = _popular(popular, counted, numbers, max(settings.length, POPULAR_LENGTH))
             titles = {} if scored is None else titles_of(scored.kept, named_paths(given))
@@ -167,7 +169,7 @@ class ImportedLists:
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
 
     def plan(self) -> Plan:
-        """Return the rows and their bytes: exact but for the digits of scores."""
+        """Return the rows and their bytes, exact except for the digits of scores."""
         titles = np.array([len((title or "").encode()) for title in self._titles])
         sizes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
         sorted_lists = [self._users, self._similar]
@@ -176,7 +178,7 @@ class ImportedLists:
         return Plan(rows, payload + len(self._popular.items) * int(sizes.max()) + rows * 32)
 
     def about(self) -> dict[str, Any]:
-        """Return what the manifest says of the release's origin."""
+        """Return the origin of the release, for the manifest."""
         return {
             "hotplate": version("hotplate"),
             "engine": "import",
@@ -188,13 +190,13 @@ class ImportedLists:
         }
 
     def items(self) -> Items:
-        """Return all items; the catalogue is what all the files name, and not known if there are only the lists."""
-        overall = next(self._popular.batches(1))  # ahead of the segments, whose names are longer than its own
+        """Return all items; the size of the catalogue is unknown if only the lists of users were given."""
+        overall = next(self._popular.batches(1))  # its empty name sorts before all segments
         given = (self._settings.similar, self._settings.popular, self._settings.titles)
         return Items(self._items.to_list(), overall.items, self._catalogue if any(given) else None)
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
+        """Yield all rows in ascending order of key bytes; *observe* is called with the lists of users."""
         for lists in self._similar.read():
             yield from self._rows(ITEM, lists)
         yield from self._rows(POPULAR, self._popular)
@@ -215,19 +217,11 @@ class ImportedLists:
     ) -> Rows | None:
         if not files:
             return None
-        # Names and a header of the command line are for the lists of users.
+        # Column names and the format given by the user apply to the lists of users.
         form = self._settings.form if named is not None else Format()
         rows, said = read_scored(files, source, named or {}, form, owner=owner, item=item)
         self._notes += said
         return rows
-
-
-def _sorted(
-    rows: Rows | None, numbers: ItemNumbers, length: int, folder: Path, report: Callable[[int, int], None]
-) -> SortedLists:
-    if rows is None:
-        return SortedLists([], np.zeros(0, dtype=np.int64), 0, 0)
-    return sort_lists(rows, numbers, length, folder, report)
 
 
 def read_scored(
@@ -239,13 +233,12 @@ def read_scored(
     owner: str = "user",
     item: str = "item",
 ) -> tuple[Rows, list[str]]:
-    """Read *files*, which messages call *source*: they are checked whole, and counted, before this returns.
+    """Check and count the rows of *files*, which messages call *source*.
 
-    Returned are rows [owner: str, item: str, score: f64, finite, and title: str, if there is such a column], whose
-    facts have `owner_bytes`, and notes on bad rows. *named* are columns by
-    role, None or missing to guess; *owner* and *item* are the roles of those two columns. Rows without an owner or an
-    item are left out; a segment that is missing is the overall one. Raises DataError for what cannot be read, for a
-    score that is not a finite number, and if nothing is left.
+    Returns the rows [owner: str, item: str, score: f64, and title: str if there is such a column], with `owner_bytes`
+    among their facts, and notes for the user. *named* are columns by role, None or missing to guess; *owner* and *item*
+    are the roles of those two columns. Rows without an owner or item are left out, except that a missing segment is
+    the overall one. Raises DataError for unreadable input, a score that is not finite, and if no row is left.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
@@ -259,9 +252,8 @@ def read_scored(
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
-    """Return how *table* is read: owner, item, score and, if there is such a column, title."""
     name = columns["score"]
-    # The digits of a float32 are those that it is written with, rather than those of the double that is nearest.
+    # A float32 is converted by its shortest decimal form, not to the nearest double.
     is_float32 = table.schema[name] == pl.Float32
     score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else table.number(name)
     whose = table.text(columns.get(owner))
@@ -275,7 +267,7 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
 
 
 def _popular(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
-    """Return the lists of *scored*, by segment, and the overall one: the items in most of *lists* if it has none."""
+    """Return the popular lists by segment; without an overall one in *scored*, it counts the items of *lists*."""
     counted = pl.DataFrame(
         {"item": numbers.ids().head(len(lists.in_lists)), "score": lists.in_lists.astype(np.float64)}
     )
@@ -293,13 +285,15 @@ def _popular(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, leng
 
 
 def sort_lists(
-    scored: Rows, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
+    scored: Rows | None, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
 ) -> SortedLists:
-    """Sort rows into files in a new *folder*: by owner, highest score and item; at most *length* items per owner.
+    """Sort rows into files of a new *folder*, by owner, highest score and item; at most *length* items per owner.
 
-    Items get their *numbers*. *on_progress* is called with (rows done, twice the rows), because each is handled twice.
-    Raises DataError if the disk is too small (then nothing is written) or gets full.
+    Items are numbered by *numbers*. *on_progress* is called with (rows done, twice the rows), as there are two passes.
+    Raises DataError if the disk is too small (before anything is written) or gets full.
     """
+    if scored is None:
+        return SortedLists([], np.zeros(0, dtype=np.int64), 0, 0)
     _check_free_space(scored, folder.parent)
     folder.mkdir()
     done, total = 0, 2 * scored.facts["rows"]
@@ -329,13 +323,13 @@ def sort_lists(
 
 
 def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> tuple[pl.DataFrame, int]:
-    """Return [owner, item: list, score: list], ascending by owner, and how many rows named an item once more.
+    """Return [owner, item: list, score: list], ascending by owner, and the number of duplicate items.
 
-    *rows* are [owner, item: its number, score]. A list begins with its highest score, equal ones in the order of the
-    *ranks* of the items; it keeps *length* items, and the highest score of each.
+    *rows* are [owner, item number, score]. Lists are sorted by descending score, ties by the *ranks* of the items, and
+    keep *length* items with the highest score of each.
     """
     names = rows.get_column("owner").unique().sort()
-    # Numbers sort faster than texts. Plus zero, because floats have two zeros, which are equal.
+    # Integers sort faster than strings. Adding 0.0 turns -0.0 into 0.0.
     owner, rank = pl.col("owner").cast(pl.Enum(names)), ranks.gather(rows.get_column("item"))
     best = rows.select(owner, "item", pl.col("score") + 0.0, rank=rank).sort(
         "owner", "score", "rank", descending=[False, True, False]
@@ -347,7 +341,7 @@ def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> tuple[pl.Dat
 
 
 def ranked_lists(lists: pl.DataFrame) -> RankedLists:
-    """Return what `rank_rows` does as flat arrays."""
+    """Return the lists of `rank_rows` as flat arrays."""
     return RankedLists(
         lists.get_column("owner").to_list(),
         lists.get_column("item").list.len().to_numpy().astype(np.int64),
@@ -357,7 +351,7 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
 
 
 def _bounds(scored: Rows) -> pl.Series:
-    """Return the owners at which partitions begin, so each partition gets about as many rows."""
+    """Return the first owner of each partition but the first, for partitions of about equal size."""
     count = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if count == 1:
         return pl.Series(dtype=pl.String)
@@ -369,7 +363,7 @@ def _bounds(scored: Rows) -> pl.Series:
 
 
 def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
-    # Computed here, because inside a query it would not stream: the whole file would be in memory.
+    # Within a query this would not stream, and would load the whole file.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")
     numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)
     for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():

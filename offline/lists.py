@@ -1,7 +1,6 @@
-"""The lists of a model as rows: top-N for users, similar items, popular lists; in the order of their keys.
+"""The lists of a model as rows in key order: top-N of users, similar items, popular lists, and item factors.
 
-If visitors are to be folded in, the factors of the items come after them, as `meta` rows. For other processes a model
-is divided into blocks, each the lists of some users or items.
+To compute them in several processes, a model is divided into blocks of users or items.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,44 +27,46 @@ from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.store import Plan, Row
 
 _BATCH = 4096
-# Six decimals distinguish about what float32 does, in half the bytes.
+# Scores are float32; six decimals keep about their precision in half the bytes.
 _DECIMALS = 6
 _SCORE_BYTES = 8
-# Availability below this share of the items is taken for an incomplete file.
+# A smaller share of available items is taken for an incomplete file.
 LEAST_AVAILABLE = 0.5
-# A block has so many users or items, or more if there would be too many blocks.
+# Users or items in a block; more if there would be too many blocks.
 _LEAST_IN_BLOCK = 1_000
 _MOST_BLOCKS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class ListSettings:
-    """How long lists are, whether a user's may contain items that the user has already, and what rules they obey."""
+    """The length and rules of lists.
+
+    keep_seen   whether users may be recommended items that they have
+    fold_in     whether item factors are published, for lists of visitors
+    force       publish even if `Rules.available` leaves less than half of the items
+    """
 
     length: int = 20
     keep_seen: bool = False
     rules: Rules = field(default_factory=Rules)
     fold_in: bool = False
-    """Whether the factors of the items are published, too, so visitors get lists on the spot."""
     force: bool = False
-    """Publish even if `Rules.available` leaves less than half of the items."""
 
     def __post_init__(self) -> None:
         check_length(self.length)
 
 
 class ModelLists:
-    """All lists of one model, computed and encoded batch by batch; a ListSource that lives as long as one publish."""
+    """A ListSource of all lists of one model, computed and encoded batch by batch.
+
+    Raises SettingError for factors of an engine without them, and DataError if the rules leave no item, or, unless
+    forced, if less than half of the items are available.
+    """
 
     def __init__(self, model: Model, settings: ListSettings) -> None:
-        """Rank under the rules of *settings*.
-
-        Raises SettingError for factors of an engine that has none, and DataError if the rules leave no item, or if
-        what is available is less than half of the items and the settings do not force it.
-        """
         if settings.fold_in and not isinstance(model.ranker, Factors):
             raise SettingError(
-                f"Folding in takes the factors of items, and the engine {engine_of(model.params)} learns none; train "
+                f"Folding in needs item factors, and the engine {engine_of(model.params)} learns none; train "
                 "with --engine als or spark, or leave out --fold-in."
             )
         self.model = model
@@ -87,11 +88,11 @@ class ModelLists:
 
     @property
     def keep_seen(self) -> bool:
-        """Whether users' lists may contain what they have."""
+        """Whether users may be recommended items that they have."""
         return self._settings.keep_seen
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
-        """Measure the lists as they are published, which takes a fit if the evaluation measured others."""
+        """Measure the lists as published; takes another fit if they differ from the evaluated ones. Returns self."""
         settings = self._settings
         self._metrics = as_published(
             self.model, settings.rules, settings.length, keep_seen=settings.keep_seen, on_iteration=on_iteration
@@ -99,7 +100,7 @@ class ModelLists:
         return self
 
     def plan(self) -> Plan:
-        """Estimate the rows from the mean size of an item; a user or item without candidates gets no list."""
+        """Estimate the rows from the mean size of an item."""
         matrix, length = self.model.matrix, self._settings.length
         named = zip(matrix.item_ids, self._titles, strict=True)
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
@@ -113,7 +114,7 @@ class ModelLists:
         return Plan(rows + meta_rows, rows * (list_bytes + 32) + meta_bytes, meta_bytes)
 
     def about(self) -> dict[str, Any]:
-        """Return what the manifest says of the release's origin."""
+        """Return the origin of the release, for the manifest."""
         model = self.model
         return {
             "hotplate": version("hotplate"),
@@ -130,22 +131,19 @@ class ModelLists:
         }
 
     def items(self) -> Items:
-        """Return the model's items. All of them are the catalogue, whatever the rules leave of it."""
+        """Return the model's items, all of which are the catalogue, whatever the rules."""
         ids = self.model.matrix.item_ids
         return Items(ids, self._popular[OVERALL].items, len(ids))
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, a few thousand at a time, and those of `factors` at the end.
-
-        Those of users are observed.
-        """
+        """Yield all rows in ascending order of key bytes, those of `factors` last; *observe* gets the users' lists."""
         yield from self.similar(0, len(self.model.matrix.item_ids))
         yield self.popular()
         yield from self.personal(observe)
         yield from self.factors()
 
     def similar(self, start: int, stop: int) -> Iterator[list[Row]]:
-        """Yield the rows of some items, in order."""
+        """Yield the rows of the items from *start* to *stop*."""
         for batch in _ranges(start, stop):
             yield from self._rows(ITEM, self.model.matrix.item_ids, batch, *self._ruled.similar(batch))
 
@@ -161,7 +159,7 @@ class ModelLists:
         return self._encoder.rows(POPULAR, lists)
 
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield the rows of all users, in order, and have their lists observed."""
+        """Yield the rows of all users, in order, and call *observe* with their lists."""
         user_ids = self.model.matrix.user_ids
         for batch in _ranges(0, len(user_ids)):
             items, scores = self._ruled.personal(batch)
@@ -171,9 +169,9 @@ class ModelLists:
             yield from self._rows(USER, user_ids, batch, items, scores)
 
     def _are_popular(self, items: Indices) -> npt.NDArray[np.bool_]:
-        """Return which lists need no row, because they are the head of the popular list, and popularity ranks.
+        """Return which lists of a popularity model equal the head of the popular list.
 
-        The service answers the popular list to users without one, and says so.
+        They are not written: the service answers users without a list with the popular one, marked so.
         """
         head = self._popular[OVERALL].items[: items.shape[1]]
         if not isinstance(self.model.ranker, Popularity) or len(head) < items.shape[1]:
@@ -181,7 +179,7 @@ class ModelLists:
         return np.asarray((items == head).all(axis=1))
 
     def factors(self) -> Iterator[list[Row]]:
-        """Yield the rows of the items' factors, one at a time; none if visitors are not to be folded in."""
+        """Yield the rows of the item factors one at a time; none unless the settings say *fold_in*."""
         ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return
@@ -213,7 +211,7 @@ class ModelLists:
         yield [description_row(description)]
 
     def for_users(self, users: Users) -> "ModelLists":
-        """Return the lists of none but *users* of the model, as they are among all; without any it is small."""
+        """Return a copy limited to *users* of the model, with unchanged lists."""
         others = copy(self)
         others.model = self.model.with_users(users)
         others._ruled = self._ruled.for_users(others.model, users.own)  # noqa: SLF001 -- a copy of itself
@@ -237,7 +235,7 @@ def _ranges(start: int, stop: int) -> Iterator[Indices]:
 
 
 class Block(NamedTuple):
-    """What one task computes: lists of the items from *start* to *stop*, or those of *users*."""
+    """The work of one task: the lists of *users*, or, if None, of the items from *start* to *stop*."""
 
     part: int
     start: int
@@ -246,10 +244,9 @@ class Block(NamedTuple):
 
 
 def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
-    """Return all blocks of a model, those of items and those of users, numbered from 1 in the order of the rows' keys.
+    """Return the blocks of items and of users, numbered from 1 in key order.
 
-    Only the size of the model decides how it is divided, so a block is the same in every attempt, on every executor
-    and in every run.
+    They depend only on the size of the model, and are therefore the same in each attempt and on each executor.
     """
     model = lists.model
     own = model.own_counts() if lists.keep_seen else None
@@ -264,7 +261,7 @@ def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
 
 
 def rows_of(lists: ModelLists, block: Block, observe: Observe = ignore) -> Iterator[list[Row]]:
-    """Compute the rows of a block, in the order of their keys, by what *lists*, of no users, have in common."""
+    """Compute the rows of a block in key order; *lists* need not hold any users."""
     if block.users is None:
         return lists.similar(block.start, block.stop)
     return lists.for_users(block.users).personal(observe)

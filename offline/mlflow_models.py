@@ -1,6 +1,6 @@
-"""Models in MLflow: a training logged as a run, its model registered as a version, and fetched again to be published.
+"""Models in MLflow: log a training as a run, register its model, and fetch a model to publish it.
 
-The server is MLflow's own setting, `MLFLOW_TRACKING_URI`; so are credentials and the experiment.
+Server, credentials and experiment are configured by MLflow's own variables, such as `MLFLOW_TRACKING_URI`.
 """
 
 import contextlib
@@ -21,24 +21,24 @@ from hotplate.offline.model import describe
 from hotplate.stores.folders import LOCK
 from hotplate.stores.urls import redacted
 
-# The name of the experiment, unless MLflow's variables name one; of the kind of model; and of what is logged.
+# The default experiment, MLflow's flavor, and the artifact folder.
 EXPERIMENT = "hotplate"
 FLAVOR = "hotplate"
 _FOLDER = "model"
-# Tags: of a run, the job that made it; of a version, the release that was made from it.
+# Tags of a run (the job) and of a model version (the release made from it, and its store).
 _JOB, _RELEASE, _STORE = "hotplate.job", "hotplate.release", "hotplate.store"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a model is registered as: a new version of *name*, which gets the *alias*, if there is one."""
+    """The registered model *name* that gets a new version, and the *alias* of that version."""
 
     name: str
     alias: str | None = None
 
     @classmethod
     def of(cls, text: str) -> "Target":
-        """Read NAME or NAME@ALIAS; raises SettingError for anything else."""
+        """Parse NAME or NAME@ALIAS; raises SettingError for anything else."""
         name, at, alias = text.partition("@")
         if not name or (at and not alias) or set(name) & set("/:"):
             raise SettingError(f"The model {text!r} cannot be registered; write NAME or NAME@ALIAS, as shop@champion.")
@@ -47,7 +47,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A run of MLflow, and the version that its model is registered as, None if it is not."""
+    """A run of MLflow, and the version of its registered model, if any."""
 
     run: str
     target: Target | None = None
@@ -55,15 +55,14 @@ class Logged:
 
     @property
     def uri(self) -> str:
-        """How MLflow names the model, as models:/shop/3."""
+        """MLflow's URI of the model, such as models:/shop/3."""
         return f"runs:/{self.run}/{_FOLDER}" if self.target is None else f"models:/{self.target.name}/{self.version}"
 
 
 def log_training(folder: Path, target: Target | None = None, job: str | None = None) -> Logged:
-    """Log the model *folder* as a run, with parameters, metrics and its description, and register it as *target*.
+    """Log the model *folder* as a run with parameters, metrics and description, and register it as *target*.
 
-    A *job* is logged once: if it has a run with a version, that is returned. Raises DataError if the server cannot be
-    reached or refuses.
+    Idempotent for a *job*: its finished run is returned if there is one. Raises DataError if the server fails.
     """
     described = describe(folder)
     with _server():
@@ -81,36 +80,33 @@ def log_training(folder: Path, target: Target | None = None, job: str | None = N
 
 
 def save_model(path: str, mlflow_model: Any, folder: Path) -> None:  # noqa: ANN401 -- MLflow's own
-    """Write the model *folder* to *path* as MLflow's kind `hotplate`; MLflow calls this."""
+    """Write the model *folder* to *path*; called by MLflow, which uses this module as a flavor."""
     shutil.copytree(folder, Path(path) / _FOLDER, ignore=shutil.ignore_patterns(LOCK))
     mlflow_model.add_flavor(FLAVOR, data=_FOLDER)
     mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
 def set_alias(logged: Logged) -> None:
-    """Give the version its alias, which the version that had it loses."""
+    """Move the alias of the target, if it has one, to the logged version."""
     if logged.target is not None and logged.target.alias is not None:
         with _server():
             mlflow.MlflowClient().set_registered_model_alias(logged.target.name, logged.target.alias, logged.version)
 
 
 def fetch(uri: str, out: Path) -> Path:
-    """Copy the model that *uri* names, as models:/shop@champion, below *out*, and return its folder.
+    """Download the model of a URI such as models:/shop@champion below *out*, and return its folder.
 
-    Raises DataError if there is none, or if it is not one that `log_training` wrote.
+    Raises DataError if it does not exist or was not logged by `log_training`.
     """
     with _server():
         found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(out))) / _FOLDER
     if not found.is_dir():
-        raise DataError(f"{uri} is a model of another kind; register one with hotplate train --register NAME.")
+        raise DataError(f"{uri} is not a model of hotplate; register one with hotplate train --register NAME.")
     return found
 
 
 def resolve(uri: str) -> str:
-    """Return the version that *uri* names now, as models:/shop/3, for an alias or `latest`; else *uri*, which is fixed.
-
-    Raises DataError if there is none.
-    """
+    """Replace an alias or `latest` in a models:/ URI by the current version; raises DataError if there is none."""
     if not uri.startswith("models:/"):
         return uri
     name, at, alias = uri.removeprefix("models:/").partition("@")
@@ -122,13 +118,13 @@ def resolve(uri: str) -> str:
         elif version == "latest":
             found = client.search_model_versions(f"name = '{name}'")
             if not found:
-                raise DataError(f"MLflow has no version of the model {name!r}; see its page.")
+                raise DataError(f"MLflow has no version of the model {name!r}.")
             version = str(max(int(each.version) for each in found))
     return f"models:/{name}/{version}"
 
 
 def record_release(uri: str, store: str, release: str) -> None:
-    """Tag the version that *uri* names (see `resolve`) with the *release* made from it; nothing for a run's model."""
+    """Tag a model version (see `resolve`) with the *release* made from it; does nothing for runs:/ URIs."""
     name, _, version = uri.removeprefix("models:/").partition("/")
     if not uri.startswith("models:/"):
         return
@@ -175,7 +171,7 @@ def _metrics(described: dict[str, Any]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _server() -> Iterator[None]:
-    """Raise MLflow's errors as DataError; what it prints goes to standard error."""
+    """Translate MLflow's errors to DataError, and send its output to standard error."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         with contextlib.redirect_stdout(sys.stderr):

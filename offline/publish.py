@@ -1,4 +1,4 @@
-"""Publishing lists as a release: the next ones are computed in a thread while the last ones are being written."""
+"""Publishing lists as a release: a thread computes the next batch while the last one is written."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -27,54 +27,54 @@ class ListSource(Protocol):
     """Lists that can be published: those of a model, or imported ones."""
 
     def plan(self) -> Plan:
-        """Return how many rows there are at most, and about how many bytes they take."""
+        """Return the maximum number of rows, and an estimate of their bytes."""
 
     def about(self) -> dict[str, Any]:
-        """Return what the manifest says of the release's origin."""
+        """Return the origin of the release, for the manifest."""
 
     def items(self) -> Items:
-        """Return the items that the lists are made of."""
+        """Return the items of the lists."""
 
     def batches(self, observe: Observe = ...) -> Iterator[list[Row]]:
-        """Yield all rows, of bodies, in ascending order of key bytes, a few thousand at a time; `meta` rows at the end.
+        """Yield all rows in ascending order of key bytes, `meta` rows last, a few thousand at a time.
 
-        The lists of all users are observed, as they are computed.
+        *observe* is called with the lists of users.
         """
 
 
 @runtime_checkable
 class PartedSource(ListSource, Protocol):
-    """A source whose lists other processes compute and write, as parts of one draft, all but a few."""
+    """A source that has most rows computed and written by other processes, as parts of one draft."""
 
     is_written_in_parts: bool
-    """Whether the store can be written so; else all rows come by `batches`."""
+    """Whether the store supports that; otherwise `batches` yields all rows."""
 
     def own(self) -> Iterator[list[Row]]:
-        """Yield the rows that the others do not write, as `ListSource.batches` does."""
+        """Yield the rows that this process writes, as `ListSource.batches` does."""
 
     def sample(self) -> list[Row]:
-        """Return some rows like those that the others write, to learn a dictionary from."""
+        """Return typical rows, to train a compression dictionary on."""
 
     async def write_parts(
         self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
-        """Have all parts written, from 1 on, or only summed up, and return what they add up to; raises StoreError.
+        """Have all parts from 1 on written, or only counted, and return their sum; raises StoreError.
 
-        The users' lists are counted in *lists*. See `publish` of *observer* and *on_progress*.
+        The users' lists are measured in *lists*. See `publish` for *observer* and *on_progress*.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class PublishSettings:
-    """How lists become a release.
+    """How lists are published.
 
-    encoding    `json` or `zstd`; None for what suits the store
+    encoding    `json` or `zstd`; None for the default of the store
     activate    whether the release goes live
-    keep        so many releases that were live before the live one are not erased
-    resume      a draft to go on with, as its writer if it is a DraftRef; the lists and the settings must be the same
-    gates       what the release must hold to go live: gates, or bounds by name, as {"ndcg": 0.15, "coverage": 0.3}
-    force       whether it goes live all the same; the release records that
-    end_canary  whether it goes live while another release is the canary, which ends
+    keep        number of previously live releases to keep
+    resume      a draft to continue with the same lists and settings, as its writer if it is a DraftRef
+    gates       conditions for going live: gates, or bounds by name, as {"ndcg": 0.15, "coverage": 0.3}
+    force       go live despite failed gates; recorded in the release
+    end_canary  go live although another release is the canary, which ends
     """
 
     encoding: str | None = None
@@ -87,15 +87,18 @@ class PublishSettings:
 
     @property
     def bounds(self) -> Sequence[Gate]:
-        """The gates; SettingError for a name or a bound that makes no sense."""
+        """The gates; SettingError for an invalid name or bound."""
         return parse_gates(self.gates, "gates") if isinstance(self.gates, Mapping) else self.gates
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What one publish did: *refused* is why it is not live, if gates or a canary said no; *erased* came after.
+    """The result of one publish.
 
-    *seconds* is how long the release took, *steps* what of that, and of what came before and after, is known by step.
+    seconds   duration of writing the release
+    erased    releases that were pruned afterwards
+    steps     seconds by step, including steps before and after
+    refused   why the release is not live, if gates or a canary refused it
     """
 
     result: WriteResult
@@ -114,14 +117,13 @@ async def publish(
     observer: Observer | None = None,
     on_progress: OnProgress = unreported,
 ) -> Written:
-    """Write all lists of *source* as one release of *store*, make it live, and erase what is no longer needed.
+    """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
-    If a gate fails, or another release is the canary, the release stays ready, and nothing is erased; the manifest
-    keeps what gates said. They compare with what is live in *live_in*, by default in *store*. *observer* hears what
-    those were charged who write parts of a PartedSource. *on_progress* is called with (lists written, lists in all).
-    Raises SettingError, before anything is written, for gates that cannot be judged; StoreError as
-    `hotplate.stores.publication.publish` does. The steps are the seconds that lists were waited for, gates were judged,
-    the release was activated and others were erased.
+    If a gate fails, or another release is the canary, the release stays ready and nothing is pruned; the manifest
+    records the verdicts. Gates compare with the live release of *live_in*, by default *store*. *observer* is told the
+    charges of processes that write parts. *on_progress* is called with (rows written, rows in all). Raises
+    SettingError, before anything is written, for gates that cannot be judged; StoreError as
+    `hotplate.stores.publication.publish` does.
     """
     settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
     review = _GateCheck(source, settings, store, live_in or store, steps) if settings.gates else None
@@ -158,7 +160,7 @@ async def publish(
 
 
 class _GateCheck:
-    """The gates of one publish: what is measured while lists are written, and what they say at its end."""
+    """The gates of one publish: measures the lists while they are written, and judges them at the end."""
 
     def __init__(
         self, source: ListSource, settings: PublishSettings, store: Store, reader: Reader, steps: dict[str, float]
@@ -171,23 +173,22 @@ class _GateCheck:
         self._judged: tuple[ReleaseRef | None, list[GateVerdict]] | None = None
 
     async def about(self) -> dict[str, Any]:
-        """Return what the manifest says of the release's origin, and what the gates said, once all is measured."""
+        """Return the origin and the verdicts for the manifest; to be called once all lists are measured."""
         live, verdicts = await self._judge()
         return self._origin | {"gates": record(verdicts, live, forced=self._settings.force)}
 
     async def goes_live(self, manifest: Manifest) -> bool:
-        """Return whether the release is to go live, and no gate keeps it from that."""
         return not await self.refusal(manifest) and self._settings.activate
 
     async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
-        """Name the gates that failed now, or at the attempt that wrote the manifest; none for a forced release."""
+        """Return the gates that failed now or in the attempt that wrote the manifest; none for a forced release."""
         _, verdicts = await self._judge()
         is_forced = self._settings.force and recorded(manifest)[0]
         now = () if is_forced else tuple(each.gate for each in verdicts if not each.passed)
         return tuple(dict.fromkeys((*manifest.refused_by, *now)))
 
     async def refusal(self, manifest: Manifest) -> str:
-        """Say which gates failed, and what to do; nothing if none did, or the release is forced and records that."""
+        """Return why gates refuse the release, and what to do; empty if they do not."""
         live, verdicts = await self._judge()
         failed = "" if self._settings.force and recorded(manifest)[0] else failures(verdicts)
         stays = "" if live is None else f", and {live.id} still is"
@@ -206,10 +207,7 @@ class _GateCheck:
 
 
 async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:
-    """Yield *batches*; the next is computed in a thread at the same time, which is left behind if it is not wanted.
-
-    How long they are waited for is added to *seconds* as `lists`.
-    """
+    """Yield *batches*, computing the next one in a thread meanwhile; waiting time is added to *seconds* as `lists`."""
     compute = partial(asyncio.get_running_loop().run_in_executor, DaemonThreads(), next, batches, None)
     upcoming = compute()
     try:
@@ -226,7 +224,7 @@ async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) ->
 
 @contextmanager
 def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Add the wall time of the block to that of *step* in *seconds*, however the block ends."""
+    """Add the wall time of the block to *step* of *seconds*, also if it raises."""
     started = perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Business rules: which items lists may hold, which they favour, who gets a list, and what fills a short one."""
+"""Business rules: allowed, boosted and pinned items, categories, freshness, and the filling of short lists."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -23,18 +23,18 @@ from hotplate.offline.train.popularity import Popular, Popularity, by_popularity
 from hotplate.offline.train.ranking import recommend
 from hotplate.stores.keys import OVERALL
 
-# The first depth of a ranking under a cap, in lists; those that are still short are ranked so many times deeper again.
+# With a cap per category, rankings begin at this multiple of the list length; short lists are ranked again, deeper.
 _FIRST_DEPTH = 2
 _DEEPER = 4
-# How many ranked items are held at once, which bounds the memory that deep rankings take.
+# Ranked items in memory at once.
 _CELLS = 1 << 22
-# Scores are float32: larger boosts of large scores would be infinite.
+# Larger boosts could overflow float32 scores.
 _MAX_BOOST = 1_000_000
-# Columns of a file of available items that say whether an item is in stock.
+# Names of a stock column in a file of available items.
 _STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
 _IN_STOCK = ["true", "yes", "in stock", "instock"]
 _OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock", ""]
-# Of an item without a category there may be any number.
+# Items without a category are not capped.
 _NO_CATEGORY = -1
 
 Ranked = tuple[Indices, Floats]
@@ -42,16 +42,15 @@ Ranked = tuple[Indices, Floats]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What lists must hold to besides being good; SettingError for what makes no sense. Lives as the command does.
+    """Business rules of lists; raises SettingError for invalid ones.
 
-    available         the ids of the only items that may be recommended; None for all
-    excluded          the ids of items that may not be
-    categories        of items by id, each at most *max_per_category* times in a list
+    available         ids of the items that may be recommended; None for all
+    excluded          ids of items that may not be recommended
+    categories        by item id; a list contains each at most *max_per_category* times
     min_history       users with fewer interactions get no list, and are served the popular one
-    boosts            by item, what its scores are multiplied by
-    freshness_days    an item loses half of its scores each time that it gets older by so many days, compared with the
-                      newest; it is as old as its first interaction
-    pinned            the ids of items that come first in every list, in this order, for users who do not have them
+    boosts            factors of scores, by item id
+    freshness_days    half-life of scores by the age of an item: from its first interaction to the newest item's
+    pinned            ids of items at the head of every list, in order, unless the user has them
     """
 
     available: frozenset[str] | None = None
@@ -71,14 +70,14 @@ class Rules:
 
     @property
     def shorten(self) -> bool:
-        """Whether there is a rule by which lists lose items."""
+        """Whether a rule removes items from lists."""
         return self.available is not None or bool(self.excluded) or self.max_per_category is not None
 
 
 def require_both(max_per_category: int | None, categories: object | None) -> None:
-    """Raise SettingError for a cap without categories, and for categories without a cap."""
+    """Raise SettingError for a cap without categories, or categories without a cap."""
     if (max_per_category is None) != (categories is None):
-        raise SettingError("A cap needs both: --categories FILE with those of items, and --max-per-category N.")
+        raise SettingError("A cap needs both --categories FILE and --max-per-category N.")
 
 
 def read_rules(
@@ -92,7 +91,7 @@ def read_rules(
     freshness: str | None = None,
     pin: Path | None = None,
 ) -> Rules:
-    """Return rules, what they say of items read from files; DataError if one cannot be read."""
+    """Return the rules with items read from files; DataError if one cannot be read."""
     return Rules(
         None if available is None else frozenset(_read_available(available)),
         frozenset() if exclude is None else frozenset(_read_items(exclude)),
@@ -106,11 +105,13 @@ def read_rules(
 
 
 class RuledLists:
-    """Ranks the items of one model under rules: arrays [rows, length], best first, -1 with a score of 0 at the end.
+    """Ranks the items of one model under rules: arrays [rows, length], best first, -1 with score 0 after the end.
 
-    If rules leave a user's list shorter than it should be, it is filled up with the most popular items that the rules
-    allow and that the user does not have. Their score is 0, or that of the last item before them if it is lower. Lives
-    as long as one publish.
+    Lists shortened by rules are filled with the most popular allowed items that the user does not have, with a score
+    of 0, or the lowest score of the list if that is negative.
+
+    allowed     mask of the items that may be recommended; None for all
+    categories  category number by item, negative for none; None without a cap
     """
 
     def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
@@ -121,9 +122,7 @@ class RuledLists:
         self._keep_seen = keep_seen
         ids = model.matrix.item_ids
         self.allowed = _allowed(rules, ids)
-        """Which items may be recommended; None for all."""
         self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
-        """The number of each item's category, below 0 for none; None if there is no cap."""
         self._history = np.diff(model.matrix.user_items.indptr)
         self._own = self._counted(model) if keep_seen else None
         counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
@@ -134,10 +133,7 @@ class RuledLists:
         self._pins = pins if self.allowed is None else pins[self.allowed[pins]]
 
     def for_users(self, model: Model, own: UserItems | None = None) -> "RuledLists":
-        """Return the same for the users of *model*, who are some of these; what is popular stays what it was.
-
-        *own* are the counts of what they chose themselves.
-        """
+        """Return a copy for the users of *model*, with unchanged popular lists; *own* are their counts by item."""
         others = copy(self)
         others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
         others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
@@ -146,17 +142,17 @@ class RuledLists:
 
     @property
     def available(self) -> int:
-        """Number of the model's items that are available; all without such a rule."""
+        """Number of items that the rule `available` allows."""
         ids, available = self._model.matrix.item_ids, self._rules.available
         return len(ids) if available is None else sum(item in available for item in ids)
 
     @property
     def catalogue(self) -> int:
-        """How many items may be recommended."""
+        """Number of items that all rules allow."""
         return len(self._model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
 
     def personal(self, users: Indices) -> Ranked:
-        """Return the lists of the rows *users*; of those with too short a history they are empty."""
+        """Return the lists of the rows *users*, empty for those with too short a history."""
         width = min(self._length, len(self._model.matrix.item_ids))
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
@@ -165,15 +161,12 @@ class RuledLists:
         return items, scores
 
     def similar(self, items: Indices) -> Ranked:
-        """Return what is similar to the columns *items*; it is not filled up, because popular items are not similar."""
+        """Return the lists of similar items for the columns *items*; short ones are not filled."""
         similar = self._model.similar
         return self._capped(lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items)
 
     def popular(self) -> dict[str, Popular]:
-        """Return the popular lists by segment, the overall one, too, each as long as the model's if items suffice.
-
-        A segment's is filled up with what is popular overall, with a score of 0.
-        """
+        """Return the popular lists by segment, filled with overall popular items with a score of 0."""
         model, counts = self._model, self._popularity.counts
         if not (self._rules.shorten or len(self._pins) or self._weights is not None):
             return {OVERALL: model.popular, **model.segments}
@@ -188,7 +181,7 @@ class RuledLists:
         return lists
 
     def about(self) -> dict[str, Any]:
-        """Return what the manifest says of the rules; *unknown* are items that they name and the model lacks."""
+        """Return the entry of the manifest; *unknown* counts items of the rules that the model lacks."""
         rules, known = self._rules, set(self._model.matrix.item_ids)
         facts: dict[str, Any] = {}
         named = {"available": rules.available, "excluded": rules.excluded}
@@ -226,7 +219,7 @@ class RuledLists:
         return self._pinned(users, items, scores) if len(self._pins) else (items, scores)
 
     def _pinned(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Put the pinned items that users may get first, with the score of the best; empty lists stay empty."""
+        """Put allowed pinned items first, with the best score of the list; empty lists stay empty."""
         pins = np.tile(self._pins, (len(users), 1))
         pins[items[:, 0] < 0] = -1
         if not self._keep_seen:
@@ -236,14 +229,13 @@ class RuledLists:
         return cut(everything, values, (everything >= 0) & _first(everything, 1), items.shape[1])
 
     def _counted(self, model: Model) -> UserItems | None:
-        """Return what users' own rows add to the scores, favoured as scores are."""
         own = model.own_counts()
         if own is not None and self._weights is not None:
             own.data *= self._weights[own.indices]
         return own
 
     def _favouring(self, model: Model) -> Model:
-        """Return *model*, its scores multiplied by what boosts and freshness say."""
+        """Return *model* with its scores multiplied by boosts and freshness."""
         ranker, weights = model.ranker, self._weights
         if weights is None:
             return model
@@ -253,7 +245,7 @@ class RuledLists:
         return replace(model, ranker=with_recency(ranker, weights if before is None else before * weights))
 
     def _capped(self, rank: Callable[[Indices, int], Ranked], rows: Indices) -> Ranked:
-        """Rank deeper and deeper, until each list is full under the cap or all items were ranked."""
+        """Rank deeper until each list is full under the cap or all items were ranked."""
         most, total = self._rules.max_per_category, len(self._model.matrix.item_ids)
         if self.categories is None or most is None:
             return rank(rows, self._length)
@@ -273,7 +265,7 @@ class RuledLists:
         return items, scores
 
     def _shortened(self, items: Indices, scores: Floats, n: int) -> Popular:
-        """Return the pinned items and *items*, best first by the *scores* of all: the first *n* that rules leave."""
+        """Return the first *n* allowed items of the pinned ones and *items*; *scores* are those of all items."""
         scores = scores.copy()
         scores[self._pins] = scores[items[0]]
         items = np.concatenate([self._pins, items[~np.isin(items, self._pins)]])
@@ -285,12 +277,12 @@ class RuledLists:
 
 
 def capped(items: Indices, categories: Indices, most: int) -> npt.NDArray[np.bool_]:
-    """Return which of *items* [rows, depth], best first, stay if at most *most* of a category do; -1 never does."""
+    """Return the mask of *items* [rows, depth], best first, that a cap of *most* per category keeps; never -1."""
     return (items >= 0) & _first(np.where(items >= 0, categories[items], _NO_CATEGORY), most)
 
 
 def cut(items: Indices, scores: Floats, kept: npt.NDArray[np.bool_], n: int) -> Ranked:
-    """Return the first *n* of each row that are *kept*, in their order, and -1 with a score of 0 after them."""
+    """Return the first *n* kept entries of each row in order, then -1 with a score of 0."""
     order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
     kept = np.take_along_axis(kept, order, axis=1)
     best, values = np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
@@ -298,7 +290,7 @@ def cut(items: Indices, scores: Floats, kept: npt.NDArray[np.bool_], n: int) -> 
 
 
 def filled(ranked: Ranked, filler: Indices) -> Ranked:
-    """Return *ranked*, each row filled up with what it lacks of its row of *filler*, no score above those before it."""
+    """Append the items of *filler* that a row lacks, with a score of 0 or the row's lowest if that is negative."""
     items, scores = ranked
     lowest = scores.min(axis=1, where=items >= 0, initial=0)
     everything = np.concatenate([items, filler], axis=1)
@@ -307,7 +299,7 @@ def filled(ranked: Ranked, filler: Indices) -> Ranked:
 
 
 def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
-    """Return which places of each row are among the first *most* of their kind; all of a kind below 0 are."""
+    """Return the mask of the first *most* entries of each kind in a row; negative kinds are not limited."""
     order = np.argsort(kinds, axis=1, kind="stable")
     ordered = np.take_along_axis(kinds, order, axis=1)
     places = np.arange(kinds.shape[1])
@@ -320,7 +312,7 @@ def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
 
 
 def _read_items(path: Path) -> list[str]:
-    """Return the ids that a file names: one a line in a .txt file, those of the item column in all others."""
+    """Read ids: one a line in a .txt file, else the item column."""
     if path.suffix.lower() != ".txt":
         return read_text(path, ["item"]).get_column("item").to_list()
     with input_files([path]) as files, data_errors(named_paths([path])):
@@ -328,10 +320,8 @@ def _read_items(path: Path) -> list[str]:
 
 
 def _read_available(path: Path) -> list[str]:
-    """Return the ids of available items; of a table with a stock column those with more than zero, or true."""
-    if path.suffix.lower() == ".txt":
-        return _read_items(path)
-    stock = _stock_column(path)
+    """Read ids; of a table with a stock column those with a positive number or true."""
+    stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
     if stock is None:
         return _read_items(path)
     frame = read_text(path, ["item"], stock=stock)
@@ -342,7 +332,7 @@ def _read_available(path: Path) -> list[str]:
     if unread.height:
         item, value = unread.row(0)[:2]
         raise DataError(
-            f"{named_paths([path])} has {value!r} as the {stock} of item {item!r}; write a number, or true or false."
+            f"{named_paths([path])} has {value!r} as the {stock} of item {item!r}; write a number, true or false."
         )
     return frame.filter(pl.col("amount") > 0).get_column("item").to_list()
 
@@ -354,24 +344,25 @@ def _stock_column(path: Path) -> str | None:
 
 
 def _read_categories(path: Path) -> dict[str, str]:
-    frame = read_text(path, ["item", "category"]).drop_nulls().unique()
-    twice = frame.filter(pl.col("item").is_duplicated())
-    if twice.height:
-        item = twice.get_column("item")[0]
-        raise DataError(f"{named_paths([path])} has item {item!r} in two categories; keep one for each item.")
-    return dict(frame.iter_rows())
+    return _once(read_text(path, ["item", "category"]).drop_nulls(), path, "in two categories")
 
 
 def _read_boosts(path: Path) -> dict[str, float]:
     boost = pl.col("boost")
-    frame = read_text(path, ["item", "boost"]).with_columns(boost.cast(pl.Float64, strict=False)).unique()
+    frame = read_text(path, ["item", "boost"]).with_columns(boost.cast(pl.Float64, strict=False))
     wrong = frame.filter(~((boost > 0) & (boost <= _MAX_BOOST)).fill_null(value=False)).get_column("item").sort()
     if len(wrong):
         bounds = f"above zero and at most {_MAX_BOOST:,}"
         raise DataError(f"{named_paths([path])} has no number {bounds} as the boost of item {wrong[0]!r}.")
-    twice = frame.filter(pl.col("item").is_duplicated()).get_column("item").sort()
-    if len(twice):
-        raise DataError(f"{named_paths([path])} has item {twice[0]!r} with two boosts; keep one for each item.")
+    return _once(frame, path, "with two boosts")
+
+
+def _once(frame: pl.DataFrame, path: Path, twice: str) -> dict[str, Any]:
+    """Return the values by item; DataError for an item with two."""
+    frame = frame.unique()
+    repeated = frame.filter(pl.col("item").is_duplicated()).get_column("item").sort()
+    if len(repeated):
+        raise DataError(f"{named_paths([path])} has item {repeated[0]!r} {twice}; keep one for each item.")
     return dict(frame.iter_rows())
 
 
@@ -383,14 +374,13 @@ def _allowed(rules: Rules, ids: list[str]) -> Allowed:
 
 
 def _weights(rules: Rules, model: Model) -> Floats | None:
-    """Return [items] what scores are multiplied by; None for nothing. DataError for freshness without times."""
+    """Return the factors of scores [items], None if all are 1; DataError for freshness without times."""
     ids, times = model.matrix.item_ids, model.matrix.times
     weights = np.array([rules.boosts.get(item, 1.0) for item in ids])
     if rules.freshness_days is not None:
         if times is None or (times == NO_TIME).all():
             raise DataError(
-                "The model has no times, and freshness needs them; name their column as you train, with --time-column, "
-                "or leave the freshness out."
+                "Freshness needs times, and the model has none; train with --time-column, or omit the freshness."
             )
         first = np.full(len(ids), NEVER, dtype=np.int64)
         np.minimum.at(first, model.matrix.user_items.indices, times)

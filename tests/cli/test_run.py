@@ -228,7 +228,7 @@ def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
     assert "Another run is writing release 20261120T064200Z-7f3a in this store" in refused.stderr
     with opened(tmp_path / "work"):
         refused = hotplate("run", pipeline)
-    assert "Another run works in " in refused.stderr
+    assert "Another run is using " in refused.stderr
     assert "is not a folder" in hotplate("run", pipeline, "--work", pipeline).stderr
 
 

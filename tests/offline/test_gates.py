@@ -184,7 +184,7 @@ def test_a_gate_that_there_is_not_is_named_with_the_nearest(name: str, part: str
 def test_gate_without_its_evaluation_or_catalogue_is_reported_by_name() -> None:
     with pytest.raises(SettingError, match=r"no gate ndcg .* have no evaluation"):
         check(gates(ndcg=0.1), None, knows_catalogue=True)
-    with pytest.raises(SettingError, match="coverage: how many items there are is not known"):
+    with pytest.raises(SettingError, match="coverage: the number of items is unknown"):
         check(gates(coverage=0.1), METRICS, knows_catalogue=False)
 
 

@@ -209,7 +209,7 @@ def test_fresh_items_come_first_by_the_age_of_their_first_interaction() -> None:
 def test_freshness_needs_a_model_with_times(has_rows: bool) -> None:  # noqa: FBT001 -- as parametrized
     pairs = MODEL.matrix.user_items
     rows = History.of(pairs, np.full(pairs.nnz, NO_TIME)) if has_rows else None
-    with pytest.raises(DataError, match="The model has no times, and freshness needs them; name their column"):
+    with pytest.raises(DataError, match="Freshness needs times, and the model has none"):
         lists_of(Rules(freshness_days=3), replace(MODEL, matrix=replace(MODEL.matrix, history=rows)))
 
 
