@@ -13,8 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from hotplate.bench.process import ROOT
-from hotplate.markdown import page_with, table
-from hotplate.report import UNKNOWN, Report, format_value, from_json, to_json
+from hotplate.report import UNKNOWN, Report, format_value, from_json, markdown_page, markdown_table, to_json
 
 FOLDER = ROOT / "bench" / "figures"
 README = ROOT / "README.md"
@@ -106,7 +105,7 @@ def table_of_report(report: Report) -> str:
     subjects = dict.fromkeys(row.subject for row in main)
     head = f"{report.head}\n\n" if report.head else ""
     rows = ([subject, *(_cell(report, subject, name) for name in names)] for subject in subjects)
-    return head + table(["", *names], rows)
+    return head + markdown_table(["", *names], rows)
 
 
 def _cell(report: Report, subject: str, figure: str) -> str:
@@ -124,9 +123,9 @@ def write_tables(folder: Path, readme: Path, page: Path) -> None:
     others = [[each.what, each.measured] for each in lines if each.group != PEERS]
     files = [file for name in REPORTS if (file := folder / f"{name}.json").exists()]
     reports = [table_of_report(from_json(json.loads(file.read_text()))) for file in files]
-    front = "\n".join([*reports, table(["compared", "measured"], peers)])
-    for path, tables in ((readme, front), (page, table(["benchmark", "measured"], others))):
-        path.write_text(page_with(path.read_text(), tables, VERB))
+    front = "\n".join([*reports, markdown_table(["compared", "measured"], peers)])
+    for path, tables in ((readme, front), (page, markdown_table(["benchmark", "measured"], others))):
+        path.write_text(markdown_page(path.read_text(), tables, VERB))
 
 
 def main() -> None:

@@ -1,11 +1,10 @@
 """hotplate keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast.
 
-The public names: programs import them from here. Each is loaded when it is first used, so
-`import hotplate` itself costs nothing.
+The public names, each loaded on its first use.
 """
 
-TYPE_CHECKING = False  # `typing` would delay the command, and every program
-if TYPE_CHECKING:  # what type checkers see; `_homes` reads it, too
+TYPE_CHECKING = False  # importing `typing` is slow
+if TYPE_CHECKING:  # also parsed by `_homes`
     from hotplate.cli.run import run_pipeline as run
     from hotplate.client import Answer, AsyncClient, Client, ClientError, RequestRefused, ServiceUnavailable
     from hotplate.offline.errors import DataError, GateFailed, SettingError
@@ -77,7 +76,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-if not TYPE_CHECKING:  # so that type checkers see the imports above, and no other names
+if not TYPE_CHECKING:  # type checkers see only the imports above
 
     def __getattr__(name: str) -> object:
         """Load a public name on its first use."""
@@ -98,7 +97,7 @@ def __dir__() -> list[str]:
 
 
 def _homes() -> dict[str, tuple[str, str]]:
-    """Return the module of each public name, and its name there."""
+    """Return the module of each public name, and its name there, from the imports above."""
     import ast  # noqa: PLC0415 -- as `typing`
 
     tree = ast.parse(__spec__.loader.get_source(__name__))  # type: ignore[union-attr]  # of a package from source

@@ -1,8 +1,7 @@
-"""Reports: rows of figures, a sentence and plots, as a table on a terminal and as JSON.
+"""Reports of measurements, plans and evaluations: rows of figures, a sentence and plots, as text and as JSON.
 
-An experiment returns a `Report`. All verbs that measure, plan or evaluate print theirs with this module, and write it
-with `hotplate.report_page.save`. Units of values: `us` (microseconds), `share` (0 to 1), or any text, which is printed
-as it is: `/s`, `RU`, `USD/month`.
+`hotplate.report_page.save` writes them as HTML. Units of values: `us` (microseconds), `share` (0 to 1), or any text,
+which is printed unchanged: `/s`, `RU`, `USD/month`. Also here: generated tables in Markdown pages.
 """
 
 import math
@@ -17,18 +16,21 @@ from rich.table import Column, Table
 
 FORMAT = 3
 UNKNOWN = "—"
-# As a width of a terminal: no table needs more.
+# Wider than any table.
 ANY_WIDTH = 10_000
 TUPLES = ("notes", "broken", "failures")
+MARKDOWN_END = "<!-- up to here -->\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One figure of one subject.
 
-    `value` is the headline: of a percentile, that of all rounds pooled; None if it is not known, and `note` says why.
-    `values` are those of the rounds, `low` and `high` the 95 % interval. `note` also qualifies a known value, as
-    `assumed`, `COMPUTED` or `at least`. A row that is not `main` is left out of the first table.
+    value      the headline, for percentiles over all rounds pooled; None if unknown
+    values     by round
+    low, high  95 % interval
+    note       a qualification, such as `assumed` or `COMPUTED`, or why the value is unknown
+    main       whether the first table shows the row
     """
 
     subject: str
@@ -53,10 +55,11 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Curves over one x axis; `x` and `y` are labels. `marks` are vertical lines, by x, with their labels.
+    """Curves over one x axis, with labels `x` and `y`.
 
-    `ticks` are labels of the x axis by x, instead of numbers. The plot *below* is drawn under this one, over the same
-    x axis and under the same legend, so its curves are in the same order.
+    marks   labels of vertical lines, by x
+    ticks   labels of the x axis by x, instead of numbers
+    below   another plot with the same x axis and legend, so with its curves in the same order
     """
 
     title: str
@@ -76,7 +79,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """A table of texts, below the plots of the page."""
+    """A table of texts below the plots of the page."""
 
     title: str
     headings: tuple[str, ...]
@@ -88,9 +91,11 @@ class TextTable:
 class Report:
     """The result of one experiment.
 
-    `head` stands above everything, as EMULATED. `failures` say what could not be measured, `broken` what was measured
-    and is not as it should be. A `listed` report has one line for each row, under its subject; otherwise the first
-    table has a line for each subject and a column for each figure. `extra` is for programs, and only in the JSON.
+    head      a heading, such as EMULATED
+    failures  what could not be measured
+    broken    what was measured and is not acceptable
+    listed    print one line for each row, grouped by subject, instead of a matrix of subjects and figures
+    extra     values for programs, only in the JSON
     """
 
     kind: str
@@ -110,22 +115,22 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 not everything was measured, 3 measured and not as it should be."""
+        """0 done, 1 not completely measured, 3 measured and not acceptable."""
         return 1 if self.failures or self.interrupted else 3 if self.broken else 0
 
     @property
     def complaints(self) -> list[str]:
-        """Sentences to look out for, the gravest first."""
+        """Sentences on problems, the gravest first."""
         stopped = ["it was stopped before its end"] if self.interrupted else []
         return [*stopped, *self.failures, *self.broken]
 
     def row(self, subject: str, figure: str) -> Row | None:
-        """Return one row; None if there is none of that name."""
+        """Return one row, or None."""
         return next((row for row in self.rows if (row.subject, row.figure) == (subject, figure)), None)
 
 
 def format_value(value: float, unit: str = "") -> str:
-    """Write a value in three digits, with the unit that reads best."""
+    """Format a value with three digits and a suitable unit."""
     match unit:
         case "us":
             return _time(value)
@@ -145,7 +150,7 @@ def _time(us: float) -> str:
 
 
 def _digits(value: float) -> str:
-    """Write at least three digits, without an exponent."""
+    """Format at least three digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -154,7 +159,7 @@ def _digits(value: float) -> str:
 
 
 def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
-    """Return a row's value, and its interval and note; without *unit* only times and shares have theirs."""
+    """Return a row's value, and its interval and note; without *unit* only times and shares have a unit."""
     shown = row.unit if unit or row.unit in {"us", "share"} else ""
     if row.value is None:
         return UNKNOWN, row.note
@@ -165,7 +170,7 @@ def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a report for a person: what it is, its sentence, the main figures, and what to look out for."""
+    """Print a report as text: head, sentence, main figures, notes and problems."""
     if report.head:
         console.print(escape(report.head), style="bold")
     console.print(escape(report.sentence))
@@ -181,7 +186,7 @@ def print_report(report: Report, console: Console) -> None:
 
 def _matrix(rows: Sequence[Row]) -> Table:
     columns = headings(rows)
-    subjects = Column(overflow="fold")  # cut, two databases of one server would look the same
+    subjects = Column(overflow="fold")  # truncated, two databases of one server would look the same
     made = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in columns.values():
         made.add_column(heading, justify="right")
@@ -203,21 +208,21 @@ def _grouped(rows: Sequence[Row]) -> Table:
 
 
 def headings(rows: Iterable[Row]) -> dict[str, str]:
-    """Return the heading of each figure: its name, and its unit where cells have none."""
+    """Return the heading of each figure: its name, with the unit if the cells have none."""
     units = {row.figure: row.unit for row in rows}
     plain = {"", "us", "share"}
     return {name: name if unit in plain or unit in name else f"{name}, {unit}" for name, unit in units.items()}
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return a report as plain values."""
+    """Return a report as plain JSON values."""
     facts = {"format": FORMAT, "exit_code": report.exit_code, **asdict(report), **report.extra}
     del facts["extra"]
     return facts
 
 
 def from_json(facts: Mapping[str, Any]) -> Report:
-    """Make a report of what `to_json` returned, without plots and tables. Raises KeyError, TypeError or ValueError."""
+    """Parse the result of `to_json`, without plots and tables; raises KeyError, TypeError or ValueError."""
     if facts["format"] != FORMAT:
         raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
     known = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
@@ -225,3 +230,19 @@ def from_json(facts: Mapping[str, Any]) -> Report:
     tuples = {name: tuple(known[name]) for name in TUPLES}
     extra = {name: value for name, value in facts.items() if name not in {*known, "format", "exit_code"}}
     return Report(**{**known, **tuples, "plots": (), "tables": (), "rows": rows, "extra": extra})
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def markdown_page(page: str, text: str, verb: str) -> str:
+    """Return *page* with *text* between the marks of `make VERB`; ValueError if it has no marks."""
+    begin = f"<!-- written by make {verb} -->\n"
+    before, mark, rest = page.partition(begin)
+    _, end, after = rest.partition(MARKDOWN_END)
+    if not (mark and end):
+        raise ValueError(f"the page has no lines {begin.strip()} and {MARKDOWN_END.strip()}")
+    return f"{before}{begin}{text}{MARKDOWN_END}{after}"

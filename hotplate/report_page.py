@@ -1,7 +1,7 @@
-"""A report as one HTML page that loads nothing from elsewhere. Its plots are drawn by matplotlib, of `hotplate[bench]`.
+"""A report as a self-contained HTML page, with plots by matplotlib (`hotplate[bench]`).
 
-They are SVG in the page's own colours, so that they follow light and dark. Each is drawn twice, for a wide and a narrow
-page, because letters that shrink with a plot cannot be read on a phone.
+Plots are inline SVG in the page's colours, to follow its light or dark theme. Each is drawn for a wide and a narrow
+page, because scaled-down text is unreadable on a phone.
 """
 
 import html
@@ -28,7 +28,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 DETAILS = "All figures, configuration and machine"
 INK, FAINT = "#010101", "#020202"
 LINES = tuple(f"#0a000{number}" for number in range(1, 7))
-# What matplotlib draws in, and the page's variable that replaces it.
+# Colours that matplotlib draws in, and the CSS variables that replace them.
 VARIABLES = {INK: "--ink", FAINT: "--faint"} | {colour: f"--line-{n}" for n, colour in enumerate(LINES, 1)}
 STYLE: Any = {
     "axes.edgecolor": FAINT, "axes.grid": True, "axes.labelcolor": INK, "axes.spines.right": False,
@@ -38,21 +38,21 @@ STYLE: Any = {
     "svg.hashsalt": "hotplate", "text.color": INK, "xtick.color": FAINT, "xtick.labelcolor": INK,
     "ytick.color": FAINT, "ytick.labelcolor": INK,
 }  # fmt: skip
-# Inches, and letters of a legend that fit into a line, by the class of the page that shows the plot.
+# Width in inches and letters in a line of the legend, by CSS class.
 SIZES = {"wide": (9.0, 110), "narrow": (4.4, 46)}
 HEIGHT = 3.4
-# A log axis over less than this ratio would have one label or none.
+# Log axes cover at least this ratio, to have more than one label.
 LEAST_RATIO = 20
 
 
 def save(report: Report, name: Path) -> None:
-    """Write *name*.json and *name*.html, each whole or not at all."""
+    """Write *name*.json and *name*.html, each atomically."""
     _write(name.with_name(f"{name.name}.json"), json.dumps(to_json(report), indent=1))
     save_page(report, name.with_name(f"{name.name}.html"))
 
 
 def save_page(report: Report, path: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page atomically."""
     _write(path, page(report))
 
 
@@ -63,7 +63,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def page(report: Report) -> str:
-    """Lay out the HTML page: head, sentence, main figures, plots, notes, and the rest folded away."""
+    """Return the HTML page: head, sentence, main figures, notes, plots, and collapsed details."""
     main = [row for row in report.rows if row.main]
     parts = [f'<p class="head">{_escaped(report.head)}</p>'] if report.head else []
     parts.append(f"<h1>{_escaped(report.sentence)}</h1>")
@@ -74,11 +74,10 @@ def page(report: Report) -> str:
     if main:
         parts.append(_grouped_html(main) if report.listed else _matrix_html(main))
     parts += [f'<p class="note">{_escaped(note)}</p>' for note in report.notes]
-    if report.plots:
-        parts += [
-            f"<figure><h2>{_escaped(plot.title)}</h2>{_drawn(plot)}<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
-            for plot in report.plots
-        ]
+    parts += [
+        f"<figure><h2>{_escaped(plot.title)}</h2>{_drawn(plot)}<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
+        for plot in report.plots
+    ]
     parts += [_text_table(table) for table in report.tables]
     rest = [row for row in report.rows if not row.main]
     facts = "".join(
@@ -145,7 +144,7 @@ def _cell(row: Row | None, *, unit: bool = True) -> str:
 
 
 def _drawn(plot: Plot) -> str:
-    """Return the plot as two SVG elements, of which the page shows one."""
+    """Return the plot as SVG for each class of `SIZES`."""
     made = []
     for kind, (width, letters) in SIZES.items():
         with rc_context(STYLE):
@@ -178,7 +177,6 @@ def _draw(axes: Axes, plot: Plot) -> None:
 
 
 def _scale_x(axes: Sequence[Axes], plot: Plot) -> None:
-    """Scale the x axis that all panels share."""
     last = axes[-1]
     last.set_xlabel(plot.x)
     _scale(last, "x", [line for each in axes for line in each.lines], plot.x_unit, log=plot.log_x)
@@ -207,14 +205,14 @@ def _scale(axes: Axes, name: str, lines: Iterable[Line2D], unit: str, *, log: bo
 
 
 def _legend(axes: Axes, letters: int) -> None:
-    """Name the curves above the frame, as many in a line as it has room for."""
+    """Draw the legend above the frame, with as many columns as fit."""
     if labels := axes.get_legend_handles_labels()[1]:
         columns = max(1, min(len(labels), letters // (max(map(len, labels)) + 6)))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0.2, handlelength=1.4)
 
 
 def _svg(figure: Figure, kind: str, description: str) -> str:
-    """Return the figure as an element of a page, without ids that another plot has, too."""
+    """Return the figure as an SVG element, without ids, which would not be unique in the page."""
     written = io.StringIO()
     figure.savefig(written, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = written.getvalue()
@@ -229,5 +227,5 @@ def _svg(figure: Figure, kind: str, description: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape a text for HTML; control characters and marks of direction are replaced."""
+    """Escape a text for HTML, and replace control characters and marks of direction."""
     return html.escape("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))

@@ -1,4 +1,4 @@
-"""The file for `spark-submit`: the command `hotplate`, with the master that it was submitted to."""
+"""The application file for `spark-submit`: the command `hotplate` with the submitted master."""
 
 import os
 

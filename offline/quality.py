@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hotplate.markdown import page_with
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
@@ -26,6 +25,7 @@ from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Params, described, params_from
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
+from hotplate.report import markdown_page
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str]) -> int:
     written = "\n\n".join("\n".join(rows) for rows in tables)
     print(written)
     if not missing:
-        PAGE.write_text(page_with(PAGE.read_text(), written + "\n", "quality"))
+        PAGE.write_text(markdown_page(PAGE.read_text(), written + "\n", "quality"))
     return 0
 
 

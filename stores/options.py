@@ -1,6 +1,6 @@
 """Annotations that make a settings field a flag, an environment variable and a key of a pipeline file.
 
-`hotplate.cli.options` reads them; they are here because settings of all rooms use them.
+`hotplate.cli.flags` reads them; they are here because settings of all rooms use them.
 """
 
 from typing import NamedTuple

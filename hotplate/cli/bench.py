@@ -1,16 +1,20 @@
-"""`hotplate bench`: measure a service, compare stores, and compare two measurements."""
+"""`hotplate bench` and `hotplate cosmos-emulator`: measure a service, compare stores, compare two measurements."""
 
 import inspect
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+import orjson
 import typer
 
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
-from hotplate.cli.options import Verbs, signed
+from hotplate.cli.flags import Verbs, signed
 from hotplate.cli.terminal import (
     FAILED,
     Json,
@@ -33,28 +37,29 @@ app = Verbs(
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
 RunExperiment = Callable[[Any, "ProgressDisplay"], "Report"]
-# What a script reads; beneath the examples of each verb.
 EXIT_CODES = """
-    Exit codes: 0 all was measured and is good; 1 it could not be measured, or not all of it, or it was stopped: nothing
-    answers, or a store is down from the start; 2 the options make no sense; 3 it was measured and is not good: more
-    errors than --slo allows, popular lists instead of the users' own, a wrong list, or no rate inside --slo.
+    Exit codes: 0 measured, and good; 1 not measured, or only in part (no answers, a store is down, or interrupted);
+    2 invalid options; 3 measured, and not good (more errors than --slo allows, popular lists instead of the users'
+    own, a wrong list, or no rate within --slo).
 """
 Written = Annotated[Path, Flag("Write the report to this name with .json and .html.", HOW, name="out")]
+_flag = partial(Flag, prefix="COSMOS_EMULATOR_")
+_port = partial(_flag, at_least=0, at_most=65535)
 
 
 def experiment(
     report: str, confirm: Callable[[Any], None] = lambda _: None
 ) -> Callable[[RunExperiment], RunExperiment]:
-    """Make a verb of a function of options and a display: it writes and prints the report, and exits by that.
+    """Register an experiment as a verb that writes and prints its report, and exits with the report's code.
 
-    *report* is where it goes, unless --out says otherwise. *confirm* may refuse to go on, before anything is measured.
+    *report* is the default of --out. *confirm* runs before anything is measured, and may raise.
     """
 
     def register(run: RunExperiment) -> RunExperiment:
         def verb(options: Any, written: Path, as_json: bool) -> None:  # noqa: ANN401 -- what *run* takes
             require_folder(written)
             with bench_errors():
-                from hotplate import report_page  # before anything is measured: it needs an extra
+                from hotplate import report_page  # imported before the measurement, because it needs an extra
                 from hotplate.bench.progress import progress_display
 
                 confirm(options)
@@ -63,22 +68,13 @@ def experiment(
             report_page.save(made, written)
             finish(made, written, as_json=as_json)
 
-        own = inspect.signature(run).parameters["options"].annotation
-        taken = {
-            "options": (own, inspect.Parameter.empty),
-            "written": (Written, Path(report)),
-            "as_json": (Json, False),
-        }
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        app.command(run.__name__, help=(run.__doc__ or "") + EXIT_CODES)(
-            signed(
-                verb,
-                [
-                    inspect.Parameter(name, keyword, default=value, annotation=kind)
-                    for name, (kind, value) in taken.items()
-                ],
-            )
-        )
+        parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+        parameters = [
+            parameter("options", annotation=inspect.signature(run).parameters["options"].annotation),
+            parameter("written", annotation=Written, default=Path(report)),
+            parameter("as_json", annotation=Json, default=False),
+        ]
+        app.command(run.__name__, help=(run.__doc__ or "") + EXIT_CODES)(signed(verb, parameters))
         return run
 
     return register
@@ -86,7 +82,7 @@ def experiment(
 
 @contextmanager
 def bench_errors() -> Iterator[None]:
-    """Name the extra of the bench where numpy or scipy is missing, which are of two extras."""
+    """Attribute a missing numpy or scipy, which two extras contain, to the extra of the bench."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -96,7 +92,7 @@ def bench_errors() -> Iterator[None]:
 
 
 def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
-    """Print a report that was written to *name*, and exit by it."""
+    """Print a report that was written to *name*, and exit with its code."""
     from hotplate.report import print_report, to_json
 
     if as_json:
@@ -110,7 +106,7 @@ def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
 
 @experiment("hotplate-bench")
 def http(options: HttpOptions, display: "ProgressDisplay") -> "Report":
-    """Measure a service under a load that does not wait for it, and write a report.
+    """Measure a service under an open-loop load, and write a report.
 
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store
     file:///var/lib/hotplate
@@ -122,11 +118,11 @@ def http(options: HttpOptions, display: "ProgressDisplay") -> "Report":
 
 @experiment("hotplate-stores")
 def stores(options: StoresOptions, display: "ProgressDisplay") -> "Report":
-    """Compare stores: the same lists, users and schedule, each behind a service.
+    """Compare stores, each behind a service, with the same lists, users and schedule.
 
-    The table shows latencies, requests/s and core, CPU, and the cost of a billion reads. The stores take turns, round
-    by round. A store that holds nothing is filled with the release of the others, and keeps it; stores with lists of
-    different models are not compared.
+    The table shows latencies, requests/s and core, CPU, and the cost of a billion reads. Rounds alternate between the
+    stores. An empty store is filled with the release of the others, and keeps it; lists of different models are not
+    compared.
 
     Example: hotplate bench stores
 
@@ -153,7 +149,7 @@ def reference(options: ReferenceOptions, display: "ProgressDisplay") -> "Report"
 
 
 def _confirm_cost(options: SweepOptions) -> None:
-    """Print what measuring an account costs, and go on only if that is confirmed; an emulator of our own is free."""
+    """Print the cost of measuring an account and ask for confirmation; the emulator is free."""
     from hotplate.bench.planner.prices import load
     from hotplate.bench.ru.run import account_regions, cost, plan
 
@@ -166,7 +162,6 @@ def _confirm_cost(options: SweepOptions) -> None:
 
 
 def _confirm(*, yes: bool) -> None:
-    """Go on only if that is confirmed."""
     from hotplate.bench.errors import BenchMisused
 
     if yes:
@@ -182,11 +177,11 @@ def _confirm(*, yes: bool) -> None:
 
 @experiment("hotplate-ru", _confirm_cost)
 def ru(options: SweepOptions, display: "ProgressDisplay") -> "Report":
-    """Show what each level of RU/s carries: reads/s, p50, p99, 429s and what it costs.
+    """Measure reads/s, p50, p99, 429s and cost at each level of provisioned RU/s.
 
-    It starts an emulator of Cosmos DB and a service, whose cache is off. With --account it measures that account
-    instead: it prints what that costs, asks, makes a database of its own, and drops it at the end, also after Ctrl-C.
-    Levels that this machine cannot drive are marked COMPUTED.
+    Starts an emulator of Cosmos DB and a service without cache. With --account it measures that account instead: it
+    prints the cost, asks, creates a database, and drops it at the end, also after Ctrl-C. Levels beyond the load that
+    this machine can generate are marked COMPUTED.
 
     Example: hotplate bench ru
 
@@ -203,16 +198,16 @@ def charges(
         str,
         Flag("Measure this account, as cosmos://ACCOUNT/DATABASE.", metavar="URL", env=False),
     ],
-    sizes: Annotated[str, Flag("The sizes of items to measure, in KB; by default those of our own.")] = "",
+    sizes: Annotated[str, Flag("Sizes of items to measure, in KB; by default those of our table.")] = "",
     written: Annotated[Path, Flag("Write the charges to this file.", name="out")] = Path("charges.toml"),
-    dry_run: Annotated[bool, Flag("Create nothing; print what it would make and cost.")] = False,
-    yes: Annotated[bool, Flag("Spend the money without asking first.", env=False)] = False,
+    dry_run: Annotated[bool, Flag("Create nothing; print what would be created, and its cost.")] = False,
+    yes: Annotated[bool, Flag("Do not ask for confirmation.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what an account charges for each operation, and write it down for `plan` and the emulator.
+    """Measure the charges of an account for each operation, and write them to a file for `plan` and the emulator.
 
-    What it makes and costs is printed first. It makes a database of its own, and drops it at the end, also after
-    Ctrl-C. What cannot be measured keeps our coefficient, and the file says so.
+    Prints the cost, asks, creates a database, and drops it at the end, also after Ctrl-C. Operations that cannot be
+    measured keep our coefficient, marked so in the file.
 
     Example: hotplate bench charges --store cosmos://myaccount/mydatabase --dry-run
 
@@ -260,12 +255,11 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether the difference between two measurements of `bench http` is real.
+    """Test whether two measurements of `bench http` differ significantly.
 
     Rounds are compared in pairs, so measure both with the same --repeat, 5 or more.
 
-    Exit codes: 0 it is not a regression, as far as can be told; 1 a file cannot be read; 2 the two cannot be compared;
-    3 it is a regression.
+    Exit codes: 0 no significant regression; 1 a file cannot be read; 2 the two cannot be compared; 3 a regression.
 
     Example: hotplate bench compare before.json after.json --metric p99
     """
@@ -279,3 +273,46 @@ def compare(
 
             save(made, written)
     finish(made, written, as_json=as_json)
+
+
+def cosmos_emulator(
+    host: Annotated[str, _flag("Listen on this address.")] = "127.0.0.1",
+    port: Annotated[int, _port("Listen on this port; 0 takes any free one.")] = 8081,
+    second_region: Annotated[
+        int | None, _port("Add a read region that listens on this port; 0 takes any free one.")
+    ] = None,
+    key_file: Annotated[Path | None, _flag("The account's key in base64; else the published key.")] = None,
+    consistency: Annotated[
+        str, _flag("The account's default: Strong, BoundedStaleness, Session, ConsistentPrefix or Eventual.")
+    ] = "Session",
+    tls: Annotated[bool, _flag("Serve HTTPS with a new self-signed certificate.")] = False,
+    certificate: Annotated[Path | None, _flag("Write the certificate of --tls to this file.")] = None,
+    charges: Annotated[Path | None, _flag("Use the coefficients of this file, in the form of charges.toml.")] = None,
+    latency: Annotated[
+        str | None, _flag("Delay the data plane's responses, log-normal, such as p50=4ms,p99=10ms.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Emulate Azure Cosmos DB for NoSQL in memory, with request units and 429s. It is not the service.
+
+    Example: hotplate cosmos-emulator --port 8081 --key-file account.key
+    """
+    import uvloop
+
+    from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, serve
+    from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY
+
+    def print_ready(emulator: RunningEmulator) -> None:
+        endpoint = emulator.endpoint
+        if as_json:
+            sys.stdout.write(orjson.dumps({"endpoint": endpoint, "ports": emulator.ports}).decode() + "\n")
+            sys.stdout.flush()
+            return
+        out.print(f"emulating Cosmos DB for NoSQL on {endpoint} (an emulation, in memory; not Azure)")
+        out.print(f"store: cosmos+{endpoint}DATABASE, key: {key_file or WELL_KNOWN_KEY + ' (published, not a secret)'}")
+        out.print(f"metrics: {endpoint}__emulation/metrics, faults: {endpoint}__emulation/faults")
+
+    logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
+    key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
+    settings = EmulatorSettings(host, port, second_region, key, consistency, charges, tls, certificate, latency)
+    uvloop.run(serve(settings, print_ready))

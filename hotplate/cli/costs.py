@@ -1,4 +1,4 @@
-"""What a publish costs: what it will make, spend and take (`--dry-run`), and what it has spent while it runs."""
+"""The cost of a publish: estimated for `--dry-run`, and measured while it runs."""
 
 from math import floor
 from time import monotonic, time
@@ -15,39 +15,39 @@ if TYPE_CHECKING:
 
 HOUR_S = 3600
 
-# A publish of so many seconds is worth a word on how it could be faster.
+# Longer publishes print how to speed them up.
 SLOW_S = 600
 
 MaxRu = Annotated[int | None, Flag("RU/s to spend in Cosmos DB; else ru= of the URL.", at_least=1)]
-DryRun = Annotated[bool, Flag("Write nothing; print what would be made and cost.")]
+DryRun = Annotated[bool, Flag("Write nothing; print what would be created, and its cost.")]
 
 
 def limit_ru(url: str | None, max_ru: int | None) -> str | None:
-    """Return the store's URL with what may be spent there; StoreMisused if nothing is paid by request units."""
+    """Return the store's URL with the limit; StoreMisused for a store without request units."""
     from hotplate.stores.connect import with_max_ru
 
     return url if max_ru is None else with_max_ru(chosen_store(url), max_ru)
 
 
 def billed_hours(began: float, seconds: float) -> int:
-    """Count the hours of the wall clock that a time reaches into: of each the highest throughput is billed."""
+    """Return the number of clock hours that a period touches; each is billed at its highest throughput."""
     return floor((began + seconds) / HOUR_S) - floor(began / HOUR_S) + 1
 
 
 def hourly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float:
-    """Return what an hour of throughput costs."""
+    """Return the hourly cost of throughput."""
     return sum(prices.ru_hours(one.ru_s, autoscale=one.autoscale) for one in provisioned)
 
 
 def publish_usd(prices: "Prices", bill: "Bill", request_units: float, began: float, seconds: float) -> float:
-    """Return what is billed from the beginning to the end of a publish."""
+    """Return the cost of a publish."""
     if not bill.writing:
         return request_units / 1e6 * (prices.serverless_million_ru.amount if prices.serverless_million_ru else 0.0)
     return hourly_usd(prices, bill.writing) * billed_hours(began, seconds)
 
 
 def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float:
-    """Return what a month of throughput costs."""
+    """Return the monthly cost of throughput."""
     from hotplate.bench.planner.prices import HOURS_A_MONTH
 
     return hourly_usd(prices, provisioned) * HOURS_A_MONTH
@@ -56,7 +56,7 @@ def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float
 def print_estimate(
     found: "Estimate", url: str | None, *, as_json: bool, more: "Mapping[str, object] | None" = None
 ) -> None:
-    """Print the estimate of a publish that would begin now; *more* is added to what is printed as JSON."""
+    """Print the estimate of a publish that begins now; *more* is added to the JSON."""
     from hotplate.bench.planner.prices import load
     from hotplate.stores.urls import redacted
 
@@ -76,7 +76,6 @@ def print_estimate(
 
 
 def _estimate_to_json(found: "Estimate", prices: "Prices", where: str, began: float) -> dict[str, object]:
-    """Return an estimate for `--json`, without what the store does not know."""
     facts: dict[str, object] = {
         "dry_run": True,
         "store": where,
@@ -109,27 +108,22 @@ def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Price
     )
     usd = publish_usd(prices, bill, found.total_ru, began, seconds)
     if not bill.writing:
-        out.print(f"cost: {usd:,.4f} USD for the publish, and 0 without reads")
+        out.print(f"cost: {usd:,.4f} USD for the publish, then 0 without reads")
     else:
         throughput = " + ".join(f"{one.ru_s:,}" for one in bill.writing)
         out.print(f"cost: {usd:,.4f} USD for the publish: {throughput} RU/s for {_hours(began, seconds)}")
         months = [
-            (
-                one.what,
-                f"{one.ru_s:,}",
-                "autoscale, at most" if one.autoscale else "",
-                f"{monthly_usd(prices, [one]):,.2f}",
-            )
-            for one in bill.afterwards
+            (each.what, f"{each.ru_s:,}", "autoscale, at most" * each.autoscale, f"{monthly_usd(prices, [each]):,.2f}")
+            for each in bill.afterwards
         ]
         total = f"{monthly_usd(prices, bill.afterwards):,.2f}"
         out.print(table(("from then on", "RU/s", "", "USD/month"), [*months, ("all", "", "", total)]))
     storage_usd, source = prices.storage_gb_month.amount, prices.ru_hour.provenance
-    out.print(f"of one region, without storage at {storage_usd:g} USD a GB and month; {source}")
+    out.print(f"for one region, excluding storage at {storage_usd:g} USD a GB and month; {source}")
 
 
 class RequestUnitMeter:
-    """Counts the request units and refusals that a store reports; lives as long as one verb."""
+    """Observer that counts request units and 429s; it prints nothing for stores without request units."""
 
     def __init__(self) -> None:
         self.request_units = 0.0
@@ -140,15 +134,15 @@ class RequestUnitMeter:
         self._typical_ru: Callable[[Plan], float] = lambda _: 0.0
 
     def charged(self, ru: float) -> None:
-        """See `Observer`."""
+        """Implement `Observer`."""
         self.request_units += ru
 
     def failed(self, kind: str) -> None:
-        """See `Observer`."""
+        """Implement `Observer`."""
         self.throttled += kind == "throttled"
 
     def watch(self, store: "Store", plan: "Plan | None" = None, *, quiet: bool = False) -> None:
-        """Count what *store* spends from now on; print how long *plan* will take, if that is long."""
+        """Start counting for *store*; print the duration of *plan* if it is long."""
         from hotplate.stores.store import ProvisionedStore
 
         if isinstance(store, ProvisionedStore):
@@ -161,24 +155,24 @@ class RequestUnitMeter:
 
     @property
     def seconds(self) -> float:
-        """Return how long it has been counted."""
+        """Seconds since the start."""
         return monotonic() - self._began_at
 
     @property
     def usd(self) -> float:
-        """Return what it has cost so far: each hour that was begun, or each request unit."""
+        """Cost so far, by started hour or by request unit."""
         if self._bill is None or self._prices is None:
             return 0.0
         return publish_usd(self._prices, self._bill, self.request_units, self._began, self.seconds)
 
     def progress(self) -> str:
-        """Return how fast it is spent, and what it has cost, in a few letters; nothing if nothing is paid for."""
+        """Return rate and cost so far, for a progress bar."""
         if self._bill is None:
             return ""
         return f"{self.request_units / max(self.seconds, 1.0):,.0f} RU/s, {self.usd:,.3f} USD"
 
     def to_json(self) -> dict[str, object]:
-        """Return the totals for `--json`; none if nothing is paid for."""
+        """Return the totals for `--json`."""
         if self._bill is None:
             return {}
         return {
@@ -192,7 +186,7 @@ class RequestUnitMeter:
         }
 
     def print_totals(self, written: "Plan") -> None:
-        """Print the totals, for each row next to the arithmetic; nothing if nothing is paid for."""
+        """Print the totals, with the charge of a row as measured and as computed."""
         if self._bill is None:
             return
         lists = max(written.rows, 1)
@@ -205,18 +199,18 @@ class RequestUnitMeter:
 
 
 def format_slow(bill: "Bill", typical_ru: float) -> str:
-    """Say how long a publish will take, and what would make it faster; nothing if it is quick."""
+    """Return a sentence on the duration of a slow publish; empty for a quick one."""
     seconds = typical_ru / bill.rate_ru
     if seconds < SLOW_S:
         return ""
     return (
-        f"at {bill.rate_ru:,.0f} RU/s this takes about {format_duration(seconds)}; more goes with --max-ru N, and "
-        f"--dry-run prints what that costs"
+        f"at {bill.rate_ru:,.0f} RU/s this takes about {format_duration(seconds)}; --max-ru N allows more, and "
+        f"--dry-run prints the cost"
     )
 
 
 def format_duration(seconds: float) -> str:
-    """Format a time as people do."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:,.1f} s"
     return f"{seconds / 60:,.1f} minutes" if seconds < 2 * HOUR_S else f"{seconds / HOUR_S:,.1f} hours"

@@ -1,14 +1,16 @@
-"""`hotplate plan`: what a load needs and costs, and why."""
+"""`hotplate plan`: the capacity and cost of a load."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotplate.bench.planner import inputs
-from hotplate.cli.options import signed
+from hotplate.cli.flags import signed
 from hotplate.cli.terminal import Json, err, out, print_json, require_folder, with_store
 from hotplate.stores.options import Flag
 
@@ -17,92 +19,101 @@ if TYPE_CHECKING:
     from hotplate.bench.planner.plan import CapacityPlan
     from hotplate.bench.planner.review import Baseline
 
-MEASURED = "Measured, not assumed"
-OUTPUT = "What is printed and written"
+_flag = partial(Flag, prefix="PLAN_")
+_measured = partial(_flag, panel="Measured, not assumed")
+_output = partial(_flag, panel="What is printed and written")
 
 
-def plan(
-    *,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFlags:
+    """The flags of `plan` besides its inputs."""
+
     assume: Annotated[
         tuple[str, ...],
-        Flag(
-            "Set any other input; docs/sizing.md lists them. May be given several times.",
-            name="set",
-            metavar="NAME=VALUE",
-        ),
-    ] = (),
-    source: Annotated[
-        Path | None, Flag("Take inputs from this TOML file. A flag wins over it.", MEASURED, name="from")
-    ] = None,
-    from_report: Annotated[Path | None, Flag("Take what `hotplate bench` measured from its report.", MEASURED)] = None,
-    from_release: Annotated[
-        str | None, Flag("Take the sizes of the live release of the store at this URL.", MEASURED)
-    ] = None,
-    prices: Annotated[
-        Path | None, Flag("Use your own prices, in the form of our bench/planner/prices.toml.", MEASURED)
-    ] = None,
+        _flag("Set any other input; docs/sizing.md lists them. Repeatable.", name="set", metavar="NAME=VALUE"),
+    ] = ()
+    source: Annotated[Path | None, _measured("Take inputs from this TOML file. A flag wins over it.", name="from")] = (
+        None
+    )
+    from_report: Annotated[Path | None, _measured("Take what `hotplate bench` measured from its report.")] = None
+    from_release: Annotated[str | None, _measured("Take the sizes of the live release of the store at this URL.")] = (
+        None
+    )
+    prices: Annotated[Path | None, _measured("Use your own prices, in the form of our bench/planner/prices.toml.")] = (
+        None
+    )
     prices_from_azure: Annotated[
         tuple[str, str] | None,
-        Flag(
+        _measured(
             "Write Azure's public retail prices to --prices FILE, else to prices.toml; as westeurope EUR.",
-            MEASURED,
             metavar="REGION CURRENCY",
             env=False,
         ),
-    ] = None,
+    ] = None
     charges: Annotated[
-        Path | None, Flag("Use your own RU charges, in the form of our stores/cosmos/charges.toml.", MEASURED)
-    ] = None,
-    why: Annotated[str | None, Flag("Explain one figure, by its name.", OUTPUT)] = None,
+        Path | None, _measured("Use your own RU charges, in the form of our stores/cosmos/charges.toml.")
+    ] = None
+    why: Annotated[str | None, _output("Explain one figure, by its name.")] = None
     check: Annotated[
-        Path | None, Flag("Exit with 3 if a figure exceeds that of this saved plan by more than 10 %.", OUTPUT)
-    ] = None,
-    save: Annotated[Path | None, Flag("Write inputs and figures to a file for --check.", OUTPUT)] = None,
-    report: Annotated[
-        Path | None, Flag("Write the report to this name with .json and .html.", OUTPUT, name="out")
-    ] = None,
-    as_json: Json = False,
-    **flags: str | None,
-) -> None:
-    """Turn a forecast into RU/s, partitions, pods, memory and money, and show why.
+        Path | None, _output("Exit with 3 if a figure exceeds that of this saved plan by more than 10 %.")
+    ] = None
+    save: Annotated[Path | None, _output("Write inputs and figures to a file for --check.")] = None
+    report: Annotated[Path | None, _output("Write the report to this name with .json and .html.", name="out")] = None
+    as_json: Json = False
 
-    Every assumption is named and can be replaced, best of all by a measurement. --have-ru alone says what these RU/s
-    carry. Exit codes: 0 it was planned; 1 a file or a store could not be read; 2 the inputs make no sense; 3 --have-ru
-    is too little, or --check found a figure that has grown.
+    def __post_init__(self) -> None:
+        if self.source and self.check:
+            raise inputs.PlanMisused("--check contains the inputs; leave out --from")
+        for path in (self.save, self.report):
+            require_folder(path)
+
+
+def plan(flags: PlanFlags, **given: str | None) -> None:
+    """Turn a forecast into RU/s, partitions, pods, memory and money, with the formulas.
+
+    Every assumption is named and can be replaced, ideally by a measurement. --have-ru alone computes the load that
+    these RU/s carry. Exit codes: 0 planned; 1 a file or a store could not be read; 2 invalid inputs; 3 --have-ru is too
+    little, or --check found a figure that has grown.
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
     from hotplate.bench.planner import prices as price_list
     from hotplate.bench.planner.plan import calculate
     from hotplate.bench.planner.review import read_baseline
-    from hotplate.bench.planner.review import report as report_of
-    from hotplate.report import print_report, to_json
     from hotplate.stores.cosmos import charges as cosmos_charges
 
-    if source and check:
-        raise inputs.PlanMisused("--check brings its own inputs; leave --from out")
-    for path in (save, report):
-        require_folder(path)
-    prices = _write_prices(prices_from_azure, prices)
-    if prices_from_azure and not any((assume, source, check, from_report, from_release, *flags.values())):
-        return
-    file, prices, charges = source or check, prices or price_list.OURS, charges or cosmos_charges.OURS
+    prices = flags.prices
+    if flags.prices_from_azure:
+        prices = _write_prices(*flags.prices_from_azure, prices or Path("prices.toml"))
+        origins = (flags.assume, flags.source, flags.check, flags.from_report, flags.from_release)
+        if not any((*origins, *given.values())):
+            return
+    file, prices = flags.source or flags.check, prices or price_list.OURS
     baseline = None if file is None else read_baseline(file)
-    layers = _layers(baseline, _command_line(assume, flags), from_release, from_report)
-    made = calculate(inputs.merge(layers), price_list.load(prices), cosmos_charges.load(charges))
-    if why is not None and why not in made.figures:
-        raise inputs.PlanMisused(f"--why: there is no figure {why!r}; there are {', '.join(made.figures)}")
-    found = report_of(made, prices.name, baseline if check else None)
-    if report is not None:
+    layers = _layers(baseline, flags, _command_line(flags.assume, given))
+    charges = cosmos_charges.load(flags.charges or cosmos_charges.OURS)
+    made = calculate(inputs.merge(layers), price_list.load(prices), charges)
+    _finish(made, prices, baseline if flags.check else None, flags)
+
+
+def _finish(made: "CapacityPlan", prices: Path, compared: "Baseline | None", flags: PlanFlags) -> None:
+    """Print and write a plan, compared with a saved one, and exit by the report."""
+    from hotplate.bench.planner.review import BOUND_PERCENT, report, to_toml
+    from hotplate.report import print_report, to_json
+
+    if flags.why is not None and flags.why not in made.figures:
+        raise inputs.PlanMisused(f"--why: there is no figure {flags.why!r}; known are {', '.join(made.figures)}")
+    found = report(made, prices.name, compared)
+    if flags.report is not None:
         from hotplate import report_page
 
-        report_page.save(found, report)
-    if save is not None:
-        _save(made, baseline if check else None, save)
-    if as_json:
+        report_page.save(found, flags.report)
+    if flags.save is not None:
+        flags.save.write_text(to_toml(made, compared.bound_percent if compared else BOUND_PERCENT))
+    if flags.as_json:
         print_json(to_json(found))
-    elif why is not None:
-        _print_formulas(made, why)
+    elif flags.why is not None:
+        _print_formulas(made, flags.why)
     else:
         print_report(found, out)
     if found.exit_code:
@@ -110,25 +121,21 @@ def plan(
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
-    """Yield the parameters of `plan`, with a text in the place of **flags for each input that has a panel."""
-    for each in inspect.signature(plan).parameters.values():
-        if each.name != "flags":
-            kind, shown = get_args(each.annotation)
-            own = shown if shown.prefix == "" else shown._replace(prefix="PLAN_")
-            yield each.replace(annotation=Annotated[kind, own])
-    keyword = inspect.Parameter.KEYWORD_ONLY
+    """Yield the parameters of `plan`, with one for each input that has a panel instead of **given."""
+    parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+    yield parameter("flags", annotation=PlanFlags)
     for name, known in inputs.KNOWN.items():
         if panel := known.metadata["panel"]:
-            # A text, because inputs come from files, too, and one sentence refuses them all.
-            kind = Annotated[str | None, Flag(inputs.flag_help(known), panel, prefix="PLAN_")]
-            yield inspect.Parameter(name, keyword, default=None, annotation=kind)
+            # Texts, because all inputs are converted in one place, whether from flags or files.
+            kind = Annotated[str | None, _flag(inputs.flag_help(known), panel)]
+            yield parameter(name, default=None, annotation=kind)
 
 
 signed(plan, list(_parameters()))
 
 
-def _command_line(assume: Sequence[str], flags: dict[str, str | None]) -> "list[InputSource]":
-    """Return the inputs of --set and those of flags, which win over them."""
+def _command_line(assume: Sequence[str], flags: Mapping[str, str | None]) -> "list[InputSource]":
+    """Return the inputs of --set, and those of flags, which win over them."""
     values = dict[str, object]()
     for each in assume:
         name, equals, value = each.partition("=")
@@ -139,44 +146,31 @@ def _command_line(assume: Sequence[str], flags: dict[str, str | None]) -> "list[
     return [inputs.InputSource("flag", values, "--set {name}"), inputs.InputSource("flag", given, "--{flag}")]
 
 
-def _layers(
-    baseline: "Baseline | None", command_line: "list[InputSource]", release: str | None, report: Path | None
-) -> "list[InputSource]":
-    """Return the inputs of each place that was named, each winning over those before it."""
+def _layers(baseline: "Baseline | None", flags: PlanFlags, command_line: "list[InputSource]") -> "list[InputSource]":
+    """Return the sources of inputs, each winning over those before it."""
     from hotplate.cli.releases import find_manifest
     from hotplate.stores.urls import redacted
 
     layers = [baseline.layer] if baseline else []
-    if release is not None:
-        manifest = with_store(release, lambda opened: find_manifest(opened, None))
-        layers.append(inputs.from_release(manifest, redacted(release)))
-    if report is not None:
-        layers.append(inputs.from_report(report, inputs.merge([*layers, *command_line]).inputs.p99_ms))
+    if flags.from_release is not None:
+        manifest = with_store(flags.from_release, lambda opened: find_manifest(opened, None))
+        layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
+    if flags.from_report is not None:
+        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
+        layers.append(inputs.from_report(flags.from_report, p99_ms))
     return [*layers, *command_line]
 
 
-def _write_prices(azure: tuple[str, str] | None, path: Path | None) -> Path | None:
-    """Write Azure's prices, if they are asked for; return the file of prices to use."""
+def _write_prices(region: str, currency: str, path: Path) -> Path:
     from datetime import UTC, datetime
 
     from hotplate.bench.planner.prices import write_prices
 
-    if azure is None:
-        return path
-    path = path or Path("prices.toml")
     require_folder(path)
-    missing = write_prices(*azure, path, datetime.now(UTC).date())
-    lacks = (
-        f"; Azure's list has no price under the names that are looked for of: {', '.join(missing)}" if missing else ""
-    )
+    missing = write_prices(region, currency, path, datetime.now(UTC).date())
+    lacks = f"; Azure's list has no price under the expected names for: {', '.join(missing)}" if missing else ""
     err.print(f"wrote {path}{lacks}")
     return path
-
-
-def _save(made: "CapacityPlan", compared: "Baseline | None", path: Path) -> None:
-    from hotplate.bench.planner.review import BOUND_PERCENT, to_toml
-
-    path.write_text(to_toml(made, compared.bound_percent if compared else BOUND_PERCENT))
 
 
 def _print_formulas(made: "CapacityPlan", name: str) -> None:

@@ -1,4 +1,4 @@
-"""`hotplate publish` and `hotplate import`: from a model, or from lists that others computed, to a live release."""
+"""`hotplate publish` and `hotplate import`: from a model, or from computed lists, to a live release."""
 
 import signal
 import sys
@@ -46,15 +46,15 @@ Encoding = Literal["json", "zstd"]
 Keep = Annotated[int, Flag("Releases to keep before the live one.", at_least=0)]
 EndCanary = Annotated[bool, Flag("Go live, and end a canary that runs.", env=False)]
 
-# The panels of `--help`.
-GATES = "What may keep the release from going live"
+# Panels of `--help`.
+GATES = "Conditions for going live"
 RULES = "Business rules"
 INPUT = "How the lists are read"
 
 
 @dataclass(frozen=True, slots=True)
 class PublishOptions:
-    """The options of a publish; raises StoreMisused for a dry run of a draft. Lives as long as the command."""
+    """The options of a publish; raises StoreMisused for a dry run of a draft."""
 
     store: str | None
     settings: "PublishSettings"
@@ -65,12 +65,12 @@ class PublishOptions:
         from hotplate.stores.errors import StoreMisused
 
         if self.dry_run and self.settings.resume is not None:
-            raise StoreMisused("--dry-run estimates a whole publish, and not the rest of a draft; leave --resume out")
+            raise StoreMisused("--dry-run cannot estimate the rest of a draft; leave out --resume")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseFlags:
-    """What `publish` and `import` are given to write a release, as flags or as keys of [publish]."""
+    """The flags that `publish` and `import` share; also keys of [publish] in a pipeline."""
 
     store: StoreUrl = None
     list_length: Annotated[int, Flag("Items in each list, at most.", at_least=1, at_most=1000)] = 20
@@ -93,7 +93,7 @@ class ReleaseFlags:
     as_json: Json = False
 
     def to_options(self) -> PublishOptions:
-        """Return the options of the publish; raises SettingError for gates and StoreMisused for a URL."""
+        """Return the options; raises SettingError for invalid gates and StoreMisused for an invalid URL."""
         from hotplate.offline.gates import read_gates
         from hotplate.offline.publish import PublishSettings
 
@@ -104,7 +104,7 @@ class ReleaseFlags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishFlags(ReleaseFlags):
-    """What `publish` is given."""
+    """The flags of `publish`."""
 
     fold_in: Annotated[bool, Flag("Publish item factors too, for `serve --fold-in`.", name="fold-in/--no-fold-in")] = (
         False
@@ -125,7 +125,7 @@ class PublishFlags(ReleaseFlags):
     pin: Annotated[Path | None, Flag("The items in this file come first in every list.", RULES, metavar="FILE")] = None
 
     def read_rules(self) -> "Rules":
-        """Read the business rules from their files; raises DataError and SettingError as `read_rules` does."""
+        """Read the business rules; raises DataError and SettingError."""
         from hotplate.offline.rules import read_rules
 
         names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "freshness", "pin")
@@ -134,7 +134,7 @@ class PublishFlags(ReleaseFlags):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportFlags(ReleaseFlags):
-    """What `import` is given."""
+    """The arguments and flags of `import`."""
 
     lists: Annotated[
         tuple[Path, ...],
@@ -160,10 +160,9 @@ def publish(
     ],
     flags: PublishFlags,
 ) -> None:
-    """Compute every list of a model and publish them as one release; readers see all of it, or nothing.
+    """Compute every list of a model and publish them atomically as one release; old releases are erased.
 
-    Releases that are no longer needed are erased afterwards. Exits with 3 if a gate, or a canary that runs, keeps the
-    release from going live.
+    Exits with 3 if a gate or a running canary keeps the release from going live.
 
     Example: hotplate publish model --store file:///var/lib/hotplate
 
@@ -195,8 +194,8 @@ def publish(
     def record(release: "ReleaseId") -> None:
         try:
             mlflow_models.record_release(uri, chosen_store(flags.store), release)
-        except DataError as error:  # the release is published all the same
-            err.print(f"The release is not noted in MLflow: {error}")
+        except DataError as error:  # the release is published
+            err.print(f"The release was not recorded in MLflow: {error}")
 
     with temporary_folder("model") as scratch, _computed_on(master, options) as source:
         folder = interruptible(lambda: mlflow_models.fetch(uri, scratch))
@@ -204,10 +203,10 @@ def publish(
 
 
 def import_lists(flags: ImportFlags) -> None:
-    """Publish lists that you have already: rows of user, item and score, in any order, as many as the disk holds.
+    """Publish computed lists: rows of user, item and score, in any order; they may exceed memory.
 
-    Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores. Exits with 3 if a gate,
-    or a canary that runs, keeps the release from going live.
+    Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores. Exits with 3 if a gate or
+    a running canary keeps the release from going live.
 
     Example: hotplate import lists.parquet --titles titles.csv --store file:///var/lib/hotplate
 
@@ -230,7 +229,7 @@ def import_lists(flags: ImportFlags) -> None:
 
 @contextmanager
 def _exit_on_sigterm() -> "Iterator[None]":
-    """End by an exception, so the temporary folder is removed and the draft given up."""
+    """Turn SIGTERM into SystemExit, so the temporary folder is removed and the draft given up."""
 
     def stop(number: int, _: "FrameType | None") -> None:
         sys.exit(128 + number)
@@ -244,7 +243,7 @@ def _exit_on_sigterm() -> "Iterator[None]":
 
 @contextmanager
 def _computed_on(master: str | None, options: PublishOptions) -> "Iterator[Callable[[ModelLists], ListSource]]":
-    """Yield what makes a source of the lists of a model: themselves, or those that *master* computes."""
+    """Yield a function that returns the source of a model's lists: computed here, or on the Spark *master*."""
     if master is None:
         yield lambda lists: lists
         return
@@ -253,9 +252,9 @@ def _computed_on(master: str | None, options: PublishOptions) -> "Iterator[Calla
     from hotplate.offline.spark.session import SUBMITTED, spark_session
 
     if options.dry_run:
-        raise SettingError("A dry run writes to a stand-in of the store in this process; leave out --master.")
+        raise SettingError("A dry run computes all lists in this process; leave out --master.")
     url = chosen_store(options.store)
-    if master != SUBMITTED:  # else its own is known once it has started
+    if master != SUBMITTED:  # whose master is known only once the session has started
         check_store(url, master)
     with spark_session(master) as session:
         yield lambda lists: SparkLists(lists, session, url)
@@ -267,10 +266,10 @@ def publish_lists(
     imported: str | None = None,
     on_written: "Callable[[ReleaseId], None]" = lambda _: None,
 ) -> None:
-    """Publish the lists that *read* returns as `write_lists` does, or estimate it.
+    """Publish the lists that *read* returns as `write_lists` does, or estimate that for a dry run.
 
-    *on_written* is called with the release, be it live or not. Raises GateFailed or CanaryRunning once a release is
-    printed that gates or a canary keep from going live.
+    *on_written* is called with the release, live or not. Raises GateFailed or CanaryRunning, after printing the
+    release, if it did not go live.
     """
     if not options.dry_run:
         written = write_lists(read, options, imported)
@@ -287,9 +286,9 @@ def publish_lists(
 def write_lists(
     read: "Callable[[OnStage], ListSource]", options: PublishOptions, imported: str | None = None
 ) -> "Written":
-    """Publish the lists that *read* returns, erase what is no longer needed, and print that.
+    """Publish the lists that *read* returns, prune old releases, and print the result.
 
-    *imported* names the files of the lists, if they were not computed here; the rows that were read are counted.
+    *imported* names the files of imported lists.
     """
     from hotplate.offline.publish import publish, timed
 
@@ -307,7 +306,7 @@ def write_lists(
 
 
 async def _check_store(store: "Store") -> "Store":
-    """Return *store*, after printing what it warns of; StoreError, before any work is done, if it cannot be read."""
+    """Return *store* after printing its warnings; StoreError, before any work, if it cannot be read."""
     from hotplate.stores.store import warnings_of
 
     await store.catalogue()
@@ -319,12 +318,11 @@ async def _check_store(store: "Store") -> "Store":
 async def _estimate(
     lists: "ListSource", options: PublishOptions, report: "OnProgress", store: "Store"
 ) -> "tuple[Estimate, WriteResult]":
-    """Write to a stand-in for *store*; what is live is read from the store itself."""
+    """Write to a stand-in for *store*, but compare with the live release of the store itself."""
     from hotplate.offline.publish import publish
     from hotplate.stores.compression import default_encoding
     from hotplate.stores.estimate import estimate
 
-    # No gate refuses anything in a dry run.
     how = replace(options.settings, encoding=options.settings.encoding or default_encoding(store), force=True)
     written: list[WriteResult] = []
 
@@ -336,10 +334,7 @@ async def _estimate(
 
 
 def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: PublishOptions) -> None:
-    """Print an estimate, and what the gates say.
-
-    Raises GateFailed or CanaryRunning if gates or a canary would keep the release from going live.
-    """
+    """Print an estimate and the verdicts of gates; raises GateFailed or CanaryRunning if it would not go live."""
     from hotplate.offline.errors import GateFailed
     from hotplate.offline.gates import failures, recorded
 
@@ -355,7 +350,6 @@ def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: Pub
 
 
 def _print_release(written: "Written", meter: RequestUnitMeter, options: PublishOptions, imported: str | None) -> None:
-    """Print what was written, what gates said, what was erased afterwards, and what it cost."""
     from hotplate.offline.gates import recorded
 
     manifest, live = written.result.manifest, options.settings.activate and written.refused is None
@@ -383,30 +377,21 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
     out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:
         out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
-    _print_rules(manifest.about.get("rules", {}))
-    _print_metrics(manifest.about.get("metrics"))
+    for name, counted in manifest.about.get("rules", {}).items():
+        listed = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counted.items())
+        out.print(f"  {name.replace('_', ' ')}: {listed}")
+    metrics = manifest.about.get("metrics") or {}
+    if "as_trained" in metrics:
+        now, before = (found["model"]["ndcg"] for found in (metrics, metrics["as_trained"]))
+        out.print(f"  as published, nDCG@{metrics['k']} is {now:.4f}; in training it was {before:.4f}")
     print_gates(manifest, forced=forced)
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed, in {where}")
     meter.print_totals(plan_of(manifest))
 
 
-def _print_rules(rules: "dict[str, dict[str, int]]") -> None:
-    """Print what business rules left out, and what they name that the model lacks; nothing if there were none."""
-    for name, facts in rules.items():
-        counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in facts.items())
-        out.print(f"  {name.replace('_', ' ')}: {counts}")
-
-
-def _print_metrics(metrics: "dict[str, Any] | None") -> None:
-    """Print how well lists rank that rank in another way than when the model was trained."""
-    if metrics and "as_trained" in metrics:
-        now, before = (found["model"]["ndcg"] for found in (metrics, metrics["as_trained"]))
-        out.print(f"  as published, nDCG@{metrics['k']} is {now:.4f}; in training it was {before:.4f}")
-
-
 def print_gates(manifest: "Manifest", *, forced: bool) -> None:
-    """Print a line for each gate of a release; nothing if there were none."""
+    """Print a line for each gate of a release."""
     rows = [
         (
             verdict["gate"],
@@ -422,7 +407,7 @@ def print_gates(manifest: "Manifest", *, forced: bool) -> None:
 
 
 def plan_of(manifest: "Manifest") -> "Plan":
-    """Return how many rows and bytes a release has, as a plan."""
+    """Return the rows and bytes of a release as a plan."""
     from hotplate.stores.store import Plan
 
     return Plan(manifest.rows, manifest.bytes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, RequestUnitMeter, limit_ru, print_estimate
-from hotplate.cli.options import Verbs
+from hotplate.cli.flags import Verbs
 from hotplate.cli.publish import EndCanary, Keep, plan_of, print_gates
 from hotplate.cli.terminal import (
     Json,

@@ -1,10 +1,10 @@
-"""`hotplate run`: from data to a live release in one job, one at a time for a store, resumed if it was cut off."""
+"""`hotplate run`: a resumable job from data to a live release, described by a TOML file."""
 
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from http.client import HTTPException, InvalidURL
@@ -17,7 +17,7 @@ import typer
 import xxhash
 
 from hotplate.cli import publish, train
-from hotplate.cli.options import from_table, settings_of
+from hotplate.cli.flags import from_table, settings_of
 from hotplate.cli.terminal import REFUSED, chosen_store, err, out, progress_bars, table, text_on_stderr
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
@@ -35,7 +35,7 @@ DAY_S = 86_400
 PUSH_TIMEOUT_S = 10.0
 OUTCOMES = ("published", "unchanged", "refused", "failed", "interrupted")
 TABLES = ("train", "publish", "gates", "run")
-# What a run decides itself, and a pipeline has no say in.
+# Flags of `train` and `publish` that a pipeline cannot set.
 OF_THE_RUN = ("resume", "master", "dry_run", "as_json")
 
 _flag = partial(Flag, prefix="RUN_")
@@ -43,40 +43,35 @@ _flag = partial(Flag, prefix="RUN_")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFlags:
-    """What a run is given besides what it does, as flags or as the keys of [run]; None if it was not."""
+    """The flags of a run, which are also the keys of [run]; None if not given."""
 
-    work: Annotated[Path | None, _flag("Keep what is done so far here; else in your data folder.", metavar="DIR")] = (
-        None
-    )
+    work: Annotated[Path | None, _flag("Keep the state of runs here; else in your data folder.", metavar="DIR")] = None
     wait: Annotated[float | None, _flag("Seconds to wait for the end of another run; 0.", at_least=0)] = None
     keep_ready: Annotated[
-        float | None, _flag("Days after which releases that were never activated are erased; 7.", at_least=0)
+        float | None, _flag("Days after which never activated releases are erased; 7.", at_least=0)
     ] = None
     push: Annotated[str | None, _flag("Push metrics to the Pushgateway at this URL.", metavar="URL")] = None
-    textfile: Annotated[
-        Path | None, _flag("Write metrics to this file, for node_exporter to read.", metavar="FILE")
-    ] = None
+    textfile: Annotated[Path | None, _flag("Write metrics to this file, for node_exporter.", metavar="FILE")] = None
 
     def over(self, other: "RunFlags") -> "RunFlags":
-        """Return these flags, and those of *other* for what these leave out."""
-        names = [each.name for each in settings_of(RunFlags)]
-        return RunFlags(**{name: _first(getattr(self, name), getattr(other, name)) for name in names})
+        """Return these flags, with those of *other* as defaults."""
+        return replace(other, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineFile:
-    """A pipeline as it is written: its tables by name, empty if one is left out."""
+    """The tables of a pipeline by name; empty for a missing one."""
 
     path: Path
     tables: Mapping[str, Mapping[str, Any]]
 
     @property
     def name(self) -> str:
-        """What the pipeline is called in metrics and folders."""
+        """The name in metrics and folders."""
         return self.path.stem
 
     def read(self, name: str, settings: type[Any]) -> Any:  # noqa: ANN401 -- an instance of *settings*
-        """Return the *settings* that a table of the file has; SettingError as `from_table`."""
+        """Return *settings* from the table *name*; SettingError as `from_table`."""
         where, folder = f"{self.path}, [{name}]", self.path.absolute().parent
         return from_table(settings, self.tables[name], where, folder, OF_THE_RUN)
 
@@ -86,14 +81,13 @@ def run(
     flags: RunFlags,
     check: Annotated[bool, Flag("Read the pipeline, print its steps, and do nothing.", env=False)] = False,
 ) -> None:
-    """Train, evaluate, publish, check gates, activate and prune, as a file says; one job, fit for cron.
+    """Train, evaluate, publish, check gates, activate and prune, as one job, suitable for cron.
 
-    A run that was cut off, at whatever instant, is resumed by the same command and ends in the same release. Where
-    neither its files nor its options have changed since the last run, nothing is done. One line of JSON comes at the
-    end, on standard output.
+    An interrupted run is resumed by the same command, and ends in the same release. If neither files nor options have
+    changed since the last run, nothing is done. Prints one line of JSON at the end.
 
-    Exits with 3 if a gate, or a canary that runs, keeps the release from going live; once the canary has ended, the
-    same command makes the release live.
+    Exits with 3 if a gate or a running canary keeps the release from going live; after the end of the canary, the same
+    command activates the release.
 
     Example: hotplate run nightly.toml
     """
@@ -114,11 +108,10 @@ def run(
 
 
 def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
-    """Do what a pipeline file says, as `hotplate run` does, and return what that prints: outcome, release, metrics, ….
+    """Run a pipeline file as `hotplate run` does, and return its summary: outcome, release, metrics, ….
 
-    The options of the run are those of the table [run]. The outcome is `published`, `unchanged` or `refused`, if a
-    gate or a canary keeps the release from going live. A call that was cut off is resumed by the next one. Raises
-    SettingError for a pipeline that makes no sense, DataError for data that cannot be used, and StoreError.
+    The outcome is `published`, `unchanged`, or `refused` if a gate or a canary keeps the release from going live. The
+    next call resumes an interrupted one. Raises SettingError for an invalid pipeline, DataError and StoreError.
     """
     from hotplate.offline.job import Attempt
 
@@ -130,7 +123,7 @@ def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
 
 
 def read_pipeline(path: Path) -> PipelineFile:
-    """Read a pipeline file; SettingError for what is not TOML, or has other tables than a pipeline's."""
+    """Read a pipeline file; SettingError if it is not TOML or has unknown tables."""
     from hotplate.offline.errors import SettingError
 
     try:
@@ -142,7 +135,7 @@ def read_pipeline(path: Path) -> PipelineFile:
     for name, values in tables.items():
         if name in TABLES and not isinstance(values, dict):
             raise SettingError(
-                f"The pipeline {path} has {name}, but no table of that name; write [{name}] above its keys."
+                f"The pipeline {path} has the key {name} instead of a table; write [{name}] above its keys."
             )
         if name not in TABLES:
             close = get_close_matches(name, TABLES, n=1)
@@ -152,7 +145,7 @@ def read_pipeline(path: Path) -> PipelineFile:
 
 
 def read_job(pipeline: PipelineFile) -> "Job":
-    """Return what a file says to do; SettingError for what makes no sense."""
+    """Return the job of a pipeline; SettingError for invalid or contradicting options."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.gates import parse_gates
     from hotplate.offline.input.filters import parse_half_life
@@ -166,9 +159,9 @@ def read_job(pipeline: PipelineFile) -> "Job":
     bounds = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
     gates = tuple({gate.name: gate for gate in (*publishing.settings.bounds, *bounds)}.values())
     if given.engine == "spark":
-        raise SettingError(f"{pipeline.path}: a run learns on this machine; on Spark, train and publish by themselves.")
+        raise SettingError(f"{pipeline.path}: a run trains on this machine; use train and publish for Spark.")
     if given.register is not None or given.track:
-        from hotplate.offline.mlflow_models import Target  # and it is said now if MLflow is not installed
+        from hotplate.offline.mlflow_models import Target  # fails now if MLflow is not installed
 
         Target.of(given.register or "any")
     training = train.settings_of(given)
@@ -181,9 +174,7 @@ def read_job(pipeline: PipelineFile) -> "Job":
     url = chosen_store(publishing.store)
     inputs = [*_paths_in(given), *_paths_in(flags)]
     if any(path.name == "-" for path in inputs):
-        raise SettingError(
-            f"{pipeline.path}: a run reads files, because it may read them again; standard input cannot be."
-        )
+        raise SettingError(f"{pipeline.path}: a run may read its files again, so standard input cannot be used.")
     options = orjson.dumps([given, flags, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
     return Job(
         name=pipeline.name,
@@ -200,7 +191,7 @@ def read_job(pipeline: PipelineFile) -> "Job":
 
 
 def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
-    """Raise SettingError for gates on metrics that no training measures, rather than when one is over."""
+    """Raise SettingError for gates on unknown metrics before the training."""
     from hotplate.offline.evaluate.evaluation import metric_names
     from hotplate.offline.gates import check
 
@@ -210,7 +201,7 @@ def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
 
 
 def _check_factors(training: "TrainSettings", where: str) -> None:
-    """Raise SettingError if a training may end with an engine that has no factors to fold visitors in with."""
+    """Raise SettingError if a training may select an engine without item factors, which folding in needs."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.train.als import ALSParams
 
@@ -218,7 +209,7 @@ def _check_factors(training: "TrainSettings", where: str) -> None:
     has_factors = isinstance(training.params, ALSParams) if searched is None else searched.engine == "als"
     if not has_factors:
         raise SettingError(
-            f'{where}: fold_in takes the factors of items, which only ALS learns; write engine = "als" in [train].'
+            f'{where}: fold_in needs item factors, which only ALS learns; write engine = "als" in [train].'
         )
 
 
@@ -228,12 +219,8 @@ def _paths_in(given: object) -> list[Path]:
 
 
 def _patience(chosen: RunFlags) -> tuple[float, float]:
-    """Return how many seconds other runs are waited for, and releases that were not activated are kept."""
-    return chosen.wait or 0.0, _first(chosen.keep_ready, 7.0) * DAY_S
-
-
-def _first(value: Any, other: Any) -> Any:  # noqa: ANN401 -- of any type
-    return other if value is None else value
+    """Return the seconds to wait for other runs, and to keep releases that were not activated."""
+    return chosen.wait or 0.0, (7.0 if chosen.keep_ready is None else chosen.keep_ready) * DAY_S
 
 
 def _measured(lists: "ModelLists") -> "ModelLists":
@@ -246,7 +233,7 @@ def _write_lists(lists: "ModelLists", store: str, settings: "PublishSettings") -
 
 
 def _default_folder(pipeline: Path) -> Path:
-    """Return the pipeline's own folder in the user's data directory; two of one name have two."""
+    """Return a folder in the user's data directory, by name and path of the pipeline."""
     from hotplate.stores.connect import default_url
 
     place = xxhash.xxh3_64_hexdigest(str(pipeline.resolve()).encode())[:8]
@@ -254,8 +241,6 @@ def _default_folder(pipeline: Path) -> Path:
 
 
 def _print_steps(job: "Job", folder: Path) -> None:
-    from hotplate.stores.urls import redacted
-
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.publishing.bounds)
     publishes = f"lists of {job.lists.length} to {redacted(job.store)}"
     steps = [
@@ -265,10 +250,10 @@ def _print_steps(job: "Job", folder: Path) -> None:
             if job.track or job.register
             else []
         ),
-        ("measure", "the lists as they are published; with rules the model learns once more for it"),
+        ("measure", "the lists as published; rules need another fit"),
         ("publish", publishes),
         ("gates", bounds or "none"),
-        ("activate", "once all gates hold" if job.publishing.activate else "never: it is left to be done by hand"),
+        ("activate", "once all gates pass" if job.publishing.activate else "never; activate it by hand"),
         ("prune", f"keep the live release and {job.publishing.keep} before it"),
     ]
     out.print(table(("step", ""), steps))
@@ -284,7 +269,7 @@ def _printed(summary: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _metrics_sent(summary: dict[str, Any], chosen: RunFlags) -> Iterator[None]:
-    """Complete the summary at the end, however that comes, and send metrics; what cannot be sent is a warning."""
+    """Complete the summary and send metrics at the end, also of a failed run; failure to send is a warning."""
     try:
         yield
     except BaseException as error:
@@ -298,12 +283,12 @@ def _metrics_sent(summary: dict[str, Any], chosen: RunFlags) -> Iterator[None]:
                 if target is not None:
                     send(str(target), summary)
             except (OSError, ValueError, HTTPException) as error:
-                reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # it repeats the URL
+                reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # which contains the URL
                 err.print(f"hotplate: the metrics could not be sent to {redacted(str(target))}: {reason}")
 
 
 def _push_metrics(url: str, summary: Mapping[str, Any]) -> None:
-    """Replace what the Pushgateway at *url* has of this pipeline; OSError or ValueError if it cannot be."""
+    """Replace this pipeline's metrics in the Pushgateway at *url*; raises OSError or ValueError."""
     from prometheus_client import push_to_gateway
 
     push_to_gateway(url, "hotplate_run", _registry(summary), {"pipeline": summary["pipeline"]}, timeout=PUSH_TIMEOUT_S)
@@ -319,24 +304,19 @@ def _registry(summary: Mapping[str, Any]) -> "CollectorRegistry":
     from prometheus_client import CollectorRegistry, Gauge
 
     registry, pipeline = CollectorRegistry(), summary["pipeline"]
-
-    def gauge(name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"hotplate_run_{name}", text, ("pipeline", *labels), registry=registry)
-
-    if summary.get("succeeded_at"):
-        succeeded = gauge("last_success_timestamp_seconds", "When a run last ended as it should.")
-        succeeded.labels(pipeline).set(summary["succeeded_at"])
-    ended = gauge("last_timestamp_seconds", "When a run last ended, however it did.")
-    ended.labels(pipeline).set(summary["ended_at"])
-    outcome = gauge("outcome", "1 for how the last run ended.", "outcome")
-    for each in OUTCOMES:
-        outcome.labels(pipeline, each).set(summary["outcome"] == each)
-    duration = gauge("duration_seconds", "How long each step of the last run took.", "step")
-    for step, seconds in summary.get("seconds", {}).items():
-        duration.labels(pipeline, step).set(seconds)
-    quality = gauge("metric", "What the model of the last run was measured to be worth.", "metric")
-    for name, value in summary.get("metrics", {}).items():
-        quality.labels(pipeline, name).set(value)
-    failed = gauge("gates_failed", "How many gates said no.")
-    failed.labels(pipeline).set(sum(not gate["passed"] for gate in summary.get("gates", ())))
+    failed = sum(not gate["passed"] for gate in summary.get("gates", ()))
+    succeeded_at = summary.get("succeeded_at")
+    gauges: tuple[tuple[str, str, str, Mapping[str, Any]], ...] = (
+        ("last_success_timestamp_seconds", "Time of the last success.", "", {"": succeeded_at} if succeeded_at else {}),
+        ("last_timestamp_seconds", "End of the last run.", "", {"": summary["ended_at"]}),
+        ("outcome", "1 for the outcome of the last run.", "outcome", {k: k == summary["outcome"] for k in OUTCOMES}),
+        ("duration_seconds", "Duration of each step of the last run.", "step", summary.get("seconds", {})),
+        ("metric", "Metrics of the model of the last run.", "metric", summary.get("metrics", {})),
+        ("gates_failed", "Number of failed gates.", "", {"": failed}),
+    )
+    for name, text, label, values in gauges:
+        labels = ("pipeline", label) if label else ("pipeline",)
+        gauge = Gauge(f"hotplate_run_{name}", text, labels, registry=registry)
+        for key, value in values.items():
+            gauge.labels(pipeline, *([key] if label else [])).set(value)
     return registry

@@ -1,9 +1,11 @@
-"""`hotplate serve`, `lookup` and `demo`: the HTTP service, what it would answer one user, and all of it at once."""
+"""The verbs of the service: `hotplate serve`, `lookup`, `demo`, `keys` and `events`."""
 
 import os
 import shutil
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shlex import quote as quoted
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,13 +13,16 @@ from urllib.parse import quote
 
 import typer
 
+from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
     chosen_store,
+    counted,
     err,
     interruptible,
     out,
+    print_json,
     print_result,
     progress_bars,
     table,
@@ -28,7 +33,23 @@ from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
     from hotplate.serve.embedded import Recommendations
+    from hotplate.serve.events.segments import ListedItems
     from hotplate.stores.store import Store
+
+keys = Verbs(
+    no_args_is_help=True,
+    help="Create, list and revoke keys, and limit the rate of each client.\n\n"
+    "Example: hotplate keys create web --scope read --keys keys.json",
+)
+events = Verbs(
+    no_args_is_help=True,
+    help="Ship the events that a service collected, and report on them.\n\n"
+    "Example: hotplate events report /var/lib/hotplate/events",
+)
+ClientName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The client's name: letters, digits, dot, dash, underline.")
+]
+KeysFile = Annotated[Path, Flag("The file of keys that `hotplate serve` reads.", name="keys", metavar="FILE")]
 
 
 def serve(
@@ -96,13 +117,13 @@ def lookup(
 
 
 def demo(
-    data: Annotated[Path | None, Flag("Learn from this file or folder, and not from made-up data.")] = None,
+    data: Annotated[Path | None, Flag("Train on this file or folder instead of sample data.")] = None,
     host: Annotated[str, Flag("The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Flag("The port; 0 takes any free one.", at_least=0, at_most=65535)] = 8080,
 ) -> None:
-    """Train on sample data, publish, serve, and print what to try; stop it with Ctrl-C.
+    """Train on sample data, publish, serve, and print examples; stop it with Ctrl-C.
 
-    Everything lies in a temporary folder, which is removed when the demo stops.
+    All files are in a temporary folder, which is removed at the end.
 
     Example: hotplate demo --data clicks.csv
     """
@@ -115,16 +136,16 @@ def demo(
     from hotplate.stores.folders import temporary_folder
 
     with temporary_folder("demo") as folder:
-        reserve(host, port).close()  # a port in use is better reported before the training than after
+        reserve(host, port).close()  # fail before the training if the port is in use
         if data is None:
             data = folder / "sample.parquet"
             sample().write_parquet(data)
         with progress_bars() as on_progress:
-            report = interruptible(lambda: train(TrainSettings(path=data), folder / "model", on_progress))
-        print_report(report)
+            trained = interruptible(lambda: train(TrainSettings(path=data), folder / "model", on_progress))
+        print_report(trained)
         url = f"file://{folder / 'store'}"
         publish(folder / "model", PublishFlags(store=url))
-        user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
+        user, item = trained.model.matrix.user_ids[0], trained.model.matrix.item_ids[0]
         configure_logging()
         settings = ServiceSettings((url,), host, port, admin_port=0, health_port=0, admin_store=url, anonymous=True)
         run(settings, lambda addresses: _print_examples(addresses.service, addresses.admin, url, user, item))
@@ -139,3 +160,177 @@ def _print_examples(address: str, admin: str, store: str, user: str, item: str) 
     out.print(f"  {command} lookup {quoted(user)} --store {quoted(store)}")
     out.print(f"\nThe console is on {admin}/console, the metrics on {admin}/metrics.")
     out.print("Ctrl-C stops it and removes everything.")
+
+
+@keys.command()
+def create(
+    name: ClientName,
+    file: KeysFile,
+    scope: Annotated[
+        list[str] | None,
+        Flag("Allow a new client to read, events or admin; repeatable.", metavar="SCOPE", prefix="KEYS_"),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        Flag(
+            "Limit a new client to N requests a second; unlimited by default.",
+            metavar="N",
+            at_least=0.001,
+            prefix="KEYS_",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Create a key for a client and print it: only this once, as the file holds its SHA-256.
+
+    An existing client gets a second key. To rotate: create, give the client the new key, then revoke the primary. A
+    running service picks up changes within two seconds.
+
+    Example: hotplate keys create web --scope read --rate 500 --keys /etc/hotplate/keys.json
+    """
+    from hotplate.serve.access.keys import create as create_key
+
+    made = create_key(file, name, scope or [], rate)
+    if as_json:
+        print_json(made)
+        return
+    out.print(made.key)
+    err.print(f"This is the {made.kind} key of {made.client}. Keep it now: it cannot be shown again.")
+
+
+@keys.command("list")
+def list_clients(file: KeysFile, as_json: Json = False) -> None:
+    """List the clients, their scopes, and the dates of their keys.
+
+    Example: hotplate keys list --keys /etc/hotplate/keys.json
+    """
+    from hotplate.serve.access.keys import StoredKey, load
+
+    def day(key: StoredKey | None) -> str:
+        return "" if key is None else time.strftime("%Y-%m-%d", time.gmtime(key.created_at))
+
+    clients = load(file)
+    fields = [
+        {
+            "name": client.name,
+            "scopes": client.scopes,
+            "rate": client.rate,
+            "primary_created_at": client.primary and client.primary.created_at,
+            "secondary_created_at": client.secondary and client.secondary.created_at,
+        }
+        for client in clients
+    ]
+    rows = [
+        (client.name, ", ".join(client.scopes), client.rate, day(client.primary), day(client.secondary))
+        for client in clients
+    ]
+    print_result(fields, table(("client", "scopes", "requests/s", "primary", "secondary"), rows), as_json=as_json)
+
+
+@keys.command()
+def revoke(
+    name: ClientName,
+    file: KeysFile,
+    primary: Annotated[bool, Flag("Revoke the primary key only; the secondary replaces it.", env=False)] = False,
+    secondary: Annotated[bool, Flag("Revoke the secondary key only.", env=False)] = False,
+    as_json: Json = False,
+) -> None:
+    """Revoke one key of a client, or all without --primary and --secondary.
+
+    A running service refuses it within two seconds.
+
+    Example: hotplate keys revoke web --primary --keys /etc/hotplate/keys.json
+    """
+    from hotplate.serve.access.keys import revoke as revoke_key
+
+    kind = None if primary == secondary else "primary" if primary else "secondary"
+    left = revoke_key(file, name, kind)
+    fields = {"name": name, "revoked": kind or "all", "keys_left": 0 if left is None else len(left.digests())}
+    gone = [f"{name} had no other key, and is removed"] if left is None and kind else []
+    print_result(fields, f"revoked the {kind} key of {name}" if kind else f"revoked {name}", *gone, as_json=as_json)
+
+
+@events.command()
+def ship(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of `hotplate serve --events`.")],
+    to: Annotated[
+        str,
+        Flag(
+            "Copy them to this folder or fsspec URL, such as abfs://container/events; schemes other than file:// and "
+            "memory:// need their fsspec package.",
+            metavar="URL",
+            prefix="EVENTS_",
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Move closed segments to another place; each is removed here after a complete copy.
+
+    A service closes a segment after five minutes at most; segments of killed workers are closed here. After an
+    interruption, run the same command again.
+
+    Example: hotplate events ship /var/lib/hotplate/events --to /backup/events
+    """
+    from hotplate.serve.events.segments import ship as ship_segments
+    from hotplate.stores.urls import redacted
+
+    with progress_bars() as on_progress:
+        shipped = ship_segments(folder, to, partial(on_progress, "ship"))
+    if as_json:
+        print_json(shipped)
+        return
+    out.print(f"shipped {counted(shipped.segments, 'segment')}, {shipped.bytes / 1e6:,.1f} MB, to {redacted(to)}")
+    if shipped.recovered:
+        out.print(f"{shipped.recovered} of them are of workers that were killed")
+
+
+@events.command()
+def report(
+    source: Annotated[
+        str, typer.Argument(metavar="FOLDER|URL", help="A folder of closed segments, or its fsspec URL.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Report the click-through rate by release, role (live, canary or other) and position in the list.
+
+    Duplicates by event id count once. Intervals (95 %) assume independent impressions, and are too narrow if a few
+    users saw many items.
+
+    Example: hotplate events report /var/lib/hotplate/events
+    """
+    from hotplate.serve.events.segments import report as count
+
+    with progress_bars() as on_progress:
+        found = count(source, partial(on_progress, "report"))
+    if as_json:
+        names = ("segments", "open_segments", "events", "duplicates", "damaged", "types")
+        rows = {"releases": found.releases, "by_position": found.by_position}
+        print_json(
+            {name: getattr(found, name) for name in names}
+            | {
+                name: [{**row._asdict(), "ctr": row.ctr, "interval": row.interval} for row in each]
+                for name, each in rows.items()
+            }
+        )
+        return
+    types = ", ".join(f"{number:,} {name}" for name, number in sorted(found.types.items()))
+    out.print(
+        f"{counted(found.events, 'event')} in {counted(found.segments, 'segment')}{f': {types}' if types else ''}"
+    )
+    left_out = (
+        (found.open_segments, counted(found.open_segments, "open segment"), "still written, or of a killed service"),
+        (found.duplicates, f"{found.duplicates:,}", "sent again under the same id"),
+        (found.damaged, f"{found.damaged:,}", "damaged"),
+    )
+    for count_left, what, reason in left_out:
+        if count_left:
+            out.print(f"  {what} left out: {reason}")
+    out.print(table(("release", "role", "shown", "clicked", "rate", "95 %"), map(_cells, found.releases)))
+    positions = [(row.release or "none named", row.role, row.position, *_cells(row)[2:]) for row in found.by_position]
+    out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), positions))
+
+
+def _cells(row: "ListedItems") -> tuple[str, ...]:
+    rate = "" if row.ctr is None else f"{row.ctr:.2%}"
+    interval = "" if row.interval is None else f"{row.interval[0]:.2%} to {row.interval[1]:.2%}"
+    return row.release or "none named", row.role, f"{row.impressions:,}", f"{row.clicks:,}", rate, interval

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotplate.cli.options import Verbs
+from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
     FAILED,
     Json,

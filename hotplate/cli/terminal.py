@@ -1,4 +1,4 @@
-"""What all verbs share: options, text, tables, JSON, errors with exit codes, progress bars, and opening a store."""
+"""Shared by all verbs: options, text, tables, JSON, errors with exit codes, progress bars, and stores."""
 
 import dataclasses
 import os
@@ -38,25 +38,24 @@ if TYPE_CHECKING:
     from hotplate.stores.store import Observer, Store
 
 T = TypeVar("T")
-# What `--store` is read from if it is left out.
 STORE_VARIABLE = "HOTPLATE_STORE"
 
-# How often Ctrl-C is looked for, which not every system brings to the thread that waits; and how long work that was
-# interrupted may clean up: the command has a second to end.
+# Interval for noticing Ctrl-C, as the signal may arrive on another thread; and the time for interrupted work to clean
+# up, as the command should end within a second.
 INTERRUPT_POLL_S = 0.1
 CLEAN_UP_S = 0.5
 
-# Off a terminal, stages that begin earlier than this are not reported.
+# Without a terminal, stages that begin earlier are not reported.
 QUIET_S = 5.0
 
-# How many characters of a table's first column stand in one line, however narrow the terminal is.
+# Ids in the first column of a table are not wrapped up to this width.
 WIDEST_ID = 24
 
-# Exit codes: something failed, the command was misused, and a gate or a running canary said no.
+# Exit codes: failed, misused, and refused by a gate or a running canary.
 FAILED = 1
 MISUSED = 2
 REFUSED = 3
-# Which extra brings which module.
+# The extra that installs each module.
 EXTRAS = {
     "fsspec": "events", "mlflow": "mlflow",
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
@@ -71,21 +70,21 @@ Json = Annotated[bool, Flag("Print one JSON object instead of text.", name="json
 StoreUrl = Annotated[
     str | None, Flag("file:///…, redis://…, cosmos://…; else in your data folder.", name="store", metavar="URL")
 ]
-Delimiter = Annotated[str | None, Flag("What splits CSV fields; else it is detected.")]
+Delimiter = Annotated[str | None, Flag("The CSV delimiter; else it is detected.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextFormat:
-    """How files are read if they do not say it themselves."""
+    """The format of text files."""
 
     delimiter: Delimiter = None
     header: Annotated[bool, Flag("CSV: the first row names the columns; else they are 1, 2, ….")] = True
-    null_values: Annotated[str, Flag("Missing values, as blanks are.", metavar="A,B")] = "NULL,null,NaN,nan,None"
-    time_format: Annotated[str | None, Flag("Of times, as %d/%m/%Y %H:%M; else ISO 8601 or since 1970.")] = None
-    max_bad_rows: Annotated[float, Flag("The share of rows that may be bad, and are left out.", at_least=0)] = 0.001
+    null_values: Annotated[str, Flag("Missing values besides blanks.", metavar="A,B")] = "NULL,null,NaN,nan,None"
+    time_format: Annotated[str | None, Flag("Of times, as %d/%m/%Y %H:%M; else ISO 8601 or epoch.")] = None
+    max_bad_rows: Annotated[float, Flag("The share of bad rows that is tolerated, and left out.", at_least=0)] = 0.001
 
     def to_format(self) -> "Format":
-        """Return what files are read by."""
+        """Return the format for the readers of files."""
         from hotplate.offline.input.files import Format
 
         null_values = self.null_values.split(",")
@@ -99,13 +98,13 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap
 
 
 def print_json(value: object) -> None:
-    """Print one JSON object on standard output."""
+    """Print one JSON value."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
     sys.stdout.write(orjson.dumps(value, option=options, default=_to_plain).decode() + "\n")
 
 
 def print_result(fields: object, *text: object, as_json: bool) -> None:
-    """Print what a verb came to: one JSON object, or sentences and tables for people."""
+    """Print the result of a verb: *fields* as JSON, or else *text*."""
     if as_json:
         print_json(fields)
         return
@@ -114,7 +113,7 @@ def print_result(fields: object, *text: object, as_json: bool) -> None:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Make a plain table, in which ids of the first column are not broken: people copy them."""
+    """Return a plain table; ids in the first column are not wrapped, so they can be copied."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     for place, heading in enumerate(headings):
@@ -126,12 +125,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 
 
 def counted(count: int, what: str) -> str:
-    """Return a number with its noun: `1 row`, `2,000 rows`."""
+    """Return `1 row`, `2,000 rows`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes: Sequence[str] = ()) -> None:
-    """Print how many rows of an input were read, how many of them were left out, by reason, and what else was seen."""
+    """Print the number of rows read, of rows left out by reason, and notes."""
     out.print(f"read {counted(rows, 'row')} of {source}")
     for reason, count in left_out.items():
         out.print(f"  {count:,} left out: {reason}")
@@ -140,11 +139,11 @@ def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes
 
 
 def print_error(error: BaseException, *, as_json: bool) -> int:
-    """Print an error as one sentence on standard error and return its exit code."""
+    """Print an expected error as one sentence on standard error, and return its exit code; raise others again."""
     sentence, code = _sentence(error)
     first = sentence.partition(" ")[0]
     given = {each.rpartition("=")[2] for each in sys.argv[2:]}
-    if first.isalpha() and first not in given:  # a path, a URL or a name stays as it is
+    if first.isalpha() and first not in given:  # not a path, URL or name
         sentence = sentence[:1].upper() + sentence[1:]
     if not sentence.endswith("?"):
         sentence = sentence.rstrip(".") + "."
@@ -157,7 +156,7 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
 
 @contextmanager
 def text_on_stderr() -> Iterator[None]:
-    """Print text on standard error until the block ends: standard output is for something else."""
+    """Print text on standard error until the block ends."""
     out.stderr = True
     try:
         yield
@@ -167,10 +166,9 @@ def text_on_stderr() -> Iterator[None]:
 
 @contextmanager
 def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
-    """Yield a function that reports progress: each stage gets a bar on a terminal, and a line elsewhere.
+    """Yield a function that reports progress: a transient bar for each stage on a terminal, else a line.
 
-    *status* is a text that is shown next to every stage. Bars vanish at the end. Lines are of stages that begin late:
-    short work has none.
+    *status* returns a text shown next to every bar. There are only lines for stages that begin after `QUIET_S`.
     """
     if not err.is_terminal:
         yield _stage_lines()
@@ -187,7 +185,7 @@ def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
         tasks = dict[str, TaskID]()
 
         def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:  # a stage of one step has no share to show
+            if stage not in tasks:  # a stage with one step has no percentage
                 tasks[stage] = progress.add_task(stage, total=None if total == 1 else total)
             if total == 1 and done == 1:
                 steps = next(task.total for task in progress.tasks if task.id == tasks[stage]) or 1
@@ -211,7 +209,7 @@ def _stage_lines() -> "OnStage":
 
 
 def require_folder(report: Path | None) -> None:
-    """Raise BenchMisused for a *report* that has no folder to go to."""
+    """Raise BenchMisused if the folder of *report* does not exist."""
     from hotplate.bench.errors import BenchMisused
 
     if report is not None and not report.parent.is_dir():
@@ -219,10 +217,7 @@ def require_folder(report: Path | None) -> None:
 
 
 def chosen_store(url: str | None) -> str:
-    """Return the URL that was given, or that of the default store; StoreMisused for an empty one, in a script say.
-
-    An empty variable is as much a mistake as an empty option, but typer ignores it.
-    """
+    """Return *url*, or that of the default store; StoreMisused for an empty option or variable."""
     from hotplate.stores.connect import default_url
     from hotplate.stores.errors import StoreMisused
 
@@ -235,7 +230,7 @@ def chosen_store(url: str | None) -> str:
 
 
 def shown_store(url: str | None, *, as_json: bool = False) -> str:
-    """Return the store that `chosen_store` returns, without secrets; text says so if none was given."""
+    """Return the URL of `chosen_store` without secrets, for text marked if it is the default."""
     from hotplate.stores.urls import redacted
 
     shown = redacted(chosen_store(url))
@@ -249,9 +244,9 @@ def with_store(
     *,
     may_be_new: bool = False,
 ) -> T:
-    """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end.
+    """Run *act* on the store at *url*, by default the one in the user's data folder, and close it.
 
-    Raises ReleaseNotFound, which names the store, if nothing was ever published to it, unless it *may_be_new*.
+    Raises ReleaseNotFound if nothing was ever published to it, unless it *may_be_new*.
     """
     from hotplate.stores.connect import run_on
 
@@ -261,17 +256,17 @@ def with_store(
 def with_stores(
     source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
 ) -> T:
-    """Run *act* on two stores, as `run_between` does."""
+    """Run *act* on two stores, and close them."""
     from hotplate.stores.connect import run_between
 
     return run_between(chosen_store(source), chosen_store(target), act, observer)
 
 
 def interruptible(work: Callable[[], T]) -> T:
-    """Do *work* in a thread and return its result, so Ctrl-C is heard while it is in a long call of C.
+    """Run *work* in a thread and return its result, so that Ctrl-C works during a long C call.
 
-    Interrupted, it ends at its next line of Python and cleans up; if that takes too long, it is left to end with the
-    process. The next run has to remove what it has written.
+    Interrupted work ends at its next line of Python; if that takes longer than `CLEAN_UP_S`, it is abandoned, and the
+    next run removes its files.
     """
     from hotplate.offline.threads import DaemonThreads
 
@@ -281,7 +276,7 @@ def interruptible(work: Callable[[], T]) -> T:
     try:
         working = threads.submit(work)
         while not wait([working], INTERRUPT_POLL_S).done:
-            pass  # a signal that came to another thread is handled now
+            pass  # signals that arrived on another thread are handled here
         return working.result()
     except BaseException:
         threads.interrupt(CLEAN_UP_S)
@@ -289,7 +284,7 @@ def interruptible(work: Callable[[], T]) -> T:
 
 
 class _TextColumn(ProgressColumn):
-    """A text that is computed again each time a line is drawn."""
+    """A text that is computed at each redraw."""
 
     def __init__(self, text: Callable[[Task], str]) -> None:
         super().__init__()
@@ -300,7 +295,6 @@ class _TextColumn(ProgressColumn):
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:
-    """Return the sentence and exit code of an expected error; anything else is a defect, and raised."""
     from hotplate.bench.errors import BenchFailed, BenchMisused
     from hotplate.offline.errors import DataError, GateFailed, SettingError
     from hotplate.serve.errors import EventsFailed, ServiceMisused

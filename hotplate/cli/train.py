@@ -1,6 +1,6 @@
 """`hotplate train`: from interactions to a model folder."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from hotplate.offline.training import TrainReport, TrainSettings
 
 
-# The panels of `--help`.
+# Panels of `--help`.
 COLUMNS = "Columns of the data"
 TEST = "Test"
 MODEL = "Engine and parameters"
 SEARCH = "Search for parameters"
 TRACKING = "MLflow"
-# From this size on it is said off a terminal how long reading takes, at a rate measured on one core.
+# Without a terminal, the time to read larger inputs is estimated, by a rate measured on one core.
 LARGE_BYTES = 20_000_000
 BYTES_PER_SECOND = 30e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainFlags:
-    """What a training is given, as flags or as the keys of [train] in a pipeline; None or () if it was not."""
+    """The flags of `train`, which are also the keys of [train] in a pipeline."""
 
     data: Annotated[
         tuple[Path, ...],
@@ -154,7 +154,7 @@ def train(
 
 
 def settings_of(given: TrainFlags) -> "TrainSettings":
-    """Return what the options say; SettingError for what makes no sense."""
+    """Return the settings of a training; SettingError for invalid or contradicting options."""
     from hotplate.offline.evaluate.splits import SplitOptions
     from hotplate.offline.input.columns import Columns
     from hotplate.offline.input.filters import parse_event_weights, parse_half_life
@@ -181,7 +181,7 @@ def settings_of(given: TrainFlags) -> "TrainSettings":
 
 
 def print_training(settings: "TrainSettings", model: Path, *, as_json: bool = False) -> "TrainReport":
-    """Train as *settings* say, write the folder *model*, and print and return what came of it."""
+    """Train, write the folder *model*, and print and return the report."""
     from hotplate.offline.training import train as train_model
 
     size = _size_of(settings.data)
@@ -207,7 +207,7 @@ def _size_of(data: "Iterable[DataSource]") -> int:
 
 @contextmanager
 def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
-    """Keep a session of Spark open if it is to train; SettingError if there is a master for another engine."""
+    """Open a Spark session for the engine spark; SettingError for a master with another engine."""
     if engine != "spark":
         if master is not None:
             from hotplate.offline.errors import SettingError
@@ -222,7 +222,7 @@ def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
 
 
 def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
-    """Return the parameters, and what is searched for better ones: nothing, where any are named."""
+    """Return the parameters, and the options of the search, None if any parameter is given."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.train.als import ALSParams, SparkParams
     from hotplate.offline.train.engine import PARAMS, option_of
@@ -234,11 +234,11 @@ def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
     engine: Engine | None = given.engine
     if given.tune is not None:
         if given.no_tune:
-            raise SettingError("Both --no-tune and --tune are given; give one of them.")
+            raise SettingError("--no-tune and --tune contradict each other; give one of them.")
         if engine == "spark":
             raise SettingError("spark has no parameters to search; leave out --tune.")
         if named:
-            raise SettingError(f"{_flags(named)} cannot be given where parameters are searched; leave out --tune.")
+            raise SettingError(f"{_flags(named)} cannot be given with a search; leave out --tune.")
     if engine is None and named.keys() & {"neighbours", "weighting", "walk_alpha", "walk_beta"}:
         engine = "neighbours"
     kind = PARAMS[engine or "als"]
@@ -253,7 +253,7 @@ def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
 
 
 def _recency(given: TrainFlags) -> "dict[str, Any]":
-    """Return what is said of recency and of popularity of late, by the names of parameters."""
+    """Return the parameters of recency that are given, by name."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.input.filters import parse_half_life
     from hotplate.offline.train.popularity import Recency
@@ -276,11 +276,12 @@ def _flags(names: Iterable[str]) -> str:
 
 
 def print_report(report: "TrainReport") -> None:
-    """Print what a training read, left out and achieved."""
+    """Print the rows read and left out, the search, and the evaluation of a training."""
     facts = report.to_json()
     if report.warning:
         out.print(report.warning)
-    _print_read(facts["data"])
+    data = facts["data"]
+    print_rows_read(data["source"], data["rows"], data["left_out"], data["notes"])
     for what in ("users", "items", "pairs"):
         if facts[f"{what}_left_out"]:
             out.print(f"  {facts[f'{what}_left_out']:,} {what} left out: fewer than the minimum per user or per item")
@@ -299,10 +300,6 @@ def print_report(report: "TrainReport") -> None:
     out.print(f"model written to {report.out} ({took})")
 
 
-def _print_read(data: "Mapping[str, Any]") -> None:
-    print_rows_read(data["source"], data["rows"], data["left_out"], data["notes"])
-
-
 def _print_evaluation(evaluation: "Evaluation") -> None:
     from hotplate.offline.evaluate.evaluation import metric_rows
 
@@ -314,11 +311,9 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
         f"measured at {evaluation.k} (± half of the 95 % interval)"
     )
     if evaluation.drawn_from:
-        out.print(f"  drawn at random from {evaluation.drawn_from:,} users; the intervals say what that costs")
+        out.print(f"  drawn at random from {evaluation.drawn_from:,} users, as the intervals reflect")
     if evaluation.cold_pairs:
-        out.print(
-            f"  {evaluation.cold_pairs:,} of the pairs are of items without an interaction in what was learnt from"
-        )
+        out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items without an interaction in the training part")
     headings = ("", "model", *(each.engine for each in evaluation.baselines))
     out.print(table(headings, metric_rows([each.to_json() for each in shown])))
     if tested.users_with_lists < tested.users:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotplate.cli.options import Verbs
+from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import Json, StoreUrl, counted, print_result, shown_store, with_store
 from hotplate.stores.options import Flag
 

@@ -271,7 +271,7 @@ def test_a_run_whose_redis_does_not_answer_ends_when_it_is_told_to(stops_at: str
     ("more", "sentence"),
     [
         ("[trian]", "no table [trian]; did you mean [train]?\n"),
-        ("[[gates]]\ncoverage = 1", "has gates, but no table of that name"),
+        ("[[gates]]\ncoverage = 1", "has the key gates instead of a table"),
         ("[gates]\ncoverage = 2", "coverage is 2; it must lie between 0 and 1"),
         ("wiat = 3", "[run] has no key wiat; did you mean wait?"),
         ('wait = "long"', "[run]: wait: 'long' cannot be read; it must be a number"),

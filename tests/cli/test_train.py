@@ -85,8 +85,8 @@ def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(click
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--no-tune", "--tune", "5"], "Both --no-tune and --tune are given"),
-        (["--tune", "5", "--factors", "8"], "--factors cannot be given where parameters are searched"),
+        (["--no-tune", "--tune", "5"], "--no-tune and --tune contradict each other"),
+        (["--tune", "5", "--factors", "8"], "--factors cannot be given with a search"),
         (["--neighbours", "5", "--alpha", "2"], "--alpha is not a parameter of the engine neighbours"),
         (
             ["--engine", "als", "--neighbour-weighting", "bm25"],

@@ -1,6 +1,6 @@
-"""Verbs made of settings: an annotated field of a dataclass is a flag, a variable, a key of TOML and a line of help.
+"""Verbs whose parameters are settings: an annotated dataclass field is a flag, a variable, a TOML key and a help line.
 
-Typer parses the command line and prints the help; one function, `read`, reads each value, wherever it comes from.
+Typer parses the command line and prints the help; `read` converts values of all three origins.
 """
 
 import inspect
@@ -21,13 +21,12 @@ import typer
 from hotplate.stores.options import Argument, Flag
 
 PREFIX = "HOTPLATE_"
-# How alike two names are, of 1, if one is taken for a misspelling of the other.
+# Similarity from which a name counts as misspelt.
 ALIKE = 0.9
-# What a whole number may end with, and what stands for a value of a type in the help.
 THOUSANDS = {"": 1, "k": 1_000, "M": 1_000_000}
 METAVARS = {bool: " ", int: "N", float: "X", str: "TEXT", Path: "PATH"}
 COUNT = re.compile(r"(-?\d+(?:\.\d+)?)([kM]?)")
-# Within a paragraph; typer keeps it, however wide the terminal is.
+# Typer keeps line breaks within a paragraph, whatever the width of the terminal.
 LINE_BREAK = re.compile(r"(?<!\n)\n *(?!\n)")
 SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -36,9 +35,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One field, or parameter, as its annotation says: *kind* is the type of a value, of which it has *many*, or one.
+    """One annotated field or parameter, with *many* values of type *kind*, or one.
 
-    *flag* is None for an argument, *variable* for what the environment cannot set.
+    *flag* is None for an argument, *variable* for a setting that the environment cannot set.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Setting:
 
     @classmethod
     def of(cls, name: str, annotation: Any, default: Any, prefix: str) -> "Setting":  # noqa: ANN401 -- of any type
-        """Return the setting that a field of this name, annotated with a Flag or an Argument, is."""
+        """Return the setting of a field annotated with a Flag or an Argument."""
         kind, shown = get_args(annotation)[:2]
         if get_origin(kind) in (Union, UnionType):
             kind = next(each for each in get_args(kind) if each is not type(None))
@@ -67,16 +66,16 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """The name of the setting in a TOML file: that of its flag."""
+        """The key in a TOML file: the name of the flag."""
         return self.name if self.flag is None else self.flag.partition("/")[0].strip("-").replace("-", "_")
 
     @property
     def is_one_url(self) -> bool:
-        """Whether it is the URL of one store: if a second is given, neither may be used without a word."""
+        """Whether it is the URL of one store, so a second URL is an error instead of replacing the first."""
         return not self.many and self.shown.metavar == "URL" and self.flag is not None
 
     def parameter(self) -> inspect.Parameter:
-        """Return the parameter that typer parses: a URL as a list, so that a second one can be refused."""
+        """Return the parameter for typer: a single URL as a list, to detect a second one."""
         choices = get_args(self.kind) if get_origin(self.kind) is Literal else ()
         kind: Any = str if choices else self.kind
         default = self.default
@@ -107,15 +106,15 @@ class Setting:
         )
 
     def from_typer(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
-        """Return what typer parsed as the field has it; BadParameter for a second URL where there may be one."""
+        """Return the value of the field; BadParameter for a second URL of one store."""
         if self.is_one_url:
             if value and len(value) > 1:
-                raise typer.BadParameter(f"it takes one URL, and is given {len(value)} times", param_hint=self.flag)
+                raise typer.BadParameter(f"it takes one URL, but is given {len(value)} times", param_hint=self.flag)
             return value[0] if value else None
         return tuple(value or ()) if self.many else value
 
     def from_environment(self) -> Any:  # noqa: ANN401 -- of any type
-        """Return what the variable says, None if it is not set; ValueError as `read`."""
+        """Return the value of the variable, None if it is not set; ValueError as `read`."""
         text = os.environ.get(self.variable or "")
         if not text:
             return None
@@ -125,7 +124,7 @@ class Setting:
         return read(text, self.kind, self.shown)
 
     def from_toml(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
-        """Return a value of a TOML file: a table is written `view=1,buy=5`, too; ValueError as `read`."""
+        """Return the value of a TOML key, in which a table equals the text `view=1,buy=5`; ValueError as `read`."""
         if isinstance(value, dict):
             value = ",".join(f"{key}={each}" for key, each in value.items())
         if self.many:
@@ -143,9 +142,9 @@ class Setting:
 
 
 def read(value: Any, kind: Any, shown: Flag | Argument) -> Any:  # noqa: ANN401 -- of any type
-    """Return the value of a setting, from a text or as TOML has it; ValueError says what is wrong with it."""
+    """Convert a text or a TOML value to the type of a setting; the message of a ValueError says what is wrong."""
     if isinstance(value, list | dict):
-        raise ValueError(f"{value!r} is not one value")  # noqa: TRY004 -- as all that is wrong with a value
+        raise ValueError(f"{value!r} is not one value")  # noqa: TRY004 -- one kind of error for all bad values
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ValueError(f"{value!r} is not one of {', '.join(map(repr, get_args(kind)))}")
@@ -182,17 +181,14 @@ def _number(value: Any, kind: type) -> int | float:  # noqa: ANN401 -- of any ty
 
 
 class Verbs(typer.Typer):
-    """Verbs whose parameters may be settings: each annotated field of these is an option or an argument.
-
-    Their variables begin with HOTPLATE_ and *prefix*.
-    """
+    """A typer app whose verbs take dataclasses of settings; their variables begin with HOTPLATE_ and *prefix*."""
 
     def __init__(self, *, prefix: str = "", **more: Any) -> None:  # noqa: ANN401 -- typer's own
         super().__init__(**more)
         self._prefix = prefix
 
     def command(self, name: str | None = None, **more: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:  # type: ignore[override]  # noqa: ANN401 -- typer's own
-        """Register a function as a verb, and return it as it is."""
+        """Register a function as a verb, and return it unchanged."""
 
         def register(function: Callable[..., T]) -> Callable[..., T]:
             verb, epilog = with_flags(function, self._prefix)
@@ -204,9 +200,9 @@ class Verbs(typer.Typer):
 
 
 def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T], str]:
-    """Return a function that takes the fields of *function*'s settings, as typer parses them, and what sets them.
+    """Return a function that takes the fields of *function*'s settings as typer parses them, and the help's epilog.
 
-    Its parameters that have neither Flag nor Argument stay as they are.
+    Parameters with neither Flag nor Argument are unchanged.
     """
     own = inspect.signature(function).parameters.values()
     groups: dict[str, Any] = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
@@ -236,7 +232,7 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
 
 
 def signed(function: Callable[..., T], parameters: Iterable[inspect.Parameter]) -> Callable[..., T]:
-    """Give a function the signature that is to be seen."""
+    """Set the signature of a function, which typer inspects."""
     found = list(parameters)
     function.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]  # what inspect.signature looks for
     function.__annotations__ = {one.name: one.annotation for one in found}
@@ -248,16 +244,16 @@ def _is_setting(annotation: Any) -> bool:  # noqa: ANN401 -- of any type
 
 
 def settings_of(settings: type, prefix: str = "") -> Iterator[Setting]:
-    """Yield a setting for each field with a Flag or an Argument, and for those of settings within the settings."""
+    """Yield the settings of all fields with a Flag or an Argument, also of nested dataclasses."""
     for one in fields(settings):
         if isinstance(one.type, type) and is_dataclass(one.type):
             yield from settings_of(one.type, prefix)
-        elif _is_setting(one.type):  # else it is not for the command
+        elif _is_setting(one.type):
             yield Setting.of(one.name, one.type, one.default, prefix)
 
 
 def build(settings: type[T], given: Mapping[str, Any]) -> T:
-    """Return settings of the values of their fields; what is not given has its default."""
+    """Return an instance of *settings* with the values that are given, by field, including nested dataclasses."""
     values = dict[str, Any]()
     for one in fields(settings):  # type: ignore[arg-type]  # a dataclass
         if isinstance(one.type, type) and is_dataclass(one.type):
@@ -274,10 +270,10 @@ def from_table(
     folder: Path,
     without: Collection[str] = (),
 ) -> T:
-    """Return the settings that a table of TOML has, whose keys are their flags; the environment wins over it.
+    """Return settings from a TOML table with the flags as keys; the environment wins over it.
 
-    Paths in the file are relative to *folder*. Raises SettingError, which begins with *where*, for a key that is not
-    known or is among *without*, for one that is missing, and for a value that cannot be read.
+    Paths are relative to *folder*. Raises SettingError, beginning with *where*, for a key that is unknown, among
+    *without* or missing, and for an invalid value.
     """
     from hotplate.offline.errors import SettingError
 
@@ -299,7 +295,7 @@ def from_table(
         if found is not None:
             values[each.name] = found
         elif each.default is MISSING:
-            raise SettingError(f"{where} has no {key}; give it.")
+            raise SettingError(f"{where} needs the key {key}.")
     return build(settings, values)
 
 
@@ -318,7 +314,7 @@ def _warn_of_misspelt_variables(known: set[str]) -> None:
 
 
 def _epilog(settings: list[Setting]) -> str:
-    """Return how variables are named, with the first, and with those that are named otherwise."""
+    """Return the naming rule of variables by the example of the first, and all exceptions."""
     flags = [each for each in settings if each.flag is not None]
     named = [each for each in flags if each.variable]
     if not named:
