@@ -79,7 +79,6 @@ __all__ = [
 if not TYPE_CHECKING:  # type checkers see only the imports above
 
     def __getattr__(name: str) -> object:
-        """Load a public name on its first use."""
         if name == "__version__":
             from importlib.metadata import version  # noqa: PLC0415 -- reading package metadata is slow
 

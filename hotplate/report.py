@@ -150,7 +150,6 @@ def _time(us: float) -> str:
 
 
 def _digits(value: float) -> str:
-    """Format at least three digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))

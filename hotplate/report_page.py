@@ -144,7 +144,6 @@ def _cell(row: Row | None, *, unit: bool = True) -> str:
 
 
 def _drawn(plot: Plot) -> str:
-    """Return the plot as SVG for each class of `SIZES`."""
     made = []
     for kind, (width, letters) in SIZES.items():
         with rc_context(STYLE):
@@ -205,7 +204,6 @@ def _scale(axes: Axes, name: str, lines: Iterable[Line2D], unit: str, *, log: bo
 
 
 def _legend(axes: Axes, letters: int) -> None:
-    """Draw the legend above the frame, with as many columns as fit."""
     if labels := axes.get_legend_handles_labels()[1]:
         columns = max(1, min(len(labels), letters // (max(map(len, labels)) + 6)))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0.2, handlelength=1.4)
@@ -227,5 +225,4 @@ def _svg(figure: Figure, kind: str, description: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape a text for HTML, and replace control characters and marks of direction."""
     return html.escape("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))

@@ -5,7 +5,9 @@ DataError                the input cannot be used
 GateFailed               the lists were written, but a gate keeps them from going live
 """
 
-from typing import TYPE_CHECKING
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hotplate.stores.publication import WriteResult
@@ -31,3 +33,13 @@ def require_at_least(name: str, value: int, least: int = 1) -> None:
     """Raise SettingError if *value* is below *least*."""
     if value < least:
         raise SettingError(f"{name} is {value}; it must be at least {least}.")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file of settings; raises SettingError."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingError(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is not TOML: {error}.") from error

@@ -14,14 +14,13 @@ name as a gate.
 
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hotplate.offline.errors import SettingError
+from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.offline.measurement import Measurement, overlaps
 from hotplate.stores.catalogue import ReleaseRef
@@ -92,14 +91,7 @@ class GateVerdict:
 
 def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]:
     """Return the gates of a TOML file and those *given* as NAME=BOUND, which win; SettingError for an invalid one."""
-    gates = list[Gate]()
-    if path is not None:
-        try:
-            gates += parse_gates(tomllib.loads(path.read_text()), str(path))
-        except OSError as error:
-            raise SettingError(f"{path}: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingError(f"{path} is not TOML: {error}.") from error
+    gates = [] if path is None else list(parse_gates(read_toml(path), str(path)))
     for text in given:
         name, _, bound = text.partition("=")
         if "<" in name or ">" in name:
@@ -142,8 +134,7 @@ async def judge(
 ) -> list[GateVerdict]:
     """Return the verdict of each gate on the evaluation *metrics* and on *lists*, compared with *live* in *reader*.
 
-    Gates that compare pass if nothing is live, and fail if the live release is damaged. Raises StoreError if it cannot
-    be read now.
+    Gates that compare pass if nothing is live, and fail if the live release is damaged. Raises StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP)]
     verdicts = {gate.name: _of_release(gate, metrics, lists) for gate in gates if gate not in compared}
@@ -267,7 +258,6 @@ def _protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the metrics of an evaluation by dotted name, such as `model.ndcg`."""
     tables = {
         name: value for name, value in (metrics or {}).items() if isinstance(value, Mapping) and name not in _NO_METRICS
     }

@@ -53,8 +53,7 @@ def publish(
     """Publish all lists of *model* (or of a model folder) as one release, atomically, and prune old releases.
 
     *store* is a URL, or an unused Store, which is closed at the end. *on_progress* is called with (rows written, rows
-    in all). Raises GateFailed or CanaryRunning if the release was written but is not live; DataError for an invalid
-    model folder; SettingError for gates that cannot be judged; StoreError.
+    in all). Raises GateFailed or CanaryRunning if the release is not live, DataError, SettingError and StoreError.
     """
     loaded = model if isinstance(model, Model) else load(Path(model))
     source = ModelLists(loaded, lists or ListSettings()).measure()
@@ -72,13 +71,11 @@ def _write(source: ModelLists, store: str, settings: PublishSettings) -> Written
 class Job:
     """The configuration of a scheduled run.
 
-    name      for the summary and metrics
-    store     a URL
-    rules     reads the rules from their files; called after the training
+    rules     reads the rules; called after the training
     track     log the model as a run of MLflow
     register  NAME or NAME@ALIAS of a registered model of MLflow; the alias is set once the release is live
-    inputs    the files and folders that are read; nothing is done while their bytes are unchanged
-    options   a digest of everything else; a change begins a new run
+    inputs    files and folders; nothing is done while their bytes are unchanged
+    options   digest of everything else; a change begins a new run
     """
 
     name: str
@@ -98,12 +95,10 @@ class Run:
     """The recorded state of one run.
 
     id        empty before the first run
-    options   see `Job`
     inputs    digest of the input files
-    release   the id of its release, chosen before anything is written
+    release   chosen before anything is written
     seconds   wall time by disjoint step, summed over attempts
     outcome   `published` or `refused`; None until the run has ended
-    summary   the summary at its end
     """
 
     id: str
@@ -122,11 +117,8 @@ class RunFolder:
         DIR/state.json   the last run, replaced at each step
         DIR/model-ID     its trained model; once it exists, it is not trained again
 
-    All other progress is in the store's catalogue, under the release id of the run, so a killed run resumes and ends
-    in the same release. Raises DataError if the state cannot be read.
-
-    run            the last run
-    succeeded_at   the time of the last success, in seconds since 1970
+    All other progress is in the store's catalogue, under the release id of the run. *succeeded_at* is the time of the
+    last success, in seconds since 1970. Raises DataError if the state cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -195,8 +187,7 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
 class Attempt:
     """One attempt to finish a job; *summary* is up to date even if it fails.
 
-    *train*, *measure* and *write* are the long steps, replaceable to show progress; *write* publishes to a store's
-    URL. Waits *wait_s* seconds for another run in the folder or the store.
+    *train*, *measure* and *write* can be replaced to show progress. Waits *wait_s* seconds for another run.
     """
 
     def __init__(
@@ -234,7 +225,6 @@ class Attempt:
         return self.summary
 
     async def _run_of(self, last: Run, inputs: str, store: Store) -> Run:
-        """Return *last* if it is to be resumed or is still up to date, else a new run."""
         if (last.options, last.inputs) == (self._job.options, inputs):
             found = await store.catalogue()
             # A store that was replaced by an empty one has nothing live, and lacks the last release.
@@ -268,7 +258,6 @@ class Attempt:
         self.summary |= summary
 
     def _publish(self, folder: RunFolder, draft: DraftRef | None) -> tuple[Manifest, HeldBack | None]:
-        """Write the release unless it was written before, and activate it; also returns why it is not live, if so."""
         job, run = self._job, folder.run
         if draft is None:
             with folder.step("activate"):

@@ -111,10 +111,10 @@ class ItemNumbers:
 class SortedLists:
     """Lists on disk, in ascending order of their owners' bytes.
 
-    partitions   files, in order; no owner is in two of them
-    in_lists     number of lists that contain each item, by its number
+    partitions   files in order, each with all rows of its owners
+    in_lists     number of lists by item number
     owners       number of lists
-    duplicates   rows left out because another row of the same owner and item has a higher score
+    duplicates   rows left out for one of the same owner and item with a higher score
     """
 
     partitions: list[Path]
@@ -131,10 +131,7 @@ class SortedLists:
 
 
 class ImportedLists:
-    """A ListSource of the lists of one import; usable while its folder exists.
-
-    The constructor reads, checks and sorts the files. Only ids, titles and counts of items stay in memory.
-    """
+    """A ListSource of imported files, which the constructor sorts into *folder*. Only item ids stay in memory."""
 
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage") -> None:
         self._settings = settings
@@ -236,9 +233,9 @@ def read_scored(
     """Check and count the rows of *files*, which messages call *source*.
 
     Returns the rows [owner: str, item: str, score: f64, and title: str if there is such a column], with `owner_bytes`
-    among their facts, and notes for the user. *named* are columns by role, None or missing to guess; *owner* and *item*
-    are the roles of those two columns. Rows without an owner or item are left out, except that a missing segment is
-    the overall one. Raises DataError for unreadable input, a score that is not finite, and if no row is left.
+    among their facts, and notes for the user. *named* are columns by role, missing ones are guessed; *owner* and *item*
+    are two of the roles. Rows without an owner or item are left out; a missing segment is the overall one. Raises
+    DataError, also for a score that is not finite.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
@@ -289,8 +286,8 @@ def sort_lists(
 ) -> SortedLists:
     """Sort rows into files of a new *folder*, by owner, highest score and item; at most *length* items per owner.
 
-    Items are numbered by *numbers*. *on_progress* is called with (rows done, twice the rows), as there are two passes.
-    Raises DataError if the disk is too small (before anything is written) or gets full.
+    *on_progress* is called with (rows done, twice the rows), as there are two passes. Raises DataError if the disk is
+    too small, before anything is written, or gets full.
     """
     if scored is None:
         return SortedLists([], np.zeros(0, dtype=np.int64), 0, 0)
@@ -351,7 +348,6 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
 
 
 def _bounds(scored: Rows) -> pl.Series:
-    """Return the first owner of each partition but the first, for partitions of about equal size."""
     count = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if count == 1:
         return pl.Series(dtype=pl.String)

@@ -41,8 +41,8 @@ _MOST_BLOCKS = 2_000
 class ListSettings:
     """The length and rules of lists.
 
-    keep_seen   whether users may be recommended items that they have
-    fold_in     whether item factors are published, for lists of visitors
+    keep_seen   recommend items that users have
+    fold_in     publish item factors, for lists of visitors
     force       publish even if `Rules.available` leaves less than half of the items
     """
 
@@ -57,10 +57,9 @@ class ListSettings:
 
 
 class ModelLists:
-    """A ListSource of all lists of one model, computed and encoded batch by batch.
+    """A ListSource of all lists of one model.
 
-    Raises SettingError for factors of an engine without them, and DataError if the rules leave no item, or, unless
-    forced, if less than half of the items are available.
+    Raises SettingError for factors of an engine without them, and DataError if the rules leave too few items.
     """
 
     def __init__(self, model: Model, settings: ListSettings) -> None:
@@ -244,10 +243,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
-    """Return the blocks of items and of users, numbered from 1 in key order.
-
-    They depend only on the size of the model, and are therefore the same in each attempt and on each executor.
-    """
+    """Return the blocks of items and of users, numbered from 1 in key order; they depend only on the model's size."""
     model = lists.model
     own = model.own_counts() if lists.keep_seen else None
     spans = list(_spans(len(model.matrix.item_ids)))

@@ -171,7 +171,6 @@ def _metrics(described: dict[str, Any]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _server() -> Iterator[None]:
-    """Translate MLflow's errors to DataError, and send its output to standard error."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         with contextlib.redirect_stdout(sys.stderr):

@@ -69,12 +69,11 @@ class PublishSettings:
     """How lists are published.
 
     encoding    `json` or `zstd`; None for the default of the store
-    activate    whether the release goes live
     keep        number of previously live releases to keep
     resume      a draft to continue with the same lists and settings, as its writer if it is a DraftRef
-    gates       conditions for going live: gates, or bounds by name, as {"ndcg": 0.15, "coverage": 0.3}
-    force       go live despite failed gates; recorded in the release
-    end_canary  go live although another release is the canary, which ends
+    gates       gates, or bounds by name, as {"ndcg": 0.15, "coverage": 0.3}
+    force       go live despite failed gates
+    end_canary  end a running canary to go live
     """
 
     encoding: str | None = None
@@ -95,10 +94,9 @@ class PublishSettings:
 class Written:
     """The result of one publish.
 
-    seconds   duration of writing the release
-    erased    releases that were pruned afterwards
-    steps     seconds by step, including steps before and after
-    refused   why the release is not live, if gates or a canary refused it
+    erased    releases that were pruned
+    steps     seconds by step, including steps before and after the *seconds* of writing
+    refused   why the release is not live
     """
 
     result: WriteResult
@@ -119,11 +117,9 @@ async def publish(
 ) -> Written:
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
-    If a gate fails, or another release is the canary, the release stays ready and nothing is pruned; the manifest
-    records the verdicts. Gates compare with the live release of *live_in*, by default *store*. *observer* is told the
-    charges of processes that write parts. *on_progress* is called with (rows written, rows in all). Raises
-    SettingError, before anything is written, for gates that cannot be judged; StoreError as
-    `hotplate.stores.publication.publish` does.
+    If a gate fails, or another release is the canary, the release stays ready and nothing is pruned. Gates compare with
+    the live release of *live_in*, by default *store*. *observer* is told the charges of other processes. *on_progress*
+    is called with (rows written, rows in all). Raises StoreError, and SettingError for gates that cannot be judged.
     """
     settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
     review = _GateCheck(source, settings, store, live_in or store, steps) if settings.gates else None
@@ -160,8 +156,6 @@ async def publish(
 
 
 class _GateCheck:
-    """The gates of one publish: measures the lists while they are written, and judges them at the end."""
-
     def __init__(
         self, source: ListSource, settings: PublishSettings, store: Store, reader: Reader, steps: dict[str, float]
     ) -> None:
@@ -181,14 +175,12 @@ class _GateCheck:
         return not await self.refusal(manifest) and self._settings.activate
 
     async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return the gates that failed now or in the attempt that wrote the manifest; none for a forced release."""
         _, verdicts = await self._judge()
         is_forced = self._settings.force and recorded(manifest)[0]
         now = () if is_forced else tuple(each.gate for each in verdicts if not each.passed)
         return tuple(dict.fromkeys((*manifest.refused_by, *now)))
 
     async def refusal(self, manifest: Manifest) -> str:
-        """Return why gates refuse the release, and what to do; empty if they do not."""
         live, verdicts = await self._judge()
         failed = "" if self._settings.force and recorded(manifest)[0] else failures(verdicts)
         stays = "" if live is None else f", and {live.id} still is"

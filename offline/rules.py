@@ -107,11 +107,8 @@ def read_rules(
 class RuledLists:
     """Ranks the items of one model under rules: arrays [rows, length], best first, -1 with score 0 after the end.
 
-    Lists shortened by rules are filled with the most popular allowed items that the user does not have, with a score
-    of 0, or the lowest score of the list if that is negative.
-
-    allowed     mask of the items that may be recommended; None for all
-    categories  category number by item, negative for none; None without a cap
+    Lists shortened by rules are filled with popular items. *allowed* is the mask of items, None for all; *categories*
+    are the category numbers by item, negative for none, None without a cap.
     """
 
     def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
@@ -235,7 +232,6 @@ class RuledLists:
         return own
 
     def _favouring(self, model: Model) -> Model:
-        """Return *model* with its scores multiplied by boosts and freshness."""
         ranker, weights = model.ranker, self._weights
         if weights is None:
             return model
@@ -245,7 +241,6 @@ class RuledLists:
         return replace(model, ranker=with_recency(ranker, weights if before is None else before * weights))
 
     def _capped(self, rank: Callable[[Indices, int], Ranked], rows: Indices) -> Ranked:
-        """Rank deeper until each list is full under the cap or all items were ranked."""
         most, total = self._rules.max_per_category, len(self._model.matrix.item_ids)
         if self.categories is None or most is None:
             return rank(rows, self._length)
@@ -312,7 +307,6 @@ def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
 
 
 def _read_items(path: Path) -> list[str]:
-    """Read ids: one a line in a .txt file, else the item column."""
     if path.suffix.lower() != ".txt":
         return read_text(path, ["item"]).get_column("item").to_list()
     with input_files([path]) as files, data_errors(named_paths([path])):
@@ -358,7 +352,6 @@ def _read_boosts(path: Path) -> dict[str, float]:
 
 
 def _once(frame: pl.DataFrame, path: Path, twice: str) -> dict[str, Any]:
-    """Return the values by item; DataError for an item with two."""
     frame = frame.unique()
     repeated = frame.filter(pl.col("item").is_duplicated()).get_column("item").sort()
     if len(repeated):

@@ -149,7 +149,6 @@ def reference(options: ReferenceOptions, display: "ProgressDisplay") -> "Report"
 
 
 def _confirm_cost(options: SweepOptions) -> None:
-    """Print the cost of measuring an account and ask for confirmation; the emulator is free."""
     from hotplate.bench.planner.prices import load
     from hotplate.bench.ru.run import account_regions, cost, plan
 

@@ -140,7 +140,6 @@ def _print(found: "Report", *, as_json: bool) -> None:
 def _hold(
     truth: Path, origins: "Sequence[str]", flags: ListFlags, train: Path | None = None, rating: str | None = None
 ) -> "tuple[Evaluator, list[Candidate]]":
-    """Read the truth, the lists of *origins* for its users, and the history: *train*, or that of a model."""
     from hotplate.offline.evaluate.list_evaluation import Evaluator, read_history, read_truth
 
     named = {"user": flags.user_column, "item": flags.item_column}

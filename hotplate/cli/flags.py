@@ -314,7 +314,6 @@ def _warn_of_misspelt_variables(known: set[str]) -> None:
 
 
 def _epilog(settings: list[Setting]) -> str:
-    """Return the naming rule of variables by the example of the first, and all exceptions."""
     flags = [each for each in settings if each.flag is not None]
     named = [each for each in flags if each.variable]
     if not named:

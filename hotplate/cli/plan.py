@@ -97,7 +97,6 @@ def plan(flags: PlanFlags, **given: str | None) -> None:
 
 
 def _finish(made: "CapacityPlan", prices: Path, compared: "Baseline | None", flags: PlanFlags) -> None:
-    """Print and write a plan, compared with a saved one, and exit by the report."""
     from hotplate.bench.planner.review import BOUND_PERCENT, report, to_toml
     from hotplate.report import print_report, to_json
 
@@ -135,7 +134,6 @@ signed(plan, list(_parameters()))
 
 
 def _command_line(assume: Sequence[str], flags: Mapping[str, str | None]) -> "list[InputSource]":
-    """Return the inputs of --set, and those of flags, which win over them."""
     values = dict[str, object]()
     for each in assume:
         name, equals, value = each.partition("=")
@@ -147,7 +145,6 @@ def _command_line(assume: Sequence[str], flags: Mapping[str, str | None]) -> "li
 
 
 def _layers(baseline: "Baseline | None", flags: PlanFlags, command_line: "list[InputSource]") -> "list[InputSource]":
-    """Return the sources of inputs, each winning over those before it."""
     from hotplate.cli.releases import find_manifest
     from hotplate.stores.urls import redacted
 

@@ -243,7 +243,6 @@ def _exit_on_sigterm() -> "Iterator[None]":
 
 @contextmanager
 def _computed_on(master: str | None, options: PublishOptions) -> "Iterator[Callable[[ModelLists], ListSource]]":
-    """Yield a function that returns the source of a model's lists: computed here, or on the Spark *master*."""
     if master is None:
         yield lambda lists: lists
         return
@@ -306,7 +305,6 @@ def write_lists(
 
 
 async def _check_store(store: "Store") -> "Store":
-    """Return *store* after printing its warnings; StoreError, before any work, if it cannot be read."""
     from hotplate.stores.store import warnings_of
 
     await store.catalogue()
@@ -334,7 +332,6 @@ async def _estimate(
 
 
 def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: PublishOptions) -> None:
-    """Print an estimate and the verdicts of gates; raises GateFailed or CanaryRunning if it would not go live."""
     from hotplate.offline.errors import GateFailed
     from hotplate.offline.gates import failures, recorded
 

@@ -1,7 +1,6 @@
 """`hotplate run`: a resumable job from data to a live release, described by a TOML file."""
 
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -124,14 +123,9 @@ def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
 
 def read_pipeline(path: Path) -> PipelineFile:
     """Read a pipeline file; SettingError if it is not TOML or has unknown tables."""
-    from hotplate.offline.errors import SettingError
+    from hotplate.offline.errors import SettingError, read_toml
 
-    try:
-        tables = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingError(f"The pipeline {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"The pipeline {path} is not TOML: {error}.") from error
+    tables = read_toml(path)
     for name, values in tables.items():
         if name in TABLES and not isinstance(values, dict):
             raise SettingError(
@@ -191,7 +185,6 @@ def read_job(pipeline: PipelineFile) -> "Job":
 
 
 def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
-    """Raise SettingError for gates on unknown metrics before the training."""
     from hotplate.offline.evaluate.evaluation import metric_names
     from hotplate.offline.gates import check
 
@@ -201,7 +194,6 @@ def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
 
 
 def _check_factors(training: "TrainSettings", where: str) -> None:
-    """Raise SettingError if a training may select an engine without item factors, which folding in needs."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.train.als import ALSParams
 
@@ -233,7 +225,6 @@ def _write_lists(lists: "ModelLists", store: str, settings: "PublishSettings") -
 
 
 def _default_folder(pipeline: Path) -> Path:
-    """Return a folder in the user's data directory, by name and path of the pipeline."""
     from hotplate.stores.connect import default_url
 
     place = xxhash.xxh3_64_hexdigest(str(pipeline.resolve()).encode())[:8]
@@ -269,7 +260,6 @@ def _printed(summary: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _metrics_sent(summary: dict[str, Any], chosen: RunFlags) -> Iterator[None]:
-    """Complete the summary and send metrics at the end, also of a failed run; failure to send is a warning."""
     try:
         yield
     except BaseException as error:
@@ -288,7 +278,6 @@ def _metrics_sent(summary: dict[str, Any], chosen: RunFlags) -> Iterator[None]:
 
 
 def _push_metrics(url: str, summary: Mapping[str, Any]) -> None:
-    """Replace this pipeline's metrics in the Pushgateway at *url*; raises OSError or ValueError."""
     from prometheus_client import push_to_gateway
 
     push_to_gateway(url, "hotplate_run", _registry(summary), {"pipeline": summary["pipeline"]}, timeout=PUSH_TIMEOUT_S)

@@ -284,8 +284,6 @@ def interruptible(work: Callable[[], T]) -> T:
 
 
 class _TextColumn(ProgressColumn):
-    """A text that is computed at each redraw."""
-
     def __init__(self, text: Callable[[Task], str]) -> None:
         super().__init__()
         self._text = text

@@ -207,7 +207,6 @@ def _size_of(data: "Iterable[DataSource]") -> int:
 
 @contextmanager
 def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
-    """Open a Spark session for the engine spark; SettingError for a master with another engine."""
     if engine != "spark":
         if master is not None:
             from hotplate.offline.errors import SettingError
@@ -253,7 +252,6 @@ def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
 
 
 def _recency(given: TrainFlags) -> "dict[str, Any]":
-    """Return the parameters of recency that are given, by name."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.input.filters import parse_half_life
     from hotplate.offline.train.popularity import Recency

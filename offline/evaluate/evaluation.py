@@ -1,4 +1,4 @@
-"""Evaluation of models: fit on the train part of a split, measure the lists on its test part, next to baselines."""
+"""Evaluation of models and baselines: fit on the train part of a split, measure the lists on its test part."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -70,10 +70,9 @@ class Evaluation:
     """The results of a model and its baselines; stored in the model folder as JSON.
 
     split       None if the test data were given
-    cold_pairs  test pairs of items without an interaction in train, which no engine can find
+    cold_pairs  test pairs of items without an interaction in train
     leads       in the order of *baselines*
     drawn_from  number of testable users, if only a sample was tested
-    similar     the quality of the lists of similar items
     """
 
     split: SplitOptions | None
@@ -165,8 +164,7 @@ def evaluate_parts(
     """Fit on the train part, recommend *k* items that users do not have there, and measure them on the test part.
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
-    Baselines with the engine of the model are left out. See `evaluate_engine` for *popular* and *make*. Lists of
-    *similar* items are measured if their parameters are given.
+    Baselines with the engine of the model are left out. See `evaluate_engine` for *popular* and *make*.
     """
     check_length(k, "k")
     testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
@@ -254,10 +252,9 @@ def as_published(
 ) -> dict[str, Any] | None:
     """Return the metrics of the lists of *model* as published, in the form of `Evaluation.to_json`; None if unknown.
 
-    If rules, length or *keep_seen* change the lists, the parameters are fitted once more on the train part and its
-    lists are made by `RuledLists`; the metrics of the training are then under `as_trained`, without baselines. With
-    *keep_seen*, a split in time also tests repeated choices. Models of Spark are not fitted again, as that takes a
-    cluster.
+    If rules, length or *keep_seen* change the lists, the parameters are fitted again on the train part, and the metrics
+    of the training are under `as_trained`. With *keep_seen*, a split in time also tests repeated choices. Models of
+    Spark are not fitted again, as that takes a cluster.
     """
     before = model.metrics
     if not before or "model" not in before:

@@ -50,9 +50,9 @@ _SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 class Truth:
     """The choices of users.
 
-    pairs      [user, item, and rating: f64 if it was read], unique, sorted by the bytes of user and item
-    rows       rows read, including those left out
-    left_out   rows left out by reason, without zeros
+    pairs      [user, item, and rating: f64 if it was read], unique and sorted
+    rows       number of rows read
+    left_out   number of rows left out, by reason
     """
 
     pairs: pl.DataFrame
@@ -69,8 +69,7 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
     """Read a file, or a folder of files of one kind.
 
     *named* are columns by role: user and item are guessed if None; a rating is read only if named, and averaged over
-    the rows of a pair. Raises DataError for unreadable input, ratings that are not finite numbers, and if no row is
-    left.
+    the rows of a pair. Raises DataError.
     """
     tables = open_tables(find_files(path), Format(delimiter))
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
@@ -103,11 +102,10 @@ def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
 class Candidate:
     """Lists to evaluate.
 
-    origin       their name in messages
     lists        [user, item, score], at most k rows a user, contiguous and best first; only users of the truth
     predictions  [user, item, score] of the pairs of the truth that have a score
     popular      the items that users without a list are served, best first, if known
-    history      the interactions of users before the truth, if known
+    history      earlier interactions of users, if known
     """
 
     origin: str
@@ -122,8 +120,7 @@ def from_files(
 ) -> Candidate:
     """Read rows of user, item and score as `import` does; of duplicates the highest score counts, ties by item id.
 
-    *pairs* [user, item] are those of the truth; memory grows with the lists of their users, not with the file. Raises
-    DataError as `read_scored` does.
+    *pairs* [user, item] are those of the truth; memory grows with the lists of their users, not with the file.
     """
     scored = read_scored(find_files(path), str(path), named, form or Format())[0].kept
     wanted = pairs.select(owner="user").unique().lazy()
@@ -204,8 +201,7 @@ class Evaluator:
     def evaluate(self, candidate: Candidate) -> Report:
         """Measure the lists of one origin, as they are and as served, next to popularity, and as rating predictions.
 
-        Raises DataError if no user of the truth has a list, or if the lists cannot contain any pair of the truth
-        because all of them are in the training data.
+        Raises DataError if no user of the truth has a list, or if all pairs of the truth are training data.
         """
         lists, history, test = self._lists(candidate), self._history, self._test
         seen = 0 if history is None else int(history.multiply(test).nnz)
@@ -287,7 +283,6 @@ class Evaluator:
         return lists
 
     def _rating(self, candidate: Candidate) -> tuple[RatingMetrics | None, int]:
-        """Return the metrics of the scores as predictions of ratings, and the number of pairs with both."""
         if "rating" not in self.truth.pairs.columns:
             return None, 0
         both = candidate.predictions.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
@@ -300,7 +295,6 @@ class Evaluator:
         return measure_ratings(predicted, actual), both.height
 
     def _matrix(self, users: Indices, items: Indices) -> UserItems:
-        """Return unique pairs as a canonical matrix of ones."""
         shape = len(self._users.categories), len(self._items.categories)
         made = csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape)
         made.sort_indices()

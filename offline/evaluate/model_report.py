@@ -134,7 +134,6 @@ def _metrics(record: Record | None) -> Iterator[Row]:
 
 
 def _even(count: int, most: int) -> Indices:
-    """Return up to *most* evenly spaced indices, with the first and the last."""
     return np.linspace(0, count - 1, min(most, count)).round().astype(np.int32)
 
 
@@ -210,6 +209,5 @@ def _item(model: Model, item: int) -> str:
 
 
 def _clean(value: str, longest: int = _LONGEST) -> str:
-    """Replace control characters, and cut to *longest*."""
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in value)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

@@ -65,7 +65,7 @@ def test_text_output_shows_estimated_containers_and_cost_then_actual_usage(lists
     for part in (
         "nothing is written", "the container hotplate, of the catalogue: 400 RU/s, manual", "2 physical partitions for",
         "which is scaled to 2,000 RU/s", "RU a row", "USD for the publish: 8,000 + 400 RU/s for", "USD/month",
-        "without storage", "a list price",
+        "excluding storage", "a list price",
     ):  # fmt: skip
         assert part in printed
     done = hotplate("import", lists, "--store", cosmos, "--max-ru", "8000")

@@ -116,7 +116,7 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
         ([*LEAST, "--from-report", "/none.json"], "/none.json: No such file"),
         ([*LEAST, "--from-release", "ftp://x"], "is not the URL of a store"),
         ([*LEAST, "--out", "/nowhere/at/all"], "no folder /nowhere/at"),
-        (["--from", "/a", "--check", "/b"], "leave --from out"),
+        (["--from", "/a", "--check", "/b"], "leave out --from"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], sentence: str) -> None:
