@@ -112,7 +112,7 @@ def test_what_a_dry_run_and_a_limit_cannot_do_is_one_sentence(lists: Path, model
         assert "secret" not in done.stderr
     failed(hotplate("publish", model, "--store", file, HOTPLATE_MAX_RU="9"), "--max-ru is for Cosmos DB", code=2)
     resumed = hotplate("publish", model, "--store", file, "--dry-run", "--resume", "20261120T064200Z-7f3a")
-    failed(resumed, "leave --resume out", code=2)
+    failed(resumed, "leave out --resume", code=2)
     away = succeeded("import", lists, "--store", "cosmos+http://localhost:1/d", "--dry-run")
     assert "it could not be read" in away
 
