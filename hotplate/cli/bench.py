@@ -15,15 +15,7 @@ import typer
 
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
 from hotplate.cli.flags import Verbs, signed
-from hotplate.cli.terminal import (
-    FAILED,
-    Json,
-    err,
-    out,
-    print_json,
-    require_folder,
-    table,
-)
+from hotplate.cli.terminal import FAILED, Json, err, out, print_json, require_folder, table
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
@@ -92,7 +84,7 @@ def bench_errors() -> Iterator[None]:
 
 
 def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
-    """Print a report that was written to *name*, and exit with its code."""
+    """Print a report, of which *name* is the file, and exit with its code."""
     from hotplate.report import print_report, to_json
 
     if as_json:
@@ -193,10 +185,7 @@ def ru(options: SweepOptions, display: "ProgressDisplay") -> "Report":
 
 @app.command()
 def charges(
-    store: Annotated[
-        str,
-        Flag("Measure this account, as cosmos://ACCOUNT/DATABASE.", metavar="URL", env=False),
-    ],
+    store: Annotated[str, Flag("The account, as cosmos://ACCOUNT/DATABASE.", metavar="URL", env=False)],
     sizes: Annotated[str, Flag("Sizes of items to measure, in KB; by default those of our table.")] = "",
     written: Annotated[Path, Flag("Write the charges to this file.", name="out")] = Path("charges.toml"),
     dry_run: Annotated[bool, Flag("Create nothing; print what would be created, and its cost.")] = False,
@@ -245,13 +234,8 @@ def charges(
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="The report to compare with.")],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The report that may be worse.")],
-    metric: Annotated[
-        str,
-        Flag("Decide by this figure: p50, p99, p99.9, or rate (good answers/s)."),
-    ] = "p99",
-    written: Annotated[
-        Path | None, Flag("Also write the comparison to this name with .json and .html.", name="out")
-    ] = None,
+    metric: Annotated[str, Flag("Decide by p50, p99, p99.9, or rate (good answers/s).")] = "p99",
+    written: Annotated[Path | None, Flag("Also write it to this name with .json and .html.", name="out")] = None,
     as_json: Json = False,
 ) -> None:
     """Test whether two measurements of `bench http` differ significantly.
@@ -277,19 +261,15 @@ def compare(
 def cosmos_emulator(
     host: Annotated[str, _flag("Listen on this address.")] = "127.0.0.1",
     port: Annotated[int, _port("Listen on this port; 0 takes any free one.")] = 8081,
-    second_region: Annotated[
-        int | None, _port("Add a read region that listens on this port; 0 takes any free one.")
-    ] = None,
+    second_region: Annotated[int | None, _port("Add a read region on this port; 0 takes any free one.")] = None,
     key_file: Annotated[Path | None, _flag("The account's key in base64; else the published key.")] = None,
     consistency: Annotated[
         str, _flag("The account's default: Strong, BoundedStaleness, Session, ConsistentPrefix or Eventual.")
     ] = "Session",
     tls: Annotated[bool, _flag("Serve HTTPS with a new self-signed certificate.")] = False,
     certificate: Annotated[Path | None, _flag("Write the certificate of --tls to this file.")] = None,
-    charges: Annotated[Path | None, _flag("Use the coefficients of this file, in the form of charges.toml.")] = None,
-    latency: Annotated[
-        str | None, _flag("Delay the data plane's responses, log-normal, such as p50=4ms,p99=10ms.")
-    ] = None,
+    charges: Annotated[Path | None, _flag("Use the coefficients of this file, as charges.toml.")] = None,
+    latency: Annotated[str | None, _flag("Log-normal delay of responses, such as p50=4ms,p99=10ms.")] = None,
     as_json: Json = False,
 ) -> None:
     """Emulate Azure Cosmos DB for NoSQL in memory, with request units and 429s. It is not the service.

@@ -57,9 +57,7 @@ def lists(
     origin: Annotated[str, typer.Argument(metavar="LISTS", help=ORIGIN)],
     truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="A file, or a folder, of user and item: the choices.")],
     flags: ListFlags,
-    train: Annotated[
-        Path | None, Flag("A file of earlier interactions, to measure popularity and the catalogue by.")
-    ] = None,
+    train: Annotated[Path | None, Flag("Earlier interactions, to measure popularity and coverage by.")] = None,
     rating_column: Annotated[str | None, Flag("Also measure scores as predictions of this column.")] = None,
 ) -> None:
     """Measure any lists against the choices of users; `lists` itself may be left out.

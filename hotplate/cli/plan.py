@@ -32,16 +32,10 @@ class PlanFlags:
         tuple[str, ...],
         _flag("Set any other input; docs/sizing.md lists them. Repeatable.", name="set", metavar="NAME=VALUE"),
     ] = ()
-    source: Annotated[Path | None, _measured("Take inputs from this TOML file. A flag wins over it.", name="from")] = (
-        None
-    )
-    from_report: Annotated[Path | None, _measured("Take what `hotplate bench` measured from its report.")] = None
-    from_release: Annotated[str | None, _measured("Take the sizes of the live release of the store at this URL.")] = (
-        None
-    )
-    prices: Annotated[Path | None, _measured("Use your own prices, in the form of our bench/planner/prices.toml.")] = (
-        None
-    )
+    source: Annotated[Path | None, _measured("Read inputs from this TOML file; flags win.", name="from")] = None
+    from_report: Annotated[Path | None, _measured("Take the measurements of a report of `hotplate bench`.")] = None
+    from_release: Annotated[str | None, _measured("Take the sizes of the live release of this store.")] = None
+    prices: Annotated[Path | None, _measured("Use these prices, in the form of bench/planner/prices.toml.")] = None
     prices_from_azure: Annotated[
         tuple[str, str] | None,
         _measured(
@@ -50,13 +44,9 @@ class PlanFlags:
             env=False,
         ),
     ] = None
-    charges: Annotated[
-        Path | None, _measured("Use your own RU charges, in the form of our stores/cosmos/charges.toml.")
-    ] = None
+    charges: Annotated[Path | None, _measured("Use these charges, in the form of stores/cosmos/charges.toml.")] = None
     why: Annotated[str | None, _output("Explain one figure, by its name.")] = None
-    check: Annotated[
-        Path | None, _output("Exit with 3 if a figure exceeds that of this saved plan by more than 10 %.")
-    ] = None
+    check: Annotated[Path | None, _output("Exit with 3 if a figure exceeds this saved plan by more than 10 %.")] = None
     save: Annotated[Path | None, _output("Write inputs and figures to a file for --check.")] = None
     report: Annotated[Path | None, _output("Write the report to this name with .json and .html.", name="out")] = None
     as_json: Json = False

@@ -78,8 +78,7 @@ class ReleaseFlags:
     activate: Annotated[bool, Flag("Make the release live once it is written.")] = True
     keep: Keep = 1
     resume: Annotated[
-        str | None,
-        Flag("Continue this draft, with the same input and options.", env=False, metavar="RELEASE"),
+        str | None, Flag("Continue this draft, with the same input and options.", env=False, metavar="RELEASE")
     ] = None
     gates: Annotated[Path | None, Flag("The bounds in this TOML file must hold.", GATES, metavar="FILE")] = None
     gate: Annotated[
@@ -139,8 +138,7 @@ class ImportFlags(ReleaseFlags):
     lists: Annotated[
         tuple[Path, ...],
         Argument(
-            "Files of user, item, score: CSV, TSV, JSON lines (.gz and .zst too), Parquet, folders of them, or URLs; - "
-            "is standard input.",
+            "Files of user, item, score: CSV, TSV, JSON lines (.gz, .zst), Parquet, folders, URLs, or - for stdin.",
             "[LISTS]",
         ),
     ] = ()
@@ -149,7 +147,7 @@ class ImportFlags(ReleaseFlags):
     score_column: Annotated[str | None, Flag("The column of the score.", INPUT)] = None
     title_column: Annotated[str | None, Flag("The column of the title.", INPUT)] = None
     titles: Annotated[Path | None, Flag("A file of item and title, if the lists have no titles.", INPUT)] = None
-    popular: Annotated[Path | None, Flag("A file of popular items: item, score and perhaps segment.", INPUT)] = None
+    popular: Annotated[Path | None, Flag("A file of popular items: item, score, optional segment.", INPUT)] = None
     similar: Annotated[Path | None, Flag("A file of similar items: item, other item, score.", INPUT)] = None
     text: TextFormat = field(default_factory=TextFormat)
 

@@ -46,9 +46,7 @@ class RunFlags:
 
     work: Annotated[Path | None, _flag("Keep the state of runs here; else in your data folder.", metavar="DIR")] = None
     wait: Annotated[float | None, _flag("Seconds to wait for the end of another run; 0.", at_least=0)] = None
-    keep_ready: Annotated[
-        float | None, _flag("Days after which never activated releases are erased; 7.", at_least=0)
-    ] = None
+    keep_ready: Annotated[float | None, _flag("Days to keep releases that were never live; 7.", at_least=0)] = None
     push: Annotated[str | None, _flag("Push metrics to the Pushgateway at this URL.", metavar="URL")] = None
     textfile: Annotated[Path | None, _flag("Write metrics to this file, for node_exporter.", metavar="FILE")] = None
 

@@ -55,8 +55,7 @@ KeysFile = Annotated[Path, Flag("The file of keys that `hotplate serve` reads.",
 def serve(
     settings: ServiceSettings,
     telemetry: Annotated[
-        Literal["otlp", "azure-monitor"] | None,
-        Flag("Traces and metrics, as OTEL_… variables say.", LOGS),
+        Literal["otlp", "azure-monitor"] | None, Flag("Traces and metrics, as OTEL_… variables say.", LOGS)
     ] = None,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
@@ -171,13 +170,7 @@ def create(
         Flag("Allow a new client to read, events or admin; repeatable.", metavar="SCOPE", prefix="KEYS_"),
     ] = None,
     rate: Annotated[
-        float | None,
-        Flag(
-            "Limit a new client to N requests a second; unlimited by default.",
-            metavar="N",
-            at_least=0.001,
-            prefix="KEYS_",
-        ),
+        float | None, Flag("Limit a new client to N requests/s.", metavar="N", at_least=0.001, prefix="KEYS_")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -255,12 +248,7 @@ def ship(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of `hotplate serve --events`.")],
     to: Annotated[
         str,
-        Flag(
-            "Copy them to this folder or fsspec URL, such as abfs://container/events; schemes other than file:// and "
-            "memory:// need their fsspec package.",
-            metavar="URL",
-            prefix="EVENTS_",
-        ),
+        Flag("A folder or a URL of an installed fsspec file system, as abfs://…", metavar="URL", prefix="EVENTS_"),
     ],
     as_json: Json = False,
 ) -> None:
@@ -286,9 +274,7 @@ def ship(
 
 @events.command()
 def report(
-    source: Annotated[
-        str, typer.Argument(metavar="FOLDER|URL", help="A folder of closed segments, or its fsspec URL.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="FOLDER|URL", help="A folder of closed segments, or its URL.")],
     as_json: Json = False,
 ) -> None:
     """Report the click-through rate by release, role (live, canary or other) and position in the list.

@@ -18,17 +18,6 @@ _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20
 _POINTS = 120
 _LONGEST = 80
-_SPLITS = {
-    "by-item": "Of each item's pairs of user and item, {test_share:.0%} were held back, drawn at random.",
-    "by-user": "Of each user's items, {test_share:.0%} were held back, drawn at random.",
-    "random": "Of all pairs of user and item, {test_share:.0%} were held back, drawn at random.",
-    "by-time": "The last {test_share:.0%} of all pairs of user and item were held back. The model was trained on the "
-    "rows up to one moment and tested on later ones, as in production.",
-    "by-user-time": "Of each user's items, the last {test_share:.0%} were held back.",
-    "leave-last": "The last {last} of each user with more items were held back.",
-    "held-out-users": "Of all users, {test_share:.0%} were not trained on. A fifth of each one's items was held "
-    "back, and their lists were computed from the others.",
-}
 _AT_RANDOM = frozenset({"by-item", "by-user", "random"})
 _FLATTERS = "A random split trains on interactions from after the test, which flatters a model."
 _METHOD = (
@@ -111,12 +100,12 @@ def _listed(names: Sequence[str]) -> str:
 
 def _split_in_words(record: Record) -> str:
     split, model = record["split"], record["model"]
-    words = [_SPLITS.get(split["kind"], f"The split was {split['kind']}.").format(**split)]
-    words.append(
-        f"The model was trained on {record['train_pairs']:,} pairs and tested on {record['test_pairs']:,} of "
-        f"{model['users']:,} users; {model['users_with_lists']:,} of them had a list."
+    share = f" (test share {split['test_share']:g})" if "test_share" in split else ""
+    words = (
+        f"Split {split['kind']}{share}: trained on {record['train_pairs']:,} pairs, tested on {record['test_pairs']:,} "
+        f"of {model['users']:,} users, {model['users_with_lists']:,} of them with a list."
     )
-    return " ".join([*words, _FLATTERS] if split["kind"] in _AT_RANDOM else words)
+    return f"{words} {_FLATTERS}" if split["kind"] in _AT_RANDOM else words
 
 
 def _metrics(record: Record | None) -> Iterator[Row]:

@@ -77,7 +77,7 @@ def test_the_split_is_said_in_words_and_a_random_draw_is_said_to_flatter(tmp_pat
         )
         train(settings, tmp_path / "model")
         words[kind] = " ".join(model_report(tmp_path / "model").notes)
-    assert "trained on the rows up to one moment and tested on later ones" in words["by-time"]
+    assert "Split by-time (test share 0.25" in words["by-time"]
     assert "flatters" not in words["by-time"]
     assert "which flatters a model" in words["by-item"]
 
@@ -92,7 +92,7 @@ def test_a_report_is_the_same_each_time_and_shows_lists_of_users(tmp_path: Path)
         "popularity (baseline)",
         "lists of 20 users",
     }
-    assert any("Of each user's items, 30% were held back" in note for note in found.notes)
+    assert any("Split by-user (test share 0.3" in note for note in found.notes)
     samples = [table for table in found.tables if table.title.startswith("User ")]
     assert len(samples) == 10
     for shown in samples:
