@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from hotplate.offline.evaluate.list_evaluation import Candidate, Evaluator, Truth
+    from hotplate.offline.evaluate.reports import Candidate, Evaluator, Truth
     from hotplate.report import Report
     from hotplate.stores.store import Store
 
@@ -87,7 +87,7 @@ def report(
 
     Example: hotplate evaluate report model --out report.html
     """
-    from hotplate.offline.evaluate.model_report import model_report
+    from hotplate.offline.evaluate.reports import model_report
 
     if as_json:
         _print(interruptible(lambda: model_report(model)), as_json=True)
@@ -138,7 +138,7 @@ def _print(found: "Report", *, as_json: bool) -> None:
 def _hold(
     truth: Path, origins: "Sequence[str]", flags: ListFlags, train: Path | None = None, rating: str | None = None
 ) -> "tuple[Evaluator, list[Candidate]]":
-    from hotplate.offline.evaluate.list_evaluation import Evaluator, read_history, read_truth
+    from hotplate.offline.evaluate.reports import Evaluator, read_history, read_truth
 
     named = {"user": flags.user_column, "item": flags.item_column}
     choices = read_truth(truth, named | {"rating": rating}, flags.delimiter)
@@ -150,7 +150,7 @@ def _hold(
 
 
 def _candidate(origin: str, pairs: "pl.DataFrame", flags: ListFlags) -> "Candidate":
-    from hotplate.offline.evaluate.list_evaluation import from_files, from_model, from_release
+    from hotplate.offline.evaluate.reports import from_files, from_model, from_release
     from hotplate.offline.input.files import Format
     from hotplate.offline.model import is_model, load
     from hotplate.releases import find_release

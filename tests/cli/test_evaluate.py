@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hotplate.offline.evaluate.model_report import model_report
+from hotplate.offline.evaluate.reports import model_report
 from hotplate.report_page import page
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.evaluated import HOSTILE, evaluated_model

@@ -1,19 +1,105 @@
-"""The report of a model: its first line names whoever is ahead, and it is the same for the same model."""
+"""Reports of models, and of lists of any origin against a truth."""
 
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.metrics import RANKING
-from hotplate.offline.evaluate.model_report import model_report, verdict_on
+from hotplate.offline.evaluate.reports import (
+    Candidate,
+    Evaluator,
+    from_files,
+    model_report,
+    read_history,
+    read_truth,
+    verdict_on,
+)
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions
 from hotplate.offline.input.sample import sample
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.training import TrainSettings, train
+from hotplate.report import to_json
 from tests.support.evaluated import evaluated_model
+
+TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
+LISTS = "user,item,score\nb,x,2\nb,y,1\na,x,4.5\na,q,9\nstranger,x,1\na,x,4\n"
+HISTORY = "user,item\na,q\nb,x\nd,x\nd,q\ne,x\nc,z\n"
+
+
+def written(folder: Path, **texts: str) -> list[Path]:
+    for name, text in texts.items():
+        (folder / f"{name}.csv").write_text(text)
+    return [folder / f"{name}.csv" for name in texts]
+
+
+def held(folder: Path, k: int = 2) -> tuple[Evaluator, Candidate]:
+    truth, lists, train = written(folder, truth=TRUTH, lists=LISTS, train=HISTORY)
+    found = read_truth(truth, {"rating": "rating"})
+    made = from_files(lists, found.pairs, k, {})
+    return Evaluator(found, [made], k, read_history(train, {})), made
+
+
+def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> None:
+    evaluator, lists = held(tmp_path)
+    facts = to_json(evaluator.evaluate(lists))
+    assert lists.lists.rows() == [("a", "q", 9.0), ("a", "x", 4.5), ("b", "x", 2.0), ("b", "y", 1.0)]
+    ranking = facts["ranking"]
+    assert (ranking["users"], ranking["users_with_lists"], facts["pairs"], facts["seen_pairs"]) == (3, 2, 4, 1)
+    assert ranking["precision"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    assert ranking["recall"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert facts["as_served"]["users_with_lists"] == 3
+    assert facts["as_served"]["precision"] == ranking["precision"]  # q and x are popular, and c chose z
+    assert facts["popularity"]["hit_rate"] == pytest.approx(1 / 3)  # a has q already, and gets x
+    assert facts["predicted"] == 2
+    assert facts["rating"]["mae"] == pytest.approx((0.5 + 2) / 2)
+    assert facts["variety"]["coverage"] == pytest.approx(3 / 4)
+    low, high = ranking["intervals"]["recall"]
+    assert low <= ranking["recall"] <= high
+    rows = {(row["subject"], row["figure"]): row["value"] for row in facts["rows"]}
+    assert rows["lists", "recall"] == ranking["recall"]
+    assert rows["scores as ratings", "mae"] == facts["rating"]["mae"]
+
+
+def test_of_a_file_the_best_rows_of_the_users_of_the_truth_are_read(tmp_path: Path) -> None:
+    rows = [(f"u{n % 7}", f"i{n % 93}", n * 7919 % 101) for n in range(500)]
+    path = tmp_path / "lists.parquet"
+    pl.DataFrame(rows, ["user", "item", "score"], orient="row").write_parquet(path)
+    pairs = pl.DataFrame({"user": ["u1", "u2", "nobody"], "item": ["i1", "i2", "i3"]})
+    best = dict[tuple[str, str], float]()
+    for user, item, score in rows:
+        best[user, item] = max(score, best.get((user, item), 0))
+    wanted = [
+        sorted((-score, item) for (each, item), score in best.items() if each == user)[:5] for user in ("u1", "u2")
+    ]
+    found = from_files(path, pairs, 5, {})
+    assert [(-score, item) for _, item, score in found.lists.rows()] == [*wanted[0], *wanted[1]]
+    assert set(found.predictions.rows()) == {(*pair, best[pair]) for pair in pairs.rows() if pair in best}
+
+
+def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
+    truth, lists = written(tmp_path, truth="user,item,stars\na,y,1\n", lists=LISTS)
+    found = read_truth(truth, {"rating": "stars"})
+    made = from_files(lists, found.pairs, 2, {})
+    with pytest.raises(DataError, match="Of 1 pairs in the truth, none has a score"):
+        Evaluator(found, [made], 2, None).evaluate(made)
+
+
+def test_a_truth_is_read_with_what_is_left_out_counted(tmp_path: Path) -> None:
+    (path,) = written(tmp_path, truth="user,item,rating\na,x,5\na,x,2\n,x,1\na,,1\nb,x,\n")
+    found = read_truth(path, {"rating": "rating"})
+    assert found.pairs.rows() == [("a", "x", 3.5)]
+    assert found.rows == 5
+    assert found.left_out == {"no user": 1, "no item": 1, "no rating": 1}
+    assert read_truth(path, {}).pairs.columns == ["user", "item"]
+    path.write_text("user,item,rating\na,x,good\n")
+    with pytest.raises(DataError, match="row 2, column 'rating': 'good' is not a finite number"):
+        read_truth(path, {"rating": "rating"})
+
 
 SHARES = st.sampled_from([0.1, 0.2, 0.3])
 BASELINES = ("popularity", "neighbours", "ease")
