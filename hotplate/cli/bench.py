@@ -16,7 +16,7 @@ import typer
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
 from hotplate.cli.flags import Verbs, signed
 from hotplate.cli.terminal import FAILED, Json, err, out, print_json, require_folder, table
-from hotplate.stores.options import Flag
+from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from hotplate.bench.progress import ProgressDisplay
@@ -232,8 +232,8 @@ def charges(
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A.json", help="The report to compare with.")],
-    after: Annotated[Path, typer.Argument(metavar="B.json", help="The report that may be worse.")],
+    before: Annotated[Path, Argument("The report to compare with.", "A.json")],
+    after: Annotated[Path, Argument("The report that may be worse.", "B.json")],
     metric: Annotated[str, Flag("Decide by p50, p99, p99.9, or rate (good answers/s).")] = "p99",
     written: Annotated[Path | None, Flag("Also write it to this name with .json and .html.", name="out")] = None,
     as_json: Json = False,

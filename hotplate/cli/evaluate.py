@@ -17,7 +17,7 @@ from hotplate.cli.terminal import (
     require_folder,
     with_store,
 )
-from hotplate.stores.options import Flag
+from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,8 +54,8 @@ class ListFlags:
 
 @app.command()
 def lists(
-    origin: Annotated[str, typer.Argument(metavar="LISTS", help=ORIGIN)],
-    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="A file, or a folder, of user and item: the choices.")],
+    origin: Annotated[str, Argument(ORIGIN, "LISTS")],
+    truth: Annotated[Path, Argument("A file, or a folder, of user and item: the choices.", "TRUTH")],
     flags: ListFlags,
     train: Annotated[Path | None, Flag("Earlier interactions, to measure popularity and coverage by.")] = None,
     rating_column: Annotated[str | None, Flag("Also measure scores as predictions of this column.")] = None,
@@ -79,8 +79,8 @@ def lists(
 
 @app.command()
 def report(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder written by `hotplate train`.")],
-    page: Annotated[Path, typer.Option("--out", help="Write the page to this file.")] = Path("evaluation.html"),
+    model: Annotated[Path, Argument("A folder written by `hotplate train`.", "MODEL")],
+    page: Annotated[Path, Flag("Write the page to this file.", name="out")] = Path("evaluation.html"),
     as_json: Annotated[bool, Flag("Print the report as JSON, and write no page.", name="json")] = False,
 ) -> None:
     """Write a self-contained HTML page on the quality of a model, next to its baselines, with sample lists.
@@ -105,8 +105,8 @@ def report(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help=f"The lists that may be worse: {ORIGIN}")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The lists that may be better, given in the same way.")],
+    first: Annotated[str, Argument(f"The lists that may be worse: {ORIGIN}", "A")],
+    second: Annotated[str, Argument("The lists that may be better, given in the same way.", "B")],
     truth: Annotated[Path, Flag("Compare both with this file of user and item.")],
     flags: ListFlags,
 ) -> None:

@@ -11,8 +11,6 @@ from shlex import quote as quoted
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import quote
 
-import typer
-
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
     Json,
@@ -29,7 +27,7 @@ from hotplate.cli.terminal import (
     with_store,
 )
 from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging
-from hotplate.stores.options import Flag
+from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from hotplate.serve.embedded import Recommendations
@@ -46,9 +44,7 @@ events = Verbs(
     help="Ship the events that a service collected, and report on them.\n\n"
     "Example: hotplate events report /var/lib/hotplate/events",
 )
-ClientName = Annotated[
-    str, typer.Argument(metavar="NAME", help="The client's name: letters, digits, dot, dash, underline.")
-]
+ClientName = Annotated[str, Argument("The client's name: letters, digits, dot, dash, underline.", "NAME")]
 KeysFile = Annotated[Path, Flag("The file of keys that `hotplate serve` reads.", name="keys", metavar="FILE")]
 
 
@@ -85,7 +81,7 @@ def serve(
 
 
 def lookup(
-    user: Annotated[str, typer.Argument(metavar="USER", help="The user's id, exactly as in the interactions.")],
+    user: Annotated[str, Argument("The user's id, exactly as in the interactions.", "USER")],
     store: StoreUrl = None,
     n: Annotated[int, Flag("Show this many items.", name="-n", at_least=1, at_most=1000)] = 10,
     segment: Annotated[str, Flag("Fall back to the popular list of this segment.")] = "",
@@ -245,7 +241,7 @@ def revoke(
 
 @events.command()
 def ship(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of `hotplate serve --events`.")],
+    folder: Annotated[Path, Argument("The folder of `hotplate serve --events`.", "FOLDER")],
     to: Annotated[
         str,
         Flag("A folder or a URL of an installed fsspec file system, as abfs://…", metavar="URL", prefix="EVENTS_"),
@@ -274,7 +270,7 @@ def ship(
 
 @events.command()
 def report(
-    source: Annotated[str, typer.Argument(metavar="FOLDER|URL", help="A folder of closed segments, or its URL.")],
+    source: Annotated[str, Argument("A folder of closed segments, or its URL.", "FOLDER|URL")],
     as_json: Json = False,
 ) -> None:
     """Report the click-through rate by release, role (live, canary or other) and position in the list.
