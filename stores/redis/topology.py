@@ -458,7 +458,8 @@ class Sentinels(_Discovered):
             sentence = "; ".join(f"{sentinel} says {primary}" for primary, sentinel in said.items())
             advice = "a failover is under way, or they are cut off from each other"
             findings.append(Finding(Level.ERROR, "sentinels", f"they disagree about the primary: {sentence}; {advice}"))
-        for primary in said if len(said) == 1 else ():
+        elif said:
+            (primary,) = said
             answering = sum(not isinstance(one, BaseException) for one in found)
             sentence = f"{answering} of {len(found)} answer, and say that the primary is {primary}"
             findings.append(Finding(Level.OK, "sentinels", sentence))

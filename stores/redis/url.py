@@ -118,9 +118,8 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress
 
     The password defaults to HOTPLATE_REDIS_PASSWORD or the content of the file HOTPLATE_REDIS_PASSWORD_FILE.
     """
-    shown, parts = redacted(url), split(url)
-    given = parameters(parts, PARAMETERS[parts.scheme], shown)
-    server = common(parts, given, shown, environment)
+    parts, given, server = _read(url, environment)
+    shown = server.shown
     if parts.scheme == "unix":
         if not parts.path.startswith("/") or parts.hostname:
             raise StoreMisused(f"{shown} names no socket; write three slashes, as in unix:///run/redis/redis.sock")
@@ -136,9 +135,8 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
 
     Sentinels use the parameter `sentinel_user` and HOTPLATE_REDIS_SENTINEL_PASSWORD or …_FILE.
     """
-    shown, parts = redacted(url), split(url)
-    given = parameters(parts, PARAMETERS[parts.scheme], shown)
-    server = common(parts, given, shown, environment)
+    parts, given, server = _read(url, environment)
+    shown = server.shown
     name, _, db = parts.path.removeprefix("/").partition("/")
     if not name:
         raise StoreMisused(f"{shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST:26379/NAME")
@@ -156,19 +154,20 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
 
 def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> ClusterAddress:
     """Parse `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`; all nodes have the same user."""
+    parts, _, node = _read(url, environment)
+    if parts.path.strip("/") not in ("", "0"):
+        raise StoreMisused(f"{node.shown} names a database, but a cluster has only database 0; leave it out")
+    return ClusterAddress(tuple(hosts(parts, PORT, node.shown)), node)
+
+
+def _read(url: str, environment: Mapping[str, str]) -> tuple[SplitResult, Mapping[str, str], RedisAddress]:
+    """Return the parts and parameters of a URL, and an address with its prefix, credentials and TLS settings."""
     shown, parts = redacted(url), split(url)
     given = parameters(parts, PARAMETERS[parts.scheme], shown)
-    if parts.path.strip("/") not in ("", "0"):
-        raise StoreMisused(f"{shown} names a database, but a cluster has only database 0; leave it out")
-    return ClusterAddress(tuple(hosts(parts, PORT, shown)), common(parts, given, shown, environment))
-
-
-def common(parts: SplitResult, given: Mapping[str, str], shown: str, environment: Mapping[str, str]) -> RedisAddress:
-    """Return the prefix, credentials and TLS settings of a URL. Raises StoreMisused."""
     prefix = given.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
-    return RedisAddress(
+    server = RedisAddress(
         shown,
         prefix,
         db=0,
@@ -177,6 +176,7 @@ def common(parts: SplitResult, given: Mapping[str, str], shown: str, environment
         user=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else secret(PASSWORD_VARIABLE, environment),
     )
+    return parts, given, server
 
 
 def hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:

@@ -316,7 +316,7 @@ class Inventory:
         is_named = await self._execute(b"SISMEMBER", self._keys.incarnations, incarnation)
         first, *others = keys.steps
         # First, so it can be neither read nor written from here on, and a new claim begins from scratch.
-        ended = await asyncio.gather(*map(self._delete, ((*first, keys.points), *others)))
+        ended = await asyncio.gather(*(self._execute(b"DEL", *step) for step in ((*first, keys.points), *others)))
         await self._erase_listed(release)
         is_left = not is_listed and (is_named or any(ended))
         while is_left:
@@ -336,13 +336,6 @@ class Inventory:
 
     async def _execute(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
         return await self._retrier.call(lambda: self._nodes.execute_command(command, key, *args))
-
-    async def _delete(self, names: Sequence[str]) -> int:
-        async def delete(connection: Sender) -> int:
-            deleted: int = await connection.send_command(b"DEL", *names)
-            return deleted
-
-        return await self._retrier.call(lambda: self._nodes.run(names[0], delete))
 
     async def _erase_listed(self, release: ReleaseRef) -> None:
         keys, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)

@@ -31,7 +31,7 @@ from tests.support.readers import lists, reading
 from tests.support.redis_cluster import SLOTS, RedisCluster
 from tests.support.redis_server import SOON_S, RedisServer, commands_in, users_of_the_guide
 from tests.support.service import publish_to
-from tests.support.stores import FIRST, publish, ref, scanned, write
+from tests.support.stores import FIRST, draft_of, publish, ref, scanned, write
 from tests.support.streams import listening
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
@@ -254,6 +254,13 @@ async def test_malformed_reply_to_cluster_slots_is_reported_as_such(reply: bytes
         with pytest.raises(StoreUnavailable, match="unknown format"):
             await topology.load()
         await topology.close()
+
+
+async def test_a_writer_forgets_a_node_that_is_gone(store: RedisStore) -> None:
+    await store.create(draft_of(FIRST), Plan(len(USERS), 100_000))
+    store._servers.primaries = [*store._servers.primaries, RedisNode("127.0.0.1", 1)]
+    await store.put(draft_of(FIRST), USERS)
+    assert len(store._servers.primaries) == 3
 
 
 async def test_a_seed_that_is_gone_is_passed_over_and_none_at_all_is_a_sentence(
