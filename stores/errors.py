@@ -1,18 +1,18 @@
 """Errors of stores; messages say what to do and hold no secrets.
 
 StoreError
-├── StoreUnavailable        the store does not answer, or not in time
-│   ├── StoreThrottled      the store refuses requests for now
-│   └── PartUnavailable     a part of the store does not answer, such as a partition
-├── StoreFull               the data does not fit
-├── StoreMisused            a wrong URL, a wrong argument, a missing extra
-├── CatalogueUnreadable     the control record is damaged or missing
-├── ReleaseNotFound         the store does not hold the release
-├── ReleaseConflict         a concurrent change of the catalogue, or a step that the release's state forbids
-│   └── HeldBack            a release stays ready until an operator decides
-│       ├── CanaryRunning   another release is the canary
-│       └── RefusedByGates  its gates refused it
-└── ReleaseCorrupt          the rows do not match the manifest
+├── StoreUnavailable
+│   ├── StoreThrottled
+│   └── PartUnavailable
+├── StoreFull
+├── StoreMisused
+├── CatalogueUnreadable
+├── ReleaseNotFound
+├── ReleaseConflict
+│   └── HeldBack
+│       ├── CanaryRunning
+│       └── RefusedByGates
+└── ReleaseCorrupt
 """
 
 # Advice for a release with missing or damaged rows.

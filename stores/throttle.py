@@ -18,12 +18,10 @@ GROWTH = 2.0
 SLACK_S = 0.002
 
 RECOVERY = 1.25
-
 # Time constant of the usual latency: a network that stays slow must not throttle forever.
 ADAPT_S = 30.0
 
 BURST_S = 0.1
-
 RETRY_PAUSES_S = (0.05, 2.0)
 
 # Shorter pauses accumulate: event loops sleep with millisecond resolution.

@@ -66,14 +66,12 @@ log = logging.getLogger(__name__)
 
 # Callers pass shorter time-outs for lookups.
 READ_TIMEOUT_S = 1.0
-
 TIMEOUT_S = 5.0
 
 # How long batches are retried. A cluster elects a replica after cluster-node-timeout (15 s); there, create, seal and
 # erase are retried, too.
 RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
-
 
 POLL_S = 1.0
 
@@ -94,7 +92,6 @@ if state then redis.call('DEL', unpack(KEYS)) end
 for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[2]) end
 return state
 """
-
 
 _Replies = asyncio.Future[list[Slot]]
 
