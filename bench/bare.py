@@ -1,8 +1,7 @@
-"""Peers that the benchmarks compare hotplate with: the libraries that it is built on, called as plainly as can be.
+"""Peers for the benchmarks: hotplate's libraries, used directly and without any checks.
 
-`python -m hotplate.bench.bare aiohttp PORT URL` serves copies of a service's responses from a dict, `import CSV LMDB`
-sorts and encodes lists with polars and appends them to LMDB, and `train PARQUET FACTORS` fits ALS and computes lists
-with implicit. Nothing is checked, escaped or kept.
+`python -m hotplate.bench.bare aiohttp PORT URL` serves copies of a service's responses, `import CSV LMDB` sorts and
+encodes lists with polars and appends them to LMDB, `train PARQUET FACTORS` fits ALS and computes lists with implicit.
 """
 
 import sys
@@ -13,8 +12,7 @@ from typing import Any
 
 ROUTE = "/v1/recommendations/"
 LENGTH = 20
-# Users with a copied response: few enough for the processor's cache.
-COPIED = [f"{user:08d}" for user in range(1_000)]
+COPIED = [f"{user:08d}" for user in range(1_000)]  # users with a copied response; these fit into the CPU's cache
 ROWS_AT_ONCE = 10_000
 USERS_AT_ONCE = 4_096
 MIN_PAIRS = 5
@@ -22,8 +20,8 @@ K = 10
 
 
 def serve(port: str, like: str) -> None:
-    """Serve copies of what the service at *like* answers for COPIED."""
-    import uvloop  # noqa: PLC0415 -- each peer loads only what it uses
+    """Serve copies of the responses of the service at *like*."""
+    import uvloop  # noqa: PLC0415 -- each peer loads only its own libraries
     from aiohttp import web  # noqa: PLC0415
 
     responses = {user: fetch(like + ROUTE + user) for user in COPIED}
@@ -40,7 +38,7 @@ def serve(port: str, like: str) -> None:
 
 
 def fetch(url: str) -> tuple[bytes, dict[str, str]]:
-    """Return the body of a response, and the headers that a service sets."""
+    """Return the body and the application's headers of a response."""
     automatic = {"connection", "content-length", "date", "keep-alive", "server"}
     with urllib.request.urlopen(url) as response:  # noqa: S310 -- http on loopback
         headers = {name: value for name, value in response.getheaders() if name.lower() not in automatic}
@@ -70,7 +68,7 @@ def import_lists(source: str, target: str) -> None:
 
 
 def train(path: str, factors: str) -> None:
-    """Evaluate on a quarter, fit on everything and compute all lists of Online Retail, as hotplate does by default."""
+    """Evaluate, fit and compute all lists of Online Retail, as hotplate does by default."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
 
     warnings.simplefilter("ignore")  # implicit converts its own matrices

@@ -1,7 +1,7 @@
-"""Two reports of `bench http` side by side: is the second really worse?
+"""The comparison of two reports of `bench http`.
 
-One figure decides, chosen before looking (p99 by default): of four figures looked at with 5 % each, one in six equal
-pairs would differ "really". The others are shown, and decide nothing.
+One figure decides, chosen beforehand (p99 by default): with four figures at 5 % each, one in six equal pairs would
+differ. The others are only shown.
 """
 
 import json
@@ -15,13 +15,12 @@ from hotplate.stores.errors import reason_of
 
 RATE = "rate"
 ERRORS = "errors and drops"
-# Changes below these do not matter: of a latency or a rate, and of the share of errors.
-MATTERS = 0.10
-MORE_ERRORS = 0.001
+MATTERS = 0.10  # the smallest change of a latency or a rate that matters
+MORE_ERRORS = 0.001  # the largest increase of the share of errors
 
 
 def read(path: Path) -> Report:
-    """Read a report of `bench http`. Raises BenchMisused for another file, BenchFailed for none."""
+    """Read a report of `bench http`. Raises BenchMisused for another file, BenchFailed for a missing one."""
     try:
         report = from_json(json.loads(path.read_bytes()))
     except FileNotFoundError as error:
@@ -38,7 +37,7 @@ def read(path: Path) -> Report:
 
 
 def compare(first: Report, second: Report, decides: str = "p99") -> Report:
-    """Compare the second with the first; it is `broken` if it is a regression."""
+    """Compare the second with the first; the report of a regression is `broken`."""
     figures = {row.figure: _figure(row) for row in first.rows if row.unit in {"us", "/s"} and row.values}
     others = {row.figure: _figure(row) for row in second.rows}
     changes = {name: compared(one, others[name]) for name, one in figures.items() if name in others}

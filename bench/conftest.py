@@ -1,6 +1,6 @@
-"""Fixtures of the benchmarks: stores with lists, a service, its peers, and a load generator.
+"""Fixtures of the benchmarks, which `make bench` runs: stores with lists, a service, its peers, and wrk.
 
-`make bench` runs the benchmarks by themselves. HOTPLATE_BENCH_USERS sets how many users the stores have (100,000).
+HOTPLATE_BENCH_USERS sets the number of users in the stores (100,000).
 """
 
 import asyncio
@@ -44,19 +44,16 @@ from hotplate.stores.store import Row
 # The fixture of pytest-benchmark, which publishes no types.
 Benchmark: TypeAlias = Any
 LIST_LENGTH = 20
-# The unit of a ratio.
-TIMES = "\N{MULTIPLICATION SIGN}"
-# Reads of one round: so many that starting the clock costs nothing.
-COUNT = 1_000
-# Cosmos DB's emulator is not to throttle, and is filled by as many requests as it has users.
-PLENTY_RU = 1_000_000
+TIMES = "\N{MULTIPLICATION SIGN}"  # the unit of a ratio
+COUNT = 1_000  # reads of one round
+PLENTY_RU = 1_000_000  # the emulator must not throttle
 COSMOS_USERS = 2_000
 HOTPLATE = (sys.executable, "-m", "hotplate")
 WRK_CONNECTIONS = 64
 WRK_SECONDS = 2
 REQUESTED = 50_000
 HEADERS = {"User-Agent": "hotplate-bench", "Accept": "application/json", "Accept-Language": "en"}
-# wrk sends the requests of a file one after the other; each ends with an empty line.
+# For wrk: send the requests of a file in order; each ends with an empty line.
 SCRIPT = """\
 local requests, number = {{}}, 0
 local file = assert(io.open("{requests}", "rb"))
@@ -103,7 +100,7 @@ class Filled:
 
 
 def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> Filled:
-    """Publish lists of *shape* into the store at *url*; their bodies are *values*, repeated."""
+    """Publish lists of *shape* with bodies from *values* to the store at *url*."""
 
     async def rows() -> AsyncIterator[list[Row]]:
         for batch in shape.batches(values):
@@ -124,7 +121,7 @@ def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> Filled:
 
 
 def executable(name: str) -> str:
-    """Find a program, also where administrators have theirs; skips the benchmark without it."""
+    """Find a program, also in sbin; skips the benchmark without it."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
         pytest.skip(f"{name} is not installed; on Debian or Ubuntu: apt-get install {name}")
@@ -133,19 +130,19 @@ def executable(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def shape() -> Shape:
-    """Return how many users there are, and how long their lists are."""
+    """Return the shape of the lists."""
     return Shape(int(os.environ.get("HOTPLATE_BENCH_USERS", "100000")), LIST_LENGTH)
 
 
 @pytest.fixture(scope="session")
 def values(shape: Shape) -> list[bytes]:
-    """Return the bodies of lists that all users share."""
+    """Return the bodies of the lists."""
     return shape.values()
 
 
 @pytest.fixture(scope="session")
 def run() -> Iterator[Callable[[Awaitable[object]], object]]:
-    """Return a function that runs a coroutine on one uvloop for all benchmarks."""
+    """Return a function that runs a coroutine on a shared uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         yield runner.run  # type: ignore[misc]  # a coroutine is an awaitable
 
@@ -173,21 +170,21 @@ def redis(redis_server: RedisServer, shape: Shape, values: list[bytes]) -> Fille
 
 @pytest.fixture(scope="session")
 def cosmos(values: list[bytes]) -> Iterator[Filled]:
-    """Return a store in the emulator of Cosmos DB, with few users."""
+    """Return a store in the emulator of Cosmos DB."""
     with emulator_serving(core=0) as emulator:
         url = f"cosmos+{emulator.url}/bench?ru={PLENTY_RU}"
         yield publish_lists(url, Shape(COSMOS_USERS, LIST_LENGTH), values)
 
 
 def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
-    """Serve a store on the first core, without a cache, so that each request reads the store."""
+    """Serve a store without a cache on the first core."""
     command = [*HOTPLATE, "serve", "--store", store, "--cache-mb", "0", *options]
     return service_serving(command, ROUTE + COPIED[0])
 
 
 @contextmanager
 def nginx_of(body: bytes, headers: Mapping[str, str]) -> Iterator[Server]:
-    """Run one nginx worker on the first core, which gives this response to every request."""
+    """Run one nginx worker with a fixed response on the first core."""
     text, port = body.decode(), free_port()
     if any(character in text for character in "'\\$"):
         raise ValueError(f"nginx would expand characters of {text[:200]}")
@@ -206,7 +203,7 @@ def nginx_of(body: bytes, headers: Mapping[str, str]) -> Iterator[Server]:
 
 @contextmanager
 def webdis_of(redis: RedisServer) -> Iterator[Server]:
-    """Run webdis with one thread on the first core, before a redis-server."""
+    """Run webdis with one thread on the first core."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, object] = {"redis_host": "127.0.0.1", "redis_port": redis.port, "http_host": "127.0.0.1"}
@@ -219,7 +216,7 @@ def webdis_of(redis: RedisServer) -> Iterator[Server]:
 
 @contextmanager
 def aiohttp_of(like: Server) -> Iterator[Server]:
-    """Run the plain route of aiohttp on the first core, with copies of a service's responses."""
+    """Run the bare route of aiohttp with copies of a service's responses on the first core."""
     port = free_port()
     command = [sys.executable, "-m", "hotplate.bench.bare", "aiohttp", str(port), like.url]
     with serving(command, port, ROUTE + COPIED[0]) as server:
@@ -227,7 +224,7 @@ def aiohttp_of(like: Server) -> Iterator[Server]:
 
 
 def must_be_alike(url: str, other: str) -> None:
-    """Raise RuntimeError unless both respond with the same body and the same names of headers."""
+    """Raise RuntimeError unless body and header names are equal."""
     (body, headers), (other_body, other_headers) = fetch(url), fetch(other)
     differ = {name.lower() for name in headers} ^ {name.lower() for name in other_headers}
     if body != other_body or differ:
@@ -235,7 +232,7 @@ def must_be_alike(url: str, other: str) -> None:
 
 
 def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HEADERS) -> bytes:
-    """Return many GETs of random users, one after the other; *path* has a `{user}`."""
+    """Return concatenated GETs of random users; *path* contains `{user}`."""
     tail = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     drawn = random.Random(0).choices(users, k=REQUESTED)  # noqa: S311 -- spreads requests
     return "".join(
@@ -244,9 +241,9 @@ def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HE
 
 
 def saturate(server: Server, requests: bytes) -> tuple[float, float]:
-    """Have wrk send requests for some seconds; return requests/s and the server's CPU of one, in µs.
+    """Send requests by wrk for WRK_SECONDS; return requests/s and the server's CPU a request in µs.
 
-    RuntimeError for a single error, and for more than MAX_POPULAR popular lists of our service, as both are cheap.
+    Raises RuntimeError for any error, and for more than MAX_POPULAR popular lists: both are cheap to answer.
     """
     before, before_s = lookups(server), server.cpu_s()
     with tempfile.TemporaryDirectory() as folder:
@@ -269,7 +266,7 @@ def saturate(server: Server, requests: bytes) -> tuple[float, float]:
 
 
 def lookups(server: Server) -> tuple[float, float]:
-    """Return how many lists a service has looked up, and how many were popular ones; zeros of a peer."""
+    """Return a service's lookups and popular lists; zeros for a peer."""
     if not server.admin_url:
         return 0.0, 0.0
     samples = [each for each in read_samples(f"{server.admin_url}/metrics") if each.name == "hotplate_lookups_total"]
@@ -277,7 +274,7 @@ def lookups(server: Server) -> tuple[float, float]:
     return sum(each.value for each in samples), sum(each.value for each in popular)
 
 
-# A child's peak memory begins at what its parent had, so a small process starts each command and measures it.
+# A child's peak memory starts at its parent's, so a small process starts and measures each command.
 STARTER = """\
 import json, os, sys
 process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
@@ -288,7 +285,7 @@ sys.exit(abs(os.waitstatus_to_exitcode(status)))
 
 
 def measure(*command: str) -> tuple[float, float]:
-    """Run a command; return the CPU of all its threads and children, in seconds, and its peak memory in MB."""
+    """Run a command; return its CPU, with children, in seconds, and its peak memory in MB."""
     ended = subprocess.run(  # noqa: S603 -- our own commands
         [sys.executable, "-c", STARTER, *command],
         env=environment() | {"OMP_WAIT_POLICY": "passive"},

@@ -1,9 +1,9 @@
-"""What can go wrong with a measurement: it made no sense, or it could not be made."""
+"""Errors of measurements."""
 
 
 class BenchMisused(ValueError):
-    """The requested measurement makes no sense; raised before anything is sent."""
+    """Invalid options; raised before anything is sent."""
 
 
 class BenchFailed(RuntimeError):
-    """The measurement could not be made: nothing answers, or a process of the generator died."""
+    """The measurement failed, for example because nothing answers."""

@@ -1,4 +1,4 @@
-"""One measurement of a service over HTTP, from its options to the report: rounds, a search, or a sweep of batches."""
+"""The measurement of a service over HTTP: rounds, a search for the highest rate, or a sweep of batches."""
 
 import asyncio
 import math
@@ -18,25 +18,19 @@ from hotplate.stores.connect import opened
 from hotplate.stores.keys import USER
 from hotplate.stores.urls import redacted
 
-# Responses of a round that are compared with the store; of batches one of so many, a number that no cycle shares.
-COMPARED = 500
-EACH_BATCH = 41
-# Unknown users, who get the popular list, are drawn: in a short run there may be more of them than their share.
-SPARE = 1.25
-# The most requests at a time in a sweep of batches, as of a job of Stream Analytics; and by how much fewer are sent
-# where a service refuses them, which it says with these statuses.
-PARALLEL = 20
-FEWER = 4
+COMPARED = 500  # responses of a round to compare with the store
+EACH_BATCH = 41  # one of so many batches is compared; a prime, to avoid cycles
+SPARE = 1.25  # random unknown users may exceed their share in a short run
+PARALLEL = 20  # batches at a time, as of a job of Stream Analytics
+FEWER = 4  # the divisor of PARALLEL when batches are refused
 REFUSED = (429, 503)
-# Of a search: how near the highest good rate and the lowest bad one must come, the share of the first rate below which
-# nothing is looked for, and how often a rate is tried at which the generator itself was disturbed.
-PRECISION = 0.05
-FLOOR = 0.01
-TRIES = 3
+PRECISION = 0.05  # of a search: the relative gap between the highest good and the lowest bad rate
+FLOOR = 0.01  # of a search: the lowest rate, by the first one
+TRIES = 3  # at a rate at which the generator was disturbed
 
 
 def make_plan(options: HttpOptions) -> HttpPlan:
-    """Read the options. Raises BenchMisused for what makes no sense, StoreError if no users can be read."""
+    """Parse the options. Raises BenchMisused if they are invalid, StoreError if users cannot be read."""
     _only_one({"--keys-file": options.keys_file, "--users": options.users})
     _only_one({"--find-max": options.find_max or None, "--batch": options.batch})
     if options.score and not options.batch:
@@ -70,7 +64,7 @@ def make_plan(options: HttpOptions) -> HttpPlan:
 
 
 def parse_keys(options: HttpOptions) -> RequestKeys:
-    """Find the users whose lists are requested."""
+    """Return the users to request."""
     if options.keys_file is not None:
         ids: Sequence[str] = [line for line in options.keys_file.read_text().splitlines() if line]
     elif options.users is not None:
@@ -116,10 +110,9 @@ def _only_one(given: Mapping[str, object]) -> None:
 
 
 def search(attempt: Callable[[float], Trial], start: float, precision: float = PRECISION) -> Iterator[Trial]:
-    """Double the rate from *start* until it is outside, then halve the gap until it is at most as wide as *precision*.
+    """Double the rate from *start* until it is outside of the objective, then bisect to *precision*; yield attempts.
 
-    An unclear attempt says nothing about the service, so it is made again, twice at most; a rate that stays unclear
-    counts as out of reach. Yields every attempt, in order. Ends early if one was stopped.
+    An unclear attempt is repeated, twice at most, and then counts as outside. A stopped one ends the search.
     """
     low, high = 0.0, math.inf
     rate = start
@@ -139,21 +132,19 @@ def search(attempt: Callable[[float], Trial], start: float, precision: float = P
 
 
 def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
-    """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed if nothing answers."""
+    """Measure; Ctrl-C ends it with a report. Raises BenchFailed if nothing answers."""
     load = plan.load
     send_one(load.url, next(load.rendered()), load.timeout_s)
     with LoadWorker() as pool:
         made = _HttpMeasurement(plan, pool, display)
         try:
             made.run()
-        except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
+        except KeyboardInterrupt:  # between two runs; a run handles it
             made.interrupted = True
     return made.report()
 
 
 class _HttpMeasurement:
-    """A plan while it is carried out."""
-
     def __init__(self, plan: HttpPlan, pool: LoadWorker, display: ProgressDisplay) -> None:
         self._plan = plan
         self._pool = pool
@@ -164,7 +155,7 @@ class _HttpMeasurement:
         self.interrupted = False
 
     def run(self) -> None:
-        """Make all runs."""
+        """Do all runs."""
         plan, load = self._plan, self._plan.load
         if plan.warmup_s:
             self._run("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
@@ -181,7 +172,7 @@ class _HttpMeasurement:
                 self._rounds.append(self._run(f"round {number} of {plan.options.repeat}", load))
 
     def report(self) -> Report:
-        """Sum up what was measured until now."""
+        """Report the runs so far."""
         store = self._plan.options.store
         checked = asyncio.run(check_answers(store, self._samples)) if store else None
         return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, self.interrupted))

@@ -1,4 +1,4 @@
-"""What a measurement over HTTP is judged by, its trials, and the report: what was found, its figures and plots."""
+"""The objective, the trials and the report of a measurement over HTTP."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,13 +14,11 @@ from hotplate.bench.statistics import mean, percentile, share
 from hotplate.report import Curve, Plot, Report, Row, format_value
 from hotplate.stores.urls import redacted
 
-# Percentiles that an objective may bound; of these a report has the PERCENTILES, the last not in its first table.
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
-PERCENTILES = ("p50", "p99", "p99.9")
+PERCENTILES = ("p50", "p99", "p99.9")  # those of a report
 ERRORS = "errors"
 USUAL_ERRORS = 0.001
-# The share of the most users/s that the recommended batch must reach.
-NEAR = 0.9
+NEAR = 0.9  # of the most users/s, for the recommended batch
 HINT = "; give --store URL, so that its users are requested"
 INVALID = "These figures do not measure the service; see below."
 NOT_LISTS = "The users' own lists were not measured: the service gave the popular list instead."
@@ -28,21 +26,18 @@ NOT_LISTS = "The users' own lists were not measured: the service gave the popula
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Bounds on latencies, in microseconds by percentile, and on the share of requests without a good answer."""
+    """Bounds on latencies by percentile, in microseconds, and on the share of errors."""
 
     latency_us: Mapping[str, float]
     errors: float = USUAL_ERRORS
 
     @property
     def percentile(self) -> str:
-        """The first that it bounds, by which is decided; p99 if it bounds none."""
+        """The first bounded percentile, by default p99."""
         return next(iter(self.latency_us), "p99")
 
     def judge(self, result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return a sentence for each bound that *result* breaks, and one for each reason not to blame the service.
-
-        A latency that is mostly the generator's own lateness is no latency of the service.
-        """
+        """Return the broken bounds, and the reasons not to blame the service, such as a latency of mostly lateness."""
         broken, doubts = self.errors_beyond(result.error_share), list(result.invalid_reasons)
         for name, bound_us in self.latency_us.items():
             found_us, late_us = (each.percentile_us(PERCENTS[name]) for each in (result.latency, result.lag))
@@ -64,7 +59,7 @@ class Objective:
 
 
 def parse_objective(text: str) -> Objective:
-    """Read an objective; errors of more than 0.1 % break it unless it says otherwise."""
+    """Parse an objective; without a bound on errors, that is 0.1 %."""
     latency_us, errors = dict[str, float](), USUAL_ERRORS
     for part in text.split(","):
         name, equals, bound = part.strip().partition("=")
@@ -82,11 +77,10 @@ def parse_objective(text: str) -> Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpPlan:
-    """What is to be measured, and the options that were read for it.
+    """The parsed options of a measurement.
 
-    With `find_max` the highest rate inside the `objective` is looked for first, from the load's own rate on, and the
-    rounds are made at that; otherwise the objective only bounds errors. With `batches`, POSTs for so many of the `keys`
-    each are made instead. With a `store` the responses that the load keeps as samples are compared with what it holds.
+    With `find_max`, rounds run at the highest rate inside the objective; otherwise the objective only bounds errors.
+    With `batches`, POSTs of these sizes are sent instead.
     """
 
     options: HttpOptions
@@ -98,17 +92,14 @@ class HttpPlan:
     allowed_popular: float
 
     def popular_complaint(self, results: Sequence[Result]) -> list[str]:
-        """Return why *results* did not measure lookups of users' lists, and what to do; nothing if they did."""
+        """Return a sentence if too many lists of *results* were popular ones."""
         complaint = popular_complaint(results, self.allowed_popular)
         return [complaint + ("" if self.options.store else HINT)] if complaint else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One run of a search, or of one size of batch: `at` is its rate or its size.
-
-    `broken` says what it did not keep. `doubts` say why it did not measure the service; both may be.
-    """
+    """A run at a rate of a search, or at a size of batch, with broken bounds and reasons not to blame the service."""
 
     at: float
     result: Result
@@ -117,26 +108,26 @@ class Trial:
 
     @property
     def inside(self) -> bool:
-        """Whether the run is valid and keeps the objective."""
+        """Whether the run is valid and inside the objective."""
         return not self.doubts and not self.broken
 
     @property
     def unclear(self) -> bool:
-        """Whether the generator was disturbed in a run that broke nothing."""
+        """Whether the generator was disturbed in a run inside the bounds."""
         return bool(self.doubts) and not self.broken
 
     @property
     def stopped(self) -> bool:
-        """Whether it was ended early."""
+        """Whether the run was interrupted."""
         return self.result.interrupted
 
     @property
     def users_s(self) -> float:
-        """The users/s of a size of batch."""
+        """The users/s of a run of batches."""
         return self.at * self.result.ok_rate
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
+        """Return a JSON object."""
         latencies = {f"{name}_us": self.result.latency.percentile_us(PERCENTS[name]) for name in PERCENTILES}
         found = {"at": self.at, "inside": self.inside, "broken": self.broken, "doubts": self.doubts, **latencies}
         rates = {"ok_rate": self.result.ok_rate, "error_share": self.result.error_share}
@@ -144,12 +135,12 @@ class Trial:
 
 
 def highest(trials: Sequence[Trial]) -> Trial | None:
-    """Pick the run of the highest rate inside the objective; None if none was."""
+    """Return the run at the highest rate inside the objective; None without any."""
     return max((each for each in trials if each.inside), key=lambda each: each.at, default=None)
 
 
 def first_outside(trials: Sequence[Trial]) -> Trial | None:
-    """Pick the lowest rate above the highest inside that was outside; None if the search was stopped before."""
+    """Return the run at the lowest outside rate above `highest`; None if the search was stopped before."""
     best = highest(trials)
     above = [each for each in trials if not each.inside and (best is None or each.at > best.at)]
     lowest = min(above, key=lambda each: each.at, default=None)
@@ -157,7 +148,7 @@ def first_outside(trials: Sequence[Trial]) -> Trial | None:
 
 
 def knee(trials: Sequence[Trial]) -> Trial | None:
-    """Pick the smallest good batch that gives 90 % of the most users/s; larger ones add latency and hardly more."""
+    """Return the smallest good batch with 90 % of the most users/s."""
     good = [each for each in trials if each.inside]
     most = max((each.users_s for each in good), default=0.0)
     return min((each for each in good if each.users_s >= NEAR * most), key=lambda each: each.at, default=None)
@@ -165,7 +156,7 @@ def knee(trials: Sequence[Trial]) -> Trial | None:
 
 @dataclass(frozen=True, slots=True)
 class HttpRuns:
-    """All that was measured until the end, or until it was stopped; `checked` is of the responses that were kept."""
+    """All runs of a measurement, and the check of the kept responses."""
 
     plan: HttpPlan
     trials: tuple[Trial, ...]
@@ -175,7 +166,7 @@ class HttpRuns:
 
 
 def report(runs: HttpRuns) -> Report:
-    """Sum a measurement up."""
+    """Make the report of a measurement."""
     plan, checked = runs.plan, runs.checked
     popular = plan.popular_complaint([*runs.rounds, *(each.result for each in runs.trials if plan.batches)])
     summary = _Batches(runs) if plan.batches else _Rounds(runs)
@@ -204,13 +195,10 @@ def _popular_row(subject: str, results: Sequence[Result]) -> list[Row]:
 
 
 class _Rounds:
-    """The parts of a report on rounds at a rate, and on the search for it."""
-
     def __init__(self, runs: HttpRuns) -> None:
         self._plan, self._trials, self._rounds = runs.plan, runs.trials, runs.rounds
         self._best = highest(runs.trials)
         ended = first_outside(runs.trials)
-        # Why a search ended without an answer of the service's.
         self._limited = " and ".join(ended.doubts) if ended and ended.unclear else ""
 
     @property
@@ -284,7 +272,6 @@ class _Rounds:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What only programs read: single rounds with their histograms, and the trials."""
         found: dict[str, Any] = {"rounds": [each.to_json() for each in self._rounds]}
         if self._trials:
             limits = {"highest": self._best and self._best.at, "at_least": self._limited}
@@ -294,8 +281,6 @@ class _Rounds:
 
 
 class _Batches:
-    """The parts of a report on sizes of batch."""
-
     def __init__(self, runs: HttpRuns) -> None:
         self._trials, self._best = runs.trials, knee(runs.trials)
 
@@ -354,7 +339,6 @@ class _Batches:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What only programs read."""
         points = [each.to_json() for each in self._trials]
         return {"rounds": [], "sweep": {"knee": self._best and self._best.at, "points": points}}
 
@@ -373,7 +357,6 @@ def _spectrum(rounds: Sequence[Result]) -> Plot:
 
 
 def _seconds(rounds: Sequence[Result]) -> Plot:
-    """Draw the median and the longest latency of each second, round after round."""
     seconds = [Histogram.of(second.latencies_s) for each in rounds for second in each.seconds]
     x = tuple(float(number) for number in range(1, len(seconds) + 1))
     curves = tuple(

@@ -1,7 +1,4 @@
-"""Users' lists: made up of a chosen size, and those of responses, compared with the store's.
-
-Made-up lists have real keys and the real encoding; a few thousand values are used again and again.
-"""
+"""Generated lists to publish, and the comparison of responses with a store's lists."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,32 +21,28 @@ from hotplate.stores.verification import load_manifest
 ITEMS = 9_000
 DISTINCT = 4_096
 BATCH = 4_096
-# Times as many items are drawn as a list has, because the same one may be drawn again.
-SPARE = 3
+SPARE = 3  # times as many items are drawn as needed, because of duplicates
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How many users there are, and how many items each one's list has."""
+    """The number of users, and the length of their lists."""
 
     users: int
     items: int
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of one list, as a mean."""
+        """Mean bytes of a list."""
         return len('{"id":"1234","score":0.1234}') * self.items + 2 * (self.items - 1)
 
     @property
     def plan(self) -> Plan:
-        """The plan that a publish of it has to announce; each key has 13 bytes."""
+        """The plan to publish it with."""
         return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
 
     def values(self) -> list[bytes]:
-        """Draw the bodies that the rows share: as a model's lists, so they compress as real ones do.
-
-        Different items by a Zipf law, popular ones in more of the lists, and scores of four digits, best first.
-        """
+        """Draw DISTINCT bodies that compress as real lists do: items by a Zipf law, scores of four digits."""
         rng = np.random.default_rng(0)
         summed = np.cumsum(1 / np.arange(10, ITEMS + 10))
         drawn = np.searchsorted(summed, rng.random((DISTINCT, SPARE * self.items)) * summed[-1])
@@ -58,7 +51,7 @@ class Shape:
         return [encode(map(_item, *one)) for one in zip(lists, scores.tolist(), strict=True)]
 
     def batches(self, values: Sequence[bytes]) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes."""
+        """Yield all rows in ascending order of keys."""
         yield [Row(POPULAR + OVERALL, values[0])]
         for start in range(0, self.users, BATCH):
             numbers = range(start, min(start + BATCH, self.users))
@@ -70,24 +63,22 @@ def _item(number: int, score: float) -> Item:
 
 
 def key_of(user: int) -> str:
-    """Name the key of a user's list; keys sort as their numbers do."""
+    """Return the key of a user's list; keys sort by number."""
     return f"{USER}{user:08d}"
 
 
 DEFAULT_N = 10
-# The share of popular lists above which a run did not measure lookups of users' lists.
-MAX_POPULAR = 0.01
+MAX_POPULAR = 0.01  # the highest share of popular lists in a sound run
 POPULAR_SOURCE = "popular"
-# Wrong lists that are described one by one.
-EXAMPLES = 5
+EXAMPLES = 5  # wrong lists that are described
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """How many lists were compared, how many were wrong, and a sentence about each of the first few of those.
+    """Counts of compared and wrong lists, with examples.
 
-    `fallback` of them were the popular list, marked as such, for users who have a list of their own: the service could
-    not read it in time. `filtered` of them lacked items that no answer showed, as with a deny-list.
+    `fallback` counts popular lists for users with a personal one, `filtered` lists that lack items which no answer
+    shows, as with a deny-list.
     """
 
     compared: int
@@ -98,7 +89,7 @@ class CheckResult:
 
     @property
     def notes(self) -> list[str]:
-        """The same in sentences."""
+        """The result in sentences."""
         fallback = f"{self.fallback} were the popular list instead"
         found = f"{self.compared:,} lists compared with the store's: {self.wrong} wrong, {fallback}."
         denied = f"{self.filtered} lacked items that no answer shows, as with a deny-list, and count as right."
@@ -106,7 +97,7 @@ class CheckResult:
 
 
 class ReceivedList(NamedTuple):
-    """What one response says that one user's list is."""
+    """A user's list in a response."""
 
     user: str
     n: int
@@ -114,17 +105,13 @@ class ReceivedList(NamedTuple):
 
 
 def popular_counts(result: Result) -> tuple[int, int]:
-    """Return how many lists were the popular one, and how many said what they are; of a load that observes `source`."""
+    """Return the numbers of popular lists and of all lists, of a load that observes `source`."""
     sources = result.seen.get("source", {})
     return sources.get(POPULAR_SOURCE, 0), sum(count for source, count in sources.items() if source)
 
 
 def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -> str | None:
-    """Return a sentence where more than *allowed* of all lists were the popular one; None otherwise.
-
-    A service gives that list when it cannot read a user's own in time, and to users without one. It costs hardly
-    anything, so such a run has no latency, CPU or cost.
-    """
+    """Return a sentence if more than *allowed* of all lists were popular ones, which cost hardly anything."""
     popular, lists = (sum(counts) for counts in zip(*map(popular_counts, results), strict=True)) if results else (0, 0)
     if popular <= allowed * lists:
         return None
@@ -135,13 +122,13 @@ def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -
 
 
 async def check_answers(url: str, samples: Sequence[ResponseSample]) -> CheckResult:
-    """Compare every list in *samples* with the one that the store at *url* holds for the release that it names."""
+    """Compare the lists in *samples* with those of their release in the store at *url*."""
     async with opened(url) as store:
         return await check_samples(store, samples)
 
 
 async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
-    """Compare every list in *samples* with the one that *store* holds; a refusal has none, and counts as an error."""
+    """Compare the lists in *samples* with those of *store*; error responses are skipped."""
     made, by_release = _Comparison(store), dict[str, list[ReceivedList]]()
     for sample in samples:
         if sample.status >= 400:
@@ -158,7 +145,6 @@ async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> Che
 
 
 def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
-    """Take a response apart; ValueError, KeyError or TypeError if it is not one."""
     head, _, body = sample.request.partition(b"\r\n\r\n")
     method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
     response = orjson.loads(sample.body)
@@ -177,8 +163,6 @@ def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
 
 
 class _Comparison:
-    """Answers while they are compared with a store."""
-
     def __init__(self, store: Reader) -> None:
         self._store = store
         self._shown = set[str]()
@@ -188,13 +172,13 @@ class _Comparison:
 
     @property
     def result(self) -> CheckResult:
-        """What was found; a list that lacks items is wrong if another answer shows one of them."""
+        """The result; a list that lacks items is wrong if another answer shows one of them."""
         wrong = [*self.wrong, *(_not_stored(user) for user, ids in self._lacking if ids & self._shown)]
         filtered = len(self._lacking) - (len(wrong) - len(self.wrong))
         return CheckResult(self.compared, len(wrong), self._fallback, tuple(wrong[:EXAMPLES]), filtered)
 
     async def compare(self, release: ReleaseId, lists: Sequence[ReceivedList]) -> None:
-        """Compare the lists of one release."""
+        """Compare lists of one release."""
         store = self._store
         self.compared += len(lists)
         try:
@@ -234,7 +218,7 @@ def _not_stored(user: str) -> str:
 
 
 def _left_out(items: list[Item], stored: list[Item], n: int) -> set[str] | None:
-    """Return the ids that an answer of up to *n* items leaves out of a list; None if it is no such answer."""
+    # The ids that an answer of up to *n* items omits from a list; None if it has other items or another order.
     left, rest = set[str](), iter(stored)
     for item in items:
         for other in rest:

@@ -1,7 +1,4 @@
-"""What each experiment can be configured with; the command's flags, defaults and help are these fields.
-
-Quantities in them are texts, which the parsers here read: times, rates and shares.
-"""
+"""The options of each experiment, which declare the command's flags, and parsers of times, rates and shares."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +16,7 @@ WHAT = "What is requested"
 HOW = "How it is measured"
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
-# Options that may hold secrets, and what is shown of them.
+# Options that may hold secrets, with functions that redact them.
 SECRETS: Mapping[str, Callable[[Any], object]] = {
     "headers": lambda given: [header.partition(":")[0] for header in given],
     "urls": lambda given: [redacted(url) for url in given],
@@ -30,24 +27,24 @@ NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
 
 
 def require_positive(given: Mapping[str, float | None]) -> None:
-    """Refuse a number that is zero or less, with the flag that it was given by."""
+    """Raise BenchMisused with the flag of a number that is not positive."""
     for flag, value in given.items():
         if value is not None and value <= 0:
             raise BenchMisused(f"{flag} must be above zero, and is {value:g}")
 
 
 def parse_seconds(text: str) -> float:
-    """Read a time; a bare number is seconds."""
+    """Parse a time in seconds: `5ms`, `30s`, `2`."""
     return _parse(text, SECONDS | {"": 1.0}, "a time such as 5ms or 30s")
 
 
 def parse_rate(text: str) -> float:
-    """Read a rate in requests/s: `2000`, `2k`."""
+    """Parse a rate in requests/s: `2000`, `2k`."""
     return _parse(text, THOUSANDS, "a rate such as 500 or 2k")
 
 
 def parse_share(text: str) -> float:
-    """Read a part of a whole: `0.1%`, or `0.001`."""
+    """Parse a share: `0.1%`, `0.001`."""
     share = _parse(text, {"%": 0.01, "": 1.0}, "a share such as 0.1% or 0.001")
     if share > 1:
         raise BenchMisused(f"{text!r} is more than the whole")
@@ -62,12 +59,12 @@ def _parse(text: str, units: dict[str, float], what: str) -> float:
 
 
 class Options:
-    """The options of an experiment, as they were given."""
+    """The options of an experiment, unparsed."""
 
     __slots__ = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was set as plain values; of headers only the names, of stores no password."""
+        """Return the set options as JSON, without secrets: headers by name, URLs without passwords."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]  # a dataclass
         values |= {name: hide(values[name]) for name, hide in SECRETS.items() if values.get(name)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value}
@@ -75,11 +72,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions(Options):
-    """Options of `bench http`, as they were given; None if one was not."""
+    """Options of `bench http`."""
 
     url: Annotated[str, Argument("The service, as http://HOST:PORT.", "URL")]
     rate: Annotated[str, Flag("Requests/s, as 500 or 2k.", WHEN)] = "1k"
-    poisson: Annotated[bool, Flag("Let requests arrive at random, as those of independent users do.", WHEN)] = False
+    poisson: Annotated[bool, Flag("Let requests arrive at random, as from independent users.", WHEN)] = False
     duration: Annotated[str, Flag("The duration of one round.", WHEN)] = "10s"
     users: Annotated[int | None, Flag("Request the lists of users 0 … N-1.", WHAT)] = None
     keys_file: Annotated[Path | None, Flag("Request the lists of the users in this file, one a line.", WHAT)] = None
@@ -88,55 +85,50 @@ class HttpOptions(Options):
         Flag("The store behind the service. Its users are requested, and a sample of responses is compared.", WHAT),
     ] = None
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law with this exponent, as 0.99.", WHAT)] = None
-    unknown: Annotated[str, Flag("The share of requests for users who have no list, as 5%.", WHAT)] = "0%"
+    unknown: Annotated[str, Flag("The share of requests for users without a list, as 5%.", WHAT)] = "0%"
     path: Annotated[str, Flag("The path to GET; {key} stands for a user.", WHAT)] = "/v1/recommendations/{key}"
     headers: Annotated[
         tuple[str, ...], Flag("A header to send, as NAME:VALUE. May be given several times.", WHAT, "header")
     ] = ()
     batch: Annotated[
-        str | None, Flag("POST for so many users at once, up to 20 requests at a time, as 50,200,1000,2000.", WHAT)
+        str | None, Flag("POST batches of these sizes, as 50,200,1000,2000, up to 20 at a time.", WHAT)
     ] = None
     score: Annotated[bool, Flag("With --batch: POST to /score, as Stream Analytics jobs do.", WHAT)] = False
     allow_popular: Annotated[
         str | None,
         Flag("The share of popular lists, besides --unknown, above which a run is broken. By default 1%.", WHAT),
     ] = None
-    find_max: Annotated[bool, Flag("Look for the highest rate inside --slo, from --rate on.", HOW)] = False
-    slo: Annotated[str, Flag("The objective: of --find-max, and the errors that are allowed.", HOW)] = (
-        "p99=5ms,errors=0.1%"
-    )
+    find_max: Annotated[bool, Flag("Search for the highest rate inside --slo, from --rate on.", HOW)] = False
+    slo: Annotated[str, Flag("The objective of --find-max, and the allowed errors.", HOW)] = "p99=5ms,errors=0.1%"
     repeat: Annotated[int, Flag("The number of rounds. 5 or more give intervals that can be compared.", HOW)] = 1
-    warmup: Annotated[str, Flag("Load before the first round, which is not counted.", HOW)] = "2s"
-    connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 64
-    timeout: Annotated[str, Flag("A request is given up so long after it was due.", HOW)] = "5s"
+    warmup: Annotated[str, Flag("Load before the first round, not counted.", HOW)] = "2s"
+    connections: Annotated[int, Flag("The maximum of requests in flight.", HOW)] = 64
+    timeout: Annotated[str, Flag("The time from a request's due time to its failure.", HOW)] = "5s"
 
 
-# Of Azure, only the 99th percentile is documented; the median is assumed.
-ASSUMED_LATENCY = "p50=4ms,p99=10ms"
+ASSUMED_LATENCY = "p50=4ms,p99=10ms"  # Azure documents only the p99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoresOptions(Options):
-    """Options of `bench stores`, as they were given."""
+    """Options of `bench stores`."""
 
     urls: Annotated[
         tuple[str, ...],
         Argument("The stores to compare. Without any: files, a redis-server and an emulated Cosmos DB.", "URL"),
     ] = ()
     rate: Annotated[
-        str, Flag("Requests/s through each service, as 500 or 2k. Choose one that all can serve.", WHEN)
+        str, Flag("Requests/s through each service, as 500 or 2k; choose a rate that all can serve.", WHEN)
     ] = "800"
     duration: Annotated[str, Flag("The duration of the reads of one store in one round.", WHEN)] = "1s"
-    users: Annotated[
-        int, Flag("Request so many users, the first of the release. Lists are made up for as many.", WHAT)
-    ] = 5_000
+    users: Annotated[int, Flag("The number of users: the first of the release, or of generated lists.", WHAT)] = 5_000
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law with this exponent, as 0.99.", WHAT)] = None
-    latency: Annotated[str, Flag("Without URLs: the latency that is assumed for Cosmos DB.", WHAT)] = ASSUMED_LATENCY
+    latency: Annotated[str, Flag("Without URLs: the assumed latency of Cosmos DB.", WHAT)] = ASSUMED_LATENCY
     repeat: Annotated[
-        int | None, Flag("The number of rounds; by default as many as fit into --budget. Verdicts take 5.", HOW)
+        int | None, Flag("The number of rounds; by default as many as fit into --budget. Verdicts need 5.", HOW)
     ] = None
-    budget: Annotated[str, Flag("The time for all of it.", HOW)] = "150s"
-    warmup: Annotated[str, Flag("Load on each store before the first round, which is not counted.", HOW)] = "2s"
+    budget: Annotated[str, Flag("The time for the whole comparison.", HOW)] = "150s"
+    warmup: Annotated[str, Flag("Load on each store before the first round, not counted.", HOW)] = "2s"
     cpu_hour: Annotated[
         float | None,
         Flag("The price of an hour of CPU in USD, for the cost of reads. By default that of our price list.", HOW),
@@ -145,37 +137,33 @@ class StoresOptions(Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceOptions(Options):
-    """Options of `bench reference`, as they were given."""
+    """Options of `bench reference`."""
 
     account: Annotated[
         str | None,
         Flag("A Cosmos DB with a live release, as cosmos://ACCOUNT/DATABASE. By default one is emulated.", WHAT),
     ] = None
-    latency: Annotated[str, Flag("Without --account: the latency that is assumed for Cosmos DB.", WHAT)] = (
-        ASSUMED_LATENCY
-    )
+    latency: Annotated[str, Flag("Without --account: the assumed latency of Cosmos DB.", WHAT)] = ASSUMED_LATENCY
     duration: Annotated[str, Flag("The duration of the load.", HOW)] = "60s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepOptions(Options):
-    """Options of `bench ru`, as they were given; `hotplate.bench.ru.run.plan` checks them."""
+    """Options of `bench ru`."""
 
     account: Annotated[
         str | None,
         Flag(
-            "Measure this account, as cosmos://ACCOUNT/DATABASE, in a database of its own, which is dropped at the "
-            "end. By default an emulator is started.",
+            "Measure this account, as cosmos://ACCOUNT/DATABASE, in a temporary database. By default an emulator is "
+            "started.",
             WHAT,
             env=False,  # no account is measured by accident
         ),
     ] = None
     levels: Annotated[str, Flag("The levels of RU/s.", WHAT)] = "400,1k,4k,10k,11k"
     item_kb: Annotated[str, Flag("The sizes of lists as stored, in KB, as 1,4,16.", WHAT)] = "1"
-    latency: Annotated[
-        str, Flag("The latency that the emulator gives its answers; of Azure only the p99 is documented.", HOW)
-    ] = ASSUMED_LATENCY
+    latency: Annotated[str, Flag("The emulator's latency; Azure documents only the p99.", HOW)] = ASSUMED_LATENCY
     duration: Annotated[
-        str, Flag("The seconds of a trial that count; those beside 90 % and 110 % load are shorter.", HOW)
+        str, Flag("The counted time of a trial; trials at other loads than 90 % and 110 % are shorter.", HOW)
     ] = "6s"
     yes: Annotated[bool, Flag("Spend the money without asking first.", HOW, env=False)] = False

@@ -1,4 +1,4 @@
-"""The machine of a measurement, and processes on it: services, redis-server and the emulator, each on a core."""
+"""The machine of a measurement, and pinned processes on it: services, redis-server and the emulator."""
 
 import importlib.metadata
 import os
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from prometheus_client.samples import Sample
 
-# Over which a process and a worker of its send each other messages.
 Channel: TypeAlias = "Connection[Any, Any]"
 
 ROOT = Path(__file__).parents[2]
@@ -40,30 +39,25 @@ LIBRARIES = (
     "uvloop",
 )  # fmt: skip
 READY_WITHIN_S = 30.0
-# Linux gives ports from 32,768 on to outgoing connections.
-SERVER_PORTS = (15_000, 32_000)
-# When a server that does not report what it uses is given up.
+SERVER_PORTS = (15_000, 32_000)  # Linux uses ports from 32,768 on for outgoing connections
 METRICS_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 STOP_WITHIN_S = 10.0
-# A field of /proc/PID/stat, counted from the one after the name.
-GROUP = 2
-# CPUCLOCK_SCHED: the kind of a process's CPU clock that counts all of its threads, user and system.
-CPU_CLOCK = 2
-# The service has the first core and the load generator the second. A store's server runs with the generator, unless it
-# is to leave that a core of its own: then on the third, or with the service if there are two.
+GROUP = 2  # a field of /proc/PID/stat, counted after the name
+CPU_CLOCK = 2  # CPUCLOCK_SCHED: user and system time of all threads of a process
+# Cores of the service and the load generator. A store's server shares the generator's, or has STORE_CORE, which on two
+# cores is the service's.
 SERVICE_CORE = 0
 GENERATOR_CORE = 1
 STORE_CORE = 2
-# What is taken if real-time priority is not allowed.
-NICENESS = -10
+NICENESS = -10  # where real-time priority is not allowed
 REDIS_SERVER = "redis-server"
 REDIS_MISSING = f"no {REDIS_SERVER} on the PATH; on Debian or Ubuntu: apt-get install {REDIS_SERVER}"
 
 
 def describe() -> dict[str, Any]:
-    """Describe the machine, the interpreter, the libraries, the commit and the date, as plain values."""
+    """Return date, commit, machine, interpreter and libraries as a JSON object."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -76,7 +70,7 @@ def describe() -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Copy the environment without what hotplate and polars set in it, so what is measured is what is shipped."""
+    """Return the environment without variables that configure hotplate or polars."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("HOTPLATE_", "_RJEM_"))}
 
 
@@ -95,9 +89,8 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Name the commit, with a + when the tree differs from it; None outside a checkout."""
     if not (ROOT / ".git").exists():
-        return None  # installed: whatever repository the environment lies in is not ours
+        return None  # installed, perhaps inside another repository
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 -- constant
@@ -108,54 +101,49 @@ def _commit() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server; `group` is the process group of it and of whatever it started."""
+    """A running server and its process group; `admin_url` is set for `hotplate serve`."""
 
     url: str
     group: int
     admin_url: str = ""
-    """Of the service, if it has its metrics."""
 
     def cpu_s(self) -> float:
-        """Add up the CPU time, user and system, of all its processes; to the nanosecond, where /proc counts 10 ms."""
+        """Return the CPU time of all its processes, from their clocks: /proc counts in 10 ms."""
         return sum(_process_cpu_s(pid) for pid in self.pids())
 
     def pids(self) -> Iterator[int]:
-        """Yield its processes."""
+        """Yield the ids of its processes."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
             except OSError:
-                continue  # a process that has just ended
+                continue  # the process has ended
             if int(fields[GROUP]) == self.group:
                 yield int(stat.parent.name)
 
 
 def _process_cpu_s(pid: int) -> float:
-    """Read the CPU clock of a process, whose number Linux makes of its id (`clock_getcpuclockid`); 0 when ended."""
     try:
-        return time.clock_gettime(~pid << 3 | CPU_CLOCK)
+        return time.clock_gettime(~pid << 3 | CPU_CLOCK)  # as Linux's clock_getcpuclockid
     except OSError:
         return 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """A running server, empty at first; `process` has no URL of HTTP."""
+    """A running redis-server; `process` has no URL."""
 
     port: int
     process: Server
 
     def url(self, prefix: str = "bench") -> str:
-        """Name a deployment in it."""
+        """Return the URL of a store in it."""
         return f"redis://127.0.0.1:{self.port}/0?prefix={prefix}"
 
 
 @contextmanager
 def on_core(number: int) -> Iterator[int | None]:
-    """Keep this process, and what it starts until then, on its *number*-th core, which is yielded; None if it has one.
-
-    Counting goes round: of two cores the third is the first.
-    """
+    """Pin this process and its new children to its *number*-th core, modulo their number; yield it, None of one."""
     allowed = os.sched_getaffinity(0)
     core = sorted(allowed)[number % len(allowed)]
     os.sched_setaffinity(0, {core})
@@ -167,7 +155,7 @@ def on_core(number: int) -> Iterator[int | None]:
 
 @contextmanager
 def before_others(*servers: Server) -> Iterator[None]:
-    """Let servers run before whatever else the machine does, as `raised_priority` does with each of their processes."""
+    """Raise the priority of each process of *servers* until the block ends."""
     with ExitStack() as stack:
         for pid in [pid for server in servers for pid in server.pids()]:
             stack.enter_context(raised_priority([pid]))
@@ -176,10 +164,9 @@ def before_others(*servers: Server) -> Iterator[None]:
 
 @contextmanager
 def raised_priority(pids: Sequence[int]) -> Iterator[None]:
-    """Let the main threads of processes run before all others until the block ends.
+    """Give processes the lowest real-time priority until the block ends, or else a niceness.
 
-    That is real-time priority of the lowest level, by turns, or else a niceness; nothing where the system allows
-    neither, or if no core is left for the others.
+    Does nothing if the system allows neither, or no core would be left for others.
     """
     before = {
         pid: (os.sched_getscheduler(pid), os.sched_getparam(pid), os.getpriority(os.PRIO_PROCESS, pid)) for pid in pids
@@ -199,7 +186,7 @@ def _raise(pids: Sequence[int]) -> None:
     try:
         for pid in pids:
             os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
-    except OSError:  # not only EPERM: a sandbox without real-time priority says EINVAL
+    except OSError:  # EPERM, or EINVAL in a sandbox
         with suppress(OSError):
             for pid in pids:
                 os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
@@ -209,9 +196,9 @@ def _raise(pids: Sequence[int]) -> None:
 def serving(
     command: Sequence[str], port: int, path: str, *, core: int = SERVICE_CORE, scheme: str = "http"
 ) -> Iterator[Server]:
-    """Run *command* on a core until the block ends; the block begins once *path* is answered with 200.
+    """Run *command* on a core until the block ends, which begins once *path* is answered with 200.
 
-    Raises BenchFailed, with what the server printed, if that fails.
+    Raises BenchFailed with the server's output otherwise.
     """
     url = f"{scheme}://127.0.0.1:{port}"
     with _running(command, environment(), lambda: _answers(url + path), core) as process:
@@ -220,7 +207,7 @@ def serving(
 
 @contextmanager
 def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Run *command*, a `hotplate serve`, with *settings* on free ports of loopback, as `serving` does."""
+    """Run *command*, a `hotplate serve`, on free ports of loopback with *settings*, as `serving` does."""
     port, admin_port = free_port(), free_port()
     options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
     options += ["--workers", "1", "--drain-delay", "0"]
@@ -231,10 +218,7 @@ def service_serving(command: Sequence[str], path: str, settings: Mapping[str, st
 
 @contextmanager
 def emulator_serving(*options: str, core: int = GENERATOR_CORE, latency: str | None = None) -> Iterator[Server]:
-    """Run the emulator of Cosmos DB on loopback until the block ends; *options* are those of its verb.
-
-    *latency* delays its data plane, as in `p50=4ms,p99=10ms`.
-    """
+    """Run the emulator of Cosmos DB on loopback until the block ends, with *options* of its verb."""
     port, delay = free_port(), () if latency is None else ("--latency", latency)
     command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options, *delay]
     scheme = "https" if "--tls" in options else "http"
@@ -244,14 +228,14 @@ def emulator_serving(*options: str, core: int = GENERATOR_CORE, latency: str | N
 
 @contextmanager
 def redis_serving(core: int = GENERATOR_CORE) -> Iterator[RedisServer]:
-    """Run a redis-server that writes nothing to disk, on a core, until the block ends."""
+    """Run a redis-server without persistence on a core until the block ends."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [REDIS_SERVER, "--dir", folder, "--save", "", "--appendonly", "no"]
         command += ["--bind", "127.0.0.1", "--port", str(port)]
         with _running(command, dict(os.environ), lambda: _redis_answers(port), core) as process:
             yield RedisServer(port, Server("", process.pid))
-            process.kill()  # it has nothing to lose
+            process.kill()
 
 
 def _redis_answers(port: int) -> bool:
@@ -262,29 +246,27 @@ def _redis_answers(port: int) -> bool:
 
 
 def read_samples(url: str) -> "list[Sample]":
-    """Read all metrics of a server of ours. Raises OSError."""
+    """Read all metrics of a server. Raises OSError."""
     with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as page:  # noqa: S310 -- http, by the caller
         text = page.read().decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
 class StoreCounts(NamedTuple):
-    """What the metrics of a service say of its store until now."""
+    """Request units, charged responses and 429s of a service's store."""
 
     ru: float
     charged: int
-    """Responses that request units were charged for."""
-
     throttled: int
 
     def since(self, before: "StoreCounts") -> "StoreCounts":
-        """Return what was counted since then."""
+        """Return the difference to *before*."""
         counted = self.charged - before.charged, self.throttled - before.throttled
         return StoreCounts(self.ru - before.ru, *counted)
 
 
 def store_counts(service: Server) -> StoreCounts:
-    """Read the metrics of a service; zeros of a store that charges nothing. Raises OSError."""
+    """Read the counts of a service; zeros for other stores than Cosmos DB. Raises OSError."""
     sums = dict[str, float]()
     for sample in read_samples(f"{service.admin_url}/metrics"):
         sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
@@ -294,19 +276,19 @@ def store_counts(service: Server) -> StoreCounts:
 
 
 def is_emulated(url: str) -> bool:
-    """Return whether the URL of a store names an emulator of Cosmos DB."""
+    """Return whether a store's URL names an emulator of Cosmos DB."""
     return scheme_of(url) in EMULATED_SCHEMES
 
 
 def redis_installed() -> bool:
-    """Return whether this machine has a redis-server to start."""
+    """Return whether redis-server is on the PATH."""
     return shutil.which(REDIS_SERVER) is not None
 
 
 def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":
-    """Start a process that calls *target*, written `module:function`, with the other end of the returned channel."""
+    """Start a process that calls *target*, `module:function`, with the other end of the returned channel."""
     ours, theirs = Pipe()
-    module, _, function = target.partition(":")  # not with -m, by which its messages would be classes of another module
+    module, _, function = target.partition(":")  # not with -m: pickled classes would be those of __main__
     program = f"import sys, {module} as module; from multiprocessing.connection import Connection as Channel; "
     command = [sys.executable, "-P", "-c", f"{program}module.{function}(Channel(int(sys.argv[1])))"]
     number = theirs.fileno()
@@ -316,7 +298,7 @@ def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":
 
 
 def receive(channel: Channel, died: str) -> object:
-    """Receive a worker's message; raises one that is an exception, and BenchFailed, which says *died*, for none."""
+    """Receive a worker's message; raises it if it is an exception, and BenchFailed(*died*) if the worker has ended."""
     try:
         message: object = channel.recv()
     except (EOFError, ConnectionError) as error:
@@ -327,7 +309,7 @@ def receive(channel: Channel, died: str) -> object:
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S, *, group: bool = False) -> None:
-    """Wait for a process that is about to end, and kill it, or its whole group, if it does not."""
+    """Wait for a process to end, and kill it, or its whole group, after *within_s*."""
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:
@@ -361,10 +343,7 @@ def _running(
 
 
 def free_port() -> int:
-    """Claim a port on loopback that is not in use, below those that the kernel gives to outgoing connections.
-
-    A server can be started on it at any time while this process lives, and started again.
-    """
+    """Claim an unused port on loopback for servers of this process and its children."""
     for port in random.SystemRandom().sample(range(*SERVER_PORTS), 100):
         if claim_port(port):
             return port
@@ -372,8 +351,8 @@ def free_port() -> int:
 
 
 def claim_port(port: int) -> bool:
-    """Claim a port on loopback until this process ends; False if it is in use or another process has claimed it."""
-    # The claim is the UDP port of the same number: it keeps no server from the TCP port, and ends with the process.
+    """Claim a port on loopback until this process ends; False if it is used or claimed."""
+    # The claim is the UDP port of the same number, which leaves the TCP port to the server.
     claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         claim.bind(("127.0.0.1", port))
@@ -386,9 +365,9 @@ def claim_port(port: int) -> bool:
 
 
 def _answers(url: str) -> bool:
-    unverified = ssl._create_unverified_context()  # noqa: S323, SLF001 -- it asks whether a server of ours is up
+    unverified = ssl._create_unverified_context()  # noqa: S323, SLF001 -- a probe of our own server
     try:
         with urllib.request.urlopen(url, timeout=1.0, context=unverified) as response:  # noqa: S310 -- on loopback
             return bool(response.status == 200)
-    except OSError:  # refused for now, or an error status for now
+    except OSError:
         return False

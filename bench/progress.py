@@ -1,4 +1,4 @@
-"""What a person sees while a measurement runs: the name of each phase, once it begins."""
+"""Progress of a measurement: the name of each phase."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ TO_STOP = "Ctrl-C ends it with a report"
 
 
 class ProgressDisplay:
-    """Names the phases of one measurement on *console*: each in a line, or on a terminal one after the other."""
+    """Prints each phase of a measurement as a line, or on a terminal as a status."""
 
     def __init__(self, console: Console, status: Status | None = None) -> None:
         self._console = console
@@ -22,7 +22,7 @@ class ProgressDisplay:
         self._name = ""
 
     def start(self, name: str) -> None:
-        """Name the phase that begins, at once: nothing else may be known until it ends."""
+        """Show the phase that begins."""
         self._name = name
         if self._status is None:
             self.say(name)
@@ -30,18 +30,18 @@ class ProgressDisplay:
             self._status.update(f"{name}   {TO_STOP}")
 
     def say(self, sentence: str) -> None:
-        """Print a sentence that stays."""
+        """Print a line."""
         self._console.print(sentence)
 
     def step(self, done: int, total: int) -> None:
-        """Show on a terminal how far the phase is."""
+        """Show the progress of the phase on a terminal."""
         if self._status is not None:
             self._status.update(f"{self._name}  {done:,} of {total:,}   {TO_STOP}")
 
 
 @contextmanager
 def progress_display(console: Console) -> Iterator[ProgressDisplay]:
-    """Show progress on *console* while the block runs, in which SIGTERM is Ctrl-C."""
+    """Show progress on *console*, and handle SIGTERM as Ctrl-C, until the block ends."""
     with handling({signal.SIGTERM: _interrupt}):
         if not console.is_terminal:
             yield ProgressDisplay(console)
@@ -52,7 +52,7 @@ def progress_display(console: Console) -> Iterator[ProgressDisplay]:
 
 @contextmanager
 def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    """Handle signals otherwise while the block runs; not in a thread other than the main one, which gets none."""
+    """Replace signal handlers until the block ends; does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,7 @@
-"""What rounds say together: pooled percentiles, shares, means and ratios, with intervals of 95 %.
+"""Pooled percentiles, shares, means and ratios over rounds, with 95 % intervals.
 
-A percentile is that of all answers of all rounds, as HdrHistogram adds them up; a mean of the rounds' percentiles would
-hide a stall that is in few of them. Rounds, and seconds of a round, resemble the ones before them, so no interval takes
-them for independent: that of a percentile comes of blocks of seconds, and that of a mean of an AR(1) model.
+A percentile pools all answers of all rounds; a mean of percentiles would hide a stall in few of them. Intervals allow
+for autocorrelation: a block bootstrap over seconds for percentiles, an AR(1) model for means of rounds.
 """
 
 import math
@@ -22,7 +21,7 @@ TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
 TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
 RESAMPLED = 1_000
 TAIL = 0.025
-# Values of the lag-1 autocorrelation over which an interval is averaged, each as likely as any other beforehand.
+# Lag-1 autocorrelations over which intervals are averaged, with a uniform prior.
 RHOS = np.linspace(-0.95, 0.98, 41)
 
 Floats = NDArray[np.float64]
@@ -30,7 +29,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value over all rounds, those of each round, and the interval; None if it is not known, and `note` says why."""
+    """A value over all rounds, those of each round, and the interval; None if unknown, with the reason in `note`."""
 
     value: float | None
     values: tuple[float, ...] = ()
@@ -39,14 +38,14 @@ class Figure:
     note: str = ""
 
     def row(self, subject: str, figure: str, unit: str = "", *, main: bool = True) -> Row:
-        """Return it as a row of a report."""
+        """Return a row of a report."""
         return Row(subject, figure, unit, self.value, self.values, self.low, self.high, self.note, main)
 
 
 def percentile(results: Sequence[Result], percent: float) -> Figure:
-    """Return a percentile of all answers of *results*, in microseconds, where 10 answers lie beyond it.
+    """Return a percentile of all answers of *results*, in microseconds; unknown with fewer than 10 answers beyond it.
 
-    Its interval is the bootstrap's, by blocks of seconds; it takes five seconds, or five shorter rounds.
+    The interval needs five seconds, or five shorter rounds.
     """
     seconds = [Histogram.of(second.latencies_s) for each in results for second in each.seconds if second.due]
     pooled = Histogram.merged(seconds)
@@ -77,7 +76,7 @@ def _resampled_percentiles(seconds: Sequence[Histogram], percent: float) -> tupl
 
 
 def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
-    """Return the sum of *parts* over that of *wholes*, both round by round."""
+    """Return the sum of *parts* divided by that of *wholes*, both by round."""
     whole = sum(wholes)
     if not whole:
         return Figure(None, note="there were none")
@@ -85,7 +84,7 @@ def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
     values = tuple(part / of for part, of in zip(parts, wholes, strict=True) if of)
     if len(wholes) < MIN_ROUNDS:
         return Figure(value, values)
-    # The ratio of two means is as uncertain as the mean of what each round deviates from it.
+    # The delta method for a ratio of two means.
     deviations = [(part - value * of) * len(wholes) / whole for part, of in zip(parts, wholes, strict=True)]
     low, high = interval(deviations)
     return Figure(value, values, max(0.0, value + low), min(1.0, value + high))
@@ -103,7 +102,7 @@ def mean(values: Sequence[float]) -> Figure:
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Figure:
-    """Return *second* / *first*, the geometric mean over paired rounds; 1.2 is 20 % more than *first*."""
+    """Return *second* / *first*, the geometric mean over paired rounds."""
     if len(first) != len(second):
         return Figure(None, note=f"{len(first)} rounds and {len(second)} are no pairs")
     if len(first) < MIN_ROUNDS:
@@ -118,10 +117,7 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Figure:
 
 
 def compared(first: Figure, second: Figure) -> Figure:
-    """Return how many times *first* the *second* is, by their values; the interval is that of paired rounds.
-
-    It is widened to hold the value where the pooled values differ by more than rounds do, as by a stall in few rounds.
-    """
+    """Return *second* / *first* by their pooled values, with the interval of paired rounds, widened to include it."""
     rounds = ratio(first.values, second.values)
     if not first.value or not second.value:
         return Figure(None, note=first.note or second.note or "it was zero")
@@ -132,10 +128,9 @@ def compared(first: Figure, second: Figure) -> Figure:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of at least two *values* that may resemble the one before them.
+    """Return the 95 % interval of the mean of at least two autocorrelated *values*.
 
-    Given the autocorrelation, it is Student's t of generalised least squares. The autocorrelation is not known, so
-    these distributions are averaged by how likely each makes the values.
+    Student's t of generalised least squares, averaged over autocorrelations by their likelihood.
     """
     y = np.asarray(values, dtype=np.float64)
     if np.ptp(y) == 0:
@@ -147,7 +142,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _by_autocorrelation(y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return the mean, its standard error, and the weight of each of RHOS."""
+    # For each of RHOS: the mean, its standard error and the weight.
     first, rho = np.sqrt(1 - RHOS**2), RHOS[:, None]
     white = np.column_stack([first * y[0], y[1:] - rho * y[:-1]])
     ones = np.column_stack([first, np.repeat(1 - rho, len(y) - 1, axis=1)])

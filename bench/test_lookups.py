@@ -1,4 +1,4 @@
-"""Look-ups and publishing in one process: reads of each store, encoding, the fast lane. CPU time, not latency."""
+"""CPU time of look-ups and publishing in one process: reads of each store, encoding, the fast lane."""
 
 import asyncio
 import itertools
@@ -33,12 +33,12 @@ REMOTE = {
     "cosmos": ("cosmos", "", "a point read from Cosmos DB (emulated), 16 in flight"),
     "sdk": ("cosmos", "&client=sdk", "the same through azure-cosmos"),
 }
-# The CPU of this process, so that a busy machine and the server of a store do not count.
+# The CPU time of this process excludes other processes and a store's server.
 pytestmark = pytest.mark.benchmark(group="look-ups", timer=time.process_time)
 
 
 def random_keys(users: int, count: int = COUNT) -> list[str]:
-    """Draw keys: new strings, as requests have them, so a dict has to hash them."""
+    """Draw keys as new strings, whose hashes are not cached."""
     return [key_of(user) for user in random.Random(0).choices(range(users), k=count)]
 
 
@@ -131,7 +131,7 @@ def test_answer(benchmark: Benchmark, files: Filled, pair: Pair, run: Run, *, fa
         for request in requests:
             transport.written.clear()
             transport.feed(request)
-            while not transport.written.endswith(b"}"):  # noqa: ASYNC110 -- turns of the loop are measured, too
+            while not transport.written.endswith(b"}"):  # noqa: ASYNC110 -- the loop's turns are measured, too
                 await asyncio.sleep(0)
 
     run(answer_all())

@@ -1,6 +1,6 @@
 """hotplate compared with its peers in alternating rounds.
 
-By wrk, a GET with nginx, webdis and a plain route of aiohttp; importing and training with bare polars, LMDB, implicit.
+A GET with nginx, webdis and a plain route of aiohttp by wrk; import and training with polars, LMDB and implicit.
 """
 
 import shutil
@@ -44,15 +44,14 @@ RETAIL_OPTIONS = (
     *("--where", "quantity>0", "--where", "unit_price>0", "--where", r"stock_code~^\d{5}"),
     *("--count-column", "invoice_no", "--weighting", "binary", "--min-per-user", "5", "--min-per-item", "5"),
 )
-# Of ALS, by default.
-FACTORS = 256
+FACTORS = 256  # the default of ALS
 PLAIN = "plain:"
 Saturated = Callable[[], tuple[float, float]]
 pytestmark = pytest.mark.benchmark(group="peers")
 
 
 def compare(benchmark: Benchmark, what: str, peer: str, ours: Saturated, theirs: Saturated) -> None:
-    """Measure both in turn, and keep requests/s, CPU a request and the ratio of rates."""
+    """Measure both in turn, and store requests/s, CPU a request and the ratio of rates."""
     rates, cpu_us, ratios = list[float](), list[float](), list[float]()
 
     def round_of_both() -> None:
@@ -133,7 +132,7 @@ def test_get_from_redis(benchmark: Benchmark, redis: Filled, files: Filled) -> N
 
 
 def write_lists(path: Path, users: int) -> None:
-    """Write rows of user, item and score in no order; no user has an item twice."""
+    """Write shuffled rows of user, item and score, without duplicates."""
     draw = np.random.default_rng(0)
     first, scores = draw.integers(0, ITEMS, users), draw.random(users * LENGTH).round(4)
     user, rank = np.divmod(draw.permutation(users * LENGTH), LENGTH)

@@ -1,1 +1,1 @@
-"""The open-loop load generator: a schedule, connections, and histograms of what came of each request."""
+"""The open-loop load generator."""

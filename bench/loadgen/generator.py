@@ -1,7 +1,6 @@
-"""The traffic of one run, and the process that makes it.
+"""The load generator, and the process that it runs in.
 
-Each due request is handed to a free connection, and what becomes of it is recorded. Measurements have a process for
-that, because drawing and adding up would delay its event loop, and delays would count as latencies.
+It has a separate process because other work would delay its event loop, which would count as latency.
 """
 
 import asyncio
@@ -22,49 +21,35 @@ import numpy as np
 import uvloop
 
 from hotplate.bench.loadgen.load import Load, Target
-from hotplate.bench.loadgen.result import (
-    ResponseSample,
-    Result,
-    Second,
-)
+from hotplate.bench.loadgen.result import ResponseSample, Result, Second
 from hotplate.bench.process import Channel, on_core, raised_priority, receive, start_worker, stop_process
 from hotplate.stores.http1 import ClientConnection, FailureKind
 
-# How often requests are checked for those out of time.
-SWEEP_S = 0.02
-# How long a closed loop waits after an error: callers that are refused do not ask again at once.
-RETRY_S = 0.1
+SWEEP_S = 0.02  # between checks for timeouts
+RETRY_S = 0.1  # pause of a closed loop after an error
 # struct itimerspec: interval (s, ns), value (s, ns), and TFD_TIMER_ABSTIME of <sys/timerfd.h>.
 Itimerspec = ctypes.c_long * 4
 TIMER_ABSTIME = 1
-# The shortest sleep that is worth its system calls.
-NAP_S = 50e-6
-# Event loops round their timers to milliseconds.
-LOOP_TICK_S = 1e-3
-# From when a worker is ready to its first due request.
-AHEAD_S = 0.05
+NAP_S = 50e-6  # the shortest sleep worth its system calls
+LOOP_TICK_S = 1e-3  # event loops round timers to milliseconds
+AHEAD_S = 0.05  # from a worker's readiness to its first due request
 STOP_WITHIN_S = 5.0
-DIED = "the process of the load generator died; look for what killed it (memory?)"
-# A worker sends the first once its connections are open; the second ends its run early. A number begins the run: the
-# time, by CLOCK_MONOTONIC, which processes share.
+DIED = "the process of the load generator died; was it out of memory?"
+# Messages of a worker once its connections are open, and to it to end a run. A number, the start time by
+# CLOCK_MONOTONIC, begins a run.
 READY = "ready"
 STOP = "stop"
-# When a request was due, by the generator's clock, and its bytes.
-Sent = tuple[float, bytes]
+Sent = tuple[float, bytes]  # due time by the generator's clock, and the request
 LoadConnection = ClientConnection[Sent]
 Clock = Callable[[], float]
-# Awaited once the connections are open; returns when the run begins, by the generator's clock.
-Begin = Callable[[], Awaitable[float]]
-# Opens one connection whose protocol the given function makes. Raises OSError.
-Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]
-# Does what is due, and returns when to be called again, by `time.monotonic`; None: never.
-Tick = Callable[[], float | None]
-# Calls a tick whenever it is due, until never.
-Pacer = Callable[[Tick], Awaitable[None]]
+Begin = Callable[[], Awaitable[float]]  # awaited with open connections; returns the start time by the generator's clock
+Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]  # opens a connection with this protocol factory
+Tick = Callable[[], float | None]  # sends due requests; returns the next due time by `time.monotonic`, None at the end
+Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick at each due time until it returns None
 
 
 async def sleep_until_due(tick: Tick) -> None:
-    """Sleep until each due time: by the kernel's timer (~50 µs late), or without one by the loop's (~1 ms)."""
+    """Call *tick* at each due time, by a timerfd (~50 µs late) or else by the loop's timer (~1 ms)."""
     if hasattr(ctypes.CDLL(None), "timerfd_create"):
         await _sleep_by_kernel(tick)
     else:
@@ -89,7 +74,7 @@ async def _sleep_by_kernel(tick: Tick) -> None:
         os.read(timer, 8)
         try:
             due_s = tick()
-        except Exception as error:  # noqa: BLE001 -- handed to the one that awaits; in a callback it would only be logged
+        except Exception as error:  # noqa: BLE001 -- raised by the await below; a callback would only log it
             done.set_exception(error)
             return
         if due_s is None:
@@ -107,7 +92,7 @@ async def _sleep_by_kernel(tick: Tick) -> None:
 
 
 class Recorder:
-    """Counts and times of one run, written down at the cost of a few appends each; 8 bytes a request."""
+    """Counts and times of one run, at 8 bytes a request."""
 
     def __init__(self, observe: Sequence[str] = (), sample_every: int = 0) -> None:
         self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in observe}
@@ -123,11 +108,11 @@ class Recorder:
         self.due = self.sent = self.dropped = self.opened = self.unsolicited = 0
 
     def late(self, lag_s: float) -> None:
-        """Note that the generator came to a due request *lag_s* after it was due."""
+        """Record the delay between a request's due time and its processing."""
         self._lags_s.append(lag_s)
 
     def seen(self, request: bytes, status: int, body: bytes) -> None:
-        """Note a response, good or not."""
+        """Record a response, good or not."""
         self.statuses[status] += 1
         for name, pattern in self._fields.items():
             if request.startswith(b"POST"):  # one for each list of a batch
@@ -143,23 +128,23 @@ class Recorder:
                 self.samples.append(ResponseSample(request, status, body))
 
     def good(self, latency_s: float) -> None:
-        """Note the latency of a good response."""
+        """Record the latency of a good response."""
         self._latencies_s.append(latency_s)
 
     def mark(self) -> None:
-        """Note that a second is over."""
+        """Record the end of a second."""
         self._marks.append((self.due, self.sent, len(self._latencies_s)))
 
     @property
     def values(self) -> Mapping[str, Mapping[str, int]]:
-        """How often each value of the observed fields was seen; "" stands for a field that was not there."""
+        """Counts of the values of observed fields; "" stands for an absent field."""
         return {
             name: {value.decode(errors="replace"): count for value, count in counts.items()}
             for name, counts in self._seen.items()
         }
 
     def seconds(self) -> tuple[Second, ...]:
-        """Return the run second by second; responses that came after the last request belong to the last second."""
+        """Return the run by second; responses after the last request belong to the last second."""
         if len(self._marks) > 1 and self._marks[-1][0] == self.due:
             self._marks.pop()
         self.mark()
@@ -171,15 +156,14 @@ class Recorder:
 
     @property
     def lags_s(self) -> Any:  # noqa: ANN401 -- an array of numpy
-        """How late the generator was for each due request."""
+        """The generator's delay for each due request."""
         return np.array(self._lags_s, dtype=np.float32)
 
 
 class LoadGenerator:
-    """The connections and the queue of one run; lives for that run.
+    """The connections and the queue of one run.
 
-    Time comes from *clock*, is waited for by *keep_pace*, and connections are made by *connect*, so a run can also
-    be made in virtual time.
+    *clock*, *keep_pace* and *connect* can be replaced to run in virtual time.
     """
 
     def __init__(
@@ -208,14 +192,14 @@ class LoadGenerator:
         self._recorder = Recorder(load.observe, load.sample_every)
 
     async def run(self, begin: Begin | None = None) -> Result:
-        """Connect, run the load, and wait for what is in flight."""
+        """Connect, run the load, and wait for requests in flight."""
         sweep = asyncio.ensure_future(self._sweep())
         try:
             for _ in range(self._load.connections):
                 self._connect()
             await asyncio.wait(self._opening)
             gc.collect()
-            gc.disable()  # or its pauses would be in the latencies
+            gc.disable()  # its pauses would count as latency
             self._start_s = self._clock() if begin is None else await begin()
             self._next_mark_s = self._start_s + 1
             cpu_s = time.process_time()
@@ -227,7 +211,7 @@ class LoadGenerator:
         return self._result(cpu_s / max(self._clock() - self._start_s, 1e-9))
 
     def stop(self) -> None:
-        """End the run early: nothing more falls due, and what is in flight is waited for."""
+        """End the run early, after the requests in flight."""
         self._next_s = None
         self._end_s = 0.0
         self._stopped.set()
@@ -242,13 +226,12 @@ class LoadGenerator:
                 await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:
             await self._keep_pace(self._offer_due)
-        # An event would cost something on every response
-        while self._waiting or any(each.tag is not None for each in self._open):  # noqa: ASYNC110 -- as above
+        while self._waiting or any(each.tag is not None for each in self._open):  # noqa: ASYNC110 -- an event costs more
             await asyncio.sleep(LOOP_TICK_S)
 
     async def _finish(self, sweep: asyncio.Task[None]) -> None:
-        self._end_s = 0.0  # nothing is sent again,
-        self._waiting.clear()  # and nothing opened
+        self._end_s = 0.0
+        self._waiting.clear()  # or closing would open new connections
         for connection in list(self._open):
             connection.close()
         tasks = [sweep, *self._opening]
@@ -257,7 +240,6 @@ class LoadGenerator:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _offer_due(self) -> float | None:
-        """Offer all requests that are due by now; return when the next one is."""
         while self._next_s is not None:
             due_s, now_s = self._start_s + self._next_s, self._clock()
             if due_s > now_s:
@@ -299,7 +281,7 @@ class LoadGenerator:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
-        """Connections are opened again only when a request needs one, so a server that hangs up meets no storm."""
+        # Only for a waiting request, to spare a server that closes connections.
         if len(self._opening) < len(self._waiting) and len(self._open) + len(self._opening) < self._load.connections:
             self._connect()
 
@@ -353,7 +335,7 @@ class LoadGenerator:
 
     def on_failure(self, tag: Sent, kind: FailureKind) -> None:
         """See `hotplate.stores.http1.ConnectionListener`."""
-        del tag  # an error has no latency
+        del tag  # errors have no latency
         self._failed(kind)
 
     def _failed(self, kind: str) -> None:
@@ -398,14 +380,14 @@ class LoadGenerator:
 
 
 async def drive(load: Load) -> Result:
-    """Run *load* from the running event loop, which should have little else to do."""
+    """Run *load* in the running event loop."""
     return await LoadGenerator(load).run()
 
 
 class LoadWorker:
-    """A process that makes the runs of one measurement; a context manager, which ends it.
+    """A process for the runs of one measurement; a context manager.
 
-    With a *core* it has that one, and runs before others while a run lasts, as far as the system allows.
+    With a *core* it is pinned to it, with raised priority during runs where the system allows it.
     """
 
     def __init__(self, core: int | None = None) -> None:
@@ -414,31 +396,28 @@ class LoadWorker:
             self._process, self._channel = start_worker("hotplate.bench.loadgen.generator:work_until_closed")
 
     def __enter__(self) -> Self:
-        """Return the worker, which is running already."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process."""
         self._channel.close()
         stop_process(self._process, STOP_WITHIN_S)
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The id of the process."""
         return self._process.pid
 
     def run(self, load: Load, *, on_the_second: bool = False) -> Result:
-        """Make one run; blocks until it is over.
+        """Make one run; blocks until its end.
 
-        It begins at once, or *on_the_second*: with a whole second of the clock, by which budgets of a second are kept.
-        Ctrl-C ends the run early: the result is `interrupted`, and holds what was measured until then. Raises
-        BenchFailed if the process dies.
+        *on_the_second* begins it with a whole second of the clock, as budgets of RU/s do. Ctrl-C ends it early, with an
+        `interrupted` result. Raises BenchFailed if the process dies.
         """
         with raised_priority(() if self._core is None else [self.pid]):
             self._channel.send(load)
             try:
                 while receive(self._channel, DIED) != READY:
-                    pass  # the result of a run that was stopped twice
+                    pass  # the result of an earlier run, stopped twice
                 start_s = time.monotonic() + AHEAD_S
                 if on_the_second:
                     start_s += 1 - (time.time() + AHEAD_S) % 1
@@ -450,12 +429,12 @@ class LoadWorker:
 
     def _result(self) -> Result:
         while not isinstance(message := receive(self._channel, DIED), Result):
-            pass  # it says that it is ready, and was stopped before
+            pass  # READY of a run that was stopped at once
         return message
 
 
 async def make_run(channel: Channel, load: Load) -> Result:
-    """Make one run in a worker: connect, report that, begin on command, and stop early on command."""
+    """Make one run in a worker: connect, send READY, and begin and stop on command."""
     generator = LoadGenerator(load)
     loop = asyncio.get_running_loop()
     begun: asyncio.Future[float] = loop.create_future()
@@ -480,20 +459,20 @@ async def make_run(channel: Channel, load: Load) -> Result:
         return await generator.run(begin)
     finally:
         loop.remove_reader(channel.fileno())
-        os.set_blocking(channel.fileno(), True)  # the loop made it otherwise
+        os.set_blocking(channel.fileno(), True)  # the loop made it non-blocking
 
 
 def work_until_closed(channel: Channel) -> None:
-    """Be a worker: make runs until the other end of the channel is closed."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # the parent handles them, and ends its workers
+    """Make runs as a worker until the other end of the channel is closed."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # the parent ends its workers
         signal.signal(each, signal.SIG_IGN)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             load = channel.recv()
             if not isinstance(load, Load):
-                continue  # a stop that came after the end of the run
+                continue  # a late STOP
             try:
                 outcome: Result | Exception = uvloop.run(make_run(channel, load))
-            except Exception as error:  # noqa: BLE001 -- raised again by the parent, where somebody sees it
+            except Exception as error:  # noqa: BLE001 -- raised again by the parent
                 outcome = error
             channel.send(outcome)

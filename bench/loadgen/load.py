@@ -1,4 +1,4 @@
-"""What one run requests of a service: where, what, for which users, when, and for how long."""
+"""The load of one run: target, requests, keys, rate and duration."""
 
 import asyncio
 import itertools
@@ -16,33 +16,29 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.stores.urls import redacted
 
-# What stands for an id in a path.
-KEY = "{key}"
+KEY = "{key}"  # placeholder of an id in a path
 BATCH_PATH = "/v1/recommendations"
 SCORE_PATH = "/score"
-# Keys and due times drawn at a time: far cheaper than one by one, and few enough that no request is late for it.
-BLOCK = 256
+BLOCK = 256  # keys and due times drawn at a time: few enough not to delay a request
 ROUNDING = 1e-9
 
 Positions = NDArray[np.int64]
-
-# Judges a response by its status and body: None when it is good, else the kind of error to count it as.
-ResponseCheck = Callable[[int, bytes], str | None]
+ResponseCheck = Callable[[int, bytes], str | None]  # status and body to the kind of error, None for a good response
 
 
 @dataclass(frozen=True, slots=True)
 class InTurn:
-    """One after the other, over and over; no key is more popular than another, and caches see a worst case."""
+    """Keys in order, repeatedly: the worst case for caches."""
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """Yield, without end, blocks of BLOCK positions below *count*."""
+        """Yield blocks of BLOCK positions below *count*, infinitely."""
         for start in itertools.count(int(rng.integers(count)), BLOCK):
             yield np.arange(start, start + BLOCK) % count
 
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Each as likely as any other."""
+    """Uniformly random keys."""
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
         """See `InTurn`."""
@@ -52,12 +48,11 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Zipf:
-    """The k-th most popular key with a weight of 1/k^exponent; YCSB uses 0.99. Which keys those are is drawn, too."""
+    """The k-th most popular key with a weight of 1/k^exponent; YCSB uses 0.99. The ranking is random."""
 
     exponent: float
 
     def __post_init__(self) -> None:
-        """Refuse what is not an exponent."""
         if not 0 < self.exponent <= 10:
             raise BenchMisused(f"the exponent of zipf is above 0 and at most 10, not {self.exponent:g}")
 
@@ -69,13 +64,12 @@ class Zipf:
             yield order[np.searchsorted(summed, rng.random(BLOCK) * summed[-1], side="right")]
 
 
-# A way to draw positions of a list; a value, so it can be sent to another process.
 KeyDraw: TypeAlias = InTurn | Uniform | Zipf
 
 
 @dataclass(frozen=True, slots=True)
 class RequestKeys:
-    """The requested ids; a share of `unknown` of them is made up, and has no list."""
+    """The requested ids; a share `unknown` of them is replaced by ids without lists."""
 
     ids: Sequence[str]
     draw: KeyDraw
@@ -83,12 +77,10 @@ class RequestKeys:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn from."""
         if not self.ids:
             raise BenchMisused("a key to request is missing")
 
     def __iter__(self) -> Iterator[str]:
-        """Yield ids without end; the same ones each time for the same seed."""
         rng = np.random.default_rng(self.seed)
         for positions in self.draw.blocks(len(self.ids), rng):
             drawn = [self.ids[position] for position in positions.tolist()]
@@ -99,22 +91,21 @@ class RequestKeys:
 
 
 class Requests(Protocol):
-    """What is requested; a dataclass, so it can be sent to another process."""
+    """The requests of a load; a picklable dataclass."""
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """Yield requests, whole, without end."""
+        """Yield complete requests, infinitely."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Gets:
-    """GETs of one path, in which `{key}` is the id that was drawn."""
+    """GETs of a path; `{key}` is replaced by an id."""
 
     path: str
     keys: RequestKeys | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not a path, or has no {key} for keys."""
         _check_text(self.path)
         if not self.path.startswith("/") or " " in self.path:
             raise BenchMisused(f"a path starts with / and has no spaces, and this is {self.path!r}")
@@ -131,7 +122,7 @@ class Gets:
 
 @dataclass(frozen=True, slots=True)
 class Posts:
-    """POSTs for `batch` users each; with `score` as callers of Azure ML send them."""
+    """POSTs for `batch` users each; with `score` in Azure ML's form."""
 
     keys: RequestKeys
     batch: int
@@ -160,17 +151,13 @@ def _request_tail(host: str, headers: Mapping[str, str]) -> bytes:
 
 
 def status_is_good(status: int, body: bytes) -> str | None:
-    """Call every status from 400 on an error."""
+    """Return "status" for statuses from 400 on."""
     del body
     return "status" if status >= 400 else None
 
 
 def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[float]:
-    """Yield the seconds from the start at which a request is due, in order; the same ones for the same arguments.
-
-    Evenly spaced, or with a *seed* by a Poisson process, as independent users arrive: more than the mean in some
-    moments, which is what queues are made of.
-    """
+    """Yield due times in seconds from the start: evenly spaced, or with a *seed* by a Poisson process."""
     rng = None if seed is None else np.random.default_rng(seed)
     passed = 0.0
     for block in itertools.count():
@@ -187,14 +174,13 @@ def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """A run to be made; may be run any number of times.
+    """The parameters of a run.
 
-    Requests come at a constant `rate` a second for `duration_s`: evenly spaced, or with a `seed` as from independent
-    users. Without a rate the loop is closed: each connection sends its next request when the last is answered. A
-    request is given up `timeout_s` after it was due. At most `backlog` due requests wait for one of the `connections`,
-    and further ones are dropped. `check` judges every response, instead of its status alone. `observe` names string
-    fields of a compact JSON body whose values are counted. Of each `sample_every` responses one is kept, to be looked
-    at afterwards (0: none).
+    Requests are due at a constant `rate` a second for `duration_s`: evenly spaced, or with a `seed` by a Poisson
+    process. Without a rate the loop is closed: each connection sends its next request after a response. A request
+    fails `timeout_s` after its due time. At most `backlog` due requests wait for one of the `connections`; further
+    ones are dropped. `observe` names string fields of a compact JSON body; their values are counted. One of
+    `sample_every` responses is kept (0: none).
     """
 
     url: str
@@ -211,7 +197,6 @@ class Load:
     sample_every: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, with a sentence for each."""
         parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
             raise BenchMisused(f"the target must look like http://HOST:PORT or https://HOST:PORT, not {self.url!r}")
@@ -223,22 +208,19 @@ class Load:
                 raise BenchMisused(f"{name} must be above zero, and is {value}")
 
     def dues(self) -> Iterator[float]:
-        """Yield when requests are due, in seconds from the start; nothing for a closed loop."""
+        """Yield due times in seconds from the start; none for a closed loop."""
         if self.rate is None:
             return iter(())
         return dues(self.rate, self.duration_s, self.seed)
 
     def rendered(self) -> Iterator[bytes]:
-        """Yield its requests, whole, without end."""
+        """Yield complete requests, infinitely."""
         return self.requests.rendered(self.url.partition("://")[2].rstrip("/"), self.headers)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where connections go: a host, its port, and what they are encrypted with over https.
-
-    The server's certificate must be good, by the system's authorities or those in the file *ca*.
-    """
+    """Host, port and TLS context of a URL."""
 
     host: str
     port: int
@@ -246,7 +228,7 @@ class Target:
 
     @classmethod
     def of(cls, url: str) -> "Target":
-        """Read a URL."""
+        """Parse a URL."""
         parts = urlsplit(url)
         secure = parts.scheme == "https"
         tls = ssl.create_default_context() if secure else None
@@ -254,7 +236,7 @@ class Target:
 
 
 def send_one(url: str, request: bytes, timeout_s: float) -> Response:
-    """Send one request and return its response, whatever its status; BenchFailed if none comes."""
+    """Send one request and return its response, of any status. Raises BenchFailed without a response."""
     target = Target.of(url)
 
     async def send() -> Response:

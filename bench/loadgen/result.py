@@ -1,4 +1,4 @@
-"""What one run of the load generator found: counts, latencies in HDR histograms, and whether it is valid."""
+"""The result of a run: counts, latencies in HDR histograms, and validity."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,27 +11,21 @@ from numpy.typing import NDArray
 
 from hotplate.report import format_value
 
-# A run is invalid below this share of sent requests, or above this share of a core.
-SENT_BOUND = 0.99
-CPU_BOUND = 0.95
-# From this lag at p99 on a report names it; from the second on, a run is invalid if the lag is most of its p99.
-LAG_BOUND_US = 1_000.0
-LATE_US = 10_000.0
-# Of a histogram: 1 µs to 60 s with 3 digits.
+SENT_BOUND = 0.99  # a run is invalid below this share of sent requests,
+CPU_BOUND = 0.95  # or above this share of a core
+LAG_BOUND_US = 1_000.0  # lag at p99 that a report names
+LATE_US = 10_000.0  # lag at p99 that makes a run invalid, if it is most of its p99
+# Histograms: 1 µs to 60 s with 3 digits.
 LOWEST_US = 1
 HIGHEST_US = 60_000_000
 DIGITS = 3
-# Samples that must lie beyond a percentile for it to be more than an anecdote.
-ENOUGH_SAMPLES = 10
+ENOUGH_SAMPLES = 10  # beyond a percentile
 
 Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
 
 
 class Histogram:
-    """How often each latency was seen; what is longer than 60 s counts as 60 s.
-
-    It is a HdrHistogram, whose counters are filled and read as an array, because its own loops take milliseconds.
-    """
+    """A HdrHistogram of latencies up to 60 s, with its counters as an array: its Python loops take milliseconds."""
 
     __slots__ = ("_counts", "_hdr")
 
@@ -41,7 +35,7 @@ class Histogram:
 
     @classmethod
     def of(cls, seconds: Seconds) -> "Histogram":
-        """Fold times in seconds."""
+        """Count times in seconds."""
         made = cls()
         times_us = np.clip(np.rint(np.asarray(seconds, dtype=np.float64) * 1e6), LOWEST_US, HIGHEST_US)
         if len(times_us):
@@ -53,27 +47,27 @@ class Histogram:
 
     @classmethod
     def merged(cls, histograms: "Iterable[Histogram]") -> "Histogram":
-        """Add histograms up."""
+        """Sum histograms."""
         made = cls()
         for each in histograms:
-            made._hdr.add(each._hdr)  # noqa: SLF001 -- of this very class
+            made._hdr.add(each._hdr)  # noqa: SLF001 -- of this class
         return made
 
     @staticmethod
     def table(histograms: "Sequence[Histogram]") -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-        """Return the values that any of *histograms* has seen, in microseconds, and a row of their counts for each."""
-        counts = np.array([each._counts for each in histograms])  # noqa: SLF001 -- of this very class
+        """Return the recorded values in microseconds, and the counts, `[histograms, values]`."""
+        counts = np.array([each._counts for each in histograms])  # noqa: SLF001 -- of this class
         seen = np.flatnonzero(counts.any(axis=0))
         return _highest_us()[seen], counts[:, seen]
 
     @property
     def encoded(self) -> str:
-        """The whole histogram as base64 of its compressed form (HdrHistogram V2)."""
+        """The HdrHistogram V2 encoding in base64."""
         return str(self._hdr.encode().decode())
 
     @property
     def count(self) -> int:
-        """How many times were folded."""
+        """The number of times."""
         return int(self._hdr.get_total_count())
 
     @property
@@ -82,18 +76,18 @@ class Histogram:
         return float(self._hdr.get_max_value()) if self.count else 0.0
 
     def percentile_us(self, percent: float) -> float:
-        """Return the microseconds of a percentile, 0 … 100; 0 of no times."""
+        """Return a percentile, 0 … 100, in microseconds; 0 without any."""
         if not self.count:
             return 0.0
         wanted = max(np.floor(percent * self.count / 100 + 0.5), 1)
         return min(float(_highest_us()[np.searchsorted(np.cumsum(self._counts), wanted)]), self.max_us)
 
     def has_enough_samples(self, percent: float) -> bool:
-        """Return whether enough samples lie beyond *percent* for it to mean something."""
+        """Return whether at least ENOUGH_SAMPLES lie beyond *percent*."""
         return self.count * (100 - percent) / 100 >= ENOUGH_SAMPLES - 1e-9
 
     def spectrum(self) -> list[tuple[float, float]]:
-        """Return percent and microseconds, ascending, of each value that was seen."""
+        """Return the percent and microseconds of each recorded value, ascending."""
         seen = np.flatnonzero(self._counts)
         percents = 100 * np.cumsum(self._counts[seen]) / max(1, self.count)
         return list(zip(percents.tolist(), _highest_us()[seen].astype(float).tolist(), strict=True))
@@ -101,10 +95,7 @@ class Histogram:
 
 @cache
 def _highest_us() -> NDArray[np.int64]:
-    """Return up to how many microseconds each counter of a histogram counts.
-
-    The first 2^n counters are of a microsecond each, then each 2^n are twice as wide.
-    """
+    # The upper bound of each counter: the first 2^n are 1 µs wide, each further 2^n twice as wide.
     hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
     number, bits = np.arange(hdr.counts_len), hdr.sub_bucket_half_count_magnitude
     doubled = np.maximum((number >> bits) - 1, 0)
@@ -114,7 +105,7 @@ def _highest_us() -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """What happened in one second of a run; the latencies are those of the responses that came in it."""
+    """One second of a run, with the latencies of the responses received in it."""
 
     due: int
     sent: int
@@ -122,7 +113,7 @@ class Second:
 
 
 class ResponseSample(NamedTuple):
-    """A request and its response, kept to be checked afterwards."""
+    """A request and its response, kept for a check after the run."""
 
     request: bytes
     status: int
@@ -131,11 +122,10 @@ class ResponseSample(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One run: `due` = `ok` + all `errors` + `dropped`; latencies are those of the answers that were ok.
+    """One run: `due` = `ok` + all `errors` + `dropped`; latencies are those of good answers.
 
-    In an open loop a latency runs from when the request was due, even if no connection was free or the generator was
-    late. In a closed loop it runs from when the request was sent, which hides each wait; of such a run, quote only the
-    rate.
+    In an open loop latency counts from a request's due time, even if no connection was free or the generator was late.
+    In a closed loop it counts from sending, which hides waits: quote only the rate.
     """
 
     url: str
@@ -151,10 +141,10 @@ class Result:
     opened: int
     unsolicited: int
     seen: Mapping[str, Mapping[str, int]]
-    """How often each value of the fields that the load observes was seen; in batches, of each list."""
+    """Counts of the values of observed fields, in batches of each list."""
 
     cpu_share: float
-    """Of a core, by the process of the generator."""
+    """CPU of the generator's process, as a share of a core."""
 
     samples: tuple[ResponseSample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
@@ -162,17 +152,17 @@ class Result:
 
     @property
     def latencies_s(self) -> NDArray[np.float32]:
-        """How long each good answer took."""
+        """Latencies of good answers."""
         return np.concatenate([second.latencies_s for second in self.seconds])
 
     @property
     def latency(self) -> Histogram:
-        """How long the good answers took."""
+        """The histogram of the latencies of good answers."""
         return Histogram.of(self.latencies_s)
 
     @property
     def lag(self) -> Histogram:
-        """How late the generator came to each due request; a closed loop is never late."""
+        """The histogram of the generator's delays; empty for a closed loop."""
         return Histogram.of(self.lags_s)
 
     @property
@@ -182,17 +172,17 @@ class Result:
 
     @property
     def ok_rate(self) -> float:
-        """Good answers per second, until the last one."""
+        """Good answers per second."""
         return self.ok / self.duration_s if self.duration_s else 0.0
 
     @property
     def error_share(self) -> float:
-        """The part of all due requests that got no good answer; dropped ones got none."""
+        """The share of due requests without a good answer, dropped ones included."""
         return (self.due - self.ok) / self.due if self.due else 0.0
 
     @property
     def invalid_reasons(self) -> list[str]:
-        """Why this run measures the generator and not the service; empty for a valid run."""
+        """Reasons why this run measures the generator instead of the service; empty for a valid run."""
         if self.requested_rate is None:
             full = f"({self.cpu_share:.0%} of a core): this is its limit, not the service's"
             return [f"the generator had no CPU to spare {full}"] if self.cpu_share > CPU_BOUND else []
@@ -208,7 +198,7 @@ class Result:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it but single times as plain values; the times as HDR histograms."""
+        """Return a JSON object, with latencies as an HDR histogram."""
         left_out = {"samples", "seconds", "lags_s", "statuses"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return plain | {

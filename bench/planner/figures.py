@@ -1,4 +1,4 @@
-"""Figures of a plan: arithmetic that keeps its formula, and each value with its unit, source and operands."""
+"""Figures of a plan: arithmetic that records its formula, and values with unit, source and operands."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,13 +11,13 @@ from hotplate.report import format_value
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Value = float | str | None
 Number = Union["Term", float]
-# How tightly a formula binds: a sum, a product, a name or a number.
+# Operator precedence of a formula.
 SUM, PRODUCT, ATOM = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A number and the formula that gave it; + - * / of terms and numbers are terms."""
+    """A number with its formula; + - * / give terms."""
 
     value: float
     formula: str
@@ -38,12 +38,12 @@ class Term:
         return Term(self.value / term(other).value, formula, PRODUCT)
 
     def within(self, rank: int) -> str:
-        """Return the formula as an operand of a formula of that rank."""
+        """Return the formula, in parentheses if an operator of *rank* needs them."""
         return self.formula if self.rank >= rank else f"({self.formula})"
 
 
 def term(number: Number) -> Term:
-    """Return a number as a term."""
+    """Convert a number to a term."""
     return number if isinstance(number, Term) else Term(number, f"{number:.10g}")
 
 
@@ -67,13 +67,13 @@ def least(*numbers: Number) -> Term:
 
 
 def round_up(value: float, step: float) -> int:
-    """Round up to whole steps; a value that floating point puts a hair above one counts as on it."""
+    """Round up to whole steps, tolerating floating-point error."""
     return ceil(round(value / step, 9)) * round(step)
 
 
 @dataclass(frozen=True, slots=True)
 class PlanFigure:
-    """One value of a plan: derived by `formula` from `operands`, or an input with its `source`."""
+    """A value of a plan: derived by `formula` from `operands`, or an input with its `source`."""
 
     name: str
     value: Value
@@ -84,7 +84,7 @@ class PlanFigure:
 
     @property
     def number(self) -> float:
-        """The value; one that is not a number counts as 0."""
+        """The value, 0 if it is not a number."""
         return self.value if isinstance(self.value, int | float) else 0.0
 
     def __str__(self) -> str:
@@ -93,32 +93,32 @@ class PlanFigure:
         return self.value or "none"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; the operands by name."""
+        """Return a JSON object, with the operands by name."""
         plain = {name: getattr(self, name) for name in ("name", "value", "unit", "formula", "source")}
         return plain | {"of": [operand.name for operand in self.operands]}
 
 
 class FigureTable(dict[str, PlanFigure]):
-    """The figures of one plan, by name, in the order in which they were entered."""
+    """The figures of one plan by name, in order of entry."""
 
     def enter(self, name: str, value: Value, unit: str, source: str) -> None:
-        """Enter a value from outside, with its source."""
+        """Enter an input with its source."""
         self[name] = PlanFigure(name, value, unit, source=source)
 
     def derive(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Term:
-        """Enter a result by its formula, or by words that say what a function calculated; return its term."""
+        """Enter a result with its formula, or with a description as *formula*; return its term."""
         words = formula or term(result).formula
         operands = tuple(self[each] for each in dict.fromkeys(NAME.findall(words)) if each in self)
         self[name] = PlanFigure(name, term(result).value, unit, words, source, operands)
         return self.term(name)
 
     def term(self, name: str) -> Term:
-        """Return a figure as a term of formulas."""
+        """Return a figure as a term."""
         return Term(self[name].number, name)
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:
-    """Walk from a figure down to the inputs, yielding each with its depth; no figure is expanded twice."""
+    """Walk from a figure down to the inputs, yielding depth and figure; each is expanded once."""
     seen = set[str]()
 
     def walk(figure: PlanFigure, depth: int) -> Iterator[tuple[int, PlanFigure]]:

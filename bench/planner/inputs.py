@@ -1,7 +1,6 @@
-"""What a plan begins with: each input with its unit, bounds, default and why, and the places that inputs come from.
+"""The inputs of a plan, each declared with unit, bounds, default and reason, and their sources.
 
-The command line's flags are made of the same declarations: an input that names a panel has a flag of its own, and all
-others are set by name.
+The command's flags are made from the same declarations: inputs with a panel have a flag, others are set by `--set`.
 """
 
 import json
@@ -32,7 +31,7 @@ REQUIRED = (
     "for what these RU/s carry"
 )
 HOURS = 24
-# The shapes of a day by name. They are made up, to have something to begin with; a shop's own log makes a better one.
+# Invented shapes of a day, for a first estimate.
 SHAPES: Mapping[str, tuple[float, ...]] = {
     "flat": (1.0,) * HOURS,
     "evening": (
@@ -40,22 +39,17 @@ SHAPES: Mapping[str, tuple[float, ...]] = {
         0.45, 0.45, 0.45, 0.48, 0.52, 0.6, 0.72, 0.88, 1.0, 1.0, 0.85, 0.6,
     ),
 }  # fmt: skip
-# Above this no number of a plan makes sense, and sums lose whole units.
-MOST = 1e12
-# What a number may end with.
+MOST = 1e12  # the upper bound of inputs; sums beyond it lose whole units
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
-# Of a row's key in a release: what stands before the id.
-KEY_BYTES = len("user:")
-# The share of popular lists above which a run did not measure lookups of users' lists.
-MAX_POPULAR = 0.01
-# Readers of a comparison that are not the service's own.
-OTHER_READERS = ("azure-cosmos", "through the SDK")
-# Instead of the users and the rate of a plan that only says what --have-ru carries.
+KEY_BYTES = len("user:")  # the prefix of a row's key
+MAX_POPULAR = 0.01  # the highest share of popular lists in a sound report
+OTHER_READERS = ("azure-cosmos", "through the SDK")  # subjects of a report that are not read by our client
+# Placeholders for users and rate, if only --have-ru is given.
 NOBODY: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
 
 class PlanMisused(BenchMisused):
-    """An input is missing, unknown or out of range; the sentence names the flag or the key."""
+    """An input is missing, unknown or out of range."""
 
 
 def _input(
@@ -65,7 +59,6 @@ def _input(
     reason: str = "",
     **bounds: Any,  # noqa: ANN401 -- low, high, choices, panel
 ) -> Any:  # noqa: ANN401 -- as dataclasses.field itself
-    """Declare an input; *reason* is that of its default, and one with a *panel* has a flag there."""
     declared = {"low": 0, "high": 1 if unit == "share" else MOST, "choices": (), "panel": "", **bounds}
     declared |= {"unit": unit, "description": description, "reason": reason}
     return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
@@ -76,11 +69,11 @@ _load, _lists, _cosmos, _money = (partial(_input, panel=panel) for panel in (LOA
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """All that a plan rests on, checked; an input that is None is derived from others."""
+    """Checked inputs; None means derived from others."""
 
-    users: int = _load("users", "who have a list", low=1)
+    users: int = _load("users", "with a list", low=1)
     peak_rps: float = _load("requests/s", "in the busiest hour, of all regions together", low=1e-6)
-    items: int = _load("items", "that have a list of similar ones", 0, "no similar items")
+    items: int = _load("items", "with a list of similar ones", 0, "no similar items")
     profile: str | tuple[float, ...] = _load("", "shape of a day: flat, evening, or 24 rates", "flat", "busy all day")
     growth_percent: float = _load("%/month", "growth of users, items and requests", 0.0, "no growth", low=-50, high=100)
     months: int = _load("months", "of growth that the plan must last for", 0, "today's load", high=120)
@@ -137,28 +130,28 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class InputSource:
-    """Some inputs from one place; `label` names one of them in a sentence, as `--users` or `users in plan.toml`."""
+    """Inputs from one source; `label` formats their names for messages, as `--users` or `users in plan.toml`."""
 
     source: str
     values: Mapping[str, object]
     label: str = "{name}"
 
     def label_of(self, name: str) -> str:
-        """Name an input as the place does."""
+        """Return an input's name for messages."""
         return self.label.format(name=name, flag=name.replace("_", "-"))
 
 
 @dataclass(frozen=True, slots=True)
 class SourcedInputs:
-    """Inputs, and the origin of each that is not a default."""
+    """Inputs, and the source of each non-default value."""
 
     inputs: Inputs
     sources: Mapping[str, str]
     carries_only: bool = False
-    """Whether neither users nor a rate were given: the plan says only what `have_ru` carries."""
+    """Whether only `have_ru` was given, without users and rate."""
 
     def source(self, name: str) -> str:
-        """Say where an input's value came from; a default is an assumption and gives its reason."""
+        """Describe the source of an input; defaults are assumptions with a reason."""
         if name in self.sources:
             return self.sources[name]
         reason = KNOWN[name].metadata["reason"]
@@ -169,7 +162,7 @@ KNOWN: Mapping[str, Field[Any]] = {each.name: each for each in fields(Inputs)}
 
 
 def flag_help(known: Field[Any]) -> str:
-    """Return what `--help` says of an input: what it is, its choices and its default."""
+    """Return the help text of an input's flag."""
     declared = known.metadata
     sentence = f"{declared['unit']} {declared['description']}".strip()
     sentence = sentence[:1].upper() + sentence[1:] + "."
@@ -182,7 +175,7 @@ def flag_help(known: Field[Any]) -> str:
 
 
 def merge(layers: Sequence[InputSource]) -> SourcedInputs:
-    """Lay inputs over each other; the last layer wins. Raises PlanMisused naming the flag or the key."""
+    """Merge layers; the last one wins. Raises PlanMisused naming the flag or the key."""
     values, sources = dict[str, Any](), dict[str, str]()
     for layer in layers:
         for name, value in layer.values.items():
@@ -203,7 +196,7 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
 
 
 def hourly_shares(profile: str | Sequence[float]) -> tuple[float, ...]:
-    """Return 24 hourly rates as shares of the busiest hour's, of a named shape or of rates, absolute or relative."""
+    """Return the 24 hourly rates of a named shape, or of 24 numbers, as shares of the busiest hour."""
     if isinstance(profile, str):
         if profile in SHAPES:
             return SHAPES[profile]
@@ -214,7 +207,7 @@ def hourly_shares(profile: str | Sequence[float]) -> tuple[float, ...]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file. Raises PlanMisused naming it if that is not possible."""
+    """Read a TOML file. Raises PlanMisused if that fails."""
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -224,9 +217,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def from_report(path: Path, p99_ms: float | None = None) -> InputSource:
-    """Read what `hotplate bench` measured: what a pod can answer, how long a request stays in it, and its CPU.
+    """Read a report of `hotplate bench`: the rate of a pod, the time of a request in it, and the CPU of a request.
 
-    With *p99_ms*, only rates that kept it count. Raises PlanMisused for a file that is not a sound report.
+    With *p99_ms*, only rates within it count. Raises PlanMisused for an unsound report or another file.
     """
     try:
         found = from_json(json.loads(path.read_bytes()))
@@ -266,7 +259,6 @@ def _measured_pod(found: Report, p99_ms: float | None) -> dict[str, object]:
 
 
 def _measured_service(found: Report, _: float | None) -> dict[str, object]:
-    """Read the CPU of a request with the store that took most, and the longest median of measured latencies."""
     cpus = {row.subject: row.value for row in found.rows if row.figure == "CPU a request" and row.value}
     ours = [subject for subject in cpus if not any(each in subject for each in OTHER_READERS)]
     if not ours:
@@ -280,17 +272,13 @@ def _keeps(found: Report, subject: str, p99_ms: float | None) -> bool:
 
 
 def _stay(found: Report, subjects: Sequence[str]) -> dict[str, object]:
-    """Return how long a request stays in a pod: the longest median, in ms; none of latencies that are assumed."""
     rows = [row for subject in subjects if (row := found.row(subject, "p50")) and "assumed" not in row.note]
     measured = [row.value for row in rows if row.value]
     return {"request_ms": round(max(measured) / 1000, 4)} if measured else {}
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:
-    """Read the manifest of a release in *store*: lists by kind, their mean size, their encoding.
-
-    The manifest has one sum of bytes over all rows, so popular lists and pieces of `meta` are in the mean.
-    """
+    """Read lists by kind, mean size and encoding from a manifest; the mean size includes popular lists and `meta`."""
     rows = sum(manifest.counts.values())
     mean_bytes = manifest.bytes / max(1, rows)
     key_bytes = KEY_BYTES + fmean([len(key.partition(":")[2].encode()) for key in manifest.sample] or [0])
@@ -333,7 +321,6 @@ def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN4
 
 
 def _parsed(value: object) -> float:
-    """Return a number, or one as people write it: 2_000_000, 500k, 20M, 1.5G."""
     if isinstance(value, str):
         factor = THOUSANDS.get(value[-1:], 1.0)
         return float((value[:-1] if factor > 1 else value).replace("_", "")) * factor

@@ -1,6 +1,6 @@
-"""The plan: sizes, workload, Cosmos DB, Redis, pods, training and cost for one set of inputs; pure arithmetic.
+"""The plan for one set of inputs: sizes, workload, Cosmos DB, Redis, pods, training and cost.
 
-Each figure is plain arithmetic over terms, which keep the formula that `--why` prints.
+Figures are calculated with `Term`, which keeps the formula that `--why` prints.
 """
 
 from collections.abc import Mapping
@@ -18,29 +18,23 @@ from hotplate.stores.cosmos.charges import Charges, even_rows, publish_ru
 ITEM_BYTES = len('{"id":"","score":0.1234}')
 TITLE_BYTES = len(',"title":""')
 SEPARATOR_BYTES = len(",\n")
-# Quotes that an item of a list is written with, each of which takes a backslash inside of a JSON string.
+# Quotes of an item and of its title; each is escaped inside a JSON string.
 QUOTES = 6
 TITLE_QUOTES = 4
 # An item of Cosmos DB without its id and its list.
 SKELETON_BYTES = len('{"id":"user.","t":""}')
-# As `hotplate.stores.redis.examination` has them, which needs the extra `redis`; a test compares the two.
+# Copies of constants of `hotplate.stores.redis.examination`, which needs the extra `redis`; a test compares them.
 REDIS_ROW_BYTES = 80
 REDIS_ALLOCATED = 1.08
 REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
 GB = 1000**3
 PARTITION_GB = 50
-# Of the container of the catalogue.
-CONTROL_RU = url.MANUAL_MIN
-# Consistency levels whose reads are charged twice.
-DOUBLED = ("bounded", "strong")
-# Each poll of the catalogue, as the store makes it, is a read of about 1 KB: 1 RU.
-POLL_S = 2.0
-# An autoscale range begins at a tenth of its top, and that much is always paid for.
-FLOOR = 10
-# Hours of a publish in which the old and the new live release are both scaled to serve.
-OVERLAP_HOURS = 1
-# Ranks of the Zipf law that are summed one by one.
-EXACT_RANKS = 1_000
+CONTROL_RU = url.MANUAL_MIN  # of the catalogue's container
+DOUBLED = ("bounded", "strong")  # consistency levels with doubled charges for reads
+POLL_S = 2.0  # between polls of the catalogue, 1 RU each
+FLOOR = 10  # autoscale bills at least a tenth of its maximum
+OVERLAP_HOURS = 1  # of a publish, in which the old and the new release are both scaled to serve
+EXACT_RANKS = 1_000  # of the Zipf law; lower ranks are integrated
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
@@ -50,7 +44,7 @@ DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-r
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """What a load needs and costs, figure by figure."""
+    """The requirements and the cost of a load."""
 
     sourced: SourcedInputs
     prices: Prices = field(repr=False)
@@ -59,31 +53,31 @@ class CapacityPlan:
 
     @property
     def inputs(self) -> Inputs:
-        """The inputs that it rests on."""
+        """The inputs."""
         return self.sourced.inputs
 
     def number(self, name: str) -> float:
-        """Return the value of a figure; one that is not a number counts as 0."""
+        """Return the value of a figure, 0 if it is not a number."""
         return self.figures[name].number
 
     @property
     def cheapest(self) -> str:
-        """The cheapest way to pay for RU/s."""
+        """The cheapest capacity mode."""
         costs = possible_costs(self.figures)
         return min(costs, key=lambda name: costs[name])
 
     def with_inputs(self, **changes: Any) -> "CapacityPlan":  # noqa: ANN401 -- inputs by name; `replace` refuses others
-        """Return the plan calculated again with some inputs changed."""
+        """Recalculate with some inputs changed."""
         changed = replace(self.sourced, inputs=replace(self.inputs, **changes))
         return calculate(changed, self.prices, self.charges)
 
     def with_prices(self, direction: int) -> "CapacityPlan":
-        """Return the plan calculated again with all prices as high (1), or as low (-1), as they may be."""
+        """Recalculate with all prices at their upper (1) or lower (-1) bound."""
         return calculate(self.sourced, self.prices.moved(direction), self.charges)
 
 
 def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> CapacityPlan:
-    """Calculate a plan: the same inputs, prices and charges give the same figures."""
+    """Calculate a plan; deterministic."""
     table, inputs, month = FigureTable(), sourced.inputs, f"{prices.currency}/month"
     _enter_inputs(table, sourced, prices)
     _sizes(table, inputs)
@@ -105,7 +99,7 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
 
 
 def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
-    """Return what each way to pay for RU/s costs in a month, of those that are possible."""
+    """Return the monthly cost of each possible capacity mode."""
     costs = {name: figures[f"{name}_cost"].value for name in CAPACITIES}
     return {name: cost for name, cost in costs.items() if isinstance(cost, int | float)}
 
@@ -171,7 +165,7 @@ def _workload(t: FigureTable, inputs: Inputs) -> None:
 
 
 def hottest_share(keys: int, exponent: float) -> float:
-    """Return the share of the hottest of *keys* by a Zipf law: ranks one by one, and far ones by their integral."""
+    """Return the hottest key's share of requests by a Zipf law."""
     near = range(1, min(keys, EXACT_RANKS) + 1)
     low, high, power = EXACT_RANKS + 0.5, keys + 0.5, 1 - exponent
     far = log(high / low) if abs(power) < 1e-9 else (high**power - low**power) / power
@@ -211,10 +205,9 @@ def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
 
 
 def _serving(t: FigureTable) -> None:
-    """Derive the RU/s and the physical partitions of the container that is read.
+    """Derive the RU/s and partitions of the live release's container.
 
-    The need of the fullest partition depends on their number, and their number on that need, so the number is raised
-    until both agree.
+    RU/s depend on the number of partitions through skew, and the number on RU/s, so it is raised to a fixed point.
     """
     by_gb = most(1, ceiling(t.term("release_gb") / PARTITION_GB))
     needed = t.derive("partitions_by_gb", "partitions", by_gb, source=LIMITS).value
@@ -225,7 +218,6 @@ def _serving(t: FigureTable) -> None:
 
 
 def _serving_with(t: FigureTable, partitions: int) -> float:
-    """Derive the needs of serving with this number of partitions; return the number of a container that meets them."""
     n = t.term
     t.enter("partitions", partitions, "partitions", "as many as follow from it: both agree")
     source = "the fullest partition has the hottest user and an even share of the others"
@@ -308,21 +300,21 @@ def _manual_cost(t: FigureTable, inputs: Inputs, month: str) -> None:
 
 
 def autoscale_top(wanted: float, highest: float, release_gb: float) -> int:
-    """Return the top of an autoscale range that carries *wanted* RU/s and may be set after *highest*."""
+    """Return the autoscale maximum for *wanted* RU/s, after a maximum of *highest*."""
     lowest = url.minimum_ru(int(highest), int(release_gb * GB), autoscale=True)
     return max(round_up(wanted, url.AUTOSCALE_STEP), url.AUTOSCALE_MIN, lowest)
 
 
 def reached_ru(inputs: Inputs, top: float, busiest: float) -> list[float]:
-    """Return the RU/s that an autoscale range up to *top* reaches in each hour of the day."""
+    """Return the billed RU/s in each hour of the day, with an autoscale maximum of *top*."""
     return [max(top / FLOOR, busiest * share) for share in hourly_shares(inputs.profile)]
 
 
 def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
-    """Derive what autoscale provisions for the worst hour, what each region reaches in others, and the cost.
+    """Derive the autoscale maximum and cost.
 
-    Regions and partitions scale by themselves. Each hour is billed at what it reached, at least a tenth of the top:
-    reads as they fall due, spread evenly over the regions, without headroom and without the reserve for a failover.
+    Regions scale independently. Each hour is billed at the RU/s reached, at least a tenth of the maximum: reads spread
+    evenly over the regions, without headroom or a reserve for a failover.
     """
     n = t.term
     reads, publish, gb = (t[name].number for name in ("reads_ru", "publish_ru_s", "release_gb"))
@@ -389,7 +381,7 @@ def _redis(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
 
 
 def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> Size | None:
-    """Choose the cheapest size that holds *gb* and answers *gets_s*; None if the largest does not."""
+    """Choose the cheapest size for *gb* of data and *gets_s* GETs/s; None if the largest is too small."""
     fitting = [
         size
         for size in prices.redis
@@ -430,9 +422,9 @@ def _today(t: FigureTable, month: str) -> None:
 
 
 def refused_share(have_ru: float, reads_ru: float, skew: float, partitions: int) -> float:
-    """Return the share of reads that get a 429 if they take *reads_ru* RU/s of *have_ru*, split over partitions.
+    """Return the share of reads answered with 429, if reads need *reads_ru* RU/s and *have_ru* are provisioned.
 
-    The fullest partition gets *skew* times an even share of the reads, and all others the rest evenly.
+    The fullest partition gets *skew* times an even share of the reads, the others split the rest evenly.
     """
     if reads_ru <= 0:
         return 0.0

@@ -1,9 +1,8 @@
-"""What things cost: prices with a source, a date and a region each, from one file, which Azure's price list can fill.
+"""Prices, each with source, date and region, from a TOML file, which can be written from Azure's price list.
 
-`prices.toml` next to this module is the default. Azure's public retail price list needs no account;
-https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-prices describes the API. Prices in
-other currencies than USD are for reference. Meters are found by the names of product and meter; those that the list
-does not have are reported, and left out of the file.
+The default is `prices.toml` next to this module. The API needs no account; see
+https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-prices. Meters are found by the names of
+product and meter; missing ones are reported and left out of the file.
 """
 
 import datetime as dt
@@ -22,26 +21,23 @@ from urllib.request import HTTPRedirectHandler, build_opener
 from hotplate.bench.errors import BenchFailed, BenchMisused
 
 OURS = Path(__file__).with_name("prices.toml")
-# How reliable a price is, and how far off it may be if the file does not say: list prices differ by region and day.
+# The reliability of a price, and its default error bound: list prices differ by region and day.
 BASES = {"listed": "a list price", "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
 WITHIN = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
 DAYS_A_MONTH = 365.25 / 12
-# A twelfth of 8,760, as Azure's own estimates have it.
-HOURS_A_MONTH = 730
+HOURS_A_MONTH = 730  # as in Azure's estimates
 RETAIL = "https://prices.azure.com/api/retail/prices"
 COSMOS = "serviceName eq 'Azure Cosmos DB'"
 MACHINES = "serviceName eq 'Virtual Machines' and armSkuName eq 'Standard_D4s_v5'"
 REDIS = "serviceName eq 'Redis Cache' and contains(productName,'Managed Redis')"
 MACHINE_CPUS = 4
-# Machines that are not Linux at the full price.
-OTHERS = re.compile("Windows|Spot|Low Priority")
+OTHERS = re.compile("Windows|Spot|Low Priority")  # meters of machines that are not Linux at the full price
 AUTOSCALE_FACTOR = 1.5
 HEAD = "# Azure's retail prices"
-# Bounds of all requests together, and of one answer.
-DEADLINE_S = 60.0
+DEADLINE_S = 60.0  # for all requests together
 PAGES = 50
 PAGE_BYTES = 4_000_000
-# Prices of Cosmos DB by the names of product and meter, and what they are of.
+# Prices of Cosmos DB: product, meter and unit.
 METERS = {
     "ru_hour": ("Azure Cosmos DB", "100 RU/s", "100 RU/s provisioned for an hour, in each region"),
     "autoscale": ("Azure Cosmos DB autoscale", "100 RU/s", "100 RU/s of autoscale for an hour, in each region"),
@@ -52,12 +48,12 @@ MUST_HAVE = ("ru_hour", "storage_gb_month", "cpu_hour")
 
 
 class PricesUnreadable(BenchMisused):
-    """The file of prices is missing, or something in it is wrong; the sentence names both."""
+    """The file of prices is missing or invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One price in the currency of its file, and its basis: `listed`, `quoted` by a third party, or `assumed`."""
+    """A price in its file's currency; its basis is `listed`, `quoted` by a third party, or `assumed`."""
 
     amount: float
     per: str
@@ -66,26 +62,26 @@ class Price:
     source: str
     basis: str
     within: float
-    """By which share the true price may be lower or higher: another region, or another day."""
+    """The relative error bound."""
 
     @property
     def provenance(self) -> str:
-        """Its origin in one line."""
+        """Basis, region, date, error bound and source in one line."""
         return f"{BASES[self.basis]}: {self.region}, {self.date}, ±{self.within:.0%}, {self.source}"
 
     def age(self, today: dt.date) -> str:
-        """Say how old it is."""
+        """Format the age in months or years."""
         months = (today - self.date).days / DAYS_A_MONTH
         return f"{months / 12:.1f} years old" if months >= 12 else f"{max(0, round(months))} months old"
 
     def moved(self, direction: int) -> "Price":
-        """Return it as high (1), or as low (-1), as it may be."""
+        """Return the upper (1) or lower (-1) bound."""
         return replace(self, amount=self.amount * (1 + direction * self.within))
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """One size of a managed Redis; `hour` is the price of one node and hour."""
+    """A size of Azure Managed Redis; `hour` is the price of a node and hour."""
 
     name: str
     gb: float
@@ -97,7 +93,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """All prices of one file; None is a price that the file lacks."""
+    """All prices of a file; None for a missing one."""
 
     currency: str
     ru_hour: Price
@@ -110,16 +106,16 @@ class Prices:
     """From the smallest to the largest."""
 
     def by_name(self) -> dict[str, Price]:
-        """Return the prices that there are, but those of sizes of Redis."""
+        """Return the prices that are present, without the sizes of Redis."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: price for name, price in found.items() if isinstance(price, Price)}
 
     def ru_hours(self, ru_hours: float, *, autoscale: bool = False, regions: int = 1) -> float:
-        """Return the cost of RU/s by the hour: 400 RU/s for 2 hours are 800."""
+        """Return the cost of RU/s-hours: 400 RU/s for 2 hours are 800."""
         return ru_hours / 100 * self.ru_hour.amount * (self.autoscale_factor.amount if autoscale else 1) * regions
 
     def moved(self, direction: int) -> "Prices":
-        """Return all prices as high (1), or as low (-1), as they may be."""
+        """Return the upper (1) or lower (-1) bounds of all prices."""
         sizes = tuple(replace(size, hour=size.hour.moved(direction)) for size in self.redis)
         moved: dict[str, Any] = {name: each.moved(direction) for name, each in self.by_name().items()}
         return replace(self, redis=sizes, **moved)
@@ -130,7 +126,7 @@ OPTIONAL = ("serverless_million_ru", "redis_gb_hour")
 
 
 def load(path: Path = OURS) -> Prices:
-    """Read a file of prices; PricesUnreadable names the file and what is wrong with it."""
+    """Read a file of prices. Raises PricesUnreadable."""
     try:
         return parse(path.read_text())
     except OSError as error:
@@ -142,7 +138,7 @@ def load(path: Path = OURS) -> Prices:
 
 
 def parse(text: str) -> Prices:
-    """Read the text of a file of prices. Raises KeyError, TypeError or ValueError."""
+    """Parse a file of prices. Raises KeyError, TypeError or ValueError."""
     tables = tomllib.loads(text)
     currency = tables["currency"]
     if not isinstance(currency, str) or len(currency) != 3 or not currency.isalpha() or not currency.isupper():
@@ -189,7 +185,7 @@ def _size(found: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, A
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One price of the list."""
+    """An entry of Azure's price list."""
 
     product: str
     meter: str
@@ -199,9 +195,9 @@ class Item:
 
 
 def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list[str]:
-    """Write the file of prices, and return the names of what the list does not have.
+    """Write Azure's prices to *path*, and return the names of missing ones.
 
-    A file that was not written by this is kept: BenchMisused.
+    Raises BenchMisused instead of overwriting a file of other origin.
     """
     if path.exists() and not path.read_text(errors="replace").startswith(HEAD):
         raise BenchMisused(
@@ -213,10 +209,10 @@ def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list
 
 
 def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[str, list[str]]:
-    """Return the text of a file of prices, and the names of what the list does not have.
+    """Return the text of a file of prices, and the names of missing ones.
 
-    Raises BenchMisused for a region or a currency that cannot be one, and BenchFailed if the list does not answer, or
-    lacks a price without which nothing can be planned.
+    Raises BenchMisused for an invalid region or currency, and BenchFailed if the request fails or an essential price is
+    missing.
     """
     if not re.fullmatch(r"[a-z0-9]{2,40}", region):
         raise BenchMisused(f"--prices-from-azure: {region!r} is not a region's name, such as westeurope")
@@ -248,7 +244,6 @@ def _only(items: Iterable[Item]) -> float | None:
 
 
 def _items(url: str, condition: str, currency: str, ends: float) -> Iterator[Item]:
-    """Yield the items of all pages of an answer; each next page must be on the same host."""
     query = urlencode({"currencyCode": f"'{currency}'", "$filter": condition})
     following = f"{url}?{query}"
     for _ in range(PAGES):
@@ -279,7 +274,7 @@ def _host(url: str) -> tuple[str, str | None, int | None]:
 
 class _NoRedirect(HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 -- as urllib's
-        """Follow no redirect: it could lead to another host."""
+        """Refuse redirects: they could lead to another host."""
 
 
 def _page(url: str, ends: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A plan as a report: the answer, rows by group, what to look out for, plots; and the check of a saved plan."""
+"""The report of a plan, with rows, warnings and plots, and the check of a saved plan."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,14 @@ from hotplate.bench.planner.plan import CONTROL_RU, CapacityPlan, reached_ru
 from hotplate.report import Curve, Plot, Report, Row, TextTable, format_value
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 
-# What an account may also cost, or save, and no figure holds.
+# Costs and discounts that no figure includes.
 NOT_PRICED = (
     "reserved capacity and its discount", "writes in several regions", "tiers of Azure Managed Redis but Balanced",
     "unused share of nodes", "traffic between regions and to the internet", "backups", "private links", "free tiers",
 )  # fmt: skip
-# Inputs that stand for a part of the bill, which is not priced while they have their defaults.
+# Inputs for parts of the bill that are not priced by default.
 FEES = {"gateway_month": "a dedicated gateway", "ru_factor": "zone redundancy", "cluster_month": "the fee of AKS"}
-# What a person is shown, in this order and under these words; `--why` explains these figures and all others.
+# The rows of the report in order: labels and figures.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
     "used by reads in the busiest hour": "today_use", "too many": "over_ru", "cost a month": "today_cost",
@@ -70,21 +70,19 @@ OUTLINE = {
         "Redis, pods and training": "redis_total",
     },
 }  # fmt: skip
-# The figures that a saved plan holds.
+# The figures of a saved plan.
 BASELINE_FIGURES = (
     "reads_ru", "serve_ru", "publish_ru_s", "together_ru", "partitions", "publish_hours", "stored_gb", "pods",
     "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost", "redis_cost", "cosmos_total", "redis_total",
 )  # fmt: skip
 BOUND_PERCENT = 10.0
-# The table of a saved plan's file that holds its figures and their bound.
-CHECK = "check"
-# Rates of the plot of costs, by the plan's own.
-PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))
+CHECK = "check"  # the table of a saved plan with its figures and their bound
+PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))  # times the plan's rate
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A saved plan: its inputs, its figures, and by how much these may be exceeded."""
+    """A saved plan: inputs, figures, and the allowed growth of these."""
 
     layer: InputSource
     figures: Mapping[str, float]
@@ -92,7 +90,7 @@ class Baseline:
 
 
 def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
-    """Make the report of a plan; with a *baseline* of the comparison with it, without rows."""
+    """Make the report of a plan, or with *baseline* that of the comparison, without rows."""
     short, figures, only = [*shortage(plan)], plan.figures, plan.sourced.carries_only
     grown = [*growth(plan, baseline)] if baseline else []
     notes = [] if only else [f"look out: {each}" for each in warnings(plan)]
@@ -122,7 +120,7 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
 
 
 def shortage(plan: CapacityPlan) -> Iterator[str]:
-    """Yield what the RU/s of today lack, if they lack anything; nothing for a plan without a load."""
+    """Yield a sentence if `have_ru` is too little for the load."""
     if plan.sourced.carries_only or "short_ru" not in plan.figures or not (short := plan.number("short_ru")):
         return
     refused = plan.number("refused_reads")
@@ -151,7 +149,6 @@ def _carries(plan: CapacityPlan) -> str:
 
 
 def _cheaper(plan: CapacityPlan) -> str:
-    """Say which store is cheaper, or that prices are not known well enough to tell; pods cost the same with both."""
     cosmos = f"{plan.cheapest}_cost"
     ours = f"Cosmos DB by {plan.cheapest}"
     if not plan.figures["redis_cost"].unit:
@@ -175,7 +172,6 @@ def _money(plan: CapacityPlan, name: str) -> str:
 
 
 def _rows(plan: CapacityPlan) -> Iterator[Row]:
-    """Yield a row for each figure that is shown, with the name that `--why` takes as its note."""
     figures, month = plan.figures, f"{plan.prices.currency}/month"
     low, high = plan.with_prices(-1), plan.with_prices(1)
     carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED}
@@ -250,7 +246,7 @@ def _day_plot(plan: CapacityPlan) -> Plot:
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:
-    """Yield what to look out for: limits, partitions, and what the plan leaves open."""
+    """Yield warnings on limits, partitions and missing inputs."""
     inputs = plan.inputs
     hot = plan.number("hot_key_ru")
     if hot > PARTITION_RU:
@@ -286,7 +282,7 @@ def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a file of inputs and, if it has them, the figures to check. PlanMisused for one that makes no sense."""
+    """Read inputs and, if present, the figures to check. Raises PlanMisused for an invalid file."""
     facts = read_toml(path)
     check = facts.pop(CHECK, {})
     if not isinstance(check, dict) or check.keys() - {"bound_percent", "agreed"}:
@@ -303,7 +299,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
-    """Yield the figures above the bound or no longer possible. PlanMisused for a baseline without figures."""
+    """Yield figures above the bound or no longer possible. Raises PlanMisused for a baseline without figures."""
     if not baseline.figures:
         raise PlanMisused(
             f"{baseline.layer.source} has no figure to check; write one with: hotplate plan ... --save plan.toml"
@@ -318,7 +314,7 @@ def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
 
 
 def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
-    """Write a plan as a baseline: the inputs that are not defaults, each with its source, and the figures to check."""
+    """Format a plan as a baseline: non-default inputs with their sources, and the figures to check."""
     lines = list[str]()
     for name, source in plan.sourced.sources.items():
         given = json.dumps(getattr(plan.inputs, name))  # JSON of these is TOML, too

@@ -1,1 +1,1 @@
-"""The comparison of stores: set-up, rounds, publishing and report; the reference architecture's test is a preset."""
+"""The comparison of stores."""

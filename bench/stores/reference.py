@@ -1,4 +1,4 @@
-"""The load of Microsoft's reference architecture, on Cosmos DB here, beside what was published of it."""
+"""The load of Microsoft's reference architecture on Cosmos DB, compared with its published figures."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,19 +21,17 @@ SOURCE = "https://learn.microsoft.com/azure/architecture/ai-ml/architecture/real
 PUBLISHED = "published, 2018"
 USERS, RATE, RU, MEDIAN_US = 200, 180.0, 11_000, 60_000.0
 
-# Rounds of so long, so that the interval of a percentile has blocks to be made of.
-ROUND_S = 5.0
+ROUND_S = 5.0  # long enough for the blocks of a percentile's interval
 WARMUP_S = 3.0
 LISTS = 5_000
 METHOD = (
-    f"{RATE:g} requests/s, at random as those of {USERS} independent users, at most {USERS} at a time. The published "
-    f"figures are Microsoft's, measured in Azure with another service ({SOURCE}): read them side by side, and subtract "
-    "nothing."
+    f"{RATE:g} requests/s, at random as from {USERS} independent users, at most {USERS} at a time. The published "
+    f"figures are Microsoft's, measured in Azure with another service ({SOURCE}); the difference shows no gain."
 )
 
 
 def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
-    """Make the measurement. Raises BenchMisused for what makes no sense, BenchFailed and StoreError if it fails."""
+    """Measure. Raises BenchMisused for invalid options, BenchFailed and StoreError if it fails."""
     duration_s = parse_seconds(options.duration)
     require_positive({"--duration": duration_s})
     if options.account is not None and scheme_of(options.account) not in COSMOS:
@@ -64,7 +62,7 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
 
 
 def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Set what was measured beside what was published."""
+    """Make the report."""
     (store,) = measured.stores
     prices = load_prices()
     found = summarise(store, RATE, prices)
@@ -105,6 +103,6 @@ def _sentence(name: str, latencies: dict[str, Figure], *, emulated: bool) -> str
         return f"{name} gave too few answers."
     tail = "" if p99 is None else f", p99 {format_value(p99, 'us')}"
     return (
-        f"{name}: p50 {format_value(p50, 'us')}{tail}{', of an assumed latency' if emulated else ''}, beside a "
-        f"published median of {MEDIAN_US / 1000:g} ms."
+        f"{name}: p50 {format_value(p50, 'us')}{tail}{', of an assumed latency' if emulated else ''}; published "
+        f"median {MEDIAN_US / 1000:g} ms."
     )

@@ -1,4 +1,4 @@
-"""The report of a comparison of stores: which is fastest, what a request costs each, and how sure that is."""
+"""The comparison of stores, and its report on latency, CPU and cost."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -39,11 +39,9 @@ from hotplate.stores.urls import redacted, scheme_of
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 DECISIVE = "p99"
 RATE, CPU, COST = "requests/s and core", "CPU a request", "cost of a billion reads"
-# The share of its RU/s that a container may use in an hour's mean, and of its GETs/s a cache, as the planner assumes.
-UTILISATION = 0.7
-# A cache with a replica is two nodes, and holds the live release and two others.
-NODES = 2
-RELEASES = 3
+UTILISATION = 0.7  # of RU/s and of GETs/s in an hour's mean, as in the planner
+NODES = 2  # of a Redis with a replica
+RELEASES = 3  # in Redis: live, kept and draft
 BILLION = 1e9
 ASSUMED = "assumed"
 EMULATED = (
@@ -54,24 +52,23 @@ LOOPBACK = (
     "network adds."
 )
 METHOD = (
-    "Open loop: a latency counts from when the request was due. Percentiles are of all answers of all rounds. CPU is "
-    f"that of the service, one process without its cache, at full load ({FULL_CONNECTIONS} connections that each send "
-    "their next request at once); requests/s and core is 1,000,000 µs divided by it."
+    "Open loop: latency counts from a request's due time. Percentiles pool all answers of all rounds. CPU is that of "
+    f"the service, one process without its cache, at full load ({FULL_CONNECTIONS} connections in a closed loop); "
+    "requests/s and core is 1,000,000 µs divided by it."
 )
 COST_NOTE = (
-    "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; of Cosmos DB also the "
-    "RU/s that the rate needs at 70 % use, provisioned manually; of Redis also two nodes of the smallest Azure Managed "
-    "Redis that serves the rate and holds three releases, which could serve far more. List prices, and no bill: "
-    "memory, storage and idle pods are not in it."
+    "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; for Cosmos DB also manual "
+    "RU/s at 70 % use; for Redis also two nodes of the smallest Azure Managed Redis for the rate and three releases, "
+    "which could serve far more. List prices, without memory, storage and idle pods."
 )
 PATIENT = (
-    f"Services of emulated stores wait {EMULATED_BUDGET_S:g} s for a read instead of the usual 50 ms, because an "
-    "emulator shares this machine: its slow reads are in the latencies, and not among the popular lists."
+    f"Services of emulated stores wait {EMULATED_BUDGET_S:g} s for a read instead of 50 ms, because an emulator shares "
+    "this machine."
 )
 
 
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
-    """Make the comparison. Raises BenchMisused for what makes no sense, BenchFailed and StoreError if it fails."""
+    """Compare stores. Raises BenchMisused for invalid options, BenchFailed and StoreError if it fails."""
     settings = parse_settings(options)
     display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: at most {options.budget}")
     try:
@@ -96,7 +93,7 @@ def _measure(
 
 
 def parse_settings(options: StoresOptions) -> RoundSettings:
-    """Read the options. Raises BenchMisused for what makes no sense."""
+    """Parse the options. Raises BenchMisused."""
     if len(set(options.urls)) < len(options.urls):
         raise BenchMisused("the same store is given twice")
     parse_latency(options.latency)
@@ -115,14 +112,14 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
 
 
 class Cost(NamedTuple):
-    """The cost of a billion reads, and what of it is not CPU."""
+    """The cost of a billion reads, and its main part."""
 
     amount: float
     note: str = ""
 
 
 class Needs(NamedTuple):
-    """The RU/s that a rate of reads needs, and what they cost for a month."""
+    """The RU/s for a rate of reads, and their monthly cost."""
 
     used_ru: float
     needed_ru: int
@@ -130,13 +127,13 @@ class Needs(NamedTuple):
 
 
 def needs(read_ru: float, rate: float, prices: Prices) -> Needs:
-    """Work out what *rate* reads a second of *read_ru* each need of Cosmos DB."""
+    """Calculate the RU/s for *rate* reads a second of *read_ru* each."""
     needed = max(MANUAL_MIN, round_up(rate * read_ru / UTILISATION, MANUAL_STEP))
     return Needs(rate * read_ru, needed, prices.ru_hours(needed * HOURS_A_MONTH))
 
 
 def cost_of(one: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
-    """Return what a billion reads of one store cost at *rate* requests/s."""
+    """Return the cost of a billion reads from a store at *rate* requests/s."""
     cpu = cpu_us * BILLION / 1e6 / 3600 * prices.cpu_hour.amount
     if one.metered and read_ru is not None:
         found = needs(read_ru, rate, prices)
@@ -151,7 +148,7 @@ def cost_of(one: Candidate, rate: float, read_ru: float | None, cpu_us: float, p
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of one store; those of one that was not measured soundly are unknown."""
+    """The figures of one store; unknown if it has complaints."""
 
     store: StoreRuns
     latencies: dict[str, Figure]
@@ -162,16 +159,16 @@ class Summary:
 
     @property
     def name(self) -> str:
-        """The store's name."""
+        """The name of the store."""
         return self.store.candidate.name
 
     @property
     def has_own_latency(self) -> bool:
-        """Whether its latency is that of a real store."""
+        """Whether its latency is a real store's."""
         return not self.store.candidate.emulated
 
     def rows(self) -> list[Row]:
-        """Return the rows of the first table, then the others."""
+        """Return the rows of the report."""
         cpu_us, note = self.cpu.value, self.cpu.note
         rows = [figure.row(self.name, name, "us") for name, figure in self.latencies.items()]
         rows.append(Row(self.name, RATE, "/s", 1e6 / cpu_us if cpu_us else None, note=note))
@@ -189,14 +186,14 @@ class Summary:
 
 
 def read_ru(store: StoreRuns) -> float | None:
-    """Return the request units of a read, those of the catalogue included; None of a store that is not metered."""
+    """Return the request units of a read, polls of the catalogue included; None for other stores than Cosmos DB."""
     charged = [run.charged for run in store.runs if run.charged is not None]
     reads = sum(each.charged for each in charged)
     return sum(each.ru for each in charged) / reads if reads else None
 
 
 def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
-    """Make the figures of one store; None of one that served popular lists, errors or wrong lists."""
+    """Summarise the runs of one store."""
     if store.complaints or not store.runs:
         unknown = Figure(None, note="not measured" if not store.runs else "see below")
         return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, None, unknown.note, prices.currency)
@@ -212,7 +209,7 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
 
 
 def _cpu_of(store: StoreRuns) -> Figure:
-    """Return the CPU a request at full load, or of the timed reads where the store was not read well at full load."""
+    # At full load, or at the rate of the timed reads if full load was not allowed or gave popular lists.
     full = [run.full for run in store.runs if run.full is not None]
     if len(full) == len(store.runs) and not popular_complaint([run.result for run in full]):
         return mean([run.cpu_us for run in full])
@@ -220,7 +217,7 @@ def _cpu_of(store: StoreRuns) -> Figure:
 
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Sum a comparison up."""
+    """Make the report of a comparison."""
     prices, rate = load_prices(), parse_rate(options.rate)
     if options.cpu_hour is not None:
         prices = replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
@@ -273,12 +270,12 @@ Value = Callable[[Summary], Figure]
 
 
 def compared(first: Summary, other: Summary, value: Value) -> Figure:
-    """Return how many times as much *other* has as *first*, over paired rounds."""
+    """Return *other* / *first* over paired rounds."""
     return ratio(value(first).values, value(other).values)
 
 
 def is_real(found: Figure, first: Figure, other: Figure) -> bool:
-    """Return whether a difference is larger than chance: by the rounds' interval, and in all answers pooled."""
+    """Return whether a difference is significant, by the interval of rounds and in the same direction when pooled."""
     if found.low is None or found.high is None or first.value is None or other.value is None:
         return False
     return (found.low > 1 and other.value > first.value) or (found.high < 1 and other.value < first.value)
@@ -293,7 +290,7 @@ def _cpu(each: Summary) -> Figure:
 
 
 def answer(stores: Sequence[Summary]) -> str:
-    """Say in one sentence which store is fastest, which takes least CPU, and what each costs."""
+    """Return one sentence on the fastest store, the least CPU, and costs."""
     timed = [each for each in stores if each.has_own_latency]
     parts = [_least(timed, _latency, f"at {DECISIVE}", "fastest", "slower")] if timed else []
     if len(timed) < len(stores):
@@ -306,7 +303,6 @@ def answer(stores: Sequence[Summary]) -> str:
 
 
 def _least(stores: Sequence[Summary], value: Value, where: str, best: str, more: str) -> str:
-    """Name the store with the least of something, and how much more each other has, or within what they are alike."""
     known = sorted((each for each in stores if value(each).value is not None), key=lambda each: value(each).value or 0)
     if not known:
         return f"{where} there were too few answers"
@@ -334,7 +330,7 @@ def _within(found: Figure) -> str:
 
 
 def plots(stores: Sequence[Summary]) -> list[Plot]:
-    """Draw the p99 of each round, by store."""
+    """Plot the p99 of each round by store."""
     curves = tuple(
         Curve(each.name, tuple(float(n) for n in range(1, len(values) + 1)), tuple(values))
         for each in stores

@@ -1,7 +1,6 @@
-"""The rounds of a comparison of stores, and what they need: the stores, one set of lists in all of them, and services.
+"""The rounds of a comparison of stores, and their set-up: stores with the same lists, and services.
 
-The stores take turns, in the other order in every second round (A B, B A, …), so what the machine does meanwhile
-affects all of them alike.
+The stores take turns, in reverse order in every second round (A B, B A, …), so disturbances affect all of them.
 """
 
 import asyncio
@@ -34,45 +33,34 @@ from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
 
 PATH = "/v1/recommendations/{key}"
-# Responses of a round that are compared with the store.
-COMPARED = 20
-# What a budget keeps for the time after the rounds: answers are compared, the report is drawn, and servers are ended.
-AFTER_S = 15.0
-
-# azure-cosmos takes a millisecond of CPU a read or more. Faster, a core that others use, too, would not keep up.
-SDK_RATE = 100.0
-
-# The reads at full load of one store in one round, by which its CPU a request is told: a service that is mostly idle
-# wakes up for each request, which takes several times as much. So few connections do not exceed EMULATOR_RU.
+COMPARED = 20  # responses of a round to compare with the store
+AFTER_S = 15.0  # of the budget, for the comparison of answers, the report and the end of servers
+SDK_RATE = 100.0  # azure-cosmos takes a millisecond of CPU a read; a shared core would not keep up with more
+# CPU a request is measured at full load: a mostly idle service takes several times as much for a request. These
+# connections do not exceed EMULATOR_RU.
 FULL_S = 0.5
 FULL_CONNECTIONS = 32
-
 MAX_ERRORS = 0.001
 LIST_LENGTH = 20
-# Of the emulator that is started here: enough for lists to be written in seconds.
-EMULATOR_RU = 10_000
-
-
-# Settings that say how to connect to a store; all others of hotplate are kept away from what is measured.
-STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
-# Of the service of an emulated store, which has no core of its own: longer than any real store takes.
-EMULATED_BUDGET_S = 1.0
+EMULATOR_RU = 10_000  # writes the lists in seconds
+STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")  # kept in a service's environment
+EMULATED_BUDGET_S = 1.0  # for reads of an emulated store, which shares a core
 
 
 def through_sdk(url: str) -> bool:
-    """Return whether the store at *url* is read through azure-cosmos."""
+    """Return whether *url* is read through azure-cosmos."""
     return scheme_of(url) in COSMOS and parse_qs(urlsplit(url).query).get("client") == ["sdk"]
 
 
 def store_settings(url: str) -> dict[str, str]:
-    """Return the environment in which a process of ours finds the store at *url*."""
+    """Return the environment variables of a service of the store at *url*."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(STORE_SETTINGS)}
     return {"HOTPLATE_STORE": url} | kept
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One store of a comparison, with the service that reads it."""
+    """A store of a comparison, with its service."""
 
     name: str
     url: str
@@ -86,18 +74,18 @@ class Candidate:
 
     @property
     def metered(self) -> bool:
-        """Whether reads are paid for by request units."""
+        """Whether reads cost request units."""
         return scheme_of(self.url) in COSMOS
 
     @property
     def can_take_full_load(self) -> bool:
-        """Whether it may be read as fast as it answers: not if the request units of a real account would be spent."""
+        """Whether full load is allowed: not for a real account, where it would cost request units."""
         return self.emulated or not self.metered
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """All candidates and the users who are requested; `notes` say what was left out or made up."""
+    """The stores, the users to request, and notes for the report."""
 
     candidates: tuple[Candidate, ...]
     users: tuple[str, ...]
@@ -105,7 +93,7 @@ class Setup:
 
 
 class OwnStores(NamedTuple):
-    """Stores that were started here, and what could not be."""
+    """Stores started here, and notes for the report."""
 
     urls: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -113,7 +101,7 @@ class OwnStores(NamedTuple):
 
 @contextmanager
 def own_stores(latency: str) -> Iterator[OwnStores]:
-    """Start a folder, a Redis where there is one, and an emulator, read twice; they are gone when the block ends."""
+    """Start a folder, a Redis if installed, and an emulator (listed twice) until the block ends."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
         urls, notes = [f"file://{folder}/store"], list[str]()
@@ -129,7 +117,7 @@ def own_stores(latency: str) -> Iterator[OwnStores]:
 
 @contextmanager
 def own_cosmos(latency: str, ru: int) -> Iterator[str]:
-    """Start an emulator with an assumed latency, and yield the URL of a database of *ru* RU/s in it."""
+    """Start an emulator with an assumed latency, and yield the URL of a database of *ru* RU/s."""
     with process.emulator_serving(latency=latency) as emulator, process.before_others(emulator):
         yield f"cosmos+{emulator.url}/hotplate?ru={ru}"
 
@@ -138,10 +126,10 @@ def own_cosmos(latency: str, ru: int) -> Iterator[str]:
 def prepared_stores(
     urls: Sequence[str], users: int, display: ProgressDisplay, *, make_up: bool = True
 ) -> Iterator[Setup]:
-    """Bring the same lists into all stores, and start a service for each.
+    """Fill empty stores with the live release of the first other one, or with generated lists; start services.
 
-    They are those of the first store that has a live release; if none has, lists are made up. Raises BenchMisused if
-    two stores serve lists of different models, or none has any and *make_up* is false; nothing is written then.
+    Raises BenchMisused, before anything is written, if stores serve different models, or all are empty and *make_up* is
+    false.
     """
     names = store_names(urls)
     manifests, ids, notes = asyncio.run(
@@ -164,10 +152,7 @@ def prepared_stores(
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
-    """Name each store by its kind, by its URL where several are of one kind, and by a number where that is alike, too.
-
-    URLs are shown without what may be secret, so two of one server can look the same.
-    """
+    """Name each store by its kind, else by its redacted URL, else by URL and number, to be unique."""
     kinds = [_kind(url) for url in urls]
     names = [
         kind if kinds.count(kind) == 1 else f"{kind} {redacted(url)}" for kind, url in zip(kinds, urls, strict=True)
@@ -185,7 +170,6 @@ def _kind(url: str) -> str:
 async def _share_lists(
     named: dict[str, str], users: int, display: ProgressDisplay, *, make_up: bool
 ) -> tuple[list[Manifest], list[str], list[str]]:
-    """Return the manifest of what each store serves then, the users to request, and notes."""
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(opened(url)) for url in named]
         live = [(await store.catalogue()).live_ref for store in stores]
@@ -195,7 +179,7 @@ async def _share_lists(
             if not make_up:
                 raise BenchMisused(f"{', '.join(map(redacted, named))} serves nothing yet: run hotplate publish first")
             source = stores[0]
-            notes.append(f"Lists of {LIST_LENGTH} items are made up for {users:,} users.")
+            notes.append(f"Lists of {LIST_LENGTH} items are generated for {users:,} users.")
             display.start(f"writing lists for {users:,} users into {next(iter(named.values()))}")
             await _publish_made_up(source, users, display)
         release = await _live(source)
@@ -211,7 +195,7 @@ async def _share_lists(
 async def _live(store: Store) -> ReleaseRef:
     found = (await store.catalogue()).live_ref
     if found is None:
-        raise BenchMisused("a store serves nothing any more; another process changed that")
+        raise BenchMisused("another process removed the live release of a store")
     return found
 
 
@@ -256,7 +240,7 @@ async def _first_users(store: Store, release: ReleaseRef, most: int) -> list[str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSettings:
-    """How rounds are made; `rounds` and `ends_s` (by `time.monotonic`) end them, whichever comes first."""
+    """The settings of rounds, which end after `rounds` or at `ends_s` by `time.monotonic`."""
 
     rate: float
     duration_s: float
@@ -267,22 +251,22 @@ class RoundSettings:
     poisson: bool = False
     connections: int = 64
     full_s: float = 0.0
-    """How long each store is read at full load in a round, too."""
+    """Seconds of full load for each store and round."""
 
     def rate_of(self, one: Candidate) -> float:
         """Return the requests/s to a store: fewer through the SDK."""
         return min(self.rate, SDK_RATE) if through_sdk(one.url) else self.rate
 
     def duration_of(self, one: Candidate) -> float:
-        """Return how long a store is read in a round: longer at a lower rate, but not for as many answers."""
+        """Return the seconds of a store's reads in a round: up to twice as long at a lower rate."""
         return self.duration_s * min(2.0, self.rate / self.rate_of(one))
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceRun:
-    """One run through a service: its result, the CPU of the service, and request units of a store that is metered.
+    """A run through a service: result, CPU of the service, and request units of Cosmos DB.
 
-    `full` is a run of the same round under as much load as the service takes; None where that would be paid for.
+    `full` is the run at full load in the same round, if allowed.
     """
 
     result: Result
@@ -292,13 +276,13 @@ class ServiceRun:
 
     @property
     def cpu_us(self) -> float:
-        """CPU of the service for each good response."""
+        """The service's CPU for a good response, in µs."""
         return self.cpu_s * 1e6 / max(1, self.result.ok)
 
 
 @dataclass(frozen=True, slots=True)
 class StoreRuns:
-    """All that was measured of one store, round by round."""
+    """The runs of one store by round, and the check of its answers."""
 
     candidate: Candidate
     runs: tuple[ServiceRun, ...]
@@ -306,12 +290,12 @@ class StoreRuns:
 
     @property
     def results(self) -> list[Result]:
-        """Return the result of each round."""
+        """The results by round."""
         return [run.result for run in self.runs]
 
     @property
     def complaints(self) -> list[str]:
-        """Say why this is no measurement of the store: popular lists, errors, wrong lists."""
+        """Sentences on too many popular lists or errors, and on wrong lists."""
         found = [complaint] if (complaint := popular_complaint(self.results)) else []
         due, ok = (sum(getattr(each, name) for each in self.results) for name in ("due", "ok"))
         if due - ok > MAX_ERRORS * due:
@@ -322,14 +306,14 @@ class StoreRuns:
 
 
 class Measured(NamedTuple):
-    """All stores; the n-th runs of all were made side by side."""
+    """All stores, with paired rounds."""
 
     stores: tuple[StoreRuns, ...]
     interrupted: bool
 
 
 class Rounds:
-    """The rounds of a comparison while they are made."""
+    """Makes the rounds of a comparison."""
 
     def __init__(self, setup: Setup, settings: RoundSettings, display: ProgressDisplay) -> None:
         self._setup = setup
@@ -340,12 +324,12 @@ class Rounds:
         self._interrupted = False
 
     def run(self) -> Measured:
-        """Make all rounds, or the whole ones until Ctrl-C."""
+        """Make all rounds; Ctrl-C ends them and discards an incomplete one."""
         with LoadWorker(process.GENERATOR_CORE) as worker:
             try:
                 self._warm_up(worker)
                 self._run_all(worker)
-            except KeyboardInterrupt:  # between two runs; within one the pool ends that
+            except KeyboardInterrupt:  # between two runs; a run handles it
                 self._interrupted = True
         self._display.start("comparing answers with the stores")
         stores = tuple(

@@ -43,7 +43,7 @@ def test_the_published_row_stands_beside_the_measured_one() -> None:
     rate = made.row(NAME, "requests/s")
     assert rate is not None
     assert rate.value == pytest.approx(RATE, rel=0.1)
-    assert "beside a published median of 60 ms" in made.sentence
+    assert "published median 60 ms" in made.sentence
     assert "so 400 are enough: 23 USD a month instead of 642 for 11,000" in made.sentence
     assert made.exit_code == 0
 

@@ -1,4 +1,4 @@
-"""Loads at the edges, each beside a sum that is worked out here from published charges and prices, and nothing else."""
+"""Plans of extreme loads, compared with independent sums of published charges and prices."""
 
 from math import ceil
 
@@ -145,7 +145,15 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
             "autoscale_most_cost": autoscale(1_250, 100, 400) + storage(1_000) + 8_750 * MONTH_H * RU_HOUR * AUTOSCALE,
         },
     ),
-    "strong reads": ({"peak_rps": 700, "consistency": "strong"}, {"mean_read_ru": 2, "serve_ru": 2_000}),
+    "strong reads": (
+        {"peak_rps": 700, "consistency": "strong"},
+        {"mean_read_ru": 2, "serve_ru": 2_000, "manual_cost": manual(2_000, 400, 2_000) + storage(1_000)},
+    ),
+    "bounded reads": ({"peak_rps": 700, "consistency": "bounded"}, {"mean_read_ru": 2, "serve_ru": 2_000}),
+    "pods by waiting requests": (
+        {"peak_rps": 1_000, "request_ms": 96, "pod_concurrency": 16},  # 1,000 * 0.096 / 0.6 / 16
+        {"pods_by_little": 10, "pods_by_capacity": 1, "pods": 10},
+    ),
     "lists of 3.5 kB": (
         # 3,746 bytes are 3.658 KB, between the documented 2 (1.04, 6.29) and 4 KB (1.14, 6.67).
         {"peak_rps": 700, "list_bytes": 3_500},
