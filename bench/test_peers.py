@@ -5,7 +5,6 @@ A GET with nginx, webdis and a plain route of aiohttp by wrk; import and trainin
 
 import shutil
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from hotplate.bench.conftest import (
     webdis_of,
 )
 from hotplate.bench.lists import Shape, key_of
-from hotplate.bench.process import ROOT, RedisServer
+from hotplate.bench.process import ROOT, RedisServer, Server
 from hotplate.serve.access.keys import READ, create
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.keys import USER
@@ -46,27 +45,26 @@ RETAIL_OPTIONS = (
 )
 FACTORS = 256  # the default of ALS
 PLAIN = "plain:"
-Saturated = Callable[[], tuple[float, float]]
+Loaded = tuple[Server, bytes]  # a server and its requests
 pytestmark = pytest.mark.benchmark(group="peers")
 
 
-def compare(benchmark: Benchmark, what: str, peer: str, ours: Saturated, theirs: Saturated) -> None:
-    """Measure both in turn, and store requests/s, CPU a request and the ratio of rates."""
-    rates, cpu_us, ratios = list[float](), list[float](), list[float]()
+def compare(benchmark: Benchmark, names: tuple[str, str], ours: Loaded, peers: Loaded) -> None:
+    """Measure both servers in alternating rounds, and store requests/s, CPU a request and the ratio of rates."""
+    cpu_us, ratios = list[float](), list[float]()
 
     def round_of_both() -> None:
-        (rate, cpu), (other, _) = ours(), theirs()
-        rates.append(rate)
+        (rate, cpu), (other, _) = saturate(*ours), saturate(*peers)
         cpu_us.append(cpu)
         ratios.append(rate / other)
 
-    ours()
-    theirs()
+    saturate(*ours)
+    saturate(*peers)
     benchmark.pedantic(round_of_both, rounds=ROUNDS)
     benchmark.extra_info["figures"] = [
-        [f"{what}: requests/s and core", "/s", [1e6 / each for each in cpu_us]],
+        [f"{names[0]}: requests/s and core", "/s", [1e6 / each for each in cpu_us]],
         ["the same: CPU", "µs", cpu_us],
-        [f"the same: rate against {peer}", TIMES, ratios],
+        [f"the same: rate against {names[1]}", TIMES, ratios],
     ]
     assert max(ratios) > 0
 
@@ -87,22 +85,16 @@ def test_get_and_nginx(benchmark: Benchmark, files: Filled, tmp_path: Path) -> N
         url = service.url + ROUTE + COPIED[0]
         with nginx_of(*fetch(url)) as nginx:
             must_be_alike(url, nginx.url)
-            what = f"a GET with a key among {files.shape.users:,} users in files"
-            compare(
-                benchmark, what, "nginx `return 200`", lambda: saturate(service, requests),
-                lambda: saturate(nginx, requests),
-            )  # fmt: skip
+            names = f"a GET with a key among {files.shape.users:,} users in files", "nginx `return 200`"
+            compare(benchmark, names, (service, requests), (nginx, requests))
 
 
 def test_get_and_plain_aiohttp(benchmark: Benchmark, files: Filled) -> None:
     requests = random_gets(ROUTE + "{user}", COPIED)
     with service_of(files.url) as service, aiohttp_of(service) as peer:
         must_be_alike(service.url + ROUTE + COPIED[0], peer.url + ROUTE + COPIED[0])
-        what = "a GET among 1,000 users in files"
-        compare(
-            benchmark, what, "one route of aiohttp over a dict", lambda: saturate(service, requests),
-            lambda: saturate(peer, requests),
-        )  # fmt: skip
+        names = "a GET among 1,000 users in files", "one route of aiohttp over a dict"
+        compare(benchmark, names, (service, requests), (peer, requests))
 
 
 def test_get_from_redis_and_webdis(
@@ -115,20 +107,15 @@ def test_get_from_redis_and_webdis(
     users = ids(redis.shape.users)
     ours, theirs = random_gets(ROUTE + "{user}", users), random_gets(f"/GET/{PLAIN}{USER}{{user}}", users)
     with service_of(redis.url) as service, webdis_of(redis_server) as webdis:
-        what = f"a GET among {redis.shape.users:,} users in Redis"
-        compare(
-            benchmark, what, "webdis on one thread", lambda: saturate(service, ours), lambda: saturate(webdis, theirs)
-        )
+        names = f"a GET among {redis.shape.users:,} users in Redis", "webdis on one thread"
+        compare(benchmark, names, (service, ours), (webdis, theirs))
 
 
 def test_get_from_redis(benchmark: Benchmark, redis: Filled, files: Filled) -> None:
     requests = random_gets(ROUTE + "{user}", ids(redis.shape.users))
     with service_of(redis.url) as service, service_of(files.url) as other:
-        what = f"a GET among {redis.shape.users:,} users in Redis"
-        compare(
-            benchmark, what, "the same from files", lambda: saturate(service, requests),
-            lambda: saturate(other, requests),
-        )  # fmt: skip
+        names = f"a GET among {redis.shape.users:,} users in Redis", "the same from files"
+        compare(benchmark, names, (service, requests), (other, requests))
 
 
 def write_lists(path: Path, users: int) -> None:

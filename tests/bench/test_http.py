@@ -273,13 +273,6 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(arguments: tuple[str, ...], 
     assert json.loads(as_json.stderr)["error"]
 
 
-def test_every_verb_shows_an_example_and_names_its_exit_codes() -> None:
-    for verb in ("http", "stores", "reference", "compare"):
-        shown = bench(verb, "--help").stdout
-        assert f"hotplate bench {verb}" in shown.partition("Example:")[2]
-        assert "Exit codes: 0 " in shown
-
-
 def test_without_the_sdk_of_azure_everything_else_is_measured() -> None:
     measured = "hotplate.bench.http, hotplate.bench.stores.report, hotplate.report_page, hotplate.cli.bench"
     program = f"import sys; sys.modules['azure'] = None; import {measured}"
