@@ -17,10 +17,11 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext, suppres
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, ReleaseId, State
+from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import Checksum
@@ -31,12 +32,24 @@ from hotplate.stores.errors import (
     ReleaseCorrupt,
     ReleaseNotFound,
     StoreError,
+    StoreFull,
     StoreUnavailable,
 )
+from hotplate.stores.file.store import CatalogueFile, LmdbStore
+from hotplate.stores.folders import temporary_folder
 from hotplate.stores.keys import META
 from hotplate.stores.lifecycle import SWAP_ATTEMPTS, activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
-from hotplate.stores.store import Diagnosed, Plan, Row, Store
+from hotplate.stores.store import (
+    BATCH_ROWS,
+    Diagnosed,
+    Estimate,
+    Plan,
+    ProvisionedStore,
+    PublishCounts,
+    Row,
+    Store,
+)
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
 log = logging.getLogger(__name__)
@@ -454,7 +467,7 @@ async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0)
     """
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + wait_s
-    writer = f"{_writer(run)}{secrets.token_hex(4)}"
+    writer = f"{RUNNER}{run}-{secrets.token_hex(4)}"
 
     def step(found: Catalogue) -> Catalogue:
         _check_others(found, run)
@@ -463,7 +476,7 @@ async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0)
             return changes.begin(found, DraftRef(release, secrets.token_hex(6), writer))
         if entry.state is not State.DRAFT or entry.writer == writer:
             return found
-        if entry.writer.startswith(_writer(run)):
+        if entry.writer.startswith(f"{RUNNER}{run}-"):
             found = changes.end_lease(found, DraftRef(entry.id, entry.incarnation, entry.writer))
         return changes.take_over(found, DraftRef(entry.id, entry.incarnation, writer))
 
@@ -528,16 +541,80 @@ def _entry_of(found: Catalogue, run: str, release: ReleaseId) -> Release | None:
     return entry
 
 
-def _writer(run: str) -> str:
-    return f"{RUNNER}{run}-"
-
-
 def _check_others(found: Catalogue, run: str) -> None:
     for entry in found.releases:
         left_s = entry.lease_left_s(found.now)
         is_run = entry.state is State.DRAFT and entry.writer.startswith(RUNNER)
-        if is_run and left_s > 0 and not entry.writer.startswith(_writer(run)):
+        if is_run and left_s > 0 and not entry.writer.startswith(f"{RUNNER}{run}-"):
             raise ReleaseConflict(
                 f"another run is writing release {entry.id} in this store, and its lease runs for {left_s:.0f} s more; "
                 "wait for its end, or give --wait SECONDS"
             )
+
+
+async def estimate(store: Store, run: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:
+    """Run *run*, a publish, into a stand-in for *store*, with its catalogue, and return what it would take.
+
+    Raises StoreFull if it cannot fit.
+    """
+    if isinstance(store, ProvisionedStore):
+        found, error = await store.try_catalogue()
+    else:
+        found, error = await store.catalogue(), ""
+    with temporary_folder("estimate") as folder:
+        stand_in = _StandIn(folder, store, found)
+        try:
+            manifest = await run(stand_in)
+        finally:
+            await stand_in.close()
+    key, value = manifest.key_row
+    plan = Plan(manifest.rows + 1, manifest.bytes + len(key) + len(value))
+    if not isinstance(store, ProvisionedStore):
+        return Estimate(plan.rows, plan.payload_bytes, fits=True if isinstance(store, Diagnosed) else None)
+    stand_in.counts.checked = len(manifest.sample) + len(manifest.segments)
+    made = store.estimate(plan, stand_in.counts, first=not found.generation, live=live)
+    if not error:
+        return made
+    note = f"assumed: nothing was published there before; it could not be read: {error}"
+    return replace(made, notes=(note, *made.notes))
+
+
+class _StandIn(LmdbStore):
+    """Files with the catalogue and the free space of another store, which count what is written."""
+
+    def __init__(self, folder: Path, store: Store, catalogue: Catalogue) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        super().__init__(folder, lambda: catalogue.now + clock() - began)
+        if catalogue.generation:
+            CatalogueFile(folder).replace(catalogue)
+        self.batch = store.batch
+        self.counts = PublishCounts(erased=0)
+        self._store = store
+
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
+        if isinstance(self._store, Diagnosed):
+            await self._store.check_room(draft, plan)
+        with self._in_scratch():
+            await super().create(draft, plan)
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        with self._in_scratch():
+            await super().put(draft, rows, part)
+        if isinstance(self._store, ProvisionedStore):
+            self.counts.sizes.update(map(self._store.row_bytes, rows))
+            self.counts.batches += -(-len(rows) // BATCH_ROWS)
+
+    async def erase(self, release: ReleaseRef) -> None:
+        self.counts.erased += 1
+        await super().erase(release)
+
+    @contextmanager
+    def _in_scratch(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreFull as error:
+            raise StoreFull(
+                f"a dry run writes the release into a temporary folder: {error}. Or set TMPDIR to a folder with more "
+                f"room"
+            ) from error

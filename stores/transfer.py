@@ -11,11 +11,19 @@ from hotplate.stores.catalogue import DraftRef, Release, ReleaseId, ReleaseRef, 
 from hotplate.stores.compression import EncodedRows
 from hotplate.stores.erasure import ErasedUsers, erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
-from hotplate.stores.estimate import estimate
 from hotplate.stores.keys import MANIFEST, META
 from hotplate.stores.lifecycle import scale_down
 from hotplate.stores.manifest import Manifest, Tally
-from hotplate.stores.publication import COPIER, DRAFT_POLL_S, WriteResult, become_writer, begin, go_live, write
+from hotplate.stores.publication import (
+    COPIER,
+    DRAFT_POLL_S,
+    WriteResult,
+    become_writer,
+    begin,
+    estimate,
+    go_live,
+    write,
+)
 from hotplate.stores.store import Estimate, Plan, Row, Store
 from hotplate.stores.users import check_copied, take_over_erasures
 from hotplate.stores.verification import OnProgress, load_manifest, read_rows, unreported, verify

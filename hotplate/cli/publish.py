@@ -317,7 +317,7 @@ async def _estimate(
     """Write to a stand-in for *store*, but compare with the live release of the store itself."""
     from hotplate.offline.publish import publish
     from hotplate.stores.compression import default_encoding
-    from hotplate.stores.estimate import estimate
+    from hotplate.stores.publication import estimate
 
     how = replace(options.settings, encoding=options.settings.encoding or default_encoding(store), force=True)
     written: list[WriteResult] = []

@@ -9,9 +9,9 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.encoding import HEADER_BYTES
 from hotplate.stores.errors import StoreFull
-from hotplate.stores.estimate import estimate
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.manifest import Manifest
+from hotplate.stores.publication import estimate
 from hotplate.stores.store import Plan, Row, Store
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import batches

@@ -39,15 +39,19 @@ async def damaged(store: MemoryStore, release: ReleaseId, *keys: str) -> None:
         rows[key] = bytes(value)
 
 
-async def test_verify_and_scrub_name_the_keys_that_are_damaged() -> None:
-    store = MemoryStore()
+async def test_verify_and_scrub_count_damaged_rows_and_name_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "KEPT", 4)
+    monkeypatch.setattr(verification, "CHUNK_ROWS", 3)
+    store, keys = MemoryStore(), [f"user:{n:03}" for n in range(9)]
     live = await publish(store)
     ref = await ref_of(store, live)
     assert (await scrub(store, ref, rows_per_s=1e6)).damaged == []
-    await damaged(store, live, *(f"user:{n:03}" for n in range(5)))
+    await damaged(store, live, *keys)
     found = await scrub(store, ref, rows_per_s=1e6)
-    assert (found.rows, found.damaged) == (len(ROWS) + 1, [f"user:{n:03}" for n in range(5)])
-    with pytest.raises(ReleaseCorrupt, match=r"damaged: 'user:000', 'user:001', 'user:002' and 2 more"):
+    assert (found.rows, found.count, found.damaged) == (len(ROWS) + 1, 9, keys[:4])
+    named = f"9 of {found.total:,} rows are damaged: 'user:000', 'user:001', 'user:002' and 6 more; "
+    assert found.finding.startswith(named)
+    with pytest.raises(ReleaseCorrupt, match=r"damaged: 'user:000', 'user:001', 'user:002' and 6 more"):
         await verify(store, ref)
 
 
@@ -239,15 +243,3 @@ async def test_draft_is_taken_over_after_its_lease_expired_but_not_while_renewed
     with pytest.raises(ReleaseConflict, match="is being written by another process"):
         await publication.take_over(store, draft.id)
     keeping.cancel()
-
-
-async def test_more_damage_than_is_kept_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "KEPT", 4)
-    monkeypatch.setattr(verification, "CHUNK_ROWS", 3)
-    store, keys = MemoryStore(), [f"user:{n:03}" for n in range(9)]
-    live = await publish(store)
-    await damaged(store, live, *keys)
-    found = await scrub(store, await ref_of(store, live), rows_per_s=1e6)
-    assert (found.count, found.damaged) == (9, keys[:4])
-    named = f"9 of {found.total:,} rows are damaged: 'user:000', 'user:001', 'user:002' and 6 more; "
-    assert found.finding.startswith(named)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import lmdb
 import pytest
 
-from hotplate.stores.file import catalogue as catalogue_file
+from hotplate.stores.file import store as file_store
 from hotplate.stores.file.draft import DraftFile
 
 T = TypeVar("T")
@@ -253,7 +253,7 @@ def _patch_files(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "stat", stat)
     patch.setattr(os, "open", open_)
     patch.setattr(io, "open", open_file)
-    patch.setattr(catalogue_file, "open", open_file, raising=False)
+    patch.setattr(file_store, "open", open_file, raising=False)
     for name in ("rename", "link", "unlink"):
         patch.setattr(os, name, _stepped(name, getattr(os, name)))
 

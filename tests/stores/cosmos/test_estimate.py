@@ -13,8 +13,8 @@ from hotplate.stores.cosmos.charges import bill_of, load, typical_ru
 from hotplate.stores.cosmos.rows import container_of
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.estimate import estimate
 from hotplate.stores.manifest import Manifest
+from hotplate.stores.publication import estimate
 from hotplate.stores.store import Estimate, Plan, Provisioned, Row, Store
 from hotplate.stores.transfer import copy, estimate_copy
 from tests.support.cosmos_simulation import SimulatedAccount, simulated, with_simulation

@@ -10,7 +10,7 @@ import pytest
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
-from hotplate.stores.file import catalogue as catalogue_file
+from hotplate.stores.file import store as file_store
 from hotplate.stores.file.draft import file_bytes
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import prune
@@ -85,7 +85,7 @@ async def test_more_rows_than_planned_are_written_all_the_same(
 
 
 async def test_a_stuck_lock_is_an_error_and_not_a_hang(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue_file, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(file_store, "LOCK_TIMEOUT_S", 0.05)
     await published(store)
     with (store.folder / "catalogue.lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -10,8 +10,7 @@ import pytest
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull
 from hotplate.stores.file import file_format
-from hotplate.stores.file.catalogue import CatalogueFile
-from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.store import Plan, Row
 from tests.support.system_calls import Killed, Process, Schedule, finish, patch_calls, run, schedules
 
