@@ -47,18 +47,7 @@ if TYPE_CHECKING:  # also parsed by `_homes`
         StoreUnavailable,
     )
     from hotplate.stores.keys import META
-    from hotplate.stores.store import (
-        Diagnosed,
-        Finding,
-        Level,
-        LocalReader,
-        Observer,
-        Plan,
-        Reader,
-        Row,
-        Slot,
-        Store,
-    )
+    from hotplate.stores.store import Diagnosed, Finding, Level, LocalReader, Observer, Plan, Reader, Row, Slot, Store
 
     __version__: str
 

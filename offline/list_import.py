@@ -27,16 +27,7 @@ from hotplate.offline.input.files import (
     input_files,
     named_paths,
 )
-from hotplate.offline.input.tables import (
-    ROW,
-    Rows,
-    Table,
-    TableShape,
-    id_reasons,
-    open_tables,
-    text_of,
-    titles_of,
-)
+from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, id_reasons, open_tables, text_of, titles_of
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER

@@ -264,11 +264,7 @@ def build(settings: type[T], given: Mapping[str, Any]) -> T:
 
 
 def from_table(
-    settings: type[T],
-    table: Mapping[str, Any],
-    where: str,
-    folder: Path,
-    without: Collection[str] = (),
+    settings: type[T], table: Mapping[str, Any], where: str, folder: Path, without: Collection[str] = ()
 ) -> T:
     """Return settings from a TOML table with the flags as keys; the environment wins over it.
 

@@ -243,8 +243,7 @@ def revoke(
 def ship(
     folder: Annotated[Path, Argument("The folder of `hotplate serve --events`.", "FOLDER")],
     to: Annotated[
-        str,
-        Flag("A folder or a URL of an installed fsspec file system, as abfs://…", metavar="URL", prefix="EVENTS_"),
+        str, Flag("A folder or a URL of an installed fsspec file system, as abfs://…", metavar="URL", prefix="EVENTS_")
     ],
     as_json: Json = False,
 ) -> None:
@@ -270,8 +269,7 @@ def ship(
 
 @events.command()
 def report(
-    source: Annotated[str, Argument("A folder of closed segments, or its URL.", "FOLDER|URL")],
-    as_json: Json = False,
+    source: Annotated[str, Argument("A folder of closed segments, or its URL.", "FOLDER|URL")], as_json: Json = False
 ) -> None:
     """Report the click-through rate by release, role (live, canary or other) and position in the list.
 

@@ -243,12 +243,7 @@ def _lead(differences: Values) -> Lead:
 
 
 def as_published(
-    model: Model,
-    rules: Rules,
-    length: int,
-    *,
-    keep_seen: bool,
-    on_iteration: Callable[[int, int], None] | None = None,
+    model: Model, rules: Rules, length: int, *, keep_seen: bool, on_iteration: Callable[[int, int], None] | None = None
 ) -> dict[str, Any] | None:
     """Return the metrics of the lists of *model* as published, in the form of `Evaluation.to_json`; None if unknown.
 

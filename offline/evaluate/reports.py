@@ -366,7 +366,7 @@ def model_report(path: Path) -> Report:
         kind=f"evaluate report {path}",
         sentence=f"{sentence}.",
         rows=(*_metrics(record), *_lists(model, items)),
-        plots=(*_tail_plots(model, items), *_search_plot(tuning)),
+        plots=(_tail_plot(model, items),),
         tables=(*_search_table(tuning), *(_sample(model, user, row) for user, row in own)),
         notes=(*(remarks if good else ()), *([_split_in_words(record)] if record else ()), _METHOD),
         broken=() if good else remarks or ("no baseline was beaten",),
@@ -449,7 +449,7 @@ def _lists(model: Model, items: Indices) -> Iterator[Row]:
         yield Row(subject, name, "", getattr(found, name), main=False)
 
 
-def _tail_plots(model: Model, items: Indices) -> Iterator[Plot]:
+def _tail_plot(model: Model, items: Indices) -> Plot:
     history = users_per_item(model.matrix.user_items)
     listed, order = np.bincount(items[items >= 0], minlength=len(history)), by_popularity(history)
     ranks = np.unique(np.geomspace(1, len(order), _POINTS).round().astype(np.int64))
@@ -458,20 +458,7 @@ def _tail_plots(model: Model, items: Indices) -> Iterator[Plot]:
         for name, counts in (("of all interactions", history), ("of all places in lists", listed))
     )
     most = f"the most popular of {len(order):,} items"
-    yield Plot("The long tail", most, "share", curves, y_unit="share", log_x=True, caption=_LONG_TAIL)
-    depths = range(1, items.shape[1] + 1)
-    reached = tuple(float(len(np.unique(items[:, :depth][items[:, :depth] >= 0]))) for depth in depths)
-    curve = (Curve("items", tuple(map(float, depths)), reached),)
-    yield Plot("Coverage", "first places of each list", "different items", curve, points=True)
-
-
-def _search_plot(tuning: Record) -> Iterator[Plot]:
-    trials, curves = tuning.get("trials", ()), list[Curve]()
-    for engine in dict.fromkeys(each["engine"] for each in trials):
-        found = {float(number): each["ndcg"] for number, each in enumerate(trials, 1) if each["engine"] == engine}
-        curves.append(Curve(engine, tuple(found), tuple(found.values())))
-    if curves:
-        yield Plot("The search for parameters", "trial", "nDCG", tuple(curves), points=True)
+    return Plot("The long tail", most, "share", curves, y_unit="share", log_x=True, caption=_LONG_TAIL)
 
 
 def _search_table(tuning: Record) -> Iterator[TextTable]:
