@@ -379,11 +379,6 @@ class LoadGenerator:
         )
 
 
-async def drive(load: Load) -> Result:
-    """Run *load* in the running event loop."""
-    return await LoadGenerator(load).run()
-
-
 class LoadWorker:
     """A process for the runs of one measurement; a context manager.
 

@@ -103,13 +103,7 @@ class Inputs:
     request_ms: float = _input("ms", "of a request in a pod", 10.0, "the read SLA of Cosmos DB at p99", low=1e-3)
     pod_concurrency: int = _input("requests", "that a pod holds at once", 64, "a guess", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
-    request_cpu_us: float = _input(
-        "µs",
-        "of CPU of a request",
-        30.0,
-        "27.6 from files, 29.1 from Redis, 36 more from Cosmos DB (measuring.md)",
-        low=0.1,
-    )
+    request_cpu_us: float = _input("µs", "of CPU of a request", 30.0, "27.6 from files, 29.1 from Redis", low=0.1)
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
     pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)

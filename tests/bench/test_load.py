@@ -1,4 +1,4 @@
-"""The load generator against small servers on loopback that misbehave on purpose."""
+"""The load generator against misbehaving servers on loopback."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotplate.bench.loadgen.generator import drive
+from hotplate.bench.loadgen.generator import LoadGenerator
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 
@@ -56,6 +56,10 @@ async def serving(act: Act) -> AsyncIterator[str]:
         for each in made:
             each.transport.abort()
         await asyncio.sleep(0)
+
+
+async def drive(load: Load) -> Result:
+    return await LoadGenerator(load).run()
 
 
 def adds_up(result: Result) -> bool:
