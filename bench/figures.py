@@ -27,6 +27,8 @@ STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations"
 REPORTS = ("stores", "ru")
 # The README has the reports and the comparisons with peers, docs/measuring.md the other benchmarks.
 PEERS = "peers"
+# Columns for which the README has no room.
+OMITTED = {"reads/s per 100 RU/s", "lists published/s", "USD/month autoscale"}
 
 
 class Line(NamedTuple):
@@ -99,9 +101,9 @@ def _figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[floa
 
 
 def table_of_report(report: Report) -> str:
-    """Return the main rows as a table, with a line for each subject and a column for each figure."""
+    """Return the main rows as a table, with a line for each subject and a column for each figure not OMITTED."""
     main = [row for row in report.rows if row.main]
-    names = list(dict.fromkeys(row.figure for row in main))
+    names = [name for name in dict.fromkeys(row.figure for row in main) if name not in OMITTED]
     subjects = dict.fromkeys(row.subject for row in main)
     head = f"{report.head}\n\n" if report.head else ""
     rows = ([subject, *(_cell(report, subject, name) for name in names)] for subject in subjects)
