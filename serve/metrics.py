@@ -1,10 +1,9 @@
 """The table of metrics, and the counters shared by all workers of a service.
 
-The layout of the counters, the Prometheus text and the OpenTelemetry metrics are loops over TABLE. Metrics that are
-read from the workers' states are in the table of `hotplate.serve.telemetry.exposition`.
+Metrics that are read from the workers' states are in the table of `hotplate.serve.telemetry.exposition`.
 
-Each worker counts in one slot of a shared memory map, eight bytes per number. Counting takes a fraction of a
-microsecond, a scrape adds up the slots, and a new worker continues the counts of the one it replaces.
+Each worker counts in one slot of a shared memory map, eight bytes per number. A scrape adds up the slots, and a new
+worker continues the counts of the one it replaces.
 """
 
 import mmap
@@ -15,7 +14,7 @@ from itertools import product
 from typing import Final, Literal
 
 Labels = tuple[str, ...]
-# One number per series, or the buckets and the sum of a histogram.
+# By series one number, or the buckets and the sum of a histogram.
 CountsByLabels = dict[Labels, list[float]]
 
 BUCKETS_S = (
@@ -40,7 +39,7 @@ SHED = (
 )  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
-# Results of a cache lookup; `shared` waits for a read in progress.
+# `shared` waits for a read in progress.
 CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
 SOURCES = ("personal", "similar", "popular", "fold-in")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
@@ -55,14 +54,12 @@ EVENT_ROLES: tuple[ReleaseRole, ...] = (*ROLES, OTHER_RELEASE)
 THROTTLED = "throttled"
 # A read of a list costs 1 to 3 RU.
 BUCKETS_RU = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
-# Failures other than throttling.
 FAILURES = (
     "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused", OTHER,
 )  # fmt: skip
 # Custom types count as one. An event is durable, refused (queue full, disk failed), or of unknown outcome (late).
 EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
 EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
-# Positions in a list.
 COUNTED_POSITIONS = 10
 POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
 SPANS = (SPANS_EXPORTED, SPANS_FAILED, SPANS_DROPPED) = "exported", "failed", "dropped"
@@ -78,7 +75,7 @@ class Metric:
     name: str
     help: str
     labels: Mapping[str, tuple[str, ...]]
-    """The values of each label."""
+    """With their values."""
     buckets: tuple[float, ...] = ()
     shown: str = "all"
     """Which series Prometheus gets: `all`, those that have `counted`, `none`. Any other word names a group of rows:
@@ -218,10 +215,6 @@ class Metrics:
         own[cell + CHARGES.cells - 1] += ru
         self.count_in(CHARGED_RU, tier, number=ru)
         self.count_in(CHARGED, tier)
-
-    def count_spans(self, outcome: str, spans: int = 1) -> None:
-        """Count spans by an outcome of SPANS; not thread-safe for the same outcome."""
-        self.count_in(SPAN_COUNTS, outcome, number=spans)
 
     def count_shed(self, reason: str) -> None:
         """Count a refused or cut request or connection by a reason of SHED."""

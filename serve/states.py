@@ -1,7 +1,6 @@
 """Shared memory of the processes of a service: each worker's state and its last popular lists.
 
-Operators read the states there even if a process hangs. A new worker that finds no release answers with the popular
-lists: a file that is cut under its readers ends all workers, and their successors refuse it.
+The popular lists serve new workers that find no release: a file that is cut ends all workers that map it.
 """
 
 import asyncio
@@ -31,16 +30,14 @@ DEGRADED = "degraded"
 NOT_READY = "not ready"
 DRAINING = "draining"
 SILENT = "silent"
-# The statuses of a worker that can answer.
 ANSWERING = (READY, DEGRADED)
 REPORT_S = 1.0
-# How often the lag of the loop is measured between two reports.
+# Measurements of the loop's lag per report.
 SAMPLES = 4
-# A worker without a report for this long is stuck or gone.
 SILENT_S = 5.0
-# For how many releases per tier lookups are counted.
+# Releases per tier with counted lookups.
 RELEASES = 4
-# Bounds of what is reported for a worker and for each tier.
+# Per worker and per tier.
 SENTENCE_CHARS = 500
 FINDINGS = 5
 
@@ -49,7 +46,6 @@ _CELL_BYTES_PER_TIER = 12_288
 # Allowed difference between the workers' numbers of connections, in addition to an eighth.
 _SPREAD = 4
 _NONE_ACCEPTED = (1 << 64) - 1
-# Popular lists and a manifest.
 _MAX_KEPT_BYTES = MAX_POPULAR_BYTES + (1 << 20)
 _HEAD = Struct("<QQ")  # length and checksum of the value
 _READS = 10
@@ -63,16 +59,15 @@ class TierState(msgspec.Struct, frozen=True):
     findings: list[ServiceFinding]
     breaker_open: bool
     written_at: float | None
-    """When the release was written, by the store's clock."""
+    """By the store's clock."""
     catalogue_age_s: float
     """Time since the catalogue was last confirmed."""
     cache_bytes: int | None = None
-    """Size of the cache; None without one."""
     canary: str | None = None
     canary_counts: BothCounts | None = None
-    """Counts since the start of the canary, of all workers together."""
+    """Of all workers, since the start of the canary."""
     canary_stopped: bool = False
-    """Whether the worker stopped serving the canary because it is worse than the live release."""
+    """Because it is worse than the live release."""
 
     @property
     def detail(self) -> str | None:
@@ -95,14 +90,13 @@ class WorkerState(msgspec.Struct, frozen=True):
     reported_at: float
     """By the monotonic clock, which all processes share."""
     lag_s: float
-    """Maximum delay of the event loop since the last report."""
+    """Maximum since the last report."""
     connections: int
     findings: list[ServiceFinding]
     tiers: list[TierState]
     lookups: dict[str, list[int]]
-    """Hits, misses and errors by release."""
+    """Counts of hits, misses and errors by release."""
     certificate_expires_at: float | None = None
-    """As Unix time; None without TLS."""
 
     @property
     def warnings(self) -> list[str]:
@@ -111,7 +105,7 @@ class WorkerState(msgspec.Struct, frozen=True):
 
     @property
     def unusable_files(self) -> int:
-        """Number of watched files whose current version cannot be used."""
+        """Number of watched files with an invalid current version."""
         return sum(one.source == "file" for one in self.findings)
 
     @property
@@ -134,10 +128,7 @@ def service_status(states: Sequence[WorkerState | None]) -> str:
 
 
 class _Cells:
-    """Values in shared memory with one writer each. Untouched cells take no memory.
-
-    Readers verify the checksum of their copy, so they never see parts of two values.
-    """
+    """Values in shared memory with one writer each. Readers verify the checksum of their copy."""
 
     def __init__(self, cells: int, largest: int) -> None:
         self.largest = largest
@@ -150,7 +141,6 @@ class _Cells:
         self._map[start : start + len(written)] = written
 
     def read(self, cell: int) -> bytes | None:
-        """Return a value; None if there is none, or its writer was killed while writing."""
         start = cell * self._bytes
         for _ in range(_READS):
             length, checksum = _HEAD.unpack_from(self._map, start)
@@ -188,7 +178,7 @@ class SharedStates:
             self.stop_accepting(number)
 
     def write(self, process: int, state: WorkerState) -> None:
-        """Write the state of a process; without its tiers if they do not fit despite their bounds."""
+        """Write the state of a process, without its tiers if they do not fit."""
         payload = msgspec.msgpack.encode(state)
         if len(payload) > self._cells.largest:
             payload = msgspec.msgpack.encode(msgspec.structs.replace(state, tiers=[], lookups={}))
@@ -244,7 +234,7 @@ class SharedStates:
             self._kept.write(worker, payload)
 
     def last_kept(self) -> tuple[str, ServedRelease] | None:
-        """Return the tier and the release, with popular lists only, that were kept last."""
+        """Return the last kept tier and release, with popular lists only."""
         payloads = (self._kept.read(worker) for worker in range(self.workers))
         found = [msgspec.msgpack.decode(payload, type=_Kept) for payload in payloads if payload is not None]
         if not found:
@@ -269,7 +259,7 @@ class Reporter:
         findings: Callable[[], list[ServiceFinding]] = list,
         certificate_expires_at: Callable[[], float | None] = lambda: None,
     ) -> None:
-        """Take callbacks that return the current values; the default status is that of the tiers."""
+        """Take callbacks for the current values; the default status is that of the tiers."""
         self._tiers = tiers
         self._status = status or (lambda: status_of(tiers))
         self._connections = connections
@@ -306,7 +296,6 @@ class Reporter:
         )
 
     def _lookups(self) -> dict[str, list[int]]:
-        """Return the counts of served and recently served releases."""
         for tier in self._tiers:
             for served in tier.follower.all_served:
                 key = tier.name, served.ref.incarnation, served.writer
@@ -322,7 +311,7 @@ class Reporter:
 
 
 def status_of(tiers: Sequence[Tier]) -> str:
-    """Return the status of these tiers: `ready` and `degraded` can answer."""
+    """Return the status of these tiers."""
     if not any(tier.follower.served for tier in tiers):
         return NOT_READY
     whole = all(tier.follower.served and tier.error is None for tier in tiers)

@@ -1,7 +1,6 @@
 """Reload files when their content changes: keys, certificates, a deny-list.
 
-The content is read every POLL_S and compared by hash, so it does not matter how a file is replaced, and a file that
-was unreadable for a while is loaded once it can be read.
+The content is read every POLL_S and compared by hash, so it does not matter how or when a file is replaced.
 """
 
 import asyncio

@@ -1,11 +1,9 @@
-"""Authentication of requests: from headers to a client, its scopes and its rate limit.
+"""Authentication, scopes and rate limits of requests.
 
-A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so response
-times reveal nothing about existing keys. Valid keys are then cached in a dictionary; Python seeds the hash of strings
-per process, so that look-up reveals nothing either.
+Keys come as `X-API-Key` or `Authorization: Bearer`, never in a URL. They are looked up by SHA-256, and valid ones then
+in a dictionary of strings, which Python hashes with a random seed: response times reveal nothing about other keys.
 
-A client with a rate limit has one token bucket in memory shared by all workers, so the limit holds however its
-connections are distributed. The bucket holds BURST_S of tokens; each request takes one.
+A client with a rate limit has one token bucket of BURST_S in memory shared by all workers.
 """
 
 import fcntl
@@ -15,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from hmac import compare_digest
 from ipaddress import ip_address
 from math import ceil
 from pathlib import Path
@@ -53,8 +50,7 @@ BUSY_S = 0.001
 class SharedRates:
     """Token buckets in shared memory; created before the workers.
 
-    Two arrays of MAX_CLIENTS cells of eight bytes: the owner of the bucket (a hash of name and rate), and the time at
-    which the bucket will be full.
+    For each bucket two cells of eight bytes: its owner (a hash of name and rate), and the time when it will be full.
     """
 
     def __init__(self) -> None:
@@ -65,12 +61,9 @@ class SharedRates:
         self.full_at = cells[MAX_CLIENTS * 8 :].cast("d")
 
     def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
-        """Return the bucket of each client with a rate limit, by name; the same one in every worker.
-
-        Cells of removed clients are reused once no free cells are left.
-        """
+        """Return the bucket of each client with a rate limit, by name. Cells of removed clients are reused last."""
         rates = {client.name: client.rate for client in clients if client.rate is not None}
-        # The rate is part of the owner, so a changed rate starts with a full bucket instead of the old rate's debt.
+        # A changed rate starts with a full bucket instead of the old rate's debt.
         owners = {
             name: int.from_bytes(sha256(f"{name} {rate}".encode()).digest()[:8]) | 1 for name, rate in rates.items()
         }
@@ -89,7 +82,7 @@ class SharedRates:
         return {name: Bucket(self, cells[owners[name]], rate) for name, rate in rates.items()}
 
     def try_lock(self, cell: int) -> bool:
-        """Lock one cell against other processes without waiting; return whether that succeeded."""
+        """Lock a cell without waiting; return whether that succeeded."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, cell)
         except OSError:
@@ -102,10 +95,10 @@ class SharedRates:
 
 
 class Bucket:
-    """The token bucket of one client, as seen by one worker.
+    """The token bucket of one client in one worker.
 
-    A worker never waits for the lock: while another process holds it, requests are admitted on credit, which is paid
-    with the next token. The kernel releases the lock of a process that dies.
+    While another process holds its lock, requests are admitted on credit, which is paid with the next token. The
+    kernel releases the lock of a process that dies.
     """
 
     __slots__ = ("_capacity", "_cell", "_credit", "_owed", "_rate", "_refused_until", "_shared")
@@ -148,11 +141,10 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of a request; replaced when the keys are reloaded."""
+    """The sender of a request."""
 
     name: str
     scopes: frozenset[str]
-    digest: bytes = b""
     bucket: Bucket | None = None
 
 
@@ -161,7 +153,7 @@ VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 
 
 class Guard:
-    """Admits or refuses requests. Created before the workers; each of them reloads the keys on its own."""
+    """Admits or refuses requests. Created before the workers, each of which reloads the keys."""
 
     def __init__(
         self,
@@ -177,7 +169,7 @@ class Guard:
         self._verify_token = verify_token
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
-        """Callers by valid key: hashing the key takes longer than the rest of a look-up."""
+        """Callers by valid key: SHA-256 takes longer than the rest of a look-up."""
         self.watched = list[WatchedFiles]()
         if keys:
             use = partial(self._parse, keys, SharedRates())
@@ -187,7 +179,7 @@ class Guard:
         clients = parse(keys, contents[0])
         buckets = rates.buckets(clients)
         callers = {
-            digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name))
+            digest: Caller(client.name, frozenset(client.scopes), buckets.get(client.name))
             for client in clients
             for digest in client.digests()
         }
@@ -219,7 +211,7 @@ class Guard:
             return known
         digest = digest_of(credential)
         known = self._callers.get(digest)
-        if known is not None and compare_digest(known.digest, digest):
+        if known is not None:
             self._seen[credential] = known
             return known
         if self._verify_token is not None and credential.count(".") == 2:
@@ -246,10 +238,9 @@ def scope_of(template: str) -> str | None:
 
 
 def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
-    """Create the guard for these settings.
+    """Create the guard. Without keys, callers on loopback may do everything.
 
-    Without keys, callers on loopback may do everything. Raises ServiceMisused if other machines could call a service
-    that has neither keys nor --anonymous.
+    Raises ServiceMisused if other machines could call a service with neither keys nor --anonymous.
     """
     if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
@@ -259,8 +250,8 @@ def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Gua
         anonymous = frozenset({READ})
     else:
         raise ServiceMisused(
-            f"{settings.host} can be reached from other machines: give --keys FILE to say who may call the service "
-            "(hotplate keys create makes one), or --anonymous to let everybody read"
+            f"{settings.host} can be reached from other machines: give --keys FILE to require keys "
+            "(hotplate keys create makes one), or --anonymous to allow reads without a key"
         )
     return Guard(settings.keys, anonymous=anonymous, verify_token=verify_token)
 

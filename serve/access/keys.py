@@ -29,14 +29,13 @@ T = TypeVar("T")
 
 SCOPES = (READ, EVENTS, ADMIN) = "read", "events", "admin"
 FORMAT = 1
-# A fixed prefix lets people and secret scanners recognize keys.
+# For secret scanners.
 PREFIX = "hp_"
 KEY_BYTES = 32
 MAX_CLIENTS = 1000
 MAX_FILE_BYTES = 1 << 20
 LOCK_TIMEOUT_S = 5.0
 IF_MISSING = "; make it with: hotplate keys create NAME --scope read"
-# Names appear in logs and tables unescaped.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -79,7 +78,7 @@ def digest_of(key: str) -> bytes:
 
 
 def load(path: Path) -> tuple[KeyHolder, ...]:
-    """Read the clients in the file at *path*; raises KeysUnreadable, which never quotes the file."""
+    """Read a file of keys; raises KeysUnreadable, which never quotes the file."""
     try:
         with path.open("rb") as file:
             return parse(path, file.read(MAX_FILE_BYTES + 1))
@@ -89,7 +88,7 @@ def load(path: Path) -> tuple[KeyHolder, ...]:
 
 
 def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
-    """Parse the content of the file at *path*; raises KeysUnreadable, which never quotes the file."""
+    """Parse the content of a file of keys, like `load`."""
     try:
         return _parse(text)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
@@ -109,7 +108,7 @@ def _parse(text: bytes) -> tuple[KeyHolder, ...]:
 
 
 def _plain(error: msgspec.MsgspecError) -> str:
-    """Return the location of a parse error without the values that msgspec quotes."""
+    """Return the location of a parse error, without values that msgspec quotes."""
     _, is_placed, place = str(error).partition(" - at `$")
     if not is_placed:
         return "it is not JSON of this kind, or was cut off"
@@ -147,11 +146,7 @@ class CreatedKey:
 
 
 def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = None) -> CreatedKey:
-    """Create a key for the client *name*, its second one if it has one; a new client gets *scopes* and *rate*.
-
-    Raises ServiceMisused for an invalid name or scope, for a client with two keys, and for scopes or a rate other than
-    those of an existing client.
-    """
+    """Create the first or second key of a client; a new client gets *scopes* and *rate*. Raises ServiceMisused."""
     if not NAME.fullmatch(name):
         raise ServiceMisused("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")
     if strange := set(scopes) - set(SCOPES):
@@ -182,10 +177,9 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
 
 
 def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
-    """Revoke the `primary` or `secondary` key of a client, or the client; return the client if it has a key left.
+    """Revoke the `primary` or `secondary` key of a client, or all; return the client if it has a key left.
 
-    If the primary key is revoked, the secondary one becomes primary. Raises ServiceMisused for an unknown client or
-    key.
+    A secondary key then becomes primary. Raises ServiceMisused for an unknown client or key.
     """
 
     def take(clients: dict[str, KeyHolder]) -> KeyHolder | None:

@@ -1,7 +1,7 @@
 """The writer of events: a thread that writes and flushes all waiting events at once (group commit).
 
-Requests wait until their events are on the disk. A slow disk delays answers, but does not limit throughput: events that
-arrive during a commit share the next one.
+Requests wait until their events are on the disk. Events that arrive during a commit share the next one, so a slow disk
+delays answers, but does not limit throughput.
 """
 
 import asyncio

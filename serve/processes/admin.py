@@ -134,11 +134,6 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     is_local = is_loopback(host)
     guard = None if is_local else context.guard
     certificate = None if is_local else context.certificate
-    watched = [
-        *(guard.watched if guard else []),
-        *([certificate.watched] if certificate else []),
-        *context.deny_list.watched,
-    ]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(lifeline, stop.set)
@@ -154,7 +149,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     report = _metric_report(context)
 
     async with (
-        following(watched),
+        following(context.watched),
         console.opened,
         background(Reporter(()).run(partial(context.states.write, context.settings.workers))),
     ):

@@ -1,8 +1,4 @@
-"""Probes, answered by the parent process over plain HTTP and without keys.
-
-They therefore depend neither on a single child nor on the number of clients. The parent has no event loop; it serves
-these few connections whenever it waits.
-"""
+"""Probes, answered by the parent process over plain HTTP and without keys, independently of its children."""
 
 import selectors
 import socket
@@ -25,7 +21,7 @@ REQUEST_S = 5.0
 REQUEST_BYTES = 4096
 # Time until the first report of a worker after the start of the service.
 START_S = 30.0
-# Maximum silence added by one look: while the parent itself was paused, it could not hear reports.
+# Maximum silence per look: a paused parent hears no reports.
 LOOK_S = 2.0
 
 # Returns the HTTP status and the `status` of the body.

@@ -1,8 +1,7 @@
 """Logging of the processes of a service: to standard error without blocking, and to the console.
 
-A full pipe would block a process that logs, and a blocked parent replaces no worker. Lines are therefore buffered up to
-a bound and then dropped and counted. The latest lines of all processes also go to the admin process, through a
-socket that preserves messages and drops them when it is full.
+A full pipe must not block the parent, which replaces workers: lines are buffered up to a bound, then dropped and
+counted. The latest lines of all processes also go to the admin process.
 """
 
 import io
@@ -151,10 +150,7 @@ def without_secrets(text: str) -> str:
 
 
 class SharedLog(logging.Handler):
-    """The latest lines of all processes, without secrets. Every process logs here; the admin process reads.
-
-    Created before the processes.
-    """
+    """The latest lines of all processes, without secrets, for the admin process; created before the processes."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)

@@ -1,8 +1,7 @@
 """The parent process of a service: it holds the sockets, and starts and replaces the workers and the admin process.
 
 Even a single worker has a parent: a file that is cut kills the processes that map it, which must not end the service.
-The parent has neither an event loop nor threads, so it can fork at any time. It waits for signals and probes, and
-checks its children once a second.
+The parent has neither an event loop nor threads, so it can fork at any time.
 """
 
 import asyncio
@@ -60,7 +59,7 @@ TICK_S = 1.0
 # Time without a report after which a child is replaced; the second if another worker can answer.
 STUCK_S = 30.0
 STUCK_BESIDE_OTHERS_S = 6.0
-# Pause after a failed system call of the parent, and minimum time between two logs of such failures.
+# After a failed system call of the parent, and between two logs of that.
 FAILED_PAUSE_S = 0.5
 LOG_EVERY_S = 60.0
 
@@ -156,7 +155,7 @@ def _reserve(settings: ServiceSettings) -> _Listeners:
     admin = reserve(settings.admin_host, settings.admin_port, "admin-")
     if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
         raise ServiceMisused(
-            f"{settings.admin_host} can be reached from other machines: give --keys FILE to say who is an operator "
+            f"{settings.admin_host} can be reached from other machines: give --keys FILE with a key for operators "
             "(hotplate keys create --scope admin makes one), or --admin-host an address of loopback, as 127.0.0.1"
         )
     admin.listen()
@@ -169,7 +168,7 @@ def _url(host: str, listener: socket.socket, certificate: Certificate | None) ->
 
 
 class _Signals:
-    """Signals of the parent. Each one is written to a socket pair, which ends the parent's wait."""
+    """Signals of the parent: Python writes each one to a socket, which ends the parent's wait."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._reading, self._writing = socket.socketpair()
@@ -316,8 +315,7 @@ class _Supervisor:
     def _end_silent(self) -> None:
         """Abort a child that has not reported for too long, which logs its stack.
 
-        Workers are replaced one at a time, after the previous successor has reported: if all hang, they probably wait
-        for the same resource.
+        Only one worker at a time, after the last new one has reported: if all hang, they wait for the same resource.
         """
         silent_s = self._health.silent_s
         silent = [one for one in self._children if one.pid and silent_s[one.number] > self._patience_s(one)]
@@ -340,10 +338,7 @@ class _Supervisor:
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
     def _ended(self) -> Iterator[tuple[_Child, int]]:
-        """Yield each child that has ended, with its exit code (negative for a signal).
-
-        As the first process of a container it also reaps orphans.
-        """
+        """Yield each child that has ended, with its exit code. As process 1 of a container it also reaps orphans."""
         with suppress(ChildProcessError):  # no children are left
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)

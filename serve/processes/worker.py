@@ -20,7 +20,7 @@ from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.events.writer import EventWriter
-from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
+from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, SPAN_COUNTS, Metrics, ReleaseRole
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.reader import NotReady, TieredReader, log_defect, open_reader
 from hotplate.serve.settings import ServiceSettings
@@ -107,9 +107,8 @@ async def run_worker(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish accepted requests and return.
 
-    The worker listens, and calls *announce*, once it has tried to read its stores and has a release, or no other worker
-    answers. After SIGTERM it accepts connections until the drain delay has passed. If the parent, which holds
-    *lifeline* open, is gone, it ends within ORPHAN_DRAIN_S.
+    The worker listens, and calls *announce*, once `prepared`. If the parent, which holds *lifeline* open, is gone, it
+    ends within ORPHAN_DRAIN_S.
     """
     settings, certificate = context.settings, context.certificate
     context.metrics.use_slot(number)
@@ -198,7 +197,7 @@ def _span_queue(context: ProcessContext) -> "SpanQueue | None":
         return None
     from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra
 
-    return SpanQueue(telemetry, context.metrics.count_spans)
+    return SpanQueue(telemetry, lambda outcome, spans: context.metrics.count_in(SPAN_COUNTS, outcome, number=spans))
 
 
 def _access_log(context: ProcessContext) -> AccessLog | None:

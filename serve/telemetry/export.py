@@ -1,7 +1,6 @@
 """Export of spans and metrics with OpenTelemetry's SDK; imported only if telemetry is on.
 
-A worker hands its spans to the SDK's batch processor without waiting; spans that do not fit its queue are dropped and
-counted. The admin process sends metrics, made from the counters of `/metrics`.
+Workers send spans. The admin process sends metrics, made from the counters of `/metrics`.
 """
 
 import logging
@@ -56,8 +55,7 @@ log = logging.getLogger(__name__)
 SCOPE = InstrumentationScope("hotplate", version("hotplate"))
 # These loggers report each request and each failure, which the span queue logs once and counts.
 NOISY = ("opentelemetry.exporter", "opentelemetry.sdk", "azure.monitor", "azure.core.pipeline")
-# Stops Azure Monitor's exporters from sending statistics about themselves, fetching settings, and sending a resource
-# metric through a tracer provider.
+# Stops Azure Monitor's exporters from sending statistics about themselves and fetching settings.
 AZURE_MONITOR_OFF = (
     "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL",
     "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED",
@@ -127,10 +125,7 @@ def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
 
 
 class SpanQueue(SpanExporter):
-    """The outgoing spans of one worker; created after the fork, because it starts a thread.
-
-    It is the exporter of a batch processor, in whose thread it converts spans for the SDK.
-    """
+    """The outgoing spans of one worker, and the exporter of their batch processor; created after the fork."""
 
     def __init__(
         self, settings: TelemetrySettings, count: Callable[[str, int], None], exporter: SpanExporter | None = None
