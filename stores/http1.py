@@ -1,8 +1,7 @@
-"""A small HTTP/1.1 client for JSON services: keep-alive, one request at a time on each connection, deadlines, TLS.
+"""HTTP/1.1 client for requests built as bytes: keep-alive, deadlines, TLS, no pipelining.
 
-It parses responses (httptools); callers build requests as bytes. A request takes 16 to 23 µs of CPU, through a tuned
-aiohttp client 97 to 146. `ClientConnection` reports to a listener, as load generators need it; `ConnectionPool` has an
-awaitable `request`.
+A request takes 16 to 23 µs of CPU; through a tuned aiohttp client it takes 97 to 146. `ClientConnection` reports to a
+listener, for load generators; `ConnectionPool` has an awaitable `request`.
 """
 
 import asyncio
@@ -17,32 +16,29 @@ from hotplate.stores.deadlines import Deadlines
 from hotplate.stores.throttle import Backoff
 
 Tag = TypeVar("Tag")
-# Why a request has no response: no connection, one that ended, bytes that are not a response, or none in time.
+# Why a request has no response.
 FailureKind = Literal["connect", "reset", "malformed", "timeout"]
 
-# The limit for opening a connection, TLS handshake included.
+# Time limit of a connect, including the TLS handshake.
 CONNECT_S = 2.0
-
-# The first and the longest pause after a failed connect; until it is over, requests fail at once.
+# First and longest pause after a failed connect; requests fail at once until it is over.
 PAUSE_S = (0.05, 2.0)
-
-# Connections idle for this long are not used again: load balancers forget them without a word.
+# Connections are closed after this time idle: load balancers drop them silently.
 IDLE_S = 60.0
-
-# After a reset, connections idle for this long are closed, too: the server has probably ended them as well.
+# After a reset, connections idle for this time are closed, too: the server has probably closed them.
 STALE_S = 2.0
 
 # 1xx is unexpected: requests never carry `Expect`.
 FINAL_STATUS = 200
 END_OF_HEAD = b"\r\n\r\n"
-# What every response begins with. The parser skips empty lines before it, which can only be left over from another one.
+# The parser would skip empty lines before a response, which can only belong to an earlier one.
 FIRST_BYTE = b"H"
 
 
 class RequestFailed(Exception):
-    """A request has no response; `kind` says why. The server may have acted on it, except for `connect`.
+    """A request has no response; the server may have processed it, unless `kind` is `connect`.
 
-    `retry_after_s` says when the next connection is tried, for a request that was not sent.
+    `retry_after_s` is the time until the next connect, for a request that was not sent.
     """
 
     def __init__(self, kind: FailureKind, host: str, *, retry_after_s: float = 0.0) -> None:
@@ -52,27 +48,26 @@ class RequestFailed(Exception):
 
 
 class ConnectionListener(Protocol[Tag]):
-    """The sender of requests; it is called back with the result of each."""
+    """Callbacks of a connection."""
 
     def on_ready(self, connection: "ClientConnection[Tag]") -> None:
-        """The connection is open and has nothing in flight."""
+        """The connection can send a request."""
 
     def on_response(self, connection: "ClientConnection[Tag]", tag: Tag) -> None:
-        """The request sent with *tag* has its whole response: `status`, `head` and `body` of the connection."""
+        """A response is complete: `status`, `head` and `body` of the connection."""
 
     def on_failure(self, tag: Tag, kind: FailureKind) -> None:
-        """The request sent with *tag* has no response, or one that cannot be parsed."""
+        """A request has no valid response."""
 
     def on_closed(self, connection: "ClientConnection[Tag]", *, unsolicited: bool) -> None:
-        """The connection is closed; *unsolicited*: because bytes arrived that no request was in flight for."""
+        """The connection is closed; *unsolicited*: it received bytes without a request in flight."""
 
 
 class ClientConnection(asyncio.Protocol, Generic[Tag]):
     """A connection with at most one request in flight.
 
-    A response has a length or chunks; one that ends with its connection counts as a reset. Headers are kept as raw
-    bytes, because most of them are never read. Bytes beyond a response close the connection: they could be taken for
-    the response to the next request.
+    A response must have a length or chunks; one that ends with the connection counts as a reset. Bytes after a response
+    close the connection, because they could be taken for the next response.
     """
 
     def __init__(self, listener: ConnectionListener[Tag]) -> None:
@@ -86,23 +81,23 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self.status = 0
         self.body = b""
         self.head = b""
-        """Status line and headers as received."""
+        """Status line and headers as received; most headers are never read."""
 
         self.responses = 0
         self.sent_at = 0.0
-        """When the last request was sent, if the listener records that."""
+        """Time of the last request, if the listener records it."""
 
     def send(self, request: bytes, tag: Tag) -> None:
-        """Write *request*, to be reported on by *tag*; only after `on_ready`."""
+        """Send a request, to be reported with *tag*; only after `on_ready`."""
         self.tag = tag
         self.head = b""
         self._done = False
         self._messages = self._received = 0
         self._pieces = []
-        cast("asyncio.Transport", self._transport).write(request)  # `on_ready` came after connection_made
+        cast("asyncio.Transport", self._transport).write(request)
 
     def fail(self, kind: FailureKind) -> None:
-        """Fail the request in flight as *kind* and abort the connection: a late response must reach no later one."""
+        """Fail the request in flight and abort the connection, because a late response could be taken for the next."""
         tag, self.tag = self.tag, None
         if tag is not None:
             self._listener.on_failure(tag, kind)
@@ -111,14 +106,14 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self.close()
 
     def close(self, *, unsolicited: bool = False) -> None:
-        """Close the connection; nothing may be in flight."""
+        """Close the connection, with no request in flight."""
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
             self._listener.on_closed(self, unsolicited=unsolicited)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # a stream transport, because this is a stream protocol
+        self._transport = cast("asyncio.Transport", transport)
         self._listener.on_ready(self)
 
     def data_received(self, data: bytes) -> None:
@@ -138,7 +133,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         elif self._done or not well_formed:
             self.fail("malformed")
 
-    def _finish(self, tag: Tag, well_formed: bool) -> None:  # noqa: FBT001 -- for each response: a keyword costs more
+    def _finish(self, tag: Tag, well_formed: bool) -> None:  # noqa: FBT001 -- hot: a keyword costs more
         end = self.head.find(END_OF_HEAD) + len(END_OF_HEAD)
         surplus = self._received - end - len(self.body)
         chunked = surplus and b"chunked" in self.head[:end].lower()
@@ -154,24 +149,24 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
             self.close()
 
     def on_message_begin(self) -> None:
-        """Called by the parser at the first byte of a response."""
+        """See httptools."""
         self._messages += 1
 
     def on_body(self, piece: bytes) -> None:
-        """Called by the parser for each piece of the body."""
+        """See httptools."""
         if not self._done:
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        """Called by the parser at the end of a response."""
+        """See httptools."""
         if not self._done:
             self._done = True
             self.body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self.status = self._parser.get_status_code()
-            self._keep = self._parser.should_keep_alive()  # the parser forgets it once this call returns
+            self._keep = self._parser.should_keep_alive()  # invalid after this callback
 
     def eof_received(self) -> None:
-        self.fail("reset")  # at once, so no request is written to a half-closed connection
+        self.fail("reset")  # before a request is written to a half-closed connection
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -179,16 +174,14 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
 
 
 class Response(NamedTuple):
-    """A whole response."""
+    """A complete response; `head` has the status line and headers as received."""
 
     status: int
     head: bytes
-    """Status line and headers as received."""
-
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
-        """Return the last header with this *name*, in lower case; None if there is none."""
+        """Return the last header of a lower-case *name*; None if it is absent."""
         lower = self.head.lower()
         start = lower.rfind(b"\r\n%b:" % name)
         if start < 0:
@@ -198,10 +191,10 @@ class Response(NamedTuple):
 
 
 class Transport(Protocol):
-    """Carries requests to one server: `ConnectionPool`, or a double of it."""
+    """Sends requests to one server."""
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
-        """Send one request and return its response; raises RequestFailed if there is none in *timeout_s*."""
+        """Send one request and return its response. Raises RequestFailed."""
 
     async def close(self) -> None:
         """Close all connections."""
@@ -211,7 +204,7 @@ Pending = asyncio.Future[Response]
 
 
 class ConnectionPool:
-    """At most *size* connections to one server, on one event loop. Nothing is sent twice."""
+    """At most *size* connections to one server, on one event loop. Never resends a request."""
 
     def __init__(self, host: str, port: int, *, size: int = 32, tls: ssl.SSLContext | None = None) -> None:
         self._server = host, port
@@ -224,14 +217,14 @@ class ConnectionPool:
         self._opening = set[asyncio.Task[None]]()
         self._deadlines = Deadlines(self._expire)
         self._backoff: Backoff | None = None
-        """Only while the server cannot be connected to, or accepts connections just to end them."""
+        """Set while connects fail, or connections end before their first response."""
 
         self._retry_at = 0.0
         self._connect_error: OSError | UnicodeError | None = None
         self._closed = False
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
-        """See `Transport`."""
+        """Send one request and return its response. Raises RequestFailed."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         pending = Pending(loop=loop)
@@ -247,7 +240,7 @@ class ConnectionPool:
         finally:
             due.discard(pending)
             if (connection := self._carriers.pop(pending, None)) is not None and connection.tag is pending:
-                connection.fail("timeout")  # the caller gave up: a late response must reach no later request
+                connection.fail("timeout")  # the caller gave up
 
     def _send(self, connection: ClientConnection[Pending], message: bytes, pending: Pending, now: float) -> None:
         connection.sent_at = now
@@ -255,7 +248,7 @@ class ConnectionPool:
         connection.send(message, pending)
 
     async def close(self) -> None:
-        """Close every connection; requests in flight fail as `reset`, later ones as `connect`."""
+        """Close all connections; requests in flight fail as `reset`, later ones as `connect`."""
         self._closed = True
         for opening in self._opening:
             opening.cancel()
@@ -263,17 +256,14 @@ class ConnectionPool:
         self._fail_waiting("reset")
         for connection in list(self._open):
             connection.fail("reset")
-        await asyncio.sleep(0)  # sockets are closed on the loop's next turn
+        await asyncio.sleep(0)  # sockets are closed in the next iteration
 
     def _expire(self, pending: Pending) -> None:
         if not pending.done():
             pending.set_exception(RequestFailed("timeout", self._server[0]))
 
     def _dispatch(self, now: float) -> None:
-        """Open a connection if requests wait for one, or fail them while the server is known to be away.
-
-        After a failure one connection is tried at a time.
-        """
+        """Open connections for waiting requests, one at a time after a failure; fail them during its pause."""
         if not self._waiting:
             return
         limit = 1 if self._backoff else min(len(self._waiting), self._size - len(self._open))
@@ -289,7 +279,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await asyncio.get_running_loop().create_connection(make, *self._server, ssl=self._tls)
-        except (OSError, UnicodeError) as error:  # TimeoutError and SSLError; and a name that no host can have
+        except (OSError, UnicodeError) as error:  # includes TimeoutError and SSLError; UnicodeError: invalid host
             self._connect_error = error
             self._pause()
 
@@ -312,7 +302,7 @@ class ConnectionPool:
         self._waiting.clear()
 
     def _close_idle(self, before: float) -> None:
-        while self._idle and self._idle[0].sent_at < before:  # the one idle for longest comes first
+        while self._idle and self._idle[0].sent_at < before:  # longest idle first
             self._idle[0].close()
 
     def on_ready(self, connection: ClientConnection[Pending]) -> None:

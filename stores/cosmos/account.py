@@ -1,7 +1,6 @@
-"""One database of an account through azure-cosmos: its containers, their throughput, and reads with `?client=sdk`.
+"""Containers through azure-cosmos, and lookups with `?client=sdk`.
 
-The SDK follows the account's regions; an attempt ends after DEADLINE_S. Imported only to make, scale or drop containers
-and for `?client=sdk`, because loading it takes half a second.
+Imported only where it is used: loading the SDK takes half a second.
 """
 
 import asyncio
@@ -32,7 +31,7 @@ from hotplate.stores.cosmos.errors import (
     error_for,
     first_line,
 )
-from hotplate.stores.cosmos.requests import default_credential
+from hotplate.stores.cosmos.requests import SharedCall, default_credential
 from hotplate.stores.cosmos.rows import DEFINITION
 from hotplate.stores.cosmos.signed import CosmosItem, SignedClient
 from hotplate.stores.cosmos.url import KEY, Address, Offer, Throughput, minimum_ru
@@ -42,23 +41,24 @@ from hotplate.stores.store import Observer
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds
 
-# Retries of 429s: the SDK takes 0 for unset and makes nine.
+# The SDK takes 0 retries of a 429 for unset and makes nine.
 NO_RETRIES = -1
 
 MIN_THROUGHPUT = "x-ms-cosmos-min-throughput"
 REPLACE_PENDING = "x-ms-offer-replace-pending"
-# What the sentence of a refusal to read or change the throughput of a serverless account has.
+# Part of the message if the throughput of a serverless account is read or changed.
 SERVERLESS = "serverless"
 
 
 class CosmosAccount:
-    """See `hotplate.stores.cosmos.store.Containers`; opens its client at the first call, on one event loop."""
+    """`Containers` by the account's key, and point reads; connects at the first call, on one event loop."""
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
         self._address = address
         self._observer = observer
         self._stack = AsyncExitStack()
-        self._opening: asyncio.Task[CosmosClient] | None = None
+        self._opening = SharedCall(self._open)
+        self._client: CosmosClient | None = None
         self._known = dict[str, ContainerProxy]()
 
     async def create_database(self) -> None:
@@ -71,7 +71,7 @@ class CosmosAccount:
             with suppress(CosmosResourceExistsError):
                 await self._database(client).create_container(
                     container,
-                    cast("PartitionKey", DEFINITION["partitionKey"]),  # which is a dict of just that
+                    cast("PartitionKey", DEFINITION["partitionKey"]),  # a dict subclass
                     indexing_policy=DEFINITION["indexingPolicy"],
                     offer_throughput=None if throughput is None else _properties(throughput),
                     response_hook=self._charged,
@@ -96,7 +96,7 @@ class CosmosAccount:
                     return None
                 raise
             name: str = (found.properties or dict[str, Any]())["id"]
-            # The query above says neither the least throughput nor whether a change is under way.
+            # get_throughput returns neither the minimum nor whether a change is pending.
             offer = await client.client_connection.Read(
                 f"/offers/{name}/",
                 ResourceType.Offer,
@@ -113,12 +113,12 @@ class CosmosAccount:
             await proxy.replace_throughput(_properties(throughput), response_hook=self._charged)
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Point-read an item as the account's regions have it; None if there is none."""
+        """Read one item; None if it is absent."""
         async with self._attempt(timeout_s) as client:
             proxy = self._known.get(container)
             if proxy is None:
                 proxy = self._container(client, container)
-                await proxy.read()  # else a missing container would look like a missing item
+                await proxy.read()  # otherwise a missing container looks like a missing item
                 self._known[container] = proxy
             try:
                 item = await proxy.read_item(name, name)
@@ -131,9 +131,7 @@ class CosmosAccount:
         return item
 
     async def close(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.gather(self._opening, return_exceptions=True)
+        await self._opening.close()
         await self._stack.aclose()
 
     def _database(self, client: CosmosClient) -> DatabaseProxy:
@@ -144,11 +142,11 @@ class CosmosAccount:
 
     @asynccontextmanager
     async def _attempt(self, timeout_s: float = DEADLINE_S) -> AsyncIterator[CosmosClient]:
-        """Open the client at the first attempt; what the SDK raises is counted and raised as ours."""
+        """Yield the client; translates and counts the SDK's errors."""
         shown = self._address.shown
         try:
             async with asyncio.timeout(timeout_s):
-                yield await self._client()
+                yield self._client or await self._opening.result()
         except TimeoutError:
             raise self._failed(CosmosUnavailable(f"{shown} did not answer in time", "timeout")) from None
         except CosmosHttpResponseError as error:
@@ -157,19 +155,13 @@ class CosmosAccount:
             sentence = f"{shown} gave no answer: {first_line(str(error.message))}"
             raise self._failed(CosmosUnavailable(sentence, _kind_of(error))) from error
         except (KeyError, OSError) as error:
-            raise self._failed(CosmosUnavailable(f"{shown} sent what is not an answer", "malformed")) from error
-
-    async def _client(self) -> CosmosClient:
-        """Return the client for all calls, which opens even if the first of them is cancelled."""
-        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
-            self._opening = asyncio.create_task(self._open())
-        return await asyncio.shield(self._opening)
+            raise self._failed(CosmosUnavailable(f"{shown} sent a malformed response", "malformed")) from error
 
     async def _open(self) -> CosmosClient:
         address, credential = self._address, self._address.key or default_credential()
         more: dict[str, Any] = {} if address.region is None else {"preferred_locations": [address.region]}
         more |= {} if address.ca is None else {"connection_verify": address.ca}
-        async with AsyncExitStack() as stack:  # closes what was opened if the account does not answer
+        async with AsyncExitStack() as stack:  # closed if the account does not answer
             if not isinstance(credential, str):
                 await stack.enter_async_context(credential)
             client = CosmosClient(
@@ -184,19 +176,20 @@ class CosmosAccount:
             stack.push_async_callback(client.close)
             await client.__aenter__()
             self._stack = stack.pop_all()
+        self._client = client
         return client
 
     def _translated(self, error: CosmosHttpResponseError) -> StoreError:
         headers = error.headers or {}
         self._charged(headers)
         wait_ms = str(headers.get(HttpHeaders.RetryAfterInMilliseconds, ""))
-        after_s = float(wait_ms) / 1000 if wait_ms.isdigit() else None
-        message = error.message or "no reason given"
-        substatus = int(error.sub_status or 0)
-        advice = f"check {KEY}, or the roles of the identity"
-        return error_for(
-            ErrorResponse(error.status_code or 0, substatus, message, after_s), self._address.shown, advice
+        response = ErrorResponse(
+            error.status_code or 0,
+            int(error.sub_status or 0),
+            error.message or "no reason given",
+            float(wait_ms) / 1000 if wait_ms.isdigit() else None,
         )
+        return error_for(response, self._address.shown, f"check {KEY}, or the roles of the identity")
 
     def _charged(self, headers: Mapping[str, Any] | None, _: object = None) -> None:
         charge = str((headers or {}).get(HttpHeaders.RequestCharge, ""))
@@ -212,28 +205,27 @@ class CosmosAccount:
 
 
 class SdkClient(SignedClient):
-    """Makes the reads of lookups through azure-cosmos; those of publishers are signed requests."""
+    """Sends lookups through azure-cosmos; publishers' requests are signed ones."""
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
         super().__init__(address, observer)
         self._sdk = CosmosAccount(address, observer)
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """See `SignedClient`."""
+        """Read one item; None if it is absent."""
         return await self._sdk.read(container, name, timeout_s)
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read as `read` does; the SDK does not say which region responded, so it counts as one that may lag."""
+        """Read like `read`; never reported as from the write region, because the SDK does not name the region."""
         return await self._sdk.read(container, name, timeout_s), False
 
     async def close(self) -> None:
-        """Give back connections; closing twice does nothing."""
+        """Close connections. Idempotent."""
         await self._sdk.close()
         await super().close()
 
 
 def _kind_of(error: AzureError) -> ErrorKind:
-    """Return how a request came to have no response that can be read."""
     if isinstance(error, ServiceRequestTimeoutError | ServiceResponseTimeoutError):
         return "timeout"
     if isinstance(error, DecodeError) or isinstance(error.inner_exception, ClientResponseError):
@@ -248,7 +240,7 @@ def _properties(throughput: Throughput) -> ThroughputProperties:
 
 
 def offer_in(offer: Mapping[str, Any], headers: Mapping[str, str]) -> Offer:
-    """Return what an offer, and the headers that came with it, say. Raises KeyError if it has no throughput."""
+    """Parse an offer and its response headers. Raises KeyError if it has no throughput."""
     content = offer["content"]
     scaling = content.get("offerAutopilotSettings")
     throughput = Throughput((scaling or {}).get("maxThroughput") or content["offerThroughput"], bool(scaling))

@@ -1,7 +1,6 @@
-"""Containers through Azure Resource Manager (ARM): for Entra ID, whose tokens the account admits to items only.
+"""Containers through Azure Resource Manager (ARM), because the account itself lets Entra ID's tokens access items only.
 
-See https://learn.microsoft.com/azure/cosmos-db/how-to-setup-rbac. The requests are those of azure-mgmt-cosmosdb; they
-take up to half a minute.
+See https://learn.microsoft.com/azure/cosmos-db/how-to-setup-rbac. A change takes up to half a minute.
 """
 
 import asyncio
@@ -42,17 +41,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Sql = SqlResourcesOperations
 
-# The limits of one call, and of one that waits for the end of a change.
+# Time limits of a call, and of one that waits for the end of a change.
 RESPONSE_S = 30.0
 CHANGE_S = 300.0
-# How long a change of throughput is watched for a refusal; it may take hours, which `offer` shows.
+# How long `scale` waits for a refusal; the change itself may take hours.
 ACCEPT_S = 60.0
-# How often a change is polled, unless ARM says otherwise.
+# Polling interval of a change, unless ARM sends another.
 POLL_S = 1.0
-# When a 429 does not say for how long.
+# Used for a 429 without a delay.
 DEFAULT_RETRY_AFTER_S = 5.0
 
-# By the ends of accounts' hosts; all others are of the public cloud.
+# By suffix of the account's host; the public cloud is the default.
 CLOUDS = {
     ".documents.azure.cn": AzureClouds.AZURE_CHINA_CLOUD,
     ".documents.azure.us": AzureClouds.AZURE_US_GOVERNMENT,
@@ -60,20 +59,20 @@ CLOUDS = {
 
 ROLE = "Cosmos DB Operator"
 ACTION = re.compile(r"perform action '([A-Za-z./]{1,200})'")
-# Part of the refusal to read or change the throughput of a serverless account, whatever its code.
+# Part of the message if the throughput of a serverless account is read or changed; its code varies.
 SERVERLESS = "serverless"
-# The code of a 404 about a database or container; other codes are about what is above them, as is this one of a 400.
+# Code of a 404 for a database or container, and of a 400; other codes of a 404 are about the account or its group.
 MISSING = "NotFound"
 NO_SUBSCRIPTION = "InvalidSubscriptionId"
-# Another change is under way (409, 412), or ARM cannot answer for now.
+# 409 and 412: another change is in progress.
 TEMPORARY_STATUSES = (408, 409, 412, 500, 502, 503, 504)
 
 
 class ArmContainers:
-    """See `hotplate.stores.cosmos.store.Containers`; opens its client at the first call, on one event loop."""
+    """`Containers` through ARM; connects at the first call, on one event loop."""
 
     def __init__(self, address: Address, account: ArmAccount, credential: "AsyncTokenCredential | None" = None) -> None:
-        """Take the database and its account; *credential* replaces the one that azure-identity finds."""
+        """*credential* defaults to azure-identity's."""
         self._address = address
         self._account = account
         self._credential = credential
@@ -82,17 +81,17 @@ class ArmContainers:
 
     async def create_database(self) -> None:
         body: dict[str, Any] = {"resource": {"id": self._address.database}, "options": {}}
-        made = SqlDatabaseCreateUpdateParameters({"properties": body})
-        await self._change(lambda sql: sql.begin_create_update_sql_database(*self._path, made))
+        wanted = SqlDatabaseCreateUpdateParameters({"properties": body})
+        await self._change(lambda sql: sql.begin_create_update_sql_database(*self._path, wanted))
 
     async def create_container(self, container: str, throughput: Throughput | None) -> None:
         options = {} if throughput is None else _settings(throughput)
         body: dict[str, Any] = {"resource": {"id": container, **DEFINITION}, "options": options}
-        made = SqlContainerCreateUpdateParameters({"properties": body})
+        wanted = SqlContainerCreateUpdateParameters({"properties": body})
         try:
             await self._call(lambda sql: sql.get_sql_container(*self._path, container))
         except ContainerMissing:
-            await self._change(lambda sql: sql.begin_create_update_sql_container(*self._path, container, made))
+            await self._change(lambda sql: sql.begin_create_update_sql_container(*self._path, container, wanted))
 
     async def _change(self, begin: Callable[[Sql], Awaitable[AsyncLROPoller[Any]]]) -> None:
         async def call(sql: Sql) -> None:
@@ -120,7 +119,7 @@ class ArmContainers:
                 raise
             body = found.properties.resource if found.properties is not None else None
             if body is None:
-                raise CosmosUnavailable(f"Azure Resource Manager did not say what {container} may spend", "malformed")
+                raise CosmosUnavailable(f"Azure Resource Manager returned no throughput of {container}", "malformed")
             scaling = body.autoscale_settings
             ru = body.throughput if scaling is None else scaling.max_throughput
             throughput = Throughput(int(ru or 0), autoscale=scaling is not None)
@@ -146,7 +145,7 @@ class ArmContainers:
         self._opened = self._credential = None
 
     async def _call(self, call: Callable[[Sql], Awaitable[T]], timeout_s: float = RESPONSE_S) -> T:
-        """Make one call in time; raises StoreError."""
+        """Make one call; raises StoreError."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await call(self._client().sql_resources)
@@ -157,7 +156,6 @@ class ArmContainers:
             raise _error_for(foreign, self._address, self._account) from foreign
 
     def _client(self) -> CosmosDBManagementClient:
-        """Return the client, which does not retry: callers do."""
         if self._opened is None:
             if self._credential is None:
                 self._credential = default_credential()
@@ -170,7 +168,7 @@ class ArmContainers:
                 self._account.emulator or arm["resource_manager"],
                 credential_scopes=arm["credential_scopes"],
                 polling_interval=POLL_S,
-                retry_total=0,
+                retry_total=0,  # callers retry
                 connection_verify=self._address.ca if self._account.emulator and self._address.ca else True,
             )
         return self._opened
@@ -183,7 +181,6 @@ def _settings(throughput: Throughput) -> dict[str, object]:
 
 
 def _code_of(error: HttpResponseError) -> str:
-    """Return the code of a refusal or of a change that failed; empty if there is none."""
     return str(getattr(error.error, "code", None) or "")
 
 
@@ -212,9 +209,7 @@ def _error_for(error: AzureError, address: Address, account: ArmAccount) -> Stor
         sentence = f"{where} refuses this identity; give it the role {ROLE} on the account ({why})"
         return CosmosUnavailable(sentence, "forbidden")
     if status == 429 or code == "TooManyRequests":
-        response = cast(
-            "AsyncHttpResponse | None", error.response
-        )  # typed as what old and new responses have in common
+        response = cast("AsyncHttpResponse | None", error.response)  # its type lacks `headers`
         after = "" if response is None else response.headers.get("retry-after", "")
         after_s = float(after) if after.isdigit() else DEFAULT_RETRY_AFTER_S
         return CosmosThrottled(f"{where} takes no more requests for now", after_s)

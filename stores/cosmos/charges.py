@@ -1,6 +1,6 @@
-"""What each operation costs in request units, and a whole publish in request units, time and throughput.
+"""Request units of operations and of a whole publish.
 
-The coefficients and their sources are in `charges.toml`; users may give a file with their own measurements.
+Coefficients and their sources are in `charges.toml`; `hotplate bench charges` writes a file of measured ones.
 """
 
 import tomllib
@@ -31,23 +31,20 @@ KB = 1024
 # The container of the catalogue.
 CONTROL = "hotplate"
 
-# What the service adds to each item (_rid, _self, _etag, _ts, _attachments), and is assumed to charge for.
+# Bytes that the service adds to an item (_rid, _self, _etag, _ts, _attachments), assumed to be charged.
 SYSTEM_BYTES = 205
-
-
-# Around a value in its item: its id, names and quotes, about.
+# Approximate sizes: an item around its value; a batch's list of keys, and each key in it; the catalogue.
 NAME_BYTES = 40
-# The dictionary and the manifest are put by themselves.
-META_BATCHES = 2
-# An item with the packed keys of a batch, and each key in it; and the catalogue, about.
 BATCH_BYTES = 300
 KEY_BYTES = 4
 CATALOGUE_BYTES = 1024
+# The dictionary and the manifest are a batch each.
+META_BATCHES = 2
 
-# Requests of one publish beside those for its rows, from begin to prune: the catalogue is swapped for begin, commit and
-# activation; the state is created and sealed; the state, the manifest, the popular list and the ends of the lists of
-# keys are read; a container is made, its throughput read twice, and the containers are listed. An erased release takes
-# two swaps and a drop; a first publish makes the database and the container of the catalogue.
+# Requests of one publish, from begin to prune, besides those for rows: the catalogue is swapped by begin, commit and
+# activate; the state is created and sealed; state, manifest, popular list and the ends of the lists of keys are read; a
+# container is created, its throughput read twice, and the containers are listed. An erased release takes two swaps and
+# a deletion; a first publish creates the database and the catalogue's container.
 CATALOGUE_READS = 10
 CATALOGUE_SWAPS = 3
 STATE_WRITES = 3
@@ -59,22 +56,25 @@ ERASING_SWAPS = 2
 ERASING_WRITES = 1
 FIRST_WRITES = 1
 
-# What request units are spent on.
+# Purposes of request units.
 WRITING = "writing rows and lists of their keys"
 READING = "reading them back"
 REST = "the catalogue, the state, containers and the check before it is served"
 
 
+Points = tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Charges:
-    """The coefficients; sizes are bytes as stored, results are RU rounded to hundredths."""
+    """Coefficients; sizes are stored bytes, results are RU rounded to hundredths."""
 
-    read_points: tuple[tuple[float, float], ...]
+    read_points: Points
     strong_factor: float
     missing: float
-    write_points: tuple[tuple[float, float], ...]
+    write_points: Points
     replace_share: float
-    """Of what creating both items would cost, terms aside."""
+    """Share of the charge of creating both items, without terms."""
 
     term: float
     refused_share: float
@@ -92,36 +92,36 @@ class Charges:
         return _read(self, size, strong)
 
     def not_found(self, *, strong: bool) -> float:
-        """Return the charge of a point read that finds nothing."""
+        """Return the charge of a point read of an absent item."""
         return round(self.missing * (self.strong_factor if strong else 1), 2)
 
     def create(self, size: int, terms: int) -> float:
-        """Return the charge of writing a new item with so many indexed terms."""
+        """Return the charge of creating an item with *terms* indexed terms."""
         return round(_between(self.write_points, size) + self.term * terms, 2)
 
     def delete(self, size: int, terms: int) -> float:
-        """Return the charge of deleting an item: what creating it cost."""
+        """Return the charge of deleting an item: that of creating it."""
         return self.create(size, terms)
 
     def replace(self, before: int, after: int, removed_terms: int, added_terms: int) -> float:
-        """Return the charge of putting an item in the place of another; terms that stay cost nothing."""
+        """Return the charge of replacing an item; unchanged terms cost nothing."""
         both = self.create(before, 0) + self.create(after, 0)
         return round(self.replace_share * both + self.term * (removed_terms + added_terms), 2)
 
     def refused_write(self, size: int) -> float:
-        """Return the charge of a write whose condition did not hold."""
+        """Return the charge of a write refused by its condition."""
         return round(self.refused_share * self.read(size), 2)
 
     def feed(self, sizes: Sequence[int], *, strong: bool = False) -> float:
-        """Return the charge of reading items one after the other."""
+        """Return the charge of reading a feed of items."""
         return round(sum(self.read(size, strong=strong) for size in sizes), 2)
 
     def query(
         self, sizes: Sequence[int], counted: int = 0, *, scanned: Sequence[int] = (), strong: bool = False
     ) -> float:
-        """Return the charge of a query on one partition that returned items of *sizes*, or only counted some.
+        """Return the charge of a query on one partition that returned items of *sizes* or counted some.
 
-        *scanned* are the sizes of those that it loaded without returning them, because no index served its condition.
+        *scanned* are the sizes of items that it loaded and did not return, for want of an index.
         """
         factor = self.strong_factor if strong else 1
         own = self.query_base * factor + self.counted * counted * factor
@@ -130,10 +130,9 @@ class Charges:
 
 
 def publish_ru(charges: Charges, counts: PublishCounts, *, first: bool = False) -> dict[str, float]:
-    """Return the request units of one publish by what they are spent on; *first*: nothing was published before.
+    """Return the request units of one publish by purpose; *first*: the store is empty.
 
-    It is the sum of `plan`, `--dry-run` and a publish: each row is created and, before the commit, read back. It is
-    within 1 % of what the emulator charges; requests that are refused or tried again are not in it.
+    Each row is created and, before the commit, read back. Within 1 % of the emulator's charges, without retries.
     """
     rows = counts.sizes.total()
     batch_bytes = BATCH_BYTES + KEY_BYTES * rows // max(counts.batches, 1)
@@ -156,19 +155,19 @@ def publish_ru(charges: Charges, counts: PublishCounts, *, first: bool = False) 
 
 
 def even_rows(rows: int, item_bytes: int) -> PublishCounts:
-    """Return the counts of a publish whose rows are all of one size."""
+    """Return the counts of a publish of equal rows."""
     return PublishCounts(Counter({item_bytes: rows}), ceil(rows / BATCH_ROWS) + META_BATCHES, SAMPLE_ROWS)
 
 
 def typical_ru(charges: Charges, plan: Plan) -> float:
-    """Return what a publish costs if all of its rows are of the same size."""
+    """Return the request units of a publish of equal rows."""
     value_bytes = plan.payload_bytes / max(plan.rows, 1)
     size = int(value_bytes * 4 / 3) + NAME_BYTES + SYSTEM_BYTES
     return sum(publish_ru(charges, even_rows(plan.rows, size)).values())
 
 
 def check_room(address: Address, plan: Plan) -> None:
-    """Raise StoreFull for what cannot fit; a container with provisioned throughput grows."""
+    """Raise StoreFull if a serverless container is too small; one with provisioned throughput grows."""
     if address.throughput is None and plan.payload_bytes > SERVERLESS_BYTES:
         raise StoreFull(
             f"the release has {plan.payload_bytes / 1e9:,.0f} GB, and a serverless container of {address.shown} holds "
@@ -177,7 +176,7 @@ def check_room(address: Address, plan: Plan) -> None:
 
 
 def bill_of(address: Address, stored_bytes: int = 0) -> Bill:
-    """Return what a publish and its release are billed for."""
+    """Return the bill of a publish and its release."""
     written = address.writing
     if written is None:
         return Bill(float(address.max_ru or SERVERLESS_RU))
@@ -198,7 +197,7 @@ def bill_of(address: Address, stored_bytes: int = 0) -> Bill:
 def estimate_publish(
     address: Address, charges: Charges, plan: Plan, counts: PublishCounts, *, first: bool, live: bool
 ) -> Estimate:
-    """Return what a publish of *plan* takes; see `ProvisionedStore.estimate`. Only rows wait for their share."""
+    """Return what a publish of *plan* takes; see `ProvisionedStore.estimate`. Only rows are paced."""
     check_room(address, plan)
     bill = bill_of(address, plan.payload_bytes)
     spent = publish_ru(charges, counts, first=first)
@@ -224,7 +223,6 @@ def estimate_publish(
 
 
 def _makes(address: Address, bill: Bill, *, first: bool, live: bool) -> tuple[str, ...]:
-    """Say what a publish creates and scales."""
     written = address.writing
     made = list[str]()
     if first:
@@ -247,7 +245,7 @@ def _read(charges: Charges, size: int, strong: bool) -> float:  # noqa: FBT001 -
     return round(_between(charges.read_points, size) * (charges.strong_factor if strong else 1), 2)
 
 
-def _between(points: tuple[tuple[float, float], ...], size: int) -> float:
+def _between(points: Points, size: int) -> float:
     size_kb = size / KB
     place = bisect_left(points, (size_kb, 0.0))
     if place == 0:
@@ -259,24 +257,25 @@ def _between(points: tuple[tuple[float, float], ...], size: int) -> float:
 
 
 def load(path: Path = OURS) -> Charges:
-    """Read the coefficients; StoreMisused names the file and what is wrong with it."""
+    """Read the coefficients from a file. Raises StoreMisused, naming the file."""
     try:
         table = tomllib.loads(path.read_text())
+        read, write, query, metadata = (table[section] for section in ("read", "write", "query", "metadata"))
         return Charges(
-            read_points=_points(table["read"]["points"]),
-            strong_factor=float(table["read"]["strong_factor"]),
-            missing=float(table["read"]["missing"]),
-            write_points=_points(table["write"]["points"]),
-            replace_share=float(table["write"].get("replace_share", 1.0)),
-            term=float(table["write"]["term"]),
-            refused_share=float(table["write"]["refused_share"]),
-            query_base=float(table["query"]["base"]),
-            item_share=float(table["query"]["item_share"]),
-            scan_share=float(table["query"].get("scan_share", 0.0)),
-            counted=float(table["query"]["counted"]),
-            metadata_read=float(table["metadata"]["read"]),
-            metadata_write=float(table["metadata"]["write"]),
-            throttled=float(table["metadata"]["throttled"]),
+            read_points=_points(read["points"]),
+            strong_factor=float(read["strong_factor"]),
+            missing=float(read["missing"]),
+            write_points=_points(write["points"]),
+            replace_share=float(write.get("replace_share", 1.0)),
+            term=float(write["term"]),
+            refused_share=float(write["refused_share"]),
+            query_base=float(query["base"]),
+            item_share=float(query["item_share"]),
+            scan_share=float(query.get("scan_share", 0.0)),
+            counted=float(query["counted"]),
+            metadata_read=float(metadata["read"]),
+            metadata_write=float(metadata["write"]),
+            throttled=float(metadata["throttled"]),
             system_properties=bool(table["size"]["system_properties"]),
         )
     except OSError as error:
@@ -287,7 +286,7 @@ def load(path: Path = OURS) -> Charges:
         raise StoreMisused(f"{path}: {error}") from error
 
 
-def _points(table: list[list[float]]) -> tuple[tuple[float, float], ...]:
+def _points(table: list[list[float]]) -> Points:
     points = tuple((float(size_kb), float(ru)) for size_kb, ru in table)
     if not points or list(points) != sorted(points):
         raise ValueError("points must be pairs of KB and RU in ascending order of KB")

@@ -94,8 +94,6 @@ class KeySigner:
     HMAC (RFC 2104) by copies of two prepared hashes takes 2 µs, `hmac.digest` 6.
     """
 
-    version = 0
-
     def __init__(self, key: str, shown: str) -> None:
         """Decode *key*; raises StoreMisused, naming *shown*, if it is not base64."""
         try:
@@ -117,9 +115,8 @@ class KeySigner:
     async def acquire_token(self) -> None:
         """Do nothing."""
 
-    async def renew_token(self, refused: int) -> bool:
-        del refused
-        return False
+    def refused(self) -> None:
+        """Do nothing: a key cannot be renewed."""
 
     def authorization(self, text: bytes) -> bytes:
         inner, outer = self._inner.copy(), self._outer.copy()
@@ -153,9 +150,6 @@ class TokenSigner:
         self._clock = clock
         self._value = b""
         self._renew_at = self._ends_at = self._requested_at = float("-inf")
-        self.version = 0
-        """Number of tokens received."""
-
         self._renewal = SharedCall(self._renew)
         self._error = ""
         self.advice = f"Entra ID knows this identity, but its token is not taken; set the clock right, or give {KEY}"
@@ -176,13 +170,10 @@ class TokenSigner:
             if self._clock() >= self._ends_at:
                 raise CosmosUnavailable(self._error, "unauthorized")
 
-    async def renew_token(self, refused: int) -> bool:
-        """Replace the token of version *refused*; returns False if there is no other yet."""
-        if self.version == refused and (
-            self._renewal.is_running or self._clock() >= self._requested_at + TOKEN_PAUSE_S
-        ):
-            await self._renewal.result()
-        return self.version != refused
+    def refused(self) -> None:
+        """Drop a token that the service has refused, unless it is new."""
+        if self._clock() >= self._requested_at + TOKEN_PAUSE_S:
+            self._renew_at = self._ends_at = float("-inf")
 
     def authorization(self, text: bytes) -> bytes:
         del text  # a token is the same for every request
@@ -210,7 +201,6 @@ class TokenSigner:
         if self._error:
             log.warning("%s: Entra ID gives tokens again", self._shown)
         self._error = ""
-        self.version += 1
         self._value, self._ends_at = value, float(token.expires_on)
         life_s = token.expires_on - self._clock()
         self._renew_at = token.expires_on - RENEW_AT_LIFE_LEFT * life_s * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
@@ -247,8 +237,6 @@ class RequestBuilder:
         self._second = -1
         self._end = self._headers = b""
         self._links = dict[str, bytes]()
-        self.version = 0
-        """Version of the token in the last request."""
 
     def point_read(self, container: str, name: str, headers: bytes = b"") -> bytes:
         """Build a lookup of one item; *headers* are whole lines. Raises StoreMisused for invalid names."""
@@ -258,7 +246,6 @@ class RequestBuilder:
         if (link := self._links.get(container)) is None:
             link = self._links[container] = f"dbs/{self._database}/colls/{_checked(container)}/docs/".encode()
         link += item
-        self.version = self._signer.version
         authorization = self._signer.authorization(b"get\ndocs\n%b%b" % (link, self._end))
         return (
             b"GET /%b/ HTTP/1.1\r\n%bx-ms-consistency-level: %b\r\nx-ms-documentdb-partitionkey: "
@@ -281,7 +268,6 @@ class RequestBuilder:
         """
         if (second := int(self._clock())) != self._second:
             self._start_second(second)
-        self.version = self._signer.version
         authorization = self._signer.authorization(f"{verb.lower()}\n{kind}\n{link}".encode() + self._end)
         length = b"" if verb == "GET" else b"content-length: %d\r\n" % len(body)
         head = b"%b /%b HTTP/1.1\r\n%bauthorization: %b\r\n" % (

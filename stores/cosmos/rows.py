@@ -1,13 +1,13 @@
-"""The rows of a release: an item each, written many at a time; then the packed keys of the batch, which acknowledge it.
+"""Rows of a release as items, written in batches; a batch item with the packed keys acknowledges each batch.
 
-A row's id, which is its partition key, is `KIND.` and its ID in base64url: letters that need no escaping anywhere. The
-names of other items have no dot. A value is text if it is valid UTF-8 and shorter so, else base64.
+A row's id, which is its partition key, is `KIND.` and the ID in base64url, so it needs no escaping. Other items have no
+dot in their ids. A value is stored as text if it is valid UTF-8 and shorter so, otherwise as base64.
 
 Rows are created, never replaced, so a late write changes nothing. The item `state` names the draft's writer, which is
-replaced by compare-and-set. Batch items are numbered without gaps in a series for each part of the release and each of
-its writers, so the last one is found by a few reads. A writer that takes a draft over records how far the former
-writer's series count and continues in its own; later batches of the former writer do not count. A row that it had under
-way may still appear; readers can see it only if the new rows lack its key.
+replaced by compare-and-set. Batch items are numbered without gaps, in a series for each part of the release and each of
+its writers, so a few reads find the last one. A writer that takes a draft over records how far the former writer's
+series counts and continues in a new one; later batches of the former writer do not count. A row that the former writer
+had in flight may still appear; it is visible only if the new rows lack its key.
 """
 
 import asyncio
@@ -39,54 +39,53 @@ from hotplate.stores.throttle import RETRY_PAUSES_S, Backoff, RateLimiter, Retri
 
 T = TypeVar("T")
 
-# Of every container: items are read by id only, so nothing is indexed. The service refuses a time to live with that.
+# Of every container. Items are read by id only, so nothing is indexed; the service then refuses a time to live.
 DEFINITION: dict[str, Any] = {
     "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2},
     "indexingPolicy": {"indexingMode": "none", "automatic": False},
 }
 
-# The item that says whether a release's container is a draft or sealed.
+# The item with the state of a release's container.
 STATE = "state"
 DRAFT = "draft"
 SEALED = "sealed"
-# The two kinds of series of batches. Only the first says where to resume; each part has its own.
+# Kinds of series of batches: rows, by part, of which the last is the point to resume at; and `meta` rows.
 ROWS = "rows"
 METAS = "metas"
 
 CONTAINER = "release-"
 INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
-# Of an item: https://learn.microsoft.com/azure/cosmos-db/concepts-limits
+# https://learn.microsoft.com/azure/cosmos-db/concepts-limits
 MAX_ITEM_BYTES = 2 << 20
 
-# How long an operation is repeated while the service is unavailable; what was written stays.
+# Time limits of retries: while the service is unavailable, and while every request gets a 429.
 UNAVAILABLE_S = 20.0
-# How long 429s are repeated without a single success.
 THROTTLED_S = 120.0
-# How long a new container may be invisible: the service answers 404 for a while, here and there.
+# Some replicas answer 404 for a new container for a while.
 CONTAINER_VISIBLE_S = 60.0
-# How long a replica that lags is given to catch up, before what it does not have counts as absent.
+# Delays before an item that a replica lacks is read again and finally counts as absent.
 REPLICA_LAGS_S = (0.02, 0.1)
-# Requests at a time: at 5 ms each, some 12,000 a second.
+# Concurrent requests: at 5 ms each, some 12,000 a second.
 IN_FLIGHT = 64
 
 AnyRef = ReleaseRef | DraftRef
-# Raises ReleaseConflict if the catalogue names another writer of a draft.
+# Raises ReleaseConflict if the catalogue names another writer.
 ConfirmWriter = Callable[[], Awaitable[None]]
 
 
 @lru_cache(64)
 def container_of(release: AnyRef) -> str:
-    """Return the container of a release, named by its incarnation; ReleaseNotFound if no release has such a name."""
+    """Return the container of a release. Raises ReleaseNotFound for an invalid incarnation."""
     if not INCARNATION.fullmatch(release.incarnation):
         raise ReleaseNotFound(f"release {release.id[:80]!r} is not in this store: no release has such an id")
     return CONTAINER + release.incarnation
 
 
 def name_of(key: str) -> str:
-    """Return the id of a row's item; StoreMisused for a key of no known kind.
+    """Return the id of a row's item; raises StoreMisused for a key of unknown kind.
 
-    A key that UTF-8 cannot express has the id of no row, so it is read as absent.
+    A key with lone surrogates gets an id that no row has, so it is absent.
     """
     kind, colon, identifier = key.partition(":")
     encoded = urlsafe_b64encode(identifier.encode("utf-8", "surrogatepass")).decode()
@@ -94,7 +93,7 @@ def name_of(key: str) -> str:
 
 
 def to_item(name: str, value: bytes) -> CosmosItem:
-    """Return the item of a value, in the shorter of two forms."""
+    """Return the item of a value, in the shorter form."""
     try:
         text = value.decode()
     except UnicodeDecodeError:
@@ -105,7 +104,7 @@ def to_item(name: str, value: bytes) -> CosmosItem:
 
 
 def value_of(item: CosmosItem) -> bytes:
-    """Return the value of an item; ReleaseCorrupt for an item that `to_item` did not make."""
+    """Return the value of an item; raises ReleaseCorrupt for an item not made by `to_item`."""
     try:
         if (text := item.get("t")) is not None:
             return bytes(text.encode())
@@ -115,7 +114,7 @@ def value_of(item: CosmosItem) -> bytes:
 
 
 def item_bytes(item: CosmosItem) -> int:
-    """Return the size that is stored and charged for; StoreFull if an item cannot have it."""
+    """Return the stored and charged size; raises StoreFull if it exceeds the service's limit."""
     size = len(orjson.dumps(_ours(item) if "_rid" in item else item)) + SYSTEM_BYTES
     if size > MAX_ITEM_BYTES:
         raise StoreFull(
@@ -126,17 +125,17 @@ def item_bytes(item: CosmosItem) -> int:
 
 
 class Budget(Retrier):
-    """Repeats requests of publishers and operators within a budget of request units."""
+    """Retries requests of publishers and operators within a budget of request units."""
 
     def __init__(self, clock: Callable[[], float], rate_ru: float | None) -> None:
-        """Take RU/s; None if only the service limits."""
+        """*rate_ru* is in RU/s; None if only the service limits it."""
         super().__init__(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
         self._clock = clock
         self._limiter = RateLimiter(clock, rate_ru)
         self._admission = asyncio.Lock()
 
     async def until_visible(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Take, as `call` does, a step that follows the creation of its container, which may not be visible yet."""
+        """Call *step* as `call` does, waiting for a new container to become visible."""
         began_at, backoff = self._clock(), Backoff(*RETRY_PAUSES_S)
         while True:
             try:
@@ -149,14 +148,14 @@ class Budget(Retrier):
     async def spend(
         self, expected_ru: float, request: Callable[[], Awaitable[T]], charge_ru: Callable[[T], float]
     ) -> T:
-        """Send, as `call` does, a request once there is budget for it; *charge_ru* returns what its result did cost."""
+        """Send a request, as `call` does, once there is budget for it; *charge_ru* returns the charge of its result."""
 
         async def limited() -> T:
             async with self._admission:  # first come, first served
                 wait_s = self._limiter.wait_s()
                 while wait_s > 0:
                     await asyncio.sleep(wait_s)
-                    wait_s = self._limiter.wait_s()  # a 429 may have come meanwhile
+                    wait_s = self._limiter.wait_s()  # later after a 429
                 self._limiter.take(expected_ru)
             try:
                 done = await request()
@@ -171,26 +170,23 @@ class Budget(Retrier):
 
 
 class ReleaseRows:
-    """Writes, acknowledges and scans rows within a budget."""
+    """Rows of releases, read and written within a budget."""
 
     def __init__(self, items: SignedClient, budget: Budget, charges: Charges) -> None:
         self._items = items
         self._budget = budget
         self._charges = charges
         self._last = dict[tuple[str, str], int]()
-        """The number of the last known batch, by container and series."""
+        """Number of the last known batch, by container and series."""
 
     async def claim(self, draft: DraftRef, confirm: ConfirmWriter) -> None:
-        """Become the writer of a draft: of a new container, or in place of the writer before.
-
-        *confirm* is called before another writer is replaced. Raises ReleaseConflict if that must not be.
-        """
+        """Become the writer of a draft, after *confirm* if it has another writer. Raises ReleaseConflict."""
         container = container_of(draft)
         for known in [key for key in self._last if key[0] == container]:
             del self._last[known]  # the draft may have been erased since
         state = {"id": STATE, "state": DRAFT, "writer": draft.writer}
         done = (await self._budget.until_visible(partial(self._items.create, container, state))).done
-        while not done:  # there is a state already, or it was changed meanwhile
+        while not done:  # the state exists, or was changed concurrently
             item, etag, _ = await self._budget.call(partial(self._items.read_fresh, container, STATE))
             if item is None:
                 raise not_found(draft)
@@ -204,11 +200,11 @@ class ReleaseRows:
             done = (await self._budget.call(partial(self._items.replace, container, taken, etag))).done
 
     async def check(self, release: AnyRef) -> None:
-        """Raise ReleaseNotFound if a release is not there, or not yet."""
+        """Raise ReleaseNotFound if a release has no state."""
         await self._state(release)
 
     async def has_state(self, container: str) -> bool:
-        """Return whether a container holds a release, or a draft."""
+        """Return whether a container holds a release or a draft."""
         try:
             found = await self._read(container, STATE)
         except ContainerMissing:
@@ -216,7 +212,7 @@ class ReleaseRows:
         return found is not None and found.get("state") in (DRAFT, SEALED)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a draft, in order; raises as `Store.put` does."""
+        """Write rows of a draft; see `Store.put`."""
         if not rows:
             return
         state = await self._state(draft)
@@ -232,7 +228,7 @@ class ReleaseRows:
             raise not_found(draft) from error
 
     async def resume_point(self, draft: DraftRef, part: int) -> str | None:
-        """Return the last key of the last acknowledged batch of *part*, of any writer."""
+        """Return the last key of the last acknowledged batch of *part*; see `Store.resume_point`."""
         state = await self._state(draft)
         _check_writer(draft, state)
         container, kind = container_of(draft), _rows_kind(part)
@@ -245,7 +241,7 @@ class ReleaseRows:
         return None
 
     async def erase(self, release: ReleaseRef, keys: Sequence[str]) -> int:
-        """Delete rows of a release, and return how many there were."""
+        """Delete rows of a release; returns how many existed."""
         container, deleted = container_of(release), 0
 
         async def erase(key: str) -> None:
@@ -258,14 +254,14 @@ class ReleaseRows:
         return deleted
 
     async def seal(self, draft: DraftRef) -> None:
-        """Turn a draft into a release that takes no more rows."""
+        """Make a draft a sealed release; see `Store.seal`."""
         try:
             await self._change_state(draft, lambda found: found | {"state": SEALED}, unless=SEALED)
         except ContainerMissing as error:
             raise not_found(draft) from error
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        """Yield every row, in ascending order of key bytes: the keys of each batch, and a fresh read of each row."""
+        """Yield every row in ascending order of key bytes; see `Store.scan`."""
         container = container_of(release)
         state = await self._state(release)
         if state.get("state") != SEALED:
@@ -282,7 +278,6 @@ class ReleaseRows:
             raise not_found(release) from error
 
     async def _spans(self, container: str, state: CosmosItem) -> list[KeySpan]:
-        """Return the keys that each acknowledged batch spans: one read a batch."""
         spans = list[KeySpan]()
 
         async def add(name: str, number: int) -> None:
@@ -293,10 +288,10 @@ class ReleaseRows:
         return spans
 
     async def _counted(self, container: str, state: CosmosItem) -> dict[str, int]:
-        """Return the number of the last batch that counts of each series.
+        """Return the number of the last batch of each series.
 
-        `meta` comes last: it was acknowledged before the rows that follow it, so none of it is missed while a writer
-        continues.
+        `meta` comes last, because it is acknowledged before the rows that follow it: so none of it is missed while a
+        writer continues.
         """
         counted: dict[str, int] = dict(state.get("former", {}))
         for kind in (*map(_rows_kind, (0, *state.get("parts", ()))), METAS):
@@ -311,20 +306,20 @@ class ReleaseRows:
 
     async def _write(self, draft: DraftRef, series: str, batch: Sequence[Row]) -> None:
         container = container_of(draft)
-        values = dict(batch)  # rows are written in any order, and the last value of a key counts
+        values = dict(batch)  # the last value of a key wins; rows are written in any order
         await for_each(list(values.items()), partial(self._create_row, draft, container))
         item = to_item(series, pack(list(values)))
         known = self._last.get((container, series))
         number = await self._find_last(container, series) if known is None else known
         done = False
-        while not done:  # another task of this writer has that number, or an attempt whose response was lost
+        while not done:  # another task took the number, or a lost response's attempt did
             number += 1
             item["id"] = batch_name(series, number)
             done = await self._create(container, item)
             self._last[container, series] = max(number, self._last.get((container, series), 0))
 
     async def _create_row(self, draft: DraftRef, container: str, row: tuple[str, bytes]) -> None:
-        """Write one row; one that is there already is read and compared."""
+        """Create one row; an existing one must be equal."""
         key, value = row
         item = to_item(name_of(key), value)
         if await self._create(container, item):
@@ -343,7 +338,6 @@ class ReleaseRows:
         return (await self._budget.spend(self._charges.create(item_bytes(item), 0), create, _charge_of)).done
 
     async def _state(self, release: AnyRef) -> CosmosItem:
-        """Return the item that says whether a release is a draft, and its parts; ReleaseNotFound without one."""
         try:
             found = await self._read_surely(container_of(release), STATE)
         except ContainerMissing as error:
@@ -355,13 +349,10 @@ class ReleaseRows:
     async def _change_state(
         self, draft: DraftRef, change: Callable[[CosmosItem], CosmosItem], *, unless: str = ""
     ) -> None:
-        """Change the state by compare-and-set, unless it is *unless* already.
-
-        Raises ReleaseNotFound if there is none, ReleaseConflict if the draft is another's.
-        """
+        """Change the state by compare-and-set, unless it is *unless* already."""
         container = container_of(draft)
         done = False
-        while not done:  # it was changed meanwhile
+        while not done:  # changed concurrently
             item, etag, _ = await self._budget.call(partial(self._items.read_fresh, container, STATE))
             if item is None:
                 raise not_found(draft)
@@ -372,7 +363,7 @@ class ReleaseRows:
             done = (await self._budget.call(partial(self._items.replace, container, changed, etag))).done
 
     async def _find_last(self, container: str, series: str) -> int:
-        """Find the number of the last batch, 0 for none, by reads: twice the logarithm of how many are new."""
+        """Find the number of the last batch, 0 for none, by a logarithmic number of reads."""
         known = low = self._last.get((container, series), 0)
         step, high = 1, None
         while high is None or high - low > 1:
@@ -387,12 +378,12 @@ class ReleaseRows:
         return low
 
     async def _packed(self, container: str, series: str, number: int) -> bytes:
-        """Return the packed keys of one batch; ReleaseCorrupt if they were lost."""
+        """Return the packed keys of one batch; raises ReleaseCorrupt if it is absent."""
         name = batch_name(series, number)
         return value_of(await self._read_surely(container, name) or {"id": name})
 
     async def _read_surely(self, container: str, name: str) -> CosmosItem | None:
-        """Read what should be there up to three times: the replica that responded may lag."""
+        """Read an item that should exist, up to three times: replicas may lag."""
         found = await self._read(container, name)
         for pause_s in REPLICA_LAGS_S if found is None else ():
             await asyncio.sleep(pause_s)
@@ -411,7 +402,7 @@ class ReleaseRows:
 
 
 async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
-    """Do the same to many, IN_FLIGHT at a time, begun in order; the first failure ends it and is raised."""
+    """Call *do* for all values, IN_FLIGHT at a time and in order; stops at the first failure and raises it."""
     left = iter(values)
     failed = False
 
@@ -437,7 +428,7 @@ def _charge_of(written: ItemWritten) -> float:
 
 
 def _ours(item: CosmosItem) -> CosmosItem:
-    """Return an item without the properties of the service."""
+    """Return an item without the service's properties."""
     return {name: value for name, value in item.items() if name[0] != "_"}
 
 
@@ -451,22 +442,22 @@ def _rows_kind(part: int) -> str:
 
 
 def _series(kind: str, state: CosmosItem) -> str:
-    """Return the series of the writer that the state names."""
+    """Return the series of the current writer."""
     return _numbered(kind, state.get("claims", 0))
 
 
 def _numbered(kind: str, claim: int) -> str:
-    """Return a series of a draft's first writer, or of the one that took it over as the *claim*-th."""
+    """Return the series of the draft's first writer or, with *claim* > 0, of a later one."""
     return f"{kind}_{claim}" if claim else kind
 
 
 def batch_name(series: str, number: int) -> str:
-    """Return the id of the *number*-th batch, from 1, of a series."""
+    """Return the id of a batch; *number* counts from 1."""
     return f"{series}-{number}"
 
 
 def _chunks(rows: Sequence[Row], part: int) -> Iterator[tuple[str, Sequence[Row]]]:
-    """Yield the rows of one put as they are acknowledged together, each time with the kind of its series."""
+    """Yield batches of rows with the kind of their series."""
     meta = [row for row in rows if row.key.startswith(META)]
     others = [row for row in rows if not row.key.startswith(META)] if meta else rows
     for kind, chosen in ((_rows_kind(part), others), (METAS, meta)):

@@ -17,7 +17,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -193,9 +192,9 @@ class SignedClient:
 
     async def _read_in(self, region: Region, container: str, name: str, due_s: float) -> CosmosItem | None:
         call = traced_call.get()
-        build = partial(region.requests.point_read, container, name, b"" if call is None else call.headers)
+        message = region.requests.point_read(container, name, b"" if call is None else call.headers)
         try:
-            response = await self._send(region, build, due_s)
+            response = await region.transport.request(message, due_s - asyncio.get_running_loop().time())
             if call is not None:
                 _note_response(call, region.name, response)
             if response.status != 200 and not _is_absent(response):
@@ -251,12 +250,13 @@ class SignedClient:
         body: bytes = b"",
     ) -> tuple[Response, float]:
         """Send a request to the write region; returns the response, if its status is *expected* or 404, and charge."""
-        due_s = asyncio.get_running_loop().time() + DEADLINE_S
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + DEADLINE_S
         await self._prepare(due_s)
         region = self._regions.write
-        build = partial(region.requests.item, verb, container, name, headers=headers, body=body)
+        message = region.requests.item(verb, container, name, headers=headers, body=body)
         try:
-            response = await self._send(region, build, due_s)
+            response = await region.transport.request(message, due_s - loop.time())
             if response.status not in expected and (verb == "POST" or not _is_absent(response)):
                 raise self._refusal(response, container)
             self._sessions.record(container, response.header(b"x-ms-session-token"))
@@ -306,31 +306,18 @@ class SignedClient:
             raise self._failed(error) from None
 
     async def _read_account(self, region: Region) -> dict[str, Any]:
-        due_s = asyncio.get_running_loop().time() + DEADLINE_S
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + DEADLINE_S
         if self._signer.needs_token():
             await self._acquire_token(due_s)
         try:
-            response = await self._send(region, partial(region.requests.build, "GET", "", "", ""), due_s)
+            message = region.requests.build("GET", "", "", "")
+            response = await region.transport.request(message, due_s - loop.time())
             if response.status != 200:
                 raise self._refusal(response, "")
             return object_in(response)
         except (RequestFailed, MalformedResponse) as error:
             raise self._translated(error) from error
-
-    async def _send(self, region: Region, build: Callable[[], bytes], due_s: float, *, renew: bool = True) -> Response:
-        """Send a request; once more, with another token, if the service refuses the token."""
-        message, version = build(), region.requests.version  # read now: other requests are built before the response
-        response = await region.transport.request(message, due_s - asyncio.get_running_loop().time())
-        if response.status != 401 or not renew:
-            return response
-        renewed = False
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(due_s):
-                renewed = await self._signer.renew_token(version)
-        if not renewed:
-            return response
-        self._refusal(response, "")  # counts the 401, which the caller does not see
-        return await self._send(region, build, due_s, renew=False)
 
     def _charge(self, response: Response) -> float:
         ru = charge_in(response)
@@ -358,6 +345,8 @@ class SignedClient:
             return self._translated(malformed)
         if isinstance(error, ContainerMissing):
             self._sessions.forget(container)
+        elif isinstance(error, CosmosUnavailable) and error.kind == "unauthorized":
+            self._signer.refused()
         elif isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
             self._regions.refresh_early()
             if response.header(b"x-ms-substatus") == b"%d" % SESSION_NOT_AVAILABLE:

@@ -1,4 +1,4 @@
-"""The Cosmos DB store: a container a release, an item a row, the catalogue one item that is swapped by its etag."""
+"""Store in Cosmos DB: a container per release, an item per row, and the catalogue as an item swapped by etag."""
 
 import asyncio
 import re
@@ -50,23 +50,17 @@ from hotplate.stores.store import (
 )
 from hotplate.stores.urls import LOOPBACK
 
-# The item of the catalogue.
 CATALOGUE = "catalogue"
-
-# An incarnation as it is drawn for a release.
+# A generated incarnation.
 DRAWN = re.compile(r"[0-9a-f]{12}")
-
-# How often a reader polls the catalogue: 0.5 RU/s for each process.
+# Polling interval of a reader: 0.5 RU/s for each process.
 POLL_S = 2.0
-
-# How often a change of throughput is polled, and for how long: most take seconds, a split of partitions takes hours.
+# Polling interval and time limit of a change of throughput: seconds as a rule, hours if partitions are split.
 SCALING_POLL_S = 1.0
 SCALING_S = 600.0
-
-# An etag that no version has, so a replacement of it never takes place.
+# An etag that no version has.
 NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
-
-# How far a read's charge may be from our table, and the consistencies that double it.
+# Accepted deviation of a read's charge from our table, and the consistency levels that double it.
 CHARGE_TOLERANCE = 0.1
 STRONG = ("BoundedStaleness", "Strong")
 
@@ -74,61 +68,55 @@ CatalogueVersion = tuple[str, int, str]
 
 
 class Containers(Protocol):
-    """One database and its containers: made, scaled and dropped by one attempt each, which raises StoreError.
-
-    Implemented with the account's key (`hotplate.stores.cosmos.account`) and by Azure Resource Manager for Entra ID
-    (`hotplate.stores.cosmos.arm`).
-    """
+    """Control plane of one database; methods are one attempt and raise StoreError."""
 
     async def create_database(self) -> None:
-        """Make the database, unless it is there."""
+        """Create the database, unless it exists."""
 
     async def create_container(self, container: str, throughput: Throughput | None) -> None:
-        """Make a container by DEFINITION, unless it is there; without throughput in a serverless account."""
+        """Create a container by DEFINITION, unless it exists; *throughput* is None in a serverless account."""
 
     async def list_containers(self) -> list[str]:
-        """Return the names of all containers; ContainerMissing if there is no database."""
+        """Return the names of all containers. Raises ContainerMissing without a database."""
 
     async def delete_container(self, container: str) -> None:
-        """Drop a container with all it holds, for no RU; does nothing if there is none."""
+        """Delete a container, if it exists; takes no RU."""
 
     async def offer(self, container: str) -> Offer | None:
-        """Return a container's throughput; None if the account is serverless."""
+        """Return the throughput of a container; None if the account is serverless."""
 
     async def scale(self, container: str, throughput: Throughput) -> None:
-        """Request other throughput; `offer` says when it is there."""
+        """Start a change of throughput; `offer` shows when it is done."""
 
     async def close(self) -> None:
-        """Close connections; closing twice does nothing."""
+        """Close connections. Idempotent."""
 
 
 def open_containers(address: Address, observer: Observer | None = None) -> Containers:
-    """Open the control plane: ARM if the URL names it, else the account itself with its key.
+    """Open the control plane: ARM if the URL names a resource group, otherwise the account with its key.
 
-    A process that only serves never loads these libraries. Raises StoreMisused if there is neither, or an extra is not
-    installed.
+    Raises StoreMisused if there is neither, or the extra is not installed.
     """
     with extra_installed("cosmos"):
         if address.arm is not None:
-            from hotplate.stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- for publishing without a key
+            from hotplate.stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- slow to import, and unused by readers
 
             return ArmContainers(address, address.arm)
         if address.key is not None:
-            from hotplate.stores.cosmos.account import CosmosAccount  # noqa: PLC0415 -- for publishing
+            from hotplate.stores.cosmos.account import CosmosAccount  # noqa: PLC0415 -- as above
 
             return CosmosAccount(address, observer)
     raise StoreMisused(
-        f"{address.shown} is reached by Entra ID, which cannot make, scale or drop containers at the account "
-        f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, "
-        f"or give the account's key as {KEY}"
+        f"Entra ID cannot create, scale or delete containers of {address.shown} at the account itself; add "
+        f"subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, or give the "
+        f"account's key as {KEY}"
     )
 
 
 class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
-    """One database of one account; an instance belongs to one event loop and process."""
+    """One database of one account, on one event loop."""
 
-    batch = 64
-    """So many point reads are in flight without waiting for a connection."""
+    batch = 64  # half of a client's connections
 
     coalesce = 1
 
@@ -139,7 +127,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         open_containers: Callable[[], Containers],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the account's items, and what opens its control plane."""
+        """*open_containers* is called at the first use of the control plane."""
         written = address.writing
         self._address = address
         self._items = items
@@ -159,9 +147,9 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         container = container_of(release)
         if (call := traced_call.get()) is not None:
             self._address.describe(call, container, len(keys))
-        names = [name_of(key) for key in keys]  # which may raise, and a read that was made would never be awaited
-        reads = [self._read_slot(container, name, timeout_s) for name in names]  # a single one needs no task
-        slots = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))
+        names = [name_of(key) for key in keys]  # first: it may raise, and a coroutine would never be awaited
+        reads = [self._read_slot(container, name, timeout_s) for name in names]
+        slots = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))  # one needs no task
         failed = [slot for slot in slots if isinstance(slot, StoreError)]
         for error in failed:
             if isinstance(error, ContainerMissing):
@@ -171,7 +159,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return slots
 
     async def _read_slot(self, container: str, name: str, timeout_s: float | None) -> Slot:
-        """Point-read one key, which delays and fails no other; without a timeout, for as long as a write is tried."""
+        """Read one key; without a timeout, retry as long as for a write."""
         try:
             if timeout_s is None:
                 item = await self._budget.call(partial(self._items.read, container, name, DEADLINE_S))
@@ -199,14 +187,14 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         try:
             await self._items.close()
         finally:
-            if "_containers" in vars(self):  # opened
+            if "_containers" in vars(self):
                 await self._containers.close()
 
     async def warnings(self) -> list[str]:
         return [self._address.partition_warning] if self._address.partition_warning else []
 
     async def examine(self) -> list[Finding]:
-        """See `Diagnosed`; docs/cosmos.md explains each line."""
+        """Return findings; docs/cosmos.md explains each line."""
         address, account = self._address, await self._items.account()
         regions = f"Cosmos DB, read in {', '.join(account.regions)}"
         server = Finding(Level.OK, "server", regions)
@@ -227,7 +215,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         ]
 
     async def _examine_reading(self) -> list[Finding]:
-        """Read the catalogue as lookups read lists, and compare the charge with our table."""
+        """Read the catalogue as lookups read lists, and compare its charge with our table."""
         call = TracedCall()
         reset = traced_call.set(call)
         try:
@@ -253,7 +241,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return findings
 
     async def _examine_writing(self) -> list[Finding]:
-        """Try to replace a version of the catalogue that never was: refused by its ETag, or for want of the right."""
+        """Replace a version of the catalogue that does not exist: refused by its etag, or for want of a role."""
         try:
             written = await self._items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
         except ContainerMissing:
@@ -277,7 +265,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             try:
                 offer = await self._budget.call(partial(self._containers.offer, container_of(live)))
             except StoreMisused:
-                offer = None  # a reader needs no control plane
+                offer = None  # readers have no control plane
             if offer is not None and offer.throughput.ru < wanted.ru:
                 warnings.append(
                     f"{container_of(live)}, which is live, has {offer.throughput.ru:,} RU/s, and ru= of "
@@ -299,7 +287,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
     async def _confirm_writer(self, draft: DraftRef) -> None:
-        """Raise ReleaseConflict if the catalogue has given the draft to another writer."""
+        """Raise ReleaseConflict if the catalogue names another writer of the draft."""
         entry = (await self.catalogue()).entry(draft.incarnation)
         if entry is not None and entry.writer != draft.writer:
             raise taken_over(draft)
@@ -318,14 +306,13 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             yield row
 
     async def _may_be_served(self, release: ReleaseRef) -> bool:
-        """Return whether lookups need their share of a release's throughput."""
         try:
             return release in (await self.catalogue()).served
         except CatalogueUnreadable:
-            return True  # services go on with what they have
+            return True  # services keep their release
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
-        """Make a container, in a database that is made if it is missing; does nothing if there is one."""
+        """Create a container, and the database with it, unless they exist."""
         create = partial(self._containers.create_container, container, throughput)
         try:
             await self._budget.call(create)
@@ -334,7 +321,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             await self._budget.call(create)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        """See the contract; waits until the container has the throughput that serving needs."""
+        """Wait until the container has the throughput to serve with; see `Store.prepare`."""
         await self._rows.check(release)
         container, give_up_at = container_of(release), self._clock() + SCALING_S
         while self._address.throughput is not None:
@@ -347,9 +334,9 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             elif self._clock() > give_up_at:
                 raise StoreUnavailable(
                     f"{container} of {self._address.shown} is still being scaled to {wanted.ru:,} RU/s, which can take "
-                    f"hours where partitions are split; activate its release later, or set less with ru="
+                    f"hours if partitions are split; activate its release later, or set less with ru="
                 )
-            await asyncio.sleep(SCALING_POLL_S)  # what was spent in a second counts against the new throughput, too
+            await asyncio.sleep(SCALING_POLL_S)  # spent RU of this second count against the new throughput
 
     async def scale_down(self, release: ReleaseRef) -> None:
         if self._address.throughput is None:
@@ -375,7 +362,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
                 raise _conflict()
             write = partial(self._items.replace, CONTROL, _record(new), etag)
         if not (await self._budget.call(write)).done:
-            raise _conflict()  # perhaps with an attempt of our own whose response was lost
+            raise _conflict()  # possibly with our own attempt, if its response was lost
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
         await self._budget.call(self._catalogue.check_single_writer)
@@ -402,7 +389,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return await self._rows.erase(release, keys)
 
     async def incarnations(self) -> list[str]:
-        """See the contract; StoreMisused if Entra ID does not allow to list, as nothing can be erased then, either."""
+        """See `Store.incarnations`; raises StoreMisused without a control plane."""
         try:
             names = await self._budget.call(self._containers.list_containers)
         except ContainerMissing:
@@ -410,7 +397,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
 
     async def _is_release(self, container: str) -> bool:
-        """Return whether a container is a release's: other programs may use similar names."""
+        """Return whether a container belongs to a release: other programs may use similar names."""
         if not container.startswith(CONTAINER):
             return False
         return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)
@@ -437,32 +424,32 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
 
 
 class _CatalogueItem:
-    """The catalogue as one item of a small container of its own; lives as long as its store."""
+    """The catalogue, an item in a separate small container."""
 
     def __init__(self, address: Address, items: SignedClient, clock: Callable[[], float]) -> None:
         self._address = address
         self._items = items
         self._clock = clock
         self._etags = dict[CatalogueVersion, str]()
-        """Of the catalogue that was read last."""
+        """Etag of the catalogue that was read last."""
 
         self._ahead_s = time.time() - clock()
-        """How far the service's clock is ahead of ours, as of its last response; before any, by our own clock."""
+        """Service's clock minus *clock*, as of the last fresh read."""
 
         self._single_writer = False
 
     async def check_single_writer(self) -> None:
-        """Refuse an account if nothing can be compared and set; reads the account once."""
+        """Raise StoreMisused for an account with several write regions, which have no compare-and-set."""
         if not self._single_writer:
             if (await self._items.account()).multiple_write_regions:
                 raise StoreMisused(
                     f"the account of {self._address.shown} takes writes in several regions, where two publishers could "
-                    f"both change what is live; turn multi-region writes off, or use another account"
+                    f"both change the live release; turn multi-region writes off, or use another account"
                 )
             self._single_writer = True
 
     async def read(self) -> Catalogue:
-        """Read the catalogue as publishers do; of generation 0 if there is none yet."""
+        """Read the catalogue from the write region."""
         try:
             item, etag, now = await self._items.read_fresh(CONTROL, CATALOGUE)
         except ContainerMissing:
@@ -473,7 +460,7 @@ class _CatalogueItem:
         return found
 
     async def read_nearest(self) -> Catalogue:
-        """Read the catalogue as readers do, from the nearest region, which may be behind the one that takes writes."""
+        """Read the catalogue from the nearest region, which may lag behind the write region."""
         try:
             item, primary = await self._items.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
@@ -481,11 +468,11 @@ class _CatalogueItem:
         return replace(self._parse(item, self._now()), primary=primary)
 
     def empty(self) -> Catalogue:
-        """Return the catalogue of a store that nothing was published to."""
+        """Return the catalogue of an empty store."""
         return Catalogue(now=self._now())
 
     def etag(self, version: CatalogueVersion) -> str | None:
-        """Return the etag of a version, if that was read last."""
+        """Return the etag of *version*, if it was read last."""
         return self._etags.get(version)
 
     def _parse(self, item: CosmosItem | None, now: float) -> Catalogue:
@@ -507,7 +494,7 @@ def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
 def _open_client(address: Address, observer: Observer | None) -> SignedClient:
     if not address.through_sdk:
         return SignedClient(address, observer)
-    from hotplate.stores.cosmos.account import SdkClient  # noqa: PLC0415 -- half a second that others need not wait for
+    from hotplate.stores.cosmos.account import SdkClient  # noqa: PLC0415 -- half a second to import
 
     return SdkClient(address, observer)
 
@@ -521,16 +508,16 @@ def _record_in(item: CosmosItem) -> bytes:
 
 
 def _conflict() -> ReleaseConflict:
-    return ReleaseConflict("the catalogue was changed by somebody else first")
+    return ReleaseConflict("the catalogue was changed by another process first")
 
 
 def _examine_control(address: Address) -> Finding:
     if address.arm is not None:
-        return Finding(Level.OK, "containers", "are made and dropped by Azure Resource Manager")
+        return Finding(Level.OK, "containers", "are created and deleted by Azure Resource Manager")
     if address.key is not None:
-        return Finding(Level.OK, "containers", "are made and dropped with the account's key")
+        return Finding(Level.OK, "containers", "are created and deleted with the account's key")
     sentence = (
-        f"cannot be made, which is right for a service; to publish, add subscription= and resource_group= or {KEY}"
+        f"cannot be created, which is right for a service; to publish, add subscription= and resource_group= or {KEY}"
     )
     return Finding(Level.WARNING, "containers", sentence)
 
