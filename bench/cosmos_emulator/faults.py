@@ -1,6 +1,6 @@
-"""Latencies and injected faults: a share of requests meets what the service does on bad days.
+"""Latencies and injected faults.
 
-A latency is an assumption of the caller. Azure documents only the 99th percentile, as a service level of 10 ms:
+Latencies are an assumption of the caller. Azure documents only a service level of 10 ms for the 99th percentile:
 https://learn.microsoft.com/azure/cosmos-db/consistency-levels#consistency-levels-and-latency
 """
 
@@ -40,22 +40,19 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 
 
 def parse_latency(text: str) -> Callable[[], float]:
-    """Return a function that draws delays in seconds, log-normal, from a text such as `p50=4ms,p99=10ms`.
-
-    It draws the same sequence in each run.
-    """
+    """Return a function that draws log-normal delays in seconds, by a text such as `p50=4ms,p99=10ms`."""
     match = FORM.fullmatch(text.replace(" ", ""))
     if match is None:
         raise BenchMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
     p50_s, p99_s = float(match[1]) * SECONDS[match[2]], float(match[3]) * SECONDS[match[4]]
     if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
         raise BenchMisused(f"--latency {text!r}: it needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
-    draws = random.Random(1)  # noqa: S311 -- repeatable, nothing secret
+    draws = random.Random(1)  # noqa: S311 -- the same sequence in each run
     return partial(draws.lognormvariate, log(p50_s), log(p99_s / p50_s) / NormalDist().inv_cdf(0.99))
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One fault; its fields are those of the JSON object that describes it."""
+    """One fault, as in the JSON of `PUT faults`."""
 
     kind: str
     share: Number = 1.0
@@ -67,7 +64,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operation: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense together."""
+        """Validate fields that depend on each other."""
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}")
         if self.partition is not None and self.kind != SLOW:
@@ -79,14 +76,14 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Faults:
-    """The faults that are in force; without any, a request spends no time here."""
+    """Active faults."""
 
     def __init__(self) -> None:
-        self.active = list[tuple[float, Fault]]()  # with the end of each, in seconds of the emulator's clock
-        self._random = random.Random(1)  # noqa: S311 -- a repeatable draw, nothing secret
+        self.active = list[tuple[float, Fault]]()  # with end times, by the emulator's clock
+        self._random = random.Random(1)  # noqa: S311 -- the same sequence in each run
 
     def replace(self, resource: object, now: float) -> None:
-        """Put a list of objects in force instead of the present faults."""
+        """Replace all faults by a list of JSON objects; raises 400."""
         try:
             found = msgspec.convert(resource, Annotated[list[Fault], msgspec.Meta(max_length=100)])
         except msgspec.ValidationError as error:
@@ -94,7 +91,7 @@ class Faults:
         self.active = [(now + fault.for_s, fault) for fault in found]
 
     def before(self, request: Request, operation: str, now: float) -> HttpResponse | None:
-        """Return or raise the response that is given instead of the service's; None to let it respond."""
+        """Return or raise a fault's response; None to let the service respond."""
         for until, fault in self.active:
             if now >= until or not fault.affects(request.region, operation, self._random.random()):
                 continue
@@ -107,7 +104,7 @@ class Faults:
         return None
 
     def delay_s(self, request: Request, operation: str, response: HttpResponse, now: float) -> float:
-        """Return by how much a response is delayed."""
+        """Return the delay of a response in seconds."""
         partition = response.headers.get("x-ms-documentdb-partitionkeyrangeid")
         return sum(
             fault.delay_ms / 1000

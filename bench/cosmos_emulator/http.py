@@ -1,7 +1,6 @@
-"""HTTP/1.1 in one pass: a connection parses requests, calls the handler, and writes the responses in order.
+"""HTTP/1.1 server with a synchronous handler, without tasks or futures.
 
-The handler returns its response at once, so a request needs neither a task nor a future. A point read takes 14 µs of
-CPU in this way, and levels of `bench ru` need 11,000 a second.
+A point read takes 14 µs of CPU, because levels of `bench ru` need 11,000 a second.
 """
 
 import asyncio
@@ -45,7 +44,7 @@ class HttpError(Exception):
     details: dict[str, object] = field(default_factory=dict)  # further fields of the body
 
     def response(self) -> "HttpResponse":
-        """Return the response, as the service words it."""
+        """Return the response in the service's format."""
         body = orjson.dumps({"code": CODES[self.status], "message": self.message, **self.details})
         headers = {**self.headers, "x-ms-substatus": str(self.substatus)}
         return HttpResponse(self.status, body, headers, self.charge_ru)
@@ -53,15 +52,15 @@ class HttpError(Exception):
 
 @dataclass(slots=True)
 class Request:
-    """A whole request; names of headers are in lower case."""
+    """A request; names of headers are in lower case."""
 
     method: str
-    path: str  # as it was sent, still percent-encoded, without the query string
+    path: str  # percent-encoded, without the query string
     headers: dict[bytes, bytes]
     body: bytes = b""
-    region: int = 0  # by its position in the account's list; the first is the write region
+    region: int = 0  # index in the account's list; 0 is the write region
     scheme: str = "http"
-    query: str = ""  # ignored by the account's resources
+    query: str = ""
 
     def header(self, name: bytes) -> str:
         """Return a header as text, empty if it is absent."""
@@ -81,7 +80,7 @@ class Request:
 
 @dataclass(slots=True)
 class HttpResponse:
-    """A whole response; `delay_s` and `reset` come from latencies and injected faults."""
+    """A response; `delay_s` and `reset` are for latencies and faults."""
 
     status: int
     body: bytes = b""
@@ -96,7 +95,7 @@ HttpHandler = Callable[[Request], HttpResponse]
 
 
 def parse_json(raw: bytes, name: str = "the body") -> Any:  # noqa: ANN401 -- any JSON value; callers check its type
-    """Parse JSON; 400 if it is not JSON."""
+    """Parse JSON; raises 400."""
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -117,7 +116,7 @@ def render(response: HttpResponse, *, keep_alive: bool = True) -> bytes:
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection; the parser calls its methods `on_…`."""
+    """One connection; httptools calls the methods `on_…`."""
 
     def __init__(self, handler: HttpHandler, connections: "set[HttpConnection]", region: int, scheme: str) -> None:
         self._handler = handler
@@ -140,7 +139,7 @@ class HttpConnection(asyncio.Protocol):
         self._connections.discard(self)
 
     def reset(self) -> None:
-        """Cut the connection as a crash would."""
+        """Abort the connection."""
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 -- asyncio's
@@ -161,17 +160,17 @@ class HttpConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header; the last of several with one name counts."""
+        """Store a header; the last of several with one name wins."""
         self._headers[name.lower()] = value
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of the body; what is too much is counted and dropped."""
+        """Store a piece of the body; the excess is counted only."""
         self._body_bytes += len(body)
         if self._body_bytes <= MAX_BODY_BYTES:
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Handle a whole request."""
+        """Handle a request."""
         if self._is_closing:
             return
         keep_alive = self._parser.should_keep_alive()
@@ -189,7 +188,7 @@ class HttpConnection(asyncio.Protocol):
         if response.delay_s <= 0 and not self._delayed:
             self._write(response, keep_alive)
             return
-        # Timers of one time have no order: each response is due later than the one before it.
+        # Timers with equal times have no order, and responses need one.
         self._last_due = max(self._loop.time() + response.delay_s, self._last_due + 1e-6)
         self._delayed += 1
         self._loop.call_at(self._last_due, self._write, response, keep_alive, 1)

@@ -1,15 +1,11 @@
-"""Point operations on items and batches of them: each is admitted by its partition, carried out, charged and answered.
-
-https://learn.microsoft.com/azure/cosmos-db/nosql/transactional-batch: a batch has at most 100 operations and 2 MB, on
-one partition key, which all take effect, or none.
-"""
+"""Point operations on items."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus, parse_json
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.partitions import Document, Partition, encode, key_of
 from hotplate.bench.cosmos_emulator.resources import (
     ALREADY_EXISTS,
@@ -22,15 +18,11 @@ from hotplate.bench.cosmos_emulator.resources import (
 
 MAX_ITEM_BYTES = 2 * 1024 * 1024
 MAX_ID_BYTES = 1023
-MAX_BATCH_OPERATIONS = 100
-BATCH_OPERATIONS = ("Create", "Upsert", "Replace", "Delete", "Read")
 FORBIDDEN_IN_IDS = frozenset("/\\?#")
 SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
 RANGE_HEADER = b"x-ms-documentdb-partitionkeyrangeid"
-# Levels whose reads are charged double.
+# Consistency levels with doubled charges of reads.
 STRONG = ("Strong", "BoundedStaleness")
-# The result of an operation that was not tried, as another had failed.
-NOT_RUN: dict[str, Any] = {"statusCode": 424, "requestCharge": 0.0}
 
 
 @dataclass(slots=True)
@@ -44,12 +36,12 @@ class RequestContext:
     strong: bool  # reads are charged as for strong or bounded staleness
 
     def not_found(self) -> HttpError:
-        """Make the error for an item that does not exist, which is charged."""
+        """Return the error for an absent item, which is charged."""
         charge_ru = self.account.charges.not_found(strong=self.strong)
         return HttpError(404, "Entity with the specified id does not exist in the system.", charge_ru=charge_ru)
 
     def partition_of(self, key: bytes) -> Partition:
-        """Return the partition of a key; 410 where the request names another, which must have split."""
+        """Return the partition of a key; raises 410 if the request names another one."""
         partition = self.container.partitions.of(key)
         range_id = self.request.headers.get(RANGE_HEADER)
         if range_id is not None and range_id.decode("latin-1") != partition.id:
@@ -58,13 +50,13 @@ class RequestContext:
         return partition
 
     def charge_error(self, partition: Partition, error: HttpError) -> HttpError:
-        """Charge what a failed request cost, and add the headers of its partition."""
+        """Charge a failed request and add the partition's headers to the error."""
         partition.charge(self.now, error.charge_ru, self.request.region)
         error.headers |= self.headers(partition)
         return error
 
     def headers(self, partition: Partition, etag: str | None = None) -> dict[str, str]:
-        """Return the headers of responses from one partition."""
+        """Return the headers of a response from a partition."""
         headers = {} if etag is None else {"etag": etag}
         headers["x-ms-session-token"] = partition.session_token
         headers["x-ms-documentdb-partitionkeyrangeid"] = partition.id
@@ -74,7 +66,7 @@ class RequestContext:
 
 
 def context_of(account: EmulatedAccount, container: Container, request: Request, now: float) -> RequestContext:
-    """Check what a request says of its container and its consistency, and return its context."""
+    """Return the context of a request; raises 400 for a stale resource id or an invalid consistency level."""
     rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
     if rid is not None and rid.decode("latin-1") != container.rid:
         message = "the container was deleted and created again since its _rid was read"
@@ -86,7 +78,7 @@ def context_of(account: EmulatedAccount, container: Container, request: Request,
 
 
 def read(context: RequestContext, item_id: str) -> HttpResponse:
-    """Read one item by its id and partition key."""
+    """Read one item."""
     request, key = context.request, key_of(context.request)
     document = context.container.documents.get(item_id, key)
     partition = document.partition if document is not None else context.partition_of(key)
@@ -98,38 +90,28 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
     return HttpResponse(200, document.body, context.headers(partition, document.etag), charge_ru)
 
 
-@dataclass(frozen=True, slots=True)
-class ItemWrite:
-    """What a write did to which document, and its charge."""
-
-    status: int
-    document: Document
-    charge_ru: float
-
-
 def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
-    """Carry out one write as a request of its own."""
-    request, resource = context.request, dict[str, Any]()
-    if verb != "delete":
-        resource = request.object()
-    key = key_of(context.request)
+    """Create, upsert, replace or delete an item."""
+    request = context.request
+    item = {} if verb == "delete" else request.object()
+    key = key_of(request)
     partition = context.partition_of(key)
     partition.admit(context.now, request.region)
     try:
-        result = _write(context, verb, key, item_id, resource, if_match=request.header(b"if-match"))
+        status, document, charge_ru = _write(context, verb, key, item_id, item)
     except HttpError as error:
         raise context.charge_error(partition, error) from None
-    partition.charge(context.now, result.charge_ru)
+    partition.charge(context.now, charge_ru)
     is_minimal = verb == "delete" or b"return=minimal" in request.headers.get(b"prefer", b"").lower()
-    body = b"" if is_minimal else result.document.body
-    return HttpResponse(result.status, body, context.headers(partition, result.document.etag), result.charge_ru)
+    headers = context.headers(partition, document.etag)
+    return HttpResponse(status, b"" if is_minimal else document.body, headers, charge_ru)
 
 
 def _write(
-    context: RequestContext, verb: str, key: bytes, item_id: str, item: dict[str, Any], *, if_match: str
-) -> ItemWrite:
-    """Create, upsert, replace or delete an item, as a request of its own or as a part of a batch."""
-    container, charges = context.container, context.account.charges
+    context: RequestContext, verb: str, key: bytes, item_id: str, item: dict[str, Any]
+) -> tuple[int, Document, float]:
+    """Write an item; returns status, document and charge."""
+    container, charges, if_match = context.container, context.account.charges, context.request.header(b"if-match")
     if verb != "delete":
         given_id = _checked_id(context, key, item)
         if verb == "replace" and given_id != item_id:
@@ -148,11 +130,11 @@ def _write(
         return _store(context, key, item_id, item, found)
     container.documents.remove(found)
     found.partition.lsn += 1
-    return ItemWrite(204, found, charges.delete(found.size, len(found.terms)))
+    return 204, found, charges.delete(found.size, len(found.terms))
 
 
 def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> str:
-    """Return the id of an item that is to be written, if it can be one; its partition key must be *key*."""
+    """Return the id of an item; raises 400 if it is invalid or the partition key is not *key*."""
     item_id = item.get("id")
     if not isinstance(item_id, str) or not item_id:
         raise HttpError(400, "an item needs an id that is a string and not empty")
@@ -169,8 +151,8 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> st
 
 def _store(
     context: RequestContext, key: bytes, item_id: str, item: dict[str, Any], found: Document | None
-) -> ItemWrite:
-    """Store an item, in place of the one that was *found*, and charge it; nothing has changed if it is refused."""
+) -> tuple[int, Document, float]:
+    """Store an item, replacing *found*; nothing changes if it is refused."""
     container, charges = context.container, context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
     partition = found.partition if found else container.partitions.of(key)
@@ -185,11 +167,11 @@ def _store(
     document = Document(item_id, key, serial, partition, body, size, terms, etag)
     container.documents.put(document)
     partition.lsn += 1
-    return ItemWrite(201 if found is None else 200, document, charge_ru)
+    return 201 if found is None else 200, document, charge_ru
 
 
 def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, etag: str) -> tuple[bytes, int]:
-    """Return an item with its system properties as bytes, and the size that is charged."""
+    """Return an item with system properties as bytes, and its charged size."""
     try:
         user_bytes = orjson.dumps(item)
     except orjson.JSONEncodeError as error:
@@ -203,72 +185,3 @@ def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, eta
     if len(body) > MAX_ITEM_BYTES:
         raise HttpError(413, "Request size is too large: an item has at most 2 MB.")
     return body, len(body) if context.account.charges.system_properties else len(user_bytes)
-
-
-def batch(context: RequestContext) -> HttpResponse:
-    """Run a batch: 200 with one result for each operation, or 207 with the one that failed and 424 for the others."""
-    operations = parse_json(context.request.body, "the batch")
-    if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
-        raise HttpError(400, "a batch is a list of operations, which are objects")
-    if not 1 <= len(operations) <= MAX_BATCH_OPERATIONS:
-        raise HttpError(400, f"a batch has 1 to {MAX_BATCH_OPERATIONS} operations")
-    if context.request.header(b"x-ms-cosmos-batch-atomic").lower() == "false":
-        raise HttpError(400, "bulk requests are not emulated: send operations one by one, or as a transactional batch")
-    key = key_of(context.request)
-    partition = context.partition_of(key)
-    partition.admit(context.now, context.request.region)
-    results, before = list[dict[str, Any]](), dict[str, Document | None]()
-    try:
-        for operation in operations:
-            results.append(_run_of_batch(context, key, operation, before))
-    except HttpError as error:
-        _restore(context, key, before)
-        charge_ru = round(sum(result["requestCharge"] for result in results) + error.charge_ru, 2)
-        partition.charge(context.now, charge_ru, context.request.region)
-        others = [NOT_RUN] * len(operations)
-        others[len(results)] = {
-            "statusCode": error.status,
-            "subStatusCode": error.substatus,
-            "message": error.message,
-            "requestCharge": error.charge_ru,
-        }
-        return HttpResponse(207, orjson.dumps(others), context.headers(partition), charge_ru)
-    charge_ru = round(sum(result["requestCharge"] for result in results), 2)
-    partition.charge(context.now, charge_ru)
-    return HttpResponse(200, orjson.dumps(results), context.headers(partition), charge_ru)
-
-
-def _run_of_batch(
-    context: RequestContext, key: bytes, operation: dict[str, Any], before: dict[str, Document | None]
-) -> dict[str, Any]:
-    """Run one operation of a batch, and note in *before* what there was of each id that it writes."""
-    kind, item_id = operation.get("operationType"), str(operation.get("id"))
-    resource = {} if kind in ("Read", "Delete") else operation.get("resourceBody")
-    if kind not in BATCH_OPERATIONS:
-        raise HttpError(400, f"operationType must be one of {', '.join(BATCH_OPERATIONS)}")
-    if not isinstance(resource, dict):
-        raise HttpError(400, "an operation that writes needs a resourceBody")
-    written_id = str(resource.get("id")) if kind in ("Create", "Upsert") else item_id
-    document = context.container.documents.get(written_id, key)
-    if kind != "Read":
-        before.setdefault(written_id, document)
-        result = _write(context, kind.lower(), key, item_id, resource, if_match=str(operation.get("ifMatch") or ""))
-    elif document is None:
-        raise context.not_found()
-    else:
-        result = ItemWrite(200, document, context.account.read_ru(document.size, strong=context.strong))
-    found = {"statusCode": result.status, "requestCharge": result.charge_ru}
-    if kind == "Delete":
-        return found
-    return found | {"eTag": result.document.etag, "resourceBody": orjson.Fragment(result.document.body)}
-
-
-def _restore(context: RequestContext, key: bytes, before: dict[str, Document | None]) -> None:
-    """Put the items of some ids back as they were."""
-    documents = context.container.documents
-    for item_id, saved in before.items():
-        present = documents.get(item_id, key)
-        if present is not None:
-            documents.remove(present)
-        if saved is not None:
-            documents.put(saved)

@@ -1,10 +1,10 @@
-"""Where items are stored: documents, their partition keys and hashes, and physical partitions with their budgets.
+"""Documents, partition keys and their hashes, and physical partitions with their budgets.
 
-A partition is an even range of effective partition keys, and has a budget of request units for each second. A request
-is admitted if any of the second's budget is left. Its whole charge is taken afterwards, and what exceeds the rest is
-missing in the next seconds, so over time exactly the provisioned rate is admitted. The caller passes the time.
+A partition is a range of effective partition keys of equal size, with a budget of request units per second. A request
+is admitted if any budget of the second is left; its charge is deducted afterwards, also from following seconds, so over
+time exactly the provisioned rate is admitted.
 
-Keys are hashed by version 2, as SDKs create containers; a test compares the hashes with those of the Python SDK.
+Keys are hashed by version 2, the default of the SDKs; a test compares the hashes with those of the Python SDK.
 """
 
 import re
@@ -21,20 +21,18 @@ import mmh3
 import orjson
 
 from hotplate.bench.cosmos_emulator.http import HttpError, Request, Substatus, parse_json
+from hotplate.stores.cosmos.url import PARTITION_RU, Throughput
 
 HEADER = b"x-ms-documentdb-partitionkey"
 
 # https://learn.microsoft.com/azure/cosmos-db/concepts-limits, with large partition keys.
 MAX_KEY_BYTES = 2048
-PARTITION_RU = 10_000
-INITIAL_PARTITION_RU = 6_000
-
-# Version 2 clears the two highest bits of its 128: effective keys lie between 00… and 3F….
+# Version 2 clears the two highest of 128 bits: effective keys lie between 00… and 3F….
 V2_SPAN = 1 << 126
 
 
 def key_property(definition: object) -> str:
-    """Return the property that is the partition key, from the `partitionKey` of a container."""
+    """Return the name of the partition key's property, from a container's `partitionKey`."""
     match definition:
         case {"paths": [str(path)], "version": 2, **rest} if re.fullmatch(r"/\w+", path):
             if rest.get("kind", "Hash") == "Hash":
@@ -43,7 +41,7 @@ def key_property(definition: object) -> str:
 
 
 def key_of(request: Request) -> bytes:
-    """Return the encoded key that a request's header carries as a JSON list of one."""
+    """Return the encoded partition key of a request's header."""
     values = parse_json(request.headers.get(HEADER, b"null"), "x-ms-documentdb-partitionkey")
     if not isinstance(values, list) or len(values) != 1:
         raise HttpError(400, "the header x-ms-documentdb-partitionkey must be a list of one value")
@@ -51,7 +49,7 @@ def key_of(request: Request) -> bytes:
 
 
 def encode(value: object) -> bytes:
-    """Return the bytes of a key that are hashed; they also identify it, for equal keys have equal bytes."""
+    """Return the bytes of a key that are hashed; equal keys have equal bytes."""
     if isinstance(value, str):
         encoded = value.encode()
         if len(encoded) > MAX_KEY_BYTES:
@@ -65,7 +63,7 @@ def encode(value: object) -> bytes:
 
 
 def effective_key(value: object) -> str:
-    """Return the effective partition key in hexadecimal, as SDKs compute it; partitions are ranges of these."""
+    """Return the effective partition key in hexadecimal, as SDKs compute it."""
     return hash_of(encode(value))
 
 
@@ -75,51 +73,22 @@ def hash_of(key: bytes) -> str:
     return f"{(high << 64 | low) & (V2_SPAN - 1):032X}"
 
 
-@dataclass(frozen=True, slots=True)
-class EmulatedThroughput:
-    """RU/s of one container: manual, or the top of an autoscale range that begins at a tenth of it.
-
-    https://learn.microsoft.com/azure/cosmos-db/concepts-limits has the values, and
-    https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices the partitions.
-    """
-
-    ru: int
-    autoscale: bool = False
-
-    @property
-    def step(self) -> int:
-        """Return what it is a multiple of."""
-        return 1_000 if self.autoscale else 100
-
-    def minimum(self, highest_ru: int = 0, stored_bytes: int = 0) -> int:
-        """Return what it cannot be lowered below: by the highest value it ever had, and by what is stored."""
-        least, share, ru_per_gb = (1_000, 10, 10) if self.autoscale else (400, 100, 1)
-        needed = max(least, highest_ru / share, stored_bytes / 1000**3 * ru_per_gb)
-        return ceil(needed / self.step) * self.step
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as the content of an offer."""
-        if self.autoscale:
-            return {"offerThroughput": self.ru // 10, "offerAutopilotSettings": {"maxThroughput": self.ru}}
-        return {"offerThroughput": self.ru, "offerIsRUPerMinuteThroughputEnabled": False}
-
-
 @dataclass(slots=True)
 class Budget:
-    """The request units of one partition in one region; times are seconds of any clock that does not go back."""
+    """Request units of one partition in one region; times are seconds of a monotonic clock."""
 
     rate: float = 0.0
     _second: int = -1
     _used_ru: float = 0.0
 
     def provision(self, rate: float) -> None:
-        """Change the rate; what was admitted by the old one is spent, and not owed by the new one."""
+        """Change the rate; what the old rate admitted is not owed by the new one."""
         owed = max(0.0, self._used_ru - self.rate)
         self.rate = rate
         self._used_ru = min(self._used_ru - owed, rate) + owed
 
     def wait_ms(self, now: float) -> int:
-        """Return 0 if a request may run at *now*, else the milliseconds until a second with something left."""
+        """Return 0 if a request is admitted at *now*, otherwise the milliseconds until a second with budget left."""
         self._roll(now)
         missing = self._used_ru - self.rate
         if missing < 0:
@@ -128,12 +97,12 @@ class Budget:
         return max(1, ceil((self._second + 1 + seconds - now) * 1000))
 
     def charge(self, now: float, charge_ru: float) -> None:
-        """Take the charge of a request, whether or not so much is left."""
+        """Deduct a charge, which may exceed the rest of the budget."""
         self._roll(now)
         self._used_ru += charge_ru
 
     def _roll(self, now: float) -> None:
-        """Close the seconds before that of *now*: what is owed is paid by what they had."""
+        """Pay debts from the budgets of the seconds that have passed."""
         second = floor(now)
         if second <= self._second:
             return
@@ -144,12 +113,12 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class Partition:
-    """One physical partition, which serves one partition key range until it splits."""
+    """One physical partition: a partition key range, until it splits."""
 
     id: str
     minimum: str
     maximum: str
-    budgets: list[Budget]  # of each region
+    budgets: list[Budget]  # by region
     parents: tuple[str, ...] = ()
     lsn: int = 1
     admitted_ru: float = 0.0
@@ -170,7 +139,7 @@ class Partition:
             raise HttpError(429, message, Substatus.REQUEST_RATE_TOO_LARGE, headers=headers)
 
     def charge(self, now: float, charge_ru: float, region: int | None = None) -> None:
-        """Charge a read to the region that served it, and a write to every region: each applies it."""
+        """Charge a read to its region, and a write to all of them, which apply it."""
         self.admitted_ru += charge_ru
         for budget in self.budgets if region is None else (self.budgets[region],):
             budget.charge(now, charge_ru)
@@ -179,15 +148,14 @@ class Partition:
 class Partitions:
     """All partitions of one container, in the order of their ranges."""
 
-    def __init__(self, throughput: EmulatedThroughput, regions: int) -> None:
+    def __init__(self, throughput: Throughput, regions: int) -> None:
         self._regions = regions
         self._next_id = 0
-        parts = ceil(throughput.ru / (PARTITION_RU if throughput.autoscale else INITIAL_PARTITION_RU))
-        self._replace([None] * parts)
+        self._replace([None] * throughput.initial_partitions)
         self.provision(throughput)
 
     def _replace(self, parents: Sequence[Partition | None]) -> None:
-        """Have as many even partitions as there are *parents*, each with its parent if it has one."""
+        """Create one partition for each of *parents*, of equal ranges."""
         inner = [f"{V2_SPAN * part // len(parents):032X}" for part in range(1, len(parents))]
         self._minima = ["", *inner]
         self.all = list[Partition]()
@@ -203,15 +171,15 @@ class Partitions:
         return self.all[bisect_right(self._minima, hash_of(key)) - 1]
 
     def with_id(self, range_id: str) -> Partition:
-        """Return the partition of a partition key range; 410 if it has split, or never was."""
+        """Return a partition by its id; raises 410 for an unknown one, which may have split."""
         for partition in self.all:
             if partition.id == range_id:
                 return partition
         message = f"partition key range {range_id} is gone; read the ranges again"
         raise HttpError(410, message, Substatus.PARTITION_KEY_RANGE_GONE)
 
-    def provision(self, throughput: EmulatedThroughput) -> None:
-        """Share *throughput* evenly; partitions split if they cannot carry it, here at once, in Azure in hours."""
+    def provision(self, throughput: Throughput) -> None:
+        """Share *throughput* evenly; partitions split if necessary, at once (in Azure it takes hours)."""
         while len(self.all) * PARTITION_RU < throughput.ru:
             self._replace([parent for parent in self.all for _ in range(2)])
         for partition in self.all:
@@ -220,7 +188,7 @@ class Partitions:
 
     @property
     def etag(self) -> str:
-        """Return the etag of the ranges, which changes with each split."""
+        """Return the etag of the ranges."""
         return f'"{self._next_id}"'
 
     def to_json(self, container_rid: str) -> list[dict[str, object]]:
@@ -240,19 +208,19 @@ class Partitions:
 
 @dataclass(slots=True)
 class Document:
-    """One item as it is stored; a write puts another one in its place."""
+    """One stored item; a write replaces it."""
 
     id: str
     key: bytes
-    serial: int  # orders the documents of a container
+    serial: int  # order of creation in the container
     partition: Partition
-    body: bytes  # as it is returned: system properties come last
-    size: int  # bytes that are charged for
-    terms: frozenset[tuple[str, object]]  # indexed values that are charged for
+    body: bytes  # as returned, with system properties at the end
+    size: int  # charged bytes
+    terms: frozenset[tuple[str, object]]  # charged, indexed values
     etag: str
 
     def parsed(self) -> dict[str, Any]:
-        """Parse the whole item, system properties included."""
+        """Return the item with its system properties."""
         item: dict[str, Any] = orjson.loads(self.body)
         return item
 
@@ -261,7 +229,7 @@ SERIAL = attrgetter("serial")
 
 
 class ContainerDocuments:
-    """All documents of one container, by id and partition key, and in the order of their creation."""
+    """Documents of one container, by id and partition key and in the order of creation."""
 
     def __init__(self) -> None:
         self._by_key = dict[tuple[str, bytes], Document]()
@@ -277,12 +245,12 @@ class ContainerDocuments:
         return self._by_key.get((item_id, key))
 
     def after(self, serial: int = 0) -> Iterator[Document]:
-        """Yield the documents with a higher serial, in order; put and remove nothing before the end."""
+        """Yield the documents with a higher serial, in order. Do not modify the documents while iterating."""
         for place in range(bisect_right(self._ordered, serial, key=SERIAL), len(self._ordered)):
             yield self._ordered[place]
 
     def put(self, document: Document) -> None:
-        """Store a document; one of the same id and key must have the same serial, and is replaced."""
+        """Store a document, or replace the one with its id and key, which must have the same serial."""
         old = self.get(document.id, document.key)
         place = bisect_left(self._ordered, document.serial, key=SERIAL)
         if old is None:

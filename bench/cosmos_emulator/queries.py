@@ -1,8 +1,7 @@
-"""Queries and feeds over the items of a container: which partitions are read, page by page, and what that costs.
+"""Queries and feeds of items, with paging and charges.
 
-`SELECT *` and `SELECT VALUE COUNT(1)`, with conditions of `=` and `IN` that are joined by AND, over literals and
-parameters; other text is refused with 400. A count over several partitions is answered with a plan, by which SDKs query
-each partition and add up the results.
+Supports `SELECT *` and `SELECT VALUE COUNT(1)` with `=`, `IN`, AND, literals and parameters; other queries get 400. A
+count over several partitions is answered with a plan, by which SDKs query each partition and add up the results.
 """
 
 import re
@@ -18,7 +17,7 @@ from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, 
 
 NUMBER = re.compile(r"-1|\d{1,18}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
-# If a caller leaves the size of a page to the server, besides the 4 MB that a response may have.
+# Items of a page, if the caller leaves its size to the server.
 MAX_PAGE_ITEMS = 10_000
 
 REWRITTEN = 'VALUE [{"item": COUNT(1)}]'
@@ -38,13 +37,13 @@ UNSUPPORTED = "the emulator supports only SELECT * and COUNT(1) with =, IN and A
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A path whose value must be one of some."""
+    """Condition that the value at a path is one of several."""
 
     path: tuple[str, ...]
     values: tuple[Any, ...]
 
     def test(self, item: Any) -> bool:  # noqa: ANN401 -- any JSON value
-        """Return whether an item fulfils it."""
+        """Return whether an item meets the condition."""
         for segment in self.path:
             if not isinstance(item, dict) or segment not in item:
                 return False
@@ -54,20 +53,20 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parsed query; items must fulfil all of its conditions."""
+    """A parsed query; its conditions are joined by AND."""
 
     conditions: tuple[Condition, ...] = ()
     counts: bool = False
-    is_rewritten: bool = False  # a count in the form by which SDKs query each partition
-    source: str = ""  # its text after FROM
+    is_rewritten: bool = False  # a count in the form of the plan
+    source: str = ""  # the text after FROM
 
     def test(self, item: Any) -> bool:  # noqa: ANN401 -- any JSON value
-        """Return whether an item fulfils all conditions."""
+        """Return whether an item meets all conditions."""
         return all(condition.test(item) for condition in self.conditions)
 
 
 def parse_query(request: Request) -> Query:
-    """Parse the query and its parameters of a request's body."""
+    """Parse the query and parameters in a request's body."""
     fields = request.object()
     text, parameters = fields.get("query"), fields.get("parameters") or []
     if not isinstance(parameters, list) or not all(isinstance(each, dict) and "name" in each for each in parameters):
@@ -81,7 +80,7 @@ def parse_query(request: Request) -> Query:
 
 
 def _conditions(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterator[Condition]:
-    """Parse conditions, which may be in parentheses as a whole."""
+    """Parse conditions, optionally in parentheses as a whole."""
     while text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
     place, more = 0, True
@@ -113,14 +112,14 @@ def query(context: RequestContext) -> HttpResponse:
             raise HttpError(400, "Cross partition query is required but disabled; enable it, or name a partition key.")
         if len(partitions) > 1 and statement.counts:
             message = "The provided cross partition query can not be directly served by the gateway."
-            # The SDK for Node takes the plan from the error.
+            # The SDK for Node reads the plan from the error.
             details: dict[str, object] = {"additionalErrorInfo": orjson.dumps(_plan_of(statement)).decode()}
             raise HttpError(400, message, Substatus.CROSS_PARTITION_QUERY_NOT_SERVABLE, details=details)
     return _respond(context, statement, partitions, key)
 
 
 def query_plan(context: RequestContext) -> HttpResponse:
-    """Return the plan of a query; that costs nothing here."""
+    """Return the plan of a query, without a charge."""
     return HttpResponse(200, orjson.dumps(_plan_of(parse_query(context.request))))
 
 
@@ -132,7 +131,7 @@ def feed(context: RequestContext) -> HttpResponse:
 
 
 def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
-    """Return the partitions, and the only partition key, that a request reads."""
+    """Return the partitions and the only partition key, if any, that a request reads."""
     if context.request.headers.get(HEADER, b"[]") != b"[]":
         key = key_of(context.request)
         return (context.partition_of(key),), key
@@ -143,7 +142,7 @@ def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
 def _respond(
     context: RequestContext, statement: Query | None, partitions: Sequence[Partition], key: bytes | None
 ) -> HttpResponse:
-    """Return one page of a query, or of all items without a *statement*, and charge each partition for its part."""
+    """Return one page of a query or, without *statement*, of all items; charges each partition for its part."""
     for partition in partitions:
         partition.admit(context.now, context.request.region)
     query = statement or Query()
@@ -176,10 +175,10 @@ def _respond(
 
 @dataclass(slots=True)
 class Page:
-    """What one page of a query reads."""
+    """Documents read for one page."""
 
     loaded: list[Document] = field(default_factory=list)
-    scanned: list[Document] = field(default_factory=list)  # loaded in vain, as no index serves the condition
+    scanned: list[Document] = field(default_factory=list)  # loaded without a match, for want of an index
     counted: int = 0
     continuation: str = ""
 
@@ -207,7 +206,7 @@ def _read_page(context: RequestContext, query: Query, documents: Iterable[Docume
 def _readable(
     context: RequestContext, query: Query, partitions: Sequence[Partition], key: bytes | None
 ) -> Iterator[Document]:
-    """Yield the documents of the partitions, the key and the part of the range that are read, after the last page."""
+    """Yield the documents that a request reads, after its continuation."""
     headers, container = context.request.headers, context.container
     ids, after = _ids_of(query), _number(context.request, "x-ms-continuation", 0)
     if ids is None or container.key_property != "id":
@@ -231,7 +230,7 @@ def _number(request: Request, header: str, default: int) -> int:
 
 
 def _ids_of(query: Query) -> set[str] | None:
-    """Return the ids to which a query is limited, if it is."""
+    """Return the ids to which a query is limited, if any."""
     return next((set(map(str, each.values)) for each in query.conditions if each.path == ("id",)), None)
 
 

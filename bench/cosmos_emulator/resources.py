@@ -1,10 +1,10 @@
 """The account: databases, containers, offers and partition key ranges.
 
-Requests for them are never limited, and charged by an assumption. A resource id (`_rid`) is 4 bytes of a database, then
-4 of a container with the highest bit set, then 8 of the item, as the service's are.
+Requests for them are never throttled; their charges are an assumption. A resource id (`_rid`) has the service's format:
+4 bytes of the database, 4 of the container with the highest bit set, and 8 of the item.
 
-https://learn.microsoft.com/azure/cosmos-db/index-policy: each indexed value is a term that a write is charged for.
-Assumed, as the page does not say: system properties are not terms.
+https://learn.microsoft.com/azure/cosmos-db/index-policy: a write is charged for each indexed value, a term. That system
+properties are not terms is an assumption.
 """
 
 import time
@@ -17,27 +17,26 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from hotplate.bench.cosmos_emulator.http import HttpError, Request, Substatus, parse_json
-from hotplate.bench.cosmos_emulator.partitions import ContainerDocuments, EmulatedThroughput, Partitions, key_property
+from hotplate.bench.cosmos_emulator.partitions import ContainerDocuments, Partitions, key_property
 from hotplate.stores.cosmos.charges import Charges
+from hotplate.stores.cosmos.url import AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput, minimum_ru
 
 T = TypeVar("T")
 
 OFFER_HEADER = b"x-ms-offer-throughput"
 AUTOSCALE_HEADER = b"x-ms-cosmos-offer-autopilot-settings"
-DEFAULT_RU = 400
-MAX_RU = 1_000_000
 MAX_ID_CHARS = 255
 ALREADY_EXISTS = "Entity with the specified id already exists in the system."
 SHARED_THROUGHPUT = "throughput of a whole database is not emulated: give each container its own"
 EMULATED = {"id", "partitionKey", "indexingPolicy"}
-# From the strongest to the weakest: a request may relax its account's level, never strengthen it.
+# From strongest to weakest: a request may relax the account's level, not strengthen it.
 CONSISTENCIES = ("Strong", "BoundedStaleness", "Session", "ConsistentPrefix", "Eventual")
 EVERYTHING = [{"path": "/*"}]
 EXCLUDED = [{"path": '/"_etag"/?'}]
 
 
 def indexes_of(policy: object) -> bool:
-    """Return whether an indexing policy indexes everything; 400 for one that indexes a part."""
+    """Return whether an indexing policy indexes everything; raises 400 for a part."""
     given = policy if isinstance(policy, dict) else {}
     mode, included, excluded = (given.get(name) for name in ("indexingMode", "includedPaths", "excludedPaths"))
     match str(mode or "consistent").lower():
@@ -49,7 +48,7 @@ def indexes_of(policy: object) -> bool:
 
 
 def terms_of(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the values of an item with their paths: the terms of an index."""
+    """Yield the terms of an item: its values with their paths."""
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else (("[]", one) for one in value)
         for name, part in inner:
@@ -59,31 +58,36 @@ def terms_of(value: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 
 def resource_id(raw: bytes) -> str:
-    """Return the resource id for some bytes."""
+    """Encode a resource id."""
     return b64encode(raw, b"+-").decode()
 
 
 @dataclass(slots=True)
 class EmulatedOffer:
-    """The throughput of one container, as a resource."""
+    """Throughput of one container as a resource."""
 
     rid: str
     container: "Container"
-    throughput: EmulatedThroughput
+    throughput: Throughput
     highest_ru: int
 
     @property
     def minimum_ru(self) -> int:
-        """Return the lowest throughput that it can be replaced by."""
-        return self.throughput.minimum(self.highest_ru, self.container.documents.stored_bytes)
+        """Return the lowest accepted throughput."""
+        stored_bytes = self.container.documents.stored_bytes
+        return minimum_ru(self.highest_ru, stored_bytes, autoscale=self.throughput.autoscale)
 
     def to_json(self) -> dict[str, Any]:
         """Return the resource as the service describes it."""
-        parameters = {"minThroughput": self.minimum_ru}
+        ru = self.throughput.ru
+        content: dict[str, Any] = {"offerThroughput": ru, "offerIsRUPerMinuteThroughputEnabled": False}
+        if self.throughput.autoscale:
+            content = {"offerThroughput": ru // 10, "offerAutopilotSettings": {"maxThroughput": ru}}
+        content["offerMinimumThroughputParameters"] = {"minThroughput": self.minimum_ru}
         return {
             "resource": self.container.link,
             "offerVersion": "V2",
-            "content": {**self.throughput.to_json(), "offerMinimumThroughputParameters": parameters},
+            "content": content,
             "id": self.rid,
             "_rid": self.rid,
             "_self": f"offers/{self.rid}/",
@@ -91,10 +95,10 @@ class EmulatedOffer:
 
 
 class Container:
-    """One container. After it is deleted, another of its name is another container."""
+    """One container; a new container of the same name has another resource id."""
 
     def __init__(
-        self, account: "EmulatedAccount", database: "Database", resource: Mapping[str, Any], given: EmulatedThroughput
+        self, account: "EmulatedAccount", database: "Database", resource: Mapping[str, Any], given: Throughput
     ) -> None:
         self.name = _checked_id(resource, database.containers)
         for name, value in resource.items():
@@ -167,15 +171,15 @@ class EmulatedAccount:
         self.read_ru = lru_cache(10_000)(self.charges.read)  # sizes repeat, and the formula takes longer
 
     def next_etag(self) -> str:
-        """Return an etag that nothing had before, with its quotation marks."""
+        """Return a new etag, with quotation marks."""
         return f'"00000000-0000-0000-0000-{self.next_number():012x}"'
 
     def database(self, name: str, *, is_owner: bool = False) -> Database:
-        """Find a database; 404, whose substatus says whether the resource or its owner is missing."""
+        """Find a database; raises 404 with the substatus of a missing resource or, with *is_owner*, a missing owner."""
         return _find(self.databases, name, is_owner=is_owner)
 
     def container(self, database: str, name: str, *, is_owner: bool = False) -> Container:
-        """Find a container; 404 as for databases."""
+        """Find a container; raises 404 like `database`."""
         return _find(self.database(database, is_owner=True).containers, name, is_owner=is_owner)
 
     def containers(self) -> list[Container]:
@@ -183,7 +187,7 @@ class EmulatedAccount:
         return [container for database in self.databases.values() for container in database.containers.values()]
 
     def offer(self, rid: str) -> EmulatedOffer:
-        """Find an offer; 404 as for databases."""
+        """Find an offer; raises 404 like `database`."""
         return _find({container.offer.rid: container.offer for container in self.containers()}, rid)
 
 
@@ -194,14 +198,16 @@ def _find(resources: Mapping[str, T], name: str, *, is_owner: bool = False) -> T
     return resources[name]
 
 
-def throughput_of(manual: object, autoscale: object) -> EmulatedThroughput:
-    """Return a valid throughput: that of autoscale settings if there are some, else the manual one."""
+def throughput_of(manual: object, autoscale: object) -> Throughput:
+    """Return the throughput of autoscale settings or, without them, the manual one; raises 400."""
     name, ru = "throughput", manual
     if autoscale is not None:
         name, ru = "maxThroughput", autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
-    found = EmulatedThroughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
-    if not found.minimum() <= found.ru <= MAX_RU or found.ru % found.step:
-        raise HttpError(400, f"{name} must be {found.minimum()} … {MAX_RU} RU/s in steps of {found.step}")
+    found = Throughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
+    step = AUTOSCALE_STEP if found.autoscale else MANUAL_STEP
+    least = minimum_ru(0, 0, autoscale=found.autoscale)
+    if not least <= found.ru <= MAX_RU or found.ru % step:
+        raise HttpError(400, f"{name} must be {least} … {MAX_RU} RU/s in steps of {step}")
     return found
 
 
@@ -215,16 +221,16 @@ def create_database(account: EmulatedAccount, resource: Mapping[str, Any]) -> Da
 def create_container(
     account: EmulatedAccount, database: Database, resource: Mapping[str, Any], manual: object, autoscale: object
 ) -> Container:
-    """Create a container and its offer; the default throughput is for requests of neither kind."""
+    """Create a container and its offer, by default with the lowest manual throughput."""
     is_default = manual is None and autoscale is None
-    throughput = EmulatedThroughput(DEFAULT_RU) if is_default else throughput_of(manual, autoscale)
+    throughput = Throughput(MANUAL_MIN) if is_default else throughput_of(manual, autoscale)
     container = Container(account, database, resource, throughput)
     database.containers[container.name] = container
     return container
 
 
-def replace_throughput(offer: EmulatedOffer, throughput: EmulatedThroughput) -> EmulatedOffer:
-    """Change a container's throughput, within what its partitions and its history allow."""
+def replace_throughput(offer: EmulatedOffer, throughput: Throughput) -> EmulatedOffer:
+    """Change the throughput of a container; raises 400."""
     if throughput.autoscale != offer.throughput.autoscale:
         raise HttpError(400, "migrating between manual and autoscale throughput is not emulated")
     if throughput.ru < offer.minimum_ru:
@@ -265,7 +271,7 @@ def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> Emulated
     return replace_throughput(offer, throughput)
 
 
-# By the names that metrics and faults give operations; each takes the account, the request and the names of the path.
+# By operation; arguments are the account, the request and the names in the path.
 OPERATIONS: dict[str, Callable[..., Database | Container | EmulatedOffer]] = {
     "create database": _post_database,
     "read database": lambda account, _request, name: account.database(name),

@@ -1,6 +1,6 @@
-"""The emulator as a process: its settings, listeners with or without TLS, and its own pages.
+"""The emulator as a server: settings, TLS, and the pages `/__emulation/faults` and `/__emulation/metrics`.
 
-The pages are `/__emulation/faults` and `/__emulation/metrics`. They need no key, as it listens on loopback by default.
+The pages need no key, because the emulator listens on loopback by default.
 """
 
 import asyncio
@@ -27,9 +27,10 @@ from hotplate.bench.cosmos_emulator.http import (
     parse_json,
 )
 from hotplate.bench.cosmos_emulator.resources import CONSISTENCIES, EmulatedAccount
-from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY, Authenticator, Service
+from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.bench.errors import BenchMisused
 from hotplate.stores.cosmos.charges import OURS, load
+from hotplate.stores.cosmos.url import EMULATOR_KEY
 
 REGIONS = ("Emulated West", "Emulated East")
 PAGES = "/__emulation/"
@@ -39,22 +40,22 @@ WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
 
 @dataclass(frozen=True, slots=True)
 class EmulatorSettings:
-    """The settings of one emulator: its addresses and its account; read once, at the start."""
+    """Settings of one emulator."""
 
     host: str = "127.0.0.1"
     port: int = 8081
-    second_port: int | None = None  # of the second region, if there is one
-    key: str = field(default=WELL_KNOWN_KEY, repr=False)
+    second_port: int | None = None  # of a second region
+    key: str = field(default=EMULATOR_KEY, repr=False)
     consistency: str = "Session"
-    charges: Path | None = None  # the user's coefficients; None for ours
+    charges: Path | None = None  # coefficients; None for ours
     tls: bool = False
-    certificate: Path | None = None  # where the generated certificate is written, for clients to trust
-    latency: str | None = None  # of the data plane, as in `p50=4ms,p99=10ms`
+    certificate: Path | None = None  # where the generated certificate is written
+    latency: str | None = None  # as in `p50=4ms,p99=10ms`
 
 
 @dataclass(slots=True)
 class RunningEmulator:
-    """An emulator that listens."""
+    """A listening emulator."""
 
     service: Service
     scheme: str
@@ -64,7 +65,7 @@ class RunningEmulator:
 
     @property
     def endpoint(self) -> str:
-        """Return the URL of the write region, on loopback if the host is a wildcard."""
+        """Return the URL of the write region."""
         host = "127.0.0.1" if self.host in WILDCARDS else self.host
         return f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.ports[0]}/"
 
@@ -74,7 +75,7 @@ async def running(
     settings: EmulatorSettings,
     extend: Callable[[Service, HttpHandler], HttpHandler] = lambda _, handler: handler,
 ) -> AsyncIterator[RunningEmulator]:
-    """Listen until the block ends; *extend* may put another handler before the emulator's own."""
+    """Run an emulator; *extend* may wrap its handler."""
     if settings.consistency not in CONSISTENCIES:
         raise BenchMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
     context = _tls_context(settings)
@@ -119,7 +120,7 @@ def _answer(service: Service, request: Request) -> HttpResponse:
 
 
 def _metrics(service: Service) -> bytes:
-    """Return counts by operation and status, and by container and partition, in the text format of Prometheus."""
+    """Return metrics in the text format of Prometheus."""
     lines = list[str]()
 
     def add(name: str, samples: Iterable[tuple[float, dict[str, str]]], kind: str = "counter") -> None:
@@ -142,7 +143,7 @@ def _metrics(service: Service) -> bytes:
 
 
 async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
-    """Run an emulator until SIGINT or SIGTERM; *on_ready* is called once it listens."""
+    """Run an emulator until SIGINT or SIGTERM; calls *on_ready* when it listens."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -153,7 +154,7 @@ async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator]
 
 
 def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
-    """Make the TLS context of the listeners with a new key and certificate; None without TLS."""
+    """Return a TLS context with a new certificate; None without TLS."""
     if not settings.tls:
         if settings.certificate is not None:
             raise BenchMisused("--certificate needs --tls")
@@ -171,7 +172,7 @@ def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
 
 
 def make_certificate() -> tuple[bytes, bytes]:
-    """Return a self-signed certificate for loopback, and its key, both as PEM."""
+    """Return a self-signed certificate for loopback and its key, as PEM."""
     try:
         from cryptography import x509  # noqa: PLC0415 -- only TLS needs it
         from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above

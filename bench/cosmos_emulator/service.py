@@ -1,6 +1,6 @@
-"""The emulated service without a network: it routes a request to its operation and always returns a response.
+"""The emulated service without a network: authentication and routing of requests.
 
-https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources describes the signatures.
+Signatures: https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources.
 """
 
 import base64
@@ -26,13 +26,8 @@ from hotplate.bench.errors import BenchMisused
 
 log = logging.getLogger(__name__)
 
-# A request whose date is further off than this is refused, as the service does.
+# The service refuses requests with a date further off than this.
 MAX_CLOCK_SKEW_S = 15 * 60
-
-# Not a secret: the key of Microsoft's own emulator, which its documentation prints and tools expect.
-# https://learn.microsoft.com/azure/cosmos-db/emulator#authentication
-WELL_KNOWN_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
-
 QUOTED = "type%3Dmaster%26ver%3D1.0%26sig%3D"
 
 QUERY = b"application/query+json"
@@ -43,7 +38,6 @@ READS = ("read ", "list ", "query ", "plan ")
 
 ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], HttpResponse]] = {
     "read item": items.read,
-    "batch items": lambda context, _: items.batch(context),
     "query items": lambda context, _: queries.query(context),
     "plan query": lambda context, _: queries.query_plan(context),
     "list items": lambda context, _: queries.feed(context),
@@ -52,7 +46,7 @@ ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], HttpResponse]] = {
 
 
 class Authenticator:
-    """Checks the signatures of requests."""
+    """Verifies signatures of requests."""
 
     def __init__(self, key: str) -> None:
         try:
@@ -64,7 +58,7 @@ class Authenticator:
         self._signer = hmac.new(secret, digestmod="sha256")
 
     def check(self, request: Request, resource_type: str, link: str, operation: str, now: float) -> None:  # noqa: ARG002 -- the key allows every operation
-        """Raise 401 for a request that is not signed, is signed wrongly, or has a date too far from *now*."""
+        """Raise 401 for an invalid signature, or for a date too far from *now*."""
         date = request.header(b"x-ms-date") or request.header(b"date")
         seconds = _seconds_of(date)
         if seconds is None or abs(seconds - now) > MAX_CLOCK_SKEW_S:
@@ -75,7 +69,7 @@ class Authenticator:
         signer.update(f"{verb}\n{resource_type}\n{link}\n{date}\n\n".encode())
         signature = base64.b64encode(signer.digest()).decode()
         if authorization == QUOTED + signature.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"):
-            return  # as most clients quote it; unquoting takes longer than all else here
+            return  # the usual quoting; unquoting is slow
         scheme, _, given = unquote(authorization).partition("&sig=")
         if scheme != "type=master&ver=1.0":
             raise HttpError(401, "the request is not signed: Authorization must be type=master, ver=1.0 and sig")
@@ -95,9 +89,9 @@ def _seconds_of(date: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class ResourceRoute:
-    """A path, parsed: the names in it, and the resource type and the link that are signed."""
+    """A parsed path, with the signed resource type and link."""
 
-    resource_type: str  # of the resource, or of the feed; empty for the account
+    resource_type: str  # empty for the account
     link: str
     names: tuple[str, ...]
     is_feed: bool
@@ -105,7 +99,7 @@ class ResourceRoute:
 
 @lru_cache(16384)
 def route_of(path: str) -> ResourceRoute:
-    """Parse a path as it was sent; 404 if no resource can be there."""
+    """Parse a percent-encoded path; raises 400 or 404."""
     try:
         segments = [unquote(segment, errors="strict") for segment in path.strip("/").split("/")]
     except UnicodeDecodeError:
@@ -123,7 +117,7 @@ def route_of(path: str) -> ResourceRoute:
 
 
 def operation_of(request: Request, route: ResourceRoute) -> str:
-    """Name the operation of a request, as metrics and faults name it."""
+    """Return the operation of a request by its name in metrics and faults."""
     noun = NOUNS[route.resource_type]
     if not route.is_feed:
         return f"{VERBS.get(request.method, 'other')} {noun}"
@@ -135,7 +129,7 @@ def operation_of(request: Request, route: ResourceRoute) -> str:
     if is_query or request.flag(b"x-ms-documentdb-isquery") or request.flag(b"x-ms-documentdb-query"):
         return f"query {noun}s"
     if request.flag(b"x-ms-cosmos-is-batch-request"):
-        return "batch items"
+        raise HttpError(400, "batches and bulk requests are not emulated")
     return f"{'upsert' if request.flag(b'x-ms-documentdb-is-upsert') else 'create'} {noun}"
 
 
@@ -154,13 +148,13 @@ class Counts:
 
 @dataclass(slots=True)
 class Service:
-    """Answers requests, one after the other."""
+    """Answers requests."""
 
     account: EmulatedAccount
     authenticator: Authenticator
     faults: Faults = field(default_factory=Faults)
     counts: Counts = field(default_factory=Counts)
-    latency: Callable[[], float] | None = None  # delays the responses of the data plane, refusals included
+    latency: Callable[[], float] | None = None  # delay of the data plane's responses
 
     _activities: int = 0
 
@@ -215,7 +209,7 @@ _http_date = lru_cache(1)(partial(formatdate, usegmt=True))
 
 
 def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
-    """Describe the account; the region of the request is at the host and port by which the caller reached it."""
+    """Return the account's properties; the region of the request has the host and port of the request."""
     host = request.header(b"host") or f"127.0.0.1:{account.regions[request.region][1]}"
     name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
     hosts = [host if n == request.region else f"{name}:{port}" for n, (_, port) in enumerate(account.regions)]
@@ -235,7 +229,7 @@ def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
 
 
 def _manage(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Run an operation on databases, containers, offers or partition key ranges."""
+    """Run an operation on databases, containers, offers or ranges."""
     charges, verb = account.charges, operation.partition(" ")[0]
     if verb in ("list", "query"):
         return _list(account, request, operation, names)
@@ -249,7 +243,7 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
 
 
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Return resources as a feed of one page; 304 for ranges that the caller has: SDKs page on until they get it."""
+    """Return resources as one page; 304 for unchanged ranges, because SDKs page until they get it."""
     verb, _, noun = operation.partition(" ")
     charge_ru, headers = account.charges.metadata_read, dict[str, str]()
     found: list[dict[str, Any]]

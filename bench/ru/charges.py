@@ -1,7 +1,7 @@
-"""An account's charges, measured operation by operation, as a file of coefficients for the planner and the emulator.
+"""`hotplate bench charges`: an account's charges as a file of coefficients for the planner and the emulator.
 
-A database of our own is made with the least throughput, and dropped at the end. Requests go one after the other,
-through azure-cosmos. What is not measured keeps our coefficient, and the file says so.
+Requests are sequential, through azure-cosmos, in a temporary database of the lowest throughput. Coefficients that are
+not measured keep our values and are marked so in the file.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,10 +26,10 @@ from hotplate.stores.cosmos.url import MANUAL_MIN
 from hotplate.stores.urls import redacted
 
 SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
-# How often each operation is made; charges vary little, and the median is kept.
+# Repetitions of each operation; the median counts.
 TIMES = 3
 CONTAINER = "items"
-# The sections of our file: the names of its coefficients there and here; and the operation that gives the points.
+# Coefficients by section of the file, with their names in `Charges`; and the operations that yield points.
 SECTIONS = {
     "read": {"strong_factor": "strong_factor", "missing": "missing"},
     "write": {name: name for name in ("replace_share", "term", "refused_share")},
@@ -41,7 +41,7 @@ POINTS = {"read": "read", "write": "create"}
 
 
 class Charge(NamedTuple):
-    """The charge of one operation on an item, median of some times, and that by our coefficients."""
+    """Median charge of one operation, and its charge by our coefficients."""
 
     operation: str
     size_kb: int
@@ -50,19 +50,19 @@ class Charge(NamedTuple):
 
     @property
     def off(self) -> float:
-        """By which share the measured one is above ours."""
+        """Relative deviation from our coefficients."""
         return self.measured_ru / self.ours_ru - 1
 
 
 @dataclass(frozen=True, slots=True)
 class ChargesPlan:
-    """What is to be measured: the account and the sizes of items, checked."""
+    """Validated options: the account and the sizes of items."""
 
     url: str
     sizes_kb: tuple[int, ...]
 
     def lines(self, ours: Charges, prices: Prices, regions: int, now: float) -> list[str]:
-        """Say what it makes, costs and takes if it begins *now*, in seconds since 1970."""
+        """Describe what the measurement creates and its cost, if it starts *now* (seconds since 1970)."""
         sizes = [size_kb * KB for size_kb in self.sizes_kb]
         by_size_ru = sum(ours.create(size, 0) * 5 + ours.read(size) for size in sizes)
         total_ru = TIMES * (by_size_ru + ours.missing)
@@ -70,14 +70,14 @@ class ChargesPlan:
 
 
 def plan(url: str, sizes: str = "") -> ChargesPlan:
-    """Check what is to be measured. Raises BenchMisused or StoreMisused for what makes no sense."""
+    """Validate the options. Raises BenchMisused and StoreMisused."""
     keyed_address(url)
     return ChargesPlan(url, parse_sizes(sizes, "--sizes") if sizes else SIZES_KB)
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCharges:
-    """What was measured, where and when; `small` are coefficients by name."""
+    """Measured charges by size, and other coefficients by name in `small`."""
 
     subject: str
     when: str
@@ -86,13 +86,13 @@ class MeasuredCharges:
     ours: Charges
 
     def points(self, operation: str) -> list[tuple[float, float]]:
-        """Return the measured charges by KB, and ours of larger items, as those are not measured."""
+        """Return measured charges by KB, followed by ours for larger items."""
         found = [(float(one.size_kb), one.measured_ru) for one in self.by_size if one.operation == operation]
         known = self.ours.read_points if operation == "read" else self.ours.write_points
         return found + [point for point in known if point[0] > found[-1][0]]
 
     def to_toml(self) -> str:
-        """Write them in the form of our own file, each coefficient marked as measured or as ours."""
+        """Return a file of coefficients, each marked as measured or as ours."""
         head = f"# Charges measured on {self.subject}, {self.when}, by `hotplate bench charges`: medians of {TIMES}."
         lines = [head, "# For hotplate plan --charges and hotplate cosmos-emulator --charges."]
         for section, coefficients in SECTIONS.items():
@@ -114,7 +114,7 @@ class MeasuredCharges:
 
 
 def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], None]) -> MeasuredCharges:
-    """Make a database, measure there, and drop it, also after Ctrl-C. Raises BenchFailed and StoreError."""
+    """Measure in a temporary database. Raises BenchFailed and StoreError."""
     on_progress("creating a container")
     with sandbox(planned.url, MANUAL_MIN) as account, account.container(CONTAINER, MANUAL_MIN) as container:
         running = _Measurement(container, ours)
@@ -128,7 +128,7 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
 
 
 class _Measurement:
-    """One container while it is measured; the SDK sends again what is refused for its rate."""
+    """Measurements in one container; the SDK retries 429s."""
 
     def __init__(self, container: ContainerProxy, ours: Charges) -> None:
         self._container = container
@@ -160,7 +160,7 @@ class _Measurement:
             yield Charge(operation, size_kb, median(charges), known[operation])
 
     def missing(self) -> float:
-        """Return the charge of a read that finds nothing."""
+        """Return the charge of a read of an absent item."""
         return median(self._missing() for _ in range(TIMES))
 
     def _missing(self) -> float:
@@ -168,12 +168,12 @@ class _Measurement:
             self._container.read_item("absent", "absent")
         except CosmosResourceNotFoundError as error:
             return _charge(error.headers or {})
-        raise BenchFailed("an item was read that nobody wrote")
+        raise BenchFailed("the item `absent` exists; use an empty account")
 
 
 def _charge(headers: Mapping[str, Any]) -> float:
     if not (found := headers.get(HttpHeaders.RequestCharge)):
-        raise BenchFailed("a response names no charge; is this Cosmos DB?")
+        raise BenchFailed("a response has no charge; is this Cosmos DB?")
     return float(found)
 
 
@@ -183,7 +183,7 @@ def _bodies(size_kb: int, count: int) -> list[dict[str, Any]]:
 
 
 def _replace_share(by_size: Sequence[Charge]) -> float:
-    """Return the charge of replacing an item by that of creating two, median of the sizes."""
+    """Return the charge of a replace, relative to two creates: the median over sizes."""
     created = {one.size_kb: one.measured_ru for one in by_size if one.operation == "create"}
     upserts = (one for one in by_size if one.operation == "upsert")
     return round(median(one.measured_ru / (2 * created[one.size_kb]) for one in upserts), 4)

@@ -1,7 +1,7 @@
-"""The levels of RU/s: trials that prove what each accepts and how long reads take, and the report of them all.
+"""Levels of throughput: trials and their report.
 
-Only whole seconds of a trial count, of a load that was there before and is there afterwards: a window of 10 s then
-holds what 10 seconds of the account's budget admit, however its seconds lie to ours.
+Load starts before and ends after the counted seconds of a trial, so a window of 10 s holds the budget of 10 seconds,
+whatever the offset between the account's seconds and ours.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,23 +18,23 @@ from hotplate.report import Curve, Plot, Report, Row, format_value
 from hotplate.stores.cosmos.url import Throughput
 from hotplate.stores.urls import redacted
 
-# Before and after the seconds that count.
+# Load before and after the counted seconds.
 LEAD_S = TAIL_S = 1
 OVERLOAD, CALM = 1.1, 0.9
-# Further points of the curves, if there is time.
+# Further points of the plot, if time is left.
 CURVE = (0.3, 0.6)
-# How far from RU/s ÷ charge a proven level may be.
+# Accepted deviation of a measured level from RU/s ÷ charge.
 NEAR = 0.02
-# A trial in which this much of the provisioned RU/s was spent had burst capacity.
+# More than this share of the provisioned RU/s is burst capacity.
 BURST = 1.03
 TRIES = 2
 COMPUTED, ASSUMED = "COMPUTED", "assumed"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
-SENTENCE = "What each level of RU/s carries: lists read one by one through hotplate serve, its cache off"
+SENTENCE = "Throughput of each level of RU/s: single lists through hotplate serve without a cache"
 
 
 def from_store(status: int, body: bytes) -> str | None:
-    """Accept a list that was read from the store only; see `hotplate.bench.loadgen.load.ResponseCheck`."""
+    """Accept only lists read from the store; see `hotplate.bench.loadgen.load.ResponseCheck`."""
     if status >= 400:
         return "status"
     return None if b'"source":"personal"' in body else "popular"
@@ -42,86 +42,86 @@ def from_store(status: int, body: bytes) -> str | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """A rate of requests that was tried, as a *share* of what the level should accept; *result* is of whole seconds."""
+    """One trial at a *share* of a level's capacity; *result* has the counted seconds."""
 
     share: float
     rate: float
     result: Result
     throttled: int
-    """429s that the service saw, over the whole trial; after 50 in a row its breaker keeps requests from the store."""
+    """429s that the service received in the whole trial; 50 in a row open its breaker."""
 
     @cached_property
     def due(self) -> int:
-        """Requests that were due."""
+        """Number of due requests."""
         return sum(second.due for second in self.result.seconds)
 
     @cached_property
     def accepted_s(self) -> float:
-        """Lists that were read from the store, a second."""
+        """Lists read from the store per second."""
         return self.result.ok / max(1, len(self.result.seconds))
 
     @property
     def refused(self) -> float:
-        """The share of due requests that got no list of the store."""
+        """Share of due requests without a list from the store."""
         return max(0.0, 1 - self.result.ok / self.due) if self.due else 1.0
 
     @property
     def sent(self) -> bool:
-        """Whether the generator sent what was due."""
+        """Whether the generator kept up."""
         return sum(second.sent for second in self.result.seconds) >= SENT_BOUND * self.due
 
 
 def trial(share: float, rate: float, result: Result, throttled: int) -> Trial:
-    """Keep the whole seconds of a run that count."""
+    """Return a trial with the counted seconds of a run."""
     seconds = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
     return Trial(share, rate, replace(result, seconds=seconds), throttled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One level: what it accepts by the measured charge, its trials, and why it was not measured, if so."""
+    """One level of throughput and its trials."""
 
     ru: int
     size_kb: int
     charge_ru: float
     trials: tuple[Trial, ...] = ()
     unproven: str = ""
-    """Why this machine could not drive it; it is computed then."""
+    """Why this machine could not drive it, so it is computed."""
 
     burst: str = ""
-    """Why its trial was refused: it spent more than is provisioned."""
+    """Why it is computed: a trial spent more than is provisioned."""
 
     broken: str = ""
-    """What was wrong with the reads at 90 % load, of an account."""
+    """Error of an account at 90 % load."""
 
     @property
     def capacity_s(self) -> float:
-        """Reads a second: RU/s by the charge of one."""
+        """Reads per second: RU/s ÷ charge."""
         return self.ru / self.charge_ru
 
     @property
     def computed(self) -> bool:
-        """Whether its figures are computed."""
+        """Whether its figures are computed, not measured."""
         return bool(self.unproven or self.burst)
 
     @property
     def reads_s(self) -> float:
-        """Reads a second that were accepted, or are computed."""
+        """Reads per second, accepted or computed."""
         return self.capacity_s if self.computed else self.at(OVERLOAD).accepted_s
 
     def at(self, share: float) -> Trial:
-        """Return its newest trial at a share of the capacity; KeyError if there is none."""
+        """Return the last trial at a share of the capacity. Raises KeyError."""
         return {each.share: each for each in self.trials}[share]
 
 
-# Tries a share of a level's capacity.
+# Runs a trial at a share of a level's capacity.
 Attempt = Callable[[float], Trial]
 
 
 def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: Callable[[], bool]) -> Level:
-    """Prove a level by an overloaded trial, then try it at less; a trial that was stopped ends that.
+    """Measure a level: an overloaded trial, then lower loads, until a trial is interrupted.
 
-    *time_left* says whether there is time for a trial that could be left out.
+    *time_left* tells whether optional trials may run.
     """
     for share, judge in ((OVERLOAD, _judged), (CALM, _judged_calm)):
         for number in range(TRIES):
@@ -140,12 +140,12 @@ def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: 
 def _judged(level: Level, *, emulated: bool) -> Level:
     made, capacity_s = level.trials[-1], level.capacity_s
     if made.result.interrupted:
-        return replace(level, unproven="it was stopped")
+        return replace(level, unproven="it was interrupted")
     if made.accepted_s > BURST * capacity_s:
         spent = made.accepted_s * level.charge_ru
         burst = (
-            f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, what idle partitions save up "
-            "for five minutes. The level was not measured; turn burst capacity off for that"
+            f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, which idle partitions save for "
+            "five minutes. The level was not measured; turn burst capacity off"
         )
         return replace(level, unproven="", burst=burst)
     missed = made.accepted_s < (1 - NEAR) * capacity_s
@@ -158,13 +158,13 @@ def _judged_calm(level: Level, *, emulated: bool) -> Level:
     made = level.trials[-1]
     if made.result.interrupted or made.refused <= MAX_POPULAR:
         return replace(level, unproven="", broken="")
-    sentence = f"{100 * made.refused:.1f} % of the requests got no list of the store at 90 % load"
+    sentence = f"{100 * made.refused:.1f} % of the requests got no list from the store at 90 % load"
     return replace(level, unproven=f"on this machine {sentence}") if emulated else replace(level, broken=sentence)
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a sweep found; `publish_ru` is the charge of publishing a list, by its size in KB."""
+    """Results of a sweep; `publish_ru` is the charge of publishing a list by its size in KB."""
 
     options: SweepOptions
     levels: tuple[Level, ...]
@@ -174,16 +174,16 @@ class Sweep:
 
     @property
     def emulated(self) -> bool:
-        """Whether it is of an emulator."""
+        """Whether an emulator was measured."""
         return self.options.account is None or is_emulated(self.options.account)
 
     def subject(self, level: Level) -> str:
-        """Name a level, with the size of its lists if there are several."""
+        """Return the name of a level, with the size of lists if there are several."""
         return f"{level.ru:,} RU/s" + (f", {level.size_kb} KB" if len(self.publish_ru) > 1 else "")
 
 
 def report(sweep: Sweep, prices: Prices) -> Report:
-    """Sum a sweep up."""
+    """Return the report of a sweep."""
     levels, account, head = sweep.levels, sweep.options.account, ""
     if sweep.emulated:
         given = "are not Azure's" if account else f"are an assumption, {sweep.options.latency}"
@@ -270,7 +270,7 @@ def _notes(sweep: Sweep) -> Iterator[str]:
 
 
 def _plot(sweep: Sweep) -> Plot:
-    """Draw throughput, and below it p99, over the offered load: a curve for each level, of one colour in both."""
+    """Plot throughput and, below it, p99 over the offered load, with a curve for each level."""
     throughput, p99 = list[Curve](), list[Curve]()
     for level in sweep.levels:
         name = sweep.subject(level) + f", {COMPUTED}" * level.computed

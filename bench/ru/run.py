@@ -1,4 +1,4 @@
-"""`hotplate bench ru`: what each level of RU/s carries, through a service whose cache is off."""
+"""`hotplate bench ru`: reads/s at each level of throughput, through a service without a cache."""
 
 import itertools
 import sys
@@ -24,14 +24,15 @@ from hotplate.bench.ru.levels import CALM, CURVE, LEAD_S, OVERLOAD, TAIL_S, Leve
 from hotplate.bench.ru.sandbox import Published, Sandbox, SizedLists, keyed_address, sandbox
 from hotplate.report import Report
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
+from hotplate.stores.errors import StoreError
 
 LISTS = 1_000
 MAX_ITEM_KB = 1024
 CONNECTIONS = 128
-# Reads one after the other that show the charge of one, and how often that is tried until no poll is among them.
+# Sequential reads that measure the charge of one, and attempts to have no poll among them.
 CHARGED_READS = 20
 CHARGE_TRIES = 20
-# Without an account no trial would end later than this, so that all takes less than three minutes on a busy machine.
+# Time limit of the trials with an emulator: the whole takes less than three minutes on a busy machine.
 WITHIN_S = 140.0
 BETWEEN_S = 1.5
 SETUP_S = 20.0
@@ -41,7 +42,7 @@ PATH = "/v1/recommendations/{key}"
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """The options of a sweep, checked; levels and sizes in ascending order."""
+    """Validated options of a sweep; levels and sizes are ascending."""
 
     options: SweepOptions
     levels: tuple[int, ...]
@@ -49,20 +50,20 @@ class SweepPlan:
     duration_s: int
 
     def seconds(self, share: float) -> int:
-        """Return how many seconds of a trial count; those beside the two that make the table are shorter."""
+        """Return the counted seconds of a trial; those for the plot only are shorter."""
         return self.duration_s if share in (OVERLOAD, CALM) else max(2, self.duration_s // 2)
 
     def takes_s(self, *shares: float) -> float:
-        """Return how long trials take."""
+        """Return the duration of trials."""
         return sum(self.seconds(share) + LEAD_S + TAIL_S + BETWEEN_S for share in shares)
 
 
 def plan(options: SweepOptions) -> SweepPlan:
-    """Check the options of a sweep. Raises BenchMisused or StoreMisused for what makes no sense."""
+    """Validate the options of a sweep. Raises BenchMisused and StoreMisused."""
     levels = tuple(sorted({_parse_level(each) for each in options.levels.split(",")}))
     duration_s = parse_seconds(options.duration)
     if duration_s < 2 or duration_s % 1:
-        raise BenchMisused(f"--duration is whole seconds, as budgets are: 2s or more, not {options.duration!r}")
+        raise BenchMisused(f"--duration must be 2s or more in whole seconds, not {options.duration!r}")
     parse_latency(options.latency)
     if options.account is not None:
         keyed_address(options.account)
@@ -70,10 +71,10 @@ def plan(options: SweepOptions) -> SweepPlan:
 
 
 def parse_sizes(text: str, flag: str) -> tuple[int, ...]:
-    """Read sizes of items in KB, ascending."""
+    """Parse sizes of items in KB; returns them ascending. Raises BenchMisused."""
     found = sorted({int(each) if each.strip().isdecimal() else 0 for each in text.split(",")})
     if not 1 <= found[0] <= found[-1] <= MAX_ITEM_KB:
-        raise BenchMisused(f"{flag} are whole KB from 1 to {MAX_ITEM_KB}, as 1,4,16, not {text!r}")
+        raise BenchMisused(f"{flag} must be whole KB from 1 to {MAX_ITEM_KB}, such as 1,4,16, not {text!r}")
     return tuple(found)
 
 
@@ -81,29 +82,29 @@ def _parse_level(text: str) -> int:
     ru = parse_rate(text)
     if ru % MANUAL_STEP or not MANUAL_MIN <= ru <= MAX_RU:
         raise BenchMisused(
-            f"a level is {MANUAL_MIN} RU/s or more in steps of {MANUAL_STEP}, as 400,1k,11k, not {text!r}"
+            f"a level is {MANUAL_MIN} RU/s or more in steps of {MANUAL_STEP}, such as 400,1k,11k, not {text!r}"
         )
     return int(ru)
 
 
 def account_regions(url: str) -> int:
-    """Read in how many regions of an account a container costs. Raises BenchMisused and BenchFailed."""
-    with sandbox(url, MANUAL_MIN) as made:  # which makes nothing here
+    """Return the number of regions of an account. Raises BenchMisused and BenchFailed."""
+    with sandbox(url, MANUAL_MIN) as made:  # unused, so no database is created
         return made.regions()
 
 
 def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[str]:
-    """Say what a sweep makes in an account, and what that costs if it begins *now*, in seconds since 1970."""
+    """Describe what a sweep creates in an account and its cost, if it starts *now* (seconds since 1970)."""
     took_s = len(planned.sizes_kb) * (SETUP_S + len(planned.levels) * planned.takes_s(OVERLOAD, CALM, *CURVE))
     ru = len(planned.sizes_kb) * (planned.levels[-1] + MANUAL_MIN)
     return database_cost(ru, regions, prices, now, took_s)
 
 
 def database_cost(ru: int, regions: int, prices: Prices, now: float, took_s: float) -> list[str]:
-    """Say what *ru* cost that are there from *now* on, in seconds since 1970, for *took_s*."""
+    """Describe the cost of *ru* RU/s from *now* on (seconds since 1970), for *took_s*."""
     hours = int((now + took_s) // HOUR_S - now // HOUR_S) + 1
     usd = prices.ru_hours(ru * hours, regions=regions)
-    made = f"a database of its own with {ru:,} RU/s in {regions} region(s), for some {ceil(took_s / 60)} minutes"
+    made = f"a temporary database with {ru:,} RU/s in {regions} region(s), for some {ceil(took_s / 60)} minutes"
     return [
         f"{made}, then dropped; the rest of the account is left alone",
         f"{usd:,.2f} USD: an hour of the clock is billed at its highest RU/s, and this touches {hours}",
@@ -112,7 +113,7 @@ def database_cost(ru: int, regions: int, prices: Prices, now: float, took_s: flo
 
 
 def read_charge(service: process.Server, users: Sequence[str]) -> float:
-    """Return what the store charges for a list, by the service's metrics, of reads without a poll among them."""
+    """Return the store's charge of a list, by the service's metrics."""
     drawn = itertools.cycle(users)
     for _ in range(CHARGE_TRIES):
         before = process.store_counts(service)
@@ -123,11 +124,14 @@ def read_charge(service: process.Server, users: Sequence[str]) -> float:
         if counted.charged == CHARGED_READS:
             return counted.ru / CHARGED_READS
         time.sleep(0.1)
-    raise BenchFailed("the service's metrics do not show what a read is charged; does the store answer?")
+    raise BenchFailed("the service's metrics do not show the charge of a read; does the store answer?")
 
 
 def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
-    """Make the sweep; Ctrl-C ends it with a report of what there is. Raises BenchFailed and StoreError if it fails."""
+    """Run a sweep. Ctrl-C, or an account that fails after the first level, ends it with a partial report.
+
+    Raises BenchFailed and StoreError.
+    """
     running = _Running(planned, display)
     try:
         with ExitStack() as stack:
@@ -142,11 +146,15 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
                     running.measure_size(made, size_kb, servers, generator)
     except KeyboardInterrupt:  # between two trials; within one the generator handles it, and ends the trial
         running.interrupted = True
+    except (BenchFailed, StoreError) as error:
+        if not running.has_results:
+            raise
+        return replace(running.report, failures=(*running.report.failures, str(error)))
     return running.report
 
 
 class _Running:
-    """A sweep while it is made."""
+    """State of a sweep."""
 
     def __init__(self, planned: SweepPlan, display: ProgressDisplay) -> None:
         self._planned = planned
@@ -158,8 +166,11 @@ class _Running:
         self.interrupted = False
 
     @property
+    def has_results(self) -> bool:
+        return bool(self._found)
+
+    @property
     def report(self) -> Report:
-        """What was measured until now."""
         made = Sweep(self._planned.options, tuple(self._found), self._publish_ru, self._regions, self.interrupted)
         return levels.report(made, load_prices())
 
@@ -171,7 +182,7 @@ class _Running:
     def measure_size(
         self, made: Sandbox, size_kb: int, servers: Sequence[process.Server], generator: LoadWorker
     ) -> None:
-        """Measure all levels with lists of one size, in a database of their own."""
+        """Measure all levels with lists of one size."""
         if self.interrupted:
             return
         lists = SizedLists(size_kb, LISTS, Throughput(self._planned.levels[-1]).initial_partitions)
@@ -181,8 +192,8 @@ class _Running:
         self._publish_ru[size_kb] = published.list_ru
         self._display.start("starting a service")
         users = lists.users
-        command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
-        # Both servers come before others, or the service's deadline of 50 ms would measure what else the machine does.
+        command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # every request reads the store
+        # With a higher priority: otherwise other processes make the service miss its deadline of 50 ms.
         with (
             process.service_serving(command, PATH.format(key=users[0]), made.settings) as service,
             process.before_others(service, *servers),
@@ -194,7 +205,7 @@ class _Running:
     def _measure_levels(
         self, every: Sequence[Level], made: Sandbox, published: Published, attempt: "partial[Trial]"
     ) -> None:
-        """Measure levels in ascending order; above one that this machine does not drive they are computed."""
+        """Measure levels in ascending order; above the first that this machine cannot drive they are computed."""
         planned, undriven = self._planned, ""
         emulated = Sweep(planned.options, (), {}, 1, interrupted=False).emulated
         essential_s = planned.takes_s(OVERLOAD, CALM)

@@ -1,4 +1,4 @@
-"""A database of our own in an account while that is measured: filled with lists, scaled, and dropped at the end."""
+"""A temporary database in an account: filled with lists, scaled, and dropped at the end."""
 
 import asyncio
 import logging
@@ -32,9 +32,9 @@ from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row
 
 log = logging.getLogger(f"{__name__}.requests")
-log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds
+log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
 
-# Every database that is ever made or dropped here begins so.
+# Only databases with this prefix are created and dropped.
 PREFIX = "hotplate-bench-"
 SCALED_WITHIN_S = 120.0
 POLL_S = 0.5
@@ -43,7 +43,7 @@ BATCH = 250
 
 @dataclass(frozen=True, slots=True)
 class SizedLists:
-    """Lists whose items have *size_kb* or a little less, spread evenly over *parts* partitions."""
+    """Lists with items of at most *size_kb*, spread evenly over *parts* partitions."""
 
     size_kb: int
     count: int
@@ -51,7 +51,7 @@ class SizedLists:
 
     @property
     def users(self) -> tuple[str, ...]:
-        """The users, one partition after the other."""
+        """The users, alternating between partitions."""
         held: list[list[str]] = [[] for _ in range(self.parts)]
         number = 0
         while min(map(len, held)) * self.parts < self.count:
@@ -62,7 +62,7 @@ class SizedLists:
 
     @property
     def body(self) -> bytes:
-        """Every user's list: as many items as fit."""
+        """The list of every user, as long as fits."""
         empty, ten = (self._stored_bytes(items) for items in (1, 11))
         items = 1 + (self.size_kb * KB - empty) * 10 // (ten - empty)
         while self._stored_bytes(items) > self.size_kb * KB:
@@ -84,33 +84,33 @@ def _list_of(items: int) -> bytes:
 
 
 def partition_of(name: str, parts: int) -> int:
-    """Return which of *parts* even partitions holds the item whose id and partition key are *name*."""
+    """Return the partition, of *parts* equal ones, of an item by its id."""
     return int(effective_key(name), 16) * parts // V2_SPAN
 
 
 @dataclass(slots=True)
 class RequestUnits:
-    """What a store was charged; an `Observer`."""
+    """An `Observer` that sums up charges."""
 
     ru: float = 0.0
 
     def charged(self, ru: float) -> None:
-        """See `hotplate.stores.store.Observer`."""
+        """Add a charge."""
         self.ru += ru
 
     def failed(self, kind: str) -> None:
-        """See `hotplate.stores.store.Observer`."""
+        """Do nothing."""
 
 
 class Published(NamedTuple):
-    """A release that was published: its container, and what the whole publish cost by list."""
+    """A published release: its container, and the charge of the publish per list."""
 
     container: str
     list_ru: float
 
 
 class Sandbox:
-    """A database of our own; `sandbox` makes its name and drops it."""
+    """A temporary database; see `sandbox`."""
 
     def __init__(self, url: str, environment: Mapping[str, str]) -> None:
         self.url = url
@@ -120,31 +120,29 @@ class Sandbox:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The environment in which a service finds the store."""
+        """Environment variables for a service."""
         kept = {name: value for name, value in self._environment.items() if name.startswith("HOTPLATE_COSMOS_")}
         return {"HOTPLATE_STORE": self.url} | kept
 
     def regions(self) -> int:
-        """Count the account's regions. Raises BenchMisused if several are written, BenchFailed if none answers."""
+        """Return the number of regions. Raises BenchMisused for several write regions, and BenchFailed."""
         with self._client() as client:
             account = client.get_database_account()
         if len(account.WritableLocations) > 1:
-            raise BenchMisused(
-                "the account has several regions that are written; the figures would not be those of one"
-            )
+            raise BenchMisused("the account has several write regions; the figures would not be those of one")
         return len(account.ReadableLocations)
 
     @contextmanager
     def container(self, name: str, ru: int) -> Iterator[ContainerProxy]:
-        """Make a container of the SDK's, and the database with it. What the SDK raises is raised as BenchFailed."""
-        self._used = True  # before the request: an answer that is lost leaves a database, too
+        """Create a container, and the database with it. Raises BenchFailed for errors of the SDK, also in the block."""
+        self._used = True  # first: a lost response leaves a database, too
         with self._client() as client:
             database = client.create_database_if_not_exists(self.address.database)
             key, policy = PartitionKey("/id"), DEFINITION["indexingPolicy"]
             yield database.create_container(name, key, indexing_policy=policy, offer_throughput=ru)
 
     def publish(self, lists: SizedLists) -> Published:
-        """Publish *lists* to a container that has the URL's RU/s."""
+        """Publish *lists* to a container with the URL's throughput."""
         self._used = True
         return asyncio.run(self._publish(lists))
 
@@ -164,23 +162,22 @@ class Sandbox:
         finally:
             await store.close()
         if live is None:
-            raise BenchFailed(f"what was published to {self.address.shown} did not go live")
+            raise BenchFailed(f"the release published to {self.address.shown} is not live")
         return Published(container_of(live), spent.ru / lists.count)
 
     def scale(self, container: str, ru: int) -> None:
-        """Change the throughput of a container, and wait until the change is done. Raises StoreError if refused."""
+        """Change the throughput of a container and wait for it. Raises StoreError and BenchFailed."""
         asyncio.run(_scale(open_containers(self.address), container, Throughput(ru)))
 
     def drop(self) -> None:
-        """Drop the database. Raises BenchFailed, naming it, if it cannot be."""
+        """Drop the database. Raises BenchFailed."""
         if not self._used:
             return
         try:
             with self._client() as client, suppress(CosmosResourceNotFoundError):
                 client.delete_database(self.address.database)
         except BenchFailed as error:
-            sentence = f"{self.address.shown} could not be dropped, and costs money until you drop it"
-            raise BenchFailed(f"{sentence}: {error}") from error
+            raise BenchFailed(f"{error}; the database costs money until you drop it") from error
 
     @contextmanager
     def _client(self) -> Iterator[CosmosClient]:
@@ -194,18 +191,18 @@ class Sandbox:
 
 
 def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tuple[Address, str]:
-    """Parse the URL of an account, and find its key; BenchMisused, which says what to do, if its key is not given."""
+    """Parse the URL of an account; returns its address and key. Raises BenchMisused without a key."""
     address = parse(url, environment)
     if address.key is None:
         raise BenchMisused(
-            f"to make and drop a database of its own this needs the key of {address.shown}; give it as {KEY} or in a "
-            f"file as {KEY}_FILE"
+            f"a temporary database in {address.shown} needs the account's key; give it as {KEY}, or in a file as "
+            f"{KEY}_FILE"
         )
     return address, address.key
 
 
 def own_url(url: str, ru: int) -> str:
-    """Return the URL of a new database of our own in the account of *url*, whose containers have so many RU/s."""
+    """Return the URL of a new temporary database in the account of *url*, with containers of *ru* RU/s."""
     parts = urlsplit(url)
     kept = {name: value for name, value in parse_qsl(parts.query) if name in {"ca", "region", "consistency"}}
     query = urlencode(kept | {"ru": str(ru)})
@@ -214,13 +211,13 @@ def own_url(url: str, ru: int) -> str:
 
 @contextmanager
 def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> Iterator[Sandbox]:
-    """Make a database of our own in the account of *url*, dropped when the block ends, also by an error or Ctrl-C."""
+    """Yield a temporary database in the account of *url*, which is dropped at the end, also after Ctrl-C."""
     made = Sandbox(own_url(url, ru), os.environ if environment is None else environment)
     try:
         yield made
     finally:
         with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
-            made.drop()  # takes seconds, and leaves nothing that costs money
+            made.drop()  # takes seconds; a database that is left costs money
 
 
 async def _scale(containers: Containers, container: str, throughput: Throughput) -> None:

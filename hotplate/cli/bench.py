@@ -279,7 +279,7 @@ def cosmos_emulator(
     import uvloop
 
     from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, serve
-    from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY
+    from hotplate.stores.cosmos.url import EMULATOR_KEY
 
     def print_ready(emulator: RunningEmulator) -> None:
         endpoint = emulator.endpoint
@@ -288,10 +288,10 @@ def cosmos_emulator(
             sys.stdout.flush()
             return
         out.print(f"emulating Cosmos DB for NoSQL on {endpoint} (an emulation, in memory; not Azure)")
-        out.print(f"store: cosmos+{endpoint}DATABASE, key: {key_file or WELL_KNOWN_KEY + ' (published, not a secret)'}")
+        out.print(f"store: cosmos+{endpoint}DATABASE, key: {key_file or EMULATOR_KEY + ' (published, not a secret)'}")
         out.print(f"metrics: {endpoint}__emulation/metrics, faults: {endpoint}__emulation/faults")
 
     logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
-    key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
+    key = EMULATOR_KEY if key_file is None else key_file.read_text().strip()
     settings = EmulatorSettings(host, port, second_region, key, consistency, charges, tls, certificate, latency)
     uvloop.run(serve(settings, print_ready))

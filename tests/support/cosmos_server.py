@@ -20,8 +20,9 @@ import orjson
 from hotplate.bench.cosmos_emulator.http import HttpHandler, HttpResponse, Request
 from hotplate.bench.cosmos_emulator.resources import EmulatedAccount
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, running
-from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY, Authenticator, Service
+from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.stores.cosmos.charges import load
+from hotplate.stores.cosmos.url import EMULATOR_KEY
 from tests.support.paths import ROOT
 
 
@@ -29,7 +30,7 @@ from tests.support.paths import ROOT
 class Emulator:
     endpoint: str
     pid: int
-    key: str = WELL_KNOWN_KEY
+    key: str = EMULATOR_KEY
     certificate: Path | None = None
 
 
@@ -88,7 +89,7 @@ class Direct:
     def __init__(self, clock: Callable[[], float], *, ru: int = 4000, regions: int = 1, **container: object) -> None:
         names = tuple((f"region {n}", 8081 + n) for n in range(regions))
         self.clock = clock
-        self.service = Service(EmulatedAccount(load(), names, clock=clock), Authenticator(WELL_KNOWN_KEY))
+        self.service = Service(EmulatedAccount(load(), names, clock=clock), Authenticator(EMULATOR_KEY))
         assert self.request("POST", "/dbs", {"id": "d"}).status == 201
         resource = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **container}
         assert self.request("POST", "/dbs/d/colls/", resource, {"x-ms-offer-throughput": str(ru)}).status == 201
@@ -133,7 +134,7 @@ def substatus(response: HttpResponse) -> tuple[int, int]:
 
 
 def signed(
-    method: str, resource_type: str, link: str, *, now: float | None = None, key: str = WELL_KNOWN_KEY
+    method: str, resource_type: str, link: str, *, now: float | None = None, key: str = EMULATOR_KEY
 ) -> dict[str, str]:
     """Return the headers that sign a request, written from the documentation and not from the emulator's code."""
     date = formatdate(now, usegmt=True)

@@ -12,7 +12,7 @@ import orjson
 
 from hotplate.bench.cosmos_emulator.http import Request, render
 from hotplate.bench.cosmos_emulator.resources import Container, EmulatedAccount
-from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY, Authenticator, Service
+from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.account import offer_in
 from hotplate.stores.cosmos.charges import CONTROL, load
@@ -21,7 +21,7 @@ from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
 from hotplate.stores.cosmos.rows import DEFINITION, container_of
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
-from hotplate.stores.cosmos.url import Offer, Throughput, parse
+from hotplate.stores.cosmos.url import EMULATOR_KEY, Offer, Throughput, parse
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer, Row
 from tests.support.stores import as_bodies, ref
@@ -43,7 +43,7 @@ class SimulatedAccount:
         self.latency_s = 0.005
         self.now: Callable[[], float] = lambda: BEGAN + loop.time()
         account = EmulatedAccount(load(), (("Here", 1),), clock=self.now)
-        self.service = Service(account, Authenticator(WELL_KNOWN_KEY))
+        self.service = Service(account, Authenticator(EMULATOR_KEY))
         self.stores = list[CosmosStore]()
         self.many_writers = False
         self.scales_for_ever = False
@@ -123,7 +123,7 @@ class SimulatedContainers:
 
     def __init__(self, account: SimulatedAccount) -> None:
         self._account = account
-        self._requests = RequestBuilder("here:1", "d", "Eventual", KeySigner(WELL_KNOWN_KEY, "here"), account.now)
+        self._requests = RequestBuilder("here:1", "d", "Eventual", KeySigner(EMULATOR_KEY, "here"), account.now)
 
     async def create_database(self) -> None:
         await self._send("POST", "dbs", "", "dbs", {"id": "d"})

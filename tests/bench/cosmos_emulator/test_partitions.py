@@ -7,8 +7,8 @@ import pytest
 from azure.cosmos import PartitionKey
 
 from hotplate.bench.cosmos_emulator.http import HttpError
-from hotplate.bench.cosmos_emulator.partitions import Budget, EmulatedThroughput, Partitions, effective_key, encode
-from hotplate.stores.cosmos.url import minimum_ru
+from hotplate.bench.cosmos_emulator.partitions import Budget, Partitions, effective_key, encode
+from hotplate.stores.cosmos.url import Throughput, minimum_ru
 
 START = 1000.0
 LATER = START + 0.25
@@ -33,7 +33,7 @@ def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds:
 @pytest.mark.parametrize("ru", [400, 1_000, pytest.param(4_000, marks=pytest.mark.soak), 11_000])
 @pytest.mark.parametrize("charge_ru", [pytest.param(1.0, marks=pytest.mark.soak), 1.14, 10.8, 145.9])
 def test_what_is_provisioned_is_admitted(ru: int, charge_ru: float) -> None:
-    partitions = Partitions(EmulatedThroughput(ru), 1)
+    partitions = Partitions(Throughput(ru), 1)
     keys = [f"user-{n}" for n in range(997)]
     seconds = 100 if charge_ru > 100 else 10
     per_second = int(ru / charge_ru * 1.5) + 10
@@ -42,7 +42,7 @@ def test_what_is_provisioned_is_admitted(ru: int, charge_ru: float) -> None:
 
 
 def test_a_hot_key_gets_the_share_of_its_partition() -> None:
-    partitions = Partitions(EmulatedThroughput(11_000), 1)
+    partitions = Partitions(Throughput(11_000), 1)
     assert len(partitions.all) == 2
     total = admitted(partitions, ["the hot one"], 1.0, 9, 11_000)
     assert total == pytest.approx(9 * 5_500, rel=0.01)
@@ -87,25 +87,25 @@ def test_idle_throughput_is_not_banked() -> None:
 @pytest.mark.parametrize(
     ("throughput", "parts"),
     [
-        (EmulatedThroughput(400), 1),
-        (EmulatedThroughput(6_000), 1),
-        (EmulatedThroughput(11_000), 2),
-        (EmulatedThroughput(50_000), 9),
-        (EmulatedThroughput(10_000, autoscale=True), 1),
-        (EmulatedThroughput(11_000, autoscale=True), 2),
+        (Throughput(400), 1),
+        (Throughput(6_000), 1),
+        (Throughput(11_000), 2),
+        (Throughput(50_000), 9),
+        (Throughput(10_000, autoscale=True), 1),
+        (Throughput(11_000, autoscale=True), 2),
     ],
 )
-def test_partitions_of_a_new_container(throughput: EmulatedThroughput, parts: int) -> None:
+def test_partitions_of_a_new_container(throughput: Throughput, parts: int) -> None:
     assert len(Partitions(throughput, 1).all) == parts
 
 
 def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:
-    partitions = Partitions(EmulatedThroughput(400), 1)
-    partitions.provision(EmulatedThroughput(10_000))
+    partitions = Partitions(Throughput(400), 1)
+    partitions.provision(Throughput(10_000))
     assert [one.id for one in partitions.all] == ["0"]
-    partitions.provision(EmulatedThroughput(20_000))
+    partitions.provision(Throughput(20_000))
     assert [(one.id, one.parents) for one in partitions.all] == [("1", ("0",)), ("2", ("0",))]
-    partitions.provision(EmulatedThroughput(400))
+    partitions.provision(Throughput(400))
     assert [one.budgets[0].rate for one in partitions.all] == [200, 200]
     with pytest.raises(HttpError) as error:
         partitions.with_id("0")
@@ -113,7 +113,7 @@ def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:
 
 
 def test_keys_spread_evenly_over_ranges_that_have_no_gap() -> None:
-    partitions = Partitions(EmulatedThroughput(50_000), 1)
+    partitions = Partitions(Throughput(50_000), 1)
     assert partitions.all[0].minimum == ""
     assert partitions.all[-1].maximum == "FF"
     for left, right in zip(partitions.all, partitions.all[1:], strict=False):
@@ -137,5 +137,4 @@ def test_the_least_throughput_follows_from_history_and_size() -> None:
         (False, 400, 0, 400), (False, 100_000, 0, 1_000), (False, 400, 900, 900), (True, 50_000, 0, 5_000),
     ):  # fmt: skip
         stored = stored_gb * 1000**3
-        assert EmulatedThroughput(highest_ru, autoscale).minimum(highest_ru, stored) == least
         assert minimum_ru(highest_ru, stored, autoscale=autoscale) == least

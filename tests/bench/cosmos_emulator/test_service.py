@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from hotplate.bench.cosmos_emulator.http import HttpResponse
-from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY
+from hotplate.stores.cosmos.url import EMULATOR_KEY
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, signed, substatus
 
@@ -51,7 +51,7 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
     for headers in wrong:
         refused = direct.request("GET", ITEM, headers=key | headers)
         assert refused.status == 401
-        assert WELL_KNOWN_KEY.encode() not in refused.body
+        assert EMULATOR_KEY.encode() not in refused.body
 
 
 def test_a_feed_of_ranges_ends_in_304(direct: Direct) -> None:
@@ -230,5 +230,5 @@ def test_what_is_not_emulated_is_refused_with_its_name(direct: Direct) -> None:
         assert (refused.status, b"supports only SELECT *" in refused.body) == (400, True), query
     assert direct.item("PATCH", "a", {"operations": []}).status == 405
     assert direct.request("GET", "/dbs/d/colls/c/docs/", headers={"a-im": "Incremental Feed"}).status == 400
-    bulk = {"x-ms-cosmos-is-batch-request": "True", "x-ms-cosmos-batch-atomic": "False"}
-    assert direct.request("POST", "/dbs/d/colls/c/docs/", [{"operationType": "Read", "id": "a"}], bulk).status == 400
+    batch = {"x-ms-cosmos-is-batch-request": "True"}
+    assert direct.request("POST", "/dbs/d/colls/c/docs/", [{"operationType": "Read", "id": "a"}], batch).status == 400

@@ -87,7 +87,7 @@ def test_its_own_database_is_all_that_it_makes_and_it_is_dropped(theirs: Path) -
 def test_a_dry_run_says_what_it_takes_and_creates_nothing(url: str, tmp_path: Path) -> None:
     done = hotplate("bench", "charges", "--store", url, "--dry-run", "--out", str(tmp_path / "charges.toml"))
     assert done.returncode == 0, done.stderr
-    assert "a database of its own with 400 RU/s" in done.stderr
+    assert "a temporary database with 400 RU/s" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

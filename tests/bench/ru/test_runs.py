@@ -109,6 +109,22 @@ def test_ctrl_c_leaves_a_report_and_nothing_else(account: Emulator, tmp_path: Pa
     assert json.loads((tmp_path / "found.json").read_text())["interrupted"] is True
 
 
+@soak
+def test_account_that_dies_leaves_a_report_of_finished_levels(account: Emulator, tmp_path: Path) -> None:
+    arguments = ("--yes", *SHORT, "--item-kb", "1,2", "--out", tmp_path / "found")
+    command = sweep_command("--account", url_of(account), *arguments)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("lists of 2 KB" in line for line in process.stderr)
+        os.kill(account.pid, signal.SIGKILL)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    made = json.loads((tmp_path / "found.json").read_text())
+    assert row(made, "400 RU/s", "reads/s")["value"] > 0
+    assert any("until you drop it" in each for each in made["failures"])
+
+
 def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
     before = databases(account)
 

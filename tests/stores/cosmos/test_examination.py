@@ -3,10 +3,9 @@
 import secrets
 from pathlib import Path
 
-from hotplate.bench.cosmos_emulator.service import WELL_KNOWN_KEY
 from hotplate.stores.cosmos.charges import OURS
 from hotplate.stores.cosmos.store import _examine_control, _examine_transport
-from hotplate.stores.cosmos.url import parse
+from hotplate.stores.cosmos.url import EMULATOR_KEY, parse
 from hotplate.stores.store import Level
 from tests.support.cosmos_account import Account, emulated_account
 from tests.support.service import a_list, publish_to
@@ -51,7 +50,7 @@ def test_an_unencrypted_account_elsewhere_is_warned_of() -> None:
         ("cosmos+http://127.0.0.1:8081/shop", Level.OK),
         ("cosmos+https://cache.example:8081/shop", Level.OK),
     ):
-        assert _examine_transport(parse(url, {"HOTPLATE_COSMOS_KEY": WELL_KNOWN_KEY})).level == level
+        assert _examine_transport(parse(url, {"HOTPLATE_COSMOS_KEY": EMULATOR_KEY})).level == level
 
 
 def test_who_cannot_make_containers_is_told_how() -> None:
