@@ -64,7 +64,6 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operation: str | None = None
 
     def __post_init__(self) -> None:
-        """Validate fields that depend on each other."""
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}")
         if self.partition is not None and self.kind != SLOW:

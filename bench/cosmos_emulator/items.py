@@ -134,7 +134,6 @@ def _write(
 
 
 def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> str:
-    """Return the id of an item; raises 400 if it is invalid or the partition key is not *key*."""
     item_id = item.get("id")
     if not isinstance(item_id, str) or not item_id:
         raise HttpError(400, "an item needs an id that is a string and not empty")

@@ -155,7 +155,6 @@ class Partitions:
         self.provision(throughput)
 
     def _replace(self, parents: Sequence[Partition | None]) -> None:
-        """Create one partition for each of *parents*, of equal ranges."""
         inner = [f"{V2_SPAN * part // len(parents):032X}" for part in range(1, len(parents))]
         self._minima = ["", *inner]
         self.all = list[Partition]()

@@ -206,7 +206,6 @@ def _read_page(context: RequestContext, query: Query, documents: Iterable[Docume
 def _readable(
     context: RequestContext, query: Query, partitions: Sequence[Partition], key: bytes | None
 ) -> Iterator[Document]:
-    """Yield the documents that a request reads, after its continuation."""
     headers, container = context.request.headers, context.container
     ids, after = _ids_of(query), _number(context.request, "x-ms-continuation", 0)
     if ids is None or container.key_property != "id":
@@ -230,7 +229,6 @@ def _number(request: Request, header: str, default: int) -> int:
 
 
 def _ids_of(query: Query) -> set[str] | None:
-    """Return the ids to which a query is limited, if any."""
     return next((set(map(str, each.values)) for each in query.conditions if each.path == ("id",)), None)
 
 

@@ -120,7 +120,6 @@ def _answer(service: Service, request: Request) -> HttpResponse:
 
 
 def _metrics(service: Service) -> bytes:
-    """Return metrics in the text format of Prometheus."""
     lines = list[str]()
 
     def add(name: str, samples: Iterable[tuple[float, dict[str, str]]], kind: str = "counter") -> None:
@@ -154,7 +153,6 @@ async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator]
 
 
 def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
-    """Return a TLS context with a new certificate; None without TLS."""
     if not settings.tls:
         if settings.certificate is not None:
             raise BenchMisused("--certificate needs --tls")

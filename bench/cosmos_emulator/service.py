@@ -229,7 +229,6 @@ def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
 
 
 def _manage(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Run an operation on databases, containers, offers or ranges."""
     charges, verb = account.charges, operation.partition(" ")[0]
     if verb in ("list", "query"):
         return _list(account, request, operation, names)

@@ -128,8 +128,6 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
 
 
 class _Measurement:
-    """Measurements in one container; the SDK retries 429s."""
-
     def __init__(self, container: ContainerProxy, ours: Charges) -> None:
         self._container = container
         self._ours = ours
@@ -183,7 +181,6 @@ def _bodies(size_kb: int, count: int) -> list[dict[str, Any]]:
 
 
 def _replace_share(by_size: Sequence[Charge]) -> float:
-    """Return the charge of a replace, relative to two creates: the median over sizes."""
     created = {one.size_kb: one.measured_ru for one in by_size if one.operation == "create"}
     upserts = (one for one in by_size if one.operation == "upsert")
     return round(median(one.measured_ru / (2 * created[one.size_kb]) for one in upserts), 4)

@@ -270,7 +270,6 @@ def _notes(sweep: Sweep) -> Iterator[str]:
 
 
 def _plot(sweep: Sweep) -> Plot:
-    """Plot throughput and, below it, p99 over the offered load, with a curve for each level."""
     throughput, p99 = list[Curve](), list[Curve]()
     for level in sweep.levels:
         name = sweep.subject(level) + f", {COMPUTED}" * level.computed

@@ -154,8 +154,6 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
 
 
 class _Running:
-    """State of a sweep."""
-
     def __init__(self, planned: SweepPlan, display: ProgressDisplay) -> None:
         self._planned = planned
         self._display = display

@@ -113,7 +113,6 @@ class CosmosAccount:
             await proxy.replace_throughput(_properties(throughput), response_hook=self._charged)
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Read one item; None if it is absent."""
         async with self._attempt(timeout_s) as client:
             proxy = self._known.get(container)
             if proxy is None:
@@ -142,7 +141,6 @@ class CosmosAccount:
 
     @asynccontextmanager
     async def _attempt(self, timeout_s: float = DEADLINE_S) -> AsyncIterator[CosmosClient]:
-        """Yield the client; translates and counts the SDK's errors."""
         shown = self._address.shown
         try:
             async with asyncio.timeout(timeout_s):
@@ -212,7 +210,6 @@ class SdkClient(SignedClient):
         self._sdk = CosmosAccount(address, observer)
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Read one item; None if it is absent."""
         return await self._sdk.read(container, name, timeout_s)
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
@@ -220,7 +217,6 @@ class SdkClient(SignedClient):
         return await self._sdk.read(container, name, timeout_s), False
 
     async def close(self) -> None:
-        """Close connections. Idempotent."""
         await self._sdk.close()
         await super().close()
 

@@ -145,7 +145,6 @@ class ArmContainers:
         self._opened = self._credential = None
 
     async def _call(self, call: Callable[[Sql], Awaitable[T]], timeout_s: float = RESPONSE_S) -> T:
-        """Make one call; raises StoreError."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await call(self._client().sql_resources)

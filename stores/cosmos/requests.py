@@ -57,7 +57,6 @@ class SharedCall(Generic[T]):
 
     @property
     def is_running(self) -> bool:
-        """Whether a call is in progress."""
         return self._task is not None
 
     def start(self) -> asyncio.Task[T]:
@@ -95,7 +94,6 @@ class KeySigner:
     """
 
     def __init__(self, key: str, shown: str) -> None:
-        """Decode *key*; raises StoreMisused, naming *shown*, if it is not base64."""
         try:
             secret = b64decode(key, validate=True)
         except (NotBase64, ValueError):

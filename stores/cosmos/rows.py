@@ -185,19 +185,19 @@ class ReleaseRows:
         for known in [key for key in self._last if key[0] == container]:
             del self._last[known]  # the draft may have been erased since
         state = {"id": STATE, "state": DRAFT, "writer": draft.writer}
-        done = (await self._budget.until_visible(partial(self._items.create, container, state))).done
-        while not done:  # the state exists, or was changed concurrently
-            item, etag, _ = await self._budget.call(partial(self._items.read_fresh, container, STATE))
-            if item is None:
-                raise not_found(draft)
+        if (await self._budget.until_visible(partial(self._items.create, container, state))).done:
+            return
+
+        async def take_over(item: CosmosItem) -> CosmosItem | None:
             if item["state"] != DRAFT:
                 raise sealed(draft)
             if item.get("writer") == draft.writer:
-                return
+                return None
             await confirm()
             claims, former = item.get("claims", 0) + 1, await self._counted(container, item)
-            taken = _ours(item) | {"writer": draft.writer, "claims": claims, "former": former}
-            done = (await self._budget.call(partial(self._items.replace, container, taken, etag))).done
+            return item | {"writer": draft.writer, "claims": claims, "former": former}
+
+        await self._change_state(draft, take_over)
 
     async def check(self, release: AnyRef) -> None:
         """Raise ReleaseNotFound if a release has no state."""
@@ -212,7 +212,12 @@ class ReleaseRows:
         return found is not None and found.get("state") in (DRAFT, SEALED)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a draft; see `Store.put`."""
+        """See `Store.put`."""
+
+        async def add_part(item: CosmosItem) -> CosmosItem:
+            _check_writer(draft, item)
+            return item | {"parts": sorted({*item.get("parts", ()), part})}
+
         if not rows:
             return
         state = await self._state(draft)
@@ -221,14 +226,14 @@ class ReleaseRows:
         _check_writer(draft, state)
         try:
             if part and part not in state.get("parts", ()):
-                await self._change_state(draft, lambda old: old | {"parts": sorted({*old.get("parts", ()), part})})
+                await self._change_state(draft, add_part)
             for kind, chunk in _chunks(rows, part):
                 await self._write(draft, _series(kind, state), chunk)
         except ContainerMissing as error:
             raise not_found(draft) from error
 
     async def resume_point(self, draft: DraftRef, part: int) -> str | None:
-        """Return the last key of the last acknowledged batch of *part*; see `Store.resume_point`."""
+        """See `Store.resume_point`."""
         state = await self._state(draft)
         _check_writer(draft, state)
         container, kind = container_of(draft), _rows_kind(part)
@@ -241,7 +246,7 @@ class ReleaseRows:
         return None
 
     async def erase(self, release: ReleaseRef, keys: Sequence[str]) -> int:
-        """Delete rows of a release; returns how many existed."""
+        """See `RowEraser.erase_rows`."""
         container, deleted = container_of(release), 0
 
         async def erase(key: str) -> None:
@@ -254,14 +259,21 @@ class ReleaseRows:
         return deleted
 
     async def seal(self, draft: DraftRef) -> None:
-        """Make a draft a sealed release; see `Store.seal`."""
+        """See `Store.seal`."""
+
+        async def change(item: CosmosItem) -> CosmosItem | None:
+            if item["state"] == SEALED:
+                return None
+            _check_writer(draft, item)
+            return item | {"state": SEALED}
+
         try:
-            await self._change_state(draft, lambda found: found | {"state": SEALED}, unless=SEALED)
+            await self._change_state(draft, change)
         except ContainerMissing as error:
             raise not_found(draft) from error
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        """Yield every row in ascending order of key bytes; see `Store.scan`."""
+        """See `Store.scan`."""
         container = container_of(release)
         state = await self._state(release)
         if state.get("state") != SEALED:
@@ -314,7 +326,7 @@ class ReleaseRows:
         done = False
         while not done:  # another task took the number, or a lost response's attempt did
             number += 1
-            item["id"] = batch_name(series, number)
+            item["id"] = f"{series}-{number}"
             done = await self._create(container, item)
             self._last[container, series] = max(number, self._last.get((container, series), 0))
 
@@ -347,20 +359,19 @@ class ReleaseRows:
         return found
 
     async def _change_state(
-        self, draft: DraftRef, change: Callable[[CosmosItem], CosmosItem], *, unless: str = ""
+        self, draft: DraftRef, change: Callable[[CosmosItem], Awaitable[CosmosItem | None]]
     ) -> None:
-        """Change the state by compare-and-set, unless it is *unless* already."""
+        """Change the state by compare-and-set, unless *change* returns None. Raises ReleaseNotFound."""
         container = container_of(draft)
-        done = False
-        while not done:  # changed concurrently
+        while True:
             item, etag, _ = await self._budget.call(partial(self._items.read_fresh, container, STATE))
             if item is None:
                 raise not_found(draft)
-            if item["state"] == unless:
+            changed = await change(_ours(item))
+            if changed is None:
                 return
-            _check_writer(draft, item)
-            changed = change(_ours(item))
-            done = (await self._budget.call(partial(self._items.replace, container, changed, etag))).done
+            if (await self._budget.call(partial(self._items.replace, container, changed, etag))).done:
+                return
 
     async def _find_last(self, container: str, series: str) -> int:
         """Find the number of the last batch, 0 for none, by a logarithmic number of reads."""
@@ -368,18 +379,17 @@ class ReleaseRows:
         step, high = 1, None
         while high is None or high - low > 1:
             middle = low + step if high is None else (low + high) // 2
-            if await self._read(container, batch_name(series, middle)) is None:
+            if await self._read(container, f"{series}-{middle}") is None:
                 high = middle
             else:
                 low, step = middle, step * 2
-            if high == low + 1 and not known and await self._read_surely(container, batch_name(series, high)):
+            if high == low + 1 and not known and await self._read_surely(container, f"{series}-{high}"):
                 low, step, high = high, 1, None
         self._last[container, series] = low
         return low
 
     async def _packed(self, container: str, series: str, number: int) -> bytes:
-        """Return the packed keys of one batch; raises ReleaseCorrupt if it is absent."""
-        name = batch_name(series, number)
+        name = f"{series}-{number}"
         return value_of(await self._read_surely(container, name) or {"id": name})
 
     async def _read_surely(self, container: str, name: str) -> CosmosItem | None:
@@ -428,7 +438,6 @@ def _charge_of(written: ItemWritten) -> float:
 
 
 def _ours(item: CosmosItem) -> CosmosItem:
-    """Return an item without the service's properties."""
     return {name: value for name, value in item.items() if name[0] != "_"}
 
 
@@ -442,7 +451,6 @@ def _rows_kind(part: int) -> str:
 
 
 def _series(kind: str, state: CosmosItem) -> str:
-    """Return the series of the current writer."""
     return _numbered(kind, state.get("claims", 0))
 
 
@@ -451,13 +459,7 @@ def _numbered(kind: str, claim: int) -> str:
     return f"{kind}_{claim}" if claim else kind
 
 
-def batch_name(series: str, number: int) -> str:
-    """Return the id of a batch; *number* counts from 1."""
-    return f"{series}-{number}"
-
-
 def _chunks(rows: Sequence[Row], part: int) -> Iterator[tuple[str, Sequence[Row]]]:
-    """Yield batches of rows with the kind of their series."""
     meta = [row for row in rows if row.key.startswith(META)]
     others = [row for row in rows if not row.key.startswith(META)] if meta else rows
     for kind, chosen in ((_rows_kind(part), others), (METAS, meta)):

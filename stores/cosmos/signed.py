@@ -221,7 +221,6 @@ class SignedClient:
             raise self._translated(error) from error
 
     async def create(self, container: str, item: CosmosItem) -> ItemWritten:
-        """Create an item, unless its id exists."""
         body = orjson.dumps(item)
         response, ru = await self._call("POST", container, item["id"], (201, 409), headers=JSON, body=body)
         return ItemWritten(response.status == 201, ru)
@@ -235,7 +234,6 @@ class SignedClient:
         return ItemWritten(response.status == 200, ru)
 
     async def delete(self, container: str, name: str) -> ItemWritten:
-        """Delete an item, if it exists."""
         response, ru = await self._call("DELETE", container, name, (204,))
         return ItemWritten(response.status == 204, ru)
 
@@ -266,7 +264,6 @@ class SignedClient:
             raise self._translated(error) from error
 
     async def account(self) -> Account:
-        """Read the account's properties."""
         return await self._regions.refresh()
 
     def forget_session(self, container: str) -> None:
@@ -274,7 +271,6 @@ class SignedClient:
         self._sessions.forget(container)
 
     async def close(self) -> None:
-        """Close connections. Idempotent."""
         await self._regions.close()
         await self._signer.close()
 
@@ -286,7 +282,6 @@ class SignedClient:
         return Region(url, builder, self._make_transport(url))
 
     async def _prepare(self, due_s: float) -> None:
-        """Ensure that regions and a token are known."""
         now = asyncio.get_running_loop().time()
         if not self._regions.is_known:
             await self._regions.refresh(due_s)
@@ -337,7 +332,6 @@ class SignedClient:
         return self._failed(CosmosUnavailable(f"{where} sent {error}", "malformed"))
 
     def _refusal(self, response: Response, container: str) -> StoreError:
-        """Return the error for a refusal, and update sessions and regions by it."""
         try:
             self._charge(response)
             error = error_for(error_response(response, self._clock()), self._address.shown, self._signer.advice)
@@ -379,7 +373,6 @@ class Regions:
 
     @property
     def is_known(self) -> bool:
-        """Whether the account has been read."""
         return bool(self._readable)
 
     def nearest(self, now: float) -> Region:
@@ -429,7 +422,6 @@ class Regions:
         self.refresh_at = min(self.refresh_at, self._refreshed_at + MIN_REFRESH_INTERVAL_S)
 
     def refresh_soon(self) -> None:
-        """Read the account in the background."""
         if self.is_known:
             self.refresh_at = asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S
         self._refreshing.start()
@@ -478,7 +470,6 @@ class Regions:
         raise failed or CosmosUnavailable(f"{self._where} cannot be reached", "connect")
 
     async def _apply(self, write: str, readable: dict[str, str]) -> None:
-        """Adopt the account's list of URLs by name; known regions keep their health."""
         before = [region.name for region in self._readable]
         names = sorted(readable, key=lambda name: name != self._preferred)
         for url in (write, *readable.values()):
@@ -495,7 +486,6 @@ class Regions:
 
 
 def _locations(reported: object, account: str) -> dict[str, str]:
-    """Return the URLs of regions by name. Raises MalformedResponse, also for plain http in an account of https."""
     if not isinstance(reported, list) or not reported:
         raise MalformedResponse("an account without regions")
     found = dict[str, str]()
@@ -509,7 +499,6 @@ def _locations(reported: object, account: str) -> dict[str, str]:
 
 
 def _server(url: str, *, secure: bool) -> str:
-    """Return `SCHEME://HOST:PORT` of a URL. Raises MalformedResponse."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Protocol
@@ -65,6 +65,7 @@ CHARGE_TOLERANCE = 0.1
 STRONG = ("BoundedStaleness", "Strong")
 
 CatalogueVersion = tuple[str, int, str]
+ok, warning = partial(Finding, Level.OK), partial(Finding, Level.WARNING)
 
 
 class Containers(Protocol):
@@ -197,16 +198,13 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         """Return findings; docs/cosmos.md explains each line."""
         address, account = self._address, await self._items.account()
         regions = f"Cosmos DB, read in {', '.join(account.regions)}"
-        server = Finding(Level.OK, "server", regions)
+        server = ok("server", regions)
         if account.multiple_write_regions:
-            sentence = (
-                f"{regions}, written in several, so nothing can be compared and set; turn multi-region writes off"
-            )
-            server = Finding(Level.ERROR, "server", sentence)
-        identity = "Entra ID" if address.key is None else "the account's key"
+            advice = "written in several, so nothing can be compared and set; turn multi-region writes off"
+            server = Finding(Level.ERROR, "server", f"{regions}, {advice}")
         return [
             server,
-            Finding(Level.OK, "identity", identity),
+            ok("identity", "Entra ID" if address.key is None else "the account's key"),
             *await self._examine_reading(),
             *await self._examine_writing(),
             _examine_control(address),
@@ -225,19 +223,16 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         finally:
             traced_call.reset(reset)
         if item is None:
-            return [Finding(Level.OK, "read", f"{self._address.shown} is empty, so this shows at the first publish")]
-        regions = call.attributes.get(REGIONS, ())
+            return [ok("read", f"{self._address.shown} is empty, so this shows at the first publish")]
+        size, regions, charged = item_bytes(item), call.attributes.get(REGIONS, ()), call.attributes.get(CHARGE)
         where = f" from {', '.join(regions)}" if isinstance(regions, tuple) else ""
-        findings = [Finding(Level.OK, "read", f"the catalogue, {item_bytes(item):,} bytes{where}")]
-        charged = call.attributes.get(CHARGE)
+        findings = [ok("read", f"the catalogue, {size:,} bytes{where}")]
         if isinstance(charged, float):
-            expected = self._charges.read(item_bytes(item), strong=self._address.consistency in STRONG)
-            sentence = f"a read of {item_bytes(item):,} bytes took {charged:.2f} RU, by our table {expected:.2f}"
-            if abs(charged - expected) <= CHARGE_TOLERANCE * expected:
-                findings.append(Finding(Level.OK, "charge", sentence))
-            else:
-                advice = "measure with `hotplate bench charges`, or plans and estimates are wrong"
-                findings.append(Finding(Level.WARNING, "charge", f"{sentence}; {advice}"))
+            expected = self._charges.read(size, strong=self._address.consistency in STRONG)
+            sentence = f"a read of {size:,} bytes took {charged:.2f} RU, by our table {expected:.2f}"
+            advice = "measure with `hotplate bench charges`, or plans and estimates are wrong"
+            close = abs(charged - expected) <= CHARGE_TOLERANCE * expected
+            findings.append(ok("charge", sentence) if close else warning("charge", f"{sentence}; {advice}"))
         return findings
 
     async def _examine_writing(self) -> list[Finding]:
@@ -245,18 +240,17 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         try:
             written = await self._items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
         except ContainerMissing:
-            sentence = f"{self._address.shown} is empty, so this shows at the first publish"
-            return [Finding(Level.OK, "may publish", sentence)]
+            return [ok("may publish", f"{self._address.shown} is empty, so this shows at the first publish")]
         except CosmosUnavailable as error:
             if error.kind not in ("forbidden", "unauthorized"):
                 raise
-            return [Finding(Level.WARNING, "may publish", f"no, which is right for a service; to publish: {error}")]
+            return [warning("may publish", f"no, which is right for a service; to publish: {error}")]
         except StoreError as error:
-            return [Finding(Level.WARNING, "may publish", f"no: {error}")]
-        etag = Finding(Level.OK, "etag", "a write to another version is refused")
+            return [warning("may publish", f"no: {error}")]
+        etag = ok("etag", "a write to another version is refused")
         if written.done:
             etag = Finding(Level.ERROR, "etag", "a write to another version was accepted; do not publish here")
-        return [Finding(Level.OK, "may publish", "yes"), etag]
+        return [ok("may publish", "yes"), etag]
 
     async def _examine_throughput(self) -> list[Finding]:
         address, wanted, warnings = self._address, self._address.throughput, await self.warnings()
@@ -272,9 +266,10 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
                     f"{address.shown} asks for {wanted.ru:,}; activate the release again to scale it"
                 )
         if warnings:
-            return [Finding(Level.WARNING, "throughput", sentence) for sentence in warnings]
-        sentence = "serverless" if wanted is None else f"{wanted.ru:,} RU/s for what is live; beyond it, 429"
-        return [Finding(Level.OK, "throughput", sentence)]
+            return [warning("throughput", sentence) for sentence in warnings]
+        return [
+            ok("throughput", "serverless" if wanted is None else f"{wanted.ru:,} RU/s for what is live; beyond it, 429")
+        ]
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         del draft
@@ -312,7 +307,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             return True  # services keep their release
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
-        """Create a container, and the database with it, unless they exist."""
         create = partial(self._containers.create_container, container, throughput)
         try:
             await self._budget.call(create)
@@ -361,16 +355,18 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             if etag is None:
                 raise _conflict()
             write = partial(self._items.replace, CONTROL, _record(new), etag)
-        if not (await self._budget.call(write)).done:
-            raise _conflict()  # possibly with our own attempt, if its response was lost
+        await self._swap(write)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
         await self._budget.call(self._catalogue.check_single_writer)
         item, etag, _ = await self._budget.call(partial(self._items.read_fresh, CONTROL, CATALOGUE))
         if item is None or _record_in(item) != record:
             raise _conflict()
-        if not (await self._budget.call(partial(self._items.replace, CONTROL, _record(new), etag))).done:
-            raise _conflict()
+        await self._swap(partial(self._items.replace, CONTROL, _record(new), etag))
+
+    async def _swap(self, write: Callable[[], Awaitable[ItemWritten]]) -> None:
+        if not (await self._budget.call(write)).done:
+            raise _conflict()  # possibly with our own attempt, if its response was lost
 
     async def _create_catalogue(self, new: Catalogue) -> ItemWritten:
         create = partial(self._items.create, CONTROL, _record(new))
@@ -397,7 +393,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
 
     async def _is_release(self, container: str) -> bool:
-        """Return whether a container belongs to a release: other programs may use similar names."""
         if not container.startswith(CONTAINER):
             return False
         return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)
@@ -424,8 +419,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
 
 
 class _CatalogueItem:
-    """The catalogue, an item in a separate small container."""
-
     def __init__(self, address: Address, items: SignedClient, clock: Callable[[], float]) -> None:
         self._address = address
         self._items = items
@@ -449,7 +442,6 @@ class _CatalogueItem:
             self._single_writer = True
 
     async def read(self) -> Catalogue:
-        """Read the catalogue from the write region."""
         try:
             item, etag, now = await self._items.read_fresh(CONTROL, CATALOGUE)
         except ContainerMissing:
@@ -468,7 +460,6 @@ class _CatalogueItem:
         return replace(self._parse(item, self._now()), primary=primary)
 
     def empty(self) -> Catalogue:
-        """Return the catalogue of an empty store."""
         return Catalogue(now=self._now())
 
     def etag(self, version: CatalogueVersion) -> str | None:
@@ -513,19 +504,17 @@ def _conflict() -> ReleaseConflict:
 
 def _examine_control(address: Address) -> Finding:
     if address.arm is not None:
-        return Finding(Level.OK, "containers", "are created and deleted by Azure Resource Manager")
+        return ok("containers", "are created and deleted by Azure Resource Manager")
     if address.key is not None:
-        return Finding(Level.OK, "containers", "are created and deleted with the account's key")
-    sentence = (
-        f"cannot be created, which is right for a service; to publish, add subscription= and resource_group= or {KEY}"
-    )
-    return Finding(Level.WARNING, "containers", sentence)
+        return ok("containers", "are created and deleted with the account's key")
+    advice = f"to publish, add subscription= and resource_group= or {KEY}"
+    return warning("containers", f"cannot be created, which is right for a service; {advice}")
 
 
 def _examine_transport(address: Address) -> Finding:
     parts = urlsplit(address.endpoint)
     if parts.scheme == "https":
-        return Finding(Level.OK, "transport", "TLS, with a certificate that is verified")
+        return ok("transport", "TLS, with a certificate that is verified")
     if parts.hostname in LOOPBACK:
-        return Finding(Level.OK, "transport", "not encrypted, within this machine")
-    return Finding(Level.WARNING, "transport", "lists and tokens cross the network unencrypted; use https")
+        return ok("transport", "not encrypted, within this machine")
+    return warning("transport", "lists and tokens cross the network unencrypted; use https")

@@ -143,30 +143,6 @@ async def test_read_keeps_its_deadline_and_without_one_retries_are_bounded(accou
 
 
 @simulated
-async def test_a_key_that_utf_8_cannot_express_is_absent_and_fails_no_other(account: SimulatedAccount) -> None:
-    store = await filled(account)
-    odd = ["user:\ud800", "user:1", "user:a\udfff"]
-    for timeout_s in (None, 0.05):
-        [slots] = await asyncio.gather(store.get_many(ref(R), odd, timeout_s=timeout_s), return_exceptions=True)
-        assert slots == [None, b"user:1", None]
-
-
-@simulated
-async def test_a_throttled_key_is_read_once_more_while_another_is_still_waited_for(account: SimulatedAccount) -> None:
-    store, loop = await filled(account, ru=10_000), asyncio.get_running_loop()
-    account.inject_faults(
-        {"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ},
-        {"kind": "throttle", "for_s": 0.01, "retry_after_ms": 20, "operation": READ},
-    )
-    began = loop.time()
-    slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
-    assert loop.time() - began <= 0.0501
-    for key, slot in zip(KEYS, slots, strict=True):
-        if partition_of(account, key) == "1":
-            assert slot == key.encode()
-
-
-@simulated
 async def test_what_is_cut_off_leaves_nothing_under_way(account: SimulatedAccount) -> None:
     store = await filled(account)
     account.inject_faults({"kind": "throttle", "share": 0.5, "retry_after_ms": 20, "operation": READ})

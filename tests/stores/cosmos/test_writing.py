@@ -73,15 +73,6 @@ async def test_a_verification_bears_what_passes(account: SimulatedAccount, fault
     assert found == manifest
 
 
-@simulated
-async def test_warnings_are_read_although_the_account_cannot_answer_for_a_while(account: SimulatedAccount) -> None:
-    store = account.store(ru=4000)
-    await publication.publish(store, batches(ROWS[:10]), plan=Plan(10, 1000), about={})
-    account.inject_faults({"kind": "retry-with", "for_s": 8})
-    [found] = await asyncio.gather(store.warnings(), return_exceptions=True)
-    assert found == []
-
-
 @pytest.mark.parametrize(
     ("kind", "error", "limit_s"),
     [("throttle", CosmosThrottled, THROTTLED_S), ("unavailable", CosmosUnavailable, UNAVAILABLE_S)],
