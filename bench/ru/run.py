@@ -23,7 +23,7 @@ from hotplate.bench.ru import levels
 from hotplate.bench.ru.levels import CALM, CURVE, LEAD_S, OVERLOAD, TAIL_S, Level, Sweep, Trial
 from hotplate.bench.ru.sandbox import Published, Sandbox, SizedLists, keyed_address, sandbox
 from hotplate.report import Report
-from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
+from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError
 
 LISTS = 1_000
@@ -61,6 +61,9 @@ class SweepPlan:
 def plan(options: SweepOptions) -> SweepPlan:
     """Validate the options of a sweep. Raises BenchMisused and StoreMisused."""
     levels = tuple(sorted({_parse_level(each) for each in options.levels.split(",")}))
+    least = minimum_ru(levels[-1], 0, autoscale=False)
+    if levels[0] < least:
+        raise BenchMisused(f"a container that had {levels[-1]:,} RU/s cannot be scaled below {least:,}; see --levels")
     duration_s = parse_seconds(options.duration)
     if duration_s < 2 or duration_s % 1:
         raise BenchMisused(f"--duration must be 2s or more in whole seconds, not {options.duration!r}")
@@ -211,7 +214,7 @@ class _Running:
             unproven = undriven or ("" if self._time_left(essential_s) else "there was no time left for it")
             measured = replace(level, unproven=unproven)
             if not unproven:
-                made.scale(published.container, level.ru)
+                made.scale(published.release, level.ru)
                 later_s = len(every[number + 1 :]) * essential_s
                 left = partial(self._time_left, planned.takes_s(OVERLOAD) + later_s)
                 tried = partial(attempt, level)

@@ -5,10 +5,9 @@ import logging
 import os
 import secrets
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -20,24 +19,23 @@ from azure.cosmos.exceptions import CosmosResourceNotFoundError
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.progress import handling
+from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.cosmos.charges import KB
 from hotplate.stores.cosmos.errors import first_line
-from hotplate.stores.cosmos.rows import DEFINITION, container_of, item_bytes, name_of, to_item
+from hotplate.stores.cosmos.rows import DEFINITION, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.store import Containers, CosmosStore, open_containers
+from hotplate.stores.cosmos.store import CosmosStore, open_containers
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import Checksum, Item, encode
 from hotplate.stores.keys import OVERALL, POPULAR, USER
 from hotplate.stores.publication import publish
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Observer, Plan, Row
 
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
 
 # Only databases with this prefix are created and dropped.
 PREFIX = "hotplate-bench-"
-SCALED_WITHIN_S = 120.0
-POLL_S = 0.5
 BATCH = 250
 
 
@@ -103,9 +101,9 @@ class RequestUnits:
 
 
 class Published(NamedTuple):
-    """A published release: its container, and the charge of the publish per list."""
+    """A published release, and the charge of the publish per list."""
 
-    container: str
+    release: ReleaseRef
     list_ru: float
 
 
@@ -153,21 +151,17 @@ class Sandbox:
             for start in range(0, len(rows), BATCH):
                 yield rows[start : start + BATCH]
 
-        client = SignedClient(self.address, spent)
-        store = CosmosStore(self.address, client, partial(open_containers, self.address, spent))
-        try:
+        async with _opened(self.address, spent) as store:
             plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
             await publish(store, batches(), plan=plan, about={})
             live = (await store.catalogue()).live_ref
-        finally:
-            await store.close()
         if live is None:
             raise BenchFailed(f"the release published to {self.address.shown} is not live")
-        return Published(container_of(live), spent.ru / lists.count)
+        return Published(live, spent.ru / lists.count)
 
-    def scale(self, container: str, ru: int) -> None:
-        """Change the throughput of a container and wait for it. Raises StoreError and BenchFailed."""
-        asyncio.run(_scale(open_containers(self.address), container, Throughput(ru)))
+    def scale(self, release: ReleaseRef, ru: int) -> None:
+        """Change the throughput of a release's container and wait for it. Raises StoreError."""
+        asyncio.run(_scale(replace(self.address, throughput=Throughput(ru)), release))
 
     def drop(self) -> None:
         """Drop the database. Raises BenchFailed."""
@@ -220,15 +214,15 @@ def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> 
             made.drop()  # takes seconds; a database that is left costs money
 
 
-async def _scale(containers: Containers, container: str, throughput: Throughput) -> None:
+@asynccontextmanager
+async def _opened(address: Address, observer: Observer | None = None) -> AsyncIterator[CosmosStore]:
+    store = CosmosStore(address, SignedClient(address, observer), partial(open_containers, address, observer))
     try:
-        await containers.scale(container, throughput)
-        until = time.monotonic() + SCALED_WITHIN_S
-        while time.monotonic() < until:
-            offer = await containers.offer(container)
-            if offer is not None and not offer.pending and offer.throughput == throughput:
-                return
-            await asyncio.sleep(POLL_S)
+        yield store
     finally:
-        await containers.close()
-    raise BenchFailed(f"{container} was not scaled to {throughput.ru:,} RU/s within {SCALED_WITHIN_S:g} s")
+        await store.close()
+
+
+async def _scale(address: Address, release: ReleaseRef) -> None:
+    async with _opened(address) as store:
+        await store.prepare(release)

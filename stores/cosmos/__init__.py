@@ -1,1 +1,1 @@
-"""The Cosmos DB store: a container a release, an item a row, every request unit counted."""
+"""Store in Azure Cosmos DB."""

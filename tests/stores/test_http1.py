@@ -91,16 +91,6 @@ async def test_requests_timing_out_in_the_same_tick_each_get_their_own_error() -
         assert [getattr(failure, "kind", None) for failure in failed] == ["timeout"] * 5
 
 
-async def test_a_cancelled_request_leaves_no_response_for_the_next() -> None:
-    async with serving(b"", ANSWER) as (pool, heard):
-        request = asyncio.create_task(pool.request(REQUEST, 5))
-        while not heard:
-            await asyncio.sleep(0.001)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-        assert (await pool.request(REQUEST, 5)).body == b"ok"
-
-
 async def test_closing_fails_what_is_in_flight() -> None:
     async with serving(b"") as (pool, heard):
         request = asyncio.create_task(pool.request(REQUEST, 5))

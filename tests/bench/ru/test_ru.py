@@ -248,6 +248,7 @@ def test_the_database_is_our_own_in_the_account_that_was_named() -> None:
         {"levels": "450"},
         {"levels": "300"},
         {"levels": "fast"},
+        {"levels": "400,100k"},
         {"item_kb": "0"},
         {"item_kb": "a"},
         {"duration": "1s"},
