@@ -149,16 +149,13 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
             self.close()
 
     def on_message_begin(self) -> None:
-        """See httptools."""
         self._messages += 1
 
     def on_body(self, piece: bytes) -> None:
-        """See httptools."""
         if not self._done:
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        """See httptools."""
         if not self._done:
             self._done = True
             self.body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -224,7 +221,6 @@ class ConnectionPool:
         self._closed = False
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
-        """Send one request and return its response. Raises RequestFailed."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         pending = Pending(loop=loop)
@@ -275,10 +271,10 @@ class ConnectionPool:
             self._fail_waiting("connect", self._connect_error)
 
     async def _connect(self) -> None:
-        make = partial(ClientConnection[Pending], self)
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_S):
-                await asyncio.get_running_loop().create_connection(make, *self._server, ssl=self._tls)
+                await loop.create_connection(partial(ClientConnection, self), *self._server, ssl=self._tls)
         except (OSError, UnicodeError) as error:  # includes TimeoutError and SSLError; UnicodeError: invalid host
             self._connect_error = error
             self._pause()

@@ -10,12 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, cast
 
 from aiohttp import ClientConnectorError, ClientResponseError
-from azure.core.exceptions import (
-    AzureError,
-    DecodeError,
-    ServiceRequestTimeoutError,
-    ServiceResponseTimeoutError,
-)
+from azure.core import exceptions
 from azure.cosmos import PartitionKey, ThroughputProperties
 from azure.cosmos.aio import ContainerProxy, CosmosClient, DatabaseProxy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
@@ -149,7 +144,7 @@ class CosmosAccount:
             raise self._failed(CosmosUnavailable(f"{shown} did not answer in time", "timeout")) from None
         except CosmosHttpResponseError as error:
             raise self._failed(self._translated(error)) from error
-        except AzureError as error:
+        except exceptions.AzureError as error:
             sentence = f"{shown} gave no answer: {first_line(str(error.message))}"
             raise self._failed(CosmosUnavailable(sentence, _kind_of(error))) from error
         except (KeyError, OSError) as error:
@@ -221,10 +216,10 @@ class SdkClient(SignedClient):
         await super().close()
 
 
-def _kind_of(error: AzureError) -> ErrorKind:
-    if isinstance(error, ServiceRequestTimeoutError | ServiceResponseTimeoutError):
+def _kind_of(error: exceptions.AzureError) -> ErrorKind:
+    if isinstance(error, exceptions.ServiceRequestTimeoutError | exceptions.ServiceResponseTimeoutError):
         return "timeout"
-    if isinstance(error, DecodeError) or isinstance(error.inner_exception, ClientResponseError):
+    if isinstance(error, exceptions.DecodeError) or isinstance(error.inner_exception, ClientResponseError):
         return "malformed"
     return "connect" if isinstance(error.inner_exception, ClientConnectorError) else "reset"
 

@@ -7,26 +7,14 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from azure.core import AzureClouds
-from azure.core.exceptions import (
-    AzureError,
-    ClientAuthenticationError,
-    HttpResponseError,
-    ServiceRequestError,
-    ServiceResponseTimeoutError,
-)
+from azure.core import AzureClouds, exceptions
 from azure.core.polling import AsyncLROPoller
-from azure.mgmt.core.tools import get_arm_endpoints
+from azure.mgmt.cosmosdb import models
 from azure.mgmt.cosmosdb.aio import CosmosDBManagementClient
 from azure.mgmt.cosmosdb.aio.operations import SqlResourcesOperations
-from azure.mgmt.cosmosdb.models import (
-    SqlContainerCreateUpdateParameters,
-    SqlDatabaseCreateUpdateParameters,
-    ThroughputSettingsUpdateParameters,
-)
 
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorKind, first_line
 from hotplate.stores.cosmos.requests import default_credential
@@ -36,21 +24,16 @@ from hotplate.stores.errors import StoreError, StoreMisused
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
-    from azure.core.rest import AsyncHttpResponse
 
 T = TypeVar("T")
 Sql = SqlResourcesOperations
 
-# Time limits of a call, and of one that waits for the end of a change.
-RESPONSE_S = 30.0
-CHANGE_S = 300.0
-# How long `scale` waits for a refusal; the change itself may take hours.
-ACCEPT_S = 60.0
+# Time limits of a call, and of a change; `scale` only waits for a refusal, because the change may take hours.
+RESPONSE_S, CHANGE_S, ACCEPT_S = 30.0, 300.0, 60.0
 # Polling interval of a change, unless ARM sends another.
 POLL_S = 1.0
 # Used for a 429 without a delay.
 DEFAULT_RETRY_AFTER_S = 5.0
-
 # By suffix of the account's host; the public cloud is the default.
 CLOUDS = {
     ".documents.azure.cn": AzureClouds.AZURE_CHINA_CLOUD,
@@ -80,14 +63,11 @@ class ArmContainers:
         self._path = account.resource_group, account.account, address.database
 
     async def create_database(self) -> None:
-        body: dict[str, Any] = {"resource": {"id": self._address.database}, "options": {}}
-        wanted = SqlDatabaseCreateUpdateParameters({"properties": body})
+        wanted = models.SqlDatabaseCreateUpdateParameters(_properties({"id": self._address.database}))
         await self._change(lambda sql: sql.begin_create_update_sql_database(*self._path, wanted))
 
     async def create_container(self, container: str, throughput: Throughput | None) -> None:
-        options = {} if throughput is None else _settings(throughput)
-        body: dict[str, Any] = {"resource": {"id": container, **DEFINITION}, "options": options}
-        wanted = SqlContainerCreateUpdateParameters({"properties": body})
+        wanted = models.SqlContainerCreateUpdateParameters(_properties({"id": container, **DEFINITION}, throughput))
         try:
             await self._call(lambda sql: sql.get_sql_container(*self._path, container))
         except ContainerMissing:
@@ -113,7 +93,7 @@ class ArmContainers:
         async def call(sql: Sql) -> Offer | None:
             try:
                 found = await sql.get_sql_container_throughput(*self._path, container)
-            except HttpResponseError as error:
+            except exceptions.HttpResponseError as error:
                 if SERVERLESS in str(error.message) and _code_of(error) != MISSING:
                     return None
                 raise
@@ -122,15 +102,15 @@ class ArmContainers:
                 raise CosmosUnavailable(f"Azure Resource Manager returned no throughput of {container}", "malformed")
             scaling = body.autoscale_settings
             ru = body.throughput if scaling is None else scaling.max_throughput
-            throughput = Throughput(int(ru or 0), autoscale=scaling is not None)
-            least = int(body.minimum_throughput or minimum_ru(throughput.ru, 0, autoscale=throughput.autoscale))
-            return Offer(throughput, least, str(body.offer_replace_pending).lower() == "true")
+            least = int(body.minimum_throughput or minimum_ru(int(ru or 0), 0, autoscale=scaling is not None))
+            pending = str(body.offer_replace_pending).lower() == "true"
+            return Offer(Throughput(int(ru or 0), autoscale=scaling is not None), least, pending)
 
         return await self._call(call)
 
     async def scale(self, container: str, throughput: Throughput) -> None:
         async def call(sql: Sql) -> None:
-            update = ThroughputSettingsUpdateParameters({"properties": {"resource": _settings(throughput)}})
+            update = models.ThroughputSettingsUpdateParameters({"properties": {"resource": _settings(throughput)}})
             change = await sql.begin_update_sql_container_throughput(*self._path, container, update)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ACCEPT_S):
@@ -149,9 +129,9 @@ class ArmContainers:
             async with asyncio.timeout(timeout_s):
                 return await call(self._client().sql_resources)
         except TimeoutError as late:
-            where = f"{self._address.shown}: Azure Resource Manager"
-            raise CosmosUnavailable(f"{where} was not done after {timeout_s:.0f} s", "timeout") from late
-        except AzureError as foreign:
+            sentence = f"{self._address.shown}: Azure Resource Manager was not done after {timeout_s:.0f} s"
+            raise CosmosUnavailable(sentence, "timeout") from late
+        except exceptions.AzureError as foreign:
             raise _error_for(foreign, self._address, self._account) from foreign
 
     def _client(self) -> CosmosDBManagementClient:
@@ -159,18 +139,20 @@ class ArmContainers:
             if self._credential is None:
                 self._credential = default_credential()
             host = urlsplit(self._address.endpoint).hostname or ""
-            cloud = next((cloud for end, cloud in CLOUDS.items() if host.endswith(end)), AzureClouds.AZURE_PUBLIC_CLOUD)
-            arm = get_arm_endpoints(cloud)
             self._opened = CosmosDBManagementClient(
                 self._credential,
                 self._account.subscription,
-                self._account.emulator or arm["resource_manager"],
-                credential_scopes=arm["credential_scopes"],
+                self._account.emulator,
+                cloud_setting=next((cloud for end, cloud in CLOUDS.items() if host.endswith(end)), None),
                 polling_interval=POLL_S,
                 retry_total=0,  # callers retry
                 connection_verify=self._address.ca if self._account.emulator and self._address.ca else True,
             )
         return self._opened
+
+
+def _properties(resource: dict[str, Any], throughput: Throughput | None = None) -> dict[str, Any]:
+    return {"properties": {"resource": resource, "options": {} if throughput is None else _settings(throughput)}}
 
 
 def _settings(throughput: Throughput) -> dict[str, object]:
@@ -179,16 +161,16 @@ def _settings(throughput: Throughput) -> dict[str, object]:
     return {"throughput": throughput.ru}
 
 
-def _code_of(error: HttpResponseError) -> str:
+def _code_of(error: exceptions.HttpResponseError) -> str:
     return str(getattr(error.error, "code", None) or "")
 
 
-def _error_for(error: AzureError, address: Address, account: ArmAccount) -> StoreError:  # noqa: PLR0911 -- a table
+def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccount) -> StoreError:  # noqa: PLR0911 -- a table
     where, message = f"{address.shown}: Azure Resource Manager", first_line(str(error.message))
-    if isinstance(error, ServiceRequestError):
+    if isinstance(error, exceptions.ServiceRequestError):
         return CosmosUnavailable(f"{where} cannot be reached ({message})", "connect")
-    if not isinstance(error, HttpResponseError):
-        kind: ErrorKind = "timeout" if isinstance(error, ServiceResponseTimeoutError) else "reset"
+    if not isinstance(error, exceptions.HttpResponseError):
+        kind: ErrorKind = "timeout" if isinstance(error, exceptions.ServiceResponseTimeoutError) else "reset"
         return CosmosUnavailable(f"{where} did not answer ({message})", kind)
     status, code = error.status_code, _code_of(error)
     if code == MISSING:
@@ -196,10 +178,10 @@ def _error_for(error: AzureError, address: Address, account: ArmAccount) -> Stor
     if status == 404 or code == NO_SUBSCRIPTION:
         return StoreMisused(
             f"{where} finds no account {account.account} in the resource group {account.resource_group} of the "
-            f"subscription {account.subscription}, or this identity may not see it; set subscription= and "
-            f"resource_group= right, and give the identity the role {ROLE}"
+            f"subscription {account.subscription}; set subscription= and resource_group= right, and give the identity "
+            f"the role {ROLE}"
         )
-    if isinstance(error, ClientAuthenticationError) or status == 401:
+    if isinstance(error, exceptions.ClientAuthenticationError) or status == 401:
         why = "gets no token from Entra ID that it takes; sign in, or give this machine an identity"
         return CosmosUnavailable(f"{where} {why} ({message})", "unauthorized")
     if status == 403:
@@ -208,7 +190,7 @@ def _error_for(error: AzureError, address: Address, account: ArmAccount) -> Stor
         sentence = f"{where} refuses this identity; give it the role {ROLE} on the account ({why})"
         return CosmosUnavailable(sentence, "forbidden")
     if status == 429 or code == "TooManyRequests":
-        response = cast("AsyncHttpResponse | None", error.response)  # its type lacks `headers`
+        response: Any = error.response  # its declared type lacks `headers`
         after = "" if response is None else response.headers.get("retry-after", "")
         after_s = float(after) if after.isdigit() else DEFAULT_RETRY_AFTER_S
         return CosmosThrottled(f"{where} takes no more requests for now", after_s)
