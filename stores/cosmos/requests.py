@@ -107,15 +107,6 @@ class KeySigner:
         self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
         self.advice = f"{KEY}, or the file that {KEY}_FILE names, does not hold a key of this account"
 
-    def needs_token(self) -> bool:
-        return False
-
-    async def acquire_token(self) -> None:
-        """Do nothing."""
-
-    def refused(self) -> None:
-        """Do nothing: a key cannot be renewed."""
-
     def authorization(self, text: bytes) -> bytes:
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(text)
@@ -123,9 +114,6 @@ class KeySigner:
         signature = b2a_base64(outer.digest(), newline=False)
         escaped = signature.replace(b"+", b"%2B").replace(b"/", b"%2F").replace(b"=", b"%3D")
         return b"type%3Dmaster%26ver%3D1.0%26sig%3D" + escaped
-
-    async def close(self) -> None:
-        """Do nothing."""
 
 
 class Credential(Protocol):

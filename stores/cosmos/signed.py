@@ -45,7 +45,6 @@ from hotplate.stores.cosmos.requests import (
     KeySigner,
     RequestBuilder,
     SharedCall,
-    Signer,
     TokenSigner,
     default_credential,
 )
@@ -154,11 +153,10 @@ class SignedClient:
         self._address = address
         self._observer = observer
         self._clock = clock
-        self._signer: Signer = (
-            TokenSigner(address, credential or default_credential(), clock)
-            if address.key is None
-            else KeySigner(address.key, address.shown)
-        )
+        self._tokens: TokenSigner | None = None
+        if address.key is None:
+            self._tokens = TokenSigner(address, credential or default_credential(), clock)
+        self._signer = self._tokens or KeySigner(address.key or "", address.shown)
         self._sessions = SessionTokens()
         self._make_transport = make_transport or _tcp_transport(address)
         self._regions = Regions(address, self._connect, self._read_account)
@@ -172,7 +170,7 @@ class SignedClient:
         loop, regions = asyncio.get_running_loop(), self._regions
         began_s = loop.time()
         due_s = began_s + timeout_s
-        if began_s >= regions.refresh_at or self._signer.needs_token():
+        if began_s >= regions.refresh_at or (self._tokens is not None and self._tokens.needs_token()):
             await self._prepare(due_s)
             began_s = loop.time()
         region = regions.nearest(began_s)
@@ -272,7 +270,8 @@ class SignedClient:
 
     async def close(self) -> None:
         await self._regions.close()
-        await self._signer.close()
+        if self._tokens is not None:
+            await self._tokens.close()
 
     def _connect(self, url: str) -> Region:
         parts = urlsplit(url)
@@ -287,13 +286,14 @@ class SignedClient:
             await self._regions.refresh(due_s)
         elif now >= self._regions.refresh_at:
             self._regions.refresh_soon()
-        if self._signer.needs_token():
-            await self._acquire_token(due_s)
+        await self._acquire_token(due_s)
 
     async def _acquire_token(self, due_s: float) -> None:
+        if self._tokens is None or not self._tokens.needs_token():
+            return
         try:
             async with asyncio.timeout_at(due_s):
-                await self._signer.acquire_token()
+                await self._tokens.acquire_token()
         except TimeoutError:
             late = CosmosUnavailable(f"{self._address.shown}: Entra ID gave no token in time", "timeout")
             raise self._failed(late) from None
@@ -303,8 +303,7 @@ class SignedClient:
     async def _read_account(self, region: Region) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         due_s = loop.time() + DEADLINE_S
-        if self._signer.needs_token():
-            await self._acquire_token(due_s)
+        await self._acquire_token(due_s)
         try:
             message = region.requests.build("GET", "", "", "")
             response = await region.transport.request(message, due_s - loop.time())
@@ -340,7 +339,8 @@ class SignedClient:
         if isinstance(error, ContainerMissing):
             self._sessions.forget(container)
         elif isinstance(error, CosmosUnavailable) and error.kind == "unauthorized":
-            self._signer.refused()
+            if self._tokens is not None:
+                self._tokens.refused()
         elif isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
             self._regions.refresh_early()
             if response.header(b"x-ms-substatus") == b"%d" % SESSION_NOT_AVAILABLE:
