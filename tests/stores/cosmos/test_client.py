@@ -172,14 +172,6 @@ async def test_an_untrusted_certificate_is_refused_on_loopback_too(account: Acco
     assert account.requests("read account") == before
 
 
-async def test_the_account_lists_its_regions_the_preferred_one_first(two_regions: Account, opened: Open) -> None:
-    account_of = [
-        await opened(two_regions.address("d", **options)).account() for options in ({}, {"region": "Emulated East"})
-    ]
-    assert account_of[0] == (False, ("Emulated West", "Emulated East"))
-    assert account_of[1] == (False, ("Emulated East", "Emulated West"))
-
-
 async def test_lookups_fail_over_to_the_other_region_and_writes_do_not(two_regions: Account, opened: Open) -> None:
     two_regions.inject_faults()
     address = two_regions.address(f"d{secrets.token_hex(4)}")

@@ -4,10 +4,9 @@ import secrets
 from pathlib import Path
 
 from hotplate.stores.cosmos.charges import OURS
-from hotplate.stores.cosmos.store import _examine_control, _examine_transport
-from hotplate.stores.cosmos.url import EMULATOR_KEY, parse
 from hotplate.stores.store import Level
 from tests.support.cosmos_account import Account, emulated_account
+from tests.support.cosmos_simulation import SimulatedAccount, simulated
 from tests.support.service import a_list, publish_to
 from tests.support.stores import look
 
@@ -44,15 +43,7 @@ async def test_a_charge_that_differs_from_our_table_is_warned_of(tmp_path: Path)
     assert (found.level, "hotplate bench charges" in found.sentence) == (Level.WARNING, True)
 
 
-def test_an_unencrypted_account_elsewhere_is_warned_of() -> None:
-    for url, level in (
-        ("cosmos+http://cache.example:8081/shop", Level.WARNING),
-        ("cosmos+http://127.0.0.1:8081/shop", Level.OK),
-        ("cosmos+https://cache.example:8081/shop", Level.OK),
-    ):
-        assert _examine_transport(parse(url, {"HOTPLATE_COSMOS_KEY": EMULATOR_KEY})).level == level
-
-
-def test_who_cannot_make_containers_is_told_how() -> None:
-    found = _examine_control(parse("cosmos://account/shop", {}))
-    assert (found.level, "resource_group=" in found.sentence) == (Level.WARNING, True)
+@simulated
+async def test_unencrypted_account_on_another_machine_is_a_warning(account: SimulatedAccount) -> None:
+    [found] = [each for each in await account.store().examine() if each.subject == "transport"]
+    assert (found.level, "use https" in found.sentence) == (Level.WARNING, True)

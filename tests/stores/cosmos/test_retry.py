@@ -7,7 +7,6 @@ import pytest
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.store import SCALING_POLL_S
-from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.throttle import BURST_S, RateLimiter
 from tests.support.clock import FakeClock
@@ -92,17 +91,3 @@ async def test_container_below_the_configured_rate_is_fully_used_without_loss(
     assert account.answers(429) < share * len(ROWS)
     await store.seal(draft_of(R))
     assert [row async for row in store.scan(ref(R))] == as_bodies(ROWS)
-
-
-@pytest.mark.parametrize(
-    ("options", "made"),
-    [
-        ("ru=400", Throughput(400)),
-        ("ru=400&max_ru=1001", Throughput(1100)),
-        ("ru=2000&max_ru=1000", Throughput(2000)),
-        ("ru=autoscale-2000&max_ru=4001", Throughput(5000, autoscale=True)),
-        ("ru=serverless&max_ru=4000", None),
-    ],
-)
-def test_a_container_is_made_with_what_writing_may_spend(options: str, made: Throughput | None) -> None:
-    assert parse(f"cosmos+http://here:1/d?{options}", {}).writing == made
