@@ -7,17 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hotplate.report import (
-    Curve,
-    Plot,
-    Report,
-    Row,
-    format_row,
-    format_value,
-    from_json,
-    print_report,
-    to_json,
-)
+from hotplate.report import Curve, Plot, Report, Row, format_row, format_value, from_json, print_report, to_json
 from hotplate.report_page import page, save
 
 TEXT = st.text(max_size=20)

@@ -307,8 +307,7 @@ def test_settings_that_would_fail_after_training_are_rejected_up_front(
 
 
 @pytest.mark.parametrize(
-    ("train", "code"),
-    [("", 2), ("engine = 'ease'\nno_tune = true", 2), ("engine = 'als'", 0), ("no_tune = true", 0)],
+    ("train", "code"), [("", 2), ("engine = 'ease'\nno_tune = true", 2), ("engine = 'als'", 0), ("no_tune = true", 0)]
 )
 def test_a_run_that_publishes_factors_trains_an_engine_that_has_some(
     train: str, code: int, folder_url: str, tmp_path: Path

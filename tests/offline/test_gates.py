@@ -293,9 +293,7 @@ async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest
     assert [verdict.measured for verdict in recorded(result.manifest)[1]] == [1, 1, 1]
 
 
-async def test_resumed_complete_draft_is_gated_unless_it_was_begun_with_force(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_resumed_complete_draft_is_gated_unless_it_was_begun_with_force(monkeypatch: pytest.MonkeyPatch) -> None:
     store, bounds = MemoryStore(), gates(shortest_list=6)
 
     async def unavailable(_: object) -> None:

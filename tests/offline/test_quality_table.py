@@ -7,13 +7,7 @@ import polars as pl
 import pytest
 
 from hotplate.offline import quality
-from hotplate.offline.quality import (
-    PAGE,
-    PIECES,
-    DataSet,
-    Trainings,
-    time_rows,
-)
+from hotplate.offline.quality import PAGE, PIECES, DataSet, Trainings, time_rows
 
 
 @pytest.mark.soak

@@ -121,12 +121,7 @@ ratings = st.lists(st.tuples(st.floats(-5, 10), st.sampled_from([0.5, 1, 2.5, 4,
 @given(ratings)
 def test_metrics_of_ratings_are_those_of_scikit_learn(pairs: list[tuple[float, float]]) -> None:
     # Not above, because to import it takes a second, which every worker that collects the tests would spend.
-    from sklearn.metrics import (  # type: ignore[import-untyped]  # noqa: PLC0415 -- published without types; as said
-        explained_variance_score,
-        mean_absolute_error,
-        mean_squared_error,
-        r2_score,
-    )
+    from sklearn.metrics import explained_variance_score, mean_absolute_error, mean_squared_error, r2_score  # type: ignore[import-untyped]  # noqa: PLC0415 -- published without types; as said
 
     predicted, actual = np.array(pairs).T
     found = measure_ratings(predicted, actual)
