@@ -50,10 +50,10 @@ _FUTURE = "in the future"
 # A column with more distinct values hardly holds types of events.
 _MAX_EVENTS = 20
 _HEAD_ROWS = 1000
-# Thresholds of notes: share of rows without a time; share of all rows, and multiple of the mean, that a single user
-# has; users from which on it is odd that no two of them share an item.
+# Thresholds of notes: share of rows without a time; share of the weight of all rows, or number of rows, of a single
+# user, and how many times the mean of all users that must be; number of users of whom no two share an item.
 _TIMELESS_SHARE = 0.01
-_USER_SHARE = 0.02
+_USER_SHARE, _USER_ROWS = 0.02, 2_000
 _TIMES_THE_MEAN = 20
 _FEWEST_USERS = 10
 _EPOCH, _FIRST_YEAR, _EARLIEST = (datetime(year, 1, 1) for year in (1970, 1900, 1971))  # noqa: DTZ001 -- naive UTC
@@ -440,12 +440,13 @@ def _notes(rows: Rows, log: pl.DataFrame, columns: Columns, layouts: Sequence[st
 
 
 def _notes_of_users(log: pl.DataFrame) -> list[str]:
-    counted, notes = log.group_by("user").agg(len=pl.col("weight").sum()), list[str]()
-    total = float(counted.select(pl.col("len").sum()).item())
-    least = max(_USER_SHARE * total, _TIMES_THE_MEAN * total / counted.height)
-    many = counted.filter(pl.col("len") >= least).sort("len", descending=True).head(3)
+    counted, notes = log.group_by("user").agg(pl.col("weight").sum(), rows=pl.len()), list[str]()
+    share, rows = pl.col("weight") / pl.col("weight").sum(), pl.col("rows")
+    is_large = (share >= _USER_SHARE) & (share >= _TIMES_THE_MEAN / counted.height)
+    is_large |= (rows >= _USER_ROWS) & (rows >= _TIMES_THE_MEAN * rows.mean())
+    many = counted.with_columns(share=share).filter(is_large).sort("share", descending=True).head(3)
     if not many.is_empty():
-        users = ", ".join(f"{user!r} ({count / total:.0%})" for user, count in many.iter_rows())
+        users = ", ".join(f"{user!r} ({part:.1%})" for user, part in many.select("user", "share").iter_rows())
         notes.append(
             f"single users have a large share of the rows: {users}; if they are robots or stand for unknown visitors, "
             "leave them out, as --where 'user!=ID'"
