@@ -1,11 +1,13 @@
 """Files that are loaded again when they change: a version that cannot be used changes nothing, whatever is wrong."""
 
 import asyncio
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,24 @@ def test_previous_version_is_kept_on_any_error_and_the_reason_is_shown(
     file.write_text("good")
     assert polled(watched) == []
     assert (watched.warning, used) == (None, ["good", "good"])
+
+
+def test_bad_file_is_reported_once_and_not_while_it_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("[]")
+    watched = WatchedFiles([file], lambda contents: partial(json.loads, contents[0]))
+    for size in range(3):
+        file.write_text("[" * size)
+        watched.poll()
+    assert watched.warning is None
+    polled(watched)
+    assert "cannot be used" in str(watched.warning)
+    file.unlink()
+    polled(watched)
+    assert "cannot be read" in str(watched.warning)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
 
 
 @contextmanager

@@ -7,16 +7,14 @@ import re
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from subprocess import run
 
 import pytest
 
-from hotplate.serve.access.keys import MAX_CLIENTS, create, load, parse, revoke
+from hotplate.serve.access.keys import MAX_CLIENTS, create, load, revoke
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
-from hotplate.serve.watched import WatchedFiles
 from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.service import running, until
 
@@ -188,27 +186,3 @@ def test_keys_are_rotated_without_a_restart_and_without_a_refused_request(folder
         hotplate("keys", "revoke", "web", "--primary", "--keys", keys)
         until(lambda: all(status(old) == 401 for _ in range(20)))  # the other worker has seen it, too
         assert status(new) == 200
-
-
-def test_bad_key_file_is_reported_once_and_not_during_a_write(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
-    create(keys, "web", ["read"])
-    good, loaded = keys.read_bytes(), list[int]()
-    watched = WatchedFiles([keys], lambda contents: partial(loaded.append, len(parse(keys, contents[0]))))
-    for size in (20, 50, 90):
-        keys.write_bytes(good[:size])
-        watched.poll()
-    assert watched.warning is None
-    for _ in range(3):
-        watched.poll()
-    assert "cannot be used" in str(watched.warning)
-    keys.unlink()
-    for _ in range(3):
-        watched.poll()
-    assert "cannot be read" in str(watched.warning)
-    assert loaded == [1]
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
-    create(keys, "web", ["read"])
-    for _ in range(2):
-        watched.poll()
-    assert watched.warning is None
-    assert loaded == [1, 1]

@@ -277,6 +277,8 @@ def test_a_page_of_another_site_changes_nothing(service: Service, releases: list
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (("--port", "{taken}"), "Address already in use; choose another with --port or HOTPLATE_PORT"),
+        (("--host", "a..b", "--anonymous"), "cannot be resolved"),
         (("--admin-port", "{taken}"), "choose another with --admin-port or HOTPLATE_ADMIN_PORT"),
         (("--admin-host", "0.0.0.0"), "--admin-host an address of loopback"),
         (("--admin-host", "192.0.2.1"), "give --admin-host an address of this machine"),

@@ -16,8 +16,7 @@ from typing import cast
 
 import pytest
 
-from hotplate.cli.terminal import print_error
-from hotplate.serve.connections.listeners import CannotListen, _why_not, reserve
+from hotplate.serve.connections.listeners import _why_not, reserve
 from hotplate.serve.connections.server import LINGER_S
 from hotplate.serve.processes.worker import prepared
 from hotplate.serve.reader import NotReady, TieredReader
@@ -215,34 +214,9 @@ def test_service_restarts_after_parent_is_killed_and_old_workers_exit(folder: Pa
         service.process.wait()
 
 
-@pytest.mark.parametrize(
-    ("host", "sentence"),
-    [
-        ("a..b", "cannot be resolved"),
-        ("192.0.2.1", "Cannot assign requested address; give --host an address of this machine"),
-    ],
-)
-def test_an_address_that_cannot_be_listened_on_is_told_what_is_so(host: str, sentence: str) -> None:
-    with pytest.raises(CannotListen, match=sentence) as caught:
-        reserve(host, 8080)
-    assert "--port" not in str(caught.value)
-
-
 def test_a_port_that_takes_a_right_is_told_so() -> None:
     refused = OSError(errno.EACCES, os.strerror(errno.EACCES))
     assert "grant the right" in _why_not(refused, "127.0.0.1", 80)
-
-
-def test_a_port_in_use_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    with reserve("127.0.0.1", 0) as held:
-        held.listen()
-        port = held.getsockname()[1]
-        with pytest.raises(CannotListen) as caught:
-            reserve("127.0.0.1", port)
-    assert print_error(caught.value, as_json=False) == 1
-    printed = capsys.readouterr().err
-    sentence = f"127.0.0.1 port {port} cannot be listened on: Address already in use"
-    assert " ".join(printed.split()) == f"hotplate: {sentence}; choose another with --port or HOTPLATE_PORT."
 
 
 def cut(store: Path) -> Path:
