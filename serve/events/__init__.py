@@ -1,1 +1,1 @@
-"""What was shown and clicked: taken by the service, made durable, shipped elsewhere, and counted."""
+"""Events: writing, shipping and counting them."""

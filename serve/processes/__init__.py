@@ -1,1 +1,1 @@
-"""The processes of a service: a parent, its workers, and the admin process that shows what all of them say."""
+"""The processes of a service: a parent, its workers, and the admin process."""
