@@ -48,7 +48,7 @@ class DraftRef(NamedTuple):
         return ReleaseRef(self.id, self.incarnation)
 
 
-# With erased users the format is 3, so that an older hotplate, which would serve them, refuses the store.
+# With erased users the format is 3: an older hotplate, which would serve them, refuses the store.
 FORMAT = 2
 FORMAT_ERASED = 3
 
@@ -339,7 +339,7 @@ def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 
 
 def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """End the canary, whose release stays ready and has its grace; ReleaseConflict if it is not *expected*."""
+    """End the canary, which stays ready and has its grace; ReleaseConflict if it is not *expected*."""
     return _without_canary(_with_canary(catalogue, expected))
 
 

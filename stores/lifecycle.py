@@ -87,7 +87,7 @@ async def _prepare(store: Store, entry: Release, *, force: bool, though_refused:
             now = (await store.catalogue()).entry(release.incarnation)
             if now is None or now.state is State.DROPPING:
                 raise ReleaseConflict(
-                    f"release {release.id} was pruned meanwhile; `hotplate releases list` shows what is left"
+                    f"release {release.id} was pruned meanwhile; see `hotplate releases list`"
                 ) from error
             raise ReleaseCorrupt(
                 f"release {release.id} cannot be served, and nothing was changed: {error}; --force overrides this"

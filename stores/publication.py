@@ -54,7 +54,7 @@ from hotplate.stores.verification import OnProgress, load_manifest, unreported, 
 
 log = logging.getLogger(__name__)
 
-# Prefix of the writer tokens of copies, whose drafts hold the rows of another store.
+# Prefix of the writer tokens of copies: their drafts hold the rows of another store.
 COPIER = "copy-"
 
 # Prefix of the writer tokens of scheduled runs.
@@ -553,7 +553,7 @@ def _check_others(found: Catalogue, run: str) -> None:
 
 
 async def estimate(store: Store, run: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:
-    """Run *run*, a publish, into a stand-in for *store*, with its catalogue, and return what it would take.
+    """Run *run*, a publish, into a stand-in for *store*, with its catalogue, and return its needs.
 
     Raises StoreFull if it cannot fit.
     """

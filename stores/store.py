@@ -106,7 +106,7 @@ class LocalReader(ABC):
 
     @abstractmethod
     async def warm(self, release: ReleaseRef) -> None:
-        """Load a release into memory, paced, before it is served, so that `get` does not wait for a disk."""
+        """Load a release into memory, paced, before it is served: `get` must not wait for a disk."""
 
 
 class Store(Reader, Protocol):

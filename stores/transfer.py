@@ -101,7 +101,7 @@ async def repair(
 
 
 async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
-    """Begin a draft, or become the writer of one whose lease has lapsed; None if the release is committed."""
+    """Begin a draft, or take over a lapsed one; None if the release is committed."""
     waiting, lapsed = False, None
     while True:
         found = await target.catalogue()

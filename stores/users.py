@@ -44,7 +44,7 @@ async def find_records(store: Store) -> dict[str, ErasedUsers]:
                 found[incarnation] = parse_erased(value)
         except ReleaseCorrupt as error:
             raise ReleaseCorrupt(
-                f"incarnation {incarnation} holds users who were erased, and would be served again: {error}; restore "
+                f"incarnation {incarnation} holds erased users that would be served again: {error}; restore "
                 f"the store from a backup"
             ) from error
     return found
@@ -131,7 +131,7 @@ async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitab
     for _ in range(SWAP_ATTEMPTS):
         found = await store.catalogue()
         if not found.generation:
-            raise ReleaseNotFound("nothing was ever published to this store, so there is nobody to erase")
+            raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
         known = await read_erased(store, found)
         wanted = (await more(found, known)).of_releases({entry.id for entry in found.releases})
         if wanted == known.of_releases({entry.id for entry in found.releases}):
@@ -142,7 +142,7 @@ async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitab
             if current.erased == new:
                 return current  # a swap that was made although its reply was lost
             if current.version != seen.version:  # a prune may have erased the new record, which is not named yet
-                raise ReleaseConflict("the catalogue has changed meanwhile; try again")
+                raise ReleaseConflict("the catalogue has changed; try again")
             return replace(current, erased=new)
 
         try:
@@ -151,7 +151,7 @@ async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitab
             raise  # unclear: a prune erases the record if the swap was not made
         except ReleaseConflict:
             await store.erase(ReleaseRef(ID, record.incarnation))
-    raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times meanwhile; try again when it is quieter")
+    raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
 async def _holding(store: Store, found: Catalogue, keys: Sequence[str]) -> dict[ReleaseId, list[str]]:

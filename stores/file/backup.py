@@ -85,7 +85,7 @@ async def restore(
     async with _held(backup := LmdbStore(source, store.clock)) as (found, files):
         present, missing = await _erased_of_both(store, backup, found)
         entries = [replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases]
-        # In `releases`, which may be a separate disk, and where a prune erases the files of a killed restore.
+        # In `releases`: it may be a separate disk, and `prune` erases there what a killed restore left.
         with _scratch(store.folder / "releases", RESTORED) as scratch:
             wanted = [
                 _Copy(
@@ -170,7 +170,7 @@ def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
 
 @asynccontextmanager
 async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, int]]]:
-    """Open the files of all committed releases, so that they outlive a prune; yield them with a catalogue of these."""
+    """Yield the committed releases, as a catalogue and open files, which outlive a prune."""
     before = None
     while True:
         found = await store.catalogue()

@@ -1,6 +1,6 @@
 """Memory of mapped files: how much fits, and how a part of a map is populated and released.
 
-LMDB does not say where it mapped a file, so /proc is asked. Without one of these system calls only the speed of reads
+LMDB does not tell a map's address, so it is read from /proc. Without one of these system calls only the speed of reads
 changes.
 """
 
@@ -35,7 +35,7 @@ def mapped_at(path: Path, inode: int) -> int:
 
 
 def populate(address: int, size: int) -> None:
-    """Enter pages that are in memory into the page table, so that reads do not fault."""
+    """Enter pages that are in memory into the page table, to spare reads a page fault."""
     _libc.madvise(address, size, _POPULATE_READ)
 
 

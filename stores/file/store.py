@@ -176,7 +176,7 @@ def _room(record: bytes) -> int:
 
 
 class LmdbStore(LocalReader, Diagnosed):
-    """A folder of releases on a local disk; an instance lives as long as its process, and never crosses a fork."""
+    """A folder of releases on a local disk; not to be used after a fork."""
 
     batch = coalesce = 64
 
@@ -350,7 +350,7 @@ class LmdbStore(LocalReader, Diagnosed):
         return found
 
     def _remove(self, release: ReleaseRef) -> None:
-        """Unlink all files of a release; the draft first, so that a concurrent `seal` fails."""
+        """Unlink all files of a release; the draft first, to fail a concurrent `seal`."""
         if release.incarnation.startswith(RESTORED):
             remove_abandoned(self._releases / _checked(release.incarnation))
         draft = self._draft_path(release)
