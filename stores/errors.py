@@ -78,7 +78,7 @@ class CanaryRunning(HeldBack):
 
 
 class RefusedByGates(HeldBack):
-    """Gates refused the release, and nobody has overridden them."""
+    """Gates refused the release, and no operator has overridden them."""
 
 
 class ReleaseCorrupt(StoreError):

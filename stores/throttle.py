@@ -10,7 +10,7 @@ from hotplate.stores.errors import StoreThrottled, StoreUnavailable
 
 T = TypeVar("T")
 
-# Lower bound of a writer's share of time, so that a slow publish still ends.
+# Lower bound of a writer's share of time, because a slow publish must end.
 MIN_SHARE = 1 / 16
 
 # Latency counts as raised above GROWTH * usual + SLACK_S; the slack absorbs scheduler noise.

@@ -18,7 +18,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def scheme_of(url: str) -> str:
-    """Return the scheme of a URL in lower case; empty if there is none."""
+    """Return the scheme of a URL in lower case, or an empty string."""
     found = SCHEME.match(url)
     return found[1].lower() if found else ""
 

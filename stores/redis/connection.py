@@ -402,7 +402,7 @@ def fields_of(info: bytes) -> dict[str, str]:
 
 
 def role_of(greeting: object) -> str | None:
-    """Return the role stated in a reply to HELLO; None if there is none.
+    """Return the role stated in a reply to HELLO, or None.
 
     ACLs may forbid INFO and ROLE, but not HELLO.
     """

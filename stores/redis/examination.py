@@ -145,7 +145,7 @@ def _slots(fields: Mapping[str, str]) -> list[Finding]:
 
 def _replicas(topology: Topology) -> Finding:
     if alone := [str(node) for node in topology.primaries if not topology.replicas(node)]:
-        sentence = f"{', '.join(alone)} have none, so what is on them is lost with them; add a replica to each"
+        sentence = f"{', '.join(alone)} have none, so their rows are lost with them; add a replica to each"
         return _warning("replicas", sentence)
     return _ok("replicas", "each primary has at least one")
 
@@ -229,7 +229,7 @@ def _server(fields: Mapping[str, str]) -> Finding:
     sentence = f"{name} {stated}, {fields.get('redis_mode', 'standalone')}"
     major = fields.get("redis_version", "").partition(".")[0]
     if major.isdigit() and int(major) < OLDEST:
-        return _warning("server", f"{sentence}, older than what is tested; upgrade to {OLDEST}")
+        return _warning("server", f"{sentence}, older than the tested versions; upgrade to {OLDEST}")
     return _ok("server", sentence)
 
 
@@ -237,7 +237,7 @@ def _role(fields: Mapping[str, str]) -> Finding:
     if fields.get("role", "master") == "master":
         return _ok("role", f"primary, {fields.get('connected_slaves', '0')} replicas")
     if fields.get("master_link_status") != "up":
-        return _error("role", "a replica that has lost its primary, so it shows what was; mend the replication")
+        return _error("role", "a replica without its primary, so its data are old; mend the replication")
     return _warning("role", "a replica: serve from it, and publish to its primary")
 
 

@@ -34,7 +34,7 @@ META_POINT = "meta"
 # State of a sealed release; that of a draft is `draft:WRITER`.
 SEALED = b"sealed"
 
-# Releases whose names are cached, 20 kB each.
+# Size of the cache of names, 20 kB a release.
 KEPT = 8
 
 
@@ -146,7 +146,7 @@ class Keys:
         return f"{self.prefix}:{{*.*}}:*"
 
     def incarnation_of(self, name: bytes) -> str | None:
-        """Return the incarnation in a name that matches `any_pattern`; None if there is none."""
+        """Return the incarnation in a name that matches `any_pattern`, or None."""
         found = re.match(rb"[^:]+:\{([^{}]+)\.[0-9]{1,3}\}:", name)
         return None if found is None else found[1].decode()
 

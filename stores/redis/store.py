@@ -183,7 +183,7 @@ class ClusterLookups:
     async def _read(
         self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None, *, again: bool = True
     ) -> list[Slot]:
-        """Read values by name and slot; one that failed or is late for *until_s* (loop clock) is an error in its place.
+        """Read values by name and slot; one that failed or is late for *until_s* (loop clock) is an error.
 
         Reads on a connection that broke are sent *again* on a new one. Raises StoreError if the topology is unknown.
         """

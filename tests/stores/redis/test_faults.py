@@ -13,7 +13,6 @@ from typing import TypeVar
 import pytest
 import uvloop
 
-from hotplate.bench.process import free_port
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
@@ -325,11 +324,6 @@ def fails_within_budget(url: str, loop: Factory, times: int = 3) -> None:
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(asyncio.wait_for(read(), RECOVERS_WITHIN_S))
-
-
-@LOOPS
-def test_a_closed_port_fails_a_read_within_its_budget(loop: Factory) -> None:
-    fails_within_budget(f"redis://127.0.0.1:{free_port()}/0", loop)
 
 
 @LOOPS
