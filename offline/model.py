@@ -112,18 +112,11 @@ class Users(NamedTuple):
 
 
 def save(model: Model, path: Path) -> None:
-    """Write *model* as the folder *path*; raises DataError as `replaced_folder` does."""
-    with replaced_folder(path) as draft:
-        _write(model, draft)
+    """Write *model* as the folder *path*, replacing an existing model; readers never see half of it.
 
-
-@contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """Yield a sibling of the folder *path*, renamed to it at the end, so readers never see half of a model.
-
-    An existing model is replaced; of two concurrent writers the later one wins. A crash between the two renames leaves
-    the old model as .NAME.old-*, which the next save removes. Raises DataError if *path* holds something else or
-    cannot be written.
+    The folder is written beside *path* and renamed; of two concurrent writers the later one wins. A crash between the
+    two renames leaves the old model as .NAME.old-*, which the next save removes. Raises DataError if *path* holds
+    something else or cannot be written.
     """
     path = path.resolve()
     check_target(path)
@@ -131,12 +124,12 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent, new) as draft:
-            yield draft
+            _write(model, draft)
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
             (path / LOCK).unlink(missing_ok=True)
     except OSError as error:
         # numpy's errors have no errno.
-        reason = error.strerror or f"the disk is full, or files may not be so large (ulimit -f; {error})"
+        reason = error.strerror or f"the disk is full, or a file size limit is reached (ulimit -f; {error})"
         raise DataError(f"The model cannot be written to {path}: {reason}.") from error
     for replaced in marked(path.parent, old):
         if not path.with_name(new + replaced.name.removeprefix(old)).exists():  # else its writer may still restore it

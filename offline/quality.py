@@ -92,21 +92,9 @@ class Trainings:
 
     def report(self, *arguments: str) -> dict[str, Any]:
         """Return the command's JSON; raises RuntimeError with its messages if it fails."""
-        command = [
-            sys.executable,
-            "-m",
-            "hotplate",
-            "train",
-            *arguments,
-            "--weighting",
-            "binary",
-            "--out",
-            f"{self._folder}/model",
-            "--json",
-        ]
-        done = subprocess.run(  # noqa: S603 -- our own command
-            command, cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        options = ("--weighting", "binary", "--out", f"{self._folder}/model", "--json")
+        command = [sys.executable, "-m", "hotplate", "train", *arguments, *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 -- our own
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
         found: dict[str, Any] = json.loads(done.stdout)

@@ -29,13 +29,7 @@ from hotplate.offline.train.popularity import PopularityParams, Recency, most_po
 from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose
 from hotplate.offline.train.similar import fit as fit_similar
-from hotplate.offline.train.tuning import (
-    Search,
-    TuneOptions,
-    inner_parts,
-    search_repeats,
-    tune,
-)
+from hotplate.offline.train.tuning import Search, TuneOptions, inner_parts, search_repeats, tune
 
 # With fewer test users after a cut in time, the split is random.
 _FEWEST_TESTED = 10

@@ -23,14 +23,8 @@ _ISO_FORMATS = (
 )
 # In order of preference; compared without case, spaces and punctuation.
 _COMMON_NAMES = {
-    "user": (
-        "user userid uid username customer customerid visitor visitorid member memberid client clientid "
-        "account accountid reviewer reviewerid listener listenerid reader readerid"
-    ),
-    "item": (
-        "item itemid iid movie movieid product productid stockcode sku asin parentasin track trackid article "
-        "articleid song songid artist artistid book bookid isbn video videoid content contentid"
-    ),
+    "user": "user uid username customer visitor member client account reviewer listener reader",
+    "item": "item iid movie product stockcode sku asin parentasin track article song artist book isbn video content",
     "weight": "weight count plays playcount strength",
     "quantity": "quantity qty",
     "rating": "rating ratings stars score",
@@ -40,14 +34,14 @@ _COMMON_NAMES = {
     "title": "title name description itemname itemtitle productname producttitle movietitle trackname",
     "segment": "segment",
     "score": "score prediction rating relevance similarity strength weight value",
-    "other": (
-        "other otheritem otheritemid otherid similar similaritem similaritemid similarid related relateditem "
-        "relateditemid neighbour neighbouritem neighbor neighboritem recommended recommendeditem"
-    ),
-    "category": "category categoryid categoryname genre department group",
+    "other": "other otheritem similar similaritem related relateditem neighbour neighbouritem neighbor neighboritem "
+    "recommended recommendeditem",
+    "category": "category categoryname genre department group",
     "boost": "boost factor multiplier",
     "event": "event eventtype eventname action behavior behaviour type",
 }
+# Roles whose usual names may end in "id".
+_ID_ROLES = ("user", "item", "other", "category")
 # Prefix of the column names of files without a header.
 _NUMBERED = "column_"
 
@@ -124,7 +118,9 @@ def choose_columns(
 def usual_column(role: str, available: Sequence[str]) -> str | None:
     """Return the first usual column name for the *role* among those *available*, or None."""
     plain = {_plain(column): column for column in reversed(available)}
-    return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)
+    endings = ("", "id") if role in _ID_ROLES else ("",)
+    names = (name + ending for name in _COMMON_NAMES[role].split() for ending in endings)
+    return next((plain[name] for name in names if name in plain), None)
 
 
 def numbered(count: int) -> list[str]:
