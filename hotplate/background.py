@@ -30,10 +30,7 @@ def _lock() -> threading.RLock:
 
 
 # A fork waits until the loops are idle, or the child could inherit an import lock that nothing releases.
-os.register_at_fork(
-    before=lambda: _lock().acquire(),
-    after_in_parent=lambda: _lock().release(),
-)
+os.register_at_fork(before=lambda: _lock().acquire(), after_in_parent=lambda: _lock().release())
 
 
 class _Selector(DefaultSelector):

@@ -32,13 +32,7 @@ from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.deadlines import TaskDeadlines
-from hotplate.stores.errors import (
-    PartUnavailable,
-    ReleaseCorrupt,
-    ReleaseNotFound,
-    StoreError,
-    StoreUnavailable,
-)
+from hotplate.stores.errors import PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, Reader, Slot
 from hotplate.stores.throttle import Backoff
 from hotplate.stores.urls import scheme_of
@@ -218,13 +212,7 @@ class Tier:
     """One store of a service, by the name that answers give. One per worker and store, on one loop."""
 
     def __init__(
-        self,
-        name: str,
-        reader: Reader,
-        metrics: Metrics,
-        *,
-        cache_bytes: int = 0,
-        fold_in: FoldIn | None = None,
+        self, name: str, reader: Reader, metrics: Metrics, *, cache_bytes: int = 0, fold_in: FoldIn | None = None
     ) -> None:
         """Cache up to *cache_bytes* of lists, unless the store is local."""
         self.name = name

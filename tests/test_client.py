@@ -464,9 +464,7 @@ def test_threads_share_a_client_and_its_few_connections(proxy: FaultyProxy) -> N
     assert proxy.connections <= 2
 
 
-async def test_cancelled_task_leaves_a_shared_client_connection_usable(
-    proxy: FaultyProxy,
-) -> None:
+async def test_cancelled_task_leaves_a_shared_client_connection_usable(proxy: FaultyProxy) -> None:
     async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S, max_connections=1) as client:
         assert (await client.popular()).source == "popular"
         proxy.faults.append(SILENT)

@@ -179,12 +179,7 @@ class Dispatcher:
         self.draining = self.handlers.draining = True
 
     def answer(
-        self,
-        request: web.BaseRequest,
-        path: str,
-        query: str,
-        refusal: Problem | None = None,
-        gate: Gate | None = None,
+        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None, gate: Gate | None = None
     ) -> Coroutine[Any, Any, web.Response]:
         """Answer a request for a raw path and query, or answer with *refusal*."""
         span = None if self.tracer is None else _begin(self.tracer, request)

@@ -171,12 +171,7 @@ class Handlers:
         return self._reader.cut(encoded, n, excluded, shorten)
 
     def _answer(
-        self,
-        request: web.BaseRequest,
-        subject: bytes,
-        encoded: EncodedList,
-        query: ListQuery,
-        headers: dict[str, str],
+        self, request: web.BaseRequest, subject: bytes, encoded: EncodedList, query: ListQuery, headers: dict[str, str]
     ) -> web.Response:
         body = self._list(request, subject, encoded, query)
         headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'

@@ -218,7 +218,7 @@ def _path_parameters(one: Operation, schemas: Schema) -> list[Schema]:
     if one.path_parameter is None:
         return []
     return [
-        {"name": one.path_parameter, "in": "path", "required": True, "schema": _schema(Id, schemas), "example": "42"},
+        {"name": one.path_parameter, "in": "path", "required": True, "schema": _schema(Id, schemas), "example": "42"}
     ]
 
 

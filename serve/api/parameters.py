@@ -42,8 +42,7 @@ REMEMBERED_CHARS = 64
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
 Id = Annotated[
-    str,
-    Meta(min_length=1, max_length=MAX_ID_BYTES, description=f"An id: 1 to {MAX_ID_BYTES} bytes of UTF-8."),
+    str, Meta(min_length=1, max_length=MAX_ID_BYTES, description=f"An id: 1 to {MAX_ID_BYTES} bytes of UTF-8.")
 ]
 Count = Annotated[int, Meta(ge=1, le=MAX_N, description="How many items to return; a shorter list is returned whole.")]
 Excluded = Annotated[
@@ -63,8 +62,7 @@ Segment = Annotated[
     ),
 ]
 Fields = Annotated[
-    Literal["id", "id,score", "id,score,title"],
-    Meta(description="The fields of items to return; by default all."),
+    Literal["id", "id,score", "id,score,title"], Meta(description="The fields of items to return; by default all.")
 ]
 ALL_FIELDS: Literal["id,score,title"] = "id,score,title"
 
@@ -98,8 +96,7 @@ class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
 
     id: Id
     weight: Annotated[
-        float,
-        Meta(gt=0, le=MAX_WEIGHT, description="As of an interaction in training; by default the usual one."),
+        float, Meta(gt=0, le=MAX_WEIGHT, description="As of an interaction in training; by default the usual one.")
     ]
 
 
@@ -119,8 +116,7 @@ ReleaseName = Annotated[str, Meta(description="The release id of the list.")]
 CanaryFlag = Annotated[bool, Meta(description="True if the release is the canary; otherwise absent.")]
 TierName = Annotated[str, Meta(description="The store that the list was read from.")]
 Source = Annotated[
-    Literal["personal", "similar", "popular"],
-    Meta(description="The kind of list; `popular` is the fallback."),
+    Literal["personal", "similar", "popular"], Meta(description="The kind of list; `popular` is the fallback.")
 ]
 UsedSegment = Annotated[str | UnsetType, Meta(description="The segment of a popular list; empty for the overall list.")]
 UserStatus = Annotated[

@@ -50,12 +50,7 @@ class Responder(Protocol):
         """Allowed origins, if any."""
 
     def answer(
-        self,
-        request: web.BaseRequest,
-        path: str,
-        query: str,
-        refusal: Problem | None = None,
-        gate: Gate | None = None,
+        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None, gate: Gate | None = None
     ) -> Awaitable[web.Response]:
         """Answer a request for a raw path and query, or refuse it."""
 

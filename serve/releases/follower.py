@@ -66,11 +66,7 @@ class Follower:
     """
 
     def __init__(
-        self,
-        reader: Reader,
-        canary_counts: Callable[[], BothCounts] = BothCounts,
-        *,
-        fold_in: "FoldIn | None" = None,
+        self, reader: Reader, canary_counts: Callable[[], BothCounts] = BothCounts, *, fold_in: "FoldIn | None" = None
     ) -> None:
         """*canary_counts* returns the counts of all workers; *fold_in* loads item factors with each release."""
         self.served: ServedRelease | None = None

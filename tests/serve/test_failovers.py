@@ -170,9 +170,7 @@ def others_than(slots: set[int], watch: Watch) -> set[int]:
     }
 
 
-async def test_killed_primary_costs_only_its_users_popular_lists_until_failover(
-    cluster: RedisCluster,
-) -> None:
+async def test_killed_primary_costs_only_its_users_popular_lists_until_failover(cluster: RedisCluster) -> None:
     url = cluster.url("rediss+cluster", PREFIX)
     await publish_to(url, lists("r0"))
     killed = cluster.owner(f"{{{PREFIX}}}:catalogue")
@@ -221,8 +219,7 @@ def replaced(deployment: SentinelDeployment) -> None:
     ids=["killed, over TLS", "replaced", "replaced, with min-replicas-to-write"],
 )
 async def test_a_failover_in_the_midst_of_a_publish_loses_nothing(
-    deployment: SentinelDeployment,
-    fail_over: Callable[[SentinelDeployment], None],
+    deployment: SentinelDeployment, fail_over: Callable[[SentinelDeployment], None]
 ) -> None:
     await publish_to(deployment.url(), lists("r0"))
     async with watched(deployment.url()) as watch:
@@ -235,9 +232,7 @@ async def test_a_failover_in_the_midst_of_a_publish_loses_nothing(
         assert watch.misses == 0
 
 
-async def test_replica_promoted_with_half_a_release_serves_the_previous_one(
-    deployment: SentinelDeployment,
-) -> None:
+async def test_replica_promoted_with_half_a_release_serves_the_previous_one(deployment: SentinelDeployment) -> None:
     url, primary = deployment.url(), deployment.primary
     first = await publish_to(url, lists("r0"))
     async with watched(url) as watch:

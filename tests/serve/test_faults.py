@@ -242,9 +242,7 @@ async def test_lookups_wait_for_the_next_connection_after_a_new_one_was_cut(cosm
 
 @pytest.mark.soak
 @pytest.mark.alone  # request units a second are compared with what is provisioned
-async def test_limited_throughput_goes_to_personal_lists_and_the_rest_are_popular(
-    cosmos: Account,
-) -> None:
+async def test_limited_throughput_goes_to_personal_lists_and_the_rest_are_popular(cosmos: Account) -> None:
     url = cosmos.url(secrets.token_hex(4), ru="400")
     users = range(4 * USERS)  # several times as many request units as are provisioned, however slow the machine is
     keys = [*(f"user:{user}" for user in users), *lists("")]

@@ -297,9 +297,7 @@ def texts(answers: Sequence[EncodedList]) -> list[str]:
 
 
 @virtual
-async def test_lookups_of_one_loop_turn_are_batched_and_split_into_parallel_calls(
-    store: RemoteStore,
-) -> None:
+async def test_lookups_of_one_loop_turn_are_batched_and_split_into_parallel_calls(store: RemoteStore) -> None:
     await publish(store.inner, "first", users=range(20))
     reader = await over(store)
     store.reads.clear()  # of the sample that is read before a release is served

@@ -7,15 +7,7 @@ import pytest
 
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.states import (
-    FINDINGS,
-    RELEASES,
-    SENTENCE_CHARS,
-    Reporter,
-    SharedStates,
-    TierState,
-    WorkerState,
-)
+from hotplate.serve.states import FINDINGS, RELEASES, SENTENCE_CHARS, Reporter, SharedStates, TierState, WorkerState
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
 

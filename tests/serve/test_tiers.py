@@ -67,9 +67,7 @@ def exposed(reader: TieredReader) -> str:
 
 
 @virtual
-async def test_slow_key_gets_the_popular_list_and_the_rest_of_its_batch_their_own(
-    store: KeyByKeyStore,
-) -> None:
+async def test_slow_key_gets_the_popular_list_and_the_rest_of_its_batch_their_own(store: KeyByKeyStore) -> None:
     reader, _ = await opened(store)
     store.slow_keys = {"user:1"}
     answers = await reader.personal_many(["0", "1", "2", "3"])
@@ -185,9 +183,7 @@ async def test_a_release_that_is_gone_concerns_every_key(store: KeyByKeyStore) -
 
 
 @virtual
-async def test_scrape_shows_request_units_throttles_and_failures_once_reported(
-    store: KeyByKeyStore,
-) -> None:
+async def test_scrape_shows_request_units_throttles_and_failures_once_reported(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
     await reader.personal_many(["0", "1"])
     assert 'hotplate_store_request_units_total{store="cosmos"}' not in exposed(reader)

@@ -130,9 +130,7 @@ def test_file_replaced_by_a_pipe_is_not_opened_for_reading(tmp_path: Path) -> No
     assert "is not a regular file" in str(watched.warning)
 
 
-def test_service_survives_deeply_nested_keys_and_accepts_x509_pem_label(
-    tmp_path: Path,
-) -> None:
+def test_service_survives_deeply_nested_keys_and_accepts_x509_pem_label(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a")}))
     keys, pair, other = tmp_path / "keys.json", tmp_path / "pair", tmp_path / "other"
     create(keys, "web", ["read"])

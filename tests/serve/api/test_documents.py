@@ -176,11 +176,7 @@ def program(language: str, service: Service) -> str:
     """Return what the page shows for a language, with the service's address and patience for a busy machine."""
     (code,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
     assert STATED in code
-    replaced = {
-        STATED: f"127.0.0.1:{service.port}",
-        "KEY": "key",
-        "timeout(250)": "timeout(60000)",
-    }
+    replaced = {STATED: f"127.0.0.1:{service.port}", "KEY": "key", "timeout(250)": "timeout(60000)"}
     for shown, used in replaced.items():
         code = code.replace(shown, used)
     return str(code)

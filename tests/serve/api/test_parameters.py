@@ -8,14 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hotplate.serve.api.parameters import (
-    REMEMBERED_CHARS,
-    ListQuery,
-    NoQuery,
-    QueryParser,
-    SegmentQuery,
-    parse_batch,
-)
+from hotplate.serve.api.parameters import REMEMBERED_CHARS, ListQuery, NoQuery, QueryParser, SegmentQuery, parse_batch
 from hotplate.serve.problems import Problem
 
 PARSER = QueryParser(SegmentQuery, "GET /v1/popular")

@@ -16,17 +16,7 @@ import pytest
 
 from hotplate.serve.connections.listeners import within_memory
 from hotplate.serve.settings import Limits
-from tests.support.limited_service import (
-    MB,
-    WAIT_S,
-    allow_files,
-    counted,
-    limited,
-    memory_mb,
-    shed,
-    sockets,
-    worker_of,
-)
+from tests.support.limited_service import MB, WAIT_S, allow_files, counted, limited, memory_mb, shed, sockets, worker_of
 from tests.support.service import Answer, Service, a_list, parse_answer, publish_lists, until
 
 # What a worker may have in any of these tests: it starts with about 60 MB, and holds little for anybody.

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 
 from hotplate.serve.metrics import BUCKETS_S, CANARY, CLICK, IMPRESSION, LIVE, Metrics, ReleaseRole
 from hotplate.serve.reader import EncodedList, TieredReader
-from hotplate.serve.releases.canary import (
-    MIN_LOOKUPS,
-    ReleaseCounts,
-    ServedCanary,
-    click_interval,
-    find_regression,
-)
+from hotplate.serve.releases.canary import MIN_LOOKUPS, ReleaseCounts, ServedCanary, click_interval, find_regression
 from hotplate.serve.releases.follower import CANARY_S
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
@@ -130,9 +124,7 @@ async def test_a_second_tier_with_the_same_canary_answers_the_same_users_of_it(
 
 
 @virtual
-async def test_unloadable_canary_leaves_users_on_the_live_release_until_it_loads(
-    memory: MemoryStore,
-) -> None:
+async def test_unloadable_canary_leaves_users_on_the_live_release_until_it_loads(memory: MemoryStore) -> None:
     live, canary = await with_canary(memory)
     ref = await ref_of(memory, canary)
     kept = memory.releases.pop(ref.incarnation)

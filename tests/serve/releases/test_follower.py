@@ -521,9 +521,7 @@ async def test_release_is_warmed_before_serving_with_a_time_limit(
 
 
 @virtual
-async def test_processes_stagger_remote_release_loads_except_for_the_first(
-    memory: MemoryStore,
-) -> None:
+async def test_processes_stagger_remote_release_loads_except_for_the_first(memory: MemoryStore) -> None:
     clock = asyncio.get_running_loop().time
     await publish(memory, "first")
     followers = [Follower(RemoteStore(memory)) for _ in range(20)]

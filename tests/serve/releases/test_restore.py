@@ -62,9 +62,7 @@ def until_ready(service: Service, release: str) -> None:
 
 
 @pytest.mark.soak
-async def test_workers_follow_a_restored_folder_and_agree_with_later_workers(
-    tmp_path: Path,
-) -> None:
+async def test_workers_follow_a_restored_folder_and_agree_with_later_workers(tmp_path: Path) -> None:
     store, copy = tmp_path / "store", tmp_path / "copy"
     first = await publish_to(f"file://{store}", lists("r1"))
     shutil.copytree(store, copy)
