@@ -1,4 +1,4 @@
-"""Erased users: hashes of their ids, stored as data beside the catalogue.
+"""Erased users: hashes of their ids, stored as a row that the catalogue refers to.
 
 The catalogue names an incarnation with one row: salts, hashes, and the number of erased users' rows in each release.
 An erasure writes a new incarnation and swaps the catalogue to it, so the generation rises and readers follow within a

@@ -553,10 +553,7 @@ def _check_others(found: Catalogue, run: str) -> None:
 
 
 async def estimate(store: Store, run: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:
-    """Run *run*, a publish, into a stand-in for *store*, with its catalogue, and return its needs.
-
-    Raises StoreFull if it cannot fit.
-    """
+    """Run a publish against a stand-in for *store*, and return its needs; raises StoreFull if it cannot fit."""
     if isinstance(store, ProvisionedStore):
         found, error = await store.try_catalogue()
     else:

@@ -1,4 +1,4 @@
-"""Memory of mapped files: how much fits, and how a part of a map is populated and released.
+"""Memory of mapped files: how much fits, and populating and releasing parts of a map.
 
 LMDB does not tell a map's address, so it is read from /proc. Without one of these system calls only the speed of reads
 changes.
