@@ -268,7 +268,6 @@ def _write_pairs(path: Path, pairs: UserItems, more: Mapping[str, Any] | None = 
 
 
 def _read_pairs(path: Path, shape: tuple[int, int]) -> tuple[UserItems, dict[str, Any]]:
-    """Return the pairs of a file, and its other arrays by name."""
     with np.load(path, allow_pickle=False) as file:
         parts = dict(file)
     pairs = csr_matrix(tuple(parts.pop(name) for name in _CSR), shape=shape)
@@ -312,7 +311,6 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
 
 
 def _popular_frame(model: Model) -> pl.DataFrame:
-    """Return all popular lists as [segment, item, score]; the overall one is first, with a null segment."""
     lists: list[tuple[str | None, Popular]] = [(None, model.popular), *model.segments.items()]
     return pl.DataFrame(
         {

@@ -154,7 +154,6 @@ def _best(trials: Iterator[dict[str, Any]]) -> Params:
 
 
 def _ndcg(parts: Parts, params: Params) -> npt.NDArray[np.float64]:
-    """Return the nDCG@10 of each test user; the core guarantees that all have a list."""
     return measure_users(recommend_all(fit_parts(parts, params), parts, 10), parts.test).values["ndcg"]
 
 

@@ -353,7 +353,6 @@ def _said_of(repeats: RepeatSearch) -> str:
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
-    """Return the description of the data in the model folder, enough to repeat the training."""
     times = interactions.time_range
     found = {name: getattr(interactions, name) for name in ("rows", "left_out", "fingerprint", "notes")}
     return found | {

@@ -324,7 +324,6 @@ def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weig
 
 
 def _csr(cells: Cells, weights: Floats, shape: tuple[int, int]) -> UserItems:
-    """Return a matrix of distinct, ascending *cells*."""
     users, items = np.divmod(cells, shape[1])
     ends = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=shape[0]))))
     made = csr_matrix((weights, items.astype(np.int32), ends.astype(np.int32)), shape=shape)

@@ -74,7 +74,6 @@ def _choices(
 
 
 def _titles(rng: np.random.Generator, count: int) -> list[str]:
-    """Return *count* distinct titles such as Walnut Desk Lamp, and Walnut Desk Lamp No. 2."""
     names = [
         f"{style} {room} {thing}" for style in _STYLES.split() for room in _ROOMS.split() for thing in _THINGS.split()
     ]

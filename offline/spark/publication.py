@@ -155,15 +155,12 @@ class SparkLists(PartedSource):
         return WrittenPart(everything, rows)
 
     def _run(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
-        """Return the results of *work* in the order of *blocks*, one attempt of each."""
         results: list[Any] = self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
         return results
 
 
 @dataclass(frozen=True, slots=True)
 class _PublishJob:
-    """Pickled with each task of a publish."""
-
     lists: "Broadcast[ModelLists]"
     context: PartContext
     url: str
@@ -189,8 +186,6 @@ class _Noting(AccumulatorParam):  # type: ignore[misc]  # pyspark is not typed
 
 
 class _ChargeCounter:
-    """Observer of an executor's charges and failures."""
-
     def __init__(self) -> None:
         self.ru = 0.0
         self.failures = list[str]()

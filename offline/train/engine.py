@@ -57,7 +57,6 @@ def as_options(params: Params) -> str:
 
 
 def _chosen(params: Params) -> dict[str, str]:
-    """Return the parameters that distinguish cells of an engine, by option name."""
     found = {name: value for name, value in asdict(params).items() if name not in _ALIKE and value is not None}
     if isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
         found = {"neighbours": params.neighbours, "weighting": params.weighting}

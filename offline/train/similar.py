@@ -137,7 +137,6 @@ def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> Si
 
 
 def _first(pairs: UserItems, order: Times | None, most: int) -> Mask:
-    """Return which pairs are among the first *most* of their user by *order*, by item without one."""
     rows = rows_of(pairs)
     rank, _ = ranked(rows, pairs.indices.astype(np.float64) if order is None else order)
     return np.asarray(rank <= most)
