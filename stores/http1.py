@@ -38,7 +38,7 @@ FIRST_BYTE = b"H"
 class RequestFailed(Exception):
     """A request has no response; the server may have processed it, unless `kind` is `connect`.
 
-    `retry_after_s` is the time until the next connect, for a request that was not sent.
+    `retry_after_s` is the time until the next connect, if the request was not sent.
     """
 
     def __init__(self, kind: FailureKind, host: str, *, retry_after_s: float = 0.0) -> None:

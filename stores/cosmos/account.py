@@ -1,6 +1,6 @@
 """Containers through azure-cosmos, and lookups with `?client=sdk`.
 
-Imported only where it is used: loading the SDK takes half a second.
+Imported lazily: loading the SDK takes half a second.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Observer
 
 log = logging.getLogger(f"{__name__}.requests")
-log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds
+log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
 
 # The SDK takes 0 retries of a 429 for unset and makes nine.
 NO_RETRIES = -1

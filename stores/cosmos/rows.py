@@ -302,7 +302,7 @@ class ReleaseRows:
     async def _counted(self, container: str, state: CosmosItem) -> dict[str, int]:
         """Return the number of the last batch of each series.
 
-        `meta` comes last, because it is acknowledged before the rows that follow it: so none of it is missed while a
+        `meta` comes last, because it is acknowledged before the rows that follow it: so all of it is found while a
         writer continues.
         """
         counted: dict[str, int] = dict(state.get("former", {}))

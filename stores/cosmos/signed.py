@@ -3,8 +3,8 @@
 A point read takes 30 to 45 µs of CPU; through azure-cosmos it takes 700 or more, and a publish writes half as many
 lists a second at 10,000 RU/s and a fourth at 100,000.
 
-A write is one attempt. A read may have a second attempt, for an error that can pass: in another region if there is one,
-on another connection, or after the delay that the service asks for. Regions follow the rules of the SDKs: the account
+A write is one attempt. After a transient error a read has a second one: in another region if there is one, on another
+connection, or after the service's delay. Regions follow the rules of the SDKs: the account
 lists them and is read every five minutes, or sooner after an unexpected response; an unhealthy region is avoided, and a
 single read tries it from time to time.
 """
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 # Connections to one server: enough for 2,500 reads/s at 50 ms each.
 CONNECTIONS = 128
-# There is no second attempt with less time left.
+# Least time left for a second attempt.
 MIN_ATTEMPT_S = 0.001
 
 # Consecutive failures that make a region unhealthy; a single failed connect is enough.
@@ -149,7 +149,7 @@ class SignedClient:
         clock: Callable[[], float] = time.time,
         make_transport: MakeTransport | None = None,
     ) -> None:
-        """*credential* defaults to azure-identity's, for an address without a key; *clock* dates requests."""
+        """Without a key, *credential* defaults to azure-identity's; *clock* dates requests."""
         self._address = address
         self._observer = observer
         self._clock = clock
@@ -418,7 +418,7 @@ class Regions:
         return healthy or next(iter(others), region)
 
     def refresh_early(self) -> None:
-        """Read the account soon, because a response contradicts what is known of it."""
+        """Read the account soon: a response contradicts its cached regions."""
         self.refresh_at = min(self.refresh_at, self._refreshed_at + MIN_REFRESH_INTERVAL_S)
 
     def refresh_soon(self) -> None:
@@ -503,9 +503,9 @@ def _server(url: str, *, secure: bool) -> str:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise MalformedResponse("a region whose endpoint is not a URL") from None
+        raise MalformedResponse("a region with an invalid endpoint") from None
     if not host or parts.scheme not in DEFAULT_PORTS or (secure and parts.scheme != "https"):
-        raise MalformedResponse("a region whose endpoint cannot be trusted")
+        raise MalformedResponse("a region with an untrusted endpoint")
     bracketed = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{bracketed}:{port or DEFAULT_PORTS[parts.scheme]}"
 
