@@ -4,9 +4,9 @@ A point read takes 30 to 45 µs of CPU; through azure-cosmos it takes 700 or mor
 lists a second at 10,000 RU/s and a fourth at 100,000.
 
 A write is one attempt. After a transient error a read has a second one: in another region if there is one, on another
-connection, or after the service's delay. Regions follow the rules of the SDKs: the account
-lists them and is read every five minutes, or sooner after an unexpected response; an unhealthy region is avoided, and a
-single read tries it from time to time.
+connection, or after the service's delay. Regions follow the rules of the SDKs: the account lists them and is read every
+five minutes, or sooner after an unexpected response; an unhealthy region is avoided, and tried by a single read from
+time to time.
 """
 
 import asyncio
