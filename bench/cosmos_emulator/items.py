@@ -1,11 +1,15 @@
-"""Point operations on items."""
+"""Point operations on items, and transactional batches of them.
+
+https://learn.microsoft.com/azure/cosmos-db/nosql/transactional-batch: a batch has at most 100 operations on one
+partition key, which all take effect, or none.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus, parse_json
 from hotplate.bench.cosmos_emulator.partitions import Document, Partition, encode, key_of
 from hotplate.bench.cosmos_emulator.resources import (
     ALREADY_EXISTS,
@@ -18,11 +22,15 @@ from hotplate.bench.cosmos_emulator.resources import (
 
 MAX_ITEM_BYTES = 2 * 1024 * 1024
 MAX_ID_BYTES = 1023
+MAX_BATCH_OPERATIONS = 100
+BATCH_OPERATIONS = ("Create", "Upsert", "Replace", "Delete", "Read")
 FORBIDDEN_IN_IDS = frozenset("/\\?#")
 SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
 RANGE_HEADER = b"x-ms-documentdb-partitionkeyrangeid"
 # Consistency levels with doubled charges of reads.
 STRONG = ("Strong", "BoundedStaleness")
+# Result of the operations of a batch in which another one failed.
+NOT_RUN: dict[str, Any] = {"statusCode": 424, "requestCharge": 0.0}
 
 
 @dataclass(slots=True)
@@ -98,7 +106,7 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
     partition = context.partition_of(key)
     partition.admit(context.now, request.region)
     try:
-        status, document, charge_ru = _write(context, verb, key, item_id, item)
+        status, document, charge_ru = _write(context, verb, key, item_id, item, if_match=request.header(b"if-match"))
     except HttpError as error:
         raise context.charge_error(partition, error) from None
     partition.charge(context.now, charge_ru)
@@ -108,10 +116,10 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
 
 
 def _write(
-    context: RequestContext, verb: str, key: bytes, item_id: str, item: dict[str, Any]
+    context: RequestContext, verb: str, key: bytes, item_id: str, item: dict[str, Any], *, if_match: str
 ) -> tuple[int, Document, float]:
     """Write an item; returns status, document and charge."""
-    container, charges, if_match = context.container, context.account.charges, context.request.header(b"if-match")
+    container, charges = context.container, context.account.charges
     if verb != "delete":
         given_id = _checked_id(context, key, item)
         if verb == "replace" and given_id != item_id:
@@ -184,3 +192,66 @@ def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, eta
     if len(body) > MAX_ITEM_BYTES:
         raise HttpError(413, "Request size is too large: an item has at most 2 MB.")
     return body, len(body) if context.account.charges.system_properties else len(user_bytes)
+
+
+def batch(context: RequestContext) -> HttpResponse:
+    """Run a batch: 200 with a result for each operation, or 207 with the failed one and 424 for the others."""
+    operations, key = parse_json(context.request.body, "the batch"), key_of(context.request)
+    if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
+        raise HttpError(400, "a batch is a list of operations, which are objects")
+    if not 1 <= len(operations) <= MAX_BATCH_OPERATIONS:
+        raise HttpError(400, f"a batch has 1 to {MAX_BATCH_OPERATIONS} operations")
+    if context.request.header(b"x-ms-cosmos-batch-atomic").lower() == "false":
+        raise HttpError(400, "bulk requests are not emulated: send operations one by one, or as a transactional batch")
+    partition = context.partition_of(key)
+    partition.admit(context.now, context.request.region)
+    results, before = list[dict[str, Any]](), dict[str, Document | None]()
+    status = 200
+    try:
+        for operation in operations:
+            results.append(_run_of_batch(context, key, operation, before))
+    except HttpError as error:
+        _restore(context, key, before)
+        status, failed = 207, {"subStatusCode": error.substatus, "message": error.message}
+        failed |= {"statusCode": error.status, "requestCharge": error.charge_ru}
+        charge_ru = sum(result["requestCharge"] for result in results) + error.charge_ru
+        results = [failed if number == len(results) else NOT_RUN for number in range(len(operations))]
+    else:
+        charge_ru = sum(result["requestCharge"] for result in results)
+    partition.charge(context.now, charge_ru, context.request.region if status == 207 else None)
+    return HttpResponse(status, orjson.dumps(results), context.headers(partition), round(charge_ru, 2))
+
+
+def _run_of_batch(
+    context: RequestContext, key: bytes, operation: dict[str, Any], before: dict[str, Document | None]
+) -> dict[str, Any]:
+    """Run one operation, and remember in *before* the item that it writes."""
+    kind, item_id = operation.get("operationType"), str(operation.get("id"))
+    item = {} if kind in ("Read", "Delete") else operation.get("resourceBody")
+    if kind not in BATCH_OPERATIONS:
+        raise HttpError(400, f"operationType must be one of {', '.join(BATCH_OPERATIONS)}")
+    if not isinstance(item, dict):
+        raise HttpError(400, "an operation that writes needs a resourceBody")
+    written_id = str(item.get("id")) if kind in ("Create", "Upsert") else item_id
+    document = context.container.documents.get(written_id, key)
+    if kind == "Read":
+        if document is None:
+            raise context.not_found()
+        status, charge_ru = 200, context.account.read_ru(document.size, strong=context.strong)
+    else:
+        before.setdefault(written_id, document)
+        if_match = str(operation.get("ifMatch") or "")
+        status, document, charge_ru = _write(context, kind.lower(), key, item_id, item, if_match=if_match)
+    result = {"statusCode": status, "requestCharge": charge_ru}
+    if kind == "Delete":
+        return result
+    return result | {"eTag": document.etag, "resourceBody": orjson.Fragment(document.body)}
+
+
+def _restore(context: RequestContext, key: bytes, before: dict[str, Document | None]) -> None:
+    documents = context.container.documents
+    for item_id, saved in before.items():
+        if (present := documents.get(item_id, key)) is not None:
+            documents.remove(present)
+        if saved is not None:
+            documents.put(saved)

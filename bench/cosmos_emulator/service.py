@@ -38,6 +38,7 @@ READS = ("read ", "list ", "query ", "plan ")
 
 ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], HttpResponse]] = {
     "read item": items.read,
+    "batch items": lambda context, _: items.batch(context),
     "query items": lambda context, _: queries.query(context),
     "plan query": lambda context, _: queries.query_plan(context),
     "list items": lambda context, _: queries.feed(context),
@@ -129,7 +130,7 @@ def operation_of(request: Request, route: ResourceRoute) -> str:
     if is_query or request.flag(b"x-ms-documentdb-isquery") or request.flag(b"x-ms-documentdb-query"):
         return f"query {noun}s"
     if request.flag(b"x-ms-cosmos-is-batch-request"):
-        raise HttpError(400, "batches and bulk requests are not emulated")
+        return "batch items"
     return f"{'upsert' if request.flag(b'x-ms-documentdb-is-upsert') else 'create'} {noun}"
 
 

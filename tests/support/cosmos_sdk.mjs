@@ -40,6 +40,13 @@ assert.equal((await all("SELECT * FROM c", { maxItemCount: 3 })).length, 20);
 assert.equal((await container.items.readAll().fetchAll()).resources.length, 20);
 await refused(all("SELECT udf.f(c) FROM c"), 400);
 
+const operations = [
+  { operationType: "Upsert", resourceBody: { id: "u1", n: 100 } },
+  { operationType: "Read", id: "u1" },
+];
+const { result } = await container.items.batch(operations, "u1");
+assert.deepEqual(result.map((one) => one.statusCode), [200, 200]);
+
 const { resource: offer } = await container.readOffer();
 assert.equal(offer.content.offerThroughput, 11000);
 offer.content.offerThroughput = 12000;

@@ -230,5 +230,5 @@ def test_what_is_not_emulated_is_refused_with_its_name(direct: Direct) -> None:
         assert (refused.status, b"supports only SELECT *" in refused.body) == (400, True), query
     assert direct.item("PATCH", "a", {"operations": []}).status == 405
     assert direct.request("GET", "/dbs/d/colls/c/docs/", headers={"a-im": "Incremental Feed"}).status == 400
-    batch = {"x-ms-cosmos-is-batch-request": "True"}
-    assert direct.request("POST", "/dbs/d/colls/c/docs/", [{"operationType": "Read", "id": "a"}], batch).status == 400
+    bulk = {"x-ms-cosmos-is-batch-request": "True", "x-ms-cosmos-batch-atomic": "False"}
+    assert direct.request("POST", "/dbs/d/colls/c/docs/", [{"operationType": "Read", "id": "a"}], bulk).status == 400
