@@ -70,7 +70,6 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     wanted = list(dict.fromkeys(users))
     keys = [USER + user for user in wanted]
     counted = dict[ReleaseId, list[str]]()
-    counted = dict[ReleaseId, list[str]]()
 
     async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
         # If rows are deleted, an erased user's row can only be in a release written since.

@@ -93,6 +93,8 @@ def choose_columns(
     chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
     if "user" in chosen and chosen["user"] == chosen.get("item"):
         raise DataError(f"The column {chosen['user']!r} of {source} is named for both the user and the item; name two.")
+    if not available:
+        raise DataError(f"{source} names no columns; give each row its fields.")
     if available[0].startswith(_NUMBERED):
         free = [column for column in available if column not in chosen.values()]
         chosen |= zip((role for role in required if role not in chosen), free, strict=False)

@@ -38,7 +38,7 @@ STANDARD_INPUT = "-"
 _FRAME = "the data frame"
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 _KINDS: dict[str, FileKind] = {
-    **dict.fromkeys((".csv", ".tsv", ".txt", ".data", ".dat", ".jsonl", ".ndjson", ".json"), "text"),
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt", ".data", ".dat", ".jsonl", ".ndjson", ".json"), "text"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     ".events": "events",  # segments of the service's event log
 }
@@ -306,13 +306,16 @@ def state_of(paths: Iterable[Path]) -> str:
     for url in filter(None, map(url_of, paths)):
         with _fetching(url) as (files, root):
             if scheme_of(url) in _HTTP:  # fsspec's key of an HTTP file is its URL
-                with files.open(root) as stream:
-                    remote.append(f"{root} {xxhash.xxh3_128_hexdigest(stream.read())}")
+                found = xxhash.xxh3_128()
+                with files.open(root, block_size=0) as stream:  # a stream, also from a server without ranges
+                    while chunk := stream.read(_CHUNK_BYTES):
+                        found.update(chunk)
+                remote.append(f"{root} {found.hexdigest()}")
             else:
                 remote += [f"{name} {files.ukey(name)}" for name in sorted(files.find(root) or [root])]
     local = [path for path in paths if url_of(path) is None]
-    found = [file for path in local for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    digested = digest((str(file), file) for file in found if not file.is_dir())
+    there = [file for path in local for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    digested = digest((str(file), file) for file in there if not file.is_dir())
     return xxhash.xxh3_128_hexdigest("\n".join([digested, *remote]).encode()) if remote else digested
 
 

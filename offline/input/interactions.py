@@ -448,7 +448,7 @@ def _notes_of_users(log: pl.DataFrame) -> list[str]:
     if not many.is_empty():
         users = ", ".join(f"{user!r} ({part:.1%})" for user, part in many.select("user", "share").iter_rows())
         notes.append(
-            f"single users have a large share of the rows: {users}; if they are robots or stand for unknown visitors, "
+            f"single users have many rows: {users}; if they are robots or stand for unknown visitors, "
             "leave them out, as --where 'user!=ID'"
         )
     user = pl.col("user").to_physical()

@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -243,7 +243,8 @@ def _short_rows(file: DataFile, separator: str, fields: int, quote: str | None) 
         open_quotes = _lines(file).select((line.str.count_matches(quote, literal=True) % 2 == 1).any())
         if open_quotes.collect(engine="streaming").item():
             return []
-        plain = line.str.replace_all('"[^"]*"', "")
+        # Only a quote at the begin of a field encloses separators.
+        plain = line.str.replace_all(rf'(^|{re.escape(separator)})"(?:[^"]|"")*"', "$1")
     is_short = (plain.str.count_matches(separator, literal=True) < fields - 1) & (line.str.strip_chars() != "")
     return _lines(file).filter(is_short).select(ROW).collect(engine="streaming").get_column(ROW).to_list()
 
@@ -381,8 +382,8 @@ class Rows:
         if bad > share * self.total:
             raise DataError(
                 f"{'; '.join(shown[:SHOWN])}. {bad:,} of the {self.total:,} rows of {source} "
-                f"{'is' if bad == 1 else 'are'} bad, and at most {share:.3%} may be; mend them, or raise "
-                "--max-bad-rows."
+                f"{'is' if bad == 1 else 'are'} bad, and at most {share:.3%} may be; mend them"
+                f"{', or raise --max-bad-rows' if share else ''}."
             )
         return shown
 
@@ -407,9 +408,13 @@ def read_text(path: DataSource, roles: Sequence[str], **named: str | None) -> pl
 def text_of(files: Sequence[DataFile], source: str, roles: Sequence[str], **named: str | None) -> pl.DataFrame:
     """Return columns of *files* as text, by role: those *named*, and *roles* by their usual names.
 
-    Rows without an item are left out. The column named for the item may be missing. Raises DataError for any bad row.
+    Rows without an item are left out. The column named for the item may be missing, and fields at the end of rows.
+    Raises DataError for any other bad row.
     """
-    tables = open_tables(files, Format(max_bad_rows=0))
+    fault = pl.when(pl.col(FAULT) != _FEW_FIELDS).then(FAULT).alias(FAULT)
+    tables = [
+        replace(table, frame=table.frame.with_columns(fault)) for table in open_tables(files, Format(max_bad_rows=0))
+    ]
     available = list(tables[0].schema)
     named = named | ({} if named.get("item") in available else {"item": None})
     columns = choose_columns(named, available, source, guessed=roles, required=roles)

@@ -45,10 +45,10 @@ CONSISTENCIES = {
 # Options of the URL: the pattern of a value, and the advice if it does not match.
 OPTIONS = {
     "ru": (
-        r"([4-9]|[1-9]\d{1,3})00|1000000|autoscale-([1-9]\d{0,2}000|1000000)|serverless",
+        r"([4-9]|[1-9][0-9]{1,3})00|1000000|autoscale-([1-9][0-9]{0,2}000|1000000)|serverless",
         "400 and more in steps of 100, autoscale-1000 and more in steps of 1000, or serverless",
     ),
-    "max_ru": (r"[1-9]\d{0,5}|1000000", f"a number of RU/s between 1 and {MAX_RU:,}"),
+    "max_ru": (r"[1-9][0-9]{0,5}|1000000", f"a number of RU/s between 1 and {MAX_RU:,}"),
     "consistency": ("|".join(CONSISTENCIES), ", ".join(CONSISTENCIES)),
     "region": (r".+", "the name of a region, as the account lists it"),
     "ca": (r".+", "the path of a file with certificates"),
@@ -204,11 +204,11 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     endpoint, database = _endpoint(parts, shown), parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-    if "resource_group" in given and SUBSCRIPTION in environment:
-        given.setdefault("subscription", environment[SUBSCRIPTION])
+    if "resource_group" in given and (subscription := environment.get(SUBSCRIPTION)):
+        given.setdefault("subscription", subscription)
     for name, text in given.items():
         pattern, advice = OPTIONS[name]
-        if not re.fullmatch(pattern, text, re.ASCII):
+        if not re.fullmatch(pattern, text):
             raise StoreMisused(f"{name}={text[:90]} of {shown} is not valid; write {advice}")
     return Address(
         shown,

@@ -245,12 +245,12 @@ class Topology(_Discovered):
                 raise StoreMisused(sentence) from error
             try:
                 return _owners(reply, node)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, LookupError) as error:
                 raise connection.lose("replied to CLUSTER SLOTS in an unknown format") from error
 
 
 def _owners(reply: object, said_by: RedisNode) -> tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]]:
-    """Parse the reply to CLUSTER SLOTS; TypeError or ValueError if it is malformed."""
+    """Parse the reply to CLUSTER SLOTS; TypeError, ValueError or LookupError if it is malformed."""
     owners, replicas = list[RedisNode | None]([None] * SLOTS), dict[RedisNode, set[RedisNode]]()
     for (start, end), servers in parse_cluster_slots(reply, current_host=said_by.host).items():
         if not 0 <= start <= end < SLOTS:

@@ -212,6 +212,12 @@ def test_rows_with_too_few_fields_are_bad_rows_and_empty_fields_are_not(tmp_path
     assert {user for user, _, _ in pairs_of(read)} == {"u", "v", "w,w"}
 
 
+def test_separators_between_quotes_inside_of_fields_are_counted(tmp_path: Path) -> None:
+    content = 'user\titem\tname\ttitle\nu\ti\t5" x\t6" y\nu\tj\t\t\nv\ti\tx\t"a\tb"\n'
+    read = read_interactions(write(tmp_path / "a.tsv", content))
+    assert (read.rows, read.left_out) == (3, {})
+
+
 @pytest.mark.parametrize("layout", ["soon", "%Q", "%d/%m", "%", "ISO"])
 def test_a_format_that_reads_no_times_is_refused_before_the_data_are_read(layout: str) -> None:
     with pytest.raises(SettingError, match=f"The time format '{layout}' cannot be used"):

@@ -76,6 +76,7 @@ def test_objects_on_lines_are_rows(name: str, tmp_path: Path) -> None:
         ('[{"user": 1, "item": 2}]', "a.jsonl is one JSON array"),
         ('{"user": [1], "item": 2}\n{"user": [2], "item": 3}\n', "The column 'user' of"),
         ('{"user": 1, "item": 2, "weight": "x"}\n{"user": 1, "item": 2}\n', "a.jsonl, row 1, column 'weight'"),
+        ("{}\n{}\n", "a.jsonl names no columns"),
         ('{"user": 1, "item": 1e400}\n', "a.jsonl holds a number that is too large"),
     ],
 )

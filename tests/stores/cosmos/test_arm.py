@@ -160,6 +160,7 @@ def test_a_url_names_where_the_account_is_managed(server: Emulator) -> None:
     elsewhere = parse("cosmos://acct.documents.azure.cn/db?resource_group=rg", ids).arm
     assert elsewhere is not None
     assert elsewhere.account == "acct"
+    assert parse("cosmos://acct/db?resource_group=Gruppe-Köln", ids).arm is not None
     local = parse(url_of(server, "db", **PLACE), {}).arm
     assert local is not None
     assert local.emulator == server.endpoint.rstrip("/")

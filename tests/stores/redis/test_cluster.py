@@ -242,7 +242,8 @@ async def test_closing_while_nodes_are_asked_is_an_error_and_not_a_cancellation(
 @pytest.mark.parametrize(
     "reply",
     [b":1\r\n", b"*1\r\n:1\r\n", b"*1\r\n*3\r\n:0\r\n:99999999999\r\n*2\r\n$1\r\na\r\n:1\r\n",
-     b"*1\r\n*3\r\n:0\r\n:5\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*1\r\n*3\r\n:0\r\n:5\r\n*-1\r\n"],
+     b"*1\r\n*3\r\n:0\r\n:5\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*1\r\n*3\r\n:0\r\n:5\r\n*-1\r\n",
+     b"*1\r\n*3\r\n:0\r\n:16383\r\n*0\r\n", b"*1\r\n*3\r\n:0\r\n:5\r\n*1\r\n$1\r\na\r\n"],
 )  # fmt: skip
 async def test_malformed_reply_to_cluster_slots_is_reported_as_such(reply: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
