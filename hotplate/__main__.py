@@ -1,7 +1,7 @@
 """Entry point of the command `hotplate`, and of `python -m hotplate`; Ctrl-C ends it silently at any time."""
 
+import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enum, and Ctrl-C then prints a traceback
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False  # importing `typing` is slow

@@ -8,10 +8,9 @@ import asyncio
 import os
 import threading
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from selectors import DefaultSelector, SelectorKey
 from typing import Any, Generic, TypeVar
 
@@ -22,11 +21,11 @@ R = TypeVar("R")
 LOOP_S = 10.0
 
 # By process id: a forked child may inherit a lock that is held.
-_locks = defaultdict[int, threading.RLock](threading.RLock)
+_locks = dict[int, threading.RLock]()
 
 
 def _lock() -> threading.RLock:
-    return _locks[os.getpid()]
+    return _locks.setdefault(os.getpid(), threading.RLock())  # atomic: all threads of a process get the same
 
 
 # A fork waits until the loops are idle, or the child could inherit an import lock that nothing releases.
@@ -60,8 +59,9 @@ class _Entered(Generic[T]):
         with self._lock:
             if self.thread is None:
                 made, self.loop = self._make(), asyncio.SelectorEventLoop(_Selector())
-                self.thread = threading.Thread(target=self._run, args=(made,), name="hotplate", daemon=True)
-                self.thread.start()
+                thread = threading.Thread(target=self._run, args=(made,), name="hotplate", daemon=True)
+                thread.start()
+                self.thread = thread
 
     def _run(self, made: AbstractAsyncContextManager[T]) -> None:
         with self._lock, asyncio.Runner(loop_factory=lambda: self.loop) as runner:
@@ -79,8 +79,9 @@ class _Entered(Generic[T]):
 
     def stop(self) -> None:
         """End the thread, without a lock: the garbage collector calls this in any thread."""
-        if self.thread is not None and self.thread.is_alive():
-            self.loop.call_soon_threadsafe(self._stop.set)
+        if self.thread is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self._stop.set)
 
     def __enter__(self) -> T:
         self._lock.acquire()
@@ -112,7 +113,8 @@ class Background(Generic[T]):
     def close(self) -> None:
         """Cancel the calls of other threads, and end the thread."""
         self._is_closed.set()
-        if (entered := _stop_here(self._entered)) and entered.thread is not None:
+        entered = _stop_here(self._entered)
+        if entered is not None and entered.thread not in (None, threading.current_thread()):
             entered.thread.join(LOOP_S)
 
     def halted(self) -> _Entered[T]:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from math import inf
@@ -218,6 +219,10 @@ class AsyncClient:
             await self._refresh(call)
             return self._stand_in(call, error)
         await self._refresh(call)
+        if call.segment in self._due and not (call.exclude or call.fields):
+            for answer in answers:  # the refresh may have failed
+                if answer.source == "popular" and answer.items:
+                    self._popular.setdefault(call.segment, deepcopy(answer))
         return answers
 
     async def _try(self, call: _Call) -> list[Answer]:

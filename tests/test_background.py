@@ -23,8 +23,8 @@ def closed() -> Exception:
     return ValueError("closed")
 
 
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "hotplate"]
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "hotplate"}
 
 
 def test_a_call_that_outlives_its_deadline_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,10 +50,10 @@ def test_closing_ends_calls_of_other_threads() -> None:
 
 
 def test_an_object_that_is_dropped_ends_its_thread() -> None:
-    held = Background(made, closed)
+    before, held = threads(), Background(made, closed)
     with held.halted() as value:
         assert value == "object"
-    assert threads()
+    assert threads() - before
     del held
     gc.collect()
-    until(lambda: not threads())
+    until(lambda: not threads() - before)

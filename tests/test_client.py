@@ -286,6 +286,22 @@ def test_a_post_that_was_not_answered_in_time_is_sent_once(proxy: FaultyProxy, c
         assert [request.split()[0] for request in proxy.requests] == ["POST"]
 
 
+def test_a_popular_list_is_remembered_if_its_refresh_fails(proxy: FaultyProxy, connect: Open) -> None:
+    client = connect(proxy.url)
+    proxy.faults.extend([RELAY, answer(503)])
+    assert ids(client.popular(2)) == ["p1", "p2"]
+    proxy.fault = DROPPED
+    found = client.popular(2)
+    assert (ids(found), found.source) == (["p1", "p2"], "memory")
+
+
+def test_a_closed_client_raises_service_unavailable(service: Service) -> None:
+    with hotplate.Client(service.url, timeout_s=AMPLE_S) as client:
+        assert client.popular().items
+    with pytest.raises(hotplate.ServiceUnavailable, match="the client was closed"):
+        client.popular()
+
+
 async def test_a_call_that_is_late_is_sent_once_beside_idle_connections() -> None:
     """It was sent again on the next of them, with no time left."""
     body = b'{"items":[{"id":"1"}],"source":"popular","release":"r","tier":"t","user":"u"}'

@@ -80,7 +80,7 @@ def lists(
 @app.command()
 def report(
     model: Annotated[Path, Argument("A folder written by `hotplate train`.", "MODEL")],
-    page: Annotated[Path, Flag("Write the page to this file.", name="out")] = Path("evaluation.html"),
+    page: Annotated[Path, Flag("Write the page to this file.", name="out", env=False)] = Path("evaluation.html"),
     as_json: Annotated[bool, Flag("Print the report as JSON, and write no page.", name="json")] = False,
 ) -> None:
     """Write a self-contained HTML page on the quality of a model, next to its baselines, with sample lists.

@@ -316,9 +316,9 @@ def verify(release: ReleaseOrLive = None, store: StoreUrl = None, as_json: Json 
     from hotplate.releases import verify as check
     from hotplate.stores.store import warnings_of
 
+    warnings = with_store(store, warnings_of)
     with progress_bars() as on_progress:
         manifest = check(chosen_store(store), release, on_progress=partial(on_progress, "verify"))
-    warnings = with_store(store, warnings_of)
     sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
     print_result({"release": manifest, "warnings": warnings}, sentence, as_json=as_json)
     for warning in () if as_json else warnings:

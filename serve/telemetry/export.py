@@ -62,8 +62,11 @@ AZURE_MONITOR_OFF = (
     "APPLICATIONINSIGHTS_SDKSTATS_DISABLED",
     "APPLICATIONINSIGHTS_OPENTELEMETRY_RESOURCE_METRIC_DISABLED",
 )
-_INSTRUMENTATION_KEY = re.compile(
-    r"(?i)(?:^|;)\s*InstrumentationKey\s*=\s*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*(?:;|$)"
+# Connection strings that the exporters accept, in every process: `NAME=VALUE;…` with a key, without Entra ID.
+_CONNECTION_STRING = re.compile(
+    r"(?=(?:.*;)?(?i:InstrumentationKey)=[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:;|$))"
+    r"(?!(?:.*;)?(?i:Authorization=(?!ikey(?:;|$))))"
+    r"[^=;]+=[^=;]*(?:;[^=;]+=[^=;]*)*"
 )
 # Time to send the last metrics at a stop.
 LAST_S = 2.0
@@ -97,7 +100,7 @@ def _azure_monitor(connection_string: str) -> Exporters:
         os.environ.setdefault(name, "true")  # read when the package is imported
     with extra_installed("azure-monitor"):
         from azure.monitor.opentelemetry import exporter  # noqa: PLC0415 -- a separate extra
-    if not _INSTRUMENTATION_KEY.search(connection_string):
+    if not _CONNECTION_STRING.fullmatch(connection_string):
         raise ServiceMisused(
             f"{CONNECTION_STRING} is not a connection string of Application Insights, as "
             "InstrumentationKey=…;IngestionEndpoint=https://…/"

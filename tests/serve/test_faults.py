@@ -257,3 +257,4 @@ async def test_limited_throughput_goes_to_personal_lists_and_the_rest_are_popula
         rate_ru = (cosmos.spent_ru() - before_ru) / (time.monotonic() - began)
     assert 0.5 < rate_ru / 400 < 1.3
     assert found["popular"] > 0.1 * found.total(), found
+    assert found["personal"] > 0.05 * found.total(), found

@@ -365,9 +365,19 @@ def test_azure_monitor_receives_spans_and_metrics_and_key_is_never_logged(
     assert sent.keys() == {"RequestData", "RemoteDependencyData", "MetricData"}
     assert sent["RequestData"]["tags"]["ai.operation.id"] == TRACE
     assert INGESTION_KEY not in caplog.text + repr(settings)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["InstrumentationKey=none", f"InstrumentationKey={INGESTION_KEY};", f"InstrumentationKey = {INGESTION_KEY}",
+     f"InstrumentationKey={INGESTION_KEY};IngestionEndpoint=https://a.example/?b=c", f"IngestionKey={INGESTION_KEY}",
+     f"InstrumentationKey={INGESTION_KEY};whole", f"InstrumentationKey={INGESTION_KEY.upper()}",
+     f"Authorization=aad;InstrumentationKey={INGESTION_KEY}"],
+)  # fmt: skip
+def test_a_connection_string_that_the_exporters_refuse_is_an_error(wrong: str) -> None:
     with pytest.raises(ServiceMisused, match="is not a connection string") as refused:
-        exporters_for(azure("InstrumentationKey=none"))
-    assert "InstrumentationKey=none" not in str(refused.value)
+        exporters_for(azure(wrong))
+    assert wrong not in str(refused.value)
 
 
 def all_sent(settings: TelemetrySettings, spans: Sequence[Span]) -> bool:
