@@ -1,8 +1,7 @@
 """Admission of batches by queueing delay, as in CoDel; each worker decides for itself.
 
 Two delays are measured: how late a timer of the event loop fires, and how long batches wait. Of the lateness only the
-loop's own CPU time counts: if other processes had the core, our queue was empty, and refusing would not have shortened
-anything.
+loop's own CPU time counts: while other processes have the core, refusing shortens nothing.
 """
 
 import asyncio
@@ -19,14 +18,14 @@ T = TypeVar("T")
 
 # Interval of the timer, and how late it may be for a batch to begin.
 TICK_S = 0.005
-# Interval of the timer without batches, to save CPU.
+# Interval without batches, to save CPU.
 IDLE_TICK_S = 0.05
-# A shorter delay is a burst. A longer one only adds latency: then batches may wait for TARGET_S, until none was refused
+# A shorter delay is a burst. A longer one only adds latency: batches may then wait for TARGET_S, until none was refused
 # for INTERVAL_S.
 INTERVAL_S = 0.1
 TARGET_S = 0.015
-# Batches that run at once: one if they keep the loop busy. One more is added at each tick in which the loop worked for
-# less than IDLE_SHARE although batches wait, as when they wait for a store.
+# Batches that run at once. One more is added at each tick in which batches wait and the loop worked for less than
+# IDLE_SHARE, as when batches wait for a store.
 MIN_RUNNING = 1
 MAX_RUNNING = 64
 IDLE_SHARE = 0.5
@@ -61,7 +60,7 @@ class Admission:
         self._measure_again(monotonic(), thread_time(), TICK_S)
 
     def stop(self) -> None:
-        """Stop measuring; batches no longer wait for a late loop."""
+        """Stop measuring."""
         if self._timer is not None:
             self._timer.cancel()
             self._pause_s = TICK_S
@@ -86,7 +85,7 @@ class Admission:
 
     @asynccontextmanager
     async def resumed(self) -> AsyncIterator[None]:
-        """Continue a batch: it waits for a turn before batches that have not begun, and is never refused."""
+        """Continue a batch: it precedes batches that have not begun, and is never refused."""
         if self._running < self._limit:
             self._run()
         else:
@@ -121,7 +120,7 @@ class Admission:
         await self._take(turn)
 
     async def _take(self, turn: asyncio.Future[None]) -> None:
-        """Wait for a turn; a cancelled task returns its turn."""
+        """Wait for a turn, and return it on cancellation."""
         try:
             await turn
         except asyncio.CancelledError:
@@ -146,7 +145,7 @@ class Admission:
             self._waiting.popleft()
 
     def _give(self, turn: asyncio.Future[None]) -> None:
-        if not turn.done():  # it was not cancelled
+        if not turn.done():
             self._run()
             turn.set_result(None)
 

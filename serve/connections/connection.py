@@ -1,11 +1,10 @@
 """Connections: a state machine per connection, their registry, and its limits.
 
-A header ends at its first empty line, and a body has the length that its header gives; aiohttp's parser reads both and
-finds framing errors. The fast lane or aiohttp's request and response classes answer, one request after the other. Bytes
-that arrive meanwhile wait, up to BEHIND_BYTES.
+aiohttp's parser reads each header and body, and finds framing errors. The fast lane or aiohttp's request and response
+classes answer one request after the other. Bytes that arrive meanwhile wait, up to BEHIND_BYTES.
 
-Every request that is not plain closes its connection: one that cannot be read, HTTP/1.0, Expect, Upgrade, CONNECT, a
-chunked body, and one with a refused body.
+Requests that cannot be read, HTTP/1.0, Expect, Upgrade, CONNECT, chunked bodies and refused bodies close the
+connection.
 """
 
 import asyncio
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 8190
 BEHIND_BYTES = 65_536
-# Pipelined requests that the lane answers before other connections get their turn.
+# Pipelined requests that the lane answers before other connections.
 LANES_AT_ONCE = 16
 # The registry bounds bodies, so aiohttp's reader never pauses the connection.
 NEVER_PAUSED = 1 << 30
@@ -43,14 +42,14 @@ NEVER_PAUSED = 1 << 30
 # room.
 WRITE_STEP_BYTES = 65_536
 CROWDED_WRITE_S = 1.0
-# Each tick of the sweep checks one of SLICES slices of the connections: each connection once a second.
+# Each tick of the sweep checks one of SLICES slices: each connection once a second.
 SLICES = 10
 TICK_S = 0.1
-# Connections beyond the limits that get an answer at a time; others are closed without one.
+# Connections beyond the limits that get an answer at a time; others are only closed.
 REFUSED_AT_ONCE = 32
-# How long a client may read the last answer: closing with unread bytes would reset the connection.
+# Time to read the last answer: closing with unread bytes would reset the connection.
 LINGER_S = 1.0
-# Undocumented names of aiohttp that are used here. A test checks for each, and pyproject.toml bounds the version.
+# Undocumented names of aiohttp. A test checks for each, and pyproject.toml bounds the version.
 UNDOCUMENTED = {
     BaseProtocol: ("transport", "pause_writing", "resume_writing", "connection_lost"),
     HttpRequestParser: ("feed_data",),
@@ -74,7 +73,7 @@ class State(Enum):
     CLOSED = "the transport is gone"
 
 
-# Allowed transitions. Every state may also change to CLOSED.
+# Every state may also change to CLOSED.
 TRANSITIONS = {
     State.OPENING: {State.IDLE},
     State.IDLE: {State.HEADER, State.STORE},
@@ -89,12 +88,12 @@ WAITS_FOR_REQUEST = (State.OPENING, State.IDLE, State.HEADER)
 
 
 class ConnectionRegistry:
-    """All connections of a server, counted against its limits; used on the server's loop."""
+    """All connections of a server, counted against its limits."""
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limits = limits
         self.bytes_in_flight = 0
-        """Bytes of unanswered requests, and of answers that clients have not read."""
+        """Of unanswered requests, and of answers that clients have not read."""
         self._metrics = metrics
         self._room = min(limits.connections, room_for_connections())
         self._open: dict[Connection, None] = {}
@@ -128,7 +127,7 @@ class ConnectionRegistry:
             self._timer.cancel()
 
     def refusal(self) -> str:
-        """Return why a new connection is refused, and count it; "" if it is accepted."""
+        """Return why a new connection is refused, and count it; "" if accepted."""
         if len(self) < self._room or (self.limits.idle_gives_way and self._has_made_room()):
             return ""
         self._metrics.count_shed("connections")
@@ -153,7 +152,7 @@ class ConnectionRegistry:
         return True
 
     def linger(self, connection: "Connection") -> None:
-        """Close a connection after LINGER_S, so its client can read the answer."""
+        """Close a connection after LINGER_S."""
         self._closing.setdefault(connection, monotonic() + LINGER_S)
 
     def remove(self, connection: "Connection") -> None:
@@ -187,14 +186,14 @@ class Front(Protocol):
 
 
 class Connection(BaseProtocol):
-    """An asyncio protocol without a timer; aiohttp's objects are made only when needed."""
+    """An asyncio protocol without a timer; makes aiohttp's objects only when needed."""
 
     __slots__ = (
         "_buffer", "_closes", "_fed", "_held", "_is_ended", "_is_last", "_lane", "_left", "_method",
         "_payload", "_queued", "_registry", "_requests", "_server", "_stalled", "_task", "accepting", "refusal",
         "since", "ssl_context", "state",
     )  # fmt: skip
-    peername = sockname = None  # read by aiohttp's requests, and unused here
+    peername = sockname = None  # read by aiohttp's requests
 
     def __init__(self, server: Front, refusal: str = "") -> None:
         super().__init__(asyncio.get_running_loop())
@@ -209,14 +208,14 @@ class Connection(BaseProtocol):
         self._registry = server.registry
         self._lane = None if refusal else server.lane
         self._buffer = bytearray()
-        self._fed = 0  # bytes of the header that the parser has seen
-        self._requests: HttpRequestParser | None = None  # reads headers and bodies
+        self._fed = 0  # header bytes that the parser has seen
+        self._requests: HttpRequestParser | None = None
         self._payload = EMPTY_PAYLOAD
-        self._left = 0.0  # bytes of the body to come; inf if it is chunked
+        self._left = 0.0  # body bytes to come; inf if chunked
         self._method = ""
-        self._closes = False  # whether the current request closes the connection
-        self._is_last = False  # whether the client requested that
-        self._is_ended = False  # whether the client half-closed
+        self._closes = False  # close after the current request
+        self._is_last = False  # the client requested that
+        self._is_ended = False  # the client half-closed
         self._task: asyncio.Task[None] | None = None
         self._held = self._queued = 0
         self._stalled = 0.0
@@ -228,7 +227,7 @@ class Connection(BaseProtocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be written to: after the TLS handshake."""
+        """Whether the TLS handshake is done and the transport open."""
         return self.state not in (State.OPENING, State.CLOSED)
 
     @property
@@ -238,7 +237,7 @@ class Connection(BaseProtocol):
 
     @property
     def idle_since(self) -> float:
-        """Since when it has waited for a whole request; inf while one is answered."""
+        """Since when it has waited for a whole request; inf during an answer."""
         return self.since if self.state in WAITS_FOR_REQUEST and not self._queued else inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -259,7 +258,7 @@ class Connection(BaseProtocol):
             self._payload.set_exception(ConnectionResetError("the client has gone"))
 
     def eof_received(self) -> bool:
-        """Answer a GET of a client that half-closed; the client of a POST counts as gone."""
+        """Answer a GET of a client that half-closed; a POST is given up."""
         self._is_ended = True
         is_answering = self.state in (State.STORE, State.ANSWER) and self._method != hdrs.METH_POST
         return is_answering and self._live.can_write_eof()  # TLS cannot half-close
@@ -311,7 +310,6 @@ class Connection(BaseProtocol):
         return self.transport
 
     def _read_headers(self) -> None:
-        """Read headers in the buffer until a request is complete, or more bytes are needed."""
         at_once = 0
         while self._buffer and self.state in (State.IDLE, State.HEADER):
             if self.state is State.IDLE:
@@ -350,7 +348,7 @@ class Connection(BaseProtocol):
         return True
 
     def _feed_header(self, size: int, *, is_whole: bool) -> bool:
-        """Feed a header, or a part of it, to the parser; return whether to look for another in the buffer."""
+        """Feed a header, or a part of it, to the parser; return whether to look for another."""
         if self._requests is None:
             self._requests = HttpRequestParser(
                 cast("Any", self),
@@ -485,7 +483,7 @@ class Connection(BaseProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close, after LINGER_S unless the client requested it: data in flight would cause a reset."""
+        """Close, after LINGER_S unless the client requested it."""
         is_over = self._is_last and self.state is State.ANSWER
         self._go(State.CLOSING)
         self.since = monotonic()
@@ -498,14 +496,14 @@ class Connection(BaseProtocol):
             self._registry.linger(self)
 
     def hold(self, count: int) -> None:
-        """Add *count* to the bytes held for this connection; a negative one subtracts, at most to zero."""
+        """Add *count*, which may be negative, to the bytes held for this connection, down to zero."""
         if self.is_open:
             count = max(count, -self._held)
             self._held += count
             self._registry.bytes_in_flight += count
 
     def _count(self, size: int) -> None:
-        """Count received bytes; refuse the body, or cut the connection, if bytes in flight exceed their limit."""
+        """Count received bytes; beyond the limit, refuse the body or cut the connection."""
         self.hold(size)
         if self._registry.is_full:
             if self.state is State.BODY:
@@ -514,7 +512,7 @@ class Connection(BaseProtocol):
                 self._cut_slow_reader()
 
     def check(self, now: float) -> None:
-        """Close the connection if its state has lasted too long at *now*, by `time.monotonic`."""
+        """Close the connection if its state has lasted too long at *now* (`time.monotonic`)."""
         age_s, limits = now - self.since, self._registry.limits
         if self._queued:
             self._check_reader(now)
@@ -543,7 +541,7 @@ class Connection(BaseProtocol):
         self.cut()
 
     def cut(self) -> None:
-        """Close the connection at once, even during its handshake."""
+        """Close at once, even during the handshake."""
         if self.transport is not None:
             self.transport.abort()
         elif self.state is State.OPENING and self.accepting is not None:

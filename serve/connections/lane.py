@@ -36,8 +36,8 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.keys import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
-# Limits of remembered header blocks and lines that repeat between requests, and of response heads, which all lists of a
-# release share.
+# Limits of remembered header blocks and lines that clients repeat, and of response heads, which all lists of a release
+# share.
 MAX_REMEMBERED = 1024
 MAX_FRAMES = 64
 # Returned if the answer is delivered later.
@@ -49,7 +49,7 @@ _line = re.compile(
 ).match
 _value = re.compile(rb"[ \t]?([\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)").fullmatch
 
-# Headers that are read; headers that a client repeats in each request; headers that differ between requests.
+# Headers that are read, that a client repeats in each request, and that differ between requests.
 NAMES = ("X-API-Key", "Authorization", "X-Request-Id", "If-None-Match")
 CONSTANT = (
     "Host", "Connection", "Accept", "User-Agent", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma",
@@ -62,7 +62,7 @@ CHANGING = (
     "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "X-Forwarded-For", "X-Original-Forwarded-For", "X-Real-IP",
     "X-Forwarded-Client-Cert", "X-Envoy-Expected-Rq-Timeout-Ms", "Via", "Forwarded", "Cookie",
 )  # fmt: skip
-# One bit per header, by its usual spellings.
+# One bit per header.
 _BITS = {name: 1 << n for n, name in enumerate((*NAMES, *CONSTANT, *CHANGING))}
 BITS = {way.encode(): bit for name, bit in _BITS.items() for way in (name, name.lower(), name.title())}
 API_KEY, AUTHORIZATION, REQUEST_ID, KNOWN, HOST, CONNECTION = (_BITS[one] for one in (*NAMES, *CONSTANT[:2]))
@@ -74,7 +74,7 @@ TRACESTATE = _BITS["tracestate"]
 IS_REMEMBERED = IS_CONSTANT | API_KEY | AUTHORIZATION
 
 
-# Credential, request id, If-None-Match, and, if requests are traced, `traceparent` and `tracestate`.
+# Credential, request id, If-None-Match, and, if traced, `traceparent` and `tracestate`.
 _Headers = tuple[str | None, str | None, str | None, str | None, str | None]
 
 
@@ -86,7 +86,7 @@ class _ListRoute(NamedTuple):
     key: str
     subject: bytes
     cache: str
-    """Cache-Control of a list from that source; a fallback is not stored."""
+    """Cache-Control; fallbacks are not stored."""
 
     ok_cell: int
     known_cell: int
@@ -98,15 +98,14 @@ def _kind(route: str, source: str, key: str, subject: bytes, cache: str) -> _Lis
 
 
 class _AnswerFrame(NamedTuple):
-    """Heads of answers of one kind up to their ETag, and the body between subject and items."""
+    """Heads of answers up to their ETag, and the body between subject and items."""
 
     head: bytes
     not_modified: bytes
     middle: bytes
 
 
-# Start time, kind, id in the path, n, headers, caller, and span if sampled. A tuple, because it is made in a tenth of
-# the time.
+# Start time, kind, id in the path, n, headers, caller, and span if sampled. A tuple is made in a tenth of the time.
 _Request = tuple[float, _ListRoute, bytes, int, _Headers, str, RequestSpan | None]
 
 
@@ -114,7 +113,7 @@ _origin = re.compile(rb"(?i)\r\norigin:[ \t]*([\x21-\x7e]+)[ \t]*\r\n").search
 
 
 class AnswerWriter:
-    """Writes whole answers as aiohttp would; one per server, and one per lane."""
+    """Writes whole answers as aiohttp would."""
 
     def __init__(self, metrics: Metrics, request_ids: RequestIds, cors: Cors | None) -> None:
         self.request_ids = request_ids
@@ -126,7 +125,7 @@ class AnswerWriter:
     ) -> bytes:
         """Return an answer that begins with *head* and *last*, the end of its last line.
 
-        *more* are additional header lines; Content-Length is omitted without a *body*.
+        *more* are further header lines; without a *body*, Content-Length is omitted.
         """
         now = monotonic()
         if now >= self._date_until:
@@ -149,7 +148,7 @@ class AnswerWriter:
         return self.write(head.encode(), request_id, took_s, problem.body, more=more)
 
     def refuse(self, problem: Problem, reason: str, took_s: float, data: bytes) -> bytes:
-        """Return the answer to bytes that are refused before there is a request; *reason* is one of SHED, or empty."""
+        """Answer bytes that are refused before there is a request; *reason* is one of SHED, or empty."""
         if reason:
             self._metrics.count_shed(reason)
         self._metrics.observe_request(OTHER, OTHER, problem.status, 0.0)
@@ -192,7 +191,7 @@ class Lane:
     def answer(self, data: bytes, now: float, deliver: Callable[[bytes], None]) -> bytes | None:
         """Return the answer to a request that arrived *now*; None for requests that are not plain.
 
-        PENDING if a store is read first: *deliver* is called with the answer in a later loop iteration.
+        PENDING if a store is read first: *deliver* is later called with the answer.
         """
         line = _line(data)
         if line is None or self._dispatcher.draining:
@@ -282,7 +281,6 @@ class Lane:
         return frame
 
     def _read(self, block: bytes) -> _Headers | None:
-        """Parse the headers of a request; None if one of them is not allowed here."""
         if len(block) > MAX_BYTES or block.find(END) != len(block) - len(END):
             return None
         seen, values = 0, dict[int, str]()
@@ -308,7 +306,7 @@ class Lane:
         return headers
 
     def _classify_header(self, line: bytes) -> tuple[int, str | None] | None:
-        """Return the bit of a header, and its value if that is read; None if it is not allowed here."""
+        """Return a header's bit, and its value if that is read; None if not allowed here."""
         name, _, given = line.partition(b":")
         bit, value = BITS.get(name, 0), _value(given)
         if not bit or value is None:

@@ -1,7 +1,7 @@
 """Listening sockets: reserved before workers are forked, and balanced between them.
 
-Connections are accepted here rather than by an event loop's server, which resets what it cannot accept: when
-descriptors run out, clients wait in the kernel's queue.
+An event loop's server would reset what it cannot accept. Here, when descriptors run out, clients wait in the kernel's
+queue.
 """
 
 import asyncio
@@ -18,30 +18,30 @@ from hotplate.serve.settings import Limits
 
 log = logging.getLogger(__name__)
 
-# How long to wait for a port that workers of a killed parent still hold.
+# How long workers of a killed parent may still hold a port.
 PORT_WAIT_S = 1.5
 PORT_POLL_S = 0.02
-# How much unsent data the kernel buffers. The rest stays in this process, which counts and times it; otherwise a client
-# that does not read could hold 4 MB of kernel memory.
+# Unsent data in the kernel; this process counts and times the rest. By default, a client that does not read could hold
+# 4 MB of kernel memory.
 UNSENT_BYTES = 65_536
 # Connections accepted before requests get their turn.
 AT_ONCE = 64
-# How often, and how long each time, a worker leaves connections to workers with fewer. Those that do not take them are
-# busy or stuck, and are ignored until they accept again.
+# How often, and how long each time, a worker leaves connections to workers with fewer. Workers that do not take them
+# are ignored until they accept again.
 YIELDS = 250
 YIELD_S = 0.001
 # Pause when descriptors have run out.
 PAUSE_S = 0.1
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-# Descriptors that a worker needs besides its connections.
+# Descriptors that are not for connections.
 RESERVED = 128
-# What a worker may hold for clients at least: one large body and its answer.
+# Minimum per worker: one large body and its answer.
 LEAST_IN_FLIGHT = 16 << 20
 LOG_EVERY_S = 60.0
 
 
 class CannotListen(OSError):
-    """The address cannot be listened on; the text gives reason and remedy."""
+    """The address cannot be listened on."""
 
 
 def reserve(host: str, port: int, options: str = "") -> socket.socket:
@@ -79,7 +79,7 @@ def _bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # and so each connection
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # inherited by connections
         listener.bind((host, port))
     except BaseException:
         listener.close()
@@ -88,7 +88,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the soft limit of open files to the hard limit."""
+    """Raise the soft limit of open files to the hard one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -100,7 +100,7 @@ def room_for_connections() -> int:
 
 
 def within_memory(limits: Limits, workers: int, room_bytes: float) -> Limits:
-    """Return limits by which all workers together hold a quarter of *room_bytes* for clients."""
+    """Return limits that let all workers together hold a quarter of *room_bytes* for clients."""
     share = max(room_bytes / 4 / workers, LEAST_IN_FLIGHT)
     return replace(limits, bytes_in_flight=int(min(limits.bytes_in_flight, share)))
 
@@ -116,8 +116,8 @@ class Acceptor:
     ) -> None:
         """Call *take* with each accepted connection.
 
-        *has_most* returns whether another process on the same socket has fewer connections; its argument is True if
-        that process had all its YIELDS.
+        *has_most* returns whether another process on the same socket has fewer connections; its argument is True after
+        all YIELDS.
         """
         listening.setblocking(False)
         self._socket = listening
@@ -126,7 +126,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._paused: asyncio.TimerHandle | None = None
         self._logged_at = -inf
-        has_most(False)  # from now on others leave connections to this process
+        has_most(False)  # registers this process
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class Acceptor:
                 return
 
     def _accept_one(self) -> bool:
-        """Accept one connection; False if none is pending, or no descriptor is free."""
+        """Accept a connection; False if none is pending, or no descriptor is free."""
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError):

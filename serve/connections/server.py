@@ -28,11 +28,11 @@ from hotplate.serve.settings import Limits
 
 log = logging.getLogger(__name__)
 
-# The share of a caller's time-out for reading lists; the rest is for building and sending the answer.
+# Share of a caller's time-out for reading lists.
 READ_SHARE = 0.9
 MOST_TIMEOUT_S = 60.0
 TIMEOUT = istr("X-Request-Timeout-Ms")
-# At a stop, how long idle keep-alive clients may send one more request, which is answered with `Connection: close`.
+# How long a stop lets idle keep-alive clients send one more request, answered with `Connection: close`.
 LINGER_S = 0.5
 POLL_S = 0.01
 
@@ -40,7 +40,7 @@ Work = Callable[[], Awaitable[web.Response]]
 
 
 class Responder(Protocol):
-    """The interface of `hotplate.serve.api.app.Dispatcher` that a server uses."""
+    """What a server uses of `hotplate.serve.api.app.Dispatcher`."""
 
     metrics: Metrics
     request_ids: RequestIds
@@ -59,7 +59,7 @@ class HttpServer:
     """An HTTP/1.1 server with limited connections."""
 
     def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: Lane | None = None) -> None:
-        """*dispatcher* answers requests, and *lane* the plainest of them without aiohttp."""
+        """*lane* answers plain requests without aiohttp, and *dispatcher* all others."""
         self.dispatcher = dispatcher
         self.metrics = dispatcher.metrics
         self.registry = ConnectionRegistry(limits or Limits(), self.metrics)
@@ -83,13 +83,13 @@ class HttpServer:
         )
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until clients have closed (LINGER_S at most) and all requests are answered."""
+        """Wait until clients have closed (at most LINGER_S) and all requests are answered."""
         began = monotonic()
         await _passed(lambda: not len(self.registry), began + min(LINGER_S, timeout_s))
         await _passed(lambda: not self.registry.is_answering, began + timeout_s)
 
     async def close(self, timeout_s: float = 0.0) -> None:
-        """Close idle connections now, and the others after *timeout_s* at most."""
+        """Close idle connections now, and the others within *timeout_s*."""
         for connection in self.registry:
             connection.close_if_idle()
         await _passed(lambda: not self.registry.is_answering, monotonic() + timeout_s)
@@ -124,7 +124,7 @@ class HttpServer:
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, used by proxies
-        if request.method == "POST" or TIMEOUT not in request.headers:  # `admit` checks the time-out of a POST
+        if request.method == "POST" or TIMEOUT not in request.headers:  # `admit` checks a POST
             return self.dispatcher.answer(request, path, query, gate=self)
         return self._answer_in_time(request, path, query, since)
 
@@ -173,7 +173,7 @@ async def _passed(is_over: Callable[[], bool], until: float) -> None:
 
 
 def deadline_of(request: web.BaseRequest, received: float) -> float:
-    """Return when the caller's time-out ends, by `time.monotonic`; inf without one."""
+    """Return the end of the caller's time-out by `time.monotonic`; inf without one."""
     given = request.headers.get(TIMEOUT)
     if given is None:
         return inf

@@ -1,7 +1,7 @@
 """The admin process: metrics, the state of all workers, changes of releases, and the console.
 
-It reads counters and states from shared memory and opens stores itself, so neither scrapes nor activations cost a
-worker anything. The files of the console need no key, because they contain no data of the service.
+It reads shared memory and opens stores itself, so scrapes and activations cost workers nothing. The console's files
+need no key: they contain no data.
 """
 
 import asyncio
@@ -59,11 +59,11 @@ JsonObject = dict[str, object]
 
 log = logging.getLogger(__name__)
 
-# Timeouts of reading a catalogue, and of requests in progress at a stop.
+# Timeouts of catalogue reads, and of requests at a stop.
 CATALOGUE_S = 5.0
 STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-# A further connection replaces the longest idle one, so that idle connections cannot lock out operators.
+# A further connection replaces the longest idle one, so idle ones cannot lock out operators.
 CONNECTIONS = 64
 PAGE = "index.html"
 MEDIA = {
@@ -128,7 +128,7 @@ NOTHING = QueryParser(NoQuery, "this route of the console")
 async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
     """Answer operators until SIGTERM, or until the parent, which holds *lifeline* open, is gone.
 
-    Except on loopback, callers need a key with the scope admin, and use TLS if the service has a certificate.
+    Except on loopback, callers need a key with the scope admin, and use the service's TLS certificate, if any.
     """
     host = listener.getsockname()[0]
     is_local = is_loopback(host)
@@ -179,7 +179,6 @@ class Console:
         self._context, self._settings = context, context.settings
         self._files = {each.name: each for each in FILES.iterdir()}
         self.opened, self._opening = AsyncExitStack(), asyncio.Lock()
-        """Closes the reader."""
         self._reader: TieredReader | None = None
         self.routes = by_template(
             Route("/", {"GET": self.front}),
@@ -187,7 +186,7 @@ class Console:
             *(Route(f"/console/{name}", {"GET": self.file}) for name in self._files),
         )
         self.open_paths = frozenset(self.routes)
-        """Paths that need no key: a browser sends none when it opens a page."""
+        """Paths without a key: a browser sends none when it opens a page."""
         self.routes |= by_template(
             Route("/console/state", {"GET": self.state}),
             Route("/console/service", {"GET": self.service}),
@@ -268,7 +267,7 @@ class Console:
         return json_of({"revoked": name})
 
     async def _with_keys(self, act: Callable[[Path], T]) -> T:
-        """Act on the file of keys in a thread, because it may wait for a lock."""
+        """Use a thread, because this may wait for a lock."""
         path = self._settings.keys
         if path is None:
             raise Problem(403, "no-keys", "this service was started without a file of keys; see --keys")
@@ -293,10 +292,9 @@ class Console:
         return json_of(listed | {"took_ms": took_ms, "items": decode(reader.cut(found, DEFAULT_N))})
 
     async def _open(self) -> TieredReader:
-        """Return a reader of the workers' stores, opened on first use."""
         async with self._opening:
             if self._reader is None:
-                given = self._settings  # without the shared metrics: an operator's lookups are not traffic
+                given = self._settings  # without shared metrics: these look-ups are not traffic
                 reader = open_reader(given.stores, budget_s=given.budget_s, deny_list=self._context.deny_list)
                 self._reader = await self.opened.enter_async_context(reader)
             try:
@@ -310,8 +308,8 @@ class _Admin:
     """The dispatcher of the admin listener."""
 
     def __init__(self, context: ProcessContext, host: str, guard: Guard | None, console: Console) -> None:
-        """Take the *host* that is listened on, and the *guard* that checks keys, None on loopback."""
-        self.metrics = Metrics(1, ())  # never shown; only workers count in the shared table
+        """*host* is listened on, and *guard* checks keys, None on loopback."""
+        self.metrics = Metrics(1, ())  # never shown; only workers count
         self.request_ids = RequestIds()
         self.cors = None
         self._host, self._guard = host, guard
@@ -343,7 +341,6 @@ class _Admin:
         refusal: Problem | None = None,
         gate: Gate | None = None,  # noqa: ARG002 -- no limits for operators
     ) -> web.Response:
-        """Answer a request for a raw path and query, or refuse it; errors are problem documents."""
         request_id = self.request_ids.of(request)
         named = RELEASE.fullmatch(path)
         route = self._by_release[named[2]] if named else self._routes.get(path)
@@ -365,7 +362,7 @@ class _Admin:
         return response
 
     def _refuse_other_pages(self, request: web.BaseRequest, refusal: Problem | None) -> None:
-        """Refuse requests that a page of another site makes a browser send, also by DNS rebinding."""
+        """Refuse requests that pages of other sites make browsers send, also by DNS rebinding."""
         if refusal is not None:
             raise refusal
         if is_loopback(self._host) and _host_named(request) not in LOCAL_NAMES | {self._host}:
@@ -389,7 +386,7 @@ class _Admin:
         return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /v1/releases`: the current catalogue of each store."""
+        """`GET /v1/releases`: the catalogue of each store."""
         urls, admin_url = self._settings.stores, self._settings.admin_store
         found = await asyncio.gather(*map(_read_catalogue, (*urls, *([] if admin_url is None else [admin_url]))))
         changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
@@ -406,7 +403,7 @@ class _Admin:
         return json_of({"live": release})
 
     async def start_canary(self, _: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/{id}/canary?percent=&force=`: start a canary, or change its share of users."""
+        """`POST /v1/releases/{id}/canary?percent=&force=`: start a canary, or change its share."""
         query = CANARY.parse(raw_query)
         release, percent = ReleaseId(unquote(raw_id)), _percent(query.percent)
         act = partial(start_canary, release=release, percent=percent, though_refused=query.force == "true")
@@ -432,7 +429,7 @@ class _Admin:
     async def _change(
         self, act: Callable[[Store], Awaitable[ReleaseId | bool | None]], what: str, release: ReleaseId | None = None
     ) -> ReleaseId | None:
-        """Change the catalogue of the admin store, one change at a time; return the affected release."""
+        """Make one change at a time in the admin store; return the affected release."""
         if self._settings.admin_store is None:
             raise Problem(
                 403,
@@ -454,7 +451,6 @@ class _Admin:
 
 
 async def _read_catalogue(url: str) -> JsonObject:
-    """Return a store's catalogue, or the error."""
     try:
         store = connect(url)
         try:
@@ -483,7 +479,6 @@ def _catalogue(found: Catalogue) -> JsonObject:
 
 
 def _previous(found: Catalogue) -> ReleaseId | None:
-    """Return the release that a rollback would make live."""
     with suppress(ReleaseNotFound, ReleaseConflict):
         return None if found.live is None else changes.rollback(found, found.live).live
     return None
@@ -541,7 +536,6 @@ def _worker(number: int, state: WorkerState | None) -> JsonObject:
 
 
 def _tier(name: str, reports: list[TierState]) -> JsonObject:
-    """Combine the workers' reports of a tier."""
     return {
         "tier": name,
         "workers": len(reports),

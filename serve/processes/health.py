@@ -1,4 +1,4 @@
-"""Probes, answered by the parent process over plain HTTP and without keys, independently of its children."""
+"""Probes, answered by the parent process over plain HTTP, without keys and independently of its children."""
 
 import selectors
 import socket
@@ -13,30 +13,29 @@ import orjson
 
 from hotplate.serve.states import ANSWERING, SILENT_S, SharedStates, service_status
 
-# Maximum open connections (the oldest is closed for a new one), and length of the accept queue.
+# Maximum open connections (a new one replaces the oldest), and length of the accept queue.
 CONNECTIONS = 16
 BACKLOG = 64
 # Limits of a request.
 REQUEST_S = 5.0
 REQUEST_BYTES = 4096
-# Time until the first report of a worker after the start of the service.
+# Time until the first report of a worker.
 START_S = 30.0
 # Maximum silence per look: a paused parent hears no reports.
 LOOK_S = 2.0
 
-# Returns the HTTP status and the `status` of the body.
+# HTTP status, and `status` of the body.
 ProbeAnswer = Callable[[], tuple[int, str]]
 
 
 class Health:
-    """Measures how long each process has been silent, from look to look, and answers probes."""
+    """Measures how long each process has been silent, and answers probes."""
 
     def __init__(self, states: SharedStates, clock: Callable[[], float] = time.monotonic) -> None:
         self.draining = False
-        """Whether the service is stopping: alive, but not ready."""
         processes = states.workers + 1  # the last is the admin process
         self.silent_s = [0.0] * processes
-        """Seconds without a report, by process, at the last look."""
+        """By process, at the last look."""
         self._heard = [0.0] * processes
         self._states = states
         self._clock = clock
@@ -120,7 +119,7 @@ class HealthListener:
             self._close(next(iter(self._open)))
 
     def leave(self) -> None:
-        """Close all descriptors in a child."""
+        """Close all descriptors, in a child."""
         self._listener.close()
         for connection in self._open:
             connection.socket.close()
@@ -140,7 +139,7 @@ class HealthListener:
 
     def _read(self, connection: _ProbeConnection) -> None:
         if connection not in self._open:
-            return  # closed for a new connection in the same wait
+            return  # closed for a new connection
         try:
             data = connection.socket.recv(REQUEST_BYTES)
             connection.received += data

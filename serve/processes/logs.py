@@ -1,7 +1,6 @@
 """Logging of the processes of a service: to standard error without blocking, and to the console.
 
-A full pipe must not block the parent, which replaces workers: lines are buffered up to a bound, then dropped and
-counted. The latest lines of all processes also go to the admin process.
+A full pipe must not block the parent, which replaces workers: lines are buffered, then dropped and counted.
 """
 
 import io
@@ -52,7 +51,7 @@ class LogStream(io.TextIOBase):
         self._unreported = 0
 
     def take_over(self, logger: logging.Logger, instead: io.TextIOBase | object) -> None:
-        """Redirect the handlers of a logger that write to the stream *instead*."""
+        """Redirect a logger's handlers that write to the stream *instead*."""
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is instead:
                 handler.setStream(self)
@@ -105,7 +104,7 @@ class LogStream(io.TextIOBase):
 def _writer(descriptor: int) -> Callable[[bytes], int]:
     """Return a function that writes to a descriptor without blocking.
 
-    O_NONBLOCK is not set on the descriptor itself, because other programs, such as the shell, share it.
+    O_NONBLOCK would also affect other programs that share the descriptor, such as the shell.
     """
     with suppress(OSError):
         mode = os.fstat(descriptor).st_mode
@@ -150,7 +149,7 @@ def without_secrets(text: str) -> str:
 
 
 class SharedLog(logging.Handler):
-    """The latest lines of all processes, without secrets, for the admin process; created before the processes."""
+    """The latest lines of all processes, without secrets, for the admin process; created before the first fork."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -178,7 +177,7 @@ class SharedLog(logging.Handler):
             self.handleError(record)
 
     def read(self) -> None:
-        """Receive the lines that were sent since the last call."""
+        """Receive the lines sent since the last call."""
         with suppress(BlockingIOError):
             while True:
                 payload = os.read(self.reading, LINE_BYTES)

@@ -1,7 +1,7 @@
 """The parent process of a service: it holds the sockets, and starts and replaces the workers and the admin process.
 
-Even a single worker has a parent: a file that is cut kills the processes that map it, which must not end the service.
-The parent has neither an event loop nor threads, so it can fork at any time.
+A single worker needs a parent, too: if a file is cut, the processes that map it are killed. The parent has neither
+event loop nor threads, so it can fork at any time.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 # A worker that lived this long did not fail at its start.
 HEALTHY_S = 5.0
-# First and longest pause before a worker that failed at its start is replaced.
+# First and longest pause before replacing a worker that failed at its start.
 RESTART_S = (0.1, 5.0)
 # Time after the drain before a worker is killed.
 KILL_AFTER_S = 5.0
@@ -59,7 +59,7 @@ TICK_S = 1.0
 # Time without a report after which a child is replaced; the second if another worker can answer.
 STUCK_S = 30.0
 STUCK_BESIDE_OTHERS_S = 6.0
-# After a failed system call of the parent, and between two logs of that.
+# Pause after a failed system call, and between logs of it.
 FAILED_PAUSE_S = 0.5
 LOG_EVERY_S = 60.0
 
@@ -86,14 +86,13 @@ class _Child:
     pid: int = 0
     """0 while it does not run."""
     due: float = 0.0
-    """When to start it."""
     started: float = 0.0
     is_aborted: bool = False
     backoff: Backoff = field(default_factory=lambda: Backoff(*RESTART_S))
 
 
 def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> None:
-    """Serve until SIGTERM, SIGHUP or SIGINT; *announce* is called once, when the first worker answers.
+    """Serve until SIGTERM, SIGHUP or SIGINT; *announce* is called when the first worker answers.
 
     Raises CannotListen, ServiceMisused for invalid settings or files, and StoreMisused for an invalid store URL or a
     missing package.
@@ -129,7 +128,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
 
 
 def _check(settings: ServiceSettings) -> None:
-    """Report errors now instead of in every worker, and load modules that all processes share."""
+    """Report errors before workers start, and load modules that all processes share."""
     Cors(settings.cors_origins)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)
@@ -168,7 +167,7 @@ def _url(host: str, listener: socket.socket, certificate: Certificate | None) ->
 
 
 class _Signals:
-    """Signals of the parent: Python writes each one to a socket, which ends the parent's wait."""
+    """Python writes each signal to a socket, which ends the parent's wait."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._reading, self._writing = socket.socketpair()
@@ -181,13 +180,12 @@ class _Signals:
         selector.register(self._reading, selectors.EVENT_READ, lambda: None)
 
     def stop(self) -> signal.Signals | None:
-        """Return the first signal since the last call that stops the service."""
+        """Return the first new signal that stops the service."""
         with suppress(BlockingIOError):
             return next((signal.Signals(number) for number in self._reading.recv(4096) if number in STOPS), None)
         return None
 
     def leave(self) -> None:
-        """Detach a child from the signals of its parent."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._reading.close()
@@ -195,8 +193,6 @@ class _Signals:
 
 
 class _Supervisor:
-    """Starts and replaces the children."""
-
     def __init__(self, context: ProcessContext, listeners: _Listeners, announce: Callable[[], None]) -> None:
         self._context = context
         self._settings = settings = context.settings
@@ -206,7 +202,7 @@ class _Supervisor:
         self._admin = _Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
         self._tick_due = self._log_due = 0.0
-        # Never written to: the reading end becomes readable when this process is gone, however it ended.
+        # The reading end becomes readable when this process is gone, however it ended.
         self._lifeline, self._lifeline_held = os.pipe()
         self._selector = selectors.PollSelector()  # children would share an epoll
         self._signals = _Signals(self._selector)
@@ -214,7 +210,6 @@ class _Supervisor:
         self._probes = HealthListener(listeners.health, self._selector, self._health.routes)
 
     def run(self) -> None:
-        """Keep all children running until a signal, then stop them."""
         gc.freeze()  # keeps pages shared with the children
         stop: signal.Signals | None = None
         while stop is None:
@@ -226,7 +221,7 @@ class _Supervisor:
         self._stop(stop)
 
     def _take_turn(self) -> signal.Signals | None:
-        """Start due children, wait, and check all of them; return a signal that stops the service."""
+        """Start due children, wait, and check all; return a signal that stops the service."""
         waiting = [child for child in self._children if not child.pid]
         for child in waiting:
             if child.due <= time.monotonic():
@@ -240,7 +235,7 @@ class _Supervisor:
             self._end_silent()
             self._context.stderr.report_dropped()
             for each in self._context.watched:
-                each.poll()  # new workers start with the last valid version, even if the file is broken by then
+                each.poll()  # new workers start with the last valid version of the files
         return stop
 
     def _report_failure(self, sentence: str) -> None:
@@ -249,7 +244,7 @@ class _Supervisor:
             log.error("%s; tried again until it succeeds", sentence)
 
     def _wait(self, until: float) -> signal.Signals | None:
-        """Answer probes until a signal or a time of the monotonic clock; return a signal that stops the service."""
+        """Answer probes until a signal or a monotonic time; return a signal that stops the service."""
         ready = self._selector.select(max(0.0, min(until, self._probes.next_deadline) - time.monotonic()))
         for key, _ in ready:
             key.data()
@@ -258,7 +253,7 @@ class _Supervisor:
 
     def _start(self, child: _Child) -> None:
         self._health.started(child.number)
-        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # the child unblocks them once it has its own handlers
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # until the child has handlers
         try:
             pid = os.fork()
             if pid == 0:
@@ -288,7 +283,7 @@ class _Supervisor:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(work)
             code = 0
-        except BaseException:  # a child must never return into the parent's loop
+        except BaseException:  # never return into the parent's loop
             log.exception("%s failed", child.name)
         finally:
             for stream in (sys.stdout, sys.stderr, self._context.stderr):
@@ -296,7 +291,6 @@ class _Supervisor:
             os._exit(code)
 
     def _leave(self, *, keep_admin: bool) -> None:
-        """Close what belongs to the parent, in a child."""
         os.close(self._lifeline_held)
         self._signals.leave()
         self._context.stderr.forget()
@@ -313,7 +307,7 @@ class _Supervisor:
         log.warning("%s ended with %d; another starts in %.1f s", child.name, code, pause_s)
 
     def _end_silent(self) -> None:
-        """Abort a child that has not reported for too long, which logs its stack.
+        """Abort a silent child, which logs its stack.
 
         Only one worker at a time, after the last new one has reported: if all hang, they wait for the same resource.
         """
@@ -338,7 +332,7 @@ class _Supervisor:
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
     def _ended(self) -> Iterator[tuple[_Child, int]]:
-        """Yield each child that has ended, with its exit code. As process 1 of a container it also reaps orphans."""
+        """Yield each child that has ended, with its exit code. As process 1 of a container, also reap orphans."""
         with suppress(ChildProcessError):  # no children are left
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -351,7 +345,7 @@ class _Supervisor:
                         yield child, os.waitstatus_to_exitcode(status)
 
     def _stop(self, caught: signal.Signals) -> None:
-        """Stop the workers, then the admin process; kill what does not end in time."""
+        """Stop the workers, then the admin process; kill them after their time."""
         self._health.draining = True
         self._listeners.workers.close()  # each worker closes its copy when it stops accepting
         at_once = caught is signal.SIGINT

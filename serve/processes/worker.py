@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Signals that stop the service; a closed terminal sends SIGHUP to all of its processes.
+# Signals that stop the service; a closed terminal sends SIGHUP.
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-# Signals that are blocked around a fork, until the child has its own handlers.
+# Blocked around a fork, until the child has its own handlers.
 WATCHED = {signal.SIGCHLD, *STOPS}
 BACKLOG = 1024
-# How long a worker waits for a release before it listens while another worker answers, and how often it checks that.
+# How long a worker waits for a release before it listens while another worker answers, and how often it checks.
 READY_TIMEOUT_S = 10.0
 PATIENCE_POLL_S = 0.1
-# Time for requests in flight, and for the last spans, if the parent was killed.
+# Time for requests and spans if the parent was killed.
 ORPHAN_DRAIN_S = 0.5
 # Time to send the last spans.
 FLUSH_S = 2.0
@@ -64,17 +64,17 @@ class ProcessContext:
     url: str
     """Address of the workers."""
     log_secret: bytes
-    """Secret for hashing user ids in the access log."""
+    """For hashing user ids in the access log."""
 
     @property
     def watched(self) -> list[WatchedFiles]:
-        """The files that are reloaded when they change."""
+        """Files that are reloaded when they change."""
         certificate = [self.certificate.watched] if self.certificate else []
         return [*self.guard.watched, *certificate, *self.deny_list.watched]
 
 
 class _ShutdownSignals:
-    """Stop requests of a worker: by signal, or because the parent is gone."""
+    """Stop requests: by signal, or because the parent is gone."""
 
     def __init__(self, lifeline: int) -> None:
         self.requested, self.at_once = asyncio.Event(), asyncio.Event()
@@ -88,7 +88,6 @@ class _ShutdownSignals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
     def request_at_once(self, _: object = None) -> None:
-        """Stop without the drain delay."""
         self.at_once.set()
         self.requested.set()
 
@@ -127,14 +126,14 @@ async def run_worker(
         write = partial(_write, context, number, reader)
         await stack.enter_async_context(background(reporter.run(write)))
         if not await _is_prepared(reader, context.states, number, stop):
-            return  # no client has connected yet
+            return
         has_most = partial(context.states.has_most_connections, number)
         listening = server.listen(listener, BACKLOG, certificate, has_most)
         write(reporter.state())
         if announce is not None:
             announce()
         gc.collect()
-        gc.freeze()  # full collections need not visit objects that live as long as the worker
+        gc.freeze()  # full collections skip objects that live as long as the worker
         await stop.requested.wait()
         dispatcher.drain()
         write(reporter.state())
@@ -146,7 +145,6 @@ async def run_worker(
 async def _opened(
     context: ProcessContext, stack: AsyncExitStack, stop: _ShutdownSignals
 ) -> tuple[TieredReader, Dispatcher]:
-    """Open the stores and everything else that requests need; *stack* closes it."""
     settings = context.settings
     reader = open_reader(
         settings.stores,
@@ -222,7 +220,7 @@ def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
 
 
 def _write(context: ProcessContext, number: int, reader: TieredReader, state: WorkerState) -> None:
-    """Write a worker's state and popular lists to shared memory, and count the lines that its log dropped."""
+    """Write a worker's state and popular lists to shared memory, and count dropped log lines."""
     context.states.write(number, state)
     context.metrics.count_in(DROPPED_LINES, number=context.stderr.report_dropped())
     if (first := reader.first_served) is not None:
@@ -230,7 +228,7 @@ def _write(context: ProcessContext, number: int, reader: TieredReader, state: Wo
 
 
 async def _is_prepared(reader: TieredReader, states: SharedStates, number: int, stop: _ShutdownSignals) -> bool:
-    """Wait until the worker may listen; return False if it is stopped before."""
+    """Wait until the worker may listen; return False if it is stopped first."""
     stopping = asyncio.create_task(stop.requested.wait())
     preparing = asyncio.create_task(prepared(reader, states, number))
     await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
@@ -240,7 +238,7 @@ async def _is_prepared(reader: TieredReader, states: SharedStates, number: int, 
 
 
 async def prepared(reader: TieredReader, states: SharedStates, number: int) -> None:
-    """Wait until all stores were tried, and there is a release or no other worker answers; READY_TIMEOUT_S at most."""
+    """Wait up to READY_TIMEOUT_S until all stores were tried, and there is a release or no other worker answers."""
     await reader.wait_until_attempted()
     deadline = loop_time() + READY_TIMEOUT_S
     while loop_time() < deadline and states.is_another_answering(number):
