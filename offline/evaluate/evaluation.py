@@ -1,4 +1,4 @@
-"""Evaluation of models and baselines: fit on the train part of a split, measure the lists on its test part."""
+"""Evaluation of models and baselines: fit on the train part of a split, measure on its test part."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -31,19 +31,18 @@ from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.keys import OVERALL
 
-# Ranking more users than this would cost more than the fit; intervals are already a few percent. For large catalogues
-# the pairs (users times items) are bounded as well, but never below the minimum number of users.
+# More users would cost more than the fit; intervals are already a few percent. Large catalogues also bound the pairs.
 MOST_TESTED = 20_000
 _MOST_RANKED = 400_000_000
 _LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
-# Makes two arrays [users, k] from a fitted ranker: the users' lists, and the lists as served.
+# Returns from a fitted ranker the users' lists and the lists as served, both [users, k].
 MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """The result of one engine. *as_served* gives users without a list the popular one; *per_user* is each nDCG."""
+    """Metrics of one engine; *as_served* gives users without a list the popular one; *per_user* is nDCG."""
 
     engine: Engine
     params: Params
@@ -67,7 +66,7 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The results of a model and its baselines; stored in the model folder as JSON.
+    """The results of a model and its baselines.
 
     split       None if the test data were given
     cold_pairs  test pairs of items without an interaction in train
@@ -87,7 +86,7 @@ class Evaluation:
     similar: SimilarResult | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; the model's metrics are under `model`."""
+        """Return JSON values; the model's metrics are under `model`."""
         model = self.model.to_json()
         beside = {name: model.pop(name) for name in ("as_served", "intervals")}
         return {
@@ -118,7 +117,7 @@ class Evaluation:
 
 
 def metric_rows(measured: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """Yield a row of texts for each metric, with a column for each engine's metrics."""
+    """Yield a row of texts per metric, with a column per engine."""
     for name, value in measured[0].items():
         if isinstance(value, float):
             yield name, *(_with_interval(each.get(name), each.get("intervals", {}).get(name)) for each in measured)
@@ -131,7 +130,7 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
 
 
 def metric_names() -> dict[str, list[str]]:
-    """Return the names of all metrics that a training can measure, by table of `Evaluation.to_json`."""
+    """Return the names of all metrics, by table of `Evaluation.to_json`."""
     ranking = [field.name for field in fields(RankingMetrics) if field.name != "intervals"]
     return {"model": [*ranking, *(field.name for field in fields(ListMetrics))], "as_served": ranking}
 
@@ -142,7 +141,7 @@ def evaluate(
     options: SplitOptions | None = None,
     **how: Any,  # noqa: ANN401 -- the keywords of evaluate_parts
 ) -> Evaluation | None:
-    """Split *matrix* and evaluate as `evaluate_parts` does; None if the split leaves train or test empty."""
+    """Split *matrix* and evaluate as `evaluate_parts`; None if train or test is empty."""
     options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
     parts = split(matrix.user_items, matrix.history, options)
     if parts.train.nnz == 0 or parts.test.nnz == 0:
@@ -161,10 +160,10 @@ def evaluate_parts(
     similar: SimilarParams | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Fit on the train part, recommend *k* items that users do not have there, and measure them on the test part.
+    """Fit on the train part, recommend *k* items that users do not have there, measure on the test part.
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
-    Baselines with the engine of the model are left out. See `evaluate_engine` for *popular* and *make*.
+    Baselines with the model's engine are left out. See `evaluate_engine` for *popular* and *make*.
     """
     check_length(k, "k")
     testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
@@ -202,8 +201,8 @@ def evaluate_engine(
 ) -> EngineResult:
     """Fit one engine on the train part and measure its lists on the test part.
 
-    Users without a list are served the most *popular* items, by default those with the most users. *make* replaces
-    both the lists and what is served.
+    Users without a list are served the most *popular* items, by default those with the most users. *make* replaces the
+    lists and what is served.
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:
@@ -224,14 +223,14 @@ def evaluate_engine(
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
-    """Fit on the train part, and fold in the held-out users if there are any."""
+    """Fit on the train part, and fold in held-out users."""
     times = parts.train_times if needs_times(params) else None
     ranker = fit(parts.train, params, on_iteration, times=times)
     return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
 
 
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
-    """Return the lists of users with test items [users, k]; -1 for all others, and after the end of a list.
+    """Return the lists of users with test items [users, k]; -1 for others, and after the end.
 
     Lists have k columns even with fewer items, because precision is hits / k.
     """
@@ -245,7 +244,7 @@ def _lead(differences: Values) -> Lead:
 def as_published(
     model: Model, rules: Rules, length: int, *, keep_seen: bool, on_iteration: Callable[[int, int], None] | None = None
 ) -> dict[str, Any] | None:
-    """Return the metrics of the lists of *model* as published, in the form of `Evaluation.to_json`; None if unknown.
+    """Return metrics of the lists of *model* as published, as `Evaluation.to_json`; None if unknown.
 
     If rules, length or *keep_seen* change the lists, the parameters are fitted again on the train part, and the metrics
     of the training are under `as_trained`. With *keep_seen*, a split in time also tests repeated choices. Models of

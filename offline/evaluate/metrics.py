@@ -1,4 +1,4 @@
-"""Metrics of lists (ranking, coverage, diversity, novelty) and of predicted ratings, with 95 % intervals."""
+"""Metrics of lists and of predicted ratings, with 95 % intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, c
 
 MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
-# Diversity is computed on a random sample of lists, because it costs more than the other metrics together.
+# Diversity costs more than the other metrics together.
 _SAMPLED_LISTS = 1000
 _SEED = 42
 _LISTS_AT_ONCE = 128
@@ -19,7 +19,7 @@ _LISTS_AT_ONCE = 128
 
 @dataclass(frozen=True, slots=True)
 class RankingMetrics:
-    """Means at *k* over the *users* with test items, of binary relevance; a user without a list counts with zeros.
+    """Means at *k* over *users* with test items, of binary relevance; a user without a list counts with zeros.
 
     precision    hits / k
     recall       hits / test items
@@ -46,7 +46,7 @@ class RankingMetrics:
 
 @dataclass(frozen=True, slots=True)
 class ListMetrics:
-    """Properties of lists that do not depend on hits; 0 if no user has a list.
+    """Properties of lists apart from hits; 0 if no user has a list.
 
     coverage   share of all items that are in any list
     diversity  mean of 1 - cosine of two items' users in train, over the pairs of a list (Ziegler et al., WWW 2005)
@@ -60,7 +60,7 @@ class ListMetrics:
 
 @dataclass(frozen=True, slots=True)
 class RatingMetrics:
-    """Errors of predicted ratings: root mean squared, mean absolute, R², and R² after removing the mean error."""
+    """Errors of predicted ratings; the explained variance is R² after removing the mean error."""
 
     rmse: float
     mae: float
@@ -73,7 +73,7 @@ RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is 
 
 @dataclass(frozen=True, slots=True)
 class UserMetrics:
-    """Every metric of `RankingMetrics` for each of the *users* (rows) with test items: values [users] by name."""
+    """Each metric of `RankingMetrics` per user (row) with test items: values [users] by name."""
 
     k: int
     users: Indices
@@ -93,8 +93,8 @@ class UserMetrics:
 
 
 def interval(values: Values | Sequence[float]) -> MetricInterval | None:
-    """Return the 95 % interval of the mean of *values* by Student's t; None for fewer than two values."""
-    from scipy.special import stdtrit  # noqa: PLC0415 -- takes 0.07 s to load
+    """Return the 95 % interval of the mean of *values* by Student's t; None for fewer than two."""
+    from scipy.special import stdtrit  # noqa: PLC0415 -- takes 0.07 s
 
     if len(values) < 2:
         return None
@@ -138,13 +138,13 @@ def as_served(lists: Indices, popular: Indices) -> Indices:
 
 
 def measure_lists(lists: Indices, train: UserItems) -> ListMetrics:
-    """Measure *lists* [lists, k], -1 after the end of one, by the interactions *train* [users, items].
+    """Measure *lists* [lists, k], -1 after the end of one, by interactions *train* [users, items].
 
     Diversity is measured on at most 1,000 lists with two items or more.
     """
     counts = users_per_item(train)
     present = lists >= 0
-    # An item without users counts as new as one with a single user.
+    # An item without users counts as with one.
     information = -np.log2(np.maximum(counts, 1) / max(1, np.count_nonzero(np.diff(train.indptr))))
     some = present.any(axis=1)
     novelty = np.where(present, information[lists], 0).sum(axis=1)[some] / present.sum(axis=1)[some]
@@ -182,10 +182,10 @@ def _diversity(lists: Indices, train: UserItems, counts: npt.NDArray[np.int64]) 
         batch = drawn[start : start + _LISTS_AT_ONCE]
         members = lists[batch]
         of_list, items = np.nonzero(members >= 0)[0], members[members >= 0]
-        # Each item is a unit vector over users; these are the sums of each list's vectors [users, lists].
+        # Items are unit vectors over users; these are the sums per list [users, lists].
         sums = has @ csr_matrix((1 / norms[items], (items, of_list)), shape=(len(counts), len(batch)))
         sums.data **= 2
-        # The square of a sum holds each pair's product twice and each vector's square once.
+        # A squared sum holds each pair's product twice and each vector's square once.
         products = np.asarray(sums.sum(axis=0)).ravel() - np.bincount(of_list, counts[items] > 0, len(batch))
         found += (1 - products / (lengths[batch] * (lengths[batch] - 1))).tolist()
     return float(np.mean(found)) if found else 0.0

@@ -1,7 +1,4 @@
-"""The reports of `hotplate evaluate`: of a model, of lists against the choices of users, and of two compared.
-
-Lists are those of files, a model or a release; the choices (the truth) and histories are read from files.
-"""
+"""The reports of `hotplate evaluate`: of a model, of lists against the choices of users, and of two compared."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -64,7 +61,7 @@ _LONG_TAIL = "The share of all interactions, and of all places in lists, that be
 _SAMPLES = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
 NAMES = {"ndcg": "nDCG", "map": "MAP", "recall_at_k": "recall, of k at most", "mrr": "MRR", "hit_rate": "hit rate"}
 MAIN = ("ndcg", "recall", "precision", "map", "mrr", "hit_rate")
-# Keys of the model's description that are shown elsewhere, or only describe the files.
+# Keys of the description shown elsewhere, or only about files.
 _ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
 Record = Mapping[str, Any]
@@ -76,7 +73,7 @@ class Truth:
 
     pairs      [user, item, and rating: f64 if it was read], unique and sorted
     rows       number of rows read
-    left_out   number of rows left out, by reason
+    left_out   number of rows left out by reason
     """
 
     pairs: pl.DataFrame
@@ -85,7 +82,7 @@ class Truth:
 
     @property
     def users(self) -> pl.Series:
-        """All users, in ascending order."""
+        """All users, ascending."""
         return self.pairs.get_column("user").unique().sort()
 
 
@@ -106,7 +103,7 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
 
 
 def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Matrix:
-    """Read the history of users as `read_truth` does; raises DataError also for fewer than two users or items."""
+    """Read the history of users as `read_truth`; raises DataError also for fewer than two users or items."""
     return to_matrix(read_truth(path, named, delimiter).pairs.with_columns(weight=pl.lit(1.0)))
 
 
@@ -127,9 +124,9 @@ class Candidate:
     """Lists to evaluate.
 
     lists        [user, item, score], at most k rows a user, contiguous and best first; only users of the truth
-    predictions  [user, item, score] of the pairs of the truth that have a score
-    popular      the items that users without a list are served, best first, if known
-    history      earlier interactions of users, if known
+    predictions  [user, item, score] of the truth's pairs with a score
+    popular      the items served to users without a list, best first, if known
+    history      earlier interactions, if known
     """
 
     origin: str
@@ -175,7 +172,7 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
 
 
 async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
-    """Look up the list of each user of *pairs* in a release; raises ReleaseCorrupt and StoreError."""
+    """Look up the list of each user of *pairs*; raises ReleaseCorrupt and StoreError."""
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
     users = pairs.get_column("user").unique().sort()
     async for user, items in _read(reader, release, [USER + user for user in users]):
@@ -201,7 +198,7 @@ def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 class Evaluator:
-    """Measures candidates against one truth. Rows of its matrices are users, columns items, both in id order."""
+    """Measures candidates against one truth. Matrices are [users, items], both in id order."""
 
     def __init__(self, truth: Truth, candidates: Sequence[Candidate], k: int, history: Matrix | None) -> None:
         check_length(k, "k")
@@ -223,9 +220,9 @@ class Evaluator:
             )
 
     def evaluate(self, candidate: Candidate) -> Report:
-        """Measure the lists of one origin, as they are and as served, next to popularity, and as rating predictions.
+        """Measure the lists of one origin, plain and as served, next to popularity, and as rating predictions.
 
-        Raises DataError if no user of the truth has a list, or if all pairs of the truth are training data.
+        Raises DataError if no user of the truth has a list, or all its pairs are training data.
         """
         lists, history, test = self._lists(candidate), self._history, self._test
         seen = 0 if history is None else int(history.multiply(test).nnz)
@@ -268,7 +265,7 @@ class Evaluator:
         )
 
     def compare(self, one: Candidate, other: Candidate) -> Report:
-        """Compare the metrics of two candidates user by user; the report is broken if *other* has a worse nDCG."""
+        """Compare two candidates user by user; the report is broken if *other* has a worse nDCG."""
         a, b = (measure_users(self._lists(each), self._test) for each in (one, other))
         rows, apart = list[Row](), {name: interval(b.values[name] - a.values[name]) for name in RANKING}
         for name in RANKING:
@@ -293,7 +290,6 @@ class Evaluator:
         )
 
     def _lists(self, candidate: Candidate) -> Indices:
-        """Return [users, k], -1 after the end of a list."""
         if candidate.lists.is_empty():
             raise DataError(
                 f"Of {len(self.truth.users):,} users in the truth, none has a list in {candidate.origin}; "
@@ -352,7 +348,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def model_report(path: Path) -> Report:
-    """Return the report of the model folder *path*; deterministic. Raises DataError as `load` does."""
+    """Return the deterministic report of the model folder *path*. Raises DataError as `load`."""
     model, description = load(path), describe(path)
     record = model.metrics if model.metrics and "model" in model.metrics else None
     sentence, good, remarks = verdict_on(record)

@@ -1,4 +1,4 @@
-"""Splits of the interactions into train and test: pure functions of the pairs, options and seed."""
+"""Splits of interactions into train and test: pure functions of pairs, options and seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -47,12 +47,11 @@ class SplitOptions:
     held-out-users    *test_share* of the users are not in train; a fifth of their items is tested, the rest is folded
                       in (strong generalisation: Liang et al., WWW 2018)
 
-    Shares are rounded within each group, half to even. A pair has the time of its first row; pairs without a time come
-    first. Ties are in item order.
+    Shares are rounded per group, half to even. A pair has the time of its first row; pairs without a time come first.
+    Ties are in item order.
 
-    min_per_user, min_per_item  the core of train; users and items outside of it are not tested
-    pieces, piece               by-time: number of prefixes of the log, of which the last is all of it, and the index
-                                of the one to split
+    min_per_user, min_per_item  the core of train; only its users and items are tested
+    pieces, piece               by-time: number of prefixes of the log, the last being all of it, and the index of one
     repeats                     splits in time: also test pairs of train that occur again after the cut
     """
 
@@ -77,12 +76,12 @@ class SplitOptions:
 
     @property
     def in_time(self) -> bool:
-        """Whether train holds no row from after the cut."""
+        """Whether train ends at the cut."""
         return self.kind in IN_TIME
 
     @property
     def draws(self) -> "tuple[SplitOptions, ...]":
-        """One split for each piece of the log if the kind is by-time, else this split."""
+        """One split per piece of the log by-time, else this split."""
         if self.kind != "by-time":
             return (self,)
         return tuple(replace(self, piece=piece) for piece in range(self.pieces))
@@ -92,9 +91,9 @@ class Parts(NamedTuple):
     """One split: canonical csr matrices of one shape, users by items.
 
     history     the rows of train, if the data have times
-    seen        the items that users have when they are recommended others: train, or the folded-in part
+    seen        the users' items at recommendation: train, or the folded-in part
     test        disjoint from both, unless repeats are tested
-    test_times  of each pair of the test, in the order of its data, if known
+    test_times  of the test's pairs, in the order of its data, if known
     """
 
     train: UserItems
@@ -105,11 +104,11 @@ class Parts(NamedTuple):
 
     @property
     def train_times(self) -> Times | None:
-        """The first time of each pair of train, in the order of its data; None if the data have no times."""
+        """First time of each pair of train, in the order of its data, if known."""
         return None if self.history is None else self.history.first_times(self.train)
 
     def sampled(self, most: int, seed: int) -> "Parts":
-        """Return the same parts with at most *most* users in the test, drawn at random."""
+        """Return the same parts with at most *most* random users in the test."""
         tested = np.flatnonzero(np.diff(self.test.indptr))
         if len(tested) <= most:
             return self
@@ -121,7 +120,7 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, train: UserItems, test: UserItems, history: History | None = None, *, repeats: bool = False) -> "Parts":
-        """Return given parts, without the test pairs that are in train unless *repeats*; ValueError for two shapes."""
+        """Return given parts, without test pairs in train unless *repeats*; ValueError for two shapes."""
         if train.shape != test.shape:
             raise ValueError(f"train is {train.shape}, but test is {test.shape}")
         new = test if repeats else part(test, ~are_among(cells_of(train), cells_of(test)))
@@ -169,8 +168,8 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
         np.maximum.at(until, rows[~held_back], times[~held_back])
     past = history.until(until)
     learnt = past.matrix()
-    # Held-back pairs with the time of the cut are removed from train. Pairs that existed at the cut stay in train and
-    # are not tested, even if they were cancelled afterwards and chosen again.
+    # Held-back pairs with the time of the cut are removed from train. Pairs that existed at the cut stay in train,
+    # untested, even if they were cancelled afterwards and chosen again.
     tied = held_back & (times <= (until if isinstance(until, int) else until[rows]))
     learnt = part(learnt, ~are_among(cells_of(part(user_items, tied)), cells_of(learnt)))
     held_back &= ~are_among(cells_of(learnt), cells_of(user_items))
@@ -182,7 +181,6 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
 
 
 def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
-    """Return the test, limited to users and items of the core."""
     if options.min_per_user == options.min_per_item == 1:
         return part(user_items, held_back)
     rows = rows_of(user_items)
@@ -233,7 +231,7 @@ def _hold_out_users(
 
 
 def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
-    """Return [users, k]: the lists that *recommend* returns for users with test items, -1 for all others."""
+    """Return the lists of *recommend* for users with test items [users, k], -1 for all others."""
     tested = np.flatnonzero(np.diff(parts.test.indptr)).astype(np.int32)
     found = recommend(tested)[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Columns of input files: their names by role, and the formats of numbers and times."""
+"""Columns of input files: their names by role, and formats of numbers and times."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,19 +9,18 @@ import polars as pl
 
 from hotplate.offline.errors import DataError
 
-# The limit of the stores.
 MAX_ID_BYTES = 256
-# NA is not one of them: it is also a country code.
+# Without NA, which is also a country code.
 NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
-# The name of the time column with which times are not read.
+# As the time column: do not read times.
 NO_TIMES = "none"
-# Also milli-, micro- or nanoseconds, recognized by their size.
+# Or milli-, micro- or nanoseconds, recognized by their size.
 EPOCH = "seconds since 1970"
 _ISO_FORMATS = (
     *(f"%Y-%m-%d{joined}%H:%M:%S%.f{zone}" for zone in ("Z", "%#z", "") for joined in "T "),
     *("%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d"),
 )
-# In order of preference; compared without case, spaces and punctuation.
+# In order of preference, without case, spaces and punctuation.
 _COMMON_NAMES = {
     "user": "user uid username customer visitor member client account reviewer listener reader",
     "item": "item iid movie product stockcode sku asin parentasin track article song artist book isbn video content",
@@ -42,13 +41,13 @@ _COMMON_NAMES = {
 }
 # Roles whose usual names may end in "id".
 _ID_ROLES = ("user", "item", "other", "category")
-# Prefix of the column names of files without a header.
+# For files without a header.
 _NUMBERED = "column_"
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Column names by role, None to look for a usual name. The time `none` means that times are not read."""
+    """Column names by role, None to look for a usual name; the time `none` skips times."""
 
     user: str | None = None
     item: str | None = None
@@ -64,7 +63,7 @@ class Columns:
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
     """Return the column called *name*, ignoring case, or of that number in a file without a header.
 
-    Raises DataError that lists the columns of *source* and the closest match.
+    Raises DataError for a missing column.
     """
     if name in available:
         return name
@@ -84,11 +83,10 @@ def choose_columns(
     guessed: Iterable[str],
     required: Sequence[str],
 ) -> dict[str, str]:
-    """Return the columns by role: those *named*, and for the roles *guessed* those with a usual name.
+    """Return columns by role: those *named* (None if not given), and those *guessed* by a usual name.
 
-    *named* has a key for each role with an option, None if it is not given. Without a header the *required* roles get
-    the free columns in order. Raises DataError for a missing column, a missing *required* role, and one column named
-    for both user and item.
+    Without a header the *required* roles get the free columns in order. Raises DataError for a missing column or
+    *required* role, and one column named for both user and item.
     """
     chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
     if "user" in chosen and chosen["user"] == chosen.get("item"):
@@ -118,7 +116,7 @@ def choose_columns(
 
 
 def usual_column(role: str, available: Sequence[str]) -> str | None:
-    """Return the first usual column name for the *role* among those *available*, or None."""
+    """Return the first usual name for *role* among the *available*, or None."""
     plain = {_plain(column): column for column in reversed(available)}
     endings = ("", "id") if role in _ID_ROLES else ("",)
     names = (name + ending for name in _COMMON_NAMES[role].split() for ending in endings)
@@ -126,12 +124,12 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
 
 
 def numbered(count: int) -> list[str]:
-    """Return the column names of a file without a header: `column_1` and so on."""
+    """Return the column names of a file without a header."""
     return [f"{_NUMBERED}{number}" for number in range(1, count + 1)]
 
 
 def time_format(sample: pl.Series, named: str | None) -> str:
-    """Return *named*, or the format that reads most values of the *sample*: EPOCH or one of ISO 8601."""
+    """Return *named*, or the format that reads most of the *sample*: EPOCH or one of ISO 8601."""
     if named is not None:
         return named
     if sample.dtype.is_numeric() or sample.is_empty():
@@ -144,7 +142,7 @@ def time_format(sample: pl.Series, named: str | None) -> str:
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
-    """Return the column as a naive UTC time in µs, null if it does not have the format *layout*."""
+    """Return the column as a naive UTC time in µs, null if it is not in the format *layout*."""
     column = pl.col(name)
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
         if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
@@ -171,7 +169,7 @@ def number_in(text: str) -> float | None:
 def _from_epoch(number: pl.Expr) -> pl.Expr:
     size = number.abs()
     scale = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
-    # Larger numbers are beyond the year 8000; Python's times end in 9999.
+    # The year 8000; Python's times end in 9999.
     time_us = pl.when(size * scale < 2e17).then(number * scale)
     return time_us.cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
 

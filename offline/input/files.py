@@ -1,4 +1,4 @@
-"""Input files: found by path or URL, recognized by name and fingerprinted; reading errors become DataError."""
+"""Input files: found by path or URL, and fingerprinted; reading errors become DataError."""
 
 import re
 import shutil
@@ -25,13 +25,13 @@ FileKind = Literal["text", "parquet", "events"]
 
 @runtime_checkable
 class Frame(Protocol):
-    """A polars, Arrow or pandas table, read through the Arrow PyCapsule interface."""
+    """A polars, Arrow or pandas table (Arrow PyCapsule interface)."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Return the rows as an Arrow stream."""
 
 
-# A path, an fsspec URL such as abfs://container/clicks, `-` for standard input, or a data frame.
+# A path, an fsspec URL, `-` for standard input, or a data frame.
 DataSource: TypeAlias = Path | str | Frame
 
 STANDARD_INPUT = "-"
@@ -40,16 +40,16 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt", ".data", ".dat", ".jsonl", ".ndjson", ".json"), "text"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
-    ".events": "events",  # segments of the service's event log
+    ".events": "events",  # segments of the event log
 }
 # Magic bytes by suffix.
 COMPRESSIONS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", ".zstd": b"\x28\xb5\x2f\xfd"}
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
 _SOME_TIME = datetime(2026, 1, 2, 13, 4, 5)  # noqa: DTZ001 -- the zone is set below
-# A signed HTTP URL has a query, which is part of its path for fsspec.
+# The query of a signed HTTP URL is part of its path for fsspec.
 _HTTP = ("http", "https")
-# Error sentences by parts of the reader's lower-case message; the first match counts.
+# Error sentences by parts of polars' lower-case message; the first match counts.
 _READER_ERRORS = {
     ("no space left", "file too large"): (
         "cannot be written: the disk is full or a file size limit is reached (ulimit -f); free space, or set TMPDIR to "
@@ -77,7 +77,7 @@ _READER_ERRORS = {
 class DataFile:
     """One input file.
 
-    keys    columns that the folder names give to all rows, such as date=2026-01-01
+    keys    columns from folder names, such as date=2026-01-01
     origin  the name for messages, if *path* is a temporary copy
     """
 
@@ -99,7 +99,7 @@ class Format:
     header        whether the first row names the columns
     null_values   texts for missing values, besides blanks
     time_format   such as %d/%m/%Y %H:%M; None for ISO 8601 or time since the epoch
-    max_bad_rows  allowed share of rows with a wrong number of fields, or without a valid number or time where required
+    max_bad_rows  allowed share of rows with a wrong number of fields, or an invalid required number or time
     """
 
     delimiter: str | None = None
@@ -130,7 +130,7 @@ def _reads_times(layout: str) -> bool:
 def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
     """Yield the files at *paths*, with temporary copies of standard input, data frames and URLs.
 
-    Raises DataError as `find_files` does, SettingError for a file that is given twice.
+    Raises DataError as `find_files`, SettingError for a file given twice.
     """
     with ExitStack() as stack:
         files = list[DataFile]()
@@ -154,13 +154,13 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
 
 
 def url_of(path: Path | str) -> str | None:
-    """Return *path* as a URL, None for a local path; a Path has lost one of the slashes."""
+    """Return *path* as a URL, None for a local path; a Path has lost one slash."""
     found = _URL.fullmatch(str(path))
     return None if found is None else f"{found[1]}://{found[2]}"
 
 
 def named_paths(paths: Sequence[DataSource]) -> str:
-    """Return the name of the input for messages."""
+    """Return the input's name for messages."""
     names = [_named(path) for path in paths]
     return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
 
@@ -188,7 +188,7 @@ def _written(frame: Frame) -> Iterator[DataFile]:
 def _of_polars(frame: Any) -> pl.DataFrame:  # noqa: ANN401 -- pandas is not installed with hotplate
     try:
         return pl.DataFrame(frame)
-    except ImportError:  # without pyarrow, polars copies only the numeric columns of pandas
+    except ImportError:  # polars alone copies only numeric columns of pandas
         filled = frame.astype(object).where(frame.notna(), None)
         return pl.DataFrame({str(name): filled[name].to_list() for name in frame.columns})
 
@@ -221,7 +221,6 @@ def _fetched(url: str) -> Iterator[list[DataFile]]:
 
 @contextmanager
 def _fetching(url: str) -> Iterator[tuple[Any, str]]:
-    """Yield the file system and path of *url*; its errors become DataError without the secrets of the URL."""
     shown = redacted(url)
     try:
         files, root = fsspec.url_to_fs(url)
@@ -238,9 +237,9 @@ def _fetching(url: str) -> Iterator[tuple[Any, str]]:
 
 
 def find_files(path: Path) -> list[DataFile]:
-    """Return *path*, or the files in the folder *path* and its `key=value` folders, sorted and without hidden names.
+    """Return *path*, or the files in the folder *path* and its `key=value` folders, sorted, without hidden ones.
 
-    Raises DataError for a missing path, an empty folder, mixed kinds of files in a folder, and an unknown kind.
+    Raises DataError for a missing path, an empty folder, mixed or unknown kinds of files.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
@@ -283,14 +282,14 @@ def _kind(file: Path) -> FileKind:
 
 
 def fingerprint(files: Sequence[DataFile]) -> str:
-    """Return a digest of the bytes, names and keys of *files*, independent of their folder."""
+    """Return a digest of bytes, names and keys of *files*, independent of their folder."""
     return digest(
         ("".join(f"{key}={value}/" for key, value in file.keys.items()) + file.path.name, file.path) for file in files
     )
 
 
 def digest(files: Iterable[tuple[str, Path]]) -> str:
-    """Return a digest (32 hex digits) of the names, sizes and bytes of *files*, in order."""
+    """Return a digest (32 hex digits) of names, sizes and bytes of *files*, in order."""
     found = xxhash.xxh3_128()
     for name, path in files:
         with data_errors(path), path.open("rb") as stream:
@@ -301,13 +300,13 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """Return a digest that changes with the files at *paths*: of local bytes, and of fsspec's version keys of URLs."""
+    """Return a digest that changes with the files at *paths*, by local bytes and fsspec's version keys of URLs."""
     paths, remote = list(paths), list[str]()
     for url in filter(None, map(url_of, paths)):
         with _fetching(url) as (files, root):
             if scheme_of(url) in _HTTP:  # fsspec's key of an HTTP file is its URL
                 found = xxhash.xxh3_128()
-                with files.open(root, block_size=0) as stream:  # a stream, also from a server without ranges
+                with files.open(root, block_size=0) as stream:  # a stream, as some servers lack ranges
                     while chunk := stream.read(_CHUNK_BYTES):
                         found.update(chunk)
                 remote.append(f"{root} {found.hexdigest()}")
@@ -321,7 +320,7 @@ def state_of(paths: Iterable[Path]) -> str:
 
 @contextmanager
 def data_errors(source: object) -> Iterator[None]:
-    """Raise errors of polars and the operating system as DataError that names *source*."""
+    """Raise errors of polars and the operating system as DataError naming *source*."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:

@@ -1,4 +1,4 @@
-"""Parsers of options: row filters (`quantity>0`), event weights (`view=1,buy=5`) and half-lives (`30d`)."""
+"""Parsers of options: row filters (`quantity>0`), event weights (`view=1,buy=5`), half-lives (`30d`)."""
 
 import re
 from dataclasses import dataclass, replace
@@ -31,14 +31,14 @@ class Filter:
         A missing value is an empty text: it meets `!=` and `!~`, and no comparison of size. Raises DataError for a
         missing column.
         """
-        table = replace(table, form=Format(null_values=()))  # filters see null values as they are written
+        table = replace(table, form=Format(null_values=()))  # filters see null values as written
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         text, own_number, number = table.text(name), table.number(name), number_in(self.value)
         if self.operator in {"~", "!~"}:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
         if self.operator in {"=", "!="}:
-            # Numeric columns compare as numbers: 2.5 equals 2.50.
+            # As numbers, 2.5 equals 2.50.
             as_number = number is not None and table.schema[name].is_numeric()
             same = own_number.eq_missing(number) if as_number else text.fill_null("") == self.value
             return same if self.operator == "=" else ~same
@@ -81,7 +81,7 @@ def parse_filter(text: str) -> Filter:
 
 
 def parse_half_life(text: str) -> timedelta:
-    """Parse `30d`, `12h` or `8w`; raises SettingError for anything else."""
+    """Parse `30d`, `12h` or `8w`; raises SettingError otherwise."""
     units = {"h": "hours", "d": "days", "w": "weeks"}
     number = number_in(text[:-1])
     if number is None or not 0 < number < 1e6 or text[-1:] not in units:
@@ -90,7 +90,7 @@ def parse_half_life(text: str) -> timedelta:
 
 
 def parse_event_weights(text: str) -> dict[str, float]:
-    """Parse `view=1,cart=3,buy=5`; raises SettingError unless every event has a name and a weight above zero."""
+    """Parse `view=1,cart=3,buy=5`; raises SettingError unless every event has a name and a positive weight."""
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))

@@ -1,4 +1,4 @@
-"""Interactions read from files: weights of users and items, with the rows that are left out counted by reason."""
+"""Interactions read from files; rows that are left out are counted by reason."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ from hotplate.offline.input.tables import (
 )
 from hotplate.stores.event_log import SegmentReader
 
-# The fields of an event that are read, some of them for filters alone.
+# Some are read for filters alone.
 _EVENT_FIELDS: dict[str, pl.DataType] = {
     **dict.fromkeys(("id", "user", "type", "release", "role"), pl.String()),
     "items": pl.List(pl.String()),
@@ -47,19 +47,19 @@ _UNKNOWN_EVENT = "unknown event"
 _NO_TIME = "time that cannot be read"
 _NO_NUMBER = "weight that is not a number"
 _FUTURE = "in the future"
-# A column with more distinct values hardly holds types of events.
+# More distinct values are unlikely to be types of events.
 _MAX_EVENTS = 20
 _HEAD_ROWS = 1000
-# Thresholds of notes: share of rows without a time; share of the weight of all rows, or number of rows, of a single
-# user, and how many times the mean of all users that must be; number of users of whom no two share an item.
+# Thresholds of notes: share of rows without a time; share of the weight or number of rows of a single user, and its
+# multiple of the mean; number of users without a common item.
 _TIMELESS_SHARE = 0.01
 _USER_SHARE, _USER_ROWS = 0.02, 2_000
 _TIMES_THE_MEAN = 20
 _FEWEST_USERS = 10
 _EPOCH, _FIRST_YEAR, _EARLIEST = (datetime(year, 1, 1) for year in (1970, 1900, 1971))  # noqa: DTZ001 -- naive UTC
-# Sums of quantities such as 0.1 are rounded to this many decimals.
+# Rounds sums of quantities such as 0.1.
 _DECIMALS = 6
-# Smaller than the default of polars: as fast, with less memory.
+# As fast as the default of polars, with less memory.
 _ROWS_AT_ONCE = 20_000
 
 
@@ -76,14 +76,13 @@ class Interactions:
 
     log          [user, item: categorical, weight: f64 > 0, perhaps time: datetime (naive UTC)], one row per user, item
                  and time, in no order; if anything was cancelled also ended: time of the cancellation, or null
-    weighing     how the rows of a user and an item become one weight
-    titles       by item, as far as they are known
-    segments     [segment, item, weight: f64, the number of users of the segment with the item], or None
+    titles       by item, as far as known
+    segments     [segment, item, weight: f64, the number of the segment's users with the item], or None
     rows         number of rows read
-    left_out     number of rows left out by reason, in the order in which reasons are tried, without zeros
+    left_out     number of rows left out by reason, in order, without zeros
     fingerprint  digest of all files
-    time_range   first and last time of the rows kept, or None
-    columns      the columns used, named or guessed
+    time_range   first and last time of the rows kept
+    columns      named or guessed
     notes        sentences about unused columns and doubtful data
     """
 
@@ -112,8 +111,8 @@ def read_interactions(
     """Read files, folders, URLs, data frames and `-` (standard input), all with the same columns.
 
     A row weighs its weight column, its event by *event_weights*, or 1. With `columns.count` each distinct value counts
-    1, at the time of its first row. Rows with a negative quantity are cancellations, see `take_back`. Raises DataError
-    for unreadable data and if nothing is left, SettingError for contradictory options.
+    1, at the time of its first row. Negative quantities are cancellations, see `take_back`. Raises DataError for
+    unreadable data and if nothing is left, SettingError for contradictory options.
     """
     source, named, form = named_paths(paths), columns or Columns(), form or Format()
     filters, title_paths = [parse_filter(text) for text in where], [] if titles is None else [titles]
@@ -154,7 +153,6 @@ def read_interactions(
 def _open(
     files: Sequence[DataFile], source: str, form: Format, event_weights: Mapping[str, float] | None
 ) -> tuple[list[Table], list[Table], list[str]]:
-    """Return the tables, the event log if it is beside other files, and notes."""
     segments, others = ([file for file in files if (file.kind == "events") is kind] for kind in (True, False))
     if not segments:
         return open_tables(others, form), [], []
@@ -189,7 +187,6 @@ def _sources(
 
 
 def _read_events(segments: Sequence[DataFile], form: Format) -> tuple[Table, list[str]]:
-    """Return a row for each event and item, the first of events with the same id, and notes on lost events."""
     frames, damaged = list[pl.DataFrame](), 0
     for file in segments:
         with data_errors(file):
@@ -207,7 +204,7 @@ def _read_events(segments: Sequence[DataFile], form: Format) -> tuple[Table, lis
         notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(FAULT))
-    # The null values of the other files are ordinary values here.
+    # Null values of other files are ordinary values here.
     return Table(segments[0], frame, dict(rows.schema), Format(null_values=(), max_bad_rows=form.max_bad_rows)), notes
 
 
@@ -229,13 +226,11 @@ def _choose(
     roles = [*required, "segment", *([] if named.time == NO_TIMES else ["time"])]
     roles += [role for role in guessed if role != "weight" or not (event_weights or named.count)]
     chosen = choose_columns(asdict(wanted), list(table.schema), source, guessed=roles, required=required)
-    # The quantity may be the weight as well.
     flat = [name for name, dtype in table.schema.items() if not dtype.is_nested()]
     return replace(Columns(**chosen), quantity=usual_column("quantity", flat))
 
 
 def _rows(sources: Sequence[_Source], source: str) -> tuple[Rows, list[str]]:
-    """Return the rows and the format of times of each source."""
     layouts = [each.table.time_format(name) if (name := each.columns.time) else "" for each in sources]
     facts, time, columns = list[pl.Expr](), pl.col("time"), sources[0].columns
     if columns.time is not None:
@@ -268,12 +263,12 @@ def _shape(source: _Source, layout: str) -> TableShape:
     if columns.time is not None:
         values += [table.time(columns.time, layout).alias("time"), table.is_absent(columns.time).alias("timeless")]
         time, is_epoch = pl.col("time"), (pl.col("time") == _EPOCH).fill_null(value=False)
-        # %Y reads a year of two digits as one of the first century.
+        # %Y reads two digits as a year of the first century.
         derived = [pl.when(~is_epoch & (time >= _FIRST_YEAR)).then(time), pl.col("timeless") | is_epoch]
         left_out[_NO_TIME] = time.is_null() & ~pl.col("timeless")
         how = table.form.time_format or "ISO 8601 or seconds since 1970; give --time-format, or --time-column none"
         bad[_NO_TIME] = columns.time, f"is not a time as {how}"
-        # Ages count from the newest row, so 9999-12-31 would make all others old. One day allows for time zones.
+        # Ages count from the newest row, so a future one would make all others old. One day allows for time zones.
         left_out[_FUTURE] = time > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
     if columns.weight is not None:
         bad[_NO_NUMBER] = columns.weight, "is not a finite number"
@@ -298,7 +293,6 @@ def _weight(source: _Source) -> tuple[pl.Expr, dict[str, pl.Expr]]:
 def _time_range(
     rows: Rows, columns: Columns, named: Columns, source: str, half_life: timedelta | None
 ) -> tuple[datetime, datetime] | None:
-    """Return the first and last time; raises DataError if most are in the future or required ones are missing."""
     future = rows.left_out.get(_FUTURE, 0)
     if columns.time is not None and future > rows.total / 2:
         shown = "; ".join(f"{place}: {value}" for place, value in rows.cells(_FUTURE, columns.time))
@@ -330,7 +324,7 @@ def _log(
     if columns.count is not None:
         first, at_first = [pl.col("time").min()] if columns.time is not None else [], quantity
         if any_cancelled and columns.time is not None:
-            # Later rows with the same value are not purchases at the time of the first one.
+            # Later rows with the same value were not bought at the time of the first.
             at_first = [pl.col("quantity").filter(pl.col("time").eq_missing(pl.col("time").min())).sum()]
         values = bought.group_by("user", "item", "count").agg(*first, *at_first)
         grouped = values.group_by(key).agg(pl.len().cast(pl.Float64).alias("weight"), *quantity)
@@ -351,15 +345,15 @@ def _log(
 def take_back(log: pl.DataFrame) -> pl.DataFrame:
     """Return the purchases of *log* [user, item, weight, quantity, perhaps time] without what was cancelled.
 
-    A row with a negative quantity takes it back from the latest purchase of the same user and item up to its time,
-    then from the one before. Rows without a time come first; without times all are simultaneous.
+    A negative quantity is taken back from the user's latest purchases of the item up to its time. Rows without a time
+    come first; without times all are simultaneous.
 
-    Returns [user, item, weight, and with times: time, ended]. The weight of a purchase is reduced in proportion. The
-    part taken back is a separate row that *ended* at the time of the cancellation.
+    Returns [user, item, weight, and with times: time, ended]. The weight of a purchase is reduced in proportion; the
+    part taken back is a separate row that *ended* at the cancellation.
     """
     pair, moment = ["user", "item"], ["time"] if "time" in log.columns else []
     cancelled = log.filter(pl.col("quantity") < 0).select(pair).unique()
-    # At equal times purchases come before cancellations.
+    # At equal times purchases precede cancellations.
     descending = [False] * len(pair + moment) + [True]
     touched = log.join(cancelled, on=pair, how="semi").sort(*pair, *moment, "quantity", descending=descending)
     times = touched.get_column("time").to_list() if moment else [None] * touched.height
@@ -393,7 +387,6 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
 
 
 def _segments(kept: pl.LazyFrame, source: str, log: pl.DataFrame | None) -> pl.DataFrame:
-    """Return the segments of `Interactions`, of pairs in *log* only, if given, whose purchases were not cancelled."""
     if log is not None:
         left = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
         pairs = left.select("user", "item").unique().lazy()

@@ -1,4 +1,4 @@
-"""Interactions as a sparse matrix of users by items, and the rows behind its pairs."""
+"""Interactions as a sparse matrix of users by items, with the rows behind its pairs."""
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -12,15 +12,15 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, require_at_least
 
-# scipy publishes no types: a float32 csr_matrix, canonical (summed, no zeros, sorted), users by items.
+# A float32 csr_matrix (scipy publishes no types), canonical (summed, no zeros, sorted), users by items.
 UserItems = Any
 Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-# True for each item that may be recommended; None if all may.
+# True for items that may be recommended; None if all may.
 Allowed: TypeAlias = npt.NDArray[np.bool_] | None
 # µs since 1970.
 Times = npt.NDArray[np.int64]
-# Pairs of user and item as one number, see `cells_of`.
+# See `cells_of`.
 Cells = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Weighting = Literal["sum", "binary", "log"]
@@ -29,7 +29,7 @@ Until: TypeAlias = int | Times
 
 NO_TIME = int(np.iinfo(np.int64).min)
 NEVER = int(np.iinfo(np.int64).max)
-# Old rows keep a thousandth of their weight, because 0 would mean no interaction.
+# Keeps a thousandth of the weight of old rows, as 0 would mean no interaction.
 _MAX_HALVINGS = 10
 _DAY_US = 86_400e6
 
@@ -51,7 +51,7 @@ class Weighing:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The rows of a log of interactions, in order of user, item and time.
+    """The rows of a log, in order of user, item and time.
 
     shape    (users, items)
     cells    [rows] user * items + item, ascending
@@ -69,17 +69,17 @@ class History:
 
     @classmethod
     def of(cls, user_items: UserItems, times: Times) -> "History":
-        """Return the history of pairs with one row each; *times* are in the order of user_items.data."""
+        """Return a history with one row per pair; *times* are in the order of user_items.data."""
         return cls(user_items.shape, cells_of(user_items), times, user_items.data, Weighing())
 
     def matrix(self) -> UserItems:
-        """Return the pairs with rows that were not cancelled."""
+        """Return the pairs with rows not cancelled."""
         rows = self._standing()
         starts = _starts(rows.cells)
         return _csr(rows.cells[starts], _weigh(self.weighing, starts, rows.times, rows.weights), self.shape)
 
     def until(self, until: Until) -> "History":
-        """Return the rows up to and including *until*, without later cancellations."""
+        """Return the rows up to *until*, inclusive, without later cancellations."""
         bounds = self._bounds(until)
         past = self
         if self.ended is not None:
@@ -137,7 +137,7 @@ def are_among(known: Cells, cells: Cells) -> Mask:
 
 
 def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
-    """Return factors of weights, halved per half-life since the newest of *times*; NO_TIME is as old as the oldest."""
+    """Return factors halved per half-life before the newest of *times*; NO_TIME is as old as the oldest."""
     known = times[times != NO_TIME]
     oldest, newest = (int(known.min()), int(known.max())) if len(known) else (0, 0)
     age_us = (newest - np.where(times == NO_TIME, oldest, times)).astype(np.float64)
@@ -149,9 +149,8 @@ def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
 class Matrix:
     """The interactions; row r is user_ids[r], column c is item_ids[c].
 
-    Ids ascend by their UTF-8 bytes, as publishing requires. *history* holds the rows behind the pairs, if the data have
-    times. After cancellations there may be users and items without pairs, which evaluations need; `standing` removes
-    them.
+    Ids ascend by their UTF-8 bytes. *history* holds the rows behind the pairs, if the data have times. Cancellations
+    may leave users and items without pairs, which evaluations need; `standing` removes them.
     """
 
     user_ids: list[str]
@@ -164,7 +163,7 @@ class Matrix:
 
     @property
     def times(self) -> Times | None:
-        """First time of each pair, in the order of user_items.data; None if the data have no times."""
+        """First time of each pair, in the order of user_items.data, if known."""
         return None if self.history is None else self.history.first_times(self.user_items)
 
     def standing(self) -> "Matrix":
@@ -190,9 +189,8 @@ def to_matrix(
 ) -> Matrix:
     """Build the matrix of *log* [user, item, weight, perhaps time and ended], in any order.
 
-    Ids are text or categorical. *ended* is the time of a cancellation. Users with fewer than *min_per_user* items and
-    items with fewer than *min_per_item* users are removed repeatedly (the k-core). Raises DataError if too little is
-    left or a weight does not fit 32 bits, SettingError for a minimum below 1.
+    Ids are text or categorical; *ended* is the time of a cancellation. *min_per_user* and *min_per_item* select the
+    k-core. Raises DataError if too little is left or a weight exceeds 32 bits, SettingError for a minimum below 1.
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
@@ -217,7 +215,7 @@ def to_matrix(
                 f"There is only one {what}, {only!r}, in the rows that are kept; a training needs two users and "
                 f"two items. Check the {what} column."
             )
-    # Also users and items of cancelled pairs: a cut in time before the cancellation learns from them.
+    # Including those of cancelled pairs: a cut in time before the cancellation learns from them.
     ever = user_items
     if history.ended is not None:
         ever = core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
@@ -278,7 +276,6 @@ def check_user_items(user_items: UserItems) -> None:
 
 
 def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
-    """Return the distinct ids in ascending order, and the index of each of *ids*."""
     distinct = ids.unique().cast(pl.String).sort()
     return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
 
@@ -301,7 +298,6 @@ def _starts(cells: Cells) -> npt.NDArray[np.int64]:
 
 
 def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weights: Floats) -> Floats:
-    """Return the weight of each pair, whose rows begin at *starts*."""
     if not len(starts):
         return np.zeros(0, dtype=np.float32)
     if weighing.kind == "binary":

@@ -1,4 +1,4 @@
-"""Tables of input rows, scanned by polars; rows that are left out are counted by reason, bad rows are shown."""
+"""Input rows, scanned by polars; left-out rows are counted by reason, bad ones shown."""
 
 import csv
 import io
@@ -22,11 +22,11 @@ from hotplate.offline.input.files import (
     named_paths,
 )
 
-# Columns of a scan besides those of the file: the row's index in the file, and a fault of the row, else "" or null.
+# Columns added to a scan: the row's index in the file, and its fault, if any.
 ROW = "\0row"
 FAULT = "\0fault"
 INCOMPLETE = "incomplete"
-# Rows that a message shows.
+# In a message.
 SHOWN = 5
 _HEAD_ROWS = 1000
 _HEAD_BYTES = 4096
@@ -53,8 +53,8 @@ class Table:
     def text(self, name: str | None) -> pl.Expr:
         """Return the column as text, null for a missing value; all null without a *name*.
 
-        Whole floats lose their point, because a nullable integer often becomes a float column. Raises DataError for
-        columns of lists, structs or bytes.
+        Whole floats lose their point, as a nullable integer often becomes a float. Raises DataError for lists, structs
+        and bytes.
         """
         if name is None:
             return pl.lit(None, dtype=pl.String)
@@ -65,7 +65,7 @@ class Table:
             )
         text = column.cast(pl.String)
         if dtype.is_float():
-            # Floats beyond 2**53 do not hold every integer, so they cannot be ids.
+            # Floats beyond 2**53 do not hold every integer.
             whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
             text = pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
         return pl.when(~self.is_absent(name)).then(text)
@@ -78,7 +78,7 @@ class Table:
         return column.cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
 
     def is_absent(self, name: str) -> pl.Expr:
-        """Return whether the value is missing: null, NaN, blank or one of the null values; never null."""
+        """Return whether the value is null, NaN, blank or one of the null values; never null."""
         dtype, column, null_values = self.schema[name], pl.col(name), self.form.null_values
         if dtype.is_numeric():
             absent = column.is_null() | column.is_nan() if dtype.is_float() else column.is_null()
@@ -87,18 +87,18 @@ class Table:
         if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
             return column.is_null()
         text = column.cast(pl.String)
-        # Only texts below "!" can be blank; stripping all of them takes as long as reading them.
+        # Only texts below "!" can be blank; stripping all of them takes as long as reading.
         blank = pl.when(text < "!").then(text).str.strip_chars() == ""
         return text.is_null() | blank.fill_null(value=False) | text.is_in(list(null_values))
 
     def time_format(self, name: str) -> str:
-        """Return the format of a column of times; see `columns.time_format`."""
+        """Return the format of a column of times."""
         present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS)
         with data_errors(self.file):
             return time_format(present.collect().get_column(name), self.form.time_format)
 
     def time(self, name: str, layout: str) -> pl.Expr:
-        """Return the column as a naive UTC time, null if it does not have the format *layout*."""
+        """Return the column as a naive UTC time, null if not in the format *layout*."""
         return read_time(name, self.schema[name], layout)
 
     def place(self, row: int) -> str:
@@ -106,7 +106,7 @@ class Table:
         return f"{self.file}, row {row + self.first_row}"
 
     def faults(self) -> Iterator[str]:
-        """Yield a description of the first faulty rows."""
+        """Describe the first faulty rows."""
         found = self.frame.filter(pl.col(FAULT) != "").select(ROW, FAULT).head(SHOWN).collect()
         for row, fault in found.iter_rows():
             known = fault.startswith((_FEW_FIELDS, _NO_JSON, _HALF))
@@ -114,7 +114,7 @@ class Table:
 
 
 def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
-    """Open *files* as tables; raises DataError for unreadable files, and if their columns differ."""
+    """Open *files* as tables; raises DataError for unreadable files and differing columns."""
     tables = [_open(file, form) for file in files]
     for table in tables[1:]:
         if set(table.schema) != set(tables[0].schema):
@@ -143,7 +143,6 @@ def _open(file: DataFile, form: Format) -> Table:
 
 
 def _scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
-    """Return the scan of *file*, with text columns, and the number of its first row; `{` begins JSON lines."""
     _check_head(file)
     head = [str(line) for line in _lines(file).head(_HEAD_ROWS).collect().get_column("line")]
     first = head[0].removeprefix("\ufeff") if head else ""
@@ -167,7 +166,7 @@ def _scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
 
 
 def _check_head(file: DataFile) -> None:
-    """Raise DataError for binary and cut files. Plain text may have a name ending in .gz: HTTP clients decompress."""
+    """Raise DataError for binary and cut files. HTTP clients decompress, so a .gz may be plain text."""
     with file.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if head.startswith(tuple(COMPRESSIONS.values())) and len(head) > 4:  # polars does not recognize shorter ones
@@ -243,14 +242,14 @@ def _short_rows(file: DataFile, separator: str, fields: int, quote: str | None) 
         open_quotes = _lines(file).select((line.str.count_matches(quote, literal=True) % 2 == 1).any())
         if open_quotes.collect(engine="streaming").item():
             return []
-        # Only a quote at the begin of a field encloses separators.
+        # Only a quote at the start of a field encloses separators.
         plain = line.str.replace_all(rf'(^|{re.escape(separator)})"(?:[^"]|"")*"', "$1")
     is_short = (plain.str.count_matches(separator, literal=True) < fields - 1) & (line.str.strip_chars() != "")
     return _lines(file).filter(is_short).select(ROW).collect(engine="streaming").get_column(ROW).to_list()
 
 
 def _scan_json(file: DataFile) -> pl.LazyFrame:
-    # polars reads half of a surrogate pair as NUL, so two such ids would be equal.
+    # polars reads half a surrogate pair as NUL, which would merge ids.
     escaped = pl.col("line").str.replace_all(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "")
     halves = _lines(file).select(escaped.str.contains(r"\\u[dD][89a-fA-F]").any())
     if not halves.collect(engine="streaming").item():
@@ -274,7 +273,7 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
 
 
 def _ndjson(source: Any) -> pl.LazyFrame:  # noqa: ANN401 -- a path or a stream
-    # All rows decide the schema, because keys may appear late; numbers keep their text.
+    # All rows decide the schema, as keys may appear late; numbers keep their text.
     schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
     texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
     return pl.scan_ndjson(source, schema=texts, row_index_name=ROW)
@@ -295,10 +294,10 @@ def _json_fault(line: str) -> str | None:
 class TableShape:
     """How to read the rows of a *table*.
 
-    values    aliased expressions over the columns of the table
+    values    aliased expressions over the table's columns
     derived   expressions over the values, which replace or complement them
-    left_out  conditions over the values by the reason to leave a row out, tried in this order
-    bad       the reasons that make a row bad: its column, and what is wrong with the value
+    left_out  conditions over the values by reason, tried in this order
+    bad       for reasons that make a row bad: its column, and what is wrong with the value
     """
 
     table: Table
@@ -312,8 +311,8 @@ class Rows:
     """The rows of several tables.
 
     total     number of rows
-    left_out  number of rows left out, by reason, without zeros
-    facts     the aggregates over the rows that are kept; `rows` is their number
+    left_out  number of rows left out by reason, without zeros
+    facts     aggregates over the rows kept; `rows` is their number
     bad       the first bad rows, described
     """
 
@@ -325,7 +324,7 @@ class Rows:
         advice: str = "mend the rows",
         repeated: Sequence[str] = (),
     ) -> None:
-        """Count all rows. Text columns named in *repeated* become categories, and the rows stay in memory.
+        """Count all rows; text columns in *repeated* become categories, and the rows stay in memory.
 
         Raises DataError for too many bad rows, and, with *advice*, if no row is kept.
         """
@@ -350,24 +349,24 @@ class Rows:
 
     @property
     def kept(self) -> pl.LazyFrame:
-        """The rows that are not left out: their values and ROW."""
+        """The values and ROW of the rows kept."""
         return self._all.filter(pl.col("reason") == 0).drop("file", "reason")
 
     def values(self, reason: str, name: str) -> pl.DataFrame:
-        """Return [value, len] of the value *name* in rows left out for *reason*, most frequent first."""
+        """Return [value, len] of *name* in rows left out for *reason*, most frequent first."""
         left_out = self._all.filter(pl.col("reason") == self._reasons[reason])
         counted = left_out.group_by(value=name).len().with_columns(pl.col("value").cast(pl.String))
         return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming")
 
     def cells(self, reason: str, column: str) -> Iterator[tuple[str, str]]:
-        """Yield the place and the value in *column* of the first rows left out for *reason*."""
+        """Yield place and value in *column* of the first rows left out for *reason*."""
         found = self._all.filter(pl.col("reason") == self._reasons[reason]).select("file", ROW).head(SHOWN)
         for file, row in found.collect().iter_rows():
             table = self._tables[file]
             yield table.place(row), repr(table.frame.filter(pl.col(ROW) == row).select(column).collect().item())
 
     def note_of_bad_rows(self) -> str | None:
-        """Return a sentence that shows the bad rows, None without any."""
+        """Return a sentence that shows the bad rows, if any."""
         return f"bad rows are left out: {'; '.join(self.bad)}" if self.bad else None
 
     def _bad_rows(self, shapes: Sequence[TableShape], source: str) -> list[str]:
@@ -388,7 +387,7 @@ class Rows:
         return shown
 
     def _shaped(self, number: int, shape: TableShape, repeated: Sequence[str]) -> pl.LazyFrame:
-        # Several steps, because polars would otherwise compute the values again for each condition.
+        # In steps, as polars would compute the values again for each condition.
         faulty = (pl.col(FAULT) != "").fill_null(value=False).alias(FAULT)
         rows = shape.table.frame.select(ROW, faulty, *shape.values).with_columns(*shape.derived)
         left_out = {INCOMPLETE: pl.col(FAULT), **shape.left_out}
@@ -400,7 +399,7 @@ class Rows:
 
 
 def read_text(path: DataSource, roles: Sequence[str], **named: str | None) -> pl.DataFrame:
-    """Return columns of a small file, or folder, at *path* by role; see `text_of`."""
+    """Return columns of a small file or folder as `text_of`."""
     with input_files([path]) as files:
         return text_of(files, named_paths([path]), roles, **named)
 
@@ -426,14 +425,14 @@ def text_of(files: Sequence[DataFile], source: str, roles: Sequence[str], **name
 
 
 def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
-    """Return the conditions to leave a row out for its *ids*, values by role; a segment may be missing."""
+    """Return conditions to leave a row out for its *ids*, values by role; a segment may be missing."""
     absent = {f"no {role}": pl.col(value).is_null() for role, value in ids.items() if role != "segment"}
     sizes = {f"{role} id over {MAX_ID_BYTES} bytes": pl.col(value).str.len_bytes() for role, value in ids.items()}
     return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}
 
 
 def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:
-    """Return the most frequent title of each item in *rows* [item, perhaps title]; the first by alphabet if equal."""
+    """Return the most frequent title of each item in *rows* [item, perhaps title]; ties by alphabet."""
     if "title" not in rows.collect_schema():
         return {}
     title = pl.col("title").cast(pl.String).str.strip_chars()

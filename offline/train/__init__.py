@@ -2,5 +2,5 @@
 
 import os
 
-# Idle solver threads would spin on cores that others need. OpenMP reads this when it is loaded.
+# Idle solver threads would spin. OpenMP reads this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

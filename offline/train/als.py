@@ -1,8 +1,7 @@
 """Alternating least squares on implicit feedback, by implicit or Spark.
 
-The confidence of a pair is alpha times its weight in implicit, and one more in Spark, which therefore gets weights of
-one less: alpha means the same to both. Regularization does not: Spark multiplies it by the number of pairs of each user
-and item, so its parameter has another name.
+The confidence of a pair is alpha times its weight; Spark adds one, so its weights are lowered by one. Spark multiplies
+regularization by the number of pairs of each user and item, hence another name.
 """
 
 import math
@@ -21,11 +20,11 @@ from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# Bounds the memory of folding in.
+# Bounds the memory of `Factors.fold_in`.
 _SOLVED_AT_ONCE = 50_000
 # Same nDCG as an exact solution, to five digits.
 _LAST_STEPS = 6
-# Above the confidence of other pairs, which is 1.
+# Above that of other pairs, 1.
 _LEAST_CONFIDENCE = 1.001
 
 
@@ -43,7 +42,7 @@ def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int
 class ALSParams:
     """Hyperparameters; SettingError for values out of range.
 
-    The defaults are measured: those of implicit rank below popularity on sparse data.
+    Defaults are measured: those of implicit rank below popularity on sparse data.
     """
 
     factors: int = 256
@@ -61,7 +60,7 @@ class ALSParams:
 
 @dataclass(frozen=True, slots=True)
 class SparkParams:
-    """Hyperparameters of ALS on Spark, *reg_param* is its `regParam`; SettingError for values out of range."""
+    """Hyperparameters of Spark's ALS; SettingError for values out of range."""
 
     factors: int = 64
     reg_param: float = 0.3
@@ -78,7 +77,7 @@ class SparkParams:
 
 @dataclass(frozen=True)
 class Factors:
-    """A fitted model: user_factors [users, factors] and item_factors [items, factors], float32.
+    """A fitted model: user_factors [users, factors], item_factors [items, factors], float32.
 
     *recent* [items] multiplies the scores of users' lists.
     """
@@ -102,7 +101,7 @@ class Factors:
         return scores
 
     def fold_in(self, user_items: UserItems) -> "Factors":
-        """Return a model whose users are the rows of *user_items*, solved exactly for these item factors."""
+        """Return a model with the rows of *user_items* as users, solved exactly for these item factors."""
         if isinstance(self.params, SparkParams):
             return replace(self, user_factors=solve(self.item_factors, user_items, self.params))
         model = AlternatingLeastSquares(
@@ -118,13 +117,13 @@ class Factors:
 
 
 def confidences(weights: Floats, alpha: float) -> Floats:
-    """Return the confidence of each pair, above that of pairs without interactions."""
+    """Return the confidence of each pair; other pairs have 1."""
     found: Floats = np.maximum(np.float32(alpha) * weights, np.float32(_LEAST_CONFIDENCE))
     return found
 
 
 def solve(item_factors: Floats, user_items: UserItems, params: SparkParams) -> Floats:
-    """Return the exact factors [users, factors] of the rows of *user_items*."""
+    """Return exact factors [users, factors] of the rows of *user_items*."""
     items = item_factors.astype(np.float64)
     gram, one = items.T @ items, np.eye(items.shape[1])
     factors = np.zeros((user_items.shape[0], items.shape[1]), dtype=np.float32)
@@ -141,10 +140,9 @@ def solve(item_factors: Floats, user_items: UserItems, params: SparkParams) -> F
 def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
     """Factorize *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
 
-    User factors are solved again against the final item factors, so folding in gives the same within 1e-4 of the
-    largest. Deterministic for a seed and machine. *on_iteration* is called with (done, total). Takes about 4 times the
-    memory of the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and for factors
-    that are not finite.
+    User factors are solved again for the final item factors, so folding in agrees within 1e-4 of the largest.
+    Deterministic for a seed and machine. *on_iteration* is called with (done, total). Takes about 4 times the memory of
+    the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and for infinite factors.
     """
     check_user_items(user_items)
     if float(user_items.data.max()) * params.alpha > float(np.finfo(np.float32).max):
@@ -154,9 +152,9 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
         if on_iteration is not None:
             on_iteration(iteration + 1, params.iterations)
 
-    # BLAS threads below the solver's threads double the time.
+    # BLAS threads below the solver's double the time.
     with threadpool_limits(1, "blas"):
-        # A fitted model would start from its old factors, or crash on another shape.
+        # A fitted model would start from old factors, or crash on another shape.
         model = AlternatingLeastSquares(
             factors=params.factors,
             regularization=params.regularization,
@@ -168,7 +166,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
             model.fit(user_items, show_progress=False, callback=report)
         except ModelFitError as error:
             raise _diverged(params) from error
-        # Conjugate gradients, because an exact solution takes more than half of the time of the fit.
+        # An exact solution takes more than half of the time of the fit.
         confidence = user_items if params.alpha == 1 else params.alpha * user_items
         least_squares_cg(
             confidence, model.user_factors, model.item_factors, params.regularization, cg_steps=_LAST_STEPS

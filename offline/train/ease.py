@@ -13,11 +13,11 @@ from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# A user counts by the square root of their weight, between one vote per user and one per pair.
+# A user counts by the square root of their weight.
 _USER_POWER = -0.25
-# Share of items dropped; regularizes items by their number of users.
+# Share of items dropped; regularizes items by number of users.
 _DROPOUT = 0.2
-# Rows of the item table computed at once; bounds memory.
+# Rows of the item table computed at once.
 _AT_ONCE = 512
 
 
@@ -35,7 +35,7 @@ class EASEParams:
 
 @dataclass(frozen=True, slots=True)
 class EASE:
-    """A fitted model: *weights* [items, items], float32; row: the item of the user, column: the scored item.
+    """A fitted model: *weights* [items of the user, scored items], float32.
 
     *recent* [items] multiplies the scores of users' lists.
     """
@@ -61,8 +61,8 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
     """Solve for the weights; deterministic on one machine.
 
     Regularized by a constant and by dropout (Steck, Embarrassingly shallow autoencoders, WWW 2019; Autoencoders that
-    don't overfit towards the identity, NeurIPS 2020). Takes items^3 operations and 4 items^2 bytes: 20 s of a core
-    and 0.6 GB for 12,000 items. Raises DataError for an invalid matrix.
+    don't overfit towards the identity, NeurIPS 2020). Takes items^3 operations and 4 items^2 bytes: 20 s of a core and
+    0.6 GB for 12,000 items. Raises DataError for an invalid matrix.
     """
     check_user_items(user_items)
     has = np.asarray(user_items.sum(axis=1, dtype=np.float64)).ravel()
@@ -73,8 +73,8 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
         table[start : start + _AT_ONCE] = (by_item[start : start + _AT_ONCE] @ scaled).toarray()
     diagonal = np.diag_indices_from(table)
     table[diagonal] = table[diagonal] / (1 - _DROPOUT) + params.regularization
-    # The table is symmetric, so its transpose has LAPACK's memory order; LAPACK writes one triangle. Dropout makes the
-    # diagonal large enough for any table to be positive definite.
+    # The transpose of the symmetric table has LAPACK's memory order; LAPACK writes one triangle. Dropout makes any
+    # table positive definite.
     factor, _ = lapack.spotrf(table.T, lower=True, overwrite_a=True)
     inverse, _ = lapack.spotri(factor, lower=True, overwrite_c=True)
     weights: Floats = inverse.T
@@ -89,6 +89,6 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
 
 
 def _damped(user_items: UserItems) -> csr_matrix:
-    """Return the square roots of the weights: a hundred interactions are not a hundred times as certain."""
+    """A hundred interactions are not a hundred times as certain as one."""
     data = np.sqrt(user_items.data, dtype=np.float64)
     return csr_matrix((data, user_items.indices, user_items.indptr), shape=user_items.shape)

@@ -17,7 +17,7 @@ from hotplate.stores.file.memory import room_bytes
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams
-# A fitted model. Its users and items are the rows and columns of the matrix that it learnt from.
+# A fitted model; users and items are the rows and columns of its matrix.
 Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity
 
 PARAMS: dict[Engine, type[Params]] = {
@@ -28,7 +28,7 @@ PARAMS: dict[Engine, type[Params]] = {
     "spark": SparkParams,
 }
 
-# Parameters that a search does not vary, and options that are not named like their parameter.
+# Parameters that a search does not vary, and irregular names of options.
 _ALIKE = frozenset({"iterations", "seed", "recency"})
 _OPTIONS = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
 _LESS_MEMORY = {
@@ -84,7 +84,7 @@ def needs_times(params: Params) -> bool:
 
 
 def params_class(engine: object) -> type[Params]:
-    """Return the class of the parameters of *engine*; raises DataError for an unknown one."""
+    """Return the class of the parameters of *engine*; raises DataError if it is unknown."""
     for name, kind in PARAMS.items():
         if name == engine:
             return kind
@@ -92,7 +92,7 @@ def params_class(engine: object) -> type[Params]:
 
 
 def params_from(engine: object, values: dict[str, Any]) -> Params:
-    """Return the parameters of *engine* from JSON values; raises DataError for an unknown engine."""
+    """Return parameters of *engine* from JSON values; raises DataError for an unknown engine."""
     given = values.get("recency")
     return params_class(engine)(**values if given is None else values | {"recency": Recency(**given)})
 
@@ -107,7 +107,7 @@ def fit(
     """Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores, or in the active Spark session.
 
     *times* are in the order of user_items.data; a half-life needs them. *on_iteration* is called with (done, total).
-    Raises DataError for an invalid matrix, and if there is too little memory.
+    Raises DataError for an invalid matrix and too little memory.
     """
     check_memory(fit_bytes(params, user_items), _LESS_MEMORY.get(engine_of(params), ""))
     ranker: Ranker
@@ -136,8 +136,8 @@ def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
 
 
 def fit_s(params: object, user_items: UserItems) -> float:
-    """Estimate the seconds of a core for a fit, from measurements on an Intel Xeon."""
-    together = float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())  # pairs of items of the same user
+    """Estimate the seconds of a core for a fit, as measured on an Intel Xeon."""
+    together = float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())  # pairs of items of a user
     match params:
         case ALSParams():
             return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
@@ -157,11 +157,11 @@ def rank_s(params: object, rows: UserItems) -> float:
 
 
 def fit_bytes(params: object, user_items: UserItems) -> int:
-    """Estimate the bytes that a fit takes besides its matrix."""
+    """Estimate the bytes of a fit besides its matrix."""
     users, items = user_items.shape
     match params:
         case ALSParams():
-            # Three copies of the matrix (confidences, transposed, temporary), measured with 22 million pairs.
+            # Three copies of the matrix, measured with 22 million pairs.
             matrix = user_items.nnz * (_NUMBER_BYTES + _INDEX_BYTES) + (users + 1) * _INDEX_BYTES
             return int(3 * matrix + (users + items) * params.factors * _NUMBER_BYTES)
         case EASEParams():
@@ -171,10 +171,7 @@ def fit_bytes(params: object, user_items: UserItems) -> int:
 
 
 def check_memory(needed: int, instead: str, room: float | None = None) -> None:
-    """Raise DataError if *needed* bytes exceed *room*, by default the free memory of machine and cgroups.
-
-    *instead* is the advice in the message.
-    """
+    """Raise DataError with advice *instead* if *needed* bytes exceed *room*, by default the free memory."""
     room = room_bytes() if room is None else room
     if needed > room:
         raise DataError(

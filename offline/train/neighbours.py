@@ -31,16 +31,16 @@ RECOMMENDERS = {
     "cosine": CosineRecommender,
     "rp3beta": ItemItemRecommender,
 }
-# Up to this share of scored pairs, sorting the scores is faster than a dense table.
+# Up to this share of scored pairs, sorting is faster than a dense table.
 _SPARSE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class NeighbourParams:
-    """Hyperparameters; an item counts as one of its *neighbours*. SettingError for values out of range.
+    """Hyperparameters; an item is one of its *neighbours*. SettingError for values out of range.
 
-    In rp3beta, *walk_alpha* is the power of a step's probability and *walk_beta* the power of the number of users by
-    which a neighbour is divided.
+    In rp3beta, *walk_alpha* is the power of a step's probability, and *walk_beta* that of a neighbour's number of
+    users, which divides.
     """
 
     weighting: NeighbourWeighting = "tfidf"
@@ -63,7 +63,7 @@ class NeighbourParams:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A fitted model: *similarity* [items, items], float32 csr, with the most similar items of each item and itself.
+    """A fitted model: *similarity* [items, items], float32 csr, with the most similar items of each and itself.
 
     *recent* [items] multiplies the scores of users' lists.
     """
@@ -112,7 +112,7 @@ class Neighbours:
 
 
 def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
-    """Compare all items of *user_items* on all cores; raises DataError for an invalid matrix."""
+    """Compare all items on all cores; raises DataError for an invalid matrix."""
     check_user_items(user_items)
     weighted, scale = _walks(user_items, params) if params.weighting == "rp3beta" else (user_items, None)
     recommender = RECOMMENDERS[params.weighting](K=min(params.neighbours, user_items.shape[1]))
@@ -122,18 +122,18 @@ def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     similarity = recommender.similarity
     if scale is not None:
         similarity.data *= np.repeat(scale, np.diff(similarity.indptr))
-    # TF-IDF weighs a user with all items but one 0, which leads to 0 / 0.
+    # TF-IDF weighs a user with all items but one 0, and divides by it.
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
     return Neighbours(similarity.astype(np.float32), params)
 
 
 def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, npt.NDArray[np.float64]]:
-    """Return weights of pairs and a scale [items]: scale times the sum of products over users is a random walk.
+    """Return weights of pairs and a scale [items]; scale times the sum of products over users is a random walk.
 
     A walk goes from an item to one of its users and on to one of their items, and is divided by a power of the users of
     its end (RP3beta: Paudel et al., Updatable, accurate, diverse, and scalable recommendations for interactive
-    applications, ACM TiiS 2017). The weights divide both ends, so the scale multiplies the start again.
+    applications, ACM TiiS 2017). The weights divide both ends, so the scale multiplies the start.
     """
     of_users, of_items = (np.asarray(user_items.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0))
     of_users, of_items = np.where(of_users > 0, of_users, 1), np.where(of_items > 0, of_items, 1)

@@ -1,4 +1,4 @@
-"""Popularity, of all time or recent: an engine, the popular lists, and recency as a factor of scores."""
+"""Popularity, of all time or recent: an engine, popular lists, and recency as a factor of scores."""
 
 import math
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from hotplate.offline.input.matrix import (
 )
 from hotplate.offline.train import ranking
 
-# The service keeps all popular lists in memory.
+# The service keeps them all in memory.
 MAX_SEGMENTS = 1000
-# Bounds memory; the depth of the ranking grows by _DEEPER for users who have most of its head.
+# Bounds memory; the ranking is cut _DEEPER for users with most of its head.
 _RANKED_AT_ONCE = 4096
 _DEEPER = 4
-# The least recent popularity, before the power; above 0, to keep items ranked.
+# Above 0, to keep items ranked.
 _LEAST = 1e-3
 
 
@@ -46,7 +46,7 @@ class Recency:
             raise SettingError(f"gamma is {self.gamma}; it must be above zero.")
 
     def weights(self, user_items: UserItems, times: Times | None) -> Floats:
-        """Return the factors [items]; *times* are those of the pairs. Raises DataError without times."""
+        """Return factors [items]; *times* are those of the pairs. Raises DataError without times."""
         recent = recent_popularity(user_items, times, self.half_life_days)
         weights: Floats = (np.maximum(recent / recent.max(), _LEAST) ** self.gamma).astype(np.float32)
         return weights
@@ -73,7 +73,7 @@ def recent_popularity(
 
 @dataclass(frozen=True, slots=True)
 class Popular:
-    """A popular list: items and their numbers of users, most first, ties by id."""
+    """A popular list: items and their numbers of users, descending, ties by id."""
 
     items: Indices
     scores: Floats
@@ -81,7 +81,7 @@ class Popular:
 
 @dataclass(frozen=True, slots=True)
 class PopularityParams:
-    """Half-life of a user's count, relative to the newest pair; None counts all users alike."""
+    """Half-life of a user's count, relative to the newest pair; None counts all alike."""
 
     half_life_days: float | None = None
 
@@ -92,7 +92,7 @@ class PopularityParams:
 
 @dataclass(frozen=True, slots=True)
 class Popularity:
-    """A fitted model: *counts* [items], the users of each item, perhaps decayed by time."""
+    """A fitted model: *counts* [items] of users, perhaps decayed."""
 
     counts: Floats
 
@@ -114,10 +114,7 @@ class Popularity:
         keep_seen: bool = False,
         allowed: Allowed = None,
     ) -> tuple[Indices, Floats]:
-        """Recommend as `ranking.recommend`, but from one ranking without the user's items.
-
-        A dense table [users, items] would cost as much as a personal engine.
-        """
+        """Recommend as `ranking.recommend`, from one ranking instead of a dense table."""
         require_at_least("The length of a list", n)
         if user_items.shape[1] != len(self.counts):
             raise ValueError(f"user_items is {user_items.shape}, but {self.shape} was learnt from")
@@ -145,7 +142,7 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
 
 
 def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
-    """Return [users, n]: the first items of *order* that the user does not have, -1 for users without items."""
+    """Return [users, n]: the first items of *order* new to the user, -1 for users without items."""
     has = np.diff(rows.indptr)
     found = np.full((len(has), n), -1, dtype=np.int32)
     waiting, depth = np.flatnonzero(has), n
@@ -168,16 +165,16 @@ def by_popularity(counts: npt.NDArray[Any]) -> Indices:
 
 
 def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) -> Popular:
-    """Return the *n* items (or all, if fewer) with the most users, perhaps decayed by time."""
+    """Return the *n* items (or all, if fewer) with the most users, perhaps decayed."""
     require_at_least("The length of the popular list", n)
     counts = recent_popularity(matrix.user_items, matrix.times, half_life_days)
     return _first(np.arange(len(matrix.item_ids), dtype=np.int32), counts, n)
 
 
 def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) -> dict[str, Popular]:
-    """Return the *n* most popular items of each segment of *segments* [segment, item, weight], in order of segment.
+    """Return the *n* most popular items by segment of *segments* [segment, item, weight], in order of segment.
 
-    Items that are not among *item_ids* are ignored. Raises DataError for more than 1,000 segments.
+    Items not among *item_ids* are ignored. Raises DataError for more than 1,000 segments.
     """
     require_at_least("The length of the popular list", n)
     count = segments.get_column("segment").n_unique()

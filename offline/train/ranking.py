@@ -11,9 +11,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # p
 from hotplate.offline.errors import require_at_least
 from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 
-# Bounds memory; `topk` holds a hundred rows of scores per core.
+# Bounds memory; `topk` holds a hundred rows per core.
 _RANKED_AT_ONCE = 4096
-# A table of scores, float32 or float64.
+# float32 or float64.
 ScoreTable = npt.NDArray[Any]
 RankerT = TypeVar("RankerT")
 
@@ -49,9 +49,9 @@ def recommend(
 ) -> tuple[Indices, Floats]:
     """Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
 
-    The user's own items are left out unless *keep_seen*. Lists end with item -1 and score 0; users without interactions
-    get only those. *own* [users, items] is added to scores that are scaled to a maximum of 1. Runs on all cores, best
-    with thousands of users. Raises ValueError if *user_items* has another shape than the learnt matrix.
+    The user's items are left out unless *keep_seen*. Lists end with item -1 and score 0; users without interactions get
+    only those. *own* [users, items] is added to scores scaled to a maximum of 1. Runs on all cores, best with thousands
+    of users. Raises ValueError if *user_items* has another shape than the learnt matrix.
     """
     if any(known not in (None, given) for known, given in zip(ranker.shape, user_items.shape, strict=True)):
         raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
@@ -75,7 +75,7 @@ def recommend(
 
 
 def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> tuple[Indices, Floats]:
-    """Return lists as `recommend` does, of the stored scores above 0 in csr matrices of *score*."""
+    """Return lists as `recommend`, of the stored scores above 0 in csr matrices of *score*."""
     require_at_least("The length of a list", n)
     items = np.full((len(rows), n), -1, dtype=np.int32)
     found = np.zeros((len(rows), n), dtype=np.float32)
@@ -94,7 +94,7 @@ def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allow
 
 
 def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
-    """Fold users in for engines without user parameters: return *ranker*."""
+    """Fold users in for engines without user parameters."""
     return ranker
 
 
@@ -129,7 +129,7 @@ def _best(
             ids, values = topk(np.empty((0, 0)), _Queries(score, rows[part]), n, filter_items=banned)
             order = np.lexsort((ids, -values), axis=1)
             ids, values = np.take_along_axis(ids, order, axis=1), np.take_along_axis(values, order, axis=1)
-            # `topk` gives filtered items the minimum of the type.
+            # `topk` gives filtered items the type's minimum.
             listed = (values > ranker.floor) & (values > np.finfo(values.dtype).min)
             items[part], found[part] = np.where(listed, ids, -1), np.where(listed, values, 0)
     return items, found

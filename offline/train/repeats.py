@@ -1,4 +1,4 @@
-"""Repeats: counts of a user's own interactions, as part of the scores of lists that keep seen items."""
+"""Repeats: counts of a user's own interactions, as part of scores in lists that keep seen items."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ _WEIGHTS = (0.5, 0.25, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class RepeatParams:
-    """Half-life of a user's own interactions, and the weight of one; the engine's best score is 1."""
+    """Half-life and weight of a user's own interaction; the engine's best score is 1."""
 
     half_life_days: float | None = 240.0
     weight: float = 0.5
@@ -24,7 +24,7 @@ class RepeatParams:
 
 @dataclass(frozen=True, slots=True)
 class RepeatSearch:
-    """Result of a search: the *share* of repeats among held-back pairs, and nDCG@*k* of lists that keep seen items.
+    """The *share* of repeats among held-back pairs, and nDCG@*k* of lists that keep seen items.
 
     nDCG of the engine *alone*, and *blended* with own counts by the best *params*.
     """
@@ -37,7 +37,7 @@ class RepeatSearch:
 
 
 def own_counts(history: History, params: RepeatParams) -> UserItems:
-    """Return [users, items]: how often each user chose each item, decayed and weighted by *params*."""
+    """Return how often each user chose each item [users, items], decayed and weighted by *params*."""
     if params.half_life_days is None:
         weights = np.ones(len(history.times), dtype=np.float32)
     else:
@@ -46,7 +46,7 @@ def own_counts(history: History, params: RepeatParams) -> UserItems:
 
 
 def search(parts: Parts, ranker: Ranker, k: int) -> RepeatSearch | None:
-    """Choose the best parameters on *parts*; None if the test has no repeats, or the data no times."""
+    """Choose the best parameters on *parts*; None without times or repeats in the test."""
     again = are_among(cells_of(parts.train), cells_of(parts.test))
     if parts.history is None or not again.any():
         return None

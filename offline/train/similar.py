@@ -1,4 +1,4 @@
-"""Similar items: cosine of their users, multiplied by recent popularity; independent of the engine."""
+"""Similar items: cosine of their users, multiplied by recent popularity."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,12 +23,12 @@ from hotplate.offline.input.matrix import (
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# Similar items kept per item.
+# Per item.
 _KEPT = 100
-# Limit of the terms in the product of the matrix with itself; beyond it, users are sampled.
+# Of the product of the matrix with itself; beyond it, users are sampled.
 _MOST_TERMS = 100_000_000
 _ITEMS_AT_ONCE = 256
-# Quality is the share of a user's last items with one of the next items in their list.
+# Quality is the share of a user's last items with a next item in their list.
 _LAST, _NEXT = 5, 3
 SIMILAR_GAMMA = 0.25
 
@@ -43,19 +43,19 @@ class SimilarParams:
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    """A fitted model: *similarity* [items, items], float32 csr, the most similar items of each item without itself."""
+    """A fitted model: *similarity* [items, items], float32 csr, the most similar other items of each."""
 
     similarity: Any
 
     def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
-        """Return (items, scores), both [len(items), min(n, number of items - 1)], most similar first, then -1 and 0."""
+        """Return (items, scores), both [len(items), min(n, number of items - 1)], descending, then -1 and 0."""
         most = min(n, self.similarity.shape[0] - 1)
         return ranking.best_of_sparse(lambda batch: self.similarity[batch], items, most, allowed)
 
 
 @dataclass(frozen=True, slots=True)
 class SimilarResult:
-    """Share of the last items of *users* with one of the next items among *k* similar ones; 95 % *interval*."""
+    """Share of last items of *users* with a next item among *k* similar ones; 95 % *interval*."""
 
     params: SimilarParams
     k: int
@@ -65,7 +65,7 @@ class SimilarResult:
 
 
 def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None) -> Similar:
-    """Compare all items of *user_items*; *times* are those of its pairs. Raises DataError for recency without times."""
+    """Compare all items; *times* are those of the pairs. Raises DataError for recency without times."""
     recent = None if params.recency is None else params.recency.weights(user_items, times)
     has = np.diff(user_items.indptr).astype(np.float64)
     drawn = np.random.default_rng(0).permutation(len(has))
@@ -88,7 +88,7 @@ def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None
 
 
 def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
-    """Return the *most* highest values above 0 of each row of a csr_matrix; deterministic for equal values."""
+    """Return the *most* highest values above 0 per row of a csr_matrix; deterministic for ties."""
     data, kept = similarity.data, similarity.data > 0
     for start, end in pairwise(similarity.indptr.tolist()):
         if end - start > most:

@@ -1,4 +1,4 @@
-"""The search for an engine and its parameters: cells are compared on an inner split, within a budget."""
+"""The search for an engine and its parameters, on an inner split, within a budget."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,26 +38,26 @@ from hotplate.offline.train.repeats import search as choose_repeats
 from hotplate.stores.file.memory import room_bytes
 from hotplate.stores.verification import OnProgress, unreported
 
-# Users of a larger log are sampled down to this many pairs.
+# A larger log is sampled by user.
 _SEARCHED_PAIRS = 1_000_000
-# Fewer ALS iterations rank cells as well, in half of the time.
+# Ranks cells as well as more ALS iterations, in half of the time.
 _EXPLORING = 8
 _EXTENSIONS = 3
-# In standard errors: popularity is recommended beyond an interval of 95 %, personal engines are equal within one.
+# In standard errors: the lead that popularity needs, and the distance of equal personal engines.
 _INTERVAL = 1.96
 _EQUAL = 1.0
 # Cuts of a split by time; with one, a single week decides.
 _CUTS = 2
-# Default budget, by estimate: seconds of a core for cells, the share of that for recency, bytes of each fit, seconds of
-# a core for the last fit on all data.
+# Default budget, by estimate: seconds of a core for cells, share of that for recency, bytes of each fit, seconds of a
+# core for the last fit.
 _BUDGET_S = 45.0
 _RECENCY = 0.5
 _BUDGET_BYTES = 650e6
 _LAST_FIT_S = 900.0
-# Pairs of user and item that a trial ranks over all cuts; beyond it, users are sampled.
+# Pairs that a trial ranks over all cuts; beyond it, users are sampled.
 _RANKED = 100_000_000
 
-# Default cells. Each is the best on some real data and split; regularization and alpha only work together.
+# Each is the best on some real data and split.
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
 _EASE = (6.0, 20.0, 60.0)
 _NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
@@ -82,8 +82,8 @@ class TuneOptions:
     """What to search.
 
     cells     to try; () for the default cells, extended beyond their edge
-    engine    the only one to try, or None
-    budget_s  estimated seconds of a core for the search; None for 45 and half of it for recency, unlimited for *cells*
+    engine    the only one to try
+    budget_s  estimated seconds of a core; None for 45 and half of it for recency, unlimited for *cells*
     """
 
     cells: tuple[Params, ...] = ()
@@ -99,7 +99,7 @@ class TuneOptions:
 class Trial:
     """The nDCG per user of one combination of parameters (a cell), 0 if it cannot be fitted.
 
-    *iterations* are those of ALS, usually fewer than in a training.
+    *iterations* of ALS are usually fewer than in a training.
     """
 
     params: Params
@@ -118,10 +118,7 @@ class Trial:
         return _standard_error(self.per_user)
 
     def leads_by(self, other: "Trial") -> float:
-        """Return the mean difference to *other* per user, in standard errors.
-
-        Users differ far more than engines, so paired differences are much more precise.
-        """
+        """Return the mean difference to *other* per user, in standard errors."""
         apart = self.per_user - other.per_user
         error = _standard_error(apart)
         return float(apart.mean()) / error if error else math.copysign(math.inf, apart.mean()) if apart.any() else 0.0
@@ -145,8 +142,8 @@ class Search:
     def best(self) -> int:
         """The number of the recommended trial.
 
-        Popularity, if it leads the best personal cell by more than an interval of 95 %. Else, of the personal cells
-        within one standard error of the best: recency first, then ALS, simpler parameters, a longer half-life.
+        Popularity, if it leads the best personal cell by more than a 95 % interval. Else, of the personal cells within
+        one standard error of the best: recency first, then ALS, simpler parameters, a longer half-life.
         """
         ranked = _by_ndcg(self.trials)
         personal = [number for number in ranked if not isinstance(self.trials[number].params, PopularityParams)]
@@ -161,18 +158,18 @@ class Search:
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
-        """The number of the best trial of each engine, best first."""
+        """Numbers of the best trial of each engine, best first."""
         return _best_of_each(self.trials)
 
     @property
     def popular(self) -> PopularityParams:
-        """The best parameters of popularity among the trials, else its defaults."""
+        """The best parameters of popularity, else its defaults."""
         best = (self.trials[number].params for number in self.best_of_each)
         return next((params for params in best if isinstance(params, PopularityParams)), PopularityParams())
 
     @property
     def usual(self) -> Trial | None:
-        """The trial of the defaults, if there is one."""
+        """The trial of the defaults, if any."""
         return next((trial for trial in self.trials if trial.params == self.defaults), None)
 
     def to_json(self) -> dict[str, Any]:
@@ -203,13 +200,13 @@ def tune(
     """Compare cells on an inner split of *user_items*, of the kind of *options*.
 
     Users of a log of more than a million pairs are sampled. In a split by time, the best cell of each engine is tried
-    with recency. Trials in the folder *kept* with the same data and split are not repeated. *defaults* give the
-    iterations and seed of ALS. *on_trial* is called with (done, total); the total may grow. *on_notice* gets the
-    estimated cost, with *evaluations* and the last fit, and the cells beyond the budget. Returns None if there are too
-    few pairs. Raises DataError if the folder cannot be written.
+    with recency. Trials in the folder *kept* with the same data and split are not repeated. *defaults* give iterations
+    and seed of ALS. *on_trial* is called with (done, total); the total may grow. *on_notice* gets the estimated cost,
+    with *evaluations* and the last fit, and the cells beyond the budget. Returns None if there are too few pairs.
+    Raises DataError if the folder cannot be written.
     """
     defaults = defaults or ALSParams()
-    # The seed of the outer split would hold back the same pairs.
+    # The outer seed would hold back the same pairs.
     inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=_CUTS, repeats=False)
     searched = _drawn(user_items, history, inner)
     splits = _splits(*searched, inner)
@@ -242,7 +239,7 @@ def tune(
 def inner_parts(
     user_items: UserItems, history: History | None, options: SplitOptions, *, repeats: bool = False
 ) -> Parts | None:
-    """Return one inner split of the data of a search, perhaps with *repeats* in its test; None if a part is empty."""
+    """Return one inner split of the data, perhaps with *repeats* in its test; None if a part is empty."""
     inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=1, piece=0, repeats=repeats)
     drawn = _drawn(user_items, history, inner)
     parts = split(*drawn, inner).sampled(max(1, _RANKED // drawn[0].shape[1]), inner.seed)
@@ -254,7 +251,7 @@ def search_repeats(
 ) -> RepeatSearch | None:
     """Choose how a user's own interactions count in lists of *params* that keep seen items.
 
-    Returns None without times or repeats. If the fit exceeds the budget of a search, neighbours replace it.
+    Returns None without times or repeats. A fit beyond the budget of a search is replaced by neighbours.
     """
     parts = inner_parts(user_items, history, options, repeats=True) if history is not None and options.in_time else None
     if parts is None or not are_among(cells_of(parts.train), cells_of(parts.test)).any():
@@ -291,10 +288,7 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
 
 
 class _Trials:
-    """Makes trials and keeps them as files in *folder*, named by a digest of data, splits and cell.
-
-    The last fit is reused for all recencies of its cell.
-    """
+    """Makes trials and keeps them in *folder*; the last fit is reused for all recencies of its cell."""
 
     def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str) -> None:
         self._splits, self._k = splits, k
@@ -303,7 +297,6 @@ class _Trials:
         self.made: list[Trial] = []
 
     def run(self, cells: Sequence[Params], on_trial: OnProgress, to_come: int) -> list[Trial]:
-        """Return the trials of *cells*, and add them to `made`; *to_come* is added to the reported total."""
         for at, params in enumerate(cells, 1):
             self.made.append(self._trial(params))
             on_trial(len(self.made), len(self.made) + len(cells) - at + to_come)
@@ -314,7 +307,7 @@ class _Trials:
         iterations = tried.iterations if isinstance(tried, ALSParams) else None
         name = blake2b(f"{self._key} {params!r}".encode(), digest_size=16).hexdigest()
         kept = None if self._folder is None else self._folder / f"{name}.npy"
-        with suppress(OSError, ValueError, EOFError):  # the file is missing or half-written
+        with suppress(OSError, ValueError, EOFError):  # missing or half-written
             if kept is not None:
                 seconds, *_ = values = np.load(kept, allow_pickle=False)
                 return Trial(params, iterations, values[1:], float(seconds))
@@ -339,7 +332,7 @@ class _Trials:
             return
         plain = replace(params, recency=None)
         if self._learnt is None or self._learnt[0] != plain:
-            self._learnt = None  # releases the memory before the next fit
+            self._learnt = None  # release memory before the next fit
             self._learnt = plain, [(fit_parts(parts, plain), parts.train_times) for parts in self._splits]
         for (ranker, times), parts in zip(self._learnt[1], self._splits, strict=True):
             yield with_recency(ranker, recency.weights(parts.train, times))
@@ -354,7 +347,7 @@ def _write(path: Path, trial: Trial) -> None:
 
 
 class _Budget:
-    """The budget of a search, by estimates that are the same on every machine."""
+    """The budget of a search, by estimates that do not depend on the machine."""
 
     def __init__(self, splits: Sequence[Parts], user_items: UserItems, options: TuneOptions) -> None:
         # The training part, and the rows of tested users.
@@ -379,11 +372,9 @@ class _Budget:
         return [params for params in cells if params in kept]
 
     def recencies(self, cells: Sequence[Params]) -> list[Params]:
-        """Return the *cells*, which differ in recency alone, within the budget."""
         return [params for params in cells if self._take("recency", self._ranks(params))]
 
     def announced(self, cells: Sequence[Params], kind: str, evaluations: int, *, is_recent: bool) -> str:
-        """Return a notice with the estimated time of the trials, *evaluations*, and the last fit."""
         dearest = {engine_of(params): params for params in sorted(cells, key=self._trial_s)}.values()
         seconds = sum(map(self._trial_s, cells)) + (_RECENCY * min(self.total_s, _BUDGET_S) if is_recent else 0)
         whole = [fit_s(params, self._user_items) for params in dearest]
@@ -394,7 +385,6 @@ class _Budget:
         )
 
     def sentence(self) -> str:
-        """Return a notice about the cells left out."""
         return (
             f"not tried, because a search takes at most about {self.total_s:.0f} s of a core and "
             f"{self.most_bytes / 1e9:.1f} GB, and a last fit {_LAST_FIT_S:.0f} s: "
@@ -457,7 +447,7 @@ def _standard_error(values: Values) -> float:
 
 
 def digest_of(user_items: UserItems, history: History | None, *settings: object) -> str:
-    """Return a digest of the data, the settings (by their repr) and the versions of libraries."""
+    """Return a digest of data, settings (by repr) and library versions."""
     versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
     weighing = None if history is None else history.weighing
     digest = blake2b(repr((user_items.shape, settings, weighing, versions)).encode(), digest_size=16)
@@ -469,7 +459,7 @@ def digest_of(user_items: UserItems, history: History | None, *settings: object)
 
 
 def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None) -> list[Params]:
-    """Return the default cells, only those of *engine* if given."""
+    """Return the default cells, perhaps of one *engine*."""
     als = (
         replace(defaults, factors=min(factors, items), regularization=regularization, alpha=alpha)
         for factors, regularization, alpha in _ALS
@@ -486,7 +476,7 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
 
 
 def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
-    """Return new cells where the best cell of an engine, its first in *ranked*, lies at the edge of those tried.
+    """Return new cells where an engine's best cell, its first in *ranked*, lies at the edge of those tried.
 
     The powers of rp3beta are searched around its best cell.
     """
@@ -515,12 +505,12 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
 
 
 def _past(values: Sequence[float], up: float, down: float) -> list[float]:
-    """Return the factors that move the first of *values*, the best one, beyond all others; none inside the range."""
+    """Return the factors that move the first of *values*, the best, beyond all others; none inside the range."""
     return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
 
 
 def more_recency(params: Params, tried: Mapping[Params, float]) -> list[Params]:
-    """Return *params* with the recencies to try next, given the nDCG of those *tried*.
+    """Return *params* with recencies to try next, given the nDCG of those *tried*.
 
     First half-lives, then half-lives and powers around the best. Popularity has only a half-life.
     """
