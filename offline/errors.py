@@ -2,7 +2,7 @@
 
 DataError                the input cannot be used
 └── SettingError         an option is invalid, whatever the data
-GateFailed               the lists were written, but a gate keeps them from going live
+GateFailed               a gate keeps the written lists from going live
 """
 
 import tomllib
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class DataError(Exception):
-    """The input cannot be used; the message says what, where (file, row, column) and what to do."""
+    """The input cannot be used; the message says where (file, row, column)."""
 
 
 class SettingError(DataError):
-    """A filter, event weight or parameter is invalid; the message names it and the value."""
+    """An option is invalid; the message names it and the value."""
 
 
 class GateFailed(Exception):
-    """Gates keep a release from going live; the message names them. *result* is the ready release, or a dry run's."""
+    """Gates keep a release from going live; *result* is the ready release, or a dry run's."""
 
     def __init__(self, message: str, result: "WriteResult") -> None:
         super().__init__(message)

@@ -1,15 +1,14 @@
-"""Gates: bounds that lists must meet before they go live, and the verdict on each.
+"""Bounds that lists must meet before they go live.
 
     NAME                        minimum of a metric of the model's evaluation: `ndcg`, `as_served.ndcg`
     drop.NAME                   maximum relative loss of a metric against the live release
-    coverage                    minimum share of the catalogue that is in at least one user's list
+    coverage                    minimum share of the catalogue in any user's list
     users_with_lists            minimum share of users with a list
     shortest_list               minimum length of the lists
     overlap, overlap@N          minimum mean share of a user's first N items in common with the live release
-    popular_share, …@N          maximum share of all slots taken by the first N items of the overall popular list
+    popular_share, …@N          maximum share of all slots taken by the first N overall popular items
 
-N defaults to 10. For error metrics (rmse, mae) the bound is a maximum. `model.NAME` names a metric that has the same
-name as a gate.
+N defaults to 10. Bounds on error metrics (rmse, mae) are maxima. `model.NAME` is a metric with the name of a gate.
 """
 
 import math
@@ -30,10 +29,9 @@ from hotplate.stores.store import Reader
 from hotplate.stores.verification import DEPTH, load_manifest
 
 _LESS_IS_BETTER = ("rmse", "mae")
-# Tables of an evaluation that are not metrics of the model.
+# Tables of an evaluation without metrics of the model.
 _NO_METRICS = ("split", "params", "baselines", "as_trained")
 
-# Subjects of a gate.
 _METRIC = "metric"
 _DROP = "drop"
 _COVERAGE = "coverage"
@@ -70,7 +68,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class GateVerdict:
-    """The verdict of one gate, stored in the manifest; if *measured* is None, *note* is the reason."""
+    """The verdict of one gate; if *measured* is None, *note* is the reason."""
 
     gate: str
     measured: float | None
@@ -90,12 +88,12 @@ class GateVerdict:
 
 
 def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]:
-    """Return the gates of a TOML file and those *given* as NAME=BOUND, which win; SettingError for an invalid one."""
+    """Read gates from a TOML file, overridden by those *given* as NAME=BOUND; raises SettingError."""
     gates = [] if path is None else list(parse_gates(read_toml(path), str(path)))
     for text in given:
         name, _, bound = text.partition("=")
         if "<" in name or ">" in name:
-            bound = ""  # whether a bound is a maximum follows from the name
+            bound = ""  # the name determines the direction
         try:
             gates += parse_gates({name.strip(): float(bound)}, "--gate")
         except ValueError as error:
@@ -104,12 +102,12 @@ def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]
 
 
 def parse_gates(table: Mapping[str, object], where: str) -> tuple[Gate, ...]:
-    """Return the gates of a (nested) table of names and bounds; *where* begins the message of a SettingError."""
+    """Parse a (nested) table of names and bounds; *where* begins the message of a SettingError."""
     return tuple(_parse(name, bound, where) for name, bound in _flat(table))
 
 
 def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_catalogue: bool) -> None:
-    """Raise SettingError for a gate on a metric that is not in the evaluation, or on an unknown catalogue."""
+    """Raise SettingError for gates on a metric or catalogue that is unknown."""
     known = _numbers(metrics)
     for gate in gates:
         if gate.subject == _COVERAGE and not knows_catalogue:
@@ -132,9 +130,9 @@ async def judge(
     reader: Reader,
     live: ReleaseRef | None,
 ) -> list[GateVerdict]:
-    """Return the verdict of each gate on the evaluation *metrics* and on *lists*, compared with *live* in *reader*.
+    """Judge each gate by the evaluation *metrics*, *lists*, and the release *live* of *reader*.
 
-    Gates that compare pass if nothing is live, and fail if the live release is damaged. Raises StoreError.
+    Comparisons pass if nothing is live, and fail if the live release is damaged. Raises StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP)]
     verdicts = {gate.name: _of_release(gate, metrics, lists) for gate in gates if gate not in compared}
@@ -150,12 +148,12 @@ async def judge(
 
 
 def depth_of(gates: Sequence[Gate]) -> int:
-    """Return how many items of each list the gates compare with the live release."""
+    """Return the number of items per list to compare with the live release."""
     return max((gate.depth for gate in gates if gate.subject == _OVERLAP), default=0)
 
 
 def failures(verdicts: Sequence[GateVerdict]) -> str:
-    """Return the failed verdicts as part of a sentence; empty if all passed."""
+    """Describe the failed verdicts; empty if all passed."""
     return "; ".join(str(verdict) for verdict in verdicts if not verdict.passed)
 
 
@@ -166,7 +164,7 @@ def record(verdicts: Sequence[GateVerdict], live: ReleaseRef | None, *, forced: 
 
 
 def recorded(manifest: Manifest) -> tuple[bool, list[GateVerdict]]:
-    """Return whether a release was forced, and the verdicts of its gates."""
+    """Return whether a release was forced, and its verdicts."""
     found = manifest.about.get("gates", {"forced": False, "verdicts": []})
     return found["forced"], [GateVerdict(**verdict) for verdict in found["verdicts"]]
 
@@ -250,7 +248,7 @@ def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, 
 
 
 def _protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must be equal for metrics to be comparable, which excludes the seed."""
+    """Return the settings that must be equal for metrics to be comparable."""
     split = metrics.get("split")
     if isinstance(split, Mapping):
         split = {name: value for name, value in split.items() if name != "seed"}

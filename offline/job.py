@@ -1,4 +1,4 @@
-"""Publishing a model, and the scheduled job that trains and publishes one, resuming after interruptions."""
+"""Publishing a model, and the resumable job that trains and publishes one."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from hotplate.stores.verification import load_manifest
 if TYPE_CHECKING:
     from hotplate.offline.mlflow_models import Logged
 
-# A child process forked by a killed attempt may hold the lock until its exec.
+# A child of a killed attempt may hold the lock until its exec.
 _STARTING_S = 2.0
 _STATE = "state.json"
 _STATE_FORMAT = 1
@@ -50,10 +50,10 @@ def publish(
     *,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Written:
-    """Publish all lists of *model* (or of a model folder) as one release, atomically, and prune old releases.
+    """Publish all lists of *model*, or of a model folder, as one release, and prune old releases.
 
-    *store* is a URL, or an unused Store, which is closed at the end. *on_progress* is called with (rows written, rows
-    in all). Raises GateFailed or CanaryRunning if the release is not live, DataError, SettingError and StoreError.
+    *store* is a URL, or an unused Store, which gets closed. *on_progress* is called with (rows written, rows in all).
+    Raises GateFailed or CanaryRunning if the release is not live, DataError, SettingError and StoreError.
     """
     loaded = model if isinstance(model, Model) else load(Path(model))
     source = ModelLists(loaded, lists or ListSettings()).measure()
@@ -71,11 +71,11 @@ def _write(source: ModelLists, store: str, settings: PublishSettings) -> Written
 class Job:
     """The configuration of a scheduled run.
 
-    rules     reads the rules; called after the training
+    rules     called after the training
     track     log the model as a run of MLflow
-    register  NAME or NAME@ALIAS of a registered model of MLflow; the alias is set once the release is live
-    inputs    files and folders; nothing is done while their bytes are unchanged
-    options   digest of everything else; a change begins a new run
+    register  NAME or NAME@ALIAS of a registered model of MLflow; a live release sets the alias
+    inputs    files and folders; unchanged bytes need no run
+    options   digest of everything else
     """
 
     name: str
@@ -92,7 +92,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The recorded state of one run.
+    """The state of one run.
 
     id        empty before the first run
     inputs    digest of the input files
@@ -115,10 +115,10 @@ class RunFolder:
 
         DIR/.lock        locked (flock) while a process works here
         DIR/state.json   the last run, replaced at each step
-        DIR/model-ID     its trained model; once it exists, it is not trained again
+        DIR/model-ID     its trained model
 
-    All other progress is in the store's catalogue, under the release id of the run. *succeeded_at* is the time of the
-    last success, in seconds since 1970. Raises DataError if the state cannot be read.
+    The store's catalogue holds all other progress, by release id. *succeeded_at* is the time of the last success, in
+    seconds since 1970. Raises DataError if the state cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,11 +127,11 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The model folder of the last run, which may not exist yet."""
+        """The model folder of the last run; it may not exist yet."""
         return self._path / f"{_MODEL}{self.run.id}"
 
     def record(self, run: Run) -> None:
-        """Replace the recorded run, durably and atomically."""
+        """Save the run durably and atomically."""
         self.run = run
         new = self._path / f".{_STATE}.new"
         state = {"format": _STATE_FORMAT, "run": asdict(run), "succeeded_at": self.succeeded_at}
@@ -142,7 +142,7 @@ class RunFolder:
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, float]]:
-        """Add the duration of a step to the record; times put into the yielded dict are recorded as separate steps."""
+        """Record the duration of a step; times in the yielded dict are separate steps."""
         within, whole = dict[str, float](), dict[str, float]()
         try:
             with timed(whole, name):
@@ -154,14 +154,14 @@ class RunFolder:
             self.record(replace(self.run, seconds=before | added))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Record the end of the last run, and remove older models."""
+        """Record the end of the run, and remove older models."""
         if summary["outcome"] == "published":
             self.succeeded_at = time()
         self.record(replace(self.run, outcome=summary["outcome"], summary=summary))
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove all models but that of the last run, and partly written ones."""
+        """Remove all models but that of the last run."""
         for folder in [each for dots in ("", ".") for each in self._path.glob(f"{dots}{_MODEL}*")]:
             if folder != self.model:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -169,7 +169,7 @@ class RunFolder:
 
 @contextmanager
 def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
-    """Create and lock the folder *path*; DataError if another process holds the lock for *wait_s*."""
+    """Create and lock a folder; raises DataError if it stays locked for *wait_s*."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -185,9 +185,9 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
 
 
 class Attempt:
-    """One attempt to finish a job; *summary* is up to date even if it fails.
+    """One attempt to finish a job; *summary* is valid even if it fails.
 
-    *train*, *measure* and *write* can be replaced to show progress. Waits *wait_s* seconds for another run.
+    Waits *wait_s* seconds for another run. *train*, *measure* and *write* can be replaced to show progress.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Attempt:
         self._train, self._measure, self._write = train, measure, write
 
     def make(self, path: Path) -> dict[str, Any]:
-        """Do the remaining steps, recording each in the folder *path*, and return the summary."""
+        """Do and record the remaining steps in the folder *path*, and return the summary."""
         job = self._job
         with opened(path, self._wait_s) as folder:
             self.summary["succeeded_at"] = folder.succeeded_at
@@ -227,7 +227,7 @@ class Attempt:
     async def _run_of(self, last: Run, inputs: str, store: Store) -> Run:
         if (last.options, last.inputs) == (self._job.options, inputs):
             found = await store.catalogue()
-            # A store that was replaced by an empty one has nothing live, and lacks the last release.
+            # An empty store may have replaced the one with the last release.
             if last.outcome is None or found.live or any(entry.id == last.release for entry in found.releases):
                 return last
         elif last.id and last.outcome is None:
@@ -271,7 +271,7 @@ class Attempt:
             with folder.step("publish") as within:
                 written = self._write(lists, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
-        except ReleaseConflict:  # begun with other lists, e.g. by another version; the next attempt starts afresh
+        except ReleaseConflict:  # begun with other lists; the next attempt starts afresh
             run_on(job.store, lambda it: give_up(it, run.id, run.release))
             raise
         manifest, held_back = written.result.manifest, written.result.held_back
@@ -280,7 +280,7 @@ class Attempt:
         return manifest, held_back
 
     async def _activate(self, run: Run, store: Store) -> tuple[Manifest, HeldBack | None]:
-        """Activate a release that was committed when the run was interrupted, unless its state has changed since."""
+        """Activate the release of an interrupted run if it is still ready."""
         entry = (await store.catalogue()).find(run.release)
         manifest = await load_manifest(store, entry.ref)
         if entry.state is State.READY and self._job.publishing.activate and not _refusal(manifest):

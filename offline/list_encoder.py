@@ -1,4 +1,4 @@
-"""Ranked lists as flat arrays, and their encoding as rows of a release, thousands at a time."""
+"""Ranked lists as flat arrays, and their encoding as rows of a release."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from hotplate.stores.store import Row
 # The longest list that the service answers.
 MAX_LENGTH = 1000
 
-# Items encoded at once, unless a single list has more; bounds the memory and stays in the CPU's cache.
+# Items encoded at once, unless a list has more; fits into the CPU's cache.
 _ITEMS_AT_ONCE = 1 << 17
 
 _SEPARATOR = SEPARATOR.decode()
@@ -45,7 +45,7 @@ class RankedLists:
     scores: npt.NDArray[np.float64]
 
     def batches(self, most: int) -> Iterator["RankedLists"]:
-        """Yield the lists in order, at most *most* at a time, fewer if they are long."""
+        """Yield at most *most* lists at a time, fewer if they are long."""
         ends = np.concatenate([[0], np.cumsum(self.lengths)])
         start = 0
         while start < len(self.owners):
@@ -57,9 +57,9 @@ class RankedLists:
 
 
 class ListEncoder:
-    """Encodes ranked lists of a fixed set of items, given in the order of their numbers, each with its title or None.
+    """Encodes ranked lists of items, given in the order of their numbers, each with its title or None.
 
-    The constant bytes of each item are made once; a batch of lists is joined as one text by polars and then cut.
+    The constant bytes of each item are made once; polars joins a batch of lists as one text, which is then cut.
     """
 
     def __init__(self, ids: Sequence[str], titles: Sequence[str | None]) -> None:
@@ -71,16 +71,13 @@ class ListEncoder:
             )
 
     def rows(self, kind: str, lists: RankedLists) -> list[Row]:
-        """Return one row for each list, in the format of `hotplate.stores.encoding`.
-
-        Raises StoreMisused for a score that is not finite.
-        """
+        """Return one row per list, as in `hotplate.stores.encoding`; StoreMisused if a score is not finite."""
         new = tuple.__new__  # faster than Row(key, value)
         return [new(Row, (kind + owner, body)) for owner, body in zip(lists.owners, self._bodies(lists), strict=True)]
 
     def _bodies(self, lists: RankedLists) -> list[bytes]:
         lines = self._lines(lists.items, lists.scores)
-        # Offsets of the lines. Each ends with a separator, which is dropped from the last line of a list.
+        # Offsets of the lines; the last line of a list loses its separator.
         begins = np.concatenate([[0], np.cumsum(lines.str.len_bytes().to_numpy(), dtype=np.int64)])
         lasts = np.cumsum(lists.lengths)
         firsts = lasts - lists.lengths
@@ -99,7 +96,7 @@ class ListEncoder:
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
         if not len(scores):
             return pl.Series(dtype=pl.String)
-        # orjson formats the scores, so that the digits equal those of any other JSON it writes.
+        # orjson's digits, as in all other JSON.
         numbers = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode()
         heads = self._heads.gather(items)
         tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)

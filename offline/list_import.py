@@ -1,6 +1,6 @@
-"""Import of computed lists: files of rows are sorted on disk, and encoded as rows of a release batch by batch.
+"""Import of computed lists that may exceed memory.
 
-The input may exceed memory: rows are partitioned by owner on disk, and each partition is sorted in memory.
+Rows are partitioned by owner on disk, and each partition is sorted in memory.
 """
 
 import shutil
@@ -39,27 +39,26 @@ if TYPE_CHECKING:
 
 # Rows sorted at once: about 150 MB with ids of ten characters.
 PARTITION_ROWS = 1_000_000
-# With more rows than this many partitions hold, partitions get larger, to avoid too many small files.
+# Beyond this number, partitions get larger instead.
 MAX_PARTITIONS = 250
-# Upper bound of the bytes on disk: (bytes of owners + _ROW_BYTES per row) x DISK_FACTOR, for offsets and padding.
+# Upper bound of the bytes on disk: (bytes of owners + _ROW_BYTES per row) x DISK_FACTOR.
 DISK_FACTOR = 1.05
 _ROW_BYTES = 30
-# Sample size for partition bounds.
 _SAMPLED_OWNERS = 200_000
 POPULAR_LENGTH = 100
 _NO_NUMBER = "score that is not a number"
 _BATCH = 4096
-# Estimated bytes of a score, and of the JSON around an item.
+# Estimated bytes of a score, and of an item's JSON.
 _SCORE_BYTES = 19
 _FRAME_BYTES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ImportSettings:
-    """The files of a release, and the length of its lists; *columns* are names by role, None to guess.
+    """The files of a release, and the length of its lists; *columns* are names by role, None is guessed.
 
-    *lists* and *more* have the same columns; one of them may be `-`, standard input. A release may also consist of
-    *similar* or *popular* lists alone.
+    *lists* and *more* have the same columns; one of them may be `-`, standard input. *similar* or *popular* lists
+    alone suffice.
     """
 
     lists: DataSource | None = None
@@ -82,15 +81,15 @@ class ItemNumbers:
 
     def __init__(self) -> None:
         self._categories = pl.Categories.random()
-        # A reference, because polars drops categories without data.
+        # polars drops unreferenced categories
         self._held = pl.Series(dtype=pl.Categorical(self._categories))
 
     def number(self, items: pl.Series) -> pl.Series:
-        """Return the numbers of *items*, uint32; new items get the next ones."""
+        """Return the numbers of *items*, uint32, with the next ones for new items."""
         return items.cast(pl.Categorical(self._categories)).to_physical()
 
     def ids(self) -> pl.Series:
-        """Return all items in the order of their numbers."""
+        """Return all items by number."""
         return self._categories.to_series().cast(pl.String)
 
     def ranks(self) -> pl.Series:
@@ -100,12 +99,12 @@ class ItemNumbers:
 
 @dataclass(frozen=True, slots=True)
 class SortedLists:
-    """Lists on disk, in ascending order of their owners' bytes.
+    """Lists on disk, ascending by their owners' bytes.
 
-    partitions   files in order, each with all rows of its owners
+    partitions   files, each with all rows of its owners
     in_lists     number of lists by item number
     owners       number of lists
-    duplicates   rows left out for one of the same owner and item with a higher score
+    duplicates   rows left out for a higher score of the same owner and item
     """
 
     partitions: list[Path]
@@ -114,7 +113,7 @@ class SortedLists:
     duplicates: int
 
     def read(self) -> Iterator[RankedLists]:
-        """Yield the lists of one partition after another."""
+        """Yield the lists of each partition."""
         for partition in self.partitions:
             with data_errors(partition):
                 lists = pl.read_ipc(partition)
@@ -122,7 +121,7 @@ class SortedLists:
 
 
 class ImportedLists:
-    """A ListSource of imported files, which the constructor sorts into *folder*. Only item ids stay in memory."""
+    """A ListSource of imported files, sorted into *folder*; only item ids stay in memory."""
 
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage") -> None:
         self._settings = settings
@@ -157,7 +156,7 @@ class ImportedLists:
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
 
     def plan(self) -> Plan:
-        """Return the rows and their bytes, exact except for the digits of scores."""
+        """Return the rows and their bytes; only the digits of scores are estimated."""
         titles = np.array([len((title or "").encode()) for title in self._titles])
         sizes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
         sorted_lists = [self._users, self._similar]
@@ -178,13 +177,13 @@ class ImportedLists:
         }
 
     def items(self) -> Items:
-        """Return all items; the size of the catalogue is unknown if only the lists of users were given."""
+        """Return all items; the catalogue's size is unknown if only users' lists were given."""
         overall = next(self._popular.batches(1))  # its empty name sorts before all segments
         given = (self._settings.similar, self._settings.popular, self._settings.titles)
         return Items(self._items.to_list(), overall.items, self._catalogue if any(given) else None)
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes; *observe* is called with the lists of users."""
+        """Yield all rows in ascending order of key bytes; *observe* gets the users' lists."""
         for lists in self._similar.read():
             yield from self._rows(ITEM, lists)
         yield from self._rows(POPULAR, self._popular)
@@ -205,7 +204,7 @@ class ImportedLists:
     ) -> Rows | None:
         if not files:
             return None
-        # Column names and the format given by the user apply to the lists of users.
+        # Named columns and the given format apply to users' lists.
         form = self._settings.form if named is not None else Format()
         rows, said = read_scored(files, source, named or {}, form, owner=owner, item=item)
         self._notes += said
@@ -221,12 +220,12 @@ def read_scored(
     owner: str = "user",
     item: str = "item",
 ) -> tuple[Rows, list[str]]:
-    """Check and count the rows of *files*, which messages call *source*.
+    """Check and count the rows of *files*, called *source* in messages.
 
-    Returns the rows [owner: str, item: str, score: f64, and title: str if there is such a column], with `owner_bytes`
-    among their facts, and notes for the user. *named* are columns by role, missing ones are guessed; *owner* and *item*
-    are two of the roles. Rows without an owner or item are left out; a missing segment is the overall one. Raises
-    DataError, also for a score that is not finite.
+    Returns rows [owner: str, item: str, score: f64, and title: str if present], with `owner_bytes` among their facts,
+    and notes for the user. *named* are columns by role, missing ones are guessed; *owner* and *item* are roles. Rows
+    without an owner or item are left out; a missing segment is the overall one. Raises DataError, also for a score that
+    is not finite.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
@@ -241,7 +240,7 @@ def read_scored(
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
     name = columns["score"]
-    # A float32 is converted by its shortest decimal form, not to the nearest double.
+    # A float32 is converted by its shortest decimal form.
     is_float32 = table.schema[name] == pl.Float32
     score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else table.number(name)
     whose = table.text(columns.get(owner))
@@ -255,7 +254,7 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
 
 
 def _popular(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
-    """Return the popular lists by segment; without an overall one in *scored*, it counts the items of *lists*."""
+    """Rank the popular lists by segment; the overall one counts *lists* if *scored* has none."""
     counted = pl.DataFrame(
         {"item": numbers.ids().head(len(lists.in_lists)), "score": lists.in_lists.astype(np.float64)}
     )
@@ -275,10 +274,10 @@ def _popular(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, leng
 def sort_lists(
     scored: Rows | None, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
 ) -> SortedLists:
-    """Sort rows into files of a new *folder*, by owner, highest score and item; at most *length* items per owner.
+    """Sort rows into a new *folder*, by owner, highest score and item; at most *length* items per owner.
 
-    *on_progress* is called with (rows done, twice the rows), as there are two passes. Raises DataError if the disk is
-    too small, before anything is written, or gets full.
+    *on_progress* is called with (rows done, twice the rows), for two passes. Raises DataError if the disk is too small
+    or gets full.
     """
     if scored is None:
         return SortedLists([], np.zeros(0, dtype=np.int64), 0, 0)
@@ -313,11 +312,11 @@ def sort_lists(
 def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> tuple[pl.DataFrame, int]:
     """Return [owner, item: list, score: list], ascending by owner, and the number of duplicate items.
 
-    *rows* are [owner, item number, score]. Lists are sorted by descending score, ties by the *ranks* of the items, and
-    keep *length* items with the highest score of each.
+    *rows* are [owner, item number, score]. Lists keep *length* items with their highest score, descending, ties sorted
+    by the *ranks* of the items.
     """
     names = rows.get_column("owner").unique().sort()
-    # Integers sort faster than strings. Adding 0.0 turns -0.0 into 0.0.
+    # Enums sort faster than strings. Adding 0.0 turns -0.0 into 0.0.
     owner, rank = pl.col("owner").cast(pl.Enum(names)), ranks.gather(rows.get_column("item"))
     best = rows.select(owner, "item", pl.col("score") + 0.0, rank=rank).sort(
         "owner", "score", "rank", descending=[False, True, False]
@@ -329,7 +328,7 @@ def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> tuple[pl.Dat
 
 
 def ranked_lists(lists: pl.DataFrame) -> RankedLists:
-    """Return the lists of `rank_rows` as flat arrays."""
+    """Flatten the lists of `rank_rows`."""
     return RankedLists(
         lists.get_column("owner").to_list(),
         lists.get_column("item").list.len().to_numpy().astype(np.int64),
@@ -350,7 +349,7 @@ def _bounds(scored: Rows) -> pl.Series:
 
 
 def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
-    # Within a query this would not stream, and would load the whole file.
+    # Not within the query, which would then load the whole file.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")
     numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)
     for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():

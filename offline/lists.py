@@ -1,6 +1,6 @@
-"""The lists of a model as rows in key order: top-N of users, similar items, popular lists, and item factors.
+"""The lists of a model as rows in key order.
 
-To compute them in several processes, a model is divided into blocks of users or items.
+Blocks of users or items can be computed in several processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,12 +27,12 @@ from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.store import Plan, Row
 
 _BATCH = 4096
-# Scores are float32; six decimals keep about their precision in half the bytes.
+# About the precision of float32, in half the bytes.
 _DECIMALS = 6
 _SCORE_BYTES = 8
-# A smaller share of available items is taken for an incomplete file.
+# A smaller share suggests an incomplete file.
 LEAST_AVAILABLE = 0.5
-# Users or items in a block; more if there would be too many blocks.
+# Users or items in a block, unless there would be too many blocks.
 _LEAST_IN_BLOCK = 1_000
 _MOST_BLOCKS = 2_000
 
@@ -42,8 +42,8 @@ class ListSettings:
     """The length and rules of lists.
 
     keep_seen   recommend items that users have
-    fold_in     publish item factors, for lists of visitors
-    force       publish even if `Rules.available` leaves less than half of the items
+    fold_in     publish item factors, for visitors
+    force       publish even if `Rules.available` has less than half of the items
     """
 
     length: int = 20
@@ -57,9 +57,9 @@ class ListSettings:
 
 
 class ModelLists:
-    """A ListSource of all lists of one model.
+    """A ListSource of one model.
 
-    Raises SettingError for factors of an engine without them, and DataError if the rules leave too few items.
+    Raises SettingError for an engine without factors to fold in, and DataError if the rules leave too few items.
     """
 
     def __init__(self, model: Model, settings: ListSettings) -> None:
@@ -87,11 +87,11 @@ class ModelLists:
 
     @property
     def keep_seen(self) -> bool:
-        """Whether users may be recommended items that they have."""
+        """Whether lists may hold items that their users have."""
         return self._settings.keep_seen
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
-        """Measure the lists as published; takes another fit if they differ from the evaluated ones. Returns self."""
+        """Measure the lists as published, with another fit if they differ from the evaluated ones; returns self."""
         settings = self._settings
         self._metrics = as_published(
             self.model, settings.rules, settings.length, keep_seen=settings.keep_seen, on_iteration=on_iteration
@@ -130,19 +130,19 @@ class ModelLists:
         }
 
     def items(self) -> Items:
-        """Return the model's items, all of which are the catalogue, whatever the rules."""
+        """Return the model's items; all are the catalogue, whatever the rules."""
         ids = self.model.matrix.item_ids
         return Items(ids, self._popular[OVERALL].items, len(ids))
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, those of `factors` last; *observe* gets the users' lists."""
+        """Yield all rows in ascending order of key bytes, `factors` last; *observe* gets the users' lists."""
         yield from self.similar(0, len(self.model.matrix.item_ids))
         yield self.popular()
         yield from self.personal(observe)
         yield from self.factors()
 
     def similar(self, start: int, stop: int) -> Iterator[list[Row]]:
-        """Yield the rows of the items from *start* to *stop*."""
+        """Yield the rows of similar items from *start* to *stop*."""
         for batch in _ranges(start, stop):
             yield from self._rows(ITEM, self.model.matrix.item_ids, batch, *self._ruled.similar(batch))
 
@@ -158,7 +158,7 @@ class ModelLists:
         return self._encoder.rows(POPULAR, lists)
 
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield the rows of all users, in order, and call *observe* with their lists."""
+        """Yield the rows of all users, in order; *observe* gets their lists."""
         user_ids = self.model.matrix.user_ids
         for batch in _ranges(0, len(user_ids)):
             items, scores = self._ruled.personal(batch)
@@ -168,17 +168,14 @@ class ModelLists:
             yield from self._rows(USER, user_ids, batch, items, scores)
 
     def _are_popular(self, items: Indices) -> npt.NDArray[np.bool_]:
-        """Return which lists of a popularity model equal the head of the popular list.
-
-        They are not written: the service answers users without a list with the popular one, marked so.
-        """
+        """Return which lists equal the head of the popular list; the service falls back to it for missing lists."""
         head = self._popular[OVERALL].items[: items.shape[1]]
         if not isinstance(self.model.ranker, Popularity) or len(head) < items.shape[1]:
             return np.zeros(len(items), dtype=np.bool_)
         return np.asarray((items == head).all(axis=1))
 
     def factors(self) -> Iterator[list[Row]]:
-        """Yield the rows of the item factors one at a time; none unless the settings say *fold_in*."""
+        """Yield the rows of the item factors one at a time; none without *fold_in*."""
         ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return
@@ -210,7 +207,7 @@ class ModelLists:
         yield [description_row(description)]
 
     def for_users(self, users: Users) -> "ModelLists":
-        """Return a copy limited to *users* of the model, with unchanged lists."""
+        """Return a copy limited to *users* of the model; their lists are unchanged."""
         others = copy(self)
         others.model = self.model.with_users(users)
         others._ruled = self._ruled.for_users(others.model, users.own)  # noqa: SLF001 -- a copy of itself
@@ -243,7 +240,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
-    """Return the blocks of items and of users, numbered from 1 in key order; they depend only on the model's size."""
+    """Divide items and users into blocks, numbered from 1 in key order, by the model's size alone."""
     model = lists.model
     own = model.own_counts() if lists.keep_seen else None
     spans = list(_spans(len(model.matrix.item_ids)))
@@ -257,7 +254,7 @@ def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
 
 
 def rows_of(lists: ModelLists, block: Block, observe: Observe = ignore) -> Iterator[list[Row]]:
-    """Compute the rows of a block in key order; *lists* need not hold any users."""
+    """Compute the rows of a block in key order; *lists* may lack users."""
     if block.users is None:
         return lists.similar(block.start, block.stop)
     return lists.for_users(block.users).personal(observe)
