@@ -1,16 +1,14 @@
-"""The catalogue: all control state of a store in one small record, and the pure functions that change it.
+"""The catalogue: the control state of a store in one small record, and pure functions that change it.
 
-`hotplate.stores.lifecycle` applies a change by compare-and-set. Releases are in the order of their last commit or
-activation. All times are seconds since the epoch by the store's clock (`Catalogue.now`).
+Releases are in the order of their last commit or activation. Times are epoch seconds by the store's clock.
 
     draft → ready → live → superseded → dropping
                       └──→ withdrawn ──────┘        left by a rollback or a repair; never a rollback's target
 
-A canary is a complete release that a share of the users, chosen by the hash of their ids, see instead of the live one.
-While it runs, another release goes live only by a rollback or on request, which ends it.
+While a canary runs, another release goes live only by a rollback or on request, which ends the canary.
 
 Ids are for people; data are named by incarnations. Every begin draws a new one, so a late writer or eraser touches only
-its own data. Several entries may share an id, such as a served release and the draft that repairs it.
+its own data. A served release and the draft that repairs it share an id.
 """
 
 from collections.abc import Collection, Iterable
@@ -29,7 +27,7 @@ ReleaseId = NewType("ReleaseId", str)
 
 
 class ReleaseRef(NamedTuple):
-    """A release as stores receive it: *incarnation* names the physical data."""
+    """A release; *incarnation* names the physical data."""
 
     id: ReleaseId
     incarnation: str
@@ -48,17 +46,16 @@ class DraftRef(NamedTuple):
         return ReleaseRef(self.id, self.incarnation)
 
 
-# With erased users the format is 3: an older hotplate, which would serve them, refuses the store.
+# An older hotplate, which would serve erased users, refuses format 3.
 FORMAT = 2
 FORMAT_ERASED = 3
 
-# A draft's lease, unless its writer renews it.
 LEASE_S = 60.0
 
-# Accepted difference of two servers' clocks. A lease that is longer by more is invalid: the clock was set back.
+# Accepted clock skew. A lease that is longer by more is invalid: the clock was set back.
 LEASE_SLACK_S = 30.0
 
-# Time for which a release can still be read after it left service, by default.
+# Time for which a release can be read after it left service.
 GRACE_S = 600.0
 
 
@@ -77,8 +74,8 @@ class State(StrEnum):
 class Release:
     """Control state of one incarnation.
 
-    *writer* is the token of its last writer. *refused_by* names the failed gates that keep it from going live until an
-    operator overrides them. *live_since* is only for display; it is not in the checksum, for older versions.
+    *refused_by* names failed gates, which keep it from going live unless overridden. *live_since* is for display only,
+    and not in the checksum, for older versions.
     """
 
     id: ReleaseId
@@ -93,20 +90,20 @@ class Release:
 
     @property
     def ref(self) -> ReleaseRef:
-        """The release as stores receive it."""
+        """The id and the incarnation."""
         return ReleaseRef(self.id, self.incarnation)
 
     def lease_left_s(self, now: float) -> float:
-        """Seconds until a draft's lease lapses, 0 or less once it has; an invalid lease has lapsed."""
+        """Seconds until a draft's lease lapses; 0 or less if it has lapsed or is invalid."""
         left_s = (self.lease_until or 0.0) - now
         return left_s if left_s <= LEASE_S + LEASE_SLACK_S else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """The release that a share of the users see instead of the live one.
+    """The release that a share of the users, chosen by the hash of *salt* and their ids, see instead of the live one.
 
-    *salt*, which is hashed with each user's id, is the release's id, because all tiers must choose the same users.
+    *salt* is the release's id, because all tiers must choose the same users.
     """
 
     release: ReleaseId
@@ -116,7 +113,7 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """The incarnation that holds the record of erased users (`hotplate.stores.erasure`), and their number."""
+    """The incarnation of the record of erased users, and their number."""
 
     incarnation: str
     count: int
@@ -126,7 +123,7 @@ class Erased:
 class Catalogue:
     """The record as an immutable value.
 
-    Not stored are *now*, the store's clock at the read, and *primary*, false if it was read from a replica that lags.
+    *now* is the store's clock at the read, *primary* false if a lagging replica was read; neither is stored.
     """
 
     store_id: str = ""
@@ -140,7 +137,7 @@ class Catalogue:
 
     @property
     def distinct(self) -> tuple[Release, ...]:
-        """Releases without the damaged or former incarnations that another entry of their id replaced."""
+        """Releases without incarnations that another entry of their id replaced."""
         left = (State.WITHDRAWN, State.DROPPING)
         kept = {entry.id for entry in self.releases if entry.state not in (*left, State.DRAFT)}
         return tuple(entry for entry in self.releases if entry.state not in left or entry.id not in kept)
@@ -157,12 +154,12 @@ class Catalogue:
 
     @property
     def live_ref(self) -> ReleaseRef | None:
-        """The release that readers follow, as stores receive it."""
+        """The id and the incarnation of the live release."""
         return None if (entry := self.live_entry) is None else entry.ref
 
     @property
     def live_entry(self) -> Release | None:
-        """The entry of the release that readers follow."""
+        """The entry of the live release."""
         return next((entry for entry in self.releases if entry.state is State.LIVE), None)
 
     @property
@@ -177,17 +174,17 @@ class Catalogue:
 
     @property
     def committed(self) -> tuple[Release, ...]:
-        """The complete releases: neither drafts nor being dropped."""
+        """The complete releases."""
         return tuple(entry for entry in self.releases if entry.state not in (State.DRAFT, State.DROPPING))
 
     def get(self, release: ReleaseId) -> Release | None:
-        """Return the entry of an id committed last, or else its draft; None if it is unknown or being dropped."""
+        """Return the last committed entry of an id, or else its draft; None if it is unknown or being dropped."""
         found = [entry for entry in self.committed if entry.id == release]
         drafts = [entry for entry in self.releases if entry.id == release and entry.state is State.DRAFT]
         return next(reversed(found or drafts), None)
 
     def find(self, release: ReleaseId) -> Release:
-        """Return what `get` returns; ReleaseNotFound instead of None."""
+        """Return the result of `get`; ReleaseNotFound instead of None."""
         if (entry := self.get(release)) is None:
             raise ReleaseNotFound(f"release {release} is not in this store; `hotplate releases list` shows what is")
         return entry
@@ -201,7 +198,7 @@ class Catalogue:
 
     @property
     def incarnations(self) -> set[str]:
-        """All incarnations named in the catalogue, that of the erased users too."""
+        """All incarnations, that of the erased users too."""
         named = {entry.incarnation for entry in self.releases}
         return named if self.erased is None else named | {self.erased.incarnation}
 
@@ -240,8 +237,7 @@ def newly_committed(old: Catalogue, new: Catalogue) -> list[ReleaseRef]:
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
     """Add a draft with a lease, and mark lapsed drafts as `dropping`.
 
-    Each attempt draws a new incarnation: the last one may have been begun and erased. *repairs* is the incarnation that
-    `commit` replaces. Raises ReleaseConflict if any other has the id.
+    *repairs* is the incarnation that `commit` replaces. Raises ReleaseConflict if any other has the id.
     """
     if any((one.id, one.writer, one.state) == (draft.id, draft.writer, State.DRAFT) for one in catalogue.releases):
         return catalogue  # begun by an earlier attempt
@@ -261,7 +257,7 @@ def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
 
 
 def end_lease(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Let a draft's lease lapse now; another writer can then take over."""
+    """Let a draft's lease lapse now."""
     return _with(catalogue, replace(_owned(catalogue, draft), lease_until=catalogue.now))
 
 
@@ -282,7 +278,7 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
 
 
 def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = ()) -> Catalogue:
-    """Make a verified draft ready; *refused_by* names the gates that failed. A repair replaces the damaged entry."""
+    """Make a verified draft ready; a repair replaces the damaged entry."""
     entry = catalogue.entry(draft.incarnation)
     if entry is not None and entry.writer == draft.writer and entry.state not in (State.DRAFT, State.DROPPING):
         return catalogue  # done by an earlier attempt
@@ -297,10 +293,7 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
 
 
 def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = False) -> Catalogue:
-    """Make a committed release live, and supersede the live one.
-
-    Raises CanaryRunning while another release is the canary, unless *end_canary* is true.
-    """
+    """Make a committed release live; CanaryRunning while another is the canary, unless *end_canary* is true."""
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.LIVE:
         return catalogue
@@ -315,10 +308,7 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = Fal
 
 
 def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Catalogue:
-    """Show a committed release to *percent* of the users, or change the canary's share.
-
-    Raises ReleaseConflict for a draft or the live release, if nothing is live, and while another is the canary.
-    """
+    """Show a committed release to *percent* of the users, or change its share; raises ReleaseConflict."""
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; it can be the canary once it is committed")
@@ -365,12 +355,11 @@ def prune(
     keep_ready_s: float | None = None,
     present: Collection[str] = (),
 ) -> Catalogue:
-    """Mark as `dropping`: lapsed drafts, and releases that are not live, not kept and past their grace.
+    """Mark lapsed drafts, and releases that are neither live nor kept and past their grace, as `dropping`.
 
-    Also incarnations without an entry that were *present* before the catalogue was read: entries precede data, so these
-    have lost their writers.
-
-    Kept are the canary, the *keep* releases that were live before, and ready ones: always, or for *keep_ready_s*.
+    Also incarnations without an entry that were *present* before the catalogue was read: entries precede data, so their
+    writers are gone. Kept are the canary, the *keep* releases that were live before, and ready ones: always, or for
+    *keep_ready_s*.
     """
     kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[str]()
     if (canary := catalogue.canary_entry) is not None:
@@ -395,12 +384,12 @@ def prune(
 
 
 def abandon(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Give a draft up before its lease lapses; ReleaseConflict if another writer owns it."""
+    """Mark a draft as `dropping`; ReleaseConflict if another writer owns it."""
     return _with(catalogue, replace(_owned(catalogue, draft), state=State.DROPPING, lease_until=None))
 
 
 def forget(catalogue: Catalogue, release: ReleaseRef) -> Catalogue:
-    """Remove an erased, `dropping` release from the catalogue."""
+    """Remove an erased, `dropping` release."""
     kept = (
         entry
         for entry in catalogue.releases
@@ -480,7 +469,7 @@ def _live(catalogue: Catalogue, entry: Release) -> Catalogue:
 
 
 class RecordFormat(Struct):
-    """The format number of a stored record, read before the rest."""
+    """The format number of a stored record."""
 
     format: int
 
@@ -498,7 +487,7 @@ class _Record(Struct):
 
 
 def dump(catalogue: Catalogue) -> bytes:
-    """Encode a catalogue for storage, without the fields of a single read."""
+    """Encode a catalogue for storage."""
     return orjson.dumps(
         {
             "format": FORMAT if catalogue.erased is None else FORMAT_ERASED,
@@ -558,7 +547,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
 
 
 def _checksum(catalogue: Catalogue) -> str:
-    # A store may reorder fields and write 1.0 as 1, so the sum is over values, not over the stored bytes.
+    # Over values, not stored bytes: a store may reorder fields and write 1.0 as 1.
     canary = catalogue.canary
     entries = [
         (
@@ -578,7 +567,7 @@ def _checksum(catalogue: Catalogue) -> str:
 
 
 def _sum_refusals(entries: Iterable[Release]) -> str | None:
-    # Separate from the checksum, because hotplate 0.2 computes that without them.
+    # Separate, because hotplate 0.2 computes the checksum without them.
     found = [(entry.incarnation, entry.refused_by) for entry in entries if entry.refused_by]
     return xxh3_64_hexdigest(orjson.dumps(found)) if found else None
 

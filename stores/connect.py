@@ -25,7 +25,7 @@ BUILT_IN = (*COSMOS, *REDIS, "file")
 
 
 def default_url() -> str:
-    """Return the URL of the embedded store in the user's data folder."""
+    """Return the URL of the store in the user's data folder."""
     data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return f"file://{Path(data).absolute() / 'hotplate'}"
 
@@ -33,8 +33,7 @@ def default_url() -> str:
 def connect(url: str, observer: Observer | None = None) -> Store:
     """Open the store at *url* without I/O; StoreMisused for an unknown scheme or a malformed URL.
 
-    *observer* counts attempts of stores that bill or throttle requests. The entry point of another scheme is a function
-    from URL to Store.
+    *observer* counts attempts of stores that bill or throttle requests. An entry point is a function from URL to Store.
     """
     scheme = scheme_of(url)
     if scheme == "file":
@@ -72,9 +71,9 @@ def run_on(
     *,
     must_exist: bool = False,
 ) -> T:
-    """Run *act* on a store in a new event loop, in another thread if this one runs a loop, then close the store.
+    """Run *act* on a store in a new event loop, in another thread if this one runs a loop.
 
-    With *must_exist*, raises ReleaseNotFound for a store that was never published to.
+    *must_exist* raises ReleaseNotFound for a store that was never published to.
     """
 
     async def run() -> T:
@@ -131,7 +130,7 @@ def _shown(url: str) -> str:
 
 
 def with_max_ru(url: str, max_ru: int) -> str:
-    """Return *url* with its parameter `max_ru` replaced; StoreMisused if the store has no request units."""
+    """Return *url* with another `max_ru`; StoreMisused if the store has no request units."""
     if scheme_of(url) not in COSMOS:
         raise StoreMisused(f"--max-ru is for Cosmos DB; {redacted(url)} has no request units, so leave it out")
     parts = split(url)
@@ -140,7 +139,7 @@ def with_max_ru(url: str, max_ru: int) -> str:
 
 
 def share_of(url: str, writers: int) -> str:
-    """Return *url* with its request units divided among *writers* processes; unchanged if nothing limits them."""
+    """Return *url* with its request units, if limited, divided among *writers* processes."""
     if scheme_of(url) not in COSMOS:
         return url
     with extra_installed("cosmos"):

@@ -21,7 +21,7 @@ class Deadlines(Generic[T]):
         self._due = dict[int, set[T]]()
 
     def add(self, item: T, at_s: float) -> set[T]:
-        """Schedule *item* for *at_s* on the loop's clock; discard it from the returned set to cancel."""
+        """Schedule *item* for *at_s* (loop time); discard it from the returned set to cancel."""
         tick = int(at_s / TICK_S) + 1
         due = self._due.get(tick)
         if due is None:
@@ -37,14 +37,14 @@ class Deadlines(Generic[T]):
 
 
 class TaskDeadlines:
-    """Time-outs of awaits in tasks, as `asyncio.timeout_at`."""
+    """Time-outs of awaits in tasks."""
 
     def __init__(self) -> None:
         self._deadlines = Deadlines(self._cancel)
         self._cancelled = set[asyncio.Task[object]]()
 
     async def until(self, at_s: float, work: Awaitable[T]) -> T:
-        """Await *work* in the current task; TimeoutError at *at_s* on the loop's clock."""
+        """Await *work* in the current task; TimeoutError at *at_s* (loop time)."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline needs a running task")

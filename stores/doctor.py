@@ -1,4 +1,4 @@
-"""The doctor: whether a store can be served from and published to, as far as any store can tell."""
+"""The doctor: checks whether a store can be served from and published to."""
 
 import time
 from collections.abc import Callable
@@ -13,12 +13,10 @@ from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
 from hotplate.stores.verification import named, read_servable
 
-# Accepted difference of the store's clock and ours.
 MAX_SKEW_S = 2.0
 READS = 20
-# The service's default time budget for the reads of a request.
+# The service's default time budget for reads.
 BUDGET_S = 0.05
-# Leftovers that are named.
 NAMED = 5
 
 
@@ -34,7 +32,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         return findings
     record = await _record(store, catalogue)
     findings += [_clock(catalogue, before, clock()), record]
-    if record.level is Level.ERROR:  # the remaining advice assumes a catalogue
+    if record.level is Level.ERROR:
         return findings
     return [*findings, *await _live(store, catalogue), *await _left_over(store, catalogue)]
 

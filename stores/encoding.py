@@ -1,14 +1,14 @@
 r"""Encoding of lists and stored values.
 
-A list is `{"id":"…","score":…,"title":"…"}` joined by `,\n`, without brackets. JSON escapes control characters, so the
-separator cannot occur inside an item, and lists are cut without parsing.
+A list is `{"id":"…","score":…,"title":"…"}` joined by `,\n`, without brackets. JSON escapes control characters, so
+lists are cut at separators without parsing.
 
     stored value    CHECKSUM ‖ OFFSET ‖ payload     8 and 4 ASCII characters, never compressed
     body            OFFSET ‖ payload
     opened body     OFFSET ‖ list
 
-The checksum is 48 bits of xxh3_64(key ‖ body) in base64, seeded by the release's id, so it also detects values of
-another key or release. The offset, four hex digits, is the end of the tenth item: the usual cut is a slice.
+The checksum is 48 bits of xxh3_64(key ‖ body) in base64, seeded by the release's id. The offset, four hex digits, is
+the end of the tenth item, so the usual cut is a slice.
 """
 
 import re
@@ -27,10 +27,10 @@ CHECKSUM_BYTES = 8
 OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
 
-# Number of items before the offset: the default of a request.
+# Number of items before the offset; a request's default.
 USUAL_CUT = 10
 
-# Offset of a list with a longer cut than four digits can express, and of values that are not lists.
+# Offset of a list with a cut beyond MAX_OFFSET, and of values that are not lists.
 NO_OFFSET = b"0000"
 MAX_OFFSET = 0xFFFF
 
@@ -38,10 +38,9 @@ MAX_OFFSET = 0xFFFF
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
 _ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 
-# Decodes a stored value, given its key, to its opened body; raises ReleaseCorrupt.
+# From a key and its stored value to the opened body; raises ReleaseCorrupt.
 Decode = Callable[[str, bytes], bytes]
 
-# Encodings of a release's lists; `zstd` is `json` compressed by `hotplate.stores.compression`.
 ENCODINGS = ("json", "zstd")
 
 
@@ -54,7 +53,7 @@ class Item(TypedDict, total=False):
 
 
 def encode(items: Iterable[Item]) -> bytes:
-    """Encode a list to its body; for a few lists only."""
+    """Encode a list to its body; slow."""
     lines = list[bytes]()
     for item in items:
         line = orjson.dumps({name: item[name] for name in ("id", "score", "title") if name in item})
@@ -91,7 +90,7 @@ def cut(body: bytes, n: int) -> bytes:
 
 
 def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
-    """Return the first *n* items of an opened body's list, without ids (by `encode_id`) in *left_out*."""
+    """Return the first *n* items of an opened body's list that are not in *left_out* (by `encode_id`)."""
     lines = list[bytes]()
     for line in body[OFFSET_BYTES:].split(SEPARATOR):
         if len(lines) == n:
@@ -103,7 +102,7 @@ def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
 
 
 def without_titles(items: bytes, *, scores: bool) -> bytes:
-    """Return a list with only ids and, with *scores*, scores."""
+    """Return a list with only ids and, on request, scores."""
     return SEPARATOR.join(
         [b'{"id":%b%b}' % (one, score if scores else b"") for one, score in _ID_AND_SCORE.findall(items)]
     )

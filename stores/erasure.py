@@ -1,11 +1,10 @@
 """Erased users: hashes of their ids, stored as a row that the catalogue refers to.
 
 The catalogue names an incarnation with one row: salts, hashes, and the number of erased users' rows in each release.
-An erasure writes a new incarnation and swaps the catalogue to it, so the generation rises and readers follow within a
-refresh; `prune` erases the old one. Rollback, restore, copy and rebuild keep erasures.
+An erasure writes a new incarnation and swaps the catalogue to it. Rollback, restore, copy and rebuild keep erasures.
 
-A release keeps the rows of erased users until it is pruned, unless the store is a RowEraser; readers treat these users
-as unknown. A release that lacks as many user rows as the record counts is complete.
+Unless the store is a RowEraser, releases keep the rows of erased users; readers treat these users as unknown. A release
+that lacks as many user rows as the record counts is complete.
 """
 
 import base64
@@ -28,7 +27,7 @@ ID: Final = ReleaseId("erased-users")
 KEY = META + "erased"
 FORMAT = 1
 
-# With hashes of 8 bytes: 1.1 MB as one row, which any store takes, and 8 MB in each serving process.
+# 1.1 MB as one row, which any store takes, and 8 MB in each serving process.
 MAX_ERASED = 100_000
 HASH_BYTES = 8
 SALT_BYTES = 16
@@ -53,13 +52,13 @@ class ErasedUsers:
     """Hashes by salt: one salt, plus one for each store that was copied from."""
 
     rows: Mapping[ReleaseId, int] = field(default_factory=dict)
-    """Number of erased users' rows that each release was written with, deleted or not."""
+    """Number of erased users' rows in each release as written."""
 
     def __bool__(self) -> bool:
         return bool(self.groups)
 
     def covers(self, key: str) -> bool:
-        """Return whether *key* is the row of an erased user; takes 1 µs for each salt."""
+        """Return whether *key* is the row of an erased user; 1 µs per salt."""
         if not key.startswith(USER):
             return False
         identifier = key[len(USER) :].encode("utf-8", "surrogatepass")
@@ -71,7 +70,7 @@ class ErasedUsers:
         return sum(map(len, self.groups.values()))
 
     def contains(self, other: "ErasedUsers") -> bool:
-        """Return whether all users of *other* are erased here, with the same salts."""
+        """Return whether all hashes of *other* are present."""
         return all(hashes <= self.groups.get(salt, frozenset()) for salt, hashes in other.groups.items())
 
     def merged(self, other: "ErasedUsers") -> "ErasedUsers":
@@ -85,7 +84,7 @@ class ErasedUsers:
         return _bounded(ErasedUsers(groups, rows))
 
     def with_users(self, users: Iterable[str], rows: Mapping[ReleaseId, int]) -> "ErasedUsers":
-        """Return the union with *users*, and *rows* of them added by release; StoreMisused if it exceeds MAX_ERASED."""
+        """Return the union with *users*, with *rows* added; StoreMisused if it exceeds MAX_ERASED."""
         salt = next(iter(self.groups), None) or secrets.token_bytes(SALT_BYTES)
         new = frozenset(_hash(salt, user.encode()) for user in users if not self.covers(USER + user))
         counts = {
@@ -94,7 +93,7 @@ class ErasedUsers:
         return _bounded(ErasedUsers({**self.groups, salt: self.groups.get(salt, frozenset()) | new}, counts))
 
     def of_releases(self, releases: Collection[ReleaseId]) -> "ErasedUsers":
-        """Return the same without the counts of other releases."""
+        """Return a copy without the counts of other releases."""
         return replace(self, rows={name: count for name, count in self.rows.items() if count and name in releases})
 
 
@@ -102,7 +101,7 @@ NOBODY = ErasedUsers()
 
 
 async def read_erased(reader: Reader, found: Catalogue) -> ErasedUsers:
-    """Read the record that *found* names; nothing is read if it names none. Raises StoreError."""
+    """Read the record that *found* names, if any. Raises StoreError."""
     if found.erased is None:
         return NOBODY
     try:
@@ -116,7 +115,7 @@ async def read_erased(reader: Reader, found: Catalogue) -> ErasedUsers:
 
 
 async def erased_from(reader: Reader) -> ErasedUsers:
-    """Read the catalogue and its record; retried once if an erasure replaced the record in between."""
+    """Read the catalogue and its record, again if an erasure replaced it in between."""
     found = await reader.catalogue()
     try:
         return await read_erased(reader, found)

@@ -24,7 +24,7 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached or timed out; `permanent`: a retry cannot help."""
+    """The store cannot be reached or timed out; if `permanent`, a retry cannot help."""
 
     permanent = False
 
@@ -52,7 +52,7 @@ class StoreMisused(StoreError):
 class CatalogueUnreadable(StoreError):
     """The catalogue is damaged, or missing although the store holds releases.
 
-    `record` holds its bytes; None if it is missing or from a newer hotplate. `now` is the store's clock.
+    `record` is None if it is missing or from a newer hotplate. `now` is the store's clock.
     """
 
     def __init__(self, message: str, record: bytes | None = None, now: float = 0.0) -> None:
@@ -70,7 +70,7 @@ class ReleaseConflict(StoreError):
 
 
 class HeldBack(ReleaseConflict):
-    """A release that was to go live stays ready until an operator decides."""
+    """A release stays ready until an operator decides."""
 
 
 class CanaryRunning(HeldBack):
@@ -78,7 +78,7 @@ class CanaryRunning(HeldBack):
 
 
 class RefusedByGates(HeldBack):
-    """Gates refused the release, and no operator has overridden them."""
+    """Gates refused the release."""
 
 
 class ReleaseCorrupt(StoreError):

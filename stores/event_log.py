@@ -3,9 +3,9 @@
     TIME-HOST-RANDOM.events.zst     closed
     .TIME-HOST-RANDOM.events.zst    open, or left by a killed writer
 
-A segment is one zstd frame per commit, so a kill tears at most the last. A frame holds lines: 16 hex digits (xxh3_64 of
-the event's JSON), a space, the JSON. A writer holds an flock on its segment; a process that acquires it knows that the
-writer is dead, and truncates and closes the segment.
+A segment has one zstd frame per commit, so a kill tears at most the last. A line is 16 hex digits (xxh3_64 of the
+event's JSON), a space, the JSON. A writer holds an flock on its segment; a process that acquires it closes the segment,
+because the writer is dead.
 """
 
 import errno
@@ -29,7 +29,7 @@ SUFFIX = ".events.zst"
 # Limits at which a segment is closed.
 MAX_SEGMENT_BYTES = 8 << 20
 MAX_SEGMENT_AGE_S = 300.0
-# Machines may not share locks: their segments are orphans once a living writer would long have closed them.
+# Other machines may not share locks: their segments are orphans after this age.
 ORPHAN_S = 6 * MAX_SEGMENT_AGE_S
 # Level 3 saves 4 % for twice the time.
 LEVEL = 1
@@ -38,10 +38,9 @@ CHECKSUM_CHARS = 16
 _NAME = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{8})-[0-9a-f]{8}" + re.escape(SUFFIX))
 _TIME = "%Y%m%dT%H%M%SZ"
 _FRAME_BEGINS = zstandard.FRAME_HEADER
-# Bytes per call of the decoder, which copies unused input.
+# Per call of the decoder, which copies unused input.
 _CHUNK_BYTES = 16 << 10
 
-# fdatasync skips file times, where the platform has it.
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
@@ -66,7 +65,7 @@ class LogSegment:
             self._path = folder / f".{name}"
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
             try:
-                # Another process may have removed the file between open and flock.
+                # It may have been removed between open and flock.
                 if _locked(self._descriptor) and is_at(self._descriptor, self._path):
                     flush(folder)
                     return
@@ -77,7 +76,7 @@ class LogSegment:
 
     @property
     def is_full(self) -> bool:
-        """Whether a limit is reached."""
+        """Whether the size or age limit is reached."""
         return self.bytes >= MAX_SEGMENT_BYTES or self.age_s >= MAX_SEGMENT_AGE_S
 
     @property
@@ -105,13 +104,13 @@ class LogSegment:
 
 
 class SegmentReader:
-    """Iterates once over the events (JSON) of a segment, skipping and counting damage."""
+    """Iterates once over the events (JSON) of a segment, skipping damage."""
 
     def __init__(self, data: bytes) -> None:
         self.damaged = 0
         """Unreadable lines and gaps between whole frames."""
         self.whole_bytes = 0
-        """Offset of the end of the last whole frame."""
+        """End of the last whole frame."""
         self._data = data
 
     def __iter__(self) -> Iterator[bytes]:
@@ -145,12 +144,12 @@ def segments(folder: Path) -> list[Path]:
 
 
 def is_segment(name: str) -> bool:
-    """Return whether *name* is that of a closed segment."""
+    """Return whether a closed segment has this name."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_open_segment(name: str) -> bool:
-    """Return whether *name* is that of an open segment."""
+    """Return whether an open segment has this name."""
     return name.startswith(".") and is_segment(name[1:])
 
 
@@ -177,7 +176,7 @@ def recover(folder: Path) -> list[Path]:
 
 
 def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
-    """Publish a segment, or remove it if it is empty; return the published ones."""
+    """Publish a segment, or remove it if it is empty."""
     if not is_at(descriptor, path):
         return []  # closed by another process
     if whole_bytes == 0:
@@ -192,7 +191,7 @@ def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
 
 
 def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
-    """Return the content of the frame at *start* and its end; None if it is not whole."""
+    """Return the frame's content, None if it is not whole, and its end."""
     decoder, pieces, view = zstandard.ZstdDecompressor().decompressobj(), list[bytes](), memoryview(data)
     for position in range(start, len(data), _CHUNK_BYTES):
         try:
@@ -212,7 +211,6 @@ def _is_orphaned(begun: str) -> bool:
 
 
 def _locked(descriptor: int) -> bool:
-    """Try to lock a file until the descriptor is closed."""
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -9,8 +9,8 @@ from hotplate.stores.errors import StoreMisused
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs *extra*, for an installation from an index, a wheel, a VCS or a checkout."""
-    import json  # noqa: PLC0415 -- only needed if an extra is missing
+    """Return the command that installs *extra* from the origin of this installation."""
+    import json  # noqa: PLC0415 -- rarely needed
     from importlib.metadata import PackageNotFoundError, distribution  # noqa: PLC0415 -- as above
 
     try:
@@ -30,7 +30,7 @@ def install_command(extra: str) -> str:
 
 @contextmanager
 def extra_installed(extra: str) -> Iterator[None]:
-    """Translate an import's ModuleNotFoundError into StoreMisused with the install command of *extra*."""
+    """Translate ModuleNotFoundError into StoreMisused with the install command."""
     try:
         yield
     except ModuleNotFoundError as error:

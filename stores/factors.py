@@ -5,8 +5,8 @@
     meta:factors/000001     the next ones
 
 LENGTH, 4 bytes big-endian, is that of the entries: the items' ids, titles and rules, as JSON. The factors are
-float32, little-endian, one row per item. Each piece can be read alone and has a checksum, as any row. The piece size is
-the same in all stores, because a copy of a release is equal byte for byte.
+float32, little-endian, one row per item. The piece size is the same in all stores, because copies are equal byte for
+byte.
 """
 
 import struct
@@ -20,19 +20,18 @@ from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.keys import FACTORS
 from hotplate.stores.store import Row
 
-# Redis and LMDB would allow more; writing a row of this size to Cosmos DB costs over a hundred request units.
+# A row of this size costs over a hundred request units in Cosmos DB.
 PIECE_BYTES = 64 << 10
 
 _LENGTH = struct.Struct(">I")
-# Size of one factor.
 _FLOAT_BYTES = 4
 
 
 class Description(Struct, frozen=True):
-    """Shape of the factors, and the parameters to solve a visitor's factors with.
+    """Shape of the factors, and parameters for solving a visitor's factors.
 
-    *regularization* is that of the engine: the same for all users or, for Spark, multiplied by the number of items.
-    *weight* is that of an item given without one: the median of the training data.
+    *regularization* is the engine's; Spark multiplies it by the number of items. *weight* is the default for an item:
+    the median of the training data.
     """
 
     engine: Literal["als", "spark"]
@@ -46,7 +45,7 @@ class Description(Struct, frozen=True):
 
 
 class ItemEntry(Struct, frozen=True, array_like=True):
-    """An item's title and category, if any, and whether it may be recommended."""
+    """An item, and whether it may be recommended."""
 
     id: str
     title: str | None = None
@@ -60,7 +59,7 @@ def piece_key(number: int) -> str:
 
 
 def pieces(items: Iterable[tuple[ItemEntry, bytes]]) -> Iterator[Row]:
-    """Yield items and their factors in pieces of at most PIECE_BYTES, or of a single item."""
+    """Yield pieces of at most PIECE_BYTES, or of a single item."""
     number = size = 0
     entries, factors = list[bytes](), list[bytes]()
     for entry, row in items:
@@ -88,7 +87,7 @@ def description_row(description: Description) -> Row:
 
 
 def read_description(body: bytes) -> Description:
-    """Parse a description; ReleaseCorrupt if it is invalid, or of an unknown engine."""
+    """Parse a description; ReleaseCorrupt if it is invalid."""
     try:
         return msgspec.json.decode(body, type=Description)
     except msgspec.DecodeError as error:
@@ -98,7 +97,7 @@ def read_description(body: bytes) -> Description:
 
 
 def read_piece(body: bytes, factors: int) -> tuple[list[ItemEntry], memoryview]:
-    """Return the items of a piece and the bytes of their factors, *factors* each; ReleaseCorrupt if it is invalid."""
+    """Return a piece's items and the bytes of their factors, *factors* each; ReleaseCorrupt if it is invalid."""
     try:
         (length,) = _LENGTH.unpack_from(body)
         entries = msgspec.json.decode(body[_LENGTH.size : _LENGTH.size + length], type=list[ItemEntry])

@@ -1,7 +1,7 @@
-"""Scratch folders: each has one writing process; those of killed processes are removed by the next process.
+"""Scratch folders, each with one owner; those of killed processes are removed by the next process.
 
-A folder is named PREFIX, process id, random digits. Its owner holds a lock (flock) on the file `.lock` in it, which the
-kernel frees when the owner ends. A folder may be renamed to its final place; its `.lock` must then be removed.
+The owner of a folder holds an flock on the file `.lock` in it. A folder may be renamed to its final place; its `.lock`
+must then be removed.
 """
 
 import fcntl
@@ -18,7 +18,6 @@ from pathlib import Path
 LOCK = ".lock"
 # The rest of a folder's name after the prefix.
 _MARK = re.compile(r"\d+-[0-9a-f]{8}")
-# Interval between attempts to take a lock.
 _LOCK_POLL_S = 0.002
 
 
@@ -26,7 +25,7 @@ _LOCK_POLL_S = 0.002
 def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
     """Make a folder in *parent*, and remove it at the end unless it was renamed.
 
-    Folders of the same prefix with dead owners are removed first. Raises OSError.
+    Abandoned folders of the same prefix are removed first. Raises OSError.
     """
     for folder in marked(parent, prefix):
         remove_abandoned(folder)
@@ -40,7 +39,7 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
     finally:
         try:
             if is_at(lock, folder / LOCK):
-                # The rename hides it from a thread that is still writing.
+                # Renamed, because a thread may still be writing.
                 _remove(folder.rename(_new(parent, prefix)))
         finally:
             os.close(lock)
@@ -48,7 +47,7 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
 
 @contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """Make a scratch folder in TMPDIR that only this user can read."""
+    """Make a private scratch folder in TMPDIR."""
     with scratch_folder(Path(tempfile.gettempdir()), f"hotplate-{purpose}-", mode=0o700) as folder:
         yield folder
 
@@ -64,10 +63,9 @@ def marked(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def take_lock(path: Path, mode: int, timeout_s: float) -> int:
-    """Take the lock (flock) of a file, made if necessary, and return the descriptor; closing that frees the lock.
+    """Take the flock of a file, made if necessary; closing the returned descriptor frees it.
 
-    Blocks; raises TimeoutError after *timeout_s*. If the file was removed and made again in between, the new file is
-    locked.
+    Blocks; raises TimeoutError after *timeout_s*.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -88,7 +86,7 @@ def take_lock(path: Path, mode: int, timeout_s: float) -> int:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Return whether *path* is the file that is open as *descriptor*."""
+    """Return whether *descriptor* is the open file *path*."""
     try:
         there, held = path.stat(), os.fstat(descriptor)
     except FileNotFoundError:
@@ -106,7 +104,7 @@ def flush(path: Path) -> None:
 
 
 def write_all(descriptor: int, data: bytes, offset: int) -> None:
-    """Write *data* at *offset*, in as many system calls as needed."""
+    """Write all of *data* at *offset*."""
     written = 0
     while written < len(data):
         written += os.pwrite(descriptor, data[written:], offset + written)
@@ -126,10 +124,10 @@ def is_abandoned(folder: Path) -> bool:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove a scratch folder if its owner is dead; parts that cannot be removed are left."""
+    """Remove a scratch folder, as far as possible, if its owner is dead."""
     with suppress(OSError):
         if not (folder / LOCK).exists():
-            folder.rmdir()  # only if empty; if its owner is alive, it makes another one
+            folder.rmdir()  # only if empty; a living owner makes another one
         elif (lock := _lock(folder, required=True)) is not None:
             try:
                 _remove(folder)
@@ -138,7 +136,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _lock(folder: Path, *, required: bool) -> int | None:
-    """Take the lock of *folder*; None if another process has it, or removed the folder.
+    """Take the lock of *folder*; None if it is held or the folder was removed.
 
     If files cannot be locked (some network mounts), an owner works without a lock, and no folder is removed.
     """
@@ -162,7 +160,7 @@ def _lock(folder: Path, *, required: bool) -> int | None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove *folder*, its lock last: a killed removal is then continued by the next process."""
+    """Remove *folder*, its lock last, so the next process continues a killed removal."""
     for each in folder.iterdir():
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each, ignore_errors=True)

@@ -1,8 +1,4 @@
-"""Keys, `KIND:ID`, and packed lists of keys.
-
-Ids are strings of 1 to 256 bytes of UTF-8, kept exactly. A packed list takes two bytes a key instead of twenty and
-knows its range, so rows are scanned in order without holding all keys.
-"""
+"""Keys, `KIND:ID`, and packed lists of keys, which take two bytes a key instead of twenty and know their range."""
 
 import struct
 import zlib
@@ -27,12 +23,12 @@ MAX_ID_BYTES = 256
 
 OVERALL = ""
 
-# Lengths of the first and last key of a packed list.
+# Lengths of the first and last key.
 _HEADER = struct.Struct(">HH")
 
 
 def check_id(identifier: str) -> str:
-    """Return *identifier*; StoreMisused unless it is a string of 1 to 256 bytes of valid UTF-8."""
+    """Return *identifier*; StoreMisused unless it has 1 to 256 bytes of valid UTF-8."""
     try:
         size = len(identifier.encode())
     except AttributeError as error:
@@ -45,7 +41,7 @@ def check_id(identifier: str) -> str:
 
 
 def check_kind(kind: str) -> str:
-    """Return *kind*, the part of a key before its colon; StoreMisused if it is unknown."""
+    """Return *kind*; StoreMisused if it is unknown."""
     if kind not in KINDS:
         raise StoreMisused(
             f"{kind!r} is not a kind of key; keys start with {', '.join(f'{known}:' for known in KINDS)}"
@@ -69,7 +65,7 @@ def pack(keys: Sequence[str]) -> bytes:
 
 
 def bounds(packed: bytes) -> tuple[str, str]:
-    """Return the first and the last key without unpacking."""
+    """Return the first and last key."""
     first, last = _HEADER.unpack_from(packed)
     middle = _HEADER.size + first
     return packed[_HEADER.size : middle].decode(), packed[middle : middle + last].decode()
@@ -85,10 +81,7 @@ def unpack(packed: bytes) -> list[str]:
 async def merged(
     spans: Iterable[KeySpan], fetch: Callable[[KeySpan], Awaitable[bytes | None]]
 ) -> AsyncIterator[list[str]]:
-    """Yield the distinct keys of packed lists in ascending order; lists that overlap are held together.
-
-    *fetch* reads one packed list; None if it is gone.
-    """
+    """Yield the distinct keys of packed lists in ascending order; *fetch* returns None for a list that is gone."""
     ordered = sorted(spans)
     pending = list[str]()
     for span, following in zip(ordered, [*ordered[1:], None], strict=False):
