@@ -1,6 +1,6 @@
 """hotplate keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast.
 
-The public names, each loaded on its first use.
+Public names are loaded on first use.
 """
 
 TYPE_CHECKING = False  # importing `typing` is slow

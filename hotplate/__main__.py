@@ -1,4 +1,4 @@
-"""Entry point of the command `hotplate`, and of `python -m hotplate`; Ctrl-C ends it silently at any time."""
+"""Entry point of `hotplate` and `python -m hotplate`; Ctrl-C ends it silently at any time."""
 
 import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enum, and Ctrl-C then prints a traceback
 import os
@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command; Ctrl-C, and SIGTERM for `run`, end it with 130, or immediately while it is loading."""
+    """Run the command; Ctrl-C, and SIGTERM for `run`, end it with 130."""
     if heard := signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored in the background
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt during imports would be printed
     try:
@@ -38,7 +38,7 @@ def main() -> None:
         if heard:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.stdout.flush()
-    os._exit(INTERRUPTED)  # a thread returning from a C call during shutdown would abort the process
+    os._exit(INTERRUPTED)  # a thread returning from C code during shutdown would abort the process
 
 
 def _terminate(_number: int, frame: "FrameType | None") -> None:

@@ -1,7 +1,7 @@
 """Asynchronous objects on event loops in daemon threads, for programs without a loop.
 
-The loops of a process hold one lock except while they wait for I/O. A caller that holds it may use the state of an
-object directly, in an eighth of the time of a hop to the loop and back.
+A process's loops hold one lock except while they wait for I/O. A caller that holds it may use an object's state
+directly, in an eighth of the time of a hop to the loop and back.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# How long a call waits for the loop beyond its own deadline, and `close` for the thread.
+# How long calls wait for the loop beyond their deadline, and `close` for the thread.
 LOOP_S = 10.0
 
 # By process id: a forked child may inherit a lock that is held.
@@ -25,10 +25,10 @@ _locks = dict[int, threading.RLock]()
 
 
 def _lock() -> threading.RLock:
-    return _locks.setdefault(os.getpid(), threading.RLock())  # atomic: all threads of a process get the same
+    return _locks.setdefault(os.getpid(), threading.RLock())  # atomic
 
 
-# A fork waits until the loops are idle, or the child could inherit an import lock that nothing releases.
+# A fork waits until the loops are idle; otherwise the child could inherit a held import lock.
 os.register_at_fork(before=lambda: _lock().acquire(), after_in_parent=lambda: _lock().release())
 
 
@@ -45,7 +45,7 @@ class _Selector(DefaultSelector):
 
 
 class _Entered(Generic[T]):
-    """The object in one process; as a context manager, it halts the loop and gives the object."""
+    """The object in one process; entering it halts the loop and gives the object."""
 
     def __init__(self, make: Callable[[], AbstractAsyncContextManager[T]], closed: Callable[[], Exception]) -> None:
         self.ready = threading.Event()
@@ -65,7 +65,7 @@ class _Entered(Generic[T]):
 
     def _run(self, made: AbstractAsyncContextManager[T]) -> None:
         with self._lock, asyncio.Runner(loop_factory=lambda: self.loop) as runner:
-            runner.run(self._hold(made))  # the runner cancels calls that are left
+            runner.run(self._hold(made))
 
     async def _hold(self, made: AbstractAsyncContextManager[T]) -> None:
         try:
@@ -78,7 +78,7 @@ class _Entered(Generic[T]):
             self.ready.set()
 
     def stop(self) -> None:
-        """End the thread, without a lock: the garbage collector calls this in any thread."""
+        """End the thread, without a lock: garbage collection calls this in any thread."""
         if self.thread is not None:
             with suppress(RuntimeError):  # the loop is closed
                 self.loop.call_soon_threadsafe(self._stop.set)
@@ -97,14 +97,14 @@ class _Entered(Generic[T]):
 class Background(Generic[T]):
     """An object on a background loop, usable from any thread until it is closed or dropped.
 
-    *make* returns an asynchronous context manager, which is entered by the first use in each process: a forked child
-    has its own, and does not touch those of its parent. After `close`, uses raise what *closed* returns.
+    *make* returns an asynchronous context manager, entered by the first use in each process: a forked child has a
+    separate object. After `close`, uses raise the exception that *closed* returns.
     """
 
     def __init__(
         self, make: Callable[[], AbstractAsyncContextManager[T]], closed: Callable[[], Exception], enter_s: float = 0.0
     ) -> None:
-        """Take how long entering may take, in seconds."""
+        """*enter_s* is the maximum time for entering."""
         self._make, self._closed, self._enter_s = make, closed, enter_s
         self._is_closed = threading.Event()
         self._entered = dict[int, _Entered[T]]()
@@ -118,7 +118,7 @@ class Background(Generic[T]):
             entered.thread.join(LOOP_S)
 
     def halted(self) -> _Entered[T]:
-        """Return a context manager that halts the loop, and gives the object."""
+        """Return a context manager that halts the loop and gives the object."""
         if self._is_closed.is_set():
             raise self._closed()
         entered = self._entered.get(os.getpid())

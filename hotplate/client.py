@@ -1,6 +1,6 @@
 """Client of the HTTP service, with a deadline for each call and popular lists as a fallback.
 
-It loads neither the service nor a store.
+Importing it loads neither the service nor a store.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ P = ParamSpec("P")
 
 TIMEOUT_S = 0.2
 CONNECTIONS = 50
-# Idle connections are closed before the service closes them.
+# Shorter than the service's limit.
 IDLE_S = 60.0
-# Remembered popular lists: items of each, segments, their age when they are read again, and the pause after a failure.
+# Remembered popular lists: items of each, segments, age at which they are read again, and pause after a failure.
 REMEMBERED_ITEMS = 100
 REMEMBERED_SEGMENTS = 100
 REFRESH_S = 60.0
@@ -39,11 +39,11 @@ REFRESH_AGAIN_S = 1.0
 MAX_ANSWER_BYTES = 32 << 20
 MAX_N = 1000
 MAX_FAILURE_CHARS = 300
-# Statuses of invalid requests, and of requests that this client may not send.
+# Statuses of invalid requests, including those that this client must not send.
 WRONG = {400, 405, 413, 414, 415, 431}
 DENIED = {401, 403, 404}
 
-# Ids of a visitor's items, or weights by id.
+# Items of a visitor, or weights by item.
 Basket = Iterable[str] | Mapping[str, float]
 
 
@@ -52,7 +52,7 @@ class ClientError(Exception):
 
 
 class ServiceUnavailable(ClientError):
-    """The service did not answer in time, and no popular list is remembered; or the client was closed."""
+    """No answer came in time and no popular list is remembered; or the client was closed."""
 
 
 class RequestRefused(ClientError):
@@ -69,7 +69,7 @@ class Answer:
 
     items: "list[Item]"
     source: str
-    """`personal`, `similar`, `fold-in` or `popular`; `memory` for a popular list that the client remembers."""
+    """`personal`, `similar`, `fold-in` or `popular`; `memory` for a remembered popular list."""
 
     release: str
     tier: str
@@ -79,11 +79,11 @@ class Answer:
 
     failure: str | None = None
     segment: str | None = None
-    """The segment of a popular list, empty for the overall list."""
+    """Segment of a popular list, empty for the overall list."""
 
 
 class SimilarOptions(TypedDict, total=False):
-    """Options of `similar`: ids to leave out, the fields to return (`("id", "score")`), and a deadline."""
+    """Options of `similar`: ids to leave out, fields to return (`("id", "score")`), and a deadline."""
 
     exclude: Collection[str]
     fields: Sequence[str]
@@ -91,7 +91,7 @@ class SimilarOptions(TypedDict, total=False):
 
 
 class ListOptions(SimilarOptions, total=False):
-    """Options of the other methods: also the segment of the popular list that replaces a missing list."""
+    """Options of other methods: also the segment of the popular list that replaces a missing list."""
 
     segment: str
 
@@ -106,13 +106,13 @@ class _Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A request, with the options for cutting a remembered list. All requests are safe to repeat."""
+    """A request, with options for cutting a remembered list. All requests are safe to repeat."""
 
     path: str
     n: int
     timeout_s: float
     subject: str = ""
-    """The field that names the subject in the response: `user`, `item`, or none."""
+    """Field of the response: `user`, `item`, or none."""
 
     subjects: Sequence[str] = ("",)
     body: dict[str, Any] | None = None
@@ -127,7 +127,7 @@ class _Call:
         object.__setattr__(self, "until", time.monotonic() + _checked_timeout(self.timeout_s))
 
     def request(self) -> tuple[str, list[tuple[str, str]], bytes]:
-        """Return the path and query below `/v1/`, the headers, and the body."""
+        """Return path and query below `/v1/`, headers, and body."""
         if self.body is None:
             lists = [("exclude", self.exclude), ("fields", self.fields), ("segment", filter(None, [self.segment]))]
             query = [f"{name}={joined}" for name, values in lists if (joined := ",".join(map(_quoted, values)))]
@@ -142,10 +142,10 @@ class _Call:
 class AsyncClient:
     """Client for asyncio programs; use one per event loop.
 
-    A call ends within *timeout_s*, its own or the client's, including name lookup, connecting, and one repeat after a
-    connection error. If the service does not answer in time, the call returns a popular list that the client remembers,
-    with the source `memory`. Raises ServiceUnavailable if none is remembered, RequestRefused for a request that the
-    service refuses, and ValueError for an *n* outside 1 to 1000 or a *timeout_s* that is not above 0.
+    A call ends within *timeout_s*, its own or the client's, including name look-up, connecting, and one repeat after a
+    connection error. If the service does not answer in time, the call returns a remembered popular list, with the
+    source `memory`. Raises ServiceUnavailable if there is none, RequestRefused if the service refuses the request, and
+    ValueError for an *n* outside 1 to 1000 or a *timeout_s* that is not above 0.
     """
 
     def __init__(
@@ -169,9 +169,9 @@ class AsyncClient:
         self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
         self._timeout_s = _checked_timeout(timeout_s)
         self._popular = dict[str, Answer]()
-        self._due = dict[str, float]()  # when to read the popular list of a segment again
+        self._due = dict[str, float]()  # when to read a segment's popular list again
         if ssl_context is None and parts.scheme == "https":
-            ssl_context = httpcore2.default_ssl_context()  # slow, so not within the deadline of the first call
+            ssl_context = httpcore2.default_ssl_context()  # slow, so before the first call
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context, max_connections=max_connections, keepalive_expiry=IDLE_S, network_backend=_Network()
         )
@@ -201,11 +201,11 @@ class AsyncClient:
         return (await self._run(f"similar/{_quoted(item)}", n, options, subject="item", subjects=[item]))[0]
 
     async def popular(self, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return the popular list. Call it at start with a longer `timeout_s`, so a list is remembered."""
+        """Return the popular list. Call it at start with a longer `timeout_s`, to have it remembered."""
         return (await self._run("popular", n, options))[0]
 
     async def fold_in(self, items: Basket, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return a list for a visitor by a basket of *items*."""
+        """Return a list for a visitor's basket of *items*."""
         basket: list[Any] = list(items)
         if isinstance(items, Mapping):
             basket = [{"id": item, "weight": weight} for item, weight in items.items()]
@@ -220,7 +220,7 @@ class AsyncClient:
             return self._stand_in(call, error)
         await self._refresh(call)
         if call.segment in self._due and not (call.exclude or call.fields):
-            for answer in answers:  # the refresh may have failed
+            for answer in answers:
                 if answer.source == "popular" and answer.items:
                     self._popular.setdefault(call.segment, deepcopy(answer))
         return answers
@@ -266,7 +266,7 @@ class AsyncClient:
         raise _Failed(failure, status)
 
     async def _refresh(self, call: _Call) -> None:
-        """Read the popular lists for this call that are due, each in half of the time that is left."""
+        """Read popular lists for this call that are due, each in half of the time left."""
         for segment in {"", call.segment}:
             now = time.monotonic()
             is_known = segment in self._due or len(self._due) < REMEMBERED_SEGMENTS
@@ -306,7 +306,7 @@ def _blocking(
 class Client:
     """Client for programs without an event loop, as `AsyncClient`; threads may share it.
 
-    A background thread does the I/O. A forked process starts its own, with its own connections.
+    A background thread does the I/O. A forked process has a separate one.
     """
 
     def __init__(
@@ -368,7 +368,7 @@ def _answer(decoded: dict[str, Any]) -> Answer:
 
 
 def _cut(items: "list[Item]", call: _Call) -> "list[Item]":
-    """Return the first *n* items that are not excluded, with the requested fields, as the service does."""
+    """Return the first *n* items that are not excluded, with the requested fields."""
     excluded = set(call.exclude)
     kept = [item for item in items if item["id"] not in excluded][: call.n]
     fields = call.fields or ("id", "score", "title")

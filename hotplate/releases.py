@@ -21,20 +21,19 @@ from hotplate.stores.verification import OnProgress, unreported
 
 
 def activate(store: str | Store, release: str, *, end_canary: bool = False, force: bool = False) -> bool:
-    """Make *release* live once its manifest, popular lists and sample were read; return whether it was not live before.
+    """Make *release* live once its manifest, popular lists and sample were read; return False if it was live before.
 
     Raises ReleaseNotFound; ReleaseConflict for a draft; CanaryRunning while another release is the canary, unless
-    *end_canary* is true. Unless *force* is true, raises RefusedByGates if gates refused the release, and ReleaseCorrupt
-    if it cannot be read.
+    *end_canary*; and, unless *force*, RefusedByGates, and ReleaseCorrupt if it cannot be read.
     """
     act = partial(lifecycle.activate, end_canary=end_canary, force=force, though_refused=force)
     return run_on(store, lambda it: act(it, ReleaseId(release)), must_exist=True)
 
 
 def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
-    """Make the release that was live before live again, and return its id. No data moves, and a canary ends.
+    """Make the previously live release live again, and return its id. No data moves, and a canary ends.
 
-    Raises ReleaseNotFound if there is none, and ReleaseCorrupt if it cannot be read, unless *force* is true.
+    Raises ReleaseNotFound if there is none, and, unless *force*, ReleaseCorrupt if it cannot be read.
     """
     return run_on(store, lambda it: lifecycle.rollback(it, force=force), must_exist=True)
 
@@ -50,8 +49,8 @@ def prune(
     """Erase the releases that are no longer needed, and return their ids.
 
     Kept are the live release, the canary, the *keep* releases that were live before, releases that left service less
-    than *grace_s* ago, and those that were never live; with *keep_ready_s*, only if they were begun since. Drafts
-    without a writer are erased. *on_progress* is called with (erased, to erase).
+    than *grace_s* ago, and those never live; with *keep_ready_s*, only if begun since. Drafts without a writer are
+    erased. *on_progress* is called with (erased, to erase).
     """
 
     async def act(it: Store) -> list[ReleaseId]:
@@ -70,7 +69,7 @@ def copy(
 ) -> WriteResult:
     """Copy a *release*, by default the live one, to another store under the same id, verify it and make it *live*.
 
-    A release that the target has is verified, and repaired if necessary. Call it again to continue an interrupted copy.
+    A release that the target has is verified, and repaired if necessary. Another call continues an interrupted copy.
     The result counts *rows* written and *skipped*; *held_back* is the reason if a canary or gates kept it from going
     live. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under
     that id, ReleaseCorrupt if the source is damaged, StoreMisused if both stores are the same.
@@ -98,7 +97,7 @@ def verify(store: str | Store, release: str | None = None, *, on_progress: OnPro
 
 
 async def find_release(store: Store, release: str | None) -> ReleaseRef:
-    """Return the release of this id, or the live one; ReleaseNotFound if there is none."""
+    """Return the release of this id, or the live one; raises ReleaseNotFound."""
     found = await store.catalogue()
     chosen = ReleaseId(release) if release is not None else found.live
     if chosen is None:

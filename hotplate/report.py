@@ -1,7 +1,7 @@
 """Reports of measurements, plans and evaluations: rows of figures, a sentence and plots, as text and as JSON.
 
-`hotplate.report_page.save` writes them as HTML. Units of values: `us` (microseconds), `share` (0 to 1), or any text,
-which is printed unchanged: `/s`, `RU`, `USD/month`. Also here: generated tables in Markdown pages.
+`hotplate.report_page.save` writes HTML. Units are `us` (microseconds), `share` (0 to 1), or any text, which is printed
+unchanged: `/s`, `USD/month`. Also here: generated tables in Markdown pages.
 """
 
 import math
@@ -115,7 +115,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 not completely measured, 3 measured and not acceptable."""
+        """0 done, 1 not completely measured, 3 not acceptable."""
         return 1 if self.failures or self.interrupted else 3 if self.broken else 0
 
     @property
@@ -158,7 +158,7 @@ def _digits(value: float) -> str:
 
 
 def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
-    """Return a row's value, and its interval and note; without *unit* only times and shares have a unit."""
+    """Return a row's value, and its interval and note; without *unit* only times and shares have one."""
     shown = row.unit if unit or row.unit in {"us", "share"} else ""
     if row.value is None:
         return UNKNOWN, row.note
@@ -169,7 +169,7 @@ def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a report as text: head, sentence, main figures, notes and problems."""
+    """Print head, sentence, main figures, notes and problems."""
     if report.head:
         console.print(escape(report.head), style="bold")
     console.print(escape(report.sentence))
@@ -185,7 +185,7 @@ def print_report(report: Report, console: Console) -> None:
 
 def _matrix(rows: Sequence[Row]) -> Table:
     columns = headings(rows)
-    subjects = Column(overflow="fold")  # truncated, two databases of one server would look the same
+    subjects = Column(overflow="fold")  # truncated, databases of one server would look the same
     made = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in columns.values():
         made.add_column(heading, justify="right")
@@ -207,7 +207,7 @@ def _grouped(rows: Sequence[Row]) -> Table:
 
 
 def headings(rows: Iterable[Row]) -> dict[str, str]:
-    """Return the heading of each figure: its name, with the unit if the cells have none."""
+    """Return the heading of each figure, with the unit if the cells have none."""
     units = {row.figure: row.unit for row in rows}
     plain = {"", "us", "share"}
     return {name: name if unit in plain or unit in name else f"{name}, {unit}" for name, unit in units.items()}
@@ -238,7 +238,7 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 
 def markdown_page(page: str, text: str, verb: str) -> str:
-    """Return *page* with *text* between the marks of `make VERB`; ValueError if it has no marks."""
+    """Return *page* with *text* between the marks of `make VERB`; raises ValueError without marks."""
     begin = f"<!-- written by make {verb} -->\n"
     before, mark, rest = page.partition(begin)
     _, end, after = rest.partition(MARKDOWN_END)

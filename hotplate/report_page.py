@@ -1,7 +1,7 @@
 """A report as a self-contained HTML page, with plots by matplotlib (`hotplate[bench]`).
 
-Plots are inline SVG in the page's colours, to follow its light or dark theme. Each is drawn for a wide and a narrow
-page, because scaled-down text is unreadable on a phone.
+Plots are inline SVG in the page's colours, for its light and dark theme. Each is drawn for a wide and a narrow page:
+scaled-down text is unreadable on a phone.
 """
 
 import html
@@ -28,7 +28,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 DETAILS = "All figures, configuration and machine"
 INK, FAINT = "#010101", "#020202"
 LINES = tuple(f"#0a000{number}" for number in range(1, 7))
-# Colours that matplotlib draws in, and the CSS variables that replace them.
+# Colours of matplotlib, and the CSS variables that replace them.
 VARIABLES = {INK: "--ink", FAINT: "--faint"} | {colour: f"--line-{n}" for n, colour in enumerate(LINES, 1)}
 STYLE: Any = {
     "axes.edgecolor": FAINT, "axes.grid": True, "axes.labelcolor": INK, "axes.spines.right": False,
@@ -38,10 +38,10 @@ STYLE: Any = {
     "svg.hashsalt": "hotplate", "text.color": INK, "xtick.color": FAINT, "xtick.labelcolor": INK,
     "ytick.color": FAINT, "ytick.labelcolor": INK,
 }  # fmt: skip
-# Width in inches and letters in a line of the legend, by CSS class.
+# Width in inches and letters per line of the legend, by CSS class.
 SIZES = {"wide": (9.0, 110), "narrow": (4.4, 46)}
 HEIGHT = 3.4
-# Log axes cover at least this ratio, to have more than one label.
+# Log axes cover at least this ratio, to have several labels.
 LEAST_RATIO = 20
 
 
@@ -210,7 +210,7 @@ def _legend(axes: Axes, letters: int) -> None:
 
 
 def _svg(figure: Figure, kind: str, description: str) -> str:
-    """Return the figure as an SVG element, without ids, which would not be unique in the page."""
+    """Return an SVG element without ids, which would not be unique in the page."""
     written = io.StringIO()
     figure.savefig(written, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = written.getvalue()

@@ -63,7 +63,7 @@ def ref(release: ReleaseId) -> ReleaseRef:
 
 
 async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
-    """Create a draft, put *rows*, and seal it unless *seal* is false."""
+    """Create a draft, put *rows*, and seal it by default."""
     await store.create(draft_of(release), Plan(len(rows), 1000))
     await store.put(draft_of(release), rows)
     if seal:
@@ -99,7 +99,7 @@ class StoreContract:
 
     @pytest_asyncio.fixture
     async def open_handle(self, open_store: OpenStore) -> AsyncIterator[OpenStore]:
-        """Open handles as `open_store` does, and close them twice when the test ends."""
+        """Open handles, and close them twice when the test ends."""
         handles = list[Store]()
 
         def open_another() -> Store:
@@ -308,7 +308,6 @@ class StoreContract:
         assert await scanned(store, FIRST) == ROWS
 
     async def batches(self) -> AsyncIterator[list[Row]]:
-        """Yield the only list that a release needs."""
         yield [Row("popular:", b'{"id":"p","score":3}')]
 
     async def test_without_a_catalogue_one_is_begun_over_drafts(self, open_handle: OpenStore) -> None:

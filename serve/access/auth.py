@@ -1,9 +1,8 @@
 """Authentication, scopes and rate limits of requests.
 
-Keys come as `X-API-Key` or `Authorization: Bearer`, never in a URL. They are looked up by SHA-256, and valid ones then
-in a dictionary of strings, which Python hashes with a random seed: response times reveal nothing about other keys.
-
-A client with a rate limit has one token bucket of BURST_S in memory shared by all workers.
+Keys come as `X-API-Key` or `Authorization: Bearer`, never in a URL. They are looked up by SHA-256, and then in a
+dictionary of strings, hashed with a random seed: response times reveal nothing about other keys. All workers share the
+token buckets of clients, of BURST_S each.
 """
 
 import fcntl
@@ -30,7 +29,7 @@ API_KEY = istr("X-API-Key")
 AUTHORIZATION = istr("Authorization")
 BEARER = "bearer "
 REALM = 'Bearer realm="hotplate"'
-# Required scope by route template; None is public. All other routes require `read`.
+# Required scope by route template; None is public. The default is `read`.
 SCOPES_BY_ROUTE: dict[str, str | None] = {
     "/": None,
     "/livez": None,
@@ -41,8 +40,8 @@ SCOPES_BY_ROUTE: dict[str, str | None] = {
     "/v1/events": EVENTS,
 }
 BURST_S = 1.0
-# While another worker holds the lock of a bucket, a worker admits up to CREDIT_S of its tokens unpaid, then refuses
-# the client for BUSY_S.
+# While another worker holds a bucket's lock, up to CREDIT_S of tokens are admitted unpaid; then the client is refused
+# for BUSY_S.
 CREDIT_S = 0.005
 BUSY_S = 0.001
 
@@ -50,7 +49,7 @@ BUSY_S = 0.001
 class SharedRates:
     """Token buckets in shared memory; created before the workers.
 
-    For each bucket two cells of eight bytes: its owner (a hash of name and rate), and the time when it will be full.
+    Each has two cells of eight bytes: its owner (a hash of name and rate), and when it will be full.
     """
 
     def __init__(self) -> None:
@@ -63,7 +62,7 @@ class SharedRates:
     def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
         """Return the bucket of each client with a rate limit, by name. Cells of removed clients are reused last."""
         rates = {client.name: client.rate for client in clients if client.rate is not None}
-        # A changed rate starts with a full bucket instead of the old rate's debt.
+        # A changed rate starts with a full bucket, without the old rate's debt.
         owners = {
             name: int.from_bytes(sha256(f"{name} {rate}".encode()).digest()[:8]) | 1 for name, rate in rates.items()
         }
@@ -82,7 +81,7 @@ class SharedRates:
         return {name: Bucket(self, cells[owners[name]], rate) for name, rate in rates.items()}
 
     def try_lock(self, cell: int) -> bool:
-        """Lock a cell without waiting; return whether that succeeded."""
+        """Try to lock a cell without waiting."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, cell)
         except OSError:
@@ -97,8 +96,8 @@ class SharedRates:
 class Bucket:
     """The token bucket of one client in one worker.
 
-    While another process holds its lock, requests are admitted on credit, which is paid with the next token. The
-    kernel releases the lock of a process that dies.
+    While another process holds its lock, requests are admitted on credit, paid with the next token. The kernel releases
+    locks of dead processes.
     """
 
     __slots__ = ("_capacity", "_cell", "_credit", "_owed", "_rate", "_refused_until", "_shared")
@@ -113,7 +112,7 @@ class Bucket:
         self._refused_until = 0.0
 
     def take(self) -> float:
-        """Take a token; return 0, or the seconds until one is available."""
+        """Take a token; return 0, or the seconds until there is one."""
         now = monotonic()
         if now < self._refused_until:
             return self._refused_until - now
@@ -148,12 +147,12 @@ class Caller:
     bucket: Bucket | None = None
 
 
-# Verifies a token of an issuer, given with its digest; raises a Problem if it is invalid.
+# Verifies an issuer's token, given with its digest; raises a Problem if invalid.
 VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 
 
 class Guard:
-    """Admits or refuses requests. Created before the workers, each of which reloads the keys."""
+    """Admits or refuses requests. Created before the workers, which reload the keys separately."""
 
     def __init__(
         self,
@@ -162,7 +161,7 @@ class Guard:
         anonymous: frozenset[str] = frozenset(SCOPES),
         verify_token: VerifyToken | None = None,
     ) -> None:
-        """Load the file of keys, if any; raises ServiceMisused. *anonymous*: scopes of requests without credentials."""
+        """Load the file of keys, if any; raises ServiceMisused. *anonymous*: scopes without credentials."""
         self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
         self.knows_clients = keys is not None or verify_token is not None
@@ -202,7 +201,7 @@ class Guard:
     def caller(self, credential: str | None) -> Caller | Callable[[], Awaitable[Caller]]:
         """Return the caller with this key, or for a token a function that verifies it.
 
-        Raises a Problem (401) for anything else.
+        Raises a Problem (401) otherwise.
         """
         if credential is None or not self.knows_clients:
             return self.anonymous
@@ -233,7 +232,7 @@ class Guard:
 
 
 def scope_of(template: str) -> str | None:
-    """Return the scope that a route requires; None for public routes."""
+    """Return the scope that a route requires; None if public."""
     return SCOPES_BY_ROUTE.get(template, READ)
 
 
@@ -257,7 +256,7 @@ def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Gua
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address; False for names other than localhost."""
+    """Return whether only this machine can reach an address; False for names except localhost."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -271,12 +270,12 @@ def credential_of(headers: Mapping[str, str]) -> str | None:
 
 
 def bearer(authorization: str | None) -> str | None:
-    """Return the credential of an `Authorization` header; None for other schemes, which may be a proxy's."""
+    """Return the credential of an `Authorization` header; None for other schemes, perhaps a proxy's."""
     if authorization is None or authorization[: len(BEARER)].lower() != BEARER:
         return None
     return authorization[len(BEARER) :].strip()
 
 
 def refused_credential(name: str, detail: str) -> Problem:
-    """Return the Problem for an invalid key or token; *name* is the problem's type."""
+    """Return the Problem of type *name* for an invalid key or token."""
     return Problem(401, name, detail, {"WWW-Authenticate": f'{REALM}, error="invalid_token"'})

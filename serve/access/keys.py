@@ -73,12 +73,12 @@ class _Version(msgspec.Struct, frozen=True):
 
 
 def digest_of(key: str) -> bytes:
-    """Return the SHA-256 of a key, for any text of a header."""
+    """Return the SHA-256 of a key, which may be any text."""
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def load(path: Path) -> tuple[KeyHolder, ...]:
-    """Read a file of keys; raises KeysUnreadable, which never quotes the file."""
+    """Read a file of keys; raises KeysUnreadable, which never quotes it."""
     try:
         with path.open("rb") as file:
             return parse(path, file.read(MAX_FILE_BYTES + 1))
@@ -137,7 +137,7 @@ def _check(clients: Sequence[KeyHolder]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CreatedKey:
-    """A new key; it is not stored in this form."""
+    """A new key; only its digest is stored."""
 
     key: str
     client: str
@@ -177,9 +177,9 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
 
 
 def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
-    """Revoke the `primary` or `secondary` key of a client, or all; return the client if it has a key left.
+    """Revoke the `primary` or `secondary` key of a client, or all; return the client if a key is left.
 
-    A secondary key then becomes primary. Raises ServiceMisused for an unknown client or key.
+    A secondary key becomes primary. Raises ServiceMisused for an unknown client or key.
     """
 
     def take(clients: dict[str, KeyHolder]) -> KeyHolder | None:
@@ -226,7 +226,7 @@ def _changed(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> tuple[T, 
 def _write(path: Path, text: bytes) -> None:
     """Replace the file atomically and durably; owner, group and mode stay."""
     new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)  # a killed process may have left it with other rights
+    new.unlink(missing_ok=True)  # left by a killed process, perhaps with other rights
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 -- a descriptor, which has the right mode from the start

@@ -1,7 +1,7 @@
 """Tokens of an OpenID Connect issuer, such as Entra ID, accepted alongside keys.
 
-The issuer's public keys are fetched when a token names an unknown one, and again once an hour. Verified tokens are
-cached by SHA-256 until they expire.
+The issuer's public keys are fetched hourly, and when a token names an unknown one. Verified tokens are cached by
+SHA-256 until they expire.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALGORITHMS = ("RS256", "ES256")
-# `scp` or `scope` holds the rights of users, `roles` those of applications.
+# `scp` or `scope` for users, `roles` for applications.
 SCOPE_CLAIMS = ("scp", "scope", "roles")
 # Allowed clock difference.
 LEEWAY_S = 30
 FETCH_S = 5.0
-# Minimum interval between fetches with and without known keys, and the lifetime of keys.
+# Minimum interval between fetches with and without known keys, and lifetime of keys.
 REFRESH_S = 30.0
 RETRY_S = 5.0
 FRESH_S = 3600.0
@@ -48,10 +48,10 @@ class _TokenVerdict(NamedTuple):
 
 
 class TokenVerifier:
-    """Verifies tokens of one issuer. Created before the workers; each of them has separate keys and verdicts."""
+    """Verifies tokens of one issuer. Created before the workers; they share no keys or verdicts."""
 
     def __init__(self, issuer: str, audience: str) -> None:
-        """Take the issuer's URL as in the `iss` claim; raises ServiceMisused for an insecure one."""
+        """Take the issuer's URL as in the `iss` claim; raises ServiceMisused if insecure."""
         import jwt  # noqa: F401, PLC0415 -- an extra; fail at the start if it is missing
 
         if not _is_trusted(issuer):
@@ -68,7 +68,7 @@ class TokenVerifier:
         self._verdicts = dict[bytes, _TokenVerdict]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
-        """Return the caller of a token; raises a Problem, 401 or, without keys of the issuer, 503."""
+        """Return the caller of a token; raises a Problem, 401 or, without the issuer's keys, 503."""
         verdict = self._verdicts.get(digest)
         if verdict is not None and time.time() < verdict.until:
             return verdict.caller
@@ -105,12 +105,12 @@ class TokenVerifier:
             raise _refused("the token is for another audience") from None
         except jwt.InvalidIssuerError:
             raise _refused("the token is from another issuer") from None
-        # A key of another algorithm raises TypeError or ValueError, odd claims the last two.
+        # TypeError or ValueError: a key of another algorithm; the last two: odd claims.
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
             raise _refused("the token is not a valid one for this service") from None
 
     async def _key(self, identifier: str) -> "PyJWK":
-        """Return a key by its id; fetch the keys first if it is unknown or they are stale."""
+        """Return a key by id; fetch keys first if it is unknown or they are stale."""
         is_fresh = time.monotonic() < self._fetched_at + FRESH_S
         if identifier not in self._keys or not (is_fresh or self._fetching):
             if self._fetching is None and time.monotonic() >= self._tried_at + (REFRESH_S if self._keys else RETRY_S):
@@ -134,7 +134,7 @@ class TokenVerifier:
         else:
             self._fetched_at, self._failure = time.monotonic(), None
             if {name: key.key for name, key in self._keys.items()} != {name: key.key for name, key in keys.items()}:
-                self._verdicts = {}  # a verdict may rest on a key that was withdrawn or replaced under the same id
+                self._verdicts = {}  # a key may have been withdrawn or replaced under the same id
             self._keys = keys
         finally:
             self._tried_at = time.monotonic()
@@ -160,7 +160,7 @@ def _verifies(key: "PyJWK") -> bool:
 
 
 def verifier_of(issuer: str | None, audience: str | None) -> VerifyToken | None:
-    """Return the function that verifies tokens; None if no issuer is configured. Raises ServiceMisused."""
+    """Return a token verifier; None if no issuer is configured. Raises ServiceMisused."""
     if issuer is None and audience is None:
         return None
     if issuer is None or audience is None:
@@ -196,7 +196,7 @@ def _is_trusted(url: str) -> bool:
 
 
 def _verdict_on(claims: dict[str, Any]) -> _TokenVerdict:
-    """Return the caller that verified claims name; raises TypeError and OverflowError for odd ones."""
+    """Return the caller in verified claims; raises TypeError and OverflowError for odd ones."""
     granted = set[str]()
     for claim in SCOPE_CLAIMS:
         words = claims.get(claim, "")

@@ -1,4 +1,4 @@
-"""TLS of the public listener, with a certificate that is reloaded when it is renewed."""
+"""TLS of the public listener; a renewed certificate is reloaded."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.watched import WatchedFiles
 
 HANDSHAKE_S = 10.0
-# A PEM certificate with each label that OpenSSL reads.
+# All labels of PEM certificates that OpenSSL reads.
 _PEM = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.+?)-----END \1-----", re.DOTALL)
 # DER tags (X.690): the optional version of a certificate, and a time with a two-digit year.
 _VERSION = 0xA0
@@ -21,22 +21,22 @@ _UTC_TIME = 0x17
 
 
 class Certificate:
-    """A certificate chain and its key. Created before the workers, so that they share session tickets."""
+    """A certificate chain and its key. Created before the workers, which share session tickets."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         """Load both files; raises ServiceMisused, which quotes neither."""
         self._certificate = certificate
         self._key = key
         self.context: ssl.SSLContext
-        """For new connections: TLS 1.2 or later with the latest valid certificate."""
+        """For new connections: TLS 1.2 or later, with the latest valid certificate."""
         self.expires_at = 0.0
-        """Earliest expiry in the chain, as Unix time."""
+        """Earliest in the chain, as Unix time."""
         self.watched = WatchedFiles([certificate, key], self._parse)
 
     def _parse(self, contents: Sequence[bytes]) -> Callable[[], None]:
         certificate, key = contents
         pem = key + b"\n" + certificate  # the key first: it must not be taken from a certificate's file
-        # A new context each time: loading into the old one would keep its certificates of other key types.
+        # The old context would keep its certificates of other key types.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
@@ -57,7 +57,7 @@ class Certificate:
 
 
 def certificate_of(settings: ServiceSettings) -> Certificate | None:
-    """Load the certificate that the settings name; None for plain HTTP."""
+    """Load the configured certificate; None for plain HTTP."""
     if settings.tls_cert is None and settings.tls_key is None:
         return None
     if settings.tls_cert is None or settings.tls_key is None:
@@ -66,9 +66,9 @@ def certificate_of(settings: ServiceSettings) -> Certificate | None:
 
 
 def expiry(pem: bytes) -> float:
-    """Return the earliest expiry (Unix time) of the certificates in a PEM file, parsed according to RFC 5280.
+    """Return the earliest expiry (Unix time) of the certificates in a PEM file, parsed as in RFC 5280.
 
-    The ssl module has no public function for that: it only exposes the certificates of peers.
+    The ssl module shows only certificates of peers.
     """
     return min(_not_after(b64decode(content)) for _, content in _PEM.findall(pem))
 
@@ -86,7 +86,7 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield tag and content of each element of a DER sequence."""
     while der:
         tag, length, start = der[0], der[1], 2
-        if length >= 0x80:  # long form: the low bits are the number of length bytes that follow
+        if length >= 0x80:  # long form: the low bits count the length bytes that follow
             start += length - 0x80
             length = int.from_bytes(der[2:start])
         yield tag, der[start : start + length]
@@ -94,7 +94,7 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _load(context: ssl.SSLContext, pem: bytes) -> None:
-    """Load a key and its chain from memory, through a memfd because OpenSSL reads only files."""
+    """Load a key and its chain through a memfd, because OpenSSL reads only files."""
     descriptor = os.memfd_create("hotplate-tls", os.MFD_CLOEXEC)
     try:
         with open(descriptor, "wb", closefd=False) as file:

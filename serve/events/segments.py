@@ -20,9 +20,9 @@ from hotplate.stores.event_log import SegmentReader, is_open_segment, is_segment
 from hotplate.stores.folders import flush, take_lock
 from hotplate.stores.urls import redacted, scheme_of
 
-# Held in the folder while a shipment runs.
+# Held during a shipment.
 LOCK = ".ship.lock"
-# Standard deviations of a 95 % interval.
+# For a 95 % interval.
 Z = 1.96
 MORE = "more"
 UNKNOWN = "unknown"
@@ -35,7 +35,7 @@ class Shipped:
     segments: int
     bytes: int
     recovered: int
-    """Segments of writers that had been killed."""
+    """Segments of killed writers."""
 
 
 class SegmentFolder:
@@ -59,7 +59,7 @@ class SegmentFolder:
         self._is_local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
     def names(self) -> list[str]:
-        """Return the names of the segments, the oldest first; raises ServiceMisused without a folder."""
+        """Return the names of the segments, oldest first; raises ServiceMisused without a folder."""
         with self._errors("its listing"):
             self._files.invalidate_cache()
             is_there = self._files.exists(self._root) and not self._files.isfile(self._root)
@@ -69,12 +69,12 @@ class SegmentFolder:
         return sorted(name for path in found if is_segment(name := path.rpartition("/")[2]))
 
     def open_segments(self) -> int:
-        """Return the number of segments that are being written or were left by a killed service."""
+        """Count segments that are being written or were left by a killed service."""
         with self._errors("its listing"):
             return sum(is_open_segment(path.rpartition("/")[2]) for path in self._files.find(self._root, maxdepth=1))
 
     def size(self, name: str) -> int | None:
-        """Return the size of a segment in bytes; None if it does not exist."""
+        """Return the size in bytes; None if there is no such segment."""
         with self._errors(name):
             self._files.invalidate_cache()
             try:
@@ -98,7 +98,7 @@ class SegmentFolder:
                 return False
 
     def put(self, path: Path) -> None:
-        """Copy a file here, under a temporary name until it is complete."""
+        """Copy a file here, under a temporary name until complete."""
         draft, full = f"{self._root}/.{path.name}.part", f"{self._root}/{path.name}"
         with self._errors(path.name):
             self._files.makedirs(self._root, exist_ok=True)
@@ -111,7 +111,7 @@ class SegmentFolder:
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Translate errors of a file system, without its message, which may contain secrets of the URL."""
+        """Translate errors of a file system, without their text, which may contain secrets of the URL."""
         try:
             yield
         except Exception as error:
@@ -120,16 +120,16 @@ class SegmentFolder:
 
 
 def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Shipped:
-    """Copy the closed segments in *folder* to *url*, and remove each one here once it is copied.
+    """Copy the closed segments in *folder* to *url*, and remove each once it is copied.
 
-    A shipment that was killed is resumed: names are unique, and a segment of the same size counts as copied. Raises
+    A killed shipment is resumed: names are unique, and a segment of the same size counts as copied. Raises
     ServiceMisused and EventsFailed.
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
     place = SegmentFolder(url)
     with _alone(folder) as token:
-        if place.holds(LOCK, token):  # the same folder by another name: its segments would be deleted
+        if place.holds(LOCK, token):  # the same folder by another name: segments would be deleted
             raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")
         try:
             recovered = len(recover(folder))
@@ -151,7 +151,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bytes]:
-    """Hold the lock of *folder*; yields the unique content of the lock file."""
+    """Lock *folder*; yields the unique content of the lock file."""
     try:
         descriptor = take_lock(folder / LOCK, 0o640, 0.0)
     except TimeoutError:
@@ -196,7 +196,7 @@ class EventReport:
 
     segments: int
     open_segments: int
-    """Segments that are being written or were left by a killed service; not counted."""
+    """Not counted: being written, or left by a killed service."""
     events: int
     """Without duplicates."""
     duplicates: int
@@ -209,7 +209,7 @@ class EventReport:
 def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> EventReport:
     """Count the events in the closed segments at *url*, a folder or any URL that fsspec supports, once per event id.
 
-    Takes about 100 bytes of memory per event. Raises ServiceMisused and EventsFailed.
+    Takes about 100 bytes per event. Raises ServiceMisused and EventsFailed.
     """
     place = SegmentFolder(url)
     names = place.names()

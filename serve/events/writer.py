@@ -1,7 +1,7 @@
 """The writer of events: a thread that writes and flushes all waiting events at once (group commit).
 
-Requests wait until their events are on the disk. Events that arrive during a commit share the next one, so a slow disk
-delays answers, but does not limit throughput.
+Requests wait for the disk. Events that arrive during a commit share the next one, so a slow disk does not limit
+throughput.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from hotplate.stores.event_log import MAX_SEGMENT_AGE_S, LogSegment, recover
 
 log = logging.getLogger(__name__)
 
-# Per worker: about half a minute of events at full load.
+# Per worker: about half a minute at full load.
 MAX_QUEUED_BYTES = 16 << 20
-# Time for the last commit of a stopping worker.
+# Time for the last commit.
 CLOSE_S = 3.0
 
 
@@ -42,7 +42,7 @@ class WrittenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class QueueFull(Exception):
-    """Too many events are waiting to be written."""
+    """Too many events are waiting."""
 
 
 class DiskFailed(Exception):
@@ -67,12 +67,12 @@ class EventWriter:
         self.warning: str | None = None
         """Why events are refused, until they can be written again."""
 
-        # A daemon: a disk that never answers must not block the end of the process.
+        # A disk that never answers must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="event writer", daemon=True)
         self._thread.start()
 
     def append(self, lines: bytes) -> asyncio.Future[None]:
-        """Write lines; the future is done once they are durable, and fails with DiskFailed. Raises QueueFull."""
+        """Write lines; the future is done once they are durable, or fails with DiskFailed. Raises QueueFull."""
         if self._queued_bytes and self._queued_bytes + len(lines) > MAX_QUEUED_BYTES:
             raise QueueFull
         commit = _Commit(lines, self._loop.create_future())
@@ -98,7 +98,7 @@ class EventWriter:
                 self._close_segment()
 
     def _next(self) -> tuple[list[_Commit], bool]:
-        """Wait for commits until the segment is too old; return all of them, and False if the writer is closed."""
+        """Wait for commits until the segment is too old; return all, and False if the writer is closed."""
         commits = list[_Commit]()
         left_s = None if self._segment is None else max(0.0, MAX_SEGMENT_AGE_S - self._segment.age_s)
         with suppress(Empty):
@@ -147,7 +147,7 @@ class EventWriter:
             log.error("%s", self.warning, exc_info=None if isinstance(error, OSError) else error)
 
     def _settle(self, commits: Sequence[_Commit], error: DiskFailed | None) -> None:
-        with suppress(RuntimeError):  # the loop was closed because the stop took too long
+        with suppress(RuntimeError):  # the stop took too long, and the loop is closed
             self._loop.call_soon_threadsafe(self._report, commits, error)
 
     def _report(self, commits: Sequence[_Commit], error: DiskFailed | None) -> None:

@@ -23,7 +23,7 @@ MIN_SECRET_BYTES = 32
 
 
 class UserHashes:
-    """Hashes user ids with a key that changes daily (UTC), so that only lines of the same day can be joined."""
+    """Hashes user ids with a key that changes daily (UTC): only lines of the same day can be joined."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = blake2b(secret).digest()
@@ -38,7 +38,7 @@ class UserHashes:
 
 
 def read_secret(file: Path | None) -> bytes:
-    """Read the secret for hashing user ids, or generate one without a file. Raises ServiceMisused."""
+    """Read the secret for hashing user ids; generate one without a file. Raises ServiceMisused."""
     if file is None:
         return token_bytes(64)
     try:
@@ -56,7 +56,7 @@ def read_secret(file: Path | None) -> bytes:
 class AccessLog:
     """The access log of one worker.
 
-    Lines contain the route template, never the path, the query or the items of a list, which could identify a user.
+    Lines contain route templates. Paths, queries and items could identify users.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class AccessLog:
         secret: bytes = b"",
         write: Callable[[str], object] | None = None,
     ) -> None:
-        """Log a *share* of requests, and all that take *slow_s* or longer; *write* defaults to standard error."""
+        """Log a *share* of requests, and all that take *slow_s* or longer; by default to standard error."""
         self._write_line = write or sys.stderr.write
         self._share = share
         self._slow_s = slow_s

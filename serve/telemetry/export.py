@@ -1,6 +1,6 @@
 """Export of spans and metrics with OpenTelemetry's SDK; imported only if telemetry is on.
 
-Workers send spans. The admin process sends metrics, made from the counters of `/metrics`.
+Workers send spans. The admin process sends metrics from the shared counters.
 """
 
 import logging
@@ -53,22 +53,22 @@ from hotplate.stores.store import Attribute
 log = logging.getLogger(__name__)
 
 SCOPE = InstrumentationScope("hotplate", version("hotplate"))
-# These loggers report each request and each failure, which the span queue logs once and counts.
+# These loggers report each request and failure, which the span queue logs once and counts.
 NOISY = ("opentelemetry.exporter", "opentelemetry.sdk", "azure.monitor", "azure.core.pipeline")
-# Stops Azure Monitor's exporters from sending statistics about themselves and fetching settings.
+# Stops Azure Monitor's exporters from sending statistics and fetching settings.
 AZURE_MONITOR_OFF = (
     "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL",
     "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED",
     "APPLICATIONINSIGHTS_SDKSTATS_DISABLED",
     "APPLICATIONINSIGHTS_OPENTELEMETRY_RESOURCE_METRIC_DISABLED",
 )
-# Connection strings that the exporters accept, in every process: `NAME=VALUE;…` with a key, without Entra ID.
+# Connection strings that the exporters accept: `NAME=VALUE;…` with a key, without Entra ID.
 _CONNECTION_STRING = re.compile(
     r"(?=(?:.*;)?(?i:InstrumentationKey)=[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:;|$))"
     r"(?!(?:.*;)?(?i:Authorization=(?!ikey(?:;|$))))"
     r"[^=;]+=[^=;]*(?:;[^=;]+=[^=;]*)*"
 )
-# Time to send the last metrics at a stop.
+# Time for the last metrics at a stop.
 LAST_S = 2.0
 
 # Attributes of each histogram, with its buckets and sum.
@@ -76,16 +76,16 @@ Histograms = list[tuple[dict[str, Attribute], list[float]]]
 
 
 class Exporters(NamedTuple):
-    """Factories of the exporters for one destination, to be called in the process that uses them."""
+    """Factories of the exporters for one destination, called in the process that uses them."""
 
     spans: Callable[[], SpanExporter]
     metrics: Callable[[], MetricExporter]
 
 
 def exporters_for(settings: TelemetrySettings) -> Exporters:
-    """Import the exporters of a destination and check its settings, without starting threads.
+    """Import the exporters of a destination and check its settings; no threads are started.
 
-    Raises ServiceMisused, or StoreMisused if the extra is not installed.
+    Raises ServiceMisused, or StoreMisused if the extra is missing.
     """
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -95,9 +95,9 @@ def exporters_for(settings: TelemetrySettings) -> Exporters:
 
 
 def _azure_monitor(connection_string: str) -> Exporters:
-    """Return exporters that store nothing on disk and do not retry."""
+    """Return exporters that neither store on disk nor retry."""
     for name in AZURE_MONITOR_OFF:
-        os.environ.setdefault(name, "true")  # read when the package is imported
+        os.environ.setdefault(name, "true")  # read at import
     with extra_installed("azure-monitor"):
         from azure.monitor.opentelemetry import exporter  # noqa: PLC0415 -- a separate extra
     if not _CONNECTION_STRING.fullmatch(connection_string):
@@ -117,7 +117,7 @@ def _azure_monitor(connection_string: str) -> Exporters:
 
 
 def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
-    """Return the resource of the service; OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME take precedence."""
+    """Return the service's resource; OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME take precedence."""
     ours: dict[str, Any] = {
         "service.name": "hotplate",
         "service.version": version("hotplate"),
@@ -128,7 +128,7 @@ def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
 
 
 class SpanQueue(SpanExporter):
-    """The outgoing spans of one worker, and the exporter of their batch processor; created after the fork."""
+    """The span queue of one worker, and the exporter of its batch processor; created after the fork."""
 
     def __init__(
         self, settings: TelemetrySettings, count: Callable[[str, int], None], exporter: SpanExporter | None = None
@@ -148,7 +148,7 @@ class SpanQueue(SpanExporter):
         )
 
     def add(self, span: Span) -> None:
-        """Queue a span, or drop it if the queue is full."""
+        """Queue a span; drop it if the queue is full."""
         if self._added - self._done >= self._size or self._closing:
             self._count(SPANS_DROPPED, 1)
             return
@@ -156,7 +156,7 @@ class SpanQueue(SpanExporter):
         self._processor.on_end(cast("ReadableSpan", span))  # `export` converts it
 
     def close(self, timeout_s: float) -> None:
-        """Send the queued spans within *timeout_s*, and count the rest as dropped."""
+        """Send the queued spans within *timeout_s*; count the rest as dropped."""
         self._closing = True
         sending = Thread(target=self._processor.shutdown, name="last spans", daemon=True)
         sending.start()
@@ -173,7 +173,7 @@ class SpanQueue(SpanExporter):
             log.exception("spans cannot be sent")
             result = SpanExportResult.FAILURE
         if self._closed:
-            return result  # they were already counted as dropped
+            return result  # already counted as dropped
         is_sent = result is SpanExportResult.SUCCESS
         self._count(SPANS_EXPORTED if is_sent else SPANS_FAILED, len(spans))
         self._done += len(spans)
@@ -185,7 +185,7 @@ class SpanQueue(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """Give up on spans that have not been sent."""
+        """Give up on unsent spans."""
         self._closed = True
         self._exporter.shutdown()
 
@@ -213,7 +213,7 @@ def _context(trace_id: int, span_id: int, tracestate: str | None = None, *, is_r
 
 
 class MetricReport:
-    """Sends the metrics of OpenTelemetry's conventions, from the shared counters; used by the admin process."""
+    """Sends metrics by OpenTelemetry's conventions, from the shared counters."""
 
     def __init__(self, settings: TelemetrySettings, metrics: Metrics, scheme: str) -> None:
         self._settings = settings
@@ -227,7 +227,7 @@ class MetricReport:
         self._thread = Thread(target=self._run, name="metrics", daemon=True)
 
     def start(self) -> None:
-        """Send a report every interval, in a thread, until `close`."""
+        """Send a report at each interval, in a thread, until `close`."""
         self._thread.start()
 
     def close(self, timeout_s: float = LAST_S) -> None:
@@ -245,7 +245,7 @@ class MetricReport:
                 log.exception("metrics cannot be sent")
 
     def send(self) -> None:
-        """Send one report. If that fails, the next cumulative one contains it; deltas are lost."""
+        """Send one report. If that fails, the next cumulative one makes up for it; deltas are lost."""
         self._exporter.export(self.data())
 
     def data(self) -> MetricsData:

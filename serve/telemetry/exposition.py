@@ -18,7 +18,7 @@ from hotplate.serve.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, TierS
 _MAJOR_FAULTS = 9
 
 States = Sequence[WorkerState | None]
-# The totals of all workers, by row of the table.
+# Totals of all workers.
 Snapshot = Mapping[Metric, CountsByLabels]
 Values = Iterable[tuple[Labels, float | None]]
 
@@ -29,7 +29,7 @@ def take_snapshot(metrics: Metrics) -> Snapshot:
 
 
 def since(now: Snapshot, before: Snapshot) -> Snapshot:
-    """Return the difference of two snapshots; series missing in *before* count from zero."""
+    """Return the difference of two snapshots; series missing in *before* start at zero."""
     return {
         row: {
             labels: [a - b for a, b in zip(counts, before[row].get(labels, [0.0] * len(counts)), strict=True)]
@@ -40,7 +40,7 @@ def since(now: Snapshot, before: Snapshot) -> Snapshot:
 
 
 class StateMetric(NamedTuple):
-    """A metric that is read from a worker's state, or from None for a worker without one."""
+    """A metric that is read from the state of a worker; the state may be None."""
 
     name: str
     help: str
@@ -87,7 +87,7 @@ def _catalogue_age_s(tier: TierState, state: WorkerState) -> float:
 
 
 def _process(read: Callable[[Path], float]) -> Callable[[WorkerState | None], Values]:
-    """Read a value from /proc/PID of a worker, which may just have ended."""
+    """Read from /proc/PID of a worker, which may have ended."""
 
     def value(state: WorkerState) -> float | None:
         try:
@@ -151,7 +151,7 @@ class Exposition(Collector):
     """Renders the shared counters and the states of all workers as Prometheus text."""
 
     def __init__(self, metrics: Metrics, states: Callable[[], States]) -> None:
-        """Take the counters, and a function that returns the workers' states by number."""
+        """*states* returns the workers' states by number."""
         self._metrics = metrics
         self._states = states
 
@@ -175,7 +175,7 @@ class Exposition(Collector):
 
 
 def _shown(row: Metric, counted: Snapshot) -> CountsByLabels:
-    """Return the series of a row that are rendered; the first label of a row in a group is the store."""
+    """Return the rendered series of a row; in a group, the first label is the store."""
     if row.shown == "all":
         return counted[row]
     if row.shown == "counted":

@@ -1,8 +1,8 @@
 """Records of requests for the access log, and spans of sampled requests and of their store calls.
 
-Spans are recorded as plain tuples, which `hotplate.serve.telemetry.export` converts for the SDK in a thread. Recording
-one takes 8 µs, a ReadableSpan instead 26 µs, a span of the SDK's tracer 80 µs (a plain GET takes 12 µs). Attributes
-follow OpenTelemetry's semantic conventions, with `hotplate.*` for others.
+Spans are plain tuples, which a thread converts for the SDK. Recording one takes 8 µs, a ReadableSpan 26 µs, a span of
+the SDK's tracer 80 µs (a plain GET takes 12 µs). Attributes follow OpenTelemetry's semantic conventions, with
+`hotplate.*` for others.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ from hotplate.stores.store import Attribute, TracedCall, traced_call
 
 T = TypeVar("T")
 
-# Samplers use the lower half of the trace id, like OpenTelemetry's SDKs.
+# Sampling uses the lower half of the trace id, as in OpenTelemetry's SDKs.
 HALF = (1 << 64) - 1
-# Replaces ids in exported paths, which may be personal.
+# Replaces ids in exported paths: they may be personal.
 REDACTED = "REDACTED"
 SYSTEMS = {"redis": "redis", "rediss": "redis", "unix": "redis", "cosmos": "azure.cosmosdb", "file": "lmdb"}
 
-# W3C Trace Context: only versions after 00 may have more fields after the flags.
+# W3C Trace Context: only versions after 00 may have more fields.
 _traceparent = re.compile(
     r"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})"
     r"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(?:-.*)?"
 ).fullmatch
-# Index of the last digit of the flags, and its values with the sampled bit.
+# Index of the last digit of the flags, and its values if sampled.
 FLAG = 54
 SAMPLED = frozenset("13579bdf")
-# Forwarded to stores, so it must not contain line breaks.
+# Forwarded to stores, so without line breaks.
 _tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
 
 
@@ -70,16 +70,16 @@ class RequestRecord(NamedTuple):
     """One answered request."""
 
     route: str
-    """Its template, or OTHER."""
+    """Template or OTHER."""
     method: str
     status: int
     took_s: float
     size: int | None
-    """Bytes of the body; None for streams."""
+    """Of the body in bytes; None for streams."""
     request_id: str
     client: str | None
     user: str | None = None
-    """Only for the access log, which hashes it."""
+    """Hashed by the access log, and used only there."""
     found: ListOrigin | None = None
 
 
@@ -103,7 +103,7 @@ class Span(NamedTuple):
 
 
 class Tracer:
-    """Starts the spans of sampled requests; one per worker."""
+    """Starts the spans of sampled requests."""
 
     def __init__(self, sampling: Sampling, record: Callable[[Span], None], scheme: str = "http") -> None:
         self.record = record
@@ -112,7 +112,7 @@ class Tracer:
         self._bound = round(sampling.share * (HALF + 1))
 
     def begin(self, traceparent: str | None, tracestate: str | None) -> "RequestSpan | None":
-        """Start the span of a request with these headers; None if it is not sampled."""
+        """Start a span for a request with these headers; None if it is not sampled."""
         half = getrandbits(64)
         if half >= self._bound and (
             traceparent is None or (self._parent_based and traceparent[FLAG : FLAG + 1] not in SAMPLED)
@@ -189,13 +189,13 @@ class RequestSpan:
         self._tracer.record(Span(name, False, *ids, self._tracestate, *times_ns, attributes, failed, links))
 
 
-# The sampled requests of the current context; several if their lookups are read together.
+# Sampled requests of the current context; several if their look-ups are read together.
 sampled_requests = ContextVar[tuple[RequestSpan, ...]]("sampled_requests", default=())
 
 
 @contextmanager
 def use_span(span: RequestSpan) -> Iterator[None]:
-    """Attribute store calls in this block, and in tasks started in it, to a request."""
+    """Attribute store calls in this block, also in its tasks, to a request."""
     token = sampled_requests.set((span,))
     try:
         yield
@@ -204,7 +204,7 @@ def use_span(span: RequestSpan) -> Iterator[None]:
 
 
 async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str, keys: int) -> T:
-    """Await a read of *keys* keys of a tier, as a child span of the first of *spans*, linked to the others."""
+    """Await a read of *keys* keys of a tier, in a child span of the first of *spans*, linked to the others."""
     first, *others = spans
     span_id = new_span_id()
     call = TracedCall(
@@ -218,7 +218,7 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
     try:
         return await reading
     except BaseException as error:
-        # Reads are cancelled by deadlines.
+        # Deadlines cancel reads.
         kind = "timeout" if isinstance(error, asyncio.CancelledError) else type(error).__name__
         call.attributes.setdefault("error.type", kind)
         raise
@@ -228,7 +228,7 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
 
 
 def system_of(tier: str) -> str:
-    """Return the `db.system.name` of a tier, whose name is the scheme of its URL and perhaps a number."""
+    """Return the `db.system.name` of a tier, which is named after the scheme of its URL."""
     scheme = tier.rpartition("-")[0] if tier.rpartition("-")[2].isdigit() else tier
     return SYSTEMS.get(scheme.partition("+")[0], scheme)
 
