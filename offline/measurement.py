@@ -1,4 +1,4 @@
-"""Measures of users' lists while they are published: counts of items, and the overlap with the live release."""
+"""Measures of users' lists during publishing, and their overlap with the live release."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from operator import itemgetter
@@ -18,10 +18,10 @@ from hotplate.stores.keys import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 
-# Users compared with the live release; the mean overlap is then precise to 0.01.
+# Users compared with the live release, for a mean overlap precise to 0.01.
 SAMPLED_USERS = 5_000
 
-# Called with users, the concatenated items of their lists, and the lengths of the lists.
+# Called with users, the concatenated items of their lists, and the lengths.
 Observe = Callable[[Sequence[str], Indices, Indices], None]
 
 
@@ -30,7 +30,7 @@ def ignore(_users: Sequence[str], _items: Indices, _lengths: Indices) -> None:
 
 
 class Items(NamedTuple):
-    """The *ids* of items, the overall *popular* list, and the number of items that coverage refers to, if known."""
+    """The *ids* of items, the overall *popular* list, and the size of the catalogue, if known."""
 
     ids: Sequence[str]
     popular: Indices
@@ -38,7 +38,7 @@ class Items(NamedTuple):
 
 
 class ListCounts(NamedTuple):
-    """The counts of a Measurement: how many *times* each of the *items* is listed, and the lists *sampled*."""
+    """The counts of a Measurement: *times* that each of the *items* is listed, and *sampled* lists."""
 
     users: int
     users_with_lists: int
@@ -49,7 +49,7 @@ class ListCounts(NamedTuple):
 
 
 class Measurement:
-    """Counts over the users' lists of one release, and a sample of the lists; *shortest* ignores empty lists."""
+    """Counts and a sample of the users' lists of one release; *shortest* ignores empty lists."""
 
     def __init__(self, items: Items, depth: int = 0) -> None:
         """Keep the first *depth* items of sampled lists."""
@@ -63,7 +63,7 @@ class Measurement:
         self._below = np.iinfo(np.uint64).max
 
     def add(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Count lists, see `Observe`; the length of a missing list is 0."""
+        """Count lists, as in `Observe`; a missing list has the length 0."""
         np.add.at(self._times, items.astype(np.intp), 1)
         self.users += len(users)
         present = lengths[lengths > 0]
@@ -76,13 +76,13 @@ class Measurement:
             self._sample(users, items, lengths)
 
     def counts(self) -> ListCounts:
-        """Return the counts, to be merged elsewhere."""
+        """Return the counts, for `merge`."""
         self._trim()
         listed = np.flatnonzero(self._times)
         return ListCounts(self.users, self.users_with_lists, self.shortest, listed, self._times[listed], self._sampled)
 
     def merge(self, counts: ListCounts) -> None:
-        """Add the counts of other users and the same items."""
+        """Add the counts of other users."""
         self.users += counts.users
         self.users_with_lists += counts.users_with_lists
         self.shortest = min((one for one in (self.shortest, counts.shortest) if one is not None), default=None)
@@ -92,21 +92,21 @@ class Measurement:
 
     @property
     def coverage(self) -> float:
-        """The share of the catalogue that is in any list."""
+        """The share of the catalogue in any list."""
         return float(np.count_nonzero(self._times) / (self._items.catalogue or 1))
 
     def popular_share(self, first: int) -> float:
-        """Return the share of all list slots with the *first* items of the overall popular list."""
+        """Return the share of all slots taken by the *first* popular items."""
         return float(self._times[self._items.popular[:first]].sum() / (self._times.sum() or 1))
 
     def sample(self) -> dict[str, list[str]]:
-        """Return the first items of the lists of a sample of users; the same sample for the same users."""
+        """Return the first items of sampled lists by user; the sample depends on the users alone."""
         self._trim()
         ids = self._items.ids
         return {user: [ids[item] for item in items.tolist()] for _, user, items in self._sampled}
 
     def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Keep the users with the lowest hashes: a uniform sample of a stream of unknown length."""
+        """Keep the users with the lowest hashes, a uniform sample."""
         hashes = pl.Series(users, dtype=pl.String).hash().to_numpy()
         ends = np.cumsum(lengths)
         for index in np.flatnonzero((hashes < self._below) & (lengths > 0)).tolist():
@@ -126,10 +126,10 @@ class Measurement:
 async def overlaps(
     reader: Reader, release: ReleaseRef, manifest: Manifest, lists: Mapping[str, Sequence[str]], depths: Sequence[int]
 ) -> tuple[int, dict[int, float]]:
-    """Return the number of users of *lists* with a list in *release*, and by depth the mean share of common items.
+    """Return the number of *lists* that *release* has too, and by depth the mean share of common items.
 
-    The share refers to the longer of the two lists, cut to that depth. Damaged lists are skipped. Raises ReleaseCorrupt
-    for other damage, and StoreError if lists cannot be read.
+    The share refers to the longer list, cut to that depth. Damaged lists are skipped. Raises ReleaseCorrupt for other
+    damage, and StoreError if lists cannot be read.
     """
     open_value = await load_decode(reader, release, manifest)
     compared, shared = 0, dict.fromkeys(depths, 0.0)
@@ -144,10 +144,7 @@ async def overlaps(
 async def read_lists(
     reader: Reader, release: ReleaseRef, open_value: Decode, keys: Sequence[str], depth: int = MAX_LENGTH
 ) -> AsyncIterator[tuple[str, list[Item] | ReleaseCorrupt]]:
-    """Yield the *keys* found in *release*, without their kind, with their first items or the damage.
-
-    Reads in batches of the store's preferred size. Raises StoreError if the store fails.
-    """
+    """Yield the *keys* found in *release*, without their kind, with their first items or damage; raises StoreError."""
     for start in range(0, len(keys), reader.batch):
         chunk = keys[start : start + reader.batch]
         for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
@@ -166,5 +163,5 @@ async def read_lists(
 
 
 def common(one: Sequence[str], other: Sequence[str]) -> float:
-    """Return the number of common items as a share of the longer list; 0 for empty lists."""
+    """Return the share of common items in the longer list; 0 for empty lists."""
     return len(set(one) & set(other)) / (max(len(one), len(other)) or 1)

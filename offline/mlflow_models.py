@@ -1,6 +1,6 @@
-"""Models in MLflow: log a training as a run, register its model, and fetch a model to publish it.
+"""Models in MLflow: log a training as a run, register its model, and fetch it.
 
-Server, credentials and experiment are configured by MLflow's own variables, such as `MLFLOW_TRACKING_URI`.
+MLflow's variables, such as `MLFLOW_TRACKING_URI`, configure server, credentials and experiment.
 """
 
 import contextlib
@@ -21,24 +21,24 @@ from hotplate.offline.model import describe
 from hotplate.stores.folders import LOCK
 from hotplate.stores.urls import redacted
 
-# The default experiment, MLflow's flavor, and the artifact folder.
+# Default experiment, MLflow's flavor, and artifact folder.
 EXPERIMENT = "hotplate"
 FLAVOR = "hotplate"
 _FOLDER = "model"
-# Tags of a run (the job) and of a model version (the release made from it, and its store).
+# Tags of a run (its job) and of a model version (its release and store).
 _JOB, _RELEASE, _STORE = "hotplate.job", "hotplate.release", "hotplate.store"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The registered model *name* that gets a new version, and the *alias* of that version."""
+    """A registered model, and the alias of its new version."""
 
     name: str
     alias: str | None = None
 
     @classmethod
     def of(cls, text: str) -> "Target":
-        """Parse NAME or NAME@ALIAS; raises SettingError for anything else."""
+        """Parse NAME or NAME@ALIAS; raises SettingError."""
         name, at, alias = text.partition("@")
         if not name or (at and not alias) or set(name) & set("/:"):
             raise SettingError(f"The model {text!r} cannot be registered; write NAME or NAME@ALIAS, as shop@champion.")
@@ -47,7 +47,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A run of MLflow, and the version of its registered model, if any."""
+    """A run of MLflow, and its registered model version, if any."""
 
     run: str
     target: Target | None = None
@@ -55,14 +55,14 @@ class Logged:
 
     @property
     def uri(self) -> str:
-        """MLflow's URI of the model, such as models:/shop/3."""
+        """MLflow's URI, such as models:/shop/3."""
         return f"runs:/{self.run}/{_FOLDER}" if self.target is None else f"models:/{self.target.name}/{self.version}"
 
 
 def log_training(folder: Path, target: Target | None = None, job: str | None = None) -> Logged:
-    """Log the model *folder* as a run with parameters, metrics and description, and register it as *target*.
+    """Log the model *folder* as a run, and register it as *target*.
 
-    Idempotent for a *job*: its finished run is returned if there is one. Raises DataError if the server fails.
+    Returns the finished run of the *job* if there is one. Raises DataError if the server fails.
     """
     described = describe(folder)
     with _server():
@@ -80,24 +80,21 @@ def log_training(folder: Path, target: Target | None = None, job: str | None = N
 
 
 def save_model(path: str, mlflow_model: Any, folder: Path) -> None:  # noqa: ANN401 -- MLflow's own
-    """Write the model *folder* to *path*; called by MLflow, which uses this module as a flavor."""
+    """Write the model *folder* to *path*; MLflow calls it, as this module is a flavor."""
     shutil.copytree(folder, Path(path) / _FOLDER, ignore=shutil.ignore_patterns(LOCK))
     mlflow_model.add_flavor(FLAVOR, data=_FOLDER)
     mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
 def set_alias(logged: Logged) -> None:
-    """Move the alias of the target, if it has one, to the logged version."""
+    """Move the target's alias, if any, to the logged version."""
     if logged.target is not None and logged.target.alias is not None:
         with _server():
             mlflow.MlflowClient().set_registered_model_alias(logged.target.name, logged.target.alias, logged.version)
 
 
 def fetch(uri: str, out: Path) -> Path:
-    """Download the model of a URI such as models:/shop@champion below *out*, and return its folder.
-
-    Raises DataError if it does not exist or was not logged by `log_training`.
-    """
+    """Download a model logged by `log_training` into a folder below *out*; raises DataError."""
     with _server():
         found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(out))) / _FOLDER
     if not found.is_dir():
@@ -106,7 +103,7 @@ def fetch(uri: str, out: Path) -> Path:
 
 
 def resolve(uri: str) -> str:
-    """Replace an alias or `latest` in a models:/ URI by the current version; raises DataError if there is none."""
+    """Replace an alias or `latest` in a models:/ URI by the version; raises DataError if there is none."""
     if not uri.startswith("models:/"):
         return uri
     name, at, alias = uri.removeprefix("models:/").partition("@")
@@ -124,7 +121,7 @@ def resolve(uri: str) -> str:
 
 
 def record_release(uri: str, store: str, release: str) -> None:
-    """Tag a model version (see `resolve`) with the *release* made from it; does nothing for runs:/ URIs."""
+    """Tag a model version with the *release* made from it; ignores runs:/ URIs."""
     name, _, version = uri.removeprefix("models:/").partition("/")
     if not uri.startswith("models:/"):
         return

@@ -1,4 +1,4 @@
-"""The model folder, written by training and read by publishing."""
+"""The model folder."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ _RANKERS: dict[type, type] = {
     NeighbourParams: Neighbours,
     PopularityParams: Popularity,
 }
-# Counts of a Matrix, and attributes of a Model that are stored unchanged.
+# Counts of a Matrix, and attributes of a Model stored unchanged.
 LEFT_OUT = ("users_left_out", "items_left_out", "pairs_left_out")
 _AS_IT_IS = ("metrics", "tuning", "popular_half_life_days", "data")
 # Arrays of a csr_matrix, in the order of its constructor.
@@ -53,11 +53,11 @@ class Model:
     """A trained model with its interactions.
 
     metrics   the Evaluation as JSON, or None
-    data      description of the interactions: rows, left_out, fingerprint, time_range and others
+    data      description of the interactions
     titles    by item id, as far as known
     tuning    the Search as JSON, or None
-    similar   source of the lists of similar items
-    repeats   how a user's own interactions count in lists that keep seen items
+    similar   source of similar items
+    repeats   how users' own interactions count in lists that keep seen items
     popular_half_life_days  of popularity; None counts all users alike
     """
 
@@ -77,24 +77,24 @@ class Model:
 
     @property
     def id(self) -> str:
-        """Identity of the training; unchanged by saving and loading."""
+        """Identity of the training, also after saving and loading."""
         trained = _timestamp(self.created_at), engine_of(self.params), asdict(self.params), self.data.get("fingerprint")
         return xxh3_64_hexdigest(json.dumps(trained, sort_keys=True).encode())
 
     def own_counts(self) -> UserItems | None:
-        """Return what a user's own interactions add to scores [users, items]; None for nothing, or without times."""
+        """Return what users' own interactions add to scores [users, items]; None without weight or times."""
         history = self.matrix.history
         return None if history is None or not self.repeats.weight else own_counts(history, self.repeats)
 
     def users(self, start: int, stop: int, own: UserItems | None = None) -> "Users":
-        """Return a range of users, with their rows of *own* counts."""
+        """Return a range of users, with their *own* counts."""
         ranker, rows = self.ranker, slice(start, stop)
         factors = ranker.user_factors[rows] if isinstance(ranker, Factors) else None
         counts = None if own is None else own[rows]
         return Users(self.matrix.user_ids[rows], self.matrix.user_items[rows], factors, counts)
 
     def with_users(self, users: "Users") -> "Model":
-        """Return the model for *users* alone; items and popular lists are unchanged."""
+        """Return the model for *users* alone, with all items and popular lists."""
         ranker = self.ranker
         if isinstance(ranker, Factors) and users.factors is not None:
             ranker = replace(ranker, user_factors=users.factors)
@@ -103,7 +103,7 @@ class Model:
 
 
 class Users(NamedTuple):
-    """Some users of a model, to be sent to another process; *own* counts if lists keep seen items."""
+    """Some users of a model; *own* counts if lists keep seen items."""
 
     ids: list[str]
     user_items: UserItems
@@ -112,11 +112,10 @@ class Users(NamedTuple):
 
 
 def save(model: Model, path: Path) -> None:
-    """Write *model* as the folder *path*, replacing an existing model; readers never see half of it.
+    """Write *model* as the folder *path*, replacing an existing model atomically for readers.
 
-    The folder is written beside *path* and renamed; of two concurrent writers the later one wins. A crash between the
-    two renames leaves the old model as .NAME.old-*, which the next save removes. Raises DataError if *path* holds
-    something else or cannot be written.
+    Of two concurrent writers the later one wins. A crash between the two renames leaves the old model as .NAME.old-*,
+    until the next save. Raises DataError if *path* holds something else or cannot be written.
     """
     path = path.resolve()
     check_target(path)
@@ -128,16 +127,16 @@ def save(model: Model, path: Path) -> None:
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
             (path / LOCK).unlink(missing_ok=True)
     except OSError as error:
-        # numpy's errors have no errno.
+        # numpy's errors have no strerror.
         reason = error.strerror or f"the disk is full, or a file size limit is reached (ulimit -f; {error})"
         raise DataError(f"The model cannot be written to {path}: {reason}.") from error
     for replaced in marked(path.parent, old):
-        if not path.with_name(new + replaced.name.removeprefix(old)).exists():  # else its writer may still restore it
+        if not path.with_name(new + replaced.name.removeprefix(old)).exists():  # else its writer may restore it
             shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _put_in_place(draft: Path, path: Path, old: Path) -> None:
-    """Rename *draft* to *path*; an existing model, even one that appears meanwhile, becomes *old*."""
+    """Rename *draft* to *path*; a model there, even one that just appeared, becomes *old*."""
     try:
         while True:
             try:
@@ -151,7 +150,7 @@ def _put_in_place(draft: Path, path: Path, old: Path) -> None:
                 path.rename(old)
         flush(path.parent)
     except BaseException:
-        with suppress(OSError):  # there is no old model, or a new one at *path*
+        with suppress(OSError):  # no old model, or a new one at *path*
             old.rename(path)
         raise
 
@@ -164,7 +163,7 @@ def is_model(path: Path) -> bool:
 def check_target(path: Path) -> None:
     """Raise DataError unless *path* is missing, an empty folder, or a model."""
     try:
-        names = {each.name for each in path.iterdir()}  # one listing, because another writer may replace the folder
+        names = {each.name for each in path.iterdir()}  # listed once; a writer may replace it
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink() or path.is_file():
             raise DataError(f"{path} is not a folder; name another folder for the model.") from error
@@ -174,7 +173,7 @@ def check_target(path: Path) -> None:
 
 
 def load(path: Path | str) -> Model:
-    """Read the model folder *path*; raises DataError if it is missing, damaged, of another format or not a model."""
+    """Read a model folder; raises DataError if it is missing, damaged, or of another format."""
     path = Path(path)
     description = describe(path)
     with _load_errors(path):
@@ -203,7 +202,7 @@ def load(path: Path | str) -> Model:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return the model.json of the folder *path*; raises DataError as `load` does."""
+    """Return model.json of a model folder; raises DataError as `load` does."""
     if not path.is_dir():
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
     if not (path / _DESCRIPTION).is_file():
@@ -276,7 +275,7 @@ def _read_pairs(path: Path, shape: tuple[int, int]) -> tuple[UserItems, dict[str
 
 
 def _rows_behind(matrix: Matrix) -> dict[str, Any]:
-    """Return the arrays of the history: the times of pairs, and the rows if they differ from the pairs."""
+    """Return the times of pairs, and the rows if they differ from the pairs."""
     history = matrix.history
     if history is None:
         return {}

@@ -1,4 +1,4 @@
-"""Publishing lists as a release: a thread computes the next batch while the last one is written."""
+"""Publishing lists as a release; a thread computes the next batch during writes."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -24,10 +24,10 @@ from hotplate.stores.verification import OnProgress, unreported
 
 
 class ListSource(Protocol):
-    """Lists that can be published: those of a model, or imported ones."""
+    """Lists to publish, of a model or imported."""
 
     def plan(self) -> Plan:
-        """Return the maximum number of rows, and an estimate of their bytes."""
+        """Return the maximum number of rows, and their estimated bytes."""
 
     def about(self) -> dict[str, Any]:
         """Return the origin of the release, for the manifest."""
@@ -36,32 +36,26 @@ class ListSource(Protocol):
         """Return the items of the lists."""
 
     def batches(self, observe: Observe = ...) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, `meta` rows last, a few thousand at a time.
-
-        *observe* is called with the lists of users.
-        """
+        """Yield all rows in ascending order of key bytes, `meta` rows last; *observe* gets the users' lists."""
 
 
 @runtime_checkable
 class PartedSource(ListSource, Protocol):
-    """A source that has most rows computed and written by other processes, as parts of one draft."""
+    """A source with most rows written by other processes, as parts of one draft."""
 
     is_written_in_parts: bool
-    """Whether the store supports that; otherwise `batches` yields all rows."""
+    """Whether the store supports that; else `batches` yields all rows."""
 
     def own(self) -> Iterator[list[Row]]:
         """Yield the rows that this process writes, as `ListSource.batches` does."""
 
     def sample(self) -> list[Row]:
-        """Return typical rows, to train a compression dictionary on."""
+        """Return typical rows to train a compression dictionary."""
 
     async def write_parts(
         self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
-        """Have all parts from 1 on written, or only counted, and return their sum; raises StoreError.
-
-        The users' lists are measured in *lists*. See `publish` for *observer* and *on_progress*.
-        """
+        """Have the parts from 1 on written, or counted, and return their sum; *lists* measures users' lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +64,10 @@ class PublishSettings:
 
     encoding    `json` or `zstd`; None for the default of the store
     keep        number of previously live releases to keep
-    resume      a draft to continue with the same lists and settings, as its writer if it is a DraftRef
-    gates       gates, or bounds by name, as {"ndcg": 0.15, "coverage": 0.3}
+    resume      a draft to continue with the same input, as its writer if a DraftRef
+    gates       gates, or bounds by name, as {"ndcg": 0.15}
     force       go live despite failed gates
-    end_canary  end a running canary to go live
+    end_canary  end a running canary
     """
 
     encoding: str | None = None
@@ -86,7 +80,7 @@ class PublishSettings:
 
     @property
     def bounds(self) -> Sequence[Gate]:
-        """The gates; SettingError for an invalid name or bound."""
+        """The gates; raises SettingError."""
         return parse_gates(self.gates, "gates") if isinstance(self.gates, Mapping) else self.gates
 
 
@@ -95,7 +89,7 @@ class Written:
     """The result of one publish.
 
     erased    releases that were pruned
-    steps     seconds by step, including steps before and after the *seconds* of writing
+    steps     seconds by step, including those outside of *seconds*
     refused   why the release is not live
     """
 
@@ -118,8 +112,8 @@ async def publish(
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
     If a gate fails, or another release is the canary, the release stays ready and nothing is pruned. Gates compare with
-    the live release of *live_in*, by default *store*. *observer* is told the charges of other processes. *on_progress*
-    is called with (rows written, rows in all). Raises StoreError, and SettingError for gates that cannot be judged.
+    the live release of *live_in*, by default *store*. *observer* gets the charges of other processes, *on_progress*
+    (rows written, rows in all). Raises StoreError, and SettingError for gates that cannot be judged.
     """
     settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
     review = _GateCheck(source, settings, store, live_in or store, steps) if settings.gates else None
@@ -167,7 +161,7 @@ class _GateCheck:
         self._judged: tuple[ReleaseRef | None, list[GateVerdict]] | None = None
 
     async def about(self) -> dict[str, Any]:
-        """Return the origin and the verdicts for the manifest; to be called once all lists are measured."""
+        """Return the origin and the verdicts, once all lists are measured."""
         live, verdicts = await self._judge()
         return self._origin | {"gates": record(verdicts, live, forced=self._settings.force)}
 
@@ -199,7 +193,7 @@ class _GateCheck:
 
 
 async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:
-    """Yield *batches*, computing the next one in a thread meanwhile; waiting time is added to *seconds* as `lists`."""
+    """Yield *batches*, computing the next one in a thread; *seconds* get the waiting time as `lists`."""
     compute = partial(asyncio.get_running_loop().run_in_executor, DaemonThreads(), next, batches, None)
     upcoming = compute()
     try:
@@ -216,7 +210,7 @@ async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) ->
 
 @contextmanager
 def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Add the wall time of the block to *step* of *seconds*, also if it raises."""
+    """Add the block's wall time to *step* of *seconds*, even if it raises."""
     started = perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""`make quality`: measures lists on public data sets, with splits by time and random splits."""
+"""`make quality`: measures lists on public data sets, by time and at random."""
 
 import json
 import subprocess
@@ -32,9 +32,9 @@ DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
 CORE = 5
 CORE_OPTIONS = ("--min-per-user", str(CORE), "--min-per-item", str(CORE))
-# Shares of the log, by time; the last quarter of each piece is its test.
+# Shares of the log, by time; the last quarter of each is its test.
 PIECES = (0.6, 0.8, 1.0)
-# The literature measures held-out users at 20 and 100 (Liang et al., 2018).
+# As in the literature, at 20 and 100 (Liang et al., 2018).
 STRONG = ("--split", "held-out-users", "--test-share", "0.1")
 FIXED: dict[str, Params] = {
     "popularity": PopularityParams(),
@@ -91,7 +91,7 @@ class Trainings:
         self._data, self._file, self._folder = data, file, folder
 
     def report(self, *arguments: str) -> dict[str, Any]:
-        """Return the command's JSON; raises RuntimeError with its messages if it fails."""
+        """Return the command's JSON; raises RuntimeError with its messages."""
         options = ("--weighting", "binary", "--out", f"{self._folder}/model", "--json")
         command = [sys.executable, "-m", "hotplate", "train", *arguments, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 -- our own
@@ -107,7 +107,7 @@ class Trainings:
         return read.log.with_columns(pl.col("user", "item").cast(pl.String)).sort("user", "item", "time")
 
     def piece(self, share: float) -> Path:
-        """Write the rows up to the time at which *share* of all pairs have begun."""
+        """Write the rows until *share* of all pairs have begun."""
         first = self.log.group_by("user", "item").agg(pl.col("time").min()).get_column("time").sort()
         end = first[max(0, round(share * len(first)) - 1)]
         file = self._folder / f"first-{share:g}.parquet"
@@ -117,7 +117,7 @@ class Trainings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """nDCG@10 as served by column; half of the interval, and the engine, of the column `as typed`."""
+    """nDCG@10 by column; half of the interval, and the engine, of `as typed`."""
 
     users: int
     ndcg: dict[str, float]
@@ -126,7 +126,7 @@ class Piece:
 
 
 def measure_piece(trainings: Trainings, share: float) -> Piece:
-    """Train on a piece as typed, and measure the other columns on the same split."""
+    """Train as typed, and measure the other columns on the same split."""
     file = trainings.piece(share)
     report = trainings.report(str(file), *CORE_OPTIONS)
     evaluation, trials = report["evaluation"], report["tuning"]["trials"]
@@ -158,7 +158,7 @@ def _ndcg(parts: Parts, params: Params) -> npt.NDArray[np.float64]:
 
 
 def time_rows(data: DataSet, trainings: Trainings) -> Iterator[str]:
-    """Yield a row of the table for each piece, and one for their mean."""
+    """Yield a row for each piece, and their mean."""
     pieces = [measure_piece(trainings, share) for share in PIECES]
     for share, piece in zip(PIECES, pieces, strict=True):
         cells = [f"{value:.4f}" for value in piece.ndcg.values()]
@@ -169,7 +169,7 @@ def time_rows(data: DataSet, trainings: Trainings) -> Iterator[str]:
 
 
 def draw_rows(data: DataSet, trainings: Trainings) -> Iterator[str]:
-    """Yield a row of the table for each random draw."""
+    """Yield a row for each random draw."""
     for draw in DRAWS:
         report = trainings.report(str(trainings.piece(1.0)), *CORE_OPTIONS, *draw.options, "-k", str(draw.k))
         value = report["evaluation"]["model"][draw.metric]
@@ -189,7 +189,7 @@ def _row(*cells: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the tables, and write them into the docs if all data sets are present; returns 0."""
+    """Print the tables, and write them into the docs if no data set is missing."""
     data_at = Path(arguments[0]) if arguments else DATA
     headings = (
         ("data", "first pairs", "users", *FIXED, RECENT, PERSONAL, TYPED),

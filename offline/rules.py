@@ -1,4 +1,4 @@
-"""Business rules: allowed, boosted and pinned items, categories, freshness, and the filling of short lists."""
+"""Business rules of lists."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -23,14 +23,13 @@ from hotplate.offline.train.popularity import Popular, Popularity, by_popularity
 from hotplate.offline.train.ranking import recommend
 from hotplate.stores.keys import OVERALL
 
-# With a cap per category, rankings begin at this multiple of the list length; short lists are ranked again, deeper.
+# Depth of a capped ranking in list lengths; short lists are ranked again, deeper.
 _FIRST_DEPTH = 2
 _DEEPER = 4
 # Ranked items in memory at once.
 _CELLS = 1 << 22
 # Larger boosts could overflow float32 scores.
 _MAX_BOOST = 1_000_000
-# Names of a stock column in a file of available items.
 _STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
 _IN_STOCK = ["true", "yes", "in stock", "instock"]
 _OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock", ""]
@@ -44,13 +43,13 @@ Ranked = tuple[Indices, Floats]
 class Rules:
     """Business rules of lists; raises SettingError for invalid ones.
 
-    available         ids of the items that may be recommended; None for all
+    available         ids of items that may be recommended; None for all
     excluded          ids of items that may not be recommended
-    categories        by item id; a list contains each at most *max_per_category* times
-    min_history       users with fewer interactions get no list, and are served the popular one
+    categories        by item id; a list has each at most *max_per_category* times
+    min_history       users with fewer interactions get no list
     boosts            factors of scores, by item id
-    freshness_days    half-life of scores by the age of an item: from its first interaction to the newest item's
-    pinned            ids of items at the head of every list, in order, unless the user has them
+    freshness_days    half-life of scores by the time from an item's first interaction to the newest item's
+    pinned            ids of items at the head of lists, unless the user has them
     """
 
     available: frozenset[str] | None = None
@@ -75,7 +74,7 @@ class Rules:
 
 
 def require_both(max_per_category: int | None, categories: object | None) -> None:
-    """Raise SettingError for a cap without categories, or categories without a cap."""
+    """Raise SettingError unless both or neither are given."""
     if (max_per_category is None) != (categories is None):
         raise SettingError("A cap needs both --categories FILE and --max-per-category N.")
 
@@ -91,7 +90,7 @@ def read_rules(
     freshness: str | None = None,
     pin: Path | None = None,
 ) -> Rules:
-    """Return the rules with items read from files; DataError if one cannot be read."""
+    """Read the rules from files; raises DataError."""
     return Rules(
         None if available is None else frozenset(_read_available(available)),
         frozenset() if exclude is None else frozenset(_read_items(exclude)),
@@ -105,10 +104,10 @@ def read_rules(
 
 
 class RuledLists:
-    """Ranks the items of one model under rules: arrays [rows, length], best first, -1 with score 0 after the end.
+    """Ranks the items of one model under rules: [rows, length], best first, -1 with score 0 after the end.
 
-    Lists shortened by rules are filled with popular items. *allowed* is the mask of items, None for all; *categories*
-    are the category numbers by item, negative for none, None without a cap.
+    Popular items fill shortened lists. *allowed* is the mask of items, None for all; *categories* are numbers by item,
+    negative for uncategorized, None without a cap.
     """
 
     def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
@@ -130,7 +129,7 @@ class RuledLists:
         self._pins = pins if self.allowed is None else pins[self.allowed[pins]]
 
     def for_users(self, model: Model, own: UserItems | None = None) -> "RuledLists":
-        """Return a copy for the users of *model*, with unchanged popular lists; *own* are their counts by item."""
+        """Return a copy for the users of *model*; *own* are their counts by item."""
         others = copy(self)
         others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
         others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
@@ -139,7 +138,7 @@ class RuledLists:
 
     @property
     def available(self) -> int:
-        """Number of items that the rule `available` allows."""
+        """Number of available items."""
         ids, available = self._model.matrix.item_ids, self._rules.available
         return len(ids) if available is None else sum(item in available for item in ids)
 
@@ -149,7 +148,7 @@ class RuledLists:
         return len(self._model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
 
     def personal(self, users: Indices) -> Ranked:
-        """Return the lists of the rows *users*, empty for those with too short a history."""
+        """Rank for the rows *users*; lists are empty after too short a history."""
         width = min(self._length, len(self._model.matrix.item_ids))
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
@@ -158,12 +157,12 @@ class RuledLists:
         return items, scores
 
     def similar(self, items: Indices) -> Ranked:
-        """Return the lists of similar items for the columns *items*; short ones are not filled."""
+        """Rank items similar to the columns *items*; short lists are not filled."""
         similar = self._model.similar
         return self._capped(lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items)
 
     def popular(self) -> dict[str, Popular]:
-        """Return the popular lists by segment, filled with overall popular items with a score of 0."""
+        """Return the popular lists by segment, filled with overall popular items of score 0."""
         model, counts = self._model, self._popularity.counts
         if not (self._rules.shorten or len(self._pins) or self._weights is not None):
             return {OVERALL: model.popular, **model.segments}
@@ -178,7 +177,7 @@ class RuledLists:
         return lists
 
     def about(self) -> dict[str, Any]:
-        """Return the entry of the manifest; *unknown* counts items of the rules that the model lacks."""
+        """Return the entry of the manifest; *unknown* items are not in the model."""
         rules, known = self._rules, set(self._model.matrix.item_ids)
         facts: dict[str, Any] = {}
         named = {"available": rules.available, "excluded": rules.excluded}
@@ -216,7 +215,7 @@ class RuledLists:
         return self._pinned(users, items, scores) if len(self._pins) else (items, scores)
 
     def _pinned(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Put allowed pinned items first, with the best score of the list; empty lists stay empty."""
+        """Put pinned items first, with the list's best score; empty lists stay empty."""
         pins = np.tile(self._pins, (len(users), 1))
         pins[items[:, 0] < 0] = -1
         if not self._keep_seen:
@@ -260,7 +259,7 @@ class RuledLists:
         return items, scores
 
     def _shortened(self, items: Indices, scores: Floats, n: int) -> Popular:
-        """Return the first *n* allowed items of the pinned ones and *items*; *scores* are those of all items."""
+        """Return *n* allowed items of the pinned ones and *items*; *scores* are by item."""
         scores = scores.copy()
         scores[self._pins] = scores[items[0]]
         items = np.concatenate([self._pins, items[~np.isin(items, self._pins)]])
@@ -272,12 +271,12 @@ class RuledLists:
 
 
 def capped(items: Indices, categories: Indices, most: int) -> npt.NDArray[np.bool_]:
-    """Return the mask of *items* [rows, depth], best first, that a cap of *most* per category keeps; never -1."""
+    """Return the mask of *items* [rows, depth], best first, kept by a cap of *most* per category; -1 is not."""
     return (items >= 0) & _first(np.where(items >= 0, categories[items], _NO_CATEGORY), most)
 
 
 def cut(items: Indices, scores: Floats, kept: npt.NDArray[np.bool_], n: int) -> Ranked:
-    """Return the first *n* kept entries of each row in order, then -1 with a score of 0."""
+    """Return the first *n* kept entries per row, then -1 with score 0."""
     order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
     kept = np.take_along_axis(kept, order, axis=1)
     best, values = np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
@@ -285,7 +284,7 @@ def cut(items: Indices, scores: Floats, kept: npt.NDArray[np.bool_], n: int) -> 
 
 
 def filled(ranked: Ranked, filler: Indices) -> Ranked:
-    """Append the items of *filler* that a row lacks, with a score of 0 or the row's lowest if that is negative."""
+    """Append missing items of *filler*, with a score of 0 or the row's lowest if negative."""
     items, scores = ranked
     lowest = scores.min(axis=1, where=items >= 0, initial=0)
     everything = np.concatenate([items, filler], axis=1)
@@ -294,7 +293,7 @@ def filled(ranked: Ranked, filler: Indices) -> Ranked:
 
 
 def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
-    """Return the mask of the first *most* entries of each kind in a row; negative kinds are not limited."""
+    """Return the mask of the first *most* entries per row and kind; negative kinds are unlimited."""
     order = np.argsort(kinds, axis=1, kind="stable")
     ordered = np.take_along_axis(kinds, order, axis=1)
     places = np.arange(kinds.shape[1])
@@ -314,7 +313,7 @@ def _read_items(path: Path) -> list[str]:
 
 
 def _read_available(path: Path) -> list[str]:
-    """Read ids; of a table with a stock column those with a positive number or true."""
+    """Read ids; with a stock column, those in stock."""
     stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
     if stock is None:
         return _read_items(path)
@@ -367,7 +366,7 @@ def _allowed(rules: Rules, ids: list[str]) -> Allowed:
 
 
 def _weights(rules: Rules, model: Model) -> Floats | None:
-    """Return the factors of scores [items], None if all are 1; DataError for freshness without times."""
+    """Return factors of scores [items], None if all are 1; DataError for freshness without times."""
     ids, times = model.matrix.item_ids, model.matrix.times
     weights = np.array([rules.boosts.get(item, 1.0) for item in ids])
     if rules.freshness_days is not None:

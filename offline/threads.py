@@ -1,4 +1,4 @@
-"""Daemon threads for long calls of C code, such as solvers, which cannot be interrupted."""
+"""Daemon threads for long calls of C code that cannot be interrupted."""
 
 import ctypes
 import threading
@@ -10,13 +10,13 @@ T = TypeVar("T")
 
 
 class DaemonThreads(Executor):
-    """Runs each call in a new daemon thread, which neither exit nor `asyncio.run` waits for."""
+    """Runs each call in a new daemon thread, not awaited at exit or by `asyncio.run`."""
 
     def __init__(self) -> None:
         self._running = set[threading.Thread]()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:  # noqa: ANN401 -- the base class says so
-        """Call *fn* in a new thread; the future cannot be cancelled."""
+        """Call *fn* in a thread; the future cannot be cancelled."""
         future = Future[T]()
         future.set_running_or_notify_cancel()
 
@@ -36,7 +36,7 @@ class DaemonThreads(Executor):
         return future
 
     def interrupt(self, timeout_s: float) -> None:
-        """Raise SystemExit in running threads at their next line of Python, and wait up to *timeout_s* for each."""
+        """Raise SystemExit at the next Python line of each thread, and wait up to *timeout_s* for each."""
         alive = [thread for thread in tuple(self._running) if thread.is_alive()]
         for thread in alive:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))

@@ -1,4 +1,4 @@
-"""Training: from interactions to a model folder, with a search and an evaluation; resumable after a kill."""
+"""Training: from interactions to a model folder, with a search and an evaluation."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ from hotplate.offline.train.tuning import Search, TuneOptions, inner_parts, sear
 
 # With fewer test users after a cut in time, the split is random.
 _FEWEST_TESTED = 10
-# Longer fits are announced, unless the estimate of a search is.
+# Longer fits are announced, except with a search.
 _LONG_FIT_S = 10
 
 # Called with (stage, done, total).
@@ -42,14 +42,14 @@ Notice = Callable[[str], None]
 
 
 class AutoSplit(SplitOptions):
-    """A split by time, or by item if the data have no times or too few users after the cut."""
+    """A split by time, or by item if the data lack times or users after the cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """Options of a training on *path* and *more*: paths, URLs, or polars, Arrow or pandas data frames.
+    """Options of a training on *path* and *more*: paths, URLs, or polars, Arrow or pandas frames.
 
-    There is no evaluation if *split* is None. With *tuning*, *params* are the defaults of a search.
+    *split* None omits the evaluation. With *tuning*, *params* are the defaults of a search.
     """
 
     path: DataSource
@@ -75,7 +75,6 @@ class TrainSettings:
         return [self.path, *self.more]
 
     def __post_init__(self) -> None:
-        """Raise SettingError for options that would fail late."""
         check_length(self.k, "k")
         for text in self.where:
             parse_filter(text)
@@ -83,10 +82,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """Result of a training. *note* says why there is no *evaluation*, *tuning_note* why there is no *search*.
-
-    *seconds* are wall time by stage.
-    """
+    """Result of a training; *seconds* are by stage. The notes explain a missing *evaluation* or *search*."""
 
     out: Path
     model: Model
@@ -98,7 +94,7 @@ class TrainReport:
 
     @property
     def warning(self) -> str | None:
-        """A sentence about the baseline that ranks better than the model on the test, or None."""
+        """A sentence about a baseline that ranks better on the test, or None."""
         evaluation = self.evaluation
         if evaluation is None or not evaluation.baselines:
             return None
@@ -113,7 +109,7 @@ class TrainReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the model's arrays as JSON values."""
+        """Return all but the model's arrays as JSON values."""
         matrix = self.model.matrix
         return {
             "out": str(self.out),
@@ -135,7 +131,6 @@ class TrainReport:
         }
 
     def _repr_html_(self) -> str:
-        """Return the output of a notebook cell: the model, the warning, and the evaluation with its baselines."""
         facts = self.to_json()
         counts = ", ".join(f"{facts[what]:,} {what}" for what in ("users", "items", "pairs"))
         said = [f"{described(self.model.params)}, of {counts}, in {self.out}", self.warning, self.note]
@@ -151,11 +146,9 @@ def train(
 ) -> TrainReport:
     """Train on the interactions of *settings* and write the model folder *out*, replacing an existing model.
 
-    *on_progress* is called with (stage, done, total): read, matrix, tune, evaluate, fit, save; within tune per trial,
-    within evaluate and fit per iteration. *on_notice* gets sentences on the cost and on choices. Raises DataError or
-    SettingError, without writing a model, if the data, the settings or *out* cannot be used.
-
-    Trials of a search are kept in .NAME.kept beside *out* until the model is saved, so a killed search goes on.
+    *on_progress* is called with (stage, done, total): read, matrix, tune per trial, evaluate and fit per iteration,
+    save. *on_notice* gets sentences on cost and choices. Trials are kept in .NAME.kept next to *out* until the model is
+    saved, so a killed search resumes. Raises DataError or SettingError, without writing a model.
     """
     out, seconds = Path(out), dict[str, float]()
     check_target(out)
@@ -199,8 +192,6 @@ Learnable = tuple[UserItems, History | None]
 
 
 class _Chosen(NamedTuple):
-    """Parameters of the engine, of popularity, of similar items, and of repeats, if searched."""
-
     params: Params
     recent: PopularityParams
     similar: SimilarParams
@@ -242,7 +233,6 @@ def _choose(learnable: Learnable, settings: TrainSettings, search: Search | None
 def _evaluate(
     parts: Parts, settings: TrainSettings, chosen: _Chosen, search: Search | None, on_progress: OnStage
 ) -> tuple[Evaluation | None, str]:
-    """Return the evaluation, or why there is none."""
     assert settings.split is not None  # noqa: S101 -- there are parts
     if not (parts.train.nnz and parts.test.nnz):
         return None, (
@@ -290,7 +280,7 @@ def _fit(
 def _search(
     learnable: Learnable, settings: TrainSettings, trials: Path, report: OnStage, on_notice: Notice
 ) -> Search | None:
-    """Search on the training part of the evaluation; None if there are too few pairs."""
+    """Search on the training part; None if there are too few pairs."""
     search = tune(
         *learnable,
         settings.split or SplitOptions("by-item" if learnable[1] is None else "by-time"),
@@ -311,7 +301,7 @@ def _search(
 
 
 def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[TrainSettings, Parts | None]:
-    """Return *settings* with the split that the data allow, and its parts; None without a split."""
+    """Return *settings* with the split that the data allow, and its parts."""
     if settings.split is None:
         return settings, None
     everything = matrix.user_items, matrix.history

@@ -1,6 +1,6 @@
-"""Lists of a model computed by Spark executors and written from there as parts of one draft.
+"""Lists of a model computed and written by Spark executors, as parts of one draft.
 
-Items and their factors are broadcast; a block carries its users and their interactions. Executors return sums only.
+Items and their factors are broadcast; a block carries its users and their interactions.
 """
 
 import asyncio
@@ -39,12 +39,12 @@ from hotplate.stores.verification import OnProgress
 
 # Arguments of Observe.
 Observed = tuple[Sequence[str], Indices, Indices]
-# Lists computed by the driver to train a compression dictionary.
+# Lists for a compression dictionary.
 _SAMPLED = 4_096
-# Stores that only one local process can write.
+# Stores with a single local writer.
 _OF_ONE_PROCESS = frozenset({"file"})
 _POLL_S = 0.2
-# Executor errors are raised again as the first matching type.
+# Executor errors are raised as the first matching type.
 _KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
 
 
@@ -60,7 +60,7 @@ def check_store(url: str, master: str) -> None:
 class SparkLists(PartedSource):
     """ListSource of a model, computed by the executors of a session.
 
-    The executors write the store, or the driver if only one process can. Raises SettingError as `check_store` does.
+    The executors write the store, or the driver if only one process can. Raises SettingError like `check_store`.
     """
 
     def __init__(self, lists: ModelLists, session: SparkSession, url: str) -> None:
@@ -86,7 +86,7 @@ class SparkLists(PartedSource):
         return self._lists.items()
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """See `ListSource`; the driver collects as many blocks at once as there are cores."""
+        """See `ListSource`; collects one block per core at a time."""
         yield from self._computed(self._of_items, observe)
         yield self._lists.popular()
         yield from self._computed(self._of_users, observe)
@@ -114,7 +114,7 @@ class SparkLists(PartedSource):
     async def write_parts(
         self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
-        """See `PartedSource`; the first failure cancels all parts that have not started."""
+        """See `PartedSource`; the first failure cancels parts that have not started."""
         blocks = [*self._of_items, *self._of_users]
         noted, total = self._context.accumulator(_NOTHING, _Noting()), self.plan().rows
         job = _PublishJob(self._shared, context, self._url, None if lists is None else lists.depth)
@@ -139,7 +139,6 @@ class SparkLists(PartedSource):
     def _sum(
         self, parts: "list[_MeasuredPart]", wanted: int, lists: Measurement | None, observer: Observer | None
     ) -> WrittenPart:
-        """Add up *parts*; raises StoreUnavailable if some of *wanted* are missing."""
         if len(parts) != wanted:
             raise StoreUnavailable(f"Spark returned {len(parts)} of {wanted} parts of {redacted(self._url)}")
         everything, rows = Tally(), 0
@@ -168,8 +167,6 @@ class _PublishJob:
 
 
 class _Noted(NamedTuple):
-    """Progress reported to the driver: rows written, and the first failure."""
-
     rows: int
     failed: StoreError | None
 
@@ -204,7 +201,7 @@ class _MeasuredPart(NamedTuple):
 
 
 def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterator[tuple[list[Row], list[Observed]]]:
-    """Compute the rows of blocks on an executor, and the arguments for Observe."""
+    """Compute rows on an executor, and the arguments for Observe."""
     for block in blocks:
         observed = list[Observed]()
 
@@ -218,7 +215,7 @@ def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterat
 
 
 def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
-    """Write blocks as parts on an executor; a StoreError is reported and ends the task."""
+    """Write parts on an executor; a StoreError is reported and ends the task."""
     for block in blocks:
         try:
             made = asyncio.run(_write_block(job, block))

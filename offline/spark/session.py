@@ -20,14 +20,14 @@ SUBMITTED = "submitted"
 _MASTERS = re.compile(r"local|local\[.+\]|local-cluster\[.+\]|spark://.+|k8s://.+|yarn")
 # Set by `spark-submit` and `pyspark`.
 _GATEWAY = "PYSPARK_GATEWAY_PORT"
-# Spark's default of 1 GB is too small for two copies of a few million pairs.
+# Spark's default, 1 GB, cannot hold a few million pairs twice.
 _DRIVER_SHARE = 0.4
 # Keeps local sessions off the network.
 _LOOPBACK = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
 
 
 def check_master(master: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """Return *master*, by default that of `spark-submit`; raises SettingError if missing or invalid."""
+    """Return *master*, by default that of `spark-submit`; raises SettingError."""
     master = master or SUBMITTED
     if master == SUBMITTED and _GATEWAY not in environment:
         raise SettingError(
@@ -48,9 +48,9 @@ def is_local(master: str) -> bool:
 
 @contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
-    """Yield a session on *master*, with the settings of `spark-defaults.conf` and `spark-submit`.
+    """Yield a session with the settings of `spark-defaults.conf` and `spark-submit`.
 
-    Raises SettingError for an invalid master, DataError without Java and if Spark cannot start.
+    Raises SettingError for an invalid master, DataError if Java is missing or Spark cannot start.
     """
     chosen = check_master(master)
     if chosen != SUBMITTED:

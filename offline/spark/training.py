@@ -13,14 +13,14 @@ from hotplate.offline.input.matrix import Floats, UserItems, check_user_items
 from hotplate.offline.spark.session import cause_of
 from hotplate.offline.train.als import Factors, SparkParams, confidences
 
-# Spark draws initial factors by block. Because the number of blocks depends only on the data, results for a seed do not
-# depend on the number of executors, except for the order of sums.
+# Spark draws initial factors by block. The number of blocks depends on the data alone, so executors change only the
+# order of sums.
 _PAIRS_PER_BLOCK = 500_000
 _BLOCKS = (2, 1000)
 
 
 def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
-    """Factorize *user_items* (float32 csr_matrix, canonical, above zero) in the active session.
+    """Factorize *user_items* (float32 csr_matrix, canonical, positive) in the active session.
 
     User factors solve the final item factors. *on_iteration* is called once, at the end. Raises DataError for an
     invalid matrix, for factors that are not finite, and if Spark fails.
@@ -59,7 +59,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
 
 
 def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
-    """Return the pairs with confidences less one, which Spark adds."""
+    """Return confidences less one, which Spark adds."""
     users = np.repeat(np.arange(user_items.shape[0], dtype=np.int32), np.diff(user_items.indptr))
     ratings = confidences(user_items.data, params.alpha) - np.float32(1)
     return pa.table({"user": users, "item": user_items.indices.astype(np.int32), "rating": ratings})
