@@ -1,7 +1,7 @@
-"""The deny-list: items that no answer contains, and users that are treated as unknown, read from a watched file.
+"""The deny-list: a watched file of items that no answer contains, and users that are treated as unknown.
 
-One entry per line, `item:ID` or `user:ID`; blank lines and lines that begin with `#` are ignored. Spaces around an id
-are stripped; an id with such spaces, or one that begins with a quote, is written as a JSON string.
+One `item:ID` or `user:ID` per line; blank lines and `#` comments are ignored. Spaces around an id are stripped; an id
+with such spaces or a leading quote is written as a JSON string.
 """
 
 import threading
@@ -21,13 +21,13 @@ from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import ITEM, USER, check_id
 
 MAX_BYTES = 16 << 20
-# A background thread sleeps after each batch of lines, so that parsing a large file does not hold the GIL.
+# A background thread sleeps after each batch of lines to release the GIL.
 LINES_AT_ONCE = 64
 PAUSE_S = 2e-4
 
 
 class DenyListInvalid(ServiceMisused):
-    """A deny-list cannot be parsed; the message has the line number but no id, which may be personal."""
+    """A deny-list cannot be parsed. The message contains no id, which may be personal."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,9 @@ class Recommendations:
 class Lists:
     """The lists of the live release, as the service answers them.
 
-    As a context manager it waits until each store was tried once, follows the live release and the deny-list, and
-    closes the stores at the end. While no release is served, every method raises NotReady with the reason. Methods
-    raise StoreMisused for an invalid id or count, and outside the block or on another event loop.
+    Entering waits until each store was tried once, and follows the live release and the deny-list. Methods raise
+    NotReady while no release is served, and StoreMisused for an invalid id or count, outside the block, or on another
+    event loop.
     """
 
     def __init__(self, reader: TieredReader, timeout_s: float = FIRST_READ_S) -> None:
@@ -80,7 +80,7 @@ class Lists:
     async def personal_many(
         self, users: Sequence[str], n: int = DEFAULT_N, *, segment: str = OVERALL
     ) -> list[Recommendations]:
-        """Return the lists of many users in order, all of one release or its canary."""
+        """Return the lists of many users in order, of one release or its canary."""
         self._check_loop()
         found = await self.reader.personal_many([check_id(user) for user in users], segment)
         return [self.decoded(one, n) for one in found]
@@ -95,8 +95,8 @@ class Lists:
     ) -> Recommendations:
         """Return a list for a visitor with *items*, perhaps with weights; if none is known, the popular list.
 
-        Takes some milliseconds in a thread. Raises FoldInUnavailable unless lists were opened with `fold_in=True` and
-        the release has item factors, and StoreThrottled if too many visitors wait.
+        Takes some milliseconds in a thread. Raises FoldInUnavailable without `fold_in=True` or item factors, and
+        StoreThrottled if too many visitors wait.
         """
         self._check_loop()
         _check_n(n)
@@ -144,12 +144,11 @@ class Lists:
 class SyncLists:
     """The lists of the live release, with the methods of `Lists`; safe to use from any thread, and after a fork.
 
-    The first use in a process opens the stores on a background thread, and waits until each was tried once. While no
-    release is served, each call raises NotReady.
+    The first use in a process opens the stores on a background thread, and waits until each was tried once.
     """
 
     def __init__(self, open_them: Callable[[], Lists], budget_s: float, timeout_s: float) -> None:
-        """Take a function that returns lists which are not open yet; it is called once in each process."""
+        """*open_them* returns lists that are not open; it is called once in each process."""
         self._background = Background(open_them, _closed, timeout_s)
         self._budget_s = budget_s
 
@@ -183,7 +182,7 @@ class SyncLists:
         self, items: Iterable[str] | Mapping[str, float], n: int = DEFAULT_N, *, segment: str = OVERALL
     ) -> Recommendations:
         """See `Lists.fold_in`."""
-        basket = items if isinstance(items, Mapping) else list(items)  # a generator runs in the caller's thread
+        basket = items if isinstance(items, Mapping) else list(items)  # runs a generator in the caller's thread
         return self._run(lambda lists: lists.fold_in(basket, n, segment=segment))
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
@@ -220,10 +219,10 @@ def open_lists(
 ) -> Lists:
     """Open the lists in the stores at *urls*; each further store answers when those before it cannot.
 
+    Use it as `async with hotplate.open(url) as lists:`, which waits *timeout_s* at most until each store was tried.
     *budget_s* limits the reads of one call. *deny_list* is a file of items to leave out and users to treat as unknown;
-    changes are followed. *fold_in* keeps the item factors of the live release in memory. Use it as `async with
-    hotplate.open(url) as lists:`, which waits until each store was tried once, *timeout_s* at most. Raises StoreMisused
-    for an invalid URL, number or deny-list, and for *fold_in* without numpy.
+    changes are followed. *fold_in* keeps item factors in memory. Raises StoreMisused for invalid arguments, and for
+    *fold_in* without numpy.
     """
     if not urls:
         raise StoreMisused("no store is named; pass a URL such as file:///var/lib/hotplate")
@@ -246,8 +245,8 @@ def open_sync(
 ) -> SyncLists:
     """Open lists as `hotplate.open` does, for programs without an event loop.
 
-    Use them as `with hotplate.open_sync(url) as lists:`, or keep them until the program ends. The first use in each
-    process waits until each store was tried once, *timeout_s* at most.
+    Use them as `with hotplate.open_sync(url) as lists:`, or keep them until the program ends. The first use in a
+    process waits *timeout_s* at most until each store was tried.
     """
     open_them = partial(open_lists, *urls, budget_s=budget_s, timeout_s=timeout_s, deny_list=deny_list, fold_in=fold_in)
     open_them()  # checks the arguments, and opens nothing

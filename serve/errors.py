@@ -1,28 +1,26 @@
-"""Errors of the service and of commands for its events that an operator must correct; each message says how.
+"""Errors that an operator must correct; each message says how.
 
-ServiceMisused              options or files that cannot be used: the service does not start
+ServiceMisused              options or files that cannot be used
 └── KeysUnreadable          a file of keys that cannot be read or parsed
 EventsFailed                events could not be shipped or read; nothing is lost
-
-A defect that does not stop the service is a `ServiceFinding`.
 """
 
 from typing import Literal, NamedTuple
 
-# A finding with one of the sources in ERRORS means that some or all lists of a store cannot be read.
+# Findings of these sources mean that some or all lists of a store cannot be read.
 FindingSource = Literal["store", "circuit", "damage", "restored", "set-up", "canary", "rows", "file", "events"]
 ERRORS = frozenset[FindingSource]({"store", "circuit", "damage"})
 
 
 class ServiceFinding(NamedTuple):
-    """A problem that a worker reports while it goes on serving."""
+    """A problem that does not stop the service."""
 
     source: FindingSource
     sentence: str
 
 
 class ServiceMisused(Exception):
-    """Contradicting options, or a file that an option names and that cannot be used."""
+    """Contradicting options, or an unusable file; the service does not start."""
 
 
 class KeysUnreadable(ServiceMisused):

@@ -1,7 +1,6 @@
 """Folding in: computes lists for visitors from the item factors of the live release.
 
-Factors are loaded with their release before it is served, so no answer mixes two, and are shared by all tiers that
-serve it. Lists are computed in a thread with a bounded queue.
+Factors are loaded before their release is served, so no answer mixes two releases.
 """
 
 import asyncio
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Limit for the factors of a release in each worker: a million items of 128 factors.
+# For each release and worker: a million items of 128 factors.
 MAX_BYTES = 512 << 20
-# Pieces read at once, so other reads of the store do not wait for long.
+# Bounds how long other reads of the store wait.
 PIECES_AT_ONCE = 16
-# Visitors that wait for the thread, at about 5 ms each.
+# Visitors in the queue of the thread, at about 5 ms each.
 MAX_WAITING = 16
-# Set before numpy is loaded: its threads would take the cores of other workers.
+# Set before numpy is loaded: its threads would take cores of other workers.
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -47,7 +46,7 @@ class Loaded(NamedTuple):
 
 
 def load_numpy() -> None:
-    """Load numpy with one thread; raises StoreMisused, with the extra's name, if it is missing."""
+    """Load numpy with one thread; raises StoreMisused if it is missing."""
     for name in ONE_THREAD:
         os.environ.setdefault(name, "1")
     with extra_installed("fold-in"):
@@ -55,13 +54,13 @@ def load_numpy() -> None:
 
 
 class FoldIn:
-    """Loads factors of releases, and computes lists in a thread. One per reader."""
+    """Loads factors, and computes lists in a thread. One per reader."""
 
     def __init__(self) -> None:
         """Raises StoreMisused if numpy is not installed."""
         load_numpy()
         self._loaded: WeakValueDictionary[str, ItemFactors] = WeakValueDictionary()
-        """By the digest of the release's rows, so copies share them."""
+        """By digest of the rows, so copies of a release share them."""
         self._thread = ThreadPoolExecutor(1, "fold-in")
         self._waiting = 0
 
@@ -70,7 +69,7 @@ class FoldIn:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> Loaded:
-        """Load the factors of a release, unless they are damaged; raises StoreError if the store cannot be read."""
+        """Load the factors of a release; raises StoreError if the store cannot be read."""
         known = self._loaded.get(manifest.digest)
         if known is not None:
             return Loaded(known)
@@ -105,13 +104,13 @@ class FoldIn:
                     if isinstance(value, ReleaseCorrupt):
                         raise value
                     factors.add(*read_piece(check(key, value)[OFFSET_BYTES:], description.factors))
-                await asyncio.sleep(0)  # a local store never waits, and requests need their turn
+                await asyncio.sleep(0)  # a local store never yields
             factors.check_whole()
         except (ReleaseCorrupt, ValueError) as error:
             log.warning("release %s has no item factors that can be used: %s", release.id, error)
             return Loaded(damaged=(key,))
         await asyncio.to_thread(factors.finish)
-        return Loaded(self._loaded.setdefault(manifest.digest, factors))  # perhaps loaded for another tier
+        return Loaded(self._loaded.setdefault(manifest.digest, factors))  # another tier may have loaded them
 
     async def recommend(
         self,
@@ -121,7 +120,7 @@ class FoldIn:
         denied: Container[bytes],
         excluded: Collection[bytes],
     ) -> list[Item]:
-        """Compute a list as `ItemFactors.recommend` does; raises StoreThrottled if too many visitors wait."""
+        """Compute a list in the thread; raises StoreThrottled if too many visitors wait."""
         if self._waiting >= MAX_WAITING:
             raise StoreThrottled("too many visitors wait to be folded in", 1.0)
         self._waiting += 1

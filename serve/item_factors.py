@@ -1,7 +1,7 @@
 """Item factors of one release in memory, and recommendations from them.
 
-A visitor's factors are solved for by one step of alternating least squares with fixed items; the best items have the
-highest products. Needs numpy, an extra, so it is imported with the first factors.
+A visitor's factors are solved for by one step of alternating least squares with fixed items. Needs numpy, an extra, so
+this module is imported with the first factors.
 """
 
 from collections.abc import Collection, Container, Iterable, Sequence
@@ -16,9 +16,9 @@ from hotplate.stores.factors import Description, ItemEntry
 
 # As in published lists.
 DECIMALS = 6
-# Rows converted at once, which bounds memory.
+# Bounds the memory of the conversion.
 ROWS_AT_ONCE = 4096
-# How many of the best scores are examined first, and the growth if too few of them may be in the list.
+# Best scores examined first, and the growth if too few of them are allowed.
 FIRST_DEPTH = 64
 DEPTH_GROWTH = 8
 # Lowest confidence of an item in Spark's engine; see `hotplate.offline.train.als`.
@@ -28,7 +28,7 @@ RowNumbers = npt.NDArray[np.intp]
 
 
 class ItemFactors:
-    """Item factors of a release; immutable once loaded."""
+    """Item factors of a release; immutable after `finish`."""
 
     def __init__(self, description: Description) -> None:
         """Allocate the factors, 4 bytes each."""
@@ -56,7 +56,7 @@ class ItemFactors:
         self._entries += entries
 
     def finish(self) -> None:
-        """Compute what all visitors share; takes 0.2 s for 27,000 items of 256 factors."""
+        """Compute shared values; takes 0.2 s for 27,000 items of 256 factors."""
         size = self.description.factors
         gram = np.zeros((size, size))
         for start in range(0, len(self._matrix), ROWS_AT_ONCE):
@@ -68,7 +68,7 @@ class ItemFactors:
         self._categories = np.unique([-1, *categories], return_inverse=True)[1][1:]
 
     def known(self, items: Iterable[tuple[str, float | None]]) -> dict[int, float]:
-        """Return the rows of known items, each with the sum of its weights."""
+        """Return the rows of known items with their summed weights."""
         basket = dict[int, float]()
         for item, weight in items:
             row = self._rows.get(item)
@@ -79,10 +79,9 @@ class ItemFactors:
     def recommend(
         self, basket: dict[int, float], n: int, denied: Container[bytes] = (), excluded: Collection[bytes] = ()
     ) -> list[Item]:
-        """Return the best *n* items for a basket of `known` items: without those, *denied* and *excluded* ones.
+        """Return the best *n* items for a basket of `known` items, without those, *denied* and *excluded* ones.
 
-        These are ids by `encode_id`. Takes some milliseconds, in most of which other threads run, and longer once for
-        each deny-list, as all items are looked up in it.
+        Ids are encoded by `encode_id`. Takes some milliseconds, mostly without the GIL; longer once for each deny-list.
         """
         own = np.array(list(basket), dtype=np.intp)
         scores = self._matrix @ self._solve(own, np.array(list(basket.values())))
@@ -122,13 +121,13 @@ class ItemFactors:
         right = confidence @ items
         try:
             solved = np.linalg.solve(left, right)
-        except np.linalg.LinAlgError:  # without regularization, more factors than items
+        except np.linalg.LinAlgError:  # no regularization, and more factors than items
             solved = np.linalg.lstsq(left, right)[0]
         return solved.astype(np.float32)
 
 
 def _are_first(categories: RowNumbers, most: int) -> npt.NDArray[np.bool_]:
-    """Return which places are among the first *most* of their category; category 0 has no cap."""
+    """Return a mask of the first *most* of each category; category 0 has no cap."""
     order = np.argsort(categories, kind="stable")
     ordered = categories[order]
     places = np.arange(len(order)) - np.searchsorted(ordered, ordered)

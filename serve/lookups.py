@@ -1,7 +1,7 @@
 """Reads keys in one tier after the other, batched by event-loop iteration or for one request.
 
-All single keys of one iteration, from all connections, are read together: one task, one deadline and one store call,
-however many requests there are. Lookups of a key that is already being read join that read.
+All single keys of one iteration share a task, a deadline and a store call. Lookups of a key that is already being read
+join that read.
 """
 
 import asyncio
@@ -23,39 +23,36 @@ log = logging.getLogger(__name__)
 Waiter = TypeVar("Waiter")
 
 Origin = tuple[Tier, ServedRelease]
-# Called with a key, its waiters, and the list with its tier and release. The list is None if that release has none;
-# both are None if no tier could be read.
+# Called with a key, its waiters, the origin (None if no tier could be read), and the list (None if absent).
 Complete = Callable[[str, Sequence[Waiter], Origin | None, bytes | None], None]
-# Called with all slots that one tier's release returned for a request with many keys.
+# Called with the slots of a request with many keys.
 TakeAll = Callable[[Tier, Sequence[str], ReadResult], None]
 
 
 class Deadline(NamedTuple):
-    """Until when a request reads, by `loop_time`; *hurried* if its caller waits for less than the budget."""
+    """End of reading, by `loop_time`; *hurried* if the caller waits for less than the budget."""
 
     at: float
     hurried: bool
 
     def share_s(self, tiers: int) -> float:
-        """Return the seconds for the next of *tiers* remaining tiers: an equal share of the rest."""
+        """Return an equal share of the remaining seconds for the next of *tiers* tiers."""
         return max(0.0, self.at - loop_time()) / tiers
 
 
 @dataclass(slots=True)
 class _Batch(Generic[Waiter]):
-    """Keys that are read together, perhaps split later for tiers with smaller calls."""
-
     deadline: Deadline
     waiting: dict[str, list[Waiter]]
-    """Waiters by key until it is completed; empty for the keys of one request."""
+    """Waiters of incomplete keys; unused with `take_all`."""
 
     take_all: TakeAll | None = None
-    """For the keys of one request and one release: called with all keys by the first tier that can be read."""
+    """For one request with many keys: called by the first tier that can be read."""
 
     spans: dict[str, list[RequestSpan]] | None = None
     missed: dict[str, list[Origin]] = field(default_factory=dict)
     failure: StoreError | None = None
-    """The last error, if it may pass."""
+    """The last transient error."""
 
     def has_missed(self, key: str, served: ServedRelease) -> bool:
         return any(other.id == served.id for _, other in self.missed.get(key, ()))
@@ -64,8 +61,8 @@ class _Batch(Generic[Waiter]):
 class Lookups(Generic[Waiter]):
     """Reads keys for waiters. One per reader, on one loop.
 
-    The first tier that returns a list in its share of the budget wins, and its lists are delivered at once. A key that
-    failed in one tier is read in the next; after a tier without such a list only tiers with another release are read.
+    The first tier that returns a list in its share of the budget wins. A key that failed in one tier is read in the
+    next; after a tier without such a list only tiers with another release are read.
     """
 
     def __init__(self, tiers: Sequence[Tier], budget_s: float, complete: Complete[Waiter]) -> None:
@@ -76,17 +73,17 @@ class Lookups(Generic[Waiter]):
         self._turn_spans: dict[str, list[RequestSpan]] | None = None
         self._waiting = dict[str, list[Waiter]]()
         self._served = list[ServedRelease | ServedCanary | None]()
-        """Releases of the reads that may be joined."""
+        """Releases of the reads in `_waiting`."""
 
         self._reads = set[asyncio.Task[None]]()
 
     def add(self, key: str, waiter: Waiter) -> None:
-        """Read *key* with all others of this loop iteration, or join a read of it; completes *waiter* later."""
+        """Read *key* in this loop iteration, or join a read of it; completes *waiter* later."""
         if not self._turn:
             followers = [tier.follower for tier in self._tiers]
             served = [each for one in followers for each in (one.served, one.canary)]
             if served != self._served:
-                self._served, self._waiting = served, {}  # after a flip no old read is joined
+                self._served, self._waiting = served, {}  # never join a read from before a flip
         if (waiters := self._waiting.get(key)) is not None:
             waiters.append(waiter)
             if not self._turn:
@@ -101,18 +98,18 @@ class Lookups(Generic[Waiter]):
             self._turn_spans.setdefault(key, []).extend(spans)
 
     async def read(self, key: str, waiter: Waiter, deadline: Deadline) -> None:
-        """Read one key for a caller with its own deadline, and complete its waiter."""
+        """Read one key by the deadline of its caller."""
         await self._read(_Batch(deadline, {key: [waiter]}), [key])
 
     async def read_many(
         self, keys: Sequence[str], deadline: Deadline, take_all: TakeAll
     ) -> tuple[Sequence[str], StoreError | None]:
-        """Read the keys of one request; return those that no tier could be read for, and the error if it may pass."""
+        """Read the keys of one request; return those that no tier could read, and a transient error."""
         batch = _Batch[Waiter](deadline, {}, take_all)
         return await self._walk(batch, keys, 0, set()), batch.failure
 
     async def close(self) -> None:
-        """Wait for pending reads, which end with the budget."""
+        """Wait for pending reads."""
         while self._reads:
             await asyncio.wait(self._reads)
 
@@ -128,7 +125,7 @@ class Lookups(Generic[Waiter]):
         task.add_done_callback(self._reads.discard)
 
     async def _read(self, batch: _Batch[Waiter], keys: Sequence[str], first: int = 0) -> None:
-        """Read keys from tier *first* on, and complete all of them, whatever happens."""
+        """Read keys from tier *first* on, and complete all of them even after an error."""
         handed_on = set[str]()
         try:
             keys = await self._walk(batch, keys, first, handed_on)
@@ -141,14 +138,11 @@ class Lookups(Generic[Waiter]):
                     self._complete(key, waiters, missed[0] if missed else None, None)
 
     async def _walk(self, batch: _Batch[Waiter], keys: Sequence[str], first: int, handed_on: set[str]) -> Sequence[str]:
-        """Read keys in tier after tier; return those without a list that were not *handed_on* to another task.
-
-        Keys of many requests are read in parallel calls of the size that each tier takes.
-        """
+        """Read keys in tier after tier; return those without a list that were not *handed_on* to another task."""
         for place in range(first, len(self._tiers)):
             tier = self._tiers[place]
             if batch.take_all is None:
-                if place:  # the first tier was tried before
+                if place:  # the caller tried the first
                     keys = self._take_at_hand(batch, keys, tier)
                 size = tier.keys_a_call
                 handed_on.update(keys[size:])
@@ -165,7 +159,7 @@ class Lookups(Generic[Waiter]):
         return keys
 
     def _take_at_hand(self, batch: _Batch[Waiter], keys: Sequence[str], tier: Tier) -> Sequence[str]:
-        """Complete what a tier has without I/O, and return the other keys."""
+        """Complete keys without I/O, and return the others."""
         groups = tier.follower.grouped(keys)
         if not groups:
             return keys

@@ -1,9 +1,7 @@
 """The table of metrics, and the counters shared by all workers of a service.
 
-Metrics that are read from the workers' states are in the table of `hotplate.serve.telemetry.exposition`.
-
-Each worker counts in one slot of a shared memory map, eight bytes per number. A scrape adds up the slots, and a new
-worker continues the counts of the one it replaces.
+Each worker counts in one slot of a shared memory map, eight bytes per number; a replaced worker's slot is continued.
+Metrics of worker states are in `hotplate.serve.telemetry.exposition`.
 """
 
 import mmap
@@ -14,7 +12,7 @@ from itertools import product
 from typing import Final, Literal
 
 Labels = tuple[str, ...]
-# By series one number, or the buckets and the sum of a histogram.
+# One number per series, or the buckets and sum of a histogram.
 CountsByLabels = dict[Labels, list[float]]
 
 BUCKETS_S = (
@@ -32,14 +30,13 @@ CODES = (
     "200", "204", "304", "400", "401", "403", "404", "405", "406", "408", "411", "413", "414", "415", "429", "431",
     "499", "500", "503", "504", "505", OTHER,
 )  # fmt: skip
-# Reasons to refuse or cut requests and connections.
+# Reasons to refuse or cut.
 SHED = (
     "connections", "bytes", "slow_header", "large_header", "slow_body",
     "slow_reader", "batch_delay", "deadline", "gone", "fold_in",
 )  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
-# `shared` waits for a read in progress.
 CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
 SOURCES = ("personal", "similar", "popular", "fold-in")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
@@ -57,7 +54,7 @@ BUCKETS_RU = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
 FAILURES = (
     "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused", OTHER,
 )  # fmt: skip
-# Custom types count as one. An event is durable, refused (queue full, disk failed), or of unknown outcome (late).
+# Custom types count as one. The outcome of late events is unknown.
 EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
 EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
 COUNTED_POSITIONS = 10
@@ -75,17 +72,17 @@ class Metric:
     name: str
     help: str
     labels: Mapping[str, tuple[str, ...]]
-    """With their values."""
+    """Values by label name."""
     buckets: tuple[float, ...] = ()
     shown: str = "all"
-    """Which series Prometheus gets: `all`, those that have `counted`, `none`. Any other word names a group of rows:
-    all series of a store once one of its series in the group has counted."""
+    """Exported series: `all`, those that `counted`, `none`. Another word names a group of rows: a store's series are
+    shown once one has counted."""
     otel: str = ""
-    """Name and unit in OpenTelemetry's conventions, if it is exported."""
+    """OpenTelemetry's name and unit, if exported."""
 
     @property
     def cells(self) -> int:
-        """Numbers per series; a histogram has an overflow bucket and the sum."""
+        """Numbers per series; a histogram adds an overflow bucket and the sum."""
         return len(self.buckets) + 2 if self.buckets else 1
 
     def series(self, tiers: Sequence[str]) -> Iterator[Labels]:
@@ -127,7 +124,7 @@ CLICKS = Metric("hotplate_clicks", "Items clicked, by position in the list.", _P
 SPAN_COUNTS = Metric("hotplate_telemetry_spans", "Spans by outcome.", {"outcome": SPANS})
 DROPPED_LINES = Metric("hotplate_log_lines_dropped",
                        "Log lines of workers that were dropped because they were not read in time.", {})
-# The cells of the first two do not depend on the tiers, see LOOKUPS and REQUESTS.
+# The first two must not depend on the tiers, see LOOKUPS and REQUESTS.
 TABLE = (
     LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, CANARY_LOOKUPS, CANARY_TIMES, SHED_COUNTS,
     CHARGES, CHARGED_RU, CHARGED, THROTTLES, FAILED, EVENT_COUNTS, IMPRESSIONS, CLICKS,
@@ -141,7 +138,7 @@ REQUESTS = {labels: len(LOOKUPS) + n * HISTOGRAM_CELLS for n, labels in enumerat
 
 
 def request_cell(route: str, method: str, status: int) -> int:
-    """Return the first cell of the histogram of requests with these labels."""
+    """Return the first cell of a request histogram."""
     code = str(status)
     cell = REQUESTS.get((route, method, code))
     if cell is None:
@@ -151,11 +148,11 @@ def request_cell(route: str, method: str, status: int) -> int:
 
 
 class Metrics:
-    """The shared counters, and the slot of one worker; created before the workers."""
+    """The shared counters; created before the workers."""
 
     def __init__(self, workers: int, tiers: Sequence[str]) -> None:
         self.cells = dict[Metric, dict[Labels, int]]()
-        """The first cell of each series in a slot, by row and labels."""
+        """First cell of each series in a slot."""
         self._slot_cells = 0
         for row in TABLE:
             found = self.cells[row] = {}
@@ -202,7 +199,7 @@ class Metrics:
         self._own[self.cells[row][labels]] += number
 
     def count_attempt(self, tier: str, what: str) -> None:
-        """Count an attempt that failed or was throttled; unknown failures count as other."""
+        """Count a failed or throttled attempt; unknown failures count as other."""
         if what == THROTTLED:
             self.count_in(THROTTLES, tier)
         else:
@@ -217,11 +214,11 @@ class Metrics:
         self.count_in(CHARGED, tier)
 
     def count_shed(self, reason: str) -> None:
-        """Count a refused or cut request or connection by a reason of SHED."""
+        """Count by a reason of SHED."""
         self.count_in(SHED_COUNTS, reason)
 
     def count_listed(self, kind: str, role: ReleaseRole, position: int | None, items: int) -> None:
-        """Count consecutive items of a list that were shown or clicked, from *position* on."""
+        """Count consecutive shown or clicked items from *position* on."""
         own, listed = self._own, self._listed[kind]
         if position is None:
             own[listed[role, "unknown"]] += items
@@ -234,7 +231,7 @@ class Metrics:
             own[first + COUNTED_POSITIONS + 1] += position + items - behind
 
     def counted(self, row: Metric) -> CountsByLabels:
-        """Return the totals of a row over all workers; for a histogram only series that have counted."""
+        """Return totals over all workers; of a histogram only series that have counted."""
         series = self.cells[row]
         if not row.buckets:
             return {labels: self.total(cell) for labels, cell in series.items()}
@@ -242,7 +239,7 @@ class Metrics:
         some = set[int]()
         for slot in range(0, self._workers * self._slot_cells, self._slot_cells):
             end = slot + start + len(series) * row.cells
-            for cell in (slot + start, slot + start + row.cells - 1):  # one of first bucket and sum is set
+            for cell in (slot + start, slot + start + row.cells - 1):  # either first bucket or sum is set
                 column = self._cells[cell : end : row.cells].tolist()
                 some.update(number for number, value in enumerate(column) if value)
         return {
@@ -252,6 +249,6 @@ class Metrics:
         }
 
     def total(self, cell: int, cells: int = 1) -> list[float]:
-        """Add up the numbers of *cells* from *cell* on over all workers."""
+        """Add up *cells* numbers from *cell* on over all workers."""
         starts = range(cell, self._workers * self._slot_cells, self._slot_cells)
         return [sum(self._cells[start + n] for start in starts) for n in range(cells)]

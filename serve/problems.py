@@ -16,10 +16,7 @@ class ClientGone(Exception):
 
 
 class Problem(Exception):
-    """Ends a request with an error of the type `urn:hotplate:problem:NAME`.
-
-    *members* are additional fields of the body.
-    """
+    """An error response of type `urn:hotplate:problem:NAME`; *members* are added to the body."""
 
     def __init__(
         self,
@@ -49,7 +46,7 @@ class Problem(Exception):
         return orjson.dumps(fields)
 
     def closing(self) -> "Problem":
-        """Close the connection after this problem; returns it."""
+        """Close the connection after this problem; returns self."""
         self.headers = self.headers | CLOSE
         return self
 

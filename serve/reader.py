@@ -29,26 +29,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Each user of a batch adds to its budget: callers of large batches prefer waiting to popular lists.
+# Added per user of a batch: its callers prefer waiting to popular lists.
 BUDGET_S_PER_USER = 0.0005
-# How long a start waits for stores that do not answer while others do.
+# How long a start waits for silent stores while others answer.
 FIRST_READ_S = 2.0
 DEFAULT_N = 10
 # Key of a computed list.
 NO_KEY = ""
 
-# Whether the list was found, does not exist, or could not be read.
+# Found, does not exist, or could not be read.
 Status = Literal["ok", "unknown", "error"]
 
 
-# Deadline of the current request's caller, by `loop_time`. Few callers give one, and an argument of every call would
-# cost the others.
+# Deadline of the request's caller, by `loop_time`. An argument would cost the many callers without one.
 _read_by = ContextVar("_read_by", default=inf)
 
 
 @contextmanager
 def read_within(timeout_s: float) -> Iterator[None]:
-    """Limit reads in this block to *timeout_s* if their budget is larger."""
+    """Limit reads in this block to *timeout_s*."""
     token = _read_by.set(loop_time() + timeout_s)
     try:
         yield
@@ -57,7 +56,7 @@ def read_within(timeout_s: float) -> Iterator[None]:
 
 
 class NotReady(StoreError):
-    """No tier has served a release yet; the text gives the reason."""
+    """No tier serves a release yet; the text gives the reason."""
 
 
 class FoldInUnavailable(StoreError):
@@ -75,31 +74,30 @@ class EncodedList(NamedTuple):
 
     status: Status = "ok"
     segment: str = OVERALL
-    """The segment of a popular list, OVERALL if the requested one has none; otherwise that of the request."""
+    """The segment of a popular list (OVERALL if the requested one has none), otherwise of the request."""
 
 
 class FoldedIn(NamedTuple):
-    """A list for a basket, and the numbers of its different items that the release knows and does not know."""
+    """A list for a basket, and the numbers of different items that the release knows and does not know."""
 
     found: EncodedList
     known: int
     unknown: int
 
 
-# Called with the list, or with its fallback.
+# Called with the list or its fallback.
 Deliver = Callable[[EncodedList], None]
 
 
-# Source name, segment of the fallback, and callback. A plain tuple, because there is one per lookup.
+# Source name, segment of the fallback, and callback. A plain tuple is faster.
 _ListWaiter = tuple[str, str, Deliver]
 
 
 class TieredReader:
     """Reads lists from tiers, in order, within a time budget. One per worker, on one loop.
 
-    The first tier that returns a list in its share of the budget wins. A tier that fails is skipped; after one without
-    such a list, only tiers with another release are read. As a context manager it follows the live release of each
-    tier, and closes the stores at the end.
+    The first tier that returns a list in its share of the budget wins, see `Lookups`. As a context manager it follows
+    the live release of each tier, and closes the stores at the end.
     """
 
     def __init__(
@@ -113,11 +111,10 @@ class TieredReader:
         fold_in: bool = False,
         kept: tuple[str, ServedRelease] | None = None,
     ) -> None:
-        """*stores* are by tier name; *metrics* are shared by all workers.
+        """*stores* are by tier name; remote stores get equal parts of *cache_bytes*.
 
-        Remote stores share a cache of *cache_bytes* in equal parts. *fold_in* loads item factors with each release, and
-        raises StoreMisused if numpy is not installed. *kept* is a tier and a release that provide popular lists while
-        no tier serves a release.
+        *fold_in* loads item factors, and raises StoreMisused if numpy is not installed. *kept* provides popular lists
+        while no tier serves a release.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self.deny_list = deny_list or DenyListFile()
@@ -129,7 +126,7 @@ class TieredReader:
         ]
         self.following = list[asyncio.Task[None]]()
         self.warm = False
-        """Whether local releases are read into memory before they are served. Set before entering."""
+        """Whether local releases are read into memory before they are served; set before entering."""
         self.kept = kept
         self._budget_s = budget_s
         self._lookups = Lookups[_ListWaiter](self.tiers, budget_s, self._complete)
@@ -157,7 +154,7 @@ class TieredReader:
             await tier.close()
 
     async def wait_until_attempted(self, timeout_s: float = FIRST_READ_S) -> None:
-        """Wait until each store has been read once or has failed; *timeout_s* at most."""
+        """Wait *timeout_s* at most until each store was read or failed."""
         await _wait([tier.follower.attempted for tier in self.tiers], timeout_s, asyncio.ALL_COMPLETED)
 
     async def wait_until_ready(self, timeout_s: float) -> None:
@@ -175,13 +172,13 @@ class TieredReader:
         return next(((tier.name, tier.follower.served) for tier in self.tiers if tier.follower.served), None)
 
     def release(self) -> ReleaseId:
-        """Return the release of the first tier that serves one; raises NotReady if none does and no lists are kept."""
+        """Return the release of the first tier that serves one, or the kept one; raises NotReady."""
         return self._first().served.id
 
     def get_nowait(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
-        """Return the list of *key*, called *source*, if that needs no I/O; otherwise None, and nothing is counted.
+        """Return the list of *key*, called *source*, or None (not counted) if that needs I/O; raises NotReady.
 
-        Local stores, cached rows and hidden users need none. Raises NotReady if no tier serves a release yet.
+        Local stores, cached rows and hidden users need no I/O.
         """
         if self._is_hidden(key):
             self.metrics.count_lookup("popular", "miss")
@@ -206,7 +203,7 @@ class TieredReader:
         return self._fallback(*missed, key, None, segment)
 
     def _is_hidden(self, key: str) -> bool:
-        """Whether a user is denied, or erased from any tier: the other tiers may be older."""
+        """Whether a user is denied, or erased from any tier, as others may be older."""
         denied = self.deny_list.current.users
         if denied and key.startswith(USER) and key[len(USER) :] in denied:
             return True
@@ -219,13 +216,12 @@ class TieredReader:
     def submit(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
         """Read *key* with all other keys of this loop iteration; *deliver* is called once, in a later iteration.
 
-        For keys that `get_nowait` returned None for. If the read fails, the popular list of *segment* is delivered,
-        with status `error`.
+        Call `get_nowait` first. If the read fails, the popular list of *segment* is delivered with status `error`.
         """
         self._lookups.add(key, (source, segment, deliver))
 
     async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
-        """Read one user's list; for an unknown or denied user, the popular list of *segment*."""
+        """Read a user's list; for an unknown or denied user, the popular list of *segment*."""
         return await self._read_one(USER + user, "personal", segment)
 
     async def similar(self, item: str) -> EncodedList:
@@ -244,11 +240,10 @@ class TieredReader:
         excluded: frozenset[bytes] = frozenset(),
         segment: str = OVERALL,
     ) -> FoldedIn:
-        """Compute *n* items for a visitor from *items* and their weights (None for the usual one).
+        """Compute *n* items from a visitor's *items* and their weights (None for the usual one), which are summed up.
 
-        Weights of a repeated item are added up. The visitor's items, denied and *excluded* ones are left out. If no
-        item is known, or none is left, returns the popular list of *segment*. Raises NotReady, FoldInUnavailable, and
-        StoreThrottled if too many visitors wait.
+        The visitor's items, denied and *excluded* ones are left out. If no item is known, or none is left, returns the
+        popular list of *segment*. Raises NotReady, FoldInUnavailable, and StoreThrottled if too many visitors wait.
         """
         tier, served, factors = self._factors()
         different = len({item for item, _ in items})
@@ -282,8 +277,7 @@ class TieredReader:
     ) -> bytes:
         """Return the first *n* items of a list that are neither denied nor *excluded* (ids as by `encode_id`).
 
-        If fewer than *n* are left, popular items fill the list, each marked by its source. *shorten* removes fields of
-        the items.
+        Popular items, marked by their source, fill a list of fewer. *shorten* removes fields of the items.
         """
         denied = self.deny_list.current.items
         items = cut(encoded.body, n)
@@ -299,10 +293,9 @@ class TieredReader:
     async def personal_many(
         self, users: Sequence[str], segment: str = OVERALL, *, must_read: bool = False
     ) -> list[EncodedList]:
-        """Read the lists of many users, in order, all from the first tier that can be read, in one release.
+        """Read the lists of many users, in order, from one tier and release, and its canary for users that see it.
 
-        With a canary there are two releases: each user gets the one of a single request. If no tier can be read, all
-        get the popular list of *segment*, or StoreUnavailable is raised with *must_read*.
+        If no tier can be read, all get the popular list of *segment*; *must_read* raises StoreUnavailable instead.
         """
         wanted = [user for user in dict.fromkeys(users) if not self._is_hidden(USER + user)]
         deadline = self._deadline(BUDGET_S_PER_USER * len(users))
@@ -313,7 +306,7 @@ class TieredReader:
         of_role = {one.served.is_canary: one for one in reversed(found)}
 
         def unknown(user: str) -> EncodedList:
-            """Return the popular list for a hidden user, from the release that the others got."""
+            """Return the popular list of the release that the others got."""
             first = self._first(segment, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
             return first if read is None else _popular(read.tier, read.served, segment, "unknown")
@@ -400,14 +393,14 @@ class TieredReader:
         return _popular(tier.name, served, segment, status)
 
     def _unread(self, segment: str, key: str) -> EncodedList:
-        """Return the popular list for a key that no tier could be read for; raises NotReady."""
+        """Return the popular list after all tiers failed; raises NotReady."""
         found = self._first(segment, "error", key)
         tier = next(tier for tier in self.tiers if tier.name == found.tier)
         self._count((tier, found.served), "popular", ERROR, key)
         return found
 
     def _first(self, segment: str = OVERALL, status: Status = "ok", key: str = "") -> EncodedList:
-        """Return the popular list of the first tier that serves a release, by the role that *key* belongs to."""
+        """Return the popular list of the first tier with a release for *key*."""
         for tier in self.tiers:
             served = tier.follower.served_for(key)
             if served is not None:
@@ -431,10 +424,7 @@ def open_reader(
     fold_in: bool = False,
     kept: tuple[str, ServedRelease] | None = None,
 ) -> TieredReader:
-    """Connect to the stores at *urls*, in reading order; nothing is read before the reader is entered.
-
-    Raises StoreMisused for an invalid URL, and as `TieredReader` does.
-    """
+    """Connect to the stores at *urls*, in reading order, without I/O; raises StoreMisused for an invalid URL."""
     names = tier_names(urls)
     metrics = metrics or Metrics(1, names)
     stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in zip(names, urls, strict=True)}
@@ -461,7 +451,7 @@ def _popular(tier: str, served: ServedRelease, segment: str, status: Status) -> 
 
 
 def _popular_to_fill(encoded: EncodedList, items: bytes, n: int, *left_out: frozenset[bytes]) -> bytes:
-    """Return popular items for a shortened list; none if it was not full before."""
+    """Return popular items for a shortened list, unless it was not full before."""
     kept, more = frozenset(ids_of(items)), b""
     if len(kept) < min(n, len(ids_of(encoded.body))):
         for segment in dict.fromkeys((encoded.segment, OVERALL)):
@@ -482,6 +472,6 @@ async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: 
 
 
 def log_defect(what: str, task: asyncio.Task[None]) -> None:
-    """Log *what* and the error of a task that should not end, unless it was cancelled."""
+    """Log the error of a task that should not end."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error(what, exc_info=error)

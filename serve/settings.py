@@ -30,7 +30,7 @@ LOGS = "Logs and telemetry"
 Destination = Literal["otlp", "azure-monitor"]
 
 CONNECTION_STRING = "APPLICATIONINSIGHTS_CONNECTION_STRING"
-# By standard sampler name: whether the parent's decision applies, and the share, if the name implies it.
+# By standard name: whether the parent's decision applies, and the share, if implied.
 SAMPLERS = {
     "always_on": (False, 1.0),
     "always_off": (False, 0.0),
@@ -43,28 +43,26 @@ SAMPLERS = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of the connections of one worker; times are in seconds."""
+    """Connection limits of one worker; times are in seconds."""
 
     connections: Annotated[
         int, Flag("Maximum open connections per worker.", CALLERS, "max-connections", at_least=1)
     ] = 10_000
-    """Lowered to what the limit of open files allows."""
+    """Lowered to fit the limit of open files."""
     idle_gives_way: bool = False
     """Whether a connection over the limit replaces the longest idle one."""
     idle_s: float = 75.0
-    """From the last answer, or the start of the connection, to the first byte of a request."""
+    """From the last answer, or connecting, to the first byte of a request."""
     header_s: float = 10.0
-    """From a request's first byte to the end of its header."""
+    """From the request's first byte to the end of its header."""
     body_s: float = 30.0
-    """From a request's first byte to the end of its body."""
+    """From the request's first byte to the end of its body."""
     write_s: float = 10.0
-    """For the client to read the next WRITE_STEP_BYTES bytes of an answer."""
+    """For the client to read the next WRITE_STEP_BYTES bytes."""
     header_bytes: int = 16_384
 
     bytes_in_flight: int = 256 << 20
-    """Unanswered bodies plus unsent answers, above which bodies are refused.
-
-    Lowered to a quarter of the memory limit, divided by the workers."""
+    """Unanswered bodies plus unsent answers; lowered to a quarter of the memory limit over all workers."""
 
 
 class Sampling(NamedTuple):
@@ -83,17 +81,17 @@ class TelemetrySettings:
     traces: bool = True
     metrics: bool = True
     queue_size: int = 2048
-    """Per worker; further spans are dropped and counted."""
+    """Per worker; further spans are dropped."""
     batch_size: int = 512
     delay_s: float = 5.0
-    """Between two batches of spans."""
+    """Between batches of spans."""
     metrics_interval_s: float = 60.0
     delta: bool = False
-    """Whether metrics have delta instead of cumulative temporality."""
+    """Whether metrics have delta temporality."""
     connection_string: str | None = field(default=None, repr=False)
     """Of Application Insights; a secret."""
     instance: str = field(default_factory=lambda: str(uuid4()))
-    """`service.instance.id`, the same for all processes of a service."""
+    """`service.instance.id`, shared by all processes of a service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +182,7 @@ class ServiceSettings:
 def read_telemetry(
     destination: Destination | None, environment: Mapping[str, str] = os.environ
 ) -> TelemetrySettings | None:
-    """Read the settings; None if telemetry is off. Raises ServiceMisused, without secrets in the message."""
+    """Read the settings; None if telemetry is off. Raises ServiceMisused."""
     if destination is None or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     protocol = environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
@@ -264,7 +262,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logging() -> None:
-    """Log to standard error: readable lines on a terminal, JSON lines everywhere else."""
+    """Log to standard error: readable lines on a terminal, otherwise JSON lines."""
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     handler.setFormatter(plain if sys.stderr.isatty() else JsonLines())

@@ -1,6 +1,6 @@
 """Shared memory of the processes of a service: each worker's state and its last popular lists.
 
-The popular lists serve new workers that find no release: a file that is cut ends all workers that map it.
+The popular lists serve new workers that find no release, after a truncated file has ended all workers that map it.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ DRAINING = "draining"
 SILENT = "silent"
 ANSWERING = (READY, DEGRADED)
 REPORT_S = 1.0
-# Measurements of the loop's lag per report.
+# Lag measurements per report.
 SAMPLES = 4
 SILENT_S = 5.0
-# Releases per tier with counted lookups.
+# Counted releases per tier.
 RELEASES = 4
 # Per worker and per tier.
 SENTENCE_CHARS = 500
@@ -43,7 +43,7 @@ FINDINGS = 5
 
 _CELL_BYTES = 12_288
 _CELL_BYTES_PER_TIER = 12_288
-# Allowed difference between the workers' numbers of connections, in addition to an eighth.
+# Allowed difference between workers' connections, in addition to an eighth.
 _SPREAD = 4
 _NONE_ACCEPTED = (1 << 64) - 1
 _MAX_KEPT_BYTES = MAX_POPULAR_BYTES + (1 << 20)
@@ -61,11 +61,11 @@ class TierState(msgspec.Struct, frozen=True):
     written_at: float | None
     """By the store's clock."""
     catalogue_age_s: float
-    """Time since the catalogue was last confirmed."""
+    """Since the catalogue was last confirmed."""
     cache_bytes: int | None = None
     canary: str | None = None
     canary_counts: BothCounts | None = None
-    """Of all workers, since the start of the canary."""
+    """Of all workers, since its start."""
     canary_stopped: bool = False
     """Because it is worse than the live release."""
 
@@ -88,14 +88,14 @@ class WorkerState(msgspec.Struct, frozen=True):
     started_at: float
     """As Unix time."""
     reported_at: float
-    """By the monotonic clock, which all processes share."""
+    """By the monotonic clock."""
     lag_s: float
     """Maximum since the last report."""
     connections: int
     findings: list[ServiceFinding]
     tiers: list[TierState]
     lookups: dict[str, list[int]]
-    """Counts of hits, misses and errors by release."""
+    """Hits, misses and errors by release."""
     certificate_expires_at: float | None = None
 
     @property
@@ -105,7 +105,7 @@ class WorkerState(msgspec.Struct, frozen=True):
 
     @property
     def unusable_files(self) -> int:
-        """Number of watched files with an invalid current version."""
+        """Number of watched files that are invalid now."""
         return sum(one.source == "file" for one in self.findings)
 
     @property
@@ -115,7 +115,7 @@ class WorkerState(msgspec.Struct, frozen=True):
 
 
 def status_now(state: WorkerState | None) -> str:
-    """Return a worker's status, `silent` after SILENT_S without a report."""
+    """Return a worker's status; SILENT after SILENT_S without a report."""
     return SILENT if state is None or state.silent_s > SILENT_S else state.status
 
 
@@ -128,7 +128,7 @@ def service_status(states: Sequence[WorkerState | None]) -> str:
 
 
 class _Cells:
-    """Values in shared memory with one writer each. Readers verify the checksum of their copy."""
+    """Values in shared memory with one writer each; readers verify a checksum."""
 
     def __init__(self, cells: int, largest: int) -> None:
         self.largest = largest
@@ -166,7 +166,7 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class SharedStates:
-    """The states and popular lists of all workers, and the state of the admin process; created before the processes."""
+    """States of the workers and the admin process, and popular lists; created before the processes."""
 
     def __init__(self, workers: int, tiers: int) -> None:
         self.workers = workers
@@ -206,9 +206,9 @@ class SharedStates:
         return any(status_now(self.read(number)) in ANSWERING for number in range(self.workers) if number != worker)
 
     def has_most_connections(self, worker: int, count: int, waited: bool = False) -> bool:  # noqa: FBT001, FBT002 -- a callback
-        """Set a worker's number of connections; return whether it should leave the next one to another worker.
+        """Set a worker's number of connections; return whether to leave the next one to others.
 
-        If it has *waited* long enough for the others, they are ignored until they accept again.
+        If it has *waited* for them, they are ignored until they accept again.
         """
         self._connections[worker] = count
         fewer = [n for n, other in enumerate(self._connections) if count > other + _SPREAD + other // 8]
@@ -218,11 +218,11 @@ class SharedStates:
         return bool(fewer) and not waited
 
     def stop_accepting(self, worker: int) -> None:
-        """Exclude a worker from the balance of connections until it calls `has_most_connections` again."""
+        """Exclude a worker from the balance until it calls `has_most_connections` again."""
         self._connections[worker] = _NONE_ACCEPTED
 
     def keep(self, worker: int, tier: str, served: ServedRelease) -> None:
-        """Keep the popular lists of a release, unless this process has already."""
+        """Keep the popular lists of a release for new workers."""
         if served is self._keeping:
             return
         self._keeping = served
@@ -259,7 +259,7 @@ class Reporter:
         findings: Callable[[], list[ServiceFinding]] = list,
         certificate_expires_at: Callable[[], float | None] = lambda: None,
     ) -> None:
-        """Take callbacks for the current values; the default status is that of the tiers."""
+        """Take callbacks for current values; the default status is that of the tiers."""
         self._tiers = tiers
         self._status = status or (lambda: status_of(tiers))
         self._connections = connections

@@ -39,37 +39,36 @@ from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
-# Keys of a local store that are read before other requests get their turn: half a millisecond.
+# Keys of a local store read before other requests run: half a millisecond.
 KEYS_AT_ONCE = 256
-# A store that reads key by key stops after this share of its time, so the rest is in time.
+# A store that reads key by key returns after this share of its time.
 STORE_SHARE = 0.9
 
 _UNREADABLE = StoreError("the value cannot be read")
 
 # Consecutive failures that open a breaker.
 FAILURES = 5
-# The same if a failure may concern one part of the store only. If half of the parts fail, five in a row happen by
-# chance six times a second at 200 requests/s.
+# The same if a failure may concern one part of the store only: if half of the parts fail, five in a row happen six
+# times a second at 200 requests/s.
 FAILURES_OF_PARTS = 50
-# First and longest pause before a probe: a server that takes over is used within a second.
+# First and longest pause before a probe.
 PAUSE_S = (0.1, 1.0)
 
-# A replica may lag, or a list be repaired, so a missing key is cached for this long only.
+# Missing keys are cached only briefly: a replica may lag, or a list be repaired.
 ABSENT_S = 10.0
 # Overhead of a cached entry: three objects and their slot.
 ENTRY_BYTES = 250
 
-# Returned for a key that is not in the cache.
 NOT_CACHED = StoreError("it is not in the cache")
 
 
 def loop_time() -> float:
-    """Return the time of the running loop, which all deadlines and pauses use."""
+    """Return the time of the running loop."""
     return asyncio.get_running_loop().time()
 
 
 def tier_names(urls: Sequence[str]) -> list[str]:
-    """Return the names of tiers: each store's scheme, numbered from its second use on."""
+    """Return each store's scheme, numbered from its second use on."""
     schemes = [scheme_of(url) for url in urls]
     return [
         scheme if schemes.index(scheme) == number else f"{scheme}-{schemes[:number].count(scheme) + 1}"
@@ -80,7 +79,7 @@ def tier_names(urls: Sequence[str]) -> list[str]:
 class Breaker:
     """A circuit breaker: closed, open, or half open with one probe. One per tier.
 
-    *clock* returns seconds. The pause doubles from probe to probe, with jitter from *min_jitter* to 1.
+    *clock* returns seconds. The pause doubles after each probe, with jitter from *min_jitter* to 1.
     """
 
     def __init__(self, clock: Callable[[], float], *, min_jitter: float = 0.5) -> None:
@@ -92,13 +91,13 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the store gets no requests but probes."""
+        """Whether only probes are sent."""
         return self._retry_at is not None
 
     def allows(self) -> bool:
-        """Return whether a request may be sent; if the breaker is open, it is the probe.
+        """Return whether a request may be sent, as the probe if open.
 
-        If True, the caller must report `succeeded`, `failed`, or for a probe `undecided`.
+        If True, the caller must call `succeeded`, `failed`, or for a probe `undecided`.
         """
         if self._retry_at is None:
             return True
@@ -110,14 +109,14 @@ class Breaker:
     def succeeded(self) -> None:
         """Close the breaker."""
         if self._failures == 0:
-            return  # on the path of every request
+            return  # fast path
         self._failures = 0
         self._backoff.reset()
         self._retry_at = None
         self._probing = False
 
     def undecided(self) -> None:
-        """Allow another probe, because this one ended without an outcome."""
+        """Allow another probe after one without an outcome."""
         self._probing = False
 
     def failed(self, threshold: int = FAILURES) -> None:
@@ -131,23 +130,17 @@ class Breaker:
 
 
 class Cache:
-    """A least-recently-used cache of the lists of a remote store, bounded in bytes. One per tier.
-
-    Lists do not expire, because a release never changes.
-    """
+    """A least-recently-used cache of lists, bounded in bytes. Lists do not expire: a release never changes."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float]) -> None:
         """*clock* returns seconds."""
         self._max_bytes, self._clock = max_bytes, clock
         self._entries = OrderedDict[tuple[int, str], bytes | float]()
-        """By release number and key: a list, or the time until which it counts as absent.
-
-        It is never emptied at once, so a flip causes no pause.
-        """
+        """Lists, or until when they are absent, by release number and key. Never emptied at once, which would pause the loop."""
         self.bytes = 0
 
     def get(self, served: ServedRelease, key: str) -> Slot:
-        """Return the list of *key* in a release, or NOT_CACHED."""
+        """Return the list of *key*, or NOT_CACHED."""
         entry = served.number, key
         value = self._entries.get(entry)
         if value is None:
@@ -158,7 +151,7 @@ class Cache:
         return None if value > self._clock() else NOT_CACHED
 
     def put(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> None:
-        """Store the slots that were read from a release."""
+        """Store slots read from a release."""
         absent_until, entries = self._clock() + ABSENT_S, self._entries
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, StoreError):
@@ -188,11 +181,11 @@ class ReadResult(NamedTuple):
 
 
 class ReleasesSplit(StoreError):
-    """The release of some keys is gone, and they now belong to two releases: group them again."""
+    """A release is gone, and its keys now belong to two: group them again."""
 
 
 class StoreObserver:
-    """Counts attempts and charges of one tier's store in the shared metrics."""
+    """Counts attempts and charges of one tier's store."""
 
     def __init__(self, tier: str, metrics: Metrics) -> None:
         self._tier = tier
@@ -209,12 +202,12 @@ class StoreObserver:
 
 
 class Tier:
-    """One store of a service, by the name that answers give. One per worker and store, on one loop."""
+    """One named store of a service. One per worker and store, on one loop."""
 
     def __init__(
         self, name: str, reader: Reader, metrics: Metrics, *, cache_bytes: int = 0, fold_in: FoldIn | None = None
     ) -> None:
-        """Cache up to *cache_bytes* of lists, unless the store is local."""
+        """*cache_bytes* apply to remote stores."""
         self.name = name
         counts = partial(_canary_counts, metrics, name)
         self.follower = Follower(reader, counts, fold_in=fold_in)
@@ -228,14 +221,14 @@ class Tier:
         self._deadlines = TaskDeadlines()
         self._fails_by_part = False
         self._damage = dict[ReleaseRef, str]()
-        """The first damage that was found, by release."""
+        """The first damage by release."""
         self._open_because = ""
         self._logged_at = float("-inf")
         self._open_is_logged = False
 
     @property
     def findings(self) -> list[ServiceFinding]:
-        """Findings of the follower, the circuit and the rows, ERRORS first."""
+        """All findings, ERRORS first."""
         found = self.follower.findings
         if self.breaker.is_open:
             found.append(ServiceFinding("circuit", self._open_because))
@@ -245,7 +238,7 @@ class Tier:
 
     @property
     def error(self) -> str | None:
-        """Why lists, or some of them, cannot be read; None while all can."""
+        """Why some or all lists cannot be read; None while all can."""
         return next((finding.sentence for finding in self.findings if finding.source in ERRORS), None)
 
     @property
@@ -258,7 +251,7 @@ class Tier:
         await self._reader.close()
 
     def get(self, served: ServedRelease, key: str) -> Slot:
-        """Read one key without waiting, from a local store or the cache; a StoreError if that is not possible."""
+        """Read one key from a local store or the cache; returns a StoreError if that is not possible."""
         if self._local is None:
             if self._cache is None:
                 return NOT_CACHED
@@ -285,7 +278,7 @@ class Tier:
     async def read_through(
         self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
     ) -> ReadResult:
-        """Read *keys* as `read` does, but those in the cache from there."""
+        """Read *keys* from the cache if possible, others as `read` does."""
         if self._cache is None:
             return await self.read(served, keys, timeout_s, hurried=hurried)
         slots = [self.get(served, key) for key in keys]
@@ -303,9 +296,8 @@ class Tier:
     ) -> ReadResult:
         """Read *keys* in *served*, or in the current release if that is gone.
 
-        Raises StoreError if nothing could be read in time or the circuit is open, and ReleasesSplit if the keys now
-        belong to two releases. A local store has no deadline. *hurried*: the time is shorter than the store may take,
-        so a failure does not count against it.
+        A local store has no deadline. *hurried*: the time is shorter than usual, so a failure does not count. Raises
+        ReleasesSplit, and StoreError if nothing could be read in time or the circuit is open.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
@@ -317,7 +309,7 @@ class Tier:
         try:
             result = await self._deadlines.until(deadline, self._read_live(served, keys, deadline))
         except TimeoutError:
-            # A store that fails by part may have done so here: this loop was busy, so its own time-out came later.
+            # Perhaps one part timed out, and this loop was too busy to see it.
             kind = PartUnavailable if self._fails_by_part else StoreUnavailable
             late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
             self._failed(late, hurried=hurried, is_probe=is_probe)
@@ -360,10 +352,7 @@ class Tier:
                 log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
 
     def _unreadable(self, served: ServedRelease, error: Exception) -> StoreError:
-        """Return the slot of a value that could not be read or decoded.
-
-        Errors other than StoreError come from a damaged LMDB page, or are defects: this value cannot be read.
-        """
+        """Return the slot of an unreadable value. Only a damaged LMDB page or a defect raises other errors than StoreError."""
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
         damage, cause = error, None
@@ -374,7 +363,7 @@ class Tier:
         return damage
 
     def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
-        """Count damage in a release; the first is logged, and reported until another release is served."""
+        """Count damage; the first of a release is logged and reported."""
         self._metrics.count_in(CORRUPT, self.name)
         if served.ref not in self._damage:
             known = {one.ref: self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage}
@@ -386,7 +375,7 @@ class Tier:
             self._count_damage(served, slot)
 
     def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
-        """One loop, because a call per slot doubles the time."""
+        """In one loop, because a call per slot doubles the time."""
         decode, decoded = served.decode, list[Slot]()
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, bytes):
@@ -413,7 +402,7 @@ class Tier:
                 values = [reader.get(served.ref, key) for key in some]
             except ReleaseNotFound:
                 raise
-            except Exception:  # noqa: BLE001 -- one cannot be read, so each is read separately
+            except Exception:  # noqa: BLE001 -- read each separately
                 slots += [self._slot(reader, served, key) for key in some]
             else:
                 slots += self._decoded(served, some, values)
@@ -421,7 +410,7 @@ class Tier:
                 self._metrics.observe_store(self.name, "get_many", "ok", took_s)
                 self._observe_canary(served, took_s)
             if start + KEYS_AT_ONCE < len(keys):
-                await asyncio.sleep(0)  # lets other requests run
+                await asyncio.sleep(0)
         if slots and isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
             raise slots[0]
         return ReadResult(served, slots)
@@ -488,7 +477,7 @@ class Tier:
 
 
 def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
-    """Sum up lookups and reads of a tier, and events of all tiers; a list is shown if its first place is."""
+    """Sum up lookups and reads of a tier, and events of all. A list is shown if its first place is."""
 
     def counts_of(role: ReleaseRole) -> ReleaseCounts:
         hit, miss, error = (metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)

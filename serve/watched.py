@@ -1,6 +1,6 @@
 """Reload files when their content changes: keys, certificates, a deny-list.
 
-The content is read every POLL_S and compared by hash, so it does not matter how or when a file is replaced.
+The content is read every POLL_S and compared by hash, so any way to replace a file works.
 """
 
 import asyncio
@@ -18,20 +18,20 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MAX_BYTES = 1 << 20
-# Parses the content of the files, perhaps in a thread, and returns a callback that applies it on the event loop.
-# Exceptions are caught; only the text of a ServiceMisused is shown, because others may quote the file.
+# Parses the files, perhaps in a thread, and returns a callback that applies them on the event loop. Exceptions are
+# caught; only the text of ServiceMisused is shown, because others may quote the file.
 ParseFiles = Callable[[Sequence[bytes]], Callable[[], None]]
 
 
 class WatchedFiles:
-    """Files that are loaded together, such as a certificate and its key; one instance per process."""
+    """Files loaded together, such as a certificate and its key; one instance per process."""
 
     def __init__(
         self, paths: Sequence[Path], parse: ParseFiles, *, max_bytes: int = MAX_BYTES, if_missing: str = ""
     ) -> None:
-        """Load and apply the files; raises ServiceMisused. *if_missing* is a hint on how to create them."""
+        """Load and apply the files; raises ServiceMisused. *if_missing* says how to create them."""
         self.warning: str | None = None
-        """Why the current content of the files is not in use."""
+        """Why the current content is not in use."""
         self.name = str(paths[0])
         self._paths = paths
         self._parse = parse
@@ -48,13 +48,13 @@ class WatchedFiles:
     def read_if_changed(self, *, quiet: bool = False) -> Callable[[], None]:
         """Parse the files if two reads in a row return the same new content; return a callback that applies it.
 
-        Neither this method nor the callback raises. *quiet* logs at debug level, for workers: their parent logs too.
+        Neither raises. *quiet* logs at debug level, for workers, because their parent logs too.
         """
         info, warning = (logging.DEBUG, logging.DEBUG) if quiet else (logging.INFO, logging.WARNING)
         try:
             contents = self._read()
         except ServiceMisused as error:
-            self._tried = b""  # load the next readable content, even if it is the one in use
+            self._tried = b""  # load any content that is readable again
             self._refuse(error, warning)
             return _nothing
         before, self._seen = self._seen, _hash_of(contents)
@@ -71,7 +71,7 @@ class WatchedFiles:
         contents = list[bytes]()
         for path in self._paths:
             try:
-                if path.exists() and not path.is_file():  # opening a pipe would block
+                if path.exists() and not path.is_file():  # a pipe would block
                     raise ServiceMisused(f"{path} is not a regular file; give one, because it is read again and again")
                 with path.open("rb") as file:
                     contents.append(file.read(self._max_bytes + 1))
@@ -93,7 +93,7 @@ class WatchedFiles:
     def _use(self, use: Callable[[], None], info: int, warning: int) -> None:
         try:
             use()
-        except Exception as error:  # noqa: BLE001 -- no error of a file may end the process
+        except Exception as error:  # noqa: BLE001 -- must not end the process
             self._refuse(self._unusable(error), warning)
             return
         self.warning = None
@@ -123,7 +123,7 @@ async def _follow(watched: Sequence[WatchedFiles]) -> None:
     while True:
         await asyncio.sleep(POLL_S)
         for each in watched:
-            # In a thread: a large file or a slow disk must not delay requests.
+            # A large file or a slow disk must not delay requests.
             use = await asyncio.to_thread(each.read_if_changed, quiet=True)
             use()
 
