@@ -136,7 +136,7 @@ class Cache:
         """*clock* returns seconds."""
         self._max_bytes, self._clock = max_bytes, clock
         self._entries = OrderedDict[tuple[int, str], bytes | float]()
-        """Lists, or until when they are absent, by release number and key. Never emptied at once, which would pause the loop."""
+        """Lists, or until when they are absent, by release number and key. Emptying it at once would pause the loop."""
         self.bytes = 0
 
     def get(self, served: ServedRelease, key: str) -> Slot:
@@ -352,7 +352,7 @@ class Tier:
                 log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
 
     def _unreadable(self, served: ServedRelease, error: Exception) -> StoreError:
-        """Return the slot of an unreadable value. Only a damaged LMDB page or a defect raises other errors than StoreError."""
+        """Return the slot of an unreadable value. Errors other than StoreError mean a damaged LMDB page or a defect."""
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
         damage, cause = error, None

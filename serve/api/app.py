@@ -1,4 +1,4 @@
-"""Routes of the service, on its own and as a part of another application."""
+"""Routes of the service, alone or mounted in another application."""
 
 import itertools
 import logging
@@ -31,28 +31,28 @@ from hotplate.serve.watched import WatchedFiles
 
 log = logging.getLogger(__name__)
 
-# The client disconnected before the answer; nginx logs this code.
+# The client disconnected; nginx logs this code.
 CLIENT_GONE = 499
 GIVEN_ID = istr("X-Request-Id")  # found faster than a str
 TRACEPARENT = istr("traceparent")
 TRACESTATE = istr("tracestate")
 CALLER = web.RequestKey("caller", Caller)
 USER_ROUTE = "/v1/recommendations/{user}"
-# Other ids must not reach logs and headers.
+# Other ids must not reach logs or headers.
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
 
 class Gate(Protocol):
-    """Limits of a server that POST requests pass; a mounted service has none."""
+    """Limits on POST requests; a mounted service has none."""
 
     async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[web.Response]]) -> web.Response:
-        """Do the work of a request after its body was read and its turn has come; raises Problem and ClientGone."""
+        """Do *work* once the body is read and the request is admitted; raises Problem and ClientGone."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A path template, as metrics name it, with its handlers by method."""
+    """A path template with its handlers by method."""
 
     template: str
     methods: dict[str, RouteHandler]
@@ -66,7 +66,7 @@ def by_template(*routes: Route) -> dict[str, Route]:
 
 
 class Routes:
-    """Which path reaches which route: paths without an id, and paths that end in one."""
+    """Routes by path, with or without an id at the end."""
 
     def __init__(
         self, handlers: Handlers, scoring: Scoring, documents: Documents, events: EventsHandler | None = None
@@ -96,7 +96,7 @@ class Routes:
     def find(self, path: str, method: str) -> tuple[Route | None, str]:
         """Return the route of a raw path, and the encoded id at its end.
 
-        A user id may equal the last word of a fixed path; the method tells them apart.
+        A user may have the id `fold-in`, so the method matters.
         """
         route = self._fixed.get(path)
         if route is not None and not (path == FOLD_IN and method in {"GET", "HEAD"}):
@@ -106,7 +106,7 @@ class Routes:
 
 
 def handler_of(route: Route | None, method: str) -> RouteHandler:
-    """Return the handler of *method*; raises a Problem for an unknown route or method."""
+    """Return the handler of *method*; raises Problem for an unknown route or method."""
     if route is None:
         raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
     handler = route.methods.get("GET" if method == "HEAD" else method)
@@ -131,7 +131,7 @@ class RequestIds:
         self._count = itertools.count(1)
 
     def of(self, request: web.BaseRequest) -> str:
-        """Return the caller's id of a request if it is valid, or a new one."""
+        """Return the caller's id if it is valid, or a new one."""
         given = request.headers.get(GIVEN_ID)
         if given is not None and is_request_id(given):
             return given
@@ -156,7 +156,7 @@ class Dispatcher:
         tracer: Tracer | None = None,
         watched: Sequence[WatchedFiles] = (),
     ) -> None:
-        """*watched* are files that the worker follows. Without a guard, no key is needed."""
+        """*watched* are followed files. Without a guard, no key is needed."""
         self.reader = reader
         self.guard = guard or Guard()
         self.handlers = Handlers(
@@ -175,13 +175,13 @@ class Dispatcher:
         self.request_ids = RequestIds()
 
     def drain(self) -> None:
-        """Report not ready, and ask every client to close its connection."""
+        """Report not ready, and close connections after their next answer."""
         self.draining = self.handlers.draining = True
 
     def answer(
         self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None, gate: Gate | None = None
     ) -> Coroutine[Any, Any, web.Response]:
-        """Answer a request for a raw path and query, or answer with *refusal*."""
+        """Answer a raw path and query, or with *refusal*."""
         span = None if self.tracer is None else _begin(self.tracer, request)
         answering = self._answer(request, path, query, span, refusal=refusal, gate=gate)
         return answering if span is None else _sampled(span, answering)
@@ -265,16 +265,16 @@ async def _sampled(span: RequestSpan, answering: Coroutine[Any, Any, web.Respons
 def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequence[str] = ()) -> None:
     """Add all routes of the service to *app* below *prefix*, answered from *lists* that are not open yet.
 
-    The application opens *lists* when it starts, waits for their stores, and closes them when it stops; its own
-    handlers may use them too. While no release is served, requests get 503. Web pages of *cors_origins* may call the
-    routes; raises StoreMisused for an invalid origin. Keys and limits are the application's concern.
+    The application opens *lists* when it starts, and closes them when it stops; its handlers may use them too. While no
+    release is served, requests get 503. Web pages of *cors_origins* may call the routes; raises StoreMisused for an
+    invalid origin. Keys and limits are up to the application.
     """
     lists.reader.warm = True
     dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins, watched=lists.reader.deny_list.watched)
 
     async def answer(request: web.Request) -> web.Response:
         resource = request.match_info.route.resource
-        depth = 0 if resource is None else resource.canonical.count("/")  # the prefix is as the caller encoded it
+        depth = 0 if resource is None else resource.canonical.count("/")  # the caller may encode the prefix differently
         path = "/" + request.rel_url.raw_path.split("/", depth)[-1]
         return await dispatcher.answer(request, path, request.rel_url.raw_query_string)
 

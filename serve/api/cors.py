@@ -1,4 +1,4 @@
-"""CORS: web pages of other origins that may call the service. Keys travel in headers, never as cookies."""
+"""CORS: pages of other origins that may call the service. Keys are in headers, never in cookies."""
 
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
@@ -7,7 +7,7 @@ from aiohttp import hdrs, web
 
 from hotplate.stores.errors import StoreMisused
 
-# Headers that a page may send, and read.
+# Headers that a page may send and read.
 REQUEST_HEADERS = (
     "Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-Id, X-Request-Timeout-Ms, "
     # Added by OpenTelemetry, Sentry and Datadog.
@@ -41,7 +41,7 @@ class Cors:
             "Access-Control-Allow-Methods": ", ".join(methods),
             "Access-Control-Allow-Headers": REQUEST_HEADERS,
             "Access-Control-Max-Age": str(MAX_AGE_S),
-            # Beacons are always sent with credentials; the service reads no cookies.
+            # Beacons always have credentials; the service reads no cookies.
             "Access-Control-Allow-Credentials": "true",
         }
         return web.Response(status=204, headers=headers)
@@ -51,7 +51,7 @@ class Cors:
         response.headers.update(self.headers(request.headers.get(hdrs.ORIGIN), response.headers.get(hdrs.VARY)))
 
     def headers(self, origin: str | None, vary: str | None = None) -> dict[str, str]:
-        """Return CORS headers for a page of *origin*; *vary* is the response's Vary without them."""
+        """Return CORS headers for a page of *origin*; *vary* is the Vary of the response."""
         headers = {"Vary": "Origin" if vary is None else f"{vary}, Origin"}
         if origin is not None and origin in self._origins:
             headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED_HEADERS}

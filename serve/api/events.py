@@ -1,6 +1,6 @@
-"""`POST /v1/events`: events are written, and answered once they are durable.
+"""`POST /v1/events`: events are answered once they are durable.
 
-The body is a JSON object with a list, as in Algolia Insights and Amazon Personalize.
+The body resembles those of Algolia Insights and Amazon Personalize.
 """
 
 import asyncio
@@ -35,15 +35,15 @@ from hotplate.serve.problems import Problem, overloaded
 from hotplate.stores.event_log import line_of
 from hotplate.stores.keys import MAX_ID_BYTES
 
-# Events of a request.
+# Per request.
 MAX_EVENTS = 1000
-# Items of an event: the most that a list has.
+# Per event, as in a list.
 MAX_ITEMS = 1000
-# How long a request waits for its commit; a disk that takes longer will be as slow for the next.
+# How long a request waits for its commit.
 COMMIT_S = 5.0
 QUERY = QueryParser(NoQuery, "POST /v1/events")
 HEADERS = {"Content-Type": JSON, "Cache-Control": NO_STORE}
-# Retry-After of events that a full disk refused, in seconds.
+# Retry-After for a full disk, in seconds.
 RETRY_DISK_S = "10"
 
 EventType = Annotated[
@@ -53,7 +53,7 @@ EventType = Annotated[
         description="`impression`: the items were shown; `click`: they were chosen; or a custom name such as `buy`.",
     ),
 ]
-# A float, because 2.0 is an integer in JSON.
+# 2.0 is an integer in JSON.
 Position = Annotated[
     float, Meta(ge=1, le=100_000, multiple_of=1, description="The place of the first item in the list, from 1.")
 ]
@@ -110,7 +110,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class DeferredResponse(web.Response):
-    """A response that is known once `resolve` returns it. Awaiting that takes no turn of admission."""
+    """A response that `resolve` returns later, outside of admission."""
 
     def __init__(self, resolve: Callable[[], Awaitable[web.Response]]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class DeferredResponse(web.Response):
 
 
 async def resolved(work: Awaitable[web.Response]) -> web.Response:
-    """Do work, and resolve a deferred response."""
+    """Await *work*, and resolve a deferred response."""
     response = await work
     return await response.resolve() if isinstance(response, DeferredResponse) else response
 
@@ -137,7 +137,7 @@ class EventsHandler:
     ) -> None:
         """*role_of* returns the role of a release id; pages of *origins* may report without a key.
 
-        Without *with_keys*, no key is checked, so a page's key does not let it report.
+        Without *with_keys*, keys are not checked, so a key does not admit other pages.
         """
         self._origins = origins
         self._with_keys = with_keys
@@ -210,10 +210,7 @@ class EventsHandler:
 
 
 def _refuse_unasked(request: web.BaseRequest, origins: Sequence[str]) -> None:
-    """Refuse requests that a web page of any site could make a browser send, also by DNS rebinding.
-
-    Before sending JSON to another origin, browsers send a preflight.
-    """
+    """Refuse requests that any web page could make, also by DNS rebinding. JSON makes browsers send a preflight."""
     if request.content_type != JSON:
         raise Problem(415, "not-json", "events without a key take the header Content-Type: application/json")
     origin = request.headers.get("Origin")
@@ -230,18 +227,18 @@ def _is_local(origin: str) -> bool:
 
 
 def parse_events(body: bytes) -> tuple[Event, ...]:
-    """Parse and check the body; the Problem it raises names the event."""
+    """Parse and check the body; raises a Problem that names the event."""
     events = parse_body(body, EventsBody, "POST /v1/events").events
     for index, event in enumerate(events):
         ids = (event.user, event.id, event.release, event.request_id, *event.items)
-        if max(map(len, ids)) * 4 > MAX_ID_BYTES:  # the types count characters
+        if max(map(len, ids)) * 4 > MAX_ID_BYTES:  # types count characters
             for identifier in filter(None, ids):
                 checked_id(identifier, f"an id of events[{index}]")
     return events
 
 
 def position_of(event: Event) -> int | None:
-    """Return the position of an event's first item, by default 1 for an impression."""
+    """Return the position of the first item, by default 1 for an impression."""
     if event.position is None:
         return 1 if event.type == IMPRESSION else None
     return int(event.position)

@@ -41,17 +41,16 @@ if TYPE_CHECKING:
     from hotplate.serve.events.writer import EventWriter
 
 PRIVATE = "private, no-cache"
-# For lists that are the same for everybody, so a CDN may store them and see a new release a minute late.
+# For lists that are the same for everybody; a CDN sees a new release a minute late.
 SHARED = "public, max-age=60"
-# The same with keys: a shared cache would serve it without one.
+# The same with keys, which a shared cache would not check.
 UNSHARED = "private, max-age=60"
 # For fallbacks: the requested list may exist later.
 NO_STORE = "no-store"
 
-# Items of a batch that are written before other requests get their turn: a millisecond or two.
+# Items of a batch written before other requests run: one or two milliseconds.
 PIECE_ITEMS = 1280
-# Batches above STREAM_BYTES are streamed; those below COMPRESS_BYTES are not compressed; pieces above THREAD_BYTES are
-# compressed in a thread.
+# Sizes above which batches are streamed, batches compressed, and pieces compressed in a thread.
 STREAM_BYTES = 256 << 10
 COMPRESS_BYTES = 1 << 10
 THREAD_BYTES = 16 << 10
@@ -65,18 +64,18 @@ FOLDED_IN = QueryParser(NoQuery, f"POST {FOLD_IN}")
 SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
 POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
 
-# Headers with the release of the lists, and the canary's if some are of that.
+# Headers with the releases of the lists.
 RELEASE = "X-Hotplate-Release"
 CANARY = "X-Hotplate-Canary"
 
-# The list of a request, and its items in the answer.
+# The list of a request, and its answered items.
 FOUND = web.RequestKey("found", tuple[EncodedList, bytes])
 
 RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
 
 class Handlers:
-    """Handlers of one worker; each takes the request, the path's encoded id, and the query."""
+    """Handlers of one worker; each takes the request, the encoded id, and the query."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class Handlers:
         watched: Sequence[WatchedFiles] = (),
         writer: "EventWriter | None" = None,
     ) -> None:
-        """*take_a_key*: whether reads need a key; *watched*: files that the worker follows; *writer*: of events."""
+        """*take_a_key*: whether reads need a key; *watched*: followed files; *writer*: of events."""
         self._reader, self._watched, self._writer = reader, watched, writer
         self.shared = UNSHARED if take_a_key else SHARED
         self.draining = False
@@ -144,7 +143,7 @@ class Handlers:
         return _status(200, {"status": "alive"})
 
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /readyz`: lists can be answered; problems besides that are in the metrics and logs."""
+        """`GET /readyz`: lists can be answered."""
         status = self.status
         return _status(200 if status in ANSWERING else 503, {"status": status})
 
@@ -189,7 +188,7 @@ class Handlers:
     def _results(self, batch: BatchBody, answers: Sequence[EncodedList]) -> Iterator[list[bytes]]:
         size, excluded = max(1, PIECE_ITEMS // batch.n), _excluded(batch.exclude)
         rests = dict[tuple[str, int], bytes]()
-        """Shared parts by status and release: the head, and popular items."""
+        """Head and popular items by status and release."""
         for start in range(0, len(answers), size):
             piece = list[bytes]()
             for user, encoded in zip(batch.users[start : start + size], answers[start : start + size], strict=True):
@@ -203,10 +202,7 @@ class Handlers:
 
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
-    """Return the headers that name the live release and the canary of lists.
-
-    If all lists are of the canary, the first header names it. Each list in the body names its own release.
-    """
+    """Return headers with the live release and the canary; RELEASE is the canary if all lists are."""
     canary = next((one.served.id for one in answers if one.served.is_canary), None)
     live = next((one.served.id for one in answers if not one.served.is_canary), canary)
     return {name: release for name, release in ((RELEASE, live), (CANARY, canary)) if release is not None}
@@ -222,7 +218,7 @@ def list_headers(encoded: EncodedList, source: str, cache: str) -> dict[str, str
 
 
 def list_body(subject: bytes, head: bytes, items: bytes) -> bytes:
-    """Return the body of a list answer from its subject, `list_head`, and items."""
+    """Return the body of a list answer."""
     return b"".join((b"{", subject, head, items, b"]}"))
 
 
@@ -240,7 +236,7 @@ def found_in(encoded: EncodedList, items: bytes) -> ListOrigin:
 
 
 def is_known(etag: str, known: str) -> bool:
-    """Return whether an `If-None-Match` header matches an entity tag."""
+    """Return whether an `If-None-Match` header matches."""
     return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
 
 
@@ -264,7 +260,7 @@ def _json_batch(release: str, _: int, pieces: Iterable[list[bytes]]) -> Iterator
 
 def _msgpack_batch(release: str, count: int, pieces: Iterable[list[bytes]]) -> Iterator[bytes]:
     encode = msgspec.msgpack.encode
-    # A map of two entries; the second is an array with a 32-bit length.
+    # A map of two; the second is an array with a 32-bit length.
     yield b"\x82" + encode("release") + encode(release) + encode("results") + b"\xdd" + count.to_bytes(4, "big")
     for results in pieces:
         yield b"".join(map(encode, orjson.loads(b"[" + b",".join(results) + b"]")))
@@ -279,8 +275,7 @@ class _Compressor(Protocol):
 class StreamedResponse(web.Response):
     """A response with *made* as first part; the other pieces are made while it is sent.
 
-    A piece is made inside *turn*, and sent outside it, so a slow reader delays no other caller. *hold* counts the bytes
-    of the lists.
+    A piece is sent outside *turn*, so a slow reader delays no other caller. *hold* counts bytes of lists.
     """
 
     def __init__(
@@ -316,7 +311,7 @@ class StreamedResponse(web.Response):
 async def in_pieces(
     request: web.BaseRequest, pieces: Iterator[bytes], headers: dict[str, str], answers: Sequence[EncodedList]
 ) -> web.Response:
-    """Answer with *pieces* of *answers*, yielding to other requests between them; large answers are streamed."""
+    """Answer with *pieces*, yielding to other requests between them; streams large answers."""
     made = bytearray()
     is_large = False
     for piece in pieces:

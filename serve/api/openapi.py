@@ -1,4 +1,4 @@
-"""The OpenAPI document, generated from the types that validate requests, and its Swagger UI page."""
+"""The OpenAPI document, generated from the request types, and its Swagger UI page."""
 
 import re
 from importlib.metadata import version
@@ -23,12 +23,11 @@ TEXT = "text/plain"
 SCRIPT = "text/javascript"
 STYLE = "text/css"
 PNG = "image/png"
-# The page loads only from this service, and cannot be framed.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Addresses are relative, because the service may be below a prefix.
+# Relative addresses, because the service may be below a prefix.
 PAGE = b"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -46,7 +45,7 @@ PAGE = b"""<!DOCTYPE html>
 """
 START = b'SwaggerUIBundle({url: "openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null});\n'
 BUNDLED = {"swagger-ui-bundle.js": SCRIPT, "swagger-ui.css": STYLE, "favicon-32x32.png": PNG}
-# Browsers cache the page's files for a week: they change only with the program.
+# The page's files change only with the program.
 ALWAYS_ASKED = "no-cache"
 KEPT = "public, max-age=604800"
 
@@ -112,9 +111,8 @@ SERVICE = (
     Operation("GET", "/docs", "This document as a page, to try it on", str, (200, 304, 400), (HTML,)),
 )
 TAGS = {"Lists": OPERATIONS, "Events": events.OPERATIONS, "Scoring": SCORING, "Service": SERVICE}
-# Operations with a rate limit.
 RATED = (*OPERATIONS, *events.OPERATIONS)
-# Routes that need a key if keys are in use.
+# Routes that need a key, if any.
 KEYED = frozenset({*(one.path for one in RATED), "/score"})
 
 
@@ -153,7 +151,7 @@ class Documents:
 
 
 def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
-    """Return the OpenAPI 3.1 document without `servers`; *takes_key* if reads need a key."""
+    """Return the OpenAPI 3.1 document without `servers`."""
     schemas = Schema()
     paths = dict[str, Schema]()
     tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}
@@ -185,7 +183,7 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
 
 
 def _schema(kind: object, components: Schema) -> Schema:
-    """Return the schema of a type, and add its parts to *components*."""
+    """Return the schema of a type; adds its parts to *components*."""
     (schema,), parts = msgspec.json.schema_components([kind], ref_template=SCHEMAS + "{name}")
     components |= parts
     return schema
@@ -232,7 +230,7 @@ def _query_parameters(one: Operation) -> list[Schema]:
 
 
 def unless_known(request: web.BaseRequest, body: bytes, media: str, cache: str) -> web.Response:
-    """Answer with *body*, or with 304 if the caller has these bytes."""
+    """Answer with *body*, or with 304 if the caller has it."""
     etag = f'"{xxh3_64_hexdigest(body)}"'
     headers = {"Cache-Control": cache, "ETag": etag, "X-Content-Type-Options": "nosniff"}
     if etag in request.headers.get("If-None-Match", ""):

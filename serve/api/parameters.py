@@ -1,4 +1,4 @@
-"""Parameters and answers of each route as types, which validate requests and generate the OpenAPI document."""
+"""Types of parameters and answers, which validate requests and generate the OpenAPI document."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import MAX_ID_BYTES, OVERALL, check_id
 
 MAX_N = 1000
-# Limits of one batch: users, and items of all users together.
+# Limits of a batch: users, and items of all users.
 MAX_USERS = 2000
 MAX_BATCH_ITEMS = 20_000
 MAX_EXCLUDED = 200
-# Limits of a basket: items, and the weight of one.
+# Limits of a basket.
 MAX_BASKET = 200
 MAX_WEIGHT = 1_000_000
 MAX_BODY_BYTES = 1 << 20
@@ -31,11 +31,11 @@ MAX_BODY_BYTES = 1 << 20
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 
-# Limits of error texts: characters of a value, and of the whole text.
+# Limits of error texts in characters: of a value, and in total.
 SHOWN_CHARS = 40
 MAX_REFUSAL_CHARS = 200
 MAX_DIGITS = 9
-# Parsed queries are cached: most requests have one of a few.
+# Cached queries, and their length.
 REMEMBERED = 1024
 REMEMBERED_CHARS = 64
 
@@ -193,7 +193,7 @@ class Operation:
     summary: str
     answer: Any
     statuses: tuple[int, ...]
-    """All status codes: 200 with `answer`, 304 without a body, others with a problem."""
+    """200 comes with `answer`, 304 without a body, others with a problem."""
 
     media: tuple[str, ...] = (JSON,)
     path_parameter: str | None = None
@@ -235,7 +235,7 @@ class QueryParser(Generic[AnyStruct]):
         self._remembered: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
 
     def parse(self, raw: str) -> AnyStruct:
-        """Return the parameters of a raw query; raises a Problem for unknown, repeated and invalid ones."""
+        """Return the parameters; raises Problem for unknown, repeated and invalid ones."""
         if not raw:
             return self._default
         return self._remembered(raw) if len(raw) <= REMEMBERED_CHARS else self._parse(raw)
@@ -264,8 +264,8 @@ class QueryParser(Generic[AnyStruct]):
 
 
 def check_body(request: web.BaseRequest) -> None:
-    """Raise a Problem for a body that is refused without reading it."""
-    # A small compressed body may be a gigabyte uncompressed.
+    """Raise a Problem for a body that is refused unread."""
+    # A small compressed body may expand to a gigabyte.
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
     if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
@@ -273,7 +273,7 @@ def check_body(request: web.BaseRequest) -> None:
 
 
 async def read_body(request: web.BaseRequest) -> bytes:
-    """Return the body of a request; raises Problem, and ClientGone if the client disconnects."""
+    """Return the body; raises Problem and ClientGone."""
     check_body(request)
     try:
         body = await request.read()
@@ -283,13 +283,13 @@ async def read_body(request: web.BaseRequest) -> bytes:
         raise unreadable(400, str(error)) from None
     except ConnectionError:
         raise ClientGone from None
-    if len(body) > MAX_BODY_BYTES:  # a surrounding application may allow more
+    if len(body) > MAX_BODY_BYTES:  # a mounting application may allow more
         raise _too_large()
     return body
 
 
 def unreadable(status: int, message: str | None) -> Problem:
-    """Return the refusal of a request that aiohttp cannot parse."""
+    """Return the refusal of an unparsable request."""
     reason = (message or "it is not HTTP/1.1").strip().partition("\n")[0].partition(":")[0][:200]
     return Problem(status, "bad-request", f"the request cannot be read: {reason}", CLOSE)
 
@@ -320,7 +320,7 @@ def parse_fold_in(body: bytes) -> FoldInBody:
 
 
 def parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
-    """Parse a body; the Problem it raises names the position of the error."""
+    """Parse a body; raises a Problem with the position of the error."""
     try:
         try:
             return msgspec.json.decode(body, type=kind)
@@ -335,7 +335,7 @@ def parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
 
 
 def parse_id(raw: str, name: str) -> str:
-    """Decode the percent-encoded path segment that is the id *name*."""
+    """Decode a percent-encoded id in the path."""
     if "%" in raw:
         try:
             raw = unquote_to_bytes(raw).decode()
@@ -354,8 +354,7 @@ def _decoded(raw: str, what: str) -> str:
 def _ids_in(raw: str) -> tuple[str, ...]:
     """Return ids separated by commas.
 
-    An encoded comma may belong to an id, or separate ids, because many clients encode the whole value: both readings
-    are returned, as excluding too much is harmless.
+    Many clients encode the whole value, so encoded commas are read both as separators and as part of an id.
     """
     pieces = [_decoded(piece, "exclude") for piece in raw.split(",")]
     if len(pieces) > MAX_EXCLUDED:
@@ -365,10 +364,10 @@ def _ids_in(raw: str) -> tuple[str, ...]:
 
 
 def refused(error: msgspec.ValidationError, given: object, route: str, kind: type[Struct]) -> Problem:
-    """Turn a validation error into a Problem that gives position, expected type, and value."""
+    """Turn a validation error into a Problem with position, expected type, and value."""
     what, _, place = str(error).partition(" - at `$")
     where, value = place.rstrip("`").removeprefix("."), given
-    with suppress(IndexError, ValueError):  # of duplicate members, the first is refused and the last decoded
+    with suppress(IndexError, ValueError):  # duplicate members: the first is refused, the last decoded
         for key, index in re.findall(r"(\w+)|\[(\d+)\]", where):
             inner = value[int(index)] if isinstance(value, list) else value
             value = value.get(key) if isinstance(value, dict) else inner
@@ -389,7 +388,7 @@ def _unknown(what: str, route: str, kind: type[Struct]) -> str:
 
 
 def _check_ids(ids: Sequence[str], name: str) -> None:
-    """Refuse ids of too many bytes: the type limits characters."""
+    """Refuse ids of too many bytes, as types limit characters."""
     for index, identifier in enumerate(ids):
         if len(identifier) * 4 > MAX_ID_BYTES:
             checked_id(identifier, f"{name}[{index}]")

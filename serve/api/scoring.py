@@ -1,8 +1,7 @@
 """The scoring contract of Azure Machine Learning endpoints, as called by Stream Analytics and the Azure ML SDK.
 
-`POST /score` takes `{"data": [ROW, …]}` and answers a list with one element per row, in order. Callers retry on 503,
-and end their job on any other error. So transient errors are 503, and an invalid row is an error of its element only.
-`GET /swagger.json` is the signature, `GET /` the health check.
+`POST /score` answers one element per row, in order. Callers retry on 503, and end their job on any other error. So
+transient errors are 503, and an invalid row is an error of its element only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,12 +32,11 @@ from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.keys import MAX_ID_BYTES, check_id
 
-# The routes in Swagger 2.0, with the names of Azure ML's servers.
+# Swagger 2.0, with the names of Azure ML's servers.
 SIGNATURE: dict[str, Any] = orjson.loads((files("hotplate.serve.api") / "swagger.json").read_bytes())
 SCORE_EXAMPLE = SIGNATURE["definitions"]["ServiceInput"]["example"]
-# Rows that are answered before other requests get their turn.
+# Rows answered before other requests run.
 ROWS_A_PIECE = 256
-# Transient errors.
 TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
 
 _OBJECT = ord("{")
@@ -110,7 +108,7 @@ _decode_user = msgspec.json.Decoder[str | int](User).decode
 
 
 class Scoring:
-    """Handlers of the scoring routes; each takes the request, an unused id, and the query."""
+    """Handlers of the scoring routes."""
 
     def __init__(self, reader: TieredReader) -> None:
         self._reader = reader
@@ -158,7 +156,7 @@ class Scoring:
 
 
 def refusal(problem: Problem) -> Problem:
-    """Return *problem* for callers of scoring routes: 503 if it is transient."""
+    """Return *problem* in the scoring contract: 503 if it is transient."""
     status, headers = problem.status, problem.headers
     if status in TRANSIENT:
         status, headers = 503, {"Retry-After": "1", **headers}
@@ -167,7 +165,7 @@ def refusal(problem: Problem) -> Problem:
 
 
 def _rows_in(body: bytes) -> list[ScoreRow | bytes]:
-    """Parse the rows of a request; an invalid one is replaced by its element of the answer."""
+    """Parse the rows; an invalid one becomes its element of the answer."""
     try:
         data = _decode_body(body).data
     except (ValueError, RecursionError) as error:

@@ -1,9 +1,7 @@
 """The canary: which users see it, and when it is worse than the live release.
 
-A user sees the canary if the hash of id and salt is below the canary's share of all hashes. So all processes and tiers
-choose the same users, and users among the first 5 % stay among 50 %.
-
-Errors, fallbacks and slow reads of the last minute, in all workers, judge it. Clicks are only shown.
+Users are selected by a hash of id and salt, so all processes agree, and the first 5 % stay when the share grows. The
+canary is judged by errors, fallbacks and slow reads of the last minute in all workers.
 """
 
 from itertools import accumulate
@@ -17,15 +15,15 @@ from hotplate.serve.releases.release import ServedRelease
 from hotplate.stores.catalogue import Canary
 from hotplate.stores.keys import USER
 
-# Lookups, or reads, of the canary before it is judged by them.
+# Minimum of lookups or reads for a judgement.
 MIN_LOOKUPS = 100
-# Allowed differences to the live release, on top of chance, as shares: fallbacks, errors, slow reads.
+# Allowed differences to the live release, on top of chance, as shares.
 MORE_FALLBACKS = 0.05
 MORE_ERRORS = 0.01
 MORE_SLOW = 0.05
-# Standard deviations that count as chance: exceeded once in 30,000 times.
+# Standard deviations that count as chance; exceeded once in 30,000 times.
 DEVIATIONS = 4
-# A read is slow if it takes over SLOW_S and twice the time of this quantile of the live release.
+# A slow read takes over SLOW_S and twice this quantile of the live release.
 USUAL = 0.95
 SLOW_S = 0.01
 # Counts restart after this time, so a good hour hides no bad minute.
@@ -38,7 +36,7 @@ _NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
 
 
 class ReleaseCounts(NamedTuple):
-    """Lookups by outcome, reads by bucket, lists shown, and clicks on their items."""
+    """Lookups by outcome, reads by bucket, lists shown, and clicks."""
 
     hit: float = 0
     miss: float = 0
@@ -60,7 +58,7 @@ class ReleaseCounts(NamedTuple):
 
 
 class BothCounts(NamedTuple):
-    """Counts of the live release and of the canary, in all workers together."""
+    """Counts of the live release and the canary in all workers."""
 
     live: ReleaseCounts = ReleaseCounts()
     canary: ReleaseCounts = ReleaseCounts()
@@ -71,7 +69,7 @@ class BothCounts(NamedTuple):
 
 
 def click_interval(shown: float, clicks: float) -> tuple[float, float] | None:
-    """Return the 95 % interval of clicks per list shown; None without data."""
+    """Return the 95 % interval of clicks per shown list; None without data."""
     if not (shown and clicks):
         return None
     half = INTERVAL * clicks**0.5
@@ -79,7 +77,7 @@ def click_interval(shown: float, clicks: float) -> tuple[float, float] | None:
 
 
 def find_regression(live: ReleaseCounts, canary: ReleaseCounts) -> str | None:
-    """Return in what respect the canary is worse than the live release, beyond bound and chance, or None."""
+    """Return how the canary is worse than the live release, beyond bound and chance, or None."""
     n, m, slow_from = canary.lookups, live.lookups, _slow_from(live.reads)
     for what, of_canary, of_live, out_of, more in (
         ("lookups could not be read", canary.error, live.error, (n, m), MORE_ERRORS),
@@ -127,7 +125,7 @@ class ServedCanary:
         counts: BothCounts = BothCounts(),  # noqa: B008 -- immutable
         began_with: BothCounts | None = None,
     ) -> None:
-        """Take the counts up to *now* (seconds), and those at the start of a canary with another share."""
+        """Take the counts at *now* (seconds), and at the start of the canary if its share has changed."""
         self.record = record
         self.served = served
         self.began_with = began_with or counts
@@ -136,16 +134,16 @@ class ServedCanary:
         self._window_ends, self._before = now + WINDOW_S, counts
 
     def includes(self, key: str) -> bool:
-        """Return whether a row belongs to a user of the canary. Rows of items and popular lists are shared."""
+        """Return whether a row belongs to a user of the canary."""
         return key.startswith(USER) and xxh3_64_intdigest((key[_AFTER_KIND:] + self._salt).encode()) < self._below
 
     def judge(self, now: float, counts: BothCounts) -> str | None:
-        """Return in what respect the canary was worse in this window, or None."""
+        """Return how the canary was worse in this window, or None."""
         finding = find_regression(*counts.since(self._before))
         if now >= self._window_ends:
             self._window_ends, self._before = now + WINDOW_S, counts
         return finding
 
     def since_start(self, counts: BothCounts) -> BothCounts:
-        """Return the counts since the canary started."""
+        """Return counts since the start of the canary."""
         return counts.since(self.began_with)

@@ -1,7 +1,7 @@
 """Follows the live release and the canary of a store.
 
-A catalogue of a lower generation counts as a stale read, and is ignored, until it is certain that the store was
-restored from an older copy. Then it is followed, because new processes see only that catalogue.
+A catalogue of a lower generation is ignored as a stale read until the store has certainly been restored from an older
+copy.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Sources of findings that stay until another catalogue is followed.
+# Findings that stay until another catalogue is followed.
 FOLLOWED: tuple[FindingSource, ...] = ("restored", "set-up", "canary")
 
-# Repeated errors of one kind, and repeated openings of a circuit, are logged no more often.
+# Minimum between logs of repeated errors and circuit openings.
 LOG_EVERY_S = 60.0
 # First and longest pause before a failed store is read again.
 RETRY_S = (0.1, 5.0)
-# How long all reads of the primary must be older than the followed catalogue for the store to count as restored.
+# A store counts as restored after all reads of the primary were older for this time.
 RESTORED_S = 30.0
-# Poll interval while the catalogue is older than the followed one, or the served release is gone.
+# Poll interval while the catalogue is older, or the served release is gone.
 STALE_POLL_S = 2.0
-# Processes spread the loading of a new release from a remote store over this time.
+# Processes spread the loading of a remote release over this time.
 SPREAD_S = 0.5
-# Interval for judging a canary, and for loading it again after a failure.
+# Interval for judging a canary, or loading it again.
 CANARY_S = 1.0
-# How long a release is read into memory before it is served in any case.
+# Maximum for reading a release into memory before it is served.
 WARM_S = 120.0
 
 
@@ -68,25 +68,25 @@ class Follower:
     def __init__(
         self, reader: Reader, canary_counts: Callable[[], BothCounts] = BothCounts, *, fold_in: "FoldIn | None" = None
     ) -> None:
-        """*canary_counts* returns the counts of all workers; *fold_in* loads item factors with each release."""
+        """*canary_counts* returns the counts of all workers; *fold_in* loads item factors."""
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
         self.erased = NOBODY
         self.canary_stopped: str | None = None
         self.last_error: str | None = None
         self.attempted = asyncio.Event()
-        """Set after the first read of the store, even if it failed."""
+        """Set after the first read of the store or its failure."""
         self.ready = asyncio.Event()
         self._reader, self._fold_in = reader, fold_in
         self._canary_counts = canary_counts
         self._stopped: Release | None = None
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
-        """Held while a release is loaded: later catalogues are compared with the result."""
+        """Held while a release is loaded."""
         self._taken = 0
-        """Number of catalogues taken: one requested before the last of them may be older."""
+        """Number of catalogues taken."""
         self._stale = asyncio.Event()
-        """Set while the store disagrees with the followed catalogue; it is then read every STALE_POLL_S."""
+        """Set while the store disagrees with the followed catalogue."""
         self._older_since: float | None = None
         self._current = False
         self._current_at = time.monotonic()
@@ -110,14 +110,14 @@ class Follower:
 
     @property
     def catalogue_age_s(self) -> float:
-        """Age of the last read that agreed with the followed catalogue."""
+        """Seconds since the last read that agreed with the followed catalogue."""
         now = time.monotonic()
         current_at = now if self._current else self._current_at
         polled_at = self._reader.polled_at if isinstance(self._reader, Diagnosed) else None
         return now - (current_at if polled_at is None else min(current_at, polled_at))
 
     async def run(self, *, warm: bool = False) -> None:
-        """Follow until cancelled; *warm*: read releases of a local store into memory first."""
+        """Follow until cancelled; *warm* reads local releases into memory first."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_changes(warm=warm))
             group.create_task(self._poll_while_stale())
@@ -131,12 +131,12 @@ class Follower:
         return [served for served in both if served is not None]
 
     def served_for(self, key: str) -> ServedRelease | None:
-        """Return the release for a row: the canary for its share of the users, otherwise the live one."""
+        """Return the release for a row: the canary for its users, otherwise the live one."""
         canary = self.canary
         return canary.served if canary is not None and canary.includes(key) else self.served
 
     def grouped(self, keys: Sequence[str]) -> list[tuple[ServedRelease, Sequence[str]]]:
-        """Return the releases for rows, each with its rows."""
+        """Return releases with their rows."""
         if self.served is None or not keys:
             return []
         if (canary := self.canary) is None:
@@ -147,7 +147,7 @@ class Follower:
         return [(served, group) for served, group in ((self.served, live), (canary.served, taken)) if group]
 
     async def refresh(self) -> ServedRelease | None:
-        """Read the catalogue because a release was not found; concurrent callers share one read."""
+        """Read the catalogue after a release was not found; concurrent callers share a read."""
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._refresh())
             self._refreshing.add_done_callback(self._refreshed)
@@ -163,7 +163,7 @@ class Follower:
                     await self._take(catalogue)
                     self.attempted.set()
                     backoff.reset()
-            except Exception as error:  # noqa: BLE001 -- no error of a reader may end this task
+            except Exception as error:  # noqa: BLE001 -- must not end this task
                 self._report(error)
                 self.attempted.set()
             await asyncio.sleep(backoff.next_s())
@@ -176,7 +176,7 @@ class Follower:
                 await asyncio.sleep(STALE_POLL_S)
 
     async def _watch_canary(self) -> None:
-        """Stop a canary that is worse than the live release; retry one that could not be loaded."""
+        """Stop a canary that is worse; retry one that could not be loaded."""
         now = asyncio.get_running_loop().time
         while True:
             await self._canary_named.wait()
@@ -196,11 +196,11 @@ class Follower:
 
     @property
     def canary_counts(self) -> BothCounts | None:
-        """Counts of the live release and the canary since that started."""
+        """Counts since the start of the canary."""
         return None if self.canary is None else self.canary.since_start(self._canary_counts())
 
     def drop_canary(self, gone: ServedRelease) -> None:
-        """Serve the live release to all users, because the canary is gone; it is loaded again if it returns."""
+        """Serve the live release to all users while the canary is gone."""
         if self.canary is not None and self.canary.served is gone:
             self.canary = None
             self._set_canary_error(f"release {gone.id} is the canary, and is not in this store any more")
@@ -212,14 +212,14 @@ class Follower:
                 found = await self._reader.catalogue()
                 if await self._take(found, requested_after=taken):
                     return
-        except Exception as error:  # noqa: BLE001 -- no error of a reader may end this task, or a request
+        except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
 
     def _refreshed(self, _: asyncio.Task[None]) -> None:
         self._refreshing = None
 
     async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
-        """Before a switch: read local releases into memory, or delay this process randomly."""
+        """Read local releases into memory before a switch, or delay this process randomly."""
         live = catalogue.live_entry
         if live is None or not follows(catalogue, self._seen):
             return
@@ -234,9 +234,8 @@ class Follower:
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
         """Follow *found* if it is newer, or if the store was restored; an error changes nothing.
 
-        *requested_after* is the number of catalogues taken before *found* was requested, if it was requested because of
-        a problem. Returns False, and does nothing, if others were taken since. Otherwise the served release is checked,
-        too.
+        *requested_after* is `_taken` when *found* was requested because of a problem: if it has changed, returns False
+        and does nothing; otherwise the served release is checked too.
         """
         requested = requested_after is not None
         async with self._switching:
@@ -246,7 +245,7 @@ class Follower:
             seen = self._seen
             restored = bool(self._found.get("restored"))
             if restored and seen is not None and not found.primary and found.generation > seen.generation:
-                self._stale.set()  # this replica may lag behind the restored primary: read that
+                self._stale.set()  # this replica may lag behind the restored primary
             elif follows(found, seen):
                 await self._follow(found)
                 self._set_error(_nothing_live() if found.live is None else None)
@@ -255,7 +254,7 @@ class Follower:
                 self._set_error(_nothing_live())
             elif found.version != seen.version:
                 self._stale.set()
-                if requested:  # others may have been read before
+                if requested:  # others may be outdated reads
                     await self._take_older(found, seen)
             elif (requested or self._stale.is_set()) and (gone := await self._live_gone(found)):
                 self._stale.set()
@@ -277,7 +276,7 @@ class Follower:
             else:
                 served = await load(self._reader, live, self._fold_in)
         canary = await self._load_canary(found)
-        self.served, self.canary = served, canary  # together, so no user returns to an older release
+        self.served, self.canary = served, canary  # together, so no user sees an older release
         if served is not None and is_new:
             self.ready.set()
             log.info("release %s is live", served.id, extra={"release": served.id})
@@ -290,7 +289,7 @@ class Follower:
             await self._read_advice()
 
     async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
-        """Return the loaded canary of *found*, or None. While it cannot be loaded, all users see the live release."""
+        """Load the canary of *found*, if any; None also if it cannot be loaded."""
         record, entry = found.canary, found.canary_entry
         if record is None or entry is None:
             self._canary_named.clear()
@@ -327,10 +326,9 @@ class Follower:
         self._found["canary"] = [sentence]
 
     async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
-        """Handle a catalogue that is older, or a replica's: follow it only if the store was restored.
+        """Follow an older catalogue only if the store was restored.
 
-        That is so if the served release is gone, or if every read of the primary was older for RESTORED_S. A replica
-        proves nothing.
+        Then the served release is gone, or reads of the primary were older for RESTORED_S. A replica proves nothing.
         """
         self._note_outdated()
         now = asyncio.get_running_loop().time()
@@ -388,7 +386,7 @@ class Follower:
         return served is not None and (served.ref, served.writer) == (entry.ref, entry.writer)
 
     async def _is_gone(self) -> bool:
-        """Return whether the served release is certainly not in the store."""
+        """Return whether the served release is certainly gone."""
         if self.served is not None:
             try:
                 await read_one(self._reader, self.served.ref, MANIFEST)

@@ -1,4 +1,4 @@
-"""A release as a process serves it, and how it is loaded."""
+"""A served release, and how it is loaded."""
 
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ServedRelease:
-    """A served release; immutable, so a request never mixes two."""
+    """An immutable release, so a request never mixes two."""
 
     ref: ReleaseRef
     writer: str
-    """Token of its writer: a release of a restored store may be finished again with other lists."""
+    """In a restored store, a release may be finished again by another writer."""
 
     manifest: Manifest
     popular: dict[str, bytes]
-    """Popular lists by segment, as opened bodies; never empty, and `OVERALL` always exists."""
+    """Opened bodies by segment; `OVERALL` always exists, and none is empty."""
 
     decode: Decode
     damaged: tuple[str, ...] = ()
-    """Keys that were found damaged when it was loaded."""
+    """Keys found damaged when it was loaded."""
 
     factors: "ItemFactors | None" = None
     is_canary: bool = False
     number: int = field(default_factory=count().__next__, compare=False)
-    """Differs each time a release is loaded, which may have other lists."""
+    """Differs for each load, which may have other lists."""
 
     lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
 
@@ -45,7 +45,7 @@ class ServedRelease:
 
 
 async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
-    """Load a release, and its item factors with *fold_in*; raises StoreError as `read_servable` does."""
+    """Load a release, and its item factors with *fold_in*; raises StoreError."""
     release = live.ref
     found = await read_servable(reader, release)
     loaded = Loaded() if fold_in is None else await fold_in.load(reader, release, found.manifest)
