@@ -1,6 +1,6 @@
 """Latencies and injected faults.
 
-Latencies are an assumption of the caller. Azure documents only a service level of 10 ms for the 99th percentile:
+Latencies are assumed; Azure documents only 10 ms for p99:
 https://learn.microsoft.com/azure/cosmos-db/consistency-levels#consistency-levels-and-latency
 """
 
@@ -40,14 +40,14 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 
 
 def parse_latency(text: str) -> Callable[[], float]:
-    """Return a function that draws log-normal delays in seconds, by a text such as `p50=4ms,p99=10ms`."""
+    """Parse `p50=4ms,p99=10ms`; return a function that draws log-normal delays in seconds."""
     match = FORM.fullmatch(text.replace(" ", ""))
     if match is None:
         raise BenchMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
     p50_s, p99_s = float(match[1]) * SECONDS[match[2]], float(match[3]) * SECONDS[match[4]]
     if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
         raise BenchMisused(f"--latency {text!r}: it needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
-    draws = random.Random(1)  # noqa: S311 -- the same sequence in each run
+    draws = random.Random(1)  # noqa: S311 -- repeatable
     return partial(draws.lognormvariate, log(p50_s), log(p99_s / p50_s) / NormalDist().inv_cdf(0.99))
 
 
@@ -70,7 +70,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("only slow can be for one partition")
 
     def affects(self, region: int, operation: str, drawn: float) -> bool:
-        """Return whether a request is affected; *drawn* is a random number from 0 to 1."""
+        """Return whether a request is affected; *drawn* is random, from 0 to 1."""
         return self.region in (None, region) and self.operation in (None, operation) and drawn < self.share
 
 
@@ -78,11 +78,11 @@ class Faults:
     """Active faults."""
 
     def __init__(self) -> None:
-        self.active = list[tuple[float, Fault]]()  # with end times, by the emulator's clock
-        self._random = random.Random(1)  # noqa: S311 -- the same sequence in each run
+        self.active = list[tuple[float, Fault]]()  # with end times
+        self._random = random.Random(1)  # noqa: S311 -- repeatable
 
     def replace(self, resource: object, now: float) -> None:
-        """Replace all faults by a list of JSON objects; raises 400."""
+        """Replace all faults by those in JSON; raises 400."""
         try:
             found = msgspec.convert(resource, Annotated[list[Fault], msgspec.Meta(max_length=100)])
         except msgspec.ValidationError as error:
@@ -90,7 +90,7 @@ class Faults:
         self.active = [(now + fault.for_s, fault) for fault in found]
 
     def before(self, request: Request, operation: str, now: float) -> HttpResponse | None:
-        """Return or raise a fault's response; None to let the service respond."""
+        """Return or raise a fault's response; None without a fault."""
         for until, fault in self.active:
             if now >= until or not fault.affects(request.region, operation, self._random.random()):
                 continue
@@ -103,7 +103,7 @@ class Faults:
         return None
 
     def delay_s(self, request: Request, operation: str, response: HttpResponse, now: float) -> float:
-        """Return the delay of a response in seconds."""
+        """Return a response's delay in seconds."""
         partition = response.headers.get("x-ms-documentdb-partitionkeyrangeid")
         return sum(
             fault.delay_ms / 1000

@@ -1,4 +1,4 @@
-"""HTTP/1.1 server with a synchronous handler, without tasks or futures.
+"""HTTP/1.1 server with a synchronous handler.
 
 A point read takes 14 µs of CPU, because levels of `bench ru` need 11,000 a second.
 """
@@ -14,14 +14,14 @@ import httptools
 import orjson
 
 PHRASES = {status.value: status.phrase for status in HTTPStatus} | {449: "Retry With"}
-# The `code` in the body of an error response, by status.
+# The `code` of error bodies, by status.
 CODES = {status: phrase.replace(" ", "") for status, phrase in PHRASES.items()}
 COMMON_HEADERS = "server: hotplate-cosmos-emulator\r\nx-ms-emulation: hotplate; not Azure Cosmos DB\r\n"
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
 
 class Substatus(IntEnum):
-    """Substatus codes, by the names of Microsoft's SDKs."""
+    """Substatus codes, named as in Microsoft's SDKs."""
 
     WRITE_FORBIDDEN = 3
     PARTITION_KEY_MISMATCH = 1001
@@ -39,9 +39,9 @@ class HttpError(Exception):
     status: int
     message: str
     substatus: int = 0
-    charge_ru: float = 0.0  # what the failed request is charged
+    charge_ru: float = 0.0  # charge of the failed request
     headers: dict[str, str] = field(default_factory=dict)
-    details: dict[str, object] = field(default_factory=dict)  # further fields of the body
+    details: dict[str, object] = field(default_factory=dict)  # more fields of the body
 
     def response(self) -> "HttpResponse":
         """Return the response in the service's format."""
@@ -52,18 +52,18 @@ class HttpError(Exception):
 
 @dataclass(slots=True)
 class Request:
-    """A request; names of headers are in lower case."""
+    """A request; header names are in lower case."""
 
     method: str
     path: str  # percent-encoded, without the query string
     headers: dict[bytes, bytes]
     body: bytes = b""
-    region: int = 0  # index in the account's list; 0 is the write region
+    region: int = 0  # 0 is the write region
     scheme: str = "http"
     query: str = ""
 
     def header(self, name: bytes) -> str:
-        """Return a header as text, empty if it is absent."""
+        """Return a header, empty if absent."""
         return self.headers.get(name, b"").decode("latin-1")
 
     def flag(self, name: bytes) -> bool:
@@ -71,7 +71,7 @@ class Request:
         return self.headers.get(name, b"").lower() == b"true"
 
     def object(self) -> dict[str, Any]:
-        """Parse the body, which must be a JSON object."""
+        """Parse the body as a JSON object."""
         value = parse_json(self.body)
         if not isinstance(value, dict):
             raise HttpError(400, "the body must be a JSON object")
@@ -88,13 +88,13 @@ class HttpResponse:
     charge_ru: float = 0.0
     content_type: str = "application/json"
     delay_s: float = 0.0
-    reset: bool = False  # reset the connection instead of responding
+    reset: bool = False  # instead of responding
 
 
 HttpHandler = Callable[[Request], HttpResponse]
 
 
-def parse_json(raw: bytes, name: str = "the body") -> Any:  # noqa: ANN401 -- any JSON value; callers check its type
+def parse_json(raw: bytes, name: str = "the body") -> Any:  # noqa: ANN401 -- any JSON value
     """Parse JSON; raises 400."""
     try:
         return orjson.loads(raw)
@@ -103,7 +103,7 @@ def parse_json(raw: bytes, name: str = "the body") -> Any:  # noqa: ANN401 -- an
 
 
 def render(response: HttpResponse, *, keep_alive: bool = True) -> bytes:
-    """Return the bytes of a response."""
+    """Encode a response."""
     length = "" if response.status in (204, 304) else f"content-length: {len(response.body)}\r\n"
     content_type = f"content-type: {response.content_type}\r\n" if response.body else ""
     close = "" if keep_alive else "connection: close\r\n"
@@ -116,7 +116,7 @@ def render(response: HttpResponse, *, keep_alive: bool = True) -> bytes:
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection; httptools calls the methods `on_…`."""
+    """One connection; httptools calls `on_…`."""
 
     def __init__(self, handler: HttpHandler, connections: "set[HttpConnection]", region: int, scheme: str) -> None:
         self._handler = handler
@@ -160,11 +160,11 @@ class HttpConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Store a header; the last of several with one name wins."""
+        """Store a header; the last of several wins."""
         self._headers[name.lower()] = value
 
     def on_body(self, body: bytes) -> None:
-        """Store a piece of the body; the excess is counted only."""
+        """Store a piece of the body; only count the excess."""
         self._body_bytes += len(body)
         if self._body_bytes <= MAX_BODY_BYTES:
             self._body.append(body)
@@ -188,7 +188,7 @@ class HttpConnection(asyncio.Protocol):
         if response.delay_s <= 0 and not self._delayed:
             self._write(response, keep_alive)
             return
-        # Timers with equal times have no order, and responses need one.
+        # Timers with equal times have no order; responses need one.
         self._last_due = max(self._loop.time() + response.delay_s, self._last_due + 1e-6)
         self._delayed += 1
         self._loop.call_at(self._last_due, self._write, response, keep_alive, 1)

@@ -1,7 +1,7 @@
-"""Point operations on items, and transactional batches of them.
+"""Point operations on items, and transactional batches.
 
-https://learn.microsoft.com/azure/cosmos-db/nosql/transactional-batch: a batch has at most 100 operations on one
-partition key, which all take effect, or none.
+A batch has at most 100 operations on one partition key, which all take effect, or none:
+https://learn.microsoft.com/azure/cosmos-db/nosql/transactional-batch
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ BATCH_OPERATIONS = ("Create", "Upsert", "Replace", "Delete", "Read")
 FORBIDDEN_IN_IDS = frozenset("/\\?#")
 SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
 RANGE_HEADER = b"x-ms-documentdb-partitionkeyrangeid"
-# Consistency levels with doubled charges of reads.
+# Levels that double the charge of reads.
 STRONG = ("Strong", "BoundedStaleness")
-# Result of the operations of a batch in which another one failed.
+# Result of the other operations of a failed batch.
 NOT_RUN: dict[str, Any] = {"statusCode": 424, "requestCharge": 0.0}
 
 
@@ -41,15 +41,15 @@ class RequestContext:
     container: Container
     request: Request
     now: float
-    strong: bool  # reads are charged as for strong or bounded staleness
+    strong: bool  # charge reads as strong or bounded staleness
 
     def not_found(self) -> HttpError:
-        """Return the error for an absent item, which is charged."""
+        """Return the charged error for an absent item."""
         charge_ru = self.account.charges.not_found(strong=self.strong)
         return HttpError(404, "Entity with the specified id does not exist in the system.", charge_ru=charge_ru)
 
     def partition_of(self, key: bytes) -> Partition:
-        """Return the partition of a key; raises 410 if the request names another one."""
+        """Return a key's partition; raises 410 if the request names another."""
         partition = self.container.partitions.of(key)
         range_id = self.request.headers.get(RANGE_HEADER)
         if range_id is not None and range_id.decode("latin-1") != partition.id:
@@ -58,13 +58,13 @@ class RequestContext:
         return partition
 
     def charge_error(self, partition: Partition, error: HttpError) -> HttpError:
-        """Charge a failed request and add the partition's headers to the error."""
+        """Charge a failed request; add the partition's headers to the error."""
         partition.charge(self.now, error.charge_ru, self.request.region)
         error.headers |= self.headers(partition)
         return error
 
     def headers(self, partition: Partition, etag: str | None = None) -> dict[str, str]:
-        """Return the headers of a response from a partition."""
+        """Return a partition's response headers."""
         headers = {} if etag is None else {"etag": etag}
         headers["x-ms-session-token"] = partition.session_token
         headers["x-ms-documentdb-partitionkeyrangeid"] = partition.id
@@ -74,7 +74,7 @@ class RequestContext:
 
 
 def context_of(account: EmulatedAccount, container: Container, request: Request, now: float) -> RequestContext:
-    """Return the context of a request; raises 400 for a stale resource id or an invalid consistency level."""
+    """Return a request's context; raises 400 for a stale resource id or an invalid consistency level."""
     rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
     if rid is not None and rid.decode("latin-1") != container.rid:
         message = "the container was deleted and created again since its _rid was read"
@@ -118,7 +118,6 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
 def _write(
     context: RequestContext, verb: str, key: bytes, item_id: str, item: dict[str, Any], *, if_match: str
 ) -> tuple[int, Document, float]:
-    """Write an item; returns status, document and charge."""
     container, charges = context.container, context.account.charges
     if verb != "delete":
         given_id = _checked_id(context, key, item)
@@ -159,7 +158,7 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> st
 def _store(
     context: RequestContext, key: bytes, item_id: str, item: dict[str, Any], found: Document | None
 ) -> tuple[int, Document, float]:
-    """Store an item, replacing *found*; nothing changes if it is refused."""
+    """Store an item; nothing changes if it is refused."""
     container, charges = context.container, context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
     partition = found.partition if found else container.partitions.of(key)
@@ -178,7 +177,7 @@ def _store(
 
 
 def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, etag: str) -> tuple[bytes, int]:
-    """Return an item with system properties as bytes, and its charged size."""
+    """Return an item's bytes with system properties, and its charged size."""
     try:
         user_bytes = orjson.dumps(item)
     except orjson.JSONEncodeError as error:
@@ -195,7 +194,7 @@ def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, eta
 
 
 def batch(context: RequestContext) -> HttpResponse:
-    """Run a batch: 200 with a result for each operation, or 207 with the failed one and 424 for the others."""
+    """Run a batch: 200 with all results, or 207 with the failed one and 424 for the others."""
     operations, key = parse_json(context.request.body, "the batch"), key_of(context.request)
     if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
         raise HttpError(400, "a batch is a list of operations, which are objects")
@@ -225,7 +224,7 @@ def batch(context: RequestContext) -> HttpResponse:
 def _run_of_batch(
     context: RequestContext, key: bytes, operation: dict[str, Any], before: dict[str, Document | None]
 ) -> dict[str, Any]:
-    """Run one operation, and remember in *before* the item that it writes."""
+    """Run one operation; *before* keeps the item that it replaces."""
     kind, item_id = operation.get("operationType"), str(operation.get("id"))
     item = {} if kind in ("Read", "Delete") else operation.get("resourceBody")
     if kind not in BATCH_OPERATIONS:

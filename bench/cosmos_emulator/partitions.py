@@ -1,10 +1,10 @@
-"""Documents, partition keys and their hashes, and physical partitions with their budgets.
+"""Documents, partition keys and their hashes, and physical partitions with budgets.
 
-A partition is a range of effective partition keys of equal size, with a budget of request units per second. A request
-is admitted if any budget of the second is left; its charge is deducted afterwards, also from following seconds, so over
-time exactly the provisioned rate is admitted.
+A partition is a range of effective partition keys with a budget of RU/s. A request is admitted if any budget of the
+second is left; its charge is deducted afterwards, also from later seconds, so over time exactly the provisioned rate is
+admitted.
 
-Keys are hashed by version 2, the default of the SDKs; a test compares the hashes with those of the Python SDK.
+Keys are hashed by version 2, the SDKs' default; a test compares the hashes with the Python SDK's.
 """
 
 import re
@@ -27,12 +27,12 @@ HEADER = b"x-ms-documentdb-partitionkey"
 
 # https://learn.microsoft.com/azure/cosmos-db/concepts-limits, with large partition keys.
 MAX_KEY_BYTES = 2048
-# Version 2 clears the two highest of 128 bits: effective keys lie between 00… and 3F….
+# Version 2 clears the two highest of 128 bits: keys lie between 00… and 3F….
 V2_SPAN = 1 << 126
 
 
 def key_property(definition: object) -> str:
-    """Return the name of the partition key's property, from a container's `partitionKey`."""
+    """Return the partition key's property from a container's `partitionKey`."""
     match definition:
         case {"paths": [str(path)], "version": 2, **rest} if re.fullmatch(r"/\w+", path):
             if rest.get("kind", "Hash") == "Hash":
@@ -41,7 +41,7 @@ def key_property(definition: object) -> str:
 
 
 def key_of(request: Request) -> bytes:
-    """Return the encoded partition key of a request's header."""
+    """Return the encoded key of a request's header."""
     values = parse_json(request.headers.get(HEADER, b"null"), "x-ms-documentdb-partitionkey")
     if not isinstance(values, list) or len(values) != 1:
         raise HttpError(400, "the header x-ms-documentdb-partitionkey must be a list of one value")
@@ -49,7 +49,7 @@ def key_of(request: Request) -> bytes:
 
 
 def encode(value: object) -> bytes:
-    """Return the bytes of a key that are hashed; equal keys have equal bytes."""
+    """Return the bytes of a key to hash; equal keys have equal bytes."""
     if isinstance(value, str):
         encoded = value.encode()
         if len(encoded) > MAX_KEY_BYTES:
@@ -63,7 +63,7 @@ def encode(value: object) -> bytes:
 
 
 def effective_key(value: object) -> str:
-    """Return the effective partition key in hexadecimal, as SDKs compute it."""
+    """Return the hexadecimal effective partition key, as in SDKs."""
     return hash_of(encode(value))
 
 
@@ -75,20 +75,20 @@ def hash_of(key: bytes) -> str:
 
 @dataclass(slots=True)
 class Budget:
-    """Request units of one partition in one region; times are seconds of a monotonic clock."""
+    """Request units of one partition and region; times are seconds of a monotonic clock."""
 
     rate: float = 0.0
     _second: int = -1
     _used_ru: float = 0.0
 
     def provision(self, rate: float) -> None:
-        """Change the rate; what the old rate admitted is not owed by the new one."""
+        """Change the rate; debts beyond the old rate remain."""
         owed = max(0.0, self._used_ru - self.rate)
         self.rate = rate
         self._used_ru = min(self._used_ru - owed, rate) + owed
 
     def wait_ms(self, now: float) -> int:
-        """Return 0 if a request is admitted at *now*, otherwise the milliseconds until a second with budget left."""
+        """Return 0 if a request is admitted at *now*, else the milliseconds until a second with budget left."""
         self._roll(now)
         missing = self._used_ru - self.rate
         if missing < 0:
@@ -97,12 +97,12 @@ class Budget:
         return max(1, ceil((self._second + 1 + seconds - now) * 1000))
 
     def charge(self, now: float, charge_ru: float) -> None:
-        """Deduct a charge, which may exceed the rest of the budget."""
+        """Deduct a charge, which may exceed the budget."""
         self._roll(now)
         self._used_ru += charge_ru
 
     def _roll(self, now: float) -> None:
-        """Pay debts from the budgets of the seconds that have passed."""
+        """Pay debts from the budgets of past seconds."""
         second = floor(now)
         if second <= self._second:
             return
@@ -113,7 +113,7 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class Partition:
-    """One physical partition: a partition key range, until it splits."""
+    """One physical partition, until it splits."""
 
     id: str
     minimum: str
@@ -126,11 +126,11 @@ class Partition:
 
     @property
     def session_token(self) -> str:
-        """Return the session token after the last write."""
+        """Return the session token of the last write."""
         return f"{self.id}:-1#{self.lsn}"
 
     def admit(self, now: float, region: int) -> None:
-        """Raise 429 if this second's request units are spent."""
+        """Raise 429 if this second's budget is spent."""
         wait_ms = self.budgets[region].wait_ms(now)
         if wait_ms:
             self.throttled += 1
@@ -139,14 +139,14 @@ class Partition:
             raise HttpError(429, message, Substatus.REQUEST_RATE_TOO_LARGE, headers=headers)
 
     def charge(self, now: float, charge_ru: float, region: int | None = None) -> None:
-        """Charge a read to its region, and a write to all of them, which apply it."""
+        """Charge a read to its region, a write to all."""
         self.admitted_ru += charge_ru
         for budget in self.budgets if region is None else (self.budgets[region],):
             budget.charge(now, charge_ru)
 
 
 class Partitions:
-    """All partitions of one container, in the order of their ranges."""
+    """A container's partitions, in the order of their ranges."""
 
     def __init__(self, throughput: Throughput, regions: int) -> None:
         self._regions = regions
@@ -166,11 +166,11 @@ class Partitions:
             self._next_id += 1
 
     def of(self, key: bytes) -> Partition:
-        """Return the partition of an encoded key."""
+        """Return an encoded key's partition."""
         return self.all[bisect_right(self._minima, hash_of(key)) - 1]
 
     def with_id(self, range_id: str) -> Partition:
-        """Return a partition by its id; raises 410 for an unknown one, which may have split."""
+        """Return a partition; raises 410 for an unknown id, which may have split."""
         for partition in self.all:
             if partition.id == range_id:
                 return partition
@@ -178,7 +178,7 @@ class Partitions:
         raise HttpError(410, message, Substatus.PARTITION_KEY_RANGE_GONE)
 
     def provision(self, throughput: Throughput) -> None:
-        """Share *throughput* evenly; partitions split if necessary, at once (in Azure it takes hours)."""
+        """Share *throughput* evenly; partitions split at once (in Azure it takes hours)."""
         while len(self.all) * PARTITION_RU < throughput.ru:
             self._replace([parent for parent in self.all for _ in range(2)])
         for partition in self.all:
@@ -191,7 +191,7 @@ class Partitions:
         return f'"{self._next_id}"'
 
     def to_json(self, container_rid: str) -> list[dict[str, object]]:
-        """Return the partition key ranges as the service describes them."""
+        """Return the ranges in the service's format."""
         return [
             {
                 "_rid": container_rid,
@@ -211,15 +211,15 @@ class Document:
 
     id: str
     key: bytes
-    serial: int  # order of creation in the container
+    serial: int  # order of creation
     partition: Partition
-    body: bytes  # as returned, with system properties at the end
+    body: bytes  # as returned, system properties last
     size: int  # charged bytes
     terms: frozenset[tuple[str, object]]  # charged, indexed values
     etag: str
 
     def parsed(self) -> dict[str, Any]:
-        """Return the item with its system properties."""
+        """Return the item with system properties."""
         item: dict[str, Any] = orjson.loads(self.body)
         return item
 
@@ -228,7 +228,7 @@ SERIAL = attrgetter("serial")
 
 
 class ContainerDocuments:
-    """Documents of one container, by id and partition key and in the order of creation."""
+    """A container's documents, by id and key and in the order of creation."""
 
     def __init__(self) -> None:
         self._by_key = dict[tuple[str, bytes], Document]()
@@ -244,12 +244,12 @@ class ContainerDocuments:
         return self._by_key.get((item_id, key))
 
     def after(self, serial: int = 0) -> Iterator[Document]:
-        """Yield the documents with a higher serial, in order. Do not modify the documents while iterating."""
+        """Yield documents with a higher serial, in order. Do not modify the documents while iterating."""
         for place in range(bisect_right(self._ordered, serial, key=SERIAL), len(self._ordered)):
             yield self._ordered[place]
 
     def put(self, document: Document) -> None:
-        """Store a document, or replace the one with its id and key, which must have the same serial."""
+        """Store a document; one with its id and key must have the same serial."""
         old = self.get(document.id, document.key)
         place = bisect_left(self._ordered, document.serial, key=SERIAL)
         if old is None:

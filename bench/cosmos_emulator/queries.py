@@ -1,7 +1,7 @@
 """Queries and feeds of items, with paging and charges.
 
-Supports `SELECT *` and `SELECT VALUE COUNT(1)` with `=`, `IN`, AND, literals and parameters; other queries get 400. A
-count over several partitions is answered with a plan, by which SDKs query each partition and add up the results.
+Supports `SELECT *` and `SELECT VALUE COUNT(1)` with `=`, `IN`, AND, literals and parameters; others get 400. A count
+over several partitions returns a plan, by which SDKs query each partition and add up the results.
 """
 
 import re
@@ -17,7 +17,7 @@ from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, 
 
 NUMBER = re.compile(r"-1|\d{1,18}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
-# Items of a page, if the caller leaves its size to the server.
+# Items of a page, if the caller sets no size.
 MAX_PAGE_ITEMS = 10_000
 
 REWRITTEN = 'VALUE [{"item": COUNT(1)}]'
@@ -37,7 +37,7 @@ UNSUPPORTED = "the emulator supports only SELECT * and COUNT(1) with =, IN and A
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Condition that the value at a path is one of several."""
+    """Condition that a path has one of several values."""
 
     path: tuple[str, ...]
     values: tuple[Any, ...]
@@ -57,7 +57,7 @@ class Query:
 
     conditions: tuple[Condition, ...] = ()
     counts: bool = False
-    is_rewritten: bool = False  # a count in the form of the plan
+    is_rewritten: bool = False  # a count in the plan's form
     source: str = ""  # the text after FROM
 
     def test(self, item: Any) -> bool:  # noqa: ANN401 -- any JSON value
@@ -66,7 +66,7 @@ class Query:
 
 
 def parse_query(request: Request) -> Query:
-    """Parse the query and parameters in a request's body."""
+    """Parse a request's query and parameters."""
     fields = request.object()
     text, parameters = fields.get("query"), fields.get("parameters") or []
     if not isinstance(parameters, list) or not all(isinstance(each, dict) and "name" in each for each in parameters):
@@ -80,7 +80,7 @@ def parse_query(request: Request) -> Query:
 
 
 def _conditions(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterator[Condition]:
-    """Parse conditions, optionally in parentheses as a whole."""
+    """Parse conditions, with optional parentheses around all."""
     while text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
     place, more = 0, True
@@ -112,14 +112,14 @@ def query(context: RequestContext) -> HttpResponse:
             raise HttpError(400, "Cross partition query is required but disabled; enable it, or name a partition key.")
         if len(partitions) > 1 and statement.counts:
             message = "The provided cross partition query can not be directly served by the gateway."
-            # The SDK for Node reads the plan from the error.
+            # The Node SDK reads the plan from the error.
             details: dict[str, object] = {"additionalErrorInfo": orjson.dumps(_plan_of(statement)).decode()}
             raise HttpError(400, message, Substatus.CROSS_PARTITION_QUERY_NOT_SERVABLE, details=details)
     return _respond(context, statement, partitions, key)
 
 
 def query_plan(context: RequestContext) -> HttpResponse:
-    """Return the plan of a query, without a charge."""
+    """Return a query's plan, without a charge."""
     return HttpResponse(200, orjson.dumps(_plan_of(parse_query(context.request))))
 
 
@@ -131,7 +131,7 @@ def feed(context: RequestContext) -> HttpResponse:
 
 
 def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
-    """Return the partitions and the only partition key, if any, that a request reads."""
+    """Return the partitions that a request reads, and its only key, if any."""
     if context.request.headers.get(HEADER, b"[]") != b"[]":
         key = key_of(context.request)
         return (context.partition_of(key),), key
@@ -142,7 +142,7 @@ def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
 def _respond(
     context: RequestContext, statement: Query | None, partitions: Sequence[Partition], key: bytes | None
 ) -> HttpResponse:
-    """Return one page of a query or, without *statement*, of all items; charges each partition for its part."""
+    """Charge each partition for its part; without *statement*, return all items."""
     for partition in partitions:
         partition.admit(context.now, context.request.region)
     query = statement or Query()
@@ -178,7 +178,7 @@ class Page:
     """Documents read for one page."""
 
     loaded: list[Document] = field(default_factory=list)
-    scanned: list[Document] = field(default_factory=list)  # loaded without a match, for want of an index
+    scanned: list[Document] = field(default_factory=list)  # loaded without a match, because not indexed
     counted: int = 0
     continuation: str = ""
 
@@ -233,7 +233,7 @@ def _ids_of(query: Query) -> set[str] | None:
 
 
 def _plan_of(query: Query) -> dict[str, Any]:
-    """Return the plan of a query, as SDKs read it (azure-cosmos: `_execution_context/query_execution_info.py`)."""
+    """See azure-cosmos: `_execution_context/query_execution_info.py`."""
     rewritten = f"SELECT {REWRITTEN} FROM {query.source}"  # noqa: S608 -- no SQL
     return {
         "partitionedQueryExecutionInfoVersion": 2,

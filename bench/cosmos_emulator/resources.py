@@ -1,10 +1,10 @@
 """The account: databases, containers, offers and partition key ranges.
 
-Requests for them are never throttled; their charges are an assumption. A resource id (`_rid`) has the service's format:
-4 bytes of the database, 4 of the container with the highest bit set, and 8 of the item.
+Requests for them are never throttled; their charges are assumed. A resource id (`_rid`) has 4 bytes of the database, 4
+of the container with the highest bit set, and 8 of the item, as in the service.
 
-https://learn.microsoft.com/azure/cosmos-db/index-policy: a write is charged for each indexed value, a term. That system
-properties are not terms is an assumption.
+A write is charged for each indexed value, a term; system properties are assumed not to count.
+https://learn.microsoft.com/azure/cosmos-db/index-policy
 """
 
 import time
@@ -29,14 +29,14 @@ MAX_ID_CHARS = 255
 ALREADY_EXISTS = "Entity with the specified id already exists in the system."
 SHARED_THROUGHPUT = "throughput of a whole database is not emulated: give each container its own"
 EMULATED = {"id", "partitionKey", "indexingPolicy"}
-# From strongest to weakest: a request may relax the account's level, not strengthen it.
+# From strongest to weakest: a request may only relax the account's level.
 CONSISTENCIES = ("Strong", "BoundedStaleness", "Session", "ConsistentPrefix", "Eventual")
 EVERYTHING = [{"path": "/*"}]
 EXCLUDED = [{"path": '/"_etag"/?'}]
 
 
 def indexes_of(policy: object) -> bool:
-    """Return whether an indexing policy indexes everything; raises 400 for a part."""
+    """Return whether a policy indexes everything; raises 400 for a part."""
     given = policy if isinstance(policy, dict) else {}
     mode, included, excluded = (given.get(name) for name in ("indexingMode", "includedPaths", "excludedPaths"))
     match str(mode or "consistent").lower():
@@ -48,7 +48,7 @@ def indexes_of(policy: object) -> bool:
 
 
 def terms_of(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the terms of an item: its values with their paths."""
+    """Yield an item's terms: values with their paths."""
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else (("[]", one) for one in value)
         for name, part in inner:
@@ -78,7 +78,7 @@ class EmulatedOffer:
         return minimum_ru(self.highest_ru, stored_bytes, autoscale=self.throughput.autoscale)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the resource as the service describes it."""
+        """Return the service's JSON."""
         ru = self.throughput.ru
         content: dict[str, Any] = {"offerThroughput": ru, "offerIsRUPerMinuteThroughputEnabled": False}
         if self.throughput.autoscale:
@@ -95,7 +95,7 @@ class EmulatedOffer:
 
 
 class Container:
-    """One container; a new container of the same name has another resource id."""
+    """One container; a recreated one has another resource id."""
 
     def __init__(
         self, account: "EmulatedAccount", database: "Database", resource: Mapping[str, Any], given: Throughput
@@ -117,7 +117,7 @@ class Container:
         self.offer = EmulatedOffer(rid, self, given, given.ru)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the resource as the service describes it."""
+        """Return the service's JSON."""
         return {
             "id": self.name,
             "indexingPolicy": {
@@ -133,7 +133,7 @@ class Container:
 
 
 class Database:
-    """One database and its containers by name."""
+    """One database and its containers."""
 
     def __init__(self, account: "EmulatedAccount", resource: Mapping[str, Any]) -> None:
         self.name = _checked_id(resource, account.databases)
@@ -142,7 +142,7 @@ class Database:
         self.containers = dict[str, Container]()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the resource as the service describes it."""
+        """Return the service's JSON."""
         return {"id": self.name, "_rid": self.rid, "_self": f"dbs/{self.rid}/", "_colls": "colls/"}
 
 
@@ -165,17 +165,17 @@ class EmulatedAccount:
     clock: Callable[[], float] = time.time
     databases: dict[str, Database] = field(default_factory=dict)
     next_number: Callable[[], int] = field(default_factory=lambda: count(1).__next__)  # of resources and etags
-    read_ru: Callable[..., float] = field(init=False)  # the charge of a point read by its size
+    read_ru: Callable[..., float] = field(init=False)  # charge of a point read by size
 
     def __post_init__(self) -> None:
-        self.read_ru = lru_cache(10_000)(self.charges.read)  # sizes repeat, and the formula takes longer
+        self.read_ru = lru_cache(10_000)(self.charges.read)  # sizes repeat, and the formula is slower
 
     def next_etag(self) -> str:
         """Return a new etag, with quotation marks."""
         return f'"00000000-0000-0000-0000-{self.next_number():012x}"'
 
     def database(self, name: str, *, is_owner: bool = False) -> Database:
-        """Find a database; raises 404 with the substatus of a missing resource or, with *is_owner*, a missing owner."""
+        """Find a database; raises 404 with the substatus of a missing resource or, with *is_owner*, owner."""
         return _find(self.databases, name, is_owner=is_owner)
 
     def container(self, database: str, name: str, *, is_owner: bool = False) -> Container:
@@ -183,7 +183,7 @@ class EmulatedAccount:
         return _find(self.database(database, is_owner=True).containers, name, is_owner=is_owner)
 
     def containers(self) -> list[Container]:
-        """Return all containers of all databases."""
+        """Return all containers."""
         return [container for database in self.databases.values() for container in database.containers.values()]
 
     def offer(self, rid: str) -> EmulatedOffer:
@@ -199,7 +199,7 @@ def _find(resources: Mapping[str, T], name: str, *, is_owner: bool = False) -> T
 
 
 def throughput_of(manual: object, autoscale: object) -> Throughput:
-    """Return the throughput of autoscale settings or, without them, the manual one; raises 400."""
+    """Return the autoscale throughput, else the manual one; raises 400."""
     name, ru = "throughput", manual
     if autoscale is not None:
         name, ru = "maxThroughput", autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
@@ -230,7 +230,7 @@ def create_container(
 
 
 def replace_throughput(offer: EmulatedOffer, throughput: Throughput) -> EmulatedOffer:
-    """Change the throughput of a container; raises 400."""
+    """Change a container's throughput; raises 400."""
     if throughput.autoscale != offer.throughput.autoscale:
         raise HttpError(400, "migrating between manual and autoscale throughput is not emulated")
     if throughput.ru < offer.minimum_ru:
@@ -271,7 +271,7 @@ def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> Emulated
     return replace_throughput(offer, throughput)
 
 
-# By operation; arguments are the account, the request and the names in the path.
+# Arguments are the account, the request and the names in the path.
 OPERATIONS: dict[str, Callable[..., Database | Container | EmulatedOffer]] = {
     "create database": _post_database,
     "read database": lambda account, _request, name: account.database(name),

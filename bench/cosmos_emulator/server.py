@@ -1,4 +1,4 @@
-"""The emulator as a server: settings, TLS, and the pages `/__emulation/faults` and `/__emulation/metrics`.
+"""The emulator as a server, with the pages `/__emulation/faults` and `/__emulation/metrics`.
 
 The pages need no key, because the emulator listens on loopback by default.
 """
@@ -49,7 +49,7 @@ class EmulatorSettings:
     consistency: str = "Session"
     charges: Path | None = None  # coefficients; None for ours
     tls: bool = False
-    certificate: Path | None = None  # where the generated certificate is written
+    certificate: Path | None = None  # path of the generated certificate
     latency: str | None = None  # as in `p50=4ms,p99=10ms`
 
 
@@ -142,7 +142,7 @@ def _metrics(service: Service) -> bytes:
 
 
 async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
-    """Run an emulator until SIGINT or SIGTERM; calls *on_ready* when it listens."""
+    """Run an emulator until SIGINT or SIGTERM; *on_ready* is called when it listens."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -170,7 +170,7 @@ def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
 
 
 def make_certificate() -> tuple[bytes, bytes]:
-    """Return a self-signed certificate for loopback and its key, as PEM."""
+    """Return a self-signed loopback certificate and its key, as PEM."""
     try:
         from cryptography import x509  # noqa: PLC0415 -- only TLS needs it
         from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above

@@ -1,4 +1,4 @@
-"""The emulated service without a network: authentication and routing of requests.
+"""The emulated service without a network: authentication and routing.
 
 Signatures: https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources.
 """
@@ -26,7 +26,7 @@ from hotplate.bench.errors import BenchMisused
 
 log = logging.getLogger(__name__)
 
-# The service refuses requests with a date further off than this.
+# Requests with a date further off are refused.
 MAX_CLOCK_SKEW_S = 15 * 60
 QUOTED = "type%3Dmaster%26ver%3D1.0%26sig%3D"
 
@@ -59,7 +59,7 @@ class Authenticator:
         self._signer = hmac.new(secret, digestmod="sha256")
 
     def check(self, request: Request, resource_type: str, link: str, operation: str, now: float) -> None:  # noqa: ARG002 -- the key allows every operation
-        """Raise 401 for an invalid signature, or for a date too far from *now*."""
+        """Raise 401 for an invalid signature, or a date too far from *now*."""
         date = request.header(b"x-ms-date") or request.header(b"date")
         seconds = _seconds_of(date)
         if seconds is None or abs(seconds - now) > MAX_CLOCK_SKEW_S:
@@ -118,7 +118,7 @@ def route_of(path: str) -> ResourceRoute:
 
 
 def operation_of(request: Request, route: ResourceRoute) -> str:
-    """Return the operation of a request by its name in metrics and faults."""
+    """Return a request's operation, as named in metrics and faults."""
     noun = NOUNS[route.resource_type]
     if not route.is_feed:
         return f"{VERBS.get(request.method, 'other')} {noun}"
@@ -135,7 +135,7 @@ def operation_of(request: Request, route: ResourceRoute) -> str:
 
 
 class Counts:
-    """Requests and their charges by operation and status."""
+    """Requests and charges by operation and status."""
 
     def __init__(self) -> None:
         self.requests = defaultdict[tuple[str, int], int](int)
@@ -155,12 +155,12 @@ class Service:
     authenticator: Authenticator
     faults: Faults = field(default_factory=Faults)
     counts: Counts = field(default_factory=Counts)
-    latency: Callable[[], float] | None = None  # delay of the data plane's responses
+    latency: Callable[[], float] | None = None  # delay of the data plane
 
     _activities: int = 0
 
     def answer(self, request: Request) -> HttpResponse:
-        """Return the response to a request; never raises."""
+        """Answer a request; never raises."""
         operation = "unreadable"
         try:
             route = route_of(request.path)
@@ -210,7 +210,7 @@ _http_date = lru_cache(1)(partial(formatdate, usegmt=True))
 
 
 def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
-    """Return the account's properties; the region of the request has the host and port of the request."""
+    """The region of the request has the host and port of the request."""
     host = request.header(b"host") or f"127.0.0.1:{account.regions[request.region][1]}"
     name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
     hosts = [host if n == request.region else f"{name}:{port}" for n, (_, port) in enumerate(account.regions)]
@@ -243,7 +243,7 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
 
 
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Return resources as one page; 304 for unchanged ranges, because SDKs page until they get it."""
+    """Return one page; 304 for unchanged ranges, because SDKs page until they get it."""
     verb, _, noun = operation.partition(" ")
     charge_ru, headers = account.charges.metadata_read, dict[str, str]()
     found: list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Figures of a plan: arithmetic that records its formula, and values with unit, source and operands."""
+"""Arithmetic that records its formula, and values with unit, source and operands."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from hotplate.report import format_value
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Value = float | str | None
 Number = Union["Term", float]
-# Operator precedence of a formula.
+# Operator precedence.
 SUM, PRODUCT, ATOM = 1, 2, 3
 
 
@@ -84,7 +84,7 @@ class PlanFigure:
 
     @property
     def number(self) -> float:
-        """The value, 0 if it is not a number."""
+        """The value, or 0 if it is not a number."""
         return self.value if isinstance(self.value, int | float) else 0.0
 
     def __str__(self) -> str:
@@ -93,20 +93,20 @@ class PlanFigure:
         return self.value or "none"
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object, with the operands by name."""
+        """Return a JSON object."""
         plain = {name: getattr(self, name) for name in ("name", "value", "unit", "formula", "source")}
         return plain | {"of": [operand.name for operand in self.operands]}
 
 
 class FigureTable(dict[str, PlanFigure]):
-    """The figures of one plan by name, in order of entry."""
+    """The figures of one plan by name."""
 
     def enter(self, name: str, value: Value, unit: str, source: str) -> None:
         """Enter an input with its source."""
         self[name] = PlanFigure(name, value, unit, source=source)
 
     def derive(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Term:
-        """Enter a result with its formula, or with a description as *formula*; return its term."""
+        """Enter a result with its formula or a description; return its term."""
         words = formula or term(result).formula
         operands = tuple(self[each] for each in dict.fromkeys(NAME.findall(words)) if each in self)
         self[name] = PlanFigure(name, term(result).value, unit, words, source, operands)
@@ -118,7 +118,7 @@ class FigureTable(dict[str, PlanFigure]):
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:
-    """Walk from a figure down to the inputs, yielding depth and figure; each is expanded once."""
+    """Yield depth and figure, from a figure down to its inputs, each expanded once."""
     seen = set[str]()
 
     def walk(figure: PlanFigure, depth: int) -> Iterator[tuple[int, PlanFigure]]:
@@ -132,7 +132,7 @@ def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int,
 
 
 def two_digits(value: float) -> str:
-    """Format a number with two significant digits, as 1,800, 23 or 0.73."""
+    """Format with two significant digits: 1,800, 23, 0.73."""
     value = float(f"{value:.1e}")
     places = max(0, 1 - floor(log10(abs(value)))) if value else 0
     return f"{value:,.{places}f}"

@@ -1,6 +1,6 @@
-"""The inputs of a plan, each declared with unit, bounds, default and reason, and their sources.
+"""The inputs of a plan, declared with unit, bounds, default and reason.
 
-The command's flags are made from the same declarations: inputs with a panel have a flag, others are set by `--set`.
+The command's flags are made from them: inputs with a panel have a flag, others are set by `--set`.
 """
 
 import json
@@ -39,12 +39,12 @@ SHAPES: Mapping[str, tuple[float, ...]] = {
         0.45, 0.45, 0.45, 0.48, 0.52, 0.6, 0.72, 0.88, 1.0, 1.0, 0.85, 0.6,
     ),
 }  # fmt: skip
-MOST = 1e12  # the upper bound of inputs; sums beyond it lose whole units
+MOST = 1e12  # upper bound of inputs; sums beyond it lose whole units
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
-KEY_BYTES = len("user:")  # the prefix of a row's key
-MAX_POPULAR = 0.01  # the highest share of popular lists in a sound report
-OTHER_READERS = ("azure-cosmos", "through the SDK")  # subjects of a report that are not read by our client
-# Placeholders for users and rate, if only --have-ru is given.
+KEY_BYTES = len("user:")  # prefix of a row's key
+MAX_POPULAR = 0.01  # highest share of popular lists in a sound report
+OTHER_READERS = ("azure-cosmos", "through the SDK")  # subjects of a report that other clients read
+# Placeholders if only --have-ru is given.
 NOBODY: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
 
@@ -55,10 +55,10 @@ class PlanMisused(BenchMisused):
 def _input(
     unit: str,
     description: str,
-    default: Any = MISSING,  # noqa: ANN401 -- of whatever type its field is
+    default: Any = MISSING,  # noqa: ANN401 -- any field type
     reason: str = "",
     **bounds: Any,  # noqa: ANN401 -- low, high, choices, panel
-) -> Any:  # noqa: ANN401 -- as dataclasses.field itself
+) -> Any:  # noqa: ANN401 -- as dataclasses.field
     declared = {"low": 0, "high": 1 if unit == "share" else MOST, "choices": (), "panel": "", **bounds}
     declared |= {"unit": unit, "description": description, "reason": reason}
     return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
@@ -124,7 +124,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class InputSource:
-    """Inputs from one source; `label` formats their names for messages, as `--users` or `users in plan.toml`."""
+    """Inputs from one source; `label` formats their names for messages, as `--users`."""
 
     source: str
     values: Mapping[str, object]
@@ -137,15 +137,15 @@ class InputSource:
 
 @dataclass(frozen=True, slots=True)
 class SourcedInputs:
-    """Inputs, and the source of each non-default value."""
+    """Inputs, and the sources of non-default values."""
 
     inputs: Inputs
     sources: Mapping[str, str]
     carries_only: bool = False
-    """Whether only `have_ru` was given, without users and rate."""
+    """Only `have_ru` was given, without users and rate."""
 
     def source(self, name: str) -> str:
-        """Describe the source of an input; defaults are assumptions with a reason."""
+        """Describe an input's source; defaults are assumptions with a reason."""
         if name in self.sources:
             return self.sources[name]
         reason = KNOWN[name].metadata["reason"]
@@ -156,7 +156,7 @@ KNOWN: Mapping[str, Field[Any]] = {each.name: each for each in fields(Inputs)}
 
 
 def flag_help(known: Field[Any]) -> str:
-    """Return the help text of an input's flag."""
+    """Return a flag's help text."""
     declared = known.metadata
     sentence = f"{declared['unit']} {declared['description']}".strip()
     sentence = sentence[:1].upper() + sentence[1:] + "."
@@ -169,7 +169,7 @@ def flag_help(known: Field[Any]) -> str:
 
 
 def merge(layers: Sequence[InputSource]) -> SourcedInputs:
-    """Merge layers; the last one wins. Raises PlanMisused naming the flag or the key."""
+    """Merge layers; the last wins. Raises PlanMisused naming the flag or key."""
     values, sources = dict[str, Any](), dict[str, str]()
     for layer in layers:
         for name, value in layer.values.items():
@@ -190,7 +190,7 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
 
 
 def hourly_shares(profile: str | Sequence[float]) -> tuple[float, ...]:
-    """Return the 24 hourly rates of a named shape, or of 24 numbers, as shares of the busiest hour."""
+    """Return 24 hourly rates, or a named shape, as shares of the busiest hour."""
     if isinstance(profile, str):
         if profile in SHAPES:
             return SHAPES[profile]
@@ -211,7 +211,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def from_report(path: Path, p99_ms: float | None = None) -> InputSource:
-    """Read a report of `hotplate bench`: the rate of a pod, the time of a request in it, and the CPU of a request.
+    """Read a pod's rate, request time and CPU a request from a report of `hotplate bench`.
 
     With *p99_ms*, only rates within it count. Raises PlanMisused for an unsound report or another file.
     """
@@ -272,7 +272,7 @@ def _stay(found: Report, subjects: Sequence[str]) -> dict[str, object]:
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:
-    """Read lists by kind, mean size and encoding from a manifest; the mean size includes popular lists and `meta`."""
+    """Read lists by kind, mean size and encoding from a manifest; the size includes popular lists and `meta`."""
     rows = sum(manifest.counts.values())
     mean_bytes = manifest.bytes / max(1, rows)
     key_bytes = KEY_BYTES + fmean([len(key.partition(":")[2].encode()) for key in manifest.sample] or [0])
@@ -293,7 +293,7 @@ def _drop_outdated_size(layers: Sequence[InputSource], values: dict[str, Any], s
             del values["list_bytes"], sources["list_bytes"]
 
 
-def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- of whatever type its field is
+def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- any field type
     if known.name == "profile":
         return _profile(value, label)
     choices, low, high = known.metadata["choices"], known.metadata["low"], known.metadata["high"]

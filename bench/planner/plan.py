@@ -1,6 +1,6 @@
 """The plan for one set of inputs: sizes, workload, Cosmos DB, Redis, pods, training and cost.
 
-Figures are calculated with `Term`, which keeps the formula that `--why` prints.
+`Term` keeps the formulas that `--why` prints.
 """
 
 from collections.abc import Mapping
@@ -18,23 +18,23 @@ from hotplate.stores.cosmos.charges import Charges, even_rows, publish_ru
 ITEM_BYTES = len('{"id":"","score":0.1234}')
 TITLE_BYTES = len(',"title":""')
 SEPARATOR_BYTES = len(",\n")
-# Quotes of an item and of its title; each is escaped inside a JSON string.
+# Quotes of an item and its title; each is escaped inside a JSON string.
 QUOTES = 6
 TITLE_QUOTES = 4
-# An item of Cosmos DB without its id and its list.
+# A Cosmos DB item without its id and list.
 SKELETON_BYTES = len('{"id":"user.","t":""}')
-# Copies of constants of `hotplate.stores.redis.examination`, which needs the extra `redis`; a test compares them.
+# Copied from `hotplate.stores.redis.examination`, which needs the extra `redis`; a test compares them.
 REDIS_ROW_BYTES = 80
 REDIS_ALLOCATED = 1.08
 REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
 GB = 1000**3
 PARTITION_GB = 50
 CONTROL_RU = url.MANUAL_MIN  # of the catalogue's container
-DOUBLED = ("bounded", "strong")  # consistency levels with doubled charges for reads
+DOUBLED = ("bounded", "strong")  # levels that double the charge of reads
 POLL_S = 2.0  # between polls of the catalogue, 1 RU each
 FLOOR = 10  # autoscale bills at least a tenth of its maximum
-OVERLAP_HOURS = 1  # of a publish, in which the old and the new release are both scaled to serve
-EXACT_RANKS = 1_000  # of the Zipf law; lower ranks are integrated
+OVERLAP_HOURS = 1  # of a publish, with both releases scaled to serve
+EXACT_RANKS = 1_000  # lower ranks of the Zipf law are integrated
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
@@ -44,7 +44,7 @@ DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-r
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """The requirements and the cost of a load."""
+    """Requirements and cost of a load."""
 
     sourced: SourcedInputs
     prices: Prices = field(repr=False)
@@ -57,7 +57,7 @@ class CapacityPlan:
         return self.sourced.inputs
 
     def number(self, name: str) -> float:
-        """Return the value of a figure, 0 if it is not a number."""
+        """Return a figure's value, 0 if it is not a number."""
         return self.figures[name].number
 
     @property
@@ -66,7 +66,7 @@ class CapacityPlan:
         costs = possible_costs(self.figures)
         return min(costs, key=lambda name: costs[name])
 
-    def with_inputs(self, **changes: Any) -> "CapacityPlan":  # noqa: ANN401 -- inputs by name; `replace` refuses others
+    def with_inputs(self, **changes: Any) -> "CapacityPlan":  # noqa: ANN401 -- inputs by name
         """Recalculate with some inputs changed."""
         changed = replace(self.sourced, inputs=replace(self.inputs, **changes))
         return calculate(changed, self.prices, self.charges)
@@ -77,7 +77,7 @@ class CapacityPlan:
 
 
 def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> CapacityPlan:
-    """Calculate a plan; deterministic."""
+    """Calculate a plan."""
     table, inputs, month = FigureTable(), sourced.inputs, f"{prices.currency}/month"
     _enter_inputs(table, sourced, prices)
     _sizes(table, inputs)
@@ -205,10 +205,7 @@ def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
 
 
 def _serving(t: FigureTable) -> None:
-    """Derive the RU/s and partitions of the live release's container.
-
-    RU/s depend on the number of partitions through skew, and the number on RU/s, so it is raised to a fixed point.
-    """
+    """Skew depends on the number of partitions and this on RU/s, so the number is raised to a fixed point."""
     by_gb = most(1, ceiling(t.term("release_gb") / PARTITION_GB))
     needed = t.derive("partitions_by_gb", "partitions", by_gb, source=LIMITS).value
     partitions = 0.0
@@ -306,15 +303,14 @@ def autoscale_top(wanted: float, highest: float, release_gb: float) -> int:
 
 
 def reached_ru(inputs: Inputs, top: float, busiest: float) -> list[float]:
-    """Return the billed RU/s in each hour of the day, with an autoscale maximum of *top*."""
+    """Return the billed RU/s of each hour, with an autoscale maximum of *top*."""
     return [max(top / FLOOR, busiest * share) for share in hourly_shares(inputs.profile)]
 
 
 def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
-    """Derive the autoscale maximum and cost.
+    """Each region and hour is billed at the RU/s reached, at least a tenth of the maximum.
 
-    Regions scale independently. Each hour is billed at the RU/s reached, at least a tenth of the maximum: reads spread
-    evenly over the regions, without headroom or a reserve for a failover.
+    Reads spread evenly over the regions, without headroom or a failover reserve.
     """
     n = t.term
     reads, publish, gb = (t[name].number for name in ("reads_ru", "publish_ru_s", "release_gb"))
@@ -381,7 +377,7 @@ def _redis(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
 
 
 def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> Size | None:
-    """Choose the cheapest size for *gb* of data and *gets_s* GETs/s; None if the largest is too small."""
+    """Choose the cheapest size for *gb* of data and *gets_s* GETs/s; None if all are too small."""
     fitting = [
         size
         for size in prices.redis
@@ -422,9 +418,9 @@ def _today(t: FigureTable, month: str) -> None:
 
 
 def refused_share(have_ru: float, reads_ru: float, skew: float, partitions: int) -> float:
-    """Return the share of reads answered with 429, if reads need *reads_ru* RU/s and *have_ru* are provisioned.
+    """Return the share of reads answered with 429 if *reads_ru* RU/s are needed and *have_ru* provisioned.
 
-    The fullest partition gets *skew* times an even share of the reads, the others split the rest evenly.
+    The fullest partition gets *skew* times an even share, the others split the rest evenly.
     """
     if reads_ru <= 0:
         return 0.0

@@ -1,8 +1,8 @@
-"""Prices, each with source, date and region, from a TOML file, which can be written from Azure's price list.
+"""Prices with source, date and region, from a TOML file or Azure's price list.
 
-The default is `prices.toml` next to this module. The API needs no account; see
-https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-prices. Meters are found by the names of
-product and meter; missing ones are reported and left out of the file.
+The default is `prices.toml`. The API needs no account:
+https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-prices. Meters are found by product and
+meter; missing ones are reported and omitted.
 """
 
 import datetime as dt
@@ -21,7 +21,7 @@ from urllib.request import HTTPRedirectHandler, build_opener
 from hotplate.bench.errors import BenchFailed, BenchMisused
 
 OURS = Path(__file__).with_name("prices.toml")
-# The reliability of a price, and its default error bound: list prices differ by region and day.
+# Reliability of a price, and default error bound: list prices differ by region and day.
 BASES = {"listed": "a list price", "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
 WITHIN = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
 DAYS_A_MONTH = 365.25 / 12
@@ -31,13 +31,13 @@ COSMOS = "serviceName eq 'Azure Cosmos DB'"
 MACHINES = "serviceName eq 'Virtual Machines' and armSkuName eq 'Standard_D4s_v5'"
 REDIS = "serviceName eq 'Redis Cache' and contains(productName,'Managed Redis')"
 MACHINE_CPUS = 4
-OTHERS = re.compile("Windows|Spot|Low Priority")  # meters of machines that are not Linux at the full price
+OTHERS = re.compile("Windows|Spot|Low Priority")  # machines other than Linux at full price
 AUTOSCALE_FACTOR = 1.5
 HEAD = "# Azure's retail prices"
 DEADLINE_S = 60.0  # for all requests together
 PAGES = 50
 PAGE_BYTES = 4_000_000
-# Prices of Cosmos DB: product, meter and unit.
+# Cosmos DB prices: product, meter and unit.
 METERS = {
     "ru_hour": ("Azure Cosmos DB", "100 RU/s", "100 RU/s provisioned for an hour, in each region"),
     "autoscale": ("Azure Cosmos DB autoscale", "100 RU/s", "100 RU/s of autoscale for an hour, in each region"),
@@ -53,7 +53,7 @@ class PricesUnreadable(BenchMisused):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A price in its file's currency; its basis is `listed`, `quoted` by a third party, or `assumed`."""
+    """A price; its basis is `listed`, `quoted` by a third party, or `assumed`."""
 
     amount: float
     per: str
@@ -62,7 +62,7 @@ class Price:
     source: str
     basis: str
     within: float
-    """The relative error bound."""
+    """Relative error bound."""
 
     @property
     def provenance(self) -> str:
@@ -93,7 +93,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """All prices of a file; None for a missing one."""
+    """All prices of a file; None if missing."""
 
     currency: str
     ru_hour: Price
@@ -103,10 +103,10 @@ class Prices:
     serverless_million_ru: Price | None
     redis_gb_hour: Price | None
     redis: tuple[Size, ...]
-    """From the smallest to the largest."""
+    """In ascending order."""
 
     def by_name(self) -> dict[str, Price]:
-        """Return the prices that are present, without the sizes of Redis."""
+        """Return present prices, without the sizes of Redis."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: price for name, price in found.items() if isinstance(price, Price)}
 
@@ -195,9 +195,9 @@ class Item:
 
 
 def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list[str]:
-    """Write Azure's prices to *path*, and return the names of missing ones.
+    """Write Azure's prices to *path*; return the names of missing ones.
 
-    Raises BenchMisused instead of overwriting a file of other origin.
+    Raises BenchMisused instead of overwriting another file.
     """
     if path.exists() and not path.read_text(errors="replace").startswith(HEAD):
         raise BenchMisused(
@@ -209,9 +209,9 @@ def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list
 
 
 def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[str, list[str]]:
-    """Return the text of a file of prices, and the names of missing ones.
+    """Return the text of a price file, and the names of missing prices.
 
-    Raises BenchMisused for an invalid region or currency, and BenchFailed if the request fails or an essential price is
+    Raises BenchMisused for an invalid region or currency, BenchFailed if the request fails or an essential price is
     missing.
     """
     if not re.fullmatch(r"[a-z0-9]{2,40}", region):
@@ -259,7 +259,7 @@ def _items(url: str, condition: str, currency: str, ends: float) -> Iterator[Ite
     raise BenchFailed(f"{url}: more than {PAGES} pages for {condition}")
 
 
-def _item(found: Any, url: str) -> Item:  # noqa: ANN401 -- of JSON
+def _item(found: Any, url: str) -> Item:  # noqa: ANN401 -- JSON
     try:
         product, meter, sku = (str(found[name]) for name in ("productName", "meterName", "skuName"))
         return Item(product, meter, sku, float(found["retailPrice"]), float(found.get("tierMinimumUnits") or 0))
@@ -274,7 +274,7 @@ def _host(url: str) -> tuple[str, str | None, int | None]:
 
 class _NoRedirect(HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 -- as urllib's
-        """Refuse redirects: they could lead to another host."""
+        """Refuse redirects, which could lead to another host."""
 
 
 def _page(url: str, ends: float) -> dict[str, Any]:

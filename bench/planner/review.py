@@ -1,4 +1,4 @@
-"""The report of a plan, with rows, warnings and plots, and the check of a saved plan."""
+"""The report of a plan, and the check of a saved plan."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,14 @@ from hotplate.bench.planner.plan import CONTROL_RU, CapacityPlan, reached_ru
 from hotplate.report import Curve, Plot, Report, Row, TextTable, format_value
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 
-# Costs and discounts that no figure includes.
+# Costs and discounts outside of all figures.
 NOT_PRICED = (
     "reserved capacity and its discount", "writes in several regions", "tiers of Azure Managed Redis but Balanced",
     "unused share of nodes", "traffic between regions and to the internet", "backups", "private links", "free tiers",
 )  # fmt: skip
-# Inputs for parts of the bill that are not priced by default.
+# Inputs for parts of the bill not priced by default.
 FEES = {"gateway_month": "a dedicated gateway", "ru_factor": "zone redundancy", "cluster_month": "the fee of AKS"}
-# The rows of the report in order: labels and figures.
+# Rows of the report in order: labels and figures.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
     "used by reads in the busiest hour": "today_use", "too many": "over_ru", "cost a month": "today_cost",
@@ -76,13 +76,13 @@ BASELINE_FIGURES = (
     "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost", "redis_cost", "cosmos_total", "redis_total",
 )  # fmt: skip
 BOUND_PERCENT = 10.0
-CHECK = "check"  # the table of a saved plan with its figures and their bound
-PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))  # times the plan's rate
+CHECK = "check"  # table of a saved plan: figures and their bound
+PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))  # multiples of the plan's rate
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A saved plan: inputs, figures, and the allowed growth of these."""
+    """A saved plan: inputs, figures, and their allowed growth."""
 
     layer: InputSource
     figures: Mapping[str, float]
@@ -90,7 +90,7 @@ class Baseline:
 
 
 def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
-    """Make the report of a plan, or with *baseline* that of the comparison, without rows."""
+    """Report a plan or, with *baseline*, the comparison, without rows."""
     short, figures, only = [*shortage(plan)], plan.figures, plan.sourced.carries_only
     grown = [*growth(plan, baseline)] if baseline else []
     notes = [] if only else [f"look out: {each}" for each in warnings(plan)]
@@ -282,7 +282,7 @@ def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read inputs and, if present, the figures to check. Raises PlanMisused for an invalid file."""
+    """Read inputs and any figures to check. Raises PlanMisused for an invalid file."""
     facts = read_toml(path)
     check = facts.pop(CHECK, {})
     if not isinstance(check, dict) or check.keys() - {"bound_percent", "agreed"}:
@@ -314,10 +314,10 @@ def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
 
 
 def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
-    """Format a plan as a baseline: non-default inputs with their sources, and the figures to check."""
+    """Format a baseline: non-default inputs with their sources, and the figures to check."""
     lines = list[str]()
     for name, source in plan.sourced.sources.items():
-        given = json.dumps(getattr(plan.inputs, name))  # JSON of these is TOML, too
+        given = json.dumps(getattr(plan.inputs, name))  # such JSON is TOML, too
         lines.append(f"{name} = {given}  # {''.join(each if each.isprintable() else ' ' for each in source)}")
     lines += ["", f"[{CHECK}]", f"bound_percent = {bound_percent:g}", "", f"[{CHECK}.agreed]"]
     for name in BASELINE_FIGURES:
