@@ -1,4 +1,4 @@
-"""Evaluation of models and baselines: fit on the train part of a split, measure on its test part."""
+"""Evaluation of models and baselines on a split."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -31,12 +31,12 @@ from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.keys import OVERALL
 
-# More users would cost more than the fit; intervals are already a few percent. Large catalogues also bound the pairs.
+# More users would cost more than the fit; intervals are already a few percent. Pairs are bounded, too.
 MOST_TESTED = 20_000
 _MOST_RANKED = 400_000_000
 _LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
-# Returns from a fitted ranker the users' lists and the lists as served, both [users, k].
+# Returns the users' lists and the lists as served, both [users, k].
 MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
 
 
@@ -71,7 +71,7 @@ class Evaluation:
     split       None if the test data were given
     cold_pairs  test pairs of items without an interaction in train
     leads       in the order of *baselines*
-    drawn_from  number of testable users, if only a sample was tested
+    drawn_from  number of testable users, if sampled
     """
 
     split: SplitOptions | None
@@ -201,8 +201,8 @@ def evaluate_engine(
 ) -> EngineResult:
     """Fit one engine on the train part and measure its lists on the test part.
 
-    Users without a list are served the most *popular* items, by default those with the most users. *make* replaces the
-    lists and what is served.
+    Users without a list are served the *popular* items, by default those with the most users. *make* replaces the lists
+    and what is served.
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:
@@ -232,7 +232,7 @@ def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], N
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
     """Return the lists of users with test items [users, k]; -1 for others, and after the end.
 
-    Lists have k columns even with fewer items, because precision is hits / k.
+    Always k columns, because precision is hits / k.
     """
     return for_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k)[0])
 

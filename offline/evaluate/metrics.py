@@ -46,7 +46,7 @@ class RankingMetrics:
 
 @dataclass(frozen=True, slots=True)
 class ListMetrics:
-    """Properties of lists apart from hits; 0 if no user has a list.
+    """Properties of lists; 0 if no user has a list.
 
     coverage   share of all items that are in any list
     diversity  mean of 1 - cosine of two items' users in train, over the pairs of a list (Ziegler et al., WWW 2005)
@@ -140,7 +140,7 @@ def as_served(lists: Indices, popular: Indices) -> Indices:
 def measure_lists(lists: Indices, train: UserItems) -> ListMetrics:
     """Measure *lists* [lists, k], -1 after the end of one, by interactions *train* [users, items].
 
-    Diversity is measured on at most 1,000 lists with two items or more.
+    Diversity uses at most 1,000 lists with two items or more.
     """
     counts = users_per_item(train)
     present = lists >= 0
@@ -185,7 +185,7 @@ def _diversity(lists: Indices, train: UserItems, counts: npt.NDArray[np.int64]) 
         # Items are unit vectors over users; these are the sums per list [users, lists].
         sums = has @ csr_matrix((1 / norms[items], (items, of_list)), shape=(len(counts), len(batch)))
         sums.data **= 2
-        # A squared sum holds each pair's product twice and each vector's square once.
+        # A squared sum holds each pair's product twice, each square once.
         products = np.asarray(sums.sum(axis=0)).ravel() - np.bincount(of_list, counts[items] > 0, len(batch))
         found += (1 - products / (lengths[batch] * (lengths[batch] - 1))).tolist()
     return float(np.mean(found)) if found else 0.0

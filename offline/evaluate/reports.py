@@ -1,4 +1,4 @@
-"""The reports of `hotplate evaluate`: of a model, of lists against the choices of users, and of two compared."""
+"""The reports of `hotplate evaluate`."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -61,7 +61,7 @@ _LONG_TAIL = "The share of all interactions, and of all places in lists, that be
 _SAMPLES = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
 NAMES = {"ndcg": "nDCG", "map": "MAP", "recall_at_k": "recall, of k at most", "mrr": "MRR", "hit_rate": "hit rate"}
 MAIN = ("ndcg", "recall", "precision", "map", "mrr", "hit_rate")
-# Keys of the description shown elsewhere, or only about files.
+# Shown elsewhere, or only about files.
 _ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
 Record = Mapping[str, Any]
@@ -72,7 +72,6 @@ class Truth:
     """The choices of users.
 
     pairs      [user, item, and rating: f64 if it was read], unique and sorted
-    rows       number of rows read
     left_out   number of rows left out by reason
     """
 
@@ -89,8 +88,8 @@ class Truth:
 def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Truth:
     """Read a file, or a folder of files of one kind.
 
-    *named* are columns by role: user and item are guessed if None; a rating is read only if named, and averaged over
-    the rows of a pair. Raises DataError.
+    *named* are columns by role: user and item are guessed if None; a rating is read only if named, and averaged per
+    pair. Raises DataError.
     """
     tables = open_tables(find_files(path), Format(delimiter))
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
@@ -126,7 +125,6 @@ class Candidate:
     lists        [user, item, score], at most k rows a user, contiguous and best first; only users of the truth
     predictions  [user, item, score] of the truth's pairs with a score
     popular      the items served to users without a list, best first, if known
-    history      earlier interactions, if known
     """
 
     origin: str
@@ -139,7 +137,7 @@ class Candidate:
 def from_files(
     path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
-    """Read rows of user, item and score as `import` does; of duplicates the highest score counts, ties by item id.
+    """Read rows of user, item and score; of duplicates the highest score counts, ties by item id.
 
     *pairs* [user, item] are those of the truth; memory grows with the lists of their users, not with the file.
     """
@@ -220,7 +218,7 @@ class Evaluator:
             )
 
     def evaluate(self, candidate: Candidate) -> Report:
-        """Measure the lists of one origin, plain and as served, next to popularity, and as rating predictions.
+        """Measure lists, plain and as served, next to popularity, and as rating predictions.
 
         Raises DataError if no user of the truth has a list, or all its pairs are training data.
         """
@@ -374,7 +372,7 @@ def model_report(path: Path) -> Report:
 def verdict_on(record: Record | None) -> tuple[str, bool, tuple[str, ...]]:
     """Compare the nDCG, plain and as served, of a model and its baselines.
 
-    Returns a sentence that names every baseline ahead of the model, whether there is none, and a remark on each lead.
+    Returns a sentence on baselines ahead of the model, whether there is none, and a remark on each lead.
     """
     if record is None:
         return "It is not known how good this model is: it was trained without an evaluation", False, ()

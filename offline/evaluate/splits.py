@@ -26,7 +26,7 @@ from hotplate.offline.input.matrix import (
 SplitKind = Literal["by-time", "by-user-time", "leave-last", "by-item", "by-user", "random", "held-out-users"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
 IN_TIME: frozenset[SplitKind] = frozenset({"by-time", "by-user-time", "leave-last"})
-# Held-out users: the minimum number of items, and the share of them in the test.
+# Of held-out users: least number of items, and share of them in the test.
 _MIN_HELD_OUT_ITEMS = 5
 _TARGET_SHARE = 0.2
 # Three pieces of a log end after 60, 80 and 100 % of the pairs.
@@ -38,8 +38,7 @@ _MOST_PIECES = 5
 class SplitOptions:
     """The pairs held back for the test, by kind.
 
-    by-time           the last *test_share* of all pairs; train is computed from the rows up to one moment, the cut.
-                      The test is smaller if many pairs have the time of the cut
+    by-time           the last *test_share* of all pairs; train is computed from the rows up to one moment, the cut
     by-user-time      the last *test_share* of each user's pairs
     leave-last        the *last* pairs of each user with more than that
     by-item, by-user  a random *test_share* of each item's (or user's) pairs
@@ -48,7 +47,7 @@ class SplitOptions:
                       in (strong generalisation: Liang et al., WWW 2018)
 
     Shares are rounded per group, half to even. A pair has the time of its first row; pairs without a time come first.
-    Ties are in item order.
+    Ties are in item order. By-time, pairs at the cut are not tested.
 
     min_per_user, min_per_item  the core of train; only its users and items are tested
     pieces, piece               by-time: number of prefixes of the log, the last being all of it, and the index of one
@@ -93,7 +92,7 @@ class Parts(NamedTuple):
     history     the rows of train, if the data have times
     seen        the users' items at recommendation: train, or the folded-in part
     test        disjoint from both, unless repeats are tested
-    test_times  of the test's pairs, in the order of its data, if known
+    test_times  in the order of the test's data, if known
     """
 
     train: UserItems
@@ -168,8 +167,8 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
         np.maximum.at(until, rows[~held_back], times[~held_back])
     past = history.until(until)
     learnt = past.matrix()
-    # Held-back pairs with the time of the cut are removed from train. Pairs that existed at the cut stay in train,
-    # untested, even if they were cancelled afterwards and chosen again.
+    # Held-back pairs with the time of the cut are removed from train. Pairs that existed at the cut stay, untested,
+    # even if they were cancelled and chosen again.
     tied = held_back & (times <= (until if isinstance(until, int) else until[rows]))
     learnt = part(learnt, ~are_among(cells_of(part(user_items, tied)), cells_of(learnt)))
     held_back &= ~are_among(cells_of(learnt), cells_of(user_items))

@@ -1,1 +1,1 @@
-"""Input of a training: files, columns, interactions and their matrix."""
+"""Input of a training."""

@@ -1,4 +1,4 @@
-"""Columns of input files: their names by role, and formats of numbers and times."""
+"""Column names by role, and formats of numbers and times."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,6 @@ _COMMON_NAMES = {
     "boost": "boost factor multiplier",
     "event": "event eventtype eventname action behavior behaviour type",
 }
-# Roles whose usual names may end in "id".
 _ID_ROLES = ("user", "item", "other", "category")
 # For files without a header.
 _NUMBERED = "column_"
@@ -61,7 +60,7 @@ class Columns:
 
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
-    """Return the column called *name*, ignoring case, or of that number in a file without a header.
+    """Return the column called *name*, ignoring case, or of that number without a header.
 
     Raises DataError for a missing column.
     """
@@ -85,8 +84,8 @@ def choose_columns(
 ) -> dict[str, str]:
     """Return columns by role: those *named* (None if not given), and those *guessed* by a usual name.
 
-    Without a header the *required* roles get the free columns in order. Raises DataError for a missing column or
-    *required* role, and one column named for both user and item.
+    Without a header the *required* roles get the free columns in order. Raises DataError for a missing column or role,
+    and for one column named for user and item.
     """
     chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
     if "user" in chosen and chosen["user"] == chosen.get("item"):
@@ -129,7 +128,7 @@ def numbered(count: int) -> list[str]:
 
 
 def time_format(sample: pl.Series, named: str | None) -> str:
-    """Return *named*, or the format that reads most of the *sample*: EPOCH or one of ISO 8601."""
+    """Return *named*, or the format that reads most of the *sample*: EPOCH or ISO 8601."""
     if named is not None:
         return named
     if sample.dtype.is_numeric() or sample.is_empty():
@@ -142,7 +141,7 @@ def time_format(sample: pl.Series, named: str | None) -> str:
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
-    """Return the column as a naive UTC time in µs, null if it is not in the format *layout*."""
+    """Return the column as a naive UTC time in µs, null if not in the format *layout*."""
     column = pl.col(name)
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
         if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:

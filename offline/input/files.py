@@ -1,4 +1,4 @@
-"""Input files: found by path or URL, and fingerprinted; reading errors become DataError."""
+"""Input files, local or remote, and their fingerprints."""
 
 import re
 import shutil
@@ -42,14 +42,13 @@ _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     ".events": "events",  # segments of the event log
 }
-# Magic bytes by suffix.
 COMPRESSIONS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", ".zstd": b"\x28\xb5\x2f\xfd"}
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
 _SOME_TIME = datetime(2026, 1, 2, 13, 4, 5)  # noqa: DTZ001 -- the zone is set below
-# The query of a signed HTTP URL is part of its path for fsspec.
+# fsspec counts the query of a signed HTTP URL as part of its path.
 _HTTP = ("http", "https")
-# Error sentences by parts of polars' lower-case message; the first match counts.
+# Error sentences by parts of polars' messages; the first match counts.
 _READER_ERRORS = {
     ("no space left", "file too large"): (
         "cannot be written: the disk is full or a file size limit is reached (ulimit -f); free space, or set TMPDIR to "
@@ -95,8 +94,7 @@ class DataFile:
 class Format:
     """How to read text files.
 
-    delimiter     of fields; None takes the most frequent of comma, semicolon and tab in the first line
-    header        whether the first row names the columns
+    delimiter     None takes the most frequent of comma, semicolon and tab in the first line
     null_values   texts for missing values, besides blanks
     time_format   such as %d/%m/%Y %H:%M; None for ISO 8601 or time since the epoch
     max_bad_rows  allowed share of rows with a wrong number of fields, or an invalid required number or time
@@ -130,7 +128,7 @@ def _reads_times(layout: str) -> bool:
 def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
     """Yield the files at *paths*, with temporary copies of standard input, data frames and URLs.
 
-    Raises DataError as `find_files`, SettingError for a file given twice.
+    Raises SettingError for a file given twice, DataError as `find_files`.
     """
     with ExitStack() as stack:
         files = list[DataFile]()
@@ -231,13 +229,13 @@ def _fetching(url: str) -> Iterator[tuple[Any, str]]:
         ) from error
     except FileNotFoundError as error:
         raise DataError(f"{shown} does not exist; check the URL.") from error
-    except Exception as error:  # the exceptions differ by file system
+    except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise DataError(f"{shown} cannot be read: {reason}; check the URL and its credentials.") from error
 
 
 def find_files(path: Path) -> list[DataFile]:
-    """Return *path*, or the files in the folder *path* and its `key=value` folders, sorted, without hidden ones.
+    """Return *path*, or the files in this folder and its `key=value` folders, sorted, without hidden ones.
 
     Raises DataError for a missing path, an empty folder, mixed or unknown kinds of files.
     """
@@ -300,7 +298,7 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """Return a digest that changes with the files at *paths*, by local bytes and fsspec's version keys of URLs."""
+    """Return a digest that changes with *paths*, by local bytes and fsspec's version keys of URLs."""
     paths, remote = list(paths), list[str]()
     for url in filter(None, map(url_of, paths)):
         with _fetching(url) as (files, root):
@@ -320,7 +318,7 @@ def state_of(paths: Iterable[Path]) -> str:
 
 @contextmanager
 def data_errors(source: object) -> Iterator[None]:
-    """Raise errors of polars and the operating system as DataError naming *source*."""
+    """Raise errors of polars and the operating system as DataError about *source*."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:

@@ -1,4 +1,4 @@
-"""Parsers of options: row filters (`quantity>0`), event weights (`view=1,buy=5`), half-lives (`30d`)."""
+"""Parsers of row filters (`quantity>0`), event weights (`view=1,buy=5`) and half-lives (`30d`)."""
 
 import re
 from dataclasses import dataclass, replace
@@ -28,8 +28,7 @@ class Filter:
     def expression(self, table: Table) -> pl.Expr:
         """Return the condition over the columns of *table*, never null.
 
-        A missing value is an empty text: it meets `!=` and `!~`, and no comparison of size. Raises DataError for a
-        missing column.
+        A missing value counts as an empty text, and meets no comparison of size. Raises DataError for a missing column.
         """
         table = replace(table, form=Format(null_values=()))  # filters see null values as written
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
@@ -54,7 +53,7 @@ class Filter:
 def parse_filter(text: str) -> Filter:
     """Parse a column, one of `= != > >= < <= ~ !~`, and a value.
 
-    `~` searches with a regular expression; `>`, `>=`, `<` and `<=` compare numbers, or texts that begin with a digit
+    `~` searches with a regular expression; comparisons of size need a number, or a text that begins with a digit
     (dates). Raises SettingError for anything else.
     """
     parts = _FILTER.fullmatch(text)
@@ -90,7 +89,7 @@ def parse_half_life(text: str) -> timedelta:
 
 
 def parse_event_weights(text: str) -> dict[str, float]:
-    """Parse `view=1,cart=3,buy=5`; raises SettingError unless every event has a name and a positive weight."""
+    """Parse `view=1,cart=3,buy=5`; raises SettingError unless each event has a positive weight."""
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))

@@ -1,4 +1,4 @@
-"""Interactions read from files; rows that are left out are counted by reason."""
+"""Interactions read from files; rows left out are counted by reason."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -47,11 +47,10 @@ _UNKNOWN_EVENT = "unknown event"
 _NO_TIME = "time that cannot be read"
 _NO_NUMBER = "weight that is not a number"
 _FUTURE = "in the future"
-# More distinct values are unlikely to be types of events.
 _MAX_EVENTS = 20
 _HEAD_ROWS = 1000
-# Thresholds of notes: share of rows without a time; share of the weight or number of rows of a single user, and its
-# multiple of the mean; number of users without a common item.
+# Thresholds of notes: share of rows without a time; a single user's share of the weight, number of rows, and multiple
+# of the mean; number of users without a common item.
 _TIMELESS_SHARE = 0.01
 _USER_SHARE, _USER_ROWS = 0.02, 2_000
 _TIMES_THE_MEAN = 20
@@ -79,10 +78,9 @@ class Interactions:
     titles       by item, as far as known
     segments     [segment, item, weight: f64, the number of the segment's users with the item], or None
     rows         number of rows read
-    left_out     number of rows left out by reason, in order, without zeros
+    left_out     number of rows left out by reason, without zeros
     fingerprint  digest of all files
     time_range   first and last time of the rows kept
-    columns      named or guessed
     notes        sentences about unused columns and doubtful data
     """
 
@@ -111,8 +109,8 @@ def read_interactions(
     """Read files, folders, URLs, data frames and `-` (standard input), all with the same columns.
 
     A row weighs its weight column, its event by *event_weights*, or 1. With `columns.count` each distinct value counts
-    1, at the time of its first row. Negative quantities are cancellations, see `take_back`. Raises DataError for
-    unreadable data and if nothing is left, SettingError for contradictory options.
+    once, at its first time. Negative quantities are cancellations, see `take_back`. Raises DataError for unreadable
+    data and if nothing is left, SettingError for contradictory options.
     """
     source, named, form = named_paths(paths), columns or Columns(), form or Format()
     filters, title_paths = [parse_filter(text) for text in where], [] if titles is None else [titles]
@@ -204,7 +202,6 @@ def _read_events(segments: Sequence[DataFile], form: Format) -> tuple[Table, lis
         notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(FAULT))
-    # Null values of other files are ordinary values here.
     return Table(segments[0], frame, dict(rows.schema), Format(null_values=(), max_bad_rows=form.max_bad_rows)), notes
 
 
@@ -268,7 +265,7 @@ def _shape(source: _Source, layout: str) -> TableShape:
         left_out[_NO_TIME] = time.is_null() & ~pl.col("timeless")
         how = table.form.time_format or "ISO 8601 or seconds since 1970; give --time-format, or --time-column none"
         bad[_NO_TIME] = columns.time, f"is not a time as {how}"
-        # Ages count from the newest row, so a future one would make all others old. One day allows for time zones.
+        # Ages count from the newest row, so a future one would make all others old. A day allows for time zones.
         left_out[_FUTURE] = time > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
     if columns.weight is not None:
         bad[_NO_NUMBER] = columns.weight, "is not a finite number"
@@ -348,8 +345,8 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
     A negative quantity is taken back from the user's latest purchases of the item up to its time. Rows without a time
     come first; without times all are simultaneous.
 
-    Returns [user, item, weight, and with times: time, ended]. The weight of a purchase is reduced in proportion; the
-    part taken back is a separate row that *ended* at the cancellation.
+    Returns [user, item, weight, and with times: time, ended]. Weights are reduced in proportion; the part taken back is
+    a separate row that *ended* at the cancellation.
     """
     pair, moment = ["user", "item"], ["time"] if "time" in log.columns else []
     cancelled = log.filter(pl.col("quantity") < 0).select(pair).unique()

@@ -1,4 +1,4 @@
-"""Interactions as a sparse matrix of users by items, with the rows behind its pairs."""
+"""Interactions as a sparse matrix of users by items, with their rows."""
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -12,11 +12,11 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, require_at_least
 
-# A float32 csr_matrix (scipy publishes no types), canonical (summed, no zeros, sorted), users by items.
+# float32 csr_matrix, users by items, canonical (summed, no zeros, sorted); scipy publishes no types.
 UserItems = Any
 Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-# True for items that may be recommended; None if all may.
+# True for allowed items; None if all are.
 Allowed: TypeAlias = npt.NDArray[np.bool_] | None
 # µs since 1970.
 Times = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ Times = npt.NDArray[np.int64]
 Cells = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Weighting = Literal["sum", "binary", "log"]
-# One time, or one per user: µs since 1970.
+# One time, or one per user.
 Until: TypeAlias = int | Times
 
 NO_TIME = int(np.iinfo(np.int64).min)
@@ -36,13 +36,10 @@ _DAY_US = 86_400e6
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """How the rows of a user and an item become one weight.
+    """How the rows of a user and an item become one weight: sum, 1 (binary), or 1 + ln(sum), at least 1 (log).
 
-    sum        the sum of their weights
-    binary     1
-    log        1 + ln(sum), at least 1
-    half_life  of a row's weight, relative to the newest row; for binary and log, of the pair's weight since its last
-               row. The mean weight is kept, so the same engine parameters fit.
+    *half_life* is that of a row's weight, relative to the newest row; for binary and log, of the pair's weight since
+    its last row. The mean weight is kept, so the same engine parameters fit.
     """
 
     kind: Weighting = "sum"
@@ -79,7 +76,7 @@ class History:
         return _csr(rows.cells[starts], _weigh(self.weighing, starts, rows.times, rows.weights), self.shape)
 
     def until(self, until: Until) -> "History":
-        """Return the rows up to *until*, inclusive, without later cancellations."""
+        """Return the rows up to *until* (inclusive), without later cancellations."""
         bounds = self._bounds(until)
         past = self
         if self.ended is not None:
@@ -106,7 +103,7 @@ class History:
         return found
 
     def pairs_after(self, until: Until) -> UserItems:
-        """Return the pairs with a row after *until* that was never cancelled, with weight 1."""
+        """Return the pairs with a row after *until* never cancelled, with weight 1."""
         cells = self._only(self.times > self._bounds(until))._standing().cells  # noqa: SLF001 -- own class
         starts = _starts(cells)
         return _csr(cells[starts], np.ones(len(starts), dtype=np.float32), self.shape)
@@ -130,14 +127,14 @@ def cells_of(user_items: UserItems) -> Cells:
 
 
 def are_among(known: Cells, cells: Cells) -> Mask:
-    """Return which *cells* are among *known*, which ascend; ten times as fast as `np.isin`."""
+    """Return which *cells* are among *known*, in ascending order; ten times as fast as `np.isin`."""
     if not len(known):
         return np.zeros(cells.shape, dtype=np.bool_)
     return np.asarray(known.take(np.searchsorted(known, cells), mode="clip") == cells)
 
 
 def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
-    """Return factors halved per half-life before the newest of *times*; NO_TIME is as old as the oldest."""
+    """Return factors halved per half-life before the newest of *times*; NO_TIME counts as the oldest."""
     known = times[times != NO_TIME]
     oldest, newest = (int(known.min()), int(known.max())) if len(known) else (0, 0)
     age_us = (newest - np.where(times == NO_TIME, oldest, times)).astype(np.float64)
@@ -150,7 +147,7 @@ class Matrix:
     """The interactions; row r is user_ids[r], column c is item_ids[c].
 
     Ids ascend by their UTF-8 bytes. *history* holds the rows behind the pairs, if the data have times. Cancellations
-    may leave users and items without pairs, which evaluations need; `standing` removes them.
+    may leave users and items without pairs, which evaluations need.
     """
 
     user_ids: list[str]
@@ -189,8 +186,8 @@ def to_matrix(
 ) -> Matrix:
     """Build the matrix of *log* [user, item, weight, perhaps time and ended], in any order.
 
-    Ids are text or categorical; *ended* is the time of a cancellation. *min_per_user* and *min_per_item* select the
-    k-core. Raises DataError if too little is left or a weight exceeds 32 bits, SettingError for a minimum below 1.
+    Ids are text or categorical. *min_per_user* and *min_per_item* select the k-core. Raises DataError if too little is
+    left or a weight exceeds 32 bits, SettingError for a minimum below 1.
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
@@ -215,7 +212,7 @@ def to_matrix(
                 f"There is only one {what}, {only!r}, in the rows that are kept; a training needs two users and "
                 f"two items. Check the {what} column."
             )
-    # Including those of cancelled pairs: a cut in time before the cancellation learns from them.
+    # Including cancelled ones: a cut in time before the cancellation learns from them.
     ever = user_items
     if history.ended is not None:
         ever = core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
@@ -232,7 +229,7 @@ def to_matrix(
 
 
 def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
-    """Return the k-core: pairs of users with *min_per_user* items and items with *min_per_item* users; same shape."""
+    """Return the k-core in the same shape: users with *min_per_user* items, items with *min_per_item* users."""
     kept = np.ones(user_items.nnz, dtype=np.bool_)
     items = user_items.indices
     users = np.repeat(np.arange(user_items.shape[0], dtype=np.int32), np.diff(user_items.indptr))
@@ -246,7 +243,7 @@ def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserIte
 
 
 def part(user_items: UserItems, kept: Mask) -> UserItems:
-    """Return the pairs selected by *kept*, in the order of the data; same shape."""
+    """Return the pairs *kept*, in the order of the data; same shape."""
     ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
     made = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
     made.has_canonical_format = True
@@ -281,7 +278,6 @@ def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
 
 
 def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
-    """Return the rows of *log* in order of *cells* and time; without times all have time 0."""
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
     times, ended = np.zeros(len(cells), dtype=np.int64), None

@@ -1,4 +1,4 @@
-"""Generated sample data: users with tastes, items with popularity and titles."""
+"""Generated sample data."""
 
 from datetime import datetime
 
@@ -30,8 +30,8 @@ _PERIOD_S = 180 * 24 * 3600
 def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
     """Return generated interactions [user, item, weight, title, segment, time], sorted by time.
 
-    Deterministic for a seed; popularity is long-tailed. Takes about 0.1 s and 20 MB per million combinations of user
-    and item. Raises SettingError below 10 of either.
+    Deterministic for a seed. Takes about 0.1 s and 20 MB per million combinations of user and item. Raises SettingError
+    below 10 of either.
     """
     require_at_least("The number of users", users, 10)
     require_at_least("The number of items", items, 10)
@@ -62,7 +62,6 @@ def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
 def _choices(
     rng: np.random.Generator, users: int, tastes: npt.NDArray[np.float32], popularity: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return (user, item) of the choices of *users* new users: 5 to a third of the items, about 25 each."""
     items = len(tastes)
     utilities = rng.normal(size=(users, _TASTES)).astype(np.float32) @ tastes.T + popularity
     # Gumbel top-k trick: sampling without replacement with odds exp(utility).

@@ -1,4 +1,4 @@
-"""Input rows, scanned by polars; left-out rows are counted by reason, bad ones shown."""
+"""Input rows, scanned by polars; rows left out are counted, bad ones shown."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ from hotplate.offline.input.files import (
 ROW = "\0row"
 FAULT = "\0fault"
 INCOMPLETE = "incomplete"
-# In a message.
+# Rows shown in a message.
 SHOWN = 5
 _HEAD_ROWS = 1000
 _HEAD_BYTES = 4096
@@ -41,7 +41,7 @@ class Table:
     """One file, scanned as often as needed. All columns of a text file are text, '' for a missing value.
 
     frame      the columns of *schema*, ROW and FAULT
-    first_row  the number of the first data row in the file, from 1
+    first_row  number of the first data row in the file, from 1
     """
 
     file: DataFile
@@ -53,7 +53,7 @@ class Table:
     def text(self, name: str | None) -> pl.Expr:
         """Return the column as text, null for a missing value; all null without a *name*.
 
-        Whole floats lose their point, as a nullable integer often becomes a float. Raises DataError for lists, structs
+        Whole floats lose their point, as pandas stores nullable integers as floats. Raises DataError for lists, structs
         and bytes.
         """
         if name is None:
@@ -87,7 +87,7 @@ class Table:
         if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
             return column.is_null()
         text = column.cast(pl.String)
-        # Only texts below "!" can be blank; stripping all of them takes as long as reading.
+        # Only texts below "!" can be blank; stripping all takes as long as reading.
         blank = pl.when(text < "!").then(text).str.strip_chars() == ""
         return text.is_null() | blank.fill_null(value=False) | text.is_in(list(null_values))
 
@@ -166,7 +166,7 @@ def _scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
 
 
 def _check_head(file: DataFile) -> None:
-    """Raise DataError for binary and cut files. HTTP clients decompress, so a .gz may be plain text."""
+    """Raise DataError for binary and cut files; a .gz may be plain text, decompressed by the HTTP client."""
     with file.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if head.startswith(tuple(COMPRESSIONS.values())) and len(head) > 4:  # polars does not recognize shorter ones
@@ -197,7 +197,7 @@ def _separator(file: DataFile, first: str, delimiter: str | None) -> str:
 
 
 def _scan_csv(file: DataFile, separator: str, names: Sequence[str], *, has_header: bool) -> pl.LazyFrame:
-    """Return the rows without blank lines. If no field begins with a quote, quotes inside fields are plain text."""
+    """Return the rows without blank lines. If no field begins with a quote, quotes are plain text."""
     blank = pl.all_horizontal(pl.col(name) == "" for name in names) if len(names) > 1 else pl.lit(value=False)
     ends = (pl.col(names[-1]) == "") & ~blank
     for quote in ('"', None):
@@ -235,14 +235,14 @@ def _any_line(file: DataFile, pattern: str) -> bool:
 
 
 def _short_rows(file: DataFile, separator: str, fields: int, quote: str | None) -> list[int]:
-    """Return the indices of lines with fewer *fields*, which polars fills up; none if quoted fields have line ends."""
+    """Return indices of lines with too few *fields*, which polars fills up; none if quoted fields have line ends."""
     line = pl.col("line")
     plain = line
     if quote is not None:
         open_quotes = _lines(file).select((line.str.count_matches(quote, literal=True) % 2 == 1).any())
         if open_quotes.collect(engine="streaming").item():
             return []
-        # Only a quote at the start of a field encloses separators.
+        # Quotes inside a field do not enclose separators.
         plain = line.str.replace_all(rf'(^|{re.escape(separator)})"(?:[^"]|"")*"', "$1")
     is_short = (plain.str.count_matches(separator, literal=True) < fields - 1) & (line.str.strip_chars() != "")
     return _lines(file).filter(is_short).select(ROW).collect(engine="streaming").get_column(ROW).to_list()
@@ -273,7 +273,7 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
 
 
 def _ndjson(source: Any) -> pl.LazyFrame:  # noqa: ANN401 -- a path or a stream
-    # All rows decide the schema, as keys may appear late; numbers keep their text.
+    # Keys may appear late; numbers keep their text.
     schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
     texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
     return pl.scan_ndjson(source, schema=texts, row_index_name=ROW)
@@ -297,7 +297,7 @@ class TableShape:
     values    aliased expressions over the table's columns
     derived   expressions over the values, which replace or complement them
     left_out  conditions over the values by reason, tried in this order
-    bad       for reasons that make a row bad: its column, and what is wrong with the value
+    bad       for reasons that make a row bad: its column, and what is wrong
     """
 
     table: Table
@@ -313,7 +313,7 @@ class Rows:
     total     number of rows
     left_out  number of rows left out by reason, without zeros
     facts     aggregates over the rows kept; `rows` is their number
-    bad       the first bad rows, described
+    bad       descriptions of the first bad rows
     """
 
     def __init__(
@@ -407,8 +407,8 @@ def read_text(path: DataSource, roles: Sequence[str], **named: str | None) -> pl
 def text_of(files: Sequence[DataFile], source: str, roles: Sequence[str], **named: str | None) -> pl.DataFrame:
     """Return columns of *files* as text, by role: those *named*, and *roles* by their usual names.
 
-    Rows without an item are left out. The column named for the item may be missing, and fields at the end of rows.
-    Raises DataError for any other bad row.
+    Rows without an item are left out. The item's column may be missing, and fields at the end of rows. Raises DataError
+    for any other bad row.
     """
     fault = pl.when(pl.col(FAULT) != _FEW_FIELDS).then(FAULT).alias(FAULT)
     tables = [
@@ -425,7 +425,7 @@ def text_of(files: Sequence[DataFile], source: str, roles: Sequence[str], **name
 
 
 def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
-    """Return conditions to leave a row out for its *ids*, values by role; a segment may be missing."""
+    """Return conditions to leave a row out for its *ids*, values by role; segments may be missing."""
     absent = {f"no {role}": pl.col(value).is_null() for role, value in ids.items() if role != "segment"}
     sizes = {f"{role} id over {MAX_ID_BYTES} bytes": pl.col(value).str.len_bytes() for role, value in ids.items()}
     return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}

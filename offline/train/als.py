@@ -1,7 +1,7 @@
 """Alternating least squares on implicit feedback, by implicit or Spark.
 
-The confidence of a pair is alpha times its weight; Spark adds one, so its weights are lowered by one. Spark multiplies
-regularization by the number of pairs of each user and item, hence another name.
+The confidence of a pair is alpha times its weight. Spark adds one, so one is subtracted first. It also multiplies
+regularization by the number of pairs, so its parameter has another name.
 """
 
 import math
@@ -20,11 +20,11 @@ from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# Bounds the memory of `Factors.fold_in`.
+# Bounds memory.
 _SOLVED_AT_ONCE = 50_000
 # Same nDCG as an exact solution, to five digits.
 _LAST_STEPS = 6
-# Above that of other pairs, 1.
+# Other pairs have 1.
 _LEAST_CONFIDENCE = 1.001
 
 
@@ -42,7 +42,7 @@ def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int
 class ALSParams:
     """Hyperparameters; SettingError for values out of range.
 
-    Defaults are measured: those of implicit rank below popularity on sparse data.
+    The defaults of implicit rank below popularity on sparse data.
     """
 
     factors: int = 256
@@ -77,10 +77,7 @@ class SparkParams:
 
 @dataclass(frozen=True)
 class Factors:
-    """A fitted model: user_factors [users, factors], item_factors [items, factors], float32.
-
-    *recent* [items] multiplies the scores of users' lists.
-    """
+    """A fitted model: user_factors [users, factors], item_factors [items, factors], float32."""
 
     user_factors: Floats
     item_factors: Floats
@@ -142,7 +139,8 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
 
     User factors are solved again for the final item factors, so folding in agrees within 1e-4 of the largest.
     Deterministic for a seed and machine. *on_iteration* is called with (done, total). Takes about 4 times the memory of
-    the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and for infinite factors.
+    the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and if factors are not
+    finite.
     """
     check_user_items(user_items)
     if float(user_items.data.max()) * params.alpha > float(np.finfo(np.float32).max):

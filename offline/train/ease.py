@@ -13,7 +13,7 @@ from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# A user counts by the square root of their weight.
+# Damps active users.
 _USER_POWER = -0.25
 # Share of items dropped; regularizes items by number of users.
 _DROPOUT = 0.2
@@ -35,10 +35,7 @@ class EASEParams:
 
 @dataclass(frozen=True, slots=True)
 class EASE:
-    """A fitted model: *weights* [items of the user, scored items], float32.
-
-    *recent* [items] multiplies the scores of users' lists.
-    """
+    """A fitted model: *weights* [items of the user, scored items], float32."""
 
     weights: Floats
     recent: Floats | None = None

@@ -1,4 +1,4 @@
-"""Engines: names, parameters, fits, and their cost."""
+"""Engines: parameters, fits, and their cost."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,7 +17,7 @@ from hotplate.stores.file.memory import room_bytes
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams
-# A fitted model; users and items are the rows and columns of its matrix.
+# A fitted model; its users and items are those of its matrix.
 Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity
 
 PARAMS: dict[Engine, type[Params]] = {
@@ -28,7 +28,7 @@ PARAMS: dict[Engine, type[Params]] = {
     "spark": SparkParams,
 }
 
-# Parameters that a search does not vary, and irregular names of options.
+# Not varied by a search.
 _ALIKE = frozenset({"iterations", "seed", "recency"})
 _OPTIONS = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
 _LESS_MEMORY = {
@@ -104,7 +104,7 @@ def fit(
     *,
     times: Times | None = None,
 ) -> Ranker:
-    """Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores, or in the active Spark session.
+    """Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores, or in the Spark session.
 
     *times* are in the order of user_items.data; a half-life needs them. *on_iteration* is called with (done, total).
     Raises DataError for an invalid matrix and too little memory.
@@ -150,7 +150,7 @@ def fit_s(params: object, user_items: UserItems) -> float:
 
 
 def rank_s(params: object, rows: UserItems) -> float:
-    """Estimate the seconds of a core to rank items for the users of *rows* [users, items]."""
+    """Estimate the seconds of a core to rank items for the users of *rows*."""
     users, items = map(float, rows.shape)
     of_pair = 5e-9 + (6e-11 * params.factors if isinstance(params, ALSParams) else 0)
     return items * (users * of_pair + (3e-10 * float(rows.nnz) if isinstance(params, EASEParams) else 0))

@@ -1,4 +1,4 @@
-"""Item neighbours by TF-IDF, BM25, cosine or random walks (RP3beta)."""
+"""Item neighbours by TF-IDF, BM25, cosine or random walks."""
 
 import warnings
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ _SPARSE = 0.05
 class NeighbourParams:
     """Hyperparameters; an item is one of its *neighbours*. SettingError for values out of range.
 
-    In rp3beta, *walk_alpha* is the power of a step's probability, and *walk_beta* that of a neighbour's number of
-    users, which divides.
+    In rp3beta, *walk_alpha* is the power of a step's probability; scores are divided by a neighbour's number of users
+    to the power *walk_beta*.
     """
 
     weighting: NeighbourWeighting = "tfidf"
@@ -63,10 +63,7 @@ class NeighbourParams:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A fitted model: *similarity* [items, items], float32 csr, with the most similar items of each and itself.
-
-    *recent* [items] multiplies the scores of users' lists.
-    """
+    """A fitted model: *similarity* [items, items], float32 csr, with the most similar items of each and itself."""
 
     similarity: Any
     params: NeighbourParams

@@ -1,4 +1,4 @@
-"""Lists from scores, for all engines: filters, recency, and the order of equal scores."""
+"""Lists from scores, for all engines."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -13,7 +13,6 @@ from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 
 # Bounds memory; `topk` holds a hundred rows per core.
 _RANKED_AT_ONCE = 4096
-# float32 or float64.
 ScoreTable = npt.NDArray[Any]
 RankerT = TypeVar("RankerT")
 
@@ -23,7 +22,7 @@ class Scorer(Protocol):
 
     @property
     def shape(self) -> tuple[int | None, int]:
-        """Number of users, None for any, and of items."""
+        """Number of users (None for any) and items."""
 
     @property
     def floor(self) -> float:
@@ -31,7 +30,7 @@ class Scorer(Protocol):
 
     @property
     def recent(self) -> Floats | None:
-        """Factors of scores [items], or None."""
+        """Factors of the scores in users' lists [items], or None."""
 
     def score(self, rows: UserItems, users: Indices) -> ScoreTable:
         """Return a new table [users, items]; *rows* are the interactions of *users*."""
@@ -118,7 +117,7 @@ class _Queries:
 def _best(
     score: Callable[[Indices], ScoreTable], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
 ) -> tuple[Indices, Floats]:
-    """Return the *n* highest scores of each row above the floor, then -1 with 0; ties by index."""
+    """Return the *n* best scores of each row above the floor, then -1 with 0; ties by index."""
     require_at_least("The length of a list", n)
     banned = None if allowed is None else np.flatnonzero(~allowed)
     items = np.full((len(rows), n), -1, dtype=np.int32)

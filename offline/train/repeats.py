@@ -1,4 +1,4 @@
-"""Repeats: counts of a user's own interactions, as part of scores in lists that keep seen items."""
+"""Repeats: a user's own interactions as part of scores in lists that keep seen items."""
 
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,7 @@ class RepeatParams:
 class RepeatSearch:
     """The *share* of repeats among held-back pairs, and nDCG@*k* of lists that keep seen items.
 
-    nDCG of the engine *alone*, and *blended* with own counts by the best *params*.
+    *alone* is the engine's nDCG, *blended* with own counts by the best *params*.
     """
 
     share: float

@@ -1,4 +1,4 @@
-"""Similar items: cosine of their users, multiplied by recent popularity."""
+"""Similar items: cosine of users, multiplied by recent popularity."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,12 +23,11 @@ from hotplate.offline.input.matrix import (
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# Per item.
 _KEPT = 100
-# Of the product of the matrix with itself; beyond it, users are sampled.
+# Terms of the matrix product; beyond them, users are sampled.
 _MOST_TERMS = 100_000_000
 _ITEMS_AT_ONCE = 256
-# Quality is the share of a user's last items with a next item in their list.
+# Numbers of a user's last and next items that measure quality.
 _LAST, _NEXT = 5, 3
 SIMILAR_GAMMA = 0.25
 
@@ -105,7 +104,7 @@ def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publish
 
 
 def choose(parts: Parts, half_life_days: float | None, k: int) -> SimilarParams:
-    """Return the parameters with the best hit rate on *parts*: with and without shrinking and recency.
+    """Return the parameters with the best hit rate on *parts*.
 
     The power of recency is fixed, because the hit rate rewards popular items.
     """

@@ -43,13 +43,12 @@ _SEARCHED_PAIRS = 1_000_000
 # Ranks cells as well as more ALS iterations, in half of the time.
 _EXPLORING = 8
 _EXTENSIONS = 3
-# In standard errors: the lead that popularity needs, and the distance of equal personal engines.
+# Standard errors by which popularity must lead, and within which personal engines are equal.
 _INTERVAL = 1.96
 _EQUAL = 1.0
 # Cuts of a split by time; with one, a single week decides.
 _CUTS = 2
-# Default budget, by estimate: seconds of a core for cells, share of that for recency, bytes of each fit, seconds of a
-# core for the last fit.
+# Default budget: seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
 _BUDGET_S = 45.0
 _RECENCY = 0.5
 _BUDGET_BYTES = 650e6
@@ -97,10 +96,7 @@ class TuneOptions:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The nDCG per user of one combination of parameters (a cell), 0 if it cannot be fitted.
-
-    *iterations* of ALS are usually fewer than in a training.
-    """
+    """The nDCG per user of one combination of parameters (a cell), 0 if it cannot be fitted."""
 
     params: Params
     iterations: int | None
@@ -128,7 +124,7 @@ class Trial:
 class Search:
     """All *trials* on one inner *split* with lists of *k*.
 
-    *left_out* are cells beyond the budget. *users* is the number of sampled users, None for all.
+    *left_out* are cells beyond the budget; *users* is the number sampled, None for all.
     """
 
     split: SplitOptions
@@ -201,9 +197,9 @@ def tune(
 
     Users of a log of more than a million pairs are sampled. In a split by time, the best cell of each engine is tried
     with recency. Trials in the folder *kept* with the same data and split are not repeated. *defaults* give iterations
-    and seed of ALS. *on_trial* is called with (done, total); the total may grow. *on_notice* gets the estimated cost,
-    with *evaluations* and the last fit, and the cells beyond the budget. Returns None if there are too few pairs.
-    Raises DataError if the folder cannot be written.
+    and seed of ALS. *on_trial* is called with (done, total); the total may grow. *on_notice* gets the cost, with
+    *evaluations* and the last fit, and the cells beyond the budget. Returns None if there are too few pairs. Raises
+    DataError if the folder cannot be written.
     """
     defaults = defaults or ALSParams()
     # The outer seed would hold back the same pairs.
@@ -251,7 +247,7 @@ def search_repeats(
 ) -> RepeatSearch | None:
     """Choose how a user's own interactions count in lists of *params* that keep seen items.
 
-    Returns None without times or repeats. A fit beyond the budget of a search is replaced by neighbours.
+    Returns None without times or repeats. Neighbours replace a fit beyond the budget of a search.
     """
     parts = inner_parts(user_items, history, options, repeats=True) if history is not None and options.in_time else None
     if parts is None or not are_among(cells_of(parts.train), cells_of(parts.test)).any():
@@ -288,7 +284,7 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
 
 
 class _Trials:
-    """Makes trials and keeps them in *folder*; the last fit is reused for all recencies of its cell."""
+    """Keeps trials in *folder*, and the last fit for all recencies of its cell."""
 
     def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str) -> None:
         self._splits, self._k = splits, k
@@ -350,7 +346,6 @@ class _Budget:
     """The budget of a search, by estimates that do not depend on the machine."""
 
     def __init__(self, splits: Sequence[Parts], user_items: UserItems, options: TuneOptions) -> None:
-        # The training part, and the rows of tested users.
         self._splits = [(each.train, each.seen[np.flatnonzero(np.diff(each.test.indptr))]) for each in splits]
         self._user_items = user_items
         self.total_s = options.budget_s or (math.inf if options.cells else _BUDGET_S)
@@ -359,7 +354,7 @@ class _Budget:
         self.left_out: dict[Params, None] = {}
 
     def affordable(self, cells: Sequence[Params]) -> list[Params]:
-        """Return the *cells* within the budget, in their order; cheap ones take from it first."""
+        """Return the *cells* within the budget, in order; cheap ones take from it first."""
         kept: set[Params] = set()
         for params in sorted(cells, key=self._trial_s):
             needed = max(fit_bytes(params, train) for train, _ in self._splits)
@@ -505,14 +500,14 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
 
 
 def _past(values: Sequence[float], up: float, down: float) -> list[float]:
-    """Return the factors that move the first of *values*, the best, beyond all others; none inside the range."""
+    """Return the factors that move the first of *values* beyond all others; none inside the range."""
     return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
 
 
 def more_recency(params: Params, tried: Mapping[Params, float]) -> list[Params]:
     """Return *params* with recencies to try next, given the nDCG of those *tried*.
 
-    First half-lives, then half-lives and powers around the best. Popularity has only a half-life.
+    First half-lives, then half-lives and powers around the best.
     """
     near = [(half_life, 1.0) for half_life in _HALF_LIVES]
     if tried:
