@@ -1,7 +1,7 @@
 """Errors of the offline room.
 
 DataError                the input cannot be used
-└── SettingError         an option is invalid, whatever the data
+└── SettingError         an option is invalid
 GateFailed               a gate keeps the written lists from going live
 """
 

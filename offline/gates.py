@@ -1,12 +1,12 @@
 """Bounds that lists must meet before they go live.
 
-    NAME                        minimum of a metric of the model's evaluation: `ndcg`, `as_served.ndcg`
+    NAME                        minimum of a metric in the evaluation: `ndcg`, `as_served.ndcg`
     drop.NAME                   maximum relative loss of a metric against the live release
     coverage                    minimum share of the catalogue in any user's list
     users_with_lists            minimum share of users with a list
     shortest_list               minimum length of the lists
-    overlap, overlap@N          minimum mean share of a user's first N items in common with the live release
-    popular_share, …@N          maximum share of all slots taken by the first N overall popular items
+    overlap, overlap@N          minimum mean share of common first N items with the live release
+    popular_share, …@N          maximum share of slots taken by the first N overall popular items
 
 N defaults to 10. Bounds on error metrics (rmse, mae) are maxima. `model.NAME` is a metric with the name of a gate.
 """
@@ -93,7 +93,7 @@ def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]
     for text in given:
         name, _, bound = text.partition("=")
         if "<" in name or ">" in name:
-            bound = ""  # the name determines the direction
+            bound = ""  # the name sets the direction
         try:
             gates += parse_gates({name.strip(): float(bound)}, "--gate")
         except ValueError as error:
@@ -107,7 +107,7 @@ def parse_gates(table: Mapping[str, object], where: str) -> tuple[Gate, ...]:
 
 
 def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_catalogue: bool) -> None:
-    """Raise SettingError for gates on a metric or catalogue that is unknown."""
+    """Raise SettingError for gates on unknown metrics or an unknown catalogue."""
     known = _numbers(metrics)
     for gate in gates:
         if gate.subject == _COVERAGE and not knows_catalogue:
@@ -148,7 +148,7 @@ async def judge(
 
 
 def depth_of(gates: Sequence[Gate]) -> int:
-    """Return the number of items per list to compare with the live release."""
+    """Return the number of items per list to compare."""
     return max((gate.depth for gate in gates if gate.subject == _OVERLAP), default=0)
 
 
@@ -248,7 +248,7 @@ def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, 
 
 
 def _protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must be equal for metrics to be comparable."""
+    """Return the settings that comparable metrics must share."""
     split = metrics.get("split")
     if isinstance(split, Mapping):
         split = {name: value for name, value in split.items() if name != "seed"}

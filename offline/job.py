@@ -72,8 +72,8 @@ class Job:
     """The configuration of a scheduled run.
 
     rules     called after the training
-    track     log the model as a run of MLflow
-    register  NAME or NAME@ALIAS of a registered model of MLflow; a live release sets the alias
+    track     log the model to MLflow
+    register  NAME or NAME@ALIAS of MLflow; a live release sets the alias
     inputs    files and folders; unchanged bytes need no run
     options   digest of everything else
     """
@@ -96,9 +96,8 @@ class Run:
 
     id        empty before the first run
     inputs    digest of the input files
-    release   chosen before anything is written
     seconds   wall time by disjoint step, summed over attempts
-    outcome   `published` or `refused`; None until the run has ended
+    outcome   `published` or `refused`; None before the end
     """
 
     id: str
@@ -113,12 +112,12 @@ class Run:
 class RunFolder:
     """The locked folder of a job, with the state of the last run.
 
-        DIR/.lock        locked (flock) while a process works here
+        DIR/.lock        locked (flock) during a run
         DIR/state.json   the last run, replaced at each step
         DIR/model-ID     its trained model
 
-    The store's catalogue holds all other progress, by release id. *succeeded_at* is the time of the last success, in
-    seconds since 1970. Raises DataError if the state cannot be read.
+    The store's catalogue holds other progress. *succeeded_at* is the time of the last success, in seconds since 1970.
+    Raises DataError if the state cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -185,7 +184,7 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
 
 
 class Attempt:
-    """One attempt to finish a job; *summary* is valid even if it fails.
+    """One attempt at a job; *summary* is valid even if it fails.
 
     Waits *wait_s* seconds for another run. *train*, *measure* and *write* can be replaced to show progress.
     """
@@ -205,7 +204,7 @@ class Attempt:
         self._train, self._measure, self._write = train, measure, write
 
     def make(self, path: Path) -> dict[str, Any]:
-        """Do and record the remaining steps in the folder *path*, and return the summary."""
+        """Do and record the remaining steps in a folder, and return the summary."""
         job = self._job
         with opened(path, self._wait_s) as folder:
             self.summary["succeeded_at"] = folder.succeeded_at
@@ -227,7 +226,7 @@ class Attempt:
     async def _run_of(self, last: Run, inputs: str, store: Store) -> Run:
         if (last.options, last.inputs) == (self._job.options, inputs):
             found = await store.catalogue()
-            # An empty store may have replaced the one with the last release.
+            # An empty store may have replaced the last one.
             if last.outcome is None or found.live or any(entry.id == last.release for entry in found.releases):
                 return last
         elif last.id and last.outcome is None:
@@ -253,7 +252,7 @@ class Attempt:
         summary = self.summary | _result(manifest, held_back) | {"erased": erased, "seconds": folder.run.seconds}
         if tracked is not None:
             _record(tracked, job.store, manifest.release, is_live=summary["outcome"] == "published")
-        if held_back is None:  # else the next attempt goes on from here
+        if held_back is None:  # else the next attempt continues here
             folder.finish(summary)
         self.summary |= summary
 

@@ -57,7 +57,7 @@ class RankedLists:
 
 
 class ListEncoder:
-    """Encodes ranked lists of items, given in the order of their numbers, each with its title or None.
+    """Encodes ranked lists of items, given by number, each with its title or None.
 
     The constant bytes of each item are made once; polars joins a batch of lists as one text, which is then cut.
     """

@@ -55,10 +55,9 @@ _FRAME_BYTES = 20
 
 @dataclass(frozen=True, slots=True)
 class ImportSettings:
-    """The files of a release, and the length of its lists; *columns* are names by role, None is guessed.
+    """The files of a release, and the length of its lists; *columns* are names by role, None to guess.
 
-    *lists* and *more* have the same columns; one of them may be `-`, standard input. *similar* or *popular* lists
-    alone suffice.
+    *lists* and *more* have the same columns, and one may be `-`, standard input. *similar* or *popular* alone suffice.
     """
 
     lists: DataSource | None = None
@@ -77,7 +76,7 @@ class ImportSettings:
 
 
 class ItemNumbers:
-    """Numbers items from 0 in the order of their appearance."""
+    """Numbers items from 0 in order of appearance."""
 
     def __init__(self) -> None:
         self._categories = pl.Categories.random()
@@ -85,7 +84,7 @@ class ItemNumbers:
         self._held = pl.Series(dtype=pl.Categorical(self._categories))
 
     def number(self, items: pl.Series) -> pl.Series:
-        """Return the numbers of *items*, uint32, with the next ones for new items."""
+        """Return the numbers of *items*, uint32; new items get the next ones."""
         return items.cast(pl.Categorical(self._categories)).to_physical()
 
     def ids(self) -> pl.Series:
@@ -104,7 +103,7 @@ class SortedLists:
     partitions   files, each with all rows of its owners
     in_lists     number of lists by item number
     owners       number of lists
-    duplicates   rows left out for a higher score of the same owner and item
+    duplicates   rows left out for higher scores of the same owner and item
     """
 
     partitions: list[Path]
@@ -156,7 +155,7 @@ class ImportedLists:
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
 
     def plan(self) -> Plan:
-        """Return the rows and their bytes; only the digits of scores are estimated."""
+        """See `ListSource`; only the digits of scores are estimated."""
         titles = np.array([len((title or "").encode()) for title in self._titles])
         sizes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
         sorted_lists = [self._users, self._similar]
@@ -165,7 +164,7 @@ class ImportedLists:
         return Plan(rows, payload + len(self._popular.items) * int(sizes.max()) + rows * 32)
 
     def about(self) -> dict[str, Any]:
-        """Return the origin of the release, for the manifest."""
+        """See `ListSource`."""
         return {
             "hotplate": version("hotplate"),
             "engine": "import",
@@ -177,13 +176,13 @@ class ImportedLists:
         }
 
     def items(self) -> Items:
-        """Return all items; the catalogue's size is unknown if only users' lists were given."""
+        """See `ListSource`; the catalogue is unknown if only users' lists were given."""
         overall = next(self._popular.batches(1))  # its empty name sorts before all segments
         given = (self._settings.similar, self._settings.popular, self._settings.titles)
         return Items(self._items.to_list(), overall.items, self._catalogue if any(given) else None)
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes; *observe* gets the users' lists."""
+        """See `ListSource`."""
         for lists in self._similar.read():
             yield from self._rows(ITEM, lists)
         yield from self._rows(POPULAR, self._popular)
@@ -204,7 +203,7 @@ class ImportedLists:
     ) -> Rows | None:
         if not files:
             return None
-        # Named columns and the given format apply to users' lists.
+        # Names and format apply to users' lists.
         form = self._settings.form if named is not None else Format()
         rows, said = read_scored(files, source, named or {}, form, owner=owner, item=item)
         self._notes += said
@@ -222,10 +221,9 @@ def read_scored(
 ) -> tuple[Rows, list[str]]:
     """Check and count the rows of *files*, called *source* in messages.
 
-    Returns rows [owner: str, item: str, score: f64, and title: str if present], with `owner_bytes` among their facts,
-    and notes for the user. *named* are columns by role, missing ones are guessed; *owner* and *item* are roles. Rows
-    without an owner or item are left out; a missing segment is the overall one. Raises DataError, also for a score that
-    is not finite.
+    Returns rows [owner: str, item: str, score: f64, and title: str if present], with the fact `owner_bytes`, and notes
+    for the user. *named* are columns by role, others are guessed; *owner* and *item* are roles. Rows without an owner
+    or item are left out; a missing segment is the overall one. Raises DataError, also for a score that is not finite.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
@@ -274,7 +272,7 @@ def _popular(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, leng
 def sort_lists(
     scored: Rows | None, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
 ) -> SortedLists:
-    """Sort rows into a new *folder*, by owner, highest score and item; at most *length* items per owner.
+    """Sort rows into a new *folder* by owner, highest score and item, at most *length* items per owner.
 
     *on_progress* is called with (rows done, twice the rows), for two passes. Raises DataError if the disk is too small
     or gets full.
@@ -349,7 +347,7 @@ def _bounds(scored: Rows) -> pl.Series:
 
 
 def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
-    # Not within the query, which would then load the whole file.
+    # Within a query this would load the whole file.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")
     numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)
     for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():

@@ -91,7 +91,7 @@ class ModelLists:
         return self._settings.keep_seen
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
-        """Measure the lists as published, with another fit if they differ from the evaluated ones; returns self."""
+        """Measure the published lists, with another fit if they differ from the evaluated ones; returns self."""
         settings = self._settings
         self._metrics = as_published(
             self.model, settings.rules, settings.length, keep_seen=settings.keep_seen, on_iteration=on_iteration
@@ -99,7 +99,7 @@ class ModelLists:
         return self
 
     def plan(self) -> Plan:
-        """Estimate the rows from the mean size of an item."""
+        """See `ListSource`; estimates from the mean size of an item."""
         matrix, length = self.model.matrix, self._settings.length
         named = zip(matrix.item_ids, self._titles, strict=True)
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
@@ -113,7 +113,7 @@ class ModelLists:
         return Plan(rows + meta_rows, rows * (list_bytes + 32) + meta_bytes, meta_bytes)
 
     def about(self) -> dict[str, Any]:
-        """Return the origin of the release, for the manifest."""
+        """See `ListSource`."""
         model = self.model
         return {
             "hotplate": version("hotplate"),
@@ -130,12 +130,12 @@ class ModelLists:
         }
 
     def items(self) -> Items:
-        """Return the model's items; all are the catalogue, whatever the rules."""
+        """See `ListSource`; the catalogue does not depend on rules."""
         ids = self.model.matrix.item_ids
         return Items(ids, self._popular[OVERALL].items, len(ids))
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, `factors` last; *observe* gets the users' lists."""
+        """See `ListSource`."""
         yield from self.similar(0, len(self.model.matrix.item_ids))
         yield self.popular()
         yield from self.personal(observe)
@@ -175,7 +175,7 @@ class ModelLists:
         return np.asarray((items == head).all(axis=1))
 
     def factors(self) -> Iterator[list[Row]]:
-        """Yield the rows of the item factors one at a time; none without *fold_in*."""
+        """Yield the rows of item factors singly; none without *fold_in*."""
         ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return
@@ -207,7 +207,7 @@ class ModelLists:
         yield [description_row(description)]
 
     def for_users(self, users: Users) -> "ModelLists":
-        """Return a copy limited to *users* of the model; their lists are unchanged."""
+        """Return a copy limited to *users*, with unchanged lists."""
         others = copy(self)
         others.model = self.model.with_users(users)
         others._ruled = self._ruled.for_users(others.model, users.own)  # noqa: SLF001 -- a copy of itself
@@ -231,7 +231,7 @@ def _ranges(start: int, stop: int) -> Iterator[Indices]:
 
 
 class Block(NamedTuple):
-    """The work of one task: the lists of *users*, or, if None, of the items from *start* to *stop*."""
+    """The work of one task: lists of *users*, or, if None, of items from *start* to *stop*."""
 
     part: int
     start: int

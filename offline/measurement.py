@@ -1,4 +1,4 @@
-"""Measures of users' lists during publishing, and their overlap with the live release."""
+"""Measures of users' lists, and their overlap with the live release."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from operator import itemgetter
@@ -38,7 +38,7 @@ class Items(NamedTuple):
 
 
 class ListCounts(NamedTuple):
-    """The counts of a Measurement: *times* that each of the *items* is listed, and *sampled* lists."""
+    """Counts of a Measurement: *times* of each of the *items*, and *sampled* lists."""
 
     users: int
     users_with_lists: int
@@ -100,7 +100,7 @@ class Measurement:
         return float(self._times[self._items.popular[:first]].sum() / (self._times.sum() or 1))
 
     def sample(self) -> dict[str, list[str]]:
-        """Return the first items of sampled lists by user; the sample depends on the users alone."""
+        """Return the first items of sampled lists; the sample depends on user ids alone."""
         self._trim()
         ids = self._items.ids
         return {user: [ids[item] for item in items.tolist()] for _, user, items in self._sampled}

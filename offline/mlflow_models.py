@@ -80,7 +80,7 @@ def log_training(folder: Path, target: Target | None = None, job: str | None = N
 
 
 def save_model(path: str, mlflow_model: Any, folder: Path) -> None:  # noqa: ANN401 -- MLflow's own
-    """Write the model *folder* to *path*; MLflow calls it, as this module is a flavor."""
+    """Write the model *folder* to *path*, as a flavor of MLflow."""
     shutil.copytree(folder, Path(path) / _FOLDER, ignore=shutil.ignore_patterns(LOCK))
     mlflow_model.add_flavor(FLAVOR, data=_FOLDER)
     mlflow_model.save(str(Path(path) / "MLmodel"))
@@ -103,7 +103,7 @@ def fetch(uri: str, out: Path) -> Path:
 
 
 def resolve(uri: str) -> str:
-    """Replace an alias or `latest` in a models:/ URI by the version; raises DataError if there is none."""
+    """Replace an alias or `latest` in a models:/ URI by the version; raises DataError."""
     if not uri.startswith("models:/"):
         return uri
     name, at, alias = uri.removeprefix("models:/").partition("@")

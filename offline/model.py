@@ -1,4 +1,4 @@
-"""The model folder."""
+"""Trained models and their folders."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ class Model:
     """A trained model with its interactions.
 
     metrics   the Evaluation as JSON, or None
-    data      description of the interactions
+    data      description of the interactions, as rows and fingerprint
     titles    by item id, as far as known
     tuning    the Search as JSON, or None
     similar   source of similar items
@@ -136,7 +136,7 @@ def save(model: Model, path: Path) -> None:
 
 
 def _put_in_place(draft: Path, path: Path, old: Path) -> None:
-    """Rename *draft* to *path*; a model there, even one that just appeared, becomes *old*."""
+    """Rename *draft* to *path*, and a model there to *old*."""
     try:
         while True:
             try:
@@ -275,7 +275,7 @@ def _read_pairs(path: Path, shape: tuple[int, int]) -> tuple[UserItems, dict[str
 
 
 def _rows_behind(matrix: Matrix) -> dict[str, Any]:
-    """Return the times of pairs, and the rows if they differ from the pairs."""
+    """Return times of pairs, and the rows if they differ."""
     history = matrix.history
     if history is None:
         return {}

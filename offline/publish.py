@@ -41,13 +41,13 @@ class ListSource(Protocol):
 
 @runtime_checkable
 class PartedSource(ListSource, Protocol):
-    """A source with most rows written by other processes, as parts of one draft."""
+    """A source that other processes write as parts of one draft."""
 
     is_written_in_parts: bool
     """Whether the store supports that; else `batches` yields all rows."""
 
     def own(self) -> Iterator[list[Row]]:
-        """Yield the rows that this process writes, as `ListSource.batches` does."""
+        """Yield the rows that this process writes, in order."""
 
     def sample(self) -> list[Row]:
         """Return typical rows to train a compression dictionary."""
@@ -55,7 +55,7 @@ class PartedSource(ListSource, Protocol):
     async def write_parts(
         self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
-        """Have the parts from 1 on written, or counted, and return their sum; *lists* measures users' lists."""
+        """Write parts from 1 on, measure users' *lists*, and return the sum; raises StoreError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class PublishSettings:
 
     encoding    `json` or `zstd`; None for the default of the store
     keep        number of previously live releases to keep
-    resume      a draft to continue with the same input, as its writer if a DraftRef
+    resume      a draft to continue, as its writer if a DraftRef
     gates       gates, or bounds by name, as {"ndcg": 0.15}
     force       go live despite failed gates
     end_canary  end a running canary
@@ -89,7 +89,7 @@ class Written:
     """The result of one publish.
 
     erased    releases that were pruned
-    steps     seconds by step, including those outside of *seconds*
+    steps     seconds by step, also outside of *seconds*
     refused   why the release is not live
     """
 
@@ -161,7 +161,7 @@ class _GateCheck:
         self._judged: tuple[ReleaseRef | None, list[GateVerdict]] | None = None
 
     async def about(self) -> dict[str, Any]:
-        """Return the origin and the verdicts, once all lists are measured."""
+        """Return origin and verdicts, once all lists are measured."""
         live, verdicts = await self._judge()
         return self._origin | {"gates": record(verdicts, live, forced=self._settings.force)}
 

@@ -50,7 +50,7 @@ TYPED = "as typed"
 
 @dataclass(frozen=True, slots=True)
 class RandomSplit:
-    """A random split, its options, and the *metric* at *k* to show."""
+    """A random split, and the *metric* at *k* to show."""
 
     name: str
     metric: str
@@ -91,7 +91,7 @@ class Trainings:
         self._data, self._file, self._folder = data, file, folder
 
     def report(self, *arguments: str) -> dict[str, Any]:
-        """Return the command's JSON; raises RuntimeError with its messages."""
+        """Run the command; raises RuntimeError with its messages."""
         options = ("--weighting", "binary", "--out", f"{self._folder}/model", "--json")
         command = [sys.executable, "-m", "hotplate", "train", *arguments, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 -- our own

@@ -43,8 +43,7 @@ Ranked = tuple[Indices, Floats]
 class Rules:
     """Business rules of lists; raises SettingError for invalid ones.
 
-    available         ids of items that may be recommended; None for all
-    excluded          ids of items that may not be recommended
+    available         ids of recommendable items; None for all
     categories        by item id; a list has each at most *max_per_category* times
     min_history       users with fewer interactions get no list
     boosts            factors of scores, by item id
@@ -129,7 +128,7 @@ class RuledLists:
         self._pins = pins if self.allowed is None else pins[self.allowed[pins]]
 
     def for_users(self, model: Model, own: UserItems | None = None) -> "RuledLists":
-        """Return a copy for the users of *model*; *own* are their counts by item."""
+        """Return a copy for the users of *model*, with their *own* counts by item."""
         others = copy(self)
         others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
         others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
@@ -162,7 +161,7 @@ class RuledLists:
         return self._capped(lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items)
 
     def popular(self) -> dict[str, Popular]:
-        """Return the popular lists by segment, filled with overall popular items of score 0."""
+        """Return popular lists by segment, filled with overall popular items of score 0."""
         model, counts = self._model, self._popularity.counts
         if not (self._rules.shorten or len(self._pins) or self._weights is not None):
             return {OVERALL: model.popular, **model.segments}
@@ -215,7 +214,6 @@ class RuledLists:
         return self._pinned(users, items, scores) if len(self._pins) else (items, scores)
 
     def _pinned(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Put pinned items first, with the list's best score; empty lists stay empty."""
         pins = np.tile(self._pins, (len(users), 1))
         pins[items[:, 0] < 0] = -1
         if not self._keep_seen:
@@ -271,7 +269,7 @@ class RuledLists:
 
 
 def capped(items: Indices, categories: Indices, most: int) -> npt.NDArray[np.bool_]:
-    """Return the mask of *items* [rows, depth], best first, kept by a cap of *most* per category; -1 is not."""
+    """Return the mask of *items* [rows, depth], best first, under a cap of *most* per category; False for -1."""
     return (items >= 0) & _first(np.where(items >= 0, categories[items], _NO_CATEGORY), most)
 
 
@@ -293,7 +291,7 @@ def filled(ranked: Ranked, filler: Indices) -> Ranked:
 
 
 def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
-    """Return the mask of the first *most* entries per row and kind; negative kinds are unlimited."""
+    """Return the mask of *most* entries per row and kind; negative kinds are unlimited."""
     order = np.argsort(kinds, axis=1, kind="stable")
     ordered = np.take_along_axis(kinds, order, axis=1)
     places = np.arange(kinds.shape[1])
@@ -313,7 +311,6 @@ def _read_items(path: Path) -> list[str]:
 
 
 def _read_available(path: Path) -> list[str]:
-    """Read ids; with a stock column, those in stock."""
     stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
     if stock is None:
         return _read_items(path)
@@ -366,7 +363,7 @@ def _allowed(rules: Rules, ids: list[str]) -> Allowed:
 
 
 def _weights(rules: Rules, model: Model) -> Floats | None:
-    """Return factors of scores [items], None if all are 1; DataError for freshness without times."""
+    """Return factors of scores [items], None if all are 1."""
     ids, times = model.matrix.item_ids, model.matrix.times
     weights = np.array([rules.boosts.get(item, 1.0) for item in ids])
     if rules.freshness_days is not None:

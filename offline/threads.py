@@ -36,7 +36,7 @@ class DaemonThreads(Executor):
         return future
 
     def interrupt(self, timeout_s: float) -> None:
-        """Raise SystemExit at the next Python line of each thread, and wait up to *timeout_s* for each."""
+        """Raise SystemExit in each thread at its next Python line, and wait up to *timeout_s* for each."""
         alive = [thread for thread in tuple(self._running) if thread.is_alive()]
         for thread in alive:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))

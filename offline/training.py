@@ -47,7 +47,7 @@ class AutoSplit(SplitOptions):
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """Options of a training on *path* and *more*: paths, URLs, or polars, Arrow or pandas frames.
+    """Options of a training on *path* and *more*: paths, URLs, polars, Arrow or pandas frames.
 
     *split* None omits the evaluation. With *tuning*, *params* are the defaults of a search.
     """
@@ -146,8 +146,8 @@ def train(
 ) -> TrainReport:
     """Train on the interactions of *settings* and write the model folder *out*, replacing an existing model.
 
-    *on_progress* is called with (stage, done, total): read, matrix, tune per trial, evaluate and fit per iteration,
-    save. *on_notice* gets sentences on cost and choices. Trials are kept in .NAME.kept next to *out* until the model is
+    *on_progress* is called with (stage, done, total), per trial or iteration. *on_notice* gets sentences on cost and
+    choices. Trials are kept in .NAME.kept next to *out* until the model is
     saved, so a killed search resumes. Raises DataError or SettingError, without writing a model.
     """
     out, seconds = Path(out), dict[str, float]()
@@ -182,7 +182,7 @@ def train(
         model = replace(model, tuning=tuning, metrics=evaluation.to_json() if evaluation else None)
     with _stage("save", seconds, on_progress):
         save(model, out)
-        shutil.rmtree(folder, ignore_errors=True)  # another training of the same model may have removed it
+        shutil.rmtree(folder, ignore_errors=True)  # another training may have removed it
     return TrainReport(
         out, model, evaluation, None if evaluation else note, search, None if search else tuning_note, seconds
     )

@@ -60,7 +60,7 @@ def check_store(url: str, master: str) -> None:
 class SparkLists(PartedSource):
     """ListSource of a model, computed by the executors of a session.
 
-    The executors write the store, or the driver if only one process can. Raises SettingError like `check_store`.
+    Executors write the store, or the driver if only one process can. Raises SettingError like `check_store`.
     """
 
     def __init__(self, lists: ModelLists, session: SparkSession, url: str) -> None:
@@ -201,7 +201,6 @@ class _MeasuredPart(NamedTuple):
 
 
 def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterator[tuple[list[Row], list[Observed]]]:
-    """Compute rows on an executor, and the arguments for Observe."""
     for block in blocks:
         observed = list[Observed]()
 
@@ -215,7 +214,7 @@ def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterat
 
 
 def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
-    """Write parts on an executor; a StoreError is reported and ends the task."""
+    """Write parts on an executor; a StoreError ends the task."""
     for block in blocks:
         try:
             made = asyncio.run(_write_block(job, block))
