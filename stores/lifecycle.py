@@ -1,7 +1,6 @@
 """The life of written releases in any store: activate, canary, roll back, prune.
 
-A step is a pure function of `hotplate.stores.catalogue`, applied by compare-and-set and retried after a lost race. This
-module also settles, for all stores, whether a swap was made if its reply was lost.
+A step is a pure function of `hotplate.stores.catalogue`, applied by compare-and-set and retried after a lost race.
 """
 
 import asyncio
@@ -30,13 +29,13 @@ log = logging.getLogger(__name__)
 
 SWAP_ATTEMPTS = 50
 
-# Swaps that may fail without a clear result. A second one settles the first: if that is still in flight, it loses.
+# Swaps that may fail without a clear result. The second settles the first, which loses if it is still in flight.
 UNCLEAR_SWAPS = 2
 
-# How long reads of the catalogue are retried to settle an unclear swap.
+# Time limit of reads that settle an unclear swap.
 SETTLE_S = 5.0
 
-# The first and the longest pause after a lost race, in seconds.
+# First and longest pause after a lost race.
 SWAP_PAUSES_S = (0.001, 0.1)
 
 
@@ -50,8 +49,8 @@ async def activate(
 ) -> bool:
     """Prepare a committed release and make it live; return whether it was not live before.
 
-    Raises CanaryRunning while another release is the canary, unless *end_canary* is true; RefusedByGates, unless
-    *though_refused* is true; ReleaseCorrupt if it cannot be served, unless *force* is true.
+    Raises CanaryRunning unless *end_canary* is true, RefusedByGates unless *though_refused* is true, and ReleaseCorrupt
+    unless *force* is true.
     """
     seen = await store.catalogue()
     changes.activate(seen, release, end_canary=end_canary)
@@ -69,7 +68,7 @@ async def _serve(
 
 
 async def _prepare(store: Store, entry: Release, *, force: bool, though_refused: bool) -> None:
-    """Check that a release can be served, unless *force* is true, and prepare it; a few bad rows are only logged."""
+    """Prepare a release if it can be served; a few bad rows are only logged."""
     release, refused_by = entry.ref, entry.refused_by
     if entry.state is State.READY and not refused_by and not though_refused:  # hotplate 0.2 did not record it
         with suppress(ReleaseCorrupt, ReleaseNotFound):
@@ -98,10 +97,9 @@ async def _prepare(store: Store, entry: Release, *, force: bool, though_refused:
 
 
 async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
-    """Make the release that was live before live again, and return it; a canary ends. No data moves.
+    """Make the release that was live before live again, and return it; a canary ends.
 
-    Raises ReleaseConflict if *if_live* is given and is not live; ReleaseCorrupt if the release cannot be served, unless
-    *force* is true.
+    Raises ReleaseConflict if *if_live* is given and is not live; ReleaseCorrupt unless *force* is true.
     """
     seen = await store.catalogue()
     if seen.live is None:
@@ -121,8 +119,7 @@ async def start_canary(
 ) -> None:
     """Prepare a committed release and show it to *percent* of the users, or change the canary's share.
 
-    Raises StoreMisused for an invalid share; ReleaseNotFound and ReleaseConflict as `catalogue.start_canary`;
-    RefusedByGates and ReleaseCorrupt as `activate`.
+    Raises the errors of `catalogue.start_canary` and `activate`; StoreMisused for an invalid share.
     """
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
@@ -140,11 +137,7 @@ async def start_canary(
 async def promote(
     store: Store, if_canary: ReleaseId | None = None, *, force: bool = False, though_refused: bool = False
 ) -> ReleaseId:
-    """Make the canary live, and return it; ReleaseNotFound if there is none.
-
-    Raises ReleaseConflict if *if_canary* is given and is not the canary; RefusedByGates and ReleaseCorrupt as
-    `activate` does.
-    """
+    """Make the canary live, and return it; raises errors as `activate` and `abort`."""
     found = await store.catalogue()
     canary = _canary_of(found)
     expected = if_canary or canary.id
@@ -177,7 +170,7 @@ async def prune(
     keep_ready_s: float | None = None,
     on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
-    """Erase releases that `catalogue.prune` marks, also those of an unfinished prune, and return their ids.
+    """Erase the releases that `catalogue.prune` marks or has marked, and return their ids.
 
     Kept releases past their grace are scaled down. *on_progress* is called with (erased, to erase).
     """
@@ -194,7 +187,7 @@ async def prune(
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
-    """Reduce the cost of a release that is not served, if the store can."""
+    """Reduce the cost of a release unless it is served."""
     if not isinstance(store, ProvisionedStore):
         return
     if release not in (await store.catalogue()).served:
@@ -207,10 +200,9 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
 async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeatable: bool = True) -> Catalogue:
     """Apply a pure function to the catalogue by compare-and-set, again after a lost race.
 
-    A swap that failed without a clear result may still be made: then the next read finds its token, or the next swap
-    loses against it. After swaps by others its result cannot be known; *step* is applied again if it is *repeatable*
-    (does nothing if it was applied before), else StoreUnavailable is raised. Raises CatalogueUnreadable if the store
-    holds releases and its catalogue is gone.
+    If a swap failed without a clear result, the next read finds its token, or the next swap loses against it. After
+    swaps by others its result is unknown: an idempotent (*repeatable*) step is applied again, else StoreUnavailable is
+    raised. Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     made = dict[str, Catalogue]()
@@ -247,7 +239,7 @@ async def check_nothing_to_rebuild(store: Store) -> None:
     """Raise CatalogueUnreadable if a store without a catalogue holds sealed releases, which `prune` would erase."""
     for incarnation in await store.incarnations():
         found = await is_sealed(store, ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation))
-        if found and not (await store.catalogue()).generation:  # otherwise another writer published first
+        if found and not (await store.catalogue()).generation:  # else another writer published first
             raise CatalogueUnreadable(
                 "the store holds releases, but its catalogue is gone; `hotplate store rebuild` writes a new one from "
                 "them, and nothing was changed"
@@ -283,16 +275,13 @@ def _unknown(unclear: StoreUnavailable) -> StoreUnavailable:
 
 
 async def scale_up_again(store: Store, release: ReleaseRef) -> None:
-    """Prepare a live release again: a prune may have scaled it down just before the swap."""
+    """Prepare a live release again: a prune may have scaled it down before the swap."""
     if isinstance(store, ProvisionedStore):
         await store.prepare(release)
 
 
 async def drop(store: Store, release: ReleaseRef) -> None:
-    """Erase a `dropping` release and remove it from the catalogue.
-
-    Does nothing if it is no longer `dropping`, as after a restore.
-    """
+    """Erase a release and remove it from the catalogue, if it is still `dropping`."""
     entry = (await store.catalogue()).entry(release.incarnation)
     if entry is None or entry.state is not State.DROPPING:
         return

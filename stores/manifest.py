@@ -1,4 +1,4 @@
-"""The manifest: a release's description of itself, with the sums that show whether its rows are complete."""
+"""The manifest: the description of a release, with sums that show whether its rows are complete."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,13 +23,13 @@ MAX_POPULAR_BYTES = 8 << 20
 SAMPLE_ROWS = 64
 _HASHES = 1 << 64
 
-# Parts of a release's origin, besides the model, that determine its lists.
+# Parts of a release's origin that determine its lists, besides the model.
 _AS_PUBLISHED = ("list_length", "keep_seen", "rules")
 
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over rows in any order; those of partitions and resumed publishes can be merged."""
+    """Sums over rows in any order, which can be merged."""
 
     counts: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
@@ -53,7 +53,7 @@ class Tally:
             return
         first, last = min(rows).key, max(rows).key
         prefix = first[: first.find(":") + 1]
-        if prefix and last.startswith(prefix):  # then all keys have the prefix, as in most calls
+        if prefix and last.startswith(prefix):  # then all keys have it, as in most calls
             self._add(prefix[:-1], rows)
             return
         by_kind = dict[str, list[Row]]()
@@ -81,7 +81,7 @@ class Tally:
         below = self._draws_below() if kind + ":" in (USER, ITEM) else 0
         for key, value in rows:
             raw = key.encode()
-            if len(raw) != length:  # rarely: most keys of a kind have the same length
+            if len(raw) != length:  # rarely
                 length = len(raw)
                 length_bytes = length.to_bytes(4, "big")
             size += length + len(value)
@@ -98,7 +98,6 @@ class Tally:
             self.popular_bytes += sum(len(value) for _, value in rows)
 
     def _draws_below(self) -> int:
-        # Only rows with smaller hashes can enter the sample.
         return _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
 
     def _draw(self, rows: list[tuple[int, str]]) -> None:
@@ -118,7 +117,7 @@ class Manifest:
     digest: str
     segments: tuple[str, ...]
     sample: tuple[str, ...]
-    """Keys drawn by their hashes, which are read before the release is served."""
+    """Keys read before the release is served."""
 
     about: dict[str, Any]
 
@@ -129,11 +128,11 @@ class Manifest:
 
     @property
     def model(self) -> str | None:
-        """The id of the model that computed the lists; None for imported lists."""
+        """The id of the model; None for imported lists."""
         return self.about.get("model")
 
     def has_lists_of(self, other: "Manifest") -> bool:
-        """Return whether both hold the same lists: of one release, or of one model published with the same options."""
+        """Return whether both have the same lists: of one release, or of one model with the same options."""
         if self.release == other.release:
             return (self.counts, self.digest) == (other.counts, other.digest)
         ours, theirs = (
@@ -143,13 +142,13 @@ class Manifest:
 
     @property
     def refused_by(self) -> tuple[str, ...]:
-        """The gates that failed at publishing; none if that was forced."""
+        """The gates that failed at publishing, unless it was forced."""
         gates = self.about.get("gates") or {"forced": False, "verdicts": ()}
         return () if gates["forced"] else tuple(each["gate"] for each in gates["verdicts"] if not each["passed"])
 
     @property
     def key_row(self) -> Row:
-        """The row that holds the manifest; the last one written."""
+        """The row of the manifest, which is written last."""
         record = orjson.dumps({"format": FORMAT} | asdict(self))
         return Row(MANIFEST, Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
 
@@ -159,10 +158,7 @@ class _Named(Struct):
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
-    """Make the manifest of tallied rows; ReleaseCorrupt if they could not be served.
-
-    A release needs an overall popular list, and its popular lists must fit into the memory reserved for them.
-    """
+    """Make the manifest of tallied rows; ReleaseCorrupt without an overall popular list, or with too many."""
     if OVERALL not in tally.segments:
         raise ReleaseCorrupt(f"release {release} has no popular list for everybody; add a row {POPULAR!r}")
     if len(tally.segments) > MAX_POPULAR_LISTS or tally.popular_bytes > MAX_POPULAR_BYTES:
@@ -206,7 +202,7 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
 
 
 def release_in(value: bytes) -> ReleaseId:
-    """Return the id in a stored manifest, which `read_manifest` needs; ReleaseCorrupt if it cannot be read."""
+    """Return the id in a stored manifest; ReleaseCorrupt if it cannot be read."""
     try:
         return ReleaseId(msgspec.json.decode(value[HEADER_BYTES:], type=_Named).release)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -214,7 +210,7 @@ def release_in(value: bytes) -> ReleaseId:
 
 
 def compare(manifest: Manifest, tally: Tally) -> None:
-    """Compare stored rows with the manifest; ReleaseCorrupt, with both figures, if they differ."""
+    """Raise ReleaseCorrupt, with both figures, if stored rows differ from the manifest."""
     stated = (manifest.counts, manifest.bytes, manifest.digest)
     found = (dict(sorted(tally.counts.items())), tally.bytes, f"{tally.digest:032x}")
     for name, before, now in zip(("rows", "bytes", "digest"), stated, found, strict=True):

@@ -1,15 +1,12 @@
-"""Annotations that make a settings field a flag, an environment variable and a key of a pipeline file.
-
-`hotplate.cli.flags` reads them; they are here because settings of all rooms use them.
-"""
+"""Annotations that make a settings field a flag, an environment variable and a key of a pipeline file."""
 
 from typing import NamedTuple
 
 
 class Flag(NamedTuple):
-    """A field given as a flag. *name* defaults to the field's name; *env*: whether HOTPLATE_… sets it, too.
+    """A field given as a flag, by default of the field's name.
 
-    The variable is HOTPLATE_ and *prefix*, by default that of the verb.
+    With *env*, a variable sets it, too: HOTPLATE_ and *prefix*, by default that of the verb.
     """
 
     help: str

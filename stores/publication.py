@@ -1,10 +1,10 @@
 """Writing releases to any store: begin or take over a draft, put its rows under a lease, verify, commit, activate.
 
 The writer that begins a draft writes part 0 and commits. Other processes may write parts numbered from 1 with the same
-writer token, and return only sums over their rows, which add up in any order. The rows of a part are the same in each
-attempt, so any attempt continues after the last acknowledged row.
+writer token, and return sums over their rows. The rows of a part are the same in each attempt, so any attempt continues
+after the last acknowledged row.
 
-A store has one scheduled run at a time. The writer tokens of all its attempts begin with the run's id.
+A store has one scheduled run at a time. Its attempts' writer tokens begin with the run's id.
 """
 
 import asyncio
@@ -54,36 +54,32 @@ from hotplate.stores.verification import OnProgress, load_manifest, unreported, 
 
 log = logging.getLogger(__name__)
 
-# Prefix of the writer tokens of copies: their drafts hold the rows of another store.
+# Prefix of the writer tokens of copies.
 COPIER = "copy-"
 
 # Prefix of the writer tokens of scheduled runs.
 RUNNER = "run-"
 
-# Interval at which another writer's draft is checked.
 DRAFT_POLL_S = 1.0
 
-# Time to wait for the thread that held a lease.
 _CLOSE_S = 3.0
 
-# Makes the manifest of a release from the sums over its rows.
 Finish = Callable[[Tally], Awaitable[Manifest]]
 
-# The origin recorded in a manifest, or a function called once all rows are written.
+# A manifest's origin, or a function called once all rows are written.
 About = dict[str, Any] | Callable[[], Awaitable[dict[str, Any]]]
 
-# Whether a committed release goes live.
 GoesLive = bool | Callable[[Manifest], Awaitable[bool]]
 
-# Returns the gates that refuse a release; called again when a draft is resumed.
+# Called again when a draft is resumed.
 RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class PartContext:
-    """A draft as other processes that write its parts receive it.
+    """A draft for other processes that write its parts.
 
-    *dictionary* is that of the encoding, if any. Without *puts* rows are only summed, because all were written before.
+    Without *puts* rows are only summed, because all were written before.
     """
 
     draft: DraftRef
@@ -93,7 +89,7 @@ class PartContext:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPart:
-    """Sums over all rows of one or more parts, and the number of rows put by this attempt."""
+    """Sums over the rows of parts, and the number put by this attempt."""
 
     tally: Tally
     rows: int
@@ -101,7 +97,7 @@ class WrittenPart:
 
 @dataclass(frozen=True, slots=True)
 class ParallelWriters:
-    """Writers of the parts from 1 on: *write* returns their sums, *sample* are rows to learn a dictionary from."""
+    """Writers of the parts from 1 on; *sample* are rows to learn a dictionary from."""
 
     sample: Sequence[Row]
     write: Callable[[PartContext], Awaitable[WrittenPart]]
@@ -112,7 +108,7 @@ class WriteResult:
     """The result of a writer.
 
     *rows* were put by this writer, *skipped* by an earlier one. *seconds* is the wall time by step. *held_back* says
-    why the release did not go live. *repaired*: rows of an existing release were rewritten.
+    why the release did not go live.
     """
 
     manifest: Manifest
@@ -139,17 +135,17 @@ async def publish(
 ) -> WriteResult:
     """Write a release, verify it, commit it and, unless *live* is false, activate it.
 
-    *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows, stored in *encoding*; *others* write
-    further rows. *plan* counts all of them. *about* goes into the manifest. *refused_by* defaults to the gates in the
-    manifest. If another release is the canary, the release stays ready (`held_back`), unless *end_canary* is true.
-    *on_progress* is called with (lists written, lists in all).
+    *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows; *others* write further rows. *plan*
+    counts all of them. *refused_by* defaults to the gates in the manifest. While another release is the canary, the
+    release stays ready (`held_back`), unless *end_canary* is true. *on_progress* is called with (lists written, lists
+    in all).
 
     A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until the first
-    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. The caller is the
-    writer of a DraftRef to resume, which an interrupt leaves, too.
+    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. An interrupt also
+    leaves a DraftRef given by its writer.
 
-    Raises ReleaseConflict if *resume* has another writer or other rows, or is no draft; StoreMisused for a value that
-    is not a body.
+    Raises ReleaseConflict if *resume* has another writer or other rows, or is not a draft; StoreMisused for a value
+    that is not a body.
     """
 
     async def finish(tally: Tally) -> Manifest:
@@ -176,7 +172,7 @@ async def publish(
 async def go_live(
     store: Store, result: WriteResult, *, end_canary: bool = False, though_refused: bool = False
 ) -> WriteResult:
-    """Activate a written release; if a canary or its gates hold it back, it stays ready, as `held_back` says."""
+    """Activate a written release, unless a canary or its gates hold it back."""
     release, started = result.manifest.release, time.perf_counter()
     try:
         await activate(store, release, end_canary=end_canary, though_refused=though_refused)
@@ -187,7 +183,7 @@ async def go_live(
 
 
 async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, copies: bool = False) -> DraftRef:
-    """Begin a draft under a given id; ReleaseConflict if the store has that id."""
+    """Begin a draft; ReleaseConflict if the store has that id."""
     writer = (COPIER if copies else "") + secrets.token_hex(8)
 
     def step(found: Catalogue) -> Catalogue:
@@ -200,7 +196,7 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
 async def take_over(store: Store, release: ReleaseId) -> DraftRef:
     """Become a draft's writer once its lease has lapsed; waits for that unless the lease is renewed.
 
-    Raises ReleaseConflict if it is no longer a draft, or is being written; ReleaseNotFound if it was dropped.
+    Raises ReleaseConflict if it is not a draft, or is being written; ReleaseNotFound if it was dropped.
     """
     writer, first_seen = secrets.token_hex(8), None
     while True:
@@ -222,8 +218,8 @@ async def take_over(store: Store, release: ReleaseId) -> DraftRef:
 async def become_writer(store: Store, draft: DraftRef) -> None:
     """Enter *draft*'s writer in the catalogue; ReleaseConflict if the earlier writer may be alive.
 
-    The store's own lock is checked before the swap, because a writer loses its draft with its entry, and after the
-    lease has lapsed, because it would block a writer that has just begun.
+    The store's lock is checked before the swap, because a writer loses its draft with its entry, and after the lease
+    has lapsed, because it would block a writer that has just begun.
     """
     changes.take_over(await store.catalogue(), draft)
     async with store.taking_over(draft) if isinstance(store, Diagnosed) else nullcontext():
@@ -241,9 +237,9 @@ async def write(
     refused_by: RefusedBy | None = None,
     check_same: Finish | None = None,
 ) -> WriteResult:
-    """Write or continue a draft, under a lease, up to its commit; with *prepare*, ready to be live at once.
+    """Write or continue a draft, under a lease, up to its commit.
 
-    *check_same* compares the rows with a manifest of an earlier attempt, if they may differ from it.
+    *check_same* compares the rows, if they may differ, with an earlier attempt's manifest.
     """
     try:
         async with lease(store, draft) as check_lease:
@@ -271,7 +267,7 @@ async def write(
         again = draft.writer.startswith((COPIER, RUNNER))
         advice = "give the same command again" if again else f"continue with --resume {draft.id}"
         raise StoreUnavailable(f"{error}; once that is corrected, {advice}") from error
-    except _Refused as error:  # the draft stays with its writer
+    except _Refused as error:
         await _end_lease(store, draft)
         raise ReleaseConflict(str(error)) from error
     except BaseException as error:
@@ -292,16 +288,16 @@ async def _begin_under_new_id(store: Store) -> DraftRef:
         try:
             return await begin(store, await new_id(store))
         except ReleaseConflict:
-            continue  # the same second and the same four digits: draw again
+            continue  # the same second and digits
     raise ReleaseConflict("no free release id was found; does the store's clock stand still?")
 
 
 class _Refused(ReleaseConflict):
-    """A draft has other rows, or its earlier writer is alive; it stays unchanged."""
+    """A draft has other rows, or its writer is alive; it stays."""
 
 
 async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
-    """Claim a draft in the store; return its manifest, its last row, if an earlier attempt wrote it."""
+    """Claim a draft; return its manifest if an earlier attempt wrote it."""
     refused = None
     try:
         await store.create(draft, plan)
@@ -309,7 +305,7 @@ async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
         refused = error
     try:
         return await load_manifest(store, draft.release)
-    except (ReleaseNotFound, ReleaseCorrupt):  # the usual case: it is not written yet
+    except (ReleaseNotFound, ReleaseCorrupt):  # usually not written yet
         if refused is not None:
             raise _Refused(str(refused)) from refused
         return None
@@ -353,10 +349,7 @@ async def put_part(
     *,
     puts: bool = True,
 ) -> WrittenPart:
-    """Put the rows of a part that are not acknowledged yet, or, without *puts*, only sum them.
-
-    Rows of erased users are left out. *check* is called before each batch.
-    """
+    """Put the unacknowledged rows of a part, without erased users; without *puts*, only sum them."""
     erased = await erased_from(store)
     point = await store.resume_point(draft, part) if puts else None
     tally = Tally()
@@ -371,21 +364,21 @@ async def put_part(
                 await store.put(draft, fresh, part)
             put += len(fresh)
         tally.add(batch)
-        await asyncio.sleep(0)  # let the lease be renewed even if neither rows nor store wait
+        await asyncio.sleep(0)  # let the lease be renewed
     return WrittenPart(tally, put)
 
 
 async def write_part(
     store: Store, context: PartContext, part: int, bodies: AsyncIterable[Sequence[Row]]
 ) -> WrittenPart:
-    """Encode *bodies* like the other parts and put them as *part*; raises StoreError as `Store.put` does."""
+    """Encode *bodies* like the other parts and put them as *part*; raises StoreError."""
     encoder = Encoder(Checksum(context.draft.id), context.dictionary)
     batches = (encoder.rows(rows) async for rows in bodies)
     return await put_part(store, context.draft, batches, part, puts=context.puts)
 
 
 def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
-    # Puts are acknowledged in order, so everything before the point, `meta` rows too, is written.
+    # Puts are acknowledged in order: all rows before the point, `meta` too, are written.
     if point is None:
         return rows, None
     last = point.encode()
@@ -414,7 +407,7 @@ async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: 
 
 @asynccontextmanager
 async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], None]]:
-    """Renew a draft's lease in the background; the yielded function raises once the lease is lost."""
+    """Renew a draft's lease in the background; the yielded function raises if it is lost."""
 
     async def renew() -> None:
         lapses_in = LEASE_S
@@ -447,23 +440,22 @@ async def _end_lease(store: Store, draft: DraftRef) -> None:
 
 
 async def _abandon(store: Store, draft: DraftRef) -> None:
-    """Drop a draft as far as possible, without replacing the error that made it fail."""
     try:
         try:
             await change(store, lambda found: changes.abandon(found, draft))
         except ReleaseNotFound:
-            await store.erase(draft.release)  # dropped by others: rows put since have no owner
+            await store.erase(draft.release)  # dropped by others; rows put since remain
         else:
             await drop(store, draft.release)
     except StoreError:
-        return  # unavailable, committed or taken over: the lease decides
+        return  # unavailable, committed or taken over
 
 
 async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0) -> DraftRef | None:
     """Begin *run*'s *release*, or become the writer of its draft; None if it is committed.
 
-    Ends the lease of an earlier attempt, which must not be running. Raises ReleaseConflict if another run holds a lease
-    for longer than *wait_s*.
+    An earlier attempt must not be running. Raises ReleaseConflict if another run holds a lease for longer than
+    *wait_s*.
     """
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + wait_s
@@ -493,7 +485,7 @@ async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0)
 
 
 async def give_up(store: Store, run: str, release: ReleaseId) -> None:
-    """Drop the draft of a run that will not be continued, if there is one."""
+    """Drop the draft of a run, if there is one."""
 
     def step(found: Catalogue) -> Catalogue:
         entry = _entry_of(found, run, release)
@@ -506,7 +498,7 @@ async def give_up(store: Store, run: str, release: ReleaseId) -> None:
 
 @contextmanager
 def held(url: str, draft: DraftRef) -> Iterator[None]:
-    """Renew the lease of *draft* in a thread during blocking work; a lost lease shows when the draft is claimed."""
+    """Renew the lease of *draft* in a thread during blocking work; a lost lease shows at the claim."""
     loop, done = asyncio.new_event_loop(), asyncio.Event()
 
     async def keep() -> None:
@@ -553,7 +545,7 @@ def _check_others(found: Catalogue, run: str) -> None:
 
 
 async def estimate(store: Store, run: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:
-    """Run a publish against a stand-in for *store*, and return its needs; raises StoreFull if it cannot fit."""
+    """Run a publish against a stand-in for *store*, and return its needs; StoreFull if it cannot fit."""
     if isinstance(store, ProvisionedStore):
         found, error = await store.try_catalogue()
     else:
@@ -577,7 +569,7 @@ async def estimate(store: Store, run: Callable[[Store], Awaitable[Manifest]], *,
 
 
 class _StandIn(LmdbStore):
-    """Files with the catalogue and the free space of another store, which count what is written."""
+    """Files with the catalogue and the free space of another store; counts writes."""
 
     def __init__(self, folder: Path, store: Store, catalogue: Catalogue) -> None:
         clock = asyncio.get_running_loop().time

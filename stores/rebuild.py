@@ -1,7 +1,6 @@
 """A new catalogue from the sealed releases of a store, if the old one is lost or cannot be read.
 
-Releases keep their incarnations. The new `store_id` makes running services follow it, and keeps earlier writers from
-changing it.
+The new `store_id` makes running services follow it, and keeps earlier writers from changing it.
 """
 
 import secrets
@@ -29,13 +28,13 @@ from hotplate.stores.store import Store, read_one
 from hotplate.stores.users import find_records, write_record
 from hotplate.stores.verification import read_servable, verify
 
-# Called with (the release being read, its rows read, its rows in all).
+# Called with (release, its rows read, its rows in all).
 OnRowsRead = Callable[[ReleaseId, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRelease:
-    """A sealed release, with the error of `verify` if it is damaged, and that of `read_servable` if it is refused."""
+    """A sealed release, with the error of `verify` as *damage* and that of `read_servable` as *refusal*."""
 
     ref: ReleaseRef
     manifest: Manifest
@@ -47,9 +46,9 @@ class FoundRelease:
 class Survey:
     """The contents of a store without a readable catalogue.
 
-    *releases* are in the order of writing; of two with one id, the later one is used. *others* has reasons, by
-    incarnation, of data that are not used and that the next `prune` erases. *erased* has records of erased users by
-    incarnation. *record* is the unreadable catalogue, if any. *now* is the store's clock.
+    *releases* are in the order of writing; of two with one id, the later one is used. *others* has the reasons why
+    incarnations are not used; the next `prune` erases them. *record* is the unreadable catalogue, if any. *now* is the
+    store's clock.
     """
 
     releases: tuple[FoundRelease, ...]
@@ -60,7 +59,7 @@ class Survey:
 
     @property
     def candidates(self) -> tuple[FoundRelease, ...]:
-        """Releases that may become live: one for each id."""
+        """Releases that may become live, one per id."""
         return tuple({found.ref.id: found for found in self.releases}.values())
 
     def only(self) -> ReleaseId:
@@ -76,7 +75,7 @@ class Survey:
         )
 
     def find(self, release: ReleaseId) -> FoundRelease:
-        """Return a candidate by its id, or raise ReleaseNotFound with the ids of all."""
+        """Return a candidate; ReleaseNotFound, with all ids, if it is unknown."""
         for found in self.candidates:
             if found.ref.id == release:
                 return found
@@ -87,10 +86,9 @@ class Survey:
 async def survey(
     store: Store, wanted: ReleaseId | None = None, on_progress: OnRowsRead = lambda _release, _done, _total: None
 ) -> Survey:
-    """Find the sealed releases in a store, and read every row of each.
+    """Find the sealed releases in a store, and read all their rows.
 
-    Raises ReleaseConflict if the catalogue can be read; ReleaseNotFound if there is no sealed release, or not the
-    *wanted* one.
+    Raises ReleaseConflict if the catalogue can be read; ReleaseNotFound without any sealed or the *wanted* release.
     """
     record, now = await _unreadable_record(store)
     releases, others = list[FoundRelease](), dict[str, str]()
@@ -120,8 +118,8 @@ async def survey(
 async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
     """Write and return a catalogue of the *found* releases, with *live* live and the others ready.
 
-    Unless *force* is true, raises ReleaseCorrupt if *live* cannot be served, and RefusedByGates if its gates refused
-    it. Raises ReleaseConflict if another process has written a catalogue since.
+    Raises ReleaseCorrupt and RefusedByGates unless *force* is true; ReleaseConflict if another process has written a
+    catalogue since.
     """
     chosen = found.find(live)
     if chosen.refusal is not None and not force:

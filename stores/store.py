@@ -1,7 +1,6 @@
 """The store contract: the Protocols of a backend and the values that they exchange.
 
-A backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock; `publication`, `lifecycle`
-and `verification` hold the policy, once for all stores.
+A backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock.
 """
 
 from abc import ABC, abstractmethod
@@ -16,15 +15,15 @@ from typing import NamedTuple, Protocol
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 
-# Rows that a store acknowledges together, if it keeps a list of their keys.
+# Rows acknowledged together by a store that keeps lists of keys.
 BATCH_ROWS = 1000
 
-# The result of a read of one key: its value, None if absent, or an error.
+# The result of reading a key; None if it is absent.
 Slot = bytes | None | StoreError
 
 
 class Row(NamedTuple):
-    """One key and its value; a tuple because releases hold millions of them."""
+    """A key and its value; a tuple because releases hold millions."""
 
     key: str
     value: bytes
@@ -37,36 +36,33 @@ class Plan:
     rows: int
     payload_bytes: int
     meta_bytes: int = 0
-    """Part of these that is in `meta` rows, which are not compressed."""
+    """Part in `meta` rows, which are not compressed."""
 
 
 class Reader(Protocol):
-    """The part of the contract that serving needs; an instance must not be shared by processes."""
+    """The contract for serving; an instance must not be shared by processes."""
 
     batch: int
     """Keys that one call should carry."""
 
     coalesce: int
-    """Keys of different requests that one call should carry; 1 if each key is a separate request to the store."""
+    """Keys of different requests that one call should carry; 1 if the store reads key by key."""
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         """Read *keys*: one slot per key, in order. A key that cannot be encoded as UTF-8 is absent.
 
         A store that reads key by key puts StoreUnavailable into slots without an answer after *timeout_s*, by default
-        the patience of a write. Raises ReleaseNotFound if the release is gone, PartUnavailable if other keys may be
-        readable, another StoreError if none is.
+        that of a write. Raises ReleaseNotFound if the release is gone, PartUnavailable if other keys may be readable,
+        else another StoreError.
         """
         ...
 
     async def catalogue(self) -> Catalogue:
-        """Read the catalogue with the store's clock in `now`; generation 0 if nothing was ever published."""
+        """Read the catalogue; generation 0 if nothing was ever published."""
         ...
 
     def changes(self) -> AsyncIterator[Catalogue]:
-        """Yield the catalogue now and after each change, by notification or polling; may skip to the newest.
-
-        Can be called again after a StoreError.
-        """
+        """Yield the catalogue now and after changes; may skip to the newest. Can be called again after a StoreError."""
         ...
 
     async def close(self) -> None:
@@ -75,7 +71,7 @@ class Reader(Protocol):
 
 
 def not_found(release: ReleaseRef | DraftRef) -> ReleaseNotFound:
-    """Return the error for a release that the store does not hold."""
+    """Return the error for a missing release."""
     return ReleaseNotFound(f"release {release.id} is not in this store")
 
 
@@ -85,12 +81,12 @@ def sealed(draft: DraftRef) -> ReleaseConflict:
 
 
 def taken_over(draft: DraftRef) -> ReleaseConflict:
-    """Return the error for a draft that another writer has claimed."""
+    """Return the error for a draft claimed by another writer."""
     return ReleaseConflict(f"release {draft.id} is written by another process now, which took it over")
 
 
 async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | None:
-    """Read one key; raises StoreError if it cannot be read."""
+    """Read one key. Raises StoreError."""
     (slot,) = await reader.get_many(release, [key])
     if isinstance(slot, StoreError):
         raise slot
@@ -98,7 +94,7 @@ async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | Non
 
 
 class LocalReader(ABC):
-    """A store in this process, with reads that take less time than a future costs."""
+    """A store in this process, with reads cheaper than a future."""
 
     @abstractmethod
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
@@ -106,7 +102,7 @@ class LocalReader(ABC):
 
     @abstractmethod
     async def warm(self, release: ReleaseRef) -> None:
-        """Load a release into memory, paced, before it is served: `get` must not wait for a disk."""
+        """Load a release into memory, paced: `get` must not wait for a disk."""
 
 
 class Store(Reader, Protocol):
@@ -115,26 +111,26 @@ class Store(Reader, Protocol):
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft and claim it for its writer. Idempotent.
 
-        Readers see nothing that an earlier writer puts afterwards. Without changing anything, raises StoreFull, with
-        the numbers; ReleaseConflict if the release is sealed, or the earlier writer is known to be alive.
+        Later puts of an earlier writer stay invisible. Without changes, raises StoreFull, with the numbers, and
+        ReleaseConflict if the release is sealed, or the earlier writer is known to be alive.
         """
         ...
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         """Write rows of a draft; acknowledged rows survive the writer's death. Idempotent.
 
-        Each writer has a *part*. Its rows arrive in ascending order of key bytes, `meta` rows at any time in separate
-        calls. A second value of a key may be refused. Raises ReleaseNotFound if the draft was erased, ReleaseConflict
-        if it was sealed or claimed by another writer; so do `resume_point` and `seal`.
+        Rows of a *part* arrive in ascending order of key bytes, `meta` rows at any time in separate calls. A second
+        value of a key may be refused. Raises ReleaseNotFound if the draft was erased, ReleaseConflict if it was sealed
+        or claimed by another writer; so do `resume_point` and `seal`.
         """
         ...
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        """Return the last key of *part*, `meta` aside, known to be written; None if there is none."""
+        """Return the last key of *part*, `meta` aside, known to be written."""
         ...
 
     async def seal(self, draft: DraftRef) -> None:
-        """Make all rows durable and the release immutable, before its commit. Idempotent, for any writer.
+        """Make all rows durable and the release immutable. Idempotent, for any writer.
 
         Must not block the event loop, which renews the lease.
         """
@@ -152,25 +148,19 @@ class Store(Reader, Protocol):
         ...
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old* by *new*, compared by `version`; ReleaseConflict if another swap came first.
-
-        Works on a full store. The caller settles whether a swap was made if its reply was lost.
-        """
+        """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap."""
         ...
 
     async def erase(self, release: ReleaseRef) -> None:
-        """Remove every row of an incarnation, sealed or not, paced to spare readers. Idempotent."""
+        """Remove all rows of an incarnation, sealed or not, paced. Idempotent."""
         ...
 
     async def incarnations(self) -> list[str]:
-        """Return the incarnations with data in the store; works without a readable catalogue."""
+        """Return the incarnations with data, even without a readable catalogue."""
         ...
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        """Replace *record*, the `record` of a CatalogueUnreadable, by *new*, and notify readers as `swap` does.
-
-        Raises ReleaseConflict if the stored bytes differ.
-        """
+        """Replace a CatalogueUnreadable's *record* by *new*, as `swap`; ReleaseConflict if the stored bytes differ."""
         ...
 
 
@@ -185,10 +175,9 @@ class Provisioned:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """Costs: throughput by the hour, during a publish and afterwards, or else by request unit.
+    """Costs: throughput by the hour, or else by request unit.
 
-    *rate_ru* is the number of request units per second that a publish may use. *afterwards* is for one live release and
-    one that is kept.
+    A publish may use *rate_ru* request units per second. *afterwards* is for a live release and a kept one.
     """
 
     rate_ru: float
@@ -201,7 +190,7 @@ class Estimate:
     """Needs of one publish, in a store without other writers.
 
     *fits* is None if unknown; *makes* are sentences about resources to create or scale; *request_units* are by purpose;
-    *seconds* are from begin to prune, limited only by the store; *notes* name assumptions and risks.
+    *seconds*, limited only by the store, are from begin to prune; *notes* name assumptions and risks.
     """
 
     rows: int
@@ -215,13 +204,13 @@ class Estimate:
 
     @property
     def total_ru(self) -> float:
-        """The sum, rounded to hundredths as charges are."""
+        """The sum, rounded to hundredths."""
         return round(sum(self.request_units.values()), 2)
 
 
 @dataclass(slots=True)
 class PublishCounts:
-    """Operations of one publish: rows by charged size, puts of BATCH_ROWS, rows read again, releases erased later."""
+    """Operations of one publish: rows by charged size, puts of BATCH_ROWS, rows read again, releases erased."""
 
     sizes: Counter[int] = field(default_factory=Counter)
     batches: int = 0
@@ -230,11 +219,11 @@ class PublishCounts:
 
 
 class ProvisionedStore(ABC):
-    """A store with throughput that is paid by the hour or by request unit."""
+    """A store with throughput paid by the hour or request unit."""
 
     @abstractmethod
     async def scale_down(self, release: ReleaseRef) -> None:
-        """Reduce the cost of a release that is not served, until `prepare`. Idempotent; raises ReleaseNotFound."""
+        """Reduce the cost of a release until `prepare`. Idempotent; raises ReleaseNotFound."""
 
     @abstractmethod
     def bill(self) -> Bill:
@@ -246,7 +235,7 @@ class ProvisionedStore(ABC):
 
     @abstractmethod
     async def try_catalogue(self) -> tuple[Catalogue, str]:
-        """Read the catalogue in one attempt; if that fails, return an empty one and the reason. Raises StoreMisused."""
+        """Read the catalogue in one attempt, or return an empty one and the error. Raises StoreMisused."""
 
     @abstractmethod
     def row_bytes(self, row: Row) -> int:
@@ -254,7 +243,7 @@ class ProvisionedStore(ABC):
 
     @abstractmethod
     def estimate(self, plan: Plan, counts: PublishCounts, *, first: bool, live: bool) -> Estimate:
-        """Return the needs of publishing *plan*, *first* into an empty store. Raises StoreFull if it cannot fit."""
+        """Return the needs of publishing *plan*; *first*: into an empty store. Raises StoreFull if it cannot fit."""
 
 
 class RowEraser(ABC):
@@ -266,13 +255,13 @@ class RowEraser(ABC):
 
 
 class Observer(Protocol):
-    """Counts the requests of a store; passed to `connect`."""
+    """Counts the requests of a store."""
 
     def charged(self, ru: float) -> None:
-        """Count a response, of any status, with its charge in request units."""
+        """Count a response, of any status, with its request units."""
 
     def failed(self, kind: str) -> None:
-        """Count a failed attempt, retried or not; *kind* is one of a few words defined by the store."""
+        """Count a failed attempt, retried or not; *kind* is one of the store's few words."""
 
 
 Attribute = str | int | float | tuple[str, ...]
@@ -280,13 +269,13 @@ Attribute = str | int | float | tuple[str, ...]
 
 @dataclass(slots=True)
 class TracedCall:
-    """A traced call: the context as HTTP header lines, and attributes by OpenTelemetry's names, added by the store."""
+    """A traced call: the context as HTTP header lines, and OpenTelemetry attributes, added by the store."""
 
     headers: bytes = b""
     attributes: dict[str, Attribute] = field(default_factory=dict)
 
 
-# Set for the few calls that are traced.
+# Set for traced calls.
 traced_call = ContextVar[TracedCall | None]("traced_call", default=None)
 
 
@@ -302,7 +291,7 @@ class Level(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of `hotplate store doctor`: a subject, and a sentence that says what to do unless it is OK."""
+    """One line of `hotplate store doctor`; the sentence says what to do unless it is OK."""
 
     level: Level
     subject: str
@@ -313,39 +302,39 @@ class Diagnosed(ABC):
     """A store that can examine itself."""
 
     polled_at: float | None = None
-    """Monotonic time at which `changes` last read the catalogue; None if unknown."""
+    """Monotonic time of the last read by `changes`; None if unknown."""
 
     @abstractmethod
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        """Raise StoreFull, with the numbers, if the plan cannot fit; nothing is written."""
+        """Raise StoreFull, with the numbers, if the plan cannot fit."""
 
     async def warnings(self) -> list[str]:
-        """Return one sentence, without secrets, for each flaw that could affect serving. Raises StoreError."""
+        """Return a sentence, without secrets, per flaw that could affect serving. Raises StoreError."""
         return []
 
     async def examine(self) -> list[Finding]:
-        """Check version, rights, limits and set-up without changes, for `store doctor`. Raises StoreError."""
+        """Check version, rights, limits and set-up without changes. Raises StoreError."""
         return [Finding(Level.WARNING, "set-up", sentence) for sentence in await self.warnings()]
 
     async def check_size(self, release: ReleaseRef) -> None:
-        """Raise ReleaseCorrupt if data were cut; quick, and called before each release is served."""
+        """Raise ReleaseCorrupt if data were cut; must be quick."""
         del release
 
     async def check_integrity(self, release: ReleaseRef) -> None:
-        """Raise ReleaseCorrupt, with the place, if bytes changed after the release was sealed; called by `verify`."""
+        """Raise ReleaseCorrupt, with the place, if bytes changed after the release was sealed."""
         del release
 
     def taking_over(self, draft: DraftRef) -> AbstractAsyncContextManager[None]:
-        """Keep other writers from *draft* during the block, which makes its writer the one in the catalogue.
+        """Lock *draft* against other writers while it is taken over.
 
-        Raises ReleaseConflict if the earlier writer is known to be alive, as by a lock.
+        Raises ReleaseConflict if the earlier writer is known to be alive.
         """
         del draft
         return nullcontext()
 
 
 async def warnings_of(reader: Reader) -> list[str]:
-    """Return a store's warnings, or that they cannot be read; nothing if it is not Diagnosed."""
+    """Return a store's warnings, or that they cannot be read."""
     try:
         return await reader.warnings() if isinstance(reader, Diagnosed) else []
     except StoreError as error:

@@ -10,7 +10,7 @@ from hotplate.stores.errors import StoreThrottled, StoreUnavailable
 
 T = TypeVar("T")
 
-# Lower bound of a writer's share of time, because a slow publish must end.
+# Lower bound of the share, because a slow publish must end.
 MIN_SHARE = 1 / 16
 
 # Latency counts as raised above GROWTH * usual + SLACK_S; the slack absorbs scheduler noise.
@@ -18,7 +18,7 @@ GROWTH = 2.0
 SLACK_S = 0.002
 
 RECOVERY = 1.25
-# Time constant of the usual latency: a network that stays slow must not throttle forever.
+# Time constant of the usual latency, which adapts to a slow network.
 ADAPT_S = 30.0
 
 BURST_S = 0.1
@@ -29,13 +29,13 @@ MIN_PAUSE_S = 0.002
 
 
 class AdaptiveThrottle:
-    """Computes the pause after each batch of a writer from the latency of its batches.
+    """Computes a writer's pause after each batch from its latency.
 
-    A batch slower than usual for its size halves the share of time spent writing; any other raises it by a quarter.
+    A batch slower than usual for its size halves the share of time spent writing; any other raises it.
     """
 
     def __init__(self, clock: Callable[[], float], *, max_share: float = 1.0) -> None:
-        """*max_share*: upper bound of the share of time, between MIN_SHARE and 1."""
+        """*max_share* is between MIN_SHARE and 1."""
         self.share = max_share
         self._max_share = max_share
         self._clock = clock
@@ -44,10 +44,10 @@ class AdaptiveThrottle:
         self._owed_s = 0.0
 
     def pause_s(self, latency_s: float, size: int) -> float:
-        """Record a batch of *size* (bytes or rows) that took *latency_s*, and return the pause after it."""
+        """Record a batch of *size* (bytes or rows), and return the pause after it."""
         now = self._clock()
         elapsed_s, self._last_batch_at = now - self._last_batch_at, now
-        magnitude = size.bit_length()  # latency is compared within a power of two of the size
+        magnitude = size.bit_length()  # latency is compared among similar sizes
         usual_s = self._usual_s.setdefault(magnitude, latency_s)
         if latency_s > GROWTH * usual_s + SLACK_S:
             self.share = max(MIN_SHARE, self.share / 2)
@@ -68,27 +68,27 @@ class Backoff:
     """Exponential backoff with jitter."""
 
     def __init__(self, first_s: float, max_s: float, *, min_jitter: float = 0.5) -> None:
-        """Each pause is drawn between *min_jitter* times its length and its full length."""
+        """*min_jitter* is the smallest share of a pause that is drawn."""
         self._first_s = first_s
         self._max_s = max_s
         self._min_jitter = min_jitter
         self._pause_s = first_s
 
     def next_s(self) -> float:
-        """Return the pause before the next attempt, and double the one after."""
+        """Return the next pause, and double the one after."""
         pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, self._max_s)
         return pause_s * random.uniform(self._min_jitter, 1.0)  # noqa: S311 -- spreads clients, guards nothing
 
     def reset(self) -> None:
-        """Restart with the first pause, after a success."""
+        """Restart with the first pause."""
         self._pause_s = self._first_s
 
 
 class RateLimiter:
-    """Schedules requests within a rate of cost, charged in advance and corrected once known."""
+    """Limits the rate of costs, charged in advance and corrected once known."""
 
     def __init__(self, clock: Callable[[], float], rate: float | None) -> None:
-        """*rate* is the cost per second; None leaves limiting to the service."""
+        """*rate* is the cost per second; None: unlimited."""
         self._clock = clock
         self._rate = rate
         self._paid_at = clock()
@@ -108,15 +108,15 @@ class RateLimiter:
             self._paid_at += more / self._rate
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for *seconds*, and save up no budget."""
+        """Send nothing for *seconds*, without saving up budget."""
         self._paid_at = max(self._paid_at, self._clock() + seconds)
 
 
 class Retrier:
-    """Repeats steps of writers and operators while their store is unavailable."""
+    """Repeats steps while their store is unavailable."""
 
     def __init__(self, clock: Callable[[], float], *, for_s: float, throttled_for_s: float = 0.0) -> None:
-        """Take how long a step is repeated, and how long if the store throttles it; 0 means one attempt."""
+        """Take the time limits of a step, and of one that is throttled; 0 means one attempt."""
         self._clock = clock
         self._for_s = for_s
         self._throttled_for_s = throttled_for_s or for_s
@@ -125,7 +125,7 @@ class Retrier:
     async def call(self, step: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
         """Run an idempotent step until it succeeds; raises the last error.
 
-        Throttling is timed from the last success of any step: a store that admits others is up.
+        Throttling is timed from the last success of any step.
         """
         began_at, failing_since, backoff = self._clock(), None, Backoff(*RETRY_PAUSES_S)
         while True:

@@ -41,10 +41,10 @@ async def copy(
 ) -> WriteResult:
     """Copy *release*, verify it, commit it and, unless *live* is false, activate it.
 
-    A killed copy is continued; one that another process is making is waited for, unless that process is stopped
-    (ReleaseConflict). A release that the target has is verified and, if damaged, repaired (`repaired`). `held_back`
-    names a canary, or gates that refused a release not live in the source. *on_progress* is called with (rows, rows in
-    all). Raises ReleaseConflict if *target* has other rows under that id, ReleaseCorrupt if the source is damaged.
+    A killed copy is continued, and another process's copy is waited for. A release that the target has is verified and,
+    if damaged, repaired. `held_back` names a canary, or gates that refused a release not live in the source.
+    *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if *target* has other rows under that id,
+    or the other process is stopped; ReleaseCorrupt if the source is damaged.
     """
     entry = await _committed(source, release)
     found = entry.ref
@@ -66,7 +66,7 @@ async def copy(
 
 
 async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on_progress: OnProgress) -> bool:
-    """Return whether *target* has all rows of a release; ReleaseConflict if it has others under that id."""
+    """ReleaseConflict if *target* has other rows under that id."""
     try:
         there = await verify(target, (await target.catalogue()).find(release).ref, on_progress=on_progress)
     except (ReleaseCorrupt, ReleaseNotFound):
@@ -85,7 +85,6 @@ async def repair(
 ) -> WriteResult:
     """Rewrite a damaged release, which stays served, from another store that has it.
 
-    The new incarnation replaces the damaged one, which is pruned after its grace; readers switch within a refresh.
     Raises ReleaseConflict if *source* has other rows under that id.
     """
     damaged = (await _committed(store, release)).ref
@@ -118,7 +117,7 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
             entry = found.get(release)
             if entry is not None and entry.state is State.DRAFT and entry.lease_left_s(found.now) <= 0:
                 if entry == lapsed:
-                    raise  # its writer is stopped and keeps the store's lock
+                    raise  # its writer is stopped and holds the lock
                 lapsed = entry
             if not waiting:
                 log.warning("release %s is being copied by another process; waiting for it", release)
@@ -190,7 +189,7 @@ async def _committed(source: Store, release: ReleaseId) -> Release:
 async def _batches(
     source: Store, release: ReleaseRef, manifest: Manifest, on_progress: OnProgress
 ) -> AsyncIterator[list[Row]]:
-    """Yield rows in the order of a scan, each `meta` row as its own batch, without the manifest."""
+    """Yield rows in order, without the manifest; each `meta` row is a batch."""
     total = manifest.rows
     async for rows in read_rows(source, release, manifest, lambda done, _: on_progress(min(done, total), total)):
         for row in rows:

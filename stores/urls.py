@@ -9,25 +9,21 @@ from hotplate.stores.errors import StoreMisused
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-# A query may hold secrets. After an @ the password may have contained the ?, so more characters end the shown part.
+# A query may hold secrets. Before an @ the ? may be the password's, so more characters end the shown part.
 END = re.compile(r"[?#]")
 END_BEHIND_AT = re.compile(r"[?#&=;]")
 
-# Hosts of this machine.
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def scheme_of(url: str) -> str:
-    """Return the scheme of a URL in lower case, or an empty string."""
+    """Return the scheme in lower case, or an empty string."""
     found = SCHEME.match(url)
     return found[1].lower() if found else ""
 
 
 def redacted(url: str) -> str:
-    """Return *url* without user, password and query.
-
-    Everything before the last @ except the scheme is dropped, because an unescaped password may hold any character.
-    """
+    """Return *url* without user, password (unescaped, too) and query."""
     scheme = scheme_of(url)
     start = f"{scheme}://" if scheme else ""
     _, at, shown = url[len(start) :].rpartition("@")
@@ -35,7 +31,7 @@ def redacted(url: str) -> str:
 
 
 def split(url: str) -> SplitResult:
-    """Split the URL of a server; StoreMisused if a password or parameter is not percent-encoded."""
+    """Split a URL; StoreMisused if a password or parameter is not percent-encoded."""
     try:
         parts = urlsplit(url)
     except ValueError:  # its message quotes the URL
@@ -49,7 +45,7 @@ def split(url: str) -> SplitResult:
 
 
 def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:
-    """Return the query parameters of a URL; StoreMisused for one that is unknown or repeated."""
+    """Return the query parameters; StoreMisused for an unknown or repeated one."""
     given = parse_qs(parts.query, keep_blank_values=True)
     for name, values in given.items():
         if name not in known:
@@ -62,7 +58,7 @@ def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[s
 
 
 def certificate(given: Mapping[str, str], shown: str) -> str | None:
-    """Return the parameter `ca` of a URL; StoreMisused if the file does not exist."""
+    """Return the parameter `ca`; StoreMisused if the file does not exist."""
     ca = given.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
@@ -70,7 +66,7 @@ def certificate(given: Mapping[str, str], shown: str) -> str | None:
 
 
 def secret(name: str, environment: Mapping[str, str]) -> str | None:
-    """Return the value of the variable *name* or the content of the file *name*_FILE; None if neither is set."""
+    """Return the variable *name* or the content of the file in *name*_FILE; None if neither is set."""
     if value := environment.get(name):
         return value
     if path := environment.get(f"{name}_FILE"):

@@ -19,8 +19,8 @@ from hotplate.stores.verification import read_slots
 class Erasure:
     """The result of an erasure, or of a search.
 
-    *erased* are the given users that are erased; *holding* the releases that still have rows of given users, until they
-    are pruned; *being_written* drafts, which were not searched; *deleted* the number of deleted rows.
+    *holding* are the releases that still have rows of given users; *being_written* are drafts, which were not searched;
+    *deleted* is the number of deleted rows.
     """
 
     erased: tuple[str, ...]
@@ -30,9 +30,9 @@ class Erasure:
 
 
 async def find_records(store: Store) -> dict[str, ErasedUsers]:
-    """Return all records of erased users by incarnation; works without a catalogue.
+    """Return all records of erased users by incarnation, even without a catalogue.
 
-    Raises ReleaseCorrupt for an unreadable record, because its users would be served again.
+    Raises ReleaseCorrupt for an unreadable record.
     """
     found = dict[str, ErasedUsers]()
     for incarnation in await store.incarnations():
@@ -51,7 +51,7 @@ async def find_records(store: Store) -> dict[str, ErasedUsers]:
 
 
 async def write_record(store: Store, users: ErasedUsers) -> Erased:
-    """Write a record, which takes effect when a catalogue names its incarnation."""
+    """Write a record for a catalogue to name."""
     draft = DraftRef(ID, secrets.token_hex(6), f"erase-{secrets.token_hex(8)}")
     row = row_of(users)
     await store.create(draft, Plan(1, len(row.key) + len(row.value), len(row.value)))
@@ -63,16 +63,16 @@ async def write_record(store: Store, users: ErasedUsers) -> Erased:
 
 
 async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
-    """Erase *users*: readers treat them as unknown from the next refresh on, in any release.
+    """Erase *users*: from their next refresh on, readers treat them as unknown.
 
-    Rows are deleted if the store supports it. Raises ReleaseNotFound if nothing was ever published.
+    Rows are deleted if the store can. Raises ReleaseNotFound if nothing was ever published.
     """
     wanted = list(dict.fromkeys(users))
     keys = [USER + user for user in wanted]
     counted = dict[ReleaseId, list[str]]()
 
     async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        # If rows are deleted, an erased user's row can only be in a release written since.
+        # A RowEraser has erased users' rows only in releases written since.
         fresh = keys if isinstance(store, RowEraser) else [key for key in keys if not known.covers(key)]
         counted.clear()
         counted.update(await _holding(store, found, fresh))
@@ -88,7 +88,7 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
 
 
 async def find_users(store: Store, users: Sequence[str]) -> Erasure:
-    """Return which of *users* are erased, and which releases have rows of them."""
+    """Find which of *users* are erased, and which releases have their rows."""
     found = await store.catalogue()
     erased = await read_erased(store, found)
     wanted = list(dict.fromkeys(users))
@@ -99,7 +99,7 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
 
 
 async def take_over_erasures(target: Store, erased: ErasedUsers) -> ErasedUsers:
-    """Erase in *target* the users erased in another store; return all users erased in *target*."""
+    """Add another store's *erased* users to those of *target*; return all."""
 
     async def more(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
         return known if known.contains(erased) else known.merged(replace(erased, rows={}))
@@ -109,9 +109,9 @@ async def take_over_erasures(target: Store, erased: ErasedUsers) -> ErasedUsers:
 
 
 async def check_copied(target: Store, manifest: Manifest, tally: Tally, left_out: int, absent: int) -> None:
-    """Compare the rows of a copy with the manifest, without *left_out* and up to *absent* rows of erased users.
+    """Raise ReleaseCorrupt if a copy lacks more than *left_out* and up to *absent* rows of erased users.
 
-    Records their number for `verify`. Raises ReleaseCorrupt if any other row is missing.
+    Records their number for `verify`.
     """
     missing = manifest.counts.get("user", 0) - tally.counts.get("user", 0)
     others = {kind: count for kind, count in manifest.counts.items() if kind != "user"}
@@ -139,22 +139,22 @@ async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitab
 
         def step(current: Catalogue, seen: Catalogue = found, new: Erased = record) -> Catalogue:
             if current.erased == new:
-                return current  # a swap that was made although its reply was lost
-            if current.version != seen.version:  # a prune may have erased the new record, which is not named yet
+                return current  # made, but its reply was lost
+            if current.version != seen.version:  # a prune may have erased the new record
                 raise ReleaseConflict("the catalogue has changed; try again")
             return replace(current, erased=new)
 
         try:
             return await change(store, step)
         except StoreUnavailable:
-            raise  # unclear: a prune erases the record if the swap was not made
+            raise  # unclear; a prune erases an unused record
         except ReleaseConflict:
             await store.erase(ReleaseRef(ID, record.incarnation))
     raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
 async def _holding(store: Store, found: Catalogue, keys: Sequence[str]) -> dict[ReleaseId, list[str]]:
-    """Return by committed release which of *keys* it has rows of, damaged ones too."""
+    """Return the *keys* with rows, damaged or not, by committed release."""
     held = dict[ReleaseId, list[str]]()
     for entry in found.committed:
         with suppress(ReleaseNotFound):  # pruned since

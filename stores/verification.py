@@ -1,8 +1,4 @@
-"""Checks of releases in any store: whether one is complete, whether it can be served, how two differ.
-
-`read_servable` is the check before a release is served: of the manifest, the dictionary, the popular lists, the sample
-drawn at publishing, and the size of a file. `verify` shows whether the release is complete.
-"""
+"""Checks of releases in any store: whether one is complete (`verify`), can be served, how two differ."""
 
 import asyncio
 from collections import Counter
@@ -19,7 +15,7 @@ from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, read_manifest
 from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
 
-# Rows, and approximate bytes of values, that are read and handled together.
+# Limits of a chunk; bytes are of values, and approximate.
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 << 20
 
@@ -27,15 +23,15 @@ CHUNK_BYTES = 4 << 20
 NAMED = 3
 KEPT = 1000
 
-# Items of each list that are compared: as many as are served by default.
+# Compared items of each list: the number served by default.
 DEPTH = 10
 
 POPULAR_ITEMS = (10, 100)
 
-# Users between two checks whether to stop a comparison.
+# Users between two checks for a stop.
 STOP_EVERY = 100
 
-# Deadline of all reads before a release is served.
+# For all reads before a release is served.
 DEADLINE_S = 30.0
 
 # Called with (done, in all), for example rows.
@@ -56,10 +52,7 @@ async def read_rows(
     *,
     chunk_rows: int = CHUNK_ROWS,
 ) -> AsyncIterator[list[Row]]:
-    """Yield all rows of a release, the manifest too, in chunks; a key repeated by the scan is skipped.
-
-    *on_progress* is called with (rows handled, rows in all).
-    """
+    """Yield all rows of a release, the manifest too, in chunks; keys repeated by the scan are skipped."""
     chunk, last = list[Row](), ""
     size = done = 0
     async for row in store.scan(release):
@@ -83,7 +76,7 @@ async def verify(
 ) -> Manifest:
     """Read every row of a sealed release and compare the sums with its manifest.
 
-    *erased* is given if the catalogue cannot be read. Raises ReleaseCorrupt, with the findings of a scrub.
+    *erased* is needed if the catalogue cannot be read. Raises ReleaseCorrupt, with the findings of a scrub.
     """
     if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
         await store.check_integrity(release)
@@ -104,7 +97,7 @@ async def verify(
 
 @dataclass(frozen=True, slots=True)
 class ScrubResult:
-    """Rows read, rows stated by the manifest, both with the manifest; missing and damaged ones.
+    """Rows read and in all, both with the manifest, and missing ones.
 
     *damaged* holds the first KEPT keys of *count* damaged rows.
     """
@@ -119,12 +112,12 @@ class ScrubResult:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all rows are there and undamaged."""
+        """Whether no rows are missing or damaged."""
         return not self.missing and not self.count
 
     @property
     def finding(self) -> str:
-        """A sentence that says what is missing or damaged."""
+        """A sentence about missing and damaged rows."""
         lost = f"{self.missing:,} of {self.total:,} rows are missing" if self.missing else ""
         spoiled = f"{self.count:,} of {self.rows:,} rows are {_listed(self.damaged, self.count)}" if self.count else ""
         return f"{' and '.join(filter(None, (lost, spoiled)))}; {HEAL}"
@@ -133,7 +126,7 @@ class ScrubResult:
 async def scrub(
     store: Store, release: ReleaseRef, *, rows_per_s: float, on_progress: OnProgress = unreported
 ) -> ScrubResult:
-    """Read every row of a release at a steady rate, check each value, and count missing rows by the manifest.
+    """Read and check every row of a release at a steady rate, and count missing ones.
 
     Raises ReleaseCorrupt if the manifest or the dictionary is damaged, or undamaged values are not the written ones.
     """
@@ -175,13 +168,13 @@ async def _inspect(
 def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
     try:
         tally.add(rows)
-    except StoreMisused as error:  # the key was damaged since it was written
+    except StoreMisused as error:
         raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); {HEAL}") from error
 
 
 def _is_whole(row: Row, decode: Decode) -> bool:
     if row.key == MANIFEST:
-        return True  # checked before any other row
+        return True  # checked before
     try:
         decode(row.key, row.value)
     except ReleaseCorrupt:
@@ -190,13 +183,13 @@ def _is_whole(row: Row, decode: Decode) -> bool:
 
 
 def _of_all_rows(release: ReleaseRef, decode: Decode) -> Decode:
-    """Return a function that opens `meta` rows, too, which are not compressed."""
+    """Return a function that also opens `meta` rows, which are not compressed."""
     check = Checksum(release.id).open
     return lambda key, value: (check if key.startswith(META) else decode)(key, value)
 
 
 def named(keys: Sequence[str]) -> str:
-    """Return a sentence that names the first damaged keys."""
+    """Return a sentence with the first damaged keys."""
     return f"{_listed(keys, len(keys))}; {HEAL}"
 
 
@@ -214,20 +207,20 @@ async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
 async def read_slots(
     reader: Reader, release: ReleaseRef, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt | None]]:
-    """Read *keys* in order, in batches: each with its value, None or its damage. Raises any other StoreError."""
+    """Read *keys* in order, in batches; raises any StoreError but ReleaseCorrupt."""
     for start in range(0, len(keys), reader.batch):
         chunk = keys[start : start + reader.batch]
         for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
             if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
                 raise slot
             yield key, slot
-        await asyncio.sleep(0)  # a local store never waits, and a service has requests to answer
+        await asyncio.sleep(0)  # a local store never waits
 
 
 async def read_present(
     reader: Reader, release: ReleaseRef, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt]]:
-    """Read *keys* as `read_slots` does, with an error for a missing row."""
+    """Read *keys* as `read_slots`, with an error for a missing row."""
     async for key, slot in read_slots(reader, release, keys):
         if slot is None:
             slot = ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; {HEAL}")  # noqa: PLW2901
@@ -238,8 +231,8 @@ async def read_present(
 class Servable:
     """The parts of a release that are read before it is served.
 
-    *decode* opens any value but those of `meta` rows, given its key. *popular* has opened bodies by segment, none empty
-    and one for OVERALL. *damaged* are keys of popular lists and the sample, too few to refuse the release.
+    *decode* opens values, except of `meta` rows. *popular* has opened, nonempty bodies by segment, one for OVERALL.
+    *damaged* are keys of popular lists and the sample, too few to refuse the release.
     """
 
     manifest: Manifest
@@ -254,7 +247,7 @@ async def read_servable(
     """Read the parts of a release that serving it needs; *erased* as for `verify`.
 
     Raises ReleaseNotFound if the data are gone; StoreUnavailable after *deadline_s*; ReleaseCorrupt if a file was cut,
-    or if the manifest, the dictionary, the overall popular list or most of the sample is missing or damaged.
+    or the manifest, dictionary, overall popular list or most of the sample is missing or damaged.
     """
     try:
         async with asyncio.timeout(deadline_s):
@@ -310,10 +303,9 @@ class Difference:
     """Two releases compared by the first DEPTH items of their users' lists.
 
     compared        users with a list in both
-    only_first      users with a list in the first only; only_second in the second
     overlap         mean share of the longer list's items that are in both lists; None if no user has both
     unchanged       users with the same items in the same order
-    popular_share   for each release, by number of items: the share of all recommendations that are its top items
+    popular_share   for each release, by number of top items: their share of all recommendations
     complete        false if the comparison was stopped; the figures are then of the first users by key
     """
 
@@ -334,9 +326,9 @@ async def diff(
     on_progress: OnProgress = unreported,
     stop: Callable[[], bool] = lambda: False,
 ) -> Difference:
-    """Compare two sealed releases of a store in one pass; memory grows with the items, not the users.
+    """Compare two sealed releases in one pass; memory grows with the items, not the users.
 
-    *on_progress* is called with (rows of the first release read, its rows). *stop* ends the comparison early.
+    *on_progress* is called with (rows of the first release read, its rows).
     """
     items = Counter[str](), Counter[str]()
     compared = only_first = only_second = unchanged = 0
