@@ -1,1 +1,1 @@
-"""The Redis store: every row a plain string, the lookups of one iteration of the event loop as one command."""
+"""Store in Redis: one string per row, one command per iteration of the event loop."""

@@ -1,8 +1,8 @@
-"""One pipelined connection per server, shared by all callers, and its reconnection.
+"""One pipelined connection per server, shared by all callers.
 
 An `MGET` by redis-py's asyncio client takes 52, 7.7 and 2.7 µs of CPU a key at 1, 8 and 32 keys; a lookup here takes
-12, 1.9 and 0.7 (on uvloop, in one run). A cluster of three nodes takes 1.3, 1.9 and 1.9 times as much, a packet per
-node. redis-py exposes its sockets only by private attributes.
+12, 1.9 and 0.7 (uvloop, same run), and 1.3 to 1.9 times as much in a cluster of three nodes. redis-py's sockets are
+private.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 1.0
 
-# Callers fail at once during these pauses.
+# Callers fail immediately during these pauses.
 FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 2.0
 
@@ -43,12 +43,12 @@ MEANINGS: dict[str, tuple[type[StoreError], str]] = {
     "NOPERM": (StoreMisused, "the Redis user of {where} lacks a permission: {text}"),
     "LOADING": (StoreUnavailable, "{where} is still loading its data; it answers once that is done"),
 }
-# After these errors the server or its role may have changed: reconnect, perhaps elsewhere.
+# Reconnect after these errors: the server or its role may have changed.
 ENDING = ("READONLY", "NOAUTH", "WRONGPASS", "LOADING", "ERR max number of clients reached")
 
 VALUES = frozenset({bytes, type(None)})
 
-# Returned by the parser if a reply is incomplete.
+# Parser result for an incomplete reply.
 _MORE = object()
 
 
@@ -56,7 +56,7 @@ class Redirected(StoreUnavailable):
     """Another node serves a slot (MOVED), or is about to (ASK)."""
 
     def __init__(self, message: str, slot: int, host: str, port: int, *, asking: bool) -> None:
-        """*host* is empty for the replying node's. *asking*: send only this command there."""
+        """*host* is empty for the replying node; *asking* means ASK."""
         super().__init__(message)
         self.slot = slot
         self.host = host
@@ -69,10 +69,9 @@ class Refusal(Exception):
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """A connection to one server; once it breaks, `error` says why and every command fails.
+    """A connection to one server; `error` is set once it breaks.
 
-    Replies are matched to commands by order, so an unexpected reply closes the connection, as does a command that waits
-    for *timeout_s*.
+    Replies are matched to commands by order, so an unexpected reply closes the connection, as does a timeout.
     """
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
@@ -81,12 +80,10 @@ class PipelinedConnection(asyncio.Protocol):
         self.has_replied = False
         """Whether a command after the handshake got a valid reply."""
         self.where = address.shown
-        """Its URL without secrets."""
         self._timeout_s = timeout_s
         self._waiting = deque[tuple[asyncio.Future[Any], float, int | None, list[Slot] | None]]()
-        """Future, start, number of values, and for `get_each` the values so far."""
+        """Future, start, number of values, and the values of `get_each` so far."""
         self._is_array = False
-        """Whether the next replies are parsed as one array."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._parser = hiredis.Reader(replyError=Refusal, notEnoughData=_MORE)
@@ -143,20 +140,20 @@ class PipelinedConnection(asyncio.Protocol):
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
-        """Send a command; returns the future of its reply. StoreMisused if it cannot be encoded."""
+        """Send a command; StoreMisused if it cannot be encoded."""
         return self._send(args, None)
 
     def mget(self, *names: str | bytes) -> asyncio.Future[list[Slot]]:
-        """Read values by one MGET; a reply of another form closes the connection."""
+        """Read values by one MGET."""
         return self._send((b"MGET", *names), len(names))
 
     def get_each(self, names: Sequence[bytes]) -> asyncio.Future[list[Slot]]:
-        """Read values by one GET each, for keys in several slots; 0.15 µs a key to send and 0.1 to receive.
+        """Read values by one GET each; takes 0.25 µs a key.
 
-        A key's error takes the place of its value. A reply of another form closes the connection.
+        A key's error replaces its value.
         """
         if self.error is None and not self._waiting and not self._parser.has_data():
-            # Parsed as one array, the replies take a fifth of the time.
+            # Parsing one array takes a fifth of the time.
             self._parser.feed(b"*%d\r\n" % len(names))
             self._is_array = True
         packed = b"".join([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
@@ -207,7 +204,7 @@ class PipelinedConnection(asyncio.Protocol):
             await self._ended.wait()
 
     def lose(self, reason: str) -> StoreUnavailable:
-        """Close the connection after an invalid reply, log *reason* once, and return the error."""
+        """Close the connection after an invalid reply; return the error."""
         self.has_replied = False  # so reconnection backs off
         error = f"{self.where} {reason}; the connection was given up"
         if self.error is None:
@@ -215,7 +212,7 @@ class PipelinedConnection(asyncio.Protocol):
         self.end(error)
         return StoreUnavailable(error)
 
-    def _take(self, reply: Any) -> None:  # noqa: ANN401 -- a reply is whatever the command returns
+    def _take(self, reply: Any) -> None:  # noqa: ANN401 -- any reply
         if isinstance(reply, Refusal):
             error = translated(reply, self.where)
             if str(reply).startswith(ENDING):
@@ -242,7 +239,7 @@ class PipelinedConnection(asyncio.Protocol):
             future.set_result(reply)
 
     def _take_values(self, taken: list[Slot], values: int | None, reply: Any) -> bool:  # noqa: ANN401 -- as above
-        """Return whether this was the last reply of `get_each`."""
+        """Return whether *taken* is complete."""
         replies = reply if self._is_array else [reply]
         self._is_array = False
         if not VALUES.issuperset(map(type, replies)):
@@ -285,7 +282,7 @@ def _fits(reply: object, values: int | None) -> bool:
 
 
 class Asking:
-    """Sends each command after ASKING, to a node that a slot is being moved to."""
+    """Sends commands with ASKING, to a node that a slot is moving to."""
 
     def __init__(self, connection: PipelinedConnection) -> None:
         self._connection = connection
@@ -308,7 +305,7 @@ Sender = PipelinedConnection | Asking
 
 @asynccontextmanager
 async def connected(address: RedisAddress, timeout_s: float) -> AsyncIterator[PipelinedConnection]:
-    """Open a connection for the duration of the block."""
+    """Open a connection, and close it after the block."""
     connection = PipelinedConnection(address, timeout_s)
     await connection.open()
     try:
@@ -318,7 +315,7 @@ async def connected(address: RedisAddress, timeout_s: float) -> AsyncIterator[Pi
 
 
 async def shared(task: asyncio.Task[T], where: str) -> T:
-    """Await a task of several callers: neither their cancellation nor the task's affects the other."""
+    """Await a task of several callers; cancelling a caller does not cancel it."""
     await asyncio.wait([task])
     if task.cancelled():
         raise StoreUnavailable(f"{where} was closed")
@@ -326,11 +323,10 @@ async def shared(task: asyncio.Task[T], where: str) -> T:
 
 
 class Reconnector:
-    """Keeps one connection to a server; while that is down, callers fail at once, and attempts back off."""
+    """Keeps one connection to a server; reconnects with backoff, while callers fail immediately."""
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
         self.where = address.shown
-        """Its URL without secrets."""
         self._address = address
         self._timeout_s = timeout_s
         self._connection: PipelinedConnection | None = None
@@ -344,12 +340,12 @@ class Reconnector:
         """The open connection, if any."""
         return self._connection if self._connection is not None and self._connection.error is None else None
 
-    async def execute_command(self, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        """Send a command and return its reply; raises StoreError."""
+    async def execute_command(self, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
+        """Send a command; raises StoreError."""
         return await (await self.connection()).send_command(*args)
 
     async def connection(self) -> PipelinedConnection:
-        """Return the open connection; concurrent callers share one attempt to open it."""
+        """Return the connection; concurrent callers share one attempt to open it."""
         if (current := self.current) is not None:
             return current
         if self._opening is None:
@@ -384,7 +380,7 @@ class Reconnector:
             opening.exception()  # mark as retrieved
 
     def _note_end(self) -> None:
-        """A server that accepts but never replies counts as failed."""
+        """Count a server that accepts but never replies as failed."""
         if self._connection is not None and self._connection.has_replied:
             self._backoff.reset()
         elif self._connection is not None:
@@ -402,10 +398,7 @@ def fields_of(info: bytes) -> dict[str, str]:
 
 
 def role_of(greeting: object) -> str | None:
-    """Return the role stated in a reply to HELLO, or None.
-
-    ACLs may forbid INFO and ROLE, but not HELLO.
-    """
+    """Return the role in a reply to HELLO, which ACLs cannot forbid."""
     if not isinstance(greeting, list):
         return None
     for name, value in zip(greeting[::2], greeting[1::2], strict=False):

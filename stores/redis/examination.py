@@ -1,4 +1,4 @@
-"""Server state for `check_room`, and the findings of `hotplate store doctor`."""
+"""Memory of a server, and the findings of `hotplate store doctor`."""
 
 import asyncio
 import time
@@ -27,15 +27,14 @@ OLDEST = 7
 
 MUCH_USED = 0.9
 
-# Overhead of a row, and of the allocator: within -10 and +13 % of `used_memory` for rows of 0 to 9,000 bytes on Redis
-# 7.
+# Overhead of a row: within -10 and +13 % of `used_memory` for rows of 0 to 9,000 bytes on Redis 7.
 ROW_BYTES = 80
 ALLOCATED = 1.08
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A server's memory in bytes: used, its limit (0: none), and its machine's (0: unknown)."""
+    """A server's memory in bytes; 0 is no limit, or an unknown machine's."""
 
     used: int
     maxmemory: int
@@ -44,7 +43,7 @@ class Memory:
 
     @property
     def evicts(self) -> bool:
-        """Whether lists are evicted once memory is short; `volatile-*` needs an expiry, which lists do not have."""
+        """Whether lists can be evicted; they have no expiry, so `volatile-*` spares them."""
         return self.policy.startswith("allkeys-")
 
     def check(self, plan: Plan, keys: ReleaseKeys, where: str) -> None:
@@ -84,13 +83,13 @@ def _memory(fields: Mapping[str, str]) -> Memory:
 
 
 async def examine(address: RedisAddress, keys: Keys, *, replicated: bool = False) -> list[Finding]:
-    """Examine one server and, if *replicated*, its replicas; raises StoreError if it cannot be reached."""
+    """Examine one server and, if *replicated*, its replicas; raises StoreError."""
     rights, found = await _rights(address, keys), await _examine_server(address, replicated=replicated)
     return [*found[:2], *rights, *found[2:]]
 
 
 async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
-    """Examine each primary of a cluster, and the cluster; raises StoreError if no node can be reached."""
+    """Examine a cluster and each primary; raises StoreError if no node can be reached."""
     await topology.load()
     home = topology.owner(key_slot(keys.catalogue.encode()))
     if home is None:
@@ -191,7 +190,7 @@ async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:
 
 
 async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
-    """Queue the commands of a publish and discard them: the server checks them when they are queued."""
+    """Queue and discard the commands of a publish; the server checks them when queued."""
     row, catalogue = keys.doctors, keys.catalogue
     commands: dict[str, tuple[str | bytes | int, ...]] = {
         "SET": (catalogue, b""), "DEL": (row,), "UNLINK": (row,), "RPUSH": (row, b""), "HSET": (row, b"0", b""),
@@ -200,7 +199,7 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
     try:
         await connection.send_command(b"WATCH", row)
         await connection.send_command(b"MULTI")
-    except StoreMisused as error:  # outside of MULTI, further commands would be executed
+    except StoreMisused as error:  # without MULTI, commands would be executed
         return _warning("may publish", f"no, as is right for a service: {error}")
     sent = [connection.send_command(name, *arguments) for name, arguments in commands.items()]
     replies = await asyncio.gather(*sent, connection.send_command(b"DISCARD"), return_exceptions=True)
@@ -215,7 +214,6 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
 
 
 async def _setting(connection: PipelinedConnection, name: bytes) -> str | None:
-    """Return a configuration value; None if the user may not read it."""
     try:
         found: list[bytes] = await connection.send_command(b"CONFIG", b"GET", name)
     except (StoreMisused, StoreUnavailable):  # managed services rename CONFIG

@@ -1,16 +1,15 @@
-"""Names of all keys of a deployment, under its prefix.
+"""Names of all keys of a deployment.
 
 {PREFIX}:catalogue                the catalogue, JSON
-{PREFIX}:incarnations             set of incarnations that hold data, from creation to erase, and of the replication
-                                  histories of the primaries whose keys were searched
-PREFIX:{INCARNATION.B}:KIND:ID    one row, a string without expiry: drafts have leases
+{PREFIX}:incarnations             set of incarnations with data, and of replication histories of searched primaries
+PREFIX:{INCARNATION.B}:KIND:ID    one row, a string without expiry
 PREFIX:{INCARNATION.B}:@state     `draft:WRITER` or `sealed`; a release exists while these keys do
-PREFIX:{INCARNATION.0}:@keys      list of the keys of each acknowledged batch, packed by `hotplate.stores.keys`
+PREFIX:{INCARNATION.0}:@keys      packed keys of each acknowledged batch
 PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which are not in order
 PREFIX:{INCARNATION.0}:@points    hash of the last acknowledged key of each part
 
-B, the bucket of a row, is xxh3_64(KIND:ID) mod 256. A cluster keeps keys with the same text in braces in one slot. On
-one server all 256 states change together, so only the first is read.
+The bucket B is xxh3_64(KIND:ID) mod 256. A cluster keeps keys with the same text in braces in one slot. On one server
+all states change together, so only the first is read.
 """
 
 import re
@@ -26,15 +25,14 @@ from hotplate.stores.store import not_found, sealed, taken_over
 
 BUCKETS = 256
 
-# Most keys per command: about half a millisecond of a server's only thread.
+# Most keys per command: about half a millisecond of the server.
 MAX_KEYS = 1000
 
 META_POINT = "meta"
 
-# State of a sealed release; that of a draft is `draft:WRITER`.
 SEALED = b"sealed"
 
-# Size of the cache of names, 20 kB a release.
+# Cached releases, 20 kB each.
 KEPT = 8
 
 
@@ -43,16 +41,13 @@ class ReleaseKeys:
     """Names of one release's keys."""
 
     heads: tuple[str, ...]
-    """Prefix of the rows of each bucket."""
+    """Row prefix of each bucket."""
 
     steps: tuple[tuple[str, ...], ...]
-    """State keys that change together: all on one server, one by one in a cluster."""
+    """State keys that change together."""
 
     slots: tuple[int, ...]
-    """Cluster slot of each bucket."""
-
     raw_heads: tuple[bytes, ...]
-    """`heads` in UTF-8."""
 
     @property
     def state(self) -> str:
@@ -70,12 +65,12 @@ class ReleaseKeys:
         return self.heads[0] + "@keys", self.heads[0] + "@meta"
 
     def rows(self, keys: Iterable[str]) -> list[str]:
-        """Return the names of rows, 0.1 µs each; UnicodeEncodeError for a key that UTF-8 cannot express."""
+        """Return the names of rows; raises UnicodeEncodeError."""
         heads, mask = self.heads, BUCKETS - 1
         return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
 
     def located(self, keys: Sequence[str]) -> tuple[list[bytes], list[int]]:
-        """Return the names and buckets of rows; a key that UTF-8 cannot express gets a name that no row has."""
+        """Return the names and buckets of rows; a key with surrogates gets a name that no row has."""
         heads, mask = self.raw_heads, BUCKETS - 1
         try:
             raw = [key.encode() for key in keys]
@@ -85,7 +80,7 @@ class ReleaseKeys:
         return [heads[bucket] + one for bucket, one in zip(buckets, raw, strict=True)], buckets
 
     def by_step(self, names: Iterable[bytes]) -> dict[str, list[bytes]]:
-        """Group the names of rows by the first state of their step."""
+        """Group names of rows by the first state of their step."""
         if len(self.steps) == 1:
             return {self.state: list(names)}
         found = dict[str, list[bytes]]()
@@ -111,12 +106,12 @@ class Keys:
 
     @property
     def doctors(self) -> str:
-        """A key that is never written, to check rights with: in the form of a row, in the catalogue's slot."""
+        """A key that is never written, for checking rights."""
         return f"{self.prefix}:{{{self.prefix}}}:doctor"
 
     @property
     def incarnations(self) -> str:
-        """Set of incarnations that hold data, and of searched replication histories."""
+        """Set of incarnations with data and of searched replication histories."""
         return f"{{{self.prefix}}}:incarnations"
 
     def release(self, release: ReleaseRef | DraftRef) -> ReleaseKeys:
@@ -157,7 +152,7 @@ def state_of(draft: DraftRef) -> bytes:
 
 
 def check_owned(draft: DraftRef, state: bytes | None) -> None:
-    """Raise unless *state* says that the draft is its writer's."""
+    """Raise if *state* is not that of the draft and its writer."""
     if state is None:
         raise not_found(draft)
     if state == SEALED:

@@ -3,14 +3,14 @@
 A release has 256 buckets, each in one slot with its own state. Changes that are atomic on one server are ordered steps
 in a cluster:
 
-create    claiming the first bucket's state decides the writer; the other states are then replaced, each as it was read
-          before the first was checked again, so a replaced writer can claim no more of them.
-put       see `hotplate.stores.redis.writer`.
-seal      the first state is sealed, after which nothing can be claimed; then the others, each after its last rows, so a
-          node that lost rows has lost this, too.
+create    The first state decides the writer. The others are replaced by compare-and-set, each read before the first is
+          checked again, so a replaced writer cannot claim them.
+put       See `hotplate.stores.redis.writer`.
+seal      The first state is sealed, which ends claims, then the others, each after its rows: a node that lost rows has
+          lost its state, too.
 
-Scripts delete before they set: after a write, `maxmemory` no longer stops a script, and a delete counts as one. A full
-server must still be able to abandon a draft.
+Scripts delete before they set, because `maxmemory` does not stop a script after a write, and a full server must still
+be able to abandon a draft.
 """
 
 import asyncio
@@ -68,14 +68,13 @@ log = logging.getLogger(__name__)
 READ_TIMEOUT_S = 1.0
 TIMEOUT_S = 5.0
 
-# How long batches are retried. A cluster elects a replica after cluster-node-timeout (15 s); there, create, seal and
-# erase are retried, too.
+# Retries of batches; in a cluster, which elects replicas after 15 s, also of create, seal and erase.
 RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
 
 POLL_S = 1.0
 
-# SWAP: KEYS the catalogue; ARGV the expected record, empty for none, and the new one.
+# SWAP: KEYS catalogue; ARGV expected record or empty, new record.
 SWAP = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])
@@ -83,8 +82,7 @@ redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
 
-# REPLACE: KEYS states in one slot; ARGV the expected first state, empty for none, and the new one. Returns the state
-# before.
+# REPLACE: KEYS states in one slot; ARGV expected first state or empty, new state. Returns the previous state.
 REPLACE = """
 local state = redis.call('GET', KEYS[1])
 if (state or '') ~= ARGV[1] then return state end
@@ -97,13 +95,11 @@ _Replies = asyncio.Future[list[Slot]]
 
 
 class _Sent(NamedTuple):
-    """Reads sent to one node."""
-
     node: RedisNode
     places: list[int]
     replies: _Replies
     connection: PipelinedConnection | None
-    """The connection, if it was open before."""
+    """Set if it was already open."""
 
 
 class ServerLookups:
@@ -114,7 +110,7 @@ class ServerLookups:
         self._nodes = nodes
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`; *timeout_s* is left to the caller, because a command is answered as a whole."""
+        """See `Reader.get_many`; the caller applies *timeout_s*."""
         if len(keys) > MAX_KEYS:
             chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
             found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
@@ -146,7 +142,7 @@ class ServerLookups:
 
 
 class BucketLost(ReleaseNotFound, PartUnavailable):
-    """A bucket is missing or not sealed; opens no circuit, because others may be whole."""
+    """A bucket is missing or not sealed; others may be whole, so no circuit opens."""
 
 
 class ClusterLookups:
@@ -183,9 +179,9 @@ class ClusterLookups:
     async def _read(
         self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None, *, again: bool = True
     ) -> list[Slot]:
-        """Read values by name and slot; one that failed or is late for *until_s* (loop clock) is an error.
+        """Read values by name and slot until *until_s* (loop clock); failures are slots.
 
-        Reads on a connection that broke are sent *again* on a new one. Raises StoreError if the topology is unknown.
+        Raises StoreError if the topology is unknown.
         """
         topology = self._nodes.topology
         if not topology.loaded:
@@ -238,12 +234,12 @@ class ClusterLookups:
     async def _receive(
         self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None
     ) -> list[tuple[int, Redirected, RedisNode]]:
-        """Store replies in *found*; return redirected positions with their redirection and node."""
+        """Store replies in *found*; return redirected positions."""
         pending = tuple(one.replies for one in sent)
         due = None if until_s is None else self._deadlines.add(pending, until_s)
         redirected = list[tuple[int, Redirected, RedisNode]]()
         try:
-            for node, places, replies, _ in reversed(sent):  # the last sent mostly replies last: one wait
+            for node, places, replies, _ in reversed(sent):  # the last mostly replies last
                 try:
                     read = await replies
                 except StoreUnavailable as error:
@@ -288,7 +284,7 @@ def _too_late() -> ReleaseConflict:
     return ReleaseConflict("the catalogue was changed by somebody else first")
 
 
-async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- any reply
     try:
         return await reply
     except StoreError:
@@ -296,12 +292,10 @@ async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a rep
 
 
 class RedisStore(Diagnosed, RowEraser):
-    """A Redis store; lookups, control and writing have separate connections, so none waits behind another."""
+    """A Redis store with separate connections for lookups, control and writing."""
 
     batch = coalesce = 256
-    """At 256 keys, a key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3
-    ms.
-    """
+    """A key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6)."""
 
     def __init__(self, address: RedisAddress | SentinelAddress | ClusterAddress) -> None:
         self._servers: OnlyServer
@@ -413,14 +407,14 @@ class RedisStore(Diagnosed, RowEraser):
             raise sealed(draft)
         await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
         await self._claim_others(draft)
-        await self._inventory.add(draft)  # again: an erase may have removed it in between
+        await self._inventory.add(draft)  # an erase may have removed it
         if before is None:
             self._writer.forget(draft)
 
     async def _claim_others(self, draft: DraftRef) -> None:
         mine, keys = state_of(draft), self._keys.release(draft)
         while len(keys.steps) > 1:
-            states = await self._states(draft)  # before the check: if another writer claims after it, REPLACE fails
+            states = await self._states(draft)  # before the check, so REPLACE fails after another claim
             check_owned(draft, await self._nodes.execute_command(b"GET", keys.state))
             claimed = list(zip(keys.steps, states, strict=True))[1:]
             others = [(step, state) for step, state in claimed if state not in (mine, SEALED)]
@@ -431,7 +425,7 @@ class RedisStore(Diagnosed, RowEraser):
     async def _set_state(
         self, step: Sequence[str], state: bytes, *, unless: Sequence[bytes | None], expected: bytes = b""
     ) -> tuple[bytes | None, Sender]:
-        """Replace any state but those in *unless*; return it and the connection. *expected* saves a round trip."""
+        """Replace a state not in *unless*; return it and the connection. *expected* saves a round trip."""
 
         async def set_state(connection: Sender) -> tuple[bytes | None, Sender]:
             replaces = expected
@@ -471,7 +465,7 @@ class RedisStore(Diagnosed, RowEraser):
             return connection
 
         used = {await self._nodes.run(keys.state, seal_first)}
-        # States may belong to another writer that got as far as this.
+        # Another writer may have started to seal.
         sealing = (self._set_state(step, SEALED, unless=(SEALED, None), expected=mine) for step in others)
         for before, connection in await asyncio.gather(*sealing):
             if before is None:
@@ -500,7 +494,7 @@ class RedisStore(Diagnosed, RowEraser):
             raise unsealed(release, missing, len(states))
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """See the contract; a commit waits for replicas. RowsLost if the server lacks the end of the release."""
+        """See the contract; a commit waits for replicas. RowsLost if the release is incomplete."""
         releases = newly_committed(old, new)
 
         async def change(connection: Sender) -> None:
@@ -544,7 +538,7 @@ class RedisStore(Diagnosed, RowEraser):
 
 
 def open_url(url: str) -> RedisStore:
-    """Open the store at a URL of the schemes redis, rediss, unix, redis+sentinel or redis+cluster."""
+    """Open the store at a URL; StoreMisused if it is invalid."""
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
         return RedisStore(parse_cluster(url))

@@ -1,9 +1,9 @@
 """Discovery of servers (one server, Sentinel, Cluster), and connections to them.
 
-A node of a cluster that does not serve a slot names the one that does (MOVED) or will (ASK). After a MOVED or a
-failure, CLUSTER SLOTS is sent to one node after the other.
+A cluster node redirects to the node that serves a slot (MOVED) or will (ASK). After a MOVED or a failure, CLUSTER SLOTS
+is sent to each node until one answers.
 
-During a Sentinel failover there are two primaries for some seconds; writes that the former one acknowledges are lost.
+During a Sentinel failover the former primary acknowledges writes for some seconds, which are lost.
 """
 
 import asyncio
@@ -40,31 +40,30 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Time-out of a node or sentinel that is asked for servers.
+# Timeout of discovery, per node or sentinel.
 TIMEOUT_S = 1.0
 
-# First and longest pause between discoveries, with jitter, and the quiet time that resets the backoff.
+# First and longest pause between discoveries, and the quiet time that resets it.
 PAUSES_S = (0.1, 1.0)
 CALM_S = 5.0
 
-# Most redirections of a command.
 REDIRECTIONS = 8
 
 # How long `seal` waits for all replicas.
 SEAL_WAIT_S = 3.0
 
-# The same for a change of the catalogue or of a release's state.
+# The same for changes of the catalogue or a state.
 CONTROL_WAIT_S = 1.0
 
 UNGUARDED = "it goes on writing if no replica follows, and a failover loses that; set min-replicas-to-write 1"
 
-# How often sentinels are asked for the primary.
+# Polling interval of sentinels.
 WATCH_S = 1.0
 
 # Flags of unusable replicas.
 UNUSABLE = {"s_down", "o_down", "disconnected"}
 
-# How long a promoted replica may precede the sentinels' agreement, and the pause between questions.
+# Wait for sentinels to agree on a promoted replica, and the polling interval.
 SETTLE_S = 10.0
 SETTLE_PAUSE_S = 0.1
 
@@ -80,15 +79,14 @@ class RedisNode(NamedTuple):
 
 
 class OnlyServer:
-    """Discovery of one server, which serves every slot and never moves."""
+    """Discovery of one server, which serves every slot."""
 
     def __init__(self, address: RedisAddress) -> None:
         self.shown = address.shown
-        """The URL without secrets."""
         self.loaded = True
         """Whether the servers are known."""
         self.primaries: Sequence[RedisNode] = (RedisNode(address.host, address.port),)
-        """Servers that take writes, in the order of their addresses."""
+        """Servers that take writes."""
         self._address = address
 
     async def load(self) -> None:
@@ -105,22 +103,20 @@ class OnlyServer:
         return self._address
 
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
-        """Record a redirection by *said_by*, and return the node to send the command to."""
+        """Record a redirection by *said_by*; return its target."""
         del said_by
         raise StoreMisused(
             f"{redirected}; it is a node of a cluster; write redis+cluster:// instead of redis://"
         ) from redirected
 
     def schedule_refresh(self) -> None:
-        """Discover the servers again soon, in the background."""
+        """Rediscover the servers in the background."""
 
     async def close(self) -> None:
         """Stop discovery."""
 
 
 class _Discovered(OnlyServer, ABC):
-    """Servers that are discovered."""
-
     def __init__(self, server: RedisAddress) -> None:
         super().__init__(server)
         self.loaded = False
@@ -213,7 +209,7 @@ class Topology(_Discovered):
     async def _ask(self) -> None:
         known = [*self.primaries, *(one for replicas in self._replicas.values() for one in replicas)]
         seeds = [RedisNode(*seed) for seed in self._cluster.seeds]
-        random.shuffle(known)  # spreads the load of many workers
+        random.shuffle(known)  # spreads load
         best: tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]] | None = None
         error: StoreError = StoreUnavailable(f"no node of {self.shown} has answered")
         for node in dict.fromkeys([*known, *seeds]):
@@ -250,7 +246,7 @@ class Topology(_Discovered):
 
 
 def _owners(reply: object, said_by: RedisNode) -> tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]]:
-    """Parse the reply to CLUSTER SLOTS; TypeError, ValueError or LookupError if it is malformed."""
+    """Parse the reply to CLUSTER SLOTS; raises TypeError, ValueError or LookupError."""
     owners, replicas = list[RedisNode | None]([None] * SLOTS), dict[RedisNode, set[RedisNode]]()
     for (start, end), servers in parse_cluster_slots(reply, current_host=said_by.host).items():
         if not 0 <= start <= end < SLOTS:
@@ -287,18 +283,18 @@ class Nodes:
         await self.topology.load()
         return [self.at(node) for node in self.topology.primaries]
 
-    async def execute_command(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        """Send a command with one key, and return its reply; raises StoreError."""
+    async def execute_command(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
+        """Send a command with one key; raises StoreError."""
         return await self.run(key, lambda connection: connection.send_command(command, key, *args))
 
     async def evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
-        """Run a script on keys of one slot, and return its reply; raises StoreError."""
+        """Run a script on keys of one slot; raises StoreError."""
         return await self.run(
             names[0], lambda connection: connection.send_command(b"EVAL", script, len(names), *names, *args)
         )
 
     async def run(self, key: str | bytes, work: Callable[[Sender], Awaitable[T]]) -> T:
-        """Call *work* with the connection for *key*; again with another one if the key's slot has moved."""
+        """Call *work* with the connection for *key*, following redirections."""
         return await self.run_in(key_slot(key.encode() if isinstance(key, str) else key), work)
 
     async def run_in(self, slot: int, work: Callable[[Sender], Awaitable[T]], ask: RedisNode | None = None) -> T:
@@ -316,7 +312,7 @@ class Nodes:
         raise PartUnavailable(f"the nodes of {self.topology.shown} disagree about slot {slot}")
 
     async def run_at(self, node: RedisNode, work: Callable[[Sender], Awaitable[T]], *, asking: bool = False) -> T:
-        """Call *work* with the connection to *node*; a failure triggers discovery. Raises StoreError."""
+        """Call *work* with the connection to *node*; a failure triggers discovery."""
         try:
             connection = await self.at(node).connection()
             return await work(Asking(connection) if asking else connection)
@@ -347,7 +343,7 @@ class Replication:
     acknowledged: int = 0
 
     def shortfalls(self, where: str) -> list[str]:
-        """Return a sentence for each way in which a failover could lose writes."""
+        """Return one sentence per way a failover could lose writes."""
         if not self.replicas:
             return [f"{where} has no replica, so its loss would be the loss of all releases; add one"]
         found = [] if self.guarded else [f"{where}: {UNGUARDED}"]
@@ -360,7 +356,7 @@ class Replication:
 
 
 def replication_in(fields: Mapping[str, str]) -> Replication:
-    """Return what INFO says of a primary's replicas."""
+    """Parse the replicas in a primary's INFO."""
     following = sum(
         "state=online" in stated.split(",") for name, stated in fields.items() if name.removeprefix("slave").isdigit()
     )
@@ -370,7 +366,7 @@ def replication_in(fields: Mapping[str, str]) -> Replication:
 async def wait_for_replicas(
     connection: Sender, *, wanted: int | None = None, timeout_s: float = SEAL_WAIT_S
 ) -> Replication | None:
-    """Wait until *wanted* replicas, by default all, have all writes; None if the user may not send INFO or WAIT.
+    """Wait until *wanted* replicas (all by default) have all writes; None without rights to INFO and WAIT.
 
     Blocks the connection.
     """
@@ -394,10 +390,7 @@ class SentinelState(NamedTuple):
 
 
 class Sentinels(_Discovered):
-    """The primary and replicas named by sentinels.
-
-    All are asked every WATCH_S and after failures; once a majority answered, the highest epoch counts.
-    """
+    """The primary and replicas named by sentinels: of a majority's answers, the highest epoch counts."""
 
     def __init__(self, address: SentinelAddress) -> None:
         super().__init__(address.server)
@@ -414,7 +407,7 @@ class Sentinels(_Discovered):
         return await self._ask_all(of_all=True)
 
     async def wait_replicated(self, connection: PipelinedConnection) -> None:
-        """Return once all replicas have the writes of *connection*, or no failover is seen that would lose them.
+        """Wait until all replicas have the writes of *connection*, or no failover is in progress.
 
         StoreUnavailable if the primary was replaced.
         """
@@ -516,7 +509,7 @@ class Sentinels(_Discovered):
         try:
             host, port = place
             usable = [each for each in map(_fields, replicas) if UNUSABLE.isdisjoint(each["flags"].split(","))]
-            # All replicas are unlinked if the primary has died.
+            # If the primary has died, none is linked.
             linked = [each for each in usable if each.get("master-link-status") == "ok"] or usable
             replicas_at = tuple(RedisNode(each["ip"], int(each["port"])) for each in linked)
             return SentinelState(

@@ -62,7 +62,7 @@ class RedisAddress:
     """Required role; None for any."""
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
-        """Add the attributes of OpenTelemetry's conventions for Redis to *call*."""
+        """Add OpenTelemetry's attributes for Redis to *call*."""
         call.attributes |= {"db.operation.name": command, "db.namespace": str(self.db)}
         if count > 1:
             call.attributes |= {"db.operation.name": f"BATCH {command}", "db.operation.batch.size": count}
@@ -72,7 +72,7 @@ class RedisAddress:
             call.attributes["server.port"] = self.port
 
     def ssl_context(self) -> SSLContext | None:
-        """Return the context that verifies the server's certificate; None without TLS."""
+        """Return the TLS context, if any."""
         if not self.tls:
             return None
         return _ssl_context(self.ca, Path(self.ca).stat().st_mtime_ns if self.ca else 0)
@@ -83,7 +83,7 @@ class ClusterAddress:
     """A cluster, by some of its nodes."""
 
     seeds: tuple[tuple[str, int], ...]
-    """Host and port of the nodes to ask first."""
+    """Hosts and ports."""
 
     node: RedisAddress
     """Settings of all nodes, without host and port."""
@@ -91,8 +91,8 @@ class ClusterAddress:
     def at(self, host: str, port: int) -> RedisAddress:
         """Return the address of one node.
 
-        Nodes announce IP addresses, but certificates of managed services hold only host names: a node known by an IP
-        address that is no seed is verified by the first seed's name.
+        Nodes announce IP addresses, but certificates of managed services hold only host names, so announced addresses
+        are verified by the first seed's name.
         """
         name = None
         if _is_ip(host) and (host, port) not in self.seeds:
@@ -114,9 +114,9 @@ class SentinelAddress:
 
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress:
-    """Parse the URL of a server; StoreMisused, free of secrets, if it is invalid.
+    """Parse the URL of a server; StoreMisused if it is invalid.
 
-    The password defaults to HOTPLATE_REDIS_PASSWORD or the content of the file HOTPLATE_REDIS_PASSWORD_FILE.
+    The password defaults to HOTPLATE_REDIS_PASSWORD or the file HOTPLATE_REDIS_PASSWORD_FILE.
     """
     parts, given, server = _read(url, environment)
     shown = server.shown
@@ -131,9 +131,9 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress
 
 
 def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> SentinelAddress:
-    """Parse `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`; user and password are those of the servers.
+    """Parse `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`.
 
-    Sentinels use the parameter `sentinel_user` and HOTPLATE_REDIS_SENTINEL_PASSWORD or …_FILE.
+    User and password are those of the servers; sentinels use `sentinel_user` and HOTPLATE_REDIS_SENTINEL_PASSWORD.
     """
     parts, given, server = _read(url, environment)
     shown = server.shown
@@ -153,7 +153,7 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
 
 
 def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> ClusterAddress:
-    """Parse `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`; all nodes have the same user."""
+    """Parse `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`."""
     parts, _, node = _read(url, environment)
     if parts.path.strip("/") not in ("", "0"):
         raise StoreMisused(f"{node.shown} names a database, but a cluster has only database 0; leave it out")
@@ -161,7 +161,6 @@ def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> Clus
 
 
 def _read(url: str, environment: Mapping[str, str]) -> tuple[SplitResult, Mapping[str, str], RedisAddress]:
-    """Return the parts and parameters of a URL, and an address with its prefix, credentials and TLS settings."""
     shown, parts = redacted(url), split(url)
     given = parameters(parts, PARAMETERS[parts.scheme], shown)
     prefix = given.get("prefix", PREFIX)
@@ -180,7 +179,7 @@ def _read(url: str, environment: Mapping[str, str]) -> tuple[SplitResult, Mappin
 
 
 def hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:
-    """Return the servers listed in a URL; StoreMisused for a missing name or an invalid port."""
+    """Return the servers in a URL; StoreMisused for a missing name or invalid port."""
     found = list[tuple[str, int]]()
     for listed in parts.netloc.rpartition("@")[2].split(","):
         try:
@@ -195,7 +194,7 @@ def hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, 
 
 
 def show(host: str, port: int) -> str:
-    """Return host and port as in a URL."""
+    """Format host and port as in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -209,7 +208,7 @@ def _is_ip(host: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _ssl_context(ca: str | None, _changed_at: int) -> SSLContext:
-    """Cached: creating a context blocks for 20 ms."""
+    """Cached, because creating a context takes 20 ms."""
     context = create_default_context()
     if ca is not None:
         context.load_verify_locations(ca)

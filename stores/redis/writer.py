@@ -1,15 +1,14 @@
 """Writing, listing and erasing the rows of releases.
 
-On one server a batch is a transaction. In a cluster, rows are written bucket by bucket while the bucket's state names
-the draft; once a replica has them, their keys are listed and the resume point advances. Lua copies values: on one
-server, the same scripts would halve the speed.
+On one server a batch is a transaction; scripts would halve the speed. In a cluster, rows are written bucket by bucket
+while the bucket's state names the draft; once a replica has them, their keys are listed and the resume point advances.
 
-A set names the incarnations that hold data, and the replication histories of the primaries that were searched. After a
-restart or failover a primary has a new history, and may hold erased data, so all keys are searched: 1 µs a key.
+After a restart or failover a primary has a new replication history, and may hold erased data, so all keys are searched:
+1 µs a key.
 
-Erasing deletes a release's state first; every later command checks that it is still absent, because a restored server
-or a late writer may bring it back. The lists of keys are complete only if the state was `sealed`; otherwise rows are
-searched, which takes ten times as long.
+Erasing deletes a release's state first; later commands check that it is still absent, because a restored server or a
+late writer may recreate it. Unless the state was `sealed`, the lists of keys may be incomplete, and rows are searched,
+which takes ten times as long.
 """
 
 import asyncio
@@ -31,22 +30,22 @@ from hotplate.stores.throttle import AdaptiveThrottle, Retrier
 
 log = logging.getLogger(__name__)
 
-# Batch limits per server; 10,000 rows would delay readers by 10 ms.
+# Batch limits per server: 10,000 rows would delay readers by 10 ms.
 MAX_ROWS = 500
 MAX_BYTES = 1 << 20
 
-# Largest share of time for writing. With 2,000 reads a second on two cores it gives 200,000 rows a second at a read p99
-# of 0.7 ms; without it, 340,000 at 1 to 3 ms.
+# Largest share of time for writing. With 2,000 reads/s on two cores: 200,000 rows/s and a read p99 of 0.7 ms; without
+# it, 340,000 and 1 to 3 ms.
 BUSY_SHARE = 0.5
 
 # Packed batches read at once, about 100 kB.
 SPANS = 64
 
-# Prefix of members of the set that are replication histories.
+# Prefix of replication histories in the set of incarnations.
 HISTORY = "@"
 
-# PUT: KEYS state of a bucket, names of rows; ARGV expected state, values. NOTE: KEYS first state, list of keys, hash of
-# points; ARGV expected state, packed batch, part, point. Both return the state.
+# PUT: KEYS state, rows; ARGV expected state, values. NOTE: KEYS first state, list of keys, points; ARGV expected state,
+# packed batch, part, point. Both return the state.
 PUT = """
 local state = redis.call('GET', KEYS[1])
 if state ~= ARGV[1] then return state end
@@ -72,8 +71,8 @@ if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then redis.call('SADD', KEYS[1
 return 1
 """
 
-# ERASE: KEYS state, names to unlink. TAKE_OFF: KEYS state, list; ARGV the packed batch to remove, by value because
-# several processes may erase a release. Both return 0 if the state exists.
+# ERASE: KEYS state, names. TAKE_OFF: KEYS state, list; ARGV packed batch, by value because others may erase, too. Both
+# return 0 if the state exists.
 ERASE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('UNLINK', unpack(KEYS, 2))
@@ -87,13 +86,13 @@ return 1
 
 
 class RowsLost(StoreUnavailable):
-    """Acknowledged rows are gone; resume the publish from its resume point."""
+    """Acknowledged rows are gone; resume the publish."""
 
     permanent = True
 
 
 class Batch(NamedTuple):
-    """Rows written together, the list of their keys, and the resume point they advance."""
+    """Rows written together, their list of keys, and their resume point."""
 
     rows: Sequence[Row]
     source: str
@@ -103,7 +102,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[Row], source: str, point: int | str) -> "Batch":
-        """Pack the keys of rows; StoreMisused for a key that UTF-8 cannot express."""
+        """Pack the keys of rows; StoreMisused for invalid Unicode."""
         keys = [row.key for row in rows]
         try:
             return cls(rows, source, point, max(keys), pack(keys))
@@ -112,7 +111,7 @@ class Batch(NamedTuple):
 
 
 class Writer:
-    """Puts batches one at a time, paced to spare readers; in a cluster, the slowest node sets the pace."""
+    """Puts batches one at a time, paced to spare readers."""
 
     def __init__(self, nodes: Nodes, keys: Keys, retrier: Retrier) -> None:
         self._nodes = nodes
@@ -121,7 +120,7 @@ class Writer:
         self._lock = asyncio.Lock()
         self._throttle = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
         self._alone = set[RedisNode]()
-        """Nodes not waited for before the seal, because no replica keeps up."""
+        """Nodes without a replica that keeps up; not waited for before the seal."""
         self._points = dict[DraftRef, dict[int | str, str]]()
         """Last acknowledged key by draft and part."""
         self._checked: Sender | None = None
@@ -142,13 +141,13 @@ class Writer:
                     await asyncio.sleep(pause_s)
 
     def forget(self, draft: DraftRef) -> None:
-        """Trust the server's resume point from now on."""
+        """Forget the resume points of a draft."""
         self._points.pop(draft, None)
 
     async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> bytes | None:
-        """Return the draft's state; RowsLost if acknowledged rows are gone, as after a failover.
+        """Return the draft's state; RowsLost if acknowledged rows are gone.
 
-        *sent*: the last key of a batch whose acknowledgement may have been lost.
+        *sent*: last key of a batch that may have been written without acknowledgement.
         """
         keys, points = self._keys.release(draft), self._points.get(draft, {})
         state: bytes | None
@@ -165,10 +164,7 @@ class Writer:
         return state
 
     async def _state(self, draft: DraftRef, connection: Sender, sent: str) -> bytes | None:
-        """Return the draft's state; on a new connection, check acknowledged rows first.
-
-        Not on the same one: another writer may advance the part's resume point.
-        """
+        """Return the draft's state; on a new connection, check acknowledged rows first."""
         if connection is self._checked:
             state: bytes | None = await connection.send_command(b"GET", self._keys.release(draft).state)
             return state
@@ -177,7 +173,6 @@ class Writer:
         return state
 
     async def _write_at_once(self, draft: DraftRef, batch: Batch) -> float:
-        """Write a batch as a transaction, again if the state changes meanwhile; return the pause in seconds."""
         return await self._nodes.run(self._keys.release(draft).state, partial(self._transact, draft, batch))
 
     async def _transact(self, draft: DraftRef, batch: Batch, connection: Sender) -> float:
@@ -234,7 +229,6 @@ class Writer:
         check_owned(draft, await connection.send_command(b"EVAL", NOTE, 3, *names, state_of(draft), *args))
 
     async def _replicate(self, node: RedisNode) -> None:
-        """Wait until a replica has the writes to a node."""
         if node in self._alone:
             return
         found = await self._nodes.run_at(node, partial(wait_for_replicas, wanted=1, timeout_s=CONTROL_WAIT_S))
@@ -264,8 +258,8 @@ class Inventory:
         self._retrier = retrier
 
     async def incarnations(self) -> list[str]:
-        """See the contract; names what a search finds, if this user may write."""
-        histories = await self._histories()  # first: a server may restart during the search
+        """See the contract; adds what a search finds to the set, if this user may write."""
+        histories = await self._histories()  # before the search, during which a server may restart
         members: list[bytes] = await self._nodes.execute_command(b"SMEMBERS", self._keys.incarnations)
         named = {member.decode() for member in members}
         searched = {name for name in named if name.startswith(HISTORY)}
@@ -293,13 +287,13 @@ class Inventory:
         return {HISTORY + one for one in ids if one} if all(ids) else None
 
     async def add(self, draft: DraftRef) -> None:
-        """Name an incarnation before it holds data."""
+        """Record an incarnation before it holds data."""
         await self._nodes.evaluate(NAME, (self._keys.incarnations,), draft.incarnation)
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
-        """Yield the distinct keys of a sealed release in ascending order, at most MAX_KEYS at a time.
+        """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time.
 
-        If the lists of keys are lost, all keys are searched for and held in memory.
+        If the lists of keys are lost, all keys are held in memory.
         """
         listed = merged(await self._spans(release), self._packed)
         is_listed = await self._nodes.execute_command(b"LLEN", self._keys.release(release).lists[0])
@@ -308,13 +302,13 @@ class Inventory:
                 yield keys[start : start + MAX_KEYS]
 
     async def erase(self, release: ReleaseRef) -> None:
-        """See the contract; ReleaseConflict if the release reappears before all of it is erased."""
+        """See the contract; ReleaseConflict if the release reappears."""
         keys, incarnation = self._keys.release(release), release.incarnation
         is_sealed = await self._execute(b"GET", keys.state) == SEALED
         is_listed = is_sealed and await self._execute(b"EXISTS", keys.lists[0])
         is_named = await self._execute(b"SISMEMBER", self._keys.incarnations, incarnation)
         first, *others = keys.steps
-        # First, so it can be neither read nor written from here on, and a new claim begins from scratch.
+        # First: ends reads and writes; a new claim starts empty.
         ended = await asyncio.gather(*(self._execute(b"DEL", *step) for step in ((*first, keys.points), *others)))
         await self._erase_listed(release)
         is_left = not is_listed and (is_named or any(ended))
@@ -322,18 +316,18 @@ class Inventory:
             is_left = False
             async for names in self._search(self._keys.pattern(release)):
                 await self._unlink(release, names)
-                is_left = self._keys.clustered  # a slot may have moved to a node already searched
+                is_left = self._keys.clustered  # a slot may have moved to a searched node
         self._check_gone(release, [await self._erase(keys.state, keys.lists)])
         await self._execute(b"SREM", self._keys.incarnations, incarnation)
         if any(await asyncio.gather(*(self._execute(b"EXISTS", step[0]) for step in keys.steps))):
-            # Claimed by a late writer: the next prune must find it.
+            # A late writer claimed it: the next prune must find it.
             await self._execute(b"SADD", self._keys.incarnations, incarnation)
 
     @property
     def _where(self) -> str:
         return self._nodes.topology.shown
 
-    async def _execute(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+    async def _execute(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         return await self._retrier.call(lambda: self._nodes.execute_command(command, key, *args))
 
     async def _erase_listed(self, release: ReleaseRef) -> None:
@@ -356,7 +350,7 @@ class Inventory:
         self._check_gone(release, await asyncio.gather(*erased))
 
     async def _erase(self, state: str, names: Sequence[str | bytes]) -> int:
-        """Unlink keys in the slot of a state; return 0 if the state exists."""
+        """Unlink keys; return 0 if the state exists."""
         return await self._retrier.call(lambda: self._nodes.evaluate(ERASE, (state, *names)))
 
     def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
