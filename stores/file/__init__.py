@@ -1,1 +1,1 @@
-"""The embedded store, `file://`: one LMDB file a release in a folder, shared by all processes of one machine."""
+"""Store in a folder of LMDB files."""

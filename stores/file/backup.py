@@ -1,7 +1,7 @@
-"""Backups of a `file://` store, made and restored while it serves and is published to.
+"""Backups of a `file://` store, made and restored while it is in use.
 
-A backup is a folder that is also a readable store: the sealed releases, each checked after it was copied, and a
-catalogue of them. A backup or a restore appears complete, by a rename, or not at all.
+A backup is itself a readable store of the sealed releases, each checked after it was copied. Backups and restores
+appear by a rename, complete or not at all.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class BackupResult:
-    """Releases of a backup or a restore, in the catalogue's order, and the number of copied bytes."""
+    """Releases of a backup or a restore, and the number of copied bytes."""
 
     live: ReleaseId | None
     releases: tuple[ReleaseId, ...]
@@ -46,8 +46,7 @@ class BackupResult:
 async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unreported) -> BackupResult:
     """Copy all committed releases and the catalogue into a new folder.
 
-    Includes releases that are pruned meanwhile. Raises StoreMisused if *target* is not empty, ReleaseCorrupt if a
-    release is damaged, StoreFull. *on_progress* is called with (bytes copied, bytes in all).
+    Raises StoreMisused if *target* is not empty, ReleaseCorrupt, StoreFull. *on_progress* gets bytes copied and in all.
     """
     _check_new(target)
     async with _held(store) as (found, files):
@@ -73,11 +72,10 @@ async def restore(
 ) -> BackupResult:
     """Restore a backup into an empty store or, with *over*, into one that may be in use.
 
-    The backup's live release becomes live, in a new generation of the catalogue; canaries end. Releases that are not in
-    the backup are withdrawn, and pruned after their grace; drafts stay. Restored releases get new incarnations, unknown
-    to earlier erasers.
+    The backup's live release becomes live in a new generation of the catalogue; canaries end. Other releases are
+    withdrawn, and pruned after their grace; drafts stay. Restored releases get new incarnations, unknown to erasers.
 
-    Raises ReleaseConflict if the store is not empty, ReleaseCorrupt if the backup is damaged, StoreFull.
+    Raises ReleaseConflict if the store is not empty, ReleaseCorrupt, StoreFull.
     """
     catalogue = CatalogueFile(store.folder)
     if _present(catalogue, store.clock()).generation and not over:
@@ -85,7 +83,7 @@ async def restore(
     async with _held(backup := LmdbStore(source, store.clock)) as (found, files):
         present, missing = await _erased_of_both(store, backup, found)
         entries = [replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases]
-        # In `releases`: it may be a separate disk, and `prune` erases there what a killed restore left.
+        # In `releases`: maybe a separate disk, and `prune` cleans up there after a killed restore.
         with _scratch(store.folder / "releases", RESTORED) as scratch:
             wanted = [
                 _Copy(
@@ -112,7 +110,7 @@ def _check_new(target: Path) -> None:
 async def _erased_of_both(
     store: LmdbStore, backup: LmdbStore, found: Catalogue
 ) -> tuple[Erased | None, ErasedUsers | None]:
-    """Return the store's record of erased users, and the union with the backup's if that has more."""
+    """Return the store's record of erased users, and its union with the backup's, if larger."""
     theirs = await read_erased(backup, found)
     await backup.close()
     try:
@@ -126,7 +124,6 @@ async def _erased_of_both(
 
 
 def _is_pruned(folder: Path, present: Catalogue, record: Erased) -> bool:
-    """Return whether a prune erased, or is erasing, a record that no catalogue names yet."""
     path = _release_path(folder, record.incarnation)
     return present.entry(record.incarnation) is not None or not path.exists()
 
@@ -161,7 +158,7 @@ def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
 
 
 def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
-    """Return the catalogue to be replaced; an unreadable one counts as empty."""
+    """Read the catalogue; an unreadable one counts as empty."""
     try:
         return catalogue.read(now)
     except CatalogueUnreadable:
@@ -170,7 +167,7 @@ def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
 
 @asynccontextmanager
 async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, int]]]:
-    """Yield the committed releases, as a catalogue and open files, which outlive a prune."""
+    """Yield the catalogue and open files of its releases, which outlive a prune."""
     before = None
     while True:
         found = await store.catalogue()
@@ -227,15 +224,15 @@ async def _copy_all(wanted: Sequence[_Copy], scratch: Path, on_progress: OnProgr
         done += place
         try:
             await check_whole(path)
-        except ReleaseCorrupt as error:  # name the source, because the copy is removed
+        except ReleaseCorrupt as error:  # the copy is removed, so name the source
             raise ReleaseCorrupt(str(error).replace(str(path), str(source))) from error
     with translated(scratch):
         flush(scratch / "releases")
     return total
 
 
-async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 -- any arguments of *work*
-    """Run *work* in a thread; if cancelled, wait for its end, because its file is removed then."""
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 -- those of *work*
+    """Run *work* in a thread; if cancelled, wait for its end before its file is removed."""
     working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
         return await asyncio.shield(working)

@@ -3,8 +3,7 @@
     INCARNATION.draft    the rows so far
     INCARNATION.lock     locked (flock) while the writer lives; contains its process id and token
 
-While a process holds the lock, even if it is stopped, no other can write. An eraser unlinks both files without the
-lock; the writer notices on its next call.
+An eraser unlinks both files without the lock; the writer notices on its next call.
 """
 
 import errno
@@ -33,34 +32,34 @@ T = TypeVar("T")
 
 FIRST_MAP_BYTES = 1 << 30
 
-# LMDB keeps at least two rows on a page; a larger value gets separate pages.
+# A page holds at least two rows; larger values get separate pages.
 PAGE_BYTES = 4096
 PAGE_HEADER_BYTES = 16
 NODE_HEADER_BYTES = 10
 MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER_BYTES) // 2 - 4
 
-# Rows in a transaction: with more, their pages leave the processor's cache, and writing takes twice the time.
+# With more rows, their pages leave the processor's cache, and writing takes twice the time.
 TRANSACTION_ROWS = 1000
 
-# Bytes after which a draft releases the pages of its map; the next transaction reads only the end of the last one.
+# A draft releases the pages of its map after this many bytes.
 WRITTEN_BYTES = 16 << 20
 
-# Prefix of the key of a part's resume point. It sorts before all rows and is removed at sealing.
+# Key prefix of resume points; sorts before all rows, removed at sealing.
 POINT = b"\x00point:"
 
-# Space requested, in addition to that of the rows, to find out why the file system refused a write.
+# Additional space requested to find out why a write failed.
 PROBE_BYTES = 1 << 20
 
 
 class DraftFile:
-    """A draft locked by this process, until it is sealed, erased or closed.
+    """A draft locked by this process.
 
-    A `put` consists of transactions, so the file of a killed writer can be continued; the disk is flushed at sealing.
-    `seal` and `close` take long and may run in a thread: calls are serialized.
+    The file of a killed writer can be continued; it is flushed at sealing. Calls are serialized, because `seal` and
+    `close` take long and may run in a thread.
     """
 
     def __init__(self, path: Path, draft: DraftRef, lock: int, *, needed: int) -> None:
-        """Open the file of a locked draft of about *needed* bytes; use `open_draft`."""
+        """Open a locked draft of about *needed* bytes; use `open_draft`."""
         self.path = path
         self.writer = draft.writer
         self._draft = draft
@@ -73,14 +72,14 @@ class DraftFile:
         self.closed = False
 
     def hand_over(self, draft: DraftRef) -> None:
-        """Make another writer of this process the draft's writer."""
+        """Change the writer, within this process."""
         with self._busy:
             self._check_name()
             self.writer = draft.writer
             _sign(self._lock, draft)
 
     def put(self, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a part in transactions; rows in ascending order of key bytes are appended."""
+        """Write rows of a part; appends them if they are in order of key bytes."""
         pairs = [(key.encode(), value) for key, value in rows]
         with self._busy:
             self._check_name()
@@ -92,7 +91,7 @@ class DraftFile:
                 self._refuse(error, sum(len(key) + len(value) for key, value in pairs))
 
     def resume_point(self, part: int) -> str | None:
-        """Return the last key of a part that is not a `meta` row, or of all rows if a writer was killed at sealing."""
+        """Return the last key of a part, without `meta`; of all rows if a writer was killed at sealing."""
         with self._busy:
             self._check_name()
             with translated(self.path), self._env.begin() as txn:
@@ -103,7 +102,7 @@ class DraftFile:
                 return None if point is None else point.decode()
 
     def seal(self, path: Path) -> None:
-        """Append the block sums, flush the file, and rename it to *path*. Takes long."""
+        """Append the sums, flush the file, and rename it to *path*; blocks for long."""
         with self._busy:
             self._check_name()
             try:
@@ -117,7 +116,7 @@ class DraftFile:
                 self._give_up()
 
     def close(self) -> None:
-        """Close the file and free the lock; waits for a call in another thread."""
+        """Close the file and free the lock."""
         with self._busy:
             self._give_up()
 
@@ -131,7 +130,7 @@ class DraftFile:
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                # The kernel marks the lost pages clean, so a second flush would succeed.
+                # A second flush would succeed, although the pages are lost.
                 self._remove()
                 raise StoreError(
                     f"the disk of {self.path} failed as the release was flushed to it, so the draft was removed; "
@@ -152,7 +151,7 @@ class DraftFile:
         lock_path(self.path).unlink(missing_ok=True)
 
     def _check_name(self) -> None:
-        """Raise ReleaseNotFound, and free the draft's space, if it was erased by another process."""
+        """Raise ReleaseNotFound, and free the draft's space, if it was erased."""
         with suppress(FileNotFoundError):
             if not self.closed and self.path.stat().st_ino == self._inode:
                 return
@@ -176,13 +175,13 @@ class DraftFile:
                 point = pairs[-1][0]
             else:
                 if ascending:
-                    cursor.putmulti(pairs)  # not in order: LMDB skips rows that it cannot append
+                    cursor.putmulti(pairs)  # LMDB skips rows that are not in order
                 point = max(key for key, _ in pairs)
             if not pairs[0][0].startswith(META.encode()):  # `meta` rows have separate calls
                 txn.put(POINT + b"%d" % part, point)
 
     def _let_go(self, written: int) -> None:
-        """Release the pages of the map, which count as memory of this process, every WRITTEN_BYTES."""
+        """Release the pages of the map, which count as this process's memory."""
         self._mapped_bytes += written
         if self._mapped_bytes > WRITTEN_BYTES:
             self._mapped_bytes = 0
@@ -195,7 +194,7 @@ class DraftFile:
                 cursor.delete()
 
     def _refuse(self, error: OSError | lmdb.Error, more: int) -> NoReturn:
-        """Raise the error of the contract for a failed write, which LMDB always calls an I/O error."""
+        """Raise the error for a failed write; LMDB always calls it an I/O error."""
         code = self._reason(error, more)
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             written = self.path.stat().st_size if self.path.exists() else 0
@@ -222,10 +221,10 @@ class DraftFile:
 
 
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | None) -> DraftFile:
-    """Lock a draft for its writer and open its file, or make it if *needed* bytes are given.
+    """Lock a draft and open its file, or create it for *needed* bytes.
 
-    Raises ReleaseConflict if another process has the lock, another writer took the draft over, or it was sealed;
-    ReleaseNotFound if the file does not exist and *needed* is None.
+    Raises ReleaseConflict if another process or writer has it, or it was sealed; ReleaseNotFound if it does not exist
+    and *needed* is None.
     """
 
     def check_state() -> None:
@@ -235,7 +234,7 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | 
             raise not_found(draft)
 
     if needed is None:
-        check_state()  # before a lock is made
+        check_state()  # before locking
     with translated(path):
         lock = _lock(lock_path(path), draft)
         try:
@@ -254,7 +253,7 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | 
 
 @contextmanager
 def held(path: Path, draft: DraftRef) -> Iterator[None]:
-    """Hold the lock of a draft, and sign it for *draft*'s writer at the end; ReleaseConflict if it is locked."""
+    """Lock a draft, and finally sign it for *draft*'s writer; ReleaseConflict if it is locked."""
     with translated(path):
         lock = _lock(lock_path(path), draft)
     try:
@@ -268,7 +267,7 @@ def held(path: Path, draft: DraftRef) -> Iterator[None]:
 
 
 def _claim(path: Path, lock: int, draft: DraftRef) -> None:
-    """Sign a lock; a draft from before the last boot is removed, because it was never flushed."""
+    """Sign a lock; removes a draft from before the last boot, as never flushed."""
     if _signed(lock).boot not in ("", _boot()):
         path.unlink(missing_ok=True)
     _sign(lock, draft)
@@ -285,7 +284,7 @@ def _open(path: Path, draft: DraftRef, lock: int, needed: int) -> DraftFile:
 
 
 def check_room(folder: Path, needed: int, written: int = 0) -> None:
-    """Raise StoreFull, with the numbers, if a release of *needed* bytes, of which *written* exist, does not fit."""
+    """Raise StoreFull if a release of *needed* bytes, of which *written* exist, does not fit."""
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     with translated(existing):
         free = shutil.disk_usage(existing).free
@@ -294,7 +293,7 @@ def check_room(folder: Path, needed: int, written: int = 0) -> None:
 
 
 def file_bytes(rows: int, payload_bytes: int) -> int:
-    """Return an upper estimate of a release file: rows of the mean size in LMDB's pages, and sums."""
+    """Return an upper estimate of the size of a release file."""
     if rows == 0:
         return file_format.HEAD_BYTES + file_format.overhead(file_format.HEAD_BYTES)
     node = payload_bytes / rows + NODE_HEADER_BYTES
@@ -329,17 +328,17 @@ def _lock(path: Path, draft: DraftRef) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was erased or sealed since
+        os.close(descriptor)  # erased or sealed since
 
 
 def _unlock(descriptor: int) -> None:
-    # Closing is not enough if a child of this process has the descriptor, too.
+    # A child may hold the descriptor, so closing is not enough.
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
 class _LockHolder(NamedTuple):
-    """The text of a lock: process id, the writer's token, and the id of the boot."""
+    """Content of a lock file."""
 
     process: str
     writer: str

@@ -1,13 +1,11 @@
-"""The bytes of a sealed file: checksums of its blocks, LMDB's header, and lookups in damaged pages without LMDB.
+"""Sealed files: block checksums, LMDB's header, and lookups in damaged files.
 
     LMDB's pages ‖ xxh3_64 of each block of them ‖ footer
 
-LMDB does not read beyond its last page. The footer holds the size before the sums, which shows a truncated file.
+The footer holds the size before the sums, which shows a truncated file.
 
-LMDB follows damaged offsets, which may end the process. `PagedFile` reads each page alone and checks its offsets; the
-layout is that of LMDB 0.9, in the byte order of the machine. Measured: requests for one user with a flipped byte in
-their list ended 25 workers in 26 s without it, and one with it; 0.13 s later that user got the popular list, and 989 of
-1,000 users their own.
+LMDB follows damaged offsets, which may end the process; `PagedFile` checks them (LMDB 0.9, native byte order).
+Measured: requests for a list with a flipped byte ended 25 workers in 26 s without it, and one with it.
 """
 
 import os
@@ -25,15 +23,15 @@ from hotplate.stores.folders import write_all
 
 BLOCK_BYTES = 1 << 16
 
-# Bytes that a thread checks before its caller can cancel the check.
+# Bytes checked between points of cancellation.
 STRIDE_BYTES = 64 * BLOCK_BYTES
 
-# LMDB's two meta pages, at its smallest page size.
+# LMDB's two smallest meta pages.
 HEAD_BYTES = 8192
 
 _MAGIC = b"hotplate"
 
-# Magic, size without the sums, sum of the head; followed by the sum of all sums and of these.
+# Magic, size without sums, sum of the head; then the sum of all sums and of these.
 _FOOTER = struct.Struct("<8sQ8s")
 _SUM_BYTES = 8
 _FOOTER_SUM_BYTES = 16
@@ -41,25 +39,25 @@ _END_BYTES = _FOOTER.size + _FOOTER_SUM_BYTES
 
 LEAST_PAGE_BYTES = 4096
 
-# A meta page: magic, page size, page of the root of all rows, last page in use, transaction.
+# Meta page: magic, page size, root, last page in use, transaction.
 _META = struct.Struct("=16xI20xI84xQQQ")
 _META_MAGIC = 0xBEEFC0DE
 
-# The head of a page: its kind, and the end of its list of nodes.
+# Page head: kind, end of its list of nodes.
 _HEADER = struct.Struct("=10xHH2x")
 _BRANCH, _LEAF = 1, 2
 
-# A node: value length (on a branch the page below it, with the flags as its highest bits), flags, key length.
+# Node: value length (on a branch: lower bits of the page below; flags are the highest), flags, key length.
 _NODE = struct.Struct("=HHHH")
 _VALUE_ON_SEPARATE_PAGES = 1
 _NO_PAGE = (1 << 64) - 1
 
-# Far deeper than any tree of LMDB.
+# Deeper than any tree of LMDB.
 _MAX_DEPTH = 32
 
 
 class Sums(NamedTuple):
-    """The sums at the end of a file, and its *size* without them."""
+    """Checksums of a file, and its *size* without them."""
 
     size: int
     head: bytes
@@ -67,12 +65,12 @@ class Sums(NamedTuple):
 
 
 def overhead(size: int) -> int:
-    """Return the size of the sums of a file of *size* bytes."""
+    """Return the size of the sums for *size* bytes."""
     return -(-size // BLOCK_BYTES) * _SUM_BYTES + _END_BYTES
 
 
 def append_sums(file: int, size: int) -> None:
-    """Write the sums behind the first *size* bytes of an open file."""
+    """Write sums after the first *size* bytes."""
     os.ftruncate(file, size)
     blocks = b"".join(_block_sum(file, number, size) for number in range(-(-size // BLOCK_BYTES)))
     head = xxh3_64_digest(os.pread(file, HEAD_BYTES, 0))
@@ -81,7 +79,7 @@ def append_sums(file: int, size: int) -> None:
 
 
 def read_sums(file: int) -> Sums | None:
-    """Read the sums of an open file; None if they are missing, damaged, or of a file of another size."""
+    """Read the sums; None if they are missing, damaged, or of another size."""
     found = os.fstat(file).st_size
     end = os.pread(file, _END_BYTES, max(0, found - _END_BYTES))
     if len(end) < _END_BYTES:
@@ -96,13 +94,13 @@ def read_sums(file: int) -> Sums | None:
 
 
 def check_head(file: int, sums: Sums, name: str) -> None:
-    """Raise ReleaseCorrupt if the first pages of an open file, which LMDB needs to find all others, were changed."""
+    """Raise ReleaseCorrupt if the first pages, which LMDB needs to find all others, changed."""
     if xxh3_64_digest(os.pread(file, HEAD_BYTES, 0)) != sums.head:
         raise ReleaseCorrupt(f"the first pages of {name} are damaged; repair it from another store or publish again")
 
 
 def find_damage(file: int, sums: Sums, start: int) -> list[int]:
-    """Check STRIDE_BYTES from *start*, the start of a block; return the numbers of changed blocks."""
+    """Check STRIDE_BYTES from *start*, a block's; return the numbers of changed blocks."""
     return [
         number
         for number in range(start // BLOCK_BYTES, -(-min(start + STRIDE_BYTES, sums.size) // BLOCK_BYTES))
@@ -116,7 +114,7 @@ def _block_sum(file: int, number: int, size: int) -> bytes:
 
 
 class Meta(NamedTuple):
-    """The newer of a file's two meta pages; *size* is that of the file up to its last page in use."""
+    """The newer meta page; *size* is in bytes, up to the last page in use."""
 
     page_bytes: int
     root: int
@@ -124,7 +122,7 @@ class Meta(NamedTuple):
 
 
 def read_meta(file: int) -> Meta | None:
-    """Read the meta pages of an open file; None if one of them is invalid."""
+    """Read the meta pages; None if one is invalid."""
     meta, newest, page_bytes = None, -1, 0
     for _ in range(2):
         page = os.pread(file, _META.size, page_bytes)
@@ -147,9 +145,9 @@ class PagedFile:
         self._damaged = frozenset(damaged)
 
     def get(self, key: bytes) -> bytes | None:
-        """Read one key; lmdb.CorruptedError if damage leaves open whether it exists.
+        """Read one key; lmdb.CorruptedError if damage hides whether it exists.
 
-        A value in a damaged block is returned, because it has a checksum.
+        Values in damaged blocks are returned; they have checksums.
         """
         number, passed_damage, page_bytes = self._meta.root, False, self._meta.page_bytes
         for _ in range(_MAX_DEPTH):
@@ -159,7 +157,7 @@ class PagedFile:
             passed_damage |= number * page_bytes // BLOCK_BYTES in self._damaged
             kind, end = _HEADER.unpack_from(page)
             nodes = range((min(end, page_bytes) - _HEADER.size) // 2)
-            first = int(kind == _BRANCH)  # the first node of a branch has no key
+            first = int(kind == _BRANCH)  # a branch's first node has no key
             index = bisect_right(nodes, key, lo=first, key=lambda index: _node(page, index)[0]) - 1
             if kind == _BRANCH and index in nodes:
                 number = _node(page, index)[1]
@@ -188,7 +186,7 @@ class PagedFile:
 
 
 def _node(page: bytes, index: int) -> tuple[bytes, int, int, int]:
-    """Return a node's key, the page below it or the length of its value, its flags, and the start of its value."""
+    """Return a node's key, page below or value length, flags, and value start."""
     place = int.from_bytes(_cut(page, _HEADER.size + 2 * index, 2), sys.byteorder)
     low, high, flags, size = _NODE.unpack(_cut(page, place, _NODE.size))
     start = place + _NODE.size

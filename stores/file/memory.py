@@ -1,7 +1,6 @@
-"""Memory of mapped files: how much fits, and populating and releasing parts of a map.
+"""Memory of mapped files: how much fits, and populating and releasing parts.
 
-LMDB does not tell a map's address, so it is read from /proc. Without one of these system calls only the speed of reads
-changes.
+LMDB hides a map's address, so it is read from /proc. All calls are optional: they only speed up reads.
 """
 
 import ctypes
@@ -10,7 +9,7 @@ import mmap
 from math import inf
 from pathlib import Path
 
-# Share of the free memory that may be used; the rest is for growth in between.
+# Share of free memory to use; the rest is for growth.
 SHARE_OF_ROOM = 0.9
 
 # From Linux's mman.h.
@@ -24,31 +23,30 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def mapped_at(path: Path, inode: int) -> int:
-    """Return the address of a file mapped by this process; OSError if it is not mapped, or that is unknown."""
+    """Return the address of a file mapped by this process; OSError if it is unknown."""
     whole_path = str(path.resolve())
     for line in (_PROC / "self" / "maps").read_text().splitlines():
         address, _, offset, _, number, *name = line.split(maxsplit=5)
-        # Layered file systems show the inode of the layer below, and an unlinked file has a longer name.
+        # Layered file systems show another inode; unlinked files have longer names.
         if name and path.name in name[0] and (int(number) == inode or name[0] == whole_path) and int(offset, 16) == 0:
             return int(address.partition("-")[0], 16)
     raise OSError(errno.ENOENT, f"{path} is not among the maps of this process")
 
 
 def populate(address: int, size: int) -> None:
-    """Enter pages that are in memory into the page table, to spare reads a page fault."""
+    """Enter pages in memory into the page table, to avoid page faults."""
     _libc.madvise(address, size, _POPULATE_READ)
 
 
 def release(address: int, size: int) -> None:
-    """Remove pages from the page table; they stay in the page cache."""
+    """Remove pages from the page table, but not from the page cache."""
     _libc.madvise(address, size, mmap.MADV_DONTNEED)
 
 
 def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
-    """Return how many bytes of files can be in memory for this process; inf if that is unknown.
+    """Return the bytes of files that fit in memory; inf if unknown.
 
-    The minimum of the machine's available memory and what the process's cgroups have left, not counting their page
-    cache, which can be evicted.
+    The minimum of the machine's and the cgroups' available memory; their page cache counts as free.
     """
     room = _numbers(proc / "meminfo").get("MemAvailable", inf) * 1024
     for group in _groups(proc, cgroups):

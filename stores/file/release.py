@@ -1,11 +1,10 @@
 """A sealed release: an LMDB file, mapped read-only and shared by all stores of a process.
 
-Reading past the end of a truncated file kills the process (SIGBUS), and so may a scan over a damaged page: the size is
-checked before a file is mapped, and all checksums before it is scanned. A damaged page fails only the keys on it. After
-a failed read LMDB refuses further reads in the transaction, so a new one is begun, and keys that other threads were
-reading in it are read again.
+A read of a truncated file kills the process (SIGBUS), as may a scan of a damaged page: the size is checked before
+mapping, and all checksums before scanning. A damaged page fails only its keys. After a failed read LMDB refuses others
+in the transaction, so a new one begins, and other threads read again.
 
-A page fault blocks the event loop until the disk answers, so a release is read into memory before it is served.
+Page faults block the event loop, so a release is read into memory before it is served.
 """
 
 import asyncio
@@ -43,40 +42,39 @@ P = ParamSpec("P")
 # Errors of a read from a damaged page or disk.
 FAILURES = (lmdb.Error, MemoryError, OSError)
 
-# LMDB's limit; ids that pass `check_id` are much shorter.
+# LMDB's limit.
 MAX_KEY_BYTES = 511
 
-# Time for which a checked file may be scanned without another check.
+# Age of a check that suffices for a scan.
 CHECK_HOLDS_S = 60.0
 
 READ_CHUNK = 1 << 22
 
-# Pause of warming, as a multiple of its CPU time, while another release is served: workers at half of their capacity
-# must not slow down on the same core.
+# Pause of warming, as a multiple of its CPU time, while another release is served, to spare workers on the same core.
 WARM_REST = 4.0
 
 
-# Part of a map that is populated or released at once; no other thread can map memory during that.
+# Bytes populated or released at once, while no other thread can map memory.
 MAP_CHUNK = 1 << 22
-# Bytes after which a scan releases the pages it has read, which count as memory of this process.
+# A scan releases its pages, which count as this process's memory, after this many bytes.
 SCANNED_BYTES = 16 << 20
 
 
 class ReleaseFile:
-    """A mapped release, shared by its users, because LMDB maps a file once per process.
+    """A mapped release, shared because LMDB maps a file once per process.
 
-    LMDB refuses a forked process a second map, so it reads in a new transaction of the inherited one. It never closes
-    that, because closing would wait for reads that the parent had begun.
+    A forked process reads in a new transaction of the inherited map, and never closes it, because that would wait for
+    reads that the parent had begun.
     """
 
     _open: dict[tuple[int, int], "ReleaseFile"] = {}  # noqa: RUF012 -- by device and inode
-    _closing: dict[tuple[int, int], Future[None]] = {}  # noqa: RUF012 -- being unmapped by their threads
-    _inherited: dict[tuple[int, int], lmdb.Environment] = {}  # noqa: RUF012 -- maps of the parent process
+    _closing: dict[tuple[int, int], Future[None]] = {}  # noqa: RUF012 -- being unmapped
+    _inherited: dict[tuple[int, int], lmdb.Environment] = {}  # noqa: RUF012 -- the parent's maps
     _lock = threading.Lock()
     _process = os.getpid()
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
-        """Map *path*; use `open`, which shares existing maps."""
+        """Map *path*; use `open` instead."""
         self.path = path
         self._identity = identity
         self._users = 0
@@ -91,16 +89,16 @@ class ReleaseFile:
         self._thread = ThreadPoolExecutor(1, "release")
         self._damaged = self._warmed = False
         self.read: Callable[[bytes], bytes | None] = self._txn.get
-        """Read one key by LMDB's method; pass its errors to `slot`."""
+        """LMDB's lookup of one key; `slot` handles its errors."""
 
     @classmethod
     def open(cls, path: Path) -> "ReleaseFile":
-        """Map the file, or share this process's map of it; each call needs a `close`."""
+        """Map the file, or share its map; each call needs a `close`."""
         with translated(path):
             status = path.stat()
         identity = status.st_dev, status.st_ino
         if cls._process != os.getpid():
-            cls.begin_in_child()  # uWSGI forks without calling Python's hooks
+            cls.begin_in_child()  # uWSGI forks without Python's hooks
         with cls._lock:
             if closing := cls._closing.get(identity):
                 closing.result()
@@ -111,11 +109,11 @@ class ReleaseFile:
         return file
 
     def slot(self, key: str) -> Slot:
-        """Return the slot of a key after a failed read; makes further reads possible.
+        """Return the slot of a key after a failed read, and begin a new transaction.
 
-        The key is read again if another read, in any thread, had failed in the same transaction.
+        Reads the key again, because another read may have failed in the same transaction.
         """
-        raw = key.encode("utf-8", "surrogatepass")  # bytes that no row has, if the key is not text
+        raw = key.encode("utf-8", "surrogatepass")  # with surrogates, bytes that no row has
         try:
             return self.read(raw)
         except lmdb.BadValsizeError:
@@ -124,7 +122,7 @@ class ReleaseFile:
             failure = error
         try:
             if not self._damaged:
-                self._txn = self._env.begin()  # the old one ends with the last read in it
+                self._txn = self._env.begin()  # the old one ends with its last read
                 self.read = self._txn.get
             if isinstance(failure, lmdb.BadTxnError):
                 with self._env.begin() as txn:
@@ -136,14 +134,14 @@ class ReleaseFile:
         )
 
     async def check(self) -> None:
-        """Compare every block with its sum, in a thread; ReleaseCorrupt, with the place, if one was changed."""
+        """Compare every block with its sum; ReleaseCorrupt if one changed."""
         await check_whole(self.path)
         self._found_whole_at = time.monotonic()
 
     async def warm(self, rest: float = 1.0) -> None:
-        """Read as much of the file into memory as fits; if it is damaged, read its pages without LMDB from then on.
+        """Read as much of the file into memory as fits; pauses *rest* times its CPU time.
 
-        LMDB may end the process on a damaged page. Rests *rest* times its CPU time.
+        If the file is damaged, its pages are read without LMDB from then on.
         """
         self._warmed = True
         room, damaged = memory.room_bytes(), list[int]()
@@ -184,16 +182,16 @@ class ReleaseFile:
 
     @classmethod
     def begin_in_child(cls) -> None:
-        """Begin without files in a forked process; its parent may have held the lock."""
+        """Reset the state in a forked process; its parent may have held the lock."""
         cls._inherited = cls._inherited | {of: file._env for of, file in cls._open.items()}  # noqa: SLF001 -- its own
         cls._open, cls._closing, cls._lock, cls._process = {}, {}, threading.Lock(), os.getpid()
 
     def close(self) -> None:
-        """Unmap the file, in its thread, when its last user in this process closes it."""
+        """Unmap the file, in its thread, at the last user's call."""
         with self._lock:
             self._users -= 1
             if self._users or self._open.get(self._identity) is not self:
-                return  # a file of the parent stays: its thread is not in this process
+                return  # the parent's file stays: its thread is not here
             del self._open[self._identity]
             for done in [identity for identity, closing in self._closing.items() if closing.done()]:
                 del self._closing[done]
@@ -216,8 +214,8 @@ class ReleaseFile:
         os.close(self._file)
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows in ascending order of key bytes; call `check_before_scan` first."""
-        last, new = b"", tuple.__new__  # Row(key, value) would be a Python call for each row
+        """Yield all rows in order of key bytes; call `check_before_scan` first."""
+        last, new = b"", tuple.__new__  # faster than Row(key, value)
         scanned = 0
         try:
             with self._env.begin() as txn:
@@ -247,7 +245,7 @@ os.register_at_fork(after_in_child=ReleaseFile.begin_in_child)
 def check_size(path: Path) -> Meta:
     """Return the header of a sealed file; ReleaseCorrupt if it was cut or is of another kind.
 
-    Reads the sums and the first pages. Damaged sums alone are accepted, because the rows may be undamaged.
+    Accepts damaged sums, because the rows may be whole.
     """
     with translated(path), path.open("rb", buffering=0) as file:
         found = os.fstat(file.fileno()).st_size
@@ -263,7 +261,7 @@ def check_size(path: Path) -> Meta:
 
 
 async def check_whole(path: Path) -> None:
-    """Compare every block of a sealed file with its sum; ReleaseCorrupt, with the place, if one was changed."""
+    """Compare every block of a sealed file with its sum; ReleaseCorrupt, with the place, if one changed."""
     with opened(path) as file:
         async for number in damaged_blocks(path, file):
             start = number * file_format.BLOCK_BYTES
@@ -274,9 +272,9 @@ async def check_whole(path: Path) -> None:
 
 
 async def damaged_blocks(path: Path, file: int, up_to: float = inf, rest: float = 1.0) -> AsyncIterator[int]:
-    """Read an open file up to *up_to* in threads, without mapping it; yield the numbers of changed blocks.
+    """Read an open file up to *up_to* in threads; yield the numbers of changed blocks.
 
-    After each piece it pauses *rest* times the CPU time that the piece took. Raises ReleaseCorrupt for damaged sums.
+    Pauses *rest* times its CPU time. Raises ReleaseCorrupt for damaged sums.
     """
     await asyncio.to_thread(check_size, path)
     sums = file_format.read_sums(file)
@@ -291,7 +289,7 @@ async def damaged_blocks(path: Path, file: int, up_to: float = inf, rest: float 
 
 
 def _timed(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> tuple[T, float]:
-    """Return the result of *work*, and its CPU time in this thread, in seconds."""
+    """Return the result of *work*, and its CPU time in seconds."""
     began = time.thread_time()
     result = work(*given, **named)
     return result, time.thread_time() - began
@@ -323,7 +321,7 @@ def opened(path: Path) -> Iterator[int]:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Translate errors of LMDB and the file system into those of the contract, with *path*."""
+    """Translate errors of LMDB and the file system, with *path*."""
     try:
         yield
     except FileNotFoundError as error:

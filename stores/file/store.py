@@ -1,11 +1,11 @@
-"""The embedded store, `file://`: one LMDB file per release in a folder, shared by all processes of a machine.
+"""The embedded store, `file://`: one LMDB file per release, shared by all processes of a machine.
 
 DIR/catalogue.json              the catalogue (`CatalogueFile`)
 DIR/releases/INCARNATION.mdb    a sealed release (`release.py`)
 DIR/releases/INCARNATION.draft  a draft, with its writer's lock, INCARNATION.lock (`draft.py`)
 
-A draft is sealed by a rename. A sealed file is only mapped read-only or unlinked, so a reader that has it mapped can
-always read it. Calls that may wait for the disk run in threads, because leases must be renewed.
+A draft is sealed by a rename. A sealed file is never written to, so its map can always be read. Calls that may wait for
+the disk run in threads, because leases must be renewed.
 """
 
 import asyncio
@@ -32,33 +32,32 @@ from hotplate.stores.folders import flush, is_abandoned, marked, remove_abandone
 from hotplate.stores.store import Diagnosed, Finding, Level, LocalReader, Plan, Row, Slot, taken_over
 from hotplate.stores.urls import redacted
 
-# Interval at which the catalogue, one small file, is read.
+# Polling interval of the catalogue.
 POLL_S = 0.1
 
-# Prefix of the folder that a restore copies into; that of a killed one is listed as an incarnation, and pruned.
+# Prefix of a restore's folder; if the restore is killed, it is listed as an incarnation, and pruned.
 RESTORED = "restored-"
 
-# Network file systems, where locks, renames and memory maps are unreliable.
+# Network file systems have unreliable locks, renames and memory maps.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 
 LOCK_TIMEOUT_S = 5.0
 
-# Allocated size of the next record, as a multiple of the current one, in whole blocks.
+# Allocated size of the next record, as a multiple of this one.
 ROOM = 2
 BLOCK_BYTES = 4096
 
 
 class CatalogueFile:
-    """The catalogue of one folder, swapped by lock, write, fsync, rename and fsync of the folder, also on a full disk.
+    """The catalogue of one folder, swapped by a rename, also on a full disk.
 
-    catalogue.json     the record, padded with newlines to its allocated size
-    catalogue.lock     locked while the catalogue is swapped
-    catalogue.spare    allocated blocks for the next record: written, then renamed to catalogue.json
-    catalogue.former   a second name of the previous record, until its file becomes the spare
+    catalogue.json     the record, padded with newlines
+    catalogue.lock     locked during a swap
+    catalogue.spare    allocated blocks for the next record
+    catalogue.former   a second name of the previous record during a swap
 
-    The spare is twice as large as the record; only the holder of the lock uses it. After a swap the previous record's
-    file becomes the spare, so no block is ever freed and a swap works on a full disk. A reader may still have that file
-    open, so it checks the name and the record's checksum.
+    After a swap the previous record's file becomes the spare, so no block is freed. A reader may still have it open,
+    and therefore checks the name and the checksum.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,13 +67,13 @@ class CatalogueFile:
         self._former = folder / "catalogue.former"
 
     def record(self) -> bytes | None:
-        """Return the stored bytes, which only `parse` checks; None before the first swap."""
+        """Return the stored bytes, unchecked; None before the first swap."""
         try:
             while True:
                 with self.path.open("rb", buffering=0) as file:
                     record = file.readall()
                     if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
-                        return record  # otherwise it is the spare now, perhaps with a record that was never committed
+                        return record  # otherwise it is the spare, perhaps with an uncommitted record
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -97,7 +96,7 @@ class CatalogueFile:
         return Catalogue(now=now)
 
     def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old*, compared by `version`. Blocks on the lock and the disk, so call it in a thread."""
+        """Replace *old*, compared by `version`; blocks on the lock and the disk."""
         with self.locked():
             if self.read(new.now).version != old.version:
                 raise ReleaseConflict("another process changed the catalogue first")
@@ -111,14 +110,14 @@ class CatalogueFile:
             self.replace(new)
 
     def replace(self, new: Catalogue) -> None:
-        """Write a catalogue over any record; the caller holds the lock."""
+        """Replace any record; the caller holds the lock."""
         record = dump(new)
         with translated(self._spare):
             if self._former.exists():  # its holder was killed
                 flush(self.folder)
                 self._settle()
             self._write(record)
-            with suppress(OSError):  # no catalogue yet, or a file system without links
+            with suppress(OSError):  # no catalogue, or no links
                 os.link(self.path, self._former)
             self._spare.rename(self.path)
             flush(self.folder)
@@ -143,15 +142,14 @@ class CatalogueFile:
             os.close(descriptor)
 
     def _settle(self) -> None:
-        """Make the previous record's file the spare, once the rename that replaced it is durable."""
+        """Make the previous record's file the spare, once the swap is durable."""
         with suppress(FileNotFoundError):
             if self._former.stat().st_nlink == 1:
                 self._former.rename(self._spare)
-            else:  # still the catalogue, because a holder was killed, or linked by a copy of the folder
+            else:  # a holder was killed, or a copy of the folder links it
                 self._former.unlink()
 
     def _write(self, record: bytes) -> None:
-        """Write a record into the blocks of the spare."""
         with self._open_spare() as spare:
             size = max(len(record), min(os.fstat(spare).st_size, _room(record)))
             write_all(spare, record.ljust(size, b"\n"), 0)
@@ -160,7 +158,7 @@ class CatalogueFile:
 
     @contextmanager
     def _open_spare(self) -> Iterator[int]:
-        """Open the spare, made if necessary; a file with another name is not overwritten."""
+        """Open or create the spare; a file with another name is not overwritten."""
         with suppress(FileNotFoundError):
             if self._spare.stat().st_nlink > 1:
                 self._spare.unlink()
@@ -199,13 +197,13 @@ class LmdbStore(LocalReader, Diagnosed):
             return slot
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        del timeout_s  # a read of a map cannot be given up
+        del timeout_s  # a read of a map cannot be cancelled
         file = self._files.get(release.incarnation) or self._open(release)
         read = file.read
         try:
             return [read(key.encode()) for key in keys]
         except (UnicodeEncodeError, *FAILURES):
-            # One of them is not text, or cannot be read; `slot` decides for each.
+            # One is not text, or damaged; `slot` decides.
             return [file.slot(key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
@@ -274,7 +272,7 @@ class LmdbStore(LocalReader, Diagnosed):
 
     async def seal(self, draft: DraftRef) -> None:
         path = self._sealed_path(draft)
-        if path.exists():  # sealed by this writer, or by one that ended before its commit
+        if path.exists():  # not yet committed
             return
         await asyncio.to_thread(self._claimed(draft).seal, path)
         self._drafts.pop(draft.incarnation, None)
@@ -325,11 +323,11 @@ class LmdbStore(LocalReader, Diagnosed):
     def _current(self, record: bytes | None) -> Catalogue:
         found = self._catalogue.parse(record, self.clock())
         for incarnation in self._files.keys() - found.incarnations if found.generation else ():
-            self._files.pop(incarnation).close()  # pruned: an open map would keep its disk space
+            self._files.pop(incarnation).close()  # a map would keep the disk space
         return found
 
     def _removed(self, found: Catalogue) -> ReleaseNotFound | None:
-        """Return an error if the file of a release that is read here was removed; its map can still be read."""
+        """Return an error if the file of a mapped release was removed."""
         for release in found.served:
             path = self._sealed_path(release)
             with translated(path):
@@ -350,7 +348,7 @@ class LmdbStore(LocalReader, Diagnosed):
         return found
 
     def _remove(self, release: ReleaseRef) -> None:
-        """Unlink all files of a release; the draft first, to fail a concurrent `seal`."""
+        """Unlink all files, the draft first, to fail a concurrent `seal`."""
         if release.incarnation.startswith(RESTORED):
             remove_abandoned(self._releases / _checked(release.incarnation))
         draft = self._draft_path(release)
@@ -430,7 +428,7 @@ def _file_system(folder: Path) -> Finding:
 
 
 def _kind(path: Path) -> str:
-    """Return the file system type of the longest mount point above *path*; empty if unknown."""
+    """Return the file system type of *path*; empty if unknown."""
     try:
         mounts = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
