@@ -1,6 +1,6 @@
 """Containers through azure-cosmos, and lookups with `?client=sdk`.
 
-Imported lazily: loading the SDK takes half a second.
+Imported lazily, because the SDK takes half a second.
 """
 
 import asyncio
@@ -34,19 +34,19 @@ from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Observer
 
 log = logging.getLogger(f"{__name__}.requests")
-log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
+log.setLevel(logging.WARNING)  # otherwise it logs every request
 
-# The SDK takes 0 retries of a 429 for unset and makes nine.
+# The SDK takes 0 for unset, and retries a 429 nine times.
 NO_RETRIES = -1
 
 MIN_THROUGHPUT = "x-ms-cosmos-min-throughput"
 REPLACE_PENDING = "x-ms-offer-replace-pending"
-# Part of the message if the throughput of a serverless account is read or changed.
+# In the message about a serverless account's throughput.
 SERVERLESS = "serverless"
 
 
 class CosmosAccount:
-    """`Containers` by the account's key, and point reads; connects at the first call, on one event loop."""
+    """`Containers` by the account's key, and point reads; for one event loop."""
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
         self._address = address
@@ -91,7 +91,7 @@ class CosmosAccount:
                     return None
                 raise
             name: str = (found.properties or dict[str, Any]())["id"]
-            # get_throughput returns neither the minimum nor whether a change is pending.
+            # get_throughput lacks the minimum and pending changes.
             offer = await client.client_connection.Read(
                 f"/offers/{name}/",
                 ResourceType.Offer,
@@ -112,7 +112,7 @@ class CosmosAccount:
             proxy = self._known.get(container)
             if proxy is None:
                 proxy = self._container(client, container)
-                await proxy.read()  # otherwise a missing container looks like a missing item
+                await proxy.read()  # tells a missing container from a missing item
                 self._known[container] = proxy
             try:
                 item = await proxy.read_item(name, name)
@@ -154,7 +154,7 @@ class CosmosAccount:
         address, credential = self._address, self._address.key or default_credential()
         more: dict[str, Any] = {} if address.region is None else {"preferred_locations": [address.region]}
         more |= {} if address.ca is None else {"connection_verify": address.ca}
-        async with AsyncExitStack() as stack:  # closed if the account does not answer
+        async with AsyncExitStack() as stack:  # closed on failure
             if not isinstance(credential, str):
                 await stack.enter_async_context(credential)
             client = CosmosClient(
@@ -198,7 +198,7 @@ class CosmosAccount:
 
 
 class SdkClient(SignedClient):
-    """Sends lookups through azure-cosmos; publishers' requests are signed ones."""
+    """Sends lookups through azure-cosmos, and signs other requests."""
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
         super().__init__(address, observer)
@@ -208,7 +208,7 @@ class SdkClient(SignedClient):
         return await self._sdk.read(container, name, timeout_s)
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read like `read`; never reported as from the write region, because the SDK does not name the region."""
+        """Read like `read`; the SDK does not name the region, so never as from the write region."""
         return await self._sdk.read(container, name, timeout_s), False
 
     async def close(self) -> None:
@@ -231,7 +231,7 @@ def _properties(throughput: Throughput) -> ThroughputProperties:
 
 
 def offer_in(offer: Mapping[str, Any], headers: Mapping[str, str]) -> Offer:
-    """Parse an offer and its response headers. Raises KeyError if it has no throughput."""
+    """Parse an offer; KeyError if it has no throughput."""
     content = offer["content"]
     scaling = content.get("offerAutopilotSettings")
     throughput = Throughput((scaling or {}).get("maxThroughput") or content["offerThroughput"], bool(scaling))

@@ -1,4 +1,4 @@
-"""Containers through Azure Resource Manager (ARM), because the account itself lets Entra ID's tokens access items only.
+"""Containers through Azure Resource Manager (ARM), because accounts let tokens of Entra ID access items only.
 
 See https://learn.microsoft.com/azure/cosmos-db/how-to-setup-rbac. A change takes up to half a minute.
 """
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Sql = SqlResourcesOperations
 
-# Time limits of a call, and of a change; `scale` only waits for a refusal, because the change may take hours.
+# Time limits of a call, a change, and the refusal of a change of throughput, which may take hours.
 RESPONSE_S, CHANGE_S, ACCEPT_S = 30.0, 300.0, 60.0
 # Polling interval of a change, unless ARM sends another.
 POLL_S = 1.0
-# Used for a 429 without a delay.
+# For a 429 without a delay.
 DEFAULT_RETRY_AFTER_S = 5.0
-# By suffix of the account's host; the public cloud is the default.
+# By suffix of the account's host; default: the public cloud.
 CLOUDS = {
     ".documents.azure.cn": AzureClouds.AZURE_CHINA_CLOUD,
     ".documents.azure.us": AzureClouds.AZURE_US_GOVERNMENT,
@@ -42,9 +42,9 @@ CLOUDS = {
 
 ROLE = "Cosmos DB Operator"
 ACTION = re.compile(r"perform action '([A-Za-z./]{1,200})'")
-# Part of the message if the throughput of a serverless account is read or changed; its code varies.
+# In the message about a serverless account's throughput; codes vary.
 SERVERLESS = "serverless"
-# Code of a 404 for a database or container, and of a 400; other codes of a 404 are about the account or its group.
+# Code of a missing database or container; with others, the account or its group is missing.
 MISSING = "NotFound"
 NO_SUBSCRIPTION = "InvalidSubscriptionId"
 # 409 and 412: another change is in progress.
@@ -52,7 +52,7 @@ TEMPORARY_STATUSES = (408, 409, 412, 500, 502, 503, 504)
 
 
 class ArmContainers:
-    """`Containers` through ARM; connects at the first call, on one event loop."""
+    """`Containers` through ARM; for one event loop."""
 
     def __init__(self, address: Address, account: ArmAccount, credential: "AsyncTokenCredential | None" = None) -> None:
         """*credential* defaults to azure-identity's."""
@@ -190,7 +190,7 @@ def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccou
         sentence = f"{where} refuses this identity; give it the role {ROLE} on the account ({why})"
         return CosmosUnavailable(sentence, "forbidden")
     if status == 429 or code == "TooManyRequests":
-        response: Any = error.response  # its declared type lacks `headers`
+        response: Any = error.response  # its type lacks `headers`
         after = "" if response is None else response.headers.get("retry-after", "")
         after_s = float(after) if after.isdigit() else DEFAULT_RETRY_AFTER_S
         return CosmosThrottled(f"{where} takes no more requests for now", after_s)

@@ -1,6 +1,6 @@
 """Request units of operations and of a whole publish.
 
-Coefficients and their sources are in `charges.toml`; `hotplate bench charges` writes a file of measured ones.
+Coefficients and their sources are in `charges.toml`.
 """
 
 import tomllib
@@ -28,23 +28,20 @@ from hotplate.stores.store import BATCH_ROWS, Bill, Estimate, Plan, Provisioned,
 OURS = Path(__file__).with_name("charges.toml")
 KB = 1024
 
-# The container of the catalogue.
 CONTROL = "hotplate"
 
-# Bytes that the service adds to an item (_rid, _self, _etag, _ts, _attachments), assumed to be charged.
+# Bytes of an item's system properties, assumed to be charged.
 SYSTEM_BYTES = 205
-# Approximate sizes: an item around its value; a batch's list of keys, and each key in it; the catalogue.
+# Approximate sizes: an item without its value, a list of keys, each key in it, the catalogue.
 NAME_BYTES = 40
 BATCH_BYTES = 300
 KEY_BYTES = 4
 CATALOGUE_BYTES = 1024
-# The dictionary and the manifest are a batch each.
+# One each for dictionary and manifest.
 META_BATCHES = 2
 
-# Requests of one publish, from begin to prune, besides those for rows: the catalogue is swapped by begin, commit and
-# activate; the state is created and sealed; state, manifest, popular list and the ends of the lists of keys are read; a
-# container is created, its throughput read twice, and the containers are listed. An erased release takes two swaps and
-# a deletion; a first publish creates the database and the catalogue's container.
+# Requests of one publish, from begin to prune, besides those for rows, of each erased release, and of a first publish,
+# which creates the database and the catalogue's container.
 CATALOGUE_READS = 10
 CATALOGUE_SWAPS = 3
 STATE_WRITES = 3
@@ -56,7 +53,6 @@ ERASING_SWAPS = 2
 ERASING_WRITES = 1
 FIRST_WRITES = 1
 
-# Purposes of request units.
 WRITING = "writing rows and lists of their keys"
 READING = "reading them back"
 REST = "the catalogue, the state, containers and the check before it is served"
@@ -67,14 +63,14 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Charges:
-    """Coefficients; sizes are stored bytes, results are RU rounded to hundredths."""
+    """Coefficients; sizes are stored bytes, results RU."""
 
     read_points: Points
     strong_factor: float
     missing: float
     write_points: Points
     replace_share: float
-    """Share of the charge of creating both items, without terms."""
+    """Share of creating both items, without terms."""
 
     term: float
     refused_share: float
@@ -88,40 +84,40 @@ class Charges:
     system_properties: bool
 
     def read(self, size: int, *, strong: bool = False) -> float:
-        """Return the charge of a point read."""
+        """Charge of a point read."""
         return _read(self, size, strong)
 
     def not_found(self, *, strong: bool) -> float:
-        """Return the charge of a point read of an absent item."""
+        """Charge of reading an absent item."""
         return round(self.missing * (self.strong_factor if strong else 1), 2)
 
     def create(self, size: int, terms: int) -> float:
-        """Return the charge of creating an item with *terms* indexed terms."""
+        """Charge of creating an item with *terms* indexed terms."""
         return round(_between(self.write_points, size) + self.term * terms, 2)
 
     def delete(self, size: int, terms: int) -> float:
-        """Return the charge of deleting an item: that of creating it."""
+        """Charge of deleting an item, as of creating it."""
         return self.create(size, terms)
 
     def replace(self, before: int, after: int, removed_terms: int, added_terms: int) -> float:
-        """Return the charge of replacing an item; unchanged terms cost nothing."""
+        """Charge of replacing an item; unchanged terms are free."""
         both = self.create(before, 0) + self.create(after, 0)
         return round(self.replace_share * both + self.term * (removed_terms + added_terms), 2)
 
     def refused_write(self, size: int) -> float:
-        """Return the charge of a write refused by its condition."""
+        """Charge of a write refused by its condition."""
         return round(self.refused_share * self.read(size), 2)
 
     def feed(self, sizes: Sequence[int], *, strong: bool = False) -> float:
-        """Return the charge of reading a feed of items."""
+        """Charge of reading a feed."""
         return round(sum(self.read(size, strong=strong) for size in sizes), 2)
 
     def query(
         self, sizes: Sequence[int], counted: int = 0, *, scanned: Sequence[int] = (), strong: bool = False
     ) -> float:
-        """Return the charge of a query on one partition that returned items of *sizes* or counted some.
+        """Charge of a query on one partition that returned or counted items.
 
-        *scanned* are the sizes of items that it loaded and did not return, for want of an index.
+        *scanned*: sizes of items loaded but not returned, for lack of an index.
         """
         factor = self.strong_factor if strong else 1
         own = self.query_base * factor + self.counted * counted * factor
@@ -132,7 +128,7 @@ class Charges:
 def publish_ru(charges: Charges, counts: PublishCounts, *, first: bool = False) -> dict[str, float]:
     """Return the request units of one publish by purpose; *first*: the store is empty.
 
-    Each row is created and, before the commit, read back. Within 1 % of the emulator's charges, without retries.
+    Rows are created and read back. Within 1 % of the emulator's charges.
     """
     rows = counts.sizes.total()
     batch_bytes = BATCH_BYTES + KEY_BYTES * rows // max(counts.batches, 1)
@@ -155,19 +151,19 @@ def publish_ru(charges: Charges, counts: PublishCounts, *, first: bool = False) 
 
 
 def even_rows(rows: int, item_bytes: int) -> PublishCounts:
-    """Return the counts of a publish of equal rows."""
+    """Counts of a publish of equal rows."""
     return PublishCounts(Counter({item_bytes: rows}), ceil(rows / BATCH_ROWS) + META_BATCHES, SAMPLE_ROWS)
 
 
 def typical_ru(charges: Charges, plan: Plan) -> float:
-    """Return the request units of a publish of equal rows."""
+    """Request units of a publish of equal rows."""
     value_bytes = plan.payload_bytes / max(plan.rows, 1)
     size = int(value_bytes * 4 / 3) + NAME_BYTES + SYSTEM_BYTES
     return sum(publish_ru(charges, even_rows(plan.rows, size)).values())
 
 
 def check_room(address: Address, plan: Plan) -> None:
-    """Raise StoreFull if a serverless container is too small; one with provisioned throughput grows."""
+    """Raise StoreFull if a serverless container is too small; others grow."""
     if address.throughput is None and plan.payload_bytes > SERVERLESS_BYTES:
         raise StoreFull(
             f"the release has {plan.payload_bytes / 1e9:,.0f} GB, and a serverless container of {address.shown} holds "
@@ -176,7 +172,7 @@ def check_room(address: Address, plan: Plan) -> None:
 
 
 def bill_of(address: Address, stored_bytes: int = 0) -> Bill:
-    """Return the bill of a publish and its release."""
+    """Bill of a publish and its release."""
     written = address.writing
     if written is None:
         return Bill(float(address.max_ru or SERVERLESS_RU))
@@ -197,7 +193,7 @@ def bill_of(address: Address, stored_bytes: int = 0) -> Bill:
 def estimate_publish(
     address: Address, charges: Charges, plan: Plan, counts: PublishCounts, *, first: bool, live: bool
 ) -> Estimate:
-    """Return what a publish of *plan* takes; see `ProvisionedStore.estimate`. Only rows are paced."""
+    """See `ProvisionedStore.estimate`; only rows are paced."""
     check_room(address, plan)
     bill = bill_of(address, plan.payload_bytes)
     spent = publish_ru(charges, counts, first=first)
@@ -241,7 +237,7 @@ def _makes(address: Address, bill: Bill, *, first: bool, live: bool) -> tuple[st
 
 
 @lru_cache(8192)
-def _read(charges: Charges, size: int, strong: bool) -> float:  # noqa: FBT001 -- keywords would not be cached alike
+def _read(charges: Charges, size: int, strong: bool) -> float:  # noqa: FBT001 -- keywords miss the cache
     return round(_between(charges.read_points, size) * (charges.strong_factor if strong else 1), 2)
 
 
@@ -257,7 +253,7 @@ def _between(points: Points, size: int) -> float:
 
 
 def load(path: Path = OURS) -> Charges:
-    """Read the coefficients from a file. Raises StoreMisused, naming the file."""
+    """Read the coefficients; StoreMisused names the file."""
     try:
         table = tomllib.loads(path.read_text())
         read, write, query, metadata = (table[section] for section in ("read", "write", "query", "metadata"))

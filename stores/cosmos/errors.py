@@ -1,11 +1,11 @@
 """Responses that are not successes, as errors of stores.
 
 StoreError
-├── ContainerMissing                       no such container or database
+├── ContainerMissing
 ├── StoreThrottled, PartUnavailable
-│   └── CosmosThrottled                    429
+│   └── CosmosThrottled
 └── PartUnavailable
-    └── CosmosUnavailable                  one attempt failed; `kind` says how
+    └── CosmosUnavailable
 """
 
 import re
@@ -19,24 +19,24 @@ import orjson
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled
 from hotplate.stores.http1 import RequestFailed, Response
 
-# Label values of the metric of failed attempts.
+# Labels of the metric of failures.
 ErrorKind = Literal[
     "throttled", "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused"
 ]
-# Kinds that only an operator can remedy.
+# Only an operator can remedy these.
 PERMANENT = ("unauthorized", "forbidden", "refused")
-# Kinds that a second attempt may avoid, immediately or in another region.
+# A second attempt may avoid these, immediately or elsewhere.
 TRANSIENT: frozenset[ErrorKind] = frozenset({"connect", "reset", "unavailable"})
 
-# Time limit of all operations but lookups, which is the service's own.
+# Time limit of all operations but lookups, as the service's.
 DEADLINE_S = 5.0
 
 MAX_MESSAGE_CHARACTERS = 300
-# The service refuses requests with a date further off than this.
+# The service refuses dates further off.
 MAX_SKEW_S = 15 * 60
-# Used for a 429 without a delay: throughput is budgeted by the second.
+# For a 429 without a delay: budgets are by the second.
 DEFAULT_RETRY_AFTER_S = 1.0
-# Sanity limit: charges are summed up in counters, which an infinity would spoil.
+# Charges are summed up in counters, which an infinity would spoil.
 MAX_CHARGE_RU = 1e6
 CHARGE_HEADER = b"x-ms-request-charge"
 
@@ -54,7 +54,7 @@ NO_RESPONSE: dict[ErrorKind, str] = {
 }
 TEMPORARY: tuple[str, ErrorKind] = ("cannot answer for now ({codes}): {message}", "unavailable")
 WRONG_REGION: tuple[str, ErrorKind] = ("does not do this in the requested region ({codes}): {message}", "unavailable")
-# Text of a 403 without substatus, from accounts that disable metadata changes by key.
+# In a 403 without substatus, if metadata changes by key are disabled.
 KEY_METADATA_DISABLED = "not allowed through Azure Cosmos DB endpoint"
 FORBIDDEN = (
     "forbids this; give the identity the role Cosmos DB Built-in Data Contributor (Data Reader, to serve), or add its "
@@ -68,9 +68,8 @@ NOT_FOR_KEYS = (
     "does not let its key create, scale or delete databases and containers; add subscription= and resource_group= to "
     "its URL ({codes}: {message})"
 )
-# By status and substatus, or by status alone; any other status is `refused`. Sources:
-# https://learn.microsoft.com/rest/api/cosmos-db/http-status-codes-for-cosmosdb and the troubleshooting pages for
-# forbidden and unavailable responses next to it.
+# By status and substatus, or by status alone; otherwise `refused`. Source:
+# https://learn.microsoft.com/rest/api/cosmos-db/http-status-codes-for-cosmosdb and the troubleshooting pages.
 MEANINGS: dict[tuple[int, int | None], tuple[str, ErrorKind]] = {
     (403, None): (FORBIDDEN, "forbidden"),
     (403, 3): WRONG_REGION,
@@ -83,11 +82,11 @@ MEANINGS: dict[tuple[int, int | None], tuple[str, ErrorKind]] = {
 
 
 class ContainerMissing(StoreError):
-    """The account has no such container or database."""
+    """No such container or database."""
 
 
 class CosmosUnavailable(PartUnavailable):
-    """One attempt failed; `permanent` if another would fail alike."""
+    """One attempt failed; `permanent` if another would, too."""
 
     def __init__(self, message: str, kind: ErrorKind, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -97,7 +96,7 @@ class CosmosUnavailable(PartUnavailable):
 
 
 class CosmosThrottled(StoreThrottled, PartUnavailable):
-    """The request units of one partition, or of the account's metadata, are spent for this second."""
+    """429: the request units of a partition or of metadata are spent for this second."""
 
     kind: ErrorKind = "throttled"
 
@@ -109,15 +108,15 @@ class ErrorResponse:
     status: int
     substatus: int
     message: str
-    """As the service sent it: not redacted."""
+    """Not redacted."""
 
     retry_after_s: float | None = None
     skew_s: float = 0.0
-    """How far our clock is ahead of the service's."""
+    """Our clock minus the service's."""
 
 
 def error_for(response: ErrorResponse, where: str, advice: str = "") -> StoreError:
-    """Return the error for a response of the store at *where*; *advice* is added to a 401."""
+    """Return the error for a response; *advice* is added to a 401."""
     status, substatus, message = response.status, response.substatus, first_line(response.message)
     if status == 429:
         after_s = DEFAULT_RETRY_AFTER_S if response.retry_after_s is None else response.retry_after_s
@@ -144,7 +143,7 @@ def _clock_difference(skew_s: float) -> str:
 
 
 def first_line(message: str) -> str:
-    """Return the first line of a service's message without secrets, at most MAX_MESSAGE_CHARACTERS."""
+    """Return the first line of a message, shortened and without secrets."""
     redacted = SECRETS.sub("…", message.strip().partition("\n")[0].strip())
     return redacted if len(redacted) <= MAX_MESSAGE_CHARACTERS else f"{redacted[:MAX_MESSAGE_CHARACTERS]}…"
 
@@ -161,7 +160,7 @@ def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
 
 
 class MalformedResponse(ValueError):
-    """A response violates the protocol; the text completes the sentence `… sent`."""
+    """A response violates the protocol; the text completes `… sent`."""
 
 
 def object_in(response: Response) -> dict[str, Any]:
@@ -176,7 +175,7 @@ def object_in(response: Response) -> dict[str, Any]:
 
 
 def item_in(response: Response, name: str) -> dict[str, Any]:
-    """Return the item in a response. Raises MalformedResponse if its id is not *name*."""
+    """Return the item in a response. Raises MalformedResponse."""
     item = object_in(response)
     if item.get("id") != name:
         raise MalformedResponse(f"another item than {name}")
@@ -184,10 +183,9 @@ def item_in(response: Response, name: str) -> dict[str, Any]:
 
 
 def error_response(response: Response, sent_at: float) -> ErrorResponse:
-    """Parse a response that is not a success, to a request sent at *sent_at* of our clock.
+    """Parse a response that is not a success, to a request sent at *sent_at* (our clock).
 
-    Raises MalformedResponse for a 404, 409 or 412 without the service's body: a proxy may have sent it, and those
-    statuses are taken for facts about an item.
+    Raises MalformedResponse for a 404, 409 or 412 without the service's body: a proxy may have sent it.
     """
     try:
         body = object_in(response)
@@ -207,7 +205,7 @@ def error_response(response: Response, sent_at: float) -> ErrorResponse:
 
 
 def date_in(response: Response) -> float | None:
-    """Return the time of the service's clock in seconds; None if the response has no valid date."""
+    """Return the date of a response in seconds; None if invalid."""
     try:
         return parsedate_to_datetime((response.header(b"date") or b"").decode("latin-1")).timestamp()
     except ValueError:
@@ -219,7 +217,7 @@ def _integer(value: bytes | None) -> int | None:
 
 
 def charge_in(response: Response) -> float:
-    """Return the charge of a response, 0 if it has none. Raises MalformedResponse."""
+    """Return the charge of a response, by default 0. Raises MalformedResponse."""
     try:
         ru = float(response.header(CHARGE_HEADER) or 0.0)
     except ValueError:

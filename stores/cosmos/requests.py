@@ -1,8 +1,7 @@
-"""Signed HTTP requests as bytes, by the account's key or by a token of Entra ID.
+"""HTTP requests signed by the account's key or a token of Entra ID.
 
 Protocol: https://learn.microsoft.com/rest/api/cosmos-db. Signature:
-https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources. Headers without an effect on the
-response are left out.
+https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources. Headers without effect are omitted.
 """
 
 import asyncio
@@ -31,25 +30,22 @@ log = logging.getLogger(__name__)
 
 VERSION = b"2020-07-15"
 AGENT = b"hotplate"
-# Names of items and containers that need no escaping in a path, a header or JSON.
+# Names that need no escaping in a path, a header or JSON.
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,1022}")
 
-# A token is renewed when this share of its life is left.
+# Share of a token's life left at its renewal.
 RENEW_AT_LIFE_LEFT = 0.2
-# Delay between requests for a token after a failure.
+# Pause after a failed request for a token.
 TOKEN_PAUSE_S = 30.0
 ALL_ACCOUNTS_SCOPE = "https://cosmos.azure.com/.default"
-# The error of a tenant without a scope for this account; the SDKs fall back to the scope above, too.
+# A tenant lacks a scope for this account; like the SDKs, fall back to the scope above.
 UNKNOWN_RESOURCE_CODE = "AADSTS500011"
 
 HMAC_BLOCK_BYTES = 64
 
 
 class SharedCall(Generic[T]):
-    """Runs a coroutine function at most once at a time; concurrent callers share its result.
-
-    Cancelling a caller does not cancel the call.
-    """
+    """Runs a coroutine function once at a time; callers share its result, and can be cancelled."""
 
     def __init__(self, call: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._call = call
@@ -60,14 +56,14 @@ class SharedCall(Generic[T]):
         return self._task is not None
 
     def start(self) -> asyncio.Task[T]:
-        """Start a call, unless one is in progress."""
+        """Start a call unless one is running."""
         if self._task is None:
             self._task = asyncio.create_task(self._call())
             self._task.add_done_callback(self._done)
         return self._task
 
     async def result(self) -> T:
-        """Return the result of a call; raises CosmosUnavailable if `close` ended it."""
+        """Return the result of a call; CosmosUnavailable if `close` ended it."""
         task, caller = self.start(), asyncio.current_task()
         try:
             return await asyncio.shield(task)
@@ -90,7 +86,7 @@ class SharedCall(Generic[T]):
 class KeySigner:
     """Signs requests with the account's key.
 
-    HMAC (RFC 2104) by copies of two prepared hashes takes 2 µs, `hmac.digest` 6.
+    HMAC (RFC 2104) by copies of prepared hashes takes 2 µs, `hmac.digest` 6.
     """
 
     def __init__(self, key: str, shown: str) -> None:
@@ -117,17 +113,17 @@ class KeySigner:
 
 
 class Credential(Protocol):
-    """A source of tokens: any credential of `azure.identity.aio`."""
+    """A credential of `azure.identity.aio`."""
 
     async def get_token(self, *scopes: str) -> "AccessToken":
-        """Return a token for *scopes*; may raise any exception."""
+        """Return a token; may raise any exception."""
 
     async def close(self) -> None:
         """Close connections."""
 
 
 class TokenSigner:
-    """Authorizes requests by a token of Entra ID, which is renewed in the background. Owns the credential."""
+    """Authorizes requests by a token of Entra ID, renewed in the background; closes the credential."""
 
     def __init__(self, address: Address, credential: Credential, clock: Callable[[], float]) -> None:
         self._shown = address.shown
@@ -141,7 +137,7 @@ class TokenSigner:
         self.advice = f"Entra ID knows this identity, but its token is not taken; set the clock right, or give {KEY}"
 
     def needs_token(self) -> bool:
-        """Return whether `acquire_token` must be awaited before signing; starts the renewal of a token if due."""
+        """Return whether `acquire_token` must be awaited; starts a renewal if due."""
         now = self._clock()
         paused = bool(self._error) and now < self._requested_at + TOKEN_PAUSE_S
         if now >= self._renew_at and not paused:
@@ -149,7 +145,7 @@ class TokenSigner:
         return now >= self._ends_at
 
     async def acquire_token(self) -> None:
-        """Wait for a token; raises CosmosUnavailable, and without a request for TOKEN_PAUSE_S after a failure."""
+        """Wait for a token; raises CosmosUnavailable, immediately for TOKEN_PAUSE_S after a failure."""
         if self.needs_token():
             if self._renewal.is_running:
                 await self._renewal.result()
@@ -157,12 +153,12 @@ class TokenSigner:
                 raise CosmosUnavailable(self._error, "unauthorized")
 
     def refused(self) -> None:
-        """Drop a token that the service has refused, unless it is new."""
+        """Drop a refused token, unless it is new."""
         if self._clock() >= self._requested_at + TOKEN_PAUSE_S:
             self._renew_at = self._ends_at = float("-inf")
 
     def authorization(self, text: bytes) -> bytes:
-        del text  # a token is the same for every request
+        del text  # a token signs any request
         return self._value
 
     async def close(self) -> None:
@@ -170,16 +166,16 @@ class TokenSigner:
         await self._credential.close()
 
     async def _renew(self) -> None:
-        """Get a token. A failure is logged once; callers see it when the last token has expired."""
+        """Get a token; a failure is logged once, and raised when the last token has expired."""
         self._requested_at = self._clock()
         try:
             token = await self._token()
             value = f"type=aad&ver=1.0&sig={token.token}".encode("ascii")
             if not token.token or any(byte <= 0x20 for byte in value):
-                raise ValueError("the token is malformed")  # noqa: TRY301 -- reported like any other failure
+                raise ValueError("the token is malformed")  # noqa: TRY301 -- reported below
             if token.expires_on <= self._clock():
                 raise ValueError("the token has ended by this machine's clock; set it right")  # noqa: TRY301 -- as above
-        except Exception as error:  # noqa: BLE001 -- credentials may raise anything
+        except Exception as error:  # noqa: BLE001 -- any credential
             if not self._error:
                 log.warning("%s: no token from Entra ID: %s", self._shown, first_line(str(error)))
             self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({first_line(str(error))})"
@@ -202,8 +198,8 @@ class TokenSigner:
 
 
 def default_credential() -> "DefaultAzureCredential":
-    """Return the credential of this machine: a workload's or managed identity, or the signed-in user."""
-    from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an extra that accounts with a key lack
+    """Return the credential of the machine's identity or signed-in user."""
+    from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an extra
 
     return DefaultAzureCredential()
 
@@ -212,7 +208,7 @@ Signer = KeySigner | TokenSigner
 
 
 class RequestBuilder:
-    """Builds requests to one server; date and headers are cached for a second."""
+    """Builds requests; date and headers are cached for a second."""
 
     def __init__(self, host: str, database: str, consistency: str, signer: Signer, clock: Callable[[], float]) -> None:
         self._host = host.encode()
@@ -225,7 +221,7 @@ class RequestBuilder:
         self._links = dict[str, bytes]()
 
     def point_read(self, container: str, name: str, headers: bytes = b"") -> bytes:
-        """Build a lookup of one item; *headers* are whole lines. Raises StoreMisused for invalid names."""
+        """Build a point read; *headers* are whole lines. StoreMisused for invalid names."""
         if (second := int(self._clock())) != self._second:
             self._start_second(second)
         item = _checked(name).encode()
@@ -239,7 +235,7 @@ class RequestBuilder:
         ) % (link, self._headers, self._consistency, item, authorization, headers)
 
     def item(self, verb: str, container: str, name: str, *, headers: bytes = b"", body: bytes = b"") -> bytes:
-        """Build any other operation on an item; *headers* are whole lines. Raises StoreMisused for invalid names."""
+        """Build another operation on an item. StoreMisused for invalid names."""
         link = f"dbs/{self._database}/colls/{_checked(container)}"
         path = f"{link}/docs/"
         headers = b'x-ms-documentdb-partitionkey: ["%b"]\r\n%b' % (_checked(name).encode(), headers)
@@ -248,10 +244,7 @@ class RequestBuilder:
         return self.build(verb, "docs", link, path, headers=headers, body=body)
 
     def build(self, verb: str, kind: str, link: str, path: str, *, headers: bytes = b"", body: bytes = b"") -> bytes:
-        """Build any request; *headers* are whole lines.
-
-        *link* is signed and has no trailing slash; *path* is the request's target without its leading slash.
-        """
+        """Build any request; *link* is signed, without trailing slash, *path* the target without leading slash."""
         if (second := int(self._clock())) != self._second:
             self._start_second(second)
         authorization = self._signer.authorization(f"{verb.lower()}\n{kind}\n{link}".encode() + self._end)
@@ -271,7 +264,6 @@ class RequestBuilder:
 
 
 def _checked(name: str) -> str:
-    """Return the name of an item or container; raises StoreMisused for one that needs escaping."""
     if not NAME.fullmatch(name):
         raise StoreMisused(f"{name[:80]!r} is not a valid name; use A-Z, a-z, 0-9, _, - and . only")
     return name
