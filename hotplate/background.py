@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# How long calls wait for the loop beyond their deadline, and `close` for the thread.
+# How long calls wait beyond their deadline, and `close` for the thread.
 LOOP_S = 10.0
 
 # By process id: a forked child may inherit a lock that is held.
@@ -97,8 +97,8 @@ class _Entered(Generic[T]):
 class Background(Generic[T]):
     """An object on a background loop, usable from any thread until it is closed or dropped.
 
-    *make* returns an asynchronous context manager, entered by the first use in each process: a forked child has a
-    separate object. After `close`, uses raise the exception that *closed* returns.
+    *make* returns an asynchronous context manager, entered by the first use in each process, also in a forked child.
+    After `close`, uses raise the exception that *closed* returns.
     """
 
     def __init__(

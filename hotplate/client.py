@@ -52,7 +52,7 @@ class ClientError(Exception):
 
 
 class ServiceUnavailable(ClientError):
-    """No answer came in time and no popular list is remembered; or the client was closed."""
+    """No answer in time and no remembered list, or the client was closed."""
 
 
 class RequestRefused(ClientError):
@@ -143,9 +143,9 @@ class AsyncClient:
     """Client for asyncio programs; use one per event loop.
 
     A call ends within *timeout_s*, its own or the client's, including name look-up, connecting, and one repeat after a
-    connection error. If the service does not answer in time, the call returns a remembered popular list, with the
-    source `memory`. Raises ServiceUnavailable if there is none, RequestRefused if the service refuses the request, and
-    ValueError for an *n* outside 1 to 1000 or a *timeout_s* that is not above 0.
+    connection error. Without an answer in time it returns a remembered popular list, with the source `memory`. Raises
+    ServiceUnavailable if there is none, RequestRefused if the service refuses the request, and ValueError for an *n*
+    outside 1 to 1000 or a *timeout_s* of 0 or less.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class AsyncClient:
         raise _Failed(failure, status)
 
     async def _refresh(self, call: _Call) -> None:
-        """Read popular lists for this call that are due, each in half of the time left."""
+        """Read due popular lists, each in half of the time left."""
         for segment in {"", call.segment}:
             now = time.monotonic()
             is_known = segment in self._due or len(self._due) < REMEMBERED_SEGMENTS
@@ -306,7 +306,7 @@ def _blocking(
 class Client:
     """Client for programs without an event loop, as `AsyncClient`; threads may share it.
 
-    A background thread does the I/O. A forked process has a separate one.
+    A background thread does the I/O, in each process.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Activating, rolling back, pruning, copying and verifying releases from Python programs.
 
-A store is a URL or an unused Store. Each function opens it, does the work and closes it, also in a notebook with a
-running event loop. Every failure is a StoreError.
+A store is a URL or an unused Store, which each function opens and closes, also in a notebook with a running event loop.
+Every failure is a StoreError.
 """
 
 import struct
@@ -70,9 +70,9 @@ def copy(
     """Copy a *release*, by default the live one, to another store under the same id, verify it and make it *live*.
 
     A release that the target has is verified, and repaired if necessary. Another call continues an interrupted copy.
-    The result counts *rows* written and *skipped*; *held_back* is the reason if a canary or gates kept it from going
-    live. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under
-    that id, ReleaseCorrupt if the source is damaged, StoreMisused if both stores are the same.
+    The result counts *rows* written and *skipped*; *held_back* tells why a canary or gates kept it from going live.
+    *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under that id,
+    ReleaseCorrupt if the source is damaged, StoreMisused if both stores are the same.
     """
 
     async def act(it: Store, other: Store) -> WriteResult:

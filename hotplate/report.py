@@ -1,7 +1,7 @@
 """Reports of measurements, plans and evaluations: rows of figures, a sentence and plots, as text and as JSON.
 
-`hotplate.report_page.save` writes HTML. Units are `us` (microseconds), `share` (0 to 1), or any text, which is printed
-unchanged: `/s`, `USD/month`. Also here: generated tables in Markdown pages.
+Units are `us` (microseconds), `share` (0 to 1), or any text, which is printed unchanged. Also here: generated tables in
+Markdown pages.
 """
 
 import math

@@ -1,7 +1,7 @@
 """A report as a self-contained HTML page, with plots by matplotlib (`hotplate[bench]`).
 
-Plots are inline SVG in the page's colours, for its light and dark theme. Each is drawn for a wide and a narrow page:
-scaled-down text is unreadable on a phone.
+Plots are inline SVG in the page's colours. Each is drawn for a wide and a narrow page: scaled-down text is unreadable
+on a phone.
 """
 
 import html
@@ -63,7 +63,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def page(report: Report) -> str:
-    """Return the HTML page: head, sentence, main figures, notes, plots, and collapsed details."""
+    """Return the page: head, sentence, main figures, notes, plots, and collapsed details."""
     main = [row for row in report.rows if row.main]
     parts = [f'<p class="head">{_escaped(report.head)}</p>'] if report.head else []
     parts.append(f"<h1>{_escaped(report.sentence)}</h1>")

@@ -71,7 +71,7 @@ async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: 
 
 
 async def step(store: Store, change: Catalogue) -> Catalogue:
-    """Swap the catalogue for a changed one, and return that as stored."""
+    """Swap the catalogue for a changed one; return that as stored."""
     old = await store.catalogue()
     new = changes.succeed(old, change, token=secrets.token_hex(8), store_id="here")
     await store.swap(old, new)
@@ -94,7 +94,7 @@ class StoreContract:
 
     @pytest.fixture
     def open_store(self) -> OpenStore:
-        """Return a function that opens handles on one store, new and empty for each test."""
+        """Return a function that opens handles on one store, new for each test."""
         raise NotImplementedError("a subclass of StoreContract provides the fixture `open_store`")
 
     @pytest_asyncio.fixture

@@ -1,8 +1,8 @@
 """Authentication, scopes and rate limits of requests.
 
-Keys come as `X-API-Key` or `Authorization: Bearer`, never in a URL. They are looked up by SHA-256, and then in a
-dictionary of strings, hashed with a random seed: response times reveal nothing about other keys. All workers share the
-token buckets of clients, of BURST_S each.
+Keys come as `X-API-Key` or `Authorization: Bearer`. They are looked up by SHA-256, then in a dictionary of strings,
+hashed with a random seed: response times reveal nothing about other keys. All workers share the token buckets of
+clients.
 """
 
 import fcntl
@@ -60,9 +60,9 @@ class SharedRates:
         self.full_at = cells[MAX_CLIENTS * 8 :].cast("d")
 
     def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
-        """Return the bucket of each client with a rate limit, by name. Cells of removed clients are reused last."""
+        """Return the buckets of clients with a rate limit, by name. Cells of removed clients are reused last."""
         rates = {client.name: client.rate for client in clients if client.rate is not None}
-        # A changed rate starts with a full bucket, without the old rate's debt.
+        # A changed rate starts with a full bucket.
         owners = {
             name: int.from_bytes(sha256(f"{name} {rate}".encode()).digest()[:8]) | 1 for name, rate in rates.items()
         }
@@ -96,8 +96,7 @@ class SharedRates:
 class Bucket:
     """The token bucket of one client in one worker.
 
-    While another process holds its lock, requests are admitted on credit, paid with the next token. The kernel releases
-    locks of dead processes.
+    While another process holds its lock, requests are admitted on credit, paid with the next token.
     """
 
     __slots__ = ("_capacity", "_cell", "_credit", "_owed", "_rate", "_refused_until", "_shared")
@@ -152,7 +151,7 @@ VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 
 
 class Guard:
-    """Admits or refuses requests. Created before the workers, which reload the keys separately."""
+    """Admits or refuses requests. Created before the workers."""
 
     def __init__(
         self,
@@ -168,7 +167,7 @@ class Guard:
         self._verify_token = verify_token
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
-        """Callers by valid key: SHA-256 takes longer than the rest of a look-up."""
+        """By valid key: SHA-256 takes longer than the rest of a look-up."""
         self.watched = list[WatchedFiles]()
         if keys:
             use = partial(self._parse, keys, SharedRates())
@@ -199,7 +198,7 @@ class Guard:
         return caller
 
     def caller(self, credential: str | None) -> Caller | Callable[[], Awaitable[Caller]]:
-        """Return the caller with this key, or for a token a function that verifies it.
+        """Return the caller with this key, or a function that verifies a token.
 
         Raises a Problem (401) otherwise.
         """
@@ -239,7 +238,7 @@ def scope_of(template: str) -> str | None:
 def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
     """Create the guard. Without keys, callers on loopback may do everything.
 
-    Raises ServiceMisused if other machines could call a service with neither keys nor --anonymous.
+    Raises ServiceMisused without keys and --anonymous, if other machines could call the service.
     """
     if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
@@ -256,7 +255,7 @@ def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Gua
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address; False for names except localhost."""
+    """Return whether only this machine can reach an address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -270,7 +269,7 @@ def credential_of(headers: Mapping[str, str]) -> str | None:
 
 
 def bearer(authorization: str | None) -> str | None:
-    """Return the credential of an `Authorization` header; None for other schemes, perhaps a proxy's."""
+    """Return the credential of an `Authorization` header; None for other schemes."""
     if authorization is None or authorization[: len(BEARER)].lower() != BEARER:
         return None
     return authorization[len(BEARER) :].strip()

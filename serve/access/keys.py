@@ -146,7 +146,7 @@ class CreatedKey:
 
 
 def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = None) -> CreatedKey:
-    """Create the first or second key of a client; a new client gets *scopes* and *rate*. Raises ServiceMisused."""
+    """Create a client's first or second key; a new client gets *scopes* and *rate*. Raises ServiceMisused."""
     if not NAME.fullmatch(name):
         raise ServiceMisused("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")
     if strange := set(scopes) - set(SCOPES):
@@ -224,7 +224,7 @@ def _changed(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> tuple[T, 
 
 
 def _write(path: Path, text: bytes) -> None:
-    """Replace the file atomically and durably; owner, group and mode stay."""
+    """Replace the file durably; owner, group and mode stay."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)  # left by a killed process, perhaps with other rights
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -1,7 +1,7 @@
 """Tokens of an OpenID Connect issuer, such as Entra ID, accepted alongside keys.
 
-The issuer's public keys are fetched hourly, and when a token names an unknown one. Verified tokens are cached by
-SHA-256 until they expire.
+The issuer's keys are fetched hourly, and when a token names an unknown one. Verified tokens are cached until they
+expire.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class _TokenVerdict(NamedTuple):
 
 
 class TokenVerifier:
-    """Verifies tokens of one issuer. Created before the workers; they share no keys or verdicts."""
+    """Verifies tokens of one issuer. Created before the workers."""
 
     def __init__(self, issuer: str, audience: str) -> None:
         """Take the issuer's URL as in the `iss` claim; raises ServiceMisused if insecure."""
@@ -110,7 +110,7 @@ class TokenVerifier:
             raise _refused("the token is not a valid one for this service") from None
 
     async def _key(self, identifier: str) -> "PyJWK":
-        """Return a key by id; fetch keys first if it is unknown or they are stale."""
+        """Return a key; fetch keys first if it is unknown or they are stale."""
         is_fresh = time.monotonic() < self._fetched_at + FRESH_S
         if identifier not in self._keys or not (is_fresh or self._fetching):
             if self._fetching is None and time.monotonic() >= self._tried_at + (REFRESH_S if self._keys else RETRY_S):
@@ -196,7 +196,7 @@ def _is_trusted(url: str) -> bool:
 
 
 def _verdict_on(claims: dict[str, Any]) -> _TokenVerdict:
-    """Return the caller in verified claims; raises TypeError and OverflowError for odd ones."""
+    """Raises TypeError and OverflowError for odd claims."""
     granted = set[str]()
     for claim in SCOPE_CLAIMS:
         words = claims.get(claim, "")

@@ -15,7 +15,7 @@ from hotplate.serve.watched import WatchedFiles
 HANDSHAKE_S = 10.0
 # All labels of PEM certificates that OpenSSL reads.
 _PEM = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.+?)-----END \1-----", re.DOTALL)
-# DER tags (X.690): the optional version of a certificate, and a time with a two-digit year.
+# DER tags (X.690): version of a certificate, and a time with a two-digit year.
 _VERSION = 0xA0
 _UTC_TIME = 0x17
 
@@ -28,7 +28,7 @@ class Certificate:
         self._certificate = certificate
         self._key = key
         self.context: ssl.SSLContext
-        """For new connections: TLS 1.2 or later, with the latest valid certificate."""
+        """TLS 1.2 or later, with the latest valid certificate."""
         self.expires_at = 0.0
         """Earliest in the chain, as Unix time."""
         self.watched = WatchedFiles([certificate, key], self._parse)
@@ -83,7 +83,7 @@ def _not_after(der: bytes) -> float:
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield tag and content of each element of a DER sequence."""
+    """Yield tag and content of the elements of a DER sequence."""
     while der:
         tag, length, start = der[0], der[1], 2
         if length >= 0x80:  # long form: the low bits count the length bytes that follow

@@ -1,7 +1,7 @@
 """Admission of batches by queueing delay, as in CoDel; each worker decides for itself.
 
-Two delays are measured: how late a timer of the event loop fires, and how long batches wait. Of the lateness only the
-loop's own CPU time counts: while other processes have the core, refusing shortens nothing.
+The delay is the lateness of an event loop timer, and the waiting time of batches. Lateness counts only as far as the
+loop used the CPU: while other processes have the core, refusing shortens nothing.
 """
 
 import asyncio
@@ -20,12 +20,10 @@ T = TypeVar("T")
 TICK_S = 0.005
 # Interval without batches, to save CPU.
 IDLE_TICK_S = 0.05
-# A shorter delay is a burst. A longer one only adds latency: batches may then wait for TARGET_S, until none was refused
-# for INTERVAL_S.
+# Shorter delays are bursts. After a longer one, batches may wait for TARGET_S, until none was refused for INTERVAL_S.
 INTERVAL_S = 0.1
 TARGET_S = 0.015
-# Batches that run at once. One more is added at each tick in which batches wait and the loop worked for less than
-# IDLE_SHARE, as when batches wait for a store.
+# Batches that run at once. Each tick adds one if batches wait and the loop worked for less than IDLE_SHARE.
 MIN_RUNNING = 1
 MAX_RUNNING = 64
 IDLE_SHARE = 0.5
@@ -72,7 +70,7 @@ class Admission:
             raise self._refused("deadline", "the time that X-Request-Timeout-Ms gives has passed")
 
     async def batch(self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]) -> T:
-        """Do the work of a batch when its turn comes; raises Problem if that is too late, and ClientGone."""
+        """Do the work of a batch in its turn; raises Problem if that is too late, and ClientGone."""
         await self._begin()
         try:
             if is_gone():
@@ -85,7 +83,7 @@ class Admission:
 
     @asynccontextmanager
     async def resumed(self) -> AsyncIterator[None]:
-        """Continue a batch: it precedes batches that have not begun, and is never refused."""
+        """Continue a batch, before those that have not begun; never refused."""
         if self._running < self._limit:
             self._run()
         else:

@@ -1,10 +1,9 @@
 """Connections: a state machine per connection, their registry, and its limits.
 
-aiohttp's parser reads each header and body, and finds framing errors. The fast lane or aiohttp's request and response
-classes answer one request after the other. Bytes that arrive meanwhile wait, up to BEHIND_BYTES.
+aiohttp's parser reads headers and bodies, and finds framing errors. The fast lane or aiohttp's request and response
+classes answer, one request after the other. Meanwhile up to BEHIND_BYTES may arrive.
 
-Requests that cannot be read, HTTP/1.0, Expect, Upgrade, CONNECT, chunked bodies and refused bodies close the
-connection.
+Unreadable requests, HTTP/1.0, Expect, Upgrade, CONNECT, chunked bodies and refused bodies close the connection.
 """
 
 import asyncio
@@ -42,10 +41,10 @@ NEVER_PAUSED = 1 << 30
 # room.
 WRITE_STEP_BYTES = 65_536
 CROWDED_WRITE_S = 1.0
-# Each tick of the sweep checks one of SLICES slices: each connection once a second.
+# Each tick of the sweep checks one of SLICES slices.
 SLICES = 10
 TICK_S = 0.1
-# Connections beyond the limits that get an answer at a time; others are only closed.
+# Connections beyond the limits that get an answer at a time.
 REFUSED_AT_ONCE = 32
 # Time to read the last answer: closing with unread bytes would reset the connection.
 LINGER_S = 1.0
@@ -127,7 +126,7 @@ class ConnectionRegistry:
             self._timer.cancel()
 
     def refusal(self) -> str:
-        """Return why a new connection is refused, and count it; "" if accepted."""
+        """Count and return a reason to refuse a new connection, or ""."""
         if len(self) < self._room or (self.limits.idle_gives_way and self._has_made_room()):
             return ""
         self._metrics.count_shed("connections")
@@ -142,7 +141,7 @@ class ConnectionRegistry:
         return True
 
     def add(self, connection: "Connection") -> bool:
-        """Add an accepted connection; False if too many refused ones are open."""
+        """Add a connection; False if too many refused ones are open."""
         if not connection.refusal:
             self._open[connection] = None
         elif sum(bool(one.refusal) for one in self._closing) >= REFUSED_AT_ONCE:
@@ -186,7 +185,7 @@ class Front(Protocol):
 
 
 class Connection(BaseProtocol):
-    """An asyncio protocol without a timer; makes aiohttp's objects only when needed."""
+    """An asyncio protocol that makes aiohttp's objects only when needed."""
 
     __slots__ = (
         "_buffer", "_closes", "_fed", "_held", "_is_ended", "_is_last", "_lane", "_left", "_method",
@@ -237,7 +236,7 @@ class Connection(BaseProtocol):
 
     @property
     def idle_since(self) -> float:
-        """Since when it has waited for a whole request; inf during an answer."""
+        """Since when it waits for a whole request; inf during an answer."""
         return self.since if self.state in WAITS_FOR_REQUEST and not self._queued else inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -348,7 +347,7 @@ class Connection(BaseProtocol):
         return True
 
     def _feed_header(self, size: int, *, is_whole: bool) -> bool:
-        """Feed a header, or a part of it, to the parser; return whether to look for another."""
+        """Feed a header to the parser; return whether to look for another."""
         if self._requests is None:
             self._requests = HttpRequestParser(
                 cast("Any", self),
@@ -483,7 +482,6 @@ class Connection(BaseProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close, after LINGER_S unless the client requested it."""
         is_over = self._is_last and self.state is State.ANSWER
         self._go(State.CLOSING)
         self.since = monotonic()
@@ -496,7 +494,7 @@ class Connection(BaseProtocol):
             self._registry.linger(self)
 
     def hold(self, count: int) -> None:
-        """Add *count*, which may be negative, to the bytes held for this connection, down to zero."""
+        """Add *count*, perhaps negative, to the bytes held for this connection."""
         if self.is_open:
             count = max(count, -self._held)
             self._held += count
@@ -512,7 +510,7 @@ class Connection(BaseProtocol):
                 self._cut_slow_reader()
 
     def check(self, now: float) -> None:
-        """Close the connection if its state has lasted too long at *now* (`time.monotonic`)."""
+        """Close if the state has lasted too long at *now* (`time.monotonic`)."""
         age_s, limits = now - self.since, self._registry.limits
         if self._queued:
             self._check_reader(now)

@@ -36,8 +36,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.keys import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
-# Limits of remembered header blocks and lines that clients repeat, and of response heads, which all lists of a release
-# share.
+# Remembered header blocks and lines that clients repeat, and response heads.
 MAX_REMEMBERED = 1024
 MAX_FRAMES = 64
 # Returned if the answer is delivered later.
@@ -49,7 +48,7 @@ _line = re.compile(
 ).match
 _value = re.compile(rb"[ \t]?([\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)").fullmatch
 
-# Headers that are read, that a client repeats in each request, and that differ between requests.
+# Headers that are read, that clients repeat, and that differ between requests.
 NAMES = ("X-API-Key", "Authorization", "X-Request-Id", "If-None-Match")
 CONSTANT = (
     "Host", "Connection", "Accept", "User-Agent", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma",
@@ -79,7 +78,7 @@ _Headers = tuple[str | None, str | None, str | None, str | None, str | None]
 
 
 class _ListRoute(NamedTuple):
-    """A kind of path: its route in metrics, the source of its lists, and the prefix of their keys."""
+    """Route in metrics, source of the lists, and prefix of their keys."""
 
     route: str
     source: str
@@ -155,7 +154,7 @@ class AnswerWriter:
         return self.write_problem(problem.closing(), self.request_ids.new(), took_s, data)
 
     def no_room(self) -> Problem:
-        """Count and return the refusal of a body that exceeds the bytes in flight."""
+        """Count and return the refusal of a body beyond the bytes in flight."""
         self._metrics.count_shed("bytes")
         return overloaded("bodies and unread answers take all the memory that is allowed for them").closing()
 
@@ -189,7 +188,7 @@ class Lane:
         self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _AnswerFrame]()
 
     def answer(self, data: bytes, now: float, deliver: Callable[[bytes], None]) -> bytes | None:
-        """Return the answer to a request that arrived *now*; None for requests that are not plain.
+        """Return the answer to a request that arrived *now*; None if it is not plain.
 
         PENDING if a store is read first: *deliver* is later called with the answer.
         """
@@ -306,7 +305,7 @@ class Lane:
         return headers
 
     def _classify_header(self, line: bytes) -> tuple[int, str | None] | None:
-        """Return a header's bit, and its value if that is read; None if not allowed here."""
+        """Return a header's bit, and its value if read; None if not allowed here."""
         name, _, given = line.partition(b":")
         bit, value = BITS.get(name, 0), _value(given)
         if not bit or value is None:

@@ -1,7 +1,6 @@
 """Listening sockets: reserved before workers are forked, and balanced between them.
 
-An event loop's server would reset what it cannot accept. Here, when descriptors run out, clients wait in the kernel's
-queue.
+When descriptors run out, clients wait in the kernel's queue; an event loop's server would reset them.
 """
 
 import asyncio
@@ -21,13 +20,12 @@ log = logging.getLogger(__name__)
 # How long workers of a killed parent may still hold a port.
 PORT_WAIT_S = 1.5
 PORT_POLL_S = 0.02
-# Unsent data in the kernel; this process counts and times the rest. By default, a client that does not read could hold
-# 4 MB of kernel memory.
+# Unsent data in the kernel; this process counts and times the rest. Otherwise a client that does not read
+# could hold 4 MB there.
 UNSENT_BYTES = 65_536
 # Connections accepted before requests get their turn.
 AT_ONCE = 64
-# How often, and how long each time, a worker leaves connections to workers with fewer. Workers that do not take them
-# are ignored until they accept again.
+# How often and how long a worker leaves connections to workers with fewer, unless those do not take them.
 YIELDS = 250
 YIELD_S = 0.001
 # Pause when descriptors have run out.
@@ -47,7 +45,7 @@ class CannotListen(OSError):
 def reserve(host: str, port: int, options: str = "") -> socket.socket:
     """Bind a socket that does not listen yet.
 
-    *options* is the prefix of options in error texts. Raises CannotListen; a port in use is retried for PORT_WAIT_S.
+    *options* prefixes options in error texts. Raises CannotListen, for a port in use after PORT_WAIT_S.
     """
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
@@ -116,8 +114,8 @@ class Acceptor:
     ) -> None:
         """Call *take* with each accepted connection.
 
-        *has_most* returns whether another process on the same socket has fewer connections; its argument is True after
-        all YIELDS.
+        *has_most* returns whether another process on the socket has fewer connections; its argument is True after all
+        YIELDS.
         """
         listening.setblocking(False)
         self._socket = listening
@@ -149,7 +147,7 @@ class Acceptor:
                 return
 
     def _accept_one(self) -> bool:
-        """Accept a connection; False if none is pending, or no descriptor is free."""
+        """Return False if no connection is pending, or no descriptor is free."""
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError):

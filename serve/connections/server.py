@@ -1,4 +1,4 @@
-"""HTTP server of a worker: accepts connections, applies the limits, and dispatches requests."""
+"""HTTP server of a worker: accepts connections, applies limits, and dispatches requests."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 READ_SHARE = 0.9
 MOST_TIMEOUT_S = 60.0
 TIMEOUT = istr("X-Request-Timeout-Ms")
-# How long a stop lets idle keep-alive clients send one more request, answered with `Connection: close`.
+# How long a stop lets idle clients send one more request.
 LINGER_S = 0.5
 POLL_S = 0.01
 
@@ -139,7 +139,7 @@ class HttpServer:
             return await self.dispatcher.answer(request, path, query, refusal, self)
 
     async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
-        """Read a body within all limits, wait for its turn, and do the work."""
+        """Read a body within all limits, wait for a turn, and do the work."""
         connection = cast("Connection", request.protocol)
         try:
             deadline = deadline_of(request, connection.since)

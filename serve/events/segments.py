@@ -1,4 +1,4 @@
-"""Segments of events: shipping them to a URL that fsspec supports, and the report on impressions and clicks."""
+"""Segments of events: shipping them, and the report on impressions and clicks."""
 
 import os
 import secrets
@@ -111,7 +111,7 @@ class SegmentFolder:
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Translate errors of a file system, without their text, which may contain secrets of the URL."""
+        """Translate errors, without their texts, which may contain secrets of the URL."""
         try:
             yield
         except Exception as error:
@@ -122,8 +122,8 @@ class SegmentFolder:
 def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Shipped:
     """Copy the closed segments in *folder* to *url*, and remove each once it is copied.
 
-    A killed shipment is resumed: names are unique, and a segment of the same size counts as copied. Raises
-    ServiceMisused and EventsFailed.
+    A killed shipment is resumed: a segment with the same name and size counts as copied. Raises ServiceMisused and
+    EventsFailed.
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
@@ -207,7 +207,7 @@ class EventReport:
 
 
 def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> EventReport:
-    """Count the events in the closed segments at *url*, a folder or any URL that fsspec supports, once per event id.
+    """Count the events in the closed segments at *url*, once per event id.
 
     Takes about 100 bytes per event. Raises ServiceMisused and EventsFailed.
     """

@@ -1,7 +1,6 @@
 """The writer of events: a thread that writes and flushes all waiting events at once (group commit).
 
-Requests wait for the disk. Events that arrive during a commit share the next one, so a slow disk does not limit
-throughput.
+Events that arrive during a commit share the next one, so a slow disk does not limit throughput.
 """
 
 import asyncio

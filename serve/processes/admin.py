@@ -1,7 +1,6 @@
 """The admin process: metrics, the state of all workers, changes of releases, and the console.
 
-It reads shared memory and opens stores itself, so scrapes and activations cost workers nothing. The console's files
-need no key: they contain no data.
+It reads shared memory and opens stores itself, so scrapes and activations cost workers nothing.
 """
 
 import asyncio
@@ -128,7 +127,7 @@ NOTHING = QueryParser(NoQuery, "this route of the console")
 async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
     """Answer operators until SIGTERM, or until the parent, which holds *lifeline* open, is gone.
 
-    Except on loopback, callers need a key with the scope admin, and use the service's TLS certificate, if any.
+    Except on loopback, callers need a key with the scope admin, and TLS if it is configured.
     """
     host = listener.getsockname()[0]
     is_local = is_loopback(host)
@@ -305,8 +304,6 @@ class Console:
 
 
 class _Admin:
-    """The dispatcher of the admin listener."""
-
     def __init__(self, context: ProcessContext, host: str, guard: Guard | None, console: Console) -> None:
         """*host* is listened on, and *guard* checks keys, None on loopback."""
         self.metrics = Metrics(1, ())  # never shown; only workers count
@@ -429,7 +426,6 @@ class _Admin:
     async def _change(
         self, act: Callable[[Store], Awaitable[ReleaseId | bool | None]], what: str, release: ReleaseId | None = None
     ) -> ReleaseId | None:
-        """Make one change at a time in the admin store; return the affected release."""
         if self._settings.admin_store is None:
             raise Problem(
                 403,

@@ -1,4 +1,4 @@
-"""Probes, answered by the parent process over plain HTTP, without keys and independently of its children."""
+"""Probes, answered by the parent over plain HTTP, without keys and independently of its children."""
 
 import selectors
 import socket
@@ -13,7 +13,7 @@ import orjson
 
 from hotplate.serve.states import ANSWERING, SILENT_S, SharedStates, service_status
 
-# Maximum open connections (a new one replaces the oldest), and length of the accept queue.
+# Open connections (a new one replaces the oldest), and length of the accept queue.
 CONNECTIONS = 16
 BACKLOG = 64
 # Limits of a request.

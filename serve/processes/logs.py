@@ -102,7 +102,7 @@ class LogStream(io.TextIOBase):
 
 
 def _writer(descriptor: int) -> Callable[[bytes], int]:
-    """Return a function that writes to a descriptor without blocking.
+    """Return a function that writes without blocking.
 
     O_NONBLOCK would also affect other programs that share the descriptor, such as the shell.
     """
@@ -149,7 +149,7 @@ def without_secrets(text: str) -> str:
 
 
 class SharedLog(logging.Handler):
-    """The latest lines of all processes, without secrets, for the admin process; created before the first fork."""
+    """The latest lines of all processes, without secrets; created before the first fork."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -160,7 +160,7 @@ class SharedLog(logging.Handler):
         self._lines = deque[LogLine](maxlen=LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record to the admin process, or drop it if the socket is full."""
+        """Send a record to the admin process, unless the socket is full."""
         try:
             error = record.exc_info[1] if record.exc_info else None
             line = LogLine(

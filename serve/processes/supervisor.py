@@ -1,7 +1,7 @@
 """The parent process of a service: it holds the sockets, and starts and replaces the workers and the admin process.
 
-A single worker needs a parent, too: if a file is cut, the processes that map it are killed. The parent has neither
-event loop nor threads, so it can fork at any time.
+Even a single worker needs a parent: cutting a file kills processes that map it. The parent has neither event loop nor
+threads, so it can fork at any time.
 """
 
 import asyncio
@@ -50,13 +50,13 @@ log = logging.getLogger(__name__)
 
 # A worker that lived this long did not fail at its start.
 HEALTHY_S = 5.0
-# First and longest pause before replacing a worker that failed at its start.
+# First and longest pause before replacing a worker that did.
 RESTART_S = (0.1, 5.0)
 # Time after the drain before a worker is killed.
 KILL_AFTER_S = 5.0
 STDERR = 2
 TICK_S = 1.0
-# Time without a report after which a child is replaced; the second if another worker can answer.
+# Silence after which a child is replaced; the second if another worker can answer.
 STUCK_S = 30.0
 STUCK_BESIDE_OTHERS_S = 6.0
 # Pause after a failed system call, and between logs of it.
@@ -128,7 +128,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
 
 
 def _check(settings: ServiceSettings) -> None:
-    """Report errors before workers start, and load modules that all processes share."""
+    """Report errors early, and load modules that all processes share."""
     Cors(settings.cors_origins)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)
@@ -202,7 +202,7 @@ class _Supervisor:
         self._admin = _Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
         self._tick_due = self._log_due = 0.0
-        # The reading end becomes readable when this process is gone, however it ended.
+        # Becomes readable when this process is gone, however it ended.
         self._lifeline, self._lifeline_held = os.pipe()
         self._selector = selectors.PollSelector()  # children would share an epoll
         self._signals = _Signals(self._selector)
@@ -244,7 +244,7 @@ class _Supervisor:
             log.error("%s; tried again until it succeeds", sentence)
 
     def _wait(self, until: float) -> signal.Signals | None:
-        """Answer probes until a signal or a monotonic time; return a signal that stops the service."""
+        """Answer probes until a time or a signal; return a signal that stops the service."""
         ready = self._selector.select(max(0.0, min(until, self._probes.next_deadline) - time.monotonic()))
         for key, _ in ready:
             key.data()
@@ -272,7 +272,7 @@ class _Supervisor:
         code = 1
         try:
             self._leave(keep_admin=child is self._admin)
-            faulthandler.enable()  # logs the stack when the child is aborted or reads a file that was cut
+            faulthandler.enable()  # logs the stack when the child is aborted or reads a cut file
             with suppress(OSError):  # the name in `ps` and `top`
                 Path("/proc/self/comm").write_text(f"hp {child.name}")
             if child is self._admin:
@@ -332,8 +332,8 @@ class _Supervisor:
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
     def _ended(self) -> Iterator[tuple[_Child, int]]:
-        """Yield each child that has ended, with its exit code. As process 1 of a container, also reap orphans."""
-        with suppress(ChildProcessError):  # no children are left
+        """Yield ended children and their exit codes; as process 1 of a container, also reap orphans."""
+        with suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
@@ -345,7 +345,7 @@ class _Supervisor:
                         yield child, os.waitstatus_to_exitcode(status)
 
     def _stop(self, caught: signal.Signals) -> None:
-        """Stop the workers, then the admin process; kill them after their time."""
+        """Stop the workers, then the admin process; kill those that take too long."""
         self._health.draining = True
         self._listeners.workers.close()  # each worker closes its copy when it stops accepting
         at_once = caught is signal.SIGINT

@@ -1,4 +1,4 @@
-"""A worker process: one event loop with a reader and a server, from its start to a graceful stop."""
+"""A worker process: one event loop with a reader and a server."""
 
 import asyncio
 import gc
@@ -40,7 +40,7 @@ STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 # Blocked around a fork, until the child has its own handlers.
 WATCHED = {signal.SIGCHLD, *STOPS}
 BACKLOG = 1024
-# How long a worker waits for a release before it listens while another worker answers, and how often it checks.
+# How long a worker waits for a release while another worker answers, and how often it checks.
 READY_TIMEOUT_S = 10.0
 PATIENCE_POLL_S = 0.1
 # Time for requests and spans if the parent was killed.
@@ -106,8 +106,8 @@ async def run_worker(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish accepted requests and return.
 
-    The worker listens, and calls *announce*, once `prepared`. If the parent, which holds *lifeline* open, is gone, it
-    ends within ORPHAN_DRAIN_S.
+    It calls *announce* once it listens. If the parent, which holds *lifeline* open, is gone, it ends within
+    ORPHAN_DRAIN_S.
     """
     settings, certificate = context.settings, context.certificate
     context.metrics.use_slot(number)
@@ -220,7 +220,6 @@ def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
 
 
 def _write(context: ProcessContext, number: int, reader: TieredReader, state: WorkerState) -> None:
-    """Write a worker's state and popular lists to shared memory, and count dropped log lines."""
     context.states.write(number, state)
     context.metrics.count_in(DROPPED_LINES, number=context.stderr.report_dropped())
     if (first := reader.first_served) is not None:
@@ -254,7 +253,6 @@ async def _drain(
     stop: _ShutdownSignals,
     stop_accepting: Callable[[], None],
 ) -> None:
-    """Accept until the drain delay has passed, then finish what was accepted."""
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
     listening.close()

@@ -1,4 +1,4 @@
-"""The access log: one line of JSON for a share of all requests and for slow ones."""
+"""The access log: one line of JSON for slow requests and for a share of all."""
 
 import os
 import random
@@ -38,7 +38,7 @@ class UserHashes:
 
 
 def read_secret(file: Path | None) -> bytes:
-    """Read the secret for hashing user ids; generate one without a file. Raises ServiceMisused."""
+    """Read the secret for hashing user ids, or generate one. Raises ServiceMisused."""
     if file is None:
         return token_bytes(64)
     try:
@@ -54,10 +54,7 @@ def read_secret(file: Path | None) -> bytes:
 
 
 class AccessLog:
-    """The access log of one worker.
-
-    Lines contain route templates. Paths, queries and items could identify users.
-    """
+    """The access log of one worker: route templates, but no paths, queries or items, which could identify users."""
 
     def __init__(
         self,
@@ -68,7 +65,7 @@ class AccessLog:
         secret: bytes = b"",
         write: Callable[[str], object] | None = None,
     ) -> None:
-        """Log a *share* of requests, and all that take *slow_s* or longer; by default to standard error."""
+        """Log a *share* of requests, and all that take *slow_s* or longer."""
         self._write_line = write or sys.stderr.write
         self._share = share
         self._slow_s = slow_s

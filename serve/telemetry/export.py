@@ -1,6 +1,6 @@
 """Export of spans and metrics with OpenTelemetry's SDK; imported only if telemetry is on.
 
-Workers send spans. The admin process sends metrics from the shared counters.
+Workers send spans, the admin process metrics.
 """
 
 import logging
@@ -53,7 +53,7 @@ from hotplate.stores.store import Attribute
 log = logging.getLogger(__name__)
 
 SCOPE = InstrumentationScope("hotplate", version("hotplate"))
-# These loggers report each request and failure, which the span queue logs once and counts.
+# Loggers that report each request and failure, which the span queue logs once and counts.
 NOISY = ("opentelemetry.exporter", "opentelemetry.sdk", "azure.monitor", "azure.core.pipeline")
 # Stops Azure Monitor's exporters from sending statistics and fetching settings.
 AZURE_MONITOR_OFF = (
@@ -62,7 +62,7 @@ AZURE_MONITOR_OFF = (
     "APPLICATIONINSIGHTS_SDKSTATS_DISABLED",
     "APPLICATIONINSIGHTS_OPENTELEMETRY_RESOURCE_METRIC_DISABLED",
 )
-# Connection strings that the exporters accept: `NAME=VALUE;…` with a key, without Entra ID.
+# Accepted connection strings: `NAME=VALUE;…` with a key, without Entra ID.
 _CONNECTION_STRING = re.compile(
     r"(?=(?:.*;)?(?i:InstrumentationKey)=[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:;|$))"
     r"(?!(?:.*;)?(?i:Authorization=(?!ikey(?:;|$))))"
@@ -76,14 +76,14 @@ Histograms = list[tuple[dict[str, Attribute], list[float]]]
 
 
 class Exporters(NamedTuple):
-    """Factories of the exporters for one destination, called in the process that uses them."""
+    """Factories of exporters, to be called in the process that uses them."""
 
     spans: Callable[[], SpanExporter]
     metrics: Callable[[], MetricExporter]
 
 
 def exporters_for(settings: TelemetrySettings) -> Exporters:
-    """Import the exporters of a destination and check its settings; no threads are started.
+    """Import the exporters of a destination and check its settings, without starting threads.
 
     Raises ServiceMisused, or StoreMisused if the extra is missing.
     """
@@ -128,7 +128,7 @@ def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
 
 
 class SpanQueue(SpanExporter):
-    """The span queue of one worker, and the exporter of its batch processor; created after the fork."""
+    """The span queue of one worker, and the exporter of its batch processor."""
 
     def __init__(
         self, settings: TelemetrySettings, count: Callable[[str, int], None], exporter: SpanExporter | None = None

@@ -87,7 +87,7 @@ def _catalogue_age_s(tier: TierState, state: WorkerState) -> float:
 
 
 def _process(read: Callable[[Path], float]) -> Callable[[WorkerState | None], Values]:
-    """Read from /proc/PID of a worker, which may have ended."""
+    """Read from /proc/PID, unless the worker has ended."""
 
     def value(state: WorkerState) -> float | None:
         try:
@@ -148,7 +148,7 @@ STATE_TABLE = (
 
 
 class Exposition(Collector):
-    """Renders the shared counters and the states of all workers as Prometheus text."""
+    """Renders shared counters and workers' states as Prometheus text."""
 
     def __init__(self, metrics: Metrics, states: Callable[[], States]) -> None:
         """*states* returns the workers' states by number."""
