@@ -1,7 +1,7 @@
-"""Peers for the benchmarks: hotplate's libraries, used directly and without any checks.
+"""Peers for the benchmarks: hotplate's libraries without checks.
 
 `python -m hotplate.bench.bare aiohttp PORT URL` serves copies of a service's responses, `import CSV LMDB` sorts and
-encodes lists with polars and appends them to LMDB, `train PARQUET FACTORS` fits ALS and computes lists with implicit.
+encodes lists with polars into LMDB, `train PARQUET FACTORS` fits ALS and computes lists with implicit.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 
 ROUTE = "/v1/recommendations/"
 LENGTH = 20
-COPIED = [f"{user:08d}" for user in range(1_000)]  # users with a copied response; these fit into the CPU's cache
+COPIED = [f"{user:08d}" for user in range(1_000)]  # users with a copied response; all fit into the CPU's cache
 ROWS_AT_ONCE = 10_000
 USERS_AT_ONCE = 4_096
 MIN_PAIRS = 5
@@ -21,7 +21,7 @@ K = 10
 
 def serve(port: str, like: str) -> None:
     """Serve copies of the responses of the service at *like*."""
-    import uvloop  # noqa: PLC0415 -- each peer loads only its own libraries
+    import uvloop  # noqa: PLC0415 -- peers load only their own libraries
     from aiohttp import web  # noqa: PLC0415
 
     responses = {user: fetch(like + ROUTE + user) for user in COPIED}
@@ -38,7 +38,7 @@ def serve(port: str, like: str) -> None:
 
 
 def fetch(url: str) -> tuple[bytes, dict[str, str]]:
-    """Return the body and the application's headers of a response."""
+    """Return a response's body and the application's headers."""
     automatic = {"connection", "content-length", "date", "keep-alive", "server"}
     with urllib.request.urlopen(url) as response:  # noqa: S310 -- http on loopback
         headers = {name: value for name, value in response.getheaders() if name.lower() not in automatic}
@@ -68,7 +68,7 @@ def import_lists(source: str, target: str) -> None:
 
 
 def train(path: str, factors: str) -> None:
-    """Evaluate, fit and compute all lists of Online Retail, as hotplate does by default."""
+    """Evaluate, fit and compute all lists of Online Retail with hotplate's defaults."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
 
     warnings.simplefilter("ignore")  # implicit converts its own matrices

@@ -1,7 +1,7 @@
 """The comparison of two reports of `bench http`.
 
 One figure decides, chosen beforehand (p99 by default): with four figures at 5 % each, one in six equal pairs would
-differ. The others are only shown.
+differ.
 """
 
 import json
@@ -15,12 +15,12 @@ from hotplate.stores.errors import reason_of
 
 RATE = "rate"
 ERRORS = "errors and drops"
-MATTERS = 0.10  # the smallest change of a latency or a rate that matters
-MORE_ERRORS = 0.001  # the largest increase of the share of errors
+MATTERS = 0.10  # smallest change of a latency or rate that matters
+MORE_ERRORS = 0.001  # largest increase of the share of errors
 
 
 def read(path: Path) -> Report:
-    """Read a report of `bench http`. Raises BenchMisused for another file, BenchFailed for a missing one."""
+    """Read a report. Raises BenchMisused for another file, BenchFailed for a missing one."""
     try:
         report = from_json(json.loads(path.read_bytes()))
     except FileNotFoundError as error:
@@ -37,7 +37,7 @@ def read(path: Path) -> Report:
 
 
 def compare(first: Report, second: Report, decides: str = "p99") -> Report:
-    """Compare the second with the first; the report of a regression is `broken`."""
+    """Compare the second with the first; a regression makes the report `broken`."""
     figures = {row.figure: _figure(row) for row in first.rows if row.unit in {"us", "/s"} and row.values}
     others = {row.figure: _figure(row) for row in second.rows}
     changes = {name: compared(one, others[name]) for name, one in figures.items() if name in others}

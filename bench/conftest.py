@@ -1,6 +1,6 @@
-"""Fixtures of the benchmarks, which `make bench` runs: stores with lists, a service, its peers, and wrk.
+"""Fixtures of `make bench`: stores with lists, a service, its peers, and wrk.
 
-HOTPLATE_BENCH_USERS sets the number of users in the stores (100,000).
+HOTPLATE_BENCH_USERS sets the number of users (100,000).
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Row
 
-# The fixture of pytest-benchmark, which publishes no types.
+# pytest-benchmark publishes no types.
 Benchmark: TypeAlias = Any
 LIST_LENGTH = 20
 TIMES = "\N{MULTIPLICATION SIGN}"  # the unit of a ratio
@@ -53,7 +53,7 @@ WRK_CONNECTIONS = 64
 WRK_SECONDS = 2
 REQUESTED = 50_000
 HEADERS = {"User-Agent": "hotplate-bench", "Accept": "application/json", "Accept-Language": "en"}
-# For wrk: send the requests of a file in order; each ends with an empty line.
+# For wrk: send a file's requests in order; each ends with an empty line.
 SCRIPT = """\
 local requests, number = {{}}, 0
 local file = assert(io.open("{requests}", "rb"))
@@ -92,7 +92,7 @@ http {{
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A store with the lists of a shape, and its live release."""
+    """A filled store and its live release."""
 
     url: str
     shape: Shape
@@ -100,7 +100,7 @@ class Filled:
 
 
 def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> Filled:
-    """Publish lists of *shape* with bodies from *values* to the store at *url*."""
+    """Publish lists of *shape*, with bodies from *values*, to *url*."""
 
     async def rows() -> AsyncIterator[list[Row]]:
         for batch in shape.batches(values):
@@ -142,7 +142,7 @@ def values(shape: Shape) -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def run() -> Iterator[Callable[[Awaitable[object]], object]]:
-    """Return a function that runs a coroutine on a shared uvloop."""
+    """Run coroutines on a shared uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         yield runner.run  # type: ignore[misc]  # a coroutine is an awaitable
 
@@ -216,7 +216,7 @@ def webdis_of(redis: RedisServer) -> Iterator[Server]:
 
 @contextmanager
 def aiohttp_of(like: Server) -> Iterator[Server]:
-    """Run the bare route of aiohttp with copies of a service's responses on the first core."""
+    """Run a bare aiohttp route with copies of a service's responses on the first core."""
     port = free_port()
     command = [sys.executable, "-m", "hotplate.bench.bare", "aiohttp", str(port), like.url]
     with serving(command, port, ROUTE + COPIED[0]) as server:
@@ -232,7 +232,7 @@ def must_be_alike(url: str, other: str) -> None:
 
 
 def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HEADERS) -> bytes:
-    """Return concatenated GETs of random users; *path* contains `{user}`."""
+    """Return GETs of random users; *path* contains `{user}`."""
     tail = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     drawn = random.Random(0).choices(users, k=REQUESTED)  # noqa: S311 -- spreads requests
     return "".join(
@@ -241,7 +241,7 @@ def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HE
 
 
 def saturate(server: Server, requests: bytes) -> tuple[float, float]:
-    """Send requests by wrk for WRK_SECONDS; return requests/s and the server's CPU a request in µs.
+    """Run wrk for WRK_SECONDS; return requests/s and the server's CPU a request in µs.
 
     Raises RuntimeError for any error, and for more than MAX_POPULAR popular lists: both are cheap to answer.
     """
@@ -266,7 +266,7 @@ def saturate(server: Server, requests: bytes) -> tuple[float, float]:
 
 
 def lookups(server: Server) -> tuple[float, float]:
-    """Return a service's lookups and popular lists; zeros for a peer."""
+    """Return lookups and popular lists; zeros for a peer."""
     if not server.admin_url:
         return 0.0, 0.0
     samples = [each for each in read_samples(f"{server.admin_url}/metrics") if each.name == "hotplate_lookups_total"]
@@ -274,7 +274,7 @@ def lookups(server: Server) -> tuple[float, float]:
     return sum(each.value for each in samples), sum(each.value for each in popular)
 
 
-# A child's peak memory starts at its parent's, so a small process starts and measures each command.
+# A child's peak memory starts at its parent's, so a small process starts each command.
 STARTER = """\
 import json, os, sys
 process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
@@ -285,7 +285,7 @@ sys.exit(abs(os.waitstatus_to_exitcode(status)))
 
 
 def measure(*command: str) -> tuple[float, float]:
-    """Run a command; return its CPU, with children, in seconds, and its peak memory in MB."""
+    """Run a command; return CPU seconds, including children, and peak memory in MB."""
     ended = subprocess.run(  # noqa: S603 -- our own commands
         [sys.executable, "-c", STARTER, *command],
         env=environment() | {"OMP_WAIT_POLICY": "passive"},

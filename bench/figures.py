@@ -1,7 +1,7 @@
-"""`make figures`: keep results, without names of hosts and paths, in bench/figures/, and write the tables of the docs.
+"""`make figures`: keeps results without names of hosts and paths in bench/figures/, and writes the docs' tables.
 
 Arguments are files saved by `make bench` (the latest RUNS are kept), and JSON reports of `hotplate bench stores` and
-`hotplate bench ru` (one each is kept).
+`hotplate bench ru` (one each).
 """
 
 import argparse
@@ -25,14 +25,14 @@ MACHINE = ("processor", "machine", "python_version", "system")
 CPU = ("brand_raw", "count")
 STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
 REPORTS = ("stores", "ru")
-# The README has the reports and the comparisons with peers, docs/measuring.md the other benchmarks.
+# The README has reports and peers, docs/measuring.md the other benchmarks.
 PEERS = "peers"
-# Columns for which the README has no room.
+# Columns that do not fit into the README.
 OMITTED = {"reads/s per 100 RU/s", "lists published/s", "USD/month autoscale"}
 
 
 class Line(NamedTuple):
-    """A figure of the benchmarks, with one value for each run, or for each round of a single run."""
+    """A figure with one value for each run, or each round of a single run."""
 
     what: str
     unit: str
@@ -41,14 +41,14 @@ class Line(NamedTuple):
 
     @property
     def measured(self) -> str:
-        """The median, and the range if the values differ."""
+        """The median, and the range if values differ."""
         low, high = min(self.values), max(self.values)
         span = f" ({format_value(low)} to {format_value(high)})" if low < high else ""
         return f"{format_value(median(self.values))} {self.unit}{span}"
 
 
 def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result of pytest-benchmark or a report without names of hosts, users, branches and paths."""
+    """Return a result or report without names of hosts, users, branches and paths."""
     if "benchmarks" not in facts:
         report = from_json(facts)
         machine = {name: report.machine[name] for name in ("cpu", "cores", "python", "date") if name in report.machine}
@@ -69,7 +69,7 @@ def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep(files: Iterable[Path], folder: Path) -> None:
-    """Write each file into *folder* without names, and delete the oldest runs beyond RUNS."""
+    """Write files without names to *folder*, and delete the oldest runs beyond RUNS."""
     folder.mkdir(exist_ok=True)
     for file in files:
         facts = stripped(json.loads(file.read_text()))
@@ -101,7 +101,7 @@ def _figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[floa
 
 
 def table_of_report(report: Report) -> str:
-    """Return the main rows as a table, with a line for each subject and a column for each figure not OMITTED."""
+    """Return the main rows as a table of subjects and of figures not OMITTED."""
     main = [row for row in report.rows if row.main]
     names = [name for name in dict.fromkeys(row.figure for row in main) if name not in OMITTED]
     subjects = dict.fromkeys(row.subject for row in main)
@@ -118,7 +118,7 @@ def _cell(report: Report, subject: str, figure: str) -> str:
 
 
 def write_tables(folder: Path, readme: Path, page: Path) -> None:
-    """Write the tables of both pages from the files in *folder*."""
+    """Write both pages' tables from the files in *folder*."""
     runs = [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
     lines = lines_of(runs)
     peers = [[each.what, each.measured] for each in lines if each.group == PEERS]
@@ -131,7 +131,7 @@ def write_tables(folder: Path, readme: Path, page: Path) -> None:
 
 
 def main() -> None:
-    """Keep the files named as arguments, and write the tables."""
+    """Keep the files given, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path)
     keep(parser.parse_args().files, FOLDER)

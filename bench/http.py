@@ -18,19 +18,19 @@ from hotplate.stores.connect import opened
 from hotplate.stores.keys import USER
 from hotplate.stores.urls import redacted
 
-COMPARED = 500  # responses of a round to compare with the store
-EACH_BATCH = 41  # one of so many batches is compared; a prime, to avoid cycles
-SPARE = 1.25  # random unknown users may exceed their share in a short run
-PARALLEL = 20  # batches at a time, as of a job of Stream Analytics
+COMPARED = 500  # responses of a round to compare
+EACH_BATCH = 41  # one in 41 batches is compared; a prime, to avoid cycles
+SPARE = 1.25  # unknown users may exceed their share in a short run
+PARALLEL = 20  # batches at a time, as from Stream Analytics
 FEWER = 4  # the divisor of PARALLEL when batches are refused
 REFUSED = (429, 503)
-PRECISION = 0.05  # of a search: the relative gap between the highest good and the lowest bad rate
-FLOOR = 0.01  # of a search: the lowest rate, by the first one
-TRIES = 3  # at a rate at which the generator was disturbed
+PRECISION = 0.05  # of a search: the relative gap between good and bad rates
+FLOOR = 0.01  # of a search: the lowest rate, relative to the first
+TRIES = 3  # at a rate with a disturbed generator
 
 
 def make_plan(options: HttpOptions) -> HttpPlan:
-    """Parse the options. Raises BenchMisused if they are invalid, StoreError if users cannot be read."""
+    """Parse options. Raises BenchMisused if they are invalid, StoreError if users cannot be read."""
     _only_one({"--keys-file": options.keys_file, "--users": options.users})
     _only_one({"--find-max": options.find_max or None, "--batch": options.batch})
     if options.score and not options.batch:
@@ -110,9 +110,9 @@ def _only_one(given: Mapping[str, object]) -> None:
 
 
 def search(attempt: Callable[[float], Trial], start: float, precision: float = PRECISION) -> Iterator[Trial]:
-    """Double the rate from *start* until it is outside of the objective, then bisect to *precision*; yield attempts.
+    """Double the rate from *start* until outside the objective, then bisect to *precision*; yield attempts.
 
-    An unclear attempt is repeated, twice at most, and then counts as outside. A stopped one ends the search.
+    An unclear attempt is repeated, twice at most, then counts as outside. A stopped one ends the search.
     """
     low, high = 0.0, math.inf
     rate = start

@@ -1,4 +1,4 @@
-"""The objective, the trials and the report of a measurement over HTTP."""
+"""Objective, trials and report of a measurement over HTTP."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from hotplate.report import Curve, Plot, Report, Row, format_value
 from hotplate.stores.urls import redacted
 
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
-PERCENTILES = ("p50", "p99", "p99.9")  # those of a report
+PERCENTILES = ("p50", "p99", "p99.9")
 ERRORS = "errors"
 USUAL_ERRORS = 0.001
 NEAR = 0.9  # of the most users/s, for the recommended batch
@@ -26,18 +26,18 @@ NOT_LISTS = "The users' own lists were not measured: the service gave the popula
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Bounds on latencies by percentile, in microseconds, and on the share of errors."""
+    """Bounds on percentiles, in microseconds, and on the share of errors."""
 
     latency_us: Mapping[str, float]
     errors: float = USUAL_ERRORS
 
     @property
     def percentile(self) -> str:
-        """The first bounded percentile, by default p99."""
+        """The first bounded percentile, or p99."""
         return next(iter(self.latency_us), "p99")
 
     def judge(self, result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the broken bounds, and the reasons not to blame the service, such as a latency of mostly lateness."""
+        """Return broken bounds, and reasons not to blame the service, such as a late generator."""
         broken, doubts = self.errors_beyond(result.error_share), list(result.invalid_reasons)
         for name, bound_us in self.latency_us.items():
             found_us, late_us = (each.percentile_us(PERCENTS[name]) for each in (result.latency, result.lag))
@@ -49,7 +49,7 @@ class Objective:
         return tuple(broken), tuple(doubts)
 
     def errors_beyond(self, share: float) -> list[str]:
-        """Return a sentence where the *share* of requests without a good answer is above the bound."""
+        """Return a sentence if the *share* of failed requests is above the bound."""
         bound = f"bound {self.errors:.2%}"
         return [f"{share:.2%} of the requests got no good answer, {bound}"] if share > self.errors else []
 
@@ -59,7 +59,7 @@ class Objective:
 
 
 def parse_objective(text: str) -> Objective:
-    """Parse an objective; without a bound on errors, that is 0.1 %."""
+    """Parse an objective; the bound on errors defaults to 0.1 %."""
     latency_us, errors = dict[str, float](), USUAL_ERRORS
     for part in text.split(","):
         name, equals, bound = part.strip().partition("=")
@@ -77,10 +77,10 @@ def parse_objective(text: str) -> Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpPlan:
-    """The parsed options of a measurement.
+    """Parsed options.
 
-    With `find_max`, rounds run at the highest rate inside the objective; otherwise the objective only bounds errors.
-    With `batches`, POSTs of these sizes are sent instead.
+    With `find_max`, rounds run at the highest rate inside the objective, which otherwise only bounds errors. With
+    `batches`, POSTs of these sizes are sent.
     """
 
     options: HttpOptions
@@ -92,14 +92,14 @@ class HttpPlan:
     allowed_popular: float
 
     def popular_complaint(self, results: Sequence[Result]) -> list[str]:
-        """Return a sentence if too many lists of *results* were popular ones."""
+        """Return a sentence if too many lists were popular ones."""
         complaint = popular_complaint(results, self.allowed_popular)
         return [complaint + ("" if self.options.store else HINT)] if complaint else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A run at a rate of a search, or at a size of batch, with broken bounds and reasons not to blame the service."""
+    """A run at a rate or batch size, with broken bounds and reasons not to blame the service."""
 
     at: float
     result: Result
@@ -135,12 +135,12 @@ class Trial:
 
 
 def highest(trials: Sequence[Trial]) -> Trial | None:
-    """Return the run at the highest rate inside the objective; None without any."""
+    """Return the run at the highest rate inside the objective, if any."""
     return max((each for each in trials if each.inside), key=lambda each: each.at, default=None)
 
 
 def first_outside(trials: Sequence[Trial]) -> Trial | None:
-    """Return the run at the lowest outside rate above `highest`; None if the search was stopped before."""
+    """Return the run at the lowest outside rate above `highest`; None if stopped before."""
     best = highest(trials)
     above = [each for each in trials if not each.inside and (best is None or each.at > best.at)]
     lowest = min(above, key=lambda each: each.at, default=None)
@@ -156,7 +156,7 @@ def knee(trials: Sequence[Trial]) -> Trial | None:
 
 @dataclass(frozen=True, slots=True)
 class HttpRuns:
-    """All runs of a measurement, and the check of the kept responses."""
+    """All runs, and the check of kept responses."""
 
     plan: HttpPlan
     trials: tuple[Trial, ...]
@@ -166,7 +166,7 @@ class HttpRuns:
 
 
 def report(runs: HttpRuns) -> Report:
-    """Make the report of a measurement."""
+    """Report a measurement."""
     plan, checked = runs.plan, runs.checked
     popular = plan.popular_complaint([*runs.rounds, *(each.result for each in runs.trials if plan.batches)])
     summary = _Batches(runs) if plan.batches else _Rounds(runs)

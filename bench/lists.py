@@ -1,4 +1,4 @@
-"""Generated lists to publish, and the comparison of responses with a store's lists."""
+"""Generated lists, and the comparison of responses with a store's lists."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from hotplate.stores.verification import load_manifest
 ITEMS = 9_000
 DISTINCT = 4_096
 BATCH = 4_096
-SPARE = 3  # times as many items are drawn as needed, because of duplicates
+SPARE = 3  # factor of items drawn, because of duplicates
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The number of users, and the length of their lists."""
+    """Number of users, and length of their lists."""
 
     users: int
     items: int
@@ -42,7 +42,7 @@ class Shape:
         return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
 
     def values(self) -> list[bytes]:
-        """Draw DISTINCT bodies that compress as real lists do: items by a Zipf law, scores of four digits."""
+        """Draw DISTINCT bodies that compress like real lists: items by a Zipf law, scores of four digits."""
         rng = np.random.default_rng(0)
         summed = np.cumsum(1 / np.arange(10, ITEMS + 10))
         drawn = np.searchsorted(summed, rng.random((DISTINCT, SPARE * self.items)) * summed[-1])
@@ -63,22 +63,22 @@ def _item(number: int, score: float) -> Item:
 
 
 def key_of(user: int) -> str:
-    """Return the key of a user's list; keys sort by number."""
+    """Return a user's key; keys sort by number."""
     return f"{USER}{user:08d}"
 
 
 DEFAULT_N = 10
-MAX_POPULAR = 0.01  # the highest share of popular lists in a sound run
+MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
 POPULAR_SOURCE = "popular"
-EXAMPLES = 5  # wrong lists that are described
+EXAMPLES = 5  # wrong lists described
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
     """Counts of compared and wrong lists, with examples.
 
-    `fallback` counts popular lists for users with a personal one, `filtered` lists that lack items which no answer
-    shows, as with a deny-list.
+    `fallback` counts popular lists for users with personal ones, `filtered` lists without items that no answer shows,
+    as with a deny-list.
     """
 
     compared: int
@@ -105,13 +105,13 @@ class ReceivedList(NamedTuple):
 
 
 def popular_counts(result: Result) -> tuple[int, int]:
-    """Return the numbers of popular lists and of all lists, of a load that observes `source`."""
+    """Return the numbers of popular and of all lists, of a load that observes `source`."""
     sources = result.seen.get("source", {})
     return sources.get(POPULAR_SOURCE, 0), sum(count for source, count in sources.items() if source)
 
 
 def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -> str | None:
-    """Return a sentence if more than *allowed* of all lists were popular ones, which cost hardly anything."""
+    """Return a sentence if more than *allowed* of the lists were popular ones, which cost hardly anything."""
     popular, lists = (sum(counts) for counts in zip(*map(popular_counts, results), strict=True)) if results else (0, 0)
     if popular <= allowed * lists:
         return None
@@ -122,13 +122,13 @@ def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -
 
 
 async def check_answers(url: str, samples: Sequence[ResponseSample]) -> CheckResult:
-    """Compare the lists in *samples* with those of their release in the store at *url*."""
+    """Compare *samples* with their release in the store at *url*."""
     async with opened(url) as store:
         return await check_samples(store, samples)
 
 
 async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
-    """Compare the lists in *samples* with those of *store*; error responses are skipped."""
+    """Compare *samples* with *store*; error responses are skipped."""
     made, by_release = _Comparison(store), dict[str, list[ReceivedList]]()
     for sample in samples:
         if sample.status >= 400:
@@ -172,7 +172,7 @@ class _Comparison:
 
     @property
     def result(self) -> CheckResult:
-        """The result; a list that lacks items is wrong if another answer shows one of them."""
+        """The result; a list without an item is wrong if another answer shows that item."""
         wrong = [*self.wrong, *(_not_stored(user) for user, ids in self._lacking if ids & self._shown)]
         filtered = len(self._lacking) - (len(wrong) - len(self.wrong))
         return CheckResult(self.compared, len(wrong), self._fallback, tuple(wrong[:EXAMPLES]), filtered)
@@ -218,7 +218,7 @@ def _not_stored(user: str) -> str:
 
 
 def _left_out(items: list[Item], stored: list[Item], n: int) -> set[str] | None:
-    # The ids that an answer of up to *n* items omits from a list; None if it has other items or another order.
+    # The ids that an answer of up to *n* items omits; None if it has other items or another order.
     left, rest = set[str](), iter(stored)
     for item in items:
         for other in rest:

@@ -1,4 +1,4 @@
-"""The options of each experiment, which declare the command's flags, and parsers of times, rates and shares."""
+"""The options of each experiment, from which flags are made, and parsers of times, rates and shares."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ WHAT = "What is requested"
 HOW = "How it is measured"
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
-# Options that may hold secrets, with functions that redact them.
+# Options that may hold secrets, with redacting functions.
 SECRETS: Mapping[str, Callable[[Any], object]] = {
     "headers": lambda given: [header.partition(":")[0] for header in given],
     "urls": lambda given: [redacted(url) for url in given],
@@ -27,7 +27,7 @@ NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
 
 
 def require_positive(given: Mapping[str, float | None]) -> None:
-    """Raise BenchMisused with the flag of a number that is not positive."""
+    """Raise BenchMisused, with the flag, for a number that is not positive."""
     for flag, value in given.items():
         if value is not None and value <= 0:
             raise BenchMisused(f"{flag} must be above zero, and is {value:g}")
@@ -64,7 +64,7 @@ class Options:
     __slots__ = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the set options as JSON, without secrets: headers by name, URLs without passwords."""
+        """Return the set options as JSON, without secrets."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]  # a dataclass
         values |= {name: hide(values[name]) for name, hide in SECRETS.items() if values.get(name)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value}

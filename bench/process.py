@@ -1,4 +1,4 @@
-"""The machine of a measurement, and pinned processes on it: services, redis-server and the emulator."""
+"""The machine of a measurement, and pinned processes: services, redis-server and the emulator."""
 
 import importlib.metadata
 import os
@@ -39,15 +39,15 @@ LIBRARIES = (
     "uvloop",
 )  # fmt: skip
 READY_WITHIN_S = 30.0
-SERVER_PORTS = (15_000, 32_000)  # Linux uses ports from 32,768 on for outgoing connections
+SERVER_PORTS = (15_000, 32_000)  # Linux uses 32,768 and above for outgoing connections
 METRICS_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 STOP_WITHIN_S = 10.0
-GROUP = 2  # a field of /proc/PID/stat, counted after the name
-CPU_CLOCK = 2  # CPUCLOCK_SCHED: user and system time of all threads of a process
-# Cores of the service and the load generator. A store's server shares the generator's, or has STORE_CORE, which on two
-# cores is the service's.
+GROUP = 2  # a field of /proc/PID/stat after the name
+CPU_CLOCK = 2  # CPUCLOCK_SCHED: user and system time of all threads
+# Cores of service and load generator. A store's server shares the generator's, or has STORE_CORE, which on two cores is
+# the service's.
 SERVICE_CORE = 0
 GENERATOR_CORE = 1
 STORE_CORE = 2
@@ -57,7 +57,7 @@ REDIS_MISSING = f"no {REDIS_SERVER} on the PATH; on Debian or Ubuntu: apt-get in
 
 
 def describe() -> dict[str, Any]:
-    """Return date, commit, machine, interpreter and libraries as a JSON object."""
+    """Return date, commit, machine, interpreter and libraries."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -70,7 +70,7 @@ def describe() -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment without variables that configure hotplate or polars."""
+    """Return the environment without variables for hotplate or polars."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("HOTPLATE_", "_RJEM_"))}
 
 
@@ -101,14 +101,14 @@ def _commit() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server and its process group; `admin_url` is set for `hotplate serve`."""
+    """A running server and its processes; `admin_url` is set for `hotplate serve`."""
 
     url: str
     group: int
     admin_url: str = ""
 
     def cpu_s(self) -> float:
-        """Return the CPU time of all its processes, from their clocks: /proc counts in 10 ms."""
+        """Return the CPU time of all processes from their clocks: /proc counts in 10 ms."""
         return sum(_process_cpu_s(pid) for pid in self.pids())
 
     def pids(self) -> Iterator[int]:
@@ -143,7 +143,7 @@ class RedisServer:
 
 @contextmanager
 def on_core(number: int) -> Iterator[int | None]:
-    """Pin this process and its new children to its *number*-th core, modulo their number; yield it, None of one."""
+    """Pin this process and new children to a core, modulo their number; yield it, or None if it is the only one."""
     allowed = os.sched_getaffinity(0)
     core = sorted(allowed)[number % len(allowed)]
     os.sched_setaffinity(0, {core})
@@ -155,7 +155,7 @@ def on_core(number: int) -> Iterator[int | None]:
 
 @contextmanager
 def before_others(*servers: Server) -> Iterator[None]:
-    """Raise the priority of each process of *servers* until the block ends."""
+    """Raise the priority of *servers* until the block ends."""
     with ExitStack() as stack:
         for pid in [pid for server in servers for pid in server.pids()]:
             stack.enter_context(raised_priority([pid]))
@@ -164,9 +164,9 @@ def before_others(*servers: Server) -> Iterator[None]:
 
 @contextmanager
 def raised_priority(pids: Sequence[int]) -> Iterator[None]:
-    """Give processes the lowest real-time priority until the block ends, or else a niceness.
+    """Give processes the lowest real-time priority, or else a niceness, until the block ends.
 
-    Does nothing if the system allows neither, or no core would be left for others.
+    Does nothing if neither is allowed, or no core would be left for others.
     """
     before = {
         pid: (os.sched_getscheduler(pid), os.sched_getparam(pid), os.getpriority(os.PRIO_PROCESS, pid)) for pid in pids
@@ -207,7 +207,7 @@ def serving(
 
 @contextmanager
 def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Run *command*, a `hotplate serve`, on free ports of loopback with *settings*, as `serving` does."""
+    """Run a `hotplate serve` on free loopback ports with *settings*; see `serving`."""
     port, admin_port = free_port(), free_port()
     options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
     options += ["--workers", "1", "--drain-delay", "0"]
@@ -218,7 +218,7 @@ def service_serving(command: Sequence[str], path: str, settings: Mapping[str, st
 
 @contextmanager
 def emulator_serving(*options: str, core: int = GENERATOR_CORE, latency: str | None = None) -> Iterator[Server]:
-    """Run the emulator of Cosmos DB on loopback until the block ends, with *options* of its verb."""
+    """Run the Cosmos DB emulator on loopback, with *options* of its verb."""
     port, delay = free_port(), () if latency is None else ("--latency", latency)
     command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options, *delay]
     scheme = "https" if "--tls" in options else "http"
@@ -228,7 +228,7 @@ def emulator_serving(*options: str, core: int = GENERATOR_CORE, latency: str | N
 
 @contextmanager
 def redis_serving(core: int = GENERATOR_CORE) -> Iterator[RedisServer]:
-    """Run a redis-server without persistence on a core until the block ends."""
+    """Run a redis-server without persistence on a core."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [REDIS_SERVER, "--dir", folder, "--save", "", "--appendonly", "no"]
@@ -253,7 +253,7 @@ def read_samples(url: str) -> "list[Sample]":
 
 
 class StoreCounts(NamedTuple):
-    """Request units, charged responses and 429s of a service's store."""
+    """Request units, charged responses and 429s of a store."""
 
     ru: float
     charged: int
@@ -266,7 +266,7 @@ class StoreCounts(NamedTuple):
 
 
 def store_counts(service: Server) -> StoreCounts:
-    """Read the counts of a service; zeros for other stores than Cosmos DB. Raises OSError."""
+    """Read a service's counts; zeros without Cosmos DB. Raises OSError."""
     sums = dict[str, float]()
     for sample in read_samples(f"{service.admin_url}/metrics"):
         sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
@@ -276,7 +276,7 @@ def store_counts(service: Server) -> StoreCounts:
 
 
 def is_emulated(url: str) -> bool:
-    """Return whether a store's URL names an emulator of Cosmos DB."""
+    """Return whether a store's URL names an emulator."""
     return scheme_of(url) in EMULATED_SCHEMES
 
 
@@ -298,7 +298,7 @@ def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":
 
 
 def receive(channel: Channel, died: str) -> object:
-    """Receive a worker's message; raises it if it is an exception, and BenchFailed(*died*) if the worker has ended."""
+    """Receive a worker's message; raises it if it is an exception, BenchFailed(*died*) if the worker has ended."""
     try:
         message: object = channel.recv()
     except (EOFError, ConnectionError) as error:
@@ -309,7 +309,7 @@ def receive(channel: Channel, died: str) -> object:
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S, *, group: bool = False) -> None:
-    """Wait for a process to end, and kill it, or its whole group, after *within_s*."""
+    """Wait for a process to end; kill it, or its whole group, after *within_s*."""
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:
@@ -343,7 +343,7 @@ def _running(
 
 
 def free_port() -> int:
-    """Claim an unused port on loopback for servers of this process and its children."""
+    """Claim an unused loopback port for this process and its children."""
     for port in random.SystemRandom().sample(range(*SERVER_PORTS), 100):
         if claim_port(port):
             return port
@@ -351,8 +351,8 @@ def free_port() -> int:
 
 
 def claim_port(port: int) -> bool:
-    """Claim a port on loopback until this process ends; False if it is used or claimed."""
-    # The claim is the UDP port of the same number, which leaves the TCP port to the server.
+    """Claim a loopback port until this process ends; False if it is used or claimed."""
+    # The claim is the UDP port of this number, which leaves TCP to the server.
     claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         claim.bind(("127.0.0.1", port))

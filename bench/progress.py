@@ -1,4 +1,4 @@
-"""Progress of a measurement: the name of each phase."""
+"""Progress of a measurement by phase."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ TO_STOP = "Ctrl-C ends it with a report"
 
 
 class ProgressDisplay:
-    """Prints each phase of a measurement as a line, or on a terminal as a status."""
+    """Prints each phase as a line, or on a terminal as a status."""
 
     def __init__(self, console: Console, status: Status | None = None) -> None:
         self._console = console
@@ -22,7 +22,7 @@ class ProgressDisplay:
         self._name = ""
 
     def start(self, name: str) -> None:
-        """Show the phase that begins."""
+        """Show a phase."""
         self._name = name
         if self._status is None:
             self.say(name)
@@ -34,7 +34,7 @@ class ProgressDisplay:
         self._console.print(sentence)
 
     def step(self, done: int, total: int) -> None:
-        """Show the progress of the phase on a terminal."""
+        """Show progress on a terminal."""
         if self._status is not None:
             self._status.update(f"{self._name}  {done:,} of {total:,}   {TO_STOP}")
 
@@ -52,7 +52,7 @@ def progress_display(console: Console) -> Iterator[ProgressDisplay]:
 
 @contextmanager
 def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    """Replace signal handlers until the block ends; does nothing outside of the main thread."""
+    """Replace signal handlers until the block ends; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
 """Pooled percentiles, shares, means and ratios over rounds, with 95 % intervals.
 
-A percentile pools all answers of all rounds; a mean of percentiles would hide a stall in few of them. Intervals allow
-for autocorrelation: a block bootstrap over seconds for percentiles, an AR(1) model for means of rounds.
+A percentile pools all answers; a mean of percentiles would hide a stall in few rounds. Intervals allow for
+autocorrelation: a block bootstrap over seconds for percentiles, an AR(1) model for means.
 """
 
 import math
@@ -21,7 +21,7 @@ TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
 TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
 RESAMPLED = 1_000
 TAIL = 0.025
-# Lag-1 autocorrelations over which intervals are averaged, with a uniform prior.
+# Lag-1 autocorrelations to average over, with a uniform prior.
 RHOS = np.linspace(-0.95, 0.98, 41)
 
 Floats = NDArray[np.float64]
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value over all rounds, those of each round, and the interval; None if unknown, with the reason in `note`."""
+    """A value over all rounds, those of each round, and the interval; None if unknown, as `note` explains."""
 
     value: float | None
     values: tuple[float, ...] = ()
@@ -43,7 +43,7 @@ class Figure:
 
 
 def percentile(results: Sequence[Result], percent: float) -> Figure:
-    """Return a percentile of all answers of *results*, in microseconds; unknown with fewer than 10 answers beyond it.
+    """Return a percentile of all answers in µs; unknown with fewer than 10 answers beyond it.
 
     The interval needs five seconds, or five shorter rounds.
     """
@@ -76,7 +76,7 @@ def _resampled_percentiles(seconds: Sequence[Histogram], percent: float) -> tupl
 
 
 def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
-    """Return the sum of *parts* divided by that of *wholes*, both by round."""
+    """Return the sum of *parts* divided by that of *wholes*; both by round."""
     whole = sum(wholes)
     if not whole:
         return Figure(None, note="there were none")
@@ -117,7 +117,7 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Figure:
 
 
 def compared(first: Figure, second: Figure) -> Figure:
-    """Return *second* / *first* by their pooled values, with the interval of paired rounds, widened to include it."""
+    """Return *second* / *first* of pooled values, with the interval of paired rounds widened to include it."""
     rounds = ratio(first.values, second.values)
     if not first.value or not second.value:
         return Figure(None, note=first.note or second.note or "it was zero")
@@ -128,7 +128,7 @@ def compared(first: Figure, second: Figure) -> Figure:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of at least two autocorrelated *values*.
+    """Return the 95 % interval of the mean of at least two values.
 
     Student's t of generalised least squares, averaged over autocorrelations by their likelihood.
     """
@@ -142,7 +142,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _by_autocorrelation(y: Floats) -> tuple[Floats, Floats, Floats]:
-    # For each of RHOS: the mean, its standard error and the weight.
+    # For each of RHOS: mean, standard error and weight.
     first, rho = np.sqrt(1 - RHOS**2), RHOS[:, None]
     white = np.column_stack([first * y[0], y[1:] - rho * y[:-1]])
     ones = np.column_stack([first, np.repeat(1 - rho, len(y) - 1, axis=1)])

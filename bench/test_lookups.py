@@ -1,4 +1,4 @@
-"""CPU time of look-ups and publishing in one process: reads of each store, encoding, the fast lane."""
+"""CPU time of look-ups and publishing in one process."""
 
 import asyncio
 import itertools
@@ -33,7 +33,7 @@ REMOTE = {
     "cosmos": ("cosmos", "", "a point read from Cosmos DB (emulated), 16 in flight"),
     "sdk": ("cosmos", "&client=sdk", "the same through azure-cosmos"),
 }
-# The CPU time of this process excludes other processes and a store's server.
+# Excludes other processes and a store's server.
 pytestmark = pytest.mark.benchmark(group="look-ups", timer=time.process_time)
 
 

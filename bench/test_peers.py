@@ -1,6 +1,6 @@
 """hotplate compared with its peers in alternating rounds.
 
-A GET with nginx, webdis and a plain route of aiohttp by wrk; import and training with polars, LMDB and implicit.
+GETs with nginx, webdis and plain aiohttp by wrk; import and training with polars, LMDB and implicit.
 """
 
 import shutil
@@ -45,12 +45,12 @@ RETAIL_OPTIONS = (
 )
 FACTORS = 256  # the default of ALS
 PLAIN = "plain:"
-Loaded = tuple[Server, bytes]  # a server and its requests
+Loaded = tuple[Server, bytes]  # server and requests
 pytestmark = pytest.mark.benchmark(group="peers")
 
 
 def compare(benchmark: Benchmark, names: tuple[str, str], ours: Loaded, peers: Loaded) -> None:
-    """Measure both servers in alternating rounds, and store requests/s, CPU a request and the ratio of rates."""
+    """Measure both servers in alternating rounds; store requests/s, CPU a request and the ratio of rates."""
     cpu_us, ratios = list[float](), list[float]()
 
     def round_of_both() -> None:
@@ -119,7 +119,7 @@ def test_get_from_redis(benchmark: Benchmark, redis: Filled, files: Filled) -> N
 
 
 def write_lists(path: Path, users: int) -> None:
-    """Write shuffled rows of user, item and score, without duplicates."""
+    """Write shuffled, unique rows of user, item and score."""
     draw = np.random.default_rng(0)
     first, scores = draw.integers(0, ITEMS, users), draw.random(users * LENGTH).round(4)
     user, rank = np.divmod(draw.permutation(users * LENGTH), LENGTH)

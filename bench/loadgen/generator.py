@@ -1,6 +1,6 @@
-"""The load generator, and the process that it runs in.
+"""The load generator and its process.
 
-It has a separate process because other work would delay its event loop, which would count as latency.
+It has a separate process because other work would delay its event loop and count as latency.
 """
 
 import asyncio
@@ -27,39 +27,38 @@ from hotplate.stores.http1 import ClientConnection, FailureKind
 
 SWEEP_S = 0.02  # between checks for timeouts
 RETRY_S = 0.1  # pause of a closed loop after an error
-# struct itimerspec: interval (s, ns), value (s, ns), and TFD_TIMER_ABSTIME of <sys/timerfd.h>.
+# struct itimerspec: interval (s, ns), value (s, ns); TFD_TIMER_ABSTIME of <sys/timerfd.h>.
 Itimerspec = ctypes.c_long * 4
 TIMER_ABSTIME = 1
-NAP_S = 50e-6  # the shortest sleep worth its system calls
+NAP_S = 50e-6  # shortest sleep worth its system calls
 LOOP_TICK_S = 1e-3  # event loops round timers to milliseconds
 AHEAD_S = 0.05  # from a worker's readiness to its first due request
 STOP_WITHIN_S = 5.0
 DIED = "the process of the load generator died; was it out of memory?"
-# Messages of a worker once its connections are open, and to it to end a run. A number, the start time by
-# CLOCK_MONOTONIC, begins a run.
+# Messages of a worker with open connections, and to it to end a run. A start time by CLOCK_MONOTONIC begins a run.
 READY = "ready"
 STOP = "stop"
-Sent = tuple[float, bytes]  # due time by the generator's clock, and the request
+Sent = tuple[float, bytes]  # due time by the generator's clock, and request
 LoadConnection = ClientConnection[Sent]
 Clock = Callable[[], float]
 Begin = Callable[[], Awaitable[float]]  # awaited with open connections; returns the start time by the generator's clock
-Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]  # opens a connection with this protocol factory
+Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]  # opens a connection with a protocol factory
 Tick = Callable[[], float | None]  # sends due requests; returns the next due time by `time.monotonic`, None at the end
 Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick at each due time until it returns None
 
 
 async def sleep_until_due(tick: Tick) -> None:
-    """Call *tick* at each due time, by a timerfd (~50 µs late) or else by the loop's timer (~1 ms)."""
+    """Call *tick* at each due time, by a timerfd (~50 µs late) or else the loop's timer (~1 ms)."""
     if hasattr(ctypes.CDLL(None), "timerfd_create"):
         await _sleep_by_kernel(tick)
     else:
-        while tick() is not None:  # noqa: ASYNC110 -- what is waited for is the clock
+        while tick() is not None:  # noqa: ASYNC110 -- the clock is awaited
             await asyncio.sleep(LOOP_TICK_S)
 
 
 async def _sleep_by_kernel(tick: Tick) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    # Python has os.timerfd_create from 3.13 on. time.monotonic is CLOCK_MONOTONIC on Linux.
+    # os.timerfd_create needs Python 3.13. time.monotonic is CLOCK_MONOTONIC on Linux.
     timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
     if timer < 0:
         raise OSError(ctypes.get_errno(), "timerfd_create")
@@ -74,7 +73,7 @@ async def _sleep_by_kernel(tick: Tick) -> None:
         os.read(timer, 8)
         try:
             due_s = tick()
-        except Exception as error:  # noqa: BLE001 -- raised by the await below; a callback would only log it
+        except Exception as error:  # noqa: BLE001 -- raised by the await below
             done.set_exception(error)
             return
         if due_s is None:
@@ -108,14 +107,14 @@ class Recorder:
         self.due = self.sent = self.dropped = self.opened = self.unsolicited = 0
 
     def late(self, lag_s: float) -> None:
-        """Record the delay between a request's due time and its processing."""
+        """Record the delay in processing a due request."""
         self._lags_s.append(lag_s)
 
     def seen(self, request: bytes, status: int, body: bytes) -> None:
-        """Record a response, good or not."""
+        """Record a response."""
         self.statuses[status] += 1
         for name, pattern in self._fields.items():
-            if request.startswith(b"POST"):  # one for each list of a batch
+            if request.startswith(b"POST"):  # one per list of a batch
                 _, *pieces = body.split(b'"%b":"' % name.encode())  # far faster than the pattern
                 self._seen[name].update([piece[: piece.find(b'"')] for piece in pieces] or [b""])
                 continue
@@ -137,14 +136,14 @@ class Recorder:
 
     @property
     def values(self) -> Mapping[str, Mapping[str, int]]:
-        """Counts of the values of observed fields; "" stands for an absent field."""
+        """Counts of the values of observed fields; "" is an absent field."""
         return {
             name: {value.decode(errors="replace"): count for value, count in counts.items()}
             for name, counts in self._seen.items()
         }
 
     def seconds(self) -> tuple[Second, ...]:
-        """Return the run by second; responses after the last request belong to the last second."""
+        """Return the run by second; later responses belong to the last."""
         if len(self._marks) > 1 and self._marks[-1][0] == self.due:
             self._marks.pop()
         self.mark()
@@ -155,13 +154,13 @@ class Recorder:
         )
 
     @property
-    def lags_s(self) -> Any:  # noqa: ANN401 -- an array of numpy
-        """The generator's delay for each due request."""
+    def lags_s(self) -> Any:  # noqa: ANN401 -- a numpy array
+        """The delay of each due request."""
         return np.array(self._lags_s, dtype=np.float32)
 
 
 class LoadGenerator:
-    """The connections and the queue of one run.
+    """The connections and queue of one run.
 
     *clock*, *keep_pace* and *connect* can be replaced to run in virtual time.
     """
@@ -199,7 +198,7 @@ class LoadGenerator:
                 self._connect()
             await asyncio.wait(self._opening)
             gc.collect()
-            gc.disable()  # its pauses would count as latency
+            gc.disable()  # pauses would count as latency
             self._start_s = self._clock() if begin is None else await begin()
             self._next_mark_s = self._start_s + 1
             cpu_s = time.process_time()
@@ -211,7 +210,7 @@ class LoadGenerator:
         return self._result(cpu_s / max(self._clock() - self._start_s, 1e-9))
 
     def stop(self) -> None:
-        """End the run early, after the requests in flight."""
+        """End the run early, after requests in flight."""
         self._next_s = None
         self._end_s = 0.0
         self._stopped.set()
@@ -281,7 +280,7 @@ class LoadGenerator:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
-        # Only for a waiting request, to spare a server that closes connections.
+        # Only for a waiting request, to spare servers that close connections.
         if len(self._opening) < len(self._waiting) and len(self._open) + len(self._opening) < self._load.connections:
             self._connect()
 
@@ -300,7 +299,7 @@ class LoadGenerator:
         try:
             async with asyncio.timeout(self._load.timeout_s):
                 await self._open_one(lambda: ClientConnection(self))
-        except OSError:  # a timeout is one, too
+        except OSError:  # includes timeouts
             if self._waiting:
                 self._waiting.popleft()
                 self._failed("connect")
@@ -382,7 +381,7 @@ class LoadGenerator:
 class LoadWorker:
     """A process for the runs of one measurement; a context manager.
 
-    With a *core* it is pinned to it, with raised priority during runs where the system allows it.
+    With a *core* it is pinned, with raised priority during runs if allowed.
     """
 
     def __init__(self, core: int | None = None) -> None:
@@ -399,13 +398,13 @@ class LoadWorker:
 
     @property
     def pid(self) -> int:
-        """The id of the process."""
+        """The process id."""
         return self._process.pid
 
     def run(self, load: Load, *, on_the_second: bool = False) -> Result:
         """Make one run; blocks until its end.
 
-        *on_the_second* begins it with a whole second of the clock, as budgets of RU/s do. Ctrl-C ends it early, with an
+        *on_the_second* begins it with a whole second of the clock, as RU/s budgets do. Ctrl-C ends it early, with an
         `interrupted` result. Raises BenchFailed if the process dies.
         """
         with raised_priority(() if self._core is None else [self.pid]):
@@ -424,12 +423,12 @@ class LoadWorker:
 
     def _result(self) -> Result:
         while not isinstance(message := receive(self._channel, DIED), Result):
-            pass  # READY of a run that was stopped at once
+            pass  # READY of a run stopped at once
         return message
 
 
 async def make_run(channel: Channel, load: Load) -> Result:
-    """Make one run in a worker: connect, send READY, and begin and stop on command."""
+    """Make one run in a worker: connect, send READY, begin and stop on command."""
     generator = LoadGenerator(load)
     loop = asyncio.get_running_loop()
     begun: asyncio.Future[float] = loop.create_future()
@@ -458,7 +457,7 @@ async def make_run(channel: Channel, load: Load) -> Result:
 
 
 def work_until_closed(channel: Channel) -> None:
-    """Make runs as a worker until the other end of the channel is closed."""
+    """Make runs until the channel's other end is closed."""
     for each in (signal.SIGINT, signal.SIGTERM):  # the parent ends its workers
         signal.signal(each, signal.SIG_IGN)
     with contextlib.suppress(EOFError, ConnectionError):

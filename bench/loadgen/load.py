@@ -16,14 +16,14 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.stores.urls import redacted
 
-KEY = "{key}"  # placeholder of an id in a path
+KEY = "{key}"  # placeholder of an id
 BATCH_PATH = "/v1/recommendations"
 SCORE_PATH = "/score"
-BLOCK = 256  # keys and due times drawn at a time: few enough not to delay a request
+BLOCK = 256  # keys and due times drawn at a time, few enough not to delay a request
 ROUNDING = 1e-9
 
 Positions = NDArray[np.int64]
-ResponseCheck = Callable[[int, bytes], str | None]  # status and body to the kind of error, None for a good response
+ResponseCheck = Callable[[int, bytes], str | None]  # returns the kind of error, None for a good response
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Zipf:
-    """The k-th most popular key with a weight of 1/k^exponent; YCSB uses 0.99. The ranking is random."""
+    """The k-th most popular key has weight 1/k^exponent (YCSB: 0.99); the ranking is random."""
 
     exponent: float
 
@@ -59,7 +59,7 @@ class Zipf:
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
         """See `InTurn`."""
         summed = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -self.exponent)
-        order = np.random.default_rng(count).permutation(count)  # the same keys are popular in every run
+        order = np.random.default_rng(count).permutation(count)  # the same keys in every run
         while True:
             yield order[np.searchsorted(summed, rng.random(BLOCK) * summed[-1], side="right")]
 
@@ -69,7 +69,7 @@ KeyDraw: TypeAlias = InTurn | Uniform | Zipf
 
 @dataclass(frozen=True, slots=True)
 class RequestKeys:
-    """The requested ids; a share `unknown` of them is replaced by ids without lists."""
+    """Requested ids; a share `unknown` is replaced by ids without lists."""
 
     ids: Sequence[str]
     draw: KeyDraw
@@ -100,7 +100,7 @@ class Requests(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gets:
-    """GETs of a path; `{key}` is replaced by an id."""
+    """GETs of a path, with an id for `{key}`."""
 
     path: str
     keys: RequestKeys | None = None
@@ -122,7 +122,7 @@ class Gets:
 
 @dataclass(frozen=True, slots=True)
 class Posts:
-    """POSTs for `batch` users each; with `score` in Azure ML's form."""
+    """POSTs for `batch` users; `score` uses Azure ML's form."""
 
     keys: RequestKeys
     batch: int
@@ -157,7 +157,7 @@ def status_is_good(status: int, body: bytes) -> str | None:
 
 
 def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[float]:
-    """Yield due times in seconds from the start: evenly spaced, or with a *seed* by a Poisson process."""
+    """Yield due times in seconds: evenly spaced, or with a *seed* by a Poisson process."""
     rng = None if seed is None else np.random.default_rng(seed)
     passed = 0.0
     for block in itertools.count():
@@ -176,11 +176,10 @@ def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[fl
 class Load:
     """The parameters of a run.
 
-    Requests are due at a constant `rate` a second for `duration_s`: evenly spaced, or with a `seed` by a Poisson
-    process. Without a rate the loop is closed: each connection sends its next request after a response. A request
-    fails `timeout_s` after its due time. At most `backlog` due requests wait for one of the `connections`; further
-    ones are dropped. `observe` names string fields of a compact JSON body; their values are counted. One of
-    `sample_every` responses is kept (0: none).
+    Requests are due at `rate` a second for `duration_s`; see `dues`. Without a rate the loop is closed: each connection
+    sends its next request after a response. A request fails `timeout_s` after its due time. At most `backlog` due
+    requests wait for a connection; further ones are dropped. `observe` names string fields of a compact JSON body to
+    count by value. One of `sample_every` responses is kept (0: none).
     """
 
     url: str
@@ -208,7 +207,7 @@ class Load:
                 raise BenchMisused(f"{name} must be above zero, and is {value}")
 
     def dues(self) -> Iterator[float]:
-        """Yield due times in seconds from the start; none for a closed loop."""
+        """Yield due times in seconds; none for a closed loop."""
         if self.rate is None:
             return iter(())
         return dues(self.rate, self.duration_s, self.seed)
@@ -236,7 +235,7 @@ class Target:
 
 
 def send_one(url: str, request: bytes, timeout_s: float) -> Response:
-    """Send one request and return its response, of any status. Raises BenchFailed without a response."""
+    """Send one request; return a response of any status. Raises BenchFailed without one."""
     target = Target.of(url)
 
     async def send() -> Response:

@@ -1,4 +1,4 @@
-"""The result of a run: counts, latencies in HDR histograms, and validity."""
+"""Counts, latencies in HDR histograms, and validity of a run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from hotplate.report import format_value
 
 SENT_BOUND = 0.99  # a run is invalid below this share of sent requests,
 CPU_BOUND = 0.95  # or above this share of a core
-LAG_BOUND_US = 1_000.0  # lag at p99 that a report names
-LATE_US = 10_000.0  # lag at p99 that makes a run invalid, if it is most of its p99
+LAG_BOUND_US = 1_000.0  # lag at p99 named in a report
+LATE_US = 10_000.0  # lag at p99 that makes a run invalid, if most of its p99
 # Histograms: 1 µs to 60 s with 3 digits.
 LOWEST_US = 1
 HIGHEST_US = 60_000_000
@@ -25,7 +25,7 @@ Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
 
 
 class Histogram:
-    """A HdrHistogram of latencies up to 60 s, with its counters as an array: its Python loops take milliseconds."""
+    """A HdrHistogram up to 60 s, with counters in an array: its Python loops take milliseconds."""
 
     __slots__ = ("_counts", "_hdr")
 
@@ -55,14 +55,14 @@ class Histogram:
 
     @staticmethod
     def table(histograms: "Sequence[Histogram]") -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-        """Return the recorded values in microseconds, and the counts, `[histograms, values]`."""
+        """Return the recorded values in µs, and the counts, `[histograms, values]`."""
         counts = np.array([each._counts for each in histograms])  # noqa: SLF001 -- of this class
         seen = np.flatnonzero(counts.any(axis=0))
         return _highest_us()[seen], counts[:, seen]
 
     @property
     def encoded(self) -> str:
-        """The HdrHistogram V2 encoding in base64."""
+        """HdrHistogram V2 encoding in base64."""
         return str(self._hdr.encode().decode())
 
     @property
@@ -72,22 +72,22 @@ class Histogram:
 
     @property
     def max_us(self) -> float:
-        """The longest time, in microseconds; 0 without any."""
+        """The longest time in µs, or 0."""
         return float(self._hdr.get_max_value()) if self.count else 0.0
 
     def percentile_us(self, percent: float) -> float:
-        """Return a percentile, 0 … 100, in microseconds; 0 without any."""
+        """Return a percentile (0 to 100) in µs, or 0 without times."""
         if not self.count:
             return 0.0
         wanted = max(np.floor(percent * self.count / 100 + 0.5), 1)
         return min(float(_highest_us()[np.searchsorted(np.cumsum(self._counts), wanted)]), self.max_us)
 
     def has_enough_samples(self, percent: float) -> bool:
-        """Return whether at least ENOUGH_SAMPLES lie beyond *percent*."""
+        """Return whether ENOUGH_SAMPLES lie beyond *percent*."""
         return self.count * (100 - percent) / 100 >= ENOUGH_SAMPLES - 1e-9
 
     def spectrum(self) -> list[tuple[float, float]]:
-        """Return the percent and microseconds of each recorded value, ascending."""
+        """Return percent and µs of each recorded value, ascending."""
         seen = np.flatnonzero(self._counts)
         percents = 100 * np.cumsum(self._counts[seen]) / max(1, self.count)
         return list(zip(percents.tolist(), _highest_us()[seen].astype(float).tolist(), strict=True))
@@ -95,7 +95,7 @@ class Histogram:
 
 @cache
 def _highest_us() -> NDArray[np.int64]:
-    # The upper bound of each counter: the first 2^n are 1 µs wide, each further 2^n twice as wide.
+    # Upper bounds of the counters: the first 2^n are 1 µs wide, each further 2^n twice as wide.
     hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
     number, bits = np.arange(hdr.counts_len), hdr.sub_bucket_half_count_magnitude
     doubled = np.maximum((number >> bits) - 1, 0)
@@ -105,7 +105,7 @@ def _highest_us() -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """One second of a run, with the latencies of the responses received in it."""
+    """One second of a run, with latencies of responses received in it."""
 
     due: int
     sent: int
@@ -113,7 +113,7 @@ class Second:
 
 
 class ResponseSample(NamedTuple):
-    """A request and its response, kept for a check after the run."""
+    """A request and its response, kept for a check."""
 
     request: bytes
     status: int
@@ -122,10 +122,10 @@ class ResponseSample(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One run: `due` = `ok` + all `errors` + `dropped`; latencies are those of good answers.
+    """One run: `due` = `ok` + all `errors` + `dropped`.
 
-    In an open loop latency counts from a request's due time, even if no connection was free or the generator was late.
-    In a closed loop it counts from sending, which hides waits: quote only the rate.
+    Open-loop latency counts from a request's due time, even if no connection was free or the generator was late. In a
+    closed loop it counts from sending, which hides waits: quote only the rate.
     """
 
     url: str
@@ -141,10 +141,10 @@ class Result:
     opened: int
     unsolicited: int
     seen: Mapping[str, Mapping[str, int]]
-    """Counts of the values of observed fields, in batches of each list."""
+    """Counts of observed values, in batches of each list."""
 
     cpu_share: float
-    """CPU of the generator's process, as a share of a core."""
+    """CPU of the generator, as a share of a core."""
 
     samples: tuple[ResponseSample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
@@ -157,12 +157,12 @@ class Result:
 
     @property
     def latency(self) -> Histogram:
-        """The histogram of the latencies of good answers."""
+        """Latencies of good answers as a histogram."""
         return Histogram.of(self.latencies_s)
 
     @property
     def lag(self) -> Histogram:
-        """The histogram of the generator's delays; empty for a closed loop."""
+        """The generator's delays; empty for a closed loop."""
         return Histogram.of(self.lags_s)
 
     @property
@@ -177,12 +177,12 @@ class Result:
 
     @property
     def error_share(self) -> float:
-        """The share of due requests without a good answer, dropped ones included."""
+        """Share of due requests without a good answer, including dropped ones."""
         return (self.due - self.ok) / self.due if self.due else 0.0
 
     @property
     def invalid_reasons(self) -> list[str]:
-        """Reasons why this run measures the generator instead of the service; empty for a valid run."""
+        """Why this run measures the generator instead of the service; empty if valid."""
         if self.requested_rate is None:
             full = f"({self.cpu_share:.0%} of a core): this is its limit, not the service's"
             return [f"the generator had no CPU to spare {full}"] if self.cpu_share > CPU_BOUND else []
@@ -198,7 +198,7 @@ class Result:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object, with latencies as an HDR histogram."""
+        """Return JSON, with latencies as an HDR histogram."""
         left_out = {"samples", "seconds", "lags_s", "statuses"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return plain | {

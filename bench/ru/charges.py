@@ -1,7 +1,7 @@
-"""`hotplate bench charges`: an account's charges as a file of coefficients for the planner and the emulator.
+"""`hotplate bench charges`: measures an account's charges for the planner and the emulator.
 
 Requests are sequential, through azure-cosmos, in a temporary database of the lowest throughput. Coefficients that are
-not measured keep our values and are marked so in the file.
+not measured keep our values, marked so in the file.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,10 +26,10 @@ from hotplate.stores.cosmos.url import MANUAL_MIN
 from hotplate.stores.urls import redacted
 
 SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
-# Repetitions of each operation; the median counts.
+# Repetitions; the median counts.
 TIMES = 3
 CONTAINER = "items"
-# Coefficients by section of the file, with their names in `Charges`; and the operations that yield points.
+# Coefficients by section, with names in `Charges`, and operations that yield points.
 SECTIONS = {
     "read": {"strong_factor": "strong_factor", "missing": "missing"},
     "write": {name: name for name in ("replace_share", "term", "refused_share")},
@@ -41,7 +41,7 @@ POINTS = {"read": "read", "write": "create"}
 
 
 class Charge(NamedTuple):
-    """Median charge of one operation, and its charge by our coefficients."""
+    """Median charge of an operation, and its charge by our coefficients."""
 
     operation: str
     size_kb: int
@@ -62,7 +62,7 @@ class ChargesPlan:
     sizes_kb: tuple[int, ...]
 
     def lines(self, ours: Charges, prices: Prices, regions: int, now: float) -> list[str]:
-        """Describe what the measurement creates and its cost, if it starts *now* (seconds since 1970)."""
+        """Describe the created database and its cost from *now* on (seconds since 1970)."""
         sizes = [size_kb * KB for size_kb in self.sizes_kb]
         by_size_ru = sum(ours.create(size, 0) * 5 + ours.read(size) for size in sizes)
         total_ru = TIMES * (by_size_ru + ours.missing)
@@ -77,7 +77,7 @@ def plan(url: str, sizes: str = "") -> ChargesPlan:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCharges:
-    """Measured charges by size, and other coefficients by name in `small`."""
+    """Measured charges by size; other coefficients in `small`."""
 
     subject: str
     when: str
@@ -86,13 +86,13 @@ class MeasuredCharges:
     ours: Charges
 
     def points(self, operation: str) -> list[tuple[float, float]]:
-        """Return measured charges by KB, followed by ours for larger items."""
+        """Return measured charges by KB, then ours for larger items."""
         found = [(float(one.size_kb), one.measured_ru) for one in self.by_size if one.operation == operation]
         known = self.ours.read_points if operation == "read" else self.ours.write_points
         return found + [point for point in known if point[0] > found[-1][0]]
 
     def to_toml(self) -> str:
-        """Return a file of coefficients, each marked as measured or as ours."""
+        """Return a file of coefficients, each marked as measured or ours."""
         head = f"# Charges measured on {self.subject}, {self.when}, by `hotplate bench charges`: medians of {TIMES}."
         lines = [head, "# For hotplate plan --charges and hotplate cosmos-emulator --charges."]
         for section, coefficients in SECTIONS.items():
@@ -158,7 +158,7 @@ class _Measurement:
             yield Charge(operation, size_kb, median(charges), known[operation])
 
     def missing(self) -> float:
-        """Return the charge of a read of an absent item."""
+        """Return the charge of reading an absent item."""
         return median(self._missing() for _ in range(TIMES))
 
     def _missing(self) -> float:

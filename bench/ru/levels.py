@@ -1,7 +1,7 @@
 """Levels of throughput: trials and their report.
 
-Load starts before and ends after the counted seconds of a trial, so a window of 10 s holds the budget of 10 seconds,
-whatever the offset between the account's seconds and ours.
+Load starts before and ends after the counted seconds, so a window of 10 s holds 10 seconds' budget, whatever the offset
+between the account's seconds and ours.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +21,11 @@ from hotplate.stores.urls import redacted
 # Load before and after the counted seconds.
 LEAD_S = TAIL_S = 1
 OVERLOAD, CALM = 1.1, 0.9
-# Further points of the plot, if time is left.
+# Further points of the plot, if time allows.
 CURVE = (0.3, 0.6)
-# Accepted deviation of a measured level from RU/s ÷ charge.
+# Accepted deviation from RU/s ÷ charge.
 NEAR = 0.02
-# More than this share of the provisioned RU/s is burst capacity.
+# More than this share of provisioned RU/s is burst capacity.
 BURST = 1.03
 TRIES = 2
 COMPUTED, ASSUMED = "COMPUTED", "assumed"
@@ -34,7 +34,7 @@ SENTENCE = "Throughput of each level of RU/s: single lists through hotplate serv
 
 
 def from_store(status: int, body: bytes) -> str | None:
-    """Accept only lists read from the store; see `hotplate.bench.loadgen.load.ResponseCheck`."""
+    """Accept only lists read from the store, as a `ResponseCheck`."""
     if status >= 400:
         return "status"
     return None if b'"source":"personal"' in body else "popular"
@@ -42,13 +42,13 @@ def from_store(status: int, body: bytes) -> str | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial at a *share* of a level's capacity; *result* has the counted seconds."""
+    """A trial at a *share* of capacity; *result* has the counted seconds."""
 
     share: float
     rate: float
     result: Result
     throttled: int
-    """429s that the service received in the whole trial; 50 in a row open its breaker."""
+    """429s received in the whole trial; 50 in a row open the service's breaker."""
 
     @cached_property
     def due(self) -> int:
@@ -72,7 +72,7 @@ class Trial:
 
 
 def trial(share: float, rate: float, result: Result, throttled: int) -> Trial:
-    """Return a trial with the counted seconds of a run."""
+    """Return a trial with a run's counted seconds."""
     seconds = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
     return Trial(share, rate, replace(result, seconds=seconds), throttled)
 
@@ -89,10 +89,10 @@ class Level:
     """Why this machine could not drive it, so it is computed."""
 
     burst: str = ""
-    """Why it is computed: a trial spent more than is provisioned."""
+    """Why it is computed: a trial exceeded the provisioned RU/s."""
 
     broken: str = ""
-    """Error of an account at 90 % load."""
+    """An account's error at 90 % load."""
 
     @property
     def capacity_s(self) -> float:
@@ -101,7 +101,7 @@ class Level:
 
     @property
     def computed(self) -> bool:
-        """Whether its figures are computed, not measured."""
+        """Whether its figures are computed."""
         return bool(self.unproven or self.burst)
 
     @property
@@ -110,18 +110,18 @@ class Level:
         return self.capacity_s if self.computed else self.at(OVERLOAD).accepted_s
 
     def at(self, share: float) -> Trial:
-        """Return the last trial at a share of the capacity. Raises KeyError."""
+        """Return the last trial at a share. Raises KeyError."""
         return {each.share: each for each in self.trials}[share]
 
 
-# Runs a trial at a share of a level's capacity.
+# Runs a trial at a share of capacity.
 Attempt = Callable[[float], Trial]
 
 
 def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: Callable[[], bool]) -> Level:
-    """Measure a level: an overloaded trial, then lower loads, until a trial is interrupted.
+    """Measure a level: overload, then lower loads, until a trial is interrupted.
 
-    *time_left* tells whether optional trials may run.
+    *time_left* allows optional trials.
     """
     for share, judge in ((OVERLOAD, _judged), (CALM, _judged_calm)):
         for number in range(TRIES):
@@ -164,7 +164,7 @@ def _judged_calm(level: Level, *, emulated: bool) -> Level:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Results of a sweep; `publish_ru` is the charge of publishing a list by its size in KB."""
+    """Results of a sweep; `publish_ru` is the charge of publishing a list by KB."""
 
     options: SweepOptions
     levels: tuple[Level, ...]
@@ -178,7 +178,7 @@ class Sweep:
         return self.options.account is None or is_emulated(self.options.account)
 
     def subject(self, level: Level) -> str:
-        """Return the name of a level, with the size of lists if there are several."""
+        """Return a level's name, with the size of lists if there are several."""
         return f"{level.ru:,} RU/s" + (f", {level.size_kb} KB" if len(self.publish_ru) > 1 else "")
 
 

@@ -1,4 +1,4 @@
-"""`hotplate bench ru`: reads/s at each level of throughput, through a service without a cache."""
+"""`hotplate bench ru`: reads/s at each level of throughput, without a cache."""
 
 import itertools
 import sys
@@ -29,10 +29,10 @@ from hotplate.stores.errors import StoreError
 LISTS = 1_000
 MAX_ITEM_KB = 1024
 CONNECTIONS = 128
-# Sequential reads that measure the charge of one, and attempts to have no poll among them.
+# Sequential reads that measure a charge, and attempts to avoid polls among them.
 CHARGED_READS = 20
 CHARGE_TRIES = 20
-# Time limit of the trials with an emulator: the whole takes less than three minutes on a busy machine.
+# Time limit of an emulator's trials: all take under three minutes on a busy machine.
 WITHIN_S = 140.0
 BETWEEN_S = 1.5
 SETUP_S = 20.0
@@ -42,7 +42,7 @@ PATH = "/v1/recommendations/{key}"
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """Validated options of a sweep; levels and sizes are ascending."""
+    """Validated options; levels and sizes are ascending."""
 
     options: SweepOptions
     levels: tuple[int, ...]
@@ -59,7 +59,7 @@ class SweepPlan:
 
 
 def plan(options: SweepOptions) -> SweepPlan:
-    """Validate the options of a sweep. Raises BenchMisused and StoreMisused."""
+    """Validate options. Raises BenchMisused and StoreMisused."""
     levels = tuple(sorted({_parse_level(each) for each in options.levels.split(",")}))
     least = minimum_ru(levels[-1], 0, autoscale=False)
     if levels[0] < least:
@@ -74,7 +74,7 @@ def plan(options: SweepOptions) -> SweepPlan:
 
 
 def parse_sizes(text: str, flag: str) -> tuple[int, ...]:
-    """Parse sizes of items in KB; returns them ascending. Raises BenchMisused."""
+    """Parse sizes in KB, returned ascending. Raises BenchMisused."""
     found = sorted({int(each) if each.strip().isdecimal() else 0 for each in text.split(",")})
     if not 1 <= found[0] <= found[-1] <= MAX_ITEM_KB:
         raise BenchMisused(f"{flag} must be whole KB from 1 to {MAX_ITEM_KB}, such as 1,4,16, not {text!r}")
@@ -91,13 +91,13 @@ def _parse_level(text: str) -> int:
 
 
 def account_regions(url: str) -> int:
-    """Return the number of regions of an account. Raises BenchMisused and BenchFailed."""
+    """Return an account's number of regions. Raises BenchMisused and BenchFailed."""
     with sandbox(url, MANUAL_MIN) as made:  # unused, so no database is created
         return made.regions()
 
 
 def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[str]:
-    """Describe what a sweep creates in an account and its cost, if it starts *now* (seconds since 1970)."""
+    """Describe a sweep's resources and cost from *now* on (seconds since 1970)."""
     took_s = len(planned.sizes_kb) * (SETUP_S + len(planned.levels) * planned.takes_s(OVERLOAD, CALM, *CURVE))
     ru = len(planned.sizes_kb) * (planned.levels[-1] + MANUAL_MIN)
     return database_cost(ru, regions, prices, now, took_s)
@@ -116,7 +116,7 @@ def database_cost(ru: int, regions: int, prices: Prices, now: float, took_s: flo
 
 
 def read_charge(service: process.Server, users: Sequence[str]) -> float:
-    """Return the store's charge of a list, by the service's metrics."""
+    """Return a read's charge by the service's metrics."""
     drawn = itertools.cycle(users)
     for _ in range(CHARGE_TRIES):
         before = process.store_counts(service)
@@ -131,7 +131,7 @@ def read_charge(service: process.Server, users: Sequence[str]) -> float:
 
 
 def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
-    """Run a sweep. Ctrl-C, or an account that fails after the first level, ends it with a partial report.
+    """Run a sweep. Ctrl-C, or an account that fails after the first level, gives a partial report.
 
     Raises BenchFailed and StoreError.
     """
@@ -147,7 +147,7 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
             for size_kb in planned.sizes_kb:
                 with sandbox(url, planned.levels[-1], environment) as made:
                     running.measure_size(made, size_kb, servers, generator)
-    except KeyboardInterrupt:  # between two trials; within one the generator handles it, and ends the trial
+    except KeyboardInterrupt:  # within a trial the generator handles it
         running.interrupted = True
     except (BenchFailed, StoreError) as error:
         if not running.has_results:
@@ -183,7 +183,7 @@ class _Running:
     def measure_size(
         self, made: Sandbox, size_kb: int, servers: Sequence[process.Server], generator: LoadWorker
     ) -> None:
-        """Measure all levels with lists of one size."""
+        """Measure all levels with one size."""
         if self.interrupted:
             return
         lists = SizedLists(size_kb, LISTS, Throughput(self._planned.levels[-1]).initial_partitions)
@@ -194,7 +194,7 @@ class _Running:
         self._display.start("starting a service")
         users = lists.users
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # every request reads the store
-        # With a higher priority: otherwise other processes make the service miss its deadline of 50 ms.
+        # Raised priority: otherwise other processes make the service miss its deadline of 50 ms.
         with (
             process.service_serving(command, PATH.format(key=users[0]), made.settings) as service,
             process.before_others(service, *servers),
@@ -206,7 +206,7 @@ class _Running:
     def _measure_levels(
         self, every: Sequence[Level], made: Sandbox, published: Published, attempt: "partial[Trial]"
     ) -> None:
-        """Measure levels in ascending order; above the first that this machine cannot drive they are computed."""
+        """Levels above the first that this machine cannot drive are computed."""
         planned, undriven = self._planned, ""
         emulated = Sweep(planned.options, (), {}, 1, interrupted=False).emulated
         essential_s = planned.takes_s(OVERLOAD, CALM)

@@ -1,4 +1,4 @@
-"""A temporary database in an account: filled with lists, scaled, and dropped at the end."""
+"""A temporary database, filled with lists, scaled, and dropped at the end."""
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ BATCH = 250
 
 @dataclass(frozen=True, slots=True)
 class SizedLists:
-    """Lists with items of at most *size_kb*, spread evenly over *parts* partitions."""
+    """Lists of at most *size_kb* an item, spread evenly over *parts* partitions."""
 
     size_kb: int
     count: int
@@ -49,7 +49,7 @@ class SizedLists:
 
     @property
     def users(self) -> tuple[str, ...]:
-        """The users, alternating between partitions."""
+        """Users, alternating between partitions."""
         held: list[list[str]] = [[] for _ in range(self.parts)]
         number = 0
         while min(map(len, held)) * self.parts < self.count:
@@ -82,7 +82,7 @@ def _list_of(items: int) -> bytes:
 
 
 def partition_of(name: str, parts: int) -> int:
-    """Return the partition, of *parts* equal ones, of an item by its id."""
+    """Return an item's partition, of *parts* equal ones, by its id."""
     return int(effective_key(name), 16) * parts // V2_SPAN
 
 
@@ -101,7 +101,7 @@ class RequestUnits:
 
 
 class Published(NamedTuple):
-    """A published release, and the charge of the publish per list."""
+    """A release, and its charge per list."""
 
     release: ReleaseRef
     list_ru: float
@@ -118,7 +118,7 @@ class Sandbox:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Environment variables for a service."""
+        """Environment of a service."""
         kept = {name: value for name, value in self._environment.items() if name.startswith("HOTPLATE_COSMOS_")}
         return {"HOTPLATE_STORE": self.url} | kept
 
@@ -132,7 +132,7 @@ class Sandbox:
 
     @contextmanager
     def container(self, name: str, ru: int) -> Iterator[ContainerProxy]:
-        """Create a container, and the database with it. Raises BenchFailed for errors of the SDK, also in the block."""
+        """Create a container and, if needed, the database. Raises BenchFailed for SDK errors, also in the block."""
         self._used = True  # first: a lost response leaves a database, too
         with self._client() as client:
             database = client.create_database_if_not_exists(self.address.database)
@@ -140,7 +140,7 @@ class Sandbox:
             yield database.create_container(name, key, indexing_policy=policy, offer_throughput=ru)
 
     def publish(self, lists: SizedLists) -> Published:
-        """Publish *lists* to a container with the URL's throughput."""
+        """Publish *lists* with the URL's throughput."""
         self._used = True
         return asyncio.run(self._publish(lists))
 
@@ -160,7 +160,7 @@ class Sandbox:
         return Published(live, spent.ru / lists.count)
 
     def scale(self, release: ReleaseRef, ru: int) -> None:
-        """Change the throughput of a release's container and wait for it. Raises StoreError."""
+        """Scale a release's container, and wait. Raises StoreError."""
         asyncio.run(_scale(replace(self.address, throughput=Throughput(ru)), release))
 
     def drop(self) -> None:
@@ -185,7 +185,7 @@ class Sandbox:
 
 
 def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tuple[Address, str]:
-    """Parse the URL of an account; returns its address and key. Raises BenchMisused without a key."""
+    """Parse an account's URL; return address and key. Raises BenchMisused without a key."""
     address = parse(url, environment)
     if address.key is None:
         raise BenchMisused(
@@ -196,7 +196,7 @@ def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tupl
 
 
 def own_url(url: str, ru: int) -> str:
-    """Return the URL of a new temporary database in the account of *url*, with containers of *ru* RU/s."""
+    """Return the URL of a new database in the account of *url*, with containers of *ru* RU/s."""
     parts = urlsplit(url)
     kept = {name: value for name, value in parse_qsl(parts.query) if name in {"ca", "region", "consistency"}}
     query = urlencode(kept | {"ru": str(ru)})
@@ -205,7 +205,7 @@ def own_url(url: str, ru: int) -> str:
 
 @contextmanager
 def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> Iterator[Sandbox]:
-    """Yield a temporary database in the account of *url*, which is dropped at the end, also after Ctrl-C."""
+    """Yield a temporary database in the account of *url*; it is dropped at the end, also after Ctrl-C."""
     made = Sandbox(own_url(url, ru), os.environ if environment is None else environment)
     try:
         yield made

@@ -1,4 +1,4 @@
-"""The load of Microsoft's reference architecture on Cosmos DB, compared with its published figures."""
+"""Microsoft's reference load on Cosmos DB, compared with its published figures."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack

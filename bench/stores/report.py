@@ -1,4 +1,4 @@
-"""The comparison of stores, and its report on latency, CPU and cost."""
+"""The comparison of stores by latency, CPU and cost."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ from hotplate.stores.urls import redacted, scheme_of
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 DECISIVE = "p99"
 RATE, CPU, COST = "requests/s and core", "CPU a request", "cost of a billion reads"
-UTILISATION = 0.7  # of RU/s and of GETs/s in an hour's mean, as in the planner
+UTILISATION = 0.7  # of hourly RU/s and GETs/s, as in the planner
 NODES = 2  # of a Redis with a replica
 RELEASES = 3  # in Redis: live, kept and draft
 BILLION = 1e9
@@ -119,7 +119,7 @@ class Cost(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The RU/s for a rate of reads, and their monthly cost."""
+    """RU/s for a rate of reads, and their monthly cost."""
 
     used_ru: float
     needed_ru: int
@@ -127,13 +127,13 @@ class Needs(NamedTuple):
 
 
 def needs(read_ru: float, rate: float, prices: Prices) -> Needs:
-    """Calculate the RU/s for *rate* reads a second of *read_ru* each."""
+    """Calculate the RU/s for *rate* reads a second of *read_ru*."""
     needed = max(MANUAL_MIN, round_up(rate * read_ru / UTILISATION, MANUAL_STEP))
     return Needs(rate * read_ru, needed, prices.ru_hours(needed * HOURS_A_MONTH))
 
 
 def cost_of(one: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
-    """Return the cost of a billion reads from a store at *rate* requests/s."""
+    """Return the cost of a billion reads at *rate* requests/s."""
     cpu = cpu_us * BILLION / 1e6 / 3600 * prices.cpu_hour.amount
     if one.metered and read_ru is not None:
         found = needs(read_ru, rate, prices)
@@ -148,7 +148,7 @@ def cost_of(one: Candidate, rate: float, read_ru: float | None, cpu_us: float, p
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of one store; unknown if it has complaints."""
+    """Figures of one store; unknown if it has complaints."""
 
     store: StoreRuns
     latencies: dict[str, Figure]
@@ -186,7 +186,7 @@ class Summary:
 
 
 def read_ru(store: StoreRuns) -> float | None:
-    """Return the request units of a read, polls of the catalogue included; None for other stores than Cosmos DB."""
+    """Return RU a read, including polls of the catalogue; None without Cosmos DB."""
     charged = [run.charged for run in store.runs if run.charged is not None]
     reads = sum(each.charged for each in charged)
     return sum(each.ru for each in charged) / reads if reads else None
@@ -209,7 +209,7 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
 
 
 def _cpu_of(store: StoreRuns) -> Figure:
-    # At full load, or at the rate of the timed reads if full load was not allowed or gave popular lists.
+    # At full load, or at the timed rate if full load was not allowed or gave popular lists.
     full = [run.full for run in store.runs if run.full is not None]
     if len(full) == len(store.runs) and not popular_complaint([run.result for run in full]):
         return mean([run.cpu_us for run in full])
@@ -217,7 +217,7 @@ def _cpu_of(store: StoreRuns) -> Figure:
 
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Make the report of a comparison."""
+    """Report a comparison."""
     prices, rate = load_prices(), parse_rate(options.rate)
     if options.cpu_hour is not None:
         prices = replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
@@ -275,7 +275,7 @@ def compared(first: Summary, other: Summary, value: Value) -> Figure:
 
 
 def is_real(found: Figure, first: Figure, other: Figure) -> bool:
-    """Return whether a difference is significant, by the interval of rounds and in the same direction when pooled."""
+    """Return whether the interval of rounds and the pooled values show the same difference."""
     if found.low is None or found.high is None or first.value is None or other.value is None:
         return False
     return (found.low > 1 and other.value > first.value) or (found.high < 1 and other.value < first.value)
@@ -290,7 +290,7 @@ def _cpu(each: Summary) -> Figure:
 
 
 def answer(stores: Sequence[Summary]) -> str:
-    """Return one sentence on the fastest store, the least CPU, and costs."""
+    """Name the fastest store, the least CPU, and costs in one sentence."""
     timed = [each for each in stores if each.has_own_latency]
     parts = [_least(timed, _latency, f"at {DECISIVE}", "fastest", "slower")] if timed else []
     if len(timed) < len(stores):
@@ -330,7 +330,7 @@ def _within(found: Figure) -> str:
 
 
 def plots(stores: Sequence[Summary]) -> list[Plot]:
-    """Plot the p99 of each round by store."""
+    """Plot each store's p99 by round."""
     curves = tuple(
         Curve(each.name, tuple(float(n) for n in range(1, len(values) + 1)), tuple(values))
         for each in stores

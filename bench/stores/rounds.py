@@ -1,6 +1,6 @@
-"""The rounds of a comparison of stores, and their set-up: stores with the same lists, and services.
+"""Rounds of a comparison of stores, and their set-up.
 
-The stores take turns, in reverse order in every second round (A B, B A, …), so disturbances affect all of them.
+Stores take turns, reversed in every second round (A B, B A, …), so disturbances affect all.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
 
 PATH = "/v1/recommendations/{key}"
-COMPARED = 20  # responses of a round to compare with the store
-AFTER_S = 15.0  # of the budget, for the comparison of answers, the report and the end of servers
-SDK_RATE = 100.0  # azure-cosmos takes a millisecond of CPU a read; a shared core would not keep up with more
-# CPU a request is measured at full load: a mostly idle service takes several times as much for a request. These
-# connections do not exceed EMULATOR_RU.
+COMPARED = 20  # responses of a round to compare
+AFTER_S = 15.0  # of the budget, for checks, report and shutdown
+SDK_RATE = 100.0  # azure-cosmos takes 1 ms of CPU a read; a shared core manages no more
+# CPU is measured at full load: a mostly idle service takes several times as much for each. These connections stay
+# within EMULATOR_RU.
 FULL_S = 0.5
 FULL_CONNECTIONS = 32
 MAX_ERRORS = 0.001
 LIST_LENGTH = 20
 EMULATOR_RU = 10_000  # writes the lists in seconds
-STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")  # kept in a service's environment
+STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")  # kept for services
 EMULATED_BUDGET_S = 1.0  # for reads of an emulated store, which shares a core
 
 
@@ -53,14 +53,14 @@ def through_sdk(url: str) -> bool:
 
 
 def store_settings(url: str) -> dict[str, str]:
-    """Return the environment variables of a service of the store at *url*."""
+    """Return the environment of a service of the store at *url*."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(STORE_SETTINGS)}
     return {"HOTPLATE_STORE": url} | kept
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A store of a comparison, with its service."""
+    """A compared store and its service."""
 
     name: str
     url: str
@@ -79,13 +79,13 @@ class Candidate:
 
     @property
     def can_take_full_load(self) -> bool:
-        """Whether full load is allowed: not for a real account, where it would cost request units."""
+        """Whether full load is allowed: a real account would charge it."""
         return self.emulated or not self.metered
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The stores, the users to request, and notes for the report."""
+    """Stores, users to request, and notes for the report."""
 
     candidates: tuple[Candidate, ...]
     users: tuple[str, ...]
@@ -101,7 +101,7 @@ class OwnStores(NamedTuple):
 
 @contextmanager
 def own_stores(latency: str) -> Iterator[OwnStores]:
-    """Start a folder, a Redis if installed, and an emulator (listed twice) until the block ends."""
+    """Start a folder, a Redis if installed, and an emulator (listed twice)."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
         urls, notes = [f"file://{folder}/store"], list[str]()
@@ -117,7 +117,7 @@ def own_stores(latency: str) -> Iterator[OwnStores]:
 
 @contextmanager
 def own_cosmos(latency: str, ru: int) -> Iterator[str]:
-    """Start an emulator with an assumed latency, and yield the URL of a database of *ru* RU/s."""
+    """Start an emulator with an assumed latency; yield the URL of a database of *ru* RU/s."""
     with process.emulator_serving(latency=latency) as emulator, process.before_others(emulator):
         yield f"cosmos+{emulator.url}/hotplate?ru={ru}"
 
@@ -126,10 +126,9 @@ def own_cosmos(latency: str, ru: int) -> Iterator[str]:
 def prepared_stores(
     urls: Sequence[str], users: int, display: ProgressDisplay, *, make_up: bool = True
 ) -> Iterator[Setup]:
-    """Fill empty stores with the live release of the first other one, or with generated lists; start services.
+    """Fill empty stores from the first other one, or with generated lists; start services.
 
-    Raises BenchMisused, before anything is written, if stores serve different models, or all are empty and *make_up* is
-    false.
+    Raises BenchMisused before any write if stores serve different models, or all are empty and *make_up* is false.
     """
     names = store_names(urls)
     manifests, ids, notes = asyncio.run(
@@ -152,7 +151,7 @@ def prepared_stores(
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
-    """Name each store by its kind, else by its redacted URL, else by URL and number, to be unique."""
+    """Name each store uniquely: by kind, else by redacted URL, else by URL and number."""
     kinds = [_kind(url) for url in urls]
     names = [
         kind if kinds.count(kind) == 1 else f"{kind} {redacted(url)}" for kind, url in zip(kinds, urls, strict=True)
@@ -240,7 +239,7 @@ async def _first_users(store: Store, release: ReleaseRef, most: int) -> list[str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSettings:
-    """The settings of rounds, which end after `rounds` or at `ends_s` by `time.monotonic`."""
+    """Settings of rounds, which end after `rounds` or at `ends_s` by `time.monotonic`."""
 
     rate: float
     duration_s: float
@@ -251,22 +250,22 @@ class RoundSettings:
     poisson: bool = False
     connections: int = 64
     full_s: float = 0.0
-    """Seconds of full load for each store and round."""
+    """For each store and round."""
 
     def rate_of(self, one: Candidate) -> float:
-        """Return the requests/s to a store: fewer through the SDK."""
+        """Return requests/s: fewer through the SDK."""
         return min(self.rate, SDK_RATE) if through_sdk(one.url) else self.rate
 
     def duration_of(self, one: Candidate) -> float:
-        """Return the seconds of a store's reads in a round: up to twice as long at a lower rate."""
+        """Return seconds of reads in a round: up to twice as long at a lower rate."""
         return self.duration_s * min(2.0, self.rate / self.rate_of(one))
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceRun:
-    """A run through a service: result, CPU of the service, and request units of Cosmos DB.
+    """Result, CPU and request units of a run through a service.
 
-    `full` is the run at full load in the same round, if allowed.
+    `full` is the same round's run at full load, if allowed.
     """
 
     result: Result
@@ -276,7 +275,7 @@ class ServiceRun:
 
     @property
     def cpu_us(self) -> float:
-        """The service's CPU for a good response, in µs."""
+        """CPU a good response, in µs."""
         return self.cpu_s * 1e6 / max(1, self.result.ok)
 
 
@@ -295,7 +294,7 @@ class StoreRuns:
 
     @property
     def complaints(self) -> list[str]:
-        """Sentences on too many popular lists or errors, and on wrong lists."""
+        """Sentences on too many popular lists or errors, and wrong lists."""
         found = [complaint] if (complaint := popular_complaint(self.results)) else []
         due, ok = (sum(getattr(each, name) for each in self.results) for name in ("due", "ok"))
         if due - ok > MAX_ERRORS * due:
