@@ -1,4 +1,4 @@
-"""`hotplate.open` and `hotplate.open_sync`: the lists of the live release inside another program."""
+"""`hotplate.open` and `hotplate.open_sync`: lists of the live release inside another program."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from hotplate.stores.keys import ITEM, OVERALL, USER, check_id
 
 T = TypeVar("T")
 
-# How long opening waits for the first read of each store.
+# Maximum wait for the first read of each store.
 FIRST_READ_S = 1.0
 
 
@@ -39,7 +39,7 @@ class Recommendations:
     tier: str
     canary: bool = False
     segment: str | None = None
-    """The segment of a popular list, empty for the overall one; None for other lists."""
+    """Of a popular list, empty for the overall one; None for others."""
 
 
 class Lists:
@@ -119,7 +119,7 @@ class Lists:
         )
 
     def prometheus_text(self) -> bytes:
-        """Return the service's `/metrics` of this process. Serve it to operators only."""
+        """Return the `/metrics` of this process, for operators only."""
         from hotplate.serve.telemetry.exposition import Exposition  # noqa: PLC0415 -- loads prometheus_client
 
         return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
@@ -142,7 +142,7 @@ class Lists:
 
 
 class SyncLists:
-    """The lists of the live release, with the methods of `Lists`; safe to use from any thread, and after a fork.
+    """The lists of the live release, with the methods of `Lists`; safe in any thread, and after a fork.
 
     The first use in a process opens the stores on a background thread, and waits until each was tried once.
     """
@@ -217,12 +217,12 @@ def open_lists(
     deny_list: str | Path | None = None,
     fold_in: bool = False,
 ) -> Lists:
-    """Open the lists in the stores at *urls*; each further store answers when those before it cannot.
+    """Open lists in the stores at *urls*; each answers when those before it cannot.
 
     Use it as `async with hotplate.open(url) as lists:`, which waits *timeout_s* at most until each store was tried.
-    *budget_s* limits the reads of one call. *deny_list* is a file of items to leave out and users to treat as unknown;
-    changes are followed. *fold_in* keeps item factors in memory. Raises StoreMisused for invalid arguments, and for
-    *fold_in* without numpy.
+    *budget_s* limits the reads of one call. *deny_list* is a watched file of items to leave out and users to treat as
+    unknown. *fold_in* keeps item factors in memory. Raises StoreMisused for invalid arguments, and for *fold_in*
+    without numpy.
     """
     if not urls:
         raise StoreMisused("no store is named; pass a URL such as file:///var/lib/hotplate")
@@ -245,11 +245,11 @@ def open_sync(
 ) -> SyncLists:
     """Open lists as `hotplate.open` does, for programs without an event loop.
 
-    Use them as `with hotplate.open_sync(url) as lists:`, or keep them until the program ends. The first use in a
-    process waits *timeout_s* at most until each store was tried.
+    Use them as `with hotplate.open_sync(url) as lists:`, or keep them until the program ends. The first use waits
+    *timeout_s* at most until each store was tried.
     """
     open_them = partial(open_lists, *urls, budget_s=budget_s, timeout_s=timeout_s, deny_list=deny_list, fold_in=fold_in)
-    open_them()  # checks the arguments, and opens nothing
+    open_them()  # only checks the arguments
     return SyncLists(open_them, budget_s, timeout_s)
 
 

@@ -1,4 +1,4 @@
-"""Item factors of one release in memory, and recommendations from them.
+"""Item factors of a release in memory, and lists from them.
 
 A visitor's factors are solved for by one step of alternating least squares with fixed items. Needs numpy, an extra, so
 this module is imported with the first factors.
@@ -31,7 +31,6 @@ class ItemFactors:
     """Item factors of a release; immutable after `finish`."""
 
     def __init__(self, description: Description) -> None:
-        """Allocate the factors, 4 bytes each."""
         self.description = description
         self._matrix = np.zeros((description.items, description.factors), dtype=np.float32)
         self._entries = list[ItemEntry]()
@@ -81,7 +80,7 @@ class ItemFactors:
     ) -> list[Item]:
         """Return the best *n* items for a basket of `known` items, without those, *denied* and *excluded* ones.
 
-        Ids are encoded by `encode_id`. Takes some milliseconds, mostly without the GIL; longer once for each deny-list.
+        Ids are by `encode_id`. Takes some milliseconds, mostly without the GIL; longer for a new deny-list.
         """
         own = np.array(list(basket), dtype=np.intp)
         scores = self._matrix @ self._solve(own, np.array(list(basket.values())))

@@ -1,4 +1,4 @@
-"""Reads keys in one tier after the other, batched by event-loop iteration or for one request.
+"""Reads keys in tier after tier, batched by event-loop iteration or by request.
 
 All single keys of one iteration share a task, a deadline and a store call. Lookups of a key that is already being read
 join that read.
@@ -30,7 +30,7 @@ TakeAll = Callable[[Tier, Sequence[str], ReadResult], None]
 
 
 class Deadline(NamedTuple):
-    """End of reading, by `loop_time`; *hurried* if the caller waits for less than the budget."""
+    """A deadline by `loop_time`; *hurried* if the caller waits for less than the budget."""
 
     at: float
     hurried: bool
@@ -61,8 +61,8 @@ class _Batch(Generic[Waiter]):
 class Lookups(Generic[Waiter]):
     """Reads keys for waiters. One per reader, on one loop.
 
-    The first tier that returns a list in its share of the budget wins. A key that failed in one tier is read in the
-    next; after a tier without such a list only tiers with another release are read.
+    The first tier that returns a list in its share of the budget wins. After an error the next tier is read; after a
+    missing list, only tiers with another release.
     """
 
     def __init__(self, tiers: Sequence[Tier], budget_s: float, complete: Complete[Waiter]) -> None:
@@ -159,7 +159,6 @@ class Lookups(Generic[Waiter]):
         return keys
 
     def _take_at_hand(self, batch: _Batch[Waiter], keys: Sequence[str], tier: Tier) -> Sequence[str]:
-        """Complete keys without I/O, and return the others."""
         groups = tier.follower.grouped(keys)
         if not groups:
             return keys

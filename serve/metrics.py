@@ -1,7 +1,6 @@
-"""The table of metrics, and the counters shared by all workers of a service.
+"""The table of metrics, and their counters, shared by all workers.
 
-Each worker counts in one slot of a shared memory map, eight bytes per number; a replaced worker's slot is continued.
-Metrics of worker states are in `hotplate.serve.telemetry.exposition`.
+Each worker counts in one slot of a shared memory map, eight bytes per number; a replacement continues its slot.
 """
 
 import mmap
@@ -30,7 +29,7 @@ CODES = (
     "200", "204", "304", "400", "401", "403", "404", "405", "406", "408", "411", "413", "414", "415", "429", "431",
     "499", "500", "503", "504", "505", OTHER,
 )  # fmt: skip
-# Reasons to refuse or cut.
+# Reasons to refuse or cut requests.
 SHED = (
     "connections", "bytes", "slow_header", "large_header", "slow_body",
     "slow_reader", "batch_delay", "deadline", "gone", "fold_in",
@@ -41,7 +40,7 @@ CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
 SOURCES = ("personal", "similar", "popular", "fold-in")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
-# Events may also name a release that is neither live nor the canary.
+# Events may also name another release.
 ReleaseRole = Literal["live", "canary", "other"]
 LIVE: Final = "live"
 CANARY: Final = "canary"
@@ -61,7 +60,7 @@ COUNTED_POSITIONS = 10
 POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
 SPANS = (SPANS_EXPORTED, SPANS_FAILED, SPANS_DROPPED) = "exported", "failed", "dropped"
 
-# Placeholder for the names of the service's tiers.
+# Placeholder for the tier names.
 TIERS = ("TIERS",)
 
 
@@ -72,7 +71,6 @@ class Metric:
     name: str
     help: str
     labels: Mapping[str, tuple[str, ...]]
-    """Values by label name."""
     buckets: tuple[float, ...] = ()
     shown: str = "all"
     """Exported series: `all`, those that `counted`, `none`. Another word names a group of rows: a store's series are
@@ -214,7 +212,7 @@ class Metrics:
         self.count_in(CHARGED, tier)
 
     def count_shed(self, reason: str) -> None:
-        """Count by a reason of SHED."""
+        """Count a refused or cut request by its reason in SHED."""
         self.count_in(SHED_COUNTS, reason)
 
     def count_listed(self, kind: str, role: ReleaseRole, position: int | None, items: int) -> None:

@@ -41,13 +41,13 @@ NO_KEY = ""
 Status = Literal["ok", "unknown", "error"]
 
 
-# Deadline of the request's caller, by `loop_time`. An argument would cost the many callers without one.
+# Deadline of the request's caller, by `loop_time`; rare, so it is not an argument.
 _read_by = ContextVar("_read_by", default=inf)
 
 
 @contextmanager
 def read_within(timeout_s: float) -> Iterator[None]:
-    """Limit reads in this block to *timeout_s*."""
+    """Limit reads in this block."""
     token = _read_by.set(loop_time() + timeout_s)
     try:
         yield
@@ -78,7 +78,7 @@ class EncodedList(NamedTuple):
 
 
 class FoldedIn(NamedTuple):
-    """A list for a basket, and the numbers of different items that the release knows and does not know."""
+    """A list for a basket, and how many of its items the release knows."""
 
     found: EncodedList
     known: int
@@ -89,15 +89,14 @@ class FoldedIn(NamedTuple):
 Deliver = Callable[[EncodedList], None]
 
 
-# Source name, segment of the fallback, and callback. A plain tuple is faster.
+# Source, segment of the fallback, and callback; a plain tuple is faster.
 _ListWaiter = tuple[str, str, Deliver]
 
 
 class TieredReader:
     """Reads lists from tiers, in order, within a time budget. One per worker, on one loop.
 
-    The first tier that returns a list in its share of the budget wins, see `Lookups`. As a context manager it follows
-    the live release of each tier, and closes the stores at the end.
+    See `Lookups` for the order. As a context manager it follows the live releases, and closes the stores at the end.
     """
 
     def __init__(
@@ -214,9 +213,9 @@ class TieredReader:
         return False
 
     def submit(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
-        """Read *key* with all other keys of this loop iteration; *deliver* is called once, in a later iteration.
+        """Read *key* after `get_nowait`, with all others of this loop iteration; calls *deliver* once, later.
 
-        Call `get_nowait` first. If the read fails, the popular list of *segment* is delivered with status `error`.
+        If the read fails, that is the popular list of *segment*, with status `error`.
         """
         self._lookups.add(key, (source, segment, deliver))
 
@@ -242,8 +241,8 @@ class TieredReader:
     ) -> FoldedIn:
         """Compute *n* items from a visitor's *items* and their weights (None for the usual one), which are summed up.
 
-        The visitor's items, denied and *excluded* ones are left out. If no item is known, or none is left, returns the
-        popular list of *segment*. Raises NotReady, FoldInUnavailable, and StoreThrottled if too many visitors wait.
+        The visitor's, denied and *excluded* items are left out. If nothing is known or left, returns the popular list
+        of *segment*. Raises NotReady, FoldInUnavailable, and StoreThrottled if too many visitors wait.
         """
         tier, served, factors = self._factors()
         different = len({item for item, _ in items})
@@ -277,7 +276,7 @@ class TieredReader:
     ) -> bytes:
         """Return the first *n* items of a list that are neither denied nor *excluded* (ids as by `encode_id`).
 
-        Popular items, marked by their source, fill a list of fewer. *shorten* removes fields of the items.
+        Popular items, marked by their source, fill shorter lists. *shorten* removes fields.
         """
         denied = self.deny_list.current.items
         items = cut(encoded.body, n)
@@ -293,7 +292,7 @@ class TieredReader:
     async def personal_many(
         self, users: Sequence[str], segment: str = OVERALL, *, must_read: bool = False
     ) -> list[EncodedList]:
-        """Read the lists of many users, in order, from one tier and release, and its canary for users that see it.
+        """Read the lists of many users, in order, from one tier, in its live release or canary.
 
         If no tier can be read, all get the popular list of *segment*; *must_read* raises StoreUnavailable instead.
         """
@@ -306,7 +305,7 @@ class TieredReader:
         of_role = {one.served.is_canary: one for one in reversed(found)}
 
         def unknown(user: str) -> EncodedList:
-            """Return the popular list of the release that the others got."""
+            """Return the popular list of the others' release."""
             first = self._first(segment, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
             return first if read is None else _popular(read.tier, read.served, segment, "unknown")

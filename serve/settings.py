@@ -1,4 +1,4 @@
-"""Settings of a service, read once at the start, and logging set-up."""
+"""Settings of a service, and logging set-up."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ LOGS = "Logs and telemetry"
 Destination = Literal["otlp", "azure-monitor"]
 
 CONNECTION_STRING = "APPLICATIONINSIGHTS_CONNECTION_STRING"
-# By standard name: whether the parent's decision applies, and the share, if implied.
+# Whether the parent's decision applies, and the share, if implied.
 SAMPLERS = {
     "always_on": (False, 1.0),
     "always_off": (False, 0.0),

@@ -1,6 +1,6 @@
 """Shared memory of the processes of a service: each worker's state and its last popular lists.
 
-The popular lists serve new workers that find no release, after a truncated file has ended all workers that map it.
+The popular lists serve new workers that find no release: a truncated file ends all workers that map it.
 """
 
 import asyncio
@@ -67,11 +67,10 @@ class TierState(msgspec.Struct, frozen=True):
     canary_counts: BothCounts | None = None
     """Of all workers, since its start."""
     canary_stopped: bool = False
-    """Because it is worse than the live release."""
 
     @property
     def detail(self) -> str | None:
-        """Why some or all lists of the store cannot be read."""
+        """Why some or all lists cannot be read."""
         return next((one.sentence for one in self.findings if one.source in ERRORS), None)
 
     @property
@@ -166,7 +165,7 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class SharedStates:
-    """States of the workers and the admin process, and popular lists; created before the processes."""
+    """States of workers and the admin process, and popular lists; created before the processes."""
 
     def __init__(self, workers: int, tiers: int) -> None:
         self.workers = workers
@@ -206,9 +205,9 @@ class SharedStates:
         return any(status_now(self.read(number)) in ANSWERING for number in range(self.workers) if number != worker)
 
     def has_most_connections(self, worker: int, count: int, waited: bool = False) -> bool:  # noqa: FBT001, FBT002 -- a callback
-        """Set a worker's number of connections; return whether to leave the next one to others.
+        """Set a worker's connections; return whether to leave the next one to others.
 
-        If it has *waited* for them, they are ignored until they accept again.
+        If it has *waited*, the others are ignored until they accept again.
         """
         self._connections[worker] = count
         fewer = [n for n, other in enumerate(self._connections) if count > other + _SPREAD + other // 8]
@@ -259,7 +258,7 @@ class Reporter:
         findings: Callable[[], list[ServiceFinding]] = list,
         certificate_expires_at: Callable[[], float | None] = lambda: None,
     ) -> None:
-        """Take callbacks for current values; the default status is that of the tiers."""
+        """Take callbacks for current values; by default, the status is that of the tiers."""
         self._tiers = tiers
         self._status = status or (lambda: status_of(tiers))
         self._connections = connections

@@ -1,4 +1,4 @@
-"""Tiers: several stores behind one service, each with its own live release and circuit breaker."""
+"""Tiers: stores of a service, each with a live release, a circuit breaker and a cache."""
 
 import asyncio
 import logging
@@ -136,7 +136,7 @@ class Cache:
         """*clock* returns seconds."""
         self._max_bytes, self._clock = max_bytes, clock
         self._entries = OrderedDict[tuple[int, str], bytes | float]()
-        """Lists, or until when they are absent, by release number and key. Emptying it at once would pause the loop."""
+        """Lists, or until when they are absent, by release number and key."""
         self.bytes = 0
 
     def get(self, served: ServedRelease, key: str) -> Slot:
@@ -251,7 +251,7 @@ class Tier:
         await self._reader.close()
 
     def get(self, served: ServedRelease, key: str) -> Slot:
-        """Read one key from a local store or the cache; returns a StoreError if that is not possible."""
+        """Read one key without I/O; returns a StoreError if that is not possible."""
         if self._local is None:
             if self._cache is None:
                 return NOT_CACHED
@@ -263,7 +263,7 @@ class Tier:
             return self._get(self._local, served, key)
         except StoreError as error:
             return error
-        except Exception:  # noqa: BLE001 -- a page that cannot be read must not become a 500
+        except Exception:  # noqa: BLE001 -- an unreadable page must not become a 500
             return _UNREADABLE
 
     def _get(self, reader: LocalReader, served: ServedRelease, key: str) -> bytes | None:
@@ -296,8 +296,8 @@ class Tier:
     ) -> ReadResult:
         """Read *keys* in *served*, or in the current release if that is gone.
 
-        A local store has no deadline. *hurried*: the time is shorter than usual, so a failure does not count. Raises
-        ReleasesSplit, and StoreError if nothing could be read in time or the circuit is open.
+        Local stores have no deadline. *hurried*: the time is short, so a failure does not count. Raises ReleasesSplit,
+        and StoreError if nothing could be read in time or the circuit is open.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
@@ -309,7 +309,7 @@ class Tier:
         try:
             result = await self._deadlines.until(deadline, self._read_live(served, keys, deadline))
         except TimeoutError:
-            # Perhaps one part timed out, and this loop was too busy to see it.
+            # Perhaps one part timed out.
             kind = PartUnavailable if self._fails_by_part else StoreUnavailable
             late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
             self._failed(late, hurried=hurried, is_probe=is_probe)
@@ -363,7 +363,6 @@ class Tier:
         return damage
 
     def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
-        """Count damage; the first of a release is logged and reported."""
         self._metrics.count_in(CORRUPT, self.name)
         if served.ref not in self._damage:
             known = {one.ref: self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage}
@@ -418,7 +417,7 @@ class Tier:
     def _slot(self, reader: LocalReader, served: ServedRelease, key: str) -> Slot:
         try:
             return self._get(reader, served, key)
-        except Exception as error:  # noqa: BLE001 -- a page that cannot be read must not become a 500
+        except Exception as error:  # noqa: BLE001 -- an unreadable page must not become a 500
             return self._unreadable(served, error)
 
     async def _read_live(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> ReadResult:
@@ -477,7 +476,7 @@ class Tier:
 
 
 def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
-    """Sum up lookups and reads of a tier, and events of all. A list is shown if its first place is."""
+    """Count lookups and reads of a tier, and events of all; a list is shown if its first place is."""
 
     def counts_of(role: ReleaseRole) -> ReleaseCounts:
         hit, miss, error = (metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)

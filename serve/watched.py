@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MAX_BYTES = 1 << 20
-# Parses the files, perhaps in a thread, and returns a callback that applies them on the event loop. Exceptions are
-# caught; only the text of ServiceMisused is shown, because others may quote the file.
+# Parses the files, perhaps in a thread; the returned callback applies them on the event loop. Errors are caught; only
+# the text of ServiceMisused is shown, because others may quote the file.
 ParseFiles = Callable[[Sequence[bytes]], Callable[[], None]]
 
 
@@ -46,9 +46,9 @@ class WatchedFiles:
         self.read_if_changed()()
 
     def read_if_changed(self, *, quiet: bool = False) -> Callable[[], None]:
-        """Parse the files if two reads in a row return the same new content; return a callback that applies it.
+        """Parse new content after two equal reads; return a callback that applies it. Neither raises.
 
-        Neither raises. *quiet* logs at debug level, for workers, because their parent logs too.
+        *quiet* logs at debug level, for workers, because their parent logs too.
         """
         info, warning = (logging.DEBUG, logging.DEBUG) if quiet else (logging.INFO, logging.WARNING)
         try:

@@ -263,11 +263,11 @@ async def _sampled(span: RequestSpan, answering: Coroutine[Any, Any, web.Respons
 
 
 def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequence[str] = ()) -> None:
-    """Add all routes of the service to *app* below *prefix*, answered from *lists* that are not open yet.
+    """Add all routes to *app* below *prefix*, answered from *lists* that are not open yet.
 
-    The application opens *lists* when it starts, and closes them when it stops; its handlers may use them too. While no
-    release is served, requests get 503. Web pages of *cors_origins* may call the routes; raises StoreMisused for an
-    invalid origin. Keys and limits are up to the application.
+    The application opens and closes *lists*; its handlers may use them too. While no release is served, requests get
+    503. Web pages of *cors_origins* may call the routes; raises StoreMisused for an invalid origin. Keys and limits are
+    up to the application.
     """
     lists.reader.warm = True
     dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins, watched=lists.reader.deny_list.watched)

@@ -137,7 +137,7 @@ class EventsHandler:
     ) -> None:
         """*role_of* returns the role of a release id; pages of *origins* may report without a key.
 
-        Without *with_keys*, keys are not checked, so a key does not admit other pages.
+        Without *with_keys*, keys are unchecked, and do not admit other pages.
         """
         self._origins = origins
         self._with_keys = with_keys

@@ -1,4 +1,4 @@
-"""Route handlers: parse parameters, get lists from the reader, and build response bytes."""
+"""Route handlers: from parameters to response bytes."""
 
 import asyncio
 import re
@@ -48,7 +48,7 @@ UNSHARED = "private, max-age=60"
 # For fallbacks: the requested list may exist later.
 NO_STORE = "no-store"
 
-# Items of a batch written before other requests run: one or two milliseconds.
+# Items of a batch before other requests run: one or two milliseconds.
 PIECE_ITEMS = 1280
 # Sizes above which batches are streamed, batches compressed, and pieces compressed in a thread.
 STREAM_BYTES = 256 << 10
@@ -75,7 +75,7 @@ RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
 
 class Handlers:
-    """Handlers of one worker; each takes the request, the encoded id, and the query."""
+    """Handlers of one worker; each takes a request, an encoded id, and a query."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class Handlers:
 
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
-    """Return headers with the live release and the canary; RELEASE is the canary if all lists are."""
+    """Return headers with the live release and the canary; without live lists, RELEASE is the canary."""
     canary = next((one.served.id for one in answers if one.served.is_canary), None)
     live = next((one.served.id for one in answers if not one.served.is_canary), canary)
     return {name: release for name, release in ((RELEASE, live), (CANARY, canary)) if release is not None}

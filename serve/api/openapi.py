@@ -183,7 +183,6 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
 
 
 def _schema(kind: object, components: Schema) -> Schema:
-    """Return the schema of a type; adds its parts to *components*."""
     (schema,), parts = msgspec.json.schema_components([kind], ref_template=SCHEMAS + "{name}")
     components |= parts
     return schema

@@ -1,7 +1,7 @@
 """The canary: which users see it, and when it is worse than the live release.
 
 Users are selected by a hash of id and salt, so all processes agree, and the first 5 % stay when the share grows. The
-canary is judged by errors, fallbacks and slow reads of the last minute in all workers.
+canary is judged by errors, fallbacks and slow reads of the last minute.
 """
 
 from itertools import accumulate
@@ -21,7 +21,7 @@ MIN_LOOKUPS = 100
 MORE_FALLBACKS = 0.05
 MORE_ERRORS = 0.01
 MORE_SLOW = 0.05
-# Standard deviations that count as chance; exceeded once in 30,000 times.
+# Standard deviations of chance; exceeded once in 30,000 times.
 DEVIATIONS = 4
 # A slow read takes over SLOW_S and twice this quantile of the live release.
 USUAL = 0.95

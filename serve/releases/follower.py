@@ -1,7 +1,6 @@
 """Follows the live release and the canary of a store.
 
-A catalogue of a lower generation is ignored as a stale read until the store has certainly been restored from an older
-copy.
+A catalogue of a lower generation is a stale read, unless the store was certainly restored from an older copy.
 """
 
 import asyncio
@@ -35,7 +34,7 @@ FOLLOWED: tuple[FindingSource, ...] = ("restored", "set-up", "canary")
 LOG_EVERY_S = 60.0
 # First and longest pause before a failed store is read again.
 RETRY_S = (0.1, 5.0)
-# A store counts as restored after all reads of the primary were older for this time.
+# A store counts as restored if all reads of the primary were older for this time.
 RESTORED_S = 30.0
 # Poll interval while the catalogue is older, or the served release is gone.
 STALE_POLL_S = 2.0
@@ -43,7 +42,7 @@ STALE_POLL_S = 2.0
 SPREAD_S = 0.5
 # Interval for judging a canary, or loading it again.
 CANARY_S = 1.0
-# Maximum for reading a release into memory before it is served.
+# Maximum for reading a release into memory.
 WARM_S = 120.0
 
 
@@ -62,7 +61,7 @@ class _Defect(StoreError):
 class Follower:
     """Keeps `served` at the live release and `canary` at the canary. One per tier.
 
-    A store that cannot be read never removes a served release; `last_error` gives the reason.
+    A served release stays if the store cannot be read; `last_error` gives the reason.
     """
 
     def __init__(
@@ -82,9 +81,7 @@ class Follower:
         self._stopped: Release | None = None
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
-        """Held while a release is loaded."""
         self._taken = 0
-        """Number of catalogues taken."""
         self._stale = asyncio.Event()
         """Set while the store disagrees with the followed catalogue."""
         self._older_since: float | None = None
@@ -176,7 +173,6 @@ class Follower:
                 await asyncio.sleep(STALE_POLL_S)
 
     async def _watch_canary(self) -> None:
-        """Stop a canary that is worse; retry one that could not be loaded."""
         now = asyncio.get_running_loop().time
         while True:
             await self._canary_named.wait()
@@ -234,8 +230,8 @@ class Follower:
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
         """Follow *found* if it is newer, or if the store was restored; an error changes nothing.
 
-        *requested_after* is `_taken` when *found* was requested because of a problem: if it has changed, returns False
-        and does nothing; otherwise the served release is checked too.
+        *requested_after* is `_taken` at a request because of a problem: if it has changed, returns False; otherwise the
+        served release is checked too.
         """
         requested = requested_after is not None
         async with self._switching:
@@ -245,7 +241,7 @@ class Follower:
             seen = self._seen
             restored = bool(self._found.get("restored"))
             if restored and seen is not None and not found.primary and found.generation > seen.generation:
-                self._stale.set()  # this replica may lag behind the restored primary
+                self._stale.set()  # may lag behind the restored primary
             elif follows(found, seen):
                 await self._follow(found)
                 self._set_error(_nothing_live() if found.live is None else None)
@@ -386,7 +382,6 @@ class Follower:
         return served is not None and (served.ref, served.writer) == (entry.ref, entry.writer)
 
     async def _is_gone(self) -> bool:
-        """Return whether the served release is certainly gone."""
         if self.served is not None:
             try:
                 await read_one(self._reader, self.served.ref, MANIFEST)
