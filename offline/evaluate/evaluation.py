@@ -31,7 +31,7 @@ from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.keys import OVERALL
 
-# More users would cost more than the fit; intervals are already a few percent. Pairs are bounded, too.
+# More users would cost more than the fit; intervals are already a few percent.
 MOST_TESTED = 20_000
 _MOST_RANKED = 400_000_000
 _LEAST_TESTED = 5_000
@@ -108,7 +108,6 @@ class Evaluation:
         }
 
     def _repr_html_(self) -> str:
-        """Return a table of metrics, for notebooks."""
         rows = [("", "model", *(each.engine for each in self.baselines))]
         rows += metric_rows([each.to_json() for each in (self.model, *self.baselines)])
         cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
@@ -163,7 +162,7 @@ def evaluate_parts(
     """Fit on the train part, recommend *k* items that users do not have there, measure on the test part.
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
-    Baselines with the model's engine are left out. See `evaluate_engine` for *popular* and *make*.
+    Baselines with the model's engine are left out. *popular* and *make* are those of `evaluate_engine`.
     """
     check_length(k, "k")
     testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
@@ -201,8 +200,8 @@ def evaluate_engine(
 ) -> EngineResult:
     """Fit one engine on the train part and measure its lists on the test part.
 
-    Users without a list are served the *popular* items, by default those with the most users. *make* replaces the lists
-    and what is served.
+    Users without a list are served the *popular* items, by default those with the most users. *make* replaces the
+    lists and what is served.
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:

@@ -102,7 +102,7 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
 
 
 def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Matrix:
-    """Read the history of users as `read_truth`; raises DataError also for fewer than two users or items."""
+    """Read histories as `read_truth`; raises DataError also for fewer than two users or items."""
     return to_matrix(read_truth(path, named, delimiter).pairs.with_columns(weight=pl.lit(1.0)))
 
 
@@ -139,7 +139,7 @@ def from_files(
 ) -> Candidate:
     """Read rows of user, item and score; of duplicates the highest score counts, ties by item id.
 
-    *pairs* [user, item] are those of the truth; memory grows with the lists of their users, not with the file.
+    *pairs* [user, item] are those of the truth; memory grows with the lists of their users.
     """
     scored = read_scored(find_files(path), str(path), named, form or Format())[0].kept
     wanted = pairs.select(owner="user").unique().lazy()

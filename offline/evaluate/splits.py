@@ -1,4 +1,4 @@
-"""Splits of interactions into train and test: pure functions of pairs, options and seed."""
+"""Splits of interactions into train and test: functions of pairs, options and seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from hotplate.offline.input.matrix import (
 SplitKind = Literal["by-time", "by-user-time", "leave-last", "by-item", "by-user", "random", "held-out-users"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
 IN_TIME: frozenset[SplitKind] = frozenset({"by-time", "by-user-time", "leave-last"})
-# Of held-out users: least number of items, and share of them in the test.
+# Of held-out users: least number of items, and tested share of them.
 _MIN_HELD_OUT_ITEMS = 5
 _TARGET_SHARE = 0.2
 # Three pieces of a log end after 60, 80 and 100 % of the pairs.
@@ -38,7 +38,7 @@ _MOST_PIECES = 5
 class SplitOptions:
     """The pairs held back for the test, by kind.
 
-    by-time           the last *test_share* of all pairs; train is computed from the rows up to one moment, the cut
+    by-time           the last *test_share* of all pairs, those after the cut; train has only rows up to it
     by-user-time      the last *test_share* of each user's pairs
     leave-last        the *last* pairs of each user with more than that
     by-item, by-user  a random *test_share* of each item's (or user's) pairs
@@ -47,7 +47,7 @@ class SplitOptions:
                       in (strong generalisation: Liang et al., WWW 2018)
 
     Shares are rounded per group, half to even. A pair has the time of its first row; pairs without a time come first.
-    Ties are in item order. By-time, pairs at the cut are not tested.
+    Ties are in item order.
 
     min_per_user, min_per_item  the core of train; only its users and items are tested
     pieces, piece               by-time: number of prefixes of the log, the last being all of it, and the index of one
@@ -129,7 +129,7 @@ class Parts(NamedTuple):
 def split(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
     """Split *user_items* (canonical csr), with its rows in *history*; either part may be empty.
 
-    Raises DataError for a split in time without a history.
+    Raises DataError for a split in time without history.
     """
     if options.in_time and history is None:
         raise DataError(
@@ -202,7 +202,7 @@ def _drawn(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOpt
 def ranked(
     groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return each element's rank within its group, from 1, and the size of the group; the sort is stable."""
+    """Return each element's rank within its group, from 1, and the group's size; stable."""
     sorted_ = np.lexsort((order, groups))
     counts = np.bincount(groups)
     first = np.cumsum(counts) - counts

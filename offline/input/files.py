@@ -86,7 +86,6 @@ class DataFile:
     origin: str | None = None
 
     def __str__(self) -> str:
-        """Return the name for messages."""
         return self.origin or str(self.path)
 
 
@@ -298,7 +297,7 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """Return a digest that changes with *paths*, by local bytes and fsspec's version keys of URLs."""
+    """Return a digest that changes with *paths*, by bytes or fsspec's version keys."""
     paths, remote = list(paths), list[str]()
     for url in filter(None, map(url_of, paths)):
         with _fetching(url) as (files, root):
@@ -318,7 +317,7 @@ def state_of(paths: Iterable[Path]) -> str:
 
 @contextmanager
 def data_errors(source: object) -> Iterator[None]:
-    """Raise errors of polars and the operating system as DataError about *source*."""
+    """Raise errors of polars and the operating system as DataError."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:

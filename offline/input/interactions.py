@@ -35,7 +35,6 @@ from hotplate.offline.input.tables import (
 )
 from hotplate.stores.event_log import SegmentReader
 
-# Some are read for filters alone.
 _EVENT_FIELDS: dict[str, pl.DataType] = {
     **dict.fromkeys(("id", "user", "type", "release", "role"), pl.String()),
     "items": pl.List(pl.String()),
@@ -274,7 +273,7 @@ def _shape(source: _Source, layout: str) -> TableShape:
 
 
 def _weight(source: _Source) -> tuple[pl.Expr, dict[str, pl.Expr]]:
-    """Return the weight, infinite if it is not a number, and reasons to leave a row out."""
+    """Return the weight, infinite if invalid, and reasons to leave a row out."""
     table, columns, event_weights, _ = source
     weight = pl.col("weight")
     if event_weights is not None:

@@ -1,4 +1,4 @@
-"""Interactions as a sparse matrix of users by items, with their rows."""
+"""Sparse matrices of users by items, and the rows behind their pairs."""
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -29,7 +29,7 @@ Until: TypeAlias = int | Times
 
 NO_TIME = int(np.iinfo(np.int64).min)
 NEVER = int(np.iinfo(np.int64).max)
-# Keeps a thousandth of the weight of old rows, as 0 would mean no interaction.
+# Old rows keep a thousandth, as 0 would mean no interaction.
 _MAX_HALVINGS = 10
 _DAY_US = 86_400e6
 
@@ -50,7 +50,6 @@ class Weighing:
 class History:
     """The rows of a log, in order of user, item and time.
 
-    shape    (users, items)
     cells    [rows] user * items + item, ascending
     times    [rows] µs since 1970, ascending in a cell, or NO_TIME
     weights  [rows] float32, above zero
@@ -127,7 +126,7 @@ def cells_of(user_items: UserItems) -> Cells:
 
 
 def are_among(known: Cells, cells: Cells) -> Mask:
-    """Return which *cells* are among *known*, in ascending order; ten times as fast as `np.isin`."""
+    """Return which *cells* are in *known* (ascending); ten times as fast as `np.isin`."""
     if not len(known):
         return np.zeros(cells.shape, dtype=np.bool_)
     return np.asarray(known.take(np.searchsorted(known, cells), mode="clip") == cells)
@@ -146,8 +145,8 @@ def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
 class Matrix:
     """The interactions; row r is user_ids[r], column c is item_ids[c].
 
-    Ids ascend by their UTF-8 bytes. *history* holds the rows behind the pairs, if the data have times. Cancellations
-    may leave users and items without pairs, which evaluations need.
+    Ids ascend by their UTF-8 bytes. *history* holds the rows, if the data have times. Cancellations may leave users and
+    items without pairs, which evaluations need.
     """
 
     user_ids: list[str]
@@ -212,7 +211,7 @@ def to_matrix(
                 f"There is only one {what}, {only!r}, in the rows that are kept; a training needs two users and "
                 f"two items. Check the {what} column."
             )
-    # Including cancelled ones: a cut in time before the cancellation learns from them.
+    # A cut in time before a cancellation learns from cancelled pairs.
     ever = user_items
     if history.ended is not None:
         ever = core(replace(history, ended=None).matrix(), min_per_user, min_per_item)

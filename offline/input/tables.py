@@ -53,8 +53,8 @@ class Table:
     def text(self, name: str | None) -> pl.Expr:
         """Return the column as text, null for a missing value; all null without a *name*.
 
-        Whole floats lose their point, as pandas stores nullable integers as floats. Raises DataError for lists, structs
-        and bytes.
+        Whole floats lose their point, as pandas stores nullable integers as floats. Raises DataError for nested and
+        binary columns.
         """
         if name is None:
             return pl.lit(None, dtype=pl.String)
@@ -78,7 +78,7 @@ class Table:
         return column.cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
 
     def is_absent(self, name: str) -> pl.Expr:
-        """Return whether the value is null, NaN, blank or one of the null values; never null."""
+        """Return whether the value is null, NaN, blank or a null value; never null."""
         dtype, column, null_values = self.schema[name], pl.col(name), self.form.null_values
         if dtype.is_numeric():
             absent = column.is_null() | column.is_nan() if dtype.is_float() else column.is_null()
@@ -114,7 +114,7 @@ class Table:
 
 
 def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
-    """Open *files* as tables; raises DataError for unreadable files and differing columns."""
+    """Open *files* as tables; raises DataError if they are unreadable or columns differ."""
     tables = [_open(file, form) for file in files]
     for table in tables[1:]:
         if set(table.schema) != set(tables[0].schema):
@@ -166,7 +166,7 @@ def _scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
 
 
 def _check_head(file: DataFile) -> None:
-    """Raise DataError for binary and cut files; a .gz may be plain text, decompressed by the HTTP client."""
+    """Raise DataError for binary and cut files; a .gz may be decompressed already."""
     with file.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if head.startswith(tuple(COMPRESSIONS.values())) and len(head) > 4:  # polars does not recognize shorter ones
@@ -295,7 +295,7 @@ class TableShape:
     """How to read the rows of a *table*.
 
     values    aliased expressions over the table's columns
-    derived   expressions over the values, which replace or complement them
+    derived   expressions over the values
     left_out  conditions over the values by reason, tried in this order
     bad       for reasons that make a row bad: its column, and what is wrong
     """
@@ -387,7 +387,7 @@ class Rows:
         return shown
 
     def _shaped(self, number: int, shape: TableShape, repeated: Sequence[str]) -> pl.LazyFrame:
-        # In steps, as polars would compute the values again for each condition.
+        # In steps, as polars would compute the values for each condition.
         faulty = (pl.col(FAULT) != "").fill_null(value=False).alias(FAULT)
         rows = shape.table.frame.select(ROW, faulty, *shape.values).with_columns(*shape.derived)
         left_out = {INCOMPLETE: pl.col(FAULT), **shape.left_out}
@@ -425,7 +425,7 @@ def text_of(files: Sequence[DataFile], source: str, roles: Sequence[str], **name
 
 
 def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
-    """Return conditions to leave a row out for its *ids*, values by role; segments may be missing."""
+    """Return conditions to leave a row out for its *ids*, values by role."""
     absent = {f"no {role}": pl.col(value).is_null() for role, value in ids.items() if role != "segment"}
     sizes = {f"{role} id over {MAX_ID_BYTES} bytes": pl.col(value).str.len_bytes() for role, value in ids.items()}
     return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}

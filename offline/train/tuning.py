@@ -1,4 +1,4 @@
-"""The search for an engine and its parameters, on an inner split, within a budget."""
+"""The search for an engine and its parameters within a budget."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -198,8 +198,8 @@ def tune(
     Users of a log of more than a million pairs are sampled. In a split by time, the best cell of each engine is tried
     with recency. Trials in the folder *kept* with the same data and split are not repeated. *defaults* give iterations
     and seed of ALS. *on_trial* is called with (done, total); the total may grow. *on_notice* gets the cost, with
-    *evaluations* and the last fit, and the cells beyond the budget. Returns None if there are too few pairs. Raises
-    DataError if the folder cannot be written.
+    *evaluations* and the last fit, and the cells beyond the budget. Returns None for too few pairs. Raises DataError if
+    the folder cannot be written.
     """
     defaults = defaults or ALSParams()
     # The outer seed would hold back the same pairs.
@@ -247,7 +247,7 @@ def search_repeats(
 ) -> RepeatSearch | None:
     """Choose how a user's own interactions count in lists of *params* that keep seen items.
 
-    Returns None without times or repeats. Neighbours replace a fit beyond the budget of a search.
+    Returns None without times or repeats. Neighbours replace a fit beyond the budget.
     """
     parts = inner_parts(user_items, history, options, repeats=True) if history is not None and options.in_time else None
     if parts is None or not are_among(cells_of(parts.train), cells_of(parts.test)).any():
@@ -354,7 +354,6 @@ class _Budget:
         self.left_out: dict[Params, None] = {}
 
     def affordable(self, cells: Sequence[Params]) -> list[Params]:
-        """Return the *cells* within the budget, in order; cheap ones take from it first."""
         kept: set[Params] = set()
         for params in sorted(cells, key=self._trial_s):
             needed = max(fit_bytes(params, train) for train, _ in self._splits)
@@ -471,9 +470,9 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
 
 
 def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
-    """Return new cells where an engine's best cell, its first in *ranked*, lies at the edge of those tried.
+    """Return new cells where an engine's best cell, its first in *ranked*, lies at the edge.
 
-    The powers of rp3beta are searched around its best cell.
+    The powers of rp3beta are always searched around its best cell.
     """
     als = [params for params in ranked if isinstance(params, ALSParams)]
     ease = [params for params in ranked if isinstance(params, EASEParams)]
@@ -500,7 +499,6 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
 
 
 def _past(values: Sequence[float], up: float, down: float) -> list[float]:
-    """Return the factors that move the first of *values* beyond all others; none inside the range."""
     return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
 
 
