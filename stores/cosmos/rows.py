@@ -1,13 +1,12 @@
 """Rows of a release as items, written in batches; a batch item with the packed keys acknowledges each batch.
 
-A row's id, which is its partition key, is `KIND.` and the ID in base64url, so it needs no escaping. Other items have no
-dot in their ids. A value is stored as text if it is valid UTF-8 and shorter so, otherwise as base64.
+A row's id and partition key is `KIND.` and the ID in base64url; ids of other items have no dot. A value is stored as
+text if it is valid UTF-8 and shorter so, otherwise as base64.
 
 Rows are created, never replaced, so a late write changes nothing. The item `state` names the draft's writer, which is
-replaced by compare-and-set. Batch items are numbered without gaps, in a series for each part of the release and each of
-its writers, so a few reads find the last one. A writer that takes a draft over records how far the former writer's
-series counts and continues in a new one; later batches of the former writer do not count. A row that the former writer
-had in flight may still appear; it is visible only if the new rows lack its key.
+replaced by compare-and-set. Batch items are numbered without gaps, in a series per part and writer, so a few reads find
+the last one. A writer that takes over records how far the former writer's series count, and starts new ones. Rows that
+the former writer had in flight may still appear if the new rows lack their keys.
 """
 
 import asyncio
@@ -39,17 +38,17 @@ from hotplate.stores.throttle import RETRY_PAUSES_S, Backoff, RateLimiter, Retri
 
 T = TypeVar("T")
 
-# Of every container. Items are read by id only, so nothing is indexed; the service then refuses a time to live.
+# Of every container. Items are read by id, so nothing is indexed, which rules out a time to live.
 DEFINITION: dict[str, Any] = {
     "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2},
     "indexingPolicy": {"indexingMode": "none", "automatic": False},
 }
 
-# The item with the state of a release's container.
+# Id of the item with a release's state.
 STATE = "state"
 DRAFT = "draft"
 SEALED = "sealed"
-# Kinds of series of batches: rows, by part, of which the last is the point to resume at; and `meta` rows.
+# Kinds of series: rows, by part, with the resume point; and `meta` rows.
 ROWS = "rows"
 METAS = "metas"
 
@@ -59,33 +58,33 @@ INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 # https://learn.microsoft.com/azure/cosmos-db/concepts-limits
 MAX_ITEM_BYTES = 2 << 20
 
-# Time limits of retries: while the service is unavailable, and while every request gets a 429.
+# Time limits of retries while the service is unavailable, or answers 429.
 UNAVAILABLE_S = 20.0
 THROTTLED_S = 120.0
-# Some replicas answer 404 for a new container for a while.
+# Some replicas answer 404 for a new container.
 CONTAINER_VISIBLE_S = 60.0
-# Delays before an item that a replica lacks is read again and finally counts as absent.
+# Delays before a missing item is read again, in case a replica lags.
 REPLICA_LAGS_S = (0.02, 0.1)
-# Concurrent requests: at 5 ms each, some 12,000 a second.
+# Concurrent requests: 12,000 a second at 5 ms.
 IN_FLIGHT = 64
 
 AnyRef = ReleaseRef | DraftRef
-# Raises ReleaseConflict if the catalogue names another writer.
+# ReleaseConflict if the catalogue names another writer.
 ConfirmWriter = Callable[[], Awaitable[None]]
 
 
 @lru_cache(64)
 def container_of(release: AnyRef) -> str:
-    """Return the container of a release. Raises ReleaseNotFound for an invalid incarnation."""
+    """Return the container of a release; ReleaseNotFound for an invalid incarnation."""
     if not INCARNATION.fullmatch(release.incarnation):
         raise ReleaseNotFound(f"release {release.id[:80]!r} is not in this store: no release has such an id")
     return CONTAINER + release.incarnation
 
 
 def name_of(key: str) -> str:
-    """Return the id of a row's item; raises StoreMisused for a key of unknown kind.
+    """Return the id of a row's item; StoreMisused for an unknown kind.
 
-    A key with lone surrogates gets an id that no row has, so it is absent.
+    A key with lone surrogates gets an id that no row has.
     """
     kind, colon, identifier = key.partition(":")
     encoded = urlsafe_b64encode(identifier.encode("utf-8", "surrogatepass")).decode()
@@ -93,7 +92,7 @@ def name_of(key: str) -> str:
 
 
 def to_item(name: str, value: bytes) -> CosmosItem:
-    """Return the item of a value, in the shorter form."""
+    """Encode a value as an item."""
     try:
         text = value.decode()
     except UnicodeDecodeError:
@@ -104,7 +103,7 @@ def to_item(name: str, value: bytes) -> CosmosItem:
 
 
 def value_of(item: CosmosItem) -> bytes:
-    """Return the value of an item; raises ReleaseCorrupt for an item not made by `to_item`."""
+    """Decode an item; ReleaseCorrupt if `to_item` did not make it."""
     try:
         if (text := item.get("t")) is not None:
             return bytes(text.encode())
@@ -114,7 +113,7 @@ def value_of(item: CosmosItem) -> bytes:
 
 
 def item_bytes(item: CosmosItem) -> int:
-    """Return the stored and charged size; raises StoreFull if it exceeds the service's limit."""
+    """Return the stored size; StoreFull above the service's limit."""
     size = len(orjson.dumps(_ours(item) if "_rid" in item else item)) + SYSTEM_BYTES
     if size > MAX_ITEM_BYTES:
         raise StoreFull(
@@ -125,17 +124,17 @@ def item_bytes(item: CosmosItem) -> int:
 
 
 class Budget(Retrier):
-    """Retries requests of publishers and operators within a budget of request units."""
+    """Retries requests within a budget of request units."""
 
     def __init__(self, clock: Callable[[], float], rate_ru: float | None) -> None:
-        """*rate_ru* is in RU/s; None if only the service limits it."""
+        """*rate_ru* is in RU/s; None for no limit."""
         super().__init__(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
         self._clock = clock
         self._limiter = RateLimiter(clock, rate_ru)
         self._admission = asyncio.Lock()
 
     async def until_visible(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Call *step* as `call` does, waiting for a new container to become visible."""
+        """Call *step* like `call`, waiting for a new container to become visible."""
         began_at, backoff = self._clock(), Backoff(*RETRY_PAUSES_S)
         while True:
             try:
@@ -148,10 +147,10 @@ class Budget(Retrier):
     async def spend(
         self, expected_ru: float, request: Callable[[], Awaitable[T]], charge_ru: Callable[[T], float]
     ) -> T:
-        """Send a request, as `call` does, once there is budget for it; *charge_ru* returns the charge of its result."""
+        """Send a request like `call`, within the budget; *charge_ru* extracts its charge."""
 
         async def limited() -> T:
-            async with self._admission:  # first come, first served
+            async with self._admission:  # in order
                 wait_s = self._limiter.wait_s()
                 while wait_s > 0:
                     await asyncio.sleep(wait_s)
@@ -170,20 +169,20 @@ class Budget(Retrier):
 
 
 class ReleaseRows:
-    """Rows of releases, read and written within a budget."""
+    """Rows of releases, within a budget."""
 
     def __init__(self, items: SignedClient, budget: Budget, charges: Charges) -> None:
         self._items = items
         self._budget = budget
         self._charges = charges
         self._last = dict[tuple[str, str], int]()
-        """Number of the last known batch, by container and series."""
+        """Last known batch number by container and series."""
 
     async def claim(self, draft: DraftRef, confirm: ConfirmWriter) -> None:
-        """Become the writer of a draft, after *confirm* if it has another writer. Raises ReleaseConflict."""
+        """Become the writer of a draft, after *confirm* if it has another. Raises ReleaseConflict."""
         container = container_of(draft)
         for known in [key for key in self._last if key[0] == container]:
-            del self._last[known]  # the draft may have been erased since
+            del self._last[known]  # it may have been erased since
         state = {"id": STATE, "state": DRAFT, "writer": draft.writer}
         if (await self._budget.until_visible(partial(self._items.create, container, state))).done:
             return
@@ -204,7 +203,7 @@ class ReleaseRows:
         await self._state(release)
 
     async def has_state(self, container: str) -> bool:
-        """Return whether a container holds a release or a draft."""
+        """Return whether a release or draft is in a container."""
         try:
             found = await self._read(container, STATE)
         except ContainerMissing:
@@ -300,10 +299,9 @@ class ReleaseRows:
         return spans
 
     async def _counted(self, container: str, state: CosmosItem) -> dict[str, int]:
-        """Return the number of the last batch of each series.
+        """Return the last batch number of each series.
 
-        `meta` comes last, because it is acknowledged before the rows that follow it: so all of it is found while a
-        writer continues.
+        `meta` comes last: it is acknowledged before other rows, so all of it is found while a writer continues.
         """
         counted: dict[str, int] = dict(state.get("former", {}))
         for kind in (*map(_rows_kind, (0, *state.get("parts", ()))), METAS):
@@ -318,20 +316,20 @@ class ReleaseRows:
 
     async def _write(self, draft: DraftRef, series: str, batch: Sequence[Row]) -> None:
         container = container_of(draft)
-        values = dict(batch)  # the last value of a key wins; rows are written in any order
+        values = dict(batch)  # the last value of a key wins
         await for_each(list(values.items()), partial(self._create_row, draft, container))
         item = to_item(series, pack(list(values)))
         known = self._last.get((container, series))
         number = await self._find_last(container, series) if known is None else known
         done = False
-        while not done:  # another task took the number, or a lost response's attempt did
+        while not done:  # another task, or an attempt with a lost response, took it
             number += 1
             item["id"] = f"{series}-{number}"
             done = await self._create(container, item)
             self._last[container, series] = max(number, self._last.get((container, series), 0))
 
     async def _create_row(self, draft: DraftRef, container: str, row: tuple[str, bytes]) -> None:
-        """Create one row; an existing one must be equal."""
+        """Create a row; an existing one must be equal."""
         key, value = row
         item = to_item(name_of(key), value)
         if await self._create(container, item):
@@ -361,7 +359,7 @@ class ReleaseRows:
     async def _change_state(
         self, draft: DraftRef, change: Callable[[CosmosItem], Awaitable[CosmosItem | None]]
     ) -> None:
-        """Change the state by compare-and-set, unless *change* returns None. Raises ReleaseNotFound."""
+        """Compare and set the state, unless *change* returns None. Raises ReleaseNotFound."""
         container = container_of(draft)
         while True:
             item, etag, _ = await self._budget.call(partial(self._items.read_fresh, container, STATE))
@@ -374,7 +372,7 @@ class ReleaseRows:
                 return
 
     async def _find_last(self, container: str, series: str) -> int:
-        """Find the number of the last batch, 0 for none, by a logarithmic number of reads."""
+        """Find the number of the last batch, or 0, by a logarithmic number of reads."""
         known = low = self._last.get((container, series), 0)
         step, high = 1, None
         while high is None or high - low > 1:
@@ -393,7 +391,7 @@ class ReleaseRows:
         return value_of(await self._read_surely(container, name) or {"id": name})
 
     async def _read_surely(self, container: str, name: str) -> CosmosItem | None:
-        """Read an item that should exist, up to three times: replicas may lag."""
+        """Read an item up to three times, because replicas may lag."""
         found = await self._read(container, name)
         for pause_s in REPLICA_LAGS_S if found is None else ():
             await asyncio.sleep(pause_s)
@@ -412,7 +410,7 @@ class ReleaseRows:
 
 
 async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
-    """Call *do* for all values, IN_FLIGHT at a time and in order; stops at the first failure and raises it."""
+    """Call *do* for all values in order, IN_FLIGHT at a time; raises the first failure."""
     left = iter(values)
     failed = False
 
@@ -455,7 +453,7 @@ def _series(kind: str, state: CosmosItem) -> str:
 
 
 def _numbered(kind: str, claim: int) -> str:
-    """Return the series of the draft's first writer or, with *claim* > 0, of a later one."""
+    """Return a series of the first writer or, with *claim* > 0, of a later one."""
     return f"{kind}_{claim}" if claim else kind
 
 

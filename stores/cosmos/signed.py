@@ -1,12 +1,11 @@
 """Point reads and writes of items by signed requests, with failover between the account's regions.
 
-A point read takes 30 to 45 µs of CPU; through azure-cosmos it takes 700 or more, and a publish writes half as many
-lists a second at 10,000 RU/s and a fourth at 100,000.
+A point read takes 30 to 45 µs of CPU, through azure-cosmos 700 or more; there a publish writes half as many lists a
+second at 10,000 RU/s, and a fourth at 100,000.
 
-A write is one attempt. After a transient error a read has a second one: in another region if there is one, on another
-connection, or after the service's delay. Regions follow the rules of the SDKs: the account lists them and is read every
-five minutes, or sooner after an unexpected response; an unhealthy region is avoided, and tried by a single read from
-time to time.
+A write is one attempt. After a transient error a read has a second one: in another region if possible. Regions follow
+the rules of the SDKs: the account, which lists them, is read every five minutes, or sooner after an unexpected
+response; an unhealthy region is avoided, and tried by single reads.
 """
 
 import asyncio
@@ -56,24 +55,24 @@ from hotplate.stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 
-# Connections to one server: enough for 2,500 reads/s at 50 ms each.
+# Connections to one server: enough for 2,500 reads/s at 50 ms.
 CONNECTIONS = 128
-# Least time left for a second attempt.
+# Minimum time for a second attempt.
 MIN_ATTEMPT_S = 0.001
 
-# Consecutive failures that make a region unhealthy; a single failed connect is enough.
+# Consecutive failures that make a region unhealthy; one failed connect suffices.
 MAX_FAILURES = 3
-# A shorter wait says nothing about a region.
+# Shorter waits say nothing about a region.
 MIN_WAIT_S = 0.02
-# A read that is cancelled after this share of its time counts as timed out.
+# A read cancelled after this share of its time has timed out.
 CANCELLED_SHARE = 0.5
-# Intervals between reads of the account: as a rule, and at least.
+# Regular and minimum intervals between reads of the account.
 REFRESH_INTERVAL_S = 300.0
 MIN_REFRESH_INTERVAL_S = 5.0
-# First and longest delay before an unhealthy region is tried again.
+# First and longest delay before a trial of an unhealthy region.
 TRIAL_PAUSE_S = (1.0, 60.0)
 
-# Default consistency levels of accounts with session tokens.
+# Account consistency levels with session tokens.
 SESSION_CONSISTENCIES = ("Strong", "BoundedStaleness", "Session")
 LISTS = ("writableLocations", "readableLocations")
 
@@ -91,7 +90,7 @@ CosmosItem = dict[str, Any]
 
 
 class VersionedItem(NamedTuple):
-    """An item, None if it is absent, with its etag and the service's clock in seconds."""
+    """An item, if any, its etag, and the service's clock in seconds."""
 
     item: CosmosItem | None
     etag: str
@@ -99,18 +98,18 @@ class VersionedItem(NamedTuple):
 
 
 class ItemWritten(NamedTuple):
-    """Result of a conditional write; not `done` after a 409 or 412."""
+    """A conditional write; not `done` after a 409 or 412."""
 
     done: bool
     charge_ru: float
 
 
 class Account(NamedTuple):
-    """What the account reports about itself."""
+    """Properties of the account."""
 
     multiple_write_regions: bool
     regions: tuple[str, ...]
-    """Readable regions in the order in which lookups try them."""
+    """Readable regions in the order of lookups."""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,22 +121,19 @@ class Region:
     transport: Transport
     name: str = ""
     failures: int = 0
-    """Consecutive failures."""
-
     late_at: float = float("-inf")
-    """Time of the last counted timeout, by the event loop's clock; overlapping ones are not counted."""
+    """Time of the last counted timeout (loop clock)."""
 
     try_at: float | None = None
-    """When an unhealthy region is tried again; None for a healthy one."""
+    """Next trial of an unhealthy region; None if healthy."""
 
     pauses: Backoff = field(default_factory=lambda: Backoff(*TRIAL_PAUSE_S))
 
 
 class SignedClient:
-    """Reads and writes items of one database, on one event loop; connects at the first call.
+    """Reads and writes items of one database, on one event loop.
 
-    Raises ContainerMissing, CosmosThrottled for 429, or CosmosUnavailable. A truncated or invalid response is an error
-    of kind `malformed`, never data.
+    Raises ContainerMissing, CosmosThrottled or CosmosUnavailable, of kind `malformed` for an invalid response.
     """
 
     def __init__(
@@ -149,7 +145,7 @@ class SignedClient:
         clock: Callable[[], float] = time.time,
         make_transport: MakeTransport | None = None,
     ) -> None:
-        """Without a key, *credential* defaults to azure-identity's; *clock* dates requests."""
+        """*credential* defaults to azure-identity's; *clock* dates requests."""
         self._address = address
         self._observer = observer
         self._clock = clock
@@ -162,11 +158,11 @@ class SignedClient:
         self._regions = Regions(address, self._connect, self._read_account)
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Read one item from the nearest healthy region; None if it is absent."""
+        """Read one item from the nearest healthy region; None if absent."""
         return (await self.read_nearest(container, name, timeout_s))[0]
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read like `read`, and return whether the response came from the write region, too."""
+        """Read like `read`; also return whether the write region responded."""
         loop, regions = asyncio.get_running_loop(), self._regions
         began_s = loop.time()
         due_s = began_s + timeout_s
@@ -206,7 +202,7 @@ class SignedClient:
         return item
 
     async def read_fresh(self, container: str, name: str) -> VersionedItem:
-        """Read an item from the write region, including this process's writes, if the account has sessions."""
+        """Read an item from the write region; with sessions, sees this process's writes."""
         headers = b""
         if self._regions.has_sessions:
             headers = b"x-ms-consistency-level: Session\r\n"
@@ -224,7 +220,7 @@ class SignedClient:
         return ItemWritten(response.status == 201, ru)
 
     async def replace(self, container: str, item: CosmosItem, etag: str) -> ItemWritten:
-        """Replace an item, if its version is *etag*."""
+        """Replace an item if its version is *etag*."""
         if not etag.isprintable():
             raise StoreMisused(f"{etag[:80]!r} is not an etag")
         headers, body = JSON + b"if-match: %b\r\n" % etag.encode(), orjson.dumps(item)
@@ -245,7 +241,7 @@ class SignedClient:
         headers: bytes = b"",
         body: bytes = b"",
     ) -> tuple[Response, float]:
-        """Send a request to the write region; returns the response, if its status is *expected* or 404, and charge."""
+        """Send a request to the write region; return the response, *expected* or a 404, and its charge."""
         loop = asyncio.get_running_loop()
         due_s = loop.time() + DEADLINE_S
         await self._prepare(due_s)
@@ -344,7 +340,7 @@ class SignedClient:
         elif isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
             self._regions.refresh_early()
             if response.header(b"x-ms-substatus") == b"%d" % SESSION_NOT_AVAILABLE:
-                self._sessions.forget(container)  # a failover may have lost the last writes
+                self._sessions.forget(container)  # a failover may have lost writes
         return self._failed(error)
 
 
@@ -357,7 +353,7 @@ class Regions:
         connect: Callable[[str], Region],
         read_account: Callable[[Region], Awaitable[dict[str, Any]]],
     ) -> None:
-        """*connect* opens a region by its URL, and *read_account* reads the account's properties from a region."""
+        """*connect* opens a region by URL; *read_account* reads the account from a region."""
         self._where, self._preferred = address.shown, address.region
         self._account = connect(address.endpoint)
         self._connect = connect
@@ -369,7 +365,7 @@ class Regions:
         self.write = self._account
         self.has_sessions = False
         self.refresh_at = float("-inf")
-        """When the account is due to be read, by the event loop's clock."""
+        """Next read of the account (loop clock)."""
 
     @property
     def is_known(self) -> bool:
@@ -381,7 +377,7 @@ class Regions:
             if region.try_at is None:
                 return region
             if now >= region.try_at:
-                region.try_at = now + region.pauses.next_s()  # of the next trial, unless this one succeeds
+                region.try_at = now + region.pauses.next_s()  # if this trial fails
                 return region
         return self._readable[0] if self._readable else self._account
 
@@ -394,9 +390,9 @@ class Regions:
             log.warning("%s: %s can be read again; reading from %s", self._where, region.name, first.name)
 
     def failed(self, region: Region, kind: ErrorKind, began_at: float) -> Region | None:
-        """Record the failure of a read that began at *began_at*; return the region for a second attempt, if any.
+        """Record a failed read; return the region for a second attempt, if any.
 
-        One of several overlapping timeouts counts, because a pause of this process is not a slow region.
+        Overlapping timeouts count once, because this process may have paused.
         """
         now = asyncio.get_running_loop().time()
         if kind == "timeout":
@@ -414,11 +410,11 @@ class Regions:
             log.warning("%s: %s cannot be read (%s); reading from %s", self._where, region.name, kind, healthy.name)
             self.refresh_early()
         if kind == "malformed":
-            return healthy  # the same server would repeat it
+            return healthy  # the server would repeat it
         return healthy or next(iter(others), region)
 
     def refresh_early(self) -> None:
-        """Read the account soon: a response contradicts its cached regions."""
+        """Read the account soon, after a response that contradicts cached regions."""
         self.refresh_at = min(self.refresh_at, self._refreshed_at + MIN_REFRESH_INTERVAL_S)
 
     def refresh_soon(self) -> None:
@@ -427,7 +423,7 @@ class Regions:
         self._refreshing.start()
 
     async def refresh(self, due_s: float | None = None) -> Account:
-        """Read the account; concurrent callers share one request. Raises StoreError."""
+        """Read the account; callers share one request. Raises StoreError."""
         try:
             async with asyncio.timeout_at(due_s):
                 return await self._refreshing.result()
@@ -450,7 +446,7 @@ class Regions:
             self.refresh_at = self._refreshed_at + interval_s
 
     async def _read_and_apply(self) -> Account:
-        """Read the account from its own server or, if that fails, from one of its regions."""
+        """Read the account from its server or a region."""
         failed: StoreError | None = None
         for region in dict.fromkeys([self._account, *self._readable]):
             try:
@@ -513,14 +509,14 @@ def _server(url: str, *, secure: bool) -> str:
 class SessionTokens:
     """Session tokens of this process's writes, by container and partition key range.
 
-    Each has the form `RANGE:VERSION#LSN`, with more fields if there are several regions.
+    Form: `RANGE:VERSION#LSN`, with more fields for several regions.
     """
 
     def __init__(self) -> None:
         self._seen = dict[str, dict[bytes, bytes]]()
 
     def record(self, container: str, token: bytes | None) -> None:
-        """Keep the highest token of each range: responses arrive in any order."""
+        """Keep the highest token of each range; responses may be out of order."""
         seen = self._seen.setdefault(container, {})
         for part in token.split(b",") if token else ():
             of_range, _, progress = part.partition(b":")
@@ -528,7 +524,7 @@ class SessionTokens:
                 seen[of_range] = progress
 
     def token(self, container: str) -> bytes:
-        """Return the token to send; empty if nothing was written."""
+        """Return the token to send; empty before a write."""
         return b",".join(b"%b:%b" % one for one in self._seen.get(container, {}).items())
 
     def forget(self, container: str) -> None:
@@ -544,7 +540,7 @@ def _order(progress: bytes) -> tuple[int, int]:
 
 
 def _is_absent(response: Response) -> bool:
-    """Return whether an item is absent from an existing container. Raises MalformedResponse."""
+    """Return whether an item, not its container, is absent. Raises MalformedResponse."""
     return response.status == 404 and error_response(response, 0.0).substatus == 0
 
 

@@ -1,4 +1,4 @@
-"""Store in Cosmos DB: a container per release, an item per row, and the catalogue as an item swapped by etag."""
+"""Store in Cosmos DB: a container per release, an item per row, and a catalogue item."""
 
 import asyncio
 import re
@@ -51,16 +51,15 @@ from hotplate.stores.store import (
 from hotplate.stores.urls import LOOPBACK
 
 CATALOGUE = "catalogue"
-# A generated incarnation.
+# Generated incarnations.
 DRAWN = re.compile(r"[0-9a-f]{12}")
-# Polling interval of a reader: 0.5 RU/s for each process.
+# Polling interval of a reader: 0.5 RU/s.
 POLL_S = 2.0
-# Polling interval and time limit of a change of throughput: seconds as a rule, hours if partitions are split.
+# Polling interval and time limit of a change of throughput; splits take hours.
 SCALING_POLL_S = 1.0
 SCALING_S = 600.0
-# An etag that no version has.
 NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
-# Accepted deviation of a read's charge from our table, and the consistency levels that double it.
+# Accepted deviation from our table of charges; levels that double a charge.
 CHARGE_TOLERANCE = 0.1
 STRONG = ("BoundedStaleness", "Strong")
 
@@ -69,22 +68,22 @@ ok, warning = partial(Finding, Level.OK), partial(Finding, Level.WARNING)
 
 
 class Containers(Protocol):
-    """Control plane of one database; methods are one attempt and raise StoreError."""
+    """Control plane of one database; each call is one attempt, and raises StoreError."""
 
     async def create_database(self) -> None:
         """Create the database, unless it exists."""
 
     async def create_container(self, container: str, throughput: Throughput | None) -> None:
-        """Create a container by DEFINITION, unless it exists; *throughput* is None in a serverless account."""
+        """Create a container, unless it exists; *throughput* is None if serverless."""
 
     async def list_containers(self) -> list[str]:
-        """Return the names of all containers. Raises ContainerMissing without a database."""
+        """Return all containers; ContainerMissing without a database."""
 
     async def delete_container(self, container: str) -> None:
-        """Delete a container, if it exists; takes no RU."""
+        """Delete a container, if it exists."""
 
     async def offer(self, container: str) -> Offer | None:
-        """Return the throughput of a container; None if the account is serverless."""
+        """Return the throughput of a container; None if serverless."""
 
     async def scale(self, container: str, throughput: Throughput) -> None:
         """Start a change of throughput; `offer` shows when it is done."""
@@ -94,13 +93,13 @@ class Containers(Protocol):
 
 
 def open_containers(address: Address, observer: Observer | None = None) -> Containers:
-    """Open the control plane: ARM if the URL names a resource group, otherwise the account with its key.
+    """Open ARM if the URL names a resource group, or the account by its key.
 
-    Raises StoreMisused if there is neither, or the extra is not installed.
+    Raises StoreMisused without either, or without the extra.
     """
     with extra_installed("cosmos"):
         if address.arm is not None:
-            from hotplate.stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- slow to import, and unused by readers
+            from hotplate.stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- slow to import
 
             return ArmContainers(address, address.arm)
         if address.key is not None:
@@ -128,7 +127,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         open_containers: Callable[[], Containers],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*open_containers* is called at the first use of the control plane."""
+        """*open_containers* is called at the first use."""
         written = address.writing
         self._address = address
         self._items = items
@@ -148,7 +147,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         container = container_of(release)
         if (call := traced_call.get()) is not None:
             self._address.describe(call, container, len(keys))
-        names = [name_of(key) for key in keys]  # first: it may raise, and a coroutine would never be awaited
+        names = [name_of(key) for key in keys]  # may raise, so before coroutines exist
         reads = [self._read_slot(container, name, timeout_s) for name in names]
         slots = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))  # one needs no task
         failed = [slot for slot in slots if isinstance(slot, StoreError)]
@@ -160,7 +159,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return slots
 
     async def _read_slot(self, container: str, name: str, timeout_s: float | None) -> Slot:
-        """Read one key; without a timeout, retry as long as for a write."""
+        """Read one key; without a timeout, retry like a write."""
         try:
             if timeout_s is None:
                 item = await self._budget.call(partial(self._items.read, container, name, DEADLINE_S))
@@ -195,7 +194,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return [self._address.partition_warning] if self._address.partition_warning else []
 
     async def examine(self) -> list[Finding]:
-        """Return findings; docs/cosmos.md explains each line."""
+        """Return findings; see docs/cosmos.md."""
         address, account = self._address, await self._items.account()
         regions = f"Cosmos DB, read in {', '.join(account.regions)}"
         server = ok("server", regions)
@@ -213,7 +212,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         ]
 
     async def _examine_reading(self) -> list[Finding]:
-        """Read the catalogue as lookups read lists, and compare its charge with our table."""
+        """Read the catalogue like a lookup, and compare its charge with our table."""
         call = TracedCall()
         reset = traced_call.set(call)
         try:
@@ -236,7 +235,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return findings
 
     async def _examine_writing(self) -> list[Finding]:
-        """Replace a version of the catalogue that does not exist: refused by its etag, or for want of a role."""
+        """Replace an absent version of the catalogue: its etag or a missing role forbids it."""
         try:
             written = await self._items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
         except ContainerMissing:
@@ -282,7 +281,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
     async def _confirm_writer(self, draft: DraftRef) -> None:
-        """Raise ReleaseConflict if the catalogue names another writer of the draft."""
         entry = (await self.catalogue()).entry(draft.incarnation)
         if entry is not None and entry.writer != draft.writer:
             raise taken_over(draft)
@@ -315,7 +313,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             await self._budget.call(create)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        """Wait until the container has the throughput to serve with; see `Store.prepare`."""
+        """Wait for the throughput to serve with; see `Store.prepare`."""
         await self._rows.check(release)
         container, give_up_at = container_of(release), self._clock() + SCALING_S
         while self._address.throughput is not None:
@@ -330,7 +328,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
                     f"{container} of {self._address.shown} is still being scaled to {wanted.ru:,} RU/s, which can take "
                     f"hours if partitions are split; activate its release later, or set less with ru="
                 )
-            await asyncio.sleep(SCALING_POLL_S)  # spent RU of this second count against the new throughput
+            await asyncio.sleep(SCALING_POLL_S)  # this second's RU count against the new throughput
 
     async def scale_down(self, release: ReleaseRef) -> None:
         if self._address.throughput is None:
@@ -366,7 +364,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
 
     async def _swap(self, write: Callable[[], Awaitable[ItemWritten]]) -> None:
         if not (await self._budget.call(write)).done:
-            raise _conflict()  # possibly with our own attempt, if its response was lost
+            raise _conflict()  # perhaps with our own attempt, after a lost response
 
     async def _create_catalogue(self, new: Catalogue) -> ItemWritten:
         create = partial(self._items.create, CONTROL, _record(new))
@@ -385,7 +383,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return await self._rows.erase(release, keys)
 
     async def incarnations(self) -> list[str]:
-        """See `Store.incarnations`; raises StoreMisused without a control plane."""
+        """See `Store.incarnations`; StoreMisused without a control plane."""
         try:
             names = await self._budget.call(self._containers.list_containers)
         except ContainerMissing:
@@ -424,15 +422,15 @@ class _CatalogueItem:
         self._items = items
         self._clock = clock
         self._etags = dict[CatalogueVersion, str]()
-        """Etag of the catalogue that was read last."""
+        """Etag of the last catalogue read."""
 
         self._ahead_s = time.time() - clock()
-        """Service's clock minus *clock*, as of the last fresh read."""
+        """Service's clock minus *clock*."""
 
         self._single_writer = False
 
     async def check_single_writer(self) -> None:
-        """Raise StoreMisused for an account with several write regions, which have no compare-and-set."""
+        """Raise StoreMisused for several write regions, which have no compare-and-set."""
         if not self._single_writer:
             if (await self._items.account()).multiple_write_regions:
                 raise StoreMisused(
@@ -452,7 +450,7 @@ class _CatalogueItem:
         return found
 
     async def read_nearest(self) -> Catalogue:
-        """Read the catalogue from the nearest region, which may lag behind the write region."""
+        """Read the catalogue from the nearest region, which may lag."""
         try:
             item, primary = await self._items.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
@@ -463,7 +461,7 @@ class _CatalogueItem:
         return Catalogue(now=self._now())
 
     def etag(self, version: CatalogueVersion) -> str | None:
-        """Return the etag of *version*, if it was read last."""
+        """Return the etag of *version* if it was read last."""
         return self._etags.get(version)
 
     def _parse(self, item: CosmosItem | None, now: float) -> Catalogue:
@@ -476,7 +474,7 @@ class _CatalogueItem:
 
 
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
-    """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores/cosmos/url.py`."""
+    """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`."""
     address = parse(url)
     client = _open_client(address, observer)
     return CosmosStore(address, client, partial(open_containers, address, observer))

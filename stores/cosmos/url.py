@@ -1,4 +1,4 @@
-"""URLs of Cosmos DB databases: `cosmos://`, and `cosmos+http(s)://` for emulators, with throughput and other options.
+"""URLs of Cosmos DB databases: `cosmos://`, and `cosmos+http(s)://` for emulators.
 
 Sources: https://learn.microsoft.com/azure/cosmos-db/concepts-limits (values, minimum),
 https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices (partitions).
@@ -23,26 +23,25 @@ MANUAL_STEP = 100
 AUTOSCALE_MIN = 1_000
 AUTOSCALE_STEP = 1_000
 MAX_RU = 1_000_000
-# Throughput of a serverless container with one physical partition, and its capacity:
+# Throughput and capacity of a serverless container with one physical partition:
 # https://learn.microsoft.com/azure/cosmos-db/serverless-performance
 SERVERLESS_RU = 5_000
 SERVERLESS_BYTES = 10**12
-# Share of a live release's throughput that a full scan may spend.
+# Share of a live release's throughput for scans.
 SCANNING_SHARE = 0.5
 
 KEY = "HOTPLATE_COSMOS_KEY"
-# The variable that Azure's own tools read.
+# As for Azure's tools.
 SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
-# Microsoft's published emulator key; no real account has it.
+# Microsoft's published emulator key.
 EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 HOST = ".documents.azure.com"
 SIGNED, SDK = "signed", "sdk"
-# The service's names of consistency levels.
 CONSISTENCIES = {
     "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
     "strong": "Strong",
 }  # fmt: skip
-# Options of the URL: the pattern of a value, and the advice if it does not match.
+# Options of the URL: pattern and advice.
 OPTIONS = {
     "ru": (
         r"([4-9]|[1-9][0-9]{1,3})00|1000000|autoscale-([1-9][0-9]{0,2}000|1000000)|serverless",
@@ -60,18 +59,18 @@ OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Throughput of one container in RU/s: manual, or the maximum of an autoscale range."""
+    """Throughput in RU/s: manual, or the maximum of autoscale."""
 
     ru: int
     autoscale: bool = False
 
     @property
     def initial_partitions(self) -> int:
-        """Number of physical partitions of a new container."""
+        """Physical partitions of a new container."""
         return ceil(self.ru / (PARTITION_RU if self.autoscale else INITIAL_PARTITION_RU))
 
     def rounded_up(self, ru: int) -> "Throughput":
-        """Return *ru*, rounded up to a step of this kind."""
+        """Return *ru*, rounded up to a step."""
         step = AUTOSCALE_STEP if self.autoscale else MANUAL_STEP
         return Throughput(ceil(ru / step) * step, self.autoscale)
 
@@ -80,18 +79,16 @@ class Throughput:
 
 
 class Offer(NamedTuple):
-    """Throughput of a container as reported by the service."""
+    """Throughput of a container."""
 
     throughput: Throughput
     minimum_ru: int
-    """The lowest value that the service accepts."""
-
     pending: bool
     """A change is in progress."""
 
 
 def minimum_ru(highest_ru: int, stored_bytes: int, *, autoscale: bool) -> int:
-    """Return the lowest throughput of a container by its highest throughput ever and its size."""
+    """Return the minimum throughput by the highest ever and the size."""
     if autoscale:
         needed = max(AUTOSCALE_MIN, highest_ru / 10, stored_bytes / 1000**3 * 10)
         return ceil(needed / AUTOSCALE_STEP) * AUTOSCALE_STEP
@@ -106,7 +103,7 @@ class ArmAccount:
     resource_group: str
     account: str
     emulator: str | None = None
-    """URL used instead of Azure's; only set on loopback, because it receives tokens for ARM."""
+    """URL instead of Azure's; only on loopback, because it receives tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,49 +111,49 @@ class Address:
     """One database of one account."""
 
     shown: str
-    """The URL without secrets, for messages."""
+    """The URL without secrets."""
 
     endpoint: str
-    """The account's URL, `https://HOST:PORT`."""
+    """`https://HOST:PORT`."""
 
     database: str
     throughput: Throughput | None = Throughput(MANUAL_MIN)
-    """Throughput of the live release's container; None if the account is serverless."""
+    """Throughput of a live release; None if serverless."""
 
     max_ru: int | None = None
-    """RU/s that a publish may spend; None for all of the container's."""
+    """RU/s for a publish; None for all of the container's."""
 
     consistency: str = "Eventual"
-    """Consistency level of lookups, by the service's name."""
+    """Consistency level of lookups."""
 
     region: str | None = None
-    """Preferred region of lookups; None for the account's own order."""
+    """Preferred region of lookups."""
 
     ca: str | None = None
     key: str | None = field(default=None, repr=False)
     """The account's key, base64; None for Entra ID."""
 
     through_sdk: bool = False
-    """Lookups use azure-cosmos."""
+    """Whether lookups use azure-cosmos."""
 
     arm: ArmAccount | None = None
-    """Set if containers are managed through Azure Resource Manager."""
+    """Set if containers are managed through ARM."""
 
     @property
     def writing(self) -> Throughput | None:
-        """Throughput of a release's container while it is written."""
+        """Throughput of a release while it is written."""
         serving = self.throughput
         return None if serving is None else serving.rounded_up(max(serving.ru, self.max_ru or 0))
 
     @property
     def scanning_ru(self) -> float:
-        """RU/s that a scan of the live release may spend."""
+        """RU/s for scans of the live release."""
         available = SERVERLESS_RU if self.throughput is None else self.throughput.ru
         return min(available, self.max_ru or available) * SCANNING_SHARE
 
     @property
     def partition_warning(self) -> str:
-        """Warning if `max_ru` leaves each partition with too little throughput; else empty."""
+        """Warning if `max_ru` is too low per partition; else empty."""
         serving, written = self.throughput, self.writing
         if serving is None or written is None or written.initial_partitions <= serving.initial_partitions:
             return ""
@@ -167,15 +164,12 @@ class Address:
         )
 
     def serving(self, offer: Offer) -> Throughput | None:
-        """Return the throughput to serve with, not below the offer's minimum.
-
-        Manual and autoscale are not converted into each other.
-        """
+        """Return the throughput to serve with, at least the offer's minimum and of its kind."""
         wanted = self.throughput
         return None if wanted is None else offer.throughput.rounded_up(max(wanted.ru, offer.minimum_ru))
 
     def describe(self, call: TracedCall, container: str, keys: int) -> None:
-        """Add OpenTelemetry's attributes of a read of *keys* items."""
+        """Add OpenTelemetry's attributes of a read."""
         server = urlsplit(self.endpoint)
         call.attributes |= {
             "db.operation.name": "read_item" if keys == 1 else "read_many_items",
@@ -192,9 +186,8 @@ class Address:
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     """Parse a URL; raises StoreMisused, free of secrets.
 
-    The key comes from HOTPLATE_COSMOS_KEY or the file HOTPLATE_COSMOS_KEY_FILE, never from the URL. Without one,
-    `cosmos://` uses Entra ID and `cosmos+http(s)://` the emulators' published key. AZURE_SUBSCRIPTION_ID is the default
-    of `subscription=`.
+    The key is in HOTPLATE_COSMOS_KEY or the file HOTPLATE_COSMOS_KEY_FILE. Without one, `cosmos://` uses Entra ID and
+    `cosmos+http(s)://` the emulators' key. AZURE_SUBSCRIPTION_ID is the default of `subscription=`.
     """
     shown = redacted(url)
     if "@" in url.partition("?")[0]:
