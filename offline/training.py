@@ -146,9 +146,9 @@ def train(
 ) -> TrainReport:
     """Train on the interactions of *settings* and write the model folder *out*, replacing an existing model.
 
-    *on_progress* is called with (stage, done, total), per trial or iteration. *on_notice* gets sentences on cost and
-    choices. Trials are kept in .NAME.kept next to *out* until the model is
-    saved, so a killed search resumes. Raises DataError or SettingError, without writing a model.
+    *on_progress* is called with (stage, done, total), for read, matrix, tune, evaluate, fit and save. *on_notice*
+    gets sentences on cost and choices. Trials are kept in .NAME.kept until the model is saved, so a killed search
+    resumes. Raises DataError or SettingError, without writing a model.
     """
     out, seconds = Path(out), dict[str, float]()
     check_target(out)
