@@ -33,8 +33,6 @@ os.register_at_fork(before=lambda: _lock().acquire(), after_in_parent=lambda: _l
 
 
 class _Selector(DefaultSelector):
-    """Releases the lock while its loop waits."""
-
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         lock = _lock()
         lock.release()

@@ -97,8 +97,6 @@ class ListOptions(SimilarOptions, total=False):
 
 
 class _Failed(Exception):
-    """No lists were returned; *status* is 0 without a response."""
-
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message[:MAX_FAILURE_CHARS])
         self.status = status
@@ -127,7 +125,6 @@ class _Call:
         object.__setattr__(self, "until", time.monotonic() + _checked_timeout(self.timeout_s))
 
     def request(self) -> tuple[str, list[tuple[str, str]], bytes]:
-        """Return path and query below `/v1/`, headers, and body."""
         if self.body is None:
             lists = [("exclude", self.exclude), ("fields", self.fields), ("segment", filter(None, [self.segment]))]
             query = [f"{name}={joined}" for name, values in lists if (joined := ",".join(map(_quoted, values)))]

@@ -29,7 +29,7 @@ class Row:
     value      the headline, for percentiles over all rounds pooled; None if unknown
     values     by round
     low, high  95 % interval
-    note       a qualification, such as `assumed` or `COMPUTED`, or why the value is unknown
+    note       such as `assumed` or `COMPUTED`, or why the value is unknown
     main       whether the first table shows the row
     """
 
@@ -59,7 +59,7 @@ class Plot:
 
     marks   labels of vertical lines, by x
     ticks   labels of the x axis by x, instead of numbers
-    below   another plot with the same x axis and legend, so with its curves in the same order
+    below   another plot with the same x axis and legend
     """
 
     title: str
@@ -94,7 +94,7 @@ class Report:
     head      a heading, such as EMULATED
     failures  what could not be measured
     broken    what was measured and is not acceptable
-    listed    print one line for each row, grouped by subject, instead of a matrix of subjects and figures
+    listed    print one line for each row instead of a matrix of subjects and figures
     extra     values for programs, only in the JSON
     """
 

@@ -9,8 +9,8 @@
         def open_store(self, tmp_path) -> OpenStore:
             return lambda: MyStore(tmp_path / "lists")
 
-It needs pytest and pytest-asyncio in either mode; in strict mode, mark coroutine fixtures with
-`pytest_asyncio.fixture`. With `pytest -p hotplate.testing` failed assertions show their values.
+It needs pytest-asyncio; in strict mode, mark coroutine fixtures with `pytest_asyncio.fixture`. With
+`pytest -p hotplate.testing` failed assertions show their values.
 """
 
 import asyncio

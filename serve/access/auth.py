@@ -146,7 +146,7 @@ class Caller:
     bucket: Bucket | None = None
 
 
-# Verifies an issuer's token, given with its digest; raises a Problem if invalid.
+# Verifies a token, given with its digest; raises a Problem.
 VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 
 

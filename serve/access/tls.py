@@ -83,7 +83,6 @@ def _not_after(der: bytes) -> float:
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield tag and content of the elements of a DER sequence."""
     while der:
         tag, length, start = der[0], der[1], 2
         if length >= 0x80:  # long form: the low bits count the length bytes that follow

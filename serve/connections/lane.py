@@ -1,14 +1,14 @@
 """The fast lane: answers plain GETs of one list from the request's bytes.
 
-`answer` returns None for anything else, and aiohttp's parser gets the same bytes. It accepts nothing that aiohttp would
-refuse or read differently:
+`answer` returns None for anything else, which aiohttp's parser then reads. It accepts nothing that aiohttp would refuse
+or read differently:
 
 - The bytes are one whole request: their first empty line is their end.
 - The request line is a GET with an id that needs no decoding, at most `?n=`, and HTTP/1.1.
-- Each header is a listed one, occurs once, and has visible ASCII. Unlisted are headers that announce a body, change the
-  protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms), and names with a space or line end.
-- Only what header bytes alone determine is remembered. Keys, rates, the deny-list, the live release and draining are
-  checked for each request, in the same objects as on aiohttp's path.
+- Each header is listed, occurs once, and has visible ASCII. Headers are not listed if they announce a body, change the
+  protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms).
+- Only facts that header bytes alone determine are remembered. Keys, rates, the deny-list, the live release and draining
+  are checked for each request.
 """
 
 import re
@@ -85,7 +85,7 @@ class _ListRoute(NamedTuple):
     key: str
     subject: bytes
     cache: str
-    """Cache-Control; fallbacks are not stored."""
+    """Fallbacks are not stored."""
 
     ok_cell: int
     known_cell: int

@@ -23,12 +23,12 @@ PORT_POLL_S = 0.02
 # Unsent data in the kernel; this process counts and times the rest. Otherwise a client that does not read
 # could hold 4 MB there.
 UNSENT_BYTES = 65_536
-# Connections accepted before requests get their turn.
+# Accepted before requests get their turn.
 AT_ONCE = 64
 # How often and how long a worker leaves connections to workers with fewer, unless those do not take them.
 YIELDS = 250
 YIELD_S = 0.001
-# Pause when descriptors have run out.
+# When descriptors have run out.
 PAUSE_S = 0.1
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # Descriptors that are not for connections.

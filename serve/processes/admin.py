@@ -72,7 +72,6 @@ MEDIA = {
     ".svg": "image/svg+xml",
 }
 FILES = files("hotplate.serve.processes") / "page"
-# Time for the stores to open.
 OPEN_S = 5.0
 RELEASE_FIELDS = ("state", "created_at", "superseded_at", "refused_by")
 RELEASE = re.compile("/v1/releases/([^/]+)/(activate|canary)")
@@ -266,7 +265,7 @@ class Console:
         return json_of({"revoked": name})
 
     async def _with_keys(self, act: Callable[[Path], T]) -> T:
-        """Use a thread, because this may wait for a lock."""
+        """Act in a thread, because this may wait for a lock."""
         path = self._settings.keys
         if path is None:
             raise Problem(403, "no-keys", "this service was started without a file of keys; see --keys")

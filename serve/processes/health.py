@@ -97,7 +97,6 @@ class HealthListener:
         routes: Mapping[str, ProbeAnswer],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listen on a bound socket."""
         listener.setblocking(False)
         listener.listen(BACKLOG)
         self._listener = listener

@@ -45,7 +45,6 @@ READY_TIMEOUT_S = 10.0
 PATIENCE_POLL_S = 0.1
 # Time for requests and spans if the parent was killed.
 ORPHAN_DRAIN_S = 0.5
-# Time to send the last spans.
 FLUSH_S = 2.0
 
 
@@ -74,8 +73,6 @@ class ProcessContext:
 
 
 class _ShutdownSignals:
-    """Stop requests: by signal, or because the parent is gone."""
-
     def __init__(self, lifeline: int) -> None:
         self.requested, self.at_once = asyncio.Event(), asyncio.Event()
         self.orphaned = False

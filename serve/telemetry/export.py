@@ -68,10 +68,8 @@ _CONNECTION_STRING = re.compile(
     r"(?!(?:.*;)?(?i:Authorization=(?!ikey(?:;|$))))"
     r"[^=;]+=[^=;]*(?:;[^=;]+=[^=;]*)*"
 )
-# Time for the last metrics at a stop.
 LAST_S = 2.0
 
-# Attributes of each histogram, with its buckets and sum.
 Histograms = list[tuple[dict[str, Attribute], list[float]]]
 
 
@@ -95,7 +93,6 @@ def exporters_for(settings: TelemetrySettings) -> Exporters:
 
 
 def _azure_monitor(connection_string: str) -> Exporters:
-    """Return exporters that neither store on disk nor retry."""
     for name in AZURE_MONITOR_OFF:
         os.environ.setdefault(name, "true")  # read at import
     with extra_installed("azure-monitor"):

@@ -87,7 +87,6 @@ def _catalogue_age_s(tier: TierState, state: WorkerState) -> float:
 
 
 def _process(read: Callable[[Path], float]) -> Callable[[WorkerState | None], Values]:
-    """Read from /proc/PID, unless the worker has ended."""
 
     def value(state: WorkerState) -> float | None:
         try:
