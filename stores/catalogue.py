@@ -5,7 +5,6 @@ Releases are in the order of their last commit or activation. Times are epoch se
     draft → ready → live → superseded → dropping
                       └──→ withdrawn ──────┘        left by a rollback or a repair; never a rollback's target
 
-While a canary runs, another release goes live only by a rollback or on request, which ends the canary.
 
 Ids are for people; data are named by incarnations. Every begin draws a new one, so a late writer or eraser touches only
 its own data. A served release and the draft that repairs it share an id.
@@ -210,8 +209,8 @@ class Catalogue:
 def follows(found: Catalogue, seen: Catalogue | None) -> bool:
     """Return whether a reader that has *seen* one catalogue should follow *found*.
 
-    It follows a higher generation, another store, and another token of the same generation (rewritten after a
-    failover) unless only a replica has that. It never follows an empty catalogue.
+    It follows a higher generation, another store, and another token of the same generation (rewritten after a failover)
+    unless only a replica has it; never an empty catalogue.
     """
     if found.generation == 0:
         return False
@@ -252,7 +251,7 @@ def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) 
 
 
 def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Extend a draft's lease by LEASE_S from now; ReleaseConflict if another writer has taken it over."""
+    """Renew a draft's lease; ReleaseConflict if another writer has taken it over."""
     return _with(catalogue, replace(_owned(catalogue, draft), lease_until=catalogue.now + LEASE_S))
 
 
@@ -329,14 +328,14 @@ def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 
 
 def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """End the canary, which stays ready and has its grace; ReleaseConflict if it is not *expected*."""
+    """End the canary, which stays ready; ReleaseConflict if it is not *expected*."""
     return _without_canary(_with_canary(catalogue, expected))
 
 
 def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """Withdraw the live release, make the one before it live again, and end the canary.
+    """Withdraw the live release, restore the one before it, and end the canary.
 
-    Raises ReleaseConflict if *expected* is no longer live.
+    Raises ReleaseConflict if *expected* is not live.
     """
     if catalogue.live != expected:
         raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")
@@ -399,7 +398,7 @@ def forget(catalogue: Catalogue, release: ReleaseRef) -> Catalogue:
 
 
 def succeed(old: Catalogue, new: Catalogue, token: str, store_id: str) -> Catalogue:
-    """Stamp *new* as the successor of *old*; *store_id* is used at the store's first change."""
+    """Stamp *new* as the successor of *old*; *store_id* is for the first change."""
     return replace(new, store_id=old.store_id or store_id, generation=old.generation + 1, token=token)
 
 

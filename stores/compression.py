@@ -77,7 +77,7 @@ class Encoder:
         return [new(Row, (key, seal(key, body))) for key, body in rows]
 
     def _are_usual(self, rows: Sequence[Row]) -> bool:
-        """Return whether `_body` would change none of the rows; 0.1 µs each."""
+        """Return whether `_body` would change no rows; 0.1 µs each."""
         if self._compress is not None:
             return False
         for key, body in rows:
@@ -105,10 +105,9 @@ class Encoder:
 
 
 class Decompressor:
-    """Decompresses the lists of a release."""
+    """Decompresses the lists of a release; ReleaseCorrupt if the dictionary is damaged."""
 
     def __init__(self, dictionary: bytes) -> None:
-        """ReleaseCorrupt if the dictionary is damaged."""
         try:
             self._decompress = zstandard.ZstdDecompressor(dict_data=_load(dictionary)).decompress
         except zstandard.ZstdError as error:
@@ -152,8 +151,8 @@ async def encode_rows(
 ) -> EncodedRows:
     """Encode rows of bodies to stored values; deterministic but for checksums.
 
-    *plan* counts keys and lists, without offsets; for `zstd`, its bytes are scaled by the compression ratio of the
-    first lists. *sample* holds rows to train on, besides the first, if other processes write most of the release.
+    *plan* counts keys and lists, without offsets; for `zstd`, its bytes are scaled by the ratio of the first lists.
+    *sample* holds rows to train on if other processes write most of the release.
     """
     plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES, plan.meta_bytes)
     if encoding == "json":

@@ -21,7 +21,7 @@ NAMED = 5
 
 
 async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[Finding]:
-    """Examine a store without changes; never raises StoreError. *clock* is the local one."""
+    """Examine a store without changes; never raises StoreError."""
     findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}"), *await _own_findings(store)]
     before = clock()
     try:

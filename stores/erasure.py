@@ -49,7 +49,7 @@ class ErasedUsers:
     """The erased users of a store; false if there are none."""
 
     groups: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
-    """Hashes by salt: one salt, plus one for each store that was copied from."""
+    """By salt: one of this store, one per store that was copied from."""
 
     rows: Mapping[ReleaseId, int] = field(default_factory=dict)
     """Number of erased users' rows in each release as written."""

@@ -50,10 +50,9 @@ def line_of(event: bytes) -> bytes:
 
 
 class LogSegment:
-    """An open segment; used by one thread."""
+    """An open segment in *folder*; used by one thread. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
-        """Create an empty, locked segment in *folder*; raises OSError."""
         self.started_s = time.monotonic()
         self.bytes = 0
         """Durable bytes."""
@@ -176,7 +175,6 @@ def recover(folder: Path) -> list[Path]:
 
 
 def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
-    """Publish a segment, or remove it if it is empty."""
     if not is_at(descriptor, path):
         return []  # closed by another process
     if whole_bytes == 0:
@@ -191,7 +189,7 @@ def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
 
 
 def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
-    """Return the frame's content, None if it is not whole, and its end."""
+    """Return a frame's content, None if torn, and its end."""
     decoder, pieces, view = zstandard.ZstdDecompressor().decompressobj(), list[bytes](), memoryview(data)
     for position in range(start, len(data), _CHUNK_BYTES):
         try:

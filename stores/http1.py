@@ -23,7 +23,7 @@ CONNECT_S = 2.0
 PAUSE_S = (0.05, 2.0)
 # Idle connections are closed: load balancers drop them silently.
 IDLE_S = 60.0
-# Idle connections that are closed after a reset: the server has probably closed them, too.
+# After a reset, the server has probably closed connections idle for this time, too.
 STALE_S = 2.0
 
 # 1xx is unexpected: requests never carry `Expect`.
@@ -83,7 +83,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
 
         self.responses = 0
         self.sent_at = 0.0
-        """Time of the last request, if the listener records it."""
+        """Set by the listener."""
 
     def send(self, request: bytes, tag: Tag) -> None:
         """Send a request; only after `on_ready`."""
@@ -257,7 +257,6 @@ class ConnectionPool:
             pending.set_exception(RequestFailed("timeout", self._server[0]))
 
     def _dispatch(self, now: float) -> None:
-        """Open connections for waiting requests, one at a time after a failure; fail requests during a pause."""
         if not self._waiting:
             return
         limit = 1 if self._backoff else min(len(self._waiting), self._size - len(self._open))

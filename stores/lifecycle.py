@@ -1,7 +1,4 @@
-"""The life of written releases in any store: activate, canary, roll back, prune.
-
-A step is a pure function of `hotplate.stores.catalogue`, applied by compare-and-set and retried after a lost race.
-"""
+"""The life of written releases in any store: activate, canary, roll back, prune."""
 
 import asyncio
 import logging
@@ -68,7 +65,6 @@ async def _serve(
 
 
 async def _prepare(store: Store, entry: Release, *, force: bool, though_refused: bool) -> None:
-    """Prepare a release if it can be served; a few bad rows are only logged."""
     release, refused_by = entry.ref, entry.refused_by
     if entry.state is State.READY and not refused_by and not though_refused:  # hotplate 0.2 did not record it
         with suppress(ReleaseCorrupt, ReleaseNotFound):
@@ -172,7 +168,7 @@ async def prune(
 ) -> list[ReleaseId]:
     """Erase the releases that `catalogue.prune` marks or has marked, and return their ids.
 
-    Kept releases past their grace are scaled down. *on_progress* is called with (erased, to erase).
+    Kept releases past their grace are scaled down.
     """
     present = await store.incarnations()
     marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))

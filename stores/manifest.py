@@ -37,7 +37,7 @@ class Tally:
     segments: list[str] = field(default_factory=list)
     popular_bytes: int = 0
     drawn: list[tuple[int, str]] = field(default_factory=list)
-    """(hash, key) of the SAMPLE_ROWS users and items with the smallest hashes, in order."""
+    """Hashes and keys of the sample, in order."""
 
     @property
     def rows(self) -> int:
@@ -107,7 +107,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Description of a release: counts by kind, bytes of keys and values, digest, origin."""
+    """Description of a release."""
 
     release: ReleaseId
     encoding: str
@@ -132,7 +132,7 @@ class Manifest:
         return self.about.get("model")
 
     def has_lists_of(self, other: "Manifest") -> bool:
-        """Return whether both have the same lists: of one release, or of one model with the same options."""
+        """Return whether both have the lists of one release, or of one model with the same options."""
         if self.release == other.release:
             return (self.counts, self.digest) == (other.counts, other.digest)
         ours, theirs = (
@@ -180,7 +180,7 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
 
 
 def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
-    """Parse a release's manifest; ReleaseCorrupt if it is missing, of another release, or of an unknown format."""
+    """Parse a release's manifest; ReleaseCorrupt if it is missing or invalid."""
     if value is None:
         raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
     try:

@@ -4,10 +4,7 @@ from typing import NamedTuple
 
 
 class Flag(NamedTuple):
-    """A field given as a flag, by default of the field's name.
-
-    With *env*, a variable sets it, too: HOTPLATE_ and *prefix*, by default that of the verb.
-    """
+    """A field given as a flag and, with *env*, as a variable: HOTPLATE_, *prefix* (by default the verb's), name."""
 
     help: str
     panel: str | None = None

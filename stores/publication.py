@@ -1,8 +1,7 @@
-"""Writing releases to any store: begin or take over a draft, put its rows under a lease, verify, commit, activate.
+"""Writing releases to any store.
 
 The writer that begins a draft writes part 0 and commits. Other processes may write parts numbered from 1 with the same
-writer token, and return sums over their rows. The rows of a part are the same in each attempt, so any attempt continues
-after the last acknowledged row.
+writer token. The rows of a part are the same in each attempt, so any attempt continues after the last acknowledged row.
 
 A store has one scheduled run at a time. Its attempts' writer tokens begin with the run's id.
 """
@@ -54,10 +53,8 @@ from hotplate.stores.verification import OnProgress, load_manifest, unreported, 
 
 log = logging.getLogger(__name__)
 
-# Prefix of the writer tokens of copies.
+# Prefixes of the writer tokens of copies and scheduled runs.
 COPIER = "copy-"
-
-# Prefix of the writer tokens of scheduled runs.
 RUNNER = "run-"
 
 DRAFT_POLL_S = 1.0
@@ -89,7 +86,7 @@ class PartContext:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPart:
-    """Sums over the rows of parts, and the number put by this attempt."""
+    """Sums over the rows of parts, and the number of rows put by this attempt."""
 
     tally: Tally
     rows: int
@@ -194,9 +191,9 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
 
 
 async def take_over(store: Store, release: ReleaseId) -> DraftRef:
-    """Become a draft's writer once its lease has lapsed; waits for that unless the lease is renewed.
+    """Become a draft's writer once its lease has lapsed.
 
-    Raises ReleaseConflict if it is not a draft, or is being written; ReleaseNotFound if it was dropped.
+    Raises ReleaseConflict if it is not a draft, or its lease is renewed; ReleaseNotFound if it was dropped.
     """
     writer, first_seen = secrets.token_hex(8), None
     while True:
@@ -293,7 +290,7 @@ async def _begin_under_new_id(store: Store) -> DraftRef:
 
 
 class _Refused(ReleaseConflict):
-    """A draft has other rows, or its writer is alive; it stays."""
+    """A draft has other rows or a living writer, and stays."""
 
 
 async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
@@ -371,7 +368,7 @@ async def put_part(
 async def write_part(
     store: Store, context: PartContext, part: int, bodies: AsyncIterable[Sequence[Row]]
 ) -> WrittenPart:
-    """Encode *bodies* like the other parts and put them as *part*; raises StoreError."""
+    """Encode and put the *bodies* of a part; raises StoreError."""
     encoder = Encoder(Checksum(context.draft.id), context.dictionary)
     batches = (encoder.rows(rows) async for rows in bodies)
     return await put_part(store, context.draft, batches, part, puts=context.puts)
@@ -521,7 +518,7 @@ def held(url: str, draft: DraftRef) -> Iterator[None]:
         thread.start()
         yield
     finally:
-        with suppress(RuntimeError):  # the thread has ended, or an interrupt came before its start
+        with suppress(RuntimeError):  # the thread has ended or not started
             loop.call_soon_threadsafe(done.set)
             thread.join(_CLOSE_S)
 
@@ -545,7 +542,7 @@ def _check_others(found: Catalogue, run: str) -> None:
 
 
 async def estimate(store: Store, run: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:
-    """Run a publish against a stand-in for *store*, and return its needs; StoreFull if it cannot fit."""
+    """Run a publish against a stand-in for *store*; StoreFull if it cannot fit."""
     if isinstance(store, ProvisionedStore):
         found, error = await store.try_catalogue()
     else:

@@ -36,7 +36,7 @@ class Plan:
     rows: int
     payload_bytes: int
     meta_bytes: int = 0
-    """Part in `meta` rows, which are not compressed."""
+    """In `meta` rows, which are not compressed."""
 
 
 class Reader(Protocol):
@@ -98,7 +98,7 @@ class LocalReader(ABC):
 
     @abstractmethod
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
-        """Read one key. Raises ReleaseNotFound if the release is gone, ReleaseCorrupt for a damaged row."""
+        """Read one key. Raises ReleaseNotFound, and ReleaseCorrupt for a damaged row."""
 
     @abstractmethod
     async def warm(self, release: ReleaseRef) -> None:
@@ -210,7 +210,7 @@ class Estimate:
 
 @dataclass(slots=True)
 class PublishCounts:
-    """Operations of one publish: rows by charged size, puts of BATCH_ROWS, rows read again, releases erased."""
+    """Operations of one publish: rows by charged size, puts of BATCH_ROWS, checked rows, erased releases."""
 
     sizes: Counter[int] = field(default_factory=Counter)
     batches: int = 0
@@ -243,7 +243,7 @@ class ProvisionedStore(ABC):
 
     @abstractmethod
     def estimate(self, plan: Plan, counts: PublishCounts, *, first: bool, live: bool) -> Estimate:
-        """Return the needs of publishing *plan*; *first*: into an empty store. Raises StoreFull if it cannot fit."""
+        """Return the needs of publishing *plan*, *first* into an empty store. Raises StoreFull."""
 
 
 class RowEraser(ABC):
@@ -251,7 +251,7 @@ class RowEraser(ABC):
 
     @abstractmethod
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
-        """Delete rows and return their number. Idempotent; raises ReleaseNotFound if the release is gone."""
+        """Delete rows and return their number. Idempotent; raises ReleaseNotFound."""
 
 
 class Observer(Protocol):
@@ -284,7 +284,7 @@ class Level(StrEnum):
 
     OK = "ok"
     WARNING = "warning"
-    """The store works, but needs attention."""
+    """Needs attention."""
 
     ERROR = "error"
     """Reading or publishing fails, or will fail."""
@@ -309,11 +309,11 @@ class Diagnosed(ABC):
         """Raise StoreFull, with the numbers, if the plan cannot fit."""
 
     async def warnings(self) -> list[str]:
-        """Return a sentence, without secrets, per flaw that could affect serving. Raises StoreError."""
+        """Return a sentence, without secrets, per flaw. Raises StoreError."""
         return []
 
     async def examine(self) -> list[Finding]:
-        """Check version, rights, limits and set-up without changes. Raises StoreError."""
+        """Check the set-up without changes. Raises StoreError."""
         return [Finding(Level.WARNING, "set-up", sentence) for sentence in await self.warnings()]
 
     async def check_size(self, release: ReleaseRef) -> None:

@@ -31,11 +31,10 @@ MIN_PAUSE_S = 0.002
 class AdaptiveThrottle:
     """Computes a writer's pause after each batch from its latency.
 
-    A batch slower than usual for its size halves the share of time spent writing; any other raises it.
+    A batch slower than usual for its size halves the share of time spent writing, down to MIN_SHARE; others raise it.
     """
 
     def __init__(self, clock: Callable[[], float], *, max_share: float = 1.0) -> None:
-        """*max_share* is between MIN_SHARE and 1."""
         self.share = max_share
         self._max_share = max_share
         self._clock = clock
@@ -65,10 +64,9 @@ class AdaptiveThrottle:
 
 
 class Backoff:
-    """Exponential backoff with jitter."""
+    """Exponential backoff; *min_jitter* is the smallest share of a pause that is drawn."""
 
     def __init__(self, first_s: float, max_s: float, *, min_jitter: float = 0.5) -> None:
-        """*min_jitter* is the smallest share of a pause that is drawn."""
         self._first_s = first_s
         self._max_s = max_s
         self._min_jitter = min_jitter
@@ -85,10 +83,9 @@ class Backoff:
 
 
 class RateLimiter:
-    """Limits the rate of costs, charged in advance and corrected once known."""
+    """Limits the cost per second, charged in advance and corrected once known; *rate* None: unlimited."""
 
     def __init__(self, clock: Callable[[], float], rate: float | None) -> None:
-        """*rate* is the cost per second; None: unlimited."""
         self._clock = clock
         self._rate = rate
         self._paid_at = clock()
@@ -113,10 +110,9 @@ class RateLimiter:
 
 
 class Retrier:
-    """Repeats steps while their store is unavailable."""
+    """Repeats steps, within time limits, while their store is unavailable or throttled; 0 s is one attempt."""
 
     def __init__(self, clock: Callable[[], float], *, for_s: float, throttled_for_s: float = 0.0) -> None:
-        """Take the time limits of a step, and of one that is throttled; 0 means one attempt."""
         self._clock = clock
         self._for_s = for_s
         self._throttled_for_s = throttled_for_s or for_s

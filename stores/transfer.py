@@ -1,4 +1,4 @@
-"""Copying a release between stores, row for row under the same id, and repairing one by such a copy."""
+"""Copying a release between stores under the same id, and repairing one by such a copy."""
 
 import asyncio
 import logging
@@ -43,8 +43,9 @@ async def copy(
 
     A killed copy is continued, and another process's copy is waited for. A release that the target has is verified and,
     if damaged, repaired. `held_back` names a canary, or gates that refused a release not live in the source.
-    *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if *target* has other rows under that id,
-    or the other process is stopped; ReleaseCorrupt if the source is damaged.
+
+    Raises ReleaseConflict if *target* has other rows under that id, or the other process is stopped; ReleaseCorrupt if
+    the source is damaged.
     """
     entry = await _committed(source, release)
     found = entry.ref
@@ -100,7 +101,6 @@ async def repair(
 
 
 async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
-    """Begin a draft, or take over a lapsed one; None if the release is committed."""
     waiting, lapsed = False, None
     while True:
         found = await target.catalogue()

@@ -9,7 +9,7 @@ from hotplate.stores.errors import StoreMisused
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-# A query may hold secrets. Before an @ the ? may be the password's, so more characters end the shown part.
+# A query may hold secrets. With an @, the ? may be the password's, so more characters end the shown part.
 END = re.compile(r"[?#]")
 END_BEHIND_AT = re.compile(r"[?#&=;]")
 
@@ -23,7 +23,7 @@ def scheme_of(url: str) -> str:
 
 
 def redacted(url: str) -> str:
-    """Return *url* without user, password (unescaped, too) and query."""
+    """Return *url* without user, password, even an unescaped one, and query."""
     scheme = scheme_of(url)
     start = f"{scheme}://" if scheme else ""
     _, at, shown = url[len(start) :].rpartition("@")

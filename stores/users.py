@@ -19,8 +19,7 @@ from hotplate.stores.verification import read_slots
 class Erasure:
     """The result of an erasure, or of a search.
 
-    *holding* are the releases that still have rows of given users; *being_written* are drafts, which were not searched;
-    *deleted* is the number of deleted rows.
+    *holding* are the releases that still have rows of given users; *being_written* are drafts, which were not searched.
     """
 
     erased: tuple[str, ...]
@@ -51,7 +50,7 @@ async def find_records(store: Store) -> dict[str, ErasedUsers]:
 
 
 async def write_record(store: Store, users: ErasedUsers) -> Erased:
-    """Write a record for a catalogue to name."""
+    """Write a record, which a catalogue must then name."""
     draft = DraftRef(ID, secrets.token_hex(6), f"erase-{secrets.token_hex(8)}")
     row = row_of(users)
     await store.create(draft, Plan(1, len(row.key) + len(row.value), len(row.value)))
@@ -80,7 +79,7 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
 
     found = await _change(store, more)
     deleted = 0
-    if isinstance(store, RowEraser):  # only counted rows: others would be reported as missing
+    if isinstance(store, RowEraser):  # uncounted rows would be reported as missing
         for entry in found.committed:
             with suppress(ReleaseNotFound):  # pruned since
                 deleted += await store.erase_rows(entry.ref, counted.get(entry.id, ()))
@@ -154,7 +153,6 @@ async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitab
 
 
 async def _holding(store: Store, found: Catalogue, keys: Sequence[str]) -> dict[ReleaseId, list[str]]:
-    """Return the *keys* with rows, damaged or not, by committed release."""
     held = dict[ReleaseId, list[str]]()
     for entry in found.committed:
         with suppress(ReleaseNotFound):  # pruned since

@@ -19,7 +19,7 @@ from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 << 20
 
-# Damaged keys named in a sentence, and kept in a result.
+# Damaged keys in a sentence, and in a result.
 NAMED = 3
 KEPT = 1000
 
@@ -74,9 +74,9 @@ async def read_rows(
 async def verify(
     store: Store, release: ReleaseRef, *, erased: ErasedUsers | None = None, on_progress: OnProgress = unreported
 ) -> Manifest:
-    """Read every row of a sealed release and compare the sums with its manifest.
+    """Compare all rows of a sealed release with its manifest; ReleaseCorrupt, with the findings of a scrub.
 
-    *erased* is needed if the catalogue cannot be read. Raises ReleaseCorrupt, with the findings of a scrub.
+    *erased* is needed if the catalogue cannot be read.
     """
     if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
         await store.check_integrity(release)
@@ -128,7 +128,7 @@ async def scrub(
 ) -> ScrubResult:
     """Read and check every row of a release at a steady rate, and count missing ones.
 
-    Raises ReleaseCorrupt if the manifest or the dictionary is damaged, or undamaged values are not the written ones.
+    Raises ReleaseCorrupt if the manifest or dictionary is damaged, or undamaged values are not the written ones.
     """
     return await _inspect(store, release, await load_manifest(store, release), rows_per_s, on_progress)
 
@@ -183,7 +183,6 @@ def _is_whole(row: Row, decode: Decode) -> bool:
 
 
 def _of_all_rows(release: ReleaseRef, decode: Decode) -> Decode:
-    """Return a function that also opens `meta` rows, which are not compressed."""
     check = Checksum(release.id).open
     return lambda key, value: (check if key.startswith(META) else decode)(key, value)
 
