@@ -200,8 +200,8 @@ def evaluate_engine(
 ) -> EngineResult:
     """Fit one engine on the train part and measure its lists on the test part.
 
-    Users without a list are served the *popular* items, by default those with the most users. *make* replaces the
-    lists and what is served.
+    Users without a list are served the *popular* items, by default those with the most users. *make* returns both
+    kinds of lists instead.
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:

@@ -139,7 +139,7 @@ def from_files(
 ) -> Candidate:
     """Read rows of user, item and score; of duplicates the highest score counts, ties by item id.
 
-    *pairs* [user, item] are those of the truth; memory grows with the lists of their users.
+    Memory grows with the lists of the users of *pairs* [user, item].
     """
     scored = read_scored(find_files(path), str(path), named, form or Format())[0].kept
     wanted = pairs.select(owner="user").unique().lazy()

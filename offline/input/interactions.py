@@ -339,7 +339,7 @@ def _log(
 
 
 def take_back(log: pl.DataFrame) -> pl.DataFrame:
-    """Return the purchases of *log* [user, item, weight, quantity, perhaps time] without what was cancelled.
+    """Return the purchases of *log* [user, item, weight, quantity, perhaps time] without cancelled parts.
 
     A negative quantity is taken back from the user's latest purchases of the item up to its time. Rows without a time
     come first; without times all are simultaneous.

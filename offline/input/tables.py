@@ -297,7 +297,7 @@ class TableShape:
     values    aliased expressions over the table's columns
     derived   expressions over the values
     left_out  conditions over the values by reason, tried in this order
-    bad       for reasons that make a row bad: its column, and what is wrong
+    bad       for reasons that make a row bad: its column, and the fault
     """
 
     table: Table

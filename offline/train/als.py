@@ -20,7 +20,6 @@ from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# Bounds memory.
 _SOLVED_AT_ONCE = 50_000
 # Same nDCG as an exact solution, to five digits.
 _LAST_STEPS = 6

@@ -17,7 +17,7 @@ from hotplate.offline.train.popularity import Recency
 _USER_POWER = -0.25
 # Share of items dropped; regularizes items by number of users.
 _DROPOUT = 0.2
-# Rows of the item table computed at once.
+# Rows; bounds memory.
 _AT_ONCE = 512
 
 
@@ -57,9 +57,8 @@ class EASE:
 def fit(user_items: UserItems, params: EASEParams) -> EASE:
     """Solve for the weights; deterministic on one machine.
 
-    Regularized by a constant and by dropout (Steck, Embarrassingly shallow autoencoders, WWW 2019; Autoencoders that
-    don't overfit towards the identity, NeurIPS 2020). Takes items^3 operations and 4 items^2 bytes: 20 s of a core and
-    0.6 GB for 12,000 items. Raises DataError for an invalid matrix.
+    Regularized by a constant (Steck, WWW 2019) and by dropout (Steck, NeurIPS 2020). Takes items^3 operations and
+    4 items^2 bytes: 20 s of a core and 0.6 GB for 12,000 items. Raises DataError for an invalid matrix.
     """
     check_user_items(user_items)
     has = np.asarray(user_items.sum(axis=1, dtype=np.float64)).ravel()

@@ -129,8 +129,7 @@ def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, n
     """Return weights of pairs and a scale [items]; scale times the sum of products over users is a random walk.
 
     A walk goes from an item to one of its users and on to one of their items, and is divided by a power of the users of
-    its end (RP3beta: Paudel et al., Updatable, accurate, diverse, and scalable recommendations for interactive
-    applications, ACM TiiS 2017). The weights divide both ends, so the scale multiplies the start.
+    its end (RP3beta: Paudel et al., ACM TiiS 2017). The weights divide both ends, so the scale multiplies the start.
     """
     of_users, of_items = (np.asarray(user_items.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0))
     of_users, of_items = np.where(of_users > 0, of_users, 1), np.where(of_items > 0, of_items, 1)

@@ -26,7 +26,7 @@ from hotplate.offline.train import ranking
 
 # The service keeps them all in memory.
 MAX_SEGMENTS = 1000
-# Bounds memory. The ranking's depth grows by _DEEPER for users who have most of its head.
+# Bounds memory. The ranking's depth grows by _DEEPER for users with most of its head.
 _RANKED_AT_ONCE = 4096
 _DEEPER = 4
 # Above 0, to keep items ranked.

@@ -49,8 +49,8 @@ def recommend(
     """Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
 
     The user's items are left out unless *keep_seen*. Lists end with item -1 and score 0; users without interactions get
-    only those. *own* [users, items] is added to scores scaled to a maximum of 1. Runs on all cores, best with thousands
-    of users. Raises ValueError if *user_items* has another shape than the learnt matrix.
+    only those. *own* [users, items] is added to scores scaled to a maximum of 1. Best with thousands of users. Raises
+    ValueError if *user_items* has another shape than the learnt matrix.
     """
     if any(known not in (None, given) for known, given in zip(ranker.shape, user_items.shape, strict=True)):
         raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
@@ -117,7 +117,6 @@ class _Queries:
 def _best(
     score: Callable[[Indices], ScoreTable], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
 ) -> tuple[Indices, Floats]:
-    """Return the *n* best scores of each row above the floor, then -1 with 0; ties by index."""
     require_at_least("The length of a list", n)
     banned = None if allowed is None else np.flatnonzero(~allowed)
     items = np.full((len(rows), n), -1, dtype=np.int32)

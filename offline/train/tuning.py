@@ -195,11 +195,11 @@ def tune(
 ) -> Search | None:
     """Compare cells on an inner split of *user_items*, of the kind of *options*.
 
-    Users of a log of more than a million pairs are sampled. In a split by time, the best cell of each engine is tried
-    with recency. Trials in the folder *kept* with the same data and split are not repeated. *defaults* give iterations
-    and seed of ALS. *on_trial* is called with (done, total); the total may grow. *on_notice* gets the cost, with
-    *evaluations* and the last fit, and the cells beyond the budget. Returns None for too few pairs. Raises DataError if
-    the folder cannot be written.
+    Logs of more than a million pairs are sampled by user. In a split by time, the best cell of each engine is tried
+    with recency. The folder *kept* stores trials for repeated searches. *defaults* give iterations and seed of ALS.
+    *on_trial* is called with (done, total), which may grow; *on_notice* with the cost, including *evaluations* and the
+    last fit, and with the cells beyond the budget. Returns None for too few pairs. Raises DataError if the folder
+    cannot be written.
     """
     defaults = defaults or ALSParams()
     # The outer seed would hold back the same pairs.
@@ -470,7 +470,7 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
 
 
 def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
-    """Return new cells where an engine's best cell, its first in *ranked*, lies at the edge.
+    """Return new cells if an engine's best cell, its first in *ranked*, lies at the edge.
 
     The powers of rp3beta are always searched around its best cell.
     """
