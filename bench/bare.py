@@ -12,7 +12,7 @@ from typing import Any
 
 ROUTE = "/v1/recommendations/"
 LENGTH = 20
-COPIED = [f"{user:08d}" for user in range(1_000)]  # users with a copied response; all fit into the CPU's cache
+COPIED = [f"{user:08d}" for user in range(1_000)]  # all responses fit into the CPU's cache
 ROWS_AT_ONCE = 10_000
 USERS_AT_ONCE = 4_096
 MIN_PAIRS = 5

@@ -16,7 +16,7 @@ from hotplate.stores.errors import reason_of
 RATE = "rate"
 ERRORS = "errors and drops"
 MATTERS = 0.10  # smallest change of a latency or rate that matters
-MORE_ERRORS = 0.001  # largest increase of the share of errors
+MORE_ERRORS = 0.001  # largest increase of the error share
 
 
 def read(path: Path) -> Report:

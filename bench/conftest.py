@@ -44,8 +44,8 @@ from hotplate.stores.store import Row
 # pytest-benchmark publishes no types.
 Benchmark: TypeAlias = Any
 LIST_LENGTH = 20
-TIMES = "\N{MULTIPLICATION SIGN}"  # the unit of a ratio
-COUNT = 1_000  # reads of one round
+TIMES = "\N{MULTIPLICATION SIGN}"
+COUNT = 1_000
 PLENTY_RU = 1_000_000  # the emulator must not throttle
 COSMOS_USERS = 2_000
 HOTPLATE = (sys.executable, "-m", "hotplate")

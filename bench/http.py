@@ -18,15 +18,15 @@ from hotplate.stores.connect import opened
 from hotplate.stores.keys import USER
 from hotplate.stores.urls import redacted
 
-COMPARED = 500  # responses of a round to compare
+COMPARED = 500
 EACH_BATCH = 41  # one in 41 batches is compared; a prime, to avoid cycles
-SPARE = 1.25  # unknown users may exceed their share in a short run
-PARALLEL = 20  # batches at a time, as from Stream Analytics
-FEWER = 4  # the divisor of PARALLEL when batches are refused
+SPARE = 1.25  # unknown users may exceed their share
+PARALLEL = 20  # as from Stream Analytics
+FEWER = 4  # divides PARALLEL when batches are refused
 REFUSED = (429, 503)
-PRECISION = 0.05  # of a search: the relative gap between good and bad rates
-FLOOR = 0.01  # of a search: the lowest rate, relative to the first
-TRIES = 3  # at a rate with a disturbed generator
+PRECISION = 0.05  # relative gap between good and bad rates
+FLOOR = 0.01  # lowest rate, relative to the first
+TRIES = 3  # with a disturbed generator
 
 
 def make_plan(options: HttpOptions) -> HttpPlan:
@@ -155,7 +155,6 @@ class _HttpMeasurement:
         self.interrupted = False
 
     def run(self) -> None:
-        """Do all runs."""
         plan, load = self._plan, self._plan.load
         if plan.warmup_s:
             self._run("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
@@ -172,7 +171,6 @@ class _HttpMeasurement:
                 self._rounds.append(self._run(f"round {number} of {plan.options.repeat}", load))
 
     def report(self) -> Report:
-        """Report the runs so far."""
         store = self._plan.options.store
         checked = asyncio.run(check_answers(store, self._samples)) if store else None
         return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, self.interrupted))

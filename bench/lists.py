@@ -21,7 +21,7 @@ from hotplate.stores.verification import load_manifest
 ITEMS = 9_000
 DISTINCT = 4_096
 BATCH = 4_096
-SPARE = 3  # factor of items drawn, because of duplicates
+SPARE = 3  # factor of drawn items, for duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def key_of(user: int) -> str:
 DEFAULT_N = 10
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
 POPULAR_SOURCE = "popular"
-EXAMPLES = 5  # wrong lists described
+EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,6 @@ class _Comparison:
         return CheckResult(self.compared, len(wrong), self._fallback, tuple(wrong[:EXAMPLES]), filtered)
 
     async def compare(self, release: ReleaseId, lists: Sequence[ReceivedList]) -> None:
-        """Compare lists of one release."""
         store = self._store
         self.compared += len(lists)
         try:

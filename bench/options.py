@@ -10,7 +10,6 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
 
-# The panels of `--help`.
 WHEN = "When requests fall due"
 WHAT = "What is requested"
 HOW = "How it is measured"

@@ -51,7 +51,7 @@ CPU_CLOCK = 2  # CPUCLOCK_SCHED: user and system time of all threads
 SERVICE_CORE = 0
 GENERATOR_CORE = 1
 STORE_CORE = 2
-NICENESS = -10  # where real-time priority is not allowed
+NICENESS = -10  # without real-time priority
 REDIS_SERVER = "redis-server"
 REDIS_MISSING = f"no {REDIS_SERVER} on the PATH; on Debian or Ubuntu: apt-get install {REDIS_SERVER}"
 
@@ -117,7 +117,7 @@ class Server:
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
             except OSError:
-                continue  # the process has ended
+                continue  # ended
             if int(fields[GROUP]) == self.group:
                 yield int(stat.parent.name)
 
@@ -177,7 +177,7 @@ def raised_priority(pids: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         for pid, (policy, level, niceness) in before.items():
-            with suppress(ProcessLookupError):  # it may have died
+            with suppress(ProcessLookupError):
                 os.sched_setscheduler(pid, policy, level)
                 os.setpriority(os.PRIO_PROCESS, pid, niceness)
 
@@ -288,7 +288,7 @@ def redis_installed() -> bool:
 def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":
     """Start a process that calls *target*, `module:function`, with the other end of the returned channel."""
     ours, theirs = Pipe()
-    module, _, function = target.partition(":")  # not with -m: pickled classes would be those of __main__
+    module, _, function = target.partition(":")  # not -m: pickled classes would be those of __main__
     program = f"import sys, {module} as module; from multiprocessing.connection import Connection as Channel; "
     command = [sys.executable, "-P", "-c", f"{program}module.{function}(Channel(int(sys.argv[1])))"]
     number = theirs.fileno()

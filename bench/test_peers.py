@@ -45,7 +45,7 @@ RETAIL_OPTIONS = (
 )
 FACTORS = 256  # the default of ALS
 PLAIN = "plain:"
-Loaded = tuple[Server, bytes]  # server and requests
+Loaded = tuple[Server, bytes]
 pytestmark = pytest.mark.benchmark(group="peers")
 
 

@@ -14,7 +14,7 @@ import httptools
 import orjson
 
 PHRASES = {status.value: status.phrase for status in HTTPStatus} | {449: "Retry With"}
-# The `code` of error bodies, by status.
+# The `code` of error bodies.
 CODES = {status: phrase.replace(" ", "") for status, phrase in PHRASES.items()}
 COMMON_HEADERS = "server: hotplate-cosmos-emulator\r\nx-ms-emulation: hotplate; not Azure Cosmos DB\r\n"
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -39,7 +39,7 @@ class HttpError(Exception):
     status: int
     message: str
     substatus: int = 0
-    charge_ru: float = 0.0  # charge of the failed request
+    charge_ru: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     details: dict[str, object] = field(default_factory=dict)  # more fields of the body
 

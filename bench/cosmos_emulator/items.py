@@ -158,7 +158,6 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> st
 def _store(
     context: RequestContext, key: bytes, item_id: str, item: dict[str, Any], found: Document | None
 ) -> tuple[int, Document, float]:
-    """Store an item; nothing changes if it is refused."""
     container, charges = context.container, context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
     partition = found.partition if found else container.partitions.of(key)
@@ -177,7 +176,6 @@ def _store(
 
 
 def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, etag: str) -> tuple[bytes, int]:
-    """Return an item's bytes with system properties, and its charged size."""
     try:
         user_bytes = orjson.dumps(item)
     except orjson.JSONEncodeError as error:

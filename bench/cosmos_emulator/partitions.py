@@ -27,7 +27,7 @@ HEADER = b"x-ms-documentdb-partitionkey"
 
 # https://learn.microsoft.com/azure/cosmos-db/concepts-limits, with large partition keys.
 MAX_KEY_BYTES = 2048
-# Version 2 clears the two highest of 128 bits: keys lie between 00… and 3F….
+# Version 2 clears the two highest of 128 bits.
 V2_SPAN = 1 << 126
 
 
@@ -211,9 +211,9 @@ class Document:
 
     id: str
     key: bytes
-    serial: int  # order of creation
+    serial: int
     partition: Partition
-    body: bytes  # as returned, system properties last
+    body: bytes  # system properties last
     size: int  # charged bytes
     terms: frozenset[tuple[str, object]]  # charged, indexed values
     etag: str

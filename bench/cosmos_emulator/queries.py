@@ -57,7 +57,7 @@ class Query:
 
     conditions: tuple[Condition, ...] = ()
     counts: bool = False
-    is_rewritten: bool = False  # a count in the plan's form
+    is_rewritten: bool = False
     source: str = ""  # the text after FROM
 
     def test(self, item: Any) -> bool:  # noqa: ANN401 -- any JSON value
@@ -80,7 +80,6 @@ def parse_query(request: Request) -> Query:
 
 
 def _conditions(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterator[Condition]:
-    """Parse conditions, with optional parentheses around all."""
     while text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
     place, more = 0, True
@@ -131,7 +130,7 @@ def feed(context: RequestContext) -> HttpResponse:
 
 
 def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
-    """Return the partitions that a request reads, and its only key, if any."""
+    """Return the partitions to read, and the only key, if any."""
     if context.request.headers.get(HEADER, b"[]") != b"[]":
         key = key_of(context.request)
         return (context.partition_of(key),), key
@@ -178,7 +177,7 @@ class Page:
     """Documents read for one page."""
 
     loaded: list[Document] = field(default_factory=list)
-    scanned: list[Document] = field(default_factory=list)  # loaded without a match, because not indexed
+    scanned: list[Document] = field(default_factory=list)  # loaded without a match
     counted: int = 0
     continuation: str = ""
 

@@ -29,7 +29,7 @@ MAX_ID_CHARS = 255
 ALREADY_EXISTS = "Entity with the specified id already exists in the system."
 SHARED_THROUGHPUT = "throughput of a whole database is not emulated: give each container its own"
 EMULATED = {"id", "partitionKey", "indexingPolicy"}
-# From strongest to weakest: a request may only relax the account's level.
+# A request may only relax the account's level.
 CONSISTENCIES = ("Strong", "BoundedStaleness", "Session", "ConsistentPrefix", "Eventual")
 EVERYTHING = [{"path": "/*"}]
 EXCLUDED = [{"path": '/"_etag"/?'}]
@@ -165,10 +165,10 @@ class EmulatedAccount:
     clock: Callable[[], float] = time.time
     databases: dict[str, Database] = field(default_factory=dict)
     next_number: Callable[[], int] = field(default_factory=lambda: count(1).__next__)  # of resources and etags
-    read_ru: Callable[..., float] = field(init=False)  # charge of a point read by size
+    read_ru: Callable[..., float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.read_ru = lru_cache(10_000)(self.charges.read)  # sizes repeat, and the formula is slower
+        self.read_ru = lru_cache(10_000)(self.charges.read)  # the formula is slower
 
     def next_etag(self) -> str:
         """Return a new etag, with quotation marks."""

@@ -26,7 +26,6 @@ from hotplate.bench.errors import BenchMisused
 
 log = logging.getLogger(__name__)
 
-# Requests with a date further off are refused.
 MAX_CLOCK_SKEW_S = 15 * 60
 QUOTED = "type%3Dmaster%26ver%3D1.0%26sig%3D"
 
@@ -155,7 +154,7 @@ class Service:
     authenticator: Authenticator
     faults: Faults = field(default_factory=Faults)
     counts: Counts = field(default_factory=Counts)
-    latency: Callable[[], float] | None = None  # delay of the data plane
+    latency: Callable[[], float] | None = None
 
     _activities: int = 0
 
@@ -243,7 +242,7 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
 
 
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Return one page; 304 for unchanged ranges, because SDKs page until they get it."""
+    """Answer 304 for unchanged ranges, because SDKs page until they get it."""
     verb, _, noun = operation.partition(" ")
     charge_ru, headers = account.charges.metadata_read, dict[str, str]()
     found: list[dict[str, Any]]

@@ -26,12 +26,12 @@ from hotplate.bench.process import Channel, on_core, raised_priority, receive, s
 from hotplate.stores.http1 import ClientConnection, FailureKind
 
 SWEEP_S = 0.02  # between checks for timeouts
-RETRY_S = 0.1  # pause of a closed loop after an error
-# struct itimerspec: interval (s, ns), value (s, ns); TFD_TIMER_ABSTIME of <sys/timerfd.h>.
+RETRY_S = 0.1  # after an error
+# struct itimerspec: interval (s, ns), value (s, ns); TFD_TIMER_ABSTIME.
 Itimerspec = ctypes.c_long * 4
 TIMER_ABSTIME = 1
 NAP_S = 50e-6  # shortest sleep worth its system calls
-LOOP_TICK_S = 1e-3  # event loops round timers to milliseconds
+LOOP_TICK_S = 1e-3  # event loops round to milliseconds
 AHEAD_S = 0.05  # from a worker's readiness to its first due request
 STOP_WITHIN_S = 5.0
 DIED = "the process of the load generator died; was it out of memory?"
@@ -41,10 +41,10 @@ STOP = "stop"
 Sent = tuple[float, bytes]  # due time by the generator's clock, and request
 LoadConnection = ClientConnection[Sent]
 Clock = Callable[[], float]
-Begin = Callable[[], Awaitable[float]]  # awaited with open connections; returns the start time by the generator's clock
-Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]  # opens a connection with a protocol factory
-Tick = Callable[[], float | None]  # sends due requests; returns the next due time by `time.monotonic`, None at the end
-Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick at each due time until it returns None
+Begin = Callable[[], Awaitable[float]]  # returns the start time by the generator's clock
+Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]  # takes a protocol factory
+Tick = Callable[[], float | None]  # returns the next due time by `time.monotonic`, None at the end
+Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick until it returns None
 
 
 async def sleep_until_due(tick: Tick) -> None:
@@ -115,7 +115,7 @@ class Recorder:
         self.statuses[status] += 1
         for name, pattern in self._fields.items():
             if request.startswith(b"POST"):  # one per list of a batch
-                _, *pieces = body.split(b'"%b":"' % name.encode())  # far faster than the pattern
+                _, *pieces = body.split(b'"%b":"' % name.encode())  # faster than the pattern
                 self._seen[name].update([piece[: piece.find(b'"')] for piece in pieces] or [b""])
                 continue
             found = pattern.search(body)

@@ -16,10 +16,10 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.stores.urls import redacted
 
-KEY = "{key}"  # placeholder of an id
+KEY = "{key}"
 BATCH_PATH = "/v1/recommendations"
 SCORE_PATH = "/score"
-BLOCK = 256  # keys and due times drawn at a time, few enough not to delay a request
+BLOCK = 256  # few enough not to delay a request
 ROUNDING = 1e-9
 
 Positions = NDArray[np.int64]
@@ -59,7 +59,7 @@ class Zipf:
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
         """See `InTurn`."""
         summed = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -self.exponent)
-        order = np.random.default_rng(count).permutation(count)  # the same keys in every run
+        order = np.random.default_rng(count).permutation(count)  # same in every run
         while True:
             yield order[np.searchsorted(summed, rng.random(BLOCK) * summed[-1], side="right")]
 

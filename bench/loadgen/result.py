@@ -95,7 +95,7 @@ class Histogram:
 
 @cache
 def _highest_us() -> NDArray[np.int64]:
-    # Upper bounds of the counters: the first 2^n are 1 µs wide, each further 2^n twice as wide.
+    # The first 2^n counters are 1 µs wide, each further 2^n twice as wide.
     hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
     number, bits = np.arange(hdr.counts_len), hdr.sub_bucket_half_count_magnitude
     doubled = np.maximum((number >> bits) - 1, 0)
@@ -144,8 +144,6 @@ class Result:
     """Counts of observed values, in batches of each list."""
 
     cpu_share: float
-    """CPU of the generator, as a share of a core."""
-
     samples: tuple[ResponseSample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
     lags_s: NDArray[np.float32] = field(repr=False, compare=False)

@@ -11,7 +11,6 @@ from hotplate.report import format_value
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Value = float | str | None
 Number = Union["Term", float]
-# Operator precedence.
 SUM, PRODUCT, ATOM = 1, 2, 3
 
 

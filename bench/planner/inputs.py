@@ -39,12 +39,12 @@ SHAPES: Mapping[str, tuple[float, ...]] = {
         0.45, 0.45, 0.45, 0.48, 0.52, 0.6, 0.72, 0.88, 1.0, 1.0, 0.85, 0.6,
     ),
 }  # fmt: skip
-MOST = 1e12  # upper bound of inputs; sums beyond it lose whole units
+MOST = 1e12  # sums beyond it lose whole units
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound report
-OTHER_READERS = ("azure-cosmos", "through the SDK")  # subjects of a report that other clients read
-# Placeholders if only --have-ru is given.
+OTHER_READERS = ("azure-cosmos", "through the SDK")  # subjects that other clients read
+# Placeholders with --have-ru only.
 NOBODY: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
 

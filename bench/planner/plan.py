@@ -33,7 +33,7 @@ CONTROL_RU = url.MANUAL_MIN  # of the catalogue's container
 DOUBLED = ("bounded", "strong")  # levels that double the charge of reads
 POLL_S = 2.0  # between polls of the catalogue, 1 RU each
 FLOOR = 10  # autoscale bills at least a tenth of its maximum
-OVERLAP_HOURS = 1  # of a publish, with both releases scaled to serve
+OVERLAP_HOURS = 1  # of a publish, with both releases scaled
 EXACT_RANKS = 1_000  # lower ranks of the Zipf law are integrated
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
@@ -205,7 +205,7 @@ def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
 
 
 def _serving(t: FigureTable) -> None:
-    """Skew depends on the number of partitions and this on RU/s, so the number is raised to a fixed point."""
+    """Skew and the number of partitions depend on each other, so the number is raised to a fixed point."""
     by_gb = most(1, ceiling(t.term("release_gb") / PARTITION_GB))
     needed = t.derive("partitions_by_gb", "partitions", by_gb, source=LIMITS).value
     partitions = 0.0
@@ -308,9 +308,9 @@ def reached_ru(inputs: Inputs, top: float, busiest: float) -> list[float]:
 
 
 def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
-    """Each region and hour is billed at the RU/s reached, at least a tenth of the maximum.
+    """Each hour is billed at the RU/s reached, at least a tenth of the maximum.
 
-    Reads spread evenly over the regions, without headroom or a failover reserve.
+    Reads spread evenly over regions, without headroom or a failover reserve.
     """
     n = t.term
     reads, publish, gb = (t[name].number for name in ("reads_ru", "publish_ru_s", "release_gb"))

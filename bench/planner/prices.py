@@ -34,7 +34,7 @@ MACHINE_CPUS = 4
 OTHERS = re.compile("Windows|Spot|Low Priority")  # machines other than Linux at full price
 AUTOSCALE_FACTOR = 1.5
 HEAD = "# Azure's retail prices"
-DEADLINE_S = 60.0  # for all requests together
+DEADLINE_S = 60.0  # for all requests
 PAGES = 50
 PAGE_BYTES = 4_000_000
 # Cosmos DB prices: product, meter and unit.

@@ -70,7 +70,6 @@ OUTLINE = {
         "Redis, pods and training": "redis_total",
     },
 }  # fmt: skip
-# The figures of a saved plan.
 BASELINE_FIGURES = (
     "reads_ru", "serve_ru", "publish_ru_s", "together_ru", "partitions", "publish_hours", "stored_gb", "pods",
     "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost", "redis_cost", "cosmos_total", "redis_total",
@@ -317,7 +316,7 @@ def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
     """Format a baseline: non-default inputs with their sources, and the figures to check."""
     lines = list[str]()
     for name, source in plan.sourced.sources.items():
-        given = json.dumps(getattr(plan.inputs, name))  # such JSON is TOML, too
+        given = json.dumps(getattr(plan.inputs, name))  # also TOML
         lines.append(f"{name} = {given}  # {''.join(each if each.isprintable() else ' ' for each in source)}")
     lines += ["", f"[{CHECK}]", f"bound_percent = {bound_percent:g}", "", f"[{CHECK}.agreed]"]
     for name in BASELINE_FIGURES:

@@ -133,7 +133,6 @@ class _Measurement:
         self._ours = ours
 
     def by_size(self, size_kb: int) -> Iterator[Charge]:
-        """Create, read, replace and delete items of one size."""
         ours, size, container = self._ours, size_kb * KB, self._container
         found = dict[str, list[float]]()
         for body in _bodies(size_kb, TIMES):
@@ -158,7 +157,6 @@ class _Measurement:
             yield Charge(operation, size_kb, median(charges), known[operation])
 
     def missing(self) -> float:
-        """Return the charge of reading an absent item."""
         return median(self._missing() for _ in range(TIMES))
 
     def _missing(self) -> float:

@@ -183,7 +183,6 @@ class _Running:
     def measure_size(
         self, made: Sandbox, size_kb: int, servers: Sequence[process.Server], generator: LoadWorker
     ) -> None:
-        """Measure all levels with one size."""
         if self.interrupted:
             return
         lists = SizedLists(size_kb, LISTS, Throughput(self._planned.levels[-1]).initial_partitions)
@@ -206,7 +205,7 @@ class _Running:
     def _measure_levels(
         self, every: Sequence[Level], made: Sandbox, published: Published, attempt: "partial[Trial]"
     ) -> None:
-        """Levels above the first that this machine cannot drive are computed."""
+        """Levels above the first that cannot be driven are computed."""
         planned, undriven = self._planned, ""
         emulated = Sweep(planned.options, (), {}, 1, interrupted=False).emulated
         essential_s = planned.takes_s(OVERLOAD, CALM)

@@ -211,7 +211,7 @@ def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> 
         yield made
     finally:
         with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
-            made.drop()  # takes seconds; a database that is left costs money
+            made.drop()  # takes seconds; a left database costs money
 
 
 @asynccontextmanager

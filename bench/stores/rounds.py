@@ -33,9 +33,9 @@ from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
 
 PATH = "/v1/recommendations/{key}"
-COMPARED = 20  # responses of a round to compare
-AFTER_S = 15.0  # of the budget, for checks, report and shutdown
-SDK_RATE = 100.0  # azure-cosmos takes 1 ms of CPU a read; a shared core manages no more
+COMPARED = 20
+AFTER_S = 15.0  # for checks, report and shutdown
+SDK_RATE = 100.0  # azure-cosmos takes 1 ms of CPU a read
 # CPU is measured at full load: a mostly idle service takes several times as much for each. These connections stay
 # within EMULATOR_RU.
 FULL_S = 0.5
@@ -44,7 +44,7 @@ MAX_ERRORS = 0.001
 LIST_LENGTH = 20
 EMULATOR_RU = 10_000  # writes the lists in seconds
 STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")  # kept for services
-EMULATED_BUDGET_S = 1.0  # for reads of an emulated store, which shares a core
+EMULATED_BUDGET_S = 1.0  # of an emulated store, which shares a core
 
 
 def through_sdk(url: str) -> bool:
@@ -250,7 +250,6 @@ class RoundSettings:
     poisson: bool = False
     connections: int = 64
     full_s: float = 0.0
-    """For each store and round."""
 
     def rate_of(self, one: Candidate) -> float:
         """Return requests/s: fewer through the SDK."""
