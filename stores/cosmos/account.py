@@ -208,7 +208,7 @@ class SdkClient(SignedClient):
         return await self._sdk.read(container, name, timeout_s)
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read like `read`; the SDK does not name the region, so never as from the write region."""
+        """Read like `read`; False in any case, because the SDK does not name the region."""
         return await self._sdk.read(container, name, timeout_s), False
 
     async def close(self) -> None:

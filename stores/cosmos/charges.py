@@ -40,8 +40,8 @@ CATALOGUE_BYTES = 1024
 # One each for dictionary and manifest.
 META_BATCHES = 2
 
-# Requests of one publish, from begin to prune, besides those for rows, of each erased release, and of a first publish,
-# which creates the database and the catalogue's container.
+# Requests of one publish, from begin to prune, except for rows. An erased release takes two swaps and a deletion;
+# a first publish also creates the database and the catalogue's container.
 CATALOGUE_READS = 10
 CATALOGUE_SWAPS = 3
 STATE_WRITES = 3

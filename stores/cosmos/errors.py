@@ -28,11 +28,11 @@ PERMANENT = ("unauthorized", "forbidden", "refused")
 # A second attempt may avoid these, immediately or elsewhere.
 TRANSIENT: frozenset[ErrorKind] = frozenset({"connect", "reset", "unavailable"})
 
-# Time limit of all operations but lookups, as the service's.
+# Time limit of all operations but lookups, equal to the service's.
 DEADLINE_S = 5.0
 
 MAX_MESSAGE_CHARACTERS = 300
-# The service refuses dates further off.
+# The service refuses requests dated further off.
 MAX_SKEW_S = 15 * 60
 # For a 429 without a delay: budgets are by the second.
 DEFAULT_RETRY_AFTER_S = 1.0
@@ -108,7 +108,7 @@ class ErrorResponse:
     status: int
     substatus: int
     message: str
-    """Not redacted."""
+    """As sent: not redacted."""
 
     retry_after_s: float | None = None
     skew_s: float = 0.0

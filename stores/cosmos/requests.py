@@ -45,7 +45,7 @@ HMAC_BLOCK_BYTES = 64
 
 
 class SharedCall(Generic[T]):
-    """Runs a coroutine function once at a time; callers share its result, and can be cancelled."""
+    """Runs a coroutine function once at a time; callers share its result, and do not cancel it."""
 
     def __init__(self, call: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._call = call
@@ -175,7 +175,7 @@ class TokenSigner:
                 raise ValueError("the token is malformed")  # noqa: TRY301 -- reported below
             if token.expires_on <= self._clock():
                 raise ValueError("the token has ended by this machine's clock; set it right")  # noqa: TRY301 -- as above
-        except Exception as error:  # noqa: BLE001 -- any credential
+        except Exception as error:  # noqa: BLE001 -- credentials raise anything
             if not self._error:
                 log.warning("%s: no token from Entra ID: %s", self._shown, first_line(str(error)))
             self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({first_line(str(error))})"
@@ -199,7 +199,7 @@ class TokenSigner:
 
 def default_credential() -> "DefaultAzureCredential":
     """Return the credential of the machine's identity or signed-in user."""
-    from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an extra
+    from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an optional extra
 
     return DefaultAzureCredential()
 

@@ -1,7 +1,7 @@
 """Point reads and writes of items by signed requests, with failover between the account's regions.
 
-A point read takes 30 to 45 µs of CPU, through azure-cosmos 700 or more; there a publish writes half as many lists a
-second at 10,000 RU/s, and a fourth at 100,000.
+A point read takes 30 to 45 µs of CPU, through azure-cosmos 700 or more, which halves the lists a second of a publish at
+10,000 RU/s and leaves a fourth at 100,000.
 
 A write is one attempt. After a transient error a read has a second one: in another region if possible. Regions follow
 the rules of the SDKs: the account, which lists them, is read every five minutes, or sooner after an unexpected
@@ -125,7 +125,7 @@ class Region:
     """Time of the last counted timeout (loop clock)."""
 
     try_at: float | None = None
-    """Next trial of an unhealthy region; None if healthy."""
+    """Time of the next trial of an unhealthy region; None if healthy."""
 
     pauses: Backoff = field(default_factory=lambda: Backoff(*TRIAL_PAUSE_S))
 
@@ -365,7 +365,7 @@ class Regions:
         self.write = self._account
         self.has_sessions = False
         self.refresh_at = float("-inf")
-        """Next read of the account (loop clock)."""
+        """Time of the next read of the account (loop clock)."""
 
     @property
     def is_known(self) -> bool:

@@ -55,11 +55,11 @@ CATALOGUE = "catalogue"
 DRAWN = re.compile(r"[0-9a-f]{12}")
 # Polling interval of a reader: 0.5 RU/s.
 POLL_S = 2.0
-# Polling interval and time limit of a change of throughput; splits take hours.
+# Polling interval and time limit of a change of throughput, which takes hours if partitions are split.
 SCALING_POLL_S = 1.0
 SCALING_S = 600.0
 NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
-# Accepted deviation from our table of charges; levels that double a charge.
+# Accepted deviation of a read's charge from our table; consistency levels that double it.
 CHARGE_TOLERANCE = 0.1
 STRONG = ("BoundedStaleness", "Strong")
 
@@ -147,7 +147,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         container = container_of(release)
         if (call := traced_call.get()) is not None:
             self._address.describe(call, container, len(keys))
-        names = [name_of(key) for key in keys]  # may raise, so before coroutines exist
+        names = [name_of(key) for key in keys]  # first, because it may raise
         reads = [self._read_slot(container, name, timeout_s) for name in names]
         slots = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))  # one needs no task
         failed = [slot for slot in slots if isinstance(slot, StoreError)]

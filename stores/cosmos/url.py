@@ -31,7 +31,7 @@ SERVERLESS_BYTES = 10**12
 SCANNING_SHARE = 0.5
 
 KEY = "HOTPLATE_COSMOS_KEY"
-# As for Azure's tools.
+# Azure's tools read it, too.
 SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
 # Microsoft's published emulator key.
 EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
@@ -88,7 +88,7 @@ class Offer(NamedTuple):
 
 
 def minimum_ru(highest_ru: int, stored_bytes: int, *, autoscale: bool) -> int:
-    """Return the minimum throughput by the highest ever and the size."""
+    """Return the minimum throughput of a container by its highest ever and its size."""
     if autoscale:
         needed = max(AUTOSCALE_MIN, highest_ru / 10, stored_bytes / 1000**3 * 10)
         return ceil(needed / AUTOSCALE_STEP) * AUTOSCALE_STEP

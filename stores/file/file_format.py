@@ -26,7 +26,7 @@ BLOCK_BYTES = 1 << 16
 # Bytes checked between points of cancellation.
 STRIDE_BYTES = 64 * BLOCK_BYTES
 
-# LMDB's two smallest meta pages.
+# LMDB's two meta pages, at their smallest size.
 HEAD_BYTES = 8192
 
 _MAGIC = b"hotplate"
@@ -47,7 +47,7 @@ _META_MAGIC = 0xBEEFC0DE
 _HEADER = struct.Struct("=10xHH2x")
 _BRANCH, _LEAF = 1, 2
 
-# Node: value length (on a branch: lower bits of the page below; flags are the highest), flags, key length.
+# Node: value length (on a branch, the page below it, with the flags as highest bits), flags, key length.
 _NODE = struct.Struct("=HHHH")
 _VALUE_ON_SEPARATE_PAGES = 1
 _NO_PAGE = (1 << 64) - 1
@@ -100,7 +100,7 @@ def check_head(file: int, sums: Sums, name: str) -> None:
 
 
 def find_damage(file: int, sums: Sums, start: int) -> list[int]:
-    """Check STRIDE_BYTES from *start*, a block's; return the numbers of changed blocks."""
+    """Check STRIDE_BYTES from *start*; return the numbers of changed blocks."""
     return [
         number
         for number in range(start // BLOCK_BYTES, -(-min(start + STRIDE_BYTES, sums.size) // BLOCK_BYTES))

@@ -203,7 +203,7 @@ class LmdbStore(LocalReader, Diagnosed):
         try:
             return [read(key.encode()) for key in keys]
         except (UnicodeEncodeError, *FAILURES):
-            # One is not text, or damaged; `slot` decides.
+            # A key is not text or unreadable; `slot` decides for each.
             return [file.slot(key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
@@ -272,7 +272,7 @@ class LmdbStore(LocalReader, Diagnosed):
 
     async def seal(self, draft: DraftRef) -> None:
         path = self._sealed_path(draft)
-        if path.exists():  # not yet committed
+        if path.exists():  # sealed but not committed
             return
         await asyncio.to_thread(self._claimed(draft).seal, path)
         self._drafts.pop(draft.incarnation, None)

@@ -1,7 +1,7 @@
 """Discovery of servers (one server, Sentinel, Cluster), and connections to them.
 
 A cluster node redirects to the node that serves a slot (MOVED) or will (ASK). After a MOVED or a failure, CLUSTER SLOTS
-is sent to each node until one answers.
+is sent to one node after the other.
 
 During a Sentinel failover the former primary acknowledges writes for some seconds, which are lost.
 """
@@ -43,7 +43,7 @@ T = TypeVar("T")
 # Timeout of discovery, per node or sentinel.
 TIMEOUT_S = 1.0
 
-# First and longest pause between discoveries, and the quiet time that resets it.
+# First and longest pause between discoveries, and the quiet time that resets them.
 PAUSES_S = (0.1, 1.0)
 CALM_S = 5.0
 
