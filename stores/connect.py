@@ -56,7 +56,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
 
 @asynccontextmanager
 async def opened(store: str | Store, observer: Observer | None = None) -> AsyncIterator[Store]:
-    """Open the store at a URL, or take an open one; close it at the end."""
+    """Open the store at a URL, or take an open one, and close it."""
     it = connect(store, observer) if isinstance(store, str) else store
     try:
         yield it

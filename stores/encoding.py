@@ -53,7 +53,7 @@ class Item(TypedDict, total=False):
 
 
 def encode(items: Iterable[Item]) -> bytes:
-    """Encode a list to its body; slow."""
+    """Encode a list to its body; for a few lists."""
     lines = list[bytes]()
     for item in items:
         line = orjson.dumps({name: item[name] for name in ("id", "score", "title") if name in item})

@@ -83,7 +83,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
 
         self.responses = 0
         self.sent_at = 0.0
-        """Set by the listener."""
+        """Time of the last request, set by the listener."""
 
     def send(self, request: bytes, tag: Tag) -> None:
         """Send a request; only after `on_ready`."""

@@ -108,7 +108,7 @@ async def take_over_erasures(target: Store, erased: ErasedUsers) -> ErasedUsers:
 
 
 async def check_copied(target: Store, manifest: Manifest, tally: Tally, left_out: int, absent: int) -> None:
-    """Raise ReleaseCorrupt if a copy lacks more than *left_out* and up to *absent* rows of erased users.
+    """Raise ReleaseCorrupt if a copy lacks other rows than *left_out* and up to *absent* ones of erased users.
 
     Records their number for `verify`.
     """

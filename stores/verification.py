@@ -1,4 +1,4 @@
-"""Checks of releases in any store: whether one is complete (`verify`), can be served, how two differ."""
+"""Checks of releases in any store: whether one is complete, whether it can be served, how two differ."""
 
 import asyncio
 from collections import Counter
