@@ -29,7 +29,7 @@ P = ParamSpec("P")
 
 TIMEOUT_S = 0.2
 CONNECTIONS = 50
-# Shorter than the service's limit.
+# Shorter than the idle timeout of the service.
 IDLE_S = 60.0
 # Remembered popular lists: items of each, segments, age at which they are read again, and pause after a failure.
 REMEMBERED_ITEMS = 100
@@ -43,7 +43,7 @@ MAX_FAILURE_CHARS = 300
 WRONG = {400, 405, 413, 414, 415, 431}
 DENIED = {401, 403, 404}
 
-# Items of a visitor, or weights by item.
+# Ids of items, or weights by id.
 Basket = Iterable[str] | Mapping[str, float]
 
 

@@ -1,8 +1,7 @@
 """Authentication, scopes and rate limits of requests.
 
-Keys come as `X-API-Key` or `Authorization: Bearer`. They are looked up by SHA-256, then in a dictionary of strings,
-hashed with a random seed: response times reveal nothing about other keys. All workers share the token buckets of
-clients.
+Keys come as `X-API-Key` or `Authorization: Bearer`. They are looked up by SHA-256, then in a dictionary of strings with
+a random hash seed: response times reveal nothing about other keys.
 """
 
 import fcntl
@@ -29,7 +28,7 @@ API_KEY = istr("X-API-Key")
 AUTHORIZATION = istr("Authorization")
 BEARER = "bearer "
 REALM = 'Bearer realm="hotplate"'
-# Required scope by route template; None is public. The default is `read`.
+# Required scope by route template, by default `read`; None is public.
 SCOPES_BY_ROUTE: dict[str, str | None] = {
     "/": None,
     "/livez": None,
@@ -198,7 +197,7 @@ class Guard:
         return caller
 
     def caller(self, credential: str | None) -> Caller | Callable[[], Awaitable[Caller]]:
-        """Return the caller with this key, or a function that verifies a token.
+        """Return the caller with this key, or a function that verifies the token.
 
         Raises a Problem (401) otherwise.
         """
@@ -238,7 +237,7 @@ def scope_of(template: str) -> str | None:
 def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
     """Create the guard. Without keys, callers on loopback may do everything.
 
-    Raises ServiceMisused without keys and --anonymous, if other machines could call the service.
+    Raises ServiceMisused if other machines could call a service with neither keys nor --anonymous.
     """
     if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())

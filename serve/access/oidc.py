@@ -75,7 +75,7 @@ class TokenVerifier:
         verdict = await self._verify(token)
         if len(self._verdicts) >= MAX_VERDICTS:
             del self._verdicts[next(iter(self._verdicts))]
-        self._verdicts.pop(digest, None)  # re-inserted last: the first is evicted
+        self._verdicts.pop(digest, None)  # re-insert last: the first is evicted
         self._verdicts[digest] = verdict
         return verdict.caller
 

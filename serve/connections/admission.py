@@ -1,7 +1,7 @@
 """Admission of batches by queueing delay, as in CoDel; each worker decides for itself.
 
-The delay is the lateness of an event loop timer, and the waiting time of batches. Lateness counts only as far as the
-loop used the CPU: while other processes have the core, refusing shortens nothing.
+The delay is the lateness of an event loop timer, and the waiting time of batches. Of the lateness only the loop's CPU
+time counts: while other processes have the core, refusing shortens nothing.
 """
 
 import asyncio

@@ -123,7 +123,7 @@ class HttpServer:
         """Answer a request that began at a time of `time.monotonic`."""
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
-            path = request.rel_url.raw_path  # the absolute form, used by proxies
+            path = request.rel_url.raw_path  # absolute form
         if request.method == "POST" or TIMEOUT not in request.headers:  # `admit` checks a POST
             return self.dispatcher.answer(request, path, query, gate=self)
         return self._answer_in_time(request, path, query, since)

@@ -138,7 +138,7 @@ class HealthListener:
 
     def _read(self, connection: _ProbeConnection) -> None:
         if connection not in self._open:
-            return  # closed for a new connection
+            return
         try:
             data = connection.socket.recv(REQUEST_BYTES)
             connection.received += data

@@ -1,6 +1,6 @@
 """The parent process of a service: it holds the sockets, and starts and replaces the workers and the admin process.
 
-Even a single worker needs a parent: cutting a file kills processes that map it. The parent has neither event loop nor
+Even a single worker needs a parent: cutting a file kills processes that map it. The parent has no event loop or
 threads, so it can fork at any time.
 """
 
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 # A worker that lived this long did not fail at its start.
 HEALTHY_S = 5.0
-# First and longest pause before replacing a worker that did.
+# First and longest pause before replacing a worker that failed.
 RESTART_S = (0.1, 5.0)
 # Time after the drain before a worker is killed.
 KILL_AFTER_S = 5.0
@@ -221,7 +221,7 @@ class _Supervisor:
         self._stop(stop)
 
     def _take_turn(self) -> signal.Signals | None:
-        """Start due children, wait, and check all; return a signal that stops the service."""
+        """Start due children, wait, and check all; return a signal to stop."""
         waiting = [child for child in self._children if not child.pid]
         for child in waiting:
             if child.due <= time.monotonic():
@@ -244,7 +244,7 @@ class _Supervisor:
             log.error("%s; tried again until it succeeds", sentence)
 
     def _wait(self, until: float) -> signal.Signals | None:
-        """Answer probes until a time or a signal; return a signal that stops the service."""
+        """Answer probes until a time or a signal; return a signal to stop."""
         ready = self._selector.select(max(0.0, min(until, self._probes.next_deadline) - time.monotonic()))
         for key, _ in ready:
             key.data()

@@ -54,7 +54,7 @@ def read_secret(file: Path | None) -> bytes:
 
 
 class AccessLog:
-    """The access log of one worker: route templates, but no paths, queries or items, which could identify users."""
+    """Writes route templates, but no paths, queries or items, which could identify users."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ def since(now: Snapshot, before: Snapshot) -> Snapshot:
 
 
 class StateMetric(NamedTuple):
-    """A metric that is read from the state of a worker; the state may be None."""
+    """A metric that is read from the state of a worker, or from None."""
 
     name: str
     help: str
