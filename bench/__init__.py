@@ -1,1 +1,1 @@
-"""Measures from outside: the load generator and the figures."""
+"""The load generator and the experiments."""

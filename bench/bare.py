@@ -1,7 +1,7 @@
 """Peers for the benchmarks: hotplate's libraries without checks.
 
-`python -m hotplate.bench.bare aiohttp PORT URL` serves copies of a service's responses, `import CSV LMDB` sorts and
-encodes lists with polars into LMDB, `train PARQUET FACTORS` fits ALS and computes lists with implicit.
+`python -m hotplate.bench.bare aiohttp PORT URL` serves copies of a service's responses, `import CSV LMDB` imports lists
+with polars, `train PARQUET FACTORS` fits ALS with implicit.
 """
 
 import sys
@@ -20,7 +20,7 @@ K = 10
 
 
 def serve(port: str, like: str) -> None:
-    """Serve copies of the responses of the service at *like*."""
+    """Serve copies of a service's responses."""
     import uvloop  # noqa: PLC0415 -- peers load only their own libraries
     from aiohttp import web  # noqa: PLC0415
 

@@ -37,7 +37,7 @@ def read(path: Path) -> Report:
 
 
 def compare(first: Report, second: Report, decides: str = "p99") -> Report:
-    """Compare the second with the first; a regression makes the report `broken`."""
+    """Compare two reports; a regression makes the result `broken`."""
     figures = {row.figure: _figure(row) for row in first.rows if row.unit in {"us", "/s"} and row.values}
     others = {row.figure: _figure(row) for row in second.rows}
     changes = {name: compared(one, others[name]) for name, one in figures.items() if name in others}

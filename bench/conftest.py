@@ -100,7 +100,7 @@ class Filled:
 
 
 def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> Filled:
-    """Publish lists of *shape*, with bodies from *values*, to *url*."""
+    """Publish lists of *shape*, with bodies from *values*."""
 
     async def rows() -> AsyncIterator[list[Row]]:
         for batch in shape.batches(values):
@@ -177,14 +177,14 @@ def cosmos(values: list[bytes]) -> Iterator[Filled]:
 
 
 def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
-    """Serve a store without a cache on the first core."""
+    """Serve a store uncached on the first core."""
     command = [*HOTPLATE, "serve", "--store", store, "--cache-mb", "0", *options]
     return service_serving(command, ROUTE + COPIED[0])
 
 
 @contextmanager
 def nginx_of(body: bytes, headers: Mapping[str, str]) -> Iterator[Server]:
-    """Run one nginx worker with a fixed response on the first core."""
+    """Run one nginx worker with a fixed response."""
     text, port = body.decode(), free_port()
     if any(character in text for character in "'\\$"):
         raise ValueError(f"nginx would expand characters of {text[:200]}")
@@ -203,7 +203,7 @@ def nginx_of(body: bytes, headers: Mapping[str, str]) -> Iterator[Server]:
 
 @contextmanager
 def webdis_of(redis: RedisServer) -> Iterator[Server]:
-    """Run webdis with one thread on the first core."""
+    """Run webdis with one thread."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, object] = {"redis_host": "127.0.0.1", "redis_port": redis.port, "http_host": "127.0.0.1"}
@@ -216,7 +216,7 @@ def webdis_of(redis: RedisServer) -> Iterator[Server]:
 
 @contextmanager
 def aiohttp_of(like: Server) -> Iterator[Server]:
-    """Run a bare aiohttp route with copies of a service's responses on the first core."""
+    """Run a bare aiohttp route with copies of a service's responses."""
     port = free_port()
     command = [sys.executable, "-m", "hotplate.bench.bare", "aiohttp", str(port), like.url]
     with serving(command, port, ROUTE + COPIED[0]) as server:
@@ -243,7 +243,7 @@ def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HE
 def saturate(server: Server, requests: bytes) -> tuple[float, float]:
     """Run wrk for WRK_SECONDS; return requests/s and the server's CPU a request in µs.
 
-    Raises RuntimeError for any error, and for more than MAX_POPULAR popular lists: both are cheap to answer.
+    Raises RuntimeError for any error, and for more than MAX_POPULAR popular lists, which are cheap to answer.
     """
     before, before_s = lookups(server), server.cpu_s()
     with tempfile.TemporaryDirectory() as folder:
@@ -285,7 +285,7 @@ sys.exit(abs(os.waitstatus_to_exitcode(status)))
 
 
 def measure(*command: str) -> tuple[float, float]:
-    """Run a command; return CPU seconds, including children, and peak memory in MB."""
+    """Run a command; return CPU seconds with children, and peak MB."""
     ended = subprocess.run(  # noqa: S603 -- our own commands
         [sys.executable, "-c", STARTER, *command],
         env=environment() | {"OMP_WAIT_POLICY": "passive"},

@@ -1,7 +1,7 @@
-"""`make figures`: keeps results without names of hosts and paths in bench/figures/, and writes the docs' tables.
+"""`make figures`: keeps results without names of hosts and paths, and writes the docs' tables.
 
-Arguments are files saved by `make bench` (the latest RUNS are kept), and JSON reports of `hotplate bench stores` and
-`hotplate bench ru` (one each).
+Arguments are files saved by `make bench` (the latest RUNS are kept), and JSON reports of `bench stores` and `bench ru`
+(one each).
 """
 
 import argparse
@@ -32,7 +32,7 @@ OMITTED = {"reads/s per 100 RU/s", "lists published/s", "USD/month autoscale"}
 
 
 class Line(NamedTuple):
-    """A figure with one value for each run, or each round of a single run."""
+    """A figure with a value for each run, or each round of one."""
 
     what: str
     unit: str
@@ -69,7 +69,7 @@ def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep(files: Iterable[Path], folder: Path) -> None:
-    """Write files without names to *folder*, and delete the oldest runs beyond RUNS."""
+    """Write files without names to *folder*; delete the oldest beyond RUNS."""
     folder.mkdir(exist_ok=True)
     for file in files:
         facts = stripped(json.loads(file.read_text()))
@@ -101,7 +101,7 @@ def _figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[floa
 
 
 def table_of_report(report: Report) -> str:
-    """Return the main rows as a table of subjects and of figures not OMITTED."""
+    """Return the main rows as a table, without OMITTED figures."""
     main = [row for row in report.rows if row.main]
     names = [name for name in dict.fromkeys(row.figure for row in main) if name not in OMITTED]
     subjects = dict.fromkeys(row.subject for row in main)
@@ -118,7 +118,7 @@ def _cell(report: Report, subject: str, figure: str) -> str:
 
 
 def write_tables(folder: Path, readme: Path, page: Path) -> None:
-    """Write both pages' tables from the files in *folder*."""
+    """Write both pages' tables."""
     runs = [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
     lines = lines_of(runs)
     peers = [[each.what, each.measured] for each in lines if each.group == PEERS]

@@ -1,4 +1,4 @@
-"""The measurement of a service over HTTP: rounds, a search for the highest rate, or a sweep of batches."""
+"""The measurement of a service: rounds, a search for the highest rate, or a sweep of batches."""
 
 import asyncio
 import math
@@ -112,7 +112,7 @@ def _only_one(given: Mapping[str, object]) -> None:
 def search(attempt: Callable[[float], Trial], start: float, precision: float = PRECISION) -> Iterator[Trial]:
     """Double the rate from *start* until outside the objective, then bisect to *precision*; yield attempts.
 
-    An unclear attempt is repeated, twice at most, then counts as outside. A stopped one ends the search.
+    An unclear attempt is repeated twice at most, then counts as outside. A stopped one ends the search.
     """
     low, high = 0.0, math.inf
     rate = start

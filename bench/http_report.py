@@ -37,7 +37,7 @@ class Objective:
         return next(iter(self.latency_us), "p99")
 
     def judge(self, result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return broken bounds, and reasons not to blame the service, such as a late generator."""
+        """Return broken bounds, and reasons not to blame the service."""
         broken, doubts = self.errors_beyond(result.error_share), list(result.invalid_reasons)
         for name, bound_us in self.latency_us.items():
             found_us, late_us = (each.percentile_us(PERCENTS[name]) for each in (result.latency, result.lag))
@@ -79,8 +79,8 @@ def parse_objective(text: str) -> Objective:
 class HttpPlan:
     """Parsed options.
 
-    With `find_max`, rounds run at the highest rate inside the objective, which otherwise only bounds errors. With
-    `batches`, POSTs of these sizes are sent.
+    With `find_max`, rounds run at the highest rate inside the objective, which otherwise only bounds errors. `batches`
+    are sizes of POSTs.
     """
 
     options: HttpOptions

@@ -42,7 +42,7 @@ class Shape:
         return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
 
     def values(self) -> list[bytes]:
-        """Draw DISTINCT bodies that compress like real lists: items by a Zipf law, scores of four digits."""
+        """Draw DISTINCT bodies that compress like real lists, with items by a Zipf law."""
         rng = np.random.default_rng(0)
         summed = np.cumsum(1 / np.arange(10, ITEMS + 10))
         drawn = np.searchsorted(summed, rng.random((DISTINCT, SPARE * self.items)) * summed[-1])
@@ -77,8 +77,7 @@ EXAMPLES = 5
 class CheckResult:
     """Counts of compared and wrong lists, with examples.
 
-    `fallback` counts popular lists for users with personal ones, `filtered` lists without items that no answer shows,
-    as with a deny-list.
+    `fallback` counts popular lists for users with personal ones, `filtered` lists without items that no answer shows.
     """
 
     compared: int
@@ -105,13 +104,13 @@ class ReceivedList(NamedTuple):
 
 
 def popular_counts(result: Result) -> tuple[int, int]:
-    """Return the numbers of popular and of all lists, of a load that observes `source`."""
+    """Return the numbers of popular and of all lists; the load must observe `source`."""
     sources = result.seen.get("source", {})
     return sources.get(POPULAR_SOURCE, 0), sum(count for source, count in sources.items() if source)
 
 
 def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -> str | None:
-    """Return a sentence if more than *allowed* of the lists were popular ones, which cost hardly anything."""
+    """Return a sentence if more than *allowed* of the lists were popular ones, which are cheap."""
     popular, lists = (sum(counts) for counts in zip(*map(popular_counts, results), strict=True)) if results else (0, 0)
     if popular <= allowed * lists:
         return None

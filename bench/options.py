@@ -1,4 +1,4 @@
-"""The options of each experiment, from which flags are made, and parsers of times, rates and shares."""
+"""The options of each experiment, and parsers of times, rates and shares."""
 
 import re
 from collections.abc import Callable, Mapping

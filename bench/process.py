@@ -1,4 +1,4 @@
-"""The machine of a measurement, and pinned processes: services, redis-server and the emulator."""
+"""The machine of a measurement, and pinned servers on it."""
 
 import importlib.metadata
 import os
@@ -286,7 +286,7 @@ def redis_installed() -> bool:
 
 
 def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":
-    """Start a process that calls *target*, `module:function`, with the other end of the returned channel."""
+    """Start a process that calls *target*, `module:function`, with the other end of the channel."""
     ours, theirs = Pipe()
     module, _, function = target.partition(":")  # not -m: pickled classes would be those of __main__
     program = f"import sys, {module} as module; from multiprocessing.connection import Connection as Channel; "
@@ -298,7 +298,7 @@ def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":
 
 
 def receive(channel: Channel, died: str) -> object:
-    """Receive a worker's message; raises it if it is an exception, BenchFailed(*died*) if the worker has ended."""
+    """Receive a worker's message; raises it if it is an exception, BenchFailed(*died*) after its end."""
     try:
         message: object = channel.recv()
     except (EOFError, ConnectionError) as error:

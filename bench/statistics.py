@@ -43,7 +43,7 @@ class Figure:
 
 
 def percentile(results: Sequence[Result], percent: float) -> Figure:
-    """Return a percentile of all answers in µs; unknown with fewer than 10 answers beyond it.
+    """Return a percentile of all answers in µs; unknown with fewer than 10 beyond it.
 
     The interval needs five seconds, or five shorter rounds.
     """

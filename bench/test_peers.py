@@ -50,7 +50,7 @@ pytestmark = pytest.mark.benchmark(group="peers")
 
 
 def compare(benchmark: Benchmark, names: tuple[str, str], ours: Loaded, peers: Loaded) -> None:
-    """Measure both servers in alternating rounds; store requests/s, CPU a request and the ratio of rates."""
+    """Measure both servers in alternating rounds, and store the results."""
     cpu_us, ratios = list[float](), list[float]()
 
     def round_of_both() -> None:

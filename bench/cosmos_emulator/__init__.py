@@ -1,1 +1,1 @@
-"""A local emulation of Azure Cosmos DB for NoSQL that counts request units and throttles; it is not the service."""
+"""A local emulation of Azure Cosmos DB for NoSQL that counts request units and throttles."""

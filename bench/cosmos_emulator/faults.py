@@ -52,7 +52,7 @@ def parse_latency(text: str) -> Callable[[], float]:
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One fault, as in the JSON of `PUT faults`."""
+    """A fault in the JSON of `PUT faults`."""
 
     kind: str
     share: Number = 1.0
@@ -70,7 +70,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("only slow can be for one partition")
 
     def affects(self, region: int, operation: str, drawn: float) -> bool:
-        """Return whether a request is affected; *drawn* is random, from 0 to 1."""
+        """Return whether a request is affected; *drawn* is from 0 to 1."""
         return self.region in (None, region) and self.operation in (None, operation) and drawn < self.share
 
 

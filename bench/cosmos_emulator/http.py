@@ -80,7 +80,7 @@ class Request:
 
 @dataclass(slots=True)
 class HttpResponse:
-    """A response; `delay_s` and `reset` are for latencies and faults."""
+    """A response, with an injected delay or reset."""
 
     status: int
     body: bytes = b""

@@ -58,7 +58,7 @@ class RequestContext:
         return partition
 
     def charge_error(self, partition: Partition, error: HttpError) -> HttpError:
-        """Charge a failed request; add the partition's headers to the error."""
+        """Charge a failed request; add the partition's headers."""
         partition.charge(self.now, error.charge_ru, self.request.region)
         error.headers |= self.headers(partition)
         return error
@@ -74,7 +74,7 @@ class RequestContext:
 
 
 def context_of(account: EmulatedAccount, container: Container, request: Request, now: float) -> RequestContext:
-    """Return a request's context; raises 400 for a stale resource id or an invalid consistency level."""
+    """Return a context; raises 400 for a stale resource id or an invalid consistency level."""
     rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
     if rid is not None and rid.decode("latin-1") != container.rid:
         message = "the container was deleted and created again since its _rid was read"
@@ -192,7 +192,7 @@ def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, eta
 
 
 def batch(context: RequestContext) -> HttpResponse:
-    """Run a batch: 200 with all results, or 207 with the failed one and 424 for the others."""
+    """Run a batch: 200 with all results, or 207 with the failure and 424 for the others."""
     operations, key = parse_json(context.request.body, "the batch"), key_of(context.request)
     if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
         raise HttpError(400, "a batch is a list of operations, which are objects")

@@ -1,8 +1,7 @@
 """Documents, partition keys and their hashes, and physical partitions with budgets.
 
 A partition is a range of effective partition keys with a budget of RU/s. A request is admitted if any budget of the
-second is left; its charge is deducted afterwards, also from later seconds, so over time exactly the provisioned rate is
-admitted.
+second is left; its charge is deducted afterwards, also from later seconds, so the provisioned rate is met over time.
 
 Keys are hashed by version 2, the SDKs' default; a test compares the hashes with the Python SDK's.
 """
@@ -49,7 +48,7 @@ def key_of(request: Request) -> bytes:
 
 
 def encode(value: object) -> bytes:
-    """Return the bytes of a key to hash; equal keys have equal bytes."""
+    """Encode a key for hashing; equal keys have equal bytes."""
     if isinstance(value, str):
         encoded = value.encode()
         if len(encoded) > MAX_KEY_BYTES:
@@ -75,7 +74,7 @@ def hash_of(key: bytes) -> str:
 
 @dataclass(slots=True)
 class Budget:
-    """Request units of one partition and region; times are seconds of a monotonic clock."""
+    """Request units of one partition and region; times are monotonic seconds."""
 
     rate: float = 0.0
     _second: int = -1
@@ -88,7 +87,7 @@ class Budget:
         self._used_ru = min(self._used_ru - owed, rate) + owed
 
     def wait_ms(self, now: float) -> int:
-        """Return 0 if a request is admitted at *now*, else the milliseconds until a second with budget left."""
+        """Return 0 if a request is admitted at *now*, else the milliseconds to wait for budget."""
         self._roll(now)
         missing = self._used_ru - self.rate
         if missing < 0:
@@ -146,7 +145,7 @@ class Partition:
 
 
 class Partitions:
-    """A container's partitions, in the order of their ranges."""
+    """A container's partitions in order."""
 
     def __init__(self, throughput: Throughput, regions: int) -> None:
         self._regions = regions
@@ -228,7 +227,7 @@ SERIAL = attrgetter("serial")
 
 
 class ContainerDocuments:
-    """A container's documents, by id and key and in the order of creation."""
+    """A container's documents, by id and key and in creation order."""
 
     def __init__(self) -> None:
         self._by_key = dict[tuple[str, bytes], Document]()
@@ -244,7 +243,7 @@ class ContainerDocuments:
         return self._by_key.get((item_id, key))
 
     def after(self, serial: int = 0) -> Iterator[Document]:
-        """Yield documents with a higher serial, in order. Do not modify the documents while iterating."""
+        """Yield documents with a higher serial; do not modify them while iterating."""
         for place in range(bisect_right(self._ordered, serial, key=SERIAL), len(self._ordered)):
             yield self._ordered[place]
 

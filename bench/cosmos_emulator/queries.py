@@ -1,7 +1,7 @@
 """Queries and feeds of items, with paging and charges.
 
 Supports `SELECT *` and `SELECT VALUE COUNT(1)` with `=`, `IN`, AND, literals and parameters; others get 400. A count
-over several partitions returns a plan, by which SDKs query each partition and add up the results.
+over several partitions returns a plan: SDKs query each partition and add up results.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The account: databases, containers, offers and partition key ranges.
 
 Requests for them are never throttled; their charges are assumed. A resource id (`_rid`) has 4 bytes of the database, 4
-of the container with the highest bit set, and 8 of the item, as in the service.
+of the container with the highest bit set, and 8 of the item.
 
 A write is charged for each indexed value, a term; system properties are assumed not to count.
 https://learn.microsoft.com/azure/cosmos-db/index-policy
@@ -221,7 +221,7 @@ def create_database(account: EmulatedAccount, resource: Mapping[str, Any]) -> Da
 def create_container(
     account: EmulatedAccount, database: Database, resource: Mapping[str, Any], manual: object, autoscale: object
 ) -> Container:
-    """Create a container and its offer, by default with the lowest manual throughput."""
+    """Create a container and its offer, by default with the lowest throughput."""
     is_default = manual is None and autoscale is None
     throughput = Throughput(MANUAL_MIN) if is_default else throughput_of(manual, autoscale)
     container = Container(account, database, resource, throughput)

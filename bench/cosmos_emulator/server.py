@@ -1,4 +1,4 @@
-"""The emulator as a server, with the pages `/__emulation/faults` and `/__emulation/metrics`.
+"""The emulator as a server, with pages for faults and metrics.
 
 The pages need no key, because the emulator listens on loopback by default.
 """
@@ -142,7 +142,7 @@ def _metrics(service: Service) -> bytes:
 
 
 async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
-    """Run an emulator until SIGINT or SIGTERM; *on_ready* is called when it listens."""
+    """Run an emulator until SIGINT or SIGTERM."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,6 +1,6 @@
 """The load generator and its process.
 
-It has a separate process because other work would delay its event loop and count as latency.
+In a shared process, other work would delay the event loop and count as latency.
 """
 
 import asyncio
@@ -162,7 +162,7 @@ class Recorder:
 class LoadGenerator:
     """The connections and queue of one run.
 
-    *clock*, *keep_pace* and *connect* can be replaced to run in virtual time.
+    *clock*, *keep_pace* and *connect* can be replaced by virtual time.
     """
 
     def __init__(
@@ -381,7 +381,7 @@ class LoadGenerator:
 class LoadWorker:
     """A process for the runs of one measurement; a context manager.
 
-    With a *core* it is pinned, with raised priority during runs if allowed.
+    With a *core* it is pinned, and runs have raised priority if allowed.
     """
 
     def __init__(self, core: int | None = None) -> None:
@@ -404,8 +404,8 @@ class LoadWorker:
     def run(self, load: Load, *, on_the_second: bool = False) -> Result:
         """Make one run; blocks until its end.
 
-        *on_the_second* begins it with a whole second of the clock, as RU/s budgets do. Ctrl-C ends it early, with an
-        `interrupted` result. Raises BenchFailed if the process dies.
+        *on_the_second* begins it with a whole second of the clock, as RU/s budgets do. Ctrl-C gives an `interrupted`
+        result. Raises BenchFailed if the process dies.
         """
         with raised_priority(() if self._core is None else [self.pid]):
             self._channel.send(load)
@@ -428,7 +428,7 @@ class LoadWorker:
 
 
 async def make_run(channel: Channel, load: Load) -> Result:
-    """Make one run in a worker: connect, send READY, begin and stop on command."""
+    """Make one run on command of the parent."""
     generator = LoadGenerator(load)
     loop = asyncio.get_running_loop()
     begun: asyncio.Future[float] = loop.create_future()

@@ -176,10 +176,10 @@ def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[fl
 class Load:
     """The parameters of a run.
 
-    Requests are due at `rate` a second for `duration_s`; see `dues`. Without a rate the loop is closed: each connection
-    sends its next request after a response. A request fails `timeout_s` after its due time. At most `backlog` due
-    requests wait for a connection; further ones are dropped. `observe` names string fields of a compact JSON body to
-    count by value. One of `sample_every` responses is kept (0: none).
+    Requests are due at `rate` a second; see `dues`. Without a rate the loop is closed: each connection sends its next
+    request after a response. A request fails `timeout_s` after its due time. At most `backlog` due requests wait for a
+    connection; further ones are dropped. Values of the string fields `observe` of a compact JSON body are counted. One
+    of `sample_every` responses is kept (0: none).
     """
 
     url: str

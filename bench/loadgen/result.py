@@ -105,7 +105,7 @@ def _highest_us() -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """One second of a run, with latencies of responses received in it."""
+    """One second of a run, with latencies of its responses."""
 
     due: int
     sent: int
@@ -124,8 +124,8 @@ class ResponseSample(NamedTuple):
 class Result:
     """One run: `due` = `ok` + all `errors` + `dropped`.
 
-    Open-loop latency counts from a request's due time, even if no connection was free or the generator was late. In a
-    closed loop it counts from sending, which hides waits: quote only the rate.
+    Open-loop latency counts from a request's due time, including waits for a connection or the generator. In a closed
+    loop it counts from sending, which hides waits: quote only the rate.
     """
 
     url: str
@@ -180,7 +180,7 @@ class Result:
 
     @property
     def invalid_reasons(self) -> list[str]:
-        """Why this run measures the generator instead of the service; empty if valid."""
+        """Why this run measures the generator; empty if valid."""
         if self.requested_rate is None:
             full = f"({self.cpu_share:.0%} of a core): this is its limit, not the service's"
             return [f"the generator had no CPU to spare {full}"] if self.cpu_share > CPU_BOUND else []

@@ -1,1 +1,1 @@
-"""The planner: from users, requests and sizes to RU/s, partitions, pods, memory and money, with the why of each."""
+"""The planner: from users, requests and sizes to RU/s, partitions, pods, memory and money."""

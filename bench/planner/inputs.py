@@ -272,7 +272,7 @@ def _stay(found: Report, subjects: Sequence[str]) -> dict[str, object]:
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:
-    """Read lists by kind, mean size and encoding from a manifest; the size includes popular lists and `meta`."""
+    """Read lists by kind, mean size and encoding from a manifest; sizes include popular lists and `meta`."""
     rows = sum(manifest.counts.values())
     mean_bytes = manifest.bytes / max(1, rows)
     key_bytes = KEY_BYTES + fmean([len(key.partition(":")[2].encode()) for key in manifest.sample] or [0])

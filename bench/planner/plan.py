@@ -310,7 +310,7 @@ def reached_ru(inputs: Inputs, top: float, busiest: float) -> list[float]:
 def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
     """Each hour is billed at the RU/s reached, at least a tenth of the maximum.
 
-    Reads spread evenly over regions, without headroom or a failover reserve.
+    Reads spread evenly over regions, without headroom.
     """
     n = t.term
     reads, publish, gb = (t[name].number for name in ("reads_ru", "publish_ru_s", "release_gb"))

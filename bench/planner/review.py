@@ -298,7 +298,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
-    """Yield figures above the bound or no longer possible. Raises PlanMisused for a baseline without figures."""
+    """Yield figures above the bound or no longer possible. Raises PlanMisused without figures."""
     if not baseline.figures:
         raise PlanMisused(
             f"{baseline.layer.source} has no figure to check; write one with: hotplate plan ... --save plan.toml"
@@ -313,7 +313,7 @@ def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
 
 
 def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
-    """Format a baseline: non-default inputs with their sources, and the figures to check."""
+    """Format a baseline: inputs with their sources, and the figures to check."""
     lines = list[str]()
     for name, source in plan.sourced.sources.items():
         given = json.dumps(getattr(plan.inputs, name))  # also TOML

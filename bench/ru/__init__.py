@@ -1,1 +1,1 @@
-"""Throughput per request unit: a container's RU/s raised level by level, and at each the rate that it sustains."""
+"""Throughput per request unit: the rate that a container sustains at each level of RU/s."""

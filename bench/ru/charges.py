@@ -1,7 +1,7 @@
 """`hotplate bench charges`: measures an account's charges for the planner and the emulator.
 
-Requests are sequential, through azure-cosmos, in a temporary database of the lowest throughput. Coefficients that are
-not measured keep our values, marked so in the file.
+Requests are sequential, through azure-cosmos, in a temporary database. Coefficients that are not measured keep our
+values, marked so in the file.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

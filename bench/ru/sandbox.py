@@ -41,7 +41,7 @@ BATCH = 250
 
 @dataclass(frozen=True, slots=True)
 class SizedLists:
-    """Lists of at most *size_kb* an item, spread evenly over *parts* partitions."""
+    """Lists of at most *size_kb* an item, evenly over *parts* partitions."""
 
     size_kb: int
     count: int
@@ -196,7 +196,7 @@ def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tupl
 
 
 def own_url(url: str, ru: int) -> str:
-    """Return the URL of a new database in the account of *url*, with containers of *ru* RU/s."""
+    """Return the URL of a new database in the account of *url*."""
     parts = urlsplit(url)
     kept = {name: value for name, value in parse_qsl(parts.query) if name in {"ca", "region", "consistency"}}
     query = urlencode(kept | {"ru": str(ru)})
@@ -205,7 +205,7 @@ def own_url(url: str, ru: int) -> str:
 
 @contextmanager
 def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> Iterator[Sandbox]:
-    """Yield a temporary database in the account of *url*; it is dropped at the end, also after Ctrl-C."""
+    """Yield a temporary database in the account of *url*; drops it at the end, also after Ctrl-C."""
     made = Sandbox(own_url(url, ru), os.environ if environment is None else environment)
     try:
         yield made

@@ -275,7 +275,7 @@ def compared(first: Summary, other: Summary, value: Value) -> Figure:
 
 
 def is_real(found: Figure, first: Figure, other: Figure) -> bool:
-    """Return whether the interval of rounds and the pooled values show the same difference."""
+    """Return whether the rounds' interval and the pooled values show the same difference."""
     if found.low is None or found.high is None or first.value is None or other.value is None:
         return False
     return (found.low > 1 and other.value > first.value) or (found.high < 1 and other.value < first.value)

@@ -262,10 +262,7 @@ class RoundSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRun:
-    """Result, CPU and request units of a run through a service.
-
-    `full` is the same round's run at full load, if allowed.
-    """
+    """A run through a service; `full` is the same round's run at full load, if allowed."""
 
     result: Result
     cpu_s: float
