@@ -26,7 +26,7 @@ NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
 
 
 def require_positive(given: Mapping[str, float | None]) -> None:
-    """Raise BenchMisused, with the flag, for a number that is not positive."""
+    """Raise BenchMisused naming the flag of a number that is not positive."""
     for flag, value in given.items():
         if value is not None and value <= 0:
             raise BenchMisused(f"{flag} must be above zero, and is {value:g}")

@@ -33,12 +33,12 @@ REMOTE = {
     "cosmos": ("cosmos", "", "a point read from Cosmos DB (emulated), 16 in flight"),
     "sdk": ("cosmos", "&client=sdk", "the same through azure-cosmos"),
 }
-# Excludes other processes and a store's server.
+# The timer excludes other processes and a store's server.
 pytestmark = pytest.mark.benchmark(group="look-ups", timer=time.process_time)
 
 
 def random_keys(users: int, count: int = COUNT) -> list[str]:
-    """Draw keys as new strings, whose hashes are not cached."""
+    """Draw keys as new strings without cached hashes."""
     return [key_of(user) for user in random.Random(0).choices(range(users), k=count)]
 
 

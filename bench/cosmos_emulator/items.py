@@ -158,6 +158,7 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> st
 def _store(
     context: RequestContext, key: bytes, item_id: str, item: dict[str, Any], found: Document | None
 ) -> tuple[int, Document, float]:
+    """Store an item; nothing changes if it is refused."""
     container, charges = context.container, context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
     partition = found.partition if found else container.partitions.of(key)

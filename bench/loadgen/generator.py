@@ -35,7 +35,7 @@ LOOP_TICK_S = 1e-3  # event loops round to milliseconds
 AHEAD_S = 0.05  # from a worker's readiness to its first due request
 STOP_WITHIN_S = 5.0
 DIED = "the process of the load generator died; was it out of memory?"
-# Messages of a worker with open connections, and to it to end a run. A start time by CLOCK_MONOTONIC begins a run.
+# A worker sends READY with open connections; its parent sends a start time by CLOCK_MONOTONIC, and STOP.
 READY = "ready"
 STOP = "stop"
 Sent = tuple[float, bytes]  # due time by the generator's clock, and request
