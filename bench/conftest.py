@@ -45,7 +45,7 @@ from hotplate.stores.store import Row
 Benchmark: TypeAlias = Any
 LIST_LENGTH = 20
 TIMES = "\N{MULTIPLICATION SIGN}"
-COUNT = 1_000
+COUNT = 1_000  # reads of one round
 PLENTY_RU = 1_000_000  # the emulator must not throttle
 COSMOS_USERS = 2_000
 HOTPLATE = (sys.executable, "-m", "hotplate")

@@ -18,7 +18,7 @@ from hotplate.stores.connect import opened
 from hotplate.stores.keys import USER
 from hotplate.stores.urls import redacted
 
-COMPARED = 500
+COMPARED = 500  # responses of a round to compare with the store
 EACH_BATCH = 41  # one in 41 batches is compared; a prime, to avoid cycles
 SPARE = 1.25  # unknown users may exceed their share
 PARALLEL = 20  # as from Stream Analytics

@@ -173,7 +173,7 @@ class Catalogue:
 
     @property
     def committed(self) -> tuple[Release, ...]:
-        """The complete releases."""
+        """The complete releases that are not being dropped."""
         return tuple(entry for entry in self.releases if entry.state not in (State.DRAFT, State.DROPPING))
 
     def get(self, release: ReleaseId) -> Release | None:
@@ -307,7 +307,10 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = Fal
 
 
 def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Catalogue:
-    """Show a committed release to *percent* of the users, or change its share; raises ReleaseConflict."""
+    """Show a committed release to *percent* of the users, or change the canary's share.
+
+    Raises ReleaseConflict for a draft or the live release, if nothing is live, and while another is the canary.
+    """
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; it can be the canary once it is committed")

@@ -151,8 +151,8 @@ async def encode_rows(
 ) -> EncodedRows:
     """Encode rows of bodies to stored values; deterministic but for checksums.
 
-    *plan* counts keys and lists, without offsets; for `zstd`, its bytes are scaled by the ratio of the first lists.
-    *sample* holds rows to train on if other processes write most of the release.
+    *plan* counts keys and lists, without offsets; for `zstd`, its bytes are scaled by the compression ratio of the
+    first lists. *sample* holds rows to train on if other processes write most of the release.
     """
     plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES, plan.meta_bytes)
     if encoding == "json":

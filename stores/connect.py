@@ -33,7 +33,8 @@ def default_url() -> str:
 def connect(url: str, observer: Observer | None = None) -> Store:
     """Open the store at *url* without I/O; StoreMisused for an unknown scheme or a malformed URL.
 
-    *observer* counts attempts of stores that bill or throttle requests. An entry point is a function from URL to Store.
+    *observer* counts attempts of stores that bill or throttle requests. The entry point of another scheme is a
+    function from URL to Store.
     """
     scheme = scheme_of(url)
     if scheme == "file":
@@ -71,9 +72,9 @@ def run_on(
     *,
     must_exist: bool = False,
 ) -> T:
-    """Run *act* on a store in a new event loop, in another thread if this one runs a loop.
+    """Run *act* on a store in a new event loop, in another thread if this one runs a loop, then close the store.
 
-    *must_exist* raises ReleaseNotFound for a store that was never published to.
+    With *must_exist*, raises ReleaseNotFound for a store that was never published to.
     """
 
     async def run() -> T:

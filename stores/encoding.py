@@ -7,8 +7,8 @@ lists are cut at separators without parsing.
     body            OFFSET ‖ payload
     opened body     OFFSET ‖ list
 
-The checksum is 48 bits of xxh3_64(key ‖ body) in base64, seeded by the release's id. The offset, four hex digits, is
-the end of the tenth item, so the usual cut is a slice.
+The checksum is 48 bits of xxh3_64(key ‖ body) in base64, seeded by the release's id, so it also detects values of
+another key or release. The offset, four hex digits, is the end of the tenth item, so the usual cut is a slice.
 """
 
 import re
@@ -53,7 +53,7 @@ class Item(TypedDict, total=False):
 
 
 def encode(items: Iterable[Item]) -> bytes:
-    """Encode a list to its body; for a few lists."""
+    """Encode a list to its body; for a few lists only."""
     lines = list[bytes]()
     for item in items:
         line = orjson.dumps({name: item[name] for name in ("id", "score", "title") if name in item})

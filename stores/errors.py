@@ -52,7 +52,7 @@ class StoreMisused(StoreError):
 class CatalogueUnreadable(StoreError):
     """The catalogue is damaged, or missing although the store holds releases.
 
-    `record` is None if it is missing or from a newer hotplate. `now` is the store's clock.
+    `record` holds its bytes; None if it is missing or from a newer hotplate. `now` is the store's clock.
     """
 
     def __init__(self, message: str, record: bytes | None = None, now: float = 0.0) -> None:

@@ -36,7 +36,7 @@ FIRST_BYTE = b"H"
 class RequestFailed(Exception):
     """A request has no response; the server may have processed it, unless `kind` is `connect`.
 
-    `retry_after_s` is the time until the next connect.
+    `retry_after_s` is the time until the next connect, if the request was not sent.
     """
 
     def __init__(self, kind: FailureKind, host: str, *, retry_after_s: float = 0.0) -> None:
@@ -199,7 +199,7 @@ Pending = asyncio.Future[Response]
 
 
 class ConnectionPool:
-    """At most *size* connections to one server. Never resends a request."""
+    """At most *size* connections to one server, on one event loop. Never resends a request."""
 
     def __init__(self, host: str, port: int, *, size: int = 32, tls: ssl.SSLContext | None = None) -> None:
         self._server = host, port

@@ -46,8 +46,8 @@ async def activate(
 ) -> bool:
     """Prepare a committed release and make it live; return whether it was not live before.
 
-    Raises CanaryRunning unless *end_canary* is true, RefusedByGates unless *though_refused* is true, and ReleaseCorrupt
-    unless *force* is true.
+    Raises CanaryRunning while another release is the canary, unless *end_canary* is true; RefusedByGates, unless
+    *though_refused* is true; ReleaseCorrupt if it cannot be served, unless *force* is true.
     """
     seen = await store.catalogue()
     changes.activate(seen, release, end_canary=end_canary)
@@ -95,7 +95,8 @@ async def _prepare(store: Store, entry: Release, *, force: bool, though_refused:
 async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
     """Make the release that was live before live again, and return it; a canary ends.
 
-    Raises ReleaseConflict if *if_live* is given and is not live; ReleaseCorrupt unless *force* is true.
+    Raises ReleaseConflict if *if_live* is given and is not live; ReleaseCorrupt if the release cannot be served, unless
+    *force* is true.
     """
     seen = await store.catalogue()
     if seen.live is None:
@@ -115,7 +116,8 @@ async def start_canary(
 ) -> None:
     """Prepare a committed release and show it to *percent* of the users, or change the canary's share.
 
-    Raises the errors of `catalogue.start_canary` and `activate`; StoreMisused for an invalid share.
+    Raises StoreMisused for an invalid share; ReleaseNotFound and ReleaseConflict as `catalogue.start_canary`;
+    RefusedByGates and ReleaseCorrupt as `activate`.
     """
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
@@ -196,9 +198,9 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
 async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeatable: bool = True) -> Catalogue:
     """Apply a pure function to the catalogue by compare-and-set, again after a lost race.
 
-    If a swap failed without a clear result, the next read finds its token, or the next swap loses against it. After
-    swaps by others its result is unknown: an idempotent (*repeatable*) step is applied again, else StoreUnavailable is
-    raised. Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
+    A swap that failed without a clear result may still be made: then the next read finds its token, or the next swap
+    loses against it. After swaps by others its result is unknown: an idempotent (*repeatable*) step is applied again,
+    else StoreUnavailable is raised. Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     made = dict[str, Catalogue]()

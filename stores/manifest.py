@@ -37,7 +37,7 @@ class Tally:
     segments: list[str] = field(default_factory=list)
     popular_bytes: int = 0
     drawn: list[tuple[int, str]] = field(default_factory=list)
-    """Hashes and keys of the sample, in order."""
+    """(hash, key) of the SAMPLE_ROWS users and items with the smallest hashes, in order."""
 
     @property
     def rows(self) -> int:
@@ -158,7 +158,7 @@ class _Named(Struct):
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
-    """Make the manifest of tallied rows; ReleaseCorrupt without an overall popular list, or with too many."""
+    """Make the manifest of tallied rows; ReleaseCorrupt if popular lists lack the overall one or exceed the limits."""
     if OVERALL not in tally.segments:
         raise ReleaseCorrupt(f"release {release} has no popular list for everybody; add a row {POPULAR!r}")
     if len(tally.segments) > MAX_POPULAR_LISTS or tally.popular_bytes > MAX_POPULAR_BYTES:

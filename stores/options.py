@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 
 class Flag(NamedTuple):
-    """A field given as a flag and, with *env*, as a variable: HOTPLATE_, *prefix* (by default the verb's), name."""
+    """A field given as a flag and, with *env*, as an environment variable: HOTPLATE_, *prefix* and the name.
+
+    *name* defaults to the field's name, *prefix* to that of the verb.
+    """
 
     help: str
     panel: str | None = None

@@ -68,7 +68,7 @@ About = dict[str, Any] | Callable[[], Awaitable[dict[str, Any]]]
 
 GoesLive = bool | Callable[[Manifest], Awaitable[bool]]
 
-# Called again when a draft is resumed.
+# Returns the gates that refuse a release; called again when a draft is resumed.
 RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
 
 
@@ -105,7 +105,7 @@ class WriteResult:
     """The result of a writer.
 
     *rows* were put by this writer, *skipped* by an earlier one. *seconds* is the wall time by step. *held_back* says
-    why the release did not go live.
+    why the release did not go live. *repaired*: rows of an existing release were rewritten.
     """
 
     manifest: Manifest
@@ -138,8 +138,8 @@ async def publish(
     in all).
 
     A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until the first
-    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. An interrupt also
-    leaves a DraftRef given by its writer.
+    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. The caller is the
+    writer of a DraftRef to resume, and an interrupt leaves that draft, too.
 
     Raises ReleaseConflict if *resume* has another writer or other rows, or is not a draft; StoreMisused for a value
     that is not a body.
@@ -234,7 +234,7 @@ async def write(
     refused_by: RefusedBy | None = None,
     check_same: Finish | None = None,
 ) -> WriteResult:
-    """Write or continue a draft, under a lease, up to its commit.
+    """Write or continue a draft, under a lease, up to its commit; with *prepare*, ready to be live at once.
 
     *check_same* compares the rows, if they may differ, with an earlier attempt's manifest.
     """
@@ -451,8 +451,8 @@ async def _abandon(store: Store, draft: DraftRef) -> None:
 async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0) -> DraftRef | None:
     """Begin *run*'s *release*, or become the writer of its draft; None if it is committed.
 
-    An earlier attempt must not be running. Raises ReleaseConflict if another run holds a lease for longer than
-    *wait_s*.
+    Ends the lease of an earlier attempt, which must not be running. Raises ReleaseConflict if another run holds a lease
+    for longer than *wait_s*.
     """
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + wait_s

@@ -1,6 +1,6 @@
 """A new catalogue from the sealed releases of a store, if the old one is lost or cannot be read.
 
-Services follow its new `store_id`, which keeps earlier writers from changing it.
+Its new `store_id` makes running services follow it, and keeps earlier writers from changing it.
 """
 
 import secrets
@@ -47,7 +47,8 @@ class Survey:
     """The contents of a store without a readable catalogue.
 
     *releases* are in the order of writing; of two with one id, the later one is used. *others* has the reasons why
-    incarnations are not used. *record* is the unreadable catalogue, if any. *now* is the store's clock.
+    incarnations are not used; the next `prune` erases these. *record* is the unreadable catalogue, if any. *now* is the
+    store's clock.
     """
 
     releases: tuple[FoundRelease, ...]
@@ -117,8 +118,8 @@ async def survey(
 async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
     """Write and return a catalogue with *live* live and the other *found* releases ready.
 
-    Raises ReleaseCorrupt and RefusedByGates unless *force* is true; ReleaseConflict if another process has written a
-    catalogue since.
+    Unless *force* is true, raises ReleaseCorrupt if *live* cannot be served, and RefusedByGates if its gates refused
+    it. Raises ReleaseConflict if another process has written a catalogue since.
     """
     chosen = found.find(live)
     if chosen.refusal is not None and not force:

@@ -148,7 +148,10 @@ class Store(Reader, Protocol):
         ...
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap."""
+        """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap.
+
+        The caller settles whether a swap was made if its reply was lost.
+        """
         ...
 
     async def erase(self, release: ReleaseRef) -> None:
@@ -261,7 +264,7 @@ class Observer(Protocol):
         """Count a response, of any status, with its request units."""
 
     def failed(self, kind: str) -> None:
-        """Count a failed attempt, retried or not; *kind* is one of the store's few words."""
+        """Count a failed attempt, retried or not; *kind* is one of a few words defined by the store."""
 
 
 Attribute = str | int | float | tuple[str, ...]

@@ -67,7 +67,7 @@ async def copy(
 
 
 async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on_progress: OnProgress) -> bool:
-    """ReleaseConflict if *target* has other rows under that id."""
+    """Return whether *target* has all rows of a release; ReleaseConflict if it has others under that id."""
     try:
         there = await verify(target, (await target.catalogue()).find(release).ref, on_progress=on_progress)
     except (ReleaseCorrupt, ReleaseNotFound):

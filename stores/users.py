@@ -79,7 +79,7 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
 
     found = await _change(store, more)
     deleted = 0
-    if isinstance(store, RowEraser):  # uncounted rows would be reported as missing
+    if isinstance(store, RowEraser):  # only counted rows: others would be reported as missing
         for entry in found.committed:
             with suppress(ReleaseNotFound):  # pruned since
                 deleted += await store.erase_rows(entry.ref, counted.get(entry.id, ()))

@@ -248,7 +248,7 @@ class ContainerDocuments:
             yield self._ordered[place]
 
     def put(self, document: Document) -> None:
-        """Store a document; one with its id and key must have the same serial."""
+        """Store a document, or replace the one with its id and key, which must have the same serial."""
         old = self.get(document.id, document.key)
         place = bisect_left(self._ordered, document.serial, key=SERIAL)
         if old is None:

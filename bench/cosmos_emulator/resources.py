@@ -29,7 +29,7 @@ MAX_ID_CHARS = 255
 ALREADY_EXISTS = "Entity with the specified id already exists in the system."
 SHARED_THROUGHPUT = "throughput of a whole database is not emulated: give each container its own"
 EMULATED = {"id", "partitionKey", "indexingPolicy"}
-# A request may only relax the account's level.
+# From strongest to weakest: a request may only relax the account's level.
 CONSISTENCIES = ("Strong", "BoundedStaleness", "Session", "ConsistentPrefix", "Eventual")
 EVERYTHING = [{"path": "/*"}]
 EXCLUDED = [{"path": '/"_etag"/?'}]

@@ -49,7 +49,7 @@ class EmulatorSettings:
     consistency: str = "Session"
     charges: Path | None = None  # coefficients; None for ours
     tls: bool = False
-    certificate: Path | None = None
+    certificate: Path | None = None  # where the generated certificate is written
     latency: str | None = None  # as in `p50=4ms,p99=10ms`
 
 

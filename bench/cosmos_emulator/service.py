@@ -154,7 +154,7 @@ class Service:
     authenticator: Authenticator
     faults: Faults = field(default_factory=Faults)
     counts: Counts = field(default_factory=Counts)
-    latency: Callable[[], float] | None = None
+    latency: Callable[[], float] | None = None  # delay of the data plane's responses
 
     _activities: int = 0
 

@@ -144,6 +144,8 @@ class Result:
     """Counts of observed values, in batches of each list."""
 
     cpu_share: float
+    """CPU of the generator's process, as a share of a core."""
+
     samples: tuple[ResponseSample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
     lags_s: NDArray[np.float32] = field(repr=False, compare=False)

@@ -53,7 +53,7 @@ class PricesUnreadable(BenchMisused):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A price; its basis is `listed`, `quoted` by a third party, or `assumed`."""
+    """A price in its file's currency; its basis is `listed`, `quoted` by a third party, or `assumed`."""
 
     amount: float
     per: str
@@ -197,7 +197,7 @@ class Item:
 def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list[str]:
     """Write Azure's prices to *path*; return the names of missing ones.
 
-    Raises BenchMisused instead of overwriting another file.
+    Raises BenchMisused instead of overwriting a file of other origin.
     """
     if path.exists() and not path.read_text(errors="replace").startswith(HEAD):
         raise BenchMisused(

@@ -33,7 +33,7 @@ from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
 
 PATH = "/v1/recommendations/{key}"
-COMPARED = 20
+COMPARED = 20  # responses of a round to compare with the store
 AFTER_S = 15.0  # for checks, report and shutdown
 SDK_RATE = 100.0  # azure-cosmos takes 1 ms of CPU a read
 # CPU is measured at full load: a mostly idle service takes several times as much for each. These connections stay
@@ -250,6 +250,7 @@ class RoundSettings:
     poisson: bool = False
     connections: int = 64
     full_s: float = 0.0
+    """Seconds of full load for each store and round."""
 
     def rate_of(self, one: Candidate) -> float:
         """Return requests/s: fewer through the SDK."""

@@ -34,7 +34,7 @@ from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Observer
 
 log = logging.getLogger(f"{__name__}.requests")
-log.setLevel(logging.WARNING)  # otherwise it logs every request
+log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
 
 # The SDK takes 0 for unset, and retries a 429 nine times.
 NO_RETRIES = -1
@@ -208,7 +208,7 @@ class SdkClient(SignedClient):
         return await self._sdk.read(container, name, timeout_s)
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read like `read`; False in any case, because the SDK does not name the region."""
+        """Read like `read`; the second value is False, because the SDK does not name the region."""
         return await self._sdk.read(container, name, timeout_s), False
 
     async def close(self) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Sql = SqlResourcesOperations
 
-# Time limits of a call, a change, and the refusal of a change of throughput, which may take hours.
+# Time limits of a call, a change, and the acceptance of a change of throughput, which itself may take hours.
 RESPONSE_S, CHANGE_S, ACCEPT_S = 30.0, 300.0, 60.0
 # Polling interval of a change, unless ARM sends another.
 POLL_S = 1.0
@@ -44,7 +44,7 @@ ROLE = "Cosmos DB Operator"
 ACTION = re.compile(r"perform action '([A-Za-z./]{1,200})'")
 # In the message about a serverless account's throughput; codes vary.
 SERVERLESS = "serverless"
-# Code of a missing database or container; with others, the account or its group is missing.
+# Code of a missing database or container, in a 404 or 400; other codes of a 404 are about the account or its group.
 MISSING = "NotFound"
 NO_SUBSCRIPTION = "InvalidSubscriptionId"
 # 409 and 412: another change is in progress.

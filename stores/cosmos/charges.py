@@ -28,6 +28,7 @@ from hotplate.stores.store import BATCH_ROWS, Bill, Estimate, Plan, Provisioned,
 OURS = Path(__file__).with_name("charges.toml")
 KB = 1024
 
+# The container of the catalogue.
 CONTROL = "hotplate"
 
 # Bytes of an item's system properties, assumed to be charged.
@@ -40,8 +41,10 @@ CATALOGUE_BYTES = 1024
 # One each for dictionary and manifest.
 META_BATCHES = 2
 
-# Requests of one publish, from begin to prune, except for rows. An erased release takes two swaps and a deletion;
-# a first publish also creates the database and the catalogue's container.
+# Requests of one publish, from begin to prune, except for rows: the catalogue is swapped by begin, commit and activate;
+# the state is created and sealed; state, manifest, popular list and the ends of the lists of keys are read; a container
+# is created, its throughput read twice, and the containers are listed. An erased release takes two swaps and a
+# deletion; a first publish also creates the database and the catalogue's container.
 CATALOGUE_READS = 10
 CATALOGUE_SWAPS = 3
 STATE_WRITES = 3
@@ -63,14 +66,14 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Charges:
-    """Coefficients; sizes are stored bytes, results RU."""
+    """Coefficients; sizes are stored bytes, results RU rounded to hundredths."""
 
     read_points: Points
     strong_factor: float
     missing: float
     write_points: Points
     replace_share: float
-    """Share of creating both items, without terms."""
+    """Share of the charge of creating the old and the new item, without terms."""
 
     term: float
     refused_share: float

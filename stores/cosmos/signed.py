@@ -64,7 +64,7 @@ MIN_ATTEMPT_S = 0.001
 MAX_FAILURES = 3
 # Shorter waits say nothing about a region.
 MIN_WAIT_S = 0.02
-# A read cancelled after this share of its time has timed out.
+# A read cancelled after this share of its time counts as timed out.
 CANCELLED_SHARE = 0.5
 # Regular and minimum intervals between reads of the account.
 REFRESH_INTERVAL_S = 300.0

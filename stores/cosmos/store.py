@@ -127,7 +127,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         open_containers: Callable[[], Containers],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*open_containers* is called at the first use."""
+        """*open_containers* is called at the first use of the control plane."""
         written = address.writing
         self._address = address
         self._items = items

@@ -175,7 +175,7 @@ class DraftFile:
                 point = pairs[-1][0]
             else:
                 if ascending:
-                    cursor.putmulti(pairs)  # LMDB skips rows that are not in order
+                    cursor.putmulti(pairs)  # not in order: LMDB skips rows that it cannot append
                 point = max(key for key, _ in pairs)
             if not pairs[0][0].startswith(META.encode()):  # `meta` rows have separate calls
                 txn.put(POINT + b"%d" % part, point)

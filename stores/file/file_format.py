@@ -2,7 +2,7 @@
 
     LMDB's pages ‖ xxh3_64 of each block of them ‖ footer
 
-The footer holds the size before the sums, which shows a truncated file.
+LMDB does not read beyond its last page. The footer holds the size before the sums, which shows a truncated file.
 
 LMDB follows damaged offsets, which may end the process; `PagedFile` checks them (LMDB 0.9, native byte order).
 Measured: requests for a list with a flipped byte ended 25 workers in 26 s without it, and one with it.

@@ -111,7 +111,7 @@ class ReleaseFile:
     def slot(self, key: str) -> Slot:
         """Return the slot of a key after a failed read, and begin a new transaction.
 
-        Reads the key again, because another read may have failed in the same transaction.
+        Reads the key again if another read, in any thread, had failed in the same transaction.
         """
         raw = key.encode("utf-8", "surrogatepass")  # with surrogates, bytes that no row has
         try:

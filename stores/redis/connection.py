@@ -56,7 +56,7 @@ class Redirected(StoreUnavailable):
     """Another node serves a slot (MOVED), or is about to (ASK)."""
 
     def __init__(self, message: str, slot: int, host: str, port: int, *, asking: bool) -> None:
-        """*host* is empty for the replying node; *asking* means ASK."""
+        """*host* is empty for the replying node; *asking*: send only this command there."""
         super().__init__(message)
         self.slot = slot
         self.host = host

@@ -27,14 +27,14 @@ OLDEST = 7
 
 MUCH_USED = 0.9
 
-# Overhead of a row: within -10 and +13 % of `used_memory` for rows of 0 to 9,000 bytes on Redis 7.
+# Overhead of a row, and of the allocator: within -10 and +13 % of `used_memory` for rows of 0 to 9,000 bytes (Redis 7).
 ROW_BYTES = 80
 ALLOCATED = 1.08
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A server's memory in bytes; 0 is no limit, or an unknown machine's."""
+    """A server's memory in bytes: used, its limit (0: none), and its machine's (0: unknown)."""
 
     used: int
     maxmemory: int

@@ -47,6 +47,8 @@ class ReleaseKeys:
     """State keys that change together."""
 
     slots: tuple[int, ...]
+    """Cluster slot of each bucket."""
+
     raw_heads: tuple[bytes, ...]
 
     @property

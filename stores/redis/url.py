@@ -133,7 +133,8 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress
 def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> SentinelAddress:
     """Parse `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`.
 
-    User and password are those of the servers; sentinels use `sentinel_user` and HOTPLATE_REDIS_SENTINEL_PASSWORD.
+    User and password are those of the servers; sentinels use `sentinel_user` and HOTPLATE_REDIS_SENTINEL_PASSWORD
+    or …_FILE.
     """
     parts, given, server = _read(url, environment)
     shown = server.shown

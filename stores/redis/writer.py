@@ -164,7 +164,10 @@ class Writer:
         return state
 
     async def _state(self, draft: DraftRef, connection: Sender, sent: str) -> bytes | None:
-        """Return the draft's state; on a new connection, check acknowledged rows first."""
+        """Return the draft's state; on a new connection, check acknowledged rows first.
+
+        Not on the same one: another writer may advance the part's resume point.
+        """
         if connection is self._checked:
             state: bytes | None = await connection.send_command(b"GET", self._keys.release(draft).state)
             return state
