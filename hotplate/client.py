@@ -39,7 +39,7 @@ REFRESH_AGAIN_S = 1.0
 MAX_ANSWER_BYTES = 32 << 20
 MAX_N = 1000
 MAX_FAILURE_CHARS = 300
-# Statuses of invalid requests, including those that this client must not send.
+# Statuses of invalid requests, and of requests that this client is not allowed to send.
 WRONG = {400, 405, 413, 414, 415, 431}
 DENIED = {401, 403, 404}
 

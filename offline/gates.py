@@ -2,10 +2,10 @@
 
     NAME                        minimum of a metric in the evaluation: `ndcg`, `as_served.ndcg`
     drop.NAME                   maximum relative loss of a metric against the live release
-    coverage                    minimum share of the catalogue in any user's list
+    coverage                    minimum share of the catalogue in at least one user's list
     users_with_lists            minimum share of users with a list
     shortest_list               minimum length of the lists
-    overlap, overlap@N          minimum mean share of common first N items with the live release
+    overlap, overlap@N          minimum mean share of a user's first N items in common with the live release
     popular_share, …@N          maximum share of slots taken by the first N overall popular items
 
 N defaults to 10. Bounds on error metrics (rmse, mae) are maxima. `model.NAME` is a metric with the name of a gate.

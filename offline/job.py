@@ -96,6 +96,7 @@ class Run:
 
     id        empty before the first run
     inputs    digest of the input files
+    release   chosen before anything is written
     seconds   wall time by disjoint step, summed over attempts
     outcome   `published` or `refused`; None before the end
     """

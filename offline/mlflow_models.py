@@ -94,7 +94,7 @@ def set_alias(logged: Logged) -> None:
 
 
 def fetch(uri: str, out: Path) -> Path:
-    """Download a model logged by `log_training` into a folder below *out*; raises DataError."""
+    """Download a model logged by `log_training` below *out*, and return its folder; raises DataError."""
     with _server():
         found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(out))) / _FOLDER
     if not found.is_dir():

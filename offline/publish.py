@@ -55,7 +55,7 @@ class PartedSource(ListSource, Protocol):
     async def write_parts(
         self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
-        """Write parts from 1 on, measure users' *lists*, and return the sum; raises StoreError."""
+        """Write parts from 1 on, measure users' lists in *lists*, and return the sum; raises StoreError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class PublishSettings:
 
     encoding    `json` or `zstd`; None for the default of the store
     keep        number of previously live releases to keep
-    resume      a draft to continue, as its writer if a DraftRef
+    resume      a draft to continue with the same lists and settings, as its writer if a DraftRef
     gates       gates, or bounds by name, as {"ndcg": 0.15}
     force       go live despite failed gates
     end_canary  end a running canary

@@ -117,7 +117,7 @@ class Trainings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """nDCG@10 by column; half of the interval, and the engine, of `as typed`."""
+    """nDCG@10 as served, by column; half of the interval, and the engine, of `as typed`."""
 
     users: int
     ndcg: dict[str, float]

@@ -291,7 +291,7 @@ def filled(ranked: Ranked, filler: Indices) -> Ranked:
 
 
 def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
-    """Return the mask of *most* entries per row and kind; negative kinds are unlimited."""
+    """Return the mask of the first *most* entries per row and kind; negative kinds are unlimited."""
     order = np.argsort(kinds, axis=1, kind="stable")
     ordered = np.take_along_axis(kinds, order, axis=1)
     places = np.arange(kinds.shape[1])
@@ -363,7 +363,7 @@ def _allowed(rules: Rules, ids: list[str]) -> Allowed:
 
 
 def _weights(rules: Rules, model: Model) -> Floats | None:
-    """Return factors of scores [items], None if all are 1."""
+    """Return factors of scores [items], None if all are 1; DataError for freshness without times."""
     ids, times = model.matrix.item_ids, model.matrix.times
     weights = np.array([rules.boosts.get(item, 1.0) for item in ids])
     if rules.freshness_days is not None:

@@ -147,8 +147,8 @@ def train(
     """Train on the interactions of *settings* and write the model folder *out*, replacing an existing model.
 
     *on_progress* is called with (stage, done, total), for read, matrix, tune, evaluate, fit and save. *on_notice*
-    gets sentences on cost and choices. Trials are kept in .NAME.kept until the model is saved, so a killed search
-    resumes. Raises DataError or SettingError, without writing a model.
+    gets sentences on cost and choices. Trials are kept in .NAME.kept beside *out* until the model is saved, so a killed
+    search resumes. Raises DataError or SettingError, without writing a model.
     """
     out, seconds = Path(out), dict[str, float]()
     check_target(out)

@@ -69,7 +69,7 @@ class FoldIn:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> Loaded:
-        """Load the factors of a release; raises StoreError if the store cannot be read."""
+        """Load the factors of a release, unless they are damaged; raises StoreError if the store cannot be read."""
         known = self._loaded.get(manifest.digest)
         if known is not None:
             return Loaded(known)

@@ -47,7 +47,7 @@ _read_by = ContextVar("_read_by", default=inf)
 
 @contextmanager
 def read_within(timeout_s: float) -> Iterator[None]:
-    """Limit reads in this block."""
+    """Limit reads in this block to *timeout_s* if their budget is larger."""
     token = _read_by.set(loop_time() + timeout_s)
     try:
         yield
@@ -78,7 +78,7 @@ class EncodedList(NamedTuple):
 
 
 class FoldedIn(NamedTuple):
-    """A list for a basket, and how many of its items the release knows."""
+    """A list for a basket, and how many different items of the basket the release knows and does not know."""
 
     found: EncodedList
     known: int
@@ -215,7 +215,7 @@ class TieredReader:
     def submit(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
         """Read *key* after `get_nowait`, with all others of this loop iteration; calls *deliver* once, later.
 
-        If the read fails, that is the popular list of *segment*, with status `error`.
+        If the read fails, *deliver* gets the popular list of *segment*, with status `error`.
         """
         self._lookups.add(key, (source, segment, deliver))
 
@@ -239,10 +239,11 @@ class TieredReader:
         excluded: frozenset[bytes] = frozenset(),
         segment: str = OVERALL,
     ) -> FoldedIn:
-        """Compute *n* items from a visitor's *items* and their weights (None for the usual one), which are summed up.
+        """Compute *n* items from a visitor's *items* and their weights (None for the usual one).
 
-        The visitor's, denied and *excluded* items are left out. If nothing is known or left, returns the popular list
-        of *segment*. Raises NotReady, FoldInUnavailable, and StoreThrottled if too many visitors wait.
+        Weights of a repeated item are added up. The visitor's, denied and *excluded* items are left out. If nothing is
+        known or left, returns the popular list of *segment*. Raises NotReady, FoldInUnavailable, and StoreThrottled if
+        too many visitors wait.
         """
         tier, served, factors = self._factors()
         different = len({item for item, _ in items})
@@ -423,7 +424,10 @@ def open_reader(
     fold_in: bool = False,
     kept: tuple[str, ServedRelease] | None = None,
 ) -> TieredReader:
-    """Connect to the stores at *urls*, in reading order, without I/O; raises StoreMisused for an invalid URL."""
+    """Connect to the stores at *urls*, in reading order, without I/O.
+
+    Raises StoreMisused for an invalid URL, and as `TieredReader` does.
+    """
     names = tier_names(urls)
     metrics = metrics or Metrics(1, names)
     stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in zip(names, urls, strict=True)}

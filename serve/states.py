@@ -67,6 +67,7 @@ class TierState(msgspec.Struct, frozen=True):
     canary_counts: BothCounts | None = None
     """Of all workers, since its start."""
     canary_stopped: bool = False
+    """Because it is worse than the live release."""
 
     @property
     def detail(self) -> str | None:
@@ -87,7 +88,7 @@ class WorkerState(msgspec.Struct, frozen=True):
     started_at: float
     """As Unix time."""
     reported_at: float
-    """By the monotonic clock."""
+    """By the monotonic clock, which all processes share."""
     lag_s: float
     """Maximum since the last report."""
     connections: int

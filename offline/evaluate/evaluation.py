@@ -31,7 +31,8 @@ from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.keys import OVERALL
 
-# More users would cost more than the fit; intervals are already a few percent.
+# More users would cost more than the fit; intervals are already a few percent. For large catalogues the pairs (users
+# times items) are bounded as well, but never below the minimum number of users.
 MOST_TESTED = 20_000
 _MOST_RANKED = 400_000_000
 _LEAST_TESTED = 5_000

@@ -94,7 +94,7 @@ class UserMetrics:
 
 def interval(values: Values | Sequence[float]) -> MetricInterval | None:
     """Return the 95 % interval of the mean of *values* by Student's t; None for fewer than two."""
-    from scipy.special import stdtrit  # noqa: PLC0415 -- takes 0.07 s
+    from scipy.special import stdtrit  # noqa: PLC0415 -- takes 0.07 s to load
 
     if len(values) < 2:
         return None
@@ -144,7 +144,7 @@ def measure_lists(lists: Indices, train: UserItems) -> ListMetrics:
     """
     counts = users_per_item(train)
     present = lists >= 0
-    # An item without users counts as with one.
+    # An item without users counts as new as one with a single user.
     information = -np.log2(np.maximum(counts, 1) / max(1, np.count_nonzero(np.diff(train.indptr))))
     some = present.any(axis=1)
     novelty = np.where(present, information[lists], 0).sum(axis=1)[some] / present.sum(axis=1)[some]

@@ -288,6 +288,7 @@ class Evaluator:
         )
 
     def _lists(self, candidate: Candidate) -> Indices:
+        """Return [users, k], -1 after the end of a list."""
         if candidate.lists.is_empty():
             raise DataError(
                 f"Of {len(self.truth.users):,} users in the truth, none has a list in {candidate.origin}; "

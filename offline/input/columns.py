@@ -9,6 +9,7 @@ import polars as pl
 
 from hotplate.offline.errors import DataError
 
+# The limit of the stores.
 MAX_ID_BYTES = 256
 # Without NA, which is also a country code.
 NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
@@ -60,7 +61,7 @@ class Columns:
 
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
-    """Return the column called *name*, ignoring case, or of that number without a header.
+    """Return the column called *name*, ignoring case, or of that number in a file without a header.
 
     Raises DataError for a missing column.
     """
@@ -168,7 +169,7 @@ def number_in(text: str) -> float | None:
 def _from_epoch(number: pl.Expr) -> pl.Expr:
     size = number.abs()
     scale = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
-    # The year 8000; Python's times end in 9999.
+    # Larger numbers are beyond the year 8000; Python's times end in 9999.
     time_us = pl.when(size * scale < 2e17).then(number * scale)
     return time_us.cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
 

@@ -48,7 +48,7 @@ _CHUNK_BYTES = 1 << 20
 _SOME_TIME = datetime(2026, 1, 2, 13, 4, 5)  # noqa: DTZ001 -- the zone is set below
 # fsspec counts the query of a signed HTTP URL as part of its path.
 _HTTP = ("http", "https")
-# Error sentences by parts of polars' messages; the first match counts.
+# Error sentences by parts of the reader's message in lower case; the first match counts.
 _READER_ERRORS = {
     ("no space left", "file too large"): (
         "cannot be written: the disk is full or a file size limit is reached (ulimit -f); free space, or set TMPDIR to "
@@ -228,7 +228,7 @@ def _fetching(url: str) -> Iterator[tuple[Any, str]]:
         ) from error
     except FileNotFoundError as error:
         raise DataError(f"{shown} does not exist; check the URL.") from error
-    except Exception as error:
+    except Exception as error:  # the exceptions differ by file system
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise DataError(f"{shown} cannot be read: {reason}; check the URL and its credentials.") from error
 

@@ -46,6 +46,7 @@ _UNKNOWN_EVENT = "unknown event"
 _NO_TIME = "time that cannot be read"
 _NO_NUMBER = "weight that is not a number"
 _FUTURE = "in the future"
+# A column with more distinct values hardly holds types of events.
 _MAX_EVENTS = 20
 _HEAD_ROWS = 1000
 # Thresholds of notes: share of rows without a time; a single user's share of the weight, number of rows, and multiple

@@ -41,7 +41,7 @@ def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int
 class ALSParams:
     """Hyperparameters; SettingError for values out of range.
 
-    The defaults of implicit rank below popularity on sparse data.
+    The defaults are measured: those of implicit rank below popularity on sparse data.
     """
 
     factors: int = 256

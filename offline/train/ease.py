@@ -13,7 +13,7 @@ from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-# Damps active users.
+# A user counts by the square root of their weight, between one vote per user and one per pair.
 _USER_POWER = -0.25
 # Share of items dropped; regularizes items by number of users.
 _DROPOUT = 0.2
@@ -85,6 +85,6 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
 
 
 def _damped(user_items: UserItems) -> csr_matrix:
-    """A hundred interactions are not a hundred times as certain as one."""
+    """Return the square roots of the weights: a hundred interactions are not a hundred times as certain as one."""
     data = np.sqrt(user_items.data, dtype=np.float64)
     return csr_matrix((data, user_items.indices, user_items.indptr), shape=user_items.shape)

@@ -28,7 +28,7 @@ PARAMS: dict[Engine, type[Params]] = {
     "spark": SparkParams,
 }
 
-# Not varied by a search.
+# Parameters that a search does not vary, and options that are not named like their parameter.
 _ALIKE = frozenset({"iterations", "seed", "recency"})
 _OPTIONS = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
 _LESS_MEMORY = {

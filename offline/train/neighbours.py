@@ -1,4 +1,4 @@
-"""Item neighbours by TF-IDF, BM25, cosine or random walks."""
+"""Item neighbours by TF-IDF, BM25, cosine or random walks (RP3beta)."""
 
 import warnings
 from dataclasses import dataclass

@@ -499,6 +499,7 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
 
 
 def _past(values: Sequence[float], up: float, down: float) -> list[float]:
+    """Return the factors that move the first of *values*, the best one, beyond all others; none inside the range."""
     return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
 
 

@@ -1,7 +1,7 @@
 """Authentication, scopes and rate limits of requests.
 
-Keys come as `X-API-Key` or `Authorization: Bearer`. They are looked up by SHA-256, then in a dictionary of strings with
-a random hash seed: response times reveal nothing about other keys.
+Keys come as `X-API-Key` or `Authorization: Bearer`, never in a URL. They are looked up by SHA-256, then in a dictionary
+of strings with a random hash seed: response times reveal nothing about other keys.
 """
 
 import fcntl
@@ -95,7 +95,8 @@ class SharedRates:
 class Bucket:
     """The token bucket of one client in one worker.
 
-    While another process holds its lock, requests are admitted on credit, paid with the next token.
+    While another process holds its lock, requests are admitted on credit, paid with the next token. The kernel releases
+    the lock of a process that dies.
     """
 
     __slots__ = ("_capacity", "_cell", "_credit", "_owed", "_rate", "_refused_until", "_shared")
@@ -145,7 +146,7 @@ class Caller:
     bucket: Bucket | None = None
 
 
-# Verifies a token, given with its digest; raises a Problem.
+# Verifies a token, given with its digest; raises a Problem if it is invalid.
 VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 
 
@@ -254,7 +255,7 @@ def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Gua
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address; False for names other than localhost."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -51,7 +51,7 @@ class Cors:
         response.headers.update(self.headers(request.headers.get(hdrs.ORIGIN), response.headers.get(hdrs.VARY)))
 
     def headers(self, origin: str | None, vary: str | None = None) -> dict[str, str]:
-        """Return CORS headers for a page of *origin*; *vary* is the Vary of the response."""
+        """Return CORS headers for a page of *origin*; *vary* is the response's Vary without them."""
         headers = {"Vary": "Origin" if vary is None else f"{vary}, Origin"}
         if origin is not None and origin in self._origins:
             headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED_HEADERS}

@@ -53,7 +53,7 @@ EventType = Annotated[
         description="`impression`: the items were shown; `click`: they were chosen; or a custom name such as `buy`.",
     ),
 ]
-# 2.0 is an integer in JSON.
+# A float, because 2.0 is an integer in JSON.
 Position = Annotated[
     float, Meta(ge=1, le=100_000, multiple_of=1, description="The place of the first item in the list, from 1.")
 ]

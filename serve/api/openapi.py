@@ -45,8 +45,8 @@ PAGE = b"""<!DOCTYPE html>
 """
 START = b'SwaggerUIBundle({url: "openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null});\n'
 BUNDLED = {"swagger-ui-bundle.js": SCRIPT, "swagger-ui.css": STYLE, "favicon-32x32.png": PNG}
-# The page's files change only with the program.
 ALWAYS_ASKED = "no-cache"
+# For the page's files, which change only with the program.
 KEPT = "public, max-age=604800"
 
 SCHEMAS, RESPONSES = "#/components/schemas/", "#/components/responses/"
@@ -112,7 +112,7 @@ SERVICE = (
 )
 TAGS = {"Lists": OPERATIONS, "Events": events.OPERATIONS, "Scoring": SCORING, "Service": SERVICE}
 RATED = (*OPERATIONS, *events.OPERATIONS)
-# Routes that need a key, if any.
+# Routes that need a key if keys are in use.
 KEYED = frozenset({*(one.path for one in RATED), "/score"})
 
 
@@ -151,7 +151,7 @@ class Documents:
 
 
 def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
-    """Return the OpenAPI 3.1 document without `servers`."""
+    """Return the OpenAPI 3.1 document without `servers`; *takes_key* if reads need a key."""
     schemas = Schema()
     paths = dict[str, Schema]()
     tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}

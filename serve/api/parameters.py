@@ -35,7 +35,7 @@ MSGPACK = "application/msgpack"
 SHOWN_CHARS = 40
 MAX_REFUSAL_CHARS = 200
 MAX_DIGITS = 9
-# Cached queries, and their length.
+# Number of cached queries, and their maximum length.
 REMEMBERED = 1024
 REMEMBERED_CHARS = 64
 

@@ -41,7 +41,7 @@ NEVER_PAUSED = 1 << 30
 # room.
 WRITE_STEP_BYTES = 65_536
 CROWDED_WRITE_S = 1.0
-# Each tick of the sweep checks one of SLICES slices.
+# Each tick of the sweep checks one of SLICES slices of the connections: each connection once a second.
 SLICES = 10
 TICK_S = 0.1
 # Connections beyond the limits that get an answer at a time.
@@ -494,7 +494,7 @@ class Connection(BaseProtocol):
             self._registry.linger(self)
 
     def hold(self, count: int) -> None:
-        """Add *count*, perhaps negative, to the bytes held for this connection."""
+        """Add *count*, perhaps negative, to the bytes held for this connection, down to zero."""
         if self.is_open:
             count = max(count, -self._held)
             self._held += count

@@ -5,10 +5,10 @@ or read differently:
 
 - The bytes are one whole request: their first empty line is their end.
 - The request line is a GET with an id that needs no decoding, at most `?n=`, and HTTP/1.1.
-- Each header is listed, occurs once, and has visible ASCII. Headers are not listed if they announce a body, change the
-  protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms).
+- Each header has exactly a listed name, occurs once, and has visible ASCII. Headers are not listed if they announce a
+  body, change the protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms).
 - Only facts that header bytes alone determine are remembered. Keys, rates, the deny-list, the live release and draining
-  are checked for each request.
+  are checked for each request, in the same objects as on aiohttp's path.
 """
 
 import re
@@ -36,7 +36,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.keys import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
-# Remembered header blocks and lines that clients repeat, and response heads.
+# Limits of remembered header blocks and lines that clients repeat, and of response heads.
 MAX_REMEMBERED = 1024
 MAX_FRAMES = 64
 # Returned if the answer is delivered later.
@@ -61,7 +61,7 @@ CHANGING = (
     "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "X-Forwarded-For", "X-Original-Forwarded-For", "X-Real-IP",
     "X-Forwarded-Client-Cert", "X-Envoy-Expected-Rq-Timeout-Ms", "Via", "Forwarded", "Cookie",
 )  # fmt: skip
-# One bit per header.
+# One bit per header, by its usual spellings.
 _BITS = {name: 1 << n for n, name in enumerate((*NAMES, *CONSTANT, *CHANGING))}
 BITS = {way.encode(): bit for name, bit in _BITS.items() for way in (name, name.lower(), name.title())}
 API_KEY, AUTHORIZATION, REQUEST_ID, KNOWN, HOST, CONNECTION = (_BITS[one] for one in (*NAMES, *CONSTANT[:2]))
@@ -85,7 +85,7 @@ class _ListRoute(NamedTuple):
     key: str
     subject: bytes
     cache: str
-    """Fallbacks are not stored."""
+    """Cache-Control of a list from that source; a fallback is not stored."""
 
     ok_cell: int
     known_cell: int

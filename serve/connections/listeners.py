@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 # How long workers of a killed parent may still hold a port.
 PORT_WAIT_S = 1.5
 PORT_POLL_S = 0.02
-# Unsent data in the kernel; this process counts and times the rest. Otherwise a client that does not read
-# could hold 4 MB there.
+# Unsent data in the kernel; this process counts and times the rest. Otherwise a client that does not read could hold
+# 4 MB there.
 UNSENT_BYTES = 65_536
 # Accepted before requests get their turn.
 AT_ONCE = 64

@@ -207,9 +207,9 @@ class EventReport:
 
 
 def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> EventReport:
-    """Count the events in the closed segments at *url*, once per event id.
+    """Count the events in the closed segments at *url*, a folder or any URL that fsspec supports, once per event id.
 
-    Takes about 100 bytes per event. Raises ServiceMisused and EventsFailed.
+    Takes about 100 bytes of memory per event. Raises ServiceMisused and EventsFailed.
     """
     place = SegmentFolder(url)
     names = place.names()

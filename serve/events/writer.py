@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # Per worker: about half a minute at full load.
 MAX_QUEUED_BYTES = 16 << 20
+# Time for the last commit of a stopping worker.
 CLOSE_S = 3.0
 
 

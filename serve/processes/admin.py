@@ -72,6 +72,7 @@ MEDIA = {
     ".svg": "image/svg+xml",
 }
 FILES = files("hotplate.serve.processes") / "page"
+# Time for the stores to open.
 OPEN_S = 5.0
 RELEASE_FIELDS = ("state", "created_at", "superseded_at", "refused_by")
 RELEASE = re.compile("/v1/releases/([^/]+)/(activate|canary)")
@@ -184,7 +185,7 @@ class Console:
             *(Route(f"/console/{name}", {"GET": self.file}) for name in self._files),
         )
         self.open_paths = frozenset(self.routes)
-        """Paths without a key: a browser sends none when it opens a page."""
+        """Paths without a key: a browser sends none when it opens a page, and the files contain no data."""
         self.routes |= by_template(
             Route("/console/state", {"GET": self.state}),
             Route("/console/service", {"GET": self.service}),

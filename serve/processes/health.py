@@ -138,7 +138,7 @@ class HealthListener:
 
     def _read(self, connection: _ProbeConnection) -> None:
         if connection not in self._open:
-            return
+            return  # closed for a new connection in the same wait
         try:
             data = connection.socket.recv(REQUEST_BYTES)
             connection.received += data

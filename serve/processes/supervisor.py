@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 # A worker that lived this long did not fail at its start.
 HEALTHY_S = 5.0
-# First and longest pause before replacing a worker that failed.
+# First and longest pause before replacing a worker that failed at its start.
 RESTART_S = (0.1, 5.0)
 # Time after the drain before a worker is killed.
 KILL_AFTER_S = 5.0

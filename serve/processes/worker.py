@@ -45,6 +45,7 @@ READY_TIMEOUT_S = 10.0
 PATIENCE_POLL_S = 0.1
 # Time for requests and spans if the parent was killed.
 ORPHAN_DRAIN_S = 0.5
+# Time to send the last spans.
 FLUSH_S = 2.0
 
 

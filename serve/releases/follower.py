@@ -82,6 +82,7 @@ class Follower:
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
         self._taken = 0
+        """Number of catalogues taken; a catalogue requested before the last of them may be older."""
         self._stale = asyncio.Event()
         """Set while the store disagrees with the followed catalogue."""
         self._older_since: float | None = None
@@ -230,8 +231,8 @@ class Follower:
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
         """Follow *found* if it is newer, or if the store was restored; an error changes nothing.
 
-        *requested_after* is `_taken` at a request because of a problem: if it has changed, returns False; otherwise the
-        served release is checked too.
+        *requested_after* is `_taken` when *found* was requested because of a problem, otherwise None. Returns False,
+        and does nothing, if others were taken since. Otherwise the served release is checked, too.
         """
         requested = requested_after is not None
         async with self._switching:

@@ -21,7 +21,7 @@ class ServedRelease:
 
     ref: ReleaseRef
     writer: str
-    """In a restored store, a release may be finished again by another writer."""
+    """Token of its writer: a release of a restored store may be finished again with other lists."""
 
     manifest: Manifest
     popular: dict[str, bytes]

@@ -68,8 +68,10 @@ _CONNECTION_STRING = re.compile(
     r"(?!(?:.*;)?(?i:Authorization=(?!ikey(?:;|$))))"
     r"[^=;]+=[^=;]*(?:;[^=;]+=[^=;]*)*"
 )
+# Time to send the last metrics at a stop.
 LAST_S = 2.0
 
+# Attributes of each histogram, with its buckets and sum.
 Histograms = list[tuple[dict[str, Attribute], list[float]]]
 
 
@@ -125,7 +127,7 @@ def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
 
 
 class SpanQueue(SpanExporter):
-    """The span queue of one worker, and the exporter of its batch processor."""
+    """The span queue of one worker, and the exporter of its batch processor; created after the fork."""
 
     def __init__(
         self, settings: TelemetrySettings, count: Callable[[str, int], None], exporter: SpanExporter | None = None

@@ -40,7 +40,7 @@ def since(now: Snapshot, before: Snapshot) -> Snapshot:
 
 
 class StateMetric(NamedTuple):
-    """A metric that is read from the state of a worker, or from None."""
+    """A metric that is read from a worker's state, or from None for a worker without one."""
 
     name: str
     help: str
