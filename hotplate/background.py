@@ -5,11 +5,11 @@ directly, in an eighth of the time of a hop to the loop and back.
 """
 
 import asyncio
+import concurrent.futures.thread
 import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager, suppress
 from selectors import DefaultSelector, SelectorKey
 from typing import Any, Generic, TypeVar
@@ -28,7 +28,8 @@ def _lock() -> threading.RLock:
     return _locks.setdefault(os.getpid(), threading.RLock())  # atomic
 
 
-# A fork waits until the loops are idle; otherwise the child could inherit a held import lock.
+# A fork waits until the loops are idle; otherwise the child could inherit a held import lock. It takes the locks of
+# executors and logging after ours, as the loops do: `before` hooks run in the reverse order of their registration.
 os.register_at_fork(before=lambda: _lock().acquire(), after_in_parent=lambda: _lock().release())
 
 
@@ -135,7 +136,7 @@ class Background(Generic[T]):
             future = asyncio.run_coroutine_threadsafe(call(value), entered.loop)
         try:
             return future.result(_with_the_loop(timeout_s))
-        except CancelledError:
+        except concurrent.futures.CancelledError:
             raise self._closed() from None
         finally:
             future.cancel()  # after KeyboardInterrupt or TimeoutError

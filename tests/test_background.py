@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,30 @@ import pytest
 
 from hotplate import background
 from hotplate.background import Background
+from tests.support.paths import ROOT
 from tests.support.service import UNTIL_S, until
+
+FORKS = """
+import asyncio, os, threading
+from contextlib import asynccontextmanager
+from hotplate.background import Background
+
+@asynccontextmanager
+async def made():
+    yield "object"
+
+async def use_executor(_):
+    for _ in range(1000):
+        await asyncio.to_thread(int)
+
+held = Background(made, RuntimeError)
+caller = threading.Thread(target=held.run, args=(use_executor, 60.0))
+caller.start()
+while caller.is_alive():
+    if not (child := os.fork()):
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
 
 
 @asynccontextmanager
@@ -57,3 +82,7 @@ def test_an_object_that_is_dropped_ends_its_thread() -> None:
     del held
     gc.collect()
     until(lambda: not threads() - before)
+
+
+def test_forks_while_the_loop_uses_an_executor_end() -> None:
+    subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, timeout=UNTIL_S, check=True)
