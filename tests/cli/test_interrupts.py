@@ -76,7 +76,7 @@ def test_an_interrupted_training_ends_while_the_solver_runs(tmp_path: Path) -> N
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.startswith(b"one fit takes about ")  # an estimate, and nothing else
+    assert errors.startswith(b"a fit takes about ")  # an estimate, and nothing else
     assert errors.count(b"\n") == 1
     assert list(tmp_path.iterdir()) == [data]
 
