@@ -25,12 +25,14 @@ from hotplate.stores.cosmos.errors import (
     ErrorResponse,
     error_for,
     first_line,
+    store_closed,
 )
-from hotplate.stores.cosmos.requests import SharedCall, default_credential
+from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.rows import DEFINITION
 from hotplate.stores.cosmos.signed import CosmosItem, SignedClient
 from hotplate.stores.cosmos.url import KEY, Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError
+from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Observer
 
 log = logging.getLogger(f"{__name__}.requests")
@@ -52,7 +54,7 @@ class CosmosAccount:
         self._address = address
         self._observer = observer
         self._stack = AsyncExitStack()
-        self._opening = SharedCall(self._open)
+        self._opening = SharedCall(self._open, store_closed)
         self._client: CosmosClient | None = None
         self._known = dict[str, ContainerProxy]()
 

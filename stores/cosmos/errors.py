@@ -159,6 +159,11 @@ def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
     return CosmosUnavailable(sentence, failure.kind, retry_after_s=failure.retry_after_s)
 
 
+def store_closed() -> CosmosUnavailable:
+    """Return the error for calls that wait while the store is closed."""
+    return CosmosUnavailable("the store was closed", "reset")
+
+
 class MalformedResponse(ValueError):
     """A response violates the protocol; the text completes `… sent`."""
 

@@ -4,7 +4,6 @@ Protocol: https://learn.microsoft.com/rest/api/cosmos-db. Signature:
 https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources. Headers without effect are omitted.
 """
 
-import asyncio
 import hashlib
 import logging
 import random
@@ -12,20 +11,20 @@ import re
 from base64 import b64decode
 from binascii import Error as NotBase64
 from binascii import b2a_base64
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from hotplate.stores.cosmos.errors import CosmosUnavailable, first_line
+from hotplate.stores.cosmos.errors import CosmosUnavailable, first_line, store_closed
 from hotplate.stores.cosmos.url import KEY, Address
 from hotplate.stores.errors import StoreMisused
+from hotplate.stores.shared_call import SharedCall
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken
     from azure.identity.aio import DefaultAzureCredential
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 VERSION = b"2020-07-15"
@@ -42,45 +41,6 @@ ALL_ACCOUNTS_SCOPE = "https://cosmos.azure.com/.default"
 UNKNOWN_RESOURCE_CODE = "AADSTS500011"
 
 HMAC_BLOCK_BYTES = 64
-
-
-class SharedCall(Generic[T]):
-    """Runs a coroutine function once at a time; callers share its result, and do not cancel it."""
-
-    def __init__(self, call: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._call = call
-        self._task: asyncio.Task[T] | None = None
-
-    @property
-    def is_running(self) -> bool:
-        return self._task is not None
-
-    def start(self) -> asyncio.Task[T]:
-        """Start a call unless one is running."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._call())
-            self._task.add_done_callback(self._done)
-        return self._task
-
-    async def result(self) -> T:
-        """Return the result of a call; CosmosUnavailable if `close` ended it."""
-        task, caller = self.start(), asyncio.current_task()
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.cancelled() or (caller is not None and caller.cancelling()):
-                raise
-            raise CosmosUnavailable("the store was closed", "reset") from None
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def _done(self, task: asyncio.Task[T]) -> None:
-        self._task = None
-        if not task.cancelled():
-            task.exception()  # retrieved even if no caller is left
 
 
 class KeySigner:
@@ -132,7 +92,7 @@ class TokenSigner:
         self._clock = clock
         self._value = b""
         self._renew_at = self._ends_at = self._requested_at = float("-inf")
-        self._renewal = SharedCall(self._renew)
+        self._renewal = SharedCall(self._renew, store_closed)
         self._error = ""
         self.advice = f"Entra ID knows this identity, but its token is not taken; set the clock right, or give {KEY}"
 

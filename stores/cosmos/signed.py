@@ -38,18 +38,19 @@ from hotplate.stores.cosmos.errors import (
     item_in,
     no_response,
     object_in,
+    store_closed,
 )
 from hotplate.stores.cosmos.requests import (
     Credential,
     KeySigner,
     RequestBuilder,
-    SharedCall,
     TokenSigner,
     default_credential,
 )
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response, Transport
+from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Observer, TracedCall, traced_call
 from hotplate.stores.throttle import Backoff
 
@@ -360,7 +361,7 @@ class Regions:
         self._read_account = read_account
         self._known = {address.endpoint: self._account}
         self._readable = list[Region]()
-        self._refreshing = SharedCall(self._refresh)
+        self._refreshing = SharedCall(self._refresh, store_closed)
         self._refreshed_at = float("-inf")
         self.write = self._account
         self.has_sessions = False

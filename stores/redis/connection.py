@@ -17,6 +17,7 @@ import hiredis
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.url import RedisAddress
+from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Slot
 from hotplate.stores.throttle import Backoff
 
@@ -314,14 +315,6 @@ async def connected(address: RedisAddress, timeout_s: float) -> AsyncIterator[Pi
         await connection.close()
 
 
-async def shared(task: asyncio.Task[T], where: str) -> T:
-    """Await a task of several callers; cancelling a caller does not cancel it."""
-    await asyncio.wait([task])
-    if task.cancelled():
-        raise StoreUnavailable(f"{where} was closed")
-    return task.result()
-
-
 class Reconnector:
     """Keeps one connection to a server; reconnects with backoff, while callers fail immediately."""
 
@@ -330,7 +323,7 @@ class Reconnector:
         self._address = address
         self._timeout_s = timeout_s
         self._connection: PipelinedConnection | None = None
-        self._opening: asyncio.Task[PipelinedConnection] | None = None
+        self._opening = SharedCall(self._open, lambda: StoreUnavailable(f"{self.where} was closed"))
         self._backoff = Backoff(FIRST_PAUSE_S, MAX_PAUSE_S)
         self._retry_at = 0.0
         self._error = ""
@@ -348,19 +341,15 @@ class Reconnector:
         """Return the connection; concurrent callers share one attempt to open it."""
         if (current := self.current) is not None:
             return current
-        if self._opening is None:
+        if not self._opening.is_running:
             self._note_end()
             if asyncio.get_running_loop().time() < self._retry_at:
                 raise StoreUnavailable(self._error)
-            self._opening = asyncio.create_task(self._open())
-            self._opening.add_done_callback(self._opened)
-        return await shared(self._opening, self.where)
+        return await self._opening.result()
 
     async def close(self) -> None:
         """Close the connection, or stop opening it."""
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.gather(self._opening, return_exceptions=True)
+        await self._opening.close()
         if self._connection is not None:
             await self._connection.close()
 
@@ -373,11 +362,6 @@ class Reconnector:
             raise
         self._connection = connection
         return connection
-
-    def _opened(self, opening: asyncio.Task[PipelinedConnection]) -> None:
-        self._opening = None
-        if not opening.cancelled():
-            opening.exception()  # mark as retrieved
 
     def _note_end(self) -> None:
         """Count a server that accepts but never replies as failed."""

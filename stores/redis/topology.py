@@ -30,9 +30,9 @@ from hotplate.stores.redis.connection import (
     connected,
     fields_of,
     role_of,
-    shared,
 )
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress, SentinelAddress, ServerRole, show
+from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Finding, Level
 from hotplate.stores.throttle import Backoff
 
@@ -121,7 +121,7 @@ class _Discovered(OnlyServer, ABC):
         super().__init__(server)
         self.loaded = False
         self.primaries = ()
-        self._asking: asyncio.Task[None] | None = None
+        self._asking = SharedCall(self._discover, lambda: StoreUnavailable(f"{self.shown} was closed"))
         self._later: asyncio.Task[None] | None = None
         self._backoff = Backoff(*PAUSES_S)
         self._asked_at = self._retry_at = float("-inf")
@@ -141,10 +141,7 @@ class _Discovered(OnlyServer, ABC):
 
     async def refresh(self) -> None:
         """Discover the servers; concurrent callers share one attempt."""
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
-            self._asking.add_done_callback(self._answered)
-        await shared(self._asking, self.shown)
+        await self._asking.result()
 
     def schedule_refresh(self) -> None:
         if self._later is None:
@@ -153,13 +150,24 @@ class _Discovered(OnlyServer, ABC):
             self._later = asyncio.create_task(self._refresh_later(self._backoff.next_s()))
 
     async def close(self) -> None:
-        tasks = [task for task in (self._asking, self._later) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._later is not None:
+            self._later.cancel()
+            await asyncio.gather(self._later, return_exceptions=True)
+        await self._asking.close()
 
     @abstractmethod
     async def _ask(self) -> None: ...
+
+    async def _discover(self) -> None:
+        try:
+            await self._ask()
+        except StoreError:
+            raise
+        except Exception:
+            log.exception("cannot discover the servers of %s", self.shown)
+            raise
+        finally:
+            self._asked_at = asyncio.get_running_loop().time()
 
     async def _refresh_later(self, pause_s: float) -> None:
         try:
@@ -168,12 +176,6 @@ class _Discovered(OnlyServer, ABC):
                 await self.refresh()
         finally:
             self._later = None
-
-    def _answered(self, asking: asyncio.Task[None]) -> None:
-        self._asking, self._asked_at = None, asyncio.get_running_loop().time()
-        error = None if asking.cancelled() else asking.exception()
-        if error is not None and not isinstance(error, StoreError):
-            log.error("cannot discover the servers of %s", self.shown, exc_info=error)
 
 
 class Topology(_Discovered):
