@@ -85,6 +85,11 @@ def taken_over(draft: DraftRef) -> ReleaseConflict:
     return ReleaseConflict(f"release {draft.id} is written by another process now, which took it over")
 
 
+def catalogue_changed() -> ReleaseConflict:
+    """Return the error for a swap that lost against another."""
+    return ReleaseConflict("another process changed the catalogue first")
+
+
 async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | None:
     """Read one key. Raises StoreError."""
     (slot,) = await reader.get_many(release, [key])

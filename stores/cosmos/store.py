@@ -28,7 +28,7 @@ from hotplate.stores.cosmos.rows import (
 )
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, CosmosItem, ItemWritten, SignedClient
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
-from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.extras import extra_installed
 from hotplate.stores.store import (
     Bill,
@@ -44,6 +44,7 @@ from hotplate.stores.store import (
     RowEraser,
     Slot,
     TracedCall,
+    catalogue_changed,
     not_found,
     taken_over,
     traced_call,
@@ -351,7 +352,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
                 await self.catalogue()
             etag = self._catalogue.etag(old.version)
             if etag is None:
-                raise _conflict()
+                raise catalogue_changed()
             write = partial(self._items.replace, CONTROL, _record(new), etag)
         await self._swap(write)
 
@@ -359,12 +360,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         await self._budget.call(self._catalogue.check_single_writer)
         item, etag, _ = await self._budget.call(partial(self._items.read_fresh, CONTROL, CATALOGUE))
         if item is None or _record_in(item) != record:
-            raise _conflict()
+            raise catalogue_changed()
         await self._swap(partial(self._items.replace, CONTROL, _record(new), etag))
 
     async def _swap(self, write: Callable[[], Awaitable[ItemWritten]]) -> None:
         if not (await self._budget.call(write)).done:
-            raise _conflict()  # perhaps with our own attempt, after a lost response
+            raise catalogue_changed()  # perhaps with our own attempt, after a lost response
 
     async def _create_catalogue(self, new: Catalogue) -> ItemWritten:
         create = partial(self._items.create, CONTROL, _record(new))
@@ -494,10 +495,6 @@ def _record(catalogue: Catalogue) -> CosmosItem:
 
 def _record_in(item: CosmosItem) -> bytes:
     return orjson.dumps(item.get("catalogue"))
-
-
-def _conflict() -> ReleaseConflict:
-    return ReleaseConflict("the catalogue was changed by another process first")
 
 
 def _examine_control(address: Address) -> Finding:

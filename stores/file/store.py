@@ -19,7 +19,6 @@ from pathlib import Path
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, dump, parse
 from hotplate.stores.errors import (
     CatalogueUnreadable,
-    ReleaseConflict,
     ReleaseNotFound,
     StoreError,
     StoreMisused,
@@ -29,7 +28,7 @@ from hotplate.stores.file import memory
 from hotplate.stores.file.draft import DraftFile, check_room, file_bytes, held, lock_path, open_draft
 from hotplate.stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, read_through, translated
 from hotplate.stores.folders import flush, is_abandoned, marked, remove_abandoned, take_lock, write_all
-from hotplate.stores.store import Diagnosed, Finding, Level, LocalReader, Plan, Row, Slot, taken_over
+from hotplate.stores.store import Diagnosed, Finding, Level, LocalReader, Plan, Row, Slot, catalogue_changed, taken_over
 from hotplate.stores.urls import redacted
 
 # Polling interval of the catalogue.
@@ -99,14 +98,14 @@ class CatalogueFile:
         """Replace *old*, compared by `version`; blocks on the lock and the disk."""
         with self.locked():
             if self.read(new.now).version != old.version:
-                raise ReleaseConflict("another process changed the catalogue first")
+                raise catalogue_changed()
             self.replace(new)
 
     def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
         """Replace an unreadable record, compared by its bytes; blocks like `swap`."""
         with self.locked():
             if self.record() != record:
-                raise ReleaseConflict("another process changed the catalogue first")
+                raise catalogue_changed()
             self.replace(new)
 
     def replace(self, new: Catalogue) -> None:

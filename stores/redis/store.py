@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, cast
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_committed
 from hotplate.stores.deadlines import Deadlines
-from hotplate.stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.connection import VALUES, PipelinedConnection, Redirected, Sender, role_of
 from hotplate.stores.redis.layout import BUCKETS, MAX_KEYS, SEALED, Keys, check_owned, state_of, unsealed
@@ -55,6 +55,7 @@ from hotplate.stores.store import (
     Row,
     RowEraser,
     Slot,
+    catalogue_changed,
     not_found,
     sealed,
     traced_call,
@@ -280,10 +281,6 @@ class ClusterLookups:
                 replies.set_exception(PartUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time"))
 
 
-def _too_late() -> ReleaseConflict:
-    return ReleaseConflict("the catalogue was changed by somebody else first")
-
-
 async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- any reply
     try:
         return await reply
@@ -505,7 +502,7 @@ class RedisStore(Diagnosed, RowEraser):
             record, now, _ = await self._read_catalogue(connection)
             found = Catalogue() if record is None else catalogue_record.parse(record, now=now, where=connection.where)
             if found.version != old.version:
-                raise _too_late()
+                raise catalogue_changed()
             await self._replace(connection, record, new)
             if releases and self._sentinels is not None:
                 assert isinstance(connection, PipelinedConnection)  # noqa: S101 -- only a cluster has others
@@ -521,7 +518,7 @@ class RedisStore(Diagnosed, RowEraser):
     async def _replace(self, connection: Sender, record: bytes | None, new: Catalogue) -> None:
         args = (self._keys.catalogue, record or b"", catalogue_record.dump(new))
         if not await connection.send_command(b"EVAL", SWAP, 1, *args):
-            raise _too_late()
+            raise catalogue_changed()
         await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field, replace
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.keys import META
-from hotplate.stores.store import LocalReader, Plan, Row, RowEraser, Slot, not_found, sealed, taken_over
+from hotplate.stores.store import (
+    LocalReader,
+    Plan,
+    Row,
+    RowEraser,
+    Slot,
+    catalogue_changed,
+    not_found,
+    sealed,
+    taken_over,
+)
 
 
 @dataclass(slots=True)
@@ -92,7 +102,7 @@ class MemoryStore(LocalReader, RowEraser):
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         if self.current.version != old.version:
-            raise ReleaseConflict("the catalogue was changed by somebody else first")
+            raise catalogue_changed()
         self.current = new
         for watcher in self.watchers:
             watcher.set()
