@@ -216,10 +216,10 @@ class AsyncClient:
             await self._refresh(call)
             return self._stand_in(call, error)
         await self._refresh(call)
-        if call.segment in self._due and not (call.exclude or call.fields):
+        if call.segment in self._due and call.segment not in self._popular and not call.exclude:
             for answer in answers:
                 if answer.source == "popular" and answer.items:
-                    self._popular.setdefault(call.segment, deepcopy(answer))
+                    self._popular[call.segment] = deepcopy(answer)
         return answers
 
     async def _try(self, call: _Call) -> list[Answer]:
