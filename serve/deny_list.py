@@ -70,15 +70,10 @@ class DenyListFile:
     def __init__(self, path: Path | None = None) -> None:
         """Read the file, if any; raises ServiceMisused."""
         self.current = DenyList()
-        self.watched = [] if path is None else [WatchedFiles([path], partial(self._parse, path), max_bytes=MAX_BYTES)]
+        self.watched = [] if path is None else [WatchedFiles([path], partial(self._load, path), max_bytes=MAX_BYTES)]
 
-    def _parse(self, path: Path, contents: Sequence[bytes]) -> Callable[[], None]:
+    def _load(self, path: Path, contents: Sequence[bytes]) -> None:
         try:
-            parsed = parse(contents[0])
+            self.current = parse(contents[0])
         except DenyListInvalid as error:
             raise DenyListInvalid(f"the deny-list {path} cannot be used: {error}") from None
-
-        def use() -> None:
-            self.current = parsed
-
-        return use

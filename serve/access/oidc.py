@@ -97,14 +97,10 @@ class TokenVerifier:
                 options={"require": ["exp", "iss", "aud"]},
             )
             return _verdict_on(claims)
-        except jwt.ExpiredSignatureError:
-            raise _refused("the token has expired") from None
-        except jwt.ImmatureSignatureError:
-            raise _refused("the token is not valid yet") from None
-        except jwt.InvalidAudienceError:
-            raise _refused("the token is for another audience") from None
-        except jwt.InvalidIssuerError:
-            raise _refused("the token is from another issuer") from None
+        except (
+            jwt.ExpiredSignatureError, jwt.ImmatureSignatureError, jwt.InvalidAudienceError, jwt.InvalidIssuerError,
+        ) as error:  # fmt: skip
+            raise _refused(f"the token is refused: {error}") from None
         # TypeError or ValueError: a key of another algorithm; the last two: odd claims.
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
             raise _refused("the token is not a valid one for this service") from None

@@ -4,7 +4,7 @@ import os
 import re
 import ssl
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from hotplate.serve.watched import WatchedFiles
 HANDSHAKE_S = 10.0
 # All labels of PEM certificates that OpenSSL reads.
 _PEM = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.+?)-----END \1-----", re.DOTALL)
-# DER tags (X.690): version of a certificate, and a time with a two-digit year.
-_VERSION = 0xA0
-_UTC_TIME = 0x17
+# A validity in DER (RFC 5280): a sequence of two times, with two digits of the year until 2049.
+_TIME = rb"(?:\x17\x0d|\x18\x0f)"
+_VALIDITY = re.compile(rb"\x30[\x1e\x20\x22]" + _TIME + rb"\d{12,14}Z" + _TIME + rb"(?P<end>\d{12,14}Z)")
 
 
 class Certificate:
@@ -25,15 +25,14 @@ class Certificate:
 
     def __init__(self, certificate: Path, key: Path) -> None:
         """Load both files; raises ServiceMisused, which quotes neither."""
-        self._certificate = certificate
-        self._key = key
+        self._names = f"{certificate} and {key}"
         self.context: ssl.SSLContext
         """TLS 1.2 or later, with the latest valid certificate."""
         self.expires_at = 0.0
         """Earliest in the chain, as Unix time."""
-        self.watched = WatchedFiles([certificate, key], self._parse)
+        self.watched = WatchedFiles([certificate, key], self._load)
 
-    def _parse(self, contents: Sequence[bytes]) -> Callable[[], None]:
+    def _load(self, contents: Sequence[bytes]) -> None:
         certificate, key = contents
         pem = key + b"\n" + certificate  # the key first: it must not be taken from a certificate's file
         # The old context would keep its certificates of other key types.
@@ -41,19 +40,14 @@ class Certificate:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         try:
-            _load(context, pem)
+            _load_pem(context, pem)
             expires_at = expiry(pem)
         except (ssl.SSLError, ValueError) as error:
             reason = getattr(error, "reason", None) or "it cannot be parsed"
             raise ServiceMisused(
-                f"{self._certificate} and {self._key} are not a certificate and its key, in PEM without a password: "
-                f"{reason}"
+                f"{self._names} are not a certificate and its key, in PEM without a password: {reason}"
             ) from None
-
-        def use() -> None:
-            self.context, self.expires_at = context, expires_at
-
-        return use
+        self.context, self.expires_at = context, expires_at
 
 
 def certificate_of(settings: ServiceSettings) -> Certificate | None:
@@ -66,33 +60,20 @@ def certificate_of(settings: ServiceSettings) -> Certificate | None:
 
 
 def expiry(pem: bytes) -> float:
-    """Return the earliest expiry (Unix time) of the certificates in a PEM file, parsed as in RFC 5280.
+    """Return the earliest expiry (Unix time) of the certificates in a PEM file; raises ValueError without one.
 
     The ssl module shows only certificates of peers.
     """
-    return min(_not_after(b64decode(content)) for _, content in _PEM.findall(pem))
+    found = [_VALIDITY.search(b64decode(content)) for _, content in _PEM.findall(pem)]
+    return min(_time_of(validity["end"].decode()) for validity in found if validity)
 
 
-def _not_after(der: bytes) -> float:
-    _, certificate = next(_elements(der))
-    _, signed = next(_elements(certificate))
-    _, _, _, validity = [content for tag, content in _elements(signed) if tag != _VERSION][:4]
-    _, (tag, time) = _elements(validity)
-    text = ("20" if tag == _UTC_TIME else "") + time.decode()
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+def _time_of(text: str) -> float:
+    year = "%y" if len(text) == len("YYMMDDhhmmssZ") else "%Y"
+    return datetime.strptime(text, f"{year}%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
-def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    while der:
-        tag, length, start = der[0], der[1], 2
-        if length >= 0x80:  # long form: the low bits count the length bytes that follow
-            start += length - 0x80
-            length = int.from_bytes(der[2:start])
-        yield tag, der[start : start + length]
-        der = der[start + length :]
-
-
-def _load(context: ssl.SSLContext, pem: bytes) -> None:
+def _load_pem(context: ssl.SSLContext, pem: bytes) -> None:
     """Load a key and its chain through a memfd, because OpenSSL reads only files."""
     descriptor = os.memfd_create("hotplate-tls", os.MFD_CLOEXEC)
     try:
