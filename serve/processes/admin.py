@@ -12,12 +12,12 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -29,7 +29,7 @@ from hotplate.serve.access.auth import Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN, create, load, revoke
 from hotplate.serve.api.app import Gate, RequestIds, Route, by_template, handler_of
 from hotplate.serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
-from hotplate.serve.api.parameters import Id, NoQuery, QueryParser
+from hotplate.serve.api.parameters import Id, QueryParser
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.metrics import ROLES, Metrics
@@ -37,7 +37,7 @@ from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_
 from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext, background
 from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader, open_reader
 from hotplate.serve.releases.canary import BothCounts, click_interval
-from hotplate.serve.states import ANSWERING, Reporter, TierState, WorkerState, service_status, status_now
+from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import following
@@ -50,16 +50,14 @@ from hotplate.stores.lifecycle import abort, activate, promote, rollback, start_
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
-if TYPE_CHECKING:
-    from hotplate.serve.telemetry.export import MetricReport
-
 T = TypeVar("T")
 JsonObject = dict[str, object]
 
 log = logging.getLogger(__name__)
 
-# Timeouts of catalogue reads, and of requests at a stop.
+# Timeouts of catalogue reads, of opening the stores, and of requests at a stop.
 CATALOGUE_S = 5.0
+OPEN_S = 5.0
 STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 # A further connection replaces the longest idle one, so idle ones cannot lock out operators.
@@ -72,32 +70,32 @@ MEDIA = {
     ".svg": "image/svg+xml",
 }
 FILES = files("hotplate.serve.processes") / "page"
-# Time for the stores to open.
-OPEN_S = 5.0
 RELEASE_FIELDS = ("state", "created_at", "superseded_at", "refused_by")
-RELEASE = re.compile("/v1/releases/([^/]+)/(activate|canary)")
-# Whether to ignore that gates refused the release.
-Force = Literal["false", "true"]
 
 
 class _Rollback(Struct, frozen=True):
     if_live: ReleaseId = ReleaseId("")  # makes the request idempotent
 
 
-class _Activate(Struct, frozen=True):
-    force: Force = "false"
-
-
 class _Abort(Struct, frozen=True):
     if_canary: ReleaseId = ReleaseId("")
 
 
-class _Promote(_Abort, frozen=True):
-    force: Force = "false"
+class _Activate(Struct, frozen=True):
+    force: Literal["false", "true"] = "false"
+
+    @property
+    def forced(self) -> bool:
+        """Whether to ignore that gates refused the release."""
+        return self.force == "true"
+
+
+class _Promote(_Activate, frozen=True):
+    if_canary: ReleaseId = ReleaseId("")
 
 
 class _StartCanary(_Activate, frozen=True):
-    percent: str = ""
+    percent: Annotated[str, Meta(pattern=r"^\d{1,2}(\.\d{1,9})?$")] = "0"
 
 
 class _StateQuery(Struct, frozen=True):
@@ -113,15 +111,42 @@ class _KeyQuery(Struct, frozen=True):
     scope: Literal["read", "events"] = "read"
 
 
-ACTIVATE = QueryParser(_Activate, "POST /v1/releases/{id}/activate")
-CANARY = QueryParser(_StartCanary, "POST /v1/releases/{id}/canary")
-PROMOTE = QueryParser(_Promote, "POST /v1/releases/canary/promote")
-ABORT = QueryParser(_Abort, "POST /v1/releases/canary/abort")
-ROLLBACK = QueryParser(_Rollback, "POST /v1/releases/rollback")
 STATE = QueryParser(_StateQuery, "GET /console/state")
 USER = QueryParser(_UserQuery, "GET /console/user")
 KEY = QueryParser(_KeyQuery, "POST /console/keys")
-NOTHING = QueryParser(NoQuery, "this route of the console")
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A change of releases: the type of its parameters, what it does, and how the log says so."""
+
+    query: type[Struct]
+    act: Callable[[Store, ReleaseId, Any], Awaitable[ReleaseId | bool | None]]
+    done: str
+
+
+CHANGES = {
+    "/v1/releases/{id}/activate": _Change(
+        _Activate, lambda store, release, query: activate(store, release, though_refused=query.forced), "activated"
+    ),
+    "/v1/releases/{id}/canary": _Change(
+        _StartCanary,
+        lambda store, release, query: start_canary(store, release, float(query.percent), though_refused=query.forced),
+        "started or changed the canary",
+    ),
+    "/v1/releases/canary/promote": _Change(
+        _Promote,
+        lambda store, _, query: promote(store, if_canary=query.if_canary or None, though_refused=query.forced),
+        "promoted the canary",
+    ),
+    "/v1/releases/canary/abort": _Change(
+        _Abort, lambda store, _, query: abort(store, if_canary=query.if_canary or None), "aborted the canary"
+    ),
+    "/v1/releases/rollback": _Change(
+        _Rollback, lambda store, _, query: rollback(store, if_live=query.if_live or None), "rolled back to"
+    ),
+}
+OF_RELEASE = re.compile("/v1/releases/(?!canary/)([^/]+)/(activate|canary)")
 
 
 async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
@@ -143,13 +168,17 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     limits = context.settings.limits
     limits = replace(limits, connections=CONNECTIONS, idle_gives_way=True)
     loop.add_reader(context.log.reading, context.log.read)
-    console = Console(context)
-    server = HttpServer(_Admin(context, host, guard, console), limits)
-    report = _metric_report(context)
+    admin = Admin(context, host, guard)
+    server = HttpServer(admin, limits)
+    telemetry, report = context.settings.telemetry, None
+    if telemetry is not None and telemetry.metrics:
+        from hotplate.serve.telemetry.export import MetricReport  # noqa: PLC0415 -- an extra
 
+        report = MetricReport(telemetry, context.metrics, context.settings.scheme)
+        report.start()
     async with (
         following(context.watched),
-        console.opened,
+        admin.opened,
         background(Reporter(()).run(partial(context.states.write, context.settings.workers))),
     ):
         listening = server.listen(listener, BACKLOG, certificate)
@@ -160,75 +189,146 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
             await asyncio.to_thread(report.close)
 
 
-def _metric_report(context: ProcessContext) -> "MetricReport | None":
-    settings = context.settings
-    if settings.telemetry is None or not settings.telemetry.metrics:
-        return None
-    from hotplate.serve.telemetry.export import MetricReport  # noqa: PLC0415 -- an extra
+class Admin:
+    """The routes of the admin listener."""
 
-    report = MetricReport(settings.telemetry, context.metrics, settings.scheme)
-    report.start()
-    return report
-
-
-class Console:
-    """The routes of the console."""
-
-    def __init__(self, context: ProcessContext) -> None:
+    def __init__(self, context: ProcessContext, host: str, guard: Guard | None) -> None:
+        """*host* is listened on, and *guard* checks keys, None on loopback."""
+        self.metrics = Metrics(1, ())  # never shown; only workers count
+        self.request_ids = RequestIds()
+        self.cors = None
+        self.opened = AsyncExitStack()
+        """The reader of `GET /console/user`, once it is used."""
         self._context, self._settings = context, context.settings
-        self._files = {each.name: each for each in FILES.iterdir()}
-        self.opened, self._opening = AsyncExitStack(), asyncio.Lock()
+        self._host, self._guard = host, guard
+        self._exposition = Exposition(context.metrics, context.states.all)
+        self._acting, self._opening = asyncio.Lock(), asyncio.Lock()
         self._reader: TieredReader | None = None
-        self.routes = by_template(
-            Route("/", {"GET": self.front}),
-            Route("/console", {"GET": self.file}),
-            *(Route(f"/console/{name}", {"GET": self.file}) for name in self._files),
-        )
-        self.open_paths = frozenset(self.routes)
-        """Paths without a key: a browser sends none when it opens a page, and the files contain no data."""
-        self.routes |= by_template(
+        self._files = {each.name: each for each in FILES.iterdir()}
+        paths = ("/", "/console", *(f"/console/{name}" for name in self._files))
+        self._routes = by_template(*(Route(path, {"GET": self.file}) for path in paths))
+        # Without a key: a browser sends none when it opens a page, and the files contain no data.
+        self._open_paths = frozenset(self._routes)
+        self._routes |= by_template(
+            Route("/livez", {"GET": self.live}),
+            Route("/readyz", {"GET": self.ready}),
+            Route("/metrics", {"GET": self.metrics_text}),
+            Route("/v1/releases", {"GET": self.releases}),
             Route("/console/state", {"GET": self.state}),
-            Route("/console/service", {"GET": self.service}),
             Route("/console/keys", {"GET": self.keys, "POST": self.create_key}),
             Route("/console/keys/revoke", {"POST": self.revoke_key}),
             Route("/console/user", {"GET": self.user}),
+            *(
+                Route(path, {"POST": partial(self.change, change, QueryParser(change.query, f"POST {path}"))})
+                for path, change in CHANGES.items()
+            ),
         )
 
-    async def front(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /`: redirect to the page."""
-        NOTHING.parse(raw_query)
-        return web.Response(status=302, headers={"Location": "/console"})
+    async def answer(
+        self,
+        request: web.BaseRequest,
+        path: str,
+        query: str,
+        refusal: Problem | None = None,
+        gate: Gate | None = None,  # noqa: ARG002 -- no limits for operators
+    ) -> web.Response:
+        """Answer a request; *refusal* is the problem of a request that cannot be parsed."""
+        request_id = self.request_ids.of(request)
+        named = OF_RELEASE.fullmatch(path)
+        route = self._routes.get(f"/v1/releases/{{id}}/{named[2]}" if named else path)
+        try:
+            self._refuse_other_pages(request, refusal)
+            if self._guard is not None and path not in self._open_paths:
+                await self._guard.admit(request.headers, ADMIN)
+            response = await handler_of(route, request.method)(request, named[1] if named else "", query)
+        except Problem as problem:
+            response = problem.response()
+        except (StoreError, ServiceMisused) as error:
+            response = _problem(error).response()
+        except Exception:
+            log.exception("request %s of an operator failed", request_id)
+            response = internal_error(request_id).response()
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = request_id
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
 
-    async def file(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`GET /console` and `GET /console/{file}`: the page and its files."""
-        NOTHING.parse(raw_query)
+    def _refuse_other_pages(self, request: web.BaseRequest, refusal: Problem | None) -> None:
+        """Refuse requests that pages of other sites make browsers send, also by DNS rebinding."""
+        if refusal is not None:
+            raise refusal
+        if is_loopback(self._host) and _host_named(request) not in LOCAL_NAMES | {self._host}:
+            raise Problem(421, "wrong-host", "the Host header names neither the address of this listener nor localhost")
+        origin = request.headers.get("Origin")
+        if request.method not in ("GET", "HEAD") and origin not in (None, f"{request.scheme}://{request.host}"):
+            raise Problem(403, "wrong-origin", "the Origin header names another site; this is for its own pages only")
+
+    async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+        """`GET /livez`: the admin process answers."""
+        return json_of({"status": "alive"})
+
+    async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+        """`GET /readyz`: the state of each worker."""
+        states = self._context.states.all()
+        status = service_status(states)
+        return json_of({"status": status, "workers": describe(states)}, 200 if status in ANSWERING else 503)
+
+    async def metrics_text(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+        """`GET /metrics`: Prometheus text for all workers."""
+        return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def file(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
+        """`GET /`, `GET /console` and `GET /console/{file}`: the page and its files."""
         file = self._files.get(request.rel_url.raw_path.rpartition("/")[2], FILES / PAGE)
         response = unless_known(request, file.read_bytes(), MEDIA[Path(file.name).suffix], ALWAYS_ASKED)
         response.headers["Content-Security-Policy"] = PAGE_POLICY
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
+    async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+        """`GET /v1/releases`: the catalogue of each store."""
+        urls, admin_url = self._settings.stores, self._settings.admin_store
+        found = await asyncio.gather(*map(_read_catalogue, (*urls, *([] if admin_url is None else [admin_url]))))
+        changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
+        tiers = [
+            {"tier": name, "store": redacted(url), "changeable": fields.get("store_id") in changeable, **fields}
+            for name, url, fields in zip(tier_names(urls), urls, found, strict=False)
+        ]
+        return json_of({"tiers": tiers})
+
+    async def change(
+        self, change: _Change, query: QueryParser[Any], _: web.BaseRequest, raw_id: str, raw_query: str
+    ) -> web.Response:
+        """Answer one of CHANGES with the release that it was about."""
+        given, release = query.parse(raw_query), ReleaseId(unquote(raw_id))
+        if self._settings.admin_store is None:
+            raise Problem(
+                403,
+                "no-admin-store",
+                "this service has no right to change releases; start it with --admin-store URL, or use "
+                "`hotplate releases`",
+            )
+        if self._acting.locked():
+            raise Problem(409, "busy", "another change of the releases is in progress; try again when it is done")
+        async with self._acting:
+            store = connect(self._settings.admin_store)
+            try:
+                done = await change.act(store, release, given)
+            finally:
+                await store.close()
+        release = ReleaseId(done) if isinstance(done, str) else release
+        log.warning("an operator %s, release %s, over HTTP", change.done, release)
+        return json_of({"release": release})
+
     async def state(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/state?after=`: the workers' states, and log lines after a Unix time."""
+        """`GET /console/state?after=`: the service, its workers, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
         states = self._context.states.all()
-        tiers = dict[str, list[TierState]]()
-        for tier in (tier for state in states if state is not None for tier in state.tiers):
-            tiers.setdefault(tier.tier, []).append(tier)
         return json_of(
             {
                 "status": service_status(states),
                 "workers": describe(states),
-                "tiers": [_tier(name, reports) for name, reports in tiers.items()],
                 "log": self._context.log.lines(after),
-            }
-        )
-
-    async def service(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/service`: version, address and rights."""
-        NOTHING.parse(raw_query)
-        return json_of(
-            {
                 "version": version("hotplate"),
                 "host": platform.node(),
                 "url": self._context.url,
@@ -237,9 +337,8 @@ class Console:
             }
         )
 
-    async def keys(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+    async def keys(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /console/keys`: the clients in the file of keys; null without a file."""
-        NOTHING.parse(raw_query)
         clients = () if self._settings.keys is None else await self._with_keys(load)
         found = [
             {
@@ -272,11 +371,8 @@ class Console:
             raise Problem(403, "no-keys", "this service was started without a file of keys; see --keys")
         try:
             return await asyncio.to_thread(act, path)
-        except KeysUnreadable as error:
-            raise Problem(503, "keys-unreadable", str(error)) from None
-        except (ServiceMisused, OSError) as error:
-            text = error.strerror if isinstance(error, OSError) else str(error)
-            raise Problem(409, "conflict", f"the file of keys is not changed: {text}") from None
+        except OSError as error:
+            raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror}") from None
 
     async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /console/user?id=`: a user's list and its origin."""
@@ -301,149 +397,6 @@ class Console:
             except NotReady as error:
                 raise not_ready(str(error)) from None
         return self._reader
-
-
-class _Admin:
-    def __init__(self, context: ProcessContext, host: str, guard: Guard | None, console: Console) -> None:
-        """*host* is listened on, and *guard* checks keys, None on loopback."""
-        self.metrics = Metrics(1, ())  # never shown; only workers count
-        self.request_ids = RequestIds()
-        self.cors = None
-        self._host, self._guard = host, guard
-        self._settings = context.settings
-        self._states = context.states
-        self._exposition = Exposition(context.metrics, context.states.all)
-        self._acting = asyncio.Lock()
-        self._by_release = {
-            "activate": Route("/v1/releases/{id}/activate", {"POST": self.activate}),
-            "canary": Route("/v1/releases/{id}/canary", {"POST": self.start_canary}),
-        }
-        self._routes = by_template(
-            Route("/livez", {"GET": self.live}),
-            Route("/readyz", {"GET": self.ready}),
-            Route("/metrics", {"GET": self.metrics_text}),
-            Route("/v1/releases", {"GET": self.releases}),
-            Route("/v1/releases/rollback", {"POST": self.rollback}),
-            Route("/v1/releases/canary/promote", {"POST": self.promote}),
-            Route("/v1/releases/canary/abort", {"POST": self.abort}),
-        )
-        self._routes |= console.routes
-        self._open_paths = console.open_paths
-
-    async def answer(
-        self,
-        request: web.BaseRequest,
-        path: str,
-        query: str,
-        refusal: Problem | None = None,
-        gate: Gate | None = None,  # noqa: ARG002 -- no limits for operators
-    ) -> web.Response:
-        request_id = self.request_ids.of(request)
-        named = RELEASE.fullmatch(path)
-        route = self._by_release[named[2]] if named else self._routes.get(path)
-        try:
-            self._refuse_other_pages(request, refusal)
-            if self._guard is not None and path not in self._open_paths:
-                await self._guard.admit(request.headers, ADMIN)
-            response = await handler_of(route, request.method)(request, named[1] if named else "", query)
-        except Problem as problem:
-            response = problem.response()
-        except StoreError as error:
-            response = _store_problem(error).response()
-        except Exception:
-            log.exception("request %s of an operator failed", request_id)
-            response = internal_error(request_id).response()
-        response.headers["Server"] = "hotplate"
-        response.headers["X-Request-Id"] = request_id
-        response.headers.setdefault("Cache-Control", "no-store")
-        return response
-
-    def _refuse_other_pages(self, request: web.BaseRequest, refusal: Problem | None) -> None:
-        """Refuse requests that pages of other sites make browsers send, also by DNS rebinding."""
-        if refusal is not None:
-            raise refusal
-        if is_loopback(self._host) and _host_named(request) not in LOCAL_NAMES | {self._host}:
-            raise Problem(421, "wrong-host", "the Host header names neither the address of this listener nor localhost")
-        origin = request.headers.get("Origin")
-        if request.method not in ("GET", "HEAD") and origin not in (None, f"{request.scheme}://{request.host}"):
-            raise Problem(403, "wrong-origin", "the Origin header names another site; this is for its own pages only")
-
-    async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /livez`: the admin process answers."""
-        return json_of({"status": "alive"})
-
-    async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /readyz`: the state of each worker."""
-        states = self._states.all()
-        status = service_status(states)
-        return json_of({"status": status, "workers": describe(states)}, 200 if status in ANSWERING else 503)
-
-    async def metrics_text(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /metrics`: Prometheus text for all workers."""
-        return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /v1/releases`: the catalogue of each store."""
-        urls, admin_url = self._settings.stores, self._settings.admin_store
-        found = await asyncio.gather(*map(_read_catalogue, (*urls, *([] if admin_url is None else [admin_url]))))
-        changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
-        tiers = [
-            {"tier": name, "store": redacted(url), "changeable": fields.get("store_id") in changeable, **fields}
-            for name, url, fields in zip(tier_names(urls), urls, found, strict=False)
-        ]
-        return json_of({"tiers": tiers})
-
-    async def activate(self, _: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/{id}/activate?force=`: make a committed release live."""
-        release, force = ReleaseId(unquote(raw_id)), ACTIVATE.parse(raw_query).force == "true"
-        await self._change(partial(activate, release=release, though_refused=force), "activated", release)
-        return json_of({"live": release})
-
-    async def start_canary(self, _: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/{id}/canary?percent=&force=`: start a canary, or change its share."""
-        query = CANARY.parse(raw_query)
-        release, percent = ReleaseId(unquote(raw_id)), _percent(query.percent)
-        act = partial(start_canary, release=release, percent=percent, though_refused=query.force == "true")
-        await self._change(act, f"let {percent:g} % of the users see", release)
-        return json_of({"canary": {"release": release, "percent": percent}})
-
-    async def promote(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/canary/promote?if_canary=&force=`: make the canary live."""
-        query = PROMOTE.parse(raw_query)
-        act = partial(promote, if_canary=query.if_canary or None, though_refused=query.force == "true")
-        return json_of({"live": await self._change(act, "promoted")})
-
-    async def abort(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/canary/abort?if_canary=`: end the canary."""
-        act = partial(abort, if_canary=ABORT.parse(raw_query).if_canary or None)
-        return json_of({"canary": None, "aborted": await self._change(act, "aborted the canary,")})
-
-    async def rollback(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`POST /v1/releases/rollback?if_live=`: make the previous release live again."""
-        act = partial(rollback, if_live=ROLLBACK.parse(raw_query).if_live or None)
-        return json_of({"live": await self._change(act, "rolled back to")})
-
-    async def _change(
-        self, act: Callable[[Store], Awaitable[ReleaseId | bool | None]], what: str, release: ReleaseId | None = None
-    ) -> ReleaseId | None:
-        if self._settings.admin_store is None:
-            raise Problem(
-                403,
-                "no-admin-store",
-                "this service has no right to change releases; start it with --admin-store URL, or use "
-                "`hotplate releases`",
-            )
-        if self._acting.locked():
-            raise Problem(409, "busy", "another change of the releases is in progress; try again when it is done")
-        async with self._acting:
-            store = connect(self._settings.admin_store)
-            try:
-                done = await act(store)
-                release = done if isinstance(done, str) else release
-            finally:
-                await store.close()
-        log.warning("an operator %s release %s over HTTP", what, release)
-        return release
 
 
 async def _read_catalogue(url: str) -> JsonObject:
@@ -480,16 +433,6 @@ def _previous(found: Catalogue) -> ReleaseId | None:
     return None
 
 
-def _percent(given: str) -> float:
-    try:
-        percent = float(given)
-    except ValueError:
-        percent = 0.0
-    if not 0 < percent < 100:
-        raise bad_parameter(f"percent is a number above 0 and below 100, as in ?percent=5, not {given[:40]!r}")
-    return percent
-
-
 def _host_named(request: web.BaseRequest) -> str | None:
     try:
         return urlsplit(f"//{request.headers.get('Host', '')}").hostname
@@ -497,11 +440,13 @@ def _host_named(request: web.BaseRequest) -> str | None:
         return None
 
 
-def _store_problem(error: StoreError) -> Problem:
+def _problem(error: StoreError | ServiceMisused) -> Problem:
     match error:
         case ReleaseNotFound():
             return Problem(404, "no-such-release", str(error))
-        case ReleaseConflict() | ReleaseCorrupt() | StoreMisused():
+        case KeysUnreadable():
+            return Problem(503, "keys-unreadable", str(error))
+        case ReleaseConflict() | ReleaseCorrupt() | StoreMisused() | ServiceMisused():
             return Problem(409, "conflict", str(error))
     return Problem(503, "store-failed", str(error), {"Retry-After": "5"})
 
@@ -515,8 +460,9 @@ def _worker(number: int, state: WorkerState | None) -> JsonObject:
     if state is None:
         return {"worker": number, "status": status_now(None), "tiers": []}
     tiers = [
-        {"tier": tier.tier, "release": tier.release, "detail": tier.detail}
+        {"tier": tier.tier, "release": tier.release, "open": tier.breaker_open, "detail": tier.detail}
         | ({"warnings": tier.warnings} if tier.warnings else {})
+        | ({"canary": _canary(tier.canary, tier.canary_counts)} if tier.canary_counts else {})
         for tier in state.tiers
     ]
     return {
@@ -529,18 +475,6 @@ def _worker(number: int, state: WorkerState | None) -> JsonObject:
         "reported_s_ago": round(state.silent_s, 3),
         "tiers": tiers,
     } | ({"warnings": state.warnings} if state.warnings else {})
-
-
-def _tier(name: str, reports: list[TierState]) -> JsonObject:
-    return {
-        "tier": name,
-        "workers": len(reports),
-        "open": sum(one.breaker_open for one in reports),
-        "releases": sorted({one.release for one in reports if one.release}),
-        "details": sorted({one.detail for one in reports if one.detail}),
-        "warnings": sorted({warning for one in reports for warning in one.warnings}),
-        "canary": next((_canary(one.canary, one.canary_counts) for one in reports if one.canary_counts), None),
-    }
 
 
 def _canary(release: str | None, counts: BothCounts) -> JsonObject:

@@ -36,7 +36,7 @@ function keyGiven(error) {
 async function opened() {
   for (;;) {
     try {
-      return await request("console/service");
+      return await request("console/state");
     } catch (problem) {
       if (problem.isUnauthorized) await keyGiven(isSignedIn() ? `${problem.message}.` : "");
       else {
@@ -63,7 +63,7 @@ async function follow() {
       after = state.log.at(-1)?.at ?? after;
       showState(state);
       showLog(state.log);
-      const now = JSON.stringify(state.tiers.map((tier) => [tier.releases, tier.canary?.release]));
+      const now = JSON.stringify(tiersOf(state.workers).map((tier) => [tier.releases, tier.canary?.release]));
       if (followed && now !== followed) refresh(); // somebody else has changed it, or a flip has ended
       followed = now;
     } catch (problem) {
@@ -73,7 +73,20 @@ async function follow() {
   }
 }
 
-function showState({ status, workers, tiers }) {
+/** Return each tier once, with what its workers say of it. */
+function tiersOf(workers) {
+  const reports = workers.flatMap((worker) => worker.tiers);
+  return [...new Set(reports.map((one) => one.tier))].map((tier) => {
+    const own = reports.filter((one) => one.tier === tier);
+    const all = (values) => [...new Set(values.filter(Boolean))].sort();
+    return { tier, workers: own.length, open: own.filter((one) => one.open).length,
+      releases: all(own.map((one) => one.release)), details: all(own.map((one) => one.detail)),
+      warnings: all(own.flatMap((one) => one.warnings)), canary: own.find((one) => one.canary)?.canary };
+  });
+}
+
+function showState({ status, workers }) {
+  const tiers = tiersOf(workers);
   if (byId("status").textContent !== status) byId("status").textContent = status;
   byId("status").className = `pill ${KINDS[status] ?? ""}`;
   const found = tiers.flatMap((tier) => [
