@@ -21,13 +21,13 @@ from hotplate.offline.publish import PublishSettings, Written, timed
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
-from hotplate.stores.catalogue import DraftRef, ReleaseId, State
+from hotplate.stores.catalogue import ReleaseId, State
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack, RefusedByGates, ReleaseConflict, reason_of
 from hotplate.stores.folders import LOCK, flush, take_lock
 from hotplate.stores.lifecycle import activate, prune
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.publication import claim, give_up, held, new_id
+from hotplate.stores.publication import begin_run, new_id
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 from hotplate.stores.verification import load_manifest
@@ -230,24 +230,20 @@ class Attempt:
             # An empty store may have replaced the last one.
             if last.outcome is None or found.live or any(entry.id == last.release for entry in found.releases):
                 return last
-        elif last.id and last.outcome is None:
-            await give_up(store, last.id, last.release)
         return Run(secrets.token_hex(4), self._job.options, inputs, await new_id(store))
 
     def _finish(self, folder: RunFolder) -> None:
         job, run = self._job, folder.run
         self.summary |= {"run": run.id, "release": run.release, "model": str(folder.model), "inputs": run.inputs}
-        draft = self._claim(run)
-        if draft is not None and not is_model(folder.model):
-            with folder.step("train") as within, held(job.store, draft):
+        if not is_model(folder.model):
+            with folder.step("train") as within:
                 within.update(self._train(job.training, folder.model).seconds)
-            draft = self._claim(run)
         tracked = None
         if job.track or job.register is not None:
             with folder.step("track"):
                 tracked = _track(job.register, folder)
                 self.summary["tracked"] = tracked.uri
-        manifest, held_back = self._publish(folder, draft)
+        manifest, held_back = self._publish(folder)
         with folder.step("prune"):
             erased = run_on(job.store, lambda it: prune(it, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s))
         summary = self.summary | _result(manifest, held_back) | {"erased": erased, "seconds": folder.run.seconds}
@@ -257,22 +253,23 @@ class Attempt:
             folder.finish(summary)
         self.summary |= summary
 
-    def _publish(self, folder: RunFolder, draft: DraftRef | None) -> tuple[Manifest, HeldBack | None]:
+    def _publish(self, folder: RunFolder) -> tuple[Manifest, HeldBack | None]:
         job, run = self._job, folder.run
-        if draft is None:
+        entry = run_on(job.store, lambda it: it.catalogue()).get(run.release)
+        if entry is not None and entry.state is not State.DRAFT:
             with folder.step("activate"):
                 return run_on(job.store, partial(self._activate, run))
-        with folder.step("measure") as within, held(job.store, draft):
+        with folder.step("measure") as within:
             with timed(within, "load"):
                 lists = ModelLists(load(folder.model), replace(job.lists, rules=job.rules()))
             self._measure(lists)
-        draft = self._claim(run)
+        draft = run_on(job.store, lambda it: begin_run(it, run.id, run.release))
         try:
             with folder.step("publish") as within:
                 written = self._write(lists, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
-        except ReleaseConflict:  # begun with other lists; the next attempt starts afresh
-            run_on(job.store, lambda it: give_up(it, run.id, run.release))
+        except ReleaseConflict:  # begun with other lists; the next attempt is a new run
+            folder.record(replace(folder.run, options=""))
             raise
         manifest, held_back = written.result.manifest, written.result.held_back
         if written.refused is not None and not (held_back or _refusal(manifest)):  # judged again after a resume
@@ -289,9 +286,6 @@ class Attempt:
             except HeldBack as error:
                 return manifest, error
         return manifest, None
-
-    def _claim(self, run: Run) -> DraftRef | None:
-        return run_on(self._job.store, lambda it: claim(it, run.id, run.release, self._wait_s))
 
 
 def _read_state(state: Path) -> tuple[Run, float | None]:

@@ -3,13 +3,12 @@
 The writer that begins a draft writes part 0 and commits. Other processes may write parts numbered from 1 with the same
 writer token. The rows of a part are the same in each attempt, so any attempt continues after the last acknowledged row.
 
-A store has one scheduled run at a time. Its attempts' writer tokens begin with the run's id.
+All attempts of a scheduled run have one writer token, made of the run's id.
 """
 
 import asyncio
 import logging
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -20,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
-from hotplate.stores.connect import connect
 from hotplate.stores.encoding import Checksum
 from hotplate.stores.erasure import erased_from
 from hotplate.stores.errors import (
@@ -58,8 +56,6 @@ COPIER = "copy-"
 RUNNER = "run-"
 
 DRAFT_POLL_S = 1.0
-
-_CLOSE_S = 3.0
 
 Finish = Callable[[Tally], Awaitable[Manifest]]
 
@@ -448,97 +444,21 @@ async def _abandon(store: Store, draft: DraftRef) -> None:
         return  # unavailable, committed or taken over
 
 
-async def claim(store: Store, run: str, release: ReleaseId, wait_s: float = 0.0) -> DraftRef | None:
-    """Begin *run*'s *release*, or become the writer of its draft; None if it is committed.
+async def begin_run(store: Store, run: str, release: ReleaseId) -> DraftRef | None:
+    """Begin *run*'s *release*, or continue its draft; None if it is committed.
 
-    Ends the lease of an earlier attempt, which must not be running. Raises ReleaseConflict if another run holds a lease
-    for longer than *wait_s*.
+    All attempts have the same writer token, so only one may be running. Raises ReleaseConflict for another's draft.
     """
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + wait_s
-    writer = f"{RUNNER}{run}-{secrets.token_hex(4)}"
+    writer = RUNNER + run
 
     def step(found: Catalogue) -> Catalogue:
-        _check_others(found, run)
-        entry = _entry_of(found, run, release)
-        if entry is None:
-            return changes.begin(found, DraftRef(release, secrets.token_hex(6), writer))
-        if entry.state is not State.DRAFT or entry.writer == writer:
+        if release in {entry.id for entry in found.committed}:
             return found
-        if entry.writer.startswith(f"{RUNNER}{run}-"):
-            found = changes.end_lease(found, DraftRef(entry.id, entry.incarnation, entry.writer))
-        return changes.take_over(found, DraftRef(entry.id, entry.incarnation, writer))
+        begun = changes.begin(found, DraftRef(release, secrets.token_hex(6), writer))
+        return changes.renew(begun, DraftRef(release, begun.find_draft(release).incarnation, writer))
 
-    while True:
-        try:
-            entry = _entry_of(await change(store, step), run, release)
-        except ReleaseConflict:
-            if loop.time() >= give_up_at:
-                raise
-            await asyncio.sleep(min(DRAFT_POLL_S, give_up_at - loop.time()))
-        else:
-            is_draft = entry is not None and entry.state is State.DRAFT
-            return DraftRef(entry.id, entry.incarnation, writer) if entry is not None and is_draft else None
-
-
-async def give_up(store: Store, run: str, release: ReleaseId) -> None:
-    """Drop the draft of a run, if there is one."""
-
-    def step(found: Catalogue) -> Catalogue:
-        entry = _entry_of(found, run, release)
-        if entry is None or entry.state is not State.DRAFT:
-            return found
-        return changes.abandon(found, DraftRef(entry.id, entry.incarnation, entry.writer))
-
-    await change(store, step)
-
-
-@contextmanager
-def held(url: str, draft: DraftRef) -> Iterator[None]:
-    """Renew the lease of *draft* in a thread during blocking work; a lost lease shows at the claim."""
-    loop, done = asyncio.new_event_loop(), asyncio.Event()
-
-    async def keep() -> None:
-        store = connect(url)
-        try:
-            async with lease(store, draft):
-                await done.wait()
-        finally:
-            with suppress(StoreError):
-                await store.close()
-
-    def work() -> None:
-        try:
-            loop.run_until_complete(keep())
-        finally:
-            loop.close()
-
-    thread = threading.Thread(target=work, daemon=True)
-    try:
-        thread.start()
-        yield
-    finally:
-        with suppress(RuntimeError):  # the thread has ended or not started
-            loop.call_soon_threadsafe(done.set)
-            thread.join(_CLOSE_S)
-
-
-def _entry_of(found: Catalogue, run: str, release: ReleaseId) -> Release | None:
-    entry = found.get(release)
-    if entry is not None and not entry.writer.startswith(RUNNER):
-        raise ReleaseConflict(f"release {release} was written by somebody else than run {run}")
-    return entry
-
-
-def _check_others(found: Catalogue, run: str) -> None:
-    for entry in found.releases:
-        left_s = entry.lease_left_s(found.now)
-        is_run = entry.state is State.DRAFT and entry.writer.startswith(RUNNER)
-        if is_run and left_s > 0 and not entry.writer.startswith(f"{RUNNER}{run}-"):
-            raise ReleaseConflict(
-                f"another run is writing release {entry.id} in this store, and its lease runs for {left_s:.0f} s more; "
-                "wait for its end, or give --wait SECONDS"
-            )
+    entry = (await change(store, step)).find(release)
+    return DraftRef(release, entry.incarnation, writer) if entry.state is State.DRAFT else None
 
 
 async def estimate(store: Store, run: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:

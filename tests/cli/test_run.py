@@ -27,7 +27,6 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import connect, run_on
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.publication import claim, held
 from tests.support.command import failed, hotplate, json_of
 from tests.support.redis_server import running
 from tests.support.soak import SEED, scaled
@@ -181,7 +180,7 @@ def test_interrupted_run_resumes_to_the_same_release_with_the_same_model(
     assert trained(tmp_path) == models or not models
 
 
-def test_a_draft_that_was_begun_with_other_lists_is_given_up_and_begun_anew(
+def test_after_a_draft_with_other_lists_the_next_run_is_a_new_one(
     folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(*_: object) -> None:
@@ -196,10 +195,10 @@ def test_a_draft_that_was_begun_with_other_lists_is_given_up_and_begun_anew(
     spoil(Path(left["model"]))
     assert "these are other lists than" in summary_of(hotplate("run", pipeline))["error"]
     done = summary_of(hotplate("run", pipeline))
-    assert (done["outcome"], done["release"]) == ("published", left["release"])
+    assert (done["outcome"], done["release"] == left["release"]) == ("published", False)
 
 
-def test_interrupted_run_is_cleaned_up_after_its_data_changed(
+def test_after_new_data_an_interrupted_run_is_not_resumed(
     folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
@@ -209,7 +208,7 @@ def test_interrupted_run_is_cleaned_up_after_its_data_changed(
     write_data(tmp_path, seed=7)
     done = summary_of(hotplate("run", pipeline))
     assert done["release"] != left["release"]
-    assert [entry.id for entry in catalogue_of(folder_url).releases] == [done["release"]]
+    assert catalogue_of(folder_url).live == done["release"]
     assert len(trained(tmp_path)) == 1
 
 
@@ -220,27 +219,13 @@ def test_a_store_that_was_made_anew_is_filled_again(folder_url: str, tmp_path: P
     assert summary_of(hotplate("run", pipeline))["outcome"] == "published"
 
 
-def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
-    pipeline = write_pipeline(tmp_path, url)
-    run_on(url, lambda store: claim(store, "other", ReleaseId("20261120T064200Z-7f3a")))
-    refused = hotplate("run", pipeline, "--wait", "0.01")
-    assert (refused.returncode, summary_of(refused)["outcome"]) == (1, "failed")
-    assert "Another run is writing release 20261120T064200Z-7f3a in this store" in refused.stderr
+def test_a_work_folder_has_one_run_at_a_time(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
     with opened(tmp_path / "work"):
         refused = hotplate("run", pipeline)
+    assert (refused.returncode, summary_of(refused)["outcome"]) == (1, "failed")
     assert "Another run is using " in refused.stderr
     assert "is not a folder" in hotplate("run", pipeline, "--work", pipeline).stderr
-
-
-def test_the_lease_of_a_run_is_renewed_while_it_trains(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # How often it is renewed; it runs for as long as ever.
-    monkeypatch.setattr("hotplate.stores.publication.LEASE_S", 0.03)
-    draft = run_on(url, lambda store: claim(store, "mine", ReleaseId("20261120T064200Z-7f3a")))
-    assert draft is not None
-    (begun,) = catalogue_of(url).releases
-    with held(url, draft):
-        while catalogue_of(url).releases[0].lease_until == begun.lease_until:
-            time.sleep(0.01)
 
 
 @pytest.mark.soak
