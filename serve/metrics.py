@@ -58,7 +58,6 @@ EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
 EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
 COUNTED_POSITIONS = 10
 POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
-SPANS = (SPANS_EXPORTED, SPANS_FAILED, SPANS_DROPPED) = "exported", "failed", "dropped"
 
 # Placeholder for the tier names.
 TIERS = ("TIERS",)
@@ -119,14 +118,13 @@ FAILED = Metric("hotplate_store_failures", "Attempts that failed otherwise, incl
 EVENT_COUNTS = Metric("hotplate_events", "Events reported.", {"type": EVENT_TYPES, "outcome": EVENT_OUTCOMES})
 IMPRESSIONS = Metric("hotplate_impressions", "Items shown, by position in the list.", _PLACE, shown="counted")
 CLICKS = Metric("hotplate_clicks", "Items clicked, by position in the list.", _PLACE, shown="counted")
-SPAN_COUNTS = Metric("hotplate_telemetry_spans", "Spans by outcome.", {"outcome": SPANS})
 DROPPED_LINES = Metric("hotplate_log_lines_dropped",
                        "Log lines of workers that were dropped because they were not read in time.", {})
 # The first two must not depend on the tiers, see LOOKUPS and REQUESTS.
 TABLE = (
     LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, CANARY_LOOKUPS, CANARY_TIMES, SHED_COUNTS,
     CHARGES, CHARGED_RU, CHARGED, THROTTLES, FAILED, EVENT_COUNTS, IMPRESSIONS, CLICKS,
-    SPAN_COUNTS, DROPPED_LINES,
+    DROPPED_LINES,
 )
 # fmt: on
 

@@ -74,17 +74,12 @@ class Sampling(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TelemetrySettings:
-    """Destination, sampling and batching of traces and metrics."""
+    """Destination and sampling of traces and metrics; the SDK reads how spans are batched."""
 
     destination: Destination
     sampling: Sampling
     traces: bool = True
     metrics: bool = True
-    queue_size: int = 2048
-    """Per worker; further spans are dropped."""
-    batch_size: int = 512
-    delay_s: float = 5.0
-    """Between batches of spans."""
     metrics_interval_s: float = 60.0
     delta: bool = False
     """Whether metrics have delta temporality."""
@@ -197,17 +192,16 @@ def read_telemetry(
             f"--telemetry azure-monitor needs {CONNECTION_STRING}; the portal shows it with the Application Insights "
             f"resource. Or name a file that holds it in {CONNECTION_STRING}_FILE"
         )
-    size = _whole(environment, "OTEL_BSP_MAX_QUEUE_SIZE", 2048)
+    interval_ms = environment.get("OTEL_METRIC_EXPORT_INTERVAL") or "60000"
+    if not interval_ms.isascii() or not interval_ms.isdigit() or int(interval_ms) < 1:
+        raise ServiceMisused(f"OTEL_METRIC_EXPORT_INTERVAL is {interval_ms!r}; it is a whole number of ms, from 1")
     preference = environment.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").lower()
     return TelemetrySettings(
         destination,
         _sampling(environment),
         traces=environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() != "none",
         metrics=environment.get("OTEL_METRICS_EXPORTER", "").strip().lower() != "none",
-        queue_size=size,
-        batch_size=min(size, _whole(environment, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)),
-        delay_s=_whole(environment, "OTEL_BSP_SCHEDULE_DELAY", 5000) / 1000,
-        metrics_interval_s=_whole(environment, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000,
+        metrics_interval_s=int(interval_ms) / 1000,
         delta=destination == "azure-monitor" or preference == "delta",
         connection_string=connection_string,
     )
@@ -227,15 +221,6 @@ def _sampling(environment: Mapping[str, str]) -> Sampling:
         if not 0 <= share <= 1:
             raise ServiceMisused(f"OTEL_TRACES_SAMPLER_ARG is {given!r}; it is the share of traces, from 0 to 1")
     return Sampling(share, parent_based)
-
-
-def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
-    given = environment.get(name)
-    if not given:
-        return default
-    if not given.isascii() or not given.isdigit() or int(given) < 1:
-        raise ServiceMisused(f"{name} is {given!r}; it is a whole number from 1 on")
-    return int(given)
 
 
 def timestamp(time_s: float) -> str:

@@ -20,7 +20,7 @@ from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.events.writer import EventWriter
-from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, SPAN_COUNTS, Metrics, ReleaseRole
+from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.reader import NotReady, TieredReader, log_defect, open_reader
 from hotplate.serve.settings import ServiceSettings
@@ -154,9 +154,13 @@ async def _opened(
         kept=context.states.last_kept(),
     )
     reader.warm = True
-    spans = _span_queue(context)
-    if spans is not None:
+    tracer, telemetry = None, settings.telemetry
+    if telemetry is not None and telemetry.traces:
+        from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra
+
+        spans = SpanQueue(telemetry)
         stack.push_async_callback(_flush, spans, stop)
+        tracer = Tracer(telemetry.sampling, spans.add, settings.scheme)
     await stack.enter_async_context(reader)
     await stack.enter_async_context(following(context.watched))
     writer = EventWriter(settings.events) if settings.events else None
@@ -164,15 +168,13 @@ async def _opened(
         stack.push_async_callback(writer.close)
     for task in reader.following:
         task.add_done_callback(stop.request_at_once)  # only a defect ends it; a new worker is better than stale lists
-    return reader, _dispatcher(context, reader, spans, writer)
+    return reader, _dispatcher(context, reader, tracer, writer)
 
 
 def _dispatcher(
-    context: ProcessContext, reader: TieredReader, spans: "SpanQueue | None", writer: EventWriter | None
+    context: ProcessContext, reader: TieredReader, tracer: Tracer | None, writer: EventWriter | None
 ) -> Dispatcher:
-    settings, tracer, events = context.settings, None, None
-    if settings.telemetry is not None and spans is not None:
-        tracer = Tracer(settings.telemetry.sampling, spans.add, settings.scheme)
+    settings, events = context.settings, None
     if writer is not None:
         role_of, with_keys = partial(_role_of, reader), context.guard.knows_clients
         events = EventsHandler(writer, role_of, context.metrics, settings.cors_origins, with_keys=with_keys)
@@ -185,15 +187,6 @@ def _dispatcher(
         tracer=tracer,
         watched=context.watched,
     )
-
-
-def _span_queue(context: ProcessContext) -> "SpanQueue | None":
-    telemetry = context.settings.telemetry
-    if telemetry is None or not telemetry.traces:
-        return None
-    from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra
-
-    return SpanQueue(telemetry, lambda outcome, spans: context.metrics.count_in(SPAN_COUNTS, outcome, number=spans))
 
 
 def _access_log(context: ProcessContext) -> AccessLog | None:

@@ -5,7 +5,6 @@ Workers send spans, the admin process metrics.
 
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,20 +31,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import (
-    CHARGES,
-    OTHER,
-    REQUEST_TIMES,
-    SPANS_DROPPED,
-    SPANS_EXPORTED,
-    SPANS_FAILED,
-    STORE_TIMES,
-    Labels,
-    Metric,
-    Metrics,
-)
+from hotplate.serve.metrics import OTHER, REQUEST_TIMES, Labels, Metric, Metrics
 from hotplate.serve.settings import CONNECTION_STRING, TelemetrySettings
-from hotplate.serve.telemetry.exposition import Snapshot, since, take_snapshot
+from hotplate.serve.telemetry.exposition import Snapshot, take_snapshot
 from hotplate.serve.telemetry.spans import Span, system_of
 from hotplate.stores.extras import extra_installed
 from hotplate.stores.store import Attribute
@@ -53,8 +41,6 @@ from hotplate.stores.store import Attribute
 log = logging.getLogger(__name__)
 
 SCOPE = InstrumentationScope("hotplate", version("hotplate"))
-# Loggers that report each request and failure, which the span queue logs once and counts.
-NOISY = ("opentelemetry.exporter", "opentelemetry.sdk", "azure.monitor", "azure.core.pipeline")
 # Stops Azure Monitor's exporters from sending statistics and fetching settings.
 AZURE_MONITOR_OFF = (
     "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL",
@@ -62,17 +48,19 @@ AZURE_MONITOR_OFF = (
     "APPLICATIONINSIGHTS_SDKSTATS_DISABLED",
     "APPLICATIONINSIGHTS_OPENTELEMETRY_RESOURCE_METRIC_DISABLED",
 )
-# Accepted connection strings: `NAME=VALUE;…` with a key, without Entra ID.
-_CONNECTION_STRING = re.compile(
-    r"(?=(?:.*;)?(?i:InstrumentationKey)=[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:;|$))"
-    r"(?!(?:.*;)?(?i:Authorization=(?!ikey(?:;|$))))"
-    r"[^=;]+=[^=;]*(?:;[^=;]+=[^=;]*)*"
-)
+# Loggers that may quote the connection string.
+AZURE_LOGGERS = ("azure.monitor", "azure.core.pipeline")
 # Time to send the last metrics at a stop.
 LAST_S = 2.0
-
-# Attributes of each histogram, with its buckets and sum.
-Histograms = list[tuple[dict[str, Attribute], list[float]]]
+# Names of labels in the semantic conventions; "ok" and OTHER are left out.
+ATTRIBUTES = {
+    "route": "http.route",
+    "method": "http.request.method",
+    "code": "http.response.status_code",
+    "store": "hotplate.tier",
+    "op": "db.operation.name",
+    "outcome": "error.type",
+}
 
 
 class Exporters(NamedTuple):
@@ -87,28 +75,26 @@ def exporters_for(settings: TelemetrySettings) -> Exporters:
 
     Raises ServiceMisused, or StoreMisused if the extra is missing.
     """
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     if settings.destination == "otlp":
         return Exporters(OTLPSpanExporter, OTLPMetricExporter)
-    return _azure_monitor(settings.connection_string or "")
-
-
-def _azure_monitor(connection_string: str) -> Exporters:
     for name in AZURE_MONITOR_OFF:
         os.environ.setdefault(name, "true")  # read at import
+    for name in AZURE_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with extra_installed("azure-monitor"):
         from azure.monitor.opentelemetry import exporter  # noqa: PLC0415 -- a separate extra
-    if not _CONNECTION_STRING.fullmatch(connection_string):
-        raise ServiceMisused(
-            f"{CONNECTION_STRING} is not a connection string of Application Insights, as "
-            "InstrumentationKey=…;IngestionEndpoint=https://…/"
-        )
     options: dict[str, Any] = {
-        "connection_string": connection_string,
+        "connection_string": settings.connection_string,
         "disable_offline_storage": True,
         "retry_total": 0,
     }
+    try:
+        exporter.AzureMonitorTraceExporter(**options).shutdown()
+    except ValueError:
+        raise ServiceMisused(
+            f"{CONNECTION_STRING} is not a connection string of Application Insights, as "
+            "InstrumentationKey=…;IngestionEndpoint=https://…/"
+        ) from None
     return Exporters(
         partial(exporter.AzureMonitorTraceExporter, **options),
         cast("Callable[[], MetricExporter]", partial(exporter.AzureMonitorMetricExporter, **options)),
@@ -127,65 +113,32 @@ def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
 
 
 class SpanQueue(SpanExporter):
-    """The span queue of one worker, and the exporter of its batch processor; created after the fork."""
+    """The SDK's span queue of one worker, and its exporter, which converts spans; created after the fork.
 
-    def __init__(
-        self, settings: TelemetrySettings, count: Callable[[str, int], None], exporter: SpanExporter | None = None
-    ) -> None:
-        """*count* takes an outcome of `hotplate.serve.metrics.SPANS` and a number of spans."""
+    The SDK logs spans that are lost.
+    """
+
+    def __init__(self, settings: TelemetrySettings, exporter: SpanExporter | None = None) -> None:
         self._exporter = exporter or exporters_for(settings).spans()
         self._resource = make_resource(settings, **{"process.pid": os.getpid()})
-        self._count = count
-        self._size = settings.queue_size
-        self._added = self._done = 0
-        self._failing = self._closing = self._closed = False
-        self._processor = BatchSpanProcessor(
-            self,
-            max_queue_size=settings.queue_size,
-            schedule_delay_millis=settings.delay_s * 1000,
-            max_export_batch_size=settings.batch_size,
-        )
+        self._processor = BatchSpanProcessor(self)
 
     def add(self, span: Span) -> None:
-        """Queue a span; drop it if the queue is full."""
-        if self._added - self._done >= self._size or self._closing:
-            self._count(SPANS_DROPPED, 1)
-            return
-        self._added += 1
+        """Queue a span."""
         self._processor.on_end(cast("ReadableSpan", span))  # `export` converts it
 
     def close(self, timeout_s: float) -> None:
-        """Send the queued spans within *timeout_s*; count the rest as dropped."""
-        self._closing = True
+        """Send the queued spans within *timeout_s*."""
         sending = Thread(target=self._processor.shutdown, name="last spans", daemon=True)
         sending.start()
         sending.join(timeout_s)
-        self.shutdown()
-        if left := self._added - self._done:
-            self._count(SPANS_DROPPED, left)
 
     def export(self, spans: Sequence[Any]) -> SpanExportResult:
-        """Export a batch and count the result."""
-        try:
-            result = self._exporter.export([self._made(span) for span in spans])
-        except Exception:
-            log.exception("spans cannot be sent")
-            result = SpanExportResult.FAILURE
-        if self._closed:
-            return result  # already counted as dropped
-        is_sent = result is SpanExportResult.SUCCESS
-        self._count(SPANS_EXPORTED if is_sent else SPANS_FAILED, len(spans))
-        self._done += len(spans)
-        if is_sent and self._failing:
-            log.info("the collector takes traces again")
-        elif not is_sent and not self._failing:
-            log.warning("the collector does not take traces; the service goes on, and counts what is lost")
-        self._failing = not is_sent
-        return result
+        """Export a batch."""
+        return self._exporter.export([self._made(span) for span in spans])
 
     def shutdown(self) -> None:
         """Give up on unsent spans."""
-        self._closed = True
         self._exporter.shutdown()
 
     def _made(self, span: Span) -> ReadableSpan:
@@ -221,7 +174,7 @@ class MetricReport:
         self._resource = make_resource(settings)
         self._exporter = exporters_for(settings).metrics()
         self._started_ns = time.time_ns()
-        self._before: Snapshot | None = None
+        self._before: Snapshot = {}
         self._closing = Event()
         self._thread = Thread(target=self._run, name="metrics", daemon=True)
 
@@ -250,70 +203,47 @@ class MetricReport:
     def data(self) -> MetricsData:
         """Return all series that have counted something."""
         counted, now_ns = take_snapshot(self._metrics), time.time_ns()
-        times_ns = (self._started_ns, now_ns)
+        found = [self._metric(row, counted, now_ns) for row in counted if row.otel]
         if self._settings.delta:
-            before, self._before = self._before, counted
-            counted = counted if before is None else since(counted, before)
-            self._started_ns = now_ns
-        attributes: dict[Metric, Callable[[Labels], dict[str, Attribute]]] = {
-            REQUEST_TIMES: self._request,
-            STORE_TIMES: _call,
-            CHARGES: _charge,
-        }
-        metrics = [
-            self._metric(row, [(attributes[row](labels), counts) for labels, counts in series.items()], times_ns)
-            for row, series in counted.items()
-            if row.otel
-        ]
-        found = ScopeMetrics(SCOPE, [one for one in metrics if one.data.data_points], "")
-        return MetricsData([ResourceMetrics(self._resource, [found], "")])
+            self._before, self._started_ns = counted, now_ns
+        scope = ScopeMetrics(SCOPE, [one for one in found if one.data.data_points], "")
+        return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
-    def _request(self, labels: Labels) -> dict[str, Attribute]:
-        route, method, code = labels
-        attributes: dict[str, Attribute] = {
-            "http.request.method": "_OTHER" if method == OTHER else method,
-            "url.scheme": self._scheme,
-        }
-        if route != OTHER:
-            attributes["http.route"] = route
-        if code != OTHER:
-            attributes["http.response.status_code"] = int(code)
-            if code >= "500":
-                attributes["error.type"] = code
-        return attributes
-
-    def _metric(self, row: Metric, series: Histograms, times_ns: tuple[int, int]) -> ExportedMetric:
+    def _metric(self, row: Metric, counted: Snapshot, now_ns: int) -> ExportedMetric:
         unknown: Any = None  # optional in the protocol, but not in the SDK's type
-        points = [
-            HistogramDataPoint(
-                attributes=attributes,
-                start_time_unix_nano=times_ns[0],
-                time_unix_nano=times_ns[1],
-                count=int(sum(buckets)),
-                sum=total,
-                bucket_counts=[int(count) for count in buckets],
-                explicit_bounds=row.buckets,
-                min=unknown,
-                max=unknown,
-            )
-            for attributes, (*buckets, total) in series
-            if any(buckets)
-        ]
+        before, points = self._before.get(row, {}), list[HistogramDataPoint]()
+        for labels, totals in counted[row].items():
+            known = before.get(labels, [0.0] * len(totals))
+            *buckets, total = (now - then for now, then in zip(totals, known, strict=True))
+            if any(buckets):
+                points.append(
+                    HistogramDataPoint(
+                        attributes=self._attributes(row, labels),
+                        start_time_unix_nano=self._started_ns,
+                        time_unix_nano=now_ns,
+                        count=int(sum(buckets)),
+                        sum=total,
+                        bucket_counts=[int(count) for count in buckets],
+                        explicit_bounds=row.buckets,
+                        min=unknown,
+                        max=unknown,
+                    )
+                )
         temporality = AggregationTemporality.DELTA if self._settings.delta else AggregationTemporality.CUMULATIVE
         name, unit = row.otel.split()
         return ExportedMetric(name, "", unit, Histogram(points, temporality))
 
-
-def _call(labels: Labels) -> dict[str, Attribute]:
-    tier, operation, outcome = labels
-    attributes: dict[str, Attribute] = {
-        "db.system.name": system_of(tier),
-        "db.operation.name": operation,
-        "hotplate.tier": tier,
-    }
-    return attributes if outcome == "ok" else attributes | {"error.type": outcome}
-
-
-def _charge(labels: Labels) -> dict[str, Attribute]:
-    (tier,) = labels
-    return {"db.system.name": system_of(tier), "db.operation.name": "read_item", "hotplate.tier": tier}
+    def _attributes(self, row: Metric, labels: Labels) -> dict[str, Attribute]:
+        found: dict[str, Attribute] = {
+            ATTRIBUTES[name]: value
+            for name, value in zip(row.labels, labels, strict=True)
+            if value not in ("ok", OTHER)
+        }
+        if row is not REQUEST_TIMES:
+            system = {"db.system.name": system_of(str(found["hotplate.tier"]))}
+            return {"db.operation.name": "read_item", **system, **found}  # only charges have no operation
+        if code := str(found.get("http.response.status_code", "")):
+            found["http.response.status_code"] = int(code)
+        if code >= "500":
+            found["error.type"] = code
+        return {"http.request.method": "_OTHER", "url.scheme": self._scheme, **found}

@@ -28,17 +28,6 @@ def take_snapshot(metrics: Metrics) -> Snapshot:
     return {row: metrics.counted(row) for row in TABLE}
 
 
-def since(now: Snapshot, before: Snapshot) -> Snapshot:
-    """Return the difference of two snapshots; series missing in *before* start at zero."""
-    return {
-        row: {
-            labels: [a - b for a, b in zip(counts, before[row].get(labels, [0.0] * len(counts)), strict=True)]
-            for labels, counts in series.items()
-        }
-        for row, series in now.items()
-    }
-
-
 class StateMetric(NamedTuple):
     """A metric that is read from a worker's state, or from None for a worker without one."""
 

@@ -105,7 +105,7 @@ def test_the_variables_of_every_sdk_are_settings() -> None:
         ({"OTEL_TRACES_SAMPLER": "some"}, "it takes one of always_on, "),
         ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "1.5"}, "from 0 to 1"),
         ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "nan"}, "from 0 to 1"),
-        ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, "a whole number from 1 on"),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "-1"}, "a whole number of ms"),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "speaks http/protobuf"),
     ],
 )
