@@ -6,26 +6,22 @@ Importing it loads neither the service nor a store.
 import asyncio
 import json
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from functools import partial, wraps
+from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from urllib.parse import quote, urlsplit
 
 import httpcore2
 
-from hotplate.background import Background
+from hotplate.background import Background, blocking
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
     from hotplate.stores.encoding import Item
-
-T = TypeVar("T")
-P = ParamSpec("P")
 
 TIMEOUT_S = 0.2
 CONNECTIONS = 50
@@ -36,15 +32,10 @@ REMEMBERED_ITEMS = 100
 REMEMBERED_SEGMENTS = 100
 REFRESH_S = 60.0
 REFRESH_AGAIN_S = 1.0
-MAX_ANSWER_BYTES = 32 << 20
 MAX_N = 1000
-MAX_FAILURE_CHARS = 300
 # Statuses of invalid requests, and of requests that this client is not allowed to send.
 WRONG = {400, 405, 413, 414, 415, 431}
 DENIED = {401, 403, 404}
-
-# Ids of items, or weights by id.
-Basket = Iterable[str] | Mapping[str, float]
 
 
 class ClientError(Exception):
@@ -82,23 +73,30 @@ class Answer:
     """Segment of a popular list, empty for the overall list."""
 
 
-class SimilarOptions(TypedDict, total=False):
-    """Options of `similar`: ids to leave out, fields to return (`("id", "score")`), and a deadline."""
+class ListOptions(TypedDict, total=False):
+    """Options of a call."""
 
     exclude: Collection[str]
     fields: Sequence[str]
+    """To return, such as `("id", "score")`."""
+
     timeout_s: float
-
-
-class ListOptions(SimilarOptions, total=False):
-    """Options of other methods: also the segment of the popular list that replaces a missing list."""
-
     segment: str
+    """Of the popular list that replaces a missing list; not for `similar`."""
+
+
+class ClientOptions(TypedDict, total=False):
+    """Options of a client, as of `AsyncClient`."""
+
+    key: str | None
+    timeout_s: float
+    max_connections: int
+    ssl_context: "SSLContext | None"
 
 
 class _Failed(Exception):
     def __init__(self, message: str, status: int = 0) -> None:
-        super().__init__(message[:MAX_FAILURE_CHARS])
+        super().__init__(message)
         self.status = status
 
 
@@ -108,7 +106,7 @@ class _Call:
 
     path: str
     n: int
-    timeout_s: float
+    until: float
     subject: str = ""
     """Field of the response: `user`, `item`, or none."""
 
@@ -117,12 +115,6 @@ class _Call:
     segment: str = ""
     exclude: Collection[str] = ()
     fields: Sequence[str] = ()
-    until: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.n <= MAX_N:
-            raise ValueError(f"n must be 1 to {MAX_N}, not {self.n}")
-        object.__setattr__(self, "until", time.monotonic() + _checked_timeout(self.timeout_s))
 
     def request(self) -> tuple[str, list[tuple[str, str]], bytes]:
         if self.body is None:
@@ -132,8 +124,7 @@ class _Call:
         options = {"exclude": list(self.exclude), "fields": ",".join(self.fields), "segment": self.segment}
         content = json.dumps(self.body | {"n": self.n} | {name: one for name, one in options.items() if one}).encode()
         left_ms = min(max(1, int((self.until - time.monotonic()) * 1000)), 60_000)
-        of_body = [("Content-Type", "application/json"), ("Content-Length", str(len(content)))]
-        return self.path, [*of_body, ("X-Request-Timeout-Ms", str(left_ms))], content
+        return self.path, [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(left_ms))], content
 
 
 class AsyncClient:
@@ -155,15 +146,14 @@ class AsyncClient:
         ssl_context: "SSLContext | None" = None,
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None or parts.query:
+        if not (parts.scheme in {"http", "https"} and parts.hostname) or parts.username is not None or parts.query:
             raise ValueError("the URL of a service looks like http://127.0.0.1:8080; pass a key as key=")
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise ValueError("the key has characters that a header cannot have")
-        self._url = f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
-        self._origin = {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
-        self._prefix = quote(parts.path.rstrip("/"), safe="/%")
+        self._url = f"{parts.scheme}://{parts.netloc}{quote(parts.path, safe='/%')}".rstrip("/")
         self._key = key
         self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
+        _ = parts.port  # raises ValueError
         self._timeout_s = _checked_timeout(timeout_s)
         self._popular = dict[str, Answer]()
         self._due = dict[str, float]()  # when to read a segment's popular list again
@@ -193,7 +183,7 @@ class AsyncClient:
         users = list(users)
         return await self._run("recommendations", n, options, subject="user", subjects=users, body={"users": users})
 
-    async def similar(self, item: str, n: int = 10, **options: Unpack[SimilarOptions]) -> Answer:
+    async def similar(self, item: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
         """Return the items similar to *item*, or the popular list for an unknown item."""
         return (await self._run(f"similar/{_quoted(item)}", n, options, subject="item", subjects=[item]))[0]
 
@@ -201,51 +191,47 @@ class AsyncClient:
         """Return the popular list. Call it at start with a longer `timeout_s`, to have it remembered."""
         return (await self._run("popular", n, options))[0]
 
-    async def fold_in(self, items: Basket, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return a list for a visitor's basket of *items*."""
+    async def fold_in(
+        self, items: Iterable[str] | Mapping[str, float], n: int = 10, **options: Unpack[ListOptions]
+    ) -> Answer:
+        """Return a list for a visitor's basket of items, or of weights by item."""
         basket: list[Any] = list(items)
         if isinstance(items, Mapping):
             basket = [{"id": item, "weight": weight} for item, weight in items.items()]
         return (await self._run("recommendations/fold-in", n, options, body={"items": basket}))[0]
 
     async def _run(self, path: str, n: int, options: Mapping[str, Any], **request: Any) -> list[Answer]:  # noqa: ANN401 -- fields of a _Call
-        call = _Call(path, n, **({"timeout_s": self._timeout_s} | dict(options)), **request)
+        if not 1 <= n <= MAX_N:
+            raise ValueError(f"n must be 1 to {MAX_N}, not {n}")
+        others = dict(options)
+        timeout_s = _checked_timeout(others.pop("timeout_s", self._timeout_s))
+        call = _Call(path, n, time.monotonic() + timeout_s, **others, **request)
         try:
             answers = await self._try(call)
         except _Failed as error:
             await self._refresh(call)
             return self._stand_in(call, error)
         await self._refresh(call)
-        if call.segment in self._due and call.segment not in self._popular and not call.exclude:
-            for answer in answers:
-                if answer.source == "popular" and answer.items:
-                    self._popular[call.segment] = deepcopy(answer)
         return answers
 
     async def _try(self, call: _Call) -> list[Answer]:
         failure = ""
         for _ in range(2):
             try:
-                return await self._send(call)
+                path, headers, content = call.request()
+                async with asyncio.timeout(call.until - time.monotonic()):
+                    response = await self._pool.request(
+                        "GET" if call.body is None else "POST",
+                        f"{self._url}/v1/{path}",
+                        headers=[*self._headers, *headers],
+                        content=content or None,
+                    )
+                return self._read(call, response.status, response.content)
             except (TimeoutError, httpcore2.TimeoutException):  # a repeat would double the load of a slow service
                 raise _Failed("no answer in time") from None
             except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
                 failure = str(error) or type(error).__name__
         raise _Failed(failure)
-
-    async def _send(self, call: _Call) -> list[Answer]:
-        path, headers, content = call.request()
-        url = httpcore2.URL(**self._origin, target=f"{self._prefix}/v1/{path}".encode())  # type: ignore[arg-type]
-        method, body = "GET" if call.body is None else "POST", bytearray()
-        async with (
-            asyncio.timeout(call.until - time.monotonic()),
-            self._pool.stream(method, url, headers=[*self._headers, *headers], content=content or None) as response,
-        ):
-            async for piece in response.aiter_stream():
-                body += piece
-                if len(body) > MAX_ANSWER_BYTES:
-                    raise _Failed(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
-        return self._read(call, response.status, bytes(body))
 
     def _read(self, call: _Call, status: int, body: bytes) -> list[Answer]:
         try:
@@ -258,9 +244,7 @@ class AsyncClient:
             failure = f"{status} {decoded['type'].rpartition(':')[2]}: {decoded['detail']}"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             failure = f"unexpected response with status {status}"
-        if self._key:
-            failure = failure.replace(self._key, "…")  # before it is cut
-        raise _Failed(failure, status)
+        raise _Failed(failure.replace(self._key, "…") if self._key else failure, status)
 
     async def _refresh(self, call: _Call) -> None:
         """Read due popular lists, each in half of the time left."""
@@ -269,9 +253,10 @@ class AsyncClient:
             is_known = segment in self._due or len(self._due) < REMEMBERED_SEGMENTS
             if is_known and self._due.get(segment, 0.0) <= now < call.until:
                 self._due[segment] = now + REFRESH_AGAIN_S
-                popular = _Call("popular", REMEMBERED_ITEMS, (call.until - now) / 2, segment=segment)
                 with suppress(_Failed):
-                    (answer,) = await self._try(popular)
+                    (answer,) = await self._try(
+                        _Call("popular", REMEMBERED_ITEMS, (now + call.until) / 2, segment=segment)
+                    )
                     if answer.items:
                         self._popular[segment], self._due[segment] = answer, now + REFRESH_S
 
@@ -290,54 +275,22 @@ class AsyncClient:
         ]
 
 
-def _blocking(
-    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["Client", P], T]:
-    @wraps(method)
-    def call(self: "Client", /, *arguments: P.args, **options: P.kwargs) -> T:
-        return self.background.run(lambda client: method(client, *arguments, **options), inf)  # it has its own deadline
+class Client(Background[AsyncClient]):
+    """Client for programs without an event loop, with the options of `AsyncClient`; threads may share it.
 
-    return call
-
-
-class Client:
-    """Client for programs without an event loop, as `AsyncClient`; threads may share it.
-
-    A background thread does the I/O, in each process.
+    A background thread does the I/O, in each process. After `close`, calls raise ServiceUnavailable.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        key: str | None = None,
-        timeout_s: float = TIMEOUT_S,
-        max_connections: int = CONNECTIONS,
-        ssl_context: "SSLContext | None" = None,
-    ) -> None:
-        if ssl_context is None and url.startswith("https:"):
-            ssl_context = httpcore2.default_ssl_context()
-        make = partial(
-            AsyncClient, url, key=key, timeout_s=timeout_s, max_connections=max_connections, ssl_context=ssl_context
-        )
+    def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
+        make = partial(AsyncClient, url, **options)
         make()  # checks the arguments
-        self.background = Background(make, lambda: ServiceUnavailable("the client was closed"))
+        super().__init__(make, lambda: ServiceUnavailable("the client was closed"))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections, and end the thread; later calls raise ServiceUnavailable."""
-        self.background.close()
-
-    recommendations = _blocking(AsyncClient.recommendations)
-    batch = _blocking(AsyncClient.batch)
-    similar = _blocking(AsyncClient.similar)
-    popular = _blocking(AsyncClient.popular)
-    fold_in = _blocking(AsyncClient.fold_in)
+    recommendations = blocking(AsyncClient.recommendations)
+    batch = blocking(AsyncClient.batch)
+    similar = blocking(AsyncClient.similar)
+    popular = blocking(AsyncClient.popular)
+    fold_in = blocking(AsyncClient.fold_in)
 
 
 class _Network(httpcore2.AnyIOBackend):

@@ -1,16 +1,16 @@
 """`hotplate.open` and `hotplate.open_sync`: lists of the live release inside another program."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypedDict, Unpack
 
-from hotplate.background import Background
+from hotplate.background import Background, blocking
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader, open_reader
@@ -18,10 +18,8 @@ from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.states import Reporter
 from hotplate.serve.watched import following
 from hotplate.stores.encoding import Item, decode
-from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import ITEM, OVERALL, USER, check_id
-
-T = TypeVar("T")
 
 # Maximum wait for the first read of each store.
 FIRST_READ_S = 1.0
@@ -141,42 +139,24 @@ class Lists:
             )
 
 
-class SyncLists:
+class SyncLists(Background[Lists]):
     """The lists of the live release, with the methods of `Lists`; safe in any thread, and after a fork.
 
-    The first use in a process opens the stores on a background thread, and waits until each was tried once.
+    The first use in a process opens the stores on a background thread, and waits until each was tried once. After
+    `close`, uses raise StoreMisused.
     """
 
-    def __init__(self, open_them: Callable[[], Lists], budget_s: float, timeout_s: float) -> None:
-        """*open_them* returns lists that are not open; it is called once in each process."""
-        self._background = Background(open_them, _closed, timeout_s)
-        self._budget_s = budget_s
-
-    def __enter__(self) -> Self:
-        self._background.halted()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the stores; later calls raise StoreMisused."""
-        self._background.close()
+    personal_many = blocking(Lists.personal_many)
 
     def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.personal`."""
-        key = USER + check_id(user)
-        return self._one(key, "personal", n, segment, lambda lists: lists.personal(user, n, segment=segment))
-
-    def personal_many(
-        self, users: Sequence[str], n: int = DEFAULT_N, *, segment: str = OVERALL
-    ) -> list[Recommendations]:
-        """See `Lists.personal_many`."""
-        return self._run(lambda lists: lists.personal_many(users, n, segment=segment))
+        found = self._at_hand(USER + check_id(user), "personal", n, segment)
+        return found or self._run(lambda lists: lists.personal(user, n, segment=segment))
 
     def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
         """See `Lists.similar`."""
-        return self._one(ITEM + check_id(item), "similar", n, OVERALL, lambda lists: lists.similar(item, n))
+        found = self._at_hand(ITEM + check_id(item), "similar", n, OVERALL)
+        return found or self._run(lambda lists: lists.similar(item, n))
 
     def fold_in(
         self, items: Iterable[str] | Mapping[str, float], n: int = DEFAULT_N, *, segment: str = OVERALL
@@ -187,27 +167,27 @@ class SyncLists:
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.popular`."""
-        with self._background.halted() as lists:
-            return lists.decoded(lists.reader.popular(segment), n)
+        return self._halted(lambda lists: lists.decoded(lists.reader.popular(segment), n))
 
     def prometheus_text(self) -> bytes:
         """See `Lists.prometheus_text`."""
-        with self._background.halted() as lists:
-            return lists.prometheus_text()
+        return self._halted(Lists.prometheus_text)
 
-    def _one(
-        self, key: str, source: str, n: int, segment: str, read: Callable[[Lists], Coroutine[Any, Any, Recommendations]]
-    ) -> Recommendations:
-        with self._background.halted() as lists:
-            if (found := lists.reader.get_nowait(key, source, segment)) is not None:
-                return lists.decoded(found, n)
-        return self._run(read)
+    def _at_hand(self, key: str, source: str, n: int, segment: str) -> Recommendations | None:
+        def read(lists: Lists) -> Recommendations | None:
+            found = lists.reader.get_nowait(key, source, segment)
+            return None if found is None else lists.decoded(found, n)
 
-    def _run(self, read: Callable[[Lists], Coroutine[Any, Any, T]]) -> T:
-        try:
-            return self._background.run(read, self._budget_s)
-        except TimeoutError:
-            raise StoreUnavailable("the thread that reads the stores does not answer") from None
+        return self._halted(read)
+
+
+class Options(TypedDict, total=False):
+    """Options of `open_lists`."""
+
+    budget_s: float
+    timeout_s: float
+    deny_list: str | Path | None
+    fold_in: bool
 
 
 def open_lists(
@@ -236,25 +216,14 @@ def open_lists(
     return Lists(open_reader(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in), timeout_s)
 
 
-def open_sync(
-    *urls: str,
-    budget_s: float = BUDGET_S,
-    timeout_s: float = FIRST_READ_S,
-    deny_list: str | Path | None = None,
-    fold_in: bool = False,
-) -> SyncLists:
-    """Open lists as `hotplate.open` does, for programs without an event loop.
+def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:
+    """Open lists as `hotplate.open` does, with its options, for programs without an event loop.
 
-    Use them as `with hotplate.open_sync(url) as lists:`, or keep them until the program ends. The first use waits
-    *timeout_s* at most until each store was tried.
+    Use them as `with hotplate.open_sync(url) as lists:`, or keep them until the program ends.
     """
-    open_them = partial(open_lists, *urls, budget_s=budget_s, timeout_s=timeout_s, deny_list=deny_list, fold_in=fold_in)
+    open_them = partial(open_lists, *urls, **options)
     open_them()  # only checks the arguments
-    return SyncLists(open_them, budget_s, timeout_s)
-
-
-def _closed() -> StoreMisused:
-    return StoreMisused("these lists are closed; open others by hotplate.open_sync(…)")
+    return SyncLists(open_them, lambda: StoreMisused("these lists are closed; open others by hotplate.open_sync(…)"))
 
 
 def _check_n(n: int) -> None:

@@ -1,4 +1,4 @@
-"""Objects on a background loop: late calls, calls amid `close`, and objects that are dropped without it."""
+"""Objects on a background loop: calls amid `close`, objects that are dropped without it, and forks."""
 
 import asyncio
 import gc
@@ -11,15 +11,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from hotplate import background
-from hotplate.background import Background
+from hotplate.background import Background, blocking
 from tests.support.paths import ROOT
 from tests.support.service import UNTIL_S, until
 
 FORKS = """
 import asyncio, os, threading
 from contextlib import asynccontextmanager
-from hotplate.background import Background
+from hotplate.background import Background, blocking
 
 @asynccontextmanager
 async def made():
@@ -29,8 +28,11 @@ async def use_executor(_):
     for _ in range(1000):
         await asyncio.to_thread(int)
 
-held = Background(made, RuntimeError)
-caller = threading.Thread(target=held.run, args=(use_executor, 60.0))
+class Held(Background):
+    use_executor = blocking(use_executor)
+
+held = Held(made, RuntimeError)
+caller = threading.Thread(target=held.use_executor)
 caller.start()
 while caller.is_alive():
     if not (child := os.fork()):
@@ -44,6 +46,14 @@ async def made() -> AsyncIterator[str]:
     yield "object"
 
 
+async def wait(value: str, seconds: float) -> str:
+    return await asyncio.sleep(seconds, value)
+
+
+class Held(Background[str]):
+    wait = blocking(wait)
+
+
 def closed() -> Exception:
     return ValueError("closed")
 
@@ -52,32 +62,21 @@ def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "hotplate"}
 
 
-def test_a_call_that_outlives_its_deadline_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Background(made, closed)
-    assert held.run(lambda value: asyncio.sleep(0, value), 1.0) == "object"
-    monkeypatch.setattr(background, "LOOP_S", 0.01)
-    with pytest.raises(TimeoutError):
-        held.run(lambda _: asyncio.sleep(UNTIL_S), 0.0)
-    monkeypatch.undo()
-    held.close()
-
-
 def test_closing_ends_calls_of_other_threads() -> None:
-    held = Background(made, closed)
+    held = Held(made, closed)
     with ThreadPoolExecutor() as callers:
-        waiting = callers.submit(held.run, lambda _: asyncio.sleep(UNTIL_S), UNTIL_S)
+        waiting = callers.submit(held.wait, UNTIL_S)
         until(waiting.running)
         held.close()
         with pytest.raises(ValueError, match="closed"):
             waiting.result()
     with pytest.raises(ValueError, match="closed"):
-        held.halted()
+        held.wait(0)
 
 
 def test_an_object_that_is_dropped_ends_its_thread() -> None:
-    before, held = threads(), Background(made, closed)
-    with held.halted() as value:
-        assert value == "object"
+    before, held = threads(), Held(made, closed)
+    assert held.wait(0) == "object"
     assert threads() - before
     del held
     gc.collect()
