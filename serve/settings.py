@@ -130,12 +130,6 @@ class ServiceSettings:
         Flag("Log this share of the requests.", LOGS, "access-log", metavar="SHARE", at_least=0, at_most=1),
     ] = 0.0
     access_log_users: Annotated[Literal["hashed", "none", "plain"], Flag("How a line names a user.", LOGS)] = "hashed"
-    access_log_key: Annotated[
-        Path | None, Flag("The secret for hashing users; random if not given.", LOGS, metavar="FILE")
-    ] = None
-    slow_request_ms: Annotated[
-        float | None, Flag("Log requests that take at least this long, 10/s at most.", LOGS, at_least=0)
-    ] = None
     telemetry: TelemetrySettings | None = None
     keys: Annotated[
         Path | None,

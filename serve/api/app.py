@@ -240,7 +240,7 @@ class Dispatcher:
             response.force_close()
         template = OTHER if route is None else route.template
         self.metrics.observe_request(template, request.method, response.status, took_s)
-        is_logged = self.access_log is not None and self.access_log.due(took_s)
+        is_logged = self.access_log is not None and self.access_log.due()
         if is_logged or span is not None:
             found, caller = request.get(FOUND), request.get(CALLER)
             user = unquote(raw_id) if template == USER_ROUTE and found is not None else None

@@ -223,7 +223,7 @@ class Lane:
         span = None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
         request_id, took_s = headers[1] or self._dispatcher.request_ids.new(), monotonic() - started
         self._observe(request_cell(kind.route, "GET", problem.status), took_s)
-        is_logged = self._access_log is not None and self._access_log.due(took_s)
+        is_logged = self._access_log is not None and self._access_log.due()
         if is_logged or span is not None:
             size = len(problem.body)
             record = RequestRecord(kind.route, "GET", problem.status, took_s, size, request_id, None, None, None)
@@ -257,7 +257,7 @@ class Lane:
             status, cell, head, content, size = 304, kind.known_cell, frame.not_modified, None, 0
         took_s = monotonic() - started
         self._observe(cell, took_s)
-        is_logged = self._access_log is not None and self._access_log.due(took_s)
+        is_logged = self._access_log is not None and self._access_log.due()
         if is_logged or span is not None:
             user = raw_id.decode() if kind.key == USER else None
             found = found_in(encoded, items)

@@ -38,7 +38,6 @@ from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.worker import STOPS, WATCHED, ProcessContext, run_worker
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import SharedStates
-from hotplate.serve.telemetry.access_log import read_secret
 from hotplate.serve.tiers import tier_names
 from hotplate.stores.connect import connect
 from hotplate.stores.event_log import LogSegment
@@ -120,7 +119,6 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         SharedLog(),
         LogStream(STDERR),
         addresses.service,
-        read_secret(settings.access_log_key),
     )
     context.stderr.take_over(logging.getLogger(), sys.stderr)
     logging.getLogger().addHandler(context.log)

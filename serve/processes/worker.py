@@ -7,8 +7,9 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Any
 
 from hotplate.serve.access.auth import Guard
@@ -63,7 +64,7 @@ class ProcessContext:
     stderr: LogStream
     url: str
     """Address of the workers."""
-    log_secret: bytes
+    log_secret: bytes = field(default_factory=partial(token_bytes, 64))
     """For hashing user ids in the access log."""
 
     @property
@@ -174,7 +175,14 @@ async def _opened(
 def _dispatcher(
     context: ProcessContext, reader: TieredReader, tracer: Tracer | None, writer: EventWriter | None
 ) -> Dispatcher:
-    settings, events = context.settings, None
+    settings, access_log, events = context.settings, None, None
+    if settings.access_log_share:
+        access_log = AccessLog(
+            settings.access_log_share,
+            users=settings.access_log_users,
+            secret=context.log_secret,
+            write=context.stderr.write,
+        )
     if writer is not None:
         role_of, with_keys = partial(_role_of, reader), context.guard.knows_clients
         events = EventsHandler(writer, role_of, context.metrics, settings.cors_origins, with_keys=with_keys)
@@ -182,23 +190,10 @@ def _dispatcher(
         reader,
         context.guard,
         cors_origins=settings.cors_origins,
-        access_log=_access_log(context),
+        access_log=access_log,
         events=events,
         tracer=tracer,
         watched=context.watched,
-    )
-
-
-def _access_log(context: ProcessContext) -> AccessLog | None:
-    settings = context.settings
-    if settings.access_log_share == 0 and settings.slow_request_ms is None:
-        return None
-    return AccessLog(
-        settings.access_log_share,
-        float("inf") if settings.slow_request_ms is None else settings.slow_request_ms / 1000,
-        users=settings.access_log_users,
-        secret=context.log_secret,
-        write=context.stderr.write,
     )
 
 

@@ -218,7 +218,7 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
         return Counter({labels: int(sum(cells[:-1])) for labels, cells in found.items()})
 
     reader = await reader_of(MemoryStore())
-    async with Pair(reader, keys=keys, origins=origins, access_log=AccessLog(1.0, inf, users="hashed")) as pair:
+    async with Pair(reader, keys=keys, origins=origins, access_log=AccessLog(1.0, users="hashed")) as pair:
         statuses, counts = list[int](), list[Counter[tuple[str, ...]]]()
         for server in (pair.lane, pair.plain):
             before = counted(reader)

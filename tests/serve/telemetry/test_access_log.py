@@ -7,16 +7,15 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import pytest
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.telemetry.access_log import SLOW_LINES_PER_S, AccessLog
+from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import RequestRecord
 from tests.support.limited_service import counted
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, running, until
@@ -81,29 +80,15 @@ def test_a_share_of_requests_is_logged(folder: Path) -> None:
         assert 40 < len(accesses(service)) < 160
 
 
-def test_slow_requests_are_logged_and_not_more_of_them_than_help(folder: Path) -> None:
-    with running(folder, "--slow-request-ms", "0") as service:
-        started = time.monotonic()
-        sent = 0
-        while time.monotonic() < started + 2.5 or sent < 100:
-            service.get("/livez")
-            sent += 1
-        seconds = time.monotonic() - started
-        service.stop()
-        lines = accesses(service)
-        assert {(line["message"], line["level"]) for line in lines} == {("slow request", "warning")}
-        assert len(lines) <= SLOW_LINES_PER_S * (seconds + 2)
-        left_out = sum(line.get("slow_requests_left_out", 0) for line in lines)
-        assert 0 < left_out <= sent - len(lines)
-
-
-def test_each_slow_request_without_a_line_is_counted_once() -> None:
+@pytest.mark.parametrize("users", ["hashed", "none", "plain"])
+def test_users_are_named_as_the_switch_says(users: Literal["hashed", "none", "plain"]) -> None:
     lines = list[str]()
-    log = AccessLog(share=0, slow_s=0, write=lines.append)
-    for _ in range(2):
-        left_out = sum(not log.due(1.0) for _ in range(10 * SLOW_LINES_PER_S))
-        log.write(RequestRecord("/livez", "GET", 200, 1.0, 2, "r-1", None), None)
-        assert json.loads(lines[-1])["slow_requests_left_out"] == left_out > 0
+    for secret in (b"one", b"one", b"two"):
+        log = AccessLog(1.0, users=users, secret=secret, write=lines.append)
+        log.write(RequestRecord("/livez", "GET", 200, 1.0, 2, "r-1", None, "42"), None)
+    first, same, other = (json.loads(line).get("user") for line in lines)
+    assert first == same
+    assert {"hashed": first not in (other, "42"), "none": first is None, "plain": first == "42"}[users]
 
 
 @contextmanager

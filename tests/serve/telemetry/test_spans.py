@@ -14,7 +14,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.processes.supervisor import serve
 from hotplate.serve.settings import CONNECTION_STRING, Sampling, ServiceSettings, TelemetrySettings, read_telemetry
-from hotplate.serve.telemetry.access_log import DAY_S, UserHashes, read_secret
 from hotplate.serve.telemetry.spans import HALF, Span, Tracer, system_of
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.extras import install_command
@@ -130,16 +129,3 @@ def test_the_system_of_a_tier_is_that_of_its_scheme() -> None:
     tiers = ["redis", "rediss+sentinel-2", "redis+cluster", "unix", "cosmos", "cosmos+http-3", "file", "sqlite"]
     systems = ["redis", "redis", "redis", "redis", "azure.cosmosdb", "azure.cosmosdb", "lmdb", "sqlite"]
     assert [*map(system_of, tiers)] == systems
-
-
-def test_a_users_hash_is_the_same_for_a_day_and_a_secret_and_no_longer(tmp_path: Path) -> None:
-    secret = read_secret(None)
-    today = UserHashes(secret).of("42", 5 * DAY_S)
-    assert UserHashes(secret).of("42", 6 * DAY_S - 1) == today
-    assert len({today, UserHashes(secret).of("42", 6 * DAY_S), UserHashes(secret).of("43", 5 * DAY_S)}) == 3
-    assert UserHashes(read_secret(None)).of("42", 5 * DAY_S) != today
-    (tmp_path / "key").write_bytes(b"short")
-    with pytest.raises(ServiceMisused, match="has 5 bytes"):
-        read_secret(tmp_path / "key")
-    with pytest.raises(ServiceMisused, match="cannot be read"):
-        read_secret(tmp_path / "other")
