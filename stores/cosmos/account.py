@@ -30,7 +30,7 @@ from hotplate.stores.cosmos.errors import (
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.rows import DEFINITION
 from hotplate.stores.cosmos.signed import CosmosItem, SignedClient
-from hotplate.stores.cosmos.url import KEY, Address, Offer, Throughput, minimum_ru
+from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError
 from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Observer
@@ -184,7 +184,7 @@ class CosmosAccount:
             error.message or "no reason given",
             float(wait_ms) / 1000 if wait_ms.isdigit() else None,
         )
-        return error_for(response, self._address.shown, f"check {KEY}, or the roles of the identity")
+        return error_for(response, self._address.shown)
 
     def _charged(self, headers: Mapping[str, Any] | None, _: object = None) -> None:
         charge = str((headers or {}).get(HttpHeaders.RequestCharge, ""))

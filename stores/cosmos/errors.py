@@ -25,15 +25,13 @@ ErrorKind = Literal[
 ]
 # Only an operator can remedy these.
 PERMANENT = ("unauthorized", "forbidden", "refused")
-# A second attempt may avoid these, immediately or elsewhere.
-TRANSIENT: frozenset[ErrorKind] = frozenset({"connect", "reset", "unavailable"})
+# A second attempt may avoid these, immediately or in another region.
+TRANSIENT: frozenset[ErrorKind] = frozenset({"connect", "reset", "malformed", "unavailable"})
 
 # Time limit of all operations but lookups, equal to the service's.
 DEADLINE_S = 5.0
 
 MAX_MESSAGE_CHARACTERS = 300
-# The service refuses requests dated further off.
-MAX_SKEW_S = 15 * 60
 # For a 429 without a delay: budgets are by the second.
 DEFAULT_RETRY_AFTER_S = 1.0
 # Charges are summed up in counters, which an infinity would spoil.
@@ -46,38 +44,29 @@ OWNER_NOT_FOUND = 1003
 CONTAINER_BEING_CREATED = 1013
 STORAGE_FULL = 1014
 
-NO_RESPONSE: dict[ErrorKind, str] = {
+# By status and substatus, or by status alone; otherwise `refused`. Source:
+# https://learn.microsoft.com/rest/api/cosmos-db/http-status-codes-for-cosmosdb and the troubleshooting pages.
+KINDS: dict[tuple[int, int | None], ErrorKind] = {
+    (401, None): "unauthorized",
+    (403, None): "forbidden",
+    (403, 3): "unavailable",  # writes are in another region
+    (403, 1008): "unavailable",
+    (404, SESSION_NOT_AVAILABLE): "unavailable",
+    (404, CONTAINER_BEING_CREATED): "unavailable",
+    **{(status, None): "unavailable" for status in (408, 410, 449, 500, 502, 503, 504)},
+}
+SENTENCES: dict[ErrorKind, str] = {
     "connect": "cannot be reached",
     "reset": "closed the connection without a response",
     "malformed": "sent a malformed response",
     "timeout": "did not answer in time",
-}
-TEMPORARY: tuple[str, ErrorKind] = ("cannot answer for now ({codes}): {message}", "unavailable")
-WRONG_REGION: tuple[str, ErrorKind] = ("does not do this in the requested region ({codes}): {message}", "unavailable")
-# In a 403 without substatus, if metadata changes by key are disabled.
-KEY_METADATA_DISABLED = "not allowed through Azure Cosmos DB endpoint"
-FORBIDDEN = (
-    "forbids this; give the identity the role Cosmos DB Built-in Data Contributor (Data Reader, to serve), or add its "
-    "address to the firewall ({codes}: {message})"
-)
-NOT_FOR_IDENTITIES = (
-    "lets no identity of Entra ID create, scale or delete databases and containers; add subscription= and "
-    "resource_group= to its URL, or give the account's key ({codes}: {message})"
-)
-NOT_FOR_KEYS = (
-    "does not let its key create, scale or delete databases and containers; add subscription= and resource_group= to "
-    "its URL ({codes}: {message})"
-)
-# By status and substatus, or by status alone; otherwise `refused`. Source:
-# https://learn.microsoft.com/rest/api/cosmos-db/http-status-codes-for-cosmosdb and the troubleshooting pages.
-MEANINGS: dict[tuple[int, int | None], tuple[str, ErrorKind]] = {
-    (403, None): (FORBIDDEN, "forbidden"),
-    (403, 3): WRONG_REGION,
-    (403, 1008): WRONG_REGION,
-    (403, 5300): (NOT_FOR_IDENTITIES, "forbidden"),
-    (404, SESSION_NOT_AVAILABLE): ("has not replicated the last write yet ({codes}: {message})", "unavailable"),
-    (404, CONTAINER_BEING_CREATED): ("is still creating the container ({codes}: {message})", "unavailable"),
-    **{(status, None): TEMPORARY for status in (408, 410, 449, 500, 502, 503, 504)},
+    "unauthorized": "does not accept our credentials; check HOTPLATE_COSMOS_KEY, or the identity, and the clock",
+    "forbidden": (
+        "forbids this; give the identity the role Cosmos DB Built-in Data Contributor (Data Reader, to serve), or add "
+        "its address to the firewall; to change containers, add subscription= and resource_group= to the URL"
+    ),
+    "unavailable": "cannot answer for now",
+    "refused": "refused",
 }
 
 
@@ -111,35 +100,20 @@ class ErrorResponse:
     """As sent: not redacted."""
 
     retry_after_s: float | None = None
-    skew_s: float = 0.0
-    """Our clock minus the service's."""
 
 
-def error_for(response: ErrorResponse, where: str, advice: str = "") -> StoreError:
-    """Return the error for a response; *advice* is added to a 401."""
+def error_for(response: ErrorResponse, where: str) -> StoreError:
+    """Return the error for a response."""
     status, substatus, message = response.status, response.substatus, first_line(response.message)
     if status == 429:
         after_s = DEFAULT_RETRY_AFTER_S if response.retry_after_s is None else response.retry_after_s
         return CosmosThrottled(f"{where} has no request units left for now; raise its throughput", after_s)
-    if status == 404 and substatus not in (SESSION_NOT_AVAILABLE, CONTAINER_BEING_CREATED):
+    kind = KINDS.get((status, substatus)) or KINDS.get((status, None)) or "refused"
+    if status == 404 and kind == "refused":
         return ContainerMissing(f"{where} has no such database or container: {message}")
     if status == 403 and substatus == STORAGE_FULL:
         return StoreFull(f"{where} has no room left: {message}")
-    if status == 401:
-        why = _clock_difference(response.skew_s) or f"{advice} ({message})"
-        return CosmosUnavailable(f"{where} does not accept our credentials: {why}", "unauthorized")
-    known = MEANINGS.get((status, substatus)) or MEANINGS.get((status, None))
-    sentence, kind = known or ("refused ({codes}): {message}", "refused")
-    if status == 403 and KEY_METADATA_DISABLED in response.message:
-        sentence = NOT_FOR_KEYS
-    return CosmosUnavailable(f"{where} {sentence.format(codes=f'{status}/{substatus}', message=message)}", kind)
-
-
-def _clock_difference(skew_s: float) -> str:
-    if abs(skew_s) <= MAX_SKEW_S:
-        return ""
-    way = "ahead of" if skew_s > 0 else "behind"
-    return f"this machine's clock is {round(abs(skew_s) / 60)} minutes {way} the service's; set it right"
+    return CosmosUnavailable(f"{where} {SENTENCES[kind]} ({status}/{substatus}): {message}", kind)
 
 
 def first_line(message: str) -> str:
@@ -155,7 +129,7 @@ def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
         reason = f": its certificate is not trusted ({cause.verify_message}); name its issuer's certificate with ca="
     elif isinstance(cause, OSError) and cause.strerror:
         reason = f": {cause.strerror}"
-    sentence = f"{where} {NO_RESPONSE[failure.kind]}{reason}"
+    sentence = f"{where} {SENTENCES[failure.kind]}{reason}"
     return CosmosUnavailable(sentence, failure.kind, retry_after_s=failure.retry_after_s)
 
 
@@ -187,8 +161,8 @@ def item_in(response: Response, name: str) -> dict[str, Any]:
     return item
 
 
-def error_response(response: Response, sent_at: float) -> ErrorResponse:
-    """Parse a response that is not a success, to a request sent at *sent_at* (our clock).
+def error_response(response: Response) -> ErrorResponse:
+    """Parse a response that is not a success.
 
     Raises MalformedResponse for a 404, 409 or 412 without the service's body: a proxy may have sent it.
     """
@@ -206,15 +180,15 @@ def error_response(response: Response, sent_at: float) -> ErrorResponse:
         substatus = OWNER_NOT_FOUND
     retry_after_ms = _integer(response.header(b"x-ms-retry-after-ms"))
     retry_after_s = None if retry_after_ms is None else retry_after_ms / 1000
-    return ErrorResponse(response.status, substatus, message, retry_after_s, sent_at - (date_in(response) or sent_at))
+    return ErrorResponse(response.status, substatus, message, retry_after_s)
 
 
-def date_in(response: Response) -> float | None:
-    """Return the date of a response in seconds; None if invalid."""
+def date_in(response: Response) -> float:
+    """Return the date of a response in seconds. Raises MalformedResponse."""
     try:
         return parsedate_to_datetime((response.header(b"date") or b"").decode("latin-1")).timestamp()
     except ValueError:
-        return None
+        raise MalformedResponse("no date") from None
 
 
 def _integer(value: bytes | None) -> int | None:

@@ -4,7 +4,7 @@ Protocol: https://learn.microsoft.com/rest/api/cosmos-db. Signature:
 https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources. Headers without effect are omitted.
 """
 
-import hashlib
+import hmac
 import logging
 import random
 import re
@@ -40,14 +40,9 @@ ALL_ACCOUNTS_SCOPE = "https://cosmos.azure.com/.default"
 # A tenant lacks a scope for this account; like the SDKs, fall back to the scope above.
 UNKNOWN_RESOURCE_CODE = "AADSTS500011"
 
-HMAC_BLOCK_BYTES = 64
-
 
 class KeySigner:
-    """Signs requests with the account's key.
-
-    HMAC (RFC 2104) by copies of prepared hashes takes 2 µs, `hmac.digest` 6.
-    """
+    """Signs requests with the account's key."""
 
     def __init__(self, key: str, shown: str) -> None:
         try:
@@ -56,18 +51,12 @@ class KeySigner:
             secret = b""
         if not secret:
             raise StoreMisused(f"the key of {shown} is not base64; give {KEY} as the account's page shows it") from None
-        if len(secret) > HMAC_BLOCK_BYTES:
-            secret = hashlib.sha256(secret).digest()
-        block = secret.ljust(HMAC_BLOCK_BYTES, b"\0")
-        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
-        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
-        self.advice = f"{KEY}, or the file that {KEY}_FILE names, does not hold a key of this account"
+        self._hmac = hmac.new(secret, digestmod="sha256")
 
     def authorization(self, text: bytes) -> bytes:
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(text)
-        outer.update(inner.digest())
-        signature = b2a_base64(outer.digest(), newline=False)
+        signer = self._hmac.copy()  # takes 1.4 µs, `hmac.digest` 2
+        signer.update(text)
+        signature = b2a_base64(signer.digest(), newline=False)
         escaped = signature.replace(b"+", b"%2B").replace(b"/", b"%2F").replace(b"=", b"%3D")
         return b"type%3Dmaster%26ver%3D1.0%26sig%3D" + escaped
 
@@ -94,13 +83,11 @@ class TokenSigner:
         self._renew_at = self._ends_at = self._requested_at = float("-inf")
         self._renewal = SharedCall(self._renew, store_closed)
         self._error = ""
-        self.advice = f"Entra ID knows this identity, but its token is not taken; set the clock right, or give {KEY}"
 
     def needs_token(self) -> bool:
         """Return whether `acquire_token` must be awaited; starts a renewal if due."""
         now = self._clock()
-        paused = bool(self._error) and now < self._requested_at + TOKEN_PAUSE_S
-        if now >= self._renew_at and not paused:
+        if now >= self._renew_at:
             self._renewal.start()
         return now >= self._ends_at
 
@@ -127,25 +114,27 @@ class TokenSigner:
 
     async def _renew(self) -> None:
         """Get a token; a failure is logged once, and raised when the last token has expired."""
-        self._requested_at = self._clock()
+        self._requested_at = now = self._clock()
+        self._renew_at = now + TOKEN_PAUSE_S
         try:
             token = await self._token()
             value = f"type=aad&ver=1.0&sig={token.token}".encode("ascii")
+            life_s = token.expires_on - self._clock()
             if not token.token or any(byte <= 0x20 for byte in value):
                 raise ValueError("the token is malformed")  # noqa: TRY301 -- reported below
-            if token.expires_on <= self._clock():
+            if life_s <= 0:
                 raise ValueError("the token has ended by this machine's clock; set it right")  # noqa: TRY301 -- as above
         except Exception as error:  # noqa: BLE001 -- credentials raise anything
+            reason = first_line(str(error))
             if not self._error:
-                log.warning("%s: no token from Entra ID: %s", self._shown, first_line(str(error)))
-            self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({first_line(str(error))})"
+                log.warning("%s: no token from Entra ID: %s", self._shown, reason)
+            self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({reason})"
             return
         if self._error:
             log.warning("%s: Entra ID gives tokens again", self._shown)
         self._error = ""
         self._value, self._ends_at = value, float(token.expires_on)
-        life_s = token.expires_on - self._clock()
-        self._renew_at = token.expires_on - RENEW_AT_LIFE_LEFT * life_s * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
+        self._renew_at = self._ends_at - RENEW_AT_LIFE_LEFT * life_s * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
 
     async def _token(self) -> "AccessToken":
         try:
@@ -164,60 +153,46 @@ def default_credential() -> "DefaultAzureCredential":
     return DefaultAzureCredential()
 
 
-Signer = KeySigner | TokenSigner
-
-
 class RequestBuilder:
-    """Builds requests; date and headers are cached for a second."""
+    """Builds requests to one server; date and headers are cached for a second."""
 
-    def __init__(self, host: str, database: str, consistency: str, signer: Signer, clock: Callable[[], float]) -> None:
+    def __init__(self, host: str, database: str, signer: KeySigner | TokenSigner, clock: Callable[[], float]) -> None:
         self._host = host.encode()
         self._database = database
-        self._consistency = consistency.encode()
         self._signer = signer
         self._clock = clock
         self._second = -1
         self._end = self._headers = b""
-        self._links = dict[str, bytes]()
+        self._paths = dict[str, bytes]()
 
-    def point_read(self, container: str, name: str, headers: bytes = b"") -> bytes:
-        """Build a point read; *headers* are whole lines. StoreMisused for invalid names."""
-        if (second := int(self._clock())) != self._second:
-            self._start_second(second)
+    def item(self, verb: bytes, container: str, name: str, headers: bytes = b"", body: bytes = b"") -> bytes:
+        """Build an operation on an item; *headers* are whole lines. StoreMisused for invalid names."""
         item = _checked(name).encode()
-        if (link := self._links.get(container)) is None:
-            link = self._links[container] = f"dbs/{self._database}/colls/{_checked(container)}/docs/".encode()
-        link += item
-        authorization = self._signer.authorization(b"get\ndocs\n%b%b" % (link, self._end))
-        return (
-            b"GET /%b/ HTTP/1.1\r\n%bx-ms-consistency-level: %b\r\nx-ms-documentdb-partitionkey: "
-            b'["%b"]\r\nauthorization: %b\r\n%b\r\n'
-        ) % (link, self._headers, self._consistency, item, authorization, headers)
+        if (path := self._paths.get(container)) is None:
+            path = self._paths[container] = f"dbs/{self._database}/colls/{_checked(container)}/docs/".encode()
+        headers = b'x-ms-documentdb-partitionkey: ["%b"]\r\n%b' % (item, headers)
+        if verb == b"POST":
+            return self.build(verb, b"docs", path.removesuffix(b"/docs/"), path, headers=headers, body=body)
+        path += item
+        return self.build(verb, b"docs", path, path + b"/", headers=headers, body=body)
 
-    def item(self, verb: str, container: str, name: str, *, headers: bytes = b"", body: bytes = b"") -> bytes:
-        """Build another operation on an item. StoreMisused for invalid names."""
-        link = f"dbs/{self._database}/colls/{_checked(container)}"
-        path = f"{link}/docs/"
-        headers = b'x-ms-documentdb-partitionkey: ["%b"]\r\n%b' % (_checked(name).encode(), headers)
-        if verb != "POST":
-            link, path = f"{link}/docs/{name}", f"{path}{name}/"
-        return self.build(verb, "docs", link, path, headers=headers, body=body)
-
-    def build(self, verb: str, kind: str, link: str, path: str, *, headers: bytes = b"", body: bytes = b"") -> bytes:
+    def build(
+        self, verb: bytes, kind: bytes, link: bytes, path: bytes, *, headers: bytes = b"", body: bytes = b""
+    ) -> bytes:
         """Build any request; *link* is signed, without trailing slash, *path* the target without leading slash."""
         if (second := int(self._clock())) != self._second:
             self._start_second(second)
-        authorization = self._signer.authorization(f"{verb.lower()}\n{kind}\n{link}".encode() + self._end)
-        length = b"" if verb == "GET" else b"content-length: %d\r\n" % len(body)
-        head = b"%b /%b HTTP/1.1\r\n%bauthorization: %b\r\n" % (
-            verb.encode(), path.encode(), self._headers, authorization
+        authorization = self._signer.authorization(b"%b\n%b\n%b%b" % (verb.lower(), kind, link, self._end))
+        if verb != b"GET":
+            headers += b"content-length: %d\r\n" % len(body)
+        return b"%b /%b HTTP/1.1\r\n%bauthorization: %b\r\n%b\r\n%b" % (
+            verb, path, self._headers, authorization, headers, body
         )  # fmt: skip
-        return b"%b%b%b\r\n%b" % (head, headers, length, body)
 
     def _start_second(self, second: int) -> None:
         date = formatdate(second, usegmt=True)
         self._second, self._end = second, f"\n{date.lower()}\n\n".encode()
-        self._links.clear()
+        self._paths.clear()  # of containers that may be gone
         self._headers = b"host: %b\r\nuser-agent: %b\r\nx-ms-version: %b\r\nx-ms-date: %b\r\n" % (
             self._host, AGENT, VERSION, date.encode()
         )  # fmt: skip

@@ -14,15 +14,14 @@ import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
 
 from hotplate.stores.cosmos.errors import (
-    CHARGE_HEADER,
     DEADLINE_S,
     SESSION_NOT_AVAILABLE,
     TRANSIENT,
@@ -30,6 +29,7 @@ from hotplate.stores.cosmos.errors import (
     CosmosThrottled,
     CosmosUnavailable,
     ErrorKind,
+    ErrorResponse,
     MalformedResponse,
     charge_in,
     date_in,
@@ -40,19 +40,14 @@ from hotplate.stores.cosmos.errors import (
     object_in,
     store_closed,
 )
-from hotplate.stores.cosmos.requests import (
-    Credential,
-    KeySigner,
-    RequestBuilder,
-    TokenSigner,
-    default_credential,
-)
+from hotplate.stores.cosmos.requests import Credential, KeySigner, RequestBuilder, TokenSigner, default_credential
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response, Transport
 from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Observer, TracedCall, traced_call
-from hotplate.stores.throttle import Backoff
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +58,8 @@ MIN_ATTEMPT_S = 0.001
 
 # Consecutive failures that make a region unhealthy; one failed connect suffices.
 MAX_FAILURES = 3
+# Time between single reads that try an unhealthy region.
+TRIAL_PAUSE_S = 5.0
 # Shorter waits say nothing about a region.
 MIN_WAIT_S = 0.02
 # A read cancelled after this share of its time counts as timed out.
@@ -70,18 +67,17 @@ CANCELLED_SHARE = 0.5
 # Regular and minimum intervals between reads of the account.
 REFRESH_INTERVAL_S = 300.0
 MIN_REFRESH_INTERVAL_S = 5.0
-# First and longest delay before a trial of an unhealthy region.
-TRIAL_PAUSE_S = (1.0, 60.0)
 
 # Account consistency levels with session tokens.
 SESSION_CONSISTENCIES = ("Strong", "BoundedStaleness", "Session")
-LISTS = ("writableLocations", "readableLocations")
 
 # Attributes of a traced read: https://opentelemetry.io/docs/specs/semconv/db/cosmosdb/
 CHARGE = "azure.cosmosdb.operation.request_charge"
 REGIONS = "azure.cosmosdb.operation.contacted_regions"
 
 JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
+# Statuses of a read: of an item, or of its absence.
+FOUND = (200, 404)
 DEFAULT_PORTS = {"https": 443, "http": 80}
 
 # Connects to a server at `https://HOST:PORT`.
@@ -99,7 +95,7 @@ class VersionedItem(NamedTuple):
 
 
 class ItemWritten(NamedTuple):
-    """A conditional write; not `done` after a 409 or 412."""
+    """A conditional write; not `done` after a 404, 409 or 412."""
 
     done: bool
     charge_ru: float
@@ -122,13 +118,17 @@ class Region:
     transport: Transport
     name: str = ""
     failures: int = 0
-    late_at: float = float("-inf")
-    """Time of the last counted timeout (loop clock)."""
+    """Consecutive failures; unhealthy from MAX_FAILURES."""
 
-    try_at: float | None = None
-    """Time of the next trial of an unhealthy region; None if healthy."""
+    failed_at: float = float("-inf")
+    """Time of the last failure that was counted (loop clock)."""
 
-    pauses: Backoff = field(default_factory=lambda: Backoff(*TRIAL_PAUSE_S))
+    try_at: float = 0.0
+    """Time of the next trial while unhealthy."""
+
+    @property
+    def is_healthy(self) -> bool:
+        return self.failures < MAX_FAILURES
 
 
 class SignedClient:
@@ -154,7 +154,10 @@ class SignedClient:
         if address.key is None:
             self._tokens = TokenSigner(address, credential or default_credential(), clock)
         self._signer = self._tokens or KeySigner(address.key or "", address.shown)
-        self._sessions = SessionTokens()
+        self._consistency = f"x-ms-consistency-level: {address.consistency}\r\n".encode()
+        self._sessions = dict[str, dict[bytes, bytes]]()
+        """Session tokens of writes, `RANGE:PROGRESS`, by container and partition key range."""
+
         self._make_transport = make_transport or _tcp_transport(address)
         self._regions = Regions(address, self._connect, self._read_account)
 
@@ -187,83 +190,64 @@ class SignedClient:
 
     async def _read_in(self, region: Region, container: str, name: str, due_s: float) -> CosmosItem | None:
         call = traced_call.get()
-        message = region.requests.point_read(container, name, b"" if call is None else call.headers)
-        try:
-            response = await region.transport.request(message, due_s - asyncio.get_running_loop().time())
-            if call is not None:
-                _note_response(call, region.name, response)
-            if response.status != 200 and not _is_absent(response):
-                raise self._refusal(response, container)
-            item = item_in(response, name) if response.status == 200 else None
-            self._charge(response)
-        except (RequestFailed, MalformedResponse) as error:
-            raise self._translated(error) from error
+        headers = self._consistency if call is None else self._consistency + call.headers
+        message = region.requests.item(b"GET", container, name, headers)
+        parse = partial(_item_or_none, name)
+        item = await self._send(region, message, due_s, container=container, expected=FOUND, parse=parse)
         if region.failures:
             self._regions.succeeded(region)
         return item
 
     async def read_fresh(self, container: str, name: str) -> VersionedItem:
         """Read an item from the write region; with sessions, sees this process's writes."""
+        await self._prepare(due_s := asyncio.get_running_loop().time() + DEADLINE_S)
         headers = b""
         if self._regions.has_sessions:
             headers = b"x-ms-consistency-level: Session\r\n"
-            if token := self._sessions.token(container):
-                headers += b"x-ms-session-token: %b\r\n" % token
-        response, _ = await self._call("GET", container, name, (200,), headers=headers)
-        try:
-            return _versioned(response, name)
-        except MalformedResponse as error:
-            raise self._translated(error) from error
+            if seen := self._sessions.get(container):
+                headers += b"x-ms-session-token: %b\r\n" % b",".join(b"%b:%b" % one for one in seen.items())
+        region, parse = self._regions.write, partial(_versioned, name)
+        message = region.requests.item(b"GET", container, name, headers)
+        return await self._send(region, message, due_s, container=container, expected=FOUND, parse=parse)
 
     async def create(self, container: str, item: CosmosItem) -> ItemWritten:
-        body = orjson.dumps(item)
-        response, ru = await self._call("POST", container, item["id"], (201, 409), headers=JSON, body=body)
-        return ItemWritten(response.status == 201, ru)
+        return await self._write(b"POST", container, item["id"], (201, 409), headers=JSON, body=orjson.dumps(item))
 
     async def replace(self, container: str, item: CosmosItem, etag: str) -> ItemWritten:
         """Replace an item if its version is *etag*."""
         if not etag.isprintable():
             raise StoreMisused(f"{etag[:80]!r} is not an etag")
         headers, body = JSON + b"if-match: %b\r\n" % etag.encode(), orjson.dumps(item)
-        response, ru = await self._call("PUT", container, item["id"], (200, 412), headers=headers, body=body)
-        return ItemWritten(response.status == 200, ru)
+        return await self._write(b"PUT", container, item["id"], (200, 404, 412), headers=headers, body=body)
 
     async def delete(self, container: str, name: str) -> ItemWritten:
-        response, ru = await self._call("DELETE", container, name, (204,))
-        return ItemWritten(response.status == 204, ru)
+        return await self._write(b"DELETE", container, name, (204, 404))
 
-    async def _call(
+    async def _write(
         self,
-        verb: str,
+        verb: bytes,
         container: str,
         name: str,
         expected: tuple[int, ...],
         *,
         headers: bytes = b"",
         body: bytes = b"",
-    ) -> tuple[Response, float]:
-        """Send a request to the write region; return the response, *expected* or a 404, and its charge."""
-        loop = asyncio.get_running_loop()
-        due_s = loop.time() + DEADLINE_S
-        await self._prepare(due_s)
+    ) -> ItemWritten:
+        """Send a write to the write region; the first of *expected* means done."""
+        await self._prepare(due_s := asyncio.get_running_loop().time() + DEADLINE_S)
         region = self._regions.write
-        message = region.requests.item(verb, container, name, headers=headers, body=body)
-        try:
-            response = await region.transport.request(message, due_s - loop.time())
-            if response.status not in expected and (verb == "POST" or not _is_absent(response)):
-                raise self._refusal(response, container)
-            self._sessions.record(container, response.header(b"x-ms-session-token"))
-            return response, self._charge(response)
-        except (RequestFailed, MalformedResponse) as error:
-            self._regions.refresh_early()
-            raise self._translated(error) from error
+        message = region.requests.item(verb, container, name, headers, body)
+
+        def written(response: Response) -> ItemWritten:
+            token = response.header(b"x-ms-session-token")
+            seen = self._sessions.setdefault(container, {})
+            seen.update(one.partition(b":")[::2] for one in (token.split(b",") if token else ()))
+            return ItemWritten(response.status == expected[0], charge_in(response))
+
+        return await self._send(region, message, due_s, container=container, expected=expected, parse=written)
 
     async def account(self) -> Account:
         return await self._regions.refresh()
-
-    def forget_session(self, container: str) -> None:
-        """Drop the session tokens of a deleted container."""
-        self._sessions.forget(container)
 
     async def close(self) -> None:
         await self._regions.close()
@@ -273,13 +257,13 @@ class SignedClient:
     def _connect(self, url: str) -> Region:
         parts = urlsplit(url)
         host = parts.netloc if parts.port != DEFAULT_PORTS[parts.scheme] else parts.netloc.rpartition(":")[0]
-        address = self._address
-        builder = RequestBuilder(host, address.database, address.consistency, self._signer, self._clock)
-        return Region(url, builder, self._make_transport(url))
+        requests = RequestBuilder(host, self._address.database, self._signer, self._clock)
+        return Region(url, requests, self._make_transport(url))
 
     async def _prepare(self, due_s: float) -> None:
+        """Have a token and a list of regions, which is refreshed in the background if due."""
         now = asyncio.get_running_loop().time()
-        if not self._regions.is_known:
+        if not self._regions.readable:
             await self._regions.refresh(due_s)
         elif now >= self._regions.refresh_at:
             self._regions.refresh_soon()
@@ -298,51 +282,56 @@ class SignedClient:
             raise self._failed(error) from None
 
     async def _read_account(self, region: Region) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        due_s = loop.time() + DEADLINE_S
+        due_s = asyncio.get_running_loop().time() + DEADLINE_S
         await self._acquire_token(due_s)
-        try:
-            message = region.requests.build("GET", "", "", "")
-            response = await region.transport.request(message, due_s - loop.time())
-            if response.status != 200:
-                raise self._refusal(response, "")
-            return object_in(response)
-        except (RequestFailed, MalformedResponse) as error:
-            raise self._translated(error) from error
+        message = region.requests.build(b"GET", b"", b"", b"")
+        return await self._send(region, message, due_s, container="", expected=(200,), parse=object_in)
 
-    def _charge(self, response: Response) -> float:
-        ru = charge_in(response)
-        if self._observer is not None:
-            self._observer.charged(ru)
-        return ru
+    async def _send(
+        self,
+        region: Region,
+        message: bytes,
+        due_s: float,
+        *,
+        container: str,
+        expected: tuple[int, ...],
+        parse: Callable[[Response], T],
+    ) -> T:
+        """Send a request; parse a response of an *expected* status, where a 404 is about an item."""
+        where = self._address.shown
+        try:
+            response = await region.transport.request(message, due_s - asyncio.get_running_loop().time())
+            charge_ru = charge_in(response)
+            if self._observer is not None:
+                self._observer.charged(charge_ru)
+            if (call := traced_call.get()) is not None:
+                _note_response(call, region.name, response.status, charge_ru)
+            if response.status in expected and (response.status != 404 or not error_response(response).substatus):
+                return parse(response)
+            refused = error_response(response)
+        except RequestFailed as error:
+            if error.kind != "timeout":
+                self._regions.refresh_early()
+            raise self._failed(no_response(error, where)) from error
+        except MalformedResponse as error:
+            raise self._failed(CosmosUnavailable(f"{where} sent {error}", "malformed")) from error
+        raise self._failed(self._refusal(refused, container))
+
+    def _refusal(self, refused: ErrorResponse, container: str) -> StoreError:
+        error = error_for(refused, self._address.shown)
+        if isinstance(error, ContainerMissing) or refused.substatus == SESSION_NOT_AVAILABLE:
+            self._sessions.pop(container, None)  # a failover may have lost writes
+        if isinstance(error, CosmosUnavailable):
+            if error.kind == "unauthorized" and self._tokens is not None:
+                self._tokens.refused()
+            elif error.kind == "unavailable":
+                self._regions.refresh_early()
+        return error
 
     def _failed(self, error: StoreError) -> StoreError:
         if self._observer is not None and isinstance(error, CosmosUnavailable | CosmosThrottled):
             self._observer.failed(error.kind)
         return error
-
-    def _translated(self, error: RequestFailed | MalformedResponse) -> StoreError:
-        where = self._address.shown
-        if isinstance(error, RequestFailed):
-            return self._failed(no_response(error, where))
-        return self._failed(CosmosUnavailable(f"{where} sent {error}", "malformed"))
-
-    def _refusal(self, response: Response, container: str) -> StoreError:
-        try:
-            self._charge(response)
-            error = error_for(error_response(response, self._clock()), self._address.shown, self._signer.advice)
-        except MalformedResponse as malformed:
-            return self._translated(malformed)
-        if isinstance(error, ContainerMissing):
-            self._sessions.forget(container)
-        elif isinstance(error, CosmosUnavailable) and error.kind == "unauthorized":
-            if self._tokens is not None:
-                self._tokens.refused()
-        elif isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
-            self._regions.refresh_early()
-            if response.header(b"x-ms-substatus") == b"%d" % SESSION_NOT_AVAILABLE:
-                self._sessions.forget(container)  # a failover may have lost writes
-        return self._failed(error)
 
 
 class Regions:
@@ -356,71 +345,64 @@ class Regions:
     ) -> None:
         """*connect* opens a region by URL; *read_account* reads the account from a region."""
         self._where, self._preferred = address.shown, address.region
-        self._account = connect(address.endpoint)
+        self._account = self.write = connect(address.endpoint)
         self._connect = connect
         self._read_account = read_account
         self._known = {address.endpoint: self._account}
-        self._readable = list[Region]()
         self._refreshing = SharedCall(self._refresh, store_closed)
-        self._refreshed_at = float("-inf")
-        self.write = self._account
+        self.readable = list[Region]()
+        """In the order of lookups; empty before the first read of the account."""
+
         self.has_sessions = False
         self.refresh_at = float("-inf")
         """Time of the next read of the account (loop clock)."""
 
-    @property
-    def is_known(self) -> bool:
-        return bool(self._readable)
-
     def nearest(self, now: float) -> Region:
         """Return the region for the next lookup."""
-        for region in self._readable:
-            if region.try_at is None:
+        for region in self.readable:
+            if region.is_healthy:
                 return region
             if now >= region.try_at:
-                region.try_at = now + region.pauses.next_s()  # if this trial fails
+                region.try_at = now + TRIAL_PAUSE_S  # if this trial fails
                 return region
-        return self._readable[0] if self._readable else self._account
+        return self.readable[0] if self.readable else self._account
 
     def succeeded(self, region: Region) -> None:
         """Record a success after a failure."""
-        region.failures = 0
-        if region.try_at is not None:
-            region.try_at = None
-            first = next(one for one in (*self._readable, region) if one.try_at is None)
+        recovered, region.failures = not region.is_healthy, 0
+        if recovered and len(self.readable) > 1:
+            first = next((one for one in self.readable if one.is_healthy), region)
             log.warning("%s: %s can be read again; reading from %s", self._where, region.name, first.name)
 
     def failed(self, region: Region, kind: ErrorKind, began_at: float) -> Region | None:
         """Record a failed read; return the region for a second attempt, if any.
 
-        Overlapping timeouts count once, because this process may have paused.
+        Overlapping failures count once, because this process may have paused.
         """
         now = asyncio.get_running_loop().time()
         if kind == "timeout":
-            if now - began_at < MIN_WAIT_S or began_at < region.late_at:
+            if now - began_at < MIN_WAIT_S:
                 return None
-            region.late_at = now
-        elif kind != "malformed" and kind not in TRANSIENT:
+        elif kind not in TRANSIENT:
             return None
-        region.failures += 1
-        others = [one for one in self._readable if one is not region]
-        healthy = next((one for one in others if one.try_at is None), None)
-        if healthy is not None and region.try_at is None and (region.failures >= MAX_FAILURES or kind == "connect"):
-            region.pauses.reset()
-            region.try_at = now + region.pauses.next_s()
-            log.warning("%s: %s cannot be read (%s); reading from %s", self._where, region.name, kind, healthy.name)
-            self.refresh_early()
-        if kind == "malformed":
-            return healthy  # the server would repeat it
-        return healthy or next(iter(others), region)
+        others = sorted((one for one in self.readable if one is not region), key=lambda one: not one.is_healthy)
+        if began_at >= region.failed_at:
+            was_healthy, region.failed_at = region.is_healthy, now
+            region.failures = MAX_FAILURES if kind == "connect" else region.failures + 1
+            if was_healthy and not region.is_healthy and others:
+                region.try_at = now + TRIAL_PAUSE_S
+                names = region.name, kind, others[0].name
+                log.warning("%s: %s cannot be read (%s); reading from %s", self._where, *names)
+                self.refresh_early()
+        return next(iter(others), region)
 
     def refresh_early(self) -> None:
         """Read the account soon, after a response that contradicts cached regions."""
-        self.refresh_at = min(self.refresh_at, self._refreshed_at + MIN_REFRESH_INTERVAL_S)
+        self.refresh_at = min(self.refresh_at, asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S)
 
     def refresh_soon(self) -> None:
-        if self.is_known:
-            self.refresh_at = asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S
+        """Start reading the account in the background."""
+        self.refresh_at = asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S
         self._refreshing.start()
 
     async def refresh(self, due_s: float | None = None) -> Account:
@@ -437,118 +419,64 @@ class Regions:
             await region.transport.close()
 
     async def _refresh(self) -> Account:
-        interval_s = MIN_REFRESH_INTERVAL_S
-        try:
-            account = await self._read_and_apply()
-            interval_s = REFRESH_INTERVAL_S * random.uniform(0.9, 1.1)  # noqa: S311 -- spreads workers
-            return account
-        finally:
-            self._refreshed_at = asyncio.get_running_loop().time()
-            self.refresh_at = self._refreshed_at + interval_s
-
-    async def _read_and_apply(self) -> Account:
         """Read the account from its server or a region."""
-        failed: StoreError | None = None
-        for region in dict.fromkeys([self._account, *self._readable]):
-            try:
-                reported = await self._read_account(region)
-                writable, readable = (_locations(reported.get(each), self._account.url) for each in LISTS)
-            except MalformedResponse as error:
-                failed = failed or CosmosUnavailable(f"{self._where} sent {error}", "malformed")
-            except StoreError as error:
-                failed = failed or error
-            else:
-                policy = reported.get("userConsistencyPolicy")
-                level = policy.get("defaultConsistencyLevel") if isinstance(policy, dict) else None
-                self.has_sessions = level in SESSION_CONSISTENCIES
-                await self._apply(next(iter(writable.values())), readable)
-                multiple = reported.get("enableMultipleWriteLocations") is True or len(writable) > 1
-                return Account(multiple, tuple(each.name for each in self._readable))
-        raise failed or CosmosUnavailable(f"{self._where} cannot be reached", "connect")
+        interval_s, failed = MIN_REFRESH_INTERVAL_S, None
+        try:
+            for region in dict.fromkeys([self._account, *self.readable]):
+                try:
+                    account = await self._apply(await self._read_account(region))
+                except StoreError as error:
+                    failed = failed or error
+                else:
+                    interval_s = REFRESH_INTERVAL_S * random.uniform(0.9, 1.1)  # noqa: S311 -- spreads workers
+                    return account
+            raise failed or store_closed()
+        finally:
+            self.refresh_at = asyncio.get_running_loop().time() + interval_s
 
-    async def _apply(self, write: str, readable: dict[str, str]) -> None:
-        before = [region.name for region in self._readable]
-        names = sorted(readable, key=lambda name: name != self._preferred)
+    async def _apply(self, reported: dict[str, Any]) -> Account:
+        """Use the regions that the account lists, *preferred* first."""
+        writable, readable = (self._servers(reported.get(f"{each}Locations")) for each in ("writable", "readable"))
+        before, names = [one.name for one in self.readable], sorted(readable, key=lambda name: name != self._preferred)
+        write = next(iter(writable.values()))
         for url in (write, *readable.values()):
             if url not in self._known:
                 self._known[url] = self._connect(url)
-        self._readable = [self._known[readable[name]] for name in names]
-        for name, region in zip(names, self._readable, strict=True):
+        self.write, self.readable = self._known[write], [self._known[readable[name]] for name in names]
+        for name, region in zip(names, self.readable, strict=True):
             region.name = name
-        self.write = self._known[write]
+        policy = reported.get("userConsistencyPolicy")
+        self.has_sessions = isinstance(policy, dict) and policy.get("defaultConsistencyLevel") in SESSION_CONSISTENCIES
         if before and before != names:
             log.warning("%s: its regions are now %s", self._where, ", ".join(names))
         for url in self._known.keys() - {self._account.url, write, *readable.values()}:
             await self._known.pop(url).transport.close()
+        multiple = reported.get("enableMultipleWriteLocations") is True or len(writable) > 1
+        return Account(multiple, tuple(names))
+
+    def _servers(self, reported: object) -> dict[str, str]:
+        """Return the URLs of listed regions by name; an account of https has none in the clear."""
+        found = dict[str, str]()
+        try:
+            for one in reported if isinstance(reported, list) else ():
+                parts = urlsplit(one["databaseAccountEndpoint"])
+                host, port = parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme]
+                if host and (parts.scheme == "https" or self._account.url.startswith("http:")):
+                    bracketed = f"[{host}]" if ":" in host else host
+                    found[str(one["name"])] = f"{parts.scheme}://{bracketed}:{port}"
+        except (AttributeError, KeyError, TypeError, ValueError):
+            found.clear()
+        if not found:
+            raise CosmosUnavailable(f"{self._where} sent an account without valid regions", "malformed")
+        return found
 
 
-def _locations(reported: object, account: str) -> dict[str, str]:
-    if not isinstance(reported, list) or not reported:
-        raise MalformedResponse("an account without regions")
-    found = dict[str, str]()
-    for one in reported:
-        match one:
-            case {"name": str(name), "databaseAccountEndpoint": str(url)}:
-                found[name] = _server(url, secure=account.startswith("https:"))
-            case _:
-                raise MalformedResponse("a region without name or endpoint")
-    return found
+def _item_or_none(name: str, response: Response) -> CosmosItem | None:
+    return item_in(response, name) if response.status == 200 else None
 
 
-def _server(url: str, *, secure: bool) -> str:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise MalformedResponse("a region with an invalid endpoint") from None
-    if not host or parts.scheme not in DEFAULT_PORTS or (secure and parts.scheme != "https"):
-        raise MalformedResponse("a region with an untrusted endpoint")
-    bracketed = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{bracketed}:{port or DEFAULT_PORTS[parts.scheme]}"
-
-
-class SessionTokens:
-    """Session tokens of this process's writes, by container and partition key range.
-
-    Form: `RANGE:VERSION#LSN`, with more fields for several regions.
-    """
-
-    def __init__(self) -> None:
-        self._seen = dict[str, dict[bytes, bytes]]()
-
-    def record(self, container: str, token: bytes | None) -> None:
-        """Keep the highest token of each range; responses may be out of order."""
-        seen = self._seen.setdefault(container, {})
-        for part in token.split(b",") if token else ():
-            of_range, _, progress = part.partition(b":")
-            if of_range not in seen or _order(progress) >= _order(seen[of_range]):
-                seen[of_range] = progress
-
-    def token(self, container: str) -> bytes:
-        """Return the token to send; empty before a write."""
-        return b",".join(b"%b:%b" % one for one in self._seen.get(container, {}).items())
-
-    def forget(self, container: str) -> None:
-        self._seen.pop(container, None)
-
-
-def _order(progress: bytes) -> tuple[int, int]:
-    version, _, lsn = progress.partition(b"#")
-    try:
-        return int(version), int(lsn.partition(b"#")[0] or b"0")
-    except ValueError:
-        return -1, 0
-
-
-def _is_absent(response: Response) -> bool:
-    """Return whether an item, not its container, is absent. Raises MalformedResponse."""
-    return response.status == 404 and error_response(response, 0.0).substatus == 0
-
-
-def _versioned(response: Response, name: str) -> VersionedItem:
+def _versioned(name: str, response: Response) -> VersionedItem:
     now = date_in(response)
-    if now is None:
-        raise MalformedResponse("no date")
     if response.status == 404:
         return VersionedItem(None, "", now)
     item = item_in(response, name)
@@ -561,14 +489,14 @@ def _versioned(response: Response, name: str) -> VersionedItem:
 def _tcp_transport(address: Address) -> MakeTransport:
     context = None
     if address.endpoint.startswith("https:"):
-        context = ssl.create_default_context()
-        if address.ca is not None:
-            try:
+        try:
+            context = ssl.create_default_context()
+            if address.ca is not None:
                 context.load_verify_locations(address.ca)
-            except OSError as error:  # SSLError is one
-                raise StoreMisused(
-                    f"the file {address.ca}, which should certify {address.shown}, cannot be used: {error}"
-                ) from error
+        except OSError as error:  # SSLError is one
+            raise StoreMisused(
+                f"the file {address.ca}, which should certify {address.shown}, cannot be used: {error}"
+            ) from error
 
     def make_transport(url: str) -> Transport:
         parts = urlsplit(url)
@@ -579,16 +507,11 @@ def _tcp_transport(address: Address) -> MakeTransport:
     return make_transport
 
 
-def _note_response(call: TracedCall, region: str, response: Response) -> None:
+def _note_response(call: TracedCall, region: str, status: int, charge_ru: float) -> None:
     attributes = call.attributes
-    attributes["db.response.status_code"] = str(response.status)
-    regions = attributes.get(REGIONS, ())
+    attributes["db.response.status_code"] = str(status)
+    regions, charged = attributes.get(REGIONS, ()), attributes.get(CHARGE, 0.0)
     if isinstance(regions, tuple) and region not in regions:
         attributes[REGIONS] = (*regions, region)
-    sub_status = response.header(b"x-ms-substatus")
-    if sub_status is not None and sub_status[:9].isdigit():
-        attributes["azure.cosmosdb.response.sub_status_code"] = int(sub_status[:9])
-    charged = attributes.get(CHARGE, 0.0)
-    with suppress(ValueError):
-        if isinstance(charged, float):
-            attributes[CHARGE] = charged + float(response.header(CHARGE_HEADER) or 0)
+    if isinstance(charged, float):
+        attributes[CHARGE] = charged + charge_ru

@@ -378,7 +378,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
 
     async def erase(self, release: ReleaseRef) -> None:
         await self._budget.call(partial(self._containers.delete_container, container_of(release)))
-        self._items.forget_session(container_of(release))
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         return await self._rows.erase(release, keys)

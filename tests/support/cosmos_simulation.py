@@ -123,7 +123,7 @@ class SimulatedContainers:
 
     def __init__(self, account: SimulatedAccount) -> None:
         self._account = account
-        self._requests = RequestBuilder("here:1", "d", "Eventual", KeySigner(EMULATOR_KEY, "here"), account.now)
+        self._requests = RequestBuilder("here:1", "d", KeySigner(EMULATOR_KEY, "here"), account.now)
 
     async def create_database(self) -> None:
         await self._send("POST", "dbs", "", "dbs", {"id": "d"})
@@ -183,7 +183,9 @@ class SimulatedContainers:
         self, verb: str, kind: str, link: str, path: str, body: object = None, *, headers: bytes = b""
     ) -> Response:
         sent = b"" if body is None else orjson.dumps(body)
-        message = self._requests.build(verb, kind, link, path, headers=headers, body=sent)
+        message = self._requests.build(
+            verb.encode(), kind.encode(), link.encode(), path.encode(), headers=headers, body=sent
+        )
         try:
             response = await self._account.request(message, DEADLINE_S)
         except RequestFailed as failure:
@@ -191,7 +193,7 @@ class SimulatedContainers:
         if self._account.observer is not None:
             self._account.observer.charged(float(response.header(b"x-ms-request-charge") or 0))
         if response.status not in (200, 201, 204, 409):
-            raise error_for(error_response(response, self._account.now()), "here")
+            raise error_for(error_response(response), "here")
         return response
 
 

@@ -14,7 +14,7 @@ from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
 
 from hotplate.stores.cosmos.arm import ArmContainers
-from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, parse
 from hotplate.stores.errors import StoreMisused
 from tests.support.cosmos_account import kind_of
@@ -172,14 +172,3 @@ def test_a_url_names_where_the_account_is_managed(server: Emulator) -> None:
     ):
         with pytest.raises(StoreMisused, match=message):
             parse(url, {})
-
-
-def test_forbidden_container_changes_and_missing_role_raise_different_errors() -> None:
-    message = (
-        "Operation 'POST' on resource 'colls' is not allowed through Azure Cosmos DB endpoint. Please switch on such"
-    )
-    error = error_for(ErrorResponse(403, 0, message), "cosmos://acct/db")
-    assert isinstance(error, CosmosUnavailable)
-    assert error.kind == "forbidden"
-    assert "add subscription= and resource_group= to its URL" in str(error)
-    assert "Data Contributor" in str(error_for(ErrorResponse(403, 5302, "no permission"), "cosmos://acct/db"))

@@ -25,7 +25,7 @@ EAST, WEST = "Emulated East", "Emulated West"
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let regions that were left be looked at soon."""
-    monkeypatch.setattr("hotplate.stores.cosmos.signed.TRIAL_PAUSE_S", (0.05, 0.1))
+    monkeypatch.setattr("hotplate.stores.cosmos.signed.TRIAL_PAUSE_S", 0.05)
     monkeypatch.setattr("hotplate.stores.cosmos.signed.MIN_REFRESH_INTERVAL_S", 0.0)
 
 
@@ -70,10 +70,9 @@ async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_eac
     assert await read_in(client) == WEST
     two_regions.inject_faults()
     await until_read_in(client, EAST)
-    assert [record.message.partition(": ")[2] for record in caplog.records] == [
-        f"{EAST} cannot be read (reset); reading from {WEST}",
-        f"{EAST} can be read again; reading from {EAST}",
-    ]
+    left, found = [record.message.partition(": ")[2] for record in caplog.records]
+    assert left.startswith(f"{EAST} cannot be read (")
+    assert (left.endswith(f"reading from {WEST}"), found) == (True, f"{EAST} can be read again; reading from {EAST}")
 
 
 async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
@@ -207,7 +206,7 @@ def test_still_slow_region_is_probed_occasionally_until_it_is_fast() -> None:
             await asyncio.sleep(1)
             found = await asyncio.gather(client.read_nearest("c", NAME, 0.05), return_exceptions=True)
             lost += isinstance(found[0], CosmosUnavailable)
-        assert 10 < lost < 50, "one in a minute at most, once the pauses have grown"
+        assert 100 < lost < 250, "one in TRIAL_PAUSE_S"
         delays_s.clear()
         for _ in range(100):
             await asyncio.sleep(1)

@@ -1,7 +1,6 @@
 """The client over the wire as a whole: keys, clocks, certificates, and connections that end."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreMisused
-from tests.support.clock import FakeClock
 from tests.support.cosmos_account import ITEM, NAME, Account, Counted, emulated_account, filled
 from tests.support.tcp_proxy import through
 
@@ -36,19 +34,6 @@ async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, ob
         assert KEY not in f"{address!r} {client!r} {client._signer!r} {vars(client)!r}"
         await containers.close()
         await client.close()
-
-
-@pytest.mark.parametrize(("ahead_s", "difference"), [(3600, "60 minutes ahead of"), (-3600, "60 minutes behind")])
-async def test_the_error_names_a_clock_that_is_an_hour_off(
-    account: Account, observer: Counted, clock: FakeClock, ahead_s: int, difference: str
-) -> None:
-    clock.now = time.time() + ahead_s
-    client = SignedClient(account.address("d"), observer, clock=clock)
-    for read in (client.read("c", "a", 5.0), client.read_fresh("c", "a"), client.account()):
-        with pytest.raises(CosmosUnavailable, match=f"this machine's clock is {difference} the service's") as error:
-            await read
-        assert error.value.kind == "unauthorized"
-    await client.close()
 
 
 async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothing(
