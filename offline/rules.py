@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.files import Format, data_errors, input_files, named_paths
-from hotplate.offline.input.filters import parse_half_life
-from hotplate.offline.input.matrix import NEVER, NO_TIME, Allowed, Floats, Indices, UserItems, decay
+from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 from hotplate.offline.input.tables import open_tables, read_text
 from hotplate.offline.model import Model
 from hotplate.offline.train.engine import with_recency
@@ -47,7 +45,6 @@ class Rules:
     categories        by item id; a list has each at most *max_per_category* times
     min_history       users with fewer interactions get no list
     boosts            factors of scores, by item id
-    freshness_days    half-life of scores by the time from an item's first interaction to the newest item's
     pinned            ids of items at the head of lists, unless the user has them
     """
 
@@ -57,7 +54,6 @@ class Rules:
     max_per_category: int | None = None
     min_history: int = 1
     boosts: Mapping[str, float] = field(default_factory=dict)
-    freshness_days: float | None = None
     pinned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -86,7 +82,6 @@ def read_rules(
     min_history: int,
     *,
     boost: Path | None = None,
-    freshness: str | None = None,
     pin: Path | None = None,
 ) -> Rules:
     """Read the rules from files; raises DataError."""
@@ -97,7 +92,6 @@ def read_rules(
         max_per_category,
         min_history,
         {} if boost is None else _read_boosts(boost),
-        None if freshness is None else parse_half_life(freshness) / timedelta(days=1),
         () if pin is None else tuple(_read_items(pin)),
     )
 
@@ -111,7 +105,7 @@ class RuledLists:
 
     def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
         self._rules = rules
-        self._weights = _weights(rules, model)
+        self._boosts = _boosts(rules, model)
         self._model = self._favouring(model)
         self._length = length
         self._keep_seen = keep_seen
@@ -121,7 +115,7 @@ class RuledLists:
         self._history = np.diff(model.matrix.user_items.indptr)
         self._own = self._counted(model) if keep_seen else None
         counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
-        self._popularity = Popularity((counts if self._weights is None else counts * self._weights).astype(np.float32))
+        self._popularity = Popularity((counts if self._boosts is None else counts * self._boosts).astype(np.float32))
         columns = {item: column for column, item in enumerate(ids)}
         pinned = [columns[item] for item in dict.fromkeys(rules.pinned) if item in columns]
         pins = np.array(pinned, dtype=np.int32)
@@ -163,14 +157,14 @@ class RuledLists:
     def popular(self) -> dict[str, Popular]:
         """Return popular lists by segment, filled with overall popular items of score 0."""
         model, counts = self._model, self._popularity.counts
-        if not (self._rules.shorten or len(self._pins) or self._weights is not None):
+        if not (self._rules.shorten or len(self._pins) or self._boosts is not None):
             return {OVERALL: model.popular, **model.segments}
         order = by_popularity(counts)
         lists = {OVERALL: self._shortened(order, counts, len(model.popular.items))}
         for segment, popular in model.segments.items():
             own = np.zeros_like(counts)
             own[popular.items] = popular.scores
-            own = own if self._weights is None else own * self._weights
+            own = own if self._boosts is None else own * self._boosts
             items = np.concatenate([popular.items, order[~np.isin(order, popular.items)]])
             lists[segment] = self._shortened(items[by_popularity(own[items])], own, len(popular.items))
         return lists
@@ -183,8 +177,6 @@ class RuledLists:
         for name, ids in (named | {"boosted": rules.boosts.keys(), "pinned": frozenset(rules.pinned)}).items():
             if ids:
                 facts[name] = {"items": len(ids), "unknown": len(ids - known)}
-        if rules.freshness_days is not None:
-            facts["freshness"] = {"days": rules.freshness_days}
         if rules.max_per_category is not None:
             without = len(known - rules.categories.keys())
             facts["categories"] = {"max": rules.max_per_category, "items_without": without}
@@ -224,12 +216,12 @@ class RuledLists:
 
     def _counted(self, model: Model) -> UserItems | None:
         own = model.own_counts()
-        if own is not None and self._weights is not None:
-            own.data *= self._weights[own.indices]
+        if own is not None and self._boosts is not None:
+            own.data *= self._boosts[own.indices]
         return own
 
     def _favouring(self, model: Model) -> Model:
-        ranker, weights = model.ranker, self._weights
+        ranker, weights = model.ranker, self._boosts
         if weights is None:
             return model
         if isinstance(ranker, Popularity):
@@ -362,19 +354,11 @@ def _allowed(rules: Rules, ids: list[str]) -> Allowed:
     return available & np.array([item not in rules.excluded for item in ids], dtype=np.bool_)
 
 
-def _weights(rules: Rules, model: Model) -> Floats | None:
-    """Return factors of scores [items], None if all are 1; DataError for freshness without times."""
-    ids, times = model.matrix.item_ids, model.matrix.times
-    weights = np.array([rules.boosts.get(item, 1.0) for item in ids])
-    if rules.freshness_days is not None:
-        if times is None or (times == NO_TIME).all():
-            raise DataError(
-                "Freshness needs times, and the model has none; train with --time-column, or omit the freshness."
-            )
-        first = np.full(len(ids), NEVER, dtype=np.int64)
-        np.minimum.at(first, model.matrix.user_items.indices, times)
-        weights *= decay(np.where(first == NEVER, NO_TIME, first), rules.freshness_days)
-    return weights.astype(np.float32) if rules.boosts or rules.freshness_days is not None else None
+def _boosts(rules: Rules, model: Model) -> Floats | None:
+    """Return factors of scores [items], None if all are 1."""
+    if not rules.boosts:
+        return None
+    return np.array([rules.boosts.get(item, 1.0) for item in model.matrix.item_ids], dtype=np.float32)
 
 
 def _codes(categories: Mapping[str, str], ids: list[str]) -> Indices:

@@ -118,16 +118,13 @@ class PublishFlags(ReleaseFlags):
     max_per_category: Annotated[int | None, Flag("Items of a category in a list, at most.", RULES, at_least=1)] = None
     min_history: Annotated[int, Flag("Users with fewer items get the popular list.", RULES, at_least=1)] = 1
     boost: Annotated[Path | None, Flag("A file of item and factor of its scores.", RULES, metavar="FILE")] = None
-    freshness: Annotated[
-        str | None, Flag("Scores halve each 30d, 12h or 8w of the item's age.", RULES, metavar="TIME")
-    ] = None
     pin: Annotated[Path | None, Flag("The items in this file come first in every list.", RULES, metavar="FILE")] = None
 
     def read_rules(self) -> "Rules":
         """Read the business rules; raises DataError and SettingError."""
         from hotplate.offline.rules import read_rules
 
-        names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "freshness", "pin")
+        names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "pin")
         return read_rules(**{name: getattr(self, name) for name in names})
 
 

@@ -140,7 +140,6 @@ def read_job(pipeline: PipelineFile) -> "Job":
     """Return the job of a pipeline; SettingError for invalid or contradicting options."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.gates import parse_gates
-    from hotplate.offline.input.filters import parse_half_life
     from hotplate.offline.job import Job
     from hotplate.offline.lists import ListSettings
     from hotplate.offline.rules import require_both
@@ -161,8 +160,6 @@ def read_job(pipeline: PipelineFile) -> "Job":
     if flags.fold_in:
         _check_factors(training, f"{pipeline.path}, [publish]")
     require_both(flags.max_per_category, flags.categories)
-    if flags.freshness is not None:
-        parse_half_life(flags.freshness)
     url = chosen_store(publishing.store)
     inputs = [*_paths_in(given), *_paths_in(flags)]
     if any(path.name == "-" for path in inputs):

@@ -75,17 +75,14 @@ class TrainFlags:
     min_per_user: Annotated[int, Flag("Leave out users with fewer items.", at_least=1)] = 1
     min_per_item: Annotated[int, Flag("Leave out items with fewer users.", at_least=1)] = 1
     split: Annotated[
-        Literal["by-time", "by-user-time", "leave-last", "by-item", "by-user", "random", "held-out-users", "none"]
-        | None,
+        Literal["by-time", "by-item", "by-user", "random", "held-out-users", "none"] | None,
         Flag(
-            "by-time, by-user-time, leave-last, by-item, by-user, random, held-out-users or none; else by time if "
-            "there are times, or by item.",
+            "by-time, by-item, by-user, random, held-out-users or none; else by time if there are times, or by item.",
             TEST,
             metavar="KIND",
         ),
     ] = None
     test_share: Annotated[float, Flag("The share of the data, or of users, to hold back.", TEST)] = 0.25
-    last: Annotated[int, Flag("The pairs of each user to hold back, for leave-last.", TEST, at_least=1)] = 1
     k: Annotated[int, Flag("The length of the lists that metrics are of.", TEST, "-k", at_least=1, at_most=1000)] = 10
     engine: Annotated[
         Literal["als", "ease", "neighbours", "popularity", "spark"] | None,
@@ -171,9 +168,7 @@ def settings_of(given: TrainFlags) -> "TrainSettings":
         event_weights=parse_event_weights(given.event_weights) if given.event_weights else None,
         where=given.where,
         half_life=None if given.half_life is None else parse_half_life(given.half_life),
-        split=None
-        if given.split == "none"
-        else chosen(given.split or "by-time", given.test_share, given.last, given.seed),
+        split=None if given.split == "none" else chosen(given.split or "by-time", given.test_share, given.seed),
         params=params,
         tuning=tuning,
         **{name: getattr(given, name) for name in ("weighting", "titles", "min_per_user", "min_per_item", "k")},

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from hotplate.offline.evaluate.metrics import (
-    ListMetrics,
     MetricInterval,
     RankingMetrics,
     Values,
     as_served,
+    coverage,
     interval,
-    measure_lists,
     measure_users,
 )
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, for_tested, split
@@ -49,12 +48,12 @@ class EngineResult:
     params: Params
     metrics: RankingMetrics
     as_served: RankingMetrics
-    lists: ListMetrics
+    coverage: float
     per_user: Values
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics as plain JSON values."""
-        return {**asdict(self.metrics), **asdict(self.lists), "as_served": asdict(self.as_served)}
+        return {**asdict(self.metrics), "coverage": self.coverage, "as_served": asdict(self.as_served)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,7 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
 def metric_names() -> dict[str, list[str]]:
     """Return the names of all metrics, by table of `Evaluation.to_json`."""
     ranking = [field.name for field in fields(RankingMetrics) if field.name != "intervals"]
-    return {"model": [*ranking, *(field.name for field in fields(ListMetrics))], "as_served": ranking}
+    return {"model": [*ranking, "coverage"], "as_served": ranking}
 
 
 def evaluate(
@@ -217,7 +216,7 @@ def evaluate_engine(
         params,
         plain.metrics,
         served.metrics,
-        measure_lists(lists[plain.users], parts.train),
+        coverage(lists[plain.users], parts.train.shape[1]),
         plain.values["ndcg"],
     )
 

@@ -5,16 +5,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
 
-from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, cells_of, users_per_item
+from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, cells_of
 
 MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
-# Diversity costs more than the other metrics together.
-_SAMPLED_LISTS = 1000
-_SEED = 42
-_LISTS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +37,6 @@ class RankingMetrics:
     users: int
     users_with_lists: int
     intervals: Mapping[str, MetricInterval]
-
-
-@dataclass(frozen=True, slots=True)
-class ListMetrics:
-    """Properties of lists; 0 if no user has a list.
-
-    coverage   share of all items that are in any list
-    diversity  mean of 1 - cosine of two items' users in train, over the pairs of a list (Ziegler et al., WWW 2005)
-    novelty    mean -log2 of the share of users with the item in train (Vargas and Castells, RecSys 2011)
-    """
-
-    coverage: float
-    diversity: float
-    novelty: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +118,9 @@ def as_served(lists: Indices, popular: Indices) -> Indices:
     return served
 
 
-def measure_lists(lists: Indices, train: UserItems) -> ListMetrics:
-    """Measure *lists* [lists, k], -1 after the end of one, by interactions *train* [users, items].
-
-    Diversity uses at most 1,000 lists with two items or more.
-    """
-    counts = users_per_item(train)
-    present = lists >= 0
-    # An item without users counts as new as one with a single user.
-    information = -np.log2(np.maximum(counts, 1) / max(1, np.count_nonzero(np.diff(train.indptr))))
-    some = present.any(axis=1)
-    novelty = np.where(present, information[lists], 0).sum(axis=1)[some] / present.sum(axis=1)[some]
-    return ListMetrics(
-        coverage=len(np.unique(lists[present])) / train.shape[1],
-        diversity=_diversity(lists, train, counts),
-        novelty=float(novelty.mean()) if some.any() else 0.0,
-    )
+def coverage(lists: Indices, items: int) -> float:
+    """Return the share of all *items* that are in any of the *lists*, -1 after the end of one."""
+    return len(np.unique(lists[lists >= 0])) / items
 
 
 def measure_ratings(predicted: Values, actual: Values) -> RatingMetrics:
@@ -170,22 +138,3 @@ def measure_ratings(predicted: Values, actual: Values) -> RatingMetrics:
 def _explained(unexplained: float, ratings: Values) -> float:
     whole = float(ratings.var(dtype=np.float64))
     return float(unexplained <= 1e-12) if whole <= 1e-12 else 1 - unexplained / whole
-
-
-def _diversity(lists: Indices, train: UserItems, counts: npt.NDArray[np.int64]) -> float:
-    lengths = (lists >= 0).sum(axis=1)
-    drawn = np.random.default_rng(_SEED).permutation(np.flatnonzero(lengths >= 2))[:_SAMPLED_LISTS]
-    norms = np.sqrt(np.maximum(counts, 1))
-    has = csr_matrix((np.ones(train.nnz, dtype=np.float32), train.indices, train.indptr), shape=train.shape)
-    found = list[float]()
-    for start in range(0, len(drawn), _LISTS_AT_ONCE):
-        batch = drawn[start : start + _LISTS_AT_ONCE]
-        members = lists[batch]
-        of_list, items = np.nonzero(members >= 0)[0], members[members >= 0]
-        # Items are unit vectors over users; these are the sums per list [users, lists].
-        sums = has @ csr_matrix((1 / norms[items], (items, of_list)), shape=(len(counts), len(batch)))
-        sums.data **= 2
-        # A squared sum holds each pair's product twice, each square once.
-        products = np.asarray(sums.sum(axis=0)).ravel() - np.bincount(of_list, counts[items] > 0, len(batch))
-        found += (1 - products / (lengths[batch] * (lengths[batch] - 1))).tolist()
-    return float(np.mean(found)) if found else 0.0

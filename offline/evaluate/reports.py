@@ -18,8 +18,8 @@ from hotplate.offline.evaluate.metrics import (
     MetricInterval,
     RatingMetrics,
     as_served,
+    coverage,
     interval,
-    measure_lists,
     measure_ratings,
     measure_users,
 )
@@ -33,7 +33,7 @@ from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model, describe, load
 from hotplate.offline.train.popularity import Popularity, by_popularity
-from hotplate.report import Curve, Plot, Report, Row, TextTable
+from hotplate.report import Report, Row, TextTable
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import Item
@@ -45,10 +45,8 @@ from hotplate.stores.verification import load_manifest
 _ROLES = ("user", "item")
 _NO_NUMBER = "rating that is not a number"
 _SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
-_SAMPLED_USERS = 10_000
 _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20
-_POINTS = 120
 _LONGEST = 80
 _AT_RANDOM = frozenset({"by-item", "by-user", "random"})
 _FLATTERS = "A random split trains on interactions from after the test, which flatters a model."
@@ -57,7 +55,6 @@ _METHOD = (
     "without a list gets the popular one. Intervals (95 %, Student's t over users) hold for the users drawn, not for "
     "another split, month or catalogue."
 )
-_LONG_TAIL = "The share of all interactions, and of all places in lists, that belongs to the most popular items."
 _SAMPLES = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
 NAMES = {"ndcg": "nDCG", "map": "MAP", "recall_at_k": "recall, of k at most", "mrr": "MRR", "hit_rate": "hit rate"}
 MAIN = ("ndcg", "recall", "precision", "map", "mrr", "hit_rate")
@@ -231,8 +228,8 @@ class Evaluator:
                 "them out. Give a truth from after the training data, or other users' interactions."
             )
         rating, predicted = self._rating(candidate)
-        found: dict[str, Any] = dict.fromkeys(("ranking", "as_served", "popularity", "variety", "rating"))
-        found |= {"ranking": ranking, "rating": rating}
+        found: dict[str, Any] = {"ranking": ranking, "as_served": None, "popularity": None, "rating": rating}
+        covered: float | None = None
         served = None if candidate.popular is None else _numbers(candidate.popular, self._items)
         if history is not None:
             counts = users_per_item(history)
@@ -241,7 +238,7 @@ class Evaluator:
             ranker = Popularity(counts.astype(np.float32))
             other = recommend_all(ranker, Parts(history, None, history, test), self._k)
             found["popularity"] = measure_users(as_served(other, popular), test).metrics
-            found["variety"] = measure_lists(lists, history)
+            covered = coverage(lists, history.shape[1])
         if served is not None:
             found["as_served"] = measure_users(as_served(lists, served), test).metrics
         missing = ranking.users - ranking.users_with_lists
@@ -255,11 +252,12 @@ class Evaluator:
         return Report(
             kind=f"evaluate {candidate.origin}",
             sentence=f"{test.nnz:,} pairs of {ranking.users:,} users, measured at {self._k} (95 % intervals):",
-            rows=tuple(_rows(found)),
+            rows=(*_rows(found), *([] if covered is None else [Row("lists", "coverage", "", covered)])),
             notes=tuple(filter(None, notes)),
             listed=True,
             extra={name: None if each is None else asdict(each) for name, each in found.items()}
-            | {"origin": candidate.origin, "pairs": int(test.nnz), "seen_pairs": seen, "predicted": predicted},
+            | {"origin": candidate.origin, "pairs": int(test.nnz), "seen_pairs": seen, "predicted": predicted}
+            | {"coverage": covered},
         )
 
     def compare(self, one: Candidate, other: Candidate) -> Report:
@@ -335,7 +333,6 @@ def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
         "ranking": "lists",
         "as_served": "lists, as served",
         "popularity": "popularity",
-        "variety": "properties of the lists",
         "rating": "scores as ratings",
     }
     for kind, metrics in found.items():
@@ -350,63 +347,41 @@ def model_report(path: Path) -> Report:
     """Return the deterministic report of the model folder *path*. Raises DataError as `load`."""
     model, description = load(path), describe(path)
     record = model.metrics if model.metrics and "model" in model.metrics else None
-    sentence, good, remarks = verdict_on(record)
+    leads = list(_leads(record)) if record else [(True, "no baseline was beaten")]
     by_activity = np.argsort(np.diff(model.matrix.user_items.indptr), kind="stable")
-    shown = by_activity[_even(len(by_activity), _SHOWN_USERS)].astype(np.int32)
-    users = np.union1d(_even(len(by_activity), _SAMPLED_USERS), shown).astype(np.int32)
+    places = np.linspace(0, len(by_activity) - 1, min(_SHOWN_USERS, len(by_activity))).round().astype(np.int32)
+    users = by_activity[places].astype(np.int32)
     items, _ = model.ranker.recommend(model.matrix.user_items, users, record["k"] if record else 10)
-    tuning = description.get("tuning") or {}
-    own = zip(shown.tolist(), items[np.searchsorted(users, shown)], strict=True)
     return Report(
         kind=f"evaluate report {path}",
-        sentence=f"{sentence}.",
-        rows=(*_metrics(record), *_lists(model, items)),
-        plots=(_tail_plot(model, items),),
-        tables=(*_search_table(tuning), *(_sample(model, user, row) for user, row in own)),
-        notes=(*(remarks if good else ()), *([_split_in_words(record)] if record else ()), _METHOD),
-        broken=() if good else remarks or ("no baseline was beaten",),
+        sentence=f"{_verdict_on(record)}.",
+        rows=tuple(_metrics(record)),
+        tables=tuple(_sample(model, user, row) for user, row in zip(users.tolist(), items, strict=True)),
+        notes=(*(text for ahead, text in leads if not ahead), *([_split_in_words(record)] if record else ()), _METHOD),
+        broken=tuple(text for ahead, text in leads if ahead),
         configuration={name: value for name, value in description.items() if name not in _ELSEWHERE},
         machine={"date": description["created_at"], **description["data"]},
     )
 
 
-def verdict_on(record: Record | None) -> tuple[str, bool, tuple[str, ...]]:
-    """Compare the nDCG, plain and as served, of a model and its baselines.
-
-    Returns a sentence on baselines ahead of the model, whether there is none, and a remark on each lead.
-    """
+def _verdict_on(record: Record | None) -> str:
     if record is None:
-        return "It is not known how good this model is: it was trained without an evaluation", False, ()
-    k, engine, model = record["k"], record["engine"], (record["model"]["ndcg"], record["as_served"]["ndcg"])
-    found = {name: (each["ndcg"], each["as_served"]["ndcg"]) for name, each in record["baselines"].items()}
-    ranked = sorted(found, key=lambda name: -found[name][0])
-    ahead = [name for name in ranked if found[name][0] > model[0] or found[name][1] > model[1]]
-    equal = [name for name in ranked if found[name][0] == model[0]]
-    served = bool(ahead) and all(found[name][0] <= model[0] for name in ahead)
-    figures = ", ".join(f"{found[name][served]:.4f} ({name})" for name in ranked)
-    against = f"nDCG@{k}{' as served' if served else ''} {model[served]:.4f} against {figures}"
-    if not found:
-        sentence = f"This {engine} model has nDCG@{k} {model[0]:.4f}, and was compared with no baseline"
-    elif ahead:
-        better = f"{'ranks' if len(ahead) == 1 else 'rank'} better{', as served,' if served else ''} than"
-        sentence = f"{_listed(ahead).capitalize()} {better} this {engine} model: {against}"
-    else:
-        better = f"no better than {_listed(equal)}" if equal else f"better than {_listed(ranked)}"
-        sentence = f"This {engine} model ranks {better}: {against}"
-    leads = ((name, (record["baselines"][name].get("model_leads_by") or {}).get("interval")) for name in ranked)
-    remarks = (_chance(name, model[0] - found[name][0], lead, k) for name, lead in leads if lead)
-    return sentence, bool(found) and not ahead and not equal, tuple(remarks)
+        return "It is not known how good this model is: it was trained without an evaluation"
+    figures = ", ".join(f"{found['ndcg']:.4f} ({name})" for name, found in record["baselines"].items())
+    model = f"This {record['engine']} model has nDCG@{record['k']} {record['model']['ndcg']:.4f}"
+    return f"{model}, against {figures}" if figures else f"{model}, and was compared with no baseline"
 
 
-def _chance(name: str, lead: float, interval: Sequence[float], k: int) -> str:
-    low, high = interval
-    sure = "" if low > 0 or high < 0 else "; chance may be all of that"
-    return f"The model compared with {name}: nDCG@{k} {lead:+.4f} (95 %: {low:+.4f} to {high:+.4f}){sure}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
+def _leads(record: Record) -> Iterator[tuple[bool, str]]:
+    """Yield for each baseline whether it ranks better than the model, and a sentence."""
+    for name, found in record["baselines"].items():
+        lead, interval = found["model_leads_by"]["ndcg"], found["model_leads_by"]["interval"]
+        low, high = interval or (-inf, inf)
+        chance = "; chance may be all of that" if low <= 0 <= high else ""
+        text = (
+            f"The model compared with {name}: nDCG@{record['k']} {lead:+.4f} (95 %: {low:+.4f} to {high:+.4f}){chance}."
+        )
+        yield lead < 0, text
 
 
 def _split_in_words(record: Record) -> str:
@@ -431,51 +406,6 @@ def _metrics(record: Record | None) -> Iterator[Row]:
                     low, high = values["intervals"].get(metric, (None, None))
                     figure = f"{NAMES.get(metric, metric.replace('_', ' '))}@{record['k']}{suffix}"
                     yield Row(name, figure, "", value, low=low, high=high, main=metric in MAIN and not suffix)
-
-
-def _even(count: int, most: int) -> Indices:
-    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int32)
-
-
-def _lists(model: Model, items: Indices) -> Iterator[Row]:
-    subject, found = f"lists of {len(items):,} users", measure_lists(items, model.matrix.user_items)
-    yield Row(subject, "users without a list", "", float((items < 0).all(axis=1).sum()), main=False)
-    for name in ("coverage", "diversity", "novelty"):
-        yield Row(subject, name, "", getattr(found, name), main=False)
-
-
-def _tail_plot(model: Model, items: Indices) -> Plot:
-    history = users_per_item(model.matrix.user_items)
-    listed, order = np.bincount(items[items >= 0], minlength=len(history)), by_popularity(history)
-    ranks = np.unique(np.geomspace(1, len(order), _POINTS).round().astype(np.int64))
-    curves = tuple(
-        Curve(name, tuple(ranks.tolist()), tuple((np.cumsum(counts[order])[ranks - 1] / max(1, counts.sum())).tolist()))
-        for name, counts in (("of all interactions", history), ("of all places in lists", listed))
-    )
-    most = f"the most popular of {len(order):,} items"
-    return Plot("The long tail", most, "share", curves, y_unit="share", log_x=True, caption=_LONG_TAIL)
-
-
-def _search_table(tuning: Record) -> Iterator[TextTable]:
-    lines = [
-        (
-            each["engine"],
-            _plain(each["params"]),
-            str(each["iterations"]),
-            f"{each['ndcg']:.4f} ± {each['se']:.4f}",
-            f"{each['seconds']:.1f} s",
-        )
-        for each in sorted(tuning.get("trials", ()), key=lambda each: -each["ndcg"])
-    ]
-    if lines:
-        left_out = "; ".join(f"{each['engine']} {_plain(each['params'])}" for each in tuning.get("left_out", ()))
-        headings = ("engine", "parameters", "iterations", "nDCG, one standard error", "took")
-        caption = f"Left out, as they cost too much: {left_out}." if left_out else ""
-        yield TextTable("Trials", headings, tuple(lines), caption)
-
-
-def _plain(params: Record) -> str:
-    return ", ".join(f"{name} {value}" for name, value in params.items())
 
 
 def _sample(model: Model, user: int, items: Indices) -> TextTable:

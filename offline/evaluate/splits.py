@@ -7,14 +7,13 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from hotplate.offline.errors import DataError, SettingError, require_at_least
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.matrix import (
     NO_TIME,
     History,
     Indices,
     Mask,
     Times,
-    Until,
     UserItems,
     are_among,
     cells_of,
@@ -23,9 +22,8 @@ from hotplate.offline.input.matrix import (
     users_per_item,
 )
 
-SplitKind = Literal["by-time", "by-user-time", "leave-last", "by-item", "by-user", "random", "held-out-users"]
+SplitKind = Literal["by-time", "by-item", "by-user", "random", "held-out-users"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
-IN_TIME: frozenset[SplitKind] = frozenset({"by-time", "by-user-time", "leave-last"})
 # Of held-out users: least number of items, and tested share of them.
 _MIN_HELD_OUT_ITEMS = 5
 _TARGET_SHARE = 0.2
@@ -39,8 +37,6 @@ class SplitOptions:
     """The pairs held back for the test, by kind.
 
     by-time           the last *test_share* of all pairs, those after the cut; train has only rows up to it
-    by-user-time      the last *test_share* of each user's pairs
-    leave-last        the *last* pairs of each user with more than that
     by-item, by-user  a random *test_share* of each item's (or user's) pairs
     random            a random *test_share* of all pairs
     held-out-users    *test_share* of the users are not in train; a fifth of their items is tested, the rest is folded
@@ -51,12 +47,11 @@ class SplitOptions:
 
     min_per_user, min_per_item  the core of train; only its users and items are tested
     pieces, piece               by-time: number of prefixes of the log, the last being all of it, and the index of one
-    repeats                     splits in time: also test pairs of train that occur again after the cut
+    repeats                     by-time: also test pairs of train that occur again after the cut
     """
 
     kind: SplitKind = "by-time"
     test_share: float = 0.25
-    last: int = 1
     seed: int = 42
     min_per_user: int = 1
     min_per_item: int = 1
@@ -69,19 +64,18 @@ class SplitOptions:
             raise SettingError(f"The split {self.kind!r} is not known; choose one of {', '.join(SPLIT_KINDS)}.")
         if not 0 < self.test_share < 1:
             raise SettingError(f"The test share is {self.test_share}; it must lie between 0 and 1, such as 0.25.")
-        require_at_least("last", self.last)
         if not 1 <= self.pieces <= _MOST_PIECES:
             raise SettingError(f"A log is cut into 1 to {_MOST_PIECES} pieces, not into {self.pieces}.")
 
     @property
     def in_time(self) -> bool:
         """Whether train ends at the cut."""
-        return self.kind in IN_TIME
+        return self.kind == "by-time"
 
     @property
     def draws(self) -> "tuple[SplitOptions, ...]":
         """One split per piece of the log by-time, else this split."""
-        if self.kind != "by-time":
+        if not self.in_time:
             return (self,)
         return tuple(replace(self, piece=piece) for piece in range(self.pieces))
 
@@ -150,27 +144,13 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
 
 
 def _in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
-    rows = rows_of(user_items)
-    until: Until
-    if options.kind == "by-time":
-        ordered = np.sort(times)
-        size = max(1, round((1 - _PIECE_STEP * (options.pieces - 1 - options.piece)) * len(times)))
-        cut = int(ordered[max(0, round((1 - options.test_share) * size) - 1)]) if len(times) else NO_TIME
-        until, held_back = cut, np.asarray((times > cut) & (times <= (ordered[size - 1] if len(times) else 0)))
-    else:
-        rank, counts = ranked(rows, times)
-        if options.kind == "leave-last":
-            held_back = (counts > options.last) & (rank > counts - options.last)
-        else:
-            held_back = rank > np.round((1 - options.test_share) * counts)
-        until = np.full(user_items.shape[0], NO_TIME, dtype=np.int64)
-        np.maximum.at(until, rows[~held_back], times[~held_back])
+    ordered = np.sort(times)
+    size = max(1, round((1 - _PIECE_STEP * (options.pieces - 1 - options.piece)) * len(times)))
+    until = int(ordered[max(0, round((1 - options.test_share) * size) - 1)]) if len(times) else NO_TIME
+    held_back = np.asarray((times > until) & (times <= (ordered[size - 1] if len(times) else 0)))
     past = history.until(until)
     learnt = past.matrix()
-    # Held-back pairs with the time of the cut are removed from train. Pairs that existed at the cut stay, untested,
-    # even if they were cancelled and chosen again.
-    tied = held_back & (times <= (until if isinstance(until, int) else until[rows]))
-    learnt = part(learnt, ~are_among(cells_of(part(user_items, tied)), cells_of(learnt)))
+    # Pairs that existed at the cut stay, untested, even if they were cancelled and chosen again.
     held_back &= ~are_among(cells_of(learnt), cells_of(user_items))
     train = core(learnt, options.min_per_user, options.min_per_item)
     if options.repeats:

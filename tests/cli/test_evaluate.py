@@ -57,8 +57,8 @@ def test_a_model_and_its_release_are_lists_and_have_a_report(folder: Path) -> No
     compared = succeeded("evaluate", "compare", model, model, "--truth", folder / "choices.csv")
     assert "cannot tell" in compared
     printed = succeeded("evaluate", "report", model, "--out", page)
-    assert "This neighbours model ranks better than" in printed
-    assert "This neighbours model ranks better than" in page.read_text()
+    assert "This neighbours model has nDCG@" in printed
+    assert "This neighbours model has nDCG@" in page.read_text()
     failed(hotplate("evaluate", f"{store}#other", folder / "choices.csv"), "other is not in this store")
 
 
@@ -97,19 +97,9 @@ def test_engines_are_compared_and_users_without_lists_count_as_served(tmp_path: 
     assert "users have no list, and are served the popular one; as served:" in printed
 
 
-TRIALS = [
-    {"engine": engine, "params": {"factors": 8}, "iterations": 8, "ndcg": ndcg, "se": 0.01, "seconds": 0.5}
-    for engine, ndcg in (("als", 0.2), ("neighbours", 0.3), ("als", 0.25))
-]
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = evaluated_model(tmp_path_factory.mktemp("evaluated"))
-    description = json.loads((path / "model.json").read_text())
-    description["tuning"] = {"objective": "ndcg@5", "split": {}, "trials": TRIALS, "best": 1}
-    (path / "model.json").write_text(json.dumps(description))
-    return path
+    return evaluated_model(tmp_path_factory.mktemp("evaluated"))
 
 
 def test_the_page_holds_all_that_it_needs_and_titles_are_text(model: Path) -> None:
@@ -122,8 +112,6 @@ def test_the_page_holds_all_that_it_needs_and_titles_are_text(model: Path) -> No
     assert "&lt;b&gt;data&lt;/b&gt;.csv" in text
     assert not {"\x1b", "\u202e"} & set(text)
     assert HOSTILE[-60:] not in text
-    assert text.count("<svg") == 2  # for a wide and a narrow page
-    assert "#0a000" not in text
     assert "prefers-color-scheme: dark" in text
     assert "default-src 'none'" in text
 
@@ -139,4 +127,3 @@ def test_the_first_line_of_a_page_is_the_verdict(model: Path, tmp_path: Path) ->
     text = page(model_report(tmp_path / "model"))
     assert "<h1>It is not known how good this model is" in text
     assert 'class="bad"' in text
-    assert text.count("<svg") == 2

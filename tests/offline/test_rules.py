@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import NO_TIME, History, Indices
+from hotplate.offline.input.matrix import Indices
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.offline.rules import RuledLists, Rules, capped, cut, filled, read_rules
@@ -23,7 +23,6 @@ from hotplate.stores.keys import OVERALL
 from tests.support.interactions import checkerboard_model
 
 SIZE = 20
-DAY_US = 86_400_000_000
 MODEL = checkerboard_model(SIZE)
 IDS = MODEL.matrix.item_ids
 
@@ -174,13 +173,6 @@ def test_segment_without_allowed_items_gets_the_overall_popular_list() -> None:
     assert lists_of(Rules(excluded=frozenset({IDS[3]})))["popular:North & South"] == ["in0"]
 
 
-def timed_model() -> Model:
-    """The same, of which each item began a day after the one before it, and users of the last items came last."""
-    user_items = MODEL.matrix.user_items
-    times = user_items.indices.astype(np.int64) * DAY_US
-    return replace(MODEL, matrix=replace(MODEL.matrix, history=History.of(user_items, times)))
-
-
 def test_boosted_items_rise_in_users_and_popular_lists_by_their_factor() -> None:
     plain = lists_of(Rules(), length=4)
     user = MODEL.matrix.user_ids[0]
@@ -192,25 +184,6 @@ def test_boosted_items_rise_in_users_and_popular_lists_by_their_factor() -> None
     assert not any(IDS[9] in items for key, items in boosted.items() if key == "popular:")
     popular = replace(MODEL, ranker=Popularity(np.ones(SIZE, dtype=np.float32)), params=PopularityParams())
     assert lists_of(Rules(boosts={last: 2.0}), popular)[f"user:{user}"][0] == last
-
-
-def test_fresh_items_come_first_by_the_age_of_their_first_interaction() -> None:
-    model = timed_model()
-    plain, found = lists_of(Rules(), model, length=3), lists_of(Rules(freshness_days=0.25), model, length=3)
-    assert found["popular:"][:2] == [IDS[SIZE - 1], IDS[SIZE - 2]]
-    newest, before = (
-        np.mean([IDS.index(items[0]) for key, items in lists.items() if key.startswith("user:")])
-        for lists in (found, plain)
-    )
-    assert newest > before
-
-
-@pytest.mark.parametrize("has_rows", [False, True])
-def test_freshness_needs_a_model_with_times(has_rows: bool) -> None:  # noqa: FBT001 -- as parametrized
-    pairs = MODEL.matrix.user_items
-    rows = History.of(pairs, np.full(pairs.nnz, NO_TIME)) if has_rows else None
-    with pytest.raises(DataError, match="Freshness needs times, and the model has none"):
-        lists_of(Rules(freshness_days=3), replace(MODEL, matrix=replace(MODEL.matrix, history=rows)))
 
 
 def test_pinned_items_come_first_if_unseen_and_still_obey_other_rules() -> None:
@@ -267,8 +240,8 @@ def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> Non
     assert rules == Rules(frozenset({"17", "18", "19"}), frozenset({"a", "b c"}), {"17": "x", "19": "y"}, 2, 3)
     assert read_rules(None, None, None, None, 1) == Rules()
     rows.write_text("item,boost\na,2\nb,0.5\n")
-    favoured = read_rules(None, None, None, None, 1, boost=rows, freshness="2w", pin=lines)
-    assert favoured == Rules(boosts={"a": 2.0, "b": 0.5}, freshness_days=14, pinned=("a", "b c"))
+    favoured = read_rules(None, None, None, None, 1, boost=rows, pin=lines)
+    assert favoured == Rules(boosts={"a": 2.0, "b": 0.5}, pinned=("a", "b c"))
 
 
 def test_a_table_of_items_may_have_only_their_column(tmp_path: Path) -> None:

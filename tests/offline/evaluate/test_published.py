@@ -62,7 +62,6 @@ def published(folder: Path, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 
         {},
         {"half_life": timedelta(days=20)},
         {"weighting": "log", "min_per_user": 8},
-        {"split": SplitOptions("leave-last")},
         {"split": SplitOptions("by-item")},
         {"split": SplitOptions("held-out-users")},
     ],

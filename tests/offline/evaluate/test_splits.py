@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import groupby
 from typing import get_args
 
 import numpy as np
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.splits import IN_TIME, SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
+from hotplate.offline.evaluate.splits import SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.interactions import take_back
 from hotplate.offline.input.matrix import NEVER, NO_TIME, History, UserItems, Weighing, Weighting, cells_of
 from tests.support.property import explored
@@ -73,7 +72,7 @@ def test_each_group_is_split_by_the_share(case: Case) -> None:
     def train_of(kind: SplitKind) -> UserItems:
         return split(user_items, History.of(user_items, times), SplitOptions(kind, test_share, seed=seed)).train
 
-    groups: tuple[tuple[SplitKind, int], ...] = (("by-item", 0), ("by-user", 1), ("by-user-time", 1))
+    groups: tuple[tuple[SplitKind, int], ...] = (("by-item", 0), ("by-user", 1))
     for kind, axis in groups:
         wanted = np.round((1 - test_share) * user_items.getnnz(axis=axis))
         assert (train_of(kind).getnnz(axis=axis) == wanted).all()
@@ -153,41 +152,22 @@ def weighed(cells: dict[int, list[Row]], weighing: Weighing) -> dict[int, float]
     return {cell: weight * scale for cell, weight in decayed.items()}
 
 
-def cuts(rows: list[Row], options: SplitOptions) -> tuple[dict[int, int], set[int]]:
-    """Return the cut of each user, and the pairs of the moment of the cut that are held back all the same."""
-    first = {cell: left[0].time for cell, left in standing(rows).items()}
-    if options.kind == "by-time":
-        ordered = sorted(first.values())
-        cut = ordered[max(0, round((1 - options.test_share) * len(ordered)) - 1)]
-        return dict.fromkeys(range(4), cut), set()
-    found, tied = dict[int, int](), set[int]()
-    for user, group in groupby(sorted(first), key=lambda cell: cell // ITEMS):
-        ordered_cells = sorted(group, key=lambda cell: (first[cell], cell))
-        count = len(ordered_cells)
-        of_last = count - options.last if count > options.last else count
-        kept = round((1 - options.test_share) * count) if options.kind == "by-user-time" else of_last
-        if kept:
-            found[user] = first[ordered_cells[kept - 1]]
-            tied |= {cell for cell in ordered_cells[kept:] if first[cell] == found[user]}
-    return found, tied
-
-
-@pytest.mark.parametrize("kind", sorted(IN_TIME))
 @pytest.mark.parametrize("weighing", WEIGHINGS, ids=lambda each: f"{each.kind}-{each.half_life}")
-@explored(20, 120, rows=logs, test_share=st.floats(0.05, 0.95), last=st.integers(1, 4))
+@explored(20, 120, rows=logs, test_share=st.floats(0.05, 0.95))
 def test_rows_after_the_cut_change_nothing_of_what_is_learnt(
-    kind: SplitKind, weighing: Weighing, rows: list[Row], test_share: float, last: int
+    weighing: Weighing, rows: list[Row], test_share: float
 ) -> None:
-    options = SplitOptions(kind, test_share, last=last)
+    options = SplitOptions("by-time", test_share)
     history = history_of(rows, weighing)
     everything = history.matrix()
     parts = split(everything, history, options)
     if not everything.nnz:
         assert parts.train.nnz == 0
         return
-    until, tied = cuts(rows, options)
-    past = standing(row for row in rows if row.time <= until.get(row.cell // ITEMS, -1))
-    wanted = {cell: weight for cell, weight in weighed(past, weighing).items() if cell not in tied}
+    begun = sorted(left[0].time for left in standing(rows).values())
+    cut = begun[max(0, round((1 - test_share) * len(begun)) - 1)]
+    past = standing(row for row in rows if row.time <= cut)
+    wanted = weighed(past, weighing)
     assert weights(parts.train) == pytest.approx(wanted, rel=1e-5)
     assert parts.train_times is not None
     assert parts.train_times.tolist() == [past[cell][0].time for cell in cells_of(parts.train).tolist()]
@@ -251,7 +231,7 @@ def test_another_seed_splits_otherwise_unless_time_decides(kind: SplitKind) -> N
     one, two = (
         weights(split(user_items, History.of(user_items, times), SplitOptions(kind, seed=seed)).test) for seed in (1, 2)
     )
-    assert (one == two) == (kind in IN_TIME)
+    assert (one == two) == (kind == "by-time")
 
 
 @pytest.mark.parametrize("kind", SPLIT_KINDS)
@@ -264,10 +244,9 @@ def test_nothing_to_split_and_one_pair_make_parts_that_may_be_empty(kind: SplitK
     assert parts.train.nnz + parts.test.nnz == 1
 
 
-@pytest.mark.parametrize("kind", sorted(IN_TIME))
-def test_a_split_in_time_of_pairs_without_times_is_refused(kind: SplitKind) -> None:
+def test_a_split_in_time_of_pairs_without_times_is_refused() -> None:
     with pytest.raises(DataError, match="needs times, and the data have none; name their column with --time-column"):
-        split(csr_matrix(np.ones((3, 3), dtype=np.float32)), None, SplitOptions(kind))
+        split(csr_matrix(np.ones((3, 3), dtype=np.float32)), None, SplitOptions("by-time"))
 
 
 def test_pairs_without_a_time_are_the_first() -> None:
@@ -275,8 +254,6 @@ def test_pairs_without_a_time_are_the_first() -> None:
     times = np.array([7, NO_TIME, 9, 8, NO_TIME, NO_TIME, 3, NO_TIME])
     by_time = split(user_items, History.of(user_items, times), SplitOptions("by-time", 0.25))
     assert cells_of(by_time.test).tolist() == [2, 3]
-    last = split(user_items, History.of(user_items, times), SplitOptions("leave-last"))
-    assert cells_of(last.test).tolist() == [2, 6]
 
 
 def test_given_parts_test_nothing_that_is_learnt_from() -> None:
@@ -292,8 +269,7 @@ def test_given_parts_test_nothing_that_is_learnt_from() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: SplitOptions("by-day"), "The split 'by-day' is not known; choose one of by-time, by-user-time,"),  # type: ignore[arg-type]  # as a file could say
-        (lambda: SplitOptions("leave-last", last=0), "last"),
+        (lambda: SplitOptions("by-day"), "The split 'by-day' is not known; choose one of by-time, by-item,"),  # type: ignore[arg-type]  # as a file could say
         *((lambda share=share: SplitOptions("random", share), "test share") for share in (0.0, 1.0, -1.0, 2.0)),
         (lambda: SplitOptions("random", float("nan")), "test share"),
     ],

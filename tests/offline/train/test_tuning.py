@@ -48,7 +48,7 @@ def ranked(*trials: Trial) -> Search:
     return Search(SplitOptions("by-item"), 10, trials, ALSParams())
 
 
-@pytest.mark.parametrize("kind", ["by-item", "by-user-time", "held-out-users"])
+@pytest.mark.parametrize("kind", ["by-item", "held-out-users"])
 def test_trials_are_measured_as_an_evaluation_measures(kind: SplitKind, matrix: Matrix) -> None:
     options = SplitOptions(kind, seed=7)
     found = search(matrix, options, k=5)
