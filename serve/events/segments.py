@@ -1,13 +1,12 @@
 """Segments of events: shipping them, and the report on impressions and clicks."""
 
-import os
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
 import msgspec
@@ -17,11 +16,9 @@ from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.serve.events.writer import WrittenEvent
 from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION
 from hotplate.stores.event_log import SegmentReader, is_open_segment, is_segment, recover, segments
-from hotplate.stores.folders import flush, take_lock
+from hotplate.stores.folders import flush
 from hotplate.stores.urls import redacted, scheme_of
 
-# Held during a shipment.
-LOCK = ".ship.lock"
 # For a 95 % interval.
 Z = 1.96
 MORE = "more"
@@ -39,7 +36,7 @@ class Shipped:
 
 
 class SegmentFolder:
-    """A folder of segments at a URL that fsspec supports."""
+    """A folder of segments at a URL that fsspec supports. Its errors quote no URL, which may contain secrets."""
 
     def __init__(self, url: str) -> None:
         """Open the folder at *url*; raises ServiceMisused."""
@@ -47,40 +44,27 @@ class SegmentFolder:
 
         self.shown = redacted(url)
         try:
-            self._files, root = fsspec.core.url_to_fs(url)
+            self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             raise ServiceMisused(
                 f"{scheme_of(url)}:// needs a package that is not installed ({error}); install it with pip"
             ) from error
-        except Exception as error:  # any type, and the text may contain secrets of the URL
+        except Exception as error:
             raise ServiceMisused(f"{self.shown} cannot be opened: {type(error).__name__}") from error
         self._root = root.rstrip("/")
-        protocols = self._files.protocol
-        self._is_local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
+        self._local = Path(self._root) if "file" in self._files.protocol else None
 
     def names(self) -> list[str]:
-        """Return the names of the segments, oldest first; raises ServiceMisused without a folder."""
+        """Return the names of all files, in order; raises ServiceMisused without a folder."""
         with self._errors("its listing"):
-            self._files.invalidate_cache()
-            is_there = self._files.exists(self._root) and not self._files.isfile(self._root)
-            found = self._files.find(self._root, maxdepth=1) if is_there else []
-        if not is_there:
-            raise ServiceMisused(f"there is no folder {self.shown}; name one with segments of events")
-        return sorted(name for path in found if is_segment(name := path.rpartition("/")[2]))
+            if self._files.isdir(self._root):
+                return sorted(path.rpartition("/")[2] for path in self._files.find(self._root, maxdepth=1))
+        raise ServiceMisused(f"there is no folder {self.shown}; name one with segments of events")
 
-    def open_segments(self) -> int:
-        """Count segments that are being written or were left by a killed service."""
-        with self._errors("its listing"):
-            return sum(is_open_segment(path.rpartition("/")[2]) for path in self._files.find(self._root, maxdepth=1))
-
-    def size(self, name: str) -> int | None:
-        """Return the size in bytes; None if there is no such segment."""
+    def holds(self, name: str) -> bool:
+        """Return whether a file of this name is here."""
         with self._errors(name):
-            self._files.invalidate_cache()
-            try:
-                return int(self._files.info(f"{self._root}/{name}")["size"])
-            except FileNotFoundError:
-                return None
+            return bool(self._files.exists(f"{self._root}/{name}"))
 
     def read(self, name: str) -> bytes:
         """Return the content of a segment."""
@@ -88,30 +72,26 @@ class SegmentFolder:
             data: bytes = self._files.cat_file(f"{self._root}/{name}")
         return data
 
-    def holds(self, name: str, content: bytes) -> bool:
-        """Return whether a file exists with this content."""
-        with self._errors(name):
-            self._files.invalidate_cache()
-            try:
-                return bool(self._files.cat_file(f"{self._root}/{name}") == content)
-            except FileNotFoundError:
-                return False
-
-    def put(self, path: Path) -> None:
-        """Copy a file here, under a temporary name until complete."""
-        draft, full = f"{self._root}/.{path.name}.part", f"{self._root}/{path.name}"
+    def take(self, path: Path) -> int:
+        """Copy a file here, under a temporary name until complete, unless it is here; return its size."""
+        draft, full, size = f"{self._root}/.{path.name}.part", f"{self._root}/{path.name}", path.stat().st_size
         with self._errors(path.name):
+            if self._files.exists(full) and self._files.size(full) == size:
+                return size
             self._files.makedirs(self._root, exist_ok=True)
             self._files.put_file(str(path), draft)
-            if self._is_local:
+            if self._local is not None:
                 flush(Path(draft))
             self._files.mv(draft, full)
-            if self._is_local:
-                flush(Path(self._root))
+            if self._local is not None:
+                flush(self._local)
+            is_whole = self._files.size(full) == size
+        if not is_whole:
+            raise EventsFailed(f"{path.name} is not whole in {self.shown}; it is kept here")
+        return size
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Translate errors, without their texts, which may contain secrets of the URL."""
         try:
             yield
         except Exception as error:
@@ -127,42 +107,20 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
-    place = SegmentFolder(url)
-    with _alone(folder) as token:
-        if place.holds(LOCK, token):  # the same folder by another name: segments would be deleted
-            raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")
-        try:
-            recovered = len(recover(folder))
-            paths = segments(folder)
-            copied = 0
-            for number, path in enumerate(paths):
-                size = path.stat().st_size
-                if place.size(path.name) != size:
-                    place.put(path)
-                    if place.size(path.name) != size:
-                        raise EventsFailed(f"{path.name} is not whole in {place.shown}; it is kept here")
-                path.unlink()
-                copied += size
-                on_progress(number + 1, len(paths))
-        except OSError as error:
-            raise EventsFailed(f"{folder} cannot be read: {error.strerror}; see who may write to it") from error
+    place, copied = SegmentFolder(url), 0
+    try:
+        with NamedTemporaryFile(dir=folder, prefix=".ship-") as probe:
+            if place.holds(Path(probe.name).name):  # the same folder by another name: segments would be deleted
+                raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")
+        recovered = len(recover(folder))
+        paths = segments(folder)
+        for number, path in enumerate(paths):
+            copied += place.take(path)
+            path.unlink()
+            on_progress(number + 1, len(paths))
+    except OSError as error:
+        raise EventsFailed(f"{folder} cannot be read: {error.strerror}; see who may write to it") from error
     return Shipped(len(paths), copied, recovered)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[bytes]:
-    """Lock *folder*; yields the unique content of the lock file."""
-    try:
-        descriptor = take_lock(folder / LOCK, 0o640, 0.0)
-    except TimeoutError:
-        raise EventsFailed(f"another shipment of {folder} is running; wait for its end") from None
-    try:
-        token = secrets.token_hex(16).encode()
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, token)
-        yield token
-    finally:
-        os.close(descriptor)
 
 
 class ListedItems(NamedTuple):
@@ -212,7 +170,8 @@ def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _to
     Takes about 100 bytes of memory per event. Raises ServiceMisused and EventsFailed.
     """
     place = SegmentFolder(url)
-    names = place.names()
+    everything = place.names()
+    names = [name for name in everything if is_segment(name)]
     seen, types, places = set[int](), Counter[str](), dict[tuple[str, str, str], list[int]]()
     duplicates = damaged = 0
     decode = msgspec.json.Decoder(WrittenEvent).decode
@@ -233,7 +192,7 @@ def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _to
         damaged += reader.damaged
         on_progress(number + 1, len(names))
     by_position = [ListedItems(*group, *places[group]) for group in sorted(places, key=_order)]
-    open_segments, releases = place.open_segments(), _added_up(by_position)
+    open_segments, releases = sum(map(is_open_segment, everything)), _added_up(by_position)
     return EventReport(len(names), open_segments, len(seen), duplicates, damaged, dict(types), releases, by_position)
 
 
