@@ -4,10 +4,8 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from math import inf
 
 import orjson
 
@@ -16,8 +14,6 @@ from hotplate.serve.states import ANSWERING, SILENT_S, SharedStates, service_sta
 # Open connections (a new one replaces the oldest), and length of the accept queue.
 CONNECTIONS = 16
 BACKLOG = 64
-# Limits of a request.
-REQUEST_S = 5.0
 REQUEST_BYTES = 4096
 # Time until the first report of a worker.
 START_S = 30.0
@@ -80,48 +76,27 @@ class Health:
         return 200 if status in ANSWERING else 503, status
 
 
-@dataclass(eq=False, slots=True)
-class _ProbeConnection:
-    socket: socket.socket
-    until: float
-    received: bytearray = field(default_factory=bytearray)
-
-
 class HealthListener:
-    """Answers probes when its process waits on *selector*."""
+    """Answers probes when its process waits on *selector*.
+
+    Connections have no timeout: a new one replaces the oldest of CONNECTIONS.
+    """
 
     def __init__(
-        self,
-        listener: socket.socket,
-        selector: selectors.BaseSelector,
-        routes: Mapping[str, ProbeAnswer],
-        clock: Callable[[], float] = time.monotonic,
+        self, listener: socket.socket, selector: selectors.BaseSelector, routes: Mapping[str, ProbeAnswer]
     ) -> None:
         listener.setblocking(False)
         listener.listen(BACKLOG)
         self._listener = listener
         self._selector = selector
         self._routes = routes
-        self._clock = clock
-        self._open = dict[_ProbeConnection, None]()  # the oldest first
+        self._open = dict[socket.socket, bytearray]()  # what was received; the oldest first
         selector.register(listener, selectors.EVENT_READ, self._accept)
-
-    @property
-    def next_deadline(self) -> float:
-        """When the next connection times out."""
-        return next((connection.until for connection in self._open), inf)
-
-    def close_late(self) -> None:
-        """Close connections that have timed out."""
-        now = self._clock()
-        while self._open and self.next_deadline <= now:
-            self._close(next(iter(self._open)))
 
     def leave(self) -> None:
         """Close all descriptors, in a child."""
-        self._listener.close()
-        for connection in self._open:
-            connection.socket.close()
+        for each in (self._listener, *self._open):
+            each.close()
 
     def _accept(self) -> None:
         for _ in range(CONNECTIONS):
@@ -132,21 +107,18 @@ class HealthListener:
             if len(self._open) >= CONNECTIONS:
                 self._close(next(iter(self._open)))
             accepted.setblocking(False)
-            connection = _ProbeConnection(accepted, self._clock() + REQUEST_S)
-            self._open[connection] = None
-            self._selector.register(accepted, selectors.EVENT_READ, partial(self._read, connection))
+            self._open[accepted] = bytearray()
+            self._selector.register(accepted, selectors.EVENT_READ, partial(self._read, accepted))
 
-    def _read(self, connection: _ProbeConnection) -> None:
+    def _read(self, connection: socket.socket) -> None:
         if connection not in self._open:
             return  # closed for a new connection in the same wait
         try:
-            data = connection.socket.recv(REQUEST_BYTES)
-            connection.received += data
-            if b"\r\n\r\n" in connection.received:
-                connection.socket.send(self._answer(bytes(connection.received)))  # fits into the socket's buffer
-                connection.socket.shutdown(socket.SHUT_WR)
-            elif len(connection.received) >= REQUEST_BYTES:
-                connection.socket.send(_written(431, "request too large"))
+            data = connection.recv(REQUEST_BYTES)
+            received = self._open[connection] = self._open[connection] + data
+            if b"\r\n\r\n" in received or len(received) >= REQUEST_BYTES:
+                connection.send(self._answer(bytes(received)))  # fits into the socket's buffer
+                connection.shutdown(socket.SHUT_WR)
             elif data:
                 return
         except BlockingIOError:
@@ -157,7 +129,7 @@ class HealthListener:
 
     def _answer(self, request: bytes) -> bytes:
         words = request.partition(b"\r\n")[0].decode("latin-1").split(" ")
-        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        if len(words) != 3 or not words[2].startswith("HTTP/1.") or b"\r\n\r\n" not in request:
             return _written(400, "bad request")
         method, target, _ = words
         answer = self._routes.get(target.partition("?")[0])
@@ -168,10 +140,10 @@ class HealthListener:
         written = _written(*answer())
         return written if method == "GET" else written.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
 
-    def _close(self, connection: _ProbeConnection) -> None:
+    def _close(self, connection: socket.socket) -> None:
         del self._open[connection]
-        self._selector.unregister(connection.socket)
-        connection.socket.close()
+        self._selector.unregister(connection)
+        connection.close()
 
 
 def _written(code: int, status: str, more: str = "") -> bytes:

@@ -1,6 +1,6 @@
 """Logging of the processes of a service: to standard error without blocking, and to the console.
 
-A full pipe must not block the parent, which replaces workers: lines are buffered, then dropped and counted.
+A full pipe must not block the parent, which replaces workers: lines are dropped and counted.
 """
 
 import io
@@ -13,6 +13,7 @@ import stat
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from fcntl import F_SETPIPE_SZ, fcntl
 from functools import partial
 from threading import RLock
 
@@ -20,8 +21,8 @@ import msgspec
 
 log = logging.getLogger(__name__)
 
-# Buffer of each process.
-MOST_WAITING_BYTES = 256 << 10
+# Of the pipe to whatever reads the log.
+PIPE_BYTES = 1 << 20
 # Bounds of the lines that the console keeps.
 LINES = 300
 LINE_BYTES = 8192
@@ -40,15 +41,18 @@ _SECRETS = (
 
 
 class LogStream(io.TextIOBase):
-    """Writes lines to a file descriptor without blocking; created before the first fork."""
+    """Writes lines to a file descriptor without blocking; created before the first fork.
+
+    A line that does not fit into the pipe is dropped and counted. Of one that fits in part, the rest is written first.
+    """
 
     def __init__(self, descriptor: int) -> None:
+        with suppress(OSError):  # it is no pipe, or may not be as large
+            fcntl(descriptor, F_SETPIPE_SZ, PIPE_BYTES)
         self._write = _writer(descriptor)
-        self._waiting = deque[bytes]()
-        self._waiting_bytes = 0
+        self._rest = b""
         self._lock = RLock()
         self._dropped = 0
-        self._unreported = 0
 
     def take_over(self, logger: logging.Logger, instead: io.TextIOBase | object) -> None:
         """Redirect a logger's handlers that write to the stream *instead*."""
@@ -57,48 +61,38 @@ class LogStream(io.TextIOBase):
                 handler.setStream(self)
 
     def write(self, text: str) -> int:
-        """Write, buffer or drop a line."""
+        """Write or drop a line."""
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:
-            if self._waiting_bytes + len(data) <= MOST_WAITING_BYTES:
-                self._waiting.append(data)
-                self._waiting_bytes += len(data)
-            else:
+            self.flush()
+            rest = data if self._rest else self._left_of(data)
+            if rest == data:
                 self._dropped += 1
-            self._write_waiting()
+            else:
+                self._rest = rest
         return len(text)
 
     def flush(self) -> None:
-        """Write as many buffered lines as possible."""
+        """Write the rest of a line, if possible."""
         with self._lock:
-            self._write_waiting()
+            self._rest = self._left_of(self._rest)
 
     def forget(self) -> None:
-        """Clear the parent's buffer in a child."""
-        self._waiting.clear()
-        self._waiting_bytes = 0
-        self._dropped = self._unreported = 0
+        """Leave the rest of a line to the parent, in a child."""
+        self._rest, self._dropped = b"", 0
 
-    def report_dropped(self) -> int:
-        """Return the number of lines dropped since the last call; log it once the buffer is empty."""
+    def take_dropped(self) -> int:
+        """Return the number of lines dropped since the last call."""
         with self._lock:
-            self._write_waiting()
+            self.flush()
             dropped, self._dropped = self._dropped, 0
-            self._unreported += dropped
-            is_over = self._unreported > 0 and not self._waiting
-        if is_over:
-            lines, self._unreported = self._unreported, 0
-            log.warning("%d lines of the log were dropped, because they were written faster than they were read", lines)
         return dropped
 
-    def _write_waiting(self) -> None:
+    def _left_of(self, data: bytes) -> bytes:
         # One write per line: a pipe takes up to PIPE_BUF bytes as a whole or not at all.
         with suppress(OSError):  # it would block, or has no reader
-            while self._waiting and (written := self._write(self._waiting[0])):
-                line = self._waiting.popleft()
-                self._waiting_bytes -= written
-                if written < len(line):
-                    self._waiting.appendleft(line[written:])
+            return data[self._write(data) :] if data else data
+        return data
 
 
 def _writer(descriptor: int) -> Callable[[bytes], int]:

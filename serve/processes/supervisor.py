@@ -231,7 +231,7 @@ class _Supervisor:
             self._tick_due = time.monotonic() + TICK_S
             self._health.look()
             self._end_silent()
-            self._context.stderr.report_dropped()
+            self._context.stderr.flush()
             for each in self._context.watched:
                 each.poll()  # new workers start with the last valid version of the files
         return stop
@@ -243,10 +243,8 @@ class _Supervisor:
 
     def _wait(self, until: float) -> signal.Signals | None:
         """Answer probes until a time or a signal; return a signal to stop."""
-        ready = self._selector.select(max(0.0, min(until, self._probes.next_deadline) - time.monotonic()))
-        for key, _ in ready:
+        for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
             key.data()
-        self._probes.close_late()
         return self._signals.stop()
 
     def _start(self, child: _Child) -> None:

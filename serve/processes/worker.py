@@ -207,7 +207,7 @@ def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
 
 def _write(context: ProcessContext, number: int, reader: TieredReader, state: WorkerState) -> None:
     context.states.write(number, state)
-    context.metrics.count_in(DROPPED_LINES, number=context.stderr.report_dropped())
+    context.metrics.count_in(DROPPED_LINES, number=context.stderr.take_dropped())
     if (first := reader.first_served) is not None:
         context.states.keep(number, *first)
 
