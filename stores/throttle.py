@@ -10,17 +10,6 @@ from hotplate.stores.errors import StoreThrottled, StoreUnavailable
 
 T = TypeVar("T")
 
-# Lower bound of the share, because a slow publish must end.
-MIN_SHARE = 1 / 16
-
-# Latency counts as raised above GROWTH * usual + SLACK_S; the slack absorbs scheduler noise.
-GROWTH = 2.0
-SLACK_S = 0.002
-
-RECOVERY = 1.25
-# Time constant of the usual latency, which adapts to a slow network.
-ADAPT_S = 30.0
-
 BURST_S = 0.1
 RETRY_PAUSES_S = (0.05, 2.0)
 
@@ -28,35 +17,16 @@ RETRY_PAUSES_S = (0.05, 2.0)
 MIN_PAUSE_S = 0.002
 
 
-class AdaptiveThrottle:
-    """Computes a writer's pause after each batch from its latency.
+class Pacer:
+    """Computes pauses that keep a writer to a share of the time, so that readers have the rest."""
 
-    A batch slower than usual for its size halves the share of time spent writing, down to MIN_SHARE; others raise it.
-    """
-
-    def __init__(self, clock: Callable[[], float], *, max_share: float = 1.0) -> None:
-        self.share = max_share
-        self._max_share = max_share
-        self._clock = clock
-        self._last_batch_at = clock()
-        self._usual_s = dict[int, float]()
+    def __init__(self, share: float) -> None:
+        self._share = share
         self._owed_s = 0.0
 
-    def pause_s(self, latency_s: float, size: int) -> float:
-        """Record a batch of *size* (bytes or rows), and return the pause after it."""
-        now = self._clock()
-        elapsed_s, self._last_batch_at = now - self._last_batch_at, now
-        magnitude = size.bit_length()  # latency is compared among similar sizes
-        usual_s = self._usual_s.setdefault(magnitude, latency_s)
-        if latency_s > GROWTH * usual_s + SLACK_S:
-            self.share = max(MIN_SHARE, self.share / 2)
-        else:
-            self.share = min(self._max_share, self.share * RECOVERY)
-        if latency_s < usual_s:
-            self._usual_s[magnitude] = latency_s
-        else:
-            self._usual_s[magnitude] = usual_s + (latency_s - usual_s) * min(1.0, elapsed_s / ADAPT_S)
-        self._owed_s += latency_s * (1 / self.share - 1)
+    def pause_s(self, latency_s: float) -> float:
+        """Return the pause after a batch that took *latency_s*."""
+        self._owed_s += latency_s * (1 / self._share - 1)
         if self._owed_s < MIN_PAUSE_S:
             return 0.0
         pause_s, self._owed_s = self._owed_s, 0.0

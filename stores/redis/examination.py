@@ -12,7 +12,7 @@ from redis.crc import key_slot
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, fields_of
 from hotplate.stores.redis.layout import Keys, ReleaseKeys
-from hotplate.stores.redis.topology import UNGUARDED, RedisNode, Topology, replication_in
+from hotplate.stores.redis.topology import UNGUARDED, OnlyServer, RedisNode, Topology, replication_in
 from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
@@ -30,6 +30,12 @@ MUCH_USED = 0.9
 # Overhead of a row, and of the allocator: within -10 and +13 % of `used_memory` for rows of 0 to 9,000 bytes (Redis 7).
 ROW_BYTES = 80
 ALLOCATED = 1.08
+
+# Settings of a cluster's nodes, their wrong values, and the consequences.
+COVERAGE = (
+    (b"cluster-require-full-coverage", "yes", "all nodes refuse to answer when one is lost; set no on each"),
+    (b"cluster-allow-reads-when-down", "no", "a node cut off from the others answers nothing; set yes on each"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,102 +88,64 @@ def _memory(fields: Mapping[str, str]) -> Memory:
     )
 
 
-async def examine(address: RedisAddress, keys: Keys, *, replicated: bool = False) -> list[Finding]:
-    """Examine one server and, if *replicated*, its replicas; raises StoreError."""
-    rights, found = await _rights(address, keys), await _examine_server(address, replicated=replicated)
-    return [*found[:2], *rights, *found[2:]]
-
-
-async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
-    """Examine a cluster and each primary; raises StoreError if no node can be reached."""
-    await topology.load()
-    home = topology.owner(key_slot(keys.catalogue.encode()))
-    if home is None:
-        sentence = "no node serves the slot of the catalogue; bring the node back, or give its slots to another"
-        return [_error("slots", sentence)]
-    found = [*await _cluster(topology), *await _rights(topology.address(home), keys)]
+async def examine(servers: OnlyServer, keys: Keys) -> list[Finding]:
+    """Examine each primary; raises StoreError if none is known."""
+    await servers.load()
+    home = servers.owner(key_slot(keys.catalogue.encode()))
     each = list[tuple[RedisNode, Finding]]()
-    for node in topology.primaries:
+    for node in servers.primaries:
         try:
-            each += [(node, finding) for finding in await _examine_server(topology.address(node))]
+            found = await _examine_server(servers, node, keys if node == home else None)
         except StoreError as error:
-            each.append((node, _error("server", str(error))))
+            found = [_error("server", str(error))]
+        each += [(node, finding) for finding in found]
+    if len(servers.primaries) == 1:
+        return [finding for _, finding in each]
+    merged = list[Finding]()
     for subject in dict.fromkeys(finding.subject for _, finding in each):
         of = [finding._replace(sentence=f"{node}: {finding.sentence}") for node, finding in each
               if finding.subject == subject]  # fmt: skip
         well = of[0]._replace(sentence="; ".join(finding.sentence for finding in of))
-        found += [finding for finding in of if finding.level != Level.OK] or [well]
-    return found
+        merged += [finding for finding in of if finding.level != Level.OK] or [well]
+    return merged
 
 
-async def _cluster(topology: Topology) -> list[Finding]:
-    error: StoreError | None = None
-    for node in topology.primaries:
-        try:
-            async with connected(topology.address(node), TIMEOUT_S) as connection:
-                fields = fields_of(await connection.send_command(b"CLUSTER", b"INFO"))
-                full = await _setting(connection, b"cluster-require-full-coverage")
-                reads = await _setting(connection, b"cluster-allow-reads-when-down")
-                return [*_slots(fields), _replicas(topology), _coverage(full, reads)]
-        except StoreMisused as refused:
-            return [_warning("cluster", f"this user may not send CLUSTER INFO or CONFIG GET: {refused}")]
-        except StoreError as unreachable:
-            error = unreachable
-    return [_error("cluster", f"no primary answers: {error}")]
-
-
-def _slots(fields: Mapping[str, str]) -> list[Finding]:
-    sentence = f"{fields.get('cluster_size', '?')} primaries of {fields.get('cluster_known_nodes', '?')} nodes"
-    found = [_ok("cluster", sentence)]
-    if fields.get("cluster_state") != "ok":
-        advice = "its state is fail: nodes refuse to answer; see `redis-cli --cluster check` and their logs"
-        found = [_error("cluster", f"{sentence}, and {advice}")]
-    unassigned = SLOTS - int(fields.get("cluster_slots_assigned", 0))
-    if unassigned:
-        advice = "belong to no node; give them to nodes: redis-cli --cluster fix"
-        return [*found, _error("slots", f"{unassigned:,} of {SLOTS:,} {advice}")]
-    if failed := int(fields.get("cluster_slots_fail", 0)):
-        advice = "are of nodes that have failed; bring these back, or let replicas take over"
-        return [*found, _error("slots", f"{failed:,} of {SLOTS:,} {advice}")]
-    return [*found, _ok("slots", f"all {SLOTS:,} are served")]
-
-
-def _replicas(topology: Topology) -> Finding:
-    if alone := [str(node) for node in topology.primaries if not topology.replicas(node)]:
-        sentence = f"{', '.join(alone)} have none, so their rows are lost with them; add a replica to each"
-        return _warning("replicas", sentence)
-    return _ok("replicas", "each primary has at least one")
-
-
-def _coverage(full: str | None, reads: str | None) -> Finding:
-    if full == "yes":
-        sentence = "cluster-require-full-coverage is yes: all nodes refuse to answer when one is lost; set no on each"
-        return _warning("coverage", sentence)
-    if reads == "no":
-        sentence = (
-            "cluster-allow-reads-when-down is no: a node cut off from the others answers nothing; set yes on each"
-        )
-        return _warning("coverage", sentence)
-    known = "unknown: CONFIG GET is not allowed" if full is None else "a lost node affects only its own slots"
-    return _ok("coverage", known)
-
-
-async def _rights(address: RedisAddress, keys: Keys) -> list[Finding]:
-    async with connected(address, TIMEOUT_S) as connection:
-        writing = await _writing(connection, keys)
-    async with connected(address, TIMEOUT_S) as connection:
-        return [await _reading(connection, keys), writing, _transport(address)]
-
-
-async def _examine_server(address: RedisAddress, *, replicated: bool = False) -> list[Finding]:
+async def _examine_server(servers: OnlyServer, node: RedisNode, keys: Keys | None) -> list[Finding]:
+    address = servers.address(node)
     async with connected(address, TIMEOUT_S) as connection:
         try:
             fields = fields_of(await connection.send_command(b"INFO"))
         except StoreMisused as error:
-            return [_warning("server", f"this user may not send INFO: {error}")]
-        persistence = _persistence(fields, await _setting(connection, b"save"))
-    found = [_server(fields), _role(fields), *_memory_findings(_memory(fields)), persistence]
-    return [*found, *_replication(fields)] if replicated else found
+            found = [_warning("server", f"this user may not send INFO: {error}")]
+        else:
+            persistence = _persistence(fields, await _setting(connection, b"save"))
+            found = [_server(fields), _role(fields), *_memory_findings(_memory(fields)), persistence]
+            if servers.is_replicated:
+                found += _replication(fields)
+        if isinstance(servers, Topology):
+            found += await _cluster(connection)
+        if keys is not None:
+            # A replica ends the connection at the first write, so that comes last.
+            found += [_transport(address), await _reading(connection, keys), await _writing(connection, keys)]
+    return found
+
+
+async def _cluster(connection: PipelinedConnection) -> list[Finding]:
+    try:
+        fields = fields_of(await connection.send_command(b"CLUSTER", b"INFO"))
+    except StoreMisused as error:
+        return [_warning("cluster", f"this user may not send CLUSTER INFO: {error}")]
+    sentence = f"{fields.get('cluster_size', '?')} primaries of {fields.get('cluster_known_nodes', '?')} nodes"
+    found = [_ok("cluster", sentence)]
+    if fields.get("cluster_state") != "ok":
+        found = [_error("cluster", f"{sentence}, and its state is fail: nodes refuse to answer; see their logs")]
+    if unserved := SLOTS - int(fields.get("cluster_slots_ok", 0)):
+        advice = "belong to no node or to one that has failed; see redis-cli --cluster check"
+        found.append(_error("slots", f"{unserved:,} of {SLOTS:,} {advice}"))
+    for setting, wrong, sentence in COVERAGE:
+        if await _setting(connection, setting) == wrong:
+            found.append(_warning("coverage", f"{setting.decode()} is {wrong}: {sentence}"))
+    return found
 
 
 async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:

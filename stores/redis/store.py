@@ -361,17 +361,11 @@ class RedisStore(Diagnosed, RowEraser):
         return found
 
     async def examine(self) -> list[Finding]:
-        if isinstance(self._servers, Topology):
-            return await examination.examine_cluster(self._servers, self._keys)
-        if self._sentinels is None:
-            return await examination.examine(self._common, self._keys)
-        findings = await self._sentinels.examine()
+        findings = await self._sentinels.examine() if self._sentinels is not None else []
         try:
-            await self._sentinels.load()
-            primary = self._sentinels.address(self._sentinels.primaries[0])
-            return findings + await examination.examine(primary, self._keys, replicated=True)
+            return findings + await examination.examine(self._servers, self._keys)
         except StoreError as error:
-            return [*findings, Finding(Level.ERROR, "primary", str(error))]
+            return [*findings, Finding(Level.ERROR, "servers", str(error))]
 
     async def incarnations(self) -> list[str]:
         return await self._inventory.incarnations()
@@ -468,9 +462,8 @@ class RedisStore(Diagnosed, RowEraser):
             if before is None:
                 raise not_found(draft)
             used.add(connection)
-        is_replicated = self._clustered or self._sentinels is not None
         for connection, found in zip(used, await asyncio.gather(*map(wait_for_replicas, used)), strict=True):
-            if found is not None and (is_replicated or found.acknowledged < found.replicas):
+            if found is not None and (self._servers.is_replicated or found.acknowledged < found.replicas):
                 for sentence in found.shortfalls(connection.where):
                     log.warning("release %s is written; %s", draft.id, sentence)
 

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
@@ -78,8 +78,31 @@ class RedisNode(NamedTuple):
         return show(self.host, self.port)
 
 
+class Slots(NamedTuple):
+    """The primary of each slot, and all nodes."""
+
+    owners: list[RedisNode | None]
+    nodes: set[RedisNode]
+
+    @classmethod
+    def of(cls, reply: object, said_by: RedisNode) -> "Slots":
+        """Parse the reply to CLUSTER SLOTS; raises TypeError, ValueError or LookupError."""
+        found = cls([None] * SLOTS, set())
+        for (start, end), servers in parse_cluster_slots(reply, current_host=said_by.host).items():
+            primary, *replicas = [RedisNode(str(host), int(port)) for host, port in
+                                  (servers["primary"], *servers["replicas"])]  # fmt: skip
+            if not 0 <= start <= end < SLOTS:
+                raise ValueError(f"slots {start} to {end} do not exist")
+            found.owners[start : end + 1] = [primary] * (end + 1 - start)
+            found.nodes.update((primary, *replicas))
+        return found
+
+
 class OnlyServer:
     """Discovery of one server, which serves every slot."""
+
+    is_replicated = False
+    """Whether replicas are expected."""
 
     def __init__(self, address: RedisAddress) -> None:
         self.shown = address.shown
@@ -117,6 +140,8 @@ class OnlyServer:
 
 
 class _Discovered(OnlyServer, ABC):
+    is_replicated = True
+
     def __init__(self, server: RedisAddress) -> None:
         super().__init__(server)
         self.loaded = False
@@ -184,15 +209,10 @@ class Topology(_Discovered):
     def __init__(self, cluster: ClusterAddress) -> None:
         super().__init__(cluster.node)
         self._cluster = cluster
-        self._owners: list[RedisNode | None] = [None] * SLOTS
-        self._replicas: Mapping[RedisNode, set[RedisNode]] = {}
-
-    def replicas(self, primary: RedisNode) -> Collection[RedisNode]:
-        """Return the known replicas of a primary."""
-        return self._replicas.get(primary, ())
+        self._slots = Slots([None] * SLOTS, set())
 
     def owner(self, slot: int) -> RedisNode | None:
-        owner = self._owners[slot]
+        owner = self._slots.owners[slot]
         if owner is None:
             self.schedule_refresh()
         return owner
@@ -202,17 +222,16 @@ class Topology(_Discovered):
 
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
         target = RedisNode(redirected.host or said_by.host, redirected.port)
-        if not redirected.asking and self._owners[redirected.slot] != target:
-            self._owners[redirected.slot] = target
+        if not redirected.asking and self._slots.owners[redirected.slot] != target:
+            self._slots.owners[redirected.slot] = target
             self.primaries = sorted({target, *self.primaries})
             self.schedule_refresh()
         return target
 
     async def _ask(self) -> None:
-        known = [*self.primaries, *(one for replicas in self._replicas.values() for one in replicas)]
-        seeds = [RedisNode(*seed) for seed in self._cluster.seeds]
+        known, seeds = [*self._slots.nodes], [RedisNode(*seed) for seed in self._cluster.seeds]
         random.shuffle(known)  # spreads load
-        best: tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]] | None = None
+        best: Slots | None = None
         error: StoreError = StoreUnavailable(f"no node of {self.shown} has answered")
         for node in dict.fromkeys([*known, *seeds]):
             try:
@@ -220,18 +239,18 @@ class Topology(_Discovered):
             except StoreError as failure:
                 error = failure
                 continue
-            if best is None or found[0].count(None) < best[0].count(None):
+            if best is None or found.owners.count(None) < best.owners.count(None):
                 best = found
-            if None not in found[0]:
+            if None not in found.owners:
                 break
         if best is None:
             raise error
-        if self.loaded and best != (self._owners, self._replicas):
+        if self.loaded and best != self._slots:
             log.info("the nodes of %s serve other slots than before", self.shown)
-        (self._owners, self._replicas), self.loaded = best, True
-        self.primaries = sorted({owner for owner in self._owners if owner is not None})
+        self._slots, self.loaded = best, True
+        self.primaries = sorted({owner for owner in best.owners if owner is not None})
 
-    async def _ask_one(self, node: RedisNode) -> tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]]:
+    async def _ask_one(self, node: RedisNode) -> Slots:
         address = self.address(node)
         async with connected(address, TIMEOUT_S) as connection:
             try:
@@ -242,28 +261,9 @@ class Topology(_Discovered):
                 sentence = f"{address.shown} is not a node of a cluster; write redis:// instead"
                 raise StoreMisused(sentence) from error
             try:
-                return _owners(reply, node)
+                return Slots.of(reply, node)
             except (TypeError, ValueError, LookupError) as error:
                 raise connection.lose("replied to CLUSTER SLOTS in an unknown format") from error
-
-
-def _owners(reply: object, said_by: RedisNode) -> tuple[list[RedisNode | None], dict[RedisNode, set[RedisNode]]]:
-    """Parse the reply to CLUSTER SLOTS; raises TypeError, ValueError or LookupError."""
-    owners, replicas = list[RedisNode | None]([None] * SLOTS), dict[RedisNode, set[RedisNode]]()
-    for (start, end), servers in parse_cluster_slots(reply, current_host=said_by.host).items():
-        if not 0 <= start <= end < SLOTS:
-            raise ValueError(f"slots {start} to {end} do not exist")
-        primary = _node(servers["primary"])
-        replicas.setdefault(primary, set()).update(map(_node, servers["replicas"]))
-        owners[start : end + 1] = [primary] * (end + 1 - start)
-    return owners, replicas
-
-
-def _node(server: tuple[object, object]) -> RedisNode:
-    match server:
-        case (str(host), int(port)):
-            return RedisNode(host, port)
-    raise ValueError(f"{server!r} is not a host and a port")
 
 
 class Nodes:
@@ -441,24 +441,20 @@ class Sentinels(_Discovered):
 
     async def examine(self) -> list[Finding]:
         """Return the findings of `store doctor` about the sentinels."""
-        findings, said = list[Finding](), dict[RedisNode, str]()
-        found = await asyncio.gather(*map(self._examine_one, self._sentinels), return_exceptions=True)
-        for sentinel, one in zip(self._sentinels, found, strict=True):
-            if isinstance(one, BaseException):
-                findings.append(Finding(Level.WARNING, "sentinel", f"{one}; start it, or take it out of the URL"))
-            else:
-                findings.append(one[1])
-                said.setdefault(one[0].primary, sentinel.where)
-        if len(said) > 1:
-            sentence = "; ".join(f"{sentinel} says {primary}" for primary, sentinel in said.items())
-            advice = "a failover is under way, or they are cut off from each other"
-            findings.append(Finding(Level.ERROR, "sentinels", f"they disagree about the primary: {sentence}; {advice}"))
-        elif said:
-            (primary,) = said
-            answering = sum(not isinstance(one, BaseException) for one in found)
-            sentence = f"{answering} of {len(found)} answer, and say that the primary is {primary}"
-            findings.append(Finding(Level.OK, "sentinels", sentence))
-        return findings
+        findings, said = list[Finding](), set[RedisNode]()
+        for sentinel in self._sentinels:
+            failed = Level.WARNING  # others may form a quorum
+            try:
+                said.add((await self._ask_one(sentinel)).primary)
+                failed = Level.ERROR
+                quorum: bytes = await sentinel.execute_command(b"SENTINEL", b"CKQUORUM", self._server.name)
+                findings.append(Finding(Level.OK, "sentinel", f"{sentinel.where}: {quorum.decode()}"))
+            except StoreMisused as error:
+                findings.append(Finding(Level.WARNING, "sentinel", f"the quorum may not be asked for: {error}"))
+            except StoreError as error:
+                findings.append(Finding(failed, "sentinel", f"{sentinel.where}: {error}"))
+        sentence = f"they say that the primary is {' or '.join(map(str, said)) or 'unknown'}"
+        return [*findings, Finding(Level.OK if len(said) == 1 else Level.ERROR, "sentinels", sentence)]
 
     def _place(self, node: RedisNode) -> RedisAddress:
         return replace(self._server.server, shown=f"{self.shown} ({node})", host=node.host, port=node.port)
@@ -519,17 +515,6 @@ class Sentinels(_Discovered):
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise StoreUnavailable(f"{connection.where} replied in an unknown format") from error
-
-    async def _examine_one(self, sentinel: Reconnector) -> tuple[SentinelState, Finding]:
-        state = await self._ask_one(sentinel)
-        try:
-            said: bytes = await sentinel.execute_command(b"SENTINEL", b"CKQUORUM", self._server.name)
-        except StoreMisused as error:
-            return state, Finding(Level.WARNING, "quorum", f"it may not be asked for: {error}")
-        except StoreError as error:
-            sentence = f"no failover can be made: {error}; mend the other sentinels"
-            return state, Finding(Level.ERROR, "quorum", sentence)
-        return state, Finding(Level.OK, "quorum", said.decode())
 
 
 async def _role(server: RedisAddress) -> str | None:

@@ -1,7 +1,8 @@
 """Writing, listing and erasing the rows of releases.
 
-On one server a batch is a transaction; scripts would halve the speed. In a cluster, rows are written bucket by bucket
-while the bucket's state names the draft; once a replica has them, their keys are listed and the resume point advances.
+On one server a batch is a transaction; scripts take twice the server's time. In a cluster a script writes the rows of
+each bucket while its state names the draft; once a replica has them, their keys are listed and the resume point
+advances.
 
 After a restart or failover a primary has a new replication history, and may hold erased data, so all keys are searched:
 1 µs a key.
@@ -26,7 +27,7 @@ from hotplate.stores.redis.connection import Refusal, Sender, fields_of, transla
 from hotplate.stores.redis.layout import MAX_KEYS, META_POINT, SEALED, Keys, check_owned, state_of
 from hotplate.stores.redis.topology import CONTROL_WAIT_S, Nodes, RedisNode, wait_for_replicas
 from hotplate.stores.store import Row
-from hotplate.stores.throttle import AdaptiveThrottle, Retrier
+from hotplate.stores.throttle import Pacer, Retrier
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Writer:
         self._keys = keys
         self._retrier = retrier
         self._lock = asyncio.Lock()
-        self._throttle = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
+        self._pacer = Pacer(BUSY_SHARE)
         self._alone = set[RedisNode]()
         """Nodes without a replica that keeps up; not waited for before the seal."""
         self._points = dict[DraftRef, dict[int | str, str]]()
@@ -134,8 +135,8 @@ class Writer:
         for source, of, point in each:
             for some in _bounded(of, len(self._nodes.topology.primaries) or 1):
                 async with self._lock:
-                    write = self._write_by_bucket if self._keys.clustered else self._write_at_once
                     batch = Batch.of(some, source, point)
+                    write = self._write_by_step if self._keys.clustered else self._write_at_once
                     pause_s = await self._retrier.call(partial(write, draft, batch))
                     self._points.setdefault(draft, {})[point] = batch.last
                     await asyncio.sleep(pause_s)
@@ -179,11 +180,11 @@ class Writer:
         return await self._nodes.run(self._keys.release(draft).state, partial(self._transact, draft, batch))
 
     async def _transact(self, draft: DraftRef, batch: Batch, connection: Sender) -> float:
-        keys = self._keys.release(draft)
+        keys, outcome = self._keys.release(draft), None
         names, pairs = keys.rows([row.key for row in batch.rows]), list[str | bytes]()
         for name, row in zip(names, batch.rows, strict=True):
             pairs += (name, row.value)
-        while True:
+        while outcome is None:
             watching = connection.send_command(b"WATCH", keys.state)
             _, state = await asyncio.gather(watching, self._state(draft, connection, batch.last))
             check_owned(draft, state)
@@ -195,35 +196,28 @@ class Writer:
                 connection.send_command(b"HSET", keys.points, batch.point, batch.last),
                 connection.send_command(b"EXEC"),
             )
-            if outcome is not None:
-                for reply in outcome:
-                    if isinstance(reply, Refusal):
-                        raise translated(reply, connection.where)
-                return self._pause_s(started, batch.rows)
+        for reply in outcome:
+            if isinstance(reply, Refusal):
+                raise translated(reply, connection.where)
+        return self._pacer.pause_s(time.monotonic() - started)
 
-    async def _write_by_bucket(self, draft: DraftRef, batch: Batch) -> float:
-        keys, parts = self._keys.release(draft), dict[int, tuple[list[bytes], list[bytes]]]()
-        for row, name, bucket in zip(batch.rows, *keys.located([row.key for row in batch.rows]), strict=True):
-            names, values = parts.setdefault(bucket, ([], []))
-            names.append(name)
-            values.append(row.value)
+    async def _write_by_step(self, draft: DraftRef, batch: Batch) -> float:
+        keys, started = self._keys.release(draft), time.monotonic()
+        names = keys.located([row.key for row in batch.rows])[0]
+        values = dict(zip(names, (row.value for row in batch.rows), strict=True))
 
-        def put(bucket: int, connection: Sender) -> asyncio.Future[Any]:
-            names, values = parts[bucket]
-            state = keys.steps[bucket][0]
-            return connection.send_command(b"EVAL", PUT, len(names) + 1, state, *names, state_of(draft), *values)
+        def put(state: str, of_step: list[bytes], connection: Sender) -> asyncio.Future[Any]:
+            args: list[str | bytes] = [state, *of_step, state_of(draft), *(values[name] for name in of_step)]
+            return connection.send_command(b"EVAL", PUT, len(of_step) + 1, *args)
 
-        started = time.monotonic()
-        sent = (self._nodes.run_in(keys.slots[bucket], partial(put, bucket)) for bucket in parts)
+        by_step = keys.by_step(values)
+        sent = (self._nodes.run(state, partial(put, state, of_step)) for state, of_step in by_step.items())
         for state in await asyncio.gather(*sent):
             check_owned(draft, state)
-        pause_s = self._pause_s(started, batch.rows)
+        pause_s = self._pacer.pause_s(time.monotonic() - started)
         await asyncio.gather(*map(self._replicate, self._nodes.topology.primaries))
         await self._nodes.run(keys.state, partial(self._note, draft, batch))
         return pause_s
-
-    def _pause_s(self, started: float, rows: Sequence[Row]) -> float:
-        return self._throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in rows))
 
     async def _note(self, draft: DraftRef, batch: Batch, connection: Sender) -> None:
         check_owned(draft, await self._state(draft, connection, batch.last))
@@ -294,21 +288,15 @@ class Inventory:
         await self._nodes.evaluate(NAME, (self._keys.incarnations,), draft.incarnation)
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
-        """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time.
-
-        If the lists of keys are lost, all keys are held in memory.
-        """
-        listed = merged(await self._spans(release), self._packed)
-        is_listed = await self._nodes.execute_command(b"LLEN", self._keys.release(release).lists[0])
-        async for keys in listed if is_listed else self._searched(release):
+        """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
+        async for keys in merged(await self._spans(release), self._packed):
             for start in range(0, len(keys), MAX_KEYS):
                 yield keys[start : start + MAX_KEYS]
 
     async def erase(self, release: ReleaseRef) -> None:
         """See the contract; ReleaseConflict if the release reappears."""
         keys, incarnation = self._keys.release(release), release.incarnation
-        is_sealed = await self._execute(b"GET", keys.state) == SEALED
-        is_listed = is_sealed and await self._execute(b"EXISTS", keys.lists[0])
+        is_listed = await self._execute(b"GET", keys.state) == SEALED and await self._execute(b"EXISTS", keys.lists[0])
         is_named = await self._execute(b"SISMEMBER", self._keys.incarnations, incarnation)
         first, *others = keys.steps
         # First: ends reads and writes; a new claim starts empty.
@@ -334,14 +322,14 @@ class Inventory:
         return await self._retrier.call(lambda: self._nodes.execute_command(command, key, *args))
 
     async def _erase_listed(self, release: ReleaseRef) -> None:
-        keys, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE)
+        keys, pacer = self._keys.release(release), Pacer(BUSY_SHARE)
         for source in keys.lists:
             while (packed := await self._execute(b"LINDEX", source, -1)) is not None:
                 listed, started = unpack(packed), time.monotonic()
                 await self._unlink(release, keys.located(listed)[0])
                 take_off = partial(self._nodes.evaluate, TAKE_OFF, (keys.state, source), packed)
                 self._check_gone(release, [await self._retrier.call(take_off)])
-                await asyncio.sleep(throttle.pause_s(time.monotonic() - started, len(listed)))
+                await asyncio.sleep(pacer.pause_s(time.monotonic() - started))
 
     async def _unlink(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
         by_state = self._keys.release(release).by_step(names)
@@ -363,13 +351,6 @@ class Inventory:
                 f"late writer has claimed the draft; erasing stopped. See `hotplate releases list`, and prune again"
             )
 
-    async def _searched(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
-        found = set[str]()
-        log.warning("release %s has lost the lists of its keys; searching the keys of %s", release.id, self._where)
-        async for names in self._search(self._keys.pattern(release)):
-            found.update(name[name.index(b"}:") + 2 :].decode() for name in names)
-        yield sorted(found)
-
     async def _packed(self, span: KeySpan) -> bytes | None:
         found: bytes | None = await self._nodes.execute_command(b"LINDEX", span.source, span.place)
         return found
@@ -386,12 +367,12 @@ class Inventory:
 
     async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
         for server in await self._nodes.primaries():
-            throttle, cursor = AdaptiveThrottle(time.monotonic, max_share=BUSY_SHARE), b""
+            pacer, cursor = Pacer(BUSY_SHARE), b""
             while cursor != b"0":
                 started = time.monotonic()
                 scan = (b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", MAX_KEYS)
                 cursor, found = await server.execute_command(*scan)
-                pause_s = throttle.pause_s(time.monotonic() - started, MAX_KEYS)
+                pause_s = pacer.pause_s(time.monotonic() - started)
                 if found:
                     yield found
                 await asyncio.sleep(pause_s)
