@@ -23,8 +23,8 @@ from hotplate.stores.store import Observer, Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, unreported
 
 
-class ListSource(Protocol):
-    """Lists to publish, of a model or imported."""
+class Source(Protocol):
+    """A release to publish."""
 
     def plan(self) -> Plan:
         """Return the maximum number of rows, and their estimated bytes."""
@@ -35,16 +35,17 @@ class ListSource(Protocol):
     def items(self) -> Items:
         """Return the items of the lists."""
 
+
+@runtime_checkable
+class ListSource(Source, Protocol):
+    """Lists of a model, or imported ones."""
+
     def batches(self, observe: Observe = ...) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, `meta` rows last; *observe* gets the users' lists."""
 
 
-@runtime_checkable
-class PartedSource(ListSource, Protocol):
-    """A source that other processes write as parts of one draft."""
-
-    is_written_in_parts: bool
-    """Whether the store supports that; else `batches` yields all rows."""
+class PartedSource(Source, Protocol):
+    """Lists that other processes write as parts of one draft."""
 
     def own(self) -> Iterator[list[Row]]:
         """Yield the rows that this process writes, in order."""
@@ -101,7 +102,7 @@ class Written:
 
 
 async def publish(
-    source: ListSource,
+    source: ListSource | PartedSource,
     store: Store,
     settings: PublishSettings | None = None,
     *,
@@ -119,13 +120,13 @@ async def publish(
     review = _GateCheck(source, settings, store, live_in or store, steps) if settings.gates else None
     lists = None if review is None else review.lists
     encoding, resume = settings.encoding or default_encoding(store), settings.resume
-    if isinstance(source, PartedSource) and source.is_written_in_parts:
+    if isinstance(source, ListSource):
+        rows, others = source.batches(ignore if lists is None else lists.add), None
+    else:
         sample = [] if encoding == "json" else source.sample()
         rows = source.own()
         write = partial(source.write_parts, lists=lists, observer=observer, on_progress=on_progress)
         others = ParallelWriters(sample, write)
-    else:
-        rows, others = source.batches(ignore if lists is None else lists.add), None
     result = await publication.publish(
         store,
         prefetched(rows, steps),
@@ -151,7 +152,7 @@ async def publish(
 
 class _GateCheck:
     def __init__(
-        self, source: ListSource, settings: PublishSettings, store: Store, reader: Reader, steps: dict[str, float]
+        self, source: Source, settings: PublishSettings, store: Store, reader: Reader, steps: dict[str, float]
     ) -> None:
         self._settings, self._gates = settings, settings.bounds
         self._store, self._reader, self._steps = store, reader, steps

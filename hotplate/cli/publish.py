@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from hotplate.offline.lists import ModelLists
-    from hotplate.offline.publish import ListSource, PublishSettings, Written
+    from hotplate.offline.publish import ListSource, PartedSource, PublishSettings, Written
     from hotplate.offline.rules import Rules
     from hotplate.offline.training import OnStage
     from hotplate.stores.catalogue import ReleaseId
@@ -237,25 +237,26 @@ def _exit_on_sigterm() -> "Iterator[None]":
 
 
 @contextmanager
-def _computed_on(master: str | None, options: PublishOptions) -> "Iterator[Callable[[ModelLists], ListSource]]":
+def _computed_on(
+    master: str | None, options: PublishOptions
+) -> "Iterator[Callable[[ModelLists], ListSource | PartedSource]]":
     if master is None:
         yield lambda lists: lists
         return
     from hotplate.offline.errors import SettingError
     from hotplate.offline.spark.publication import SparkLists, check_store
-    from hotplate.offline.spark.session import SUBMITTED, spark_session
+    from hotplate.offline.spark.session import spark_session
 
     if options.dry_run:
         raise SettingError("A dry run computes all lists in this process; leave out --master.")
     url = chosen_store(options.store)
-    if master != SUBMITTED:  # whose master is known only once the session has started
-        check_store(url, master)
+    check_store(url)
     with spark_session(master) as session:
         yield lambda lists: SparkLists(lists, session, url)
 
 
 def publish_lists(
-    read: "Callable[[OnStage], ListSource]",
+    read: "Callable[[OnStage], ListSource | PartedSource]",
     options: PublishOptions,
     imported: str | None = None,
     on_written: "Callable[[ReleaseId], None]" = lambda _: None,
@@ -278,7 +279,7 @@ def publish_lists(
 
 
 def write_lists(
-    read: "Callable[[OnStage], ListSource]", options: PublishOptions, imported: str | None = None
+    read: "Callable[[OnStage], ListSource | PartedSource]", options: PublishOptions, imported: str | None = None
 ) -> "Written":
     """Publish the lists that *read* returns, prune old releases, and print the result.
 
@@ -309,7 +310,7 @@ async def _check_store(store: "Store") -> "Store":
 
 
 async def _estimate(
-    lists: "ListSource", options: PublishOptions, report: "OnProgress", store: "Store"
+    lists: "ListSource | PartedSource", options: PublishOptions, report: "OnProgress", store: "Store"
 ) -> "tuple[Estimate, WriteResult]":
     """Write to a stand-in for *store*, but compare with the live release of the store itself."""
     from hotplate.offline.publish import publish

@@ -16,11 +16,10 @@ from pyspark import AccumulatorParam, Broadcast
 from pyspark.sql import SparkSession
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.input.matrix import Indices
 from hotplate.offline.lists import Block, ModelLists, blocks_of, rows_of
-from hotplate.offline.measurement import Items, ListCounts, Measurement, Observe, ignore
+from hotplate.offline.measurement import Items, ListCounts, Measurement, ignore
 from hotplate.offline.publish import PartedSource, prefetched
-from hotplate.offline.spark.session import cause_of, is_local
+from hotplate.offline.spark.session import cause_of
 from hotplate.offline.threads import DaemonThreads
 from hotplate.stores.connect import connect, share_of
 from hotplate.stores.errors import (
@@ -37,36 +36,24 @@ from hotplate.stores.store import Observer, Plan, Row
 from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import OnProgress
 
-# Arguments of Observe.
-Observed = tuple[Sequence[str], Indices, Indices]
 # Lists for a compression dictionary.
 _SAMPLED = 4_096
-# Stores with a single local writer.
-_OF_ONE_PROCESS = frozenset({"file"})
 _POLL_S = 0.2
 # Executor errors are raised as the first matching type.
 _KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
 
 
-def check_store(url: str, master: str) -> None:
-    """Raise SettingError if *master* cannot write the store at *url*."""
-    if scheme_of(url) in _OF_ONE_PROCESS and not is_local(master):
-        raise SettingError(
-            f"{redacted(url)} is written by one process on one machine; publish to redis:// or cosmos:// from "
-            f"{master}, or run on --master local[*]."
-        )
+def check_store(url: str) -> None:
+    """Raise SettingError for a store that only one process can write."""
+    if scheme_of(url) == "file":
+        raise SettingError(f"{redacted(url)} is written by one process, so Spark cannot write it; leave out --master.")
 
 
 class SparkLists(PartedSource):
-    """ListSource of a model, computed by the executors of a session.
-
-    Executors write the store, or the driver if only one process can. Raises SettingError like `check_store`.
-    """
+    """Lists of a model, computed and written by the executors of a session."""
 
     def __init__(self, lists: ModelLists, session: SparkSession, url: str) -> None:
         context = session.sparkContext
-        check_store(url, context.master)
-        self.is_written_in_parts = scheme_of(url) not in _OF_ONE_PROCESS
         self._lists = lists
         self._context = context
         self._url = share_of(url, context.defaultParallelism)
@@ -74,31 +61,16 @@ class SparkLists(PartedSource):
         self._shared: Broadcast[ModelLists] = context.broadcast(lists.for_users(lists.model.users(0, 0)))
 
     def plan(self) -> Plan:
-        """See `ListSource`."""
+        """See `Source`."""
         return self._lists.plan()
 
     def about(self) -> dict[str, Any]:
-        """See `ListSource`."""
+        """See `Source`."""
         return self._lists.about()
 
     def items(self) -> Items:
-        """See `ListSource`."""
+        """See `Source`."""
         return self._lists.items()
-
-    def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """See `ListSource`; collects one block per core at a time."""
-        yield from self._computed(self._of_items, observe)
-        yield self._lists.popular()
-        yield from self._computed(self._of_users, observe)
-        yield from self._lists.factors()
-
-    def _computed(self, blocks: Sequence[Block], observe: Observe) -> Iterator[list[Row]]:
-        step = max(1, self._context.defaultParallelism)
-        for first in range(0, len(blocks), step):
-            for rows, observed in self._run(blocks[first : first + step], partial(_compute, self._shared)):
-                for lists in observed:
-                    observe(*lists)
-                yield rows
 
     def own(self) -> Iterator[list[Row]]:
         """See `PartedSource`."""
@@ -198,19 +170,6 @@ class _MeasuredPart(NamedTuple):
     written: WrittenPart
     counts: ListCounts | None
     charges: _ChargeCounter
-
-
-def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterator[tuple[list[Row], list[Observed]]]:
-    for block in blocks:
-        observed = list[Observed]()
-
-        def observe(users: Sequence[str], items: Indices, lengths: Indices) -> None:
-            observed.append((users, items, lengths))  # noqa: B023 -- called only in this iteration
-
-        for rows in rows_of(shared.value, block, observe):
-            yield rows, observed[:]
-            observed.clear()
-        yield [], observed
 
 
 def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator

@@ -1,12 +1,9 @@
 """The Spark session of a command."""
 
 import os
-import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
@@ -17,7 +14,6 @@ from hotplate.stores.file.memory import room_bytes
 
 # Stands for the master given to `spark-submit`.
 SUBMITTED = "submitted"
-_MASTERS = re.compile(r"local|local\[.+\]|local-cluster\[.+\]|spark://.+|k8s://.+|yarn")
 # Set by `spark-submit` and `pyspark`.
 _GATEWAY = "PYSPARK_GATEWAY_PORT"
 # Spark's default, 1 GB, cannot hold a few million pairs twice.
@@ -34,27 +30,16 @@ def check_master(master: str | None, environment: Mapping[str, str] = os.environ
             "Spark needs a master; give --master local[2], spark://HOST:7077, yarn or k8s://URL, or start the command "
             "with spark-submit."
         )
-    if master != SUBMITTED and not _MASTERS.fullmatch(master):
-        raise SettingError(
-            f"--master {master} is not a master of Spark; there are local[2], spark://HOST:7077, yarn and k8s://URL."
-        )
     return master
-
-
-def is_local(master: str) -> bool:
-    """Return whether the executors of *master* are threads of the driver."""
-    return master == "local" or master.startswith("local[")
 
 
 @contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
     """Yield a session with the settings of `spark-defaults.conf` and `spark-submit`.
 
-    Raises SettingError for an invalid master, DataError if Java is missing or Spark cannot start.
+    Raises SettingError without a master, DataError if Spark cannot start, as for lack of Java.
     """
     chosen = check_master(master)
-    if chosen != SUBMITTED:
-        _check_java()
     builder = SparkSession.builder.appName("hotplate").config("spark.ui.showConsoleProgress", "false")
     if chosen != SUBMITTED:
         builder = builder.master(chosen).config("spark.log.level", "ERROR")
@@ -63,8 +48,8 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
         for name, value in _LOOPBACK.items():
             os.environ.setdefault(name, value)
         builder = builder.config("spark.ui.enabled", "false")
-    if is_local(chosen):
-        builder = builder.config("spark.driver.memory", f"{max(1, int(room_bytes() * _DRIVER_SHARE / 2**30))}g")
+        memory = max(1, int(room_bytes() * _DRIVER_SHARE / 2**30))
+        builder = builder.config("spark.driver.memory", f"{memory}g")
     try:
         session = builder.getOrCreate()
     except (Py4JError, PySparkException) as error:
@@ -81,12 +66,3 @@ def cause_of(error: Exception) -> str:
     if isinstance(error, Py4JJavaError):
         text = str(error.java_exception.getMessage() or error.java_exception)
     return text.strip().partition("\n")[0].rstrip(".")
-
-
-def _check_java() -> None:
-    home = os.environ.get("JAVA_HOME")
-    if shutil.which("java") is None and (home is None or not (Path(home) / "bin" / "java").is_file()):
-        raise DataError(
-            "Spark needs Java 17 or newer, and there is none; on Debian or Ubuntu: apt-get install "
-            "openjdk-17-jre-headless, or set JAVA_HOME to one."
-        )

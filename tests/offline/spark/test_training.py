@@ -1,7 +1,4 @@
-"""ALS on Spark: right lists where they can be proved, implicit's own with the same objective, and the command.
-
-And the embedded store, which one process writes: lists of executors come to it through the driver.
-"""
+"""ALS on Spark: right lists where they can be proved, implicit's own with the same objective, and the command."""
 
 import shutil
 import subprocess
@@ -16,21 +13,17 @@ from pyspark.sql import SparkSession
 from scipy.sparse import csr_matrix, hstack
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Floats, Indices, UserItems, to_matrix
-from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import load, save
-from hotplate.offline.publish import publish
 from hotplate.offline.quality import DATA_SETS
-from hotplate.offline.spark.publication import SparkLists
 from hotplate.offline.spark.session import check_master, spark_session
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, solve
 from hotplate.offline.train.engine import fit
-from hotplate.stores.connect import connect
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard, checkerboard_model
 from tests.support.paths import DATA, ROOT
@@ -133,25 +126,6 @@ def test_a_master_has_to_be_one_or_that_of_spark_submit() -> None:
         with pytest.raises(SettingError, match="spark-submit"):
             check_master(master, {})
     assert check_master(None, {"PYSPARK_GATEWAY_PORT": "1"}) == "submitted"
-    with pytest.raises(SettingError, match="not a master of Spark"):
-        check_master("locl[2]", {})
-
-
-def test_without_java_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(DataError, match="apt-get install openjdk-17-jre-headless"), spark_session("local[2]"):
-        pass
-
-
-async def test_files_are_written_through_a_local_driver(session: SparkSession, tmp_path: Path) -> None:
-    url = f"file://{tmp_path / 'store'}"
-    lists, store = ModelLists(checkerboard_model(40), ListSettings(length=10)), connect(url)
-    await publish(SparkLists(lists, session, url), store)
-    await store.close()
-    found = hotplate("lookup", "n0", "--store", url)
-    assert found.returncode == 0
-    assert "in0 " in found.stdout
 
 
 def test_file_store_publish_to_a_cluster_fails_before_starting_spark(tmp_path: Path) -> None:
@@ -159,4 +133,4 @@ def test_file_store_publish_to_a_cluster_fails_before_starting_spark(tmp_path: P
     master = ("--master", "spark://nowhere:7077")
     refused = hotplate("publish", tmp_path / "model", "--store", f"file://{tmp_path / 'store'}", *master)
     assert refused.returncode == 2
-    assert "written by one process on one machine" in refused.stderr
+    assert "written by one process, so Spark" in refused.stderr
