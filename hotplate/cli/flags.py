@@ -1,6 +1,6 @@
 """Verbs whose parameters are settings: an annotated dataclass field is a flag, a variable, a TOML key and a help line.
 
-Typer parses the command line and prints the help; `read` converts values of all three origins.
+Typer parses the command line and prints the help; msgspec converts values of all three origins.
 """
 
 import inspect
@@ -9,13 +9,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from fractions import Fraction
 from functools import wraps
-from math import isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+import msgspec
 import typer
 
 from hotplate.stores.options import Argument, Flag
@@ -23,12 +22,9 @@ from hotplate.stores.options import Argument, Flag
 PREFIX = "HOTPLATE_"
 # Similarity from which a name counts as misspelt.
 ALIKE = 0.9
-THOUSANDS = {"": 1, "k": 1_000, "M": 1_000_000}
 METAVARS = {bool: " ", int: "N", float: "X", str: "TEXT", Path: "PATH"}
-COUNT = re.compile(r"(-?\d+(?:\.\d+)?)([kM]?)")
 # Typer keeps line breaks within a paragraph, whatever the width of the terminal.
 LINE_BREAK = re.compile(r"(?<!\n)\n *(?!\n)")
-SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 T = TypeVar("T")
 
@@ -116,68 +112,34 @@ class Setting:
     def from_environment(self) -> Any:  # noqa: ANN401 -- of any type
         """Return the value of the variable, None if it is not set; ValueError as `read`."""
         text = os.environ.get(self.variable or "")
-        if not text:
-            return None
-        if self.many:
-            parts = text.split(os.pathsep) if self.kind is Path else text.split()
-            return tuple(read(part, self.kind, self.shown) for part in parts)
-        return read(text, self.kind, self.shown)
+        if not text or not self.many:
+            return self.read(text) if text else None
+        return tuple(map(self.read, text.split(os.pathsep) if self.kind is Path else text.split()))
 
     def from_toml(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
         """Return the value of a TOML key, in which a table equals the text `view=1,buy=5`; ValueError as `read`."""
         if isinstance(value, dict):
             value = ",".join(f"{key}={each}" for key, each in value.items())
         if self.many:
-            listed = value if isinstance(value, list) else [value]
-            return tuple(read(each, self.kind, self.shown) for each in listed)
-        return read(value, self.kind, self.shown)
+            return tuple(map(self.read, value if isinstance(value, list) else [value]))
+        return self.read(value)
+
+    def read(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
+        """Convert one text or TOML value to the type of the setting; a ValueError names the value and the type."""
+        kind = self.kind
+        if kind in (int, float) and isinstance(self.shown, Flag):
+            kind = Annotated[kind, msgspec.Meta(ge=self.shown.at_least, le=self.shown.at_most)]
+        try:
+            return msgspec.convert(value, kind, strict=False, dec_hook=lambda known, given: known(given))
+        except msgspec.ValidationError as error:
+            one_of = f"; it must be one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
+            raise ValueError(f"{value!r} cannot be read: {error}{one_of}") from error
 
     def _parse(self, text: Any) -> Any:  # noqa: ANN401 -- typer parses defaults, too
         try:
-            return read(text, self.kind, self.shown)
+            return self.read(text)
         except ValueError as error:
-            of_variable = self.variable is not None and os.environ.get(self.variable) == text
-            origin = f" (from {self.variable})" if of_variable else ""
-            raise typer.BadParameter(f"{error}{origin}") from error
-
-
-def read(value: Any, kind: Any, shown: Flag | Argument) -> Any:  # noqa: ANN401 -- of any type
-    """Convert a text or a TOML value to the type of a setting; the message of a ValueError says what is wrong."""
-    if isinstance(value, list | dict):
-        raise ValueError(f"{value!r} is not one value")  # noqa: TRY004 -- one kind of error for all bad values
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f"{value!r} is not one of {', '.join(map(repr, get_args(kind)))}")
-        return value
-    if kind is bool:
-        if (switch := SWITCH.get(str(value).lower())) is None:
-            raise ValueError(f"{value!r} cannot be read; it must be true or false")
-        return switch
-    if kind not in (int, float):
-        return kind(str(value))
-    number = _number(value, kind)
-    at_least, at_most = (shown.at_least, shown.at_most) if isinstance(shown, Flag) else (None, None)
-    if at_least is not None and number < at_least:
-        raise ValueError(f"{value} is too small; it must be at least {at_least:.15g}")
-    if at_most is not None and number > at_most:
-        raise ValueError(f"{value} is too large; it must be at most {at_most:.15g}")
-    return number
-
-
-def _number(value: Any, kind: type) -> int | float:  # noqa: ANN401 -- of any type
-    text = str(value)
-    if kind is int:
-        found = COUNT.fullmatch(text)
-        count = Fraction(found[1]) * THOUSANDS[found[2]] if found else Fraction(1, 2)
-        if count.denominator != 1:
-            raise ValueError(f"{text!r} cannot be read; it must be a whole number, such as 20, 2k or 3M")
-        return int(count)
-    try:
-        if isfinite(number := float(text)):
-            return number
-    except ValueError:
-        pass
-    raise ValueError(f"{text!r} cannot be read; it must be a number")
+            raise typer.BadParameter(str(error)) from error
 
 
 class Verbs(typer.Typer):
@@ -310,16 +272,9 @@ def _warn_of_misspelt_variables(known: set[str]) -> None:
 
 
 def _epilog(settings: list[Setting]) -> str:
-    flags = [each for each in settings if each.flag is not None]
-    named = [each for each in flags if each.variable]
-    if not named:
-        return ""
-    prefix = str(named[0].variable).removesuffix(named[0].key.upper())
-    said = [named[0], *(each for each in named[1:] if each.variable != prefix + each.key.upper())]
-    without = ", ".join(_spelt(each) for each in flags if each not in named)
-    pairs = ", ".join(f"{each.variable} is {_spelt(each)}" for each in said)
-    return f"The environment sets options, too: {pairs}." + (f" It cannot set {without}." if without else "")
-
-
-def _spelt(setting: Setting) -> str:
-    return str(setting.flag).partition("/")[0]
+    named = [each for each in settings if each.variable]
+    return (
+        f"The environment sets options, too: {named[0].variable} is --{named[0].key.replace('_', '-')}."
+        if named
+        else ""
+    )

@@ -149,7 +149,7 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     done = hotplate("releases", "verify", "--json", "--concurrency", "x")
     assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
     done = hotplate("publish", tmp_path, "--json", "--list-length", "x")
-    assert (done.returncode, "a whole number" in json.loads(done.stderr)["error"]) == (2, True)
+    assert (done.returncode, "Expected `int`" in json.loads(done.stderr)["error"]) == (2, True)
 
 
 def test_an_option_of_one_url_is_refused_if_it_is_given_again(tmp_path: Path) -> None:
@@ -173,32 +173,9 @@ def test_help_of_each_verb_fits_two_screens_with_an_example_and_a_variable() -> 
     for verb in [*(verb for (name,) in top if name in groups for verb in verbs_of(name)), *top]:
         shown = hotplate(*verb, "--help", COLUMNS="100").stdout
         assert "Example: hotplate" in shown, verb
-        assert shown.count("\n") <= 96, verb
+        assert shown.count("\n") <= 92, verb
         assert "env var" not in shown, verb
         assert (verb[0] in groups and len(verb) == 1) or "The environment sets options, too: HOTPLATE_" in shown, verb
-
-
-@pytest.mark.parametrize(
-    ("verb", "said"),
-    [
-        ("serve", "HOTPLATE_STORE is --store."),
-        ("run", "HOTPLATE_RUN_WORK is --work. It cannot set --check."),
-        ("bench http", "HOTPLATE_BENCH_RATE is --rate, HOTPLATE_JSON is --json."),
-        ("keys create", "HOTPLATE_KEYS is --keys, HOTPLATE_KEYS_SCOPE is --scope, HOTPLATE_KEYS_RATE is --rate."),
-    ],
-)
-def test_help_names_variables_whose_spelling_differs_from_the_pattern(verb: str, said: str) -> None:
-    shown = " ".join(hotplate(*verb.split(), "--help", COLUMNS="200").stdout.split())
-    assert f"The environment sets options, too: {said}" in shown
-
-
-def test_a_count_may_end_with_k_or_m_wherever_it_comes_from(tmp_path: Path) -> None:
-    store = f"file://{tmp_path}/nothing"
-    failed(hotplate("lookup", "42", "-n", "0.5k", "--store", store), "Nothing was ever published")
-    for done in (hotplate("lookup", "42", "-n", "2k"), hotplate("lookup", "42", HOTPLATE_N="2M")):
-        assert (done.returncode, "it must be at most 1000" in done.stderr) == (2, True)
-    failed(hotplate("lookup", "42", "-n", "k"), "it must be a whole number", code=2)
-    failed(hotplate("lookup", "42", HOTPLATE_N="k"), "(from HOTPLATE_N)", code=2)
 
 
 @pytest.mark.parametrize(
@@ -208,12 +185,12 @@ def test_a_count_may_end_with_k_or_m_wherever_it_comes_from(tmp_path: Path) -> N
         ("keys list --keys=nothere", "hotplate: The keys in nothere cannot be read: ", 2),
         (
             "train nothere --out m --factors x",
-            "for '--factors': 'x' cannot be read; it must be a whole number, such as 20, 2k or 3M.",
+            "for '--factors': 'x' cannot be read: Expected `int`",
             2,
         ),
-        ("train nothere --out m --engine x", "for '--engine': 'x' is not one of 'als', ", 2),
-        ("releases scrub --rate x", "it must be a number.", 2),
-        ("releases scrub --rate 0", "0 is too small; it must be at least 1.", 2),
+        ("train nothere --out m --engine x", "it must be one of als, ease, ", 2),
+        ("releases scrub --rate x", "for '--rate': 'x' cannot be read: Expected `", 2),
+        ("releases scrub --rate 0", "'0' cannot be read: Expected `float` >= 1", 2),
         ("bench compare nothere.json b.json", "nothere.json does not exist; name the .json of a report, which `hot", 1),
         (
             "bench compare {broken} {broken}",

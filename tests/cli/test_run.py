@@ -259,7 +259,7 @@ def test_a_run_whose_redis_does_not_answer_ends_when_it_is_told_to(stops_at: str
         ("[[gates]]\ncoverage = 1", "has the key gates instead of a table"),
         ("[gates]\ncoverage = 2", "coverage is 2; it must lie between 0 and 1"),
         ("wiat = 3", "[run] has no key wiat; did you mean wait?"),
-        ('wait = "long"', "[run]: wait: 'long' cannot be read; it must be a number"),
+        ('wait = "long"', "[run]: wait: 'long' cannot be read: Expected `float`"),
         ("[publish", "is not TOML"),
     ],
 )
@@ -311,7 +311,7 @@ def test_keys_are_the_options_of_the_verbs_and_are_checked_by_them(folder_url: s
     pipeline.write_text(text.replace("[train]", "[train]\nmin_per_usr = 3"))
     failed(hotplate("run", pipeline), "[train] has no key min_per_usr; did you mean min_per_user?", code=2)
     pipeline.write_text(text.replace("[train]", "[train]\nmin-per-user = 0"))
-    failed(hotplate("run", pipeline), "[train]: min_per_user: 0 is too small; it must be at least 1", code=2)
+    failed(hotplate("run", pipeline), "[train]: min_per_user: 0 cannot be read: Expected `int` >= 1", code=2)
     pipeline.write_text(text.replace("[train]", "[train]\nout = 'model'"))
     failed(hotplate("run", pipeline), "[train] has no key out", code=2)
     pipeline.write_text(text.replace("[train]", "[train]\nwhere = 'n>0'\nevent_weights = {view = 1, buy = 5}"))
