@@ -1,12 +1,10 @@
 """Route handlers: from parameters to response bytes."""
 
 import asyncio
-import re
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import msgspec
 import orjson
@@ -18,7 +16,6 @@ from hotplate.serve.api.parameters import (
     FOLD_IN,
     JSON,
     MSGPACK,
-    BatchBody,
     ListQuery,
     NoQuery,
     QueryParser,
@@ -50,13 +47,6 @@ NO_STORE = "no-store"
 
 # Items of a batch before other requests run: one or two milliseconds.
 PIECE_ITEMS = 1280
-# Sizes above which batches are streamed, batches compressed, and pieces compressed in a thread.
-STREAM_BYTES = 256 << 10
-COMPRESS_BYTES = 1 << 10
-THREAD_BYTES = 16 << 10
-# Level 6 takes five times as long and saves a tenth.
-GZIP_LEVEL = 1
-_takes_gzip = re.compile(r"(?i)(?:^|,)\s*(?:gzip|\*)\s*(?:,|$|;(?!\s*q=0(?:\.0*)?\s*(?:,|$)))").search
 
 PERSONAL = QueryParser(SegmentQuery, "GET /v1/recommendations/{user}")
 BATCH = QueryParser(NoQuery, "POST /v1/recommendations")
@@ -103,11 +93,19 @@ class Handlers:
         batch = parse_batch(await read_body(request))
         answers = await self._reader.personal_many(batch.users, batch.segment)
         named = releases(answers) or {RELEASE: self._reader.release()}
-        results = self._results(batch, answers)
+        excluded, release, size = _excluded(batch.exclude), named[RELEASE], max(1, PIECE_ITEMS // batch.n)
+        elements = results(
+            ((user, encoded, batch.n) for user, encoded in zip(batch.users, answers, strict=True)),
+            lambda encoded, n: self._items(encoded, n, excluded, batch.fields),
+        )
         media = MSGPACK if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower() else JSON
-        encode = _msgpack_batch if media == MSGPACK else _json_batch
-        headers = {"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept, Accept-Encoding", **named}
-        return await in_pieces(request, encode(named[RELEASE], len(answers), results), headers, answers)
+        if media == MSGPACK:
+            body = _packed_head(release, len(answers)) + b"".join(await in_pieces(elements, size, _packed))
+        else:
+            body = b'{"release":"%b","results":[%b]}' % (release.encode(), b",\n".join(await in_pieces(elements, size)))
+        return web.Response(
+            body=body, headers={"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **named}
+        )
 
     async def fold_in(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations/fold-in` with `{"items": ["a", {"id": "b", "weight": 2}], "n": 10, …}`."""
@@ -185,21 +183,6 @@ class Handlers:
         request[FOUND] = encoded, items
         return list_body(subject, list_head(encoded), items)
 
-    def _results(self, batch: BatchBody, answers: Sequence[EncodedList]) -> Iterator[list[bytes]]:
-        size, excluded = max(1, PIECE_ITEMS // batch.n), _excluded(batch.exclude)
-        rests = dict[tuple[str, int], bytes]()
-        """Head and popular items by status and release."""
-        for start in range(0, len(answers), size):
-            piece = list[bytes]()
-            for user, encoded in zip(batch.users[start : start + size], answers[start : start + size], strict=True):
-                kind, is_own = (encoded.status, id(encoded.served)), encoded.status == "ok"
-                rest = rests.get(kind)
-                items = self._items(encoded, batch.n, excluded, batch.fields) if is_own or rest is None else b""
-                if rest is None:
-                    rests[kind] = rest = result_head(encoded) + (b"" if is_own else items)
-                piece.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), rest, items if is_own else b""))
-            yield piece
-
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
     """Return headers with the live release and the canary; without live lists, RELEASE is the canary."""
@@ -240,100 +223,45 @@ def is_known(etag: str, known: str) -> bool:
     return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
 
 
-def result_head(encoded: EncodedList) -> bytes:
-    """Return the part of a batch result between its user and its items."""
-    return b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
+def results(
+    wanted: Iterable[tuple[str, EncodedList, int]], cut: Callable[[EncodedList, int], bytes]
+) -> Iterator[bytes]:
+    """Yield the result of each user, with a list that *cut* cuts to a number of items."""
+    rests = dict[tuple[str, int, int], bytes]()
+    """Head and popular items by status, release and number of items."""
+    for user, encoded, n in wanted:
+        kind, is_own = (encoded.status, id(encoded.served), n), encoded.status == "ok"
+        rest = rests.get(kind)
+        items = cut(encoded, n) if is_own or rest is None else b""
+        if rest is None:
+            head = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
+            rests[kind] = rest = head if is_own else head + items
+        yield b'{"user":%b,%b%b]}' % (orjson.dumps(user), rest, items if is_own else b"")
+
+
+async def in_pieces(
+    elements: Iterator[bytes], size: int, join: Callable[[list[bytes]], bytes] = b",\n".join
+) -> list[bytes]:
+    """Join *elements* in pieces of *size*; other requests run between them."""
+    pieces = list[bytes]()
+    while piece := list(islice(elements, size)):
+        pieces.append(join(piece))
+        await asyncio.sleep(0)
+    return pieces
 
 
 def _excluded(ids: Sequence[str]) -> frozenset[bytes]:
     return frozenset(map(encode_id, ids)) if ids else frozenset()
 
 
-def _json_batch(release: str, _: int, pieces: Iterable[list[bytes]]) -> Iterator[bytes]:
-    yield b'{"release":"%b","results":[' % release.encode()
-    separator = b""
-    for results in pieces:
-        yield separator + b",\n".join(results)
-        separator = b",\n"
-    yield b"]}"
-
-
-def _msgpack_batch(release: str, count: int, pieces: Iterable[list[bytes]]) -> Iterator[bytes]:
+def _packed_head(release: str, count: int) -> bytes:
     encode = msgspec.msgpack.encode
     # A map of two; the second is an array with a 32-bit length.
-    yield b"\x82" + encode("release") + encode(release) + encode("results") + b"\xdd" + count.to_bytes(4, "big")
-    for results in pieces:
-        yield b"".join(map(encode, orjson.loads(b"[" + b",".join(results) + b"]")))
+    return b"\x82" + encode("release") + encode(release) + encode("results") + b"\xdd" + count.to_bytes(4, "big")
 
 
-class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
-
-    def flush(self) -> bytes: ...
-
-
-class StreamedResponse(web.Response):
-    """A response with *made* as first part; the other pieces are made while it is sent.
-
-    A piece is sent outside *turn*, so a slow reader delays no other caller. *hold* counts bytes of lists.
-    """
-
-    def __init__(
-        self,
-        made: bytes,
-        pieces: Iterator[bytes],
-        compress: _Compressor | None,
-        headers: dict[str, str],
-        answers: Sequence[EncodedList],
-    ) -> None:
-        super().__init__(body=self._stream(made, pieces, compress), headers=headers)
-        self.turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
-        self.hold: Callable[[int], None] = lambda _: None
-        self._held = sum(map(len, {id(one.body): one.body for one in answers}.values()))
-
-    async def _stream(self, made: bytes, pieces: Iterator[bytes], compress: _Compressor | None) -> AsyncIterator[bytes]:
-        self.hold(self._held)
-        yield made if compress is None else await _compressed(compress, made)
-        while True:
-            async with self.turn():
-                await asyncio.sleep(0)
-                piece = next(pieces, None)
-                if piece is not None and compress is not None:
-                    piece = await _compressed(compress, piece)
-            if piece is None:
-                break
-            yield piece
-        self.hold(-self._held)
-        if compress is not None:
-            yield compress.flush()
-
-
-async def in_pieces(
-    request: web.BaseRequest, pieces: Iterator[bytes], headers: dict[str, str], answers: Sequence[EncodedList]
-) -> web.Response:
-    """Answer with *pieces*, yielding to other requests between them; streams large answers."""
-    made = bytearray()
-    is_large = False
-    for piece in pieces:
-        made += piece
-        if is_large := len(made) > STREAM_BYTES:
-            break
-        await asyncio.sleep(0)
-    compress: _Compressor | None = None
-    if len(made) > COMPRESS_BYTES and _takes_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")):
-        headers["Content-Encoding"], compress = "gzip", zlib.compressobj(GZIP_LEVEL, wbits=31)
-    if is_large:
-        return StreamedResponse(bytes(made), pieces, compress, headers, answers)
-    body = bytes(made)
-    if compress is not None:
-        body = await _compressed(compress, body) + compress.flush()
-    return web.Response(body=body, headers=headers)
-
-
-async def _compressed(compress: _Compressor, data: bytes) -> bytes:
-    if len(data) > THREAD_BYTES:
-        return await asyncio.to_thread(compress.compress, data)
-    return compress.compress(data)
+def _packed(results: list[bytes]) -> bytes:
+    return b"".join(map(msgspec.msgpack.encode, orjson.loads(b"[" + b",".join(results) + b"]")))
 
 
 def _status(status: int, fields: dict[str, object]) -> web.Response:

@@ -4,7 +4,6 @@
 and end their job on any other error. So transient errors are 503, and an invalid row is an error of its element only.
 """
 
-from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ import orjson
 from aiohttp import web
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from hotplate.serve.api.handlers import NO_STORE, RELEASE, in_pieces, releases, result_head
+from hotplate.serve.api.handlers import NO_STORE, RELEASE, in_pieces, releases, results
 from hotplate.serve.api.parameters import (
     JSON,
     MAX_BATCH_ITEMS,
@@ -28,7 +27,7 @@ from hotplate.serve.api.parameters import (
     read_body,
 )
 from hotplate.serve.problems import Problem, bad_parameter
-from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
+from hotplate.serve.reader import DEFAULT_N, TieredReader
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.keys import MAX_ID_BYTES, check_id
 
@@ -122,8 +121,12 @@ class Scoring:
             answers = await self._reader.personal_many(users, must_read=True)
         except StoreUnavailable as error:
             raise Problem(503, "store-unavailable", str(error)) from error
+        counts = (row.n or DEFAULT_N for row in rows if isinstance(row, ScoreRow))
+        scored = results(zip(users, answers, counts, strict=True), self._reader.cut)
+        elements = (row if isinstance(row, bytes) else next(scored) for row in rows)
+        body = b"[%b]" % b",\n".join(await in_pieces(elements, ROWS_A_PIECE))
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(answers)}
-        return await in_pieces(request, self._pieces(rows, zip(users, answers, strict=True)), headers, answers)
+        return web.Response(body=body, headers=headers)
 
     async def swagger(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /swagger.json`."""
@@ -136,23 +139,6 @@ class Scoring:
     async def healthy(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /`: the text that callers expect."""
         return web.Response(text="Healthy", headers={"Cache-Control": NO_STORE})
-
-    def _pieces(self, rows: Sequence[ScoreRow | bytes], answers: Iterator[tuple[str, EncodedList]]) -> Iterator[bytes]:
-        cut, heads = self._reader.cut, dict[tuple[str, int], bytes]()
-        for start in range(0, len(rows), ROWS_A_PIECE):
-            elements = list[bytes]()
-            for row in rows[start : start + ROWS_A_PIECE]:
-                if isinstance(row, bytes):
-                    elements.append(row)
-                    continue
-                user, encoded = next(answers)
-                kind = encoded.status, id(encoded.served)
-                head = heads.get(kind)
-                if head is None:
-                    head = heads[kind] = result_head(encoded)
-                elements.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), head, cut(encoded, row.n or DEFAULT_N)))
-            yield (b",\n" if start else b"[") + b",\n".join(elements)
-        yield b"]" if rows else b"[]"
 
 
 def refusal(problem: Problem) -> Problem:

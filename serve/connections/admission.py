@@ -6,8 +6,7 @@ time counts: while other processes have the core, refusing shortens nothing.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from math import inf
 from time import monotonic, thread_time
 from typing import NamedTuple, TypeVar
@@ -16,10 +15,8 @@ from hotplate.serve.problems import ClientGone, Problem, overloaded
 
 T = TypeVar("T")
 
-# Interval of the timer, and how late it may be for a batch to begin.
+# Interval of the timer, which runs while there are batches; if it is later, at most one batch runs.
 TICK_S = 0.005
-# Interval without batches, to save CPU.
-IDLE_TICK_S = 0.05
 # Shorter delays are bursts. After a longer one, batches may wait for TARGET_S, until none was refused for INTERVAL_S.
 INTERVAL_S = 0.1
 TARGET_S = 0.015
@@ -44,25 +41,16 @@ class Admission:
         self._limit = MIN_RUNNING
         self._running = 0
         self._waiting = deque[_Waiting]()
-        self._begun = deque[asyncio.Future[None]]()
         self._waiting_since = 0.0
         self._refused_at = -inf
         self._timer: asyncio.TimerHandle | None = None
-        self._pause_s = TICK_S
-        self._due = -inf
-        self._cpu_s = 0.0
+        self._due = self._cpu_s = 0.0
         self._is_late = False
-
-    def start(self) -> None:
-        """Start to measure."""
-        self._measure_again(monotonic(), thread_time(), TICK_S)
 
     def stop(self) -> None:
         """Stop measuring."""
         if self._timer is not None:
             self._timer.cancel()
-            self._pause_s = TICK_S
-        self._is_late = False
 
     def check_deadline(self, deadline: float) -> None:
         """Raise a Problem if *deadline*, by `time.monotonic`, has passed."""
@@ -81,30 +69,8 @@ class Admission:
         finally:
             self._end()
 
-    @asynccontextmanager
-    async def resumed(self) -> AsyncIterator[None]:
-        """Continue a batch, before those that have not begun; never refused."""
-        if self._running < self._limit:
-            self._run()
-        else:
-            turn = asyncio.get_running_loop().create_future()
-            self._begun.append(turn)
-            await self._take(turn)
-        try:
-            yield
-        finally:
-            self._end()
-
-    def _run(self) -> None:
-        self._running += 1
-        self._measure_soon()
-
-    def _end(self) -> None:
-        self._running -= 1
-        self._wake_waiters()
-
     async def _begin(self) -> None:
-        if self._running < self._limit and not self._waiting and not self._is_late:
+        if self._has_room and not self._waiting:
             self._run()
             return
         now = monotonic()
@@ -114,11 +80,6 @@ class Admission:
             raise self._late()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(now, turn))
-        self._measure_soon()
-        await self._take(turn)
-
-    async def _take(self, turn: asyncio.Future[None]) -> None:
-        """Wait for a turn, and return it on cancellation."""
         try:
             await turn
         except asyncio.CancelledError:
@@ -126,30 +87,35 @@ class Admission:
                 self._end()
             raise
 
+    @property
+    def _has_room(self) -> bool:
+        # One batch may always run: refusals alone can make the loop late.
+        return self._running < (MIN_RUNNING if self._is_late else self._limit)
+
+    def _run(self) -> None:
+        self._running += 1
+        if self._timer is None:
+            self._measure()
+
+    def _end(self) -> None:
+        self._running -= 1
+        self._wake_waiters()
+
     def _wake_waiters(self) -> None:
-        while self._begun and self._running < self._limit:
-            self._give(self._begun.popleft())
         now = monotonic()
-        allowed_s = self._allowed_s(now)
+        stands = now - self._waiting_since > INTERVAL_S or now - self._refused_at < INTERVAL_S
+        allowed_s = TARGET_S if stands else INTERVAL_S
         while self._waiting:
             since, turn = self._waiting[0]
-            if since + allowed_s < now:
-                if not turn.done():
+            if not turn.done():
+                if not self._running or (self._has_room and now <= since + allowed_s):
+                    self._run()
+                    turn.set_result(None)
+                elif now > since + allowed_s:
                     turn.set_exception(self._late())
-            elif self._running < self._limit and not self._is_late:
-                self._give(turn)
-            else:
-                break
+                else:
+                    break
             self._waiting.popleft()
-
-    def _give(self, turn: asyncio.Future[None]) -> None:
-        if not turn.done():
-            self._run()
-            turn.set_result(None)
-
-    def _allowed_s(self, now: float) -> float:
-        stands = self._waiting and now - self._waiting_since > INTERVAL_S
-        return TARGET_S if stands or now - self._refused_at < INTERVAL_S else INTERVAL_S
 
     def _late(self) -> Problem:
         self._refused_at = monotonic()
@@ -159,22 +125,19 @@ class Admission:
         self._count(reason)
         return overloaded(detail)
 
+    def _measure(self) -> None:
+        self._due, self._cpu_s = monotonic() + TICK_S, thread_time()
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
     def _tick(self) -> None:
-        now, cpu_s = monotonic(), thread_time()
-        late_s, worked_s = now - self._due, cpu_s - self._cpu_s
+        late_s, worked_s = monotonic() - self._due, thread_time() - self._cpu_s
         self._is_late = min(late_s, worked_s) > TICK_S
-        if worked_s > IDLE_SHARE * (self._pause_s + late_s):
+        if worked_s > IDLE_SHARE * (TICK_S + late_s):
             self._limit = max(MIN_RUNNING, self._limit * 3 // 4)
         elif self._waiting:
             self._limit = min(MAX_RUNNING, self._limit + 1)
-        self._measure_again(now, cpu_s, TICK_S if self._running or self._waiting else IDLE_TICK_S)
         self._wake_waiters()
-
-    def _measure_soon(self) -> None:
-        if self._pause_s > TICK_S and self._timer is not None:
-            self._timer.cancel()
-            self._measure_again(monotonic(), thread_time(), TICK_S)
-
-    def _measure_again(self, now: float, cpu_s: float, pause_s: float) -> None:
-        self._due, self._cpu_s, self._pause_s = now + pause_s, cpu_s, pause_s
-        self._timer = asyncio.get_running_loop().call_later(pause_s, self._tick)
+        if self._running:
+            self._measure()
+        else:
+            self._timer, self._is_late = None, False

@@ -280,7 +280,7 @@ class Connection(BaseProtocol):
                 self._count(len(data))
             self._feed_body(data)
             return
-        elif self.state is State.CLOSING:
+        elif self.state is State.CLOSING or not data:  # aiohttp resumes reading with no data
             return
         self._buffer += data
         self._count(len(data))

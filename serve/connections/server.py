@@ -15,7 +15,6 @@ from multidict import istr
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.app import Gate, RequestIds
 from hotplate.serve.api.cors import Cors
-from hotplate.serve.api.handlers import StreamedResponse
 from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.connection import Connection, ConnectionRegistry
@@ -76,7 +75,6 @@ class HttpServer:
     ) -> Acceptor:
         """Accept connections on a bound socket; *has_most* as for `Acceptor`, with their number as first argument."""
         listening.listen(backlog)
-        self.admission.start()
         self.registry.start()
         return Acceptor(
             listening, partial(self._take, certificate), lambda waited: has_most(len(self.registry), waited)
@@ -147,20 +145,18 @@ class HttpServer:
         except Problem as problem:
             raise problem.closing() from None
 
-        async def timed() -> web.Response:
+        async def in_turn() -> web.Response:
+            if self.registry.is_full:
+                raise self.writer.no_room()
             with read_within(READ_SHARE * (deadline - monotonic())):
-                return await work()
+                response = await work()
+            connection.hold(response.content_length or 0)
+            return response
 
-        response = await self.admission.batch(timed, deadline=deadline, is_gone=lambda: request.transport is None)
-        if isinstance(response, StreamedResponse):
-            response.turn = self.admission.resumed
-            response.hold = connection.hold
-        return response
+        return await self.admission.batch(in_turn, deadline=deadline, is_gone=lambda: request.transport is None)
 
     async def _read(self, request: web.BaseRequest) -> None:
         check_body(request)
-        if self.registry.is_full:
-            raise self.writer.no_room()
         expects = request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11
         if expects and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

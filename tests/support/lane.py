@@ -37,7 +37,7 @@ class MemoryTransport(asyncio.Transport):
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self.written = bytearray()
         self.closed = False
-        self._connection = connection
+        self.connection = connection
         self._reading = True
         self._unread = bytearray()
 
@@ -46,7 +46,7 @@ class MemoryTransport(asyncio.Transport):
         self._unread += data
         if self._reading and self._unread and not self.closed:
             came, self._unread = bytes(self._unread), bytearray()
-            self._connection.data_received(came)
+            self.connection.data_received(came)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self.closed:
@@ -65,7 +65,7 @@ class MemoryTransport(asyncio.Transport):
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
+            asyncio.get_running_loop().call_soon(self.connection.connection_lost, None)
 
     abort = close
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from math import inf
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
-import hotplate.serve.connections.admission
-from hotplate.serve.connections.admission import IDLE_TICK_S, TICK_S, Admission
+from hotplate.serve.connections.admission import TICK_S, Admission
 from hotplate.serve.problems import ClientGone, Problem
 from hotplate.serve.reader import TieredReader
 from tests.support.lane import Pair, exchange
@@ -44,45 +44,34 @@ class Gate:
 
         return asyncio.create_task(admitted())
 
-    def more_of(self, name: str) -> "asyncio.Task[None]":
-        async def resumed() -> None:
-            async with self.admission.resumed():
-                self.begun.append(name)
-
-        return asyncio.create_task(resumed())
-
-
-async def test_the_loop_is_measured_seldom_until_a_batch_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop, gate, pauses = asyncio.get_running_loop(), Gate(), list[float]()
-    call_later = loop.call_later
-
-    def recording(pause_s: float, callback: Callable[..., object]) -> asyncio.TimerHandle:
-        pauses.append(pause_s)
-        return call_later(pause_s, callback)
-
-    monkeypatch.setattr(loop, "call_later", recording)
-    gate.admission.start()
-    while pauses[-1] != IDLE_TICK_S:
-        await asyncio.sleep(0)
-    batch = gate.batch("a")
-    while not gate.begun:
-        await asyncio.sleep(0)
-    assert pauses[-1] == TICK_S
-    gate.end.set()
-    assert await batch == "a"
-    gate.admission.stop()
-    count = len(pauses)
-    await gate.batch("b")
-    assert len(pauses) == count
-
 
 @pytest.fixture
 async def gate() -> AsyncIterator[Gate]:
-    """An admission that measures until the test ends."""
+    """An admission whose measuring stops with the test."""
     gate = Gate()
-    gate.admission.start()
     yield gate
     gate.admission.stop()
+
+
+async def test_the_loop_is_measured_while_there_are_batches(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, pauses = asyncio.get_running_loop(), list[float]()
+    call_later = loop.call_later
+
+    def recording(pause_s: float, *callback: Any) -> asyncio.TimerHandle:  # noqa: ANN401 -- passed on
+        if pause_s == TICK_S:
+            pauses.append(pause_s)
+        return call_later(pause_s, *callback)
+
+    monkeypatch.setattr(loop, "call_later", recording)
+    batch = gate.batch("a")
+    while len(pauses) < 3:
+        await asyncio.sleep(0)
+    gate.end.set()
+    assert await batch == "a"
+    await asyncio.sleep(4 * TICK_S)
+    count = len(pauses)
+    await asyncio.sleep(4 * TICK_S)
+    assert len(pauses) == count
 
 
 async def test_a_batch_waits_for_its_turn_and_the_oldest_is_next(gate: Gate) -> None:
@@ -135,18 +124,25 @@ async def test_a_turn_is_not_lost_with_a_task_that_is_cancelled(gate: Gate) -> N
     assert await gate.batch("third") == "third"
 
 
-async def test_more_of_a_batch_that_has_begun_goes_before_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not measured and never too late: after a pause of the machine, a tick would let "second" begin, or refuse it.
-    monkeypatch.setattr(hotplate.serve.connections.admission, "INTERVAL_S", inf)
-    gate = Gate()
-    first, second = gate.batch("first"), gate.batch("second")
-    await asyncio.sleep(0)
-    more, dropped = gate.more_of("more"), gate.more_of("dropped")
-    await asyncio.sleep(0)
-    dropped.cancel()
+async def test_one_batch_runs_however_late_the_loop_is(gate: Gate) -> None:
+    def work() -> None:
+        until_s = time.thread_time() + 4 * TICK_S
+        while time.thread_time() < until_s:
+            pass
+
+    gate.batch("first")
+    for _ in range(5):
+        work()
+        await asyncio.sleep(0)
+    waiting = [gate.batch(str(n)) for n in range(20)]
     gate.end.set()
-    await asyncio.gather(first, second, more)
-    assert gate.begun == ["first", "more", "second"]
+    while not all(one.done() for one in waiting):
+        work()
+        await asyncio.sleep(0)
+    assert gate.counted["batch_delay"], "the loop is not late"
+    assert await gate.batch("next") == "next"
+    assert gate.counted["batch_delay"] < 20
+    assert gate.begun.count("first") == 1
 
 
 async def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing(gate: Gate) -> None:
