@@ -27,7 +27,6 @@ _COMMON_NAMES = {
     "item": "item iid movie product stockcode sku asin parentasin track article song artist book isbn video content",
     "weight": "weight count plays playcount strength",
     "quantity": "quantity qty",
-    "rating": "rating ratings stars score",
     "time": (
         "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat"
     ),
@@ -91,26 +90,20 @@ def choose_columns(
     chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
     if "user" in chosen and chosen["user"] == chosen.get("item"):
         raise DataError(f"The column {chosen['user']!r} of {source} is named for both the user and the item; name two.")
-    if not available:
-        raise DataError(f"{source} names no columns; give each row its fields.")
-    if available[0].startswith(_NUMBERED):
+    if available and available[0].startswith(_NUMBERED):
         free = [column for column in available if column not in chosen.values()]
         chosen |= zip((role for role in required if role not in chosen), free, strict=False)
     for role in guessed:
         fitting = usual_column(role, [column for column in available if column not in chosen.values()])
         if role not in chosen and fitting is not None:
             chosen[role] = fitting
-    if len(available) == 1 < len(required):
-        raise DataError(
-            f"{source} has a single column, {available[0][:200]!r}; it needs one each for {' and '.join(required)}. "
-            "If they are split by another delimiter than , ; or a tab, name it with --delimiter."
-        )
     for role in required:
         if role not in chosen:
             option = f" or give --{role}-column" if role in named else ""
             raise DataError(
                 f"No column of {source} looks like the {role}; name it {role!r}{option}. "
-                f"Its columns are: {_listed(available)}. If these are data, give --no-header."
+                f"Its columns are: {_listed(available)}. If these are data, give --no-header; if they are one column "
+                "by mistake, --delimiter."
             )
     return chosen
 
@@ -128,10 +121,8 @@ def numbered(count: int) -> list[str]:
     return [f"{_NUMBERED}{number}" for number in range(1, count + 1)]
 
 
-def time_format(sample: pl.Series, named: str | None) -> str:
-    """Return *named*, or the format that reads most of the *sample*: EPOCH or ISO 8601."""
-    if named is not None:
-        return named
+def time_format(sample: pl.Series) -> str:
+    """Return the format that reads most of the *sample*: EPOCH or ISO 8601."""
     if sample.dtype.is_numeric() or sample.is_empty():
         return EPOCH
     column = sample.rename("time").to_frame()
@@ -148,10 +139,8 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
         if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
             column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         return column.cast(pl.Datetime("us"))
-    if dtype.is_nested() or dtype in (pl.Binary, pl.Boolean, pl.Object):
-        return pl.lit(None, dtype=pl.Datetime("us"))
     if layout == EPOCH:
-        number = column if dtype.is_numeric() else column.cast(pl.String).str.strip_chars()
+        number = column if dtype.is_numeric() else column.str.strip_chars()
         return _from_epoch(number.cast(pl.Float64, strict=False))
     time = column.cast(pl.String).str.strip_chars().str.to_datetime(layout, time_unit="us", strict=False)
     return time.dt.replace_time_zone(None) if "%z" in layout or "%#z" in layout else time
@@ -179,5 +168,5 @@ def _plain(name: str) -> str:
 
 
 def _listed(available: Sequence[str]) -> str:
-    shown = ", ".join(available[:40])
+    shown = repr(", ".join(available[:40]))[1:-1]  # names of a file that is no text may hold control characters
     return shown if len(available) <= 40 else f"{shown} and {len(available) - 40} more"

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from urllib.parse import unquote, urlsplit
@@ -42,29 +41,13 @@ _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     ".events": "events",  # segments of the event log
 }
-COMPRESSIONS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", ".zstd": b"\x28\xb5\x2f\xfd"}
+_COMPRESSIONS = (".gz", ".zst", ".zstd")
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
-_SOME_TIME = datetime(2026, 1, 2, 13, 4, 5)  # noqa: DTZ001 -- the zone is set below
 # fsspec counts the query of a signed HTTP URL as part of its path.
 _HTTP = ("http", "https")
-# Error sentences by parts of the reader's message in lower case; the first match counts.
+# Error sentences by parts of polars' message in lower case.
 _READER_ERRORS = {
-    ("no space left", "file too large"): (
-        "cannot be written: the disk is full or a file size limit is reached (ulimit -f); free space, or set TMPDIR to "
-        "a folder on a larger disk."
-    ),
-    ("empty csv",): "is empty; give a file with a header and rows.",
-    ("unexpected end of file", "incomplete frame"): (
-        "is cut in the middle: its compressed data end too early; fetch or copy it again."
-    ),
-    ("out of specification", "out-of-spec", "thrift", "encoded schema"): (
-        "is cut in the middle or is not a Parquet file; fetch or copy it again."
-    ),
-    ("invalidnumber",): "holds a number that is too large or not valid JSON; write it as a text.",
-    ("corrupt", "panic", "assertion failed", "gzip header", "checksum", "frame"): (
-        "is damaged; fetch or copy it again."
-    ),
     ("utf-8", "utf8"): "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
     ("malformed", "could not parse"): (
         "has a quote that is not closed or stands inside a field; double it, and put the field in quotes."
@@ -94,9 +77,9 @@ class Format:
     """How to read text files.
 
     delimiter     None takes the most frequent of comma, semicolon and tab in the first line
-    null_values   texts for missing values, besides blanks
+    null_values   texts for missing values in delimited files, besides blanks
     time_format   such as %d/%m/%Y %H:%M; None for ISO 8601 or time since the epoch
-    max_bad_rows  allowed share of rows with a wrong number of fields, or an invalid required number or time
+    max_bad_rows  allowed share of rows with too many fields, or an invalid required number or time
     """
 
     delimiter: str | None = None
@@ -105,35 +88,16 @@ class Format:
     time_format: str | None = None
     max_bad_rows: float = 0.001
 
-    def __post_init__(self) -> None:
-        if self.time_format is not None and not _reads_times(self.time_format):
-            raise SettingError(
-                f"The time format {self.time_format!r} cannot be used; write one with a year, a month and a day: "
-                "%d/%m/%Y %H:%M."
-            )
-        if not 0 <= self.max_bad_rows < 1:
-            raise SettingError(f"max-bad-rows is {self.max_bad_rows}; it must be a share from 0 to 1, such as 0.001.")
-
-
-def _reads_times(layout: str) -> bool:
-    try:
-        written = pl.select(pl.lit(_SOME_TIME).dt.replace_time_zone("UTC").dt.strftime(layout)).to_series()
-        return bool(written.str.to_datetime(layout, strict=False).dt.date().item() == _SOME_TIME.date())
-    except pl.exceptions.PolarsError:
-        return False
-
 
 @contextmanager
 def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
     """Yield the files at *paths*, with temporary copies of standard input, data frames and URLs.
 
-    Raises SettingError for a file given twice, DataError as `find_files`.
+    Raises DataError as `find_files`.
     """
     with ExitStack() as stack:
         files = list[DataFile]()
         for path in paths:
-            if isinstance(path, pl.LazyFrame):
-                raise DataError("A lazy data frame cannot be read; give the result of its collect().")
             if isinstance(path, Frame):
                 files.append(stack.enter_context(_written(path)))
             elif str(path) == STANDARD_INPUT:
@@ -142,11 +106,6 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
                 files += stack.enter_context(_fetched(url))
             else:
                 files += find_files(Path(path))
-        places = set[Path]()
-        for file in files:
-            if file.path.resolve() in places:
-                raise SettingError(f"{file} is given twice, and its rows would count twice; give it once.")
-            places.add(file.path.resolve())
         yield files
 
 
@@ -173,21 +132,12 @@ def _named(path: DataSource) -> str:
 def _written(frame: Frame) -> Iterator[DataFile]:
     with temporary_folder("input") as folder:
         path = folder / "frame.parquet"
-        with data_errors(_FRAME):
-            try:
-                _of_polars(frame).write_parquet(path)
-            except (TypeError, ValueError, NotImplementedError) as error:  # also the bases of pyarrow's errors
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise DataError(f"The data frame cannot be read: {reason}; give each column one type.") from error
+        try:
+            pl.DataFrame(frame).write_parquet(path)
+        except (TypeError, ValueError, ImportError, pl.exceptions.PolarsError) as error:  # also pyarrow's errors
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(f"The data frame cannot be read: {reason}.") from error
         yield DataFile(path, "parquet", origin=_FRAME)
-
-
-def _of_polars(frame: Any) -> pl.DataFrame:  # noqa: ANN401 -- pandas is not installed with hotplate
-    try:
-        return pl.DataFrame(frame)
-    except ImportError:  # polars alone copies only numeric columns of pandas
-        filled = frame.astype(object).where(frame.notna(), None)
-        return pl.DataFrame({str(name): filled[name].to_list() for name in frame.columns})
 
 
 @contextmanager
@@ -268,7 +218,7 @@ def _in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFil
 
 
 def _kind(file: Path) -> FileKind:
-    compressed = file.suffix.lower() in COMPRESSIONS
+    compressed = file.suffix.lower() in _COMPRESSIONS
     kind = _KINDS.get((file.with_suffix("") if compressed else file).suffix.lower())
     if kind is None or (kind == "parquet" and compressed):
         raise DataError(
@@ -297,18 +247,12 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """Return a digest that changes with *paths*, by bytes or fsspec's version keys."""
+    """Return a digest that changes with *paths*, by bytes, or by fsspec's sizes, times and tags."""
     paths, remote = list(paths), list[str]()
     for url in filter(None, map(url_of, paths)):
         with _fetching(url) as (files, root):
-            if scheme_of(url) in _HTTP:  # fsspec's key of an HTTP file is its URL
-                found = xxhash.xxh3_128()
-                with files.open(root, block_size=0) as stream:  # a stream, as some servers lack ranges
-                    while chunk := stream.read(_CHUNK_BYTES):
-                        found.update(chunk)
-                remote.append(f"{root} {found.hexdigest()}")
-            else:
-                remote += [f"{name} {files.ukey(name)}" for name in sorted(files.find(root) or [root])]
+            names = [root] if scheme_of(url) in _HTTP else sorted(files.find(root) or [root])
+            remote += [f"{name} {files.info(name)}" for name in names]
     local = [path for path in paths if url_of(path) is None]
     there = [file for path in local for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     digested = digest((str(file), file) for file in there if not file.is_dir())
@@ -325,12 +269,10 @@ def data_errors(source: object) -> Iterator[None]:
 
 
 def _sentence(source: object, error: BaseException) -> str:
-    if isinstance(error, PermissionError):
-        return f"{source} may not be read by this user; change its permissions."
-    if isinstance(error, FileNotFoundError):
-        return f"{source} does not exist; check its path and the working folder."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{source} cannot be read or written: {error.strerror}."
     message = str(error).strip() or type(error).__name__
     for parts, sentence in _READER_ERRORS.items():
         if any(part in message.lower() for part in parts):
             return f"{source} {sentence}"
-    return f"{source} cannot be read: {message.splitlines()[0]}."
+    return f"{source} cannot be read or written: {message.splitlines()[0]}."

@@ -1,14 +1,13 @@
 """Parsers of row filters (`quantity>0`), event weights (`view=1,buy=5`) and half-lives (`30d`)."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 import polars as pl
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.input.columns import find_column, number_in
-from hotplate.offline.input.files import Format
 from hotplate.offline.input.tables import Table
 
 _FILTER = re.compile(
@@ -30,7 +29,6 @@ class Filter:
 
         A missing value counts as an empty text, and meets no comparison of size. Raises DataError for a missing column.
         """
-        table = replace(table, form=Format(null_values=()))  # filters see null values as written
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         text, own_number, number = table.text(name), table.number(name), number_in(self.value)
         if self.operator in {"~", "!~"}:
@@ -42,8 +40,7 @@ class Filter:
             same = own_number.eq_missing(number) if as_number else text.fill_null("") == self.value
             return same if self.operator == "=" else ~same
         if number is not None:
-            # polars sorts NaN above all numbers.
-            side, bound = own_number.fill_nan(None), pl.lit(number)
+            side, bound = own_number, pl.lit(number)
         else:
             side, bound = pl.when(text.str.contains(r"^\d")).then(text), pl.lit(self.value)
         compared = {">": side > bound, ">=": side >= bound, "<": side < bound, "<=": side <= bound}[self.operator]

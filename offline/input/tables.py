@@ -1,46 +1,32 @@
 """Input rows, scanned by polars; rows left out are counted, bad ones shown."""
 
-import csv
-import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import MAX_ID_BYTES, choose_columns, number_in, numbered, read_time, time_format
-from hotplate.offline.input.files import (
-    COMPRESSIONS,
-    DataFile,
-    DataSource,
-    Format,
-    data_errors,
-    input_files,
-    named_paths,
-)
+from hotplate.offline.input.columns import MAX_ID_BYTES, choose_columns, numbered, read_time, time_format
+from hotplate.offline.input.files import DataFile, DataSource, Format, data_errors, input_files, named_paths
 
-# Columns added to a scan: the row's index in the file, and its fault, if any.
+# Columns added to a scan: the row's index in the file, and what follows its last field, if anything.
 ROW = "\0row"
-FAULT = "\0fault"
-INCOMPLETE = "incomplete"
+EXTRA = "\0extra"
+_TOO_LONG = "too many fields"
 # Rows shown in a message.
-SHOWN = 5
+_SHOWN = 5
 _HEAD_ROWS = 1000
-_HEAD_BYTES = 4096
-_NOT_IN_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _DELIMITERS = ",;\t"
 _SPELLED_DELIMITERS = {"\\t": "\t", "tab": "\t"}
-_FEW_FIELDS, _NO_JSON, _HALF = "too few fields", 'not a JSON object such as {"user": 1, "item": 2}', "half of a "
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One file, scanned as often as needed. All columns of a text file are text, '' for a missing value.
+    """One file, scanned as often as needed. All columns of a text file are text, null for a missing value.
 
-    frame      the columns of *schema*, ROW and FAULT
+    frame      the columns of *schema*, ROW and EXTRA
     first_row  number of the first data row in the file, from 1
     """
 
@@ -51,7 +37,7 @@ class Table:
     first_row: int = 1
 
     def text(self, name: str | None) -> pl.Expr:
-        """Return the column as text, null for a missing value; all null without a *name*.
+        """Return the column as text, null for a missing or blank value; all null without a *name*.
 
         Whole floats lose their point, as pandas stores nullable integers as floats. Raises DataError for nested and
         binary columns.
@@ -68,49 +54,40 @@ class Table:
             # Floats beyond 2**53 do not hold every integer.
             whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
             text = pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
-        return pl.when(~self.is_absent(name)).then(text)
+            return pl.when(column.is_not_nan()).then(text)
+        # Only texts below "!" can be blank; stripping all takes as long as reading.
+        return pl.when((text >= "!") | (pl.when(text < "!").then(text).str.strip_chars() != "")).then(text)
 
     def number(self, name: str) -> pl.Expr:
-        """Return the column as a float, null if it is not a number."""
+        """Return the column as a float, null for a missing number and for any other text."""
         dtype, column = self.schema[name], pl.col(name)
         if dtype.is_numeric() or dtype == pl.Boolean:
-            return column.cast(pl.Float64)
+            return column.cast(pl.Float64).fill_nan(None)
         return column.cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
 
     def is_absent(self, name: str) -> pl.Expr:
-        """Return whether the value is null, NaN, blank or a null value; never null."""
-        dtype, column, null_values = self.schema[name], pl.col(name), self.form.null_values
-        if dtype.is_numeric():
-            absent = column.is_null() | column.is_nan() if dtype.is_float() else column.is_null()
-            numbers = [number for number in map(number_in, null_values) if number is not None]
-            return absent | column.cast(pl.Float64).is_in(numbers) if numbers else absent
-        if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
-            return column.is_null()
-        text = column.cast(pl.String)
-        # Only texts below "!" can be blank; stripping all takes as long as reading.
-        blank = pl.when(text < "!").then(text).str.strip_chars() == ""
-        return text.is_null() | blank.fill_null(value=False) | text.is_in(list(null_values))
+        """Return whether the value is null, NaN or blank; never null."""
+        dtype = self.schema[name]
+        has_text = dtype.is_float() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
+        return (self.text(name) if has_text else pl.col(name)).is_null()
 
     def time_format(self, name: str) -> str:
         """Return the format of a column of times."""
-        present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS)
+        if self.form.time_format is not None:
+            return self.form.time_format
         with data_errors(self.file):
-            return time_format(present.collect().get_column(name), self.form.time_format)
+            present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS).collect()
+            return time_format(present.get_column(name))
 
     def time(self, name: str, layout: str) -> pl.Expr:
         """Return the column as a naive UTC time, null if not in the format *layout*."""
         return read_time(name, self.schema[name], layout)
 
-    def place(self, row: int) -> str:
-        """Return the name of a row for messages."""
-        return f"{self.file}, row {row + self.first_row}"
-
-    def faults(self) -> Iterator[str]:
-        """Describe the first faulty rows."""
-        found = self.frame.filter(pl.col(FAULT) != "").select(ROW, FAULT).head(SHOWN).collect()
-        for row, fault in found.iter_rows():
-            known = fault.startswith((_FEW_FIELDS, _NO_JSON, _HALF))
-            yield f"{self.place(row)}: {fault if known else f'too many fields, as {fault[:80]!r} after the last'}"
+    def cells(self, rows: Sequence[int], column: str) -> Iterator[tuple[str, object]]:
+        """Yield the place and the value of a *column* in some *rows*."""
+        found = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming")
+        for row, value in found.sort(ROW).iter_rows():
+            yield f"{self.file}, row {row + self.first_row}", value
 
 
 def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
@@ -127,167 +104,68 @@ def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
 
 def _open(file: DataFile, form: Format) -> Table:
     with data_errors(file):
-        if file.path.stat().st_size == 0:
-            raise DataError(f"{file} is empty; give a file with a header and rows.")
         if file.kind == "parquet":
             frame, first_row = pl.scan_parquet(file.path, glob=False, row_index_name=ROW), 1
         else:
             frame, first_row = _scan_text(file, form)
         names = frame.collect_schema().names()
-        keys = {key: value for key, value in file.keys.items() if key not in names}
-        if FAULT not in names:
-            keys[FAULT] = None
-        frame = frame.with_columns(pl.lit(value, pl.String).alias(key) for key, value in keys.items())
-        schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, FAULT)}
+        added = {key: value for key, value in {**file.keys, EXTRA: None}.items() if key not in names}
+        frame = frame.with_columns(pl.lit(value, pl.String).alias(key) for key, value in added.items())
+        schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
         return Table(file, frame, schema, form, first_row)
 
 
 def _scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
-    _check_head(file)
-    head = [str(line) for line in _lines(file).head(_HEAD_ROWS).collect().get_column("line")]
-    first = head[0].removeprefix("\ufeff") if head else ""
-    if not head:
+    head = pl.scan_lines(file.path, glob=False).head(1).collect().to_series()
+    first = str(head[0]).removeprefix("\ufeff") if len(head) else ""
+    if not len(head):
         raise DataError(f"{file} is empty; give a file with a header and rows.")
     if "\r" in first:
         raise DataError(f"{file} has lines that end with CR alone; convert it: tr '\\r' '\\n'.")
-    if not first.strip():
-        raise DataError(f"{file} begins with an empty line; remove it.")
     if first.lstrip().startswith("{"):
         return _scan_json(file), 1
-    if first.lstrip().startswith("[") and ".json" in file.path.name:
-        raise DataError(f"{file} is one JSON array; write an object on each line instead: jq -c '.[]'.")
-    separator = _separator(file, first, form.delimiter)
-    names = next(csv.reader((f"{line}\n" for line in [first, *head[1:]]), delimiter=separator))
-    if not form.header:
-        names = numbered(len(names))
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{file} has two columns named {twice!r} in its header (row 1); rename one.")
-    return _scan_csv(file, separator, names, has_header=form.header), 1 + form.header
+    how: dict[str, Any] = {"separator": _separator(first, form.delimiter), "has_header": form.header, "glob": False}
+    names = pl.scan_csv(file.path, infer_schema=False, **how).collect_schema().names()
+    frame = pl.scan_csv(
+        file.path,
+        schema=dict.fromkeys([*(names if form.header else numbered(len(names))), EXTRA], pl.String()),
+        null_values=list(form.null_values),
+        extra_columns="ignore",
+        missing_columns="insert",
+        row_index_name=ROW,
+        **how,
+    )
+    return frame, 1 + form.header
 
 
-def _check_head(file: DataFile) -> None:
-    """Raise DataError for binary and cut files; a .gz may be decompressed already."""
-    with file.path.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
-    if head.startswith(tuple(COMPRESSIONS.values())) and len(head) > 4:  # polars does not recognize shorter ones
-        return
-    magic = COMPRESSIONS.get(file.path.suffix.lower())
-    if magic is not None and head[: len(magic)] == magic[: len(head)]:
-        raise DataError(f"{file} is cut in the middle: it has {len(head)} bytes; fetch or copy it again.")
-    if b"\0" in head or (magic is not None and _NOT_IN_TEXT.search(head)):
-        raise DataError(
-            f"{file} is neither UTF-8 text nor gzip or zstd data; name it as what it is, or convert it: "
-            "iconv -f UTF-16 -t UTF-8."
-        )
-
-
-def _lines(file: DataFile) -> pl.LazyFrame:
-    return pl.scan_lines(file.path, row_index_name=ROW, glob=False)
-
-
-def _separator(file: DataFile, first: str, delimiter: str | None) -> str:
+def _separator(first: str, delimiter: str | None) -> str:
     if delimiter is None:
         return max(_DELIMITERS, key=first.count)
     separator = _SPELLED_DELIMITERS.get(delimiter, delimiter)
     if len(separator) != 1 or not separator.isascii():
         raise SettingError(f"The delimiter {delimiter!r} cannot be used; give one ASCII character, such as ; or \\t.")
-    if separator not in first:
-        raise DataError(f"The first row of {file} has no {delimiter!r} in it: {first[:200]!r}; give another delimiter.")
     return separator
 
 
-def _scan_csv(file: DataFile, separator: str, names: Sequence[str], *, has_header: bool) -> pl.LazyFrame:
-    """Return the rows without blank lines. If no field begins with a quote, quotes are plain text."""
-    blank = pl.all_horizontal(pl.col(name) == "" for name in names) if len(names) > 1 else pl.lit(value=False)
-    ends = (pl.col(names[-1]) == "") & ~blank
-    for quote in ('"', None):
-        frame = pl.scan_csv(
-            file.path,
-            schema=dict.fromkeys([*names, FAULT], pl.String()),
-            separator=separator,
-            has_header=has_header,
-            quote_char=quote,
-            empty_string_is_null=False,
-            extra_columns="ignore",
-            missing_columns="insert",
-            row_index_name=ROW,
-            glob=False,
-        )
-        try:
-            counts = frame.select(blank=blank.sum(), ends=ends.sum()).collect(engine="streaming").row(0, named=True)
-        except pl.exceptions.ComputeError as error:
-            malformed = "malformed" in str(error) or "could not parse" in str(error)
-            if quote is None or not malformed or _any_line(file, rf'(?:^|{re.escape(separator)})"'):
-                raise
-            continue
-        frame = frame.filter(~blank) if counts["blank"] else frame
-        short = _short_rows(file, separator, len(names), quote) if counts["ends"] and len(names) > 1 else []
-        if short:
-            is_short = pl.col(ROW).is_in([row - has_header for row in short])
-            frame = frame.with_columns(pl.when(is_short).then(pl.lit(_FEW_FIELDS)).otherwise(FAULT).alias(FAULT))
-        return frame
-    raise AssertionError("the second scan returns or raises")
-
-
-def _any_line(file: DataFile, pattern: str) -> bool:
-    found = _lines(file).select(pl.col("line").str.contains(pattern).any())
-    return bool(found.collect(engine="streaming").item())
-
-
-def _short_rows(file: DataFile, separator: str, fields: int, quote: str | None) -> list[int]:
-    """Return indices of lines with too few *fields*, which polars fills up; none if quoted fields have line ends."""
-    line = pl.col("line")
-    plain = line
-    if quote is not None:
-        open_quotes = _lines(file).select((line.str.count_matches(quote, literal=True) % 2 == 1).any())
-        if open_quotes.collect(engine="streaming").item():
-            return []
-        # Quotes inside a field do not enclose separators.
-        plain = line.str.replace_all(rf'(^|{re.escape(separator)})"(?:[^"]|"")*"', "$1")
-    is_short = (plain.str.count_matches(separator, literal=True) < fields - 1) & (line.str.strip_chars() != "")
-    return _lines(file).filter(is_short).select(ROW).collect(engine="streaming").get_column(ROW).to_list()
-
-
 def _scan_json(file: DataFile) -> pl.LazyFrame:
-    # polars reads half a surrogate pair as NUL, which would merge ids.
-    escaped = pl.col("line").str.replace_all(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "")
-    halves = _lines(file).select(escaped.str.contains(r"\\u[dD][89a-fA-F]").any())
-    if not halves.collect(engine="streaming").item():
-        try:
-            frame = _ndjson(file.path)
-            frame.select(pl.len()).collect(engine="streaming")
-        except pl.exceptions.PolarsError:
-            pass
-        else:
-            return frame
-    lines, first_fault = list[str](), None
-    for batch in _lines(file).select("line").collect_batches(maintain_order=True):
-        for line in filter(str.strip, batch.get_column("line")):
-            fault = _json_fault(line)
-            first_fault = first_fault or (fault and f"{file}, row {len(lines) + 1}: {fault}.")
-            lines.append(line if fault is None else json.dumps({FAULT: fault}))
-    frame = _ndjson(io.BytesIO("\n".join(lines).encode()))
-    if first_fault is not None and frame.collect_schema().names() == [ROW, FAULT]:
-        raise DataError(first_fault)
-    return frame
-
-
-def _ndjson(source: Any) -> pl.LazyFrame:  # noqa: ANN401 -- a path or a stream
-    # Keys may appear late; numbers keep their text.
-    schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
-    texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
-    return pl.scan_ndjson(source, schema=texts, row_index_name=ROW)
-
-
-def _json_fault(line: str) -> str | None:
     try:
-        value = json.loads(line)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return f"{_HALF}surrogate pair, which is not a character"
+        # Keys may appear late; numbers keep their text.
+        schema = pl.scan_ndjson(file.path, infer_schema_length=None).collect_schema()
+    except pl.exceptions.PolarsError as error:
+        lines = pl.scan_lines(file.path, row_index_name=ROW, glob=False).collect().iter_rows()
+        bad = next((row for row, line in lines if line.strip() and not _is_object(line)), None)
+        if bad is None:
+            raise
+        raise DataError(f'{file}, row {bad + 1}: not a JSON object such as {{"user": 1, "item": 2}}.') from error
+    texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
+    return pl.scan_ndjson(file.path, schema=texts, row_index_name=ROW)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
     except ValueError:
-        return _NO_JSON
-    return None if isinstance(value, dict) else _NO_JSON
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +173,6 @@ class TableShape:
     """How to read the rows of a *table*.
 
     values    aliased expressions over the table's columns
-    derived   expressions over the values
     left_out  conditions over the values by reason, tried in this order
     bad       for reasons that make a row bad: its column, and the fault
     """
@@ -304,7 +181,6 @@ class TableShape:
     values: Sequence[pl.Expr]
     left_out: Mapping[str, pl.Expr]
     bad: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    derived: Sequence[pl.Expr] = ()
 
 
 class Rows:
@@ -317,20 +193,15 @@ class Rows:
     """
 
     def __init__(
-        self,
-        shapes: Sequence[TableShape],
-        source: str,
-        *facts: pl.Expr,
-        advice: str = "mend the rows",
-        repeated: Sequence[str] = (),
+        self, shapes: Sequence[TableShape], source: str, *facts: pl.Expr, repeated: Sequence[str] = ()
     ) -> None:
         """Count all rows; text columns in *repeated* become categories, and the rows stay in memory.
 
-        Raises DataError for too many bad rows, and, with *advice*, if no row is kept.
+        Raises DataError for too many bad rows, and if no row is kept.
         """
-        self._tables = [shape.table for shape in shapes]
-        reasons = dict.fromkeys([INCOMPLETE, *(reason for shape in shapes for reason in shape.left_out)])
-        self._reasons = {reason: number for number, reason in enumerate(reasons, start=1)}
+        self._shapes = shapes
+        reasons = dict.fromkeys([_TOO_LONG, *(reason for shape in shapes for reason in shape.left_out)])
+        self._numbers = {reason: number for number, reason in enumerate(reasons, start=1)}
         self._all = pl.concat([self._shaped(*numbered, repeated) for numbered in enumerate(shapes)], how="diagonal")
         with data_errors(source):
             if repeated:
@@ -340,11 +211,11 @@ class Rows:
         self.total = sum(group["rows"] for group in found.values())
         if not self.total:
             raise DataError(f"{source} has a header but no rows; give a file with rows.")
-        self.left_out = {reason: found[number]["rows"] for reason, number in self._reasons.items() if number in found}
-        self.bad = self._bad_rows(shapes, source)
+        self.left_out = {reason: found[number]["rows"] for reason, number in self._numbers.items() if number in found}
+        self.bad = self._bad_rows(source)
         if 0 not in found:
             counted = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
-            raise DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counted}; {advice}.")
+            raise DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counted}.")
         self.facts: dict[str, Any] = found[0]
 
     @property
@@ -352,50 +223,50 @@ class Rows:
         """The values and ROW of the rows kept."""
         return self._all.filter(pl.col("reason") == 0).drop("file", "reason")
 
-    def values(self, reason: str, name: str) -> pl.DataFrame:
-        """Return [value, len] of *name* in rows left out for *reason*, most frequent first."""
-        left_out = self._all.filter(pl.col("reason") == self._reasons[reason])
-        counted = left_out.group_by(value=name).len().with_columns(pl.col("value").cast(pl.String))
-        return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming")
-
-    def cells(self, reason: str, column: str) -> Iterator[tuple[str, str]]:
-        """Yield place and value in *column* of the first rows left out for *reason*."""
-        found = self._all.filter(pl.col("reason") == self._reasons[reason]).select("file", ROW).head(SHOWN)
-        for file, row in found.collect().iter_rows():
-            table = self._tables[file]
-            yield table.place(row), repr(table.frame.filter(pl.col(ROW) == row).select(column).collect().item())
+    def values(self, reason: str, name: str) -> pl.Series:
+        """Return the values of *name* in rows left out for *reason*, most frequent first."""
+        counted = self._only(reason).group_by(value=pl.col(name).cast(pl.String)).len()
+        return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
 
     def note_of_bad_rows(self) -> str | None:
         """Return a sentence that shows the bad rows, if any."""
         return f"bad rows are left out: {'; '.join(self.bad)}" if self.bad else None
 
-    def _bad_rows(self, shapes: Sequence[TableShape], source: str) -> list[str]:
-        shown, faults = list[str](), {INCOMPLETE} & self.left_out.keys()
-        if faults:
-            shown += [each for table in self._tables for each in table.faults()]
-        for reason, (column, wrong) in {each: bad for shape in shapes for each, bad in shape.bad.items()}.items():
+    def _bad_rows(self, source: str) -> list[str]:
+        shown, count = list[str](), 0
+        bad = {_TOO_LONG: (EXTRA, "stands after the last field")}
+        for reason, (column, wrong) in {
+            **bad,
+            **{key: at for shape in self._shapes for key, at in shape.bad.items()},
+        }.items():
+            count += self.left_out.get(reason, 0)
             if reason in self.left_out:
-                faults.add(reason)
-                shown += [f"{place}, column {column!r}: {value} {wrong}" for place, value in self.cells(reason, column)]
-        bad, share = sum(self.left_out[reason] for reason in faults), shapes[0].table.form.max_bad_rows
-        if bad > share * self.total:
+                first = self._only(reason).select("file", ROW).head(_SHOWN).collect()
+                for (file,), rows in first.group_by("file", maintain_order=True):
+                    for place, value in self._shapes[file].table.cells(rows.get_column(ROW).to_list(), column):
+                        at = "" if column == EXTRA else f", column {column!r}"
+                        shown.append(f"{place}{at}: {value!r:.80} {wrong}")
+        share = self._shapes[0].table.form.max_bad_rows
+        if count > share * self.total:
             raise DataError(
-                f"{'; '.join(shown[:SHOWN])}. {bad:,} of the {self.total:,} rows of {source} "
-                f"{'is' if bad == 1 else 'are'} bad, and at most {share:.3%} may be; mend them"
+                f"{'; '.join(shown[:_SHOWN])}. {count:,} of the {self.total:,} rows of {source} "
+                f"{'is' if count == 1 else 'are'} bad, and at most {share:.3%} may be; mend them"
                 f"{', or raise --max-bad-rows' if share else ''}."
             )
         return shown
 
+    def _only(self, reason: str) -> pl.LazyFrame:
+        return self._all.filter(pl.col("reason") == self._numbers[reason])
+
     def _shaped(self, number: int, shape: TableShape, repeated: Sequence[str]) -> pl.LazyFrame:
         # In steps, as polars would compute the values for each condition.
-        faulty = (pl.col(FAULT) != "").fill_null(value=False).alias(FAULT)
-        rows = shape.table.frame.select(ROW, faulty, *shape.values).with_columns(*shape.derived)
-        left_out = {INCOMPLETE: pl.col(FAULT), **shape.left_out}
-        tried = [pl.when(found).then(pl.lit(self._reasons[reason])) for reason, found in left_out.items()]
+        rows = shape.table.frame.select(ROW, pl.col(EXTRA).is_not_null(), *shape.values)
+        left_out = {_TOO_LONG: pl.col(EXTRA), **shape.left_out}
+        tried = [pl.when(found).then(pl.lit(self._numbers[reason])) for reason, found in left_out.items()]
         marked = rows.with_columns(file=pl.lit(number, pl.UInt16), reason=pl.coalesce(*tried, pl.lit(0)).cast(pl.UInt8))
-        helpers = [name for name in left_out if name in marked.collect_schema()]
-        alike = [pl.col(name).cast(pl.Categorical) for name in repeated if name in marked.collect_schema()]
-        return marked.drop(FAULT, *helpers).with_columns(alike)
+        names = marked.collect_schema().names()
+        alike = [pl.col(name).cast(pl.Categorical) for name in repeated if name in names]
+        return marked.drop(EXTRA, *(name for name in left_out if name in names)).with_columns(alike)
 
 
 def read_text(path: DataSource, roles: Sequence[str], **named: str | None) -> pl.DataFrame:
@@ -407,13 +278,9 @@ def read_text(path: DataSource, roles: Sequence[str], **named: str | None) -> pl
 def text_of(files: Sequence[DataFile], source: str, roles: Sequence[str], **named: str | None) -> pl.DataFrame:
     """Return columns of *files* as text, by role: those *named*, and *roles* by their usual names.
 
-    Rows without an item are left out. The item's column may be missing, and fields at the end of rows. Raises DataError
-    for any other bad row.
+    Rows without an item are left out. The item's column may be missing. Raises DataError for a bad row.
     """
-    fault = pl.when(pl.col(FAULT) != _FEW_FIELDS).then(FAULT).alias(FAULT)
-    tables = [
-        replace(table, frame=table.frame.with_columns(fault)) for table in open_tables(files, Format(max_bad_rows=0))
-    ]
+    tables = open_tables(files, Format(max_bad_rows=0))
     available = list(tables[0].schema)
     named = named | ({} if named.get("item") in available else {"item": None})
     columns = choose_columns(named, available, source, guessed=roles, required=roles)
