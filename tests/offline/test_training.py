@@ -187,10 +187,8 @@ def test_a_data_frame_is_learnt_from_and_a_notebook_shows_the_report(kind: str, 
 def test_a_data_frame_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     mixed: Any = pl.DataFrame({"user": ["a", "b"], "item": ["x", "y"]}).to_pandas().astype(object)
     mixed.loc[1, "user"] = 1
-    lazy: Any = pl.LazyFrame({"user": ["a"], "item": ["x"]})
-    for frame, complaint in ((mixed, "give each column one type"), (lazy, "give the result of its collect")):
-        with pytest.raises(DataError, match=complaint):
-            train(TrainSettings(frame, params=PARAMS), tmp_path / "model")
+    with pytest.raises(DataError, match="The data frame cannot be read: "):
+        train(TrainSettings(mixed, params=PARAMS), tmp_path / "model")
 
 
 def test_a_data_frame_without_a_column_of_users_is_refused_with_its_columns(tmp_path: Path) -> None:
