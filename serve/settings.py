@@ -30,15 +30,8 @@ LOGS = "Logs and telemetry"
 Destination = Literal["otlp", "azure-monitor"]
 
 CONNECTION_STRING = "APPLICATIONINSIGHTS_CONNECTION_STRING"
-# Whether the parent's decision applies, and the share, if implied.
-SAMPLERS = {
-    "always_on": (False, 1.0),
-    "always_off": (False, 0.0),
-    "traceidratio": (False, None),
-    "parentbased_always_on": (True, 1.0),
-    "parentbased_always_off": (True, 0.0),
-    "parentbased_traceidratio": (True, None),
-}
+# With or without "parentbased_" in front.
+SAMPLERS = ("always_on", "always_off", "traceidratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,18 +196,21 @@ def read_telemetry(
 
 def _sampling(environment: Mapping[str, str]) -> Sampling:
     name = environment.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
-    if name.lower() not in SAMPLERS:
-        raise ServiceMisused(f"OTEL_TRACES_SAMPLER is {name!r}; it takes one of {', '.join(SAMPLERS)}")
-    parent_based, share = SAMPLERS[name.lower()]
-    if share is None:
-        given = environment.get("OTEL_TRACES_SAMPLER_ARG") or "1"
-        try:
-            share = float(given)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            raise ServiceMisused(f"OTEL_TRACES_SAMPLER_ARG is {given!r}; it is the share of traces, from 0 to 1")
-    return Sampling(share, parent_based)
+    kind = name.lower().removeprefix("parentbased_")
+    if kind not in SAMPLERS:
+        raise ServiceMisused(
+            f"OTEL_TRACES_SAMPLER is {name!r}; it takes {', '.join(SAMPLERS)}, with parentbased_ in front or not"
+        )
+    given = environment.get("OTEL_TRACES_SAMPLER_ARG") or "1"
+    if kind != "traceidratio":
+        given = "1" if kind == "always_on" else "0"
+    try:
+        share = float(given)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ServiceMisused(f"OTEL_TRACES_SAMPLER_ARG is {given!r}; it is the share of traces, from 0 to 1")
+    return Sampling(share, parent_based=kind != name.lower())
 
 
 def timestamp(time_s: float) -> str:

@@ -91,11 +91,11 @@ class WorkerState(msgspec.Struct, frozen=True):
     """By the monotonic clock, which all processes share."""
     lag_s: float
     """Maximum since the last report."""
-    connections: int
-    findings: list[ServiceFinding]
     tiers: list[TierState]
     lookups: dict[str, list[int]]
     """Hits, misses and errors by release."""
+    connections: int = 0
+    findings: list[ServiceFinding] = msgspec.field(default_factory=list[ServiceFinding])
     certificate_expires_at: float | None = None
 
     @property
@@ -128,14 +128,17 @@ def service_status(states: Sequence[WorkerState | None]) -> str:
 
 
 class _Cells:
-    """Values in shared memory with one writer each; readers verify a checksum."""
+    """Values in shared memory with one writer each; readers verify a checksum. Too large ones are not written."""
 
     def __init__(self, cells: int, largest: int) -> None:
-        self.largest = largest
+        self._largest = largest
         self._bytes = largest + _HEAD.size
         self._map = mmap.mmap(-1, cells * self._bytes)
 
     def write(self, cell: int, value: bytes) -> None:
+        if len(value) > self._largest:
+            log.error("%d bytes of a worker's state do not fit into shared memory", len(value))
+            return
         start = cell * self._bytes
         written = _HEAD.pack(len(value), xxh3_64_intdigest(value)) + value
         self._map[start : start + len(written)] = written
@@ -178,11 +181,8 @@ class SharedStates:
             self.stop_accepting(number)
 
     def write(self, process: int, state: WorkerState) -> None:
-        """Write the state of a process, without its tiers if they do not fit."""
-        payload = msgspec.msgpack.encode(state)
-        if len(payload) > self._cells.largest:
-            payload = msgspec.msgpack.encode(msgspec.structs.replace(state, tiers=[], lookups={}))
-        self._cells.write(process, payload)
+        """Write the state of a process."""
+        self._cells.write(process, msgspec.msgpack.encode(state))
         if process < self.workers and self._connections[process] != _NONE_ACCEPTED:
             self._connections[process] = state.connections
 
@@ -227,11 +227,7 @@ class SharedStates:
             return
         self._keeping = served
         kept = _Kept(time.monotonic(), tier, served.ref, served.writer, served.manifest, served.popular)
-        payload = msgspec.msgpack.encode(kept)
-        if len(payload) > _MAX_KEPT_BYTES:
-            log.warning("the popular lists of release %s are too large to be kept for workers that start", served.id)
-        else:
-            self._kept.write(worker, payload)
+        self._kept.write(worker, msgspec.msgpack.encode(kept))
 
     def last_kept(self) -> tuple[str, ServedRelease] | None:
         """Return the last kept tier and release, with popular lists only."""
@@ -250,21 +246,10 @@ def _decode_nothing(key: str, _: bytes) -> bytes:
 class Reporter:
     """Writes the state of its process every REPORT_S."""
 
-    def __init__(
-        self,
-        tiers: Sequence[Tier],
-        *,
-        status: Callable[[], str] | None = None,
-        connections: Callable[[], int] = lambda: 0,
-        findings: Callable[[], list[ServiceFinding]] = list,
-        certificate_expires_at: Callable[[], float | None] = lambda: None,
-    ) -> None:
-        """Take callbacks for current values; by default, the status is that of the tiers."""
+    def __init__(self, tiers: Sequence[Tier], more: Callable[[], dict[str, object]] = dict) -> None:
+        """*more* returns the fields that the tiers do not determine, such as the connections."""
         self._tiers = tiers
-        self._status = status or (lambda: status_of(tiers))
-        self._connections = connections
-        self._findings = findings
-        self._certificate_expires_at = certificate_expires_at
+        self._more = more
         self._started_at = time.time()
         self._counted = dict[tuple[str, str, str], tuple[str, list[int]]]()
 
@@ -282,18 +267,16 @@ class Reporter:
 
     def state(self, lag_s: float = 0.0) -> WorkerState:
         """Return the current state."""
-        return WorkerState(
+        state = WorkerState(
             pid=os.getpid(),
-            status=self._status(),
+            status=status_of(self._tiers),
             started_at=self._started_at,
             reported_at=time.monotonic(),
             lag_s=lag_s,
-            connections=self._connections(),
-            findings=_short(self._findings()),
             tiers=[_tier_state(tier) for tier in self._tiers],
             lookups=self._lookups(),
-            certificate_expires_at=self._certificate_expires_at(),
         )
+        return msgspec.structs.replace(state, **self._more())
 
     def _lookups(self) -> dict[str, list[int]]:
         for tier in self._tiers:
@@ -325,7 +308,7 @@ def _tier_state(tier: Tier) -> TierState:
     return TierState(
         tier=tier.name,
         release=None if served is None else served.id,
-        findings=_short(findings),
+        findings=short(findings),
         breaker_open=tier.breaker.is_open,
         written_at=None if served is None else served.manifest.created_at,
         catalogue_age_s=tier.follower.catalogue_age_s,
@@ -336,7 +319,8 @@ def _tier_state(tier: Tier) -> TierState:
     )
 
 
-def _short(findings: Sequence[ServiceFinding]) -> list[ServiceFinding]:
+def short(findings: Sequence[ServiceFinding]) -> list[ServiceFinding]:
+    """Return the findings that fit into a state."""
     errors = [one for one in findings if one.source in ERRORS][:1]  # only one is shown
     warnings = [one for one in findings if one.source not in ERRORS]
     return [ServiceFinding(one.source, one.sentence[:SENTENCE_CHARS]) for one in (errors + warnings)[:FINDINGS]]

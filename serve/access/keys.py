@@ -18,17 +18,20 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from shlex import quote
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
+from msgspec import Meta
 
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.stores.folders import flush, take_lock
 
 T = TypeVar("T")
 
-SCOPES = (READ, EVENTS, ADMIN) = "read", "events", "admin"
-FORMAT = 1
+Scope = Literal["read", "events", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+READ, EVENTS, ADMIN = SCOPES
+FORMAT: Literal[1] = 1
 # For secret scanners.
 PREFIX = "hp_"
 KEY_BYTES = 32
@@ -37,13 +40,12 @@ MAX_FILE_BYTES = 1 << 20
 LOCK_TIMEOUT_S = 5.0
 IF_MISSING = "; make it with: hotplate keys create NAME --scope read"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class StoredKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The stored form of one key."""
 
-    sha256: str
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     created_at: int
     """As Unix time."""
 
@@ -51,9 +53,9 @@ class StoredKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class KeyHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A client with its keys."""
 
-    name: str
-    scopes: tuple[str, ...]
-    rate: float | None = None
+    name: Annotated[str, Meta(pattern=rf"^{NAME.pattern}\Z")]
+    scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)]
+    rate: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     """Requests per second over all workers; None is unlimited."""
     primary: StoredKey | None = None
     secondary: StoredKey | None = None
@@ -64,12 +66,8 @@ class KeyHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    format: int
-    clients: tuple[KeyHolder, ...]
-
-
-class _Version(msgspec.Struct, frozen=True):
-    format: int
+    format: Literal[1]
+    clients: Annotated[tuple[KeyHolder, ...], Meta(max_length=MAX_CLIENTS)]
 
 
 def digest_of(key: str) -> bytes:
@@ -89,50 +87,21 @@ def load(path: Path) -> tuple[KeyHolder, ...]:
 
 def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
     """Parse the content of a file of keys, like `load`."""
+    is_large = len(text) > MAX_FILE_BYTES
+    what = f"it has more than {MAX_FILE_BYTES} bytes" if is_large else "it is not JSON of this kind"
     try:
-        return _parse(text)
-    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        what = _plain(error) if isinstance(error, msgspec.MsgspecError) else error
-        raise KeysUnreadable(f"the keys in {path} cannot be used: {what}") from None
-
-
-def _parse(text: bytes) -> tuple[KeyHolder, ...]:
-    if len(text) > MAX_FILE_BYTES:
-        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
-    version = msgspec.json.decode(text, type=_Version).format
-    if version != FORMAT:
-        raise ValueError(f"its format is {version}, and this version reads {FORMAT}")
-    clients = msgspec.json.decode(text, type=_File).clients
-    _check(clients)
-    return clients
-
-
-def _plain(error: msgspec.MsgspecError) -> str:
-    """Return the location of a parse error, without values that msgspec quotes."""
-    _, is_placed, place = str(error).partition(" - at `$")
-    if not is_placed:
-        return "it is not JSON of this kind, or was cut off"
-    return f"{place.rstrip('`').removeprefix('.')} is not as it has to be"
-
-
-def _check(clients: Sequence[KeyHolder]) -> None:
-    if len(clients) > MAX_CLIENTS:
-        raise ValueError(f"it names {len(clients)} clients, and {MAX_CLIENTS} are the most")
-    if len({client.name for client in clients}) < len(clients):
-        raise ValueError("it names a client twice")
-    for index, client in enumerate(clients):
-        if not NAME.fullmatch(client.name):
-            raise ValueError(f"client {index} has no plain name")
-        if not client.scopes or not set(client.scopes) <= set(SCOPES):
-            raise ValueError(f"the scopes of {client.name} are not of {', '.join(SCOPES)}")
-        if client.rate is not None and not 0 < client.rate <= 1e9:
-            raise ValueError(f"the rate of {client.name} is not a number of requests a second above 0")
-        for key in (client.primary, client.secondary):
-            if key is not None and not SHA256.fullmatch(key.sha256):
-                raise ValueError(f"a key of {client.name} is not the SHA-256 of one, in 64 hexadecimal digits")
-    digests = [digest for client in clients for digest in client.digests()]
-    if len(set(digests)) < len(digests):
-        raise ValueError("it has a key twice")
+        clients = msgspec.json.decode(text, type=_File).clients
+    except (msgspec.MsgspecError, RecursionError) as error:
+        _, is_placed, place = str(error).partition(" - at `$")  # what is before may quote the file
+        if is_placed:
+            what = f"{place[:-1].removeprefix('.')} is not as it has to be"
+    else:
+        digests = [digest for client in clients for digest in client.digests()]
+        if len({client.name for client in clients}) < len(clients) or len(set(digests)) < len(digests):
+            what = "it has a client or a key twice"
+        elif not is_large:
+            return clients
+    raise KeysUnreadable(f"the keys in {path} cannot be used: {what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +128,7 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
         if known is None:
             if not scopes:
                 raise ServiceMisused(f"the client {name} is new; say what it may do, as --scope read")
-            clients[name] = KeyHolder(name, tuple(sorted(set(scopes), key=SCOPES.index)), rate, stored)
+            clients[name] = KeyHolder(name, tuple(scope for scope in SCOPES if scope in scopes), rate, stored)
             return "primary"
         if (scopes and set(scopes) != set(known.scopes)) or rate not in (None, known.rate):
             raise ServiceMisused(
@@ -205,22 +174,19 @@ def _change(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> T:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = take_lock(path.with_name(path.name + ".lock"), 0o600, LOCK_TIMEOUT_S)
     try:
-        result, changed = _changed(path, step)
-        _write(path, msgspec.json.format(msgspec.json.encode(_File(FORMAT, changed)), indent=2) + b"\n")
+        result, text = _changed(path, step)
+        _write(path, text)
         return result
     finally:
         os.close(lock)
 
 
-def _changed(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> tuple[T, tuple[KeyHolder, ...]]:
+def _changed(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> tuple[T, bytes]:
     clients = {client.name: client for client in load(path)} if path.exists() else {}
     result = step(clients)
-    changed = tuple(clients.values())
-    try:
-        _check(changed)
-    except ValueError as error:
-        raise ServiceMisused(f"{path} cannot be written: {error}") from None
-    return result, changed
+    text = msgspec.json.format(msgspec.json.encode(_File(FORMAT, tuple(clients.values()))), indent=2) + b"\n"
+    parse(path, text)  # no file is written that cannot be read
+    return result, text
 
 
 def _write(path: Path, text: bytes) -> None:

@@ -25,7 +25,7 @@ from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, M
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.reader import NotReady, TieredReader, log_defect, open_reader
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState
+from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState, short
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time
@@ -115,12 +115,15 @@ async def run_worker(
     async with AsyncExitStack() as stack:
         reader, dispatcher = await _opened(context, stack, stop)
         server = HttpServer(dispatcher, settings.limits, None if settings.no_fast_lane else Lane(dispatcher))
+        handlers = dispatcher.handlers
         reporter = Reporter(
             reader.tiers,
-            status=lambda: STARTING if listening is None else dispatcher.handlers.status,
-            connections=lambda: len(server.registry),
-            findings=lambda: dispatcher.handlers.findings,
-            certificate_expires_at=lambda: certificate.expires_at if certificate else None,
+            lambda: {
+                "status": STARTING if listening is None else handlers.status,
+                "connections": len(server.registry),
+                "findings": short(handlers.findings),
+                "certificate_expires_at": certificate.expires_at if certificate else None,
+            },
         )
         write = partial(_write, context, number, reader)
         await stack.enter_async_context(background(reporter.run(write)))

@@ -139,22 +139,22 @@ def a_client(name: str, digest: str = "0" * 64, **fields: object) -> dict[str, o
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "cannot be used: it is not JSON of this kind, or was cut off$"),
-        (a_file()[:-1], "or was cut off$"),
-        ("[]", "or was cut off$"),
+        ("", "cannot be used: it is not JSON of this kind$"),
+        (a_file()[:-1], "not JSON of this kind$"),
         ('{"format": "hp_secret"}', "cannot be used: format is not as it has to be$"),
-        (a_file(format=2), "its format is 2, and this version reads 1"),
+        (a_file(format=2), "format is not as it has to be"),
         (a_file(hp_secret=1), "not JSON of this kind"),
         (a_file({"name": "a"}), r"cannot be used: clients\[0\] is not as it has to be$"),
         (a_file(a_client("a", rate="1")), r"clients\[0\]\.rate is not"),
         (a_file(a_client("a", secondary={"sha256": True})), r"secondary\.sha256 is not"),
         (a_file(a_client("a", rate=7)).replace("7", "1e999"), r"clients\[0\]\.rate is not"),
-        (a_file(a_client("a"), a_client("a", "1" * 64)), "a client twice"),
-        (a_file(a_client("a"), a_client("b")), "a key twice"),
-        (a_file(a_client("a", scopes=["write"])), "the scopes of a are not of"),
-        (a_file(a_client("a", "hp_secret")), "a key of a is not the SHA-256"),
-        (a_file(a_client("a\n")), "client 0 has no plain name"),
-        (a_file(a_client("a", rate=0)), "the rate of a"),
+        (a_file(a_client("a"), a_client("a", "1" * 64)), "a client or a key twice"),
+        (a_file(a_client("a"), a_client("b")), "a client or a key twice"),
+        (a_file(a_client("a", scopes=["hp_secret"])), r"clients\[.*\]\.scopes\[.*\] is not"),
+        (a_file(a_client("a", scopes=[])), r"\.scopes is not"),
+        (a_file(a_client("a", "hp_secret")), r"primary\.sha256 is not"),
+        (a_file(a_client("a\n")), r"\.name is not"),
+        (a_file(a_client("a", rate=0)), r"\.rate is not"),
         (" " * (1 << 20) + a_file(), "more than"),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_file_that_is_not_one_of_keys_is_refused_without_being_quoted(keys: Pa
 def test_a_file_has_a_bounded_number_of_clients(keys: Path) -> None:
     keys.write_text(a_file(*(a_client(f"c{n}", f"{n:064x}") for n in range(MAX_CLIENTS))))
     assert len(load(keys)) == MAX_CLIENTS
-    with pytest.raises(ServiceMisused, match=f"{MAX_CLIENTS} are the most"):
+    with pytest.raises(ServiceMisused, match="clients is not as it has to be"):
         create(keys, "one-more", ["read"])
 
 

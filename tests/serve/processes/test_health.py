@@ -185,7 +185,7 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
         return health.live()[0] == 200
 
     def report(worker: int) -> None:
-        states.write(worker, WorkerState(1, "ready", 0.0, clock.now, 0.0, 0, [], [], {}))
+        states.write(worker, WorkerState(1, "ready", 0.0, clock.now, 0.0, [], {}))
 
     def passes(seconds: int, *, of: int | None = None) -> None:
         for _ in range(seconds):

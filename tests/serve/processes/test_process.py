@@ -310,7 +310,7 @@ def test_a_worker_without_a_release_waits_only_while_another_answers(other: str,
 
     async def waited_s(loop: VirtualLoop) -> float:
         if other:
-            states.write(0, WorkerState(1, other, 0.0, time.monotonic() + 1000, 0.0, 0, [], [], {}))
+            states.write(0, WorkerState(1, other, 0.0, time.monotonic() + 1000, 0.0, [], {}))
         started = loop.time()
         await prepared(cast("TieredReader", NeverReady()), states, 1)
         return loop.time() - started
