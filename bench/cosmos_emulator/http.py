@@ -27,7 +27,6 @@ class Substatus(IntEnum):
     PARTITION_KEY_MISMATCH = 1001
     PARTITION_KEY_RANGE_GONE = 1002
     OWNER_RESOURCE_NOT_FOUND = 1003
-    CROSS_PARTITION_QUERY_NOT_SERVABLE = 1004
     COLLECTION_RID_MISMATCH = 1024
     REQUEST_RATE_TOO_LARGE = 3200
 
@@ -41,11 +40,10 @@ class HttpError(Exception):
     substatus: int = 0
     charge_ru: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
-    details: dict[str, object] = field(default_factory=dict)  # more fields of the body
 
     def response(self) -> "HttpResponse":
         """Return the response in the service's format."""
-        body = orjson.dumps({"code": CODES[self.status], "message": self.message, **self.details})
+        body = orjson.dumps({"code": CODES[self.status], "message": self.message})
         headers = {**self.headers, "x-ms-substatus": str(self.substatus)}
         return HttpResponse(self.status, body, headers, self.charge_ru)
 

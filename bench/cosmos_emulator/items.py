@@ -1,15 +1,11 @@
-"""Point operations on items, and transactional batches.
-
-A batch has at most 100 operations on one partition key, which all take effect, or none:
-https://learn.microsoft.com/azure/cosmos-db/nosql/transactional-batch
-"""
+"""Point operations on items."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus, parse_json
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.partitions import Document, Partition, encode, key_of
 from hotplate.bench.cosmos_emulator.resources import (
     ALREADY_EXISTS,
@@ -22,15 +18,11 @@ from hotplate.bench.cosmos_emulator.resources import (
 
 MAX_ITEM_BYTES = 2 * 1024 * 1024
 MAX_ID_BYTES = 1023
-MAX_BATCH_OPERATIONS = 100
-BATCH_OPERATIONS = ("Create", "Upsert", "Replace", "Delete", "Read")
 FORBIDDEN_IN_IDS = frozenset("/\\?#")
 SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
 RANGE_HEADER = b"x-ms-documentdb-partitionkeyrangeid"
 # Levels that double the charge of reads.
 STRONG = ("Strong", "BoundedStaleness")
-# Result of the other operations of a failed batch.
-NOT_RUN: dict[str, Any] = {"statusCode": 424, "requestCharge": 0.0}
 
 
 @dataclass(slots=True)
@@ -189,67 +181,4 @@ def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, eta
     )  # fmt: skip
     if len(body) > MAX_ITEM_BYTES:
         raise HttpError(413, "Request size is too large: an item has at most 2 MB.")
-    return body, len(body) if context.account.charges.system_properties else len(user_bytes)
-
-
-def batch(context: RequestContext) -> HttpResponse:
-    """Run a batch: 200 with all results, or 207 with the failure and 424 for the others."""
-    operations, key = parse_json(context.request.body, "the batch"), key_of(context.request)
-    if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
-        raise HttpError(400, "a batch is a list of operations, which are objects")
-    if not 1 <= len(operations) <= MAX_BATCH_OPERATIONS:
-        raise HttpError(400, f"a batch has 1 to {MAX_BATCH_OPERATIONS} operations")
-    if context.request.header(b"x-ms-cosmos-batch-atomic").lower() == "false":
-        raise HttpError(400, "bulk requests are not emulated: send operations one by one, or as a transactional batch")
-    partition = context.partition_of(key)
-    partition.admit(context.now, context.request.region)
-    results, before = list[dict[str, Any]](), dict[str, Document | None]()
-    status = 200
-    try:
-        for operation in operations:
-            results.append(_run_of_batch(context, key, operation, before))
-    except HttpError as error:
-        _restore(context, key, before)
-        status, failed = 207, {"subStatusCode": error.substatus, "message": error.message}
-        failed |= {"statusCode": error.status, "requestCharge": error.charge_ru}
-        charge_ru = sum(result["requestCharge"] for result in results) + error.charge_ru
-        results = [failed if number == len(results) else NOT_RUN for number in range(len(operations))]
-    else:
-        charge_ru = sum(result["requestCharge"] for result in results)
-    partition.charge(context.now, charge_ru, context.request.region if status == 207 else None)
-    return HttpResponse(status, orjson.dumps(results), context.headers(partition), round(charge_ru, 2))
-
-
-def _run_of_batch(
-    context: RequestContext, key: bytes, operation: dict[str, Any], before: dict[str, Document | None]
-) -> dict[str, Any]:
-    """Run one operation; *before* keeps the item that it replaces."""
-    kind, item_id = operation.get("operationType"), str(operation.get("id"))
-    item = {} if kind in ("Read", "Delete") else operation.get("resourceBody")
-    if kind not in BATCH_OPERATIONS:
-        raise HttpError(400, f"operationType must be one of {', '.join(BATCH_OPERATIONS)}")
-    if not isinstance(item, dict):
-        raise HttpError(400, "an operation that writes needs a resourceBody")
-    written_id = str(item.get("id")) if kind in ("Create", "Upsert") else item_id
-    document = context.container.documents.get(written_id, key)
-    if kind == "Read":
-        if document is None:
-            raise context.not_found()
-        status, charge_ru = 200, context.account.read_ru(document.size, strong=context.strong)
-    else:
-        before.setdefault(written_id, document)
-        if_match = str(operation.get("ifMatch") or "")
-        status, document, charge_ru = _write(context, kind.lower(), key, item_id, item, if_match=if_match)
-    result = {"statusCode": status, "requestCharge": charge_ru}
-    if kind == "Delete":
-        return result
-    return result | {"eTag": document.etag, "resourceBody": orjson.Fragment(document.body)}
-
-
-def _restore(context: RequestContext, key: bytes, before: dict[str, Document | None]) -> None:
-    documents = context.container.documents
-    for item_id, saved in before.items():
-        if (present := documents.get(item_id, key)) is not None:
-            documents.remove(present)
-        if saved is not None:
-            documents.put(saved)
+    return body, len(body) if context.account.charges.size_system_properties else len(user_bytes)

@@ -33,13 +33,11 @@ QUERY = b"application/query+json"
 SHAPES = ("dbs", "dbs/colls", "dbs/colls/docs", "dbs/colls/pkranges", "offers")
 NOUNS = {"dbs": "database", "colls": "container", "docs": "item", "offers": "offer", "pkranges": "range", "": "account"}
 VERBS = {"GET": "read", "PUT": "replace", "DELETE": "delete"}
-READS = ("read ", "list ", "query ", "plan ")
+READS = ("read ", "list ", "query ")
 
 ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], HttpResponse]] = {
     "read item": items.read,
-    "batch items": lambda context, _: items.batch(context),
     "query items": lambda context, _: queries.query(context),
-    "plan query": lambda context, _: queries.query_plan(context),
     "list items": lambda context, _: queries.feed(context),
     **{f"{verb} item": partial(items.write, verb=verb) for verb in ("create", "upsert", "replace", "delete")},
 }
@@ -123,13 +121,11 @@ def operation_of(request: Request, route: ResourceRoute) -> str:
         return f"{VERBS.get(request.method, 'other')} {noun}"
     if request.method != "POST":
         return f"{'list' if request.method == 'GET' else request.method.lower()} {noun}s"
-    if request.flag(b"x-ms-cosmos-is-query-plan-request"):
-        return "plan query"
     is_query = request.headers.get(b"content-type", b"").lower().startswith(QUERY)
     if is_query or request.flag(b"x-ms-documentdb-isquery") or request.flag(b"x-ms-documentdb-query"):
         return f"query {noun}s"
-    if request.flag(b"x-ms-cosmos-is-batch-request"):
-        return "batch items"
+    if request.flag(b"x-ms-cosmos-is-batch-request") or request.flag(b"x-ms-cosmos-is-query-plan-request"):
+        return "other item"
     return f"{'upsert' if request.flag(b'x-ms-documentdb-is-upsert') else 'create'} {noun}"
 
 
@@ -261,7 +257,7 @@ def _list(account: EmulatedAccount, request: Request, operation: str, names: tup
                 return HttpResponse(304, headers=headers, charge_ru=charge_ru)
             name, found = "PartitionKeyRanges", container.partitions.to_json(container.rid)
     if verb == "query":
-        query = queries.parse_query(request)
-        found = [each for each in found if query.test(each)]
+        conditions = queries.parse_query(request)
+        found = [each for each in found if queries.meets(each, conditions)]
     headers["x-ms-item-count"] = str(len(found))
     return HttpResponse(200, orjson.dumps({"_rid": "", name: found, "_count": len(found)}), headers, charge_ru)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import groupby
 from statistics import median
 from typing import Any, NamedTuple
 
+import msgspec
 import orjson
 from azure.cosmos import ContainerProxy
 from azure.cosmos.exceptions import CosmosResourceNotFoundError
@@ -29,14 +31,7 @@ SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
 # Repetitions; the median counts.
 TIMES = 3
 CONTAINER = "items"
-# Coefficients by section, with names in `Charges`, and operations that yield points.
-SECTIONS = {
-    "read": {"strong_factor": "strong_factor", "missing": "missing"},
-    "write": {name: name for name in ("replace_share", "term", "refused_share")},
-    "query": {"base": "query_base", "item_share": "item_share", "scan_share": "scan_share", "counted": "counted"},
-    "metadata": {"read": "metadata_read", "write": "metadata_write", "throttled": "throttled"},
-    "size": {"system_properties": "system_properties"},
-}
+# Sections with points, by the operation that yields them.
 POINTS = {"read": "read", "write": "create"}
 
 
@@ -65,7 +60,7 @@ class ChargesPlan:
         """Describe the created database and its cost from *now* on (seconds since 1970)."""
         sizes = [size_kb * KB for size_kb in self.sizes_kb]
         by_size_ru = sum(ours.create(size, 0) * 5 + ours.read(size) for size in sizes)
-        total_ru = TIMES * (by_size_ru + ours.missing)
+        total_ru = TIMES * (by_size_ru + ours.read_missing)
         return [*database_cost(MANUAL_MIN, regions, prices, now, total_ru / MANUAL_MIN), f"some {total_ru:,.0f} RU"]
 
 
@@ -95,16 +90,21 @@ class MeasuredCharges:
         """Return a file of coefficients, each marked as measured or ours."""
         head = f"# Charges measured on {self.subject}, {self.when}, by `hotplate bench charges`: medians of {TIMES}."
         lines = [head, "# For hotplate plan --charges and hotplate cosmos-emulator --charges."]
-        for section, coefficients in SECTIONS.items():
+        names = sorted(field.name for field in msgspec.structs.fields(Charges))
+        for section, coefficients in groupby(names, lambda name: name.partition("_")[0]):
             lines += ["", f"[{section}]"]
             if operation := POINTS.get(section):
                 points = ", ".join(f"[{size_kb:g}, {ru:.2f}]" for size_kb, ru in self.points(operation))
                 largest = max(one.size_kb for one in self.by_size)
                 lines += [f"# measured up to {largest} KB; ours beyond", f"points = [{points}]"]
-            for shown, name in coefficients.items():
+            for name in coefficients:
+                if name.endswith("_points"):
+                    continue
                 found, ours = self.small.get(name), getattr(self.ours, name)
                 value = str(ours).lower() if isinstance(ours, bool) else f"{ours if found is None else found:g}"
-                lines.append(f"{shown} = {value}  # {'not measured: ours' if found is None else 'measured'}")
+                lines.append(
+                    f"{name.partition('_')[2]} = {value}  # {'not measured: ours' if found is None else 'measured'}"
+                )
         return "\n".join([*lines, ""])
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
         for size_kb in planned.sizes_kb:
             on_progress(f"items of {size_kb} KB")
             by_size += running.by_size(size_kb)
-        small = {"missing": running.missing(), "replace_share": _replace_share(by_size)}
+        small = {"read_missing": running.missing(), "write_replace_share": _replace_share(by_size)}
     subject = redacted(planned.url) + (" (local emulator, not Azure)" if is_emulated(planned.url) else "")
     return MeasuredCharges(subject, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), by_size, small, ours)
 

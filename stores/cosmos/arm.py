@@ -165,12 +165,10 @@ def _code_of(error: exceptions.HttpResponseError) -> str:
     return str(getattr(error.error, "code", None) or "")
 
 
-def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccount) -> StoreError:  # noqa: PLR0911 -- a table
+def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccount) -> StoreError:
     where, message = f"{address.shown}: Azure Resource Manager", first_line(str(error.message))
-    if isinstance(error, exceptions.ServiceRequestError):
-        return CosmosUnavailable(f"{where} cannot be reached ({message})", "connect")
     if not isinstance(error, exceptions.HttpResponseError):
-        kind: ErrorKind = "timeout" if isinstance(error, exceptions.ServiceResponseTimeoutError) else "reset"
+        kind: ErrorKind = "connect" if isinstance(error, exceptions.ServiceRequestError) else "reset"
         return CosmosUnavailable(f"{where} did not answer ({message})", kind)
     status, code = error.status_code, _code_of(error)
     if code == MISSING:
@@ -181,18 +179,17 @@ def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccou
             f"subscription {account.subscription}; set subscription= and resource_group= right, and give the identity "
             f"the role {ROLE}"
         )
-    if isinstance(error, exceptions.ClientAuthenticationError) or status == 401:
-        why = "gets no token from Entra ID that it takes; sign in, or give this machine an identity"
-        return CosmosUnavailable(f"{where} {why} ({message})", "unauthorized")
-    if status == 403:
-        action = ACTION.search(str(error.message))
-        why = f"it may not do {action[1]}" if action else message
-        sentence = f"{where} refuses this identity; give it the role {ROLE} on the account ({why})"
-        return CosmosUnavailable(sentence, "forbidden")
     if status == 429 or code == "TooManyRequests":
         response: Any = error.response  # its type lacks `headers`
         after = "" if response is None else response.headers.get("retry-after", "")
         after_s = float(after) if after.isdigit() else DEFAULT_RETRY_AFTER_S
         return CosmosThrottled(f"{where} takes no more requests for now", after_s)
-    kind = "unavailable" if status in TEMPORARY_STATUSES else "refused"
-    return CosmosUnavailable(f"{where} refused ({status} {code}): {message}", kind)
+    if isinstance(error, exceptions.ClientAuthenticationError) or status == 401:
+        kind, sentence = "unauthorized", "gets no token that it takes; sign in"
+    elif status == 403:
+        kind, sentence = "forbidden", f"refuses this identity; give it the role {ROLE}"
+        action = ACTION.search(str(error.message))
+        message = f"it may not do {action[1]}" if action else message
+    else:
+        kind, sentence = "unavailable" if status in TEMPORARY_STATUSES else "refused", f"refused ({status} {code})"
+    return CosmosUnavailable(f"{where} {sentence}: {message}", kind)

@@ -7,21 +7,21 @@ import tomllib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
+import msgspec
+
 from hotplate.stores.cosmos.url import (
     MANUAL_MIN,
-    SERVERLESS_BYTES,
     SERVERLESS_RU,
     Address,
     Offer,
     Throughput,
     minimum_ru,
 )
-from hotplate.stores.errors import StoreFull, StoreMisused
+from hotplate.stores.errors import StoreMisused
 from hotplate.stores.manifest import SAMPLE_ROWS
 from hotplate.stores.store import BATCH_ROWS, Bill, Estimate, Plan, Provisioned, PublishCounts
 
@@ -41,20 +41,11 @@ CATALOGUE_BYTES = 1024
 # One each for dictionary and manifest.
 META_BATCHES = 2
 
-# Requests of one publish, from begin to prune, except for rows: the catalogue is swapped by begin, commit and activate;
-# the state is created and sealed; state, manifest, popular list and the ends of the lists of keys are read; a container
-# is created, its throughput read twice, and the containers are listed. An erased release takes two swaps and a
-# deletion; a first publish also creates the database and the catalogue's container.
-CATALOGUE_READS = 10
-CATALOGUE_SWAPS = 3
-STATE_WRITES = 3
-POINT_READS = 14
-METADATA_WRITES = 1
-METADATA_READS = 7
-ERASING_READS = 2
-ERASING_SWAPS = 2
-ERASING_WRITES = 1
-FIRST_WRITES = 1
+# Other requests of one publish, from begin to prune, of each release that it erases, and of a first publish: reads,
+# swaps of the catalogue, creations of small items, and reads and writes of metadata.
+PUBLISH = (24, 3, 3, 7, 1)
+ERASED = (2, 2, 0, 0, 1)
+FIRST = (0, 0, 0, 0, 1)
 
 WRITING = "writing rows and lists of their keys"
 READING = "reading them back"
@@ -64,27 +55,29 @@ REST = "the catalogue, the state, containers and the check before it is served"
 Points = tuple[tuple[float, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Charges:
-    """Coefficients; sizes are stored bytes, results RU rounded to hundredths."""
+class Charges(msgspec.Struct, frozen=True):
+    """Coefficients, named by section and key of the file; sizes are stored bytes, results RU rounded to hundredths."""
 
     read_points: Points
-    strong_factor: float
-    missing: float
+    read_strong_factor: float
+    read_missing: float
     write_points: Points
-    replace_share: float
-    """Share of the charge of creating the old and the new item, without terms."""
-
-    term: float
-    refused_share: float
+    write_term: float
+    write_refused_share: float
     query_base: float
-    item_share: float
-    scan_share: float
-    counted: float
+    query_item_share: float
     metadata_read: float
     metadata_write: float
-    throttled: float
-    system_properties: bool
+    size_system_properties: bool
+    write_replace_share: float = 1.0
+    """Share of the charge of creating the old and the new item, without terms."""
+
+    query_scan_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        for points in (self.read_points, self.write_points):
+            if not points or list(points) != sorted(points):
+                raise ValueError("points must be pairs of KB and RU in ascending order of KB")
 
     def read(self, size: int, *, strong: bool = False) -> float:
         """Charge of a point read."""
@@ -92,11 +85,11 @@ class Charges:
 
     def not_found(self, *, strong: bool) -> float:
         """Charge of reading an absent item."""
-        return round(self.missing * (self.strong_factor if strong else 1), 2)
+        return round(self.read_missing * (self.read_strong_factor if strong else 1), 2)
 
     def create(self, size: int, terms: int) -> float:
         """Charge of creating an item with *terms* indexed terms."""
-        return round(_between(self.write_points, size) + self.term * terms, 2)
+        return round(_between(self.write_points, size) + self.write_term * terms, 2)
 
     def delete(self, size: int, terms: int) -> float:
         """Charge of deleting an item, as of creating it."""
@@ -105,27 +98,24 @@ class Charges:
     def replace(self, before: int, after: int, removed_terms: int, added_terms: int) -> float:
         """Charge of replacing an item; unchanged terms are free."""
         both = self.create(before, 0) + self.create(after, 0)
-        return round(self.replace_share * both + self.term * (removed_terms + added_terms), 2)
+        return round(self.write_replace_share * both + self.write_term * (removed_terms + added_terms), 2)
 
     def refused_write(self, size: int) -> float:
         """Charge of a write refused by its condition."""
-        return round(self.refused_share * self.read(size), 2)
+        return round(self.write_refused_share * self.read(size), 2)
 
     def feed(self, sizes: Sequence[int], *, strong: bool = False) -> float:
         """Charge of reading a feed."""
         return round(sum(self.read(size, strong=strong) for size in sizes), 2)
 
-    def query(
-        self, sizes: Sequence[int], counted: int = 0, *, scanned: Sequence[int] = (), strong: bool = False
-    ) -> float:
-        """Charge of a query on one partition that returned or counted items.
+    def query(self, sizes: Sequence[int], scanned: Sequence[int] = (), *, strong: bool = False) -> float:
+        """Charge of a query on one partition that returned items.
 
         *scanned*: sizes of items loaded but not returned, for lack of an index.
         """
-        factor = self.strong_factor if strong else 1
-        own = self.query_base * factor + self.counted * counted * factor
-        read = self.item_share * self.feed(sizes, strong=strong) + self.scan_share * self.feed(scanned, strong=strong)
-        return round(own + read, 2)
+        own = self.query_base * (self.read_strong_factor if strong else 1)
+        returned, skipped = self.feed(sizes, strong=strong), self.feed(scanned, strong=strong)
+        return round(own + self.query_item_share * returned + self.query_scan_share * skipped, 2)
 
 
 def publish_ru(charges: Charges, counts: PublishCounts, *, first: bool = False) -> dict[str, float]:
@@ -137,15 +127,14 @@ def publish_ru(charges: Charges, counts: PublishCounts, *, first: bool = False) 
     batch_bytes = BATCH_BYTES + KEY_BYTES * rows // max(counts.batches, 1)
     written = sum(count * charges.create(size, 0) for size, count in counts.sizes.items())
     read = sum(count * charges.read(size) for size, count in counts.sizes.items())
-    rest = (
-        (CATALOGUE_READS + ERASING_READS * counts.erased) * charges.read(CATALOGUE_BYTES)
-        + (CATALOGUE_SWAPS + ERASING_SWAPS * counts.erased) * charges.replace(CATALOGUE_BYTES, CATALOGUE_BYTES, 0, 0)
-        + STATE_WRITES * charges.create(0, 0)
-        + (POINT_READS + counts.batches) * charges.read(0)
-        + (METADATA_WRITES + ERASING_WRITES * counts.erased + FIRST_WRITES * first) * charges.metadata_write
-        + METADATA_READS * charges.metadata_read
-        + min(counts.checked, rows) * read / max(rows, 1)
-    )
+    times = (1, counts.erased, int(first))
+    numbers = [
+        sum(n * each for n, each in zip(times, one, strict=True)) for one in zip(PUBLISH, ERASED, FIRST, strict=True)
+    ]
+    swap = charges.replace(CATALOGUE_BYTES, CATALOGUE_BYTES, 0, 0)
+    each_ru = (charges.read(0), swap, charges.create(0, 0), charges.metadata_read, charges.metadata_write)
+    rest = sum(number * ru for number, ru in zip(numbers, each_ru, strict=True))
+    rest += counts.batches * charges.read(0) + min(counts.checked, rows) * read / max(rows, 1)
     return {
         WRITING: round(written + counts.batches * charges.create(batch_bytes, 0), 2),
         READING: round(read + counts.batches * 2 * charges.read(batch_bytes), 2),
@@ -163,15 +152,6 @@ def typical_ru(charges: Charges, plan: Plan) -> float:
     value_bytes = plan.payload_bytes / max(plan.rows, 1)
     size = int(value_bytes * 4 / 3) + NAME_BYTES + SYSTEM_BYTES
     return sum(publish_ru(charges, even_rows(plan.rows, size)).values())
-
-
-def check_room(address: Address, plan: Plan) -> None:
-    """Raise StoreFull if a serverless container is too small; others grow."""
-    if address.throughput is None and plan.payload_bytes > SERVERLESS_BYTES:
-        raise StoreFull(
-            f"the release has {plan.payload_bytes / 1e9:,.0f} GB, and a serverless container of {address.shown} holds "
-            f"{SERVERLESS_BYTES / 1e9:,.0f} GB; use an account with provisioned throughput"
-        )
 
 
 def bill_of(address: Address, stored_bytes: int = 0) -> Bill:
@@ -197,7 +177,6 @@ def estimate_publish(
     address: Address, charges: Charges, plan: Plan, counts: PublishCounts, *, first: bool, live: bool
 ) -> Estimate:
     """See `ProvisionedStore.estimate`; only rows are paced."""
-    check_room(address, plan)
     bill = bill_of(address, plan.payload_bytes)
     spent = publish_ru(charges, counts, first=first)
     notes = list[str]()
@@ -223,25 +202,19 @@ def estimate_publish(
 
 def _makes(address: Address, bill: Bill, *, first: bool, live: bool) -> tuple[str, ...]:
     written = address.writing
-    made = list[str]()
-    if first:
-        control = "serverless" if written is None else Throughput(MANUAL_MIN)
-        made.append(f"the database {address.database}, unless it is there")
-        made.append(f"the container {CONTROL}, of the catalogue: {control}")
+    made = [f"the database {address.database}, unless it is there, and the container {CONTROL}"] if first else []
     if written is None:
         return *made, "the container of the release: serverless, nothing indexed"
     partitions = f"{written.initial_partitions} physical partition{'s' * (written.initial_partitions > 1)}"
     made.append(f"the container of the release: {written}, {partitions}, nothing indexed")
-    then = bill.afterwards[0 if live else 1].ru_s
-    if then != written.ru:
-        scaled = Throughput(then, written.autoscale)
-        made.append(f"which is scaled to {scaled} before it {'goes live' if live else 'waits'}")
+    if (then := bill.afterwards[0 if live else 1].ru_s) != written.ru:
+        made.append(f"which is then scaled to {Throughput(then, written.autoscale)}")
     return tuple(made)
 
 
 @lru_cache(8192)
 def _read(charges: Charges, size: int, strong: bool) -> float:  # noqa: FBT001 -- keywords miss the cache
-    return round(_between(charges.read_points, size) * (charges.strong_factor if strong else 1), 2)
+    return round(_between(charges.read_points, size) * (charges.read_strong_factor if strong else 1), 2)
 
 
 def _between(points: Points, size: int) -> float:
@@ -258,35 +231,10 @@ def _between(points: Points, size: int) -> float:
 def load(path: Path = OURS) -> Charges:
     """Read the coefficients; StoreMisused names the file."""
     try:
-        table = tomllib.loads(path.read_text())
-        read, write, query, metadata = (table[section] for section in ("read", "write", "query", "metadata"))
-        return Charges(
-            read_points=_points(read["points"]),
-            strong_factor=float(read["strong_factor"]),
-            missing=float(read["missing"]),
-            write_points=_points(write["points"]),
-            replace_share=float(write.get("replace_share", 1.0)),
-            term=float(write["term"]),
-            refused_share=float(write["refused_share"]),
-            query_base=float(query["base"]),
-            item_share=float(query["item_share"]),
-            scan_share=float(query.get("scan_share", 0.0)),
-            counted=float(query["counted"]),
-            metadata_read=float(metadata["read"]),
-            metadata_write=float(metadata["write"]),
-            throttled=float(metadata["throttled"]),
-            system_properties=bool(table["size"]["system_properties"]),
-        )
+        sections = {name: table for name, table in tomllib.loads(path.read_text()).items() if isinstance(table, dict)}
+        named = {f"{section}_{key}": value for section, table in sections.items() for key, value in table.items()}
+        return msgspec.convert(named, Charges)
     except OSError as error:
         raise StoreMisused(f"{path}: {error.strerror}") from error
-    except KeyError as error:
-        raise StoreMisused(f"{path}: {error.args[0]} is missing") from error
-    except (TypeError, ValueError) as error:
+    except ValueError as error:  # of TOML or of a coefficient
         raise StoreMisused(f"{path}: {error}") from error
-
-
-def _points(table: list[list[float]]) -> Points:
-    points = tuple((float(size_kb), float(ru)) for size_kb, ru in table)
-    if not points or list(points) != sorted(points):
-        raise ValueError("points must be pairs of KB and RU in ascending order of KB")
-    return points

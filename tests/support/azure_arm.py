@@ -119,13 +119,13 @@ class ResourceManager:
 
     def _run(self, request: Request, resource: ArmResource | None, roles: tuple[str, ...]) -> HttpResponse:
         if resource is None:
-            raise _arm_error(404, "InvalidResourceType", "this emulation does not have that resource at ARM")
+            raise ArmError(404, "InvalidResourceType", "this emulation does not have that resource at ARM")
         action = ACTIONS.get(request.method)
         unsupported = {THROUGHPUT: ("delete",), CONTAINER: ("write", "delete") if resource.feed else ()}
         if action is None or action in unsupported.get(resource.kind, ()):
             raise HttpError(405, f"this emulation does not support {request.method[:20]} there")
         if OPERATOR not in roles:
-            raise _arm_error(
+            raise ArmError(
                 403,
                 "AuthorizationFailed",
                 f"The client 'test' does not have authorization to perform action '{TYPES[resource.kind]}/{action}' "
@@ -139,14 +139,14 @@ class ResourceManager:
         scheme, _, token = request.header(b"authorization").partition(" ")
         if scheme.lower() != "bearer":
             message = "Authentication failed. The 'Authorization' header is missing."
-            raise _arm_error(401, "AuthenticationFailed", message)
+            raise ArmError(401, "AuthenticationFailed", message)
         try:
             roles = self.authenticator.issuer.check(token, self.service.account.clock(), ARM_AUDIENCE)
         except HttpError as error:
-            raise _arm_error(401, "InvalidAuthenticationToken", error.message) from None
+            raise ArmError(401, "InvalidAuthenticationToken", error.message) from None
         if "api-version" not in parse_qs(request.query):
             message = "The api-version query parameter (?api-version=) is required"
-            raise _arm_error(400, "MissingApiVersionParameter", message)
+            raise ArmError(400, "MissingApiVersionParameter", message)
         return roles
 
     def _change(self, request: Request, resource: ArmResource) -> HttpResponse:
@@ -173,7 +173,7 @@ class ResourceManager:
     def _poll(self, name: str) -> HttpResponse:
         """Report the status of a change."""
         if name not in self.operations:
-            raise _arm_error(404, "NotFound", "this operation is not known")
+            raise ArmError(404, "NotFound", "this operation is not known")
         done_at, error = self.operations[name]
         is_done = self.service.account.clock() >= done_at
         status = {"status": "Dequeued" if not is_done else "Failed" if error else "Succeeded"}
@@ -245,16 +245,20 @@ def _check_account(request: Request, resource: ArmResource) -> None:
         code, message = "Resource", f"The Resource {name} was not found."
     else:
         return
-    raise _arm_error(404, f"{code}NotFound", message)
+    raise ArmError(404, f"{code}NotFound", message)
 
 
-def _arm_error(status: int, code: str, message: str) -> HttpError:
-    """Make an error of ARM itself; those of the resource provider have no code of their own."""
-    return HttpError(status, message, details={"code": code})
+class ArmError(HttpError):
+    """An error of ARM itself; those of the resource provider have no code of their own."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, message)
+        self.code = code
 
 
 def _error_body(error: HttpError) -> dict[str, object]:
-    return {"code": error.details.get("code") or CODES.get(error.status, "Error"), "message": error.message}
+    code = error.code if isinstance(error, ArmError) else CODES.get(error.status, "Error")
+    return {"code": code, "message": error.message}
 
 
 def _error_response(error: HttpError) -> HttpResponse:
@@ -263,7 +267,7 @@ def _error_response(error: HttpError) -> HttpResponse:
     headers = dict[str, str]()
     if wait_ms := error.headers.get("x-ms-retry-after-ms"):
         headers["retry-after"] = str(ceil(float(wait_ms) / 1000))
-    return HttpResponse(error.status, orjson.dumps({"error": body} if "code" in error.details else body), headers)
+    return HttpResponse(error.status, orjson.dumps({"error": body} if isinstance(error, ArmError) else body), headers)
 
 
 @contextmanager

@@ -74,9 +74,9 @@ def test_users_put_their_own_measurements_in_place(tmp_path: Path) -> None:
     own = tmp_path / "charges.toml"
     text = (ROOT / "stores/cosmos/charges.toml").read_text()
     own.write_text(text.replace("missing = 1.0", "missing = 1.5"))
-    assert load(own).missing == 1.5
+    assert load(own).read_missing == 1.5
     own.write_text(text.replace("missing = 1.0", ""))
-    with pytest.raises(StoreMisused, match="missing is missing"):
+    with pytest.raises(StoreMisused, match="read_missing"):
         load(own)
     with pytest.raises(StoreMisused, match=r"none\.toml"):
         load(tmp_path / "none.toml")

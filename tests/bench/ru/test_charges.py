@@ -27,11 +27,9 @@ refused_share = 1.2
 [query]
 base = 2.5
 item_share = 0.8
-counted = 0.01
 [metadata]
 read = 3.0
 write = 4.95
-throttled = 0.0
 [size]
 system_properties = true
 """
@@ -62,10 +60,10 @@ def test_the_file_says_what_the_account_charges(measured: MeasuredCharges, their
     found, expected = load(path), load(theirs)
     assert found.read_points[:2] == expected.read_points
     assert found.write_points[:2] == expected.write_points
-    for name in ("replace_share", "missing"):
+    for name in ("write_replace_share", "read_missing"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=0.02), name
     assert found.query_base == OURS.query_base
-    assert found.system_properties is OURS.system_properties
+    assert found.size_system_properties is OURS.size_system_properties
     assert found.create(2048, 0) == expected.create(2048, 0)
     assert found.replace(1024, 2048, 0, 0) == pytest.approx(expected.replace(1024, 2048, 0, 0), abs=0.02)
 
@@ -73,8 +71,8 @@ def test_the_file_says_what_the_account_charges(measured: MeasuredCharges, their
 def test_what_was_not_measured_is_ours_and_the_file_says_so(measured: MeasuredCharges) -> None:
     text = measured.to_toml()
     assert "local emulator, not Azure" in text
-    assert f"term = {OURS.term:g}  # not measured: ours" in text
-    assert f"strong_factor = {OURS.strong_factor:g}  # not measured: ours" in text
+    assert f"term = {OURS.write_term:g}  # not measured: ours" in text
+    assert f"strong_factor = {OURS.read_strong_factor:g}  # not measured: ours" in text
     assert measured.points("read")[2:] == [point for point in OURS.read_points if point[0] > 2]
 
 
@@ -102,8 +100,8 @@ def test_the_command_prints_the_coefficients_that_it_writes(url: str, tmp_path: 
     file = tmp_path / "charges.toml"
     done = hotplate("bench", "charges", "--store", url, "--sizes", "1", "--yes", "--out", str(file))
     assert done.returncode == 0, done.stderr
-    assert "missing: 1.5" in done.stdout
-    assert load(file).missing == 1.5
+    assert "read_missing: 1.5" in done.stdout
+    assert load(file).read_missing == 1.5
 
 
 @pytest.mark.parametrize("sizes", ["0", "a", "1,4096"])
