@@ -35,8 +35,6 @@ REPORT_S = 1.0
 # Lag measurements per report.
 SAMPLES = 4
 SILENT_S = 5.0
-# Counted releases per tier.
-RELEASES = 4
 # Per worker and per tier.
 SENTENCE_CHARS = 500
 FINDINGS = 5
@@ -93,7 +91,7 @@ class WorkerState(msgspec.Struct, frozen=True):
     """Maximum since the last report."""
     tiers: list[TierState]
     lookups: dict[str, list[int]]
-    """Hits, misses and errors by release."""
+    """Hits, misses and errors by release that is served."""
     connections: int = 0
     findings: list[ServiceFinding] = msgspec.field(default_factory=list[ServiceFinding])
     certificate_expires_at: float | None = None
@@ -251,7 +249,6 @@ class Reporter:
         self._tiers = tiers
         self._more = more
         self._started_at = time.time()
-        self._counted = dict[tuple[str, str, str], tuple[str, list[int]]]()
 
     async def run(self, write: Callable[[WorkerState], None]) -> None:
         """Report to *write* until cancelled."""
@@ -279,17 +276,10 @@ class Reporter:
         return msgspec.structs.replace(state, **self._more())
 
     def _lookups(self) -> dict[str, list[int]]:
-        for tier in self._tiers:
-            for served in tier.follower.all_served:
-                key = tier.name, served.ref.incarnation, served.writer
-                self._counted.pop(key, None)
-                self._counted[key] = served.id, served.lookups  # the newest last
-        for key in list(self._counted)[: -RELEASES * len(self._tiers)]:
-            del self._counted[key]
         counts = dict[str, list[int]]()
-        for release, lookups in self._counted.values():
-            known = counts.get(release, [0] * len(lookups))
-            counts[release] = [a + b for a, b in zip(known, lookups, strict=True)]
+        for served in (served for tier in self._tiers for served in tier.follower.all_served):
+            known = counts.get(served.id, [0] * len(served.lookups))
+            counts[served.id] = [a + b for a, b in zip(known, served.lookups, strict=True)]
         return counts
 
 

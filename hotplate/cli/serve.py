@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote as quoted
@@ -199,7 +199,7 @@ def list_clients(file: KeysFile, as_json: Json = False) -> None:
         return "" if key is None else time.strftime("%Y-%m-%d", time.gmtime(key.created_at))
 
     clients = load(file)
-    fields = [
+    described = [
         {
             "name": client.name,
             "scopes": client.scopes,
@@ -213,7 +213,7 @@ def list_clients(file: KeysFile, as_json: Json = False) -> None:
         (client.name, ", ".join(client.scopes), client.rate, day(client.primary), day(client.secondary))
         for client in clients
     ]
-    print_result(fields, table(("client", "scopes", "requests/s", "primary", "secondary"), rows), as_json=as_json)
+    print_result(described, table(("client", "scopes", "requests/s", "primary", "secondary"), rows), as_json=as_json)
 
 
 @keys.command()
@@ -234,9 +234,9 @@ def revoke(
 
     kind = None if primary == secondary else "primary" if primary else "secondary"
     left = revoke_key(file, name, kind)
-    fields = {"name": name, "revoked": kind or "all", "keys_left": 0 if left is None else len(left.digests())}
+    answer = {"name": name, "revoked": kind or "all", "keys_left": 0 if left is None else len(left.digests())}
     gone = [f"{name} had no other key, and is removed"] if left is None and kind else []
-    print_result(fields, f"revoked the {kind} key of {name}" if kind else f"revoked {name}", *gone, as_json=as_json)
+    print_result(answer, f"revoked the {kind} key of {name}" if kind else f"revoked {name}", *gone, as_json=as_json)
 
 
 @events.command()
@@ -283,34 +283,33 @@ def report(
     with progress_bars() as on_progress:
         found = count(source, partial(on_progress, "report"))
     if as_json:
-        names = ("segments", "open_segments", "events", "duplicates", "damaged", "types")
-        rows = {"releases": found.releases, "by_position": found.by_position}
-        print_json(
-            {name: getattr(found, name) for name in names}
-            | {
-                name: [{**row._asdict(), "ctr": row.ctr, "interval": row.interval} for row in each]
-                for name, each in rows.items()
-            }
-        )
+        rows = [{**row._asdict(), "ctr": row.ctr, "interval": row.interval} for row in found.rows]
+        print_json({each.name: getattr(found, each.name) for each in fields(found)} | {"rows": rows})
         return
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(found.types.items()))
     out.print(
         f"{counted(found.events, 'event')} in {counted(found.segments, 'segment')}{f': {types}' if types else ''}"
     )
     left_out = (
-        (found.open_segments, counted(found.open_segments, "open segment"), "still written, or of a killed service"),
-        (found.duplicates, f"{found.duplicates:,}", "sent again under the same id"),
-        (found.damaged, f"{found.damaged:,}", "damaged"),
+        (found.open_segments, "open segments", "still written, or of a killed service"),
+        (found.duplicates, "events", "sent again under the same id"),
+        (found.damaged, "lines", "damaged"),
     )
-    for count_left, what, reason in left_out:
-        if count_left:
-            out.print(f"  {what} left out: {reason}")
-    out.print(table(("release", "role", "shown", "clicked", "rate", "95 %"), map(_cells, found.releases)))
-    positions = [(row.release or "none named", row.role, row.position, *_cells(row)[2:]) for row in found.by_position]
-    out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), positions))
+    for number, what, reason in left_out:
+        if number:
+            out.print(f"  {number:,} {what} left out: {reason}")
+    out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), map(_cells, found.rows)))
 
 
 def _cells(row: "ListedItems") -> tuple[str, ...]:
     rate = "" if row.ctr is None else f"{row.ctr:.2%}"
     interval = "" if row.interval is None else f"{row.interval[0]:.2%} to {row.interval[1]:.2%}"
-    return row.release or "none named", row.role, f"{row.impressions:,}", f"{row.clicks:,}", rate, interval
+    return (
+        row.release or "none named",
+        row.role,
+        row.position,
+        f"{row.impressions:,}",
+        f"{row.clicks:,}",
+        rate,
+        interval,
+    )

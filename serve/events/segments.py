@@ -21,8 +21,7 @@ from hotplate.stores.urls import redacted, scheme_of
 
 # For a 95 % interval.
 Z = 1.96
-MORE = "more"
-UNKNOWN = "unknown"
+ALL, MORE, UNKNOWN = "all", "more", "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
 
 
 class ListedItems(NamedTuple):
-    """Impressions and clicks of a release in a role, at one position or all."""
+    """Impressions and clicks of a release in a role, at one position or `all`."""
 
     release: str
     role: str
@@ -160,8 +159,7 @@ class EventReport:
     duplicates: int
     damaged: int
     types: dict[str, int]
-    releases: list[ListedItems]
-    by_position: list[ListedItems]
+    rows: list[ListedItems]
 
 
 def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> EventReport:
@@ -187,13 +185,14 @@ def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _to
             types[event.type] += 1
             if event.type in (IMPRESSION, CLICK):
                 for position in _positions(event):
-                    counts = places.setdefault((event.release, event.role, position), [0, 0])
-                    counts[event.type == CLICK] += 1
+                    for row in (ALL, position):
+                        counts = places.setdefault((event.release, event.role, row), [0, 0])
+                        counts[event.type == CLICK] += 1
         damaged += reader.damaged
         on_progress(number + 1, len(names))
-    by_position = [ListedItems(*group, *places[group]) for group in sorted(places, key=_order)]
-    open_segments, releases = sum(map(is_open_segment, everything)), _added_up(by_position)
-    return EventReport(len(names), open_segments, len(seen), duplicates, damaged, dict(types), releases, by_position)
+    rows = [ListedItems(*group, *places[group]) for group in sorted(places, key=_order)]
+    open_segments = sum(map(is_open_segment, everything))
+    return EventReport(len(names), open_segments, len(seen), duplicates, damaged, dict(types), rows)
 
 
 def _positions(event: WrittenEvent) -> Iterator[str]:
@@ -202,15 +201,7 @@ def _positions(event: WrittenEvent) -> Iterator[str]:
         yield UNKNOWN if position is None else str(position) if position <= COUNTED_POSITIONS else MORE
 
 
-def _order(group: tuple[str, str, str]) -> tuple[str, str, bool, int, str]:
+def _order(group: tuple[str, str, str]) -> tuple[str, str, int]:
     release, role, position = group
-    return release, role, not position.isdecimal(), int(position) if position.isdecimal() else 0, position
-
-
-def _added_up(rows: list[ListedItems]) -> list[ListedItems]:
-    totals = dict[tuple[str, str], list[int]]()
-    for row in rows:
-        counts = totals.setdefault((row.release, row.role), [0, 0])
-        counts[0] += row.impressions
-        counts[1] += row.clicks
-    return [ListedItems(release, role, "all", *counts) for (release, role), counts in totals.items()]
+    names = (ALL, *map(str, range(1, COUNTED_POSITIONS + 1)), MORE, UNKNOWN)
+    return release, role, names.index(position)

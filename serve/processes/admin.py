@@ -10,12 +10,13 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import starmap
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -271,7 +272,9 @@ class Admin:
         """`GET /readyz`: the state of each worker."""
         states = self._context.states.all()
         status = service_status(states)
-        return json_of({"status": status, "workers": describe(states)}, 200 if status in ANSWERING else 503)
+        return json_of(
+            {"status": status, "workers": [*starmap(describe, enumerate(states))]}, 200 if status in ANSWERING else 503
+        )
 
     async def metrics_text(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text for all workers."""
@@ -327,7 +330,7 @@ class Admin:
         return json_of(
             {
                 "status": service_status(states),
-                "workers": describe(states),
+                "workers": [*starmap(describe, enumerate(states))],
                 "log": self._context.log.lines(after),
                 "version": version("hotplate"),
                 "host": platform.node(),
@@ -404,16 +407,11 @@ async def _read_catalogue(url: str) -> JsonObject:
         store = connect(url)
         try:
             async with asyncio.timeout(CATALOGUE_S):
-                return _catalogue(await store.catalogue())
+                found = await store.catalogue()
         finally:
             await store.close()
-    except TimeoutError:
-        return {"error": f"the catalogue could not be read in {CATALOGUE_S:.0f} s"}
-    except StoreError as error:
-        return {"error": str(error)}
-
-
-def _catalogue(found: Catalogue) -> JsonObject:
+    except (TimeoutError, StoreError) as error:
+        return {"error": str(error) or f"the catalogue could not be read in {CATALOGUE_S:.0f} s"}
     return {
         "store_id": found.store_id,
         "live": found.live,
@@ -451,12 +449,8 @@ def _problem(error: StoreError | ServiceMisused) -> Problem:
     return Problem(503, "store-failed", str(error), {"Retry-After": "5"})
 
 
-def describe(states: Sequence[WorkerState | None]) -> list[JsonObject]:
-    """Return the state of each worker as JSON."""
-    return [_worker(number, state) for number, state in enumerate(states)]
-
-
-def _worker(number: int, state: WorkerState | None) -> JsonObject:
+def describe(number: int, state: WorkerState | None) -> JsonObject:
+    """Return the state of a worker as JSON."""
     if state is None:
         return {"worker": number, "status": status_now(None), "tiers": []}
     tiers = [

@@ -114,20 +114,22 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     assert found.open_segments == 1
     assert (found.segments, found.events, found.duplicates, found.damaged) == (6, 6, 1, 0)
     assert found.types == {"impression": 2, "click": 2, "buy": 2}
-    assert found.releases == [ListedItems("r1", "live", "all", 12, 1), ListedItems("r2", "canary", "all", 12, 1)]
-    positions = {(row.release, row.position): (row.impressions, row.clicks) for row in found.by_position}
+    assert [row for row in found.rows if row.position == "all"] == [
+        ListedItems("r1", "live", "all", 12, 1), ListedItems("r2", "canary", "all", 12, 1)
+    ]  # fmt: skip
+    positions = {(row.release, row.position): (row.impressions, row.clicks) for row in found.rows}
     assert positions["r1", "2"] == (1, 1)
     assert positions["r2", "more"] == (2, 1)
-    assert [row.position for row in found.by_position][:11] == [*map(str, range(1, 11)), "more"]
+    assert [row.position for row in found.rows][:12] == ["all", *map(str, range(1, 11)), "more"]
 
     printed = hotplate("events", "report", tmp_path).stdout
     assert "6 events in 6 segments: 2 buy, 2 click, 2 impression" in printed
-    assert "1 left out: sent again under the same id" in printed
-    assert "1 open segment left out" in printed
+    assert "1 events left out: sent again under the same id" in printed
+    assert "1 open segments left out" in printed
     assert "8.33%" in printed
-    rows = json.loads(hotplate("events", "report", tmp_path, "--json").stdout)["releases"]
-    assert rows[1]["ctr"] == pytest.approx(1 / 12)
-    assert rows[1]["interval"] == pytest.approx([0.0149, 0.3539], abs=1e-4)
+    rows = json.loads(hotplate("events", "report", tmp_path, "--json").stdout)["rows"]
+    assert rows[0]["ctr"] == pytest.approx(1 / 12)
+    assert rows[0]["interval"] == pytest.approx([0.0149, 0.3539], abs=1e-4)
     shipped = hotplate("events", "ship", tmp_path, "--to", tmp_path / "there")
     assert shipped.stdout.startswith("shipped 6 segments, 0.0 MB, to ")
     failed(hotplate("events", "report", tmp_path / "none"), "no folder", code=2)
