@@ -75,17 +75,13 @@ def test_either_key_header_is_accepted_and_responses_are_cached_privately(keyed:
     assert keyed.service.get("/v1/popular", X_API_Key=keyed.read).headers["cache-control"] == "private, max-age=60"
 
 
-@pytest.mark.parametrize("key", [WRONG, "x", "hp_", "é", "\xff" * 40, "a" * 5000, "0" * 64, "null", "' OR 1=1 --", "*"])
-def test_a_wrong_key_is_refused(keyed: Keyed, key: str) -> None:
-    assert "invalid_token" in refused(keyed.service.get(USER, X_API_Key=key), 401, "unknown-key")
-    assert "invalid_token" in refused(keyed.service.get(USER, Authorization=f"Bearer {key}"), 401, "unknown-key")
-
-
-def test_a_key_that_is_nearly_right_is_wrong_and_so_is_its_hash(keyed: Keyed, folder: Path) -> None:
+def test_a_wrong_key_is_refused_however_near_it_is(keyed: Keyed, folder: Path) -> None:
     stored = json.loads((folder.parent / "keys.json").read_text())["clients"][0]["primary"]["sha256"]
     swapped = keyed.read[:-1] + ("A" if keyed.read[-1] != "A" else "B")
-    for key in (keyed.read[:-1], keyed.read + "A", keyed.read.swapcase(), swapped, stored, f"{keyed.read}\t,"):
-        refused(keyed.service.get(USER, X_API_Key=key), 401, "unknown-key")
+    near = (keyed.read[:-1], keyed.read + "A", keyed.read.swapcase(), swapped, stored, f"{keyed.read}\t,")
+    for key in (*near, WRONG, "x", "hp_", "é", "\xff" * 40, "a" * 5000, "0" * 64, "*"):
+        for headers in ({"X_API_Key": key}, {"Authorization": f"Bearer {key}"}):
+            assert "invalid_token" in refused(keyed.service.get(USER, **headers), 401, "unknown-key")
 
 
 def test_a_key_of_another_scope_is_refused_with_the_scope_that_is_missing(keyed: Keyed) -> None:

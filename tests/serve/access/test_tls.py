@@ -57,18 +57,22 @@ def wait_for(service: Service, metric: str, value: float) -> None:
     until(lambda: counted(service, metric) == value)
 
 
+def signed(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, year: int) -> bytes:
+    """Return a certificate as PEM."""
+    made = (
+        x509.CertificateBuilder(x509.Name([]), x509.Name([]), key.public_key(), x509.random_serial_number())
+        .not_valid_before(datetime(1999, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(year, 2, 28, 23, 59, 58, tzinfo=UTC))
+        .sign(key, hashes.SHA256())
+    )
+    return made.public_bytes(serialization.Encoding.PEM)
+
+
 @pytest.mark.parametrize("years", [(2030, 2049), (2049, 2030), (2050, 2120), (2031,)])
 def test_a_chain_expires_with_the_first_of_its_certificates(years: tuple[int, ...]) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     chain = b"-----BEGIN EC PARAMETERS-----\n-----END EC PARAMETERS-----\n"  # as a key's file may have them in front
-    for year in years:
-        made = (
-            x509.CertificateBuilder(x509.Name([]), x509.Name([]), key.public_key(), x509.random_serial_number())
-            .not_valid_before(datetime(1999, 1, 1, tzinfo=UTC))
-            .not_valid_after(datetime(year, 2, 28, 23, 59, 58, tzinfo=UTC))
-            .sign(key, hashes.SHA256())
-        )
-        chain += made.public_bytes(serialization.Encoding.PEM)
+    chain += b"".join(signed(key, year) for year in years)
     assert expiry(chain) == datetime(min(years), 2, 28, 23, 59, 58, tzinfo=UTC).timestamp()
 
 
@@ -145,14 +149,8 @@ def test_a_broken_pair_keeps_the_one_before_and_is_logged_once_and_shown(folder:
 
 
 def self_signed(folder: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> Path:
-    made = (
-        x509.CertificateBuilder(x509.Name([]), x509.Name([]), key.public_key(), x509.random_serial_number())
-        .not_valid_before(datetime(1999, 1, 1, tzinfo=UTC))
-        .not_valid_after(datetime(2049, 1, 1, tzinfo=UTC))
-        .sign(key, hashes.SHA256())
-    )
     folder.mkdir(exist_ok=True)
-    (folder / "server.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.pem").write_bytes(signed(key, 2049))
     pem = serialization.PrivateFormat.TraditionalOpenSSL
     (folder / "server.key").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, pem, serialization.NoEncryption())

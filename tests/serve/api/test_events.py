@@ -12,13 +12,9 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.api.app import Dispatcher
-from hotplate.serve.api.openapi import document
-from hotplate.serve.reader import TieredReader
 from tests.support.browser import opened
 from tests.support.event_log import body, written
 from tests.support.limited_service import samples
-from tests.support.memory_store import MemoryStore
 from tests.support.service import Answer, Service, a_list, publish_lists, running, until
 
 # Sends a body with the right key, to the path of events by default.
@@ -131,12 +127,6 @@ def test_events_take_a_scope_of_their_own(service: Service, keys: dict[str, str]
     assert service.request("POST", "/v1/events", body("1"), X_API_Key=keys["events"]).status == 200
     assert service.get("/v1/popular", X_API_Key=keys["events"]).status == 403
     assert "/v1/events" in service.get("/openapi.json").json["paths"]
-
-
-async def test_without_a_folder_for_them_there_is_no_such_route() -> None:
-    async with TieredReader({"memory": MemoryStore()}) as reader:
-        assert Dispatcher(reader)._routes.find("/v1/events", "POST") == (None, "events")
-    assert "/v1/events" not in document(takes_key=False)["paths"]
 
 
 @pytest.fixture

@@ -256,11 +256,8 @@ def test_a_name_that_a_page_made_point_here_is_refused(service: Service, host: s
     for method, path in (("GET", "/metrics"), ("GET", "/v1/releases"), ("POST", "/v1/releases/rollback")):
         answer = service.admin(path, method, Host=host)
         assert (answer.status, answer.json["type"]) == (421, "urn:hotplate:problem:wrong-host")
-
-
-def test_the_names_of_this_machine_are_taken(service: Service) -> None:
-    for host in ("localhost", "localhost:1", "127.0.0.1:8090", "[::1]:8090"):
-        assert service.admin("/livez", Host=host).status == 200
+    for own in ("localhost", "localhost:1", "127.0.0.1:8090", "[::1]:8090"):
+        assert service.admin("/livez", Host=own).status == 200
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost", "http://127.0.0.1:1", ""])

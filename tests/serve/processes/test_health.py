@@ -16,7 +16,6 @@ from hotplate.serve.access.keys import create
 from hotplate.serve.processes.health import LOOK_S, START_S, Health, HealthListener
 from hotplate.serve.states import SharedStates, WorkerState
 from tests.support.clock import FakeClock
-from tests.support.limited_service import limited
 from tests.support.redis_server import certify
 from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running, status_of, until
 
@@ -59,17 +58,6 @@ def test_probes_use_plain_http_without_a_key_and_survive_admin_process_death(fol
         os.kill(admin, signal.SIGKILL)
         until(lambda: "admin process ended" in service.log.read_text(), "the death is not noticed")
         assert [probe(service, path) for path in PATHS] == [200] * 4
-
-
-def test_probe_is_answered_despite_full_connections_or_silent_probe_clients(
-    folder: Path,
-) -> None:
-    with limited(folder, connections=4) as service, ExitStack() as stack:
-        until(lambda: probe(service, "/readyz") == 200, "it is not ready")
-        for port in [service.port] * 4 + [service.health_port] * 40:
-            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        for _ in range(10):
-            assert probe(service, "/livez") == probe(service, "/readyz") == 200
 
 
 def test_service_without_a_release_is_live_but_not_ready_until_one_exists(tmp_path: Path) -> None:

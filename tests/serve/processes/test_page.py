@@ -198,38 +198,6 @@ async def test_the_page_is_accessible_in_both_themes_and_on_a_phone(
 
 
 @pytest.mark.soak
-async def test_the_page_works_by_keyboard_and_says_when_the_service_is_gone(
-    folder: Path, releases: list[str], tmp_path: Path
-) -> None:
-    assert releases, "a rollback has somewhere to go"
-
-    async def press(page: Page, key: str) -> None:
-        for kind in ("keyDown", "keyUp"):
-            code = {"Tab": 9, "Enter": 13, "Escape": 27}[key]
-            await page.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
-                text="\r" if key == "Enter" and kind == "keyDown" else "",
-            )  # fmt: skip
-
-    with running(folder, "--workers", "2", "--admin-store", f"file://{folder}") as service:
-        async with console(service, tmp_path) as page:
-            await press(page, "Tab")
-            assert await page.evaluate("document.activeElement.className") == "skip"
-            await press(page, "Enter")
-            await press(page, "Tab")
-            assert await page.evaluate("document.activeElement.textContent") == "Roll back…"
-            await press(page, "Enter")
-            await page.until("document.getElementById('confirm').open")
-            await press(page, "Escape")
-            await page.until("!document.getElementById('confirm').open")
-            assert await page.evaluate("document.activeElement.textContent") == "Roll back…"
-            service.stop()
-            await page.until("document.getElementById('status').textContent === 'no connection'")
-            assert "Trying again" in await page.evaluate("document.getElementById('notices').innerText")
-            page.complaints.clear()  # the browser logs that nobody listens any more
-
-
-@pytest.mark.soak
 async def test_beyond_loopback_the_page_takes_a_key_and_keeps_it_to_itself(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     admin, reader = create(keys, "operator", ["admin"]).key, create(keys, "web", ["read"]).key

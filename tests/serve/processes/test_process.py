@@ -1,7 +1,6 @@
 """The processes of a service: replaced when they die, graceful when they stop, and the memory that its files are in."""
 
 import asyncio
-import errno
 import http.client
 import os
 import re
@@ -16,7 +15,7 @@ from typing import cast
 
 import pytest
 
-from hotplate.serve.connections.listeners import _why_not, reserve
+from hotplate.serve.connections.listeners import reserve
 from hotplate.serve.connections.server import LINGER_S
 from hotplate.serve.processes.worker import prepared
 from hotplate.serve.reader import NotReady, TieredReader
@@ -212,11 +211,6 @@ def test_service_restarts_after_parent_is_killed_and_old_workers_exit(folder: Pa
         until(lambda: not any(is_alive(pid) for pid in orphans))
         connected.close()
         service.process.wait()
-
-
-def test_a_port_that_takes_a_right_is_told_so() -> None:
-    refused = OSError(errno.EACCES, os.strerror(errno.EACCES))
-    assert "grant the right" in _why_not(refused, "127.0.0.1", 80)
 
 
 def cut(store: Path) -> Path:

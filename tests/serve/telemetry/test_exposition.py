@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from hotplate.serve.metrics import BUCKETS_S, REQUEST_TIMES, ROUTES, Metrics
+from hotplate.serve.metrics import BUCKETS_S, ROUTES, Metrics
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import Tier
@@ -34,11 +34,6 @@ def test_a_scrape_adds_up_what_all_workers_counted() -> None:
     assert (buckets["0.00025"], buckets["0.25"], buckets["0.5"], buckets["+Inf"]) == (4.0, 4.0, 6.0, 8.0)
     assert len(buckets) == len(BUCKETS_S) + 1
     assert ({"source": "personal", "outcome": "hit"}, 1.0) in found["hotplate_lookups_total"]
-
-
-def test_a_slot_is_small() -> None:
-    cells = Metrics(1, ["memory"]).cells[REQUEST_TIMES].values()
-    assert (max(cells) + REQUEST_TIMES.cells) * 8 < 300_000
 
 
 def test_without_a_release_there_is_none_in_the_text_and_nothing_breaks() -> None:
