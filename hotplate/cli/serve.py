@@ -193,27 +193,15 @@ def list_clients(file: KeysFile, as_json: Json = False) -> None:
 
     Example: hotplate keys list --keys /etc/hotplate/keys.json
     """
-    from hotplate.serve.access.keys import StoredKey, load
-
-    def day(key: StoredKey | None) -> str:
-        return "" if key is None else time.strftime("%Y-%m-%d", time.gmtime(key.created_at))
+    from hotplate.serve.access.keys import load
 
     clients = load(file)
-    described = [
-        {
-            "name": client.name,
-            "scopes": client.scopes,
-            "rate": client.rate,
-            "primary_created_at": client.primary and client.primary.created_at,
-            "secondary_created_at": client.secondary and client.secondary.created_at,
-        }
-        for client in clients
-    ]
-    rows = [
-        (client.name, ", ".join(client.scopes), client.rate, day(client.primary), day(client.secondary))
-        for client in clients
-    ]
-    print_result(described, table(("client", "scopes", "requests/s", "primary", "secondary"), rows), as_json=as_json)
+    rows = list[tuple[object, ...]]()
+    for one in clients:
+        days = [time.strftime("%Y-%m-%d", time.gmtime(key.created_at)) for key in one.keys]
+        rows.append((one.name, ", ".join(one.scopes), one.rate, *days, *[""] * (2 - len(days))))
+    headings = ("client", "scopes", "requests/s", "primary", "secondary")
+    print_result([one.described() for one in clients], table(headings, rows), as_json=as_json)
 
 
 @keys.command()

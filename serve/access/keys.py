@@ -60,9 +60,19 @@ class KeyHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     primary: StoredKey | None = None
     secondary: StoredKey | None = None
 
+    @property
+    def keys(self) -> list[StoredKey]:
+        """The primary key and the secondary."""
+        return [key for key in (self.primary, self.secondary) if key is not None]
+
     def digests(self) -> list[bytes]:
         """Return the SHA-256 of each key."""
-        return [bytes.fromhex(key.sha256) for key in (self.primary, self.secondary) if key is not None]
+        return [bytes.fromhex(key.sha256) for key in self.keys]
+
+    def described(self) -> dict[str, object]:
+        """Return what may be shown, as JSON."""
+        created_at = [key.created_at for key in self.keys]
+        return {"name": self.name, "scopes": self.scopes, "rate": self.rate, "created_at": created_at}
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -203,7 +203,7 @@ class Admin:
         self._context, self._settings = context, context.settings
         self._host, self._guard = host, guard
         self._exposition = Exposition(context.metrics, context.states.all)
-        self._acting, self._opening = asyncio.Lock(), asyncio.Lock()
+        self._opening = asyncio.Lock()
         self._reader: TieredReader | None = None
         self._files = {each.name: each for each in FILES.iterdir()}
         paths = ("/", "/console", *(f"/console/{name}" for name in self._files))
@@ -311,14 +311,11 @@ class Admin:
                 "this service has no right to change releases; start it with --admin-store URL, or use "
                 "`hotplate releases`",
             )
-        if self._acting.locked():
-            raise Problem(409, "busy", "another change of the releases is in progress; try again when it is done")
-        async with self._acting:
-            store = connect(self._settings.admin_store)
-            try:
-                done = await change.act(store, release, given)
-            finally:
-                await store.close()
+        store = connect(self._settings.admin_store)
+        try:
+            done = await change.act(store, release, given)
+        finally:
+            await store.close()
         release = ReleaseId(done) if isinstance(done, str) else release
         log.warning("an operator %s, release %s, over HTTP", change.done, release)
         return json_of({"release": release})
@@ -343,14 +340,7 @@ class Admin:
     async def keys(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /console/keys`: the clients in the file of keys; null without a file."""
         clients = () if self._settings.keys is None else await self._with_keys(load)
-        found = [
-            {
-                "name": client.name,
-                "scopes": client.scopes,
-                "created_at": [key.created_at for key in (client.primary, client.secondary) if key is not None],
-            }
-            for client in clients
-        ]
+        found = [client.described() for client in clients]
         return json_of({"clients": None if self._settings.keys is None else found})
 
     async def create_key(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
