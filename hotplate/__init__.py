@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # also parsed by `_homes`
     from hotplate.offline.train.tuning import TuneOptions
     from hotplate.offline.training import TrainReport, TrainSettings, train
     from hotplate.releases import activate, copy, prune, rollback, verify
-    from hotplate.serve.api.app import mount
     from hotplate.serve.embedded import Lists, Recommendations, SyncLists, open_sync
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
     from hotplate.serve.reader import FoldInUnavailable, NotReady
@@ -60,7 +59,7 @@ __all__ = [
     "ReleaseRef", "RequestRefused", "Row", "Rules", "ServiceUnavailable", "SettingError", "Slot", "SplitOptions",
     "Store", "StoreError", "StoreFull", "StoreMisused", "StoreThrottled", "StoreUnavailable", "SyncLists",
     "TrainReport", "TrainSettings", "TuneOptions", "Written", "__version__", "activate", "connect", "copy",
-    "dump_catalogue", "load_model", "mount", "open", "open_sync", "parse_catalogue", "prune", "publish", "rollback",
+    "dump_catalogue", "load_model", "open", "open_sync", "parse_catalogue", "prune", "publish", "rollback",
     "run", "train", "verify",
 ]  # fmt: skip
 

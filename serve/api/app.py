@@ -1,14 +1,15 @@
-"""Routes of the service, alone or mounted in another application."""
+"""Routes of the service."""
 
 import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -21,7 +22,6 @@ from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler, found_in
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.scoring import Scoring, refusal
-from hotplate.serve.embedded import Lists
 from hotplate.serve.metrics import OTHER
 from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready
 from hotplate.serve.reader import NotReady, TieredReader
@@ -43,7 +43,7 @@ is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
 
 class Gate(Protocol):
-    """Limits on POST requests; a mounted service has none."""
+    """Limits on POST requests."""
 
     async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[web.Response]]) -> web.Response:
         """Do *work* once the body is read and the request is admitted; raises Problem and ClientGone."""
@@ -178,13 +178,16 @@ class Dispatcher:
         """Report not ready, and close connections after their next answer."""
         self.draining = self.handlers.draining = True
 
-    def answer(
-        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None, gate: Gate | None = None
-    ) -> Coroutine[Any, Any, web.Response]:
+    async def answer(
+        self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
+    ) -> web.Response:
         """Answer a raw path and query, or with *refusal*."""
-        span = None if self.tracer is None else _begin(self.tracer, request)
-        answering = self._answer(request, path, query, span, refusal=refusal, gate=gate)
-        return answering if span is None else _sampled(span, answering)
+        span = None
+        if self.tracer is not None:
+            headers = request.headers
+            span = self.tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))
+        with nullcontext() if span is None else use_span(span):
+            return await self._answer(request, path, query, span, gate=gate, refusal=refusal)
 
     async def _respond(
         self,
@@ -193,8 +196,8 @@ class Dispatcher:
         raw_id: str,
         query: str,
         *,
+        gate: Gate,
         refusal: Problem | None,
-        gate: Gate | None,
     ) -> web.Response:
         if refusal is not None:
             raise refusal
@@ -206,7 +209,7 @@ class Dispatcher:
         if scope is not None:
             request[CALLER] = await self.guard.admit(request.headers, scope)
         handler = handler_of(route, request.method)
-        if gate is None or request.method != "POST":
+        if request.method != "POST":
             return await handler(request, raw_id, query)
         return await resolved(gate.admit(request, partial(handler, request, raw_id, query)))
 
@@ -217,14 +220,14 @@ class Dispatcher:
         query: str,
         span: RequestSpan | None,
         *,
+        gate: Gate,
         refusal: Problem | None,
-        gate: Gate | None,
     ) -> web.Response:
         started = perf_counter()
         route, raw_id = self._routes.find(path, request.method)
         request_id = self.request_ids.of(request)
         try:
-            response = await self._respond(request, route, raw_id, query, refusal=refusal, gate=gate)
+            response = await self._respond(request, route, raw_id, query, gate=gate, refusal=refusal)
         except (Problem, NotReady, ClientGone) as error:
             response = _refused(route, error)
         except Exception:
@@ -250,43 +253,3 @@ class Dispatcher:
             )  # fmt: skip
             report(record, self.access_log if is_logged else None, span)
         return response
-
-
-def _begin(tracer: Tracer, request: web.BaseRequest) -> RequestSpan | None:
-    headers = request.headers
-    return tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))
-
-
-async def _sampled(span: RequestSpan, answering: Coroutine[Any, Any, web.Response]) -> web.Response:
-    with use_span(span):
-        return await answering
-
-
-def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequence[str] = ()) -> None:
-    """Add all routes to *app* below *prefix*, answered from *lists* that are not open yet.
-
-    The application opens and closes *lists*; its handlers may use them too. While no release is served, requests get
-    503. Web pages of *cors_origins* may call the routes; raises StoreMisused for an invalid origin. Keys and limits are
-    up to the application.
-    """
-    lists.reader.warm = True
-    dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins, watched=lists.reader.deny_list.watched)
-
-    async def answer(request: web.Request) -> web.Response:
-        resource = request.match_info.route.resource
-        depth = 0 if resource is None else resource.canonical.count("/")  # the caller may encode the prefix differently
-        path = "/" + request.rel_url.raw_path.split("/", depth)[-1]
-        return await dispatcher.answer(request, path, request.rel_url.raw_query_string)
-
-    async def lifespan(_: web.Application) -> AsyncIterator[None]:
-        async with lists:
-            yield
-
-    async def drain(_: web.Application) -> None:
-        dispatcher.drain()
-
-    service = web.Application()
-    service.router.add_route("*", "/{path:.*}", answer)
-    service.cleanup_ctx.append(lifespan)
-    service.on_shutdown.append(drain)
-    app.add_subapp(prefix, service)

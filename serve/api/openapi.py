@@ -27,7 +27,7 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Relative addresses, because the service may be below a prefix.
+# Relative addresses: a proxy may serve it below a prefix.
 PAGE = b"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -123,15 +123,14 @@ class Documents:
         self._takes_key = takes_key
         self._takes_events = takes_events
         self._files = {"start.js": START}
-        self._document: Schema = {}
+        self._document = b""
 
     async def openapi(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /openapi.json`."""
         OPENAPI.parse(raw_query)
-        self._document = self._document or document(takes_key=self._takes_key, takes_events=self._takes_events)
-        prefix = request.rel_url.raw_path.removesuffix("/openapi.json")  # of a mounted service
-        body = orjson.dumps(self._document | {"servers": [{"url": prefix or "/"}]})
-        return unless_known(request, body, JSON, ALWAYS_ASKED)
+        if not self._document:
+            self._document = orjson.dumps(document(takes_key=self._takes_key, takes_events=self._takes_events))
+        return unless_known(request, self._document, JSON, ALWAYS_ASKED)
 
     async def page(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /docs`."""
@@ -151,7 +150,7 @@ class Documents:
 
 
 def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
-    """Return the OpenAPI 3.1 document without `servers`; *takes_key* if reads need a key."""
+    """Return the OpenAPI 3.1 document; *takes_key* if reads need a key."""
     schemas = Schema()
     paths = dict[str, Schema]()
     tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}

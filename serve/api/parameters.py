@@ -1,10 +1,7 @@
 """Types of parameters and answers, which validate requests and generate the OpenAPI document."""
 
-import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -35,9 +32,6 @@ MSGPACK = "application/msgpack"
 SHOWN_CHARS = 40
 MAX_REFUSAL_CHARS = 200
 MAX_DIGITS = 9
-# Number of cached queries, and their maximum length.
-REMEMBERED = 1024
-REMEMBERED_CHARS = 64
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
@@ -225,30 +219,24 @@ OPERATIONS = (
 
 
 class QueryParser(Generic[AnyStruct]):
-    """Parses and caches the query strings of one route."""
+    """Parses the query strings of one route."""
 
     def __init__(self, query: type[AnyStruct], route: str) -> None:
         """*route* is the name in error texts."""
         self._query = query
         self._route = route
         self._default = query()
-        self._remembered: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
 
     def parse(self, raw: str) -> AnyStruct:
         """Return the parameters; raises Problem for unknown, repeated and invalid ones."""
         if not raw:
             return self._default
-        return self._remembered(raw) if len(raw) <= REMEMBERED_CHARS else self._parse(raw)
-
-    def _parse(self, raw: str) -> AnyStruct:
         values = dict[str, object]()
         for pair in filter(None, raw.split("&")):
             raw_name, _, raw_value = pair.partition("=")
             name = _decoded(raw_name, "the name of a parameter")
             if name not in self._query.__struct_fields__:
-                raise bad_parameter(
-                    _unknown(f"it contains unknown field `{name[:SHOWN_CHARS]}`", self._route, self._query)
-                )
+                raise bad_parameter(_unknown(f"unknown field `{name[:SHOWN_CHARS]}`", self._route, self._query))
             if name in values:
                 raise bad_parameter(f"{name[:SHOWN_CHARS]} is given twice; give it once")
             values[name] = _ids_in(raw_value) if name == "exclude" else _decoded(raw_value, name)
@@ -258,7 +246,7 @@ class QueryParser(Generic[AnyStruct]):
         try:
             query = msgspec.convert(values, self._query)
         except msgspec.ValidationError as error:
-            raise refused(error, values, self._route, self._query) from None
+            raise _refused(error, self._route, self._query) from None
         _check_ids(getattr(query, "exclude", ()), "exclude")
         return query
 
@@ -283,8 +271,6 @@ async def read_body(request: web.BaseRequest) -> bytes:
         raise unreadable(400, str(error)) from None
     except ConnectionError:
         raise ClientGone from None
-    if len(body) > MAX_BODY_BYTES:  # a mounting application may allow more
-        raise _too_large()
     return body
 
 
@@ -329,7 +315,7 @@ def parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
             n = given.get("n") if isinstance(given, dict) else None
             if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # 10.0 is an integer in JSON
                 return parse_body(msgspec.json.encode(given | {"n": int(n)}), kind, route)
-            raise refused(error, given, route, kind) from None
+            raise _refused(error, route, kind) from None
     except (ValueError, RecursionError) as error:
         raise bad_parameter(f"the body is not JSON: {error}") from None
 
@@ -363,28 +349,19 @@ def _ids_in(raw: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, [*whole, *(part for piece in pieces for part in piece.split(","))])))
 
 
-def refused(error: msgspec.ValidationError, given: object, route: str, kind: type[Struct]) -> Problem:
-    """Turn a validation error into a Problem with position, expected type, and value."""
+def _refused(error: msgspec.ValidationError, route: str, kind: type[Struct]) -> Problem:
     what, _, place = str(error).partition(" - at `$")
-    where, value = place.rstrip("`").removeprefix("."), given
-    with suppress(IndexError, ValueError):  # duplicate members: the first is refused, the last decoded
-        for key, index in re.findall(r"(\w+)|\[(\d+)\]", where):
-            inner = value[int(index)] if isinstance(value, list) else value
-            value = value.get(key) if isinstance(value, dict) else inner
-    if isinstance(value, list | tuple):
-        what += f", not {len(value)}"
-    elif place and not isinstance(value, dict):
-        shown = value[:SHOWN_CHARS] if isinstance(value, str) else value
-        what += f", not {msgspec.json.encode(shown).decode()[: SHOWN_CHARS + 2]}"
-    elif "unknown field" in what and not place:
-        return bad_parameter(_unknown(what[: 2 * SHOWN_CHARS].replace("Object", "it"), route, kind))
-    what = what.replace("Object missing", "it is missing").replace("Object", "it")
+    if "unknown field" in what:
+        what = _unknown(what[: 2 * SHOWN_CHARS], route, kind)
+    where, what = (
+        place.rstrip("`").removeprefix("."),
+        what.replace("Object missing", "it is missing").replace("Object", "it"),
+    )
     return bad_parameter(f"{where or 'the request'} cannot be used: {what[:1].lower()}{what[1:]}"[:MAX_REFUSAL_CHARS])
 
 
 def _unknown(what: str, route: str, kind: type[Struct]) -> str:
-    takes = ", ".join(kind.__struct_fields__) or "nothing in its query"
-    return f"the request cannot be used: {what}; {route} takes {takes}"
+    return f"{what}; {route} takes {', '.join(kind.__struct_fields__) or 'nothing in its query'}"
 
 
 def _check_ids(ids: Sequence[str], name: str) -> None:

@@ -128,13 +128,11 @@ class Scoring:
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(answers)}
         return web.Response(body=body, headers=headers)
 
-    async def swagger(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+    async def swagger(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /swagger.json`."""
         _SWAGGER.parse(raw_query)
-        prefix = request.rel_url.raw_path.removesuffix("/swagger.json")  # of a mounted service
-        described = SIGNATURE | {"paths": {prefix + path: methods for path, methods in SIGNATURE["paths"].items()}}
         headers = {"Content-Type": JSON, "Cache-Control": "no-cache"}
-        return web.Response(body=orjson.dumps(described), headers=headers)
+        return web.Response(body=orjson.dumps(SIGNATURE), headers=headers)
 
     async def healthy(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /`: the text that callers expect."""

@@ -3,27 +3,28 @@
 aiohttp's parser reads headers and bodies, and finds framing errors. The fast lane or aiohttp's request and response
 classes answer, one request after the other. Meanwhile up to BEHIND_BYTES may arrive.
 
-Unreadable requests, HTTP/1.0, Expect, Upgrade, CONNECT, chunked bodies and refused bodies close the connection.
+Unreadable requests, HTTP/1.0, Expect, Upgrade, CONNECT, chunked bodies and bodies that were not read close the
+connection.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage, StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
+from hotplate.serve.api.parameters import unreadable
 from hotplate.serve.connections.lane import END, AnswerWriter, Lane
 from hotplate.serve.connections.listeners import room_for_connections
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.problems import CLOSE, Problem, internal_error, overloaded
+from hotplate.serve.problems import CLOSE, Problem, internal_error
 from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ CROWDED_WRITE_S = 1.0
 # Each tick of the sweep checks one of SLICES slices of the connections: each connection once a second.
 SLICES = 10
 TICK_S = 0.1
-# Connections beyond the limits that get an answer at a time.
-REFUSED_AT_ONCE = 32
 # Time to read the last answer: closing with unread bytes would reset the connection.
 LINGER_S = 1.0
 # Undocumented names of aiohttp. A test checks for each, and pyproject.toml bounds the version.
@@ -87,24 +86,32 @@ WAITS_FOR_REQUEST = (State.OPENING, State.IDLE, State.HEADER)
 
 
 class ConnectionRegistry:
-    """All connections of a server, counted against its limits."""
+    """The connections of a server, and all that they share."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        metrics: Metrics,
+        writer: AnswerWriter,
+        lane: Lane | None,
+        answer: Callable[[web.BaseRequest, float], Awaitable[web.StreamResponse]],
+    ) -> None:
+        """*answer* is called with a request, and when it began by `time.monotonic`."""
         self.limits = limits
+        self.metrics = metrics
+        self.writer = writer
+        self.lane = lane
+        self.answer = answer
         self.bytes_in_flight = 0
         """Of unanswered requests, and of answers that clients have not read."""
-        self._metrics = metrics
         self._room = min(limits.connections, room_for_connections())
-        self._open: dict[Connection, None] = {}
-        self._closing: dict[Connection, float] = {}  # until when
+        self.open: dict[Connection, None] = {}
+        """All connections, in the order in which they were accepted."""
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._open)
-
-    def __iter__(self) -> Iterator["Connection"]:
-        return iter(list(self._open))
+        return len(self.open)
 
     @property
     def is_full(self) -> bool:
@@ -114,7 +121,7 @@ class ConnectionRegistry:
     @property
     def is_answering(self) -> bool:
         """Whether a request is being answered, or an answer being sent."""
-        return any(one.idle_since == inf for one in self._open)
+        return any(one.idle_since == inf for one in self.open)
 
     def start(self) -> None:
         """Start the sweep."""
@@ -125,95 +132,52 @@ class ConnectionRegistry:
         if self._timer is not None:
             self._timer.cancel()
 
-    def refusal(self) -> str:
-        """Count and return a reason to refuse a new connection, or ""."""
+    def has_room(self) -> bool:
+        """Return whether there is room for a further connection, or has been made; count if not."""
         if len(self) < self._room or (self.limits.idle_gives_way and self._has_made_room()):
-            return ""
-        self._metrics.count_shed("connections")
-        return "connections"
+            return True
+        self.metrics.count_shed("connections")
+        return False
 
     def _has_made_room(self) -> bool:
-        oldest = min(self._open, key=lambda one: one.idle_since, default=None)
+        oldest = min(self.open, key=lambda one: one.idle_since, default=None)
         if oldest is None or oldest.idle_since == inf:
             return False
-        self.remove(oldest)
+        del self.open[oldest]
         oldest.cut()
         return True
-
-    def add(self, connection: "Connection") -> bool:
-        """Add a connection; False if too many refused ones are open."""
-        if not connection.refusal:
-            self._open[connection] = None
-        elif sum(bool(one.refusal) for one in self._closing) >= REFUSED_AT_ONCE:
-            return False
-        else:
-            self.linger(connection)
-        return True
-
-    def linger(self, connection: "Connection") -> None:
-        """Close a connection after LINGER_S."""
-        self._closing.setdefault(connection, monotonic() + LINGER_S)
-
-    def remove(self, connection: "Connection") -> None:
-        """Remove a connection."""
-        self._open.pop(connection, None)
-        self._closing.pop(connection, None)
 
     def _tick(self) -> None:
         self.start()
         self._ticks += 1
         now = monotonic()
-        for connection in list(self._open)[self._ticks % SLICES :: SLICES]:
+        for connection in list(self.open)[self._ticks % SLICES :: SLICES]:
             if connection.is_open:
                 connection.check(now)
-        for connection in [one for one, until in self._closing.items() if now > until]:
-            if connection.refusal or connection.is_taken:
-                del self._closing[connection]
-                connection.cut()
-
-
-class Front(Protocol):
-    """The parts of a server that its connections use."""
-
-    registry: ConnectionRegistry
-    writer: AnswerWriter
-    metrics: Metrics
-    lane: Lane | None
-
-    def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.StreamResponse]:
-        """Answer a request that began at a time of `time.monotonic`."""
 
 
 class Connection(BaseProtocol):
     """An asyncio protocol that makes aiohttp's objects only when needed."""
 
     __slots__ = (
-        "_buffer", "_closes", "_fed", "_held", "_is_ended", "_is_last", "_lane", "_left", "_method",
-        "_payload", "_queued", "_registry", "_requests", "_server", "_stalled", "_task", "accepting", "refusal",
-        "since", "ssl_context", "state",
+        "_buffer", "_held", "_is_ended", "_lane", "_left", "_payload", "_queued", "_registry", "_requests",
+        "_stalled", "_task", "accepting", "since", "ssl_context", "state",
     )  # fmt: skip
     peername = sockname = None  # read by aiohttp's requests
 
-    def __init__(self, server: Front, refusal: str = "") -> None:
+    def __init__(self, registry: ConnectionRegistry) -> None:
         super().__init__(asyncio.get_running_loop())
-        self.refusal = refusal
-        """Why the connection is refused after its first byte, or ""."""
         self.state = State.OPENING
         self.ssl_context: SSLContext | None = None
         self.accepting: asyncio.Task[object] | None = None
         self.since = monotonic()
         """When the current request began, or the previous one was answered."""
-        self._server = server
-        self._registry = server.registry
-        self._lane = None if refusal else server.lane
+        self._registry = registry
+        self._lane = registry.lane
         self._buffer = bytearray()
-        self._fed = 0  # header bytes that the parser has seen
         self._requests: HttpRequestParser | None = None
         self._payload = EMPTY_PAYLOAD
         self._left = 0.0  # body bytes to come; inf if chunked
-        self._method = ""
-        self._closes = False  # close after the current request
-        self._is_last = False  # the client requested that
         self._is_ended = False  # the client half-closed
         self._task: asyncio.Task[None] | None = None
         self._held = self._queued = 0
@@ -228,11 +192,6 @@ class Connection(BaseProtocol):
     def is_open(self) -> bool:
         """Whether the TLS handshake is done and the transport open."""
         return self.state not in (State.OPENING, State.CLOSED)
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether the write buffer is empty."""
-        return self.transport is None or not self.transport.get_write_buffer_size()
 
     @property
     def idle_since(self) -> float:
@@ -250,7 +209,7 @@ class Connection(BaseProtocol):
         self._registry.bytes_in_flight -= self._queued
         self.hold(-self._held)
         self._queued = 0
-        self._registry.remove(self)
+        self._registry.open.pop(self, None)
         self._go(State.CLOSED)
         super().connection_lost(exc)
         if not self._payload.is_eof():
@@ -259,7 +218,7 @@ class Connection(BaseProtocol):
     def eof_received(self) -> bool:
         """Answer a GET of a client that half-closed; a POST is given up."""
         self._is_ended = True
-        is_answering = self.state in (State.STORE, State.ANSWER) and self._method != hdrs.METH_POST
+        is_answering = self.state in (State.STORE, State.ANSWER) and self._payload is EMPTY_PAYLOAD
         return is_answering and self._live.can_write_eof()  # TLS cannot half-close
 
     def data_received(self, data: bytes) -> None:
@@ -272,7 +231,6 @@ class Connection(BaseProtocol):
                     self.transport.write(answer)
                     return
                 if answer is not None:
-                    self._method = hdrs.METH_GET
                     self._go(State.STORE)
                     return
         elif self.state is State.BODY:
@@ -313,22 +271,20 @@ class Connection(BaseProtocol):
         while self._buffer and self.state in (State.IDLE, State.HEADER):
             if self.state is State.IDLE:
                 self._go(State.HEADER)
-                if self.refusal:
-                    problem = overloaded("there are more connections than can be served")
-                    self._refuse(problem, data=bytes(self._buffer))
-                    return
-            end = self._buffer.find(END, max(0, self._fed - len(END) + 1))
+            end = self._buffer.find(END)
             size = len(self._buffer) if end < 0 else end + len(END)
-            if size > self._registry.limits.header_bytes:
-                problem = Problem(431, "large-header", "the header of the request is too large")
-                self._refuse(problem, "large_header", bytes(self._buffer))
+            if not self._buffer[:1].isalpha() and self._buffer[0] not in b"\r\n":
+                self._refuse(unreadable(400, None))  # such as TLS
+            elif size > self._registry.limits.header_bytes:
+                self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
+            elif end < 0:
                 return
-            is_one_of_many = end >= 0 and not self._fed and size < len(self._buffer)
-            if is_one_of_many and at_once < LANES_AT_ONCE and self._is_lanes(size):
+            elif size < len(self._buffer) and at_once < LANES_AT_ONCE and self._is_lanes(size):
                 at_once += 1
-                continue
-            if not self._feed_header(size, is_whole=end >= 0):
-                return
+            else:
+                header = bytes(self._buffer[:size])
+                del self._buffer[:size]
+                self._feed_header(header)
 
     def _is_lanes(self, size: int) -> bool:
         if self._lane is None or self._queued:
@@ -342,12 +298,10 @@ class Connection(BaseProtocol):
             self._go(State.IDLE)
             self._begin_turn()
         else:
-            self._method = hdrs.METH_GET
             self._go(State.STORE)
         return True
 
-    def _feed_header(self, size: int, *, is_whole: bool) -> bool:
-        """Feed a header to the parser; return whether to look for another."""
+    def _feed_header(self, header: bytes) -> None:
         if self._requests is None:
             self._requests = HttpRequestParser(
                 cast("Any", self),
@@ -358,38 +312,27 @@ class Connection(BaseProtocol):
                 payload_exception=web.RequestPayloadError,
                 auto_decompress=False,  # small bodies may be large uncompressed
             )
-        header = bytes(self._buffer[:size])
         try:
-            messages, _, _ = self._requests.feed_data(header[self._fed :])
+            messages, _, _ = self._requests.feed_data(header)
         except HttpProcessingError as error:
-            self._refuse(unreadable(400, error.message), data=header)
-            return False
-        self._fed = size
-        if not is_whole:
-            if messages:
-                self._refuse(unreadable(400, "a header that ends with no empty line"), data=header)
-            return False
-        del self._buffer[:size]
-        self._fed = 0
-        if not messages:  # empty lines before a request
-            return True
-        self._begin(*messages[0], header)
-        return False
+            self._refuse(unreadable(400, error.message))
+            return
+        if messages:  # none for empty lines before a request
+            self._begin(*messages[0])
 
-    def _begin(self, message: RawRequestMessage, payload: StreamReader, header: bytes) -> None:
+    def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
         version = message.version
         if version not in (HttpVersion11, HttpVersion10):
             status, name = (505, "version-not-supported") if version.major else (400, "bad-request")
             spoken = f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{version.major}.{version.minor}"
-            self._refuse(Problem(status, name, spoken), data=header)
+            self._refuse(Problem(status, name, spoken))
             return
         is_odd = message.upgrade or message.chunked or hdrs.EXPECT in message.headers or version < HttpVersion11
-        self._is_last = message.should_close and not is_odd
-        self._closes = message.should_close or is_odd or message.method == hdrs.METH_CONNECT
-        self._method, self._payload = message.method, payload
+        closes = message.should_close or is_odd or message.method == hdrs.METH_CONNECT
+        self._payload = payload
         self._left = inf if message.chunked else int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
         self._go(State.ANSWER if payload.is_eof() else State.BODY)
-        self._task = asyncio.get_running_loop().create_task(self._respond(message))
+        self._task = asyncio.get_running_loop().create_task(self._respond(message, closes=closes))
         if self.state is State.BODY and self._buffer:
             data, self._buffer = bytes(self._buffer), bytearray()
             self._feed_body(data)
@@ -414,7 +357,7 @@ class Connection(BaseProtocol):
         if self._payload.exception() is None:
             self._payload.set_exception(problem)
 
-    async def _respond(self, message: RawRequestMessage) -> None:
+    async def _respond(self, message: RawRequestMessage, *, closes: bool) -> None:
         loop = asyncio.get_running_loop()
         writer = StreamWriter(cast("Any", self), loop)
         request = web.BaseRequest(
@@ -422,8 +365,8 @@ class Connection(BaseProtocol):
         )
         try:
             await writer.drain()  # earlier answers first
-            response = await self._server.answer(request, self.since)
-            if self._closes or (response.keep_alive is not False and not await self._has_read_rest()):
+            response = await self._registry.answer(request, self.since)
+            if closes or request.can_read_body:
                 response.force_close()
             await response.prepare(request)
             await response.write_eof()
@@ -431,7 +374,7 @@ class Connection(BaseProtocol):
             self.cut()
             return
         except Exception:
-            request_id = self._server.writer.request_ids.new()
+            request_id = self._registry.writer.request_ids.new()
             log.exception("request %s failed", request_id)
             if writer.output_size or not self.is_open:
                 self.cut()  # the answer has begun
@@ -445,16 +388,6 @@ class Connection(BaseProtocol):
             self._go_on()
         else:
             self._linger()
-
-    async def _has_read_rest(self) -> bool:
-        try:
-            while not self._payload.is_eof():
-                if self._left > MAX_BODY_BYTES:
-                    return False
-                await self._payload.readany()
-        except (Problem, web.RequestPayloadError, ConnectionError):
-            return False
-        return True
 
     def _deliver(self, answer: bytes) -> None:
         if self.transport is None or self.transport.is_closing():
@@ -477,21 +410,19 @@ class Connection(BaseProtocol):
         self.since = monotonic()
         self.hold(len(self._buffer) - self._held)
 
-    def _refuse(self, problem: Problem, reason: str = "", data: bytes = b"") -> None:
-        self._live.write(self._server.writer.refuse(problem, reason, monotonic() - self.since, data))
+    def _refuse(self, problem: Problem, reason: str = "") -> None:
+        self._live.write(self._registry.writer.refuse(problem, reason, monotonic() - self.since))
         self._linger()
 
     def _linger(self) -> None:
-        is_over = self._is_last and self.state is State.ANSWER
         self._go(State.CLOSING)
         self.since = monotonic()
         self._buffer.clear()
         self.hold(-self._held)
-        if is_over or not self._live.can_write_eof() or self._live.is_closing():
-            self._live.close()
-        else:
+        if self._live.can_write_eof() and not self._live.is_closing():
             self._live.write_eof()
-            self._registry.linger(self)
+        else:
+            self._live.close()
 
     def hold(self, count: int) -> None:
         """Add *count*, perhaps negative, to the bytes held for this connection, down to zero."""
@@ -505,7 +436,7 @@ class Connection(BaseProtocol):
         self.hold(size)
         if self._registry.is_full:
             if self.state is State.BODY:
-                self._fail_body(self._server.writer.no_room())
+                self._fail_body(self._registry.writer.no_room())
             elif self.state not in (State.IDLE, State.HEADER) or self._queued:
                 self._cut_slow_reader()
 
@@ -514,12 +445,15 @@ class Connection(BaseProtocol):
         age_s, limits = now - self.since, self._registry.limits
         if self._queued:
             self._check_reader(now)
-        elif self.state is State.CLOSING and age_s > limits.write_s:
-            self._cut_slow_reader()
+        elif self.state is State.CLOSING:
+            if not self._live.get_write_buffer_size() and age_s > LINGER_S:
+                self.cut()
+            elif age_s > limits.write_s:
+                self._cut_slow_reader()
         elif self.state is State.HEADER and age_s > limits.header_s:
             self._refuse(Problem(408, "slow-header", "the header of the request did not come in time"), "slow_header")
         elif self.state is State.BODY and age_s > limits.body_s and self._payload.exception() is None:
-            self._server.metrics.count_shed("slow_body")
+            self._registry.metrics.count_shed("slow_body")
             self._fail_body(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is State.IDLE and age_s > limits.idle_s:
             self._live.close()
@@ -535,7 +469,7 @@ class Connection(BaseProtocol):
             self._cut_slow_reader()
 
     def _cut_slow_reader(self) -> None:
-        self._server.metrics.count_shed("slow_reader")
+        self._registry.metrics.count_shed("slow_reader")
         self.cut()
 
     def cut(self) -> None:

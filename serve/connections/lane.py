@@ -25,13 +25,12 @@ from xxhash import xxh3_64_hexdigest
 from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.app import Dispatcher, RequestIds, is_request_id
-from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.handlers import PRIVATE, found_in, is_known, list_body, list_head, list_headers
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
 from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded
 from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady
 from hotplate.serve.telemetry.access_log import report
-from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, use_span
+from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, RequestSpan, use_span
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.keys import ITEM, OVERALL, USER
 
@@ -105,26 +104,23 @@ class _AnswerFrame(NamedTuple):
 
 
 # Start time, kind, id in the path, n, headers, caller, and span if sampled. A tuple is made in a tenth of the time.
-_Request = tuple[float, _ListRoute, bytes, int, _Headers, str, RequestSpan | None]
-
-
-_origin = re.compile(rb"(?i)\r\norigin:[ \t]*([\x21-\x7e]+)[ \t]*\r\n").search
+_Request = tuple[float, _ListRoute, bytes, int, _Headers, str | None, RequestSpan | None]
 
 
 class AnswerWriter:
     """Writes whole answers as aiohttp would."""
 
-    def __init__(self, metrics: Metrics, request_ids: RequestIds, cors: Cors | None) -> None:
+    def __init__(self, metrics: Metrics, request_ids: RequestIds, *, varies: bool) -> None:
+        """*varies*: whether answers may be different for web pages of other origins."""
         self.request_ids = request_ids
-        self._metrics, self._cors = metrics, cors
+        self._metrics = metrics
+        self._vary = "Vary: Origin\r\n" if varies else ""
         self._date, self._date_until = "", -inf
 
-    def write(
-        self, head: bytes, request_id: str, took_s: float, body: bytes | None, *, last: str = "", more: str = ""
-    ) -> bytes:
+    def write(self, head: bytes, request_id: str, took_s: float, body: bytes | None, last: str = "") -> bytes:
         """Return an answer that begins with *head* and *last*, the end of its last line.
 
-        *more* are further header lines; without a *body*, Content-Length is omitted.
+        Without a *body*, Content-Length is omitted.
         """
         now = monotonic()
         if now >= self._date_until:
@@ -132,26 +128,24 @@ class AnswerWriter:
         length = "" if body is None else f"Content-Length: {len(body)}\r\n"
         lines = (
             f"{last}Server: hotplate\r\nX-Request-Id: {request_id}\r\nServer-Timing: app;dur={took_s * 1000:.3f}\r\n"
-            f"{more}{length}Date: {self._date}\r\n\r\n"
+            f"{self._vary}{length}Date: {self._date}\r\n\r\n"
         )
         return b"".join((head, lines.encode(), body or b""))
 
-    def write_problem(self, problem: Problem, request_id: str, took_s: float, data: bytes = b"") -> bytes:
-        """Return a problem as an answer to *data*, the start of a request."""
+    def write_problem(self, problem: Problem, request_id: str, took_s: float) -> bytes:
+        """Return a problem as an answer."""
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\nContent-Type: {CONTENT_TYPE}\r\n"
             f"{_lines(problem.headers)}"
         )
-        origin = _origin(data)
-        more = "" if self._cors is None else _lines(self._cors.headers(origin and origin[1].decode()))
-        return self.write(head.encode(), request_id, took_s, problem.body, more=more)
+        return self.write(head.encode(), request_id, took_s, problem.body)
 
-    def refuse(self, problem: Problem, reason: str, took_s: float, data: bytes) -> bytes:
+    def refuse(self, problem: Problem, reason: str, took_s: float) -> bytes:
         """Answer bytes that are refused before there is a request; *reason* is one of SHED, or empty."""
         if reason:
             self._metrics.count_shed(reason)
         self._metrics.observe_request(OTHER, OTHER, problem.status, 0.0)
-        return self.write_problem(problem.closing(), self.request_ids.new(), took_s, data)
+        return self.write_problem(problem.closing(), self.request_ids.new(), took_s)
 
     def no_room(self) -> Problem:
         """Count and return the refusal of a body beyond the bytes in flight."""
@@ -181,8 +175,7 @@ class Lane:
             b"similar": _kind("/v1/similar/{item}", "similar", ITEM, b'"item":"%b",', shared),
             None: _kind("/v1/popular", "popular", "", b"", shared),
         }
-        self._writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, dispatcher.cors)
-        self._more = "Vary: Origin\r\n" if dispatcher.cors else ""
+        self._writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
         self._blocks = dict[bytes, _Headers]()
         self._lines = dict[bytes, tuple[int, str | None]]()
         self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _AnswerFrame]()
@@ -201,16 +194,15 @@ class Lane:
             return None
         name, raw_id, digits = line.groups()
         kind, guard = self._kinds[name], self._guard
+        n = DEFAULT_N if digits is None else int(digits)
         try:
             caller = guard.caller(headers[0])
             if not isinstance(caller, Caller):
                 return None  # a token that must be verified
             guard.charge(caller, READ)
         except Problem as problem:
-            return self._refused(now, kind, headers, problem)
-        n = DEFAULT_N if digits is None else int(digits)
-        span = None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
-        request = now, kind, raw_id or b"", n, headers, caller.name, span
+            return self._refused((now, kind, b"", n, headers, None, self._span(headers)), problem)
+        request = now, kind, raw_id or b"", n, headers, caller.name, self._span(headers)
         try:
             is_popular = raw_id is None
             return (
@@ -219,16 +211,25 @@ class Lane:
         except NotReady:
             return None
 
-    def _refused(self, started: float, kind: _ListRoute, headers: _Headers, problem: Problem) -> bytes:
-        span = None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
+    def _span(self, headers: _Headers) -> RequestSpan | None:
+        return None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
+
+    def _refused(self, request: _Request, problem: Problem) -> bytes:
+        started, kind, _, _, headers, _, _ = request
         request_id, took_s = headers[1] or self._dispatcher.request_ids.new(), monotonic() - started
         self._observe(request_cell(kind.route, "GET", problem.status), took_s)
+        self._report(request, problem.status, took_s, len(problem.body), request_id, found=None)
+        return self._writer.write_problem(problem, request_id, took_s)
+
+    def _report(
+        self, request: _Request, status: int, took_s: float, size: int, request_id: str, *, found: ListOrigin | None
+    ) -> None:
+        _, kind, raw_id, _, _, client, span = request
         is_logged = self._access_log is not None and self._access_log.due()
         if is_logged or span is not None:
-            size = len(problem.body)
-            record = RequestRecord(kind.route, "GET", problem.status, took_s, size, request_id, None, None, None)
+            user = raw_id.decode() if found is not None and kind.key == USER else None
+            record = RequestRecord(kind.route, "GET", status, took_s, size, request_id, client, user, found)
             report(record, self._access_log if is_logged else None, span)
-        return self._writer.write_problem(problem, request_id, took_s)
 
     def _answer_from_row(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
         kind = request[1]
@@ -242,7 +243,7 @@ class Lane:
         return PENDING
 
     def _made(self, request: _Request, encoded: EncodedList) -> bytes:
-        started, kind, raw_id, n, (_, given_id, known, _, _), client, span = request
+        started, kind, raw_id, n, (_, given_id, known, _, _), _, span = request
         served = encoded.served
         frame = self._frames.get((kind.source, served.ref, served.is_canary, encoded.source, encoded.tier))
         if frame is None:
@@ -257,13 +258,9 @@ class Lane:
             status, cell, head, content, size = 304, kind.known_cell, frame.not_modified, None, 0
         took_s = monotonic() - started
         self._observe(cell, took_s)
-        is_logged = self._access_log is not None and self._access_log.due()
-        if is_logged or span is not None:
-            user = raw_id.decode() if kind.key == USER else None
-            found = found_in(encoded, items)
-            record = RequestRecord(kind.route, "GET", status, took_s, size, request_id, client, user, found)
-            report(record, self._access_log if is_logged else None, span)
-        return self._writer.write(head, request_id, took_s, content, last=f'{etag}"\r\n', more=self._more)
+        if self._access_log is not None or span is not None:
+            self._report(request, status, took_s, size, request_id, found=found_in(encoded, items))
+        return self._writer.write(head, request_id, took_s, content, f'{etag}"\r\n')
 
     def _frame(self, kind: _ListRoute, encoded: EncodedList) -> _AnswerFrame:
         served, source, tier = encoded.served, encoded.source, encoded.tier
@@ -271,7 +268,7 @@ class Lane:
             self._frames.clear()
         content, *others = list_headers(encoded, kind.source, kind.cache).items()
         first = "{}: {}\r\n".format(*content)
-        lines = "".join(f"{name}: {value}\r\n" for name, value in others) + 'ETag: "'
+        lines = _lines(dict(others)) + 'ETag: "'
         self._frames[kind.source, served.ref, served.is_canary, source, tier] = frame = _AnswerFrame(
             f"HTTP/1.1 200 OK\r\n{first}{lines}".encode(),
             f"HTTP/1.1 304 Not Modified\r\n{lines}".encode(),

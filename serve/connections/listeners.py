@@ -57,20 +57,14 @@ def reserve(host: str, port: int, options: str = "") -> socket.socket:
         time.sleep(PORT_POLL_S)
 
 
-def _why_not(error: OSError | UnicodeError, host: str, port: int, options: str = "") -> str:
-    here = f"give --{options}host an address of this machine, as 127.0.0.1 or 0.0.0.0"
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return f"the host {host!r} cannot be resolved; {here}"
-    start = f"{host} port {port} cannot be listened on: {error.strerror}"
-    match error.errno:
-        case errno.EADDRINUSE:
-            variable = f"HOTPLATE_{options}PORT".upper().replace("-", "_")
-            return f"{start}; choose another with --{options}port or {variable}"
-        case errno.EADDRNOTAVAIL:
-            return f"{start}; {here}"
-        case errno.EACCES:
-            return f"{start}; choose a port from 1024 on with --{options}port, or grant the right to bind this one"
-    return f"{start}; check --{options}host and --{options}port"
+def _why_not(error: OSError | UnicodeError, host: str, port: int, options: str) -> str:
+    is_unknown = isinstance(error, socket.gaierror | UnicodeError)
+    reason = "the host cannot be resolved" if is_unknown else getattr(error, "strerror", "")
+    variable = f"HOTPLATE_{options}PORT".upper().replace("-", "_")
+    return (
+        f"{host} port {port} cannot be listened on: {reason}; choose another with --{options}port or {variable}, or "
+        f"give --{options}host an address of this machine, as 127.0.0.1 or 0.0.0.0"
+    )
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -49,7 +49,7 @@ class Responder(Protocol):
         """Allowed origins, if any."""
 
     def answer(
-        self, request: web.BaseRequest, path: str, query: str, refusal: Problem | None = None, gate: Gate | None = None
+        self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
     ) -> Awaitable[web.Response]:
         """Answer a request for a raw path and query, or refuse it."""
 
@@ -60,11 +60,9 @@ class HttpServer:
     def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: Lane | None = None) -> None:
         """*lane* answers plain requests without aiohttp, and *dispatcher* all others."""
         self.dispatcher = dispatcher
-        self.metrics = dispatcher.metrics
-        self.registry = ConnectionRegistry(limits or Limits(), self.metrics)
-        self.admission = Admission(self.metrics.count_shed)
-        self.writer = AnswerWriter(self.metrics, dispatcher.request_ids, dispatcher.cors)
-        self.lane = lane
+        self.admission = Admission(dispatcher.metrics.count_shed)
+        self.writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
+        self.registry = ConnectionRegistry(limits or Limits(), dispatcher.metrics, self.writer, lane, self.answer)
 
     def listen(
         self,
@@ -83,25 +81,26 @@ class HttpServer:
     async def drain(self, timeout_s: float) -> None:
         """Wait until clients have closed (at most LINGER_S) and all requests are answered."""
         began = monotonic()
-        await _passed(lambda: not len(self.registry), began + min(LINGER_S, timeout_s))
+        await _passed(lambda: not self.registry.open, began + min(LINGER_S, timeout_s))
         await _passed(lambda: not self.registry.is_answering, began + timeout_s)
 
     async def close(self, timeout_s: float = 0.0) -> None:
         """Close idle connections now, and the others within *timeout_s*."""
-        for connection in self.registry:
+        for connection in list(self.registry.open):
             connection.close_if_idle()
         await _passed(lambda: not self.registry.is_answering, monotonic() + timeout_s)
-        for connection in self.registry:
+        for connection in list(self.registry.open):
             connection.give_up()
         self.admission.stop()
         self.registry.stop()
         await asyncio.sleep(0)  # for the transports to end
 
     def _take(self, certificate: Certificate | None, accepted: socket.socket) -> None:
-        connection = Connection(self, self.registry.refusal())
-        if not self.registry.add(connection):
+        if not self.registry.has_room():
             accepted.close()
             return
+        connection = Connection(self.registry)
+        self.registry.open[connection] = None
         loop, tls = asyncio.get_running_loop(), certificate.context if certificate else None
         connection.accepting = loop.create_task(
             loop.connect_accepted_socket(
@@ -115,7 +114,7 @@ class HttpServer:
             accepted.close()  # it gave way to a newer connection
         elif (error := task.exception()) is not None:
             log.debug("a connection could not be served", exc_info=error)  # its handshake failed
-            self.registry.remove(connection)
+            self.registry.open.pop(connection, None)
 
     def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
         """Answer a request that began at a time of `time.monotonic`."""
@@ -134,7 +133,7 @@ class HttpServer:
         except Problem as problem:
             refusal = problem.closing()
         with read_within(READ_SHARE * (deadline - monotonic())):
-            return await self.dispatcher.answer(request, path, query, refusal, self)
+            return await self.dispatcher.answer(request, path, query, gate=self, refusal=refusal)
 
     async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
         """Read a body within all limits, wait for a turn, and do the work."""

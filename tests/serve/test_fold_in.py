@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from aiohttp import ClientSession, web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
@@ -48,7 +47,7 @@ from hotplate.stores.store import Reader
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
-from tests.support.service import running, running_app
+from tests.support.service import running
 
 ITEMS, FACTORS_EACH = 300, 32
 TOLERANCE = 1e-5
@@ -386,9 +385,9 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
         assert [[*item] for item in items] == [["id"]] * 2
         for wrong, sentence in (
             ({}, "items"),
-            ({"items": [{"id": "i003", "weight": 0}]}, "items[0].weight cannot be used: expected `float` > 0.0, not 0"),
+            ({"items": [{"id": "i003", "weight": 0}]}, "items[0].weight cannot be used: expected `float` > 0.0"),
             ({"items": [{"id": "i003"}]}, "items[0] cannot be used: it is missing required field `weight`"),
-            ({"items": ["i003"] * 201}, "of length <= 200, not 201"),
+            ({"items": ["i003"] * 201}, "of length <= 200"),
             ({"items": ["é" * 200]}, "items[0]"),
             ({"items": ["i003"], "users": ["1"]}, "unknown field `users`; POST /v1/recommendations/fold-in takes"),
         ):
@@ -398,9 +397,6 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
         samples = [line for line in service.admin("/metrics").body.decode().splitlines() if "fold-in" in line]
         assert any('code="200"' in line and 'method="POST"' in line for line in samples)
         assert 'hotplate_lookups_total{outcome="hit",source="fold-in"} 2.0' in samples
-    app, lists = web.Application(), hotplate.open(f"file://{tmp_path}/store")
-    hotplate.mount(app, "/recs", lists)
-    async with running_app(app) as url, ClientSession(url) as session:
-        response = await session.post(f"/recs{path}", json={"items": ["i003"]})
-        problem = await response.json(content_type=None)
-    assert (response.status, problem["type"]) == (404, "urn:hotplate:problem:no-fold-in")
+    with running(tmp_path / "store") as service:
+        answer = service.request("POST", path, b'{"items": ["i003"]}')
+        assert (answer.status, answer.json["type"]) == (404, "urn:hotplate:problem:no-fold-in")

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -24,10 +23,6 @@ LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 VARYING = re.compile(rb"(?m)^(?:Date: |Server-Timing: app;dur=)[^\r]*|^X-Request-Id: [0-9a-f]{20}(?=\r)")
 # In how many turns of the loop a piece is read, and all is answered.
 TURNS, LAST_TURNS = 6, 60
-# How long nothing comes before a server is taken to wait for more; and to be sure of that, on a busy machine.
-QUIET_S, SURELY_QUIET_S = 0.02, 1.0
-# A connection that is closed with bytes unread is reset, and when that reaches the client is a matter of chance.
-ATTEMPTS = 5
 
 
 class MemoryTransport(asyncio.Transport):
@@ -119,13 +114,6 @@ class Pair:
         self.stack.push_async_callback(server.close)
         return server
 
-    def listen(self, server: HttpServer) -> int:
-        """Have one of the servers listen; return its port."""
-        listening = socket.create_server(("127.0.0.1", 0))
-        self.stack.callback(server.listen(listening, 128).close)
-        port: int = listening.getsockname()[1]
-        return port
-
     async def check(self, *pieces: bytes, turns: int = TURNS) -> None:
         """Send the same pieces to both servers, and after them a request that ends it; fail if the answers differ."""
         for pause_s in (0.0, 0.01):  # again with time, where a thread or a batch's turn may have been waited for
@@ -138,7 +126,7 @@ class Pair:
 
 def connected(server: HttpServer) -> tuple[Connection, MemoryTransport]:
     """Connect to a server in memory; return its end and the client's."""
-    connection = Connection(server)
+    connection = Connection(server.registry)
     transport = MemoryTransport(connection)
     connection.connection_made(transport)
     return connection, transport
@@ -163,42 +151,6 @@ async def exchange(server: HttpServer, pieces: Sequence[bytes], pause_s: float =
     transport.close()
     await asyncio.sleep(0)
     return VARYING.sub(b"", bytes(transport.written)) + end
-
-
-async def check_by_socket(lane_port: int, plain_port: int, *pieces: bytes) -> None:
-    """As `Pair.check`, over sockets of this machine."""
-    for quiet_s in (QUIET_S, *[SURELY_QUIET_S] * ATTEMPTS):
-        with_lane, without = await asyncio.gather(
-            exchange_by_socket(lane_port, pieces, quiet_s), exchange_by_socket(plain_port, pieces, quiet_s)
-        )
-        if with_lane == without:
-            return
-    raise AssertionError(_difference(pieces, with_lane, without))
-
-
-async def exchange_by_socket(port: int, pieces: Sequence[bytes], quiet_s: float = QUIET_S) -> bytes:
-    """As `exchange`, over a socket."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    received = b""
-    try:
-        for piece in (*pieces, LAST):
-            writer.write(piece)
-            for _ in range(8):  # turns of the loop, on which the servers are, too
-                await asyncio.sleep(0)
-        while True:
-            try:
-                async with asyncio.timeout(quiet_s):
-                    came = await reader.read(1 << 16)
-            except TimeoutError:
-                break  # it waits for more
-            if not came:
-                break
-            received += came
-    except ConnectionError:
-        received += b"(reset)"
-    finally:
-        writer.close()
-    return VARYING.sub(b"", received)
 
 
 def _difference(pieces: Sequence[bytes], with_lane: bytes, without: bytes) -> str:

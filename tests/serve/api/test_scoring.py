@@ -10,15 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, web
+from aiohttp import ClientConnectionError, ClientSession, ClientTimeout
 
-import hotplate
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.parameters import MAX_USERS
 from hotplate.serve.api.scoring import SIGNATURE, Score, ScoreError, ScoreRow, refusal
 from hotplate.serve.problems import Problem
 from tests.support.redis_server import running as running_redis
-from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, running_app, serving
+from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, serving
 
 PARALLEL = 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -45,9 +44,9 @@ class Endpoint:
             return response.status == 200 and await response.text() == "Healthy"
 
 
-async def discover(session: ClientSession, origin: str, path: str = "/swagger.json") -> Endpoint:
+async def discover(session: ClientSession, origin: str) -> Endpoint:
     """Read the signature as the Azure ML SDK does: by the ids of operations, and the form by the example."""
-    async with session.get(origin + path) as response:
+    async with session.get(f"{origin}/swagger.json") as response:
         assert (response.status, response.content_type) == (200, "application/json")
         document = await response.json()
     assert document["swagger"] == "2.0"
@@ -345,13 +344,3 @@ def test_the_signature_says_what_the_types_say() -> None:
         fields = msgspec.structs.fields(kind)
         assert [*described["properties"]] == [field.name for field in fields]
         assert described["required"] == [field.name for field in fields if field.required]
-
-
-async def test_a_job_finds_the_routes_inside_another_application(folder: Path) -> None:
-    app = web.Application()
-    hotplate.mount(app, "/recs", hotplate.open(f"file://{folder}"))
-    async with running_app(app) as origin:
-        async with ClientSession() as session:
-            endpoint = await discover(session, origin, "/recs/swagger.json")
-            assert await endpoint.is_healthy(session)
-        check(await ScoringJob(endpoint, 200).run(ROWS), ROWS)

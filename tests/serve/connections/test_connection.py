@@ -89,18 +89,6 @@ async def test_the_time_for_a_body_begins_with_the_turn_of_its_request(pair: Pai
     await until_answered(transport, 2)
 
 
-async def test_no_request_is_lost_behind_one_that_offers_another_protocol(pair: Pair) -> None:
-    both = GET[:-2] + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n" + GET
-    for cut in range(len(both)):
-        _, transport = connected(pair.lane)
-        for piece in filter(None, (both[:cut], both[cut:])):
-            transport.feed(piece)
-            await turns(100)
-        answers = transport.written.count(b"HTTP/1.1 200 ")
-        assert transport.closed or answers == 2, f"cut at {cut}, {answers} requests of two are answered"
-        transport.close()
-
-
 async def test_of_requests_that_do_not_wait_for_answers_only_some_are_read_ahead(pair: Pair) -> None:
     _, transport = connected(pair.plain)
     transport.feed(GET * 3000)

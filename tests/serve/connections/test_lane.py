@@ -16,7 +16,7 @@ from hotplate.serve.access.auth import Caller, refused_credential
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.connections.connection import Connection, State
-from hotplate.serve.connections.lane import MAX_FRAMES, MAX_REMEMBERED, Lane
+from hotplate.serve.connections.lane import Lane
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
@@ -25,7 +25,7 @@ from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row, Slot
-from tests.support.lane import TURNS, MemoryTransport, Pair, check_by_socket, connected, exchange
+from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange
 from tests.support.memory_store import MemoryStore
 from tests.support.property import depths
 from tests.support.remote import RemoteStore
@@ -72,8 +72,8 @@ def same(runner: asyncio.Runner, pair: Pair) -> Callable[..., None]:
 
 
 def lane_of(pair: Pair) -> Lane:
-    assert pair.lane.lane is not None
-    return pair.lane.lane
+    assert pair.lane.registry.lane is not None
+    return pair.lane.registry.lane
 
 
 @pytest.fixture
@@ -108,16 +108,6 @@ def test_whatever_comes_is_answered_as_aiohttp_answers_it(
     assert taken > examples / 20, "most of what was drawn is not the lane's"
 
 
-@depths(100, 1_000)
-def test_over_sockets_it_is_the_same(runner: asyncio.Runner, pair: Pair, known: list[bytes], examples: int) -> None:
-    async def test() -> None:
-        drawn, ports = random.Random(SEED), (pair.listen(pair.lane), pair.listen(pair.plain))
-        for _ in range(examples):
-            await check_by_socket(*ports, *pieces(drawn, known))
-
-    runner.run(test())
-
-
 @pytest.mark.parametrize("number", range(len(CORPUS)))
 @pytest.mark.parametrize("step", [pytest.param(5, id="quick"), pytest.param(1, id="soak", marks=pytest.mark.soak)])
 def test_what_servers_are_known_to_read_in_two_ways_is_answered_the_same(
@@ -129,12 +119,6 @@ def test_what_servers_are_known_to_read_in_two_ways_is_answered_the_same(
     same(GET, whole, REAL)
     for at in range(1, len(whole), step):
         same(whole[:at], whole[at:])
-
-
-def test_two_oversized_header_lines_get_the_same_response_when_pipelined(same: Callable[..., None]) -> None:
-    long = GET.replace(HOST, HOST + b"Expect: %b\r\nRange: %b\r\n" % (b"x" * 9000, b"x" * 9000))
-    for turns in range(TURNS):
-        same(GET, long, GET, turns=turns)
 
 
 def test_a_body_is_never_read_as_a_request(same: Callable[..., None]) -> None:
@@ -274,30 +258,6 @@ async def test_a_worker_that_drains_answers_as_aiohttp_does() -> None:
 async def test_before_a_release_is_served_nothing_is_the_lanes() -> None:
     dispatcher = Dispatcher(TieredReader({"store": MemoryStore()}))
     assert Lane(dispatcher).answer(GET, 0, lambda _: None) is None
-
-
-def test_what_is_remembered_is_bounded(pair: Pair, takes: Callable[[bytes], bool]) -> None:
-    for n in range(2 * MAX_REMEMBERED):
-        assert takes(GET.replace(b"shop", b"shop%d" % n))
-    assert len(lane_of(pair)._blocks) <= MAX_REMEMBERED
-    assert len(lane_of(pair)._lines) <= MAX_REMEMBERED
-
-
-def test_frames_of_old_releases_are_forgotten(runner: asyncio.Runner) -> None:
-    async def test() -> None:
-        store = MemoryStore()
-        reader = await reader_of(store)
-        async with Pair(reader) as pair:
-            for _ in range(MAX_FRAMES + 2):
-                answer = await exchange(pair.lane, [GET])
-                assert reader.release().encode() in answer
-                before = reader.release()
-                await reader_of(store)
-                while reader.release() == before:
-                    await asyncio.sleep(0)
-            assert len(lane_of(pair)._frames) <= MAX_FRAMES
-
-    runner.run(test())
 
 
 async def waiting(pair: Pair, gate: asyncio.Event, *pieces: bytes) -> tuple[Connection, MemoryTransport]:
