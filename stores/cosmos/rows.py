@@ -411,24 +411,20 @@ class ReleaseRows:
 
 async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
     """Call *do* for all values in order, IN_FLIGHT at a time; raises the first failure."""
-    left = iter(values)
-    failed = False
+    left, failures = iter(values), list[Exception]()
 
     async def work() -> None:
-        nonlocal failed
         for value in left:
-            if failed:
+            if failures:
                 return
             try:
                 await do(value)
-            except BaseException:
-                failed = True
-                raise
+            except Exception as error:  # noqa: BLE001 -- raised below
+                failures.append(error)
 
-    outcomes = await asyncio.gather(*(work() for _ in range(min(IN_FLIGHT, len(values)))), return_exceptions=True)
-    for outcome in outcomes:
-        if outcome is not None:
-            raise outcome
+    await asyncio.gather(*(work() for _ in range(min(IN_FLIGHT, len(values)))))
+    if failures:
+        raise failures[0]
 
 
 def _charge_of(written: ItemWritten) -> float:

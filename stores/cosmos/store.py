@@ -197,19 +197,21 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
     async def examine(self) -> list[Finding]:
         """Return findings; see docs/cosmos.md."""
         address, account = self._address, await self._items.account()
-        regions = f"Cosmos DB, read in {', '.join(account.regions)}"
-        server = ok("server", regions)
+        server = ok("server", f"Cosmos DB, read in {', '.join(account.regions)}")
         if account.multiple_write_regions:
-            advice = "written in several, so nothing can be compared and set; turn multi-region writes off"
-            server = Finding(Level.ERROR, "server", f"{regions}, {advice}")
+            advice = "is written in several regions, so nothing can be compared and set; turn multi-region writes off"
+            server = Finding(Level.ERROR, "server", f"{', '.join(account.regions)}: {advice}")
+        transport = ok("transport", "encrypted, or within this machine")
+        if address.endpoint.startswith("http:") and urlsplit(address.endpoint).hostname not in LOOPBACK:
+            transport = warning("transport", "lists and tokens cross the network unencrypted; use https")
+        ru = "serverless" if address.throughput is None else f"{address.throughput.ru:,} RU/s for what is live"
         return [
             server,
             ok("identity", "Entra ID" if address.key is None else "the account's key"),
             *await self._examine_reading(),
             *await self._examine_writing(),
-            _examine_control(address),
-            *await self._examine_throughput(),
-            _examine_transport(address),
+            *([warning("throughput", each) for each in await self.warnings()] or [ok("throughput", ru)]),
+            transport,
         ]
 
     async def _examine_reading(self) -> list[Finding]:
@@ -237,6 +239,9 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
 
     async def _examine_writing(self) -> list[Finding]:
         """Replace an absent version of the catalogue: its etag or a missing role forbids it."""
+        if self._address.arm is None and self._address.key is None:
+            advice = f"to publish, add subscription= and resource_group= or {KEY}"
+            return [warning("may publish", f"no, which is right for a service; {advice}")]
         try:
             written = await self._items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
         except ContainerMissing:
@@ -251,25 +256,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         if written.done:
             etag = Finding(Level.ERROR, "etag", "a write to another version was accepted; do not publish here")
         return [ok("may publish", "yes"), etag]
-
-    async def _examine_throughput(self) -> list[Finding]:
-        address, wanted, warnings = self._address, self._address.throughput, await self.warnings()
-        live = (await self.catalogue()).live_ref
-        if wanted is not None and live is not None:
-            try:
-                offer = await self._budget.call(partial(self._containers.offer, container_of(live)))
-            except StoreMisused:
-                offer = None  # readers have no control plane
-            if offer is not None and offer.throughput.ru < wanted.ru:
-                warnings.append(
-                    f"{container_of(live)}, which is live, has {offer.throughput.ru:,} RU/s, and ru= of "
-                    f"{address.shown} asks for {wanted.ru:,}; activate the release again to scale it"
-                )
-        if warnings:
-            return [warning("throughput", sentence) for sentence in warnings]
-        return [
-            ok("throughput", "serverless" if wanted is None else f"{wanted.ru:,} RU/s for what is live; beyond it, 429")
-        ]
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         """Return: containers grow."""
@@ -493,21 +479,3 @@ def _record(catalogue: Catalogue) -> CosmosItem:
 
 def _record_in(item: CosmosItem) -> bytes:
     return orjson.dumps(item.get("catalogue"))
-
-
-def _examine_control(address: Address) -> Finding:
-    if address.arm is not None:
-        return ok("containers", "are created and deleted by Azure Resource Manager")
-    if address.key is not None:
-        return ok("containers", "are created and deleted with the account's key")
-    advice = f"to publish, add subscription= and resource_group= or {KEY}"
-    return warning("containers", f"cannot be created, which is right for a service; {advice}")
-
-
-def _examine_transport(address: Address) -> Finding:
-    parts = urlsplit(address.endpoint)
-    if parts.scheme == "https":
-        return ok("transport", "TLS, with a certificate that is verified")
-    if parts.hostname in LOOPBACK:
-        return ok("transport", "not encrypted, within this machine")
-    return warning("transport", "lists and tokens cross the network unencrypted; use https")

@@ -234,14 +234,15 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
 
 
 def _arm_account(given: dict[str, str], endpoint: str, shown: str) -> ArmAccount | None:
-    match given:
-        case {"resource_group": group, "subscription": subscription}:
-            host = urlsplit(endpoint).hostname or ""
-            return ArmAccount(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
-        case {"resource_group": _}:
-            raise StoreMisused(f"{shown} has no subscription; add subscription=, or set {SUBSCRIPTION}")
-        case {"subscription": _}:
-            raise StoreMisused(f"{shown} has no resource group; add resource_group=")
+    group, subscription, host = (
+        given.get("resource_group"),
+        given.get("subscription"),
+        urlsplit(endpoint).hostname or "",
+    )
+    if group and subscription:
+        return ArmAccount(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
+    if group or subscription:
+        raise StoreMisused(f"{shown} needs resource_group= and subscription=, or {SUBSCRIPTION}")
     return None
 
 

@@ -166,7 +166,7 @@ def test_a_url_names_where_the_account_is_managed(server: Emulator) -> None:
     assert local.emulator == server.endpoint.rstrip("/")
     for url, message in (
         ("cosmos://a/db?resource_group=rg", "AZURE_SUBSCRIPTION_ID"),
-        (f"cosmos://a/db?subscription={PLACE['subscription']}", "add resource_group="),
+        (f"cosmos://a/db?subscription={PLACE['subscription']}", "needs resource_group="),
         ("cosmos://a/db?resource_group=rg&subscription=mine", "az account show"),
         (f"cosmos://a/db?resource_group=r/g&subscription={PLACE['subscription']}", "write a name of 1 to 90"),
     ):

@@ -26,13 +26,6 @@ async def test_a_sound_account_has_no_warning_and_is_not_changed(account: Accoun
     assert {"server", "identity", "read", "may publish", "etag", "charge", "throughput"} <= found.keys()
 
 
-async def test_throughput_that_falls_short_is_warned_of(account: Account) -> None:
-    database = secrets.token_hex(4)
-    await publish_to(account.url(database), {"user:1": a_list("a")})
-    found = (await look(account.url(database, ru="1000")))["throughput"]
-    assert (found.level, "activate the release again" in found.sentence) == (Level.WARNING, True)
-
-
 async def test_a_charge_that_differs_from_our_table_is_warned_of(tmp_path: Path) -> None:
     table = tmp_path / "charges.toml"
     table.write_text(OURS.read_text().replace("[1, 1.00], [2, 1.04]", "[1, 2.00], [2, 2.04]"))
