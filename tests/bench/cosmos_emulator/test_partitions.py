@@ -48,15 +48,6 @@ def test_a_hot_key_gets_the_share_of_its_partition() -> None:
     assert total == pytest.approx(9 * 5_500, rel=0.01)
 
 
-def test_a_wait_that_is_kept_ends_in_an_admission() -> None:
-    budget = Budget(400.0)
-    budget.charge(LATER, 1000.0)
-    wait_ms = budget.wait_ms(LATER)
-    assert wait_ms == 1750
-    assert budget.wait_ms(LATER + wait_ms / 1000 - 0.01) > 0
-    assert budget.wait_ms(LATER + wait_ms / 1000) == 0
-
-
 def test_the_wait_of_a_second_that_is_spent_reaches_to_the_next() -> None:
     budget = Budget(400.0)
     budget.charge(LATER, 400.0)
@@ -75,13 +66,6 @@ def test_what_was_spent_before_scaling_down_is_not_owed_afterwards() -> None:
     assert budget.wait_ms(START + 1) == 0
     budget.charge(START + 2, 999.0)
     assert budget.wait_ms(START + 2) == 0
-
-
-def test_idle_throughput_is_not_banked() -> None:
-    budget = Budget(100.0)
-    budget.charge(START, 0.0)
-    budget.charge(START + 100, budget.rate)
-    assert budget.wait_ms(START + 100) > 0
 
 
 @pytest.mark.parametrize(

@@ -54,13 +54,6 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
         assert EMULATOR_KEY.encode() not in refused.body
 
 
-def test_a_feed_of_ranges_ends_in_304(direct: Direct) -> None:
-    first = direct.request("GET", "/dbs/d/colls/c/pkranges/")
-    assert body_of(first)["_count"] == 1
-    known = {"if-none-match": first.headers["etag"]}
-    assert direct.request("GET", "/dbs/d/colls/c/pkranges/", headers=known).status == 304
-
-
 @pytest.mark.parametrize(
     ("name", "item", "status"),
     [
@@ -79,12 +72,6 @@ def test_a_feed_of_ranges_ends_in_304(direct: Direct) -> None:
 def test_what_cannot_be_an_item_is_refused(direct: Direct, name: str, item: object, status: int) -> None:
     assert direct.item("POST", name, item).status == status
     assert len(direct.container.documents) == 0
-
-
-def test_a_key_that_is_not_the_items_is_a_mismatch(direct: Direct) -> None:
-    headers = {"x-ms-documentdb-partitionkey": '["b"]'}
-    response = direct.request("POST", "/dbs/d/colls/c/docs/", {"id": "a"}, headers)
-    assert substatus(response) == (400, 1001)
 
 
 def test_a_spent_second_is_429_until_the_next(direct: Direct, clock: FakeClock) -> None:
@@ -220,15 +207,3 @@ def test_a_slow_fault_can_be_of_one_partition_and_a_reset_of_one_region(clock: F
     assert delays == {"0": 0.04, "1": 0.0}
     assert direct.request("GET", "/", region=1).reset
     assert not direct.request("GET", "/", region=0).reset
-
-
-def test_what_is_not_emulated_is_refused_with_its_name(direct: Direct) -> None:
-    direct.item("POST", "a", {"id": "a"})
-    columns, comparison = "SELECT c.id FROM c", "SELECT * FROM c WHERE c.n > 1"
-    for query in (columns, comparison, "SELECT * FROM c ORDER BY c.id", "SELECT * FROM c WHERE c.n = 1 OR c.n = 2"):
-        refused = direct.query(query)
-        assert (refused.status, b"supports only SELECT *" in refused.body) == (400, True), query
-    assert direct.item("PATCH", "a", {"operations": []}).status == 405
-    assert direct.request("GET", "/dbs/d/colls/c/docs/", headers={"a-im": "Incremental Feed"}).status == 400
-    for unsupported in ("x-ms-cosmos-is-batch-request", "x-ms-cosmos-is-query-plan-request"):
-        assert direct.request("POST", "/dbs/d/colls/c/docs/", [], {unsupported: "True"}).status == 405

@@ -76,19 +76,6 @@ def test_what_was_not_measured_is_ours_and_the_file_says_so(measured: MeasuredCh
     assert measured.points("read")[2:] == [point for point in OURS.read_points if point[0] > 2]
 
 
-def test_its_own_database_is_all_that_it_makes_and_it_is_dropped(theirs: Path) -> None:
-    with emulator_thread(EmulatorSettings(port=0, charges=theirs)) as (made, service):
-        measure(plan(f"cosmos+{made.endpoint}db", "1"), OURS, lambda _: None)
-        assert not service.account.databases
-
-
-def test_a_dry_run_says_what_it_takes_and_creates_nothing(url: str, tmp_path: Path) -> None:
-    done = hotplate("bench", "charges", "--store", url, "--dry-run", "--out", str(tmp_path / "charges.toml"))
-    assert done.returncode == 0, done.stderr
-    assert "a temporary database with 400 RU/s" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_cost_is_that_of_each_hour_that_is_begun(url: str) -> None:
     planned = ChargesPlan(url, (1, 64))
     begun = planned.lines(OURS, load_prices(), 2, now=3600.0 - 0.5)

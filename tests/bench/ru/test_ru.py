@@ -24,13 +24,12 @@ from hotplate.bench.ru.levels import (
     trial,
 )
 from hotplate.bench.ru.run import cost, plan
-from hotplate.bench.ru.sandbox import SizedLists, own_url, partition_of
+from hotplate.bench.ru.sandbox import SizedLists, own_url
 from hotplate.report import Report, Row
 from hotplate.report_page import page
 from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.rows import item_bytes, name_of, to_item
 from hotplate.stores.encoding import Checksum
-from hotplate.stores.errors import StoreMisused
 from hotplate.stores.keys import USER
 from tests.support.virtual import simulate
 
@@ -216,12 +215,6 @@ def test_one_figure_has_throughput_and_p99_of_each_level_over_the_same_loads() -
     assert page(made).count("<figure>") == 1
 
 
-def test_a_measured_accounts_latencies_are_not_called_assumed() -> None:
-    made = reported(measured(400, emulated=False), account="cosmos://account/db")
-    assert not made.head
-    assert row(made, "p99").note == ""
-
-
 @pytest.mark.parametrize("size_kb", [1, 4, 16])
 def test_lists_are_stored_at_the_size_that_is_named(size_kb: int) -> None:
     lists = SizedLists(size_kb, 10, 2)
@@ -229,11 +222,6 @@ def test_lists_are_stored_at_the_size_that_is_named(size_kb: int) -> None:
     stored = item_bytes(to_item(name_of(key), Checksum("20260101T000000Z-abcd").seal(key, lists.body)))
     assert 0.9 * size_kb * 1024 < stored <= size_kb * 1024
     assert load_charges().read(stored) == pytest.approx(load_charges().read(size_kb * 1024), rel=0.02)
-
-
-def test_users_lie_evenly_over_the_partitions_and_take_turns() -> None:
-    places = [partition_of(name_of(USER + user), 2) for user in SizedLists(1, 100, 2).users]
-    assert places == [0, 1] * 50
 
 
 def test_the_database_is_our_own_in_the_account_that_was_named() -> None:
@@ -258,12 +246,6 @@ def test_the_database_is_our_own_in_the_account_that_was_named() -> None:
 def test_options_that_make_no_sense_are_refused(changed: dict[str, str]) -> None:
     with pytest.raises(BenchMisused):
         plan(replace(SweepOptions(), **changed))  # type: ignore[arg-type]  # fields by name
-
-
-def test_an_account_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HOTPLATE_COSMOS_KEY", raising=False)
-    with pytest.raises((BenchMisused, StoreMisused), match="HOTPLATE_COSMOS_KEY"):
-        plan(SweepOptions(account="cosmos://account/db"))
 
 
 def test_the_cost_is_that_of_each_hour_that_is_touched() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
-from hotplate.stores.cosmos.charges import bill_of, load, typical_ru
+from hotplate.stores.cosmos.charges import bill_of
 from hotplate.stores.cosmos.rows import container_of
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import ReleaseCorrupt
@@ -149,14 +149,6 @@ def test_what_a_plan_says_of_a_publish_is_what_it_spends_and_takes() -> None:
 
 
 @simulated
-async def test_an_account_that_cannot_be_read_is_assumed_to_be_empty_with_a_note(account: SimulatedAccount) -> None:
-    account.inject_faults({"kind": "unavailable"})
-    found = await estimated(account, made_up(20))
-    assert "it could not be read" in found.notes[0]
-    assert any("unless it is there" in each for each in found.makes)
-
-
-@simulated
 async def test_what_would_be_made_comes_with_a_note_on_containers_that_begin_large(account: SimulatedAccount) -> None:
     found = await estimated(account, made_up(20), ru=1000, max_ru=50_000)
     assert "50,000 RU/s, manual, 9 physical partitions, nothing indexed" in " ".join(found.makes)
@@ -176,9 +168,3 @@ def test_what_is_billed_follows_the_url() -> None:
         (5000, True), (400, False), (2000, True), (1000, True), (400, False),
     ]  # fmt: skip
     assert bill("ru=serverless&max_ru=3000") == []
-
-
-def test_the_typical_charge_is_near_the_exact_one() -> None:
-    made = made_up()
-    found, _, _ = held(made, 0.0, ru=2000, max_ru=1000)
-    assert typical_ru(load(), made.plan) == pytest.approx(found.total_ru, rel=0.1)

@@ -75,18 +75,6 @@ async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_eac
     assert (left.endswith(f"reading from {WEST}"), found) == (True, f"{EAST} can be read again; reading from {EAST}")
 
 
-async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
-    two_regions: Account, client: SignedClient, observer: Counted, caplog: pytest.LogCaptureFixture
-) -> None:
-    for _ in range(6):
-        two_regions.inject_faults({"kind": "unavailable", "region": 1})
-        assert await client.read("c", NAME, 5.0) is not None
-        two_regions.inject_faults()
-        assert await client.read("c", NAME, 5.0) is not None
-    assert observer.kinds == ["unavailable"] * 6
-    assert not caplog.records
-
-
 @pytest.mark.usefixtures("hasty")
 async def test_read_fails_if_all_regions_fail_and_uses_the_first_to_recover(
     two_regions: Account, client: SignedClient
@@ -216,48 +204,6 @@ def test_still_slow_region_is_probed_occasionally_until_it_is_fast() -> None:
     in_two_regions(work)
 
 
-def test_a_sick_region_that_is_not_listed_any_more_is_not_tried_again() -> None:
-    async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
-        delays_s["1"] = inf
-        for _ in range(MAX_FAILURES):
-            await late(client, 0.05)
-        await asyncio.sleep(5)  # by then it is to be tried
-        await client.account()
-        for _ in range(100):
-            assert await client.read_nearest("c", NAME, 0.05) == ({"id": NAME}, True)
-            await asyncio.sleep(1)
-        delays_s.clear()
-        await client.account()
-        for _ in range(100):
-            await asyncio.sleep(1)
-            found = await client.read_nearest("c", NAME, 0.05)
-        assert found == ({"id": NAME}, False)
-
-    in_two_regions(work)
-
-
-def test_only_reads_from_the_write_region_are_marked_as_such() -> None:
-    async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
-        assert await client.read_nearest("c", NAME, 5.0) == ({"id": NAME}, False)
-        delays_s["1"] = 1.0
-        for _ in range(MAX_FAILURES):
-            await late(client, 0.05)
-        assert await client.read_nearest("c", NAME, 5.0) == ({"id": NAME}, True)
-
-    in_two_regions(work)
-
-
-async def test_throttling_is_no_reason_to_read_elsewhere(
-    two_regions: Account, client: SignedClient, observer: Counted
-) -> None:
-    two_regions.inject_faults({"kind": "throttle", "region": 1})
-    before = two_regions.requests("read item")
-    with pytest.raises(Exception, match="request units"):
-        await client.read("c", NAME, 5.0)
-    assert two_regions.requests("read item") == before + 2
-    assert observer.kinds == ["throttled"] * 2
-
-
 async def test_a_region_that_cannot_be_connected_is_left_at_once(
     observer: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -304,19 +250,6 @@ async def test_region_with_malformed_responses_is_avoided(observer: Counted, cap
             "Away cannot be read (malformed); reading from Here"
         ]
         await client.close()
-
-
-async def test_reads_waiting_for_the_account_fail_as_unavailable_at_close() -> None:
-    class Stalled(Silent):
-        async def request(self, message: bytes, timeout_s: float) -> Response:
-            await asyncio.sleep(inf)
-            raise AssertionError((message, timeout_s))
-
-    client = SignedClient(parse("cosmos+http://x:2/d", {}), make_transport=lambda url: Stalled(url, {}))
-    reading = asyncio.create_task(client.read("c", NAME, 60.0))
-    await asyncio.sleep(0)
-    await client.close()
-    assert await kind_of(reading) == "reset"
 
 
 @pytest.mark.usefixtures("hasty")

@@ -12,7 +12,7 @@ from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreMisused
-from tests.support.cosmos_account import ITEM, NAME, Account, Counted, emulated_account, filled
+from tests.support.cosmos_account import NAME, Account, Counted, emulated_account, filled
 from tests.support.tcp_proxy import through
 
 KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
@@ -85,14 +85,3 @@ def test_a_file_that_certifies_nothing_is_refused(tmp_path: Path, observer: Coun
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(StoreMisused, match=r"ca\.pem, which should certify cosmos\+https://h:1/d"):
         SignedClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)
-
-
-async def test_a_closed_client_opens_nothing_again(account: Account, observer: Counted) -> None:
-    client = SignedClient(await filled(account), observer)
-    await client.read("c", NAME, 5.0)
-    for _ in range(2):
-        await client.close()
-    with pytest.raises(CosmosUnavailable):
-        await client.read("c", NAME, 5.0)
-    with pytest.raises(StoreMisused):
-        await client.replace("c", ITEM, "x\r\nhost: y")

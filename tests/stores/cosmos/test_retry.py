@@ -8,7 +8,7 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.store import SCALING_POLL_S
 from hotplate.stores.store import Plan, Row
-from hotplate.stores.throttle import BURST_S, RateLimiter
+from hotplate.stores.throttle import RateLimiter
 from tests.support.clock import FakeClock
 from tests.support.cosmos_simulation import SimulatedAccount, batches, simulated
 from tests.support.stores import as_bodies, draft_of, ref
@@ -32,21 +32,6 @@ def test_the_rate_is_spent_exactly(clock: FakeClock, charge_ru: float) -> None:
     assert spend(clock, RateLimiter(clock, 1000), 60, charge_ru) == pytest.approx(60_000, rel=0.001, abs=charge_ru)
 
 
-def test_what_was_not_spent_in_time_is_caught_up_with_for_a_slice_at_most(clock: FakeClock) -> None:
-    limiter = RateLimiter(clock, 1000)
-    clock.now += 60
-    assert spend(clock, limiter, 1e-6, 5.0) == pytest.approx(1000 * BURST_S, abs=10)
-
-
-def test_a_charge_that_was_expected_wrongly_is_made_good(clock: FakeClock) -> None:
-    limiter = RateLimiter(clock, 1000)
-    limiter.take(5)
-    limiter.correct(95)
-    assert limiter.wait_s() == pytest.approx(0.1, rel=1e-3)
-    limiter.correct(-100)
-    assert limiter.wait_s() == pytest.approx(0, abs=1e-6)
-
-
 def test_limiter_waits_for_retry_after_and_saves_up_no_budget_meanwhile(clock: FakeClock) -> None:
     limiter = RateLimiter(clock, 1000)
     limiter.pause(3)
@@ -54,15 +39,6 @@ def test_limiter_waits_for_retry_after_and_saves_up_no_budget_meanwhile(clock: F
     assert limiter.wait_s() == pytest.approx(3)
     clock.now += 3
     assert spend(clock, limiter, 1, 5.0) == pytest.approx(1000, abs=10)
-
-
-def test_without_a_rate_only_the_service_limits(clock: FakeClock) -> None:
-    limiter = RateLimiter(clock, None)
-    limiter.take(10_000)
-    limiter.correct(10_000)
-    assert limiter.wait_s() == pytest.approx(0, abs=1e-6)
-    limiter.pause(0.5)
-    assert limiter.wait_s() == pytest.approx(0.5)
 
 
 @simulated

@@ -16,10 +16,9 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.charges import CONTROL
-from hotplate.stores.cosmos.store import CosmosStore, open_containers
-from hotplate.stores.cosmos.url import Throughput, parse
+from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.url import Throughput
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from hotplate.stores.extras import install_command
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
@@ -233,15 +232,6 @@ def test_an_extra_that_is_not_installed_is_named() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert re.search(r"StoreMisused: httptools\S* is not installed.*\[cosmos\]'$", done.stderr.strip())
-
-
-def test_a_control_plane_that_is_not_installed_is_named_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "hotplate.stores.cosmos.account", None)
-    address = parse("cosmos+http://127.0.0.1:9/d", {})
-    with pytest.raises(
-        StoreMisused, match=re.escape(f"is not installed; install it with: {install_command('cosmos')}")
-    ):
-        open_containers(address)
 
 
 def test_a_worker_that_only_serves_never_imports_the_control_plane(cosmos_http: Account) -> None:

@@ -97,14 +97,6 @@ async def test_persistent_fault_raises_its_cause_and_keeps_acknowledged_rows(
 
 
 @simulated
-async def test_of_a_key_given_twice_the_last_value_counts(account: SimulatedAccount) -> None:
-    store = account.store()
-    await store.create(draft_of(R), Plan(1, 1))
-    await store.put(draft_of(R), [Row("user:1", b"%d" % n) for n in range(20)])
-    assert await store.get_many(ref(R), ["user:1"]) == [b"19"]
-
-
-@simulated
 async def test_a_row_too_large_for_an_item_fails_the_publish_before_it_is_sent(account: SimulatedAccount) -> None:
     store = account.store()
     await store.create(draft_of(R), Plan(1, 1))
