@@ -48,12 +48,6 @@ async def test_chunks_are_put_together_and_headers_belong_to_one_answer() -> Non
     assert first.header(b"x-first") == b"1"
 
 
-async def test_connections_are_kept_and_never_more_than_there_is_room_for() -> None:
-    async with serving(ANSWER) as (pool, heard):
-        answers = await asyncio.gather(*(pool.request(REQUEST, 5) for _ in range(20)))
-    assert len(answers) == len(heard) == 20
-
-
 @pytest.mark.parametrize(
     ("said", "kind"),
     [(b"nonsense\r\n\r\n", "malformed"), (b"HTTP/1.1 100 Continue\r\n\r\n", "malformed"), (b"", "timeout")],
@@ -82,13 +76,6 @@ async def test_a_caller_that_gives_up_leaves_no_answer_for_the_next() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(pool.request(REQUEST, 5), 0.05)
         assert (await pool.request(REQUEST, 5)).body == b"ok"
-
-
-async def test_requests_timing_out_in_the_same_tick_each_get_their_own_error() -> None:
-    async with serving(b"") as (pool, _):
-        failed = await asyncio.gather(*(pool.request(REQUEST, 0.02) for _ in range(5)), return_exceptions=True)
-        assert len(set(failed)) == 5
-        assert [getattr(failure, "kind", None) for failure in failed] == ["timeout"] * 5
 
 
 async def test_closing_fails_what_is_in_flight() -> None:

@@ -7,7 +7,6 @@ import secrets
 import ssl
 import urllib.parse
 import urllib.request
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote
@@ -44,12 +43,9 @@ ACTIONS = {
     "read item": f"{ITEMS}/read",
     "list items": f"{ACCOUNT}/sqlDatabases/containers/readChangeFeed",
     "query items": f"{ACCOUNT}/sqlDatabases/containers/executeQuery",
-    "plan query": f"{ACCOUNT}/sqlDatabases/containers/executeQuery",
     **{f"{verb} item": f"{ITEMS}/{verb}" for verb in ("create", "upsert", "replace", "delete")},
-    "patch item": f"{ITEMS}/replace",
-    "batch items": f"{ITEMS}/*",
 }
-WRITES = ("create", "upsert", "replace", "patch", "delete", "batch")
+WRITES = ("create", "upsert", "replace", "delete")
 
 # Substatus codes of Entra ID and of roles.
 TOKEN_SIGNATURE_INVALID = 5004
@@ -66,22 +62,20 @@ class Issuer:
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
 
-    def issue(
-        self, now: float, life_s: float = TOKEN_LIFE_S, *, scope: str = DATA_AUDIENCE, roles: tuple[str, ...] = ROLES
-    ) -> dict[str, Any]:
+    def issue(self, now: float, *, scope: str = DATA_AUDIENCE, roles: tuple[str, ...] = ROLES) -> dict[str, Any]:
         """Return a token in the form in which Entra ID and managed identities respond; times are seconds.
 
         A *scope* of ARM makes a token for ARM, any other one for the account. Entra ID's tokens carry no roles: the
         service looks them up. Ours carry them, so a test can have an identity for each.
         """
-        expires = int(now + life_s)
+        expires = int(now + TOKEN_LIFE_S)
         audience = ARM_AUDIENCE if scope.startswith(ARM_AUDIENCE) else DATA_AUDIENCE
         claims = {"iss": ISSUER, "aud": audience, "iat": int(now), "exp": expires, "roles": roles}
         payload = _base64url(JWT_HEADER) + b"." + _base64url(orjson.dumps(claims))
         return {
             "token_type": "Bearer",
             "resource": audience,
-            "expires_in": int(life_s),
+            "expires_in": TOKEN_LIFE_S,
             "expires_on": expires,
             "access_token": (payload + b"." + self._signature(payload)).decode(),
         }
@@ -93,8 +87,7 @@ class Issuer:
             raise HttpError(401, "the token is not of this emulator's test issuer", TOKEN_SIGNATURE_INVALID)
         claims = orjson.loads(base64.urlsafe_b64decode(payload.partition(b".")[2] + b"=="))
         if claims["exp"] <= now:
-            times = f"expired since [{_utc(claims['exp'])}]. Current server time is [{_utc(now)}]"
-            raise HttpError(401, f"Provided AAD token has been {times}. Please refresh the AAD token.", TOKEN_EXPIRED)
+            raise HttpError(401, "Provided AAD token has been expired. Please refresh the AAD token.", TOKEN_EXPIRED)
         if claims["aud"] != audience:
             audiences = f"[{claims['aud']}]. This accepts tokens intended for [{audience}]"
             raise HttpError(401, f"Provided AAD token is intended for {audiences}.", TOKEN_AUDIENCE_INVALID)
@@ -142,41 +135,24 @@ def _authorize(roles: tuple[str, ...], operation: str, request: Request) -> None
 
 
 def token_page(issuer: Issuer, request: Request, now: float) -> HttpResponse:
-    """Answer a request for a token."""
-    try:
-        return HttpResponse(200, orjson.dumps(_issue(issuer, request.query, now)))
-    except HttpError as error:
-        return error.response()
-
-
-def _issue(issuer: Issuer, query: str, now: float) -> dict[str, Any]:
-    """Issue the token that a query string describes; each parameter is optional.
+    """Answer a request for a token; each parameter of its query is optional.
 
     Credentials send `scope`; callers that take this page for a managed identity's endpoint send `resource`.
     """
-    parameters = parse_qs(query)
+    parameters = parse_qs(request.query)
     roles = tuple(parameters["roles"][0].split(",")) if "roles" in parameters else ROLES
-    if not set(roles) <= set(ROLES):
-        raise HttpError(400, f"a token has no such roles: there are {', '.join(ROLES)}")
-    life_s = parameters.get("life_s", [str(TOKEN_LIFE_S)])[0]
-    if not life_s.removeprefix("-").isdigit():
-        raise HttpError(400, "life_s is a whole number of seconds; below 0, the token has expired")
     scope = (parameters.get("scope") or parameters.get("resource") or [DATA_AUDIENCE])[0]
-    return issuer.issue(now, int(life_s), scope=scope, roles=roles)
+    return HttpResponse(200, orjson.dumps(issuer.issue(now, scope=scope, roles=roles)))
 
 
 def _base64url(raw: bytes) -> bytes:
     return base64.urlsafe_b64encode(raw).rstrip(b"=")
 
 
-def _utc(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s, UTC).strftime("%m/%d/%Y %H:%M:%S (UTC)")
-
-
-def token_of(server: Emulator, scope: str, roles: str = "", life_s: int = 3600) -> AccessToken:
+def token_of(server: Emulator, scope: str, roles: str = "") -> AccessToken:
     """Request a token of the issuer as a credential requests one of Entra ID."""
     assert server.certificate is not None
-    query = {"scope": scope, "life_s": life_s} | ({"roles": roles} if roles else {})
+    query = {"scope": scope} | ({"roles": roles} if roles else {})
     url = f"{server.endpoint}__emulation/token?{urllib.parse.urlencode(query)}"
     with urllib.request.urlopen(
         url, timeout=60, context=ssl.create_default_context(cafile=server.certificate)

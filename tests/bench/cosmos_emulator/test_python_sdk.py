@@ -1,18 +1,15 @@
-"""The unmodified Python SDK against the emulation: sync and async, over plain HTTP and TLS."""
+"""The unmodified Python SDK against the emulation: its synchronous client, which `bench charges` uses."""
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from azure.core import MatchConditions
-from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey, ThroughputProperties
-from azure.cosmos import aio as cosmos
+from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey
 from azure.cosmos.exceptions import CosmosHttpResponseError
 
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
-from hotplate.bench.cosmos_emulator.service import Service
 from tests.support.cosmos_server import Emulator, emulator_thread
 
 pytestmark = pytest.mark.filterwarnings(
@@ -22,15 +19,10 @@ UNCHANGED = MatchConditions.IfNotModified
 ACROSS: dict[str, Any] = {"enable_cross_partition_query": True}
 
 
-@pytest.fixture(scope="module", params=["plain", "tls"])
-def running(request: pytest.FixtureRequest) -> Iterator[tuple[Emulator, Service]]:
-    with emulator_thread(EmulatorSettings(port=0, tls=request.param == "tls")) as running_one:
-        yield running_one
-
-
 @pytest.fixture
-def server(running: tuple[Emulator, Service]) -> Emulator:
-    return running[0]
+def server() -> Iterator[Emulator]:
+    with emulator_thread(EmulatorSettings(port=0)) as (made, _):
+        yield made
 
 
 def charge(result: object) -> float:
@@ -119,50 +111,3 @@ def _check_throughput(container: ContainerProxy) -> None:
     for wrong in (450, 300, 2_000_000):
         with refused(400):
             container.replace_throughput(wrong)
-
-
-async def test_the_async_sdk(server: Emulator) -> None:
-    async with cosmos.CosmosClient(server.endpoint, server.key) as client:
-        database = await client.create_database_if_not_exists("async")
-        scaling = ThroughputProperties(auto_scale_max_throughput=4000)
-        container = await database.create_container_if_not_exists(
-            "lists", PartitionKey("/id"), offer_throughput=scaling
-        )
-        assert (await container.get_throughput()).auto_scale_max_throughput == 4000
-        scaling = ThroughputProperties(auto_scale_max_throughput=6000)
-        await container.replace_throughput(scaling)
-        assert (await container.get_throughput()).auto_scale_max_throughput == 6000
-        made = await container.create_item({"id": "u1", "n": 1})
-        assert charge(made) == 5.4
-        await container.upsert_item({"id": "u2", "n": 2})
-        found = await container.read_items([("u1", "u1"), ("u2", "u2"), ("u3", "u3")])
-        assert [one["n"] for one in found] == [1, 2]
-        await client.delete_database("async")
-
-
-async def read_in_parallel(server: Emulator, name: str, flights: int, reads: int) -> None:
-    """Read one item so often over so many tasks; none of the reads may fail."""
-    async with cosmos.CosmosClient(server.endpoint, server.key) as client:
-        database = await client.create_database_if_not_exists("throttled")
-        container = await database.create_container_if_not_exists(name, PartitionKey("/id"))
-        await container.upsert_item({"id": "a"})
-
-        async def lane() -> None:
-            for _ in range(reads // flights):
-                assert (await container.read_item("a", "a"))["id"] == "a"
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(flights):
-                group.create_task(lane())
-
-
-async def test_the_sdks_own_retries_hide_429s(running: tuple[Emulator, Service]) -> None:
-    server, service = running
-    throttled = service.counts.requests.get(("read item", 429), 0)
-    fault = {"kind": "throttle", "share": 0.2, "operation": "read item", "retry_after_ms": 1}
-    service.faults.replace([fault], service.account.clock())
-    try:
-        await read_in_parallel(server, "faults", 4, 60)
-    finally:
-        service.faults.replace([], service.account.clock())
-    assert service.counts.requests["read item", 429] > throttled

@@ -50,14 +50,6 @@ def test_the_emulators_own_pages_and_options() -> None:
         container.create_item({"id": "b"})
 
 
-def test_tls_can_be_verified_with_the_certificate_that_is_written(tmp_path: Path) -> None:
-    certificate = tmp_path / "certificate.pem"
-    with emulator_thread(EmulatorSettings(port=0, tls=True, certificate=certificate)) as (server, _):
-        context = ssl.create_default_context(cafile=str(certificate))
-        with urllib.request.urlopen(f"{server.endpoint}__emulation/metrics", context=context, timeout=60) as response:
-            assert response.status == 200
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

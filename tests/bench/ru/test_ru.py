@@ -122,14 +122,6 @@ def test_a_level_that_spends_saved_up_capacity_is_refused_with_the_reason() -> N
     assert any("burst capacity" in each for each in made.complaints)
 
 
-def test_a_slow_emulator_ends_no_level_as_long_as_its_reads_are_answered() -> None:
-    level = Level(ru=400, size_kb=1, charge_ru=1.0)
-    attempt = Account(400, 1.0).attempt(level, latency_s=0.08)
-    found = measure_level(level, attempt, emulated=True, time_left=lambda: True)
-    assert not found.computed
-    assert found.reads_s == pytest.approx(400, rel=0.02)
-
-
 def throttling(level: Level, share_through: float) -> Callable[[float], Trial]:
     """Return trials of a machine that gets only a share of all requests to the account and back."""
     attempt = Account(10 * level.ru, level.charge_ru).attempt(level, 3)
@@ -203,16 +195,6 @@ def test_the_table_has_every_figure_of_a_level_and_names_the_assumption() -> Non
     assert [len(each.curves) for each in (plot, plot.below)] == [1, 1]
     assert [len(each.curves[0].x) for each in (plot, plot.below)] == [len(CURVE) + 2] * 2
     assert "EMULATED" in page(made)
-
-
-def test_one_figure_has_throughput_and_p99_of_each_level_over_the_same_loads() -> None:
-    computed = replace(Level(ru=4_000, size_kb=1, charge_ru=1.0), unproven="this machine is too slow")
-    (plot,) = (made := reported(measured(400), computed)).plots
-    assert plot.below is not None
-    assert [curve.name for curve in plot.curves] == ["400 RU/s", "4,000 RU/s, COMPUTED"]
-    assert [curve.x for curve in plot.below.curves] == [curve.x for curve in plot.curves]
-    assert set(plot.below.curves[1].y) == {None}
-    assert page(made).count("<figure>") == 1
 
 
 @pytest.mark.parametrize("size_kb", [1, 4, 16])

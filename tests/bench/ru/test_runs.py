@@ -142,21 +142,6 @@ def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
 
 
 @soak
-def test_an_account_over_https_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
-    certificate = tmp_path / "account.pem"
-    with emulator("--tls", "--certificate", str(certificate)) as account:
-        url = f"{url_of(account)}?ca={certificate}"
-        asyncio.run(fill(url))
-        before = containers(account, certificate)
-        done = run("--account", url, "--yes", *SHORT, "--json", "--out", tmp_path / "found")
-        assert containers(account, certificate) == before
-    assert "USD" in done.stderr
-    made = json.loads(done.stdout)
-    assert row(made, "400 RU/s", "charge of a read")["value"] == pytest.approx(1.0)
-    assert not made["interrupted"]
-
-
-@soak
 def test_low_levels_through_a_service_are_within_2_percent_of_ru_by_charge(tmp_path: Path) -> None:
     done = run("--levels", "400,1k", "--json", "--out", tmp_path / "found")
     assert done.returncode == 0, done.stderr

@@ -79,20 +79,6 @@ async def test_what_is_not_there_is_reported_as_missing(containers: CosmosAccoun
     assert observer.kinds == []
 
 
-async def test_a_throttled_request_is_not_repeated(
-    containers: CosmosAccount, cosmos_http: Account, observer: Counted
-) -> None:
-    cosmos_http.inject_faults({"kind": "throttle", "operation": "create container", "retry_after_ms": 250})
-    before = cosmos_http.requests("create container")
-    try:
-        with pytest.raises(StoreUnavailable) as error:
-            await containers.create_container("c", Throughput(400))
-    finally:
-        cosmos_http.inject_faults()
-    assert (observer.kinds, getattr(error.value, "retry_after_s", None)) == (["throttled"], 0.25)
-    assert cosmos_http.requests("create container") == before + 1
-
-
 @pytest.mark.parametrize(
     ("response", "kind"),
     [

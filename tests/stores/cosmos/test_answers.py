@@ -98,20 +98,6 @@ async def test_a_response_that_is_cut_anywhere_is_no_item(
     assert observer.kinds == ["reset"] * len(whole)
 
 
-async def test_chunks_are_an_item_all_the_same(raw: ScriptedServer, client: SignedClient) -> None:
-    chunks = b"5\r\n" + ITEM[:5] + b"\r\nb\r\n" + ITEM[5:] + b"\r\n0\r\n\r\n"
-    raw.responses = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-MS-Request-Charge: 2.5\r\n\r\n" + chunks]
-    assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
-
-
-async def test_fresh_read_of_an_invalid_response_is_malformed(
-    raw: ScriptedServer, client: SignedClient, observer: Counted
-) -> None:
-    raw.responses = [answer(200, b"<html></html>")]
-    assert await kind_of(client.read_fresh("c", "a")) == "malformed"
-    assert observer.kinds == ["malformed"]
-
-
 async def test_a_versioned_read_without_a_date_is_malformed(raw: ScriptedServer, client: SignedClient) -> None:
     raw.responses = [answer(200, ITEM).replace(DATE, b"")]
     with pytest.raises(CosmosUnavailable, match="no date"):

@@ -78,15 +78,6 @@ async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: 
         assert await containers.offer("a") == Offer(Throughput(2000, autoscale=True), 1000, pending=False)
 
 
-async def test_what_arm_refuses_after_it_was_accepted_is_an_error(server: Emulator) -> None:
-    async with managing(address_of(server), Identity(server)) as containers:
-        await containers.create_database()
-        await containers.create_container("r", Throughput(400))
-        with pytest.raises(CosmosUnavailable, match="throughput must be 400") as refused:
-            await containers.scale("r", Throughput(399))
-        assert refused.value.kind == "refused"
-
-
 async def test_the_error_of_an_identity_without_the_role_names_the_role(server: Emulator) -> None:
     async with managing(address_of(server), Identity(server, "contributor")) as containers:
         with pytest.raises(CosmosUnavailable, match="give it the role Cosmos DB Operator") as refused:
@@ -138,17 +129,6 @@ async def test_arm_that_is_away_and_a_missing_token_are_different_errors(server:
         address_of(replace(server, endpoint=f"https://127.0.0.1:{port}/")), Identity(server)
     ) as containers:
         assert await kind_of(containers.create_database()) == "connect"
-
-
-async def test_closing_gives_back_connections_before_and_after_the_first_call(server: Emulator) -> None:
-    identity = Identity(server)
-    async with managing(address_of(server), identity):
-        pass
-    assert identity.scopes == []
-    async with managing(address_of(server), identity) as containers:
-        await containers.create_database()
-        await containers.close()
-    assert identity.scopes == [MANAGEMENT]
 
 
 def test_a_url_names_where_the_account_is_managed(server: Emulator) -> None:

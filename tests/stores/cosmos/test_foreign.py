@@ -22,7 +22,6 @@ from hotplate.bench.cosmos_emulator.server import make_certificate
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.account import CosmosAccount
-from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.rows import container_of, name_of, to_item, value_of
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Throughput, parse
@@ -102,21 +101,3 @@ async def test_hits_are_read_byte_by_byte(client: SignedClient, containers: Cosm
     store = connect(url)
     assert await store.get_many(ref(RELEASE), list(ROWS)) == list(ROWS.values())
     await store.close()
-
-
-async def test_control_goes_as_far_as_that_server_does(client: SignedClient, containers: CosmosAccount) -> None:
-    assert await client.account() == (False, ("South Central US",))
-    await containers.create_database()
-    await containers.create_container("control", Throughput(400))
-    assert (await client.create("control", {"id": "catalogue", "n": 1})).done
-    assert not (await client.create("control", {"id": "catalogue", "n": 2})).done
-    found = await client.read_fresh("control", "catalogue")
-    assert found.item is not None
-    assert (await client.replace("control", {"id": "catalogue", "n": 3}, found.etag)).done
-    assert not (await client.replace("control", {"id": "catalogue", "n": 4}, found.etag)).done
-    with pytest.raises(CosmosUnavailable) as error:
-        await client.read("control", "none", TIMEOUT_S)
-    assert error.value.kind == "unavailable"
-    with pytest.raises(CosmosUnavailable) as error:
-        await containers.offer("control")
-    assert error.value.kind == "refused"

@@ -18,7 +18,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.charges import CONTROL
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import Throughput
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
@@ -178,13 +178,6 @@ async def test_a_scaling_that_takes_hours_ends_with_a_sentence(account: Simulate
         await life.activate(store, release)
     assert 600 <= account.now() - began < 660
     assert (await store.catalogue()).live is None
-
-
-@simulated
-async def test_what_cannot_fit_is_refused_with_the_numbers(account: SimulatedAccount) -> None:
-    with pytest.raises(StoreFull, match=r"2,000 GB, and a serverless container of .* holds 1,000 GB"):
-        await account.store(ru="serverless").create(draft_of(R), Plan(1, 2 * 10**12))
-    await account.store().create(draft_of(R), Plan(1, 2 * 10**12))
 
 
 @simulated
