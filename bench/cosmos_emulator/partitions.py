@@ -248,13 +248,12 @@ class ContainerDocuments:
             yield self._ordered[place]
 
     def put(self, document: Document) -> None:
-        """Store a document, or replace the one with its id and key, which must have the same serial."""
+        """Store a document with a new serial, or replace the one with its id, key and serial."""
         old = self.get(document.id, document.key)
-        place = bisect_left(self._ordered, document.serial, key=SERIAL)
         if old is None:
-            self._ordered.insert(place, document)
+            self._ordered.append(document)
         else:
-            self._ordered[place] = document
+            self._ordered[bisect_left(self._ordered, document.serial, key=SERIAL)] = document
             self.stored_bytes -= old.size
         self._by_key[document.id, document.key] = document
         self.stored_bytes += document.size

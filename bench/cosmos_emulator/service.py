@@ -50,9 +50,9 @@ class Authenticator:
         try:
             secret = base64.b64decode(key, validate=True)
         except (binascii.Error, ValueError):
-            raise BenchMisused("the account's key is not base64") from None
+            secret = b""
         if not secret:
-            raise BenchMisused("the account's key is empty")
+            raise BenchMisused("the account's key is empty or not base64") from None
         self._signer = hmac.new(secret, digestmod="sha256")
 
     def check(self, request: Request, resource_type: str, link: str, operation: str, now: float) -> None:  # noqa: ARG002 -- the key allows every operation
@@ -67,14 +67,10 @@ class Authenticator:
         signer.update(f"{verb}\n{resource_type}\n{link}\n{date}\n\n".encode())
         signature = base64.b64encode(signer.digest()).decode()
         if authorization == QUOTED + signature.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"):
-            return  # the usual quoting; unquoting is slow
-        scheme, _, given = unquote(authorization).partition("&sig=")
-        if scheme != "type=master&ver=1.0":
-            raise HttpError(401, "the request is not signed: Authorization must be type=master, ver=1.0 and sig")
-        if given != signature:
-            signed = f"verb {verb}, type {resource_type}, link {link}, date {date[:40]}"
-            message = "The input authorization token can't serve the request: another key or another text was signed"
-            raise HttpError(401, f"{message}. The emulator signed: {signed}")
+            return
+        signed = f"verb {verb}, type {resource_type}, link {link}, date {date[:40]}"
+        message = "The input authorization token can't serve the request: another key or another text was signed"
+        raise HttpError(401, f"{message}. The emulator signed: {signed}")
 
 
 @lru_cache(256)
