@@ -1,11 +1,9 @@
 """`hotplate train`: from interactions to a model folder."""
 
-from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from datetime import timedelta
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +22,8 @@ from hotplate.cli.terminal import (
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from hotplate.offline.evaluate.evaluation import Evaluation
     from hotplate.offline.input.files import DataSource
     from hotplate.offline.train.engine import Engine, Params
@@ -88,27 +88,11 @@ class TrainFlags:
         Literal["als", "ease", "neighbours", "popularity", "spark"] | None,
         Flag("als, ease, neighbours, popularity or spark; else the best.", MODEL, metavar="ENGINE"),
     ] = None
-    factors: Annotated[int | None, Flag("Factors of a user or an item; 256 with --no-tune.", MODEL)] = None
-    regularization: Annotated[float | None, Flag("Of als or ease; 30 and 20 with --no-tune.", MODEL)] = None
-    reg_param: Annotated[float | None, Flag("Of spark, for each interaction of a user or an item; 0.3.", MODEL)] = None
-    alpha: Annotated[float | None, Flag("The confidence in a unit of weight; 4 with --no-tune.", MODEL)] = None
-    iterations: Annotated[int | None, Flag("Iterations of als; 15.", MODEL)] = None
-    neighbours: Annotated[int | None, Flag("Neighbours of an item, with itself; 10 with --no-tune.", MODEL)] = None
-    neighbour_weighting: Annotated[
-        Literal["tfidf", "bm25", "cosine", "rp3beta"] | None,
-        Flag("tfidf, bm25, cosine or rp3beta; tfidf with --no-tune.", MODEL, metavar="KIND"),
-    ] = None
-    walk_alpha: Annotated[float | None, Flag("Power of a step, of rp3beta; 0.7 with --no-tune.", MODEL)] = None
-    walk_beta: Annotated[float | None, Flag("Power of popularity, of rp3beta; 0.3 with --no-tune.", MODEL)] = None
-    recency: Annotated[
-        str | None, Flag("Multiply scores by popularity that halves in 7d, 12h or 8w.", MODEL, metavar="TIME")
-    ] = None
-    recency_gamma: Annotated[float | None, Flag("The power of that popularity; 1 with --recency.", MODEL)] = None
-    popular_half_life: Annotated[
-        str | None, Flag("Rank by popularity of late, with --engine popularity.", MODEL, metavar="TIME")
+    params: Annotated[
+        str | None, Flag("Its parameters, as factors=64,alpha=2,recency=7d; no search.", MODEL, metavar="NAME=VALUE,…")
     ] = None
     tune: Annotated[int | None, Flag("Seconds of a core that a search may take; 45.", SEARCH, at_least=1)] = None
-    no_tune: Annotated[bool, Flag("Take the defaults, or the parameters that are named.", SEARCH)] = False
+    no_tune: Annotated[bool, Flag("Take the default parameters.", SEARCH)] = False
     seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
     track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False
     register: Annotated[
@@ -216,56 +200,22 @@ def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
 
 
 def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
-    """Return the parameters, and the options of the search, None if any parameter is given."""
+    """Return the parameters, and the options of the search, None if parameters are given."""
     from hotplate.offline.errors import SettingError
-    from hotplate.offline.train.als import ALSParams, SparkParams
-    from hotplate.offline.train.engine import PARAMS, option_of
+    from hotplate.offline.train.engine import read_params
     from hotplate.offline.train.tuning import TuneOptions
 
-    own = {field.name for kind in PARAMS.values() for field in fields(kind)} - {"seed", "recency", "half_life_days"}
-    found = {name: getattr(given, option_of(name).replace("-", "_")) for name in sorted(own)}
-    named = {name: value for name, value in found.items() if value is not None} | _recency(given)
-    engine: Engine | None = given.engine
     if given.tune is not None:
         if given.no_tune:
             raise SettingError("--no-tune and --tune contradict each other; give one of them.")
-        if engine == "spark":
+        if given.engine == "spark":
             raise SettingError("spark has no parameters to search; leave out --tune.")
-        if named:
-            raise SettingError(f"{_flags(named)} cannot be given with a search; leave out --tune.")
-    if engine is None and named.keys() & {"neighbours", "weighting", "walk_alpha", "walk_beta"}:
-        engine = "neighbours"
-    kind = PARAMS[engine or "als"]
-    if strange := named.keys() - {field.name for field in fields(kind)}:
-        raise SettingError(f"{_flags(strange)} is not a parameter of the engine {engine or 'als'}.")
-    if named.keys() & {"walk_alpha", "walk_beta"} and named.setdefault("weighting", "rp3beta") != "rp3beta":
-        raise SettingError("--walk-alpha and --walk-beta are of --neighbour-weighting rp3beta.")
-    params = kind(**named | ({"seed": given.seed} if kind in (ALSParams, SparkParams) else {}))
-    if given.no_tune or named or engine == "spark":
+        if given.params is not None:
+            raise SettingError("--params cannot be given with a search; leave out --tune.")
+    params = read_params(given.engine or "als", given.params or "", given.seed)
+    if given.no_tune or given.params is not None or given.engine == "spark":
         return params, None
-    return params, TuneOptions(engine=engine, budget_s=given.tune)
-
-
-def _recency(given: TrainFlags) -> "dict[str, Any]":
-    from hotplate.offline.errors import SettingError
-    from hotplate.offline.input.filters import parse_half_life
-    from hotplate.offline.train.popularity import Recency
-
-    gamma, found = given.recency_gamma, dict[str, Any]()
-    if given.recency is not None:
-        days = parse_half_life(given.recency) / timedelta(days=1)
-        found["recency"] = Recency(days, 1.0 if gamma is None else gamma)
-    elif gamma is not None:
-        raise SettingError("--recency-gamma is the power of --recency; give both.")
-    if given.popular_half_life is not None:
-        found["half_life_days"] = parse_half_life(given.popular_half_life) / timedelta(days=1)
-    return found
-
-
-def _flags(names: Iterable[str]) -> str:
-    from hotplate.offline.train.engine import option_of
-
-    return " and ".join(f"--{option_of(name)}" for name in sorted(names))
+    return params, TuneOptions(engine=given.engine, budget_s=given.tune)
 
 
 def print_report(report: "TrainReport") -> None:

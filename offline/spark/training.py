@@ -51,7 +51,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
         raise DataError(f"Spark could not learn: {cause_of(error)}.") from error
     if not (np.isfinite(factors.user_factors).all() and np.isfinite(factors.item_factors).all()):
         raise DataError(
-            f"The factors are not finite with reg-param {params.reg_param} and alpha {params.alpha}; raise --reg-param."
+            f"The factors are not finite with reg_param {params.reg_param} and alpha {params.alpha}; raise reg_param."
         )
     if on_iteration is not None:
         on_iteration(params.iterations, params.iterations)

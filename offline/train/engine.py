@@ -1,12 +1,15 @@
 """Engines: parameters, fits, and their cost."""
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields, replace
+from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.filters import parse_half_life
 from hotplate.offline.input.matrix import Floats, Times, UserItems
 from hotplate.offline.train import als, ease, neighbours, popularity
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
@@ -28,11 +31,10 @@ PARAMS: dict[Engine, type[Params]] = {
     "spark": SparkParams,
 }
 
-# Parameters that a search does not vary, and options that are not named like their parameter.
+# Parameters that a search does not vary, or with another text.
 _ALIKE = frozenset({"iterations", "seed", "recency"})
-_OPTIONS = {"weighting": "neighbour-weighting", "half_life_days": "popular-half-life"}
 _LESS_MEMORY = {
-    "als": "lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster with --engine spark",
+    "als": "take fewer factors, raise --min-per-user and --min-per-item, or learn with --engine spark",
     "ease": "raise --min-per-item, or learn with --engine als",
 }
 _INDEX_BYTES = 4
@@ -45,32 +47,51 @@ def engine_of(params: Params) -> Engine:
 
 
 def described(params: Params) -> str:
-    """Return the engine and its parameters: `neighbours (neighbours 5, weighting tfidf)`."""
-    chosen = ", ".join(f"{name.removeprefix('neighbour-')} {value}" for name, value in _chosen(params).items())
+    """Return the engine and its parameters: `neighbours (weighting tfidf, neighbours 5)`."""
+    chosen = ", ".join(f"{name} {value}" for name, value in _chosen(params).items())
     return f"{engine_of(params)} ({chosen})" if chosen else engine_of(params)
 
 
 def as_options(params: Params) -> str:
     """Return *params* as options of the command."""
-    options = (f" --{name} {value}" for name, value in _chosen(params).items())
-    return f"--engine {engine_of(params)}{''.join(options)}"
+    chosen = ",".join(f"{name}={value}" for name, value in _chosen(params).items())
+    return f"--engine {engine_of(params)}" + (f" --params {chosen}" if chosen else "")
+
+
+def read_params(engine: Engine, text: str, seed: int) -> Params:
+    """Read parameters as `factors=64,alpha=2,recency=7d,gamma=0.5`; raises SettingError."""
+    found: dict[str, Any] = {name.strip(): value.strip() for name, _, value in _pairs(text)}
+    if "recency" in found:
+        found["recency"] = {"half_life_days": _days(found["recency"]), "gamma": found.pop("gamma", 1)}
+    if "half_life" in found:
+        found["half_life_days"] = _days(found.pop("half_life"))
+    kind = PARAMS[engine]
+    known = {field.name for field in fields(kind)}
+    if strange := found.keys() - known:
+        raise SettingError(f"--params: the engine {engine} has no {', '.join(sorted(strange))}; see docs/training.md.")
+    try:
+        return msgspec.convert(({"seed": seed} if "seed" in known else {}) | found, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"--params {text} cannot be read: {error}.") from error
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str, str]]:
+    return (pair.partition("=") for pair in text.split(",") if pair.strip())
+
+
+def _days(text: str) -> float:
+    return parse_half_life(text) / timedelta(days=1)
 
 
 def _chosen(params: Params) -> dict[str, str]:
     found = {name: value for name, value in asdict(params).items() if name not in _ALIKE and value is not None}
     if isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
-        found = {"neighbours": params.neighbours, "weighting": params.weighting}
+        found = {"weighting": params.weighting, "neighbours": params.neighbours}
     if (recency := recency_of(params)) is not None:
-        found |= {"recency": f"{recency.half_life_days:g}d", "recency-gamma": recency.gamma}
+        found |= {"recency": f"{recency.half_life_days:g}d", "gamma": recency.gamma}
     if isinstance(params, PopularityParams) and params.half_life_days is not None:
-        found = {"half_life_days": f"{params.half_life_days:g}d"}
-    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
-    return {option_of(name): text for name, text in texts.items()}
-
-
-def option_of(name: str) -> str:
-    """Return the option of the parameter *name*, without dashes."""
-    return _OPTIONS.get(name, name.replace("_", "-"))
+        found = {"half_life": f"{params.half_life_days:g}d"}
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
 
 
 def recency_of(params: Params) -> Recency | None:

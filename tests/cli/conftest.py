@@ -18,6 +18,6 @@ def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "model"
-    printed = succeeded("train", clicks, "--out", out, "--factors", "8", "--iterations", "2")
+    printed = succeeded("train", clicks, "--out", out, "--params", "factors=8,iterations=2")
     assert "popularity" in printed
     return out

@@ -106,7 +106,7 @@ def test_other_bad_input_is_one_sentence_too(clicks: Path, model: Path, tmp_path
     failed(hotplate("train", tmp_path / "absent.csv", "--out", out), "absent.csv")
     failed(hotplate("train", clicks, "--user-column", "usr", "--out", out), "'usr'", "Did you mean 'user'?")
     failed(hotplate("train", clicks, "--where", "nonsense", "--out", out), "nonsense", code=2)
-    failed(hotplate("train", clicks, "--factors", "0", "--out", out), "is 0; it must be at least 1", code=2)
+    failed(hotplate("train", clicks, "--params", "factors=0", "--out", out), "is 0; it must be at least 1", code=2)
     failed(hotplate("train", clicks, "--event-weights", "view=x", "--out", out), "view", code=2)
     failed(hotplate("train", clicks, "--min-per-user", "100000", "--out", out), "left")
     failed(hotplate("publish", tmp_path / "absent", "--store", f"file://{tmp_path}/s"), "absent")
@@ -184,8 +184,8 @@ def test_help_of_each_verb_fits_two_screens_with_an_example_and_a_variable() -> 
         ("train nothere --out m", "hotplate: nothere does not exist; ", 1),
         ("keys list --keys=nothere", "hotplate: The keys in nothere cannot be read: ", 2),
         (
-            "train nothere --out m --factors x",
-            "for '--factors': 'x' cannot be read: Expected `int`",
+            "train nothere --out m -k x",
+            "for '-k': 'x' cannot be read: Expected `int`",
             2,
         ),
         ("train nothere --out m --engine x", "it must be one of als, ease, ", 2),

@@ -76,7 +76,7 @@ def test_what_cannot_be_measured_is_one_sentence(folder: Path) -> None:
     failed(hotplate("evaluate", "report", folder / "a", "--out", folder / "no" / "x.html"), "no folder", code=2)
 
 
-FEW = ("--factors", "4", "--iterations", "2", "-k", "5")
+FEW = ("--params", "factors=4,iterations=2", "-k", "5")
 
 
 def clicks(folder: Path) -> Path:

@@ -20,7 +20,7 @@ def models(folder: Path) -> tuple[Path, Path]:
     """Train a model on sample data, and spoil another: what was learnt of one item is used for another."""
     good, spoilt = folder / "good", folder / "spoilt"
     sample(users=300, items=150).write_csv(folder / "clicks.csv")
-    succeeded("train", folder / "clicks.csv", "--out", good, "--factors", "16", "--iterations", "5")
+    succeeded("train", folder / "clicks.csv", "--out", good, "--params", "factors=16,iterations=5")
     model = load(good)
     assert isinstance(model.ranker, Factors)
     shuffled = np.random.default_rng(0).permutation(model.ranker.item_factors)

@@ -65,7 +65,7 @@ def test_an_interrupted_training_ends_while_the_solver_runs(tmp_path: Path) -> N
     data = tmp_path / "clicks.csv"
     sample(users=300, items=300).write_csv(data)
     # So many factors that each half of an iteration is one call of C that takes half a minute.
-    arguments = ["train", str(data), "--out", str(tmp_path / "model"), "--factors", "8192", "--split", "none"]
+    arguments = ["train", str(data), "--out", str(tmp_path / "model"), "--params", "factors=8192", "--split", "none"]
     with subprocess.Popen([sys.executable, "-m", "hotplate", *arguments], stderr=subprocess.PIPE) as process:
         of_process = Path(f"/proc/{process.pid}")
         while "/implicit/cpu/_als" not in (of_process / "maps").read_text():

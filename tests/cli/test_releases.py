@@ -130,7 +130,7 @@ def test_what_a_store_warns_of_is_printed_before_it_is_filled(verb: str, tmp_pat
     if verb == "publish":
         (tmp_path / "clicks.csv").write_text("user,item\n" + "".join(f"{n},{n % 7}\n{n},{n % 5}\n" for n in range(30)))
         source = tmp_path / "model"
-        succeeded("train", tmp_path / "clicks.csv", "--out", source, "--split", "none", "--factors", "4")
+        succeeded("train", tmp_path / "clicks.csv", "--out", source, "--split", "none", "--params", "factors=4")
     with running(tmp_path, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
         done = hotplate(verb, source, "--store", server.url())
     assert done.returncode == 0

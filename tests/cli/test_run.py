@@ -62,7 +62,7 @@ def write_pipeline(folder: Path, url: str, more: str = "") -> Path:
     """Write a pipeline of few and small steps, and its data, where there are none."""
     if not (folder / "clicks.csv").exists():
         write_data(folder)
-    train = 'data = "clicks.csv"\nfactors = 8\niterations = 2\nsplit = "none"'
+    train = 'data = "clicks.csv"\nparams = {factors = 8, iterations = 2}\nsplit = "none"'
     text = f'[train]\n{train}\n\n[publish]\nstore = "{url}"\nlist_length = 5\n\n[run]\nwork = "work"\n{more}\n'
     (folder / "nightly.toml").write_text(text)
     return folder / "nightly.toml"
@@ -277,7 +277,7 @@ def test_a_pipeline_that_makes_no_sense_is_a_sentence(
         ("train", 'half_life = "often"', "The half-life 'often' cannot be read"),
         ("train", 'where = "quantity"', "'quantity'"),
         ("train", 'event_weights = "view=much"', "'view=much'"),
-        ("train", "engine = 'popularity'\nalpha = 2", "is not a parameter of the engine popularity"),
+        ("train", "engine = 'popularity'\nparams = 'alpha=2'", "the engine popularity has no alpha"),
         ("publish", "max_per_category = 2", "A cap needs both"),
         ("publish", 'gate = "ndcg=0.1"', "these lists have no evaluation"),
     ],
@@ -432,7 +432,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "catalogue.csv").write_text("item,category\n" + "".join(f"{item},x\n" for item in [*items[:12], "gone"]))
     (folder / "recalled.txt").write_text(f"{items[0]}\n")
     (folder / "nightly.toml").write_text(
-        '[train]\ndata = "clicks.csv"\nfactors = 4\niterations = 1\nsplit = "none"\n'
+        '[train]\ndata = "clicks.csv"\nparams = "factors=4,iterations=1"\nsplit = "none"\n'
         f'[publish]\nstore = "file://{folder}/store"\navailable = "catalogue.csv"\nexclude = "recalled.txt"\n'
         'categories = "catalogue.csv"\nmax_per_category = 3\n[run]\nwork = "work"\n'
     )

@@ -11,8 +11,6 @@ import polars as pl
 import pytest
 
 from hotplate.offline.input.sample import sample
-from hotplate.offline.train.engine import as_options
-from hotplate.offline.train.neighbours import NeighbourParams
 from tests.support.command import failed, hotplate, json_of
 
 
@@ -31,8 +29,12 @@ def test_parameters_are_searched_unless_any_is_named(clicks: Path, tmp_path: Pat
     assert set(facts["evaluation"]["baselines"]) == {"popularity"}
     assert done.stderr.startswith("searching ")
     assert "--no-tune skips the search" in done.stderr
-    popular = ["--popular-half-life", "7d", "--engine", "popularity"]
-    for named in (["--no-tune", "--engine", "neighbours"], ["--neighbours", "5"], popular):
+    popular = ["--params", "half_life=7d", "--engine", "popularity"]
+    for named in (
+        ["--no-tune", "--engine", "neighbours"],
+        ["--engine", "neighbours", "--params", "neighbours=5"],
+        popular,
+    ):
         done = hotplate("train", clicks, "--out", tmp_path / "model", *named)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
@@ -40,7 +42,7 @@ def test_parameters_are_searched_unless_any_is_named(clicks: Path, tmp_path: Pat
 
 
 def test_the_first_line_says_which_baseline_ranks_better(clicks: Path, tmp_path: Path) -> None:
-    weak = ["--factors", "1", "--regularization", "1000000", "--iterations", "1"]
+    weak = ["--params", "factors=1,regularization=1000000,iterations=1"]
     done = hotplate("train", clicks, "--out", tmp_path / "model", *weak)
     assert " ranks better than this model on the test: nDCG@10 0." in done.stdout.partition("\n")[0]
 
@@ -48,20 +50,18 @@ def test_the_first_line_says_which_baseline_ranks_better(clicks: Path, tmp_path:
 def test_what_is_named_of_recency_walks_and_popularity_is_learnt(clicks: Path, tmp_path: Path) -> None:
     recency = {"half_life_days": 0.5, "gamma": 0.5}
     for options, named in (
-        (["--factors", "4", "--recency", "12h", "--recency-gamma", "0.5"], {"factors": 4, "recency": recency}),
-        (["--recency", "2w", "--engine", "ease"], {"recency": {"half_life_days": 14, "gamma": 1}}),
-        (["--walk-beta", "0.6"], {"weighting": "rp3beta", "walk_alpha": 0.7, "walk_beta": 0.6}),
-        (["--engine", "popularity", "--popular-half-life", "3d"], {"half_life_days": 3}),
+        (["--params", "factors=4,recency=12h,gamma=0.5"], {"factors": 4, "recency": recency}),
+        (["--params", "recency=2w", "--engine", "ease"], {"recency": {"half_life_days": 14, "gamma": 1}}),
+        (["--engine", "neighbours", "--params", "weighting=rp3beta"], {"weighting": "rp3beta", "walk_beta": 0.3}),
+        (["--engine", "popularity", "--params", "half_life=3d"], {"half_life_days": 3}),
     ):
         done = hotplate("train", clicks, "--out", tmp_path / "model", "--json", *options)
         params = json.loads(done.stdout)["params"]
         assert {name: params[name] for name in named} == named
-    again = ["--neighbour-weighting", "rp3beta", "--neighbours", "10", "--walk-alpha", "0.7", "--walk-beta", "0.6"]
-    assert as_options(NeighbourParams("rp3beta", walk_beta=0.6)) == " ".join(["--engine neighbours", *again])
 
 
 def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(clicks: Path, tmp_path: Path) -> None:
-    plain: list[str | Path] = ["--out", tmp_path / "model", "--no-tune", "--factors", "4"]
+    plain: list[str | Path] = ["--out", tmp_path / "model", "--params", "factors=4"]
     done = hotplate("train", clicks, *plain)
     assert "by-time split: " in done.stdout
     assert done.stderr == ""
@@ -86,20 +86,14 @@ def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(click
     ("arguments", "sentence"),
     [
         (["--no-tune", "--tune", "5"], "--no-tune and --tune contradict each other"),
-        (["--tune", "5", "--factors", "8"], "--factors cannot be given with a search"),
-        (["--neighbours", "5", "--alpha", "2"], "--alpha is not a parameter of the engine neighbours"),
-        (
-            ["--engine", "als", "--neighbour-weighting", "bm25"],
-            "--neighbour-weighting is not a parameter of the engine als",
-        ),
+        (["--tune", "5", "--params", "factors=8"], "--params cannot be given with a search"),
+        (["--engine", "als", "--params", "weighting=bm25,alpha=2"], "the engine als has no weighting"),
         (["--engine", "spark", "--tune", "5"], "spark has no parameters to search"),
-        (["--popular-half-life", "7d"], "--popular-half-life is not a parameter of the engine als"),
-        (["--engine", "popularity", "--recency", "7d"], "--recency is not a parameter of the engine popularity"),
-        (["--engine", "als", "--walk-alpha", "1"], "--walk-alpha is not a parameter of the engine als"),
-        (["--neighbour-weighting", "tfidf", "--walk-beta", "0"], "are of --neighbour-weighting rp3beta"),
-        (["--recency-gamma", "0.5"], "--recency-gamma is the power of --recency; give both"),
-        (["--recency", "soon"], "half-life"),
-        (["--neighbours", "1"], "Neighbours is 1; it must be at least 2"),
+        (["--engine", "popularity", "--params", "recency=7d"], "the engine popularity has no recency"),
+        (["--params", "gamma=0.5"], "the engine als has no gamma"),
+        (["--params", "recency=soon"], "half-life"),
+        (["--params", "factors=many"], "factors=many cannot be read"),
+        (["--engine", "neighbours", "--params", "neighbours=1"], "neighbours is 1; it must be at least 2"),
     ],
 )
 def test_options_that_contradict_each_other_are_one_sentence(
@@ -109,7 +103,7 @@ def test_options_that_contradict_each_other_are_one_sentence(
     assert not (tmp_path / "model").exists()
 
 
-QUICK = ("--factors", "4", "--iterations", "2")
+QUICK = ("--params", "factors=4,iterations=2")
 
 
 def write(path: Path, *rows: str) -> Path:

@@ -171,7 +171,7 @@ def run_pipeline(folder: Path) -> str:
     rows = [f"u{user},i{(user * 7 + n * n) % 20},1" for user in range(60) for n in range(8)]
     (folder / "clicks.csv").write_text("\n".join(["user,item,weight", *rows]))
     (folder / "nightly.toml").write_text(
-        '[train]\ndata = "clicks.csv"\nfactors = 4\niterations = 2\n\n'
+        '[train]\ndata = "clicks.csv"\nparams = "factors=4,iterations=2"\n\n'
         f'[publish]\nstore = "file://{folder}/run-store"\n\n'
         f'[run]\nwork = "work"\ntextfile = "{folder}/run.prom"\n'
     )

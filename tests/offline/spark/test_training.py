@@ -111,7 +111,7 @@ def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_
     submit = shutil.which("spark-submit", path=str(Path(sys.executable).parent))
     assert submit is not None
     command = [submit, "--master", "local[2]", str(ROOT / "hotplate" / "spark.py"), "train", str(tmp_path / "log.csv")]
-    command += ["--engine", "spark", "--factors", "3", "--iterations", "2", "--out", str(tmp_path / "model")]
+    command += ["--engine", "spark", "--params", "factors=3,iterations=2", "--out", str(tmp_path / "model")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "by-item split" in done.stdout

@@ -59,8 +59,8 @@ def test_users_of_another_matrix_are_refused(factors: Factors) -> None:
 def test_als_on_spark_is_an_engine_of_its_own() -> None:
     params = SparkParams(factors=8, reg_param=0.5, alpha=2)
     assert engine_of(params) == "spark"
-    assert described(params) == "spark (factors 8, reg-param 0.5, alpha 2)"
-    assert as_options(params) == "--engine spark --factors 8 --reg-param 0.5 --alpha 2"
+    assert described(params) == "spark (factors 8, reg_param 0.5, alpha 2)"
+    assert as_options(params) == "--engine spark --params factors=8,reg_param=0.5,alpha=2"
     assert params_from("spark", {"factors": 8, "reg_param": 0.5, "alpha": 2}) == params
 
 

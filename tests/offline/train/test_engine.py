@@ -25,6 +25,7 @@ from hotplate.offline.train.engine import (
     fit_s,
     params_from,
     rank_s,
+    read_params,
 )
 from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
 from hotplate.offline.train.popularity import (
@@ -195,12 +196,13 @@ def test_popularity_ranks_alike_for_everybody() -> None:
 def test_parameters_are_found_again_by_what_a_model_says(params: Params) -> None:
     values = {name: getattr(params, name) for name in params.__slots__}
     assert params_from(engine_of(params), values) == params
-    assert as_options(params).startswith(f"--engine {engine_of(params)}")
-    assert as_options(NeighbourParams()) == "--engine neighbours --neighbours 10 --neighbour-weighting tfidf"
-    assert as_options(PopularityParams(2)) == "--engine popularity --popular-half-life 2d"
-    if not isinstance(params, PopularityParams):
-        assert "recency 7d, recency-gamma 0.5" in described(replace(params, recency=Recency(7, 0.5)))
-        assert as_options(replace(params, recency=Recency(7, 0.5))).endswith(" --recency 7d --recency-gamma 0.5")
+    assert as_options(NeighbourParams()) == "--engine neighbours --params weighting=tfidf,neighbours=10"
+    recent = PopularityParams(2) if isinstance(params, PopularityParams) else replace(params, recency=Recency(7, 0.5))
+    for each in (params, recent):
+        engine, _, chosen = as_options(each).removeprefix("--engine ").partition(" --params ")
+        assert engine == engine_of(params)
+        iterations = f",iterations={each.iterations}" if isinstance(each, ALSParams | SparkParams) else ""
+        assert read_params(engine, chosen + iterations, getattr(each, "seed", 0)) == each
     with pytest.raises(DataError, match="'svd' is not known"):
         params_from("svd", {})
 
