@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command; Ctrl-C, and SIGTERM for `run`, end it with 130."""
+    """Run the command; Ctrl-C, and SIGTERM for `run`, `publish` and `import`, end it with 130."""
     if heard := signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored in the background
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt during imports would be printed
     try:
@@ -23,7 +23,7 @@ def main() -> None:
         sys.exit(f"{error.name} is not installed; install it with: {install_command('server')}")
     if heard:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.argv[1:2] == ["run"]:  # cleans up when a scheduler stops it
+    if sys.argv[1:2] in (["run"], ["import"], ["publish"]):  # clean up when a scheduler stops them
         signal.signal(signal.SIGTERM, _terminate)
     code: object = INTERRUPTED
     try:

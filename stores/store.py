@@ -238,10 +238,6 @@ class ProvisionedStore(ABC):
         """Return the costs of a publish and its release."""
 
     @abstractmethod
-    def typical_ru(self, plan: Plan) -> float:
-        """Return the request units of publishing rows of equal size."""
-
-    @abstractmethod
     async def try_catalogue(self) -> tuple[Catalogue, str]:
         """Read the catalogue in one attempt, or return an empty one and the error. Raises StoreMisused."""
 

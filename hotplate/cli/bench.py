@@ -1,6 +1,5 @@
 """`hotplate bench` and `hotplate cosmos-emulator`: measure a service, compare stores, compare two measurements."""
 
-import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -8,13 +7,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import orjson
 import typer
 
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
-from hotplate.cli.flags import Verbs, signed
+from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import FAILED, Json, err, out, print_json, require_folder, table
 from hotplate.stores.options import Argument, Flag
 
@@ -28,7 +27,6 @@ app = Verbs(
     help="Measure a service; the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
-RunExperiment = Callable[[Any, "ProgressDisplay"], "Report"]
 EXIT_CODES = """
     Exit codes: 0 measured, and good; 1 not measured, or only in part (no answers, a store is down, or interrupted);
     2 invalid options; 3 measured, and not good (more errors than --slo allows, popular lists instead of the users'
@@ -39,37 +37,17 @@ _flag = partial(Flag, prefix="COSMOS_EMULATOR_")
 _port = partial(_flag, at_least=0, at_most=65535)
 
 
-def experiment(
-    report: str, confirm: Callable[[Any], None] = lambda _: None
-) -> Callable[[RunExperiment], RunExperiment]:
-    """Register an experiment as a verb that writes and prints its report, and exits with the report's code.
+def _run(measure: "Callable[[ProgressDisplay], Report]", written: Path, *, as_json: bool) -> NoReturn:
+    """Measure, write and print the report, and exit with its code."""
+    require_folder(written)
+    with bench_errors():
+        from hotplate import report_page  # imported before the measurement, because it needs an extra
+        from hotplate.bench.progress import progress_display
 
-    *report* is the default of --out. *confirm* runs before anything is measured, and may raise.
-    """
-
-    def register(run: RunExperiment) -> RunExperiment:
-        def verb(options: Any, written: Path, as_json: bool) -> None:  # noqa: ANN401 -- what *run* takes
-            require_folder(written)
-            with bench_errors():
-                from hotplate import report_page  # imported before the measurement, because it needs an extra
-                from hotplate.bench.progress import progress_display
-
-                confirm(options)
-                with progress_display(err) as display:
-                    made = run(options, display)
-            report_page.save(made, written)
-            finish(made, written, as_json=as_json)
-
-        parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
-        parameters = [
-            parameter("options", annotation=inspect.signature(run).parameters["options"].annotation),
-            parameter("written", annotation=Written, default=Path(report)),
-            parameter("as_json", annotation=Json, default=False),
-        ]
-        app.command(run.__name__, help=(run.__doc__ or "") + EXIT_CODES)(signed(verb, parameters))
-        return run
-
-    return register
+        with progress_display(err) as display:
+            made = measure(display)
+    report_page.save(made, written)
+    finish(made, written, as_json=as_json)
 
 
 @contextmanager
@@ -96,8 +74,8 @@ def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
     raise typer.Exit(report.exit_code)
 
 
-@experiment("hotplate-bench")
-def http(options: HttpOptions, display: "ProgressDisplay") -> "Report":
+@app.command(also=EXIT_CODES)
+def http(options: HttpOptions, written: Written = Path("hotplate-bench"), as_json: Json = False) -> None:
     """Measure a service under an open-loop load, and write a report.
 
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store
@@ -105,11 +83,11 @@ def http(options: HttpOptions, display: "ProgressDisplay") -> "Report":
     """
     from hotplate.bench.http import make_plan, measure
 
-    return measure(make_plan(options), display)
+    _run(lambda display: measure(make_plan(options), display), written, as_json=as_json)
 
 
-@experiment("hotplate-stores")
-def stores(options: StoresOptions, display: "ProgressDisplay") -> "Report":
+@app.command(also=EXIT_CODES)
+def stores(options: StoresOptions, written: Written = Path("hotplate-stores"), as_json: Json = False) -> None:
     """Compare stores, each behind a service, with the same lists, users and schedule.
 
     The table shows latencies, requests/s and core, CPU, and the cost of a billion reads. Rounds alternate between the
@@ -122,11 +100,11 @@ def stores(options: StoresOptions, display: "ProgressDisplay") -> "Report":
     """
     from hotplate.bench.stores.report import compare_stores
 
-    return compare_stores(options, display)
+    _run(lambda display: compare_stores(options, display), written, as_json=as_json)
 
 
-@experiment("hotplate-reference")
-def reference(options: ReferenceOptions, display: "ProgressDisplay") -> "Report":
+@app.command(also=EXIT_CODES)
+def reference(options: ReferenceOptions, written: Written = Path("hotplate-reference"), as_json: Json = False) -> None:
     """Repeat the load of Microsoft's reference architecture on Cosmos DB, beside the published 60 ms.
 
     200 users send 180 requests/s; the container has 11,000 RU/s. Without --account, Cosmos DB is emulated.
@@ -137,7 +115,7 @@ def reference(options: ReferenceOptions, display: "ProgressDisplay") -> "Report"
     """
     from hotplate.bench.stores.reference import reproduce
 
-    return reproduce(options, display)
+    _run(lambda display: reproduce(options, display), written, as_json=as_json)
 
 
 def _confirm_cost(options: SweepOptions) -> None:
@@ -166,8 +144,8 @@ def _confirm(*, yes: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-@experiment("hotplate-ru", _confirm_cost)
-def ru(options: SweepOptions, display: "ProgressDisplay") -> "Report":
+@app.command(also=EXIT_CODES)
+def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: Json = False) -> None:
     """Measure reads/s, p50, p99, 429s and cost at each level of provisioned RU/s.
 
     Starts an emulator of Cosmos DB and a service without cache. With --account it measures that account instead: it
@@ -178,9 +156,11 @@ def ru(options: SweepOptions, display: "ProgressDisplay") -> "Report":
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
-    from hotplate.bench.ru.run import plan, sweep
+    with bench_errors():
+        from hotplate.bench.ru.run import plan, sweep
 
-    return sweep(plan(options), display)
+        _confirm_cost(options)
+    _run(lambda display: sweep(plan(options), display), written, as_json=as_json)
 
 
 @app.command()

@@ -4,19 +4,16 @@ from math import floor
 from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated
 
-from hotplate.cli.terminal import chosen_store, err, out, print_json, table
+from hotplate.cli.terminal import chosen_store, out, print_json, table
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from hotplate.bench.planner.prices import Prices
-    from hotplate.stores.store import Bill, Estimate, Plan, Provisioned, Store
+    from hotplate.stores.store import Bill, Estimate, Provisioned, Store
 
 HOUR_S = 3600
-
-# Longer publishes print how to speed them up.
-SLOW_S = 600
 
 MaxRu = Annotated[int | None, Flag("RU/s to spend in Cosmos DB; else ru= of the URL.", at_least=1)]
 DryRun = Annotated[bool, Flag("Write nothing; print what would be created, and its cost.")]
@@ -131,7 +128,6 @@ class RequestUnitMeter:
         self._began_at, self._began = monotonic(), time()
         self._bill: Bill | None = None
         self._prices: Prices | None = None
-        self._typical_ru: Callable[[Plan], float] = lambda _: 0.0
 
     def charged(self, ru: float) -> None:
         """Implement `Observer`."""
@@ -141,17 +137,15 @@ class RequestUnitMeter:
         """Implement `Observer`."""
         self.throttled += kind == "throttled"
 
-    def watch(self, store: "Store", plan: "Plan | None" = None, *, quiet: bool = False) -> None:
-        """Start counting for *store*; print the duration of *plan* if it is long."""
+    def watch(self, store: "Store") -> None:
+        """Start counting for *store*."""
         from hotplate.stores.store import ProvisionedStore
 
         if isinstance(store, ProvisionedStore):
             from hotplate.bench.planner.prices import load
 
-            self._bill, self._prices, self._typical_ru = store.bill(), load(), store.typical_ru
+            self._bill, self._prices = store.bill(), load()
             self._began_at, self._began = monotonic(), time()
-            if plan is not None and not quiet and (sentence := format_slow(self._bill, store.typical_ru(plan))):
-                err.print(sentence)
 
     @property
     def seconds(self) -> float:
@@ -185,28 +179,15 @@ class RequestUnitMeter:
             }
         }
 
-    def print_totals(self, written: "Plan") -> None:
-        """Print the totals, with the charge of a row as measured and as computed."""
+    def print_totals(self, rows: int) -> None:
+        """Print the totals, and the charge of one of the *rows*."""
         if self._bill is None:
             return
-        lists = max(written.rows, 1)
         paid = _hours(self._began, self.seconds) if self._bill.writing else "serverless"
         out.print(
-            f"{self.request_units:,.0f} RU, {self.request_units / lists:.2f} for each row, read back once (the charges "
-            f"of its size say {self._typical_ru(written) / lists:.2f}); {self.throttled:,} refused (429); "
-            f"{self.usd:,.4f} USD, {paid}"
+            f"{self.request_units:,.0f} RU, {self.request_units / max(rows, 1):.2f} for each row, read back once; "
+            f"{self.throttled:,} refused (429); {self.usd:,.4f} USD, {paid}"
         )
-
-
-def format_slow(bill: "Bill", typical_ru: float) -> str:
-    """Return a sentence on the duration of a slow publish; empty for a quick one."""
-    seconds = typical_ru / bill.rate_ru
-    if seconds < SLOW_S:
-        return ""
-    return (
-        f"at {bill.rate_ru:,.0f} RU/s this takes about {format_duration(seconds)}; --max-ru N allows more, and "
-        f"--dry-run prints the cost"
-    )
 
 
 def format_duration(seconds: float) -> str:

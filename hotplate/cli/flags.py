@@ -149,12 +149,18 @@ class Verbs(typer.Typer):
         super().__init__(**more)
         self._prefix = prefix
 
-    def command(self, name: str | None = None, **more: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:  # type: ignore[override]  # noqa: ANN401 -- typer's own
-        """Register a function as a verb, and return it unchanged."""
+    def command(  # type: ignore[override]
+        self,
+        name: str | None = None,
+        *,
+        also: str = "",
+        **more: Any,  # noqa: ANN401 -- typer's own
+    ) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Register a function as a verb, with *also* at the end of its help, and return it unchanged."""
 
         def register(function: Callable[..., T]) -> Callable[..., T]:
             verb, epilog = with_flags(function, self._prefix)
-            help_text = LINE_BREAK.sub(" ", inspect.cleandoc(more.pop("help", function.__doc__) or ""))
+            help_text = LINE_BREAK.sub(" ", inspect.cleandoc((function.__doc__ or "") + also))
             super(Verbs, self).command(name, help=help_text, epilog=epilog, **more)(verb)
             return function
 

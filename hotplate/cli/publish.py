@@ -1,7 +1,5 @@
 """`hotplate publish` and `hotplate import`: from a model, or from computed lists, to a live release."""
 
-import signal
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +27,6 @@ from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
     from hotplate.offline.lists import ModelLists
     from hotplate.offline.publish import ListSource, PartedSource, PublishSettings, Written
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
     from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.manifest import Manifest
     from hotplate.stores.publication import WriteResult
-    from hotplate.stores.store import Estimate, Plan, Store
+    from hotplate.stores.store import Estimate, Store
     from hotplate.stores.verification import OnProgress
 
 
@@ -217,23 +214,9 @@ def import_lists(flags: ImportFlags) -> None:
         *(flags.lists[0] if flags.lists else None, flags.lists[1:], flags.popular, flags.similar, flags.titles),
         *(columns, flags.text.to_format(), flags.list_length),
     )
-    with _exit_on_sigterm(), temporary_folder("import") as scratch:
+    with temporary_folder("import") as scratch:
         read = named_paths(flags.lists or [path for path in (flags.similar, flags.popular) if path is not None][:1])
         publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, read)
-
-
-@contextmanager
-def _exit_on_sigterm() -> "Iterator[None]":
-    """Turn SIGTERM into SystemExit, so the temporary folder is removed and the draft given up."""
-
-    def stop(number: int, _: "FrameType | None") -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -292,7 +275,7 @@ def write_lists(
     with progress_bars(meter.progress) as on_progress:
         with timed(loading, "load"):
             lists = interruptible(lambda: read(on_progress))
-        meter.watch(store, lists.plan(), quiet=options.as_json)
+        meter.watch(store)
         how, report = options.settings, partial(on_progress, "publish")
         write = partial(publish, lists, settings=how, observer=meter, on_progress=report)
         written = with_store(options.store, write, meter, may_be_new=True)
@@ -380,7 +363,7 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
     print_gates(manifest, forced=forced)
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed, in {where}")
-    meter.print_totals(plan_of(manifest))
+    meter.print_totals(manifest.rows)
 
 
 def print_gates(manifest: "Manifest", *, forced: bool) -> None:
@@ -397,10 +380,3 @@ def print_gates(manifest: "Manifest", *, forced: bool) -> None:
     ]
     if rows:
         out.print(table(("gate", "measured", "bound", "", ""), rows))
-
-
-def plan_of(manifest: "Manifest") -> "Plan":
-    """Return the rows and bytes of a release as a plan."""
-    from hotplate.stores.store import Plan
-
-    return Plan(manifest.rows, manifest.bytes)

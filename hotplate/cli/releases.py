@@ -10,7 +10,7 @@ import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, RequestUnitMeter, limit_ru, print_estimate
 from hotplate.cli.flags import Verbs
-from hotplate.cli.publish import EndCanary, Keep, plan_of, print_gates
+from hotplate.cli.publish import EndCanary, Keep, print_gates
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
@@ -270,7 +270,6 @@ def copy(
     from hotplate.stores.store import Estimate
     from hotplate.stores.transfer import copy as copy_release
     from hotplate.stores.transfer import estimate_copy
-    from hotplate.stores.verification import load_manifest
 
     target, meter = limit_ru(target, max_ru) or target, RequestUnitMeter()
 
@@ -278,7 +277,7 @@ def copy(
         chosen = await find_release(opened, release)
         if dry_run:
             return await estimate_copy(opened, other, chosen.id, live=activate, on_progress=report)
-        meter.watch(other, plan_of(await load_manifest(opened, chosen)), quiet=as_json)
+        meter.watch(other)
         return await copy_release(opened, other, chosen.id, live=activate, on_progress=report)
 
     with progress_bars(meter.progress) as on_progress:
@@ -300,7 +299,7 @@ def _print_copied(done: "WriteResult", target: str, meter: RequestUnitMeter, *, 
     facts = {"store": shown_store(target, as_json=True), "release": done.manifest, "live": live}
     print_result(facts | counts | meter.to_json(), sentence, as_json=as_json)
     if not as_json and done.rows:
-        meter.print_totals(plan_of(done.manifest))
+        meter.print_totals(done.manifest.rows)
     if done.held_back is not None:
         raise done.held_back
 

@@ -17,7 +17,7 @@ import xxhash
 
 from hotplate.cli import publish, train
 from hotplate.cli.flags import from_table, settings_of
-from hotplate.cli.terminal import REFUSED, chosen_store, err, out, progress_bars, table, text_on_stderr
+from hotplate.cli.terminal import REFUSED, chosen_store, err, out, progress_bars, text_on_stderr
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
 
@@ -228,21 +228,8 @@ def _default_folder(pipeline: Path) -> Path:
 
 def _print_steps(job: "Job", folder: Path) -> None:
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.publishing.bounds)
-    publishes = f"lists of {job.lists.length} to {redacted(job.store)}"
-    steps = [
-        ("train", f"{', '.join(map(str, job.training.data))}, in {folder}"),
-        *(
-            [("track", f"in MLflow{f', as a version of {job.register}' if job.register else ''}")]
-            if job.track or job.register
-            else []
-        ),
-        ("measure", "the lists as published; rules need another fit"),
-        ("publish", publishes),
-        ("gates", bounds or "none"),
-        ("activate", "once all gates pass" if job.publishing.activate else "never; activate it by hand"),
-        ("prune", f"keep the live release and {job.publishing.keep} before it"),
-    ]
-    out.print(table(("step", ""), steps))
+    out.print(f"train on {', '.join(map(str, job.training.data))}, in {folder}")
+    out.print(f"publish lists of {job.lists.length} to {redacted(job.store)}; gates: {bounds or 'none'}")
 
 
 @contextmanager

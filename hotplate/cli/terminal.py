@@ -15,18 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import orjson
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from hotplate.stores.options import Flag
 
@@ -177,21 +167,17 @@ def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
         TextColumn("{task.description:<9}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _TextColumn(lambda task: f"{task.speed:,.0f}/s" if task.speed and task.speed >= 1 else ""),
         TimeRemainingColumn(),
-        _TextColumn(lambda _: status()),
+        TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns, console=err, transient=True) as progress:
         tasks = dict[str, TaskID]()
 
         def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:  # a stage with one step has no percentage
-                tasks[stage] = progress.add_task(stage, total=None if total == 1 else total)
-            if total == 1 and done == 1:
-                steps = next(task.total for task in progress.tasks if task.id == tasks[stage]) or 1
-                progress.update(tasks[stage], completed=steps, total=steps)
-            elif total > 1:
-                progress.update(tasks[stage], completed=done, total=total)
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, status="")
+            known = total if total > 1 or done else None  # a stage with one step has no percentage
+            progress.update(tasks[stage], completed=done, total=known, status=status())
 
         yield report
 
@@ -281,15 +267,6 @@ def interruptible(work: Callable[[], T]) -> T:
     except BaseException:
         threads.interrupt(CLEAN_UP_S)
         raise
-
-
-class _TextColumn(ProgressColumn):
-    def __init__(self, text: Callable[[Task], str]) -> None:
-        super().__init__()
-        self._text = text
-
-    def render(self, task: Task) -> Text:
-        return Text(self._text(task))
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:

@@ -33,8 +33,7 @@ CONTROL = "hotplate"
 
 # Bytes of an item's system properties, assumed to be charged.
 SYSTEM_BYTES = 205
-# Approximate sizes: an item without its value, a list of keys, each key in it, the catalogue.
-NAME_BYTES = 40
+# Approximate sizes: a list of keys, each key in it, the catalogue.
 BATCH_BYTES = 300
 KEY_BYTES = 4
 CATALOGUE_BYTES = 1024
@@ -145,13 +144,6 @@ def publish_ru(charges: Charges, counts: PublishCounts, *, first: bool = False) 
 def even_rows(rows: int, item_bytes: int) -> PublishCounts:
     """Counts of a publish of equal rows."""
     return PublishCounts(Counter({item_bytes: rows}), ceil(rows / BATCH_ROWS) + META_BATCHES, SAMPLE_ROWS)
-
-
-def typical_ru(charges: Charges, plan: Plan) -> float:
-    """Request units of a publish of equal rows."""
-    value_bytes = plan.payload_bytes / max(plan.rows, 1)
-    size = int(value_bytes * 4 / 3) + NAME_BYTES + SYSTEM_BYTES
-    return sum(publish_ru(charges, even_rows(plan.rows, size)).values())
 
 
 def bill_of(address: Address, stored_bytes: int = 0) -> Bill:

@@ -383,9 +383,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
     def bill(self) -> Bill:
         return charges.bill_of(self._address)
 
-    def typical_ru(self, plan: Plan) -> float:
-        return charges.typical_ru(self._charges, plan)
-
     async def try_catalogue(self) -> tuple[Catalogue, str]:
         try:
             found = await self._catalogue.read()

@@ -2,8 +2,6 @@
 
 import re
 import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -70,7 +68,7 @@ def test_text_output_shows_estimated_containers_and_cost_then_actual_usage(lists
         assert part in printed
     done = hotplate("import", lists, "--store", cosmos, "--max-ru", "8000")
     assert "is live" in done.stdout
-    assert "read back once (the charges of its size say" in done.stdout
+    assert "read back once" in done.stdout
     assert "refused (429)" in done.stdout
     assert "begun" in done.stdout
 
@@ -125,25 +123,12 @@ def test_a_limit_wins_over_the_one_of_the_url_and_slows_a_publish_down(lists: Pa
     assert done["request_units"] == pytest.approx(estimate["request_units"], rel=0.01)
 
 
-def test_a_publish_that_is_slow_prints_so_at_once_and_goes_on(model: Path, cosmos: str) -> None:
-    command = [sys.executable, "-m", "hotplate", "publish", str(model), "--store", cosmos, "--max-ru", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            line = process.stderr.readline()
-            assert line.startswith("at 1 RU/s this takes about")
-            assert process.poll() is None
-        finally:
-            process.kill()
-            process.communicate(timeout=60)
-
-
 @simulated
 async def test_what_is_spent_while_it_runs_is_what_the_service_charges(account: SimulatedAccount) -> None:
     spending = RequestUnitMeter()
     account.observer = spending
     store = account.store(ru=400)
-    spending.watch(store, Plan(10**6, 10**9), quiet=True)
+    spending.watch(store)
     await publication.publish(store, batches([Row("popular:", b"p")]), plan=Plan(1, 1), about={})
     assert spending.request_units == pytest.approx(account.spent_ru())
     assert re.fullmatch(r"[\d,]+ RU/s, 0\.(064|128) USD", spending.progress())
