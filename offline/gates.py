@@ -8,7 +8,7 @@
     overlap, overlap@N          minimum mean share of a user's first N items in common with the live release
     popular_share, …@N          maximum share of slots taken by the first N overall popular items
 
-N defaults to 10. Bounds on error metrics (rmse, mae) are maxima. `model.NAME` is a metric with the name of a gate.
+N defaults to 10. `model.NAME` is a metric with the name of a gate.
 """
 
 import math
@@ -28,7 +28,6 @@ from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import DEPTH, load_manifest
 
-_LESS_IS_BETTER = ("rmse", "mae")
 # Tables of an evaluation without metrics of the model.
 _NO_METRICS = ("split", "params", "baselines", "as_trained")
 
@@ -56,8 +55,7 @@ class Gate:
     @property
     def at_most(self) -> bool:
         """Whether the bound is a maximum."""
-        is_ceiling = self.subject == _METRIC and _is_better_below(self.metric)
-        return is_ceiling or self.subject in (_DROP, _POPULAR)
+        return self.subject in (_DROP, _POPULAR)
 
     def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> "GateVerdict":
         """Judge *measured*; if it is None, *note* is the reason, and *passed* the verdict."""
@@ -210,13 +208,8 @@ def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest) -> GateVerdict
         if mine != theirs[name]:
             difference = f"{name} was {theirs[name]!r} and is {mine!r}"
             return gate.verdict(None, f"the live release {live.release} was evaluated differently: {difference}")
-    lost = now - before if _is_better_below(gate.metric) else before - now
-    relative = lost / abs(before) if before else float(lost > 0)
+    relative = (before - now) / abs(before) if before else float(now < before)
     return gate.verdict(relative, f"{now:.4g} after {before:.4g} in {live.release}")
-
-
-def _is_better_below(metric: str) -> bool:
-    return metric.rpartition(".")[2] in _LESS_IS_BETTER
 
 
 def _parse(name: str, bound: object, where: str) -> Gate:

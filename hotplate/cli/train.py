@@ -268,8 +268,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
 def _print_search(search: "Search", seconds: float) -> None:
     from hotplate.offline.train.engine import described
 
-    best, usual = search.trials[search.best], search.usual
-    found = [f"{described(best.params)}: nDCG@{search.k} {best.ndcg:.4f} on the inner split"]
-    if usual is not None and usual is not best:
-        found.append(f"the defaults {usual.ndcg:.4f}")
-    out.print("; ".join([*found, f"{len(search.trials)} trials, {seconds:.0f} s"]))
+    best, count = search.trials[search.best], len(search.trials)
+    out.print(
+        f"{described(best.params)}: nDCG@{search.k} {best.ndcg:.4f} on the inner split; {count} trials, {seconds:.0f} s"
+    )

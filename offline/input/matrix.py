@@ -25,7 +25,6 @@ Cells = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Weighting = Literal["sum", "binary", "log"]
 # One time, or one per user.
-Until: TypeAlias = int | Times
 
 NO_TIME = int(np.iinfo(np.int64).min)
 NEVER = int(np.iinfo(np.int64).max)
@@ -74,13 +73,12 @@ class History:
         starts = _starts(rows.cells)
         return _csr(rows.cells[starts], _weigh(self.weighing, starts, rows.times, rows.weights), self.shape)
 
-    def until(self, until: Until) -> "History":
+    def until(self, until: int) -> "History":
         """Return the rows up to *until* (inclusive), without later cancellations."""
-        bounds = self._bounds(until)
         past = self
         if self.ended is not None:
-            past = replace(self, ended=np.where(self.ended <= bounds, self.ended, NEVER))
-        return past._only(self.times <= bounds)  # noqa: SLF001 -- own class
+            past = replace(self, ended=np.where(self.ended <= until, self.ended, NEVER))
+        return past._only(self.times <= until)  # noqa: SLF001 -- own class
 
     def only(self, user_items: UserItems) -> "History":
         """Return the rows of the pairs in *user_items*."""
@@ -101,9 +99,9 @@ class History:
         found: Times = rows.times[starts][np.searchsorted(rows.cells[starts], cells_of(user_items))]
         return found
 
-    def pairs_after(self, until: Until) -> UserItems:
+    def pairs_after(self, until: int) -> UserItems:
         """Return the pairs with a row after *until* never cancelled, with weight 1."""
-        cells = self._only(self.times > self._bounds(until))._standing().cells  # noqa: SLF001 -- own class
+        cells = self._only(self.times > until)._standing().cells  # noqa: SLF001 -- own class
         starts = _starts(cells)
         return _csr(cells[starts], np.ones(len(starts), dtype=np.float32), self.shape)
 
@@ -113,9 +111,6 @@ class History:
 
     def _standing(self) -> "History":
         return self if self.ended is None else self._only(self.ended == NEVER)
-
-    def _bounds(self, until: Until) -> Any:  # noqa: ANN401 -- one number or one for each row
-        return until if isinstance(until, int) else until[self.cells // self.shape[1]]
 
 
 def cells_of(user_items: UserItems) -> Cells:

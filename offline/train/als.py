@@ -99,7 +99,7 @@ class Factors:
     def fold_in(self, user_items: UserItems) -> "Factors":
         """Return a model with the rows of *user_items* as users, solved exactly for these item factors."""
         if isinstance(self.params, SparkParams):
-            return replace(self, user_factors=solve(self.item_factors, user_items, self.params))
+            raise SettingError("The engine spark folds no users in; choose another split than held-out-users.")
         model = AlternatingLeastSquares(
             factors=self.item_factors.shape[1], regularization=self.params.regularization, alpha=self.params.alpha
         )
@@ -116,21 +116,6 @@ def confidences(weights: Floats, alpha: float) -> Floats:
     """Return the confidence of each pair; other pairs have 1."""
     found: Floats = np.maximum(np.float32(alpha) * weights, np.float32(_LEAST_CONFIDENCE))
     return found
-
-
-def solve(item_factors: Floats, user_items: UserItems, params: SparkParams) -> Floats:
-    """Return exact factors [users, factors] of the rows of *user_items*."""
-    items = item_factors.astype(np.float64)
-    gram, one = items.T @ items, np.eye(items.shape[1])
-    factors = np.zeros((user_items.shape[0], items.shape[1]), dtype=np.float32)
-    weights = confidences(user_items.data, params.alpha).astype(np.float64)
-    for user in np.flatnonzero(np.diff(user_items.indptr)).tolist():
-        row = slice(user_items.indptr[user], user_items.indptr[user + 1])
-        own, confidence = items[user_items.indices[row]], weights[row]
-        regularization = params.reg_param * len(own)
-        left = gram + (own.T * (confidence - 1)) @ own + regularization * one
-        factors[user] = np.linalg.solve(left, confidence @ own)
-    return factors
 
 
 def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:

@@ -130,7 +130,6 @@ class Search:
     split: SplitOptions
     k: int
     trials: tuple[Trial, ...]
-    defaults: ALSParams
     left_out: tuple[Params, ...] = ()
     users: int | None = None
 
@@ -162,11 +161,6 @@ class Search:
         """The best parameters of popularity, else its defaults."""
         best = (self.trials[number].params for number in self.best_of_each)
         return next((params for params in best if isinstance(params, PopularityParams)), PopularityParams())
-
-    @property
-    def usual(self) -> Trial | None:
-        """The trial of the defaults, if any."""
-        return next((trial for trial in self.trials if trial.params == self.defaults), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the search as JSON values."""
@@ -229,7 +223,7 @@ def tune(
     on_trial(len(trials), len(trials))
     if budget.left_out:
         on_notice(budget.sentence())
-    return Search(inner, k, tuple(trials), defaults, tuple(budget.left_out), users)
+    return Search(inner, k, tuple(trials), tuple(budget.left_out), users)
 
 
 def inner_parts(

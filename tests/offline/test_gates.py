@@ -140,12 +140,6 @@ def test_a_sentence_shows_a_difference_even_where_it_is_small() -> None:
     assert str(gate.verdict(0.29999999)) == "gate coverage: 0.29999999 is below 0.3"
 
 
-def test_lower_is_better_metrics_have_ceilings_instead_of_floors() -> None:
-    squared, absolute = gates(rating__rmse=0.8, mae=0.5)
-    assert str(squared.verdict(0.9)) == "gate rating.rmse: 0.9 is above 0.8"
-    assert absolute.verdict(0.4).passed
-
-
 @pytest.mark.parametrize(
     ("table", "part"),
     [

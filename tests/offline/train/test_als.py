@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.matrix import Indices
-from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, fit, solve
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, fit
 from hotplate.offline.train.engine import as_options, described, engine_of, params_from
 from hotplate.stores.extras import install_command
 from tests.support.command import failed, hotplate
@@ -70,18 +70,10 @@ def test_a_pair_weighs_what_it_does_for_implicit_and_always_more_than_none() -> 
     assert (confidences(weights, 4.0) > 1).all()
 
 
-def test_users_are_solved_with_a_regularization_for_each_of_their_items() -> None:
-    board = checkerboard(6)
-    generator = np.random.default_rng(1)
-    items = generator.normal(size=(6, 2)).astype(np.float32)
-    params = SparkParams(factors=2, reg_param=0.3, alpha=3.0)
-    found = Factors(np.zeros((6, 2), dtype=np.float32), items, params).fold_in(board)
-    assert (found.user_factors == solve(items, board, params)).all()
-    for user, row in enumerate(board.toarray()):
-        confidence = np.where(row > 0, 3.0, 1.0)
-        left = (items.T * confidence) @ items + 0.3 * (row > 0).sum() * np.eye(2)
-        right = items.T @ (confidence * (row > 0))
-        assert np.allclose(left @ found.user_factors[user], right, atol=1e-4)
+def test_spark_folds_no_users_in() -> None:
+    factors = np.zeros((6, 2), dtype=np.float32)
+    with pytest.raises(SettingError, match="another split than held-out-users"):
+        Factors(factors, factors, SparkParams(factors=2)).fold_in(checkerboard(6))
 
 
 @pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is installed")

@@ -72,13 +72,6 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(personal: 
     assert scores.dtype == np.float32
 
 
-def test_seen_items_come_back_only_when_they_are_kept(ranker: Ranker, board: UserItems) -> None:
-    items, _ = ranker.recommend(board, everyone(), SIZE // 2)
-    assert not any(board[user, item] for user, row in enumerate(items) for item in row if item >= 0)
-    items, _ = ranker.recommend(board, everyone(), SIZE, keep_seen=True)
-    assert all(set(board[user].indices) <= set(row) for user, row in enumerate(items))
-
-
 def test_only_allowed_items_are_recommended_up_to_the_number_available(ranker: Ranker, board: UserItems) -> None:
     allowed = np.isin(everyone(), [3, 8, 9, 14])
     items, scores = ranker.recommend(board, everyone(), 4, allowed=allowed)
@@ -184,14 +177,6 @@ def test_a_list_of_no_items_is_refused(ranker: Ranker, board: UserItems) -> None
         ranker.recommend(board, everyone(), 0)
 
 
-def test_popularity_ranks_alike_for_everybody() -> None:
-    popularity = fit(csr_matrix(np.triu(np.ones((4, 4), dtype=np.float32))), PopularityParams())
-    nothing_seen = csr_matrix(np.eye(4, dtype=np.float32))
-    assert popularity.recommend(nothing_seen, np.arange(4, dtype=np.int32), 2)[0].tolist() == [
-        [3, 2], [3, 2], [3, 1], [2, 1]
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("params", ENGINES, ids=described)
 def test_parameters_are_found_again_by_what_a_model_says(params: Params) -> None:
     values = {name: getattr(params, name) for name in params.__slots__}
@@ -214,10 +199,7 @@ WRONG: list[tuple[type[Params], str, object, str]] = [
     (ALSParams, "regularization", NAN, "regularization is nan"),
     (ALSParams, "alpha", INF, "alpha is inf"),
     (ALSParams, "seed", 2**32, f"seed is {2**32}"),
-    *((SparkParams, name, 0, name) for name in ("factors", "iterations", "alpha")),
-    (SparkParams, "alpha", INF, "alpha"),
     (SparkParams, "reg_param", -1.0, "reg-param"),
-    (SparkParams, "seed", -1, "seed"),
     *((EASEParams, "regularization", value, "EASE needs it to be above zero") for value in (0, -1, INF, NAN)),
     (NeighbourParams, "weighting", "lift", "weighting is 'lift'; it must be one of tfidf, bm25, cosine"),
     (NeighbourParams, "neighbours", 1, "neighbours is 1; it must be at least 2"),
@@ -270,17 +252,6 @@ def test_recency_and_a_half_life_need_times_and_make_sense(board: UserItems) -> 
             PopularityParams(days)
     with pytest.raises(SettingError, match="gamma is 0"):
         Recency(7, 0)
-
-
-def test_popularity_with_a_half_life_counts_users_by_the_age_of_their_pairs() -> None:
-    user_items = csr_matrix(np.array([[1, 1], [1, 1], [1, 0], [0, 1]], dtype=np.float32))
-    day = 86_400_000_000
-    times = np.array([0, 8, 2, 10, 4, 6]) * day
-    for half_life, counts in ((None, [3, 3]), (2.0, [0.5**5 + 0.5**4 + 0.5**3, 0.5 + 1 + 0.5**2])):
-        ranker = fit(user_items, PopularityParams(half_life), times=times)
-        assert scores_of(ranker, user_items, np.arange(1, dtype=np.int32))[0] == pytest.approx(counts)
-        items, _ = ranker.recommend(user_items, np.arange(1, dtype=np.int32), 2, keep_seen=True)
-        assert items.tolist() == [[0, 1]] if half_life is None else [[1, 0]]
 
 
 PAIRS = pl.DataFrame(

@@ -11,14 +11,12 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import evaluate_engine, fit_parts
-from hotplate.offline.evaluate.metrics import Values
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
-from hotplate.offline.train import tuning
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.ease import EASEParams
-from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, params_from, recency_of
+from hotplate.offline.train.engine import Engine, Params, engine_of, params_from, recency_of
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.tuning import Search, Trial, TuneOptions, beyond, default_cells, more_recency, tune
@@ -45,7 +43,7 @@ def trial(params: Params, *per_user: float) -> Trial:
 
 
 def ranked(*trials: Trial) -> Search:
-    return Search(SplitOptions("by-item"), 10, trials, ALSParams())
+    return Search(SplitOptions("by-item"), 10, trials)
 
 
 @pytest.mark.parametrize("kind", ["by-item", "held-out-users"])
@@ -81,8 +79,7 @@ def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(mat
         on_trial=lambda done, total: reports.append((done, total)),
         on_notice=notices.append,
     )
-    assert found.usual is found.trials[0]
-    assert found.usual.params == replace(SMALL, seed=5)
+    assert found.trials[0].params == replace(SMALL, seed=5)
     tried = [trial.params for trial in found.trials]
     assert len(set(tried)) == len(tried) > reports[0][1]
     assert {params.seed for params in tried if isinstance(params, ALSParams)} == {5}
@@ -166,18 +163,6 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert search(fashions, SplitOptions("by-time"), **settings).to_json() == found.to_json()
     chosen = found.trials[found.best].params
     assert params_from("ease", found.to_json()["trials"][found.best]["params"]) == chosen
-
-
-def test_a_recency_that_does_not_help_is_soon_left(fashions: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
-    def worse_with_it(ranker: Ranker, _parts: Parts, _k: int) -> Values:
-        recent = getattr(ranker, "recent", None)
-        return np.ones(9) * (1 if recent is None else recent.mean())
-
-    monkeypatch.setattr("hotplate.offline.train.tuning._ndcg", worse_with_it)
-    found = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="ease"))
-    gammas = [recency.gamma for each in found.trials if (recency := recency_of(each.params)) is not None]
-    assert min(gammas) == 0.125
-    assert recency_of(max(found.trials, key=lambda each: each.ndcg).params) is None
 
 
 def test_popularity_half_life_is_tuned_on_time_splits_but_not_random_ones(
@@ -292,20 +277,6 @@ def test_the_powers_of_random_walks_are_searched() -> None:
         if isinstance(each.params, NeighbourParams) and each.params.weighting == "rp3beta"
     }
     assert {(0.7, 0.3), (0.8, 0.3), (0.6, 0.3), (0.7, 0.4), (0.7, 0.2)} <= walks
-
-
-def test_of_many_users_and_items_some_users_are_ranked(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
-    tested: list[int] = []
-
-    def counted(ranker: Ranker, parts: Parts, k: int) -> Values:
-        tested.append(int(np.count_nonzero(np.diff(parts.test.indptr))))
-        return ndcg(ranker, parts, k)
-
-    ndcg = tuning._ndcg
-    monkeypatch.setattr("hotplate.offline.train.tuning._ndcg", counted)
-    monkeypatch.setattr("hotplate.offline.train.tuning._RANKED", 20 * matrix.user_items.shape[1])
-    search(matrix)
-    assert tested == [20] * len(CELLS)
 
 
 def test_a_cell_that_cannot_be_fitted_ranks_last_and_stops_nothing(matrix: Matrix) -> None:
