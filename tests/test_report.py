@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hotplate.report import Curve, Plot, Report, Row, format_row, format_value, from_json, print_report, to_json
+from hotplate.report import Curve, Plot, Report, Row, format_value, from_json, print_report, to_json
 from hotplate.report_page import page, save
 
 TEXT = st.text(max_size=20)
@@ -48,12 +48,6 @@ RU = Report(
 )  # fmt: skip
 def test_values_have_three_digits_and_the_unit_that_reads_best(value: float, unit: str, text: str) -> None:
     assert format_value(value, unit) == text
-
-
-def test_an_unknown_value_is_a_dash_with_its_reason() -> None:
-    assert format_row(Row("a", "p99", "us", None, note="fewer than 10 answers lie beyond it")) == (
-        "—", "fewer than 10 answers lie beyond it",
-    )  # fmt: skip
 
 
 @given(REPORTS)

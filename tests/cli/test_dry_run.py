@@ -139,8 +139,3 @@ def test_hours_are_those_of_the_wall_clock_and_each_that_was_begun_counts() -> N
     assert billed_hours(7199.0, 2.0) == 2
     assert billed_hours(7199.0, 3602.0) == 3
     assert [format_duration(seconds) for seconds in (9.96, 240, 7200)] == ["10.0 s", "4.0 minutes", "2.0 hours"]
-
-
-def test_where_nothing_is_paid_for_no_cost_is_printed() -> None:
-    idle = RequestUnitMeter()
-    assert (idle.progress(), idle.to_json(), idle.usd) == ("", {}, 0.0)

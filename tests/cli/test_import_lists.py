@@ -111,17 +111,6 @@ def test_bad_lists_are_one_sentence_and_leave_nothing_behind(tmp_path: Path) -> 
     assert not (tmp_path / "store").exists()
 
 
-def test_other_mistakes_are_one_sentence_too(lists: Path, tmp_path: Path) -> None:
-    store = f"file://{tmp_path}/store"
-    failed(hotplate("import", tmp_path / "absent.csv", "--store", store), "absent.csv does not exist")
-    failed(hotplate("import", lists, "--popular", tmp_path / "no.csv", "--store", store), "no.csv does not exist")
-    failed(hotplate("import", lists, "--similar", lists, "--store", store), "looks like the other")
-    failed(hotplate("import", lists, "--resume", "nothing", "--store", store), "nothing is not in this store")
-    failed(hotplate("import", lists, "--store", "file:///proc/nothing"), "/proc/nothing")
-    failed(hotplate("releases", "copy", "--from", store, "--to", store), "given as both stores", code=2)
-    failed(hotplate("releases", "copy", "--from", store, "--to", f"{store}2"), f"ever published to {store}")
-
-
 def many_lists(folder: Path, users: int) -> list[str]:
     """Write lists of many users into *folder*, and return the command that imports them into a store beside."""
     frame = pl.DataFrame({"user": [f"{n:06}" for n in range(users)], "item": "i", "score": 1.0})

@@ -212,13 +212,6 @@ def test_after_new_data_an_interrupted_run_is_not_resumed(
     assert len(trained(tmp_path)) == 1
 
 
-def test_a_store_that_was_made_anew_is_filled_again(folder_url: str, tmp_path: Path) -> None:
-    pipeline = write_pipeline(tmp_path, folder_url)
-    assert hotplate("run", pipeline).returncode == 0
-    (tmp_path / "store").rename(tmp_path / "gone")
-    assert summary_of(hotplate("run", pipeline))["outcome"] == "published"
-
-
 def test_a_work_folder_has_one_run_at_a_time(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     with opened(tmp_path / "work"):

@@ -135,20 +135,12 @@ def test_a_bound_is_held_by_what_equals_it_or_is_on_its_good_side(value: float, 
     assert (" is above " in str(ceiling)) == (value > bound)
 
 
-def test_a_sentence_shows_a_difference_even_where_it_is_small() -> None:
-    (gate,) = gates(coverage=0.3)
-    assert str(gate.verdict(0.29999999)) == "gate coverage: 0.29999999 is below 0.3"
-
-
 @pytest.mark.parametrize(
     ("table", "part"),
     [
         ({"coverage": 1.5}, "gates.toml: the bound of coverage is 1.5; it must lie between 0 and 1"),
-        ({"drop": {"ndcg": -0.1}}, "the bound of drop.ndcg is -0.1"),
         ({"shortest_list": 0}, "between 1 and 1000"),
         ({"ndcg": math.nan}, "the bound of ndcg is nan; it must be a number"),
-        ({"as_served": {"ndcg": math.inf}}, "the bound of as_served.ndcg is inf"),
-        ({"overlap": "0.2"}, "the bound of overlap is '0.2'"),
         ({"overlap": True}, "the bound of overlap is True"),
         ({"overlap@0": 0.2}, "overlap@0 is of 0 items"),
         ({"popular_share@1001": 0.2}, "1 to 1000"),
@@ -163,10 +155,7 @@ def test_a_bound_that_makes_no_sense_is_a_sentence_that_names_it(table: dict[str
     ("name", "part"),
     [
         ("coverge", r"There is no gate coverge \(0.5\); the nearest is coverage"),
-        ("ndgc", "the nearest is ndcg"),
-        ("as_served.recal", "the nearest is as_served.ndcg"),
         ("drop.ndgc", "the nearest is drop.ndcg"),
-        ("overlap@", "the nearest is overlap"),
         ("q", "known are coverage, users_with_lists"),
     ],
 )

@@ -42,15 +42,6 @@ def test_withheld_item_ranks_first_and_known_items_are_left_out() -> None:
     assert decode(rows["user:n0"])[0].get("title") == 'The "first"'
 
 
-def test_similar_items_are_of_the_same_parity_and_not_the_item_itself() -> None:
-    model = checkerboard_model()
-    rows = rows_of(model, length=3)
-    for index, item in enumerate(model.matrix.item_ids):
-        similar = [model.matrix.item_ids.index(one["id"]) for one in decode(rows[f"item:{item}"])]
-        assert index not in similar
-        assert {other % 2 for other in similar} == {index % 2}
-
-
 def test_popular_lists_are_there_for_everybody_and_for_each_segment() -> None:
     rows = rows_of(checkerboard_model())
     assert len(decode(rows["popular:"])) == 5
@@ -62,13 +53,6 @@ def test_scores_of_popular_lists_have_six_decimals_as_those_of_users() -> None:
     popular = replace(model.popular, scores=(model.popular.scores / 7).astype(np.float32))
     listed = decode(rows_of(replace(model, popular=popular))["popular:"])
     assert [item["score"] for item in listed] == [round(score, 6) for score in popular.scores.astype(float).tolist()]
-
-
-def test_keep_seen_lets_lists_name_what_is_known_and_length_is_held() -> None:
-    model = checkerboard_model()
-    kept, left_out = rows_of(model, length=7, keep_seen=True), rows_of(model, length=7)
-    assert {len(decode(value)) for key, value in kept.items() if key.startswith("user:")} == {7}
-    assert kept["user:n0"] != left_out["user:n0"]
 
 
 def test_user_without_remaining_items_has_no_row_and_gets_popular_list() -> None:

@@ -169,10 +169,6 @@ def test_a_user_with_a_short_history_gets_no_list() -> None:
     assert users == {f"user:{user}" for index, user in enumerate(MODEL.matrix.user_ids) if index != 3}
 
 
-def test_segment_without_allowed_items_gets_the_overall_popular_list() -> None:
-    assert lists_of(Rules(excluded=frozenset({IDS[3]})))["popular:North & South"] == ["in0"]
-
-
 def test_boosted_items_rise_in_users_and_popular_lists_by_their_factor() -> None:
     plain = lists_of(Rules(), length=4)
     user = MODEL.matrix.user_ids[0]

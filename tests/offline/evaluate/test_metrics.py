@@ -66,12 +66,6 @@ def test_ranking_metrics_are_those_of_trec_eval(case: Case) -> None:
     assert metrics.users_with_lists == sum(max(lists[int(user)]) >= 0 for user in truth)
 
 
-def test_no_user_with_test_items_is_the_callers_mistake() -> None:
-    measured = measure_users(np.zeros((2, 3), dtype=np.int32), csr_matrix((2, 4), dtype=np.float32))
-    with pytest.raises(ValueError, match="no user has test items"):
-        _ = measured.metrics
-
-
 @given(cases())
 def test_coverage_is_the_share_of_items_in_any_list(case: Case) -> None:
     lists, _, k, items = case

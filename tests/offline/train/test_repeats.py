@@ -12,7 +12,7 @@ from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
-from hotplate.offline.train.repeats import RepeatParams, own_counts, search
+from hotplate.offline.train.repeats import own_counts, search
 from hotplate.offline.train.tuning import search_repeats
 from tests.support.interactions import matrix_of
 
@@ -29,17 +29,6 @@ def groceries() -> Matrix:
         for item in ([user, (user + 7) % 40] if day % 2 else rng.integers(0, 40, 2).tolist())
     ]
     return matrix_of(rows, Weighing("binary"))
-
-
-def test_own_rows_are_counted_decayed_and_weighed(groceries: Matrix) -> None:
-    assert groceries.history is not None
-    counts = own_counts(groceries.history, RepeatParams(None, 2.0))
-    assert counts.sum() == 2 * len(groceries.history.cells)
-    assert counts.nnz == groceries.user_items.nnz
-    assert (groceries.user_items.data == 1).all(), "binary weights do not say how often"
-    decayed = own_counts(groceries.history, RepeatParams(5.0, 2.0))
-    assert (decayed.data <= counts.data).all()
-    assert decayed.sum() < counts.sum() / 2
 
 
 def test_a_users_own_counts_find_more_of_what_is_bought_again(groceries: Matrix) -> None:

@@ -10,7 +10,7 @@ from hotplate.offline.evaluate.evaluation import evaluate
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, Weighing
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.similar import SimilarParams, choose, fit, measure, nearest
+from hotplate.offline.train.similar import SimilarParams, choose, fit, measure
 from tests.support.interactions import matrix_of
 
 
@@ -49,17 +49,6 @@ def test_cosines_are_damped_for_few_shared_users_and_scaled_by_recency() -> None
     recency = Recency(1.0, 0.25)
     recent = fit(user_items, SimilarParams(0, recency), times).similarity.toarray()
     assert np.allclose(recent, plain * recency.weights(user_items, times))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_nearest_of_a_row_are_its_highest(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    table = generator.integers(0, 4, (12, 12)) * (generator.random((12, 12)) < 0.7).astype(np.float64)
-    for most in (1, 3, 12):
-        found = nearest(csr_matrix(table), most).toarray()
-        for row, kept in zip(table, found, strict=True):
-            assert sorted(kept[kept > 0]) == sorted(row[row > 0])[-most:]
-            assert set(np.flatnonzero(kept)) <= set(np.flatnonzero(row))
 
 
 def test_the_hit_rate_is_of_the_next_items_for_the_last_ones(series: Matrix) -> None:
