@@ -46,12 +46,10 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
 # fsspec counts the query of a signed HTTP URL as part of its path.
 _HTTP = ("http", "https")
-# Error sentences by parts of polars' message in lower case.
+# Error sentences by patterns in messages of polars.
 _READER_ERRORS = {
-    ("utf-8", "utf8"): "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
-    ("malformed", "could not parse"): (
-        "has a quote that is not closed or stands inside a field; double it, and put the field in quotes."
-    ),
+    "utf-?8": "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
+    "malformed|could not parse": "has a quote that is not closed or stands inside a field; double it.",
 }
 
 
@@ -147,8 +145,8 @@ def _spooled() -> Iterator[DataFile]:
         with data_errors("standard input"), path.open("w+b") as stream:
             shutil.copyfileobj(sys.stdin.buffer, stream, _CHUNK_BYTES)
             stream.seek(0)
-            is_parquet = stream.read(4) == b"PAR1"
-        yield DataFile(path, "parquet" if is_parquet else "text", origin="standard input")
+            kind: FileKind = "parquet" if stream.read(4) == b"PAR1" else "text"
+        yield DataFile(path, kind, origin="standard input")
 
 
 @contextmanager
@@ -176,8 +174,6 @@ def _fetching(url: str) -> Iterator[tuple[Any, str]]:
         raise SettingError(
             f"{scheme_of(url)}:// needs a package that is not installed ({error}); install it with pip."
         ) from error
-    except FileNotFoundError as error:
-        raise DataError(f"{shown} does not exist; check the URL.") from error
     except Exception as error:  # the exceptions differ by file system
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise DataError(f"{shown} cannot be read: {reason}; check the URL and its credentials.") from error
@@ -186,7 +182,7 @@ def _fetching(url: str) -> Iterator[tuple[Any, str]]:
 def find_files(path: Path) -> list[DataFile]:
     """Return *path*, or the files in this folder and its `key=value` folders, sorted, without hidden ones.
 
-    Raises DataError for a missing path, an empty folder, mixed or unknown kinds of files.
+    Raises DataError for a missing path, an empty folder and unknown kinds of files.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
@@ -197,11 +193,6 @@ def find_files(path: Path) -> list[DataFile]:
         raise DataError(
             f"The folder {path} holds no files; give one with CSV, TSV, JSON lines or Parquet files directly in it, "
             "or in folders such as date=2026-01-01."
-        )
-    kinds = {file.kind: file.path.name for file in reversed(files)}
-    if len(kinds) > 1:
-        raise DataError(
-            f"The folder {path} holds files of several kinds ({', '.join(kinds.values())}); keep one kind in it."
         )
     return files
 
@@ -248,15 +239,16 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 
 def state_of(paths: Iterable[Path]) -> str:
     """Return a digest that changes with *paths*, by bytes, or by fsspec's sizes, times and tags."""
-    paths, remote = list(paths), list[str]()
-    for url in filter(None, map(url_of, paths)):
-        with _fetching(url) as (files, root):
-            names = [root] if scheme_of(url) in _HTTP else sorted(files.find(root) or [root])
-            remote += [f"{name} {files.info(name)}" for name in names]
-    local = [path for path in paths if url_of(path) is None]
-    there = [file for path in local for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    digested = digest((str(file), file) for file in there if not file.is_dir())
-    return xxhash.xxh3_128_hexdigest("\n".join([digested, *remote]).encode()) if remote else digested
+    found = list[str]()
+    for path in paths:
+        if (url := url_of(path)) is not None:
+            with _fetching(url) as (files, root):
+                names = [root] if scheme_of(url) in _HTTP else sorted(files.find(root) or [root])
+                found += [f"{name} {files.info(name)}" for name in names]
+        else:
+            there = sorted(path.rglob("*")) if path.is_dir() else [path]
+            found.append(digest((str(file), file) for file in there if not file.is_dir()))
+    return xxhash.xxh3_128_hexdigest("\n".join(found).encode())
 
 
 @contextmanager
@@ -265,14 +257,6 @@ def data_errors(source: object) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
-        raise DataError(_sentence(source, error)) from error
-
-
-def _sentence(source: object, error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{source} cannot be read or written: {error.strerror}."
-    message = str(error).strip() or type(error).__name__
-    for parts, sentence in _READER_ERRORS.items():
-        if any(part in message.lower() for part in parts):
-            return f"{source} {sentence}"
-    return f"{source} cannot be read or written: {message.splitlines()[0]}."
+        message = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
+        found = (known for pattern, known in _READER_ERRORS.items() if re.search(f"(?i){pattern}", message))
+        raise DataError(f"{source} {next(found, f'cannot be read or written: {message}.')}") from error

@@ -96,7 +96,10 @@ class History:
         """Return the first time of each pair of *user_items*, in the order of its data; all must have rows."""
         rows = self._standing()
         starts = _starts(rows.cells)
-        found: Times = rows.times[starts][np.searchsorted(rows.cells[starts], cells_of(user_items))]
+        first = rows.times[starts]
+        if len(first) == user_items.nnz:
+            return first
+        found: Times = first[np.searchsorted(rows.cells[starts], cells_of(user_items))]
         return found
 
     def pairs_after(self, until: int) -> UserItems:
@@ -267,8 +270,13 @@ def check_user_items(user_items: UserItems) -> None:
 
 
 def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
-    distinct = ids.unique().cast(pl.String).sort()
-    return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
+    ids = ids.cast(pl.Categorical)
+    known = ids.unique()
+    names, physical = known.cast(pl.String), known.to_physical().to_numpy()
+    order = names.arg_sort()
+    numbers = np.zeros(physical.max(initial=0) + 1, dtype=np.int32)
+    numbers[physical[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
+    return names.gather(order), numbers[ids.to_physical().to_numpy()]
 
 
 def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:

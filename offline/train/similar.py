@@ -76,31 +76,37 @@ def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None
         both = by_item[start : start + _ITEMS_AT_ONCE] @ binary
         of = np.repeat(np.arange(start, start + both.shape[0]), np.diff(both.indptr))
         together, others = both.data, both.indices
-        both.data = together / np.sqrt(counts[of] * counts[others]) * (together / (together + params.shrink))
+        values = together / np.sqrt(counts[of] * counts[others]) * (together / (together + params.shrink))
         if recent is not None:
-            both.data *= recent[others]
-        both.data[of == others] = 0
-        kept.append(nearest(both.astype(np.float32), _KEPT))
+            values *= recent[others]
+        values[of == others] = 0
+        both.data = values.astype(np.float32)
+        kept.append(nearest(both, _KEPT))
     similarity = csr_matrix(vstack(kept))
     similarity.has_canonical_format = True
     return Similar(similarity)
 
 
 def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
-    """Return the *most* highest values above 0 per row of a csr_matrix; deterministic for ties."""
+    """Return the *most* highest values above 0 per row of a csr_matrix, of equal ones those of the first columns."""
     data, kept = similarity.data, similarity.data > 0
     for start, end in pairwise(similarity.indptr.tolist()):
         if end - start > most:
             row = data[start:end]
-            least = np.partition(row, end - start - most)[end - start - most]
-            kept[start:end] &= row >= least
-            excess = int(np.count_nonzero(row >= least)) - most
-            if excess:
-                kept[start + np.flatnonzero(row == least)[-excess:]] = False
+            kept[start:end] &= row >= np.partition(row, end - start - most)[end - start - most]
+    found = _part(similarity, kept)
+    found.sort_indices()  # far fewer than all
+    rest, data = np.ones(found.nnz, dtype=np.bool_), found.data
+    for start, end in pairwise(found.indptr.tolist()):
+        if end - start > most:
+            row = data[start:end]
+            rest[start + np.flatnonzero(row == row.min())[most - (end - start) :]] = False
+    return found if rest.all() else _part(found, rest)
+
+
+def _part(similarity: Any, kept: Mask) -> Any:  # noqa: ANN401 -- as above
     ends = np.concatenate([[0], np.cumsum(kept)])[similarity.indptr]
-    found = csr_matrix((data[kept], similarity.indices[kept], ends), shape=similarity.shape)
-    found.sort_indices()
-    return found
+    return csr_matrix((similarity.data[kept], similarity.indices[kept], ends), shape=similarity.shape)
 
 
 def choose(parts: Parts, half_life_days: float | None, k: int) -> SimilarParams:

@@ -108,9 +108,6 @@ def test_compressed_data_that_are_cut_or_damaged_are_refused(
 def test_folders_that_cannot_be_read_as_one(tmp_path: Path) -> None:
     assert "holds no files" in error_of(tmp_path)
     write(tmp_path / "a.csv", GOOD)
-    write(tmp_path / "b.parquet", b"PAR1")
-    assert "holds files of several kinds (b.parquet, a.csv)" in error_of(tmp_path)
-    (tmp_path / "b.parquet").unlink()
     write(tmp_path / "b.csv", "user,product\na,b\n")
     message = error_of(tmp_path)
     assert f"b.csv has the columns user, product, but {tmp_path / 'a.csv'} has user, item, weight" in message

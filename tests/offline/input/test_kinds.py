@@ -145,7 +145,7 @@ def test_no_message_about_a_small_file_has_the_password_of_its_url(web: str, tmp
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("memory://shop/nothing.csv", "memory://shop/nothing.csv does not exist"),
+        ("memory://shop/nothing.csv", "memory://shop/nothing.csv cannot be read"),
         ("memory:///", "The folder memory:// holds no files"),
         ("nonsense://a/b.csv", "nonsense://a/b.csv cannot be read"),
         ("abfs://user:secret@account/b.csv", "abfs://"),
