@@ -1,9 +1,7 @@
 """Files that are loaded again when they change: a version that cannot be used changes nothing, whatever is wrong."""
 
-import asyncio
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.access.keys import create
 from hotplate.serve.watched import WatchedFiles
-from tests.support.redis_server import certify
-from tests.support.service import a_list, publish_lists, running, until
 
 
 def polled(watched: WatchedFiles) -> list[Exception]:
@@ -115,22 +110,3 @@ def test_file_replaced_by_a_pipe_is_not_opened_for_reading(tmp_path: Path) -> No
     assert polled(watched) == []
     assert reads == [b"good"]
     assert "is not a regular file" in str(watched.warning)
-
-
-def test_service_survives_deeply_nested_keys_and_accepts_x509_pem_label(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a")}))
-    keys, pair, other = tmp_path / "keys.json", tmp_path / "pair", tmp_path / "other"
-    create(keys, "web", ["read"])
-    for folder in (pair, other):
-        folder.mkdir()
-        certify(folder)
-    options = ("--keys", str(keys), "--tls-cert", str(pair / "server.pem"), "--tls-key", str(pair / "server.key"))
-    with running(tmp_path / "store", *options) as service:
-        shutil.copy(other / "server.key", pair / "server.key")
-        renewed = (other / "server.pem").read_text().replace(" CERTIFICATE-", " X509 CERTIFICATE-")
-        (pair / "server.pem").write_text(renewed)
-        keys.write_bytes(b'{"format": ' + b"[" * 100_000)
-        until(lambda: "server.pem again" in service.log.read_text(), "the certificate is not taken up")
-        until(lambda: service.log.read_text().count("keys.json cannot be") == 1, "it is not in the log, or too often")
-        assert service.process.poll() is None
-        assert len(service.workers()) == 1

@@ -141,6 +141,7 @@ def a_client(name: str, digest: str = "0" * 64, **fields: object) -> dict[str, o
     [
         ("", "cannot be used: it is not JSON of this kind$"),
         (a_file()[:-1], "not JSON of this kind$"),
+        ('{"format": ' + "[" * 100_000, "format is not as it has to be$"),
         ('{"format": "hp_secret"}', "cannot be used: format is not as it has to be$"),
         (a_file(format=2), "format is not as it has to be"),
         (a_file(hp_secret=1), "not JSON of this kind"),
