@@ -194,13 +194,17 @@ def estimate_publish(
 
 def _makes(address: Address, bill: Bill, *, first: bool, live: bool) -> tuple[str, ...]:
     written = address.writing
-    made = [f"the database {address.database}, unless it is there, and the container {CONTROL}"] if first else []
+    made = list[str]()
+    if first:
+        control = "serverless" if written is None else Throughput(MANUAL_MIN)
+        made.append(f"the database {address.database}, unless it is there")
+        made.append(f"the container {CONTROL}, of the catalogue: {control}")
     if written is None:
         return *made, "the container of the release: serverless, nothing indexed"
     partitions = f"{written.initial_partitions} physical partition{'s' * (written.initial_partitions > 1)}"
     made.append(f"the container of the release: {written}, {partitions}, nothing indexed")
     if (then := bill.afterwards[0 if live else 1].ru_s) != written.ru:
-        made.append(f"which is then scaled to {Throughput(then, written.autoscale)}")
+        made.append(f"which is scaled to {Throughput(then, written.autoscale)}")
     return tuple(made)
 
 
