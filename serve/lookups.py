@@ -8,12 +8,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from hotplate.serve.releases.canary import ServedCanary
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
-from hotplate.serve.tiers import ReadResult, ReleasesSplit, Tier, loop_time
+from hotplate.serve.tiers import ReleaseMoved, Tier, loop_time
 from hotplate.stores.encoding import is_empty
 from hotplate.stores.errors import ReleaseCorrupt, StoreError
 from hotplate.stores.store import Slot
@@ -25,24 +25,15 @@ Waiter = TypeVar("Waiter")
 Origin = tuple[Tier, ServedRelease]
 # Called with a key, its waiters, the origin (None if no tier could be read), and the list (None if absent).
 Complete = Callable[[str, Sequence[Waiter], Origin | None, bytes | None], None]
-# Called with the slots of a request with many keys.
-TakeAll = Callable[[Tier, Sequence[str], ReadResult], None]
-
-
-class Deadline(NamedTuple):
-    """A deadline by `loop_time`; *hurried* if the caller waits for less than the budget."""
-
-    at: float
-    hurried: bool
-
-    def share_s(self, tiers: int) -> float:
-        """Return an equal share of the remaining seconds for the next of *tiers* tiers."""
-        return max(0.0, self.at - loop_time()) / tiers
+# Called with the keys and slots of a request with many keys.
+TakeAll = Callable[[Origin, Sequence[str], Sequence[Slot]], None]
 
 
 @dataclass(slots=True)
 class _Batch(Generic[Waiter]):
-    deadline: Deadline
+    deadline: float
+    """By `loop_time`."""
+
     waiting: dict[str, list[Waiter]]
     """Waiters of incomplete keys; unused with `take_all`."""
 
@@ -97,12 +88,13 @@ class Lookups(Generic[Waiter]):
             self._turn_spans = self._turn_spans or {}
             self._turn_spans.setdefault(key, []).extend(spans)
 
-    async def read(self, key: str, waiter: Waiter, deadline: Deadline) -> None:
-        """Read one key by the deadline of its caller."""
-        await self._read(_Batch(deadline, {key: [waiter]}), [key])
+    def leave(self, key: str, waiter: Waiter) -> None:
+        """Do not complete *waiter*, unless it waits for a release from before a flip."""
+        if waiter in (waiters := self._waiting.get(key, [])):
+            waiters.remove(waiter)
 
     async def read_many(
-        self, keys: Sequence[str], deadline: Deadline, take_all: TakeAll
+        self, keys: Sequence[str], deadline: float, take_all: TakeAll
     ) -> tuple[Sequence[str], StoreError | None]:
         """Read the keys of one request; return those that no tier could read, and a transient error."""
         batch = _Batch[Waiter](deadline, {}, take_all)
@@ -116,8 +108,7 @@ class Lookups(Generic[Waiter]):
     async def _read_turn(self) -> None:
         keys, self._turn = self._turn, []
         spans, self._turn_spans = self._turn_spans, None
-        deadline = Deadline(loop_time() + self._budget_s, hurried=False)
-        await self._read(_Batch(deadline, self._waiting, spans=spans), keys)
+        await self._read(_Batch(loop_time() + self._budget_s, self._waiting, spans=spans), keys)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -181,22 +172,22 @@ class Lookups(Generic[Waiter]):
         wanted = [key for key in keys if key not in missed] if missed else keys
         if not wanted:
             return keys
-        timeout_s = batch.deadline.share_s(len(self._tiers) - place)
+        timeout_s = max(0.0, batch.deadline - loop_time()) / (len(self._tiers) - place)  # an equal share
         if batch.spans is not None:
             sampled_requests.set(tuple(span for key in wanted for span in batch.spans.get(key, ())))
         read = tier.read if batch.take_all is None else tier.read_through
         try:
-            result = await read(served, wanted, timeout_s, hurried=batch.deadline.hurried)
-        except ReleasesSplit:
+            slots = await read(served, wanted, timeout_s)
+        except ReleaseMoved:
             return await self._read_tier(batch, keys, place)
         except StoreError as error:
             if batch.take_all is not None and not isinstance(error, ReleaseCorrupt):
                 batch.failure = error
             return keys
         if batch.take_all is not None:
-            batch.take_all(tier, wanted, result)
+            batch.take_all((tier, served), wanted, slots)
             return ()
-        return [*missed, *self._take(batch, (tier, result.served), wanted, result.slots)]
+        return [*missed, *self._take(batch, (tier, served), wanted, slots)]
 
     def _take(self, batch: _Batch[Waiter], origin: Origin, keys: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
         waiting, complete, rest = batch.waiting, self._complete, list[str]()

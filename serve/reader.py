@@ -3,20 +3,19 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
-from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.fold_in import FoldIn
-from hotplate.serve.lookups import Deadline, Lookups, Origin
+from hotplate.serve.lookups import Lookups, Origin
 from hotplate.serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, ReleaseRole
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.settings import BUDGET_S
-from hotplate.serve.tiers import ReadResult, StoreObserver, Tier, loop_time, tier_names
+from hotplate.serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import SEPARATOR, Item, cut, cut_without, encode, ids_of, is_empty
@@ -42,12 +41,12 @@ Status = Literal["ok", "unknown", "error"]
 
 
 # Deadline of the request's caller, by `loop_time`; rare, so it is not an argument.
-_read_by = ContextVar("_read_by", default=inf)
+_read_by = ContextVar[float | None]("_read_by", default=None)
 
 
 @contextmanager
 def read_within(timeout_s: float) -> Iterator[None]:
-    """Limit reads in this block to *timeout_s* if their budget is larger."""
+    """Limit waiting for reads in this block to *timeout_s*; they go on in the background for others."""
     token = _read_by.set(loop_time() + timeout_s)
     try:
         yield
@@ -298,7 +297,7 @@ class TieredReader:
         If no tier can be read, all get the popular list of *segment*; *must_read* raises StoreUnavailable instead.
         """
         wanted = [user for user in dict.fromkeys(users) if not self._is_hidden(USER + user)]
-        deadline = self._deadline(BUDGET_S_PER_USER * len(users))
+        deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
         found = await self._read_many([USER + user for user in wanted], segment, deadline, must_read=must_read)
         if len(wanted) == len(users):
             return found
@@ -314,32 +313,32 @@ class TieredReader:
         return [by_user.get(user) or unknown(user) for user in users]
 
     async def _read_many(
-        self, keys: Sequence[str], segment: str, deadline: Deadline, *, must_read: bool
+        self, keys: Sequence[str], segment: str, deadline: float, *, must_read: bool
     ) -> list[EncodedList]:
-        parts = list[tuple[Sequence[str], list[EncodedList]]]()
+        found = dict[str, EncodedList]()
 
-        def take_all(tier: Tier, group: Sequence[str], read: ReadResult) -> None:
-            parts.append((group, self._lists(tier, read, group, segment)))
+        def take_all(origin: Origin, group: Sequence[str], slots: Sequence[Slot]) -> None:
+            found.update(zip(group, self._lists(origin, group, slots, segment), strict=True))
 
-        unread, failure = await self._lookups.read_many(keys, deadline, take_all)
-        if unread:
+        failure: StoreError | None = StoreUnavailable("the caller could not wait")
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(_read_by.get()):
+                _, failure = await self._lookups.read_many(keys, deadline, take_all)
+        if len(found) < len(keys):
             self._first(segment)  # raises NotReady
             if must_read and (failure is not None or self.first_served is None):
                 raise StoreUnavailable("no store can be read for now") from failure
-            parts.append((unread, [self._unread(segment, key) for key in unread]))
-        if len(parts) == 1 and parts[0][0] is keys:
-            return parts[0][1]
-        found = {key: one for group, lists in parts for key, one in zip(group, lists, strict=True)}
-        return [found[key] for key in keys]
+        return [found[key] if key in found else self._unread(segment, key) for key in keys]
 
-    def _lists(self, tier: Tier, read: ReadResult, keys: Sequence[str], segment: str) -> list[EncodedList]:
+    def _lists(self, origin: Origin, keys: Sequence[str], slots: Sequence[Slot], segment: str) -> list[EncodedList]:
+        tier, served = origin
         lists = [
-            EncodedList(tier.name, read.served, "personal", slot, "ok", segment)
+            EncodedList(tier.name, served, "personal", slot, "ok", segment)
             if isinstance(slot, bytes) and not is_empty(slot)
-            else self._fallback(tier, read.served, key, slot, segment)
-            for key, slot in zip(keys, read.slots, strict=True)
+            else self._fallback(tier, served, key, slot, segment)
+            for key, slot in zip(keys, slots, strict=True)
         ]
-        self._count((tier, read.served), "personal", HIT, USER, sum(one.status == "ok" for one in lists))
+        self._count(origin, "personal", HIT, USER, sum(one.status == "ok" for one in lists))
         return lists
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
@@ -348,12 +347,15 @@ class TieredReader:
             return found
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
         waiter = source, segment, partial(_resolve, future)
-        deadline = self._deadline()
-        if deadline.hurried:
-            await self._lookups.read(key, waiter, deadline)
-        else:
-            self._lookups.add(key, waiter)
-        return await future
+        self._lookups.add(key, waiter)
+        if (deadline := _read_by.get()) is None:
+            return await future
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await future
+        except TimeoutError:
+            self._lookups.leave(key, waiter)
+            return self._unread(segment, key)
 
     def _complete(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
         if len(waiters) > 1 and origin is not None:
@@ -369,10 +371,6 @@ class TieredReader:
                 deliver(found)
             except Exception:  # others still wait
                 log.exception("a list cannot be delivered")
-
-    def _deadline(self, more_s: float = 0.0) -> Deadline:
-        at, caller = loop_time() + self._budget_s + more_s, _read_by.get()
-        return Deadline(min(at, caller), hurried=caller < at)
 
     def _count(self, origin: Origin, source: str, outcome: int, key: str, lists: int = 1) -> None:
         tier, served = origin

@@ -4,10 +4,8 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
 
 from hotplate.serve.errors import ERRORS, ServiceFinding
 from hotplate.serve.fold_in import FoldIn
@@ -173,15 +171,8 @@ def _size(key: str, value: bytes | float) -> int:
     return len(key) + (len(value) if isinstance(value, bytes) else 0) + ENTRY_BYTES
 
 
-class ReadResult(NamedTuple):
-    """Result of a read: the release and one decoded slot per key."""
-
-    served: ServedRelease
-    slots: list[Slot]
-
-
-class ReleasesSplit(StoreError):
-    """A release is gone, and its keys now belong to two: group them again."""
+class ReleaseMoved(StoreError):
+    """A release is gone, and another one is followed by now."""
 
 
 class StoreObserver:
@@ -275,71 +266,52 @@ class Tier:
             self._observe_canary(served, took_s)
         return value if value is None else served.decode(key, value)
 
-    async def read_through(
-        self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
-    ) -> ReadResult:
+    async def read_through(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
         """Read *keys* from the cache if possible, others as `read` does."""
         if self._cache is None:
-            return await self.read(served, keys, timeout_s, hurried=hurried)
+            return await self.read(served, keys, timeout_s)
         slots = [self.get(served, key) for key in keys]
-        missing = [place for place, slot in enumerate(slots) if slot is NOT_CACHED]
-        if missing:
-            result = await self.read(served, [keys[place] for place in missing], timeout_s, hurried=hurried)
-            if result.served is not served:
-                return await self.read(self._release_of(keys, served), keys, timeout_s, hurried=hurried)
-            for place, slot in zip(missing, result.slots, strict=True):
+        if missing := [place for place, slot in enumerate(slots) if slot is NOT_CACHED]:
+            read = await self.read(served, [keys[place] for place in missing], timeout_s)
+            for place, slot in zip(missing, read, strict=True):
                 slots[place] = slot
-        return ReadResult(served, slots)
+        return slots
 
-    async def read(
-        self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
-    ) -> ReadResult:
-        """Read *keys* in *served*, or in the current release if that is gone.
+    async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
+        """Read *keys* in *served*: one decoded slot per key. Local stores have no deadline.
 
-        Local stores have no deadline. *hurried*: the time is short, so a failure does not count. Raises ReleasesSplit,
-        and StoreError if nothing could be read in time or the circuit is open.
+        Raises ReleaseMoved, and StoreError if nothing could be read in time or the circuit is open.
         """
         if self._local is not None:
-            with suppress(ReleaseNotFound):
-                return await self._read_local(self._local, served, keys)
+            return await self._read(served, keys, None)
         if not self.breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
-        is_probe = self.breaker.is_open
-        deadline = loop_time() + timeout_s
+        is_probe, deadline = self.breaker.is_open, loop_time() + timeout_s
         try:
-            result = await self._deadlines.until(deadline, self._read_live(served, keys, deadline))
+            slots = await self._deadlines.until(deadline, self._read(served, keys, deadline))
+        except asyncio.CancelledError:  # says nothing about the store
+            if is_probe:
+                self.breaker.undecided()
+            raise
         except TimeoutError:
             # Perhaps one part timed out.
             kind = PartUnavailable if self._fails_by_part else StoreUnavailable
             late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
-            self._failed(late, hurried=hurried, is_probe=is_probe)
+            self._failed(late)
             raise late from None
-        except asyncio.CancelledError:
-            if is_probe:
-                self.breaker.undecided()
-            raise
-        except ReleasesSplit:
+        except ReleaseMoved:
             self.breaker.succeeded()
             raise
         except StoreError as error:
-            self._failed(error, hurried=hurried, is_probe=is_probe)
-            self._count_if_damage(served, error)
+            self._failed(error)
             raise
-        except Exception as error:
-            defect = StoreUnavailable(f"{self.name} failed with {type(error).__name__}; the log says where")
-            self._failed(defect, hurried=hurried, is_probe=is_probe, cause=error)
-            raise defect from error
         if self._open_is_logged:
             self._open_is_logged = False
             log.warning("%s: circuit closed, the store answers", self.name)
         self.breaker.succeeded()
-        return result
+        return slots
 
-    def _failed(self, error: StoreError, *, hurried: bool, is_probe: bool, cause: Exception | None = None) -> None:
-        if hurried:
-            if is_probe:
-                self.breaker.undecided()
-            return
+    def _failed(self, error: StoreError) -> None:
         was_open = self.breaker.is_open
         by_part = isinstance(error, PartUnavailable)
         self._fails_by_part = self._fails_by_part or by_part
@@ -349,96 +321,22 @@ class Tier:
             now = loop_time()
             if now >= self._logged_at + LOG_EVERY_S:
                 self._logged_at, self._open_is_logged = now, True
-                log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
+                log.warning("%s: %s", self.name, self._open_because)
 
-    def _unreadable(self, served: ServedRelease, error: Exception) -> StoreError:
-        """Return the slot of an unreadable value. Errors other than StoreError mean a damaged LMDB page or a defect."""
-        if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
-            return error
-        damage, cause = error, None
-        if not isinstance(damage, ReleaseCorrupt):
-            cause = error
-            damage = ReleaseCorrupt(f"a value cannot be read, the store failed with {type(error).__name__}")
-        self._count_damage(served, damage, cause)
-        return damage
-
-    def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
-        self._metrics.count_in(CORRUPT, self.name)
-        if served.ref not in self._damage:
-            known = {one.ref: self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage}
-            self._damage = known | {served.ref: f"release {served.id} is damaged in this store: {error}"}
-            log.error("%s: %s", self.name, self._damage[served.ref], exc_info=cause)
-
-    def _count_if_damage(self, served: ServedRelease, slot: Slot) -> None:
-        if isinstance(slot, ReleaseCorrupt):
-            self._count_damage(served, slot)
-
-    def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
-        """In one loop, because a call per slot doubles the time."""
-        decode, decoded = served.decode, list[Slot]()
-        for key, slot in zip(keys, slots, strict=True):
-            if isinstance(slot, bytes):
-                try:
-                    decoded.append(decode(key, slot))
-                except Exception as error:  # noqa: BLE001 -- damage must not become a 500
-                    decoded.append(self._unreadable(served, error))
-            else:
-                self._count_if_damage(served, slot)
-                decoded.append(slot)
-        return decoded
-
-    def _observe_canary(self, served: ServedRelease, took_s: float) -> None:
-        if self.follower.canary is not None:
-            role: ReleaseRole = CANARY if served.is_canary else LIVE
-            self._metrics.observe(self._metrics.canary_reads[self.name, role], took_s)
-
-    async def _read_local(self, reader: LocalReader, served: ServedRelease, keys: Sequence[str]) -> ReadResult:
-        slots = list[Slot]()
-        for start in range(0, len(keys), KEYS_AT_ONCE):
-            started = perf_counter()
-            some = keys[start : start + KEYS_AT_ONCE]
-            try:
-                values = [reader.get(served.ref, key) for key in some]
-            except ReleaseNotFound:
-                raise
-            except Exception:  # noqa: BLE001 -- read each separately
-                slots += [self._slot(reader, served, key) for key in some]
-            else:
-                slots += self._decoded(served, some, values)
-                took_s = perf_counter() - started
-                self._metrics.observe_store(self.name, "get_many", "ok", took_s)
-                self._observe_canary(served, took_s)
-            if start + KEYS_AT_ONCE < len(keys):
-                await asyncio.sleep(0)
-        if slots and isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
-            raise slots[0]
-        return ReadResult(served, slots)
-
-    def _slot(self, reader: LocalReader, served: ServedRelease, key: str) -> Slot:
+    async def _read(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
         try:
-            return self._get(reader, served, key)
-        except Exception as error:  # noqa: BLE001 -- an unreadable page must not become a 500
-            return self._unreadable(served, error)
-
-    async def _read_live(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> ReadResult:
-        read = self._read_batch if len(keys) <= self._reader.batch else self._read_batches
-        try:
-            return ReadResult(served, await read(served, keys, deadline))
+            if deadline is None or len(keys) > self._reader.batch:
+                return await self._read_batches(served, keys, deadline)
+            return await self._read_batch(served, keys, deadline)
         except ReleaseNotFound:
             await self.follower.refresh()
             self.follower.drop_canary(served)
-            served = self._release_of(keys, served)
-            return ReadResult(served, await read(served, keys, deadline))
+            if any(one is served for one in self.follower.all_served):
+                raise
+            raise ReleaseMoved(f"release {served.id} is gone") from None
 
-    def _release_of(self, keys: Sequence[str], gone: ServedRelease) -> ServedRelease:
-        groups = self.follower.grouped(keys)
-        if len(groups) > 1:
-            raise ReleasesSplit(f"release {gone.id} is gone, and there is a canary by now")
-        return groups[0][0] if groups else gone
-
-    async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
-        size = self._reader.batch
-        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+    async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
+        """Read batches at once, or those of a local store in turn, with other requests between them."""
 
         async def slots_of(batch: Sequence[str]) -> list[Slot]:
             try:
@@ -448,15 +346,23 @@ class Tier:
             except StoreError as error:
                 return [error] * len(batch)
 
-        slots = [slot for found in await asyncio.gather(*map(slots_of, batches)) for slot in found]
+        size, slots = KEYS_AT_ONCE if deadline is None else self._reader.batch, list[Slot]()
+        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+        if deadline is not None:
+            slots = [slot for found in await asyncio.gather(*map(slots_of, batches)) for slot in found]
+        else:
+            for batch in batches:
+                if slots:
+                    await asyncio.sleep(0)
+                slots += await slots_of(batch)
         if isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
             raise slots[0]
         return slots
 
-    async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
+    async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
         started, outcome = perf_counter(), "error"
+        timeout_s = None if deadline is None else max(0.0, deadline - loop_time()) * STORE_SHARE
         try:
-            timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
             reading = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
             spans = sampled_requests.get()
             slots = await (traced(reading, spans, self.name, len(keys)) if spans else reading)
@@ -464,6 +370,11 @@ class Tier:
         except ReleaseNotFound:
             outcome = "gone"
             raise
+        except StoreError as error:
+            self._examined(served, error)
+            raise
+        except Exception as error:
+            raise self._examined(served, error) from error
         finally:
             took_s = perf_counter() - started
             self._metrics.observe_store(self.name, "get_many", outcome, took_s)
@@ -473,6 +384,38 @@ class Tier:
             self._cache.put(served, keys, slots)
             self._metrics.count(self._metrics.cached[self.name, CACHE_MISS], len(keys))
         return slots
+
+    def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
+        """In one loop, because a call per slot doubles the time."""
+        decode, decoded = served.decode, list[Slot]()
+        for key, slot in zip(keys, slots, strict=True):
+            if isinstance(slot, bytes):
+                try:
+                    decoded.append(decode(key, slot))
+                except Exception as error:  # noqa: BLE001 -- damage must not become a 500
+                    decoded.append(self._examined(served, error))
+            else:
+                decoded.append(self._examined(served, slot) if isinstance(slot, StoreError) else slot)
+        return decoded
+
+    def _examined(self, served: ServedRelease, error: Exception) -> StoreError:
+        """Return an error as a slot, and count damage, as which errors other than StoreError count."""
+        if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
+            return error
+        damage = error
+        if not isinstance(damage, ReleaseCorrupt):
+            damage = ReleaseCorrupt(f"a value cannot be read, the store failed with {type(error).__name__}")
+        self._metrics.count_in(CORRUPT, self.name)
+        if served.ref not in self._damage:
+            known = {one.ref: self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage}
+            self._damage = known | {served.ref: f"release {served.id} is damaged in this store: {damage}"}
+            log.error("%s: %s", self.name, self._damage[served.ref], exc_info=None if damage is error else error)
+        return damage
+
+    def _observe_canary(self, served: ServedRelease, took_s: float) -> None:
+        if self.follower.canary is not None:
+            role: ReleaseRole = CANARY if served.is_canary else LIVE
+            self._metrics.observe(self._metrics.canary_reads[self.name, role], took_s)
 
 
 def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:

@@ -12,7 +12,7 @@ from hotplate.serve.embedded import Lists
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import EncodedList, NotReady, TieredReader, read_within
 from hotplate.serve.releases.release import ServedRelease
-from hotplate.serve.tiers import FAILURES, PAUSE_S, ReadResult, Tier, loop_time
+from hotplate.serve.tiers import FAILURES, PAUSE_S, Tier, loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
@@ -467,13 +467,11 @@ async def test_a_defect_in_one_read_of_a_turn_costs_the_other_reads_nothing(
     reader = await over(store)
     read = Tier.read
 
-    async def read_or_fail(
-        tier: Tier, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool
-    ) -> ReadResult:
+    async def read_or_fail(tier: Tier, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
         if "user:0" in keys:
             raise IndexError("a mistake of ours")
         await asyncio.sleep(BUDGET_S / 4)
-        return await read(tier, served, keys, timeout_s, hurried=hurried)
+        return await read(tier, served, keys, timeout_s)
 
     monkeypatch.setattr(Tier, "read", read_or_fail)
     assert [one.source for one in await personal(reader, *range(20))] == ["popular"] * 8 + ["personal"] * 12

@@ -72,6 +72,11 @@ class DamagedStore(MemoryStore):
             raise self.raising
         return super().get(release, key)
 
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        slots = await super().get_many(release, [key for key in keys if key not in self.damaged], timeout_s=timeout_s)
+        read = iter(slots)
+        return [ReleaseCorrupt(str(self.raising)) if key in self.damaged else next(read) for key in keys]
+
 
 async def publish(
     store: MemoryStore,
