@@ -15,7 +15,7 @@ from hotplate.bench.conftest import COUNT, Benchmark, Filled, publish_lists
 from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.process import RedisServer
 from hotplate.serve.embedded import open_sync
-from hotplate.serve.reader import open_reader
+from hotplate.serve.reader import TieredReader
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, decode, encode
 from hotplate.stores.file.store import LmdbStore
@@ -108,7 +108,7 @@ def test_decode(benchmark: Benchmark, values: list[bytes]) -> None:
 @pytest.fixture
 def pair(files: Filled, run: Run) -> Iterator[Pair]:
     async def entered() -> Pair:
-        return await Pair(open_reader([files.url])).__aenter__()
+        return await Pair(TieredReader([files.url])).__aenter__()
 
     servers = run(entered())
     yield servers

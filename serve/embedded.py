@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -13,7 +13,7 @@ from typing import Self, TypedDict, Unpack
 from hotplate.background import Background, blocking
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader, open_reader
+from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.states import Reporter
 from hotplate.serve.watched import following
@@ -123,20 +123,13 @@ class Lists:
         return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
 
     def _check_loop(self) -> None:
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if self._loop is None:
-            raise StoreMisused(
-                "these lists are not open; use them inside `async with hotplate.open(…) as lists:`, or call "
-                "hotplate.open_sync(…) in a program without an event loop"
-            )
-        if running is not self._loop:
-            raise StoreMisused(
-                "these lists follow the live release on the event loop that opened them, and this is not that loop; "
-                "use them there, or call hotplate.open_sync(…) for lists that any thread may use"
-            )
+        with suppress(RuntimeError):  # no loop runs
+            if asyncio.get_running_loop() is self._loop:
+                return
+        raise StoreMisused(
+            "these lists are not open on this event loop; use them inside `async with hotplate.open(…) as lists:`, on "
+            "the event loop that opened them, or call hotplate.open_sync(…) for lists that any thread may use"
+        )
 
 
 class SyncLists(Background[Lists]):
@@ -213,7 +206,7 @@ def open_lists(
         denied = DenyListFile(None if deny_list is None else Path(deny_list))
     except ServiceMisused as error:
         raise StoreMisused(str(error)) from error  # programs catch StoreError
-    return Lists(open_reader(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in), timeout_s)
+    return Lists(TieredReader(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in), timeout_s)
 
 
 def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:

@@ -8,7 +8,7 @@ EventsFailed                events could not be shipped or read; nothing is lost
 from typing import Literal, NamedTuple
 
 # Findings of these sources mean that some or all lists of a store cannot be read.
-FindingSource = Literal["store", "circuit", "damage", "restored", "set-up", "canary", "rows", "file", "events"]
+FindingSource = Literal["store", "circuit", "damage", "restored", "canary", "rows", "file", "events"]
 ERRORS = frozenset[FindingSource]({"store", "circuit", "damage"})
 
 

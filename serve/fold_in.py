@@ -10,7 +10,7 @@ from collections.abc import Collection, Container
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from hotplate.stores.catalogue import ReleaseRef
@@ -38,13 +38,6 @@ MAX_WAITING = 16
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Loaded(NamedTuple):
-    """Loaded factors, if any, and damaged keys."""
-
-    factors: "ItemFactors | None" = None
-    damaged: tuple[str, ...] = ()
-
-
 def load_numpy() -> None:
     """Load numpy with one thread; raises StoreMisused if it is missing."""
     for name in ONE_THREAD:
@@ -68,49 +61,43 @@ class FoldIn:
         """Stop the thread, and cancel waiting work."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> Loaded:
-        """Load the factors of a release, unless they are damaged; raises StoreError if the store cannot be read."""
-        known = self._loaded.get(manifest.digest)
-        if known is not None:
-            return Loaded(known)
+    async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> "ItemFactors | None":
+        """Load the factors of a release, unless they are missing or damaged.
+
+        Raises StoreError if the store cannot be read.
+        """
+        if (known := self._loaded.get(manifest.digest)) is not None:
+            return known
         try:
             stored = await read_one(reader, release, FACTORS)
             if stored is None:
                 log.warning("release %s has no item factors: publish it with --fold-in to fold visitors in", release.id)
-                return Loaded()
+                return None
             description = read_description(Checksum(manifest.release).open(FACTORS, stored)[OFFSET_BYTES:])
-        except ReleaseCorrupt as error:
+            factors = await self._load_pieces(reader, release, manifest, description)
+        except (ReleaseCorrupt, ValueError) as error:
             log.warning("release %s has no item factors that can be used: %s", release.id, error)
-            return Loaded(damaged=(FACTORS,))
-        size = 4 * description.items * description.factors
-        if size > MAX_BYTES:
-            log.warning(
-                "release %s has item factors of %d bytes, and at most %d are loaded", release.id, size, MAX_BYTES
-            )
-            return Loaded()
-        return await self._load_pieces(reader, release, manifest, description)
+            return None
+        await asyncio.to_thread(factors.finish)
+        return self._loaded.setdefault(manifest.digest, factors)  # another tier may have loaded them
 
     async def _load_pieces(
         self, reader: Reader, release: ReleaseRef, manifest: Manifest, description: Description
-    ) -> Loaded:
+    ) -> "ItemFactors":
         from hotplate.serve.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy, an extra
 
+        if (size := 4 * description.items * description.factors) > MAX_BYTES:
+            raise ReleaseCorrupt(f"they have {size} bytes, and at most {MAX_BYTES} are loaded")
         factors, check = ItemFactors(description), Checksum(manifest.release).open
         keys = [piece_key(number) for number in range(description.pieces)]
-        key = FACTORS
-        try:
-            for start in range(0, len(keys), PIECES_AT_ONCE):
-                async for key, value in read_present(reader, release, keys[start : start + PIECES_AT_ONCE]):
-                    if isinstance(value, ReleaseCorrupt):
-                        raise value
-                    factors.add(*read_piece(check(key, value)[OFFSET_BYTES:], description.factors))
-                await asyncio.sleep(0)  # a local store never yields
-            factors.check_whole()
-        except (ReleaseCorrupt, ValueError) as error:
-            log.warning("release %s has no item factors that can be used: %s", release.id, error)
-            return Loaded(damaged=(key,))
-        await asyncio.to_thread(factors.finish)
-        return Loaded(self._loaded.setdefault(manifest.digest, factors))  # another tier may have loaded them
+        for start in range(0, len(keys), PIECES_AT_ONCE):
+            async for key, value in read_present(reader, release, keys[start : start + PIECES_AT_ONCE]):
+                if isinstance(value, ReleaseCorrupt):
+                    raise value
+                factors.add(*read_piece(check(key, value)[OFFSET_BYTES:], description.factors))
+            await asyncio.sleep(0)  # a local store never yields
+        factors.check_whole()
+        return factors
 
     async def recommend(
         self,

@@ -100,7 +100,7 @@ class TieredReader:
 
     def __init__(
         self,
-        stores: Mapping[str, Reader],
+        stores: Mapping[str, Reader] | Sequence[str],
         *,
         budget_s: float = BUDGET_S,
         metrics: Metrics | None = None,
@@ -108,13 +108,19 @@ class TieredReader:
         cache_bytes: int = 0,
         fold_in: bool = False,
         kept: tuple[str, ServedRelease] | None = None,
+        warm: bool = False,
     ) -> None:
-        """*stores* are by tier name; remote stores get equal parts of *cache_bytes*.
+        """*stores* are URLs in reading order, to which this connects without I/O, or stores by tier name.
 
-        *fold_in* loads item factors, and raises StoreMisused if numpy is not installed. *kept* provides popular lists
-        while no tier serves a release.
+        Remote stores get equal parts of *cache_bytes*. *fold_in* loads item factors. *kept* provides popular lists
+        while no tier serves a release. *warm* reads local releases into memory before they are served. Raises
+        StoreMisused for an invalid URL, and for *fold_in* without numpy.
         """
-        self.metrics = metrics or Metrics(1, list(stores))
+        names = list(stores) if isinstance(stores, Mapping) else tier_names(stores)
+        self.metrics = metrics or Metrics(1, names)
+        if not isinstance(stores, Mapping):
+            observers = [StoreObserver(name, self.metrics) for name in names]
+            stores = dict(zip(names, map(connect, stores, observers), strict=True))
         self.deny_list = deny_list or DenyListFile()
         remote = sum(not isinstance(store, LocalReader) for store in stores.values())
         part = cache_bytes // max(1, remote)
@@ -123,9 +129,8 @@ class TieredReader:
             Tier(name, store, self.metrics, cache_bytes=part, fold_in=self._fold_in) for name, store in stores.items()
         ]
         self.following = list[asyncio.Task[None]]()
-        self.warm = False
-        """Whether local releases are read into memory before they are served; set before entering."""
         self.kept = kept
+        self.warm = warm
         self._budget_s = budget_s
         self._lookups = Lookups[_ListWaiter](self.tiers, budget_s, self._complete)
 
@@ -410,34 +415,6 @@ class TieredReader:
     def _not_ready(self) -> NotReady:
         errors = "; ".join(tier.error for tier in self.tiers if tier.error)
         return NotReady(errors or "the live release is being loaded; try again in a second")
-
-
-def open_reader(
-    urls: Sequence[str],
-    *,
-    budget_s: float = BUDGET_S,
-    metrics: Metrics | None = None,
-    deny_list: DenyListFile | None = None,
-    cache_bytes: int = 0,
-    fold_in: bool = False,
-    kept: tuple[str, ServedRelease] | None = None,
-) -> TieredReader:
-    """Connect to the stores at *urls*, in reading order, without I/O.
-
-    Raises StoreMisused for an invalid URL, and as `TieredReader` does.
-    """
-    names = tier_names(urls)
-    metrics = metrics or Metrics(1, names)
-    stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in zip(names, urls, strict=True)}
-    return TieredReader(
-        stores,
-        budget_s=budget_s,
-        metrics=metrics,
-        deny_list=deny_list,
-        cache_bytes=cache_bytes,
-        fold_in=fold_in,
-        kept=kept,
-    )
 
 
 def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:

@@ -36,7 +36,7 @@ from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.metrics import ROLES, Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready
 from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext, background
-from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader, open_reader
+from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader
 from hotplate.serve.releases.canary import BothCounts, click_interval
 from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import Exposition
@@ -383,7 +383,7 @@ class Admin:
         async with self._opening:
             if self._reader is None:
                 given = self._settings  # without shared metrics: these look-ups are not traffic
-                reader = open_reader(given.stores, budget_s=given.budget_s, deny_list=self._context.deny_list)
+                reader = TieredReader(given.stores, budget_s=given.budget_s, deny_list=self._context.deny_list)
                 self._reader = await self.opened.enter_async_context(reader)
             try:
                 await self._reader.wait_until_ready(OPEN_S)

@@ -23,7 +23,7 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
 from hotplate.serve.processes.logs import LogStream, SharedLog
-from hotplate.serve.reader import NotReady, TieredReader, log_defect, open_reader
+from hotplate.serve.reader import NotReady, TieredReader, log_defect
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState, short
 from hotplate.serve.telemetry.access_log import AccessLog
@@ -148,7 +148,7 @@ async def _opened(
     context: ProcessContext, stack: AsyncExitStack, stop: _ShutdownSignals
 ) -> tuple[TieredReader, Dispatcher]:
     settings = context.settings
-    reader = open_reader(
+    reader = TieredReader(
         settings.stores,
         budget_s=settings.budget_s,
         metrics=context.metrics,
@@ -156,8 +156,8 @@ async def _opened(
         cache_bytes=settings.cache_mb << 20,
         fold_in=settings.fold_in,
         kept=context.states.last_kept(),
+        warm=True,
     )
-    reader.warm = True
     tracer, telemetry = None, settings.telemetry
     if telemetry is not None and telemetry.traces:
         from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra

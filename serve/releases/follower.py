@@ -16,9 +16,10 @@ from hotplate.serve.releases.canary import BothCounts, ServedCanary
 from hotplate.serve.releases.release import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.erasure import NOBODY, read_erased
-from hotplate.stores.errors import ReleaseNotFound, StoreError
+from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.keys import MANIFEST
-from hotplate.stores.store import Diagnosed, LocalReader, Reader, read_one, warnings_of
+from hotplate.stores.shared_call import SharedCall
+from hotplate.stores.store import Diagnosed, LocalReader, Reader, read_one
 from hotplate.stores.throttle import Backoff
 from hotplate.stores.verification import named
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Findings that stay until another catalogue is followed.
-FOLLOWED: tuple[FindingSource, ...] = ("restored", "set-up", "canary")
+FOLLOWED: tuple[FindingSource, ...] = ("restored", "canary")
 
 # Minimum between logs of repeated errors and circuit openings.
 LOG_EVERY_S = 60.0
@@ -44,18 +45,6 @@ SPREAD_S = 0.5
 CANARY_S = 1.0
 # Maximum for reading a release into memory.
 WARM_S = 120.0
-
-
-class _CatalogueOlder(StoreError):
-    """The catalogue is older than the followed one."""
-
-
-class _CatalogueGone(StoreError):
-    """The catalogue is missing."""
-
-
-class _Defect(StoreError):
-    """A reader raised something other than StoreError."""
 
 
 class Follower:
@@ -90,7 +79,7 @@ class Follower:
         self._current_at = time.monotonic()
         self._found: dict[FindingSource, list[str]] = {}
         self._canary_named = asyncio.Event()
-        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._logged: type[StoreError] | None = None
         self._logged_at = 0.0
 
@@ -146,10 +135,7 @@ class Follower:
 
     async def refresh(self) -> ServedRelease | None:
         """Read the catalogue after a release was not found; concurrent callers share a read."""
-        if self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh())
-            self._refreshing.add_done_callback(self._refreshed)
-        await asyncio.shield(self._refreshing)
+        await self._refreshing.result()
         return self.served
 
     async def _follow_changes(self, *, warm: bool) -> None:
@@ -211,9 +197,6 @@ class Follower:
                     return
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
-
-    def _refreshed(self, _: asyncio.Task[None]) -> None:
-        self._refreshing = None
 
     async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
         """Read local releases into memory before a switch, or delay this process randomly."""
@@ -282,8 +265,6 @@ class Follower:
         self._seen = found
         self._found["restored"] = []
         self._note_current()
-        if is_new:
-            await self._read_advice()
 
     async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
         """Load the canary of *found*, if any; None also if it cannot be loaded."""
@@ -329,30 +310,21 @@ class Follower:
         """
         self._note_outdated()
         now = asyncio.get_running_loop().time()
-        if found.primary and found.generation == 0:
+        if not found.primary:
+            error = f"only a replica answers, with generation {found.generation} instead of {seen.generation}"
+        elif found.generation == 0:
             self._older_since = None
-            self._set_error(
-                _CatalogueGone("the catalogue is not in this store any more; `hotplate store rebuild` writes a new one")
-            )
-        elif found.primary:
-            if self._older_since is None:
-                self._older_since = now
+            error = "the catalogue is not in this store any more; `hotplate store rebuild` writes a new one"
+        else:
+            self._older_since = self._older_since or now
             if now >= self._older_since + RESTORED_S or await self._is_gone():
                 await self._follow_restored(found, seen)
-            else:
-                self._set_error(
-                    _CatalogueOlder(
-                        f"the store has generation {found.generation} of its catalogue, and {seen.generation} is "
-                        f"followed; it is taken for restored, and followed, if that lasts for {RESTORED_S:.0f} s"
-                    )
-                )
-        else:
-            self._set_error(
-                _CatalogueOlder(
-                    f"only a replica answers, with generation {found.generation} of the catalogue instead of "
-                    f"{seen.generation}; it lags, or the store was restored: make the primary reachable to find out"
-                )
+                return
+            error = (
+                f"the catalogue has generation {found.generation}, older than {seen.generation}, which is followed; it "
+                f"is taken for restored, and followed, if that lasts for {RESTORED_S:.0f} s"
             )
+        self._set_error(StoreError(error))
 
     async def _follow_restored(self, found: Catalogue, seen: Catalogue) -> None:
         await self._follow(found)
@@ -399,25 +371,13 @@ class Follower:
             f"release {self.served.id} is live, and is not in this store any more; restore it, or publish again"
         )
 
-    async def _read_advice(self) -> None:
-        try:
-            advice = await warnings_of(self._reader)
-        except Exception as error:
-            log.exception("the store's set-up cannot be read")
-            advice = [f"the store's set-up cannot be read: it failed with {type(error).__name__}"]
-        for sentence in advice:
-            if sentence not in self._found.get("set-up", ()):
-                log.warning("%s", sentence)
-        self._found["set-up"] = advice
-
     def _report(self, error: Exception) -> None:
         self._note_outdated()
         if isinstance(error, StoreError):
             self._set_error(error)
         else:
-            self._set_error(
-                _Defect(f"reading the store failed with {type(error).__name__}; the log says where"), cause=error
-            )
+            defect = StoreError(f"reading the store failed with {type(error).__name__}; the log says where")
+            self._set_error(defect, cause=error)
 
     def _set_error(self, error: StoreError | None, cause: Exception | None = None) -> None:
         text = None if error is None else str(error)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
-from hotplate.serve.fold_in import FoldIn, Loaded
+from hotplate.serve.fold_in import FoldIn
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import Decode
 from hotplate.stores.manifest import Manifest
@@ -46,15 +46,8 @@ class ServedRelease:
 
 async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
     """Load a release, and its item factors with *fold_in*; raises StoreError."""
-    release = live.ref
-    found = await read_servable(reader, release)
-    loaded = Loaded() if fold_in is None else await fold_in.load(reader, release, found.manifest)
+    found = await read_servable(reader, live.ref)
+    factors = None if fold_in is None else await fold_in.load(reader, live.ref, found.manifest)
     return ServedRelease(
-        release,
-        live.writer,
-        found.manifest,
-        found.popular,
-        found.decode,
-        (*found.damaged, *loaded.damaged),
-        factors=loaded.factors,
+        live.ref, live.writer, found.manifest, found.popular, found.decode, found.damaged, factors=factors
     )

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from hotplate.serve.reader import EncodedList, TieredReader, open_reader
+from hotplate.serve.reader import EncodedList, TieredReader
 from tests.support.service import a_list
 
 # For how long a condition is waited for, on however busy a machine.
@@ -33,7 +33,7 @@ async def until(is_so: Callable[[], Awaitable[object]], what: str) -> None:
 @asynccontextmanager
 async def reading(*urls: str, budget_s: float = 0.05) -> AsyncIterator[TieredReader]:
     """Read stores in this process as a worker of the service does, from the first release on."""
-    async with open_reader(urls, budget_s=budget_s) as reader:
+    async with TieredReader(urls, budget_s=budget_s) as reader:
         await reader.wait_until_ready(WAIT_S)
         yield reader
 

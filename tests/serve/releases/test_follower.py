@@ -144,22 +144,6 @@ async def test_a_release_that_cannot_be_served_is_not_followed_and_the_next_is(
 
 
 @virtual
-async def test_store_warnings_are_reported_and_do_not_block_following_a_release(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    remote.advice = ["allkeys-lru may drop lists in silence"]
-    follower = Follower(remote)
-    await publish(memory, "first")
-    await follower.refresh()
-    assert follower.findings == [("set-up", sentence) for sentence in remote.advice]
-    remote.advice = None
-    second = await publish(memory, "second")
-    await follower.refresh()
-    assert served(follower).id == second
-    assert "cannot be read" in follower.findings[0].sentence
-
-
-@virtual
 async def test_an_error_whose_text_changes_with_each_attempt_does_not_fill_the_log(
     remote: RemoteStore, caplog: pytest.LogCaptureFixture
 ) -> None:

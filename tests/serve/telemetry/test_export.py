@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from hotplate.bench.process import free_port
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.reader import TieredReader, open_reader
+from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import CONNECTION_STRING, Sampling, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.export import MetricReport, SpanQueue, exporters_for
 from hotplate.serve.telemetry.spans import Span, Tracer
@@ -258,7 +258,7 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
     names = known_names()
     for url in urls:
         asyncio.run(publish_to(url, LISTS))
-        reader = open_reader([url], metrics=metrics, budget_s=30.0)
+        reader = TieredReader([url], metrics=metrics, budget_s=30.0)
         requests = get("/v1/recommendations/1"), post(b'{"users": ["1", "2"]}'), get("/nowhere")
         assert all_sent(SETTINGS, recorded(reader, *requests))
     by_name = {span.name: span for span in sink.spans}
