@@ -133,8 +133,6 @@ class Lookups(Generic[Waiter]):
         for place in range(first, len(self._tiers)):
             tier = self._tiers[place]
             if batch.take_all is None:
-                if place:  # the caller tried the first
-                    keys = self._take_at_hand(batch, keys, tier)
                 size = tier.keys_a_call
                 handed_on.update(keys[size:])
                 for start in range(size, len(keys), size):
@@ -148,15 +146,6 @@ class Lookups(Generic[Waiter]):
                 break
             keys = await self._read_tier(batch, keys, place)
         return keys
-
-    def _take_at_hand(self, batch: _Batch[Waiter], keys: Sequence[str], tier: Tier) -> Sequence[str]:
-        groups = tier.follower.grouped(keys)
-        if not groups:
-            return keys
-        rest = list[str]()
-        for served, group in groups:
-            rest += self._take(batch, (tier, served), group, [tier.get(served, key) for key in group])
-        return rest
 
     async def _read_tier(
         self, batch: _Batch[Waiter], keys: Sequence[str], place: int, served: ServedRelease | None = None
@@ -175,9 +164,8 @@ class Lookups(Generic[Waiter]):
         timeout_s = max(0.0, batch.deadline - loop_time()) / (len(self._tiers) - place)  # an equal share
         if batch.spans is not None:
             sampled_requests.set(tuple(span for key in wanted for span in batch.spans.get(key, ())))
-        read = tier.read if batch.take_all is None else tier.read_through
         try:
-            slots = await read(served, wanted, timeout_s)
+            slots = await tier.read_through(served, wanted, timeout_s)
         except ReleaseMoved:
             return await self._read_tier(batch, keys, place)
         except StoreError as error:

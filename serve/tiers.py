@@ -25,7 +25,7 @@ from hotplate.serve.metrics import (
     ReleaseRole,
 )
 from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
-from hotplate.serve.releases.follower import LOG_EVERY_S, Follower
+from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseRef
@@ -214,8 +214,6 @@ class Tier:
         self._damage = dict[ReleaseRef, str]()
         """The first damage by release."""
         self._open_because = ""
-        self._logged_at = float("-inf")
-        self._open_is_logged = False
 
     @property
     def findings(self) -> list[ServiceFinding]:
@@ -305,8 +303,7 @@ class Tier:
         except StoreError as error:
             self._failed(error)
             raise
-        if self._open_is_logged:
-            self._open_is_logged = False
+        if self.breaker.is_open:
             log.warning("%s: circuit closed, the store answers", self.name)
         self.breaker.succeeded()
         return slots
@@ -318,10 +315,7 @@ class Tier:
         self.breaker.failed(FAILURES_OF_PARTS if by_part else FAILURES)
         if self.breaker.is_open and not was_open:
             self._open_because = f"circuit open after repeated failures: {error}"
-            now = loop_time()
-            if now >= self._logged_at + LOG_EVERY_S:
-                self._logged_at, self._open_is_logged = now, True
-                log.warning("%s: %s", self.name, self._open_because)
+            log.warning("%s: %s", self.name, self._open_because)
 
     async def _read(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
         try:

@@ -228,24 +228,6 @@ def test_a_service_that_is_killed_and_started_again_is_used_again(folder: Path, 
         until(lambda: client.recommendations("42", timeout_s=AMPLE_S).source == "personal")
 
 
-def test_a_service_that_is_stopped_costs_no_call_more_than_its_deadline(folder: Path, connect: Open) -> None:
-    with running(folder) as service:
-        client = learnt(connect, service.url)
-        processes = (service.process.pid, *service.processes())
-        for process in processes:
-            os.kill(process, signal.SIGSTOP)
-        try:
-            found = [in_time(call) for call in calls(client)]
-        finally:
-            for process in processes:
-                os.kill(process, signal.SIGCONT)
-        for one in found:
-            lists = one if isinstance(one, list) else [one]
-            assert lists
-            assert all(each.source == "memory" and each.items for each in lists)
-        until(lambda: client.recommendations("42", timeout_s=AMPLE_S).source == "personal")
-
-
 @pytest.mark.parametrize("status", [429, 502, 503])
 def test_an_answer_without_lists_is_stood_in_for_with_its_reason(
     proxy: FaultyProxy, connect: Open, status: int
@@ -273,17 +255,6 @@ def test_a_failure_is_repeated_once_on_another_connection(proxy: FaultyProxy, co
     proxy.faults.extend([DROPPED, DROPPED])
     assert client.batch(["42"], timeout_s=AMPLE_S)[0].source == "memory"
     assert len(proxy.requests) == 4
-
-
-def test_a_post_that_was_not_answered_in_time_is_sent_once(proxy: FaultyProxy, connect: Open) -> None:
-    client = learnt(connect, proxy.url)
-    proxy.fault = SILENT
-    for post in (lambda: client.batch(["42"], timeout_s=2.0)[0], lambda: client.fold_in(["a"], timeout_s=2.0)):
-        proxy.requests.clear()
-        answer = in_time(post)
-        until(lambda: proxy.requests)  # a busy proxy reads what was sent when it gets to it
-        assert (answer.source, answer.failure) == ("memory", f"{proxy.url}: no answer in time")
-        assert [request.split()[0] for request in proxy.requests] == ["POST"]
 
 
 def test_a_closed_client_raises_service_unavailable(service: Service) -> None:

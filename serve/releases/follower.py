@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # Findings that stay until another catalogue is followed.
 FOLLOWED: tuple[FindingSource, ...] = ("restored", "canary")
 
-# Minimum between logs of repeated errors and circuit openings.
+# Minimum between logs of repeated errors.
 LOG_EVERY_S = 60.0
 # First and longest pause before a failed store is read again.
 RETRY_S = (0.1, 5.0)

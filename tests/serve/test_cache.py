@@ -167,14 +167,6 @@ async def test_deny_list_applies_before_the_cache_and_item_filters_after_it(stor
     assert [one.status for one in await reader.personal_many(["1", "2", "1"])] == ["unknown", "ok", "unknown"]
 
 
-@virtual
-async def test_local_store_has_no_cache_and_network_stores_share_one(store: RemoteStore, clock: FakeClock) -> None:
-    stores: dict[str, Reader] = {"a": store, "file": MemoryStore(clock), "b": remote_store(clock)}
-    reader = TieredReader(stores, cache_bytes=MAX_BYTES)
-    assert [tier.cache_bytes for tier in reader.tiers] == [0, None, 0]
-    assert [tier.cache_bytes for tier in TieredReader(stores).tiers] == [None] * 3
-
-
 def test_a_service_shows_what_its_cache_spares_the_store(tmp_path: Path, redis_server: RedisServer) -> None:
     url = redis_server.url(prefix="cached")
     asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "popular:": a_list("p")}))

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import re
-import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -20,7 +19,6 @@ from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreFull
 from hotplate.stores.store import Store
 from hotplate.stores.transfer import copy, repair
-from tests.support.cosmos_account import Account, emulated_account
 from tests.support.redis_server import RedisServer, copied, put_back
 from tests.support.redis_server import running as redis_running
 from tests.support.service import Service, a_list, publish_to, serving, until
@@ -37,14 +35,13 @@ PAUSE_S = 0.02
 FAULT_S = 1.0
 DISK_BYTES = 4_000_000
 PREFIX = "test"
-REDIS, COSMOS, FILE = "redis", "cosmos+http", "file"
+REDIS, FILE = "redis", "file"
 
 # Metrics that rise: a name, and labels.
 DEGRADED = ("hotplate_degraded", "")
 UNREAD = ("hotplate_lookups_total", 'outcome="error"')
 CIRCUIT_OPEN = ("hotplate_breaker_open", "")
 FAILED_READS = ("hotplate_store_operation_duration_seconds_count", 'outcome="error"')
-THROTTLED = ("hotplate_store_throttled_total", "")
 DAMAGED_LISTS = ("hotplate_store_corrupt_total", "")
 OUTAGE = FAILED_READS, CIRCUIT_OPEN, DEGRADED
 
@@ -62,7 +59,6 @@ class Instance:
     proxy: Proxy | None = None
     redis: RedisServer | None = None
     snapshot: dict[bytes, bytes] | None = None
-    account: Account | None = None
 
     def metric(self, name: str, labels: str) -> float:
         """Return the sum of a metric's samples with these labels."""
@@ -151,10 +147,6 @@ async def started(folder: Path, kind: str, *, alone: bool = False, disk: Path | 
             durable = ("--appendonly", "yes", "--appendfsync", "always")
             found["redis"] = server = stack.enter_context(redis_running(folder / "redis", *durable))
             url, port = server.url(prefix=PREFIX), server.port
-        elif kind == COSMOS:
-            found["account"] = account = stack.enter_context(emulated_account(None))
-            url = account.url(secrets.token_hex(4))
-            port = int(account.emulator.endpoint.rsplit(":", 1)[1].rstrip("/"))
         else:
             url, port = f"file://{disk or folder / 'first'}", 0
         older = await published(source, url, "older")
@@ -180,28 +172,11 @@ async def started(folder: Path, kind: str, *, alone: bool = False, disk: Path | 
 
 
 @asynccontextmanager
-async def late(instance: Instance) -> AsyncIterator[None]:
-    assert instance.proxy is not None
-    instance.proxy.delay_s = 4 * BUDGET_S
-    yield
-    instance.proxy.delay_s = 0.0
-
-
-@asynccontextmanager
 async def cut(instance: Instance) -> AsyncIterator[None]:
     assert instance.proxy is not None
     instance.proxy.cut_at = 3
     yield
     instance.proxy.cut_at = None
-
-
-@asynccontextmanager
-async def connections_refused(instance: Instance) -> AsyncIterator[None]:
-    assert instance.proxy is not None
-    instance.proxy.refusing = True
-    instance.proxy.reset()
-    yield
-    instance.proxy.refusing = False
 
 
 @asynccontextmanager
@@ -218,22 +193,6 @@ async def killed(instance: Instance) -> AsyncIterator[None]:
     instance.redis.kill()
     yield
     await asyncio.to_thread(instance.redis.start)
-
-
-@asynccontextmanager
-async def answers_503(instance: Instance) -> AsyncIterator[None]:
-    assert instance.account is not None
-    await asyncio.to_thread(instance.account.inject_faults, {"kind": "unavailable"})
-    yield
-    await asyncio.to_thread(instance.account.inject_faults)
-
-
-@asynccontextmanager
-async def answers_429(instance: Instance) -> AsyncIterator[None]:
-    assert instance.account is not None
-    await asyncio.to_thread(instance.account.inject_faults, {"kind": "throttle"})
-    yield
-    await asyncio.to_thread(instance.account.inject_faults)
 
 
 @asynccontextmanager
@@ -298,20 +257,14 @@ class Drill:
     """The share of answers during the fault that are users' own lists, at least."""
 
 
-ALONE = (*OUTAGE, UNREAD)
 DRILLS = {
-    "redis is late": Drill(REDIS, late, OUTAGE),
     "redis refuses reads": Drill(REDIS, reads_refused, OUTAGE),
     "redis's answers are cut": Drill(REDIS, cut, OUTAGE),
     "redis is killed": Drill(REDIS, killed, OUTAGE),
-    "redis, alone, is killed": Drill(REDIS, killed, ALONE, alone=True, own=0.0),
+    "redis, alone, is killed": Drill(REDIS, killed, (*OUTAGE, UNREAD), alone=True, own=0.0),
     "redis gets an old snapshot": Drill(REDIS, old_snapshot, (("hotplate_release_info", 'release="OLDER"'),)),
     "redis's lists are damaged": Drill(REDIS, damaged, (DAMAGED_LISTS, DEGRADED)),
     "files are damaged": Drill(FILE, damaged, (DAMAGED_LISTS, UNREAD), alone=True, own=0.7),
-    "cosmos db answers 503": Drill(COSMOS, answers_503, OUTAGE),
-    "cosmos db answers 429": Drill(COSMOS, answers_429, (THROTTLED, CIRCUIT_OPEN, DEGRADED)),
-    "cosmos db is unreachable": Drill(COSMOS, connections_refused, OUTAGE),
-    "cosmos db, alone, is unreachable": Drill(COSMOS, connections_refused, ALONE, alone=True, own=0.0),
 }
 
 

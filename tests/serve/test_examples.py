@@ -232,27 +232,6 @@ def test_every_public_name_is_there_and_no_other() -> None:
     assert issubclass(hotplate.NotReady, hotplate.StoreError)
 
 
-async def test_lists_are_decoded_cut_and_name_where_they_came_from(tmp_path: Path) -> None:
-    release = await publish_lists(tmp_path, LISTS)
-    async with hotplate.open(f"file://{tmp_path}") as lists:
-        found = await lists.personal("42", n=2)
-        assert found.items[0] == {"id": "a", "score": 1.0, "title": "Title a"}
-        assert (ids(found), found.source, found.release, found.tier) == (["a", "b"], "personal", release, "file")
-        assert (await lists.personal("nobody")).source == "popular"
-        assert ids(await lists.personal("nobody", segment="France")) == ["vin", "pain"]
-        assert ids(await lists.similar("a")) == ["b", "c"]
-        assert ids(lists.popular(n=1)) == ["p1"]
-        assert [(ids(one), one.source) for one in await lists.personal_many(["42", "nobody"], n=1)] == [
-            (["a"], "personal"),
-            (["p1"], "popular"),
-        ]
-        (one,) = await lists.personal_many(["nobody"], segment="France")
-        assert ids(one) == ["vin", "pain"]
-        for wrong in (lists.personal("x" * 257), lists.similar(""), lists.personal("42", n=0)):
-            with pytest.raises(hotplate.StoreMisused):
-                await wrong
-
-
 @pytest.mark.parametrize(("prefix", "program"), [("README", examples("README.md")[0]), ("guide", FIRST)])
 def test_the_first_example_runs_as_it_is_documented(
     tmp_path: Path, redis_server: RedisServer, prefix: str, program: str

@@ -4,8 +4,6 @@ import asyncio
 import json
 import random
 import re
-import struct
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -39,7 +37,7 @@ from hotplate.serve.reader import FoldedIn, FoldInUnavailable, TieredReader
 from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode_id
 from hotplate.stores.errors import StoreMisused, StoreThrottled
 from hotplate.stores.extras import install_command
-from hotplate.stores.factors import Description, ItemEntry, read_description, read_piece
+from hotplate.stores.factors import read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import FACTORS
 from hotplate.stores.lifecycle import activate, prune
@@ -180,25 +178,6 @@ def test_what_is_left_out_is_replaced_by_the_next_best(left_out: set[int], n: in
     ids = frozenset(encode_id(f"i{number:03}") for number in left_out)
     found = [item["id"] for item in factors.recommend({0: 1.0}, n, frozenset(), ids)]
     assert found == [item for item in everything if int(item[1:]) not in left_out][:n]
-
-
-def test_list_with_too_few_items_in_categories_takes_no_extra_steps() -> None:
-    factors, draw = ItemFactors(Description("als", 6000, 2, 1, 1.0, 2.0, 1.0, max_per_category=3)), random.Random(1)
-    entries = [ItemEntry(f"i{number}", category=number % 20) for number in range(6000)]
-    factors.add(entries, memoryview(b"".join(struct.pack("<2f", draw.random(), draw.random()) for _ in entries)))
-    factors.finish()
-
-    def steps_of(n: int) -> int:
-        """Return how many functions it takes to compute a list, with the lock of the interpreter held in between."""
-        counted = Counter[str]()
-        sys.setprofile(lambda _, event, __: counted.update([event]))
-        found = factors.recommend({0: 1.0}, n)
-        sys.setprofile(None)
-        assert len(found) == min(n, 60)
-        assert max(Counter(int(item["id"][1:]) % 20 for item in found).values()) == 3
-        return counted.total()
-
-    assert steps_of(61) < 2 * steps_of(60)
 
 
 @few

@@ -11,8 +11,7 @@ import pytest
 from hotplate.serve.embedded import Lists
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import EncodedList, NotReady, TieredReader, read_within
-from hotplate.serve.releases.release import ServedRelease
-from hotplate.serve.tiers import FAILURES, PAUSE_S, Tier, loop_time
+from hotplate.serve.tiers import FAILURES, PAUSE_S, loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
@@ -114,19 +113,6 @@ async def test_caller_deadline_below_the_budget_is_kept_and_opens_no_circuit(
         with read_within(60):
             assert (await reader.personal("1")).source == "popular"
     assert reader.tiers[0].breaker.is_open
-
-
-@virtual
-async def test_a_probe_whose_caller_could_not_wait_leaves_the_next_one_to_probe(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    reader = await over_a_failed_one(memory, remote)
-    remote.failure, remote.delay_s = None, BUDGET_S / 2
-    await asyncio.sleep(PAUSE_S[0])
-    with read_within(BUDGET_S / 4):
-        assert (await reader.personal("1")).source == "popular"
-    assert reader.tiers[0].breaker.is_open
-    assert (await reader.personal("1")).source == "personal"
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -457,38 +443,6 @@ async def test_a_request_never_fails_and_one_that_cannot_deliver_harms_no_other(
     reader.submit("user:1", "personal", "", delivered.append)
     await asyncio.sleep(BUDGET_S)
     assert (delivered[-1].source, delivered[-1].status) == ("popular", "error")
-
-
-@virtual
-async def test_a_defect_in_one_read_of_a_turn_costs_the_other_reads_nothing(
-    store: RemoteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await publish(store.inner, "first", users=range(20))
-    reader = await over(store)
-    read = Tier.read
-
-    async def read_or_fail(tier: Tier, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        if "user:0" in keys:
-            raise IndexError("a mistake of ours")
-        await asyncio.sleep(BUDGET_S / 4)
-        return await read(tier, served, keys, timeout_s)
-
-    monkeypatch.setattr(Tier, "read", read_or_fail)
-    assert [one.source for one in await personal(reader, *range(20))] == ["popular"] * 8 + ["personal"] * 12
-
-
-@virtual
-async def test_a_caller_in_a_hurry_waits_for_no_read_of_others(store: RemoteStore) -> None:
-    await publish(store.inner, "first")
-    reader = await over(store)
-    store.delay_s = BUDGET_S / 2
-    patient = asyncio.create_task(reader.personal("1"))
-    await asyncio.sleep(0)
-    started = loop_time()
-    with read_within(BUDGET_S / 4):
-        assert (await reader.personal("1")).status == "error"
-    assert loop_time() - started < BUDGET_S / 2
-    assert texts([await patient]) == ["first for 1"]
 
 
 @virtual

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.releases.follower import LOG_EVERY_S
 from hotplate.serve.tiers import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker, StoreObserver, Tier, tier_names
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
+from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import Observer, Slot
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -125,30 +124,6 @@ async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStor
 
 
 @virtual
-async def test_a_circuit_that_opens_time_and_again_does_not_fill_the_log(
-    store: KeyByKeyStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    reader, tier = await opened(store)
-
-    async def open_and_close() -> None:
-        store.failure = StoreThrottled("not now", 1.0)
-        while not tier.breaker.is_open:
-            await reader.personal("1")
-        store.failure = None
-        while tier.breaker.is_open:
-            await reader.personal("1")
-            await asyncio.sleep(0.01)
-
-    logged = ["cosmos: circuit open after repeated failures: not now", "cosmos: circuit closed, the store answers"]
-    for _ in range(3):
-        await open_and_close()
-    assert [record.getMessage() for record in caplog.records if record.name == "hotplate.serve.tiers"] == logged
-    await asyncio.sleep(LOG_EVERY_S)
-    await open_and_close()
-    assert [record.getMessage() for record in caplog.records if record.name == "hotplate.serve.tiers"] == 2 * logged
-
-
-@virtual
 async def test_failures_of_one_part_do_not_open_the_circuit_before_the_limit(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
     store.broken_keys = {"user:1"}
@@ -210,24 +185,6 @@ def fail(breaker: Breaker, times: int) -> None:
     for _ in range(times):
         assert breaker.allows()
         breaker.failed()
-
-
-def test_circuit_opens_after_consecutive_failures_and_success_resets_count(breaker: Breaker) -> None:
-    fail(breaker, FAILURES - 1)
-    breaker.succeeded()
-    fail(breaker, FAILURES - 1)
-    before = breaker.is_open
-    fail(breaker, 1)
-    assert (before, breaker.is_open, breaker.allows()) == (False, True, False)
-
-
-def test_an_open_breaker_lets_one_probe_out_after_its_pause(breaker: Breaker, clock: FakeClock) -> None:
-    fail(breaker, FAILURES)
-    clock.now += PAUSE_S[0]
-    assert [breaker.allows() for _ in range(3)] == [True, False, False]
-    breaker.succeeded()
-    assert not breaker.is_open
-    assert all(breaker.allows() for _ in range(3))
 
 
 def test_the_pause_doubles_to_its_bound_and_is_short_again_after_a_success(breaker: Breaker, clock: FakeClock) -> None:

@@ -175,27 +175,6 @@ async def test_a_store_made_anew_is_followed_although_its_generation_is_lower(
 
 
 @virtual
-async def test_callers_that_find_a_release_gone_share_one_read_of_the_catalogue(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    follower = Follower(remote)
-    await publish(memory, "first")
-    reads = 0
-    inner = remote.catalogue
-
-    async def counting() -> Catalogue:
-        nonlocal reads
-        reads += 1
-        await asyncio.sleep(0.01)
-        return await inner()
-
-    remote.catalogue = counting  # type: ignore[method-assign]  # to count the calls
-    await asyncio.gather(*(follower.refresh() for _ in range(20)))
-    assert reads == 1
-    assert follower.served is not None
-
-
-@virtual
 async def test_catalogue_read_started_before_a_newer_one_arrived_is_repeated(
     memory: MemoryStore, remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,21 +342,6 @@ async def test_a_release_that_is_damaged_in_places_is_followed_and_says_where(
 
 
 @virtual
-async def test_stale_replica_next_to_a_current_primary_is_not_an_error(
-    memory: MemoryStore, remote: RemoteStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with following(remote) as follower:
-        await followed(memory, follower)
-        older = replace(await memory.catalogue(), primary=False)
-        second = await publish(memory, "second")
-        await until(follower, second)
-        caplog.clear()
-        await follower._take(older)
-        await asyncio.sleep(1)
-        assert (served(follower).id, follower.last_error, caplog.records) == (second, None, [])
-
-
-@virtual
 async def test_same_generation_catalogue_with_another_token_is_followed_at_once(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
@@ -391,22 +355,6 @@ async def test_same_generation_catalogue_with_another_token_is_followed_at_once(
         assert (await memory.catalogue()).generation == lost.generation
         assert await elapsed_until(follower, other) < 2 * SPREAD_S
         assert follower.last_error is None
-
-
-@virtual
-async def test_store_restored_to_before_first_release_keeps_serving_and_reports(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    async with following(remote) as follower:
-        await publish(memory, "never live", live=False)
-        empty = backup(memory)
-        first = await publish(memory, "first")
-        await until(follower, first)
-        restore(memory, empty)
-        await asyncio.sleep(45)
-        assert served(follower).id == first
-        assert "nothing is live" in str(follower.last_error)
-        await until(follower, await publish(memory, "second"))
 
 
 @pytest.mark.parametrize("lost", ["catalogue", "release"])
