@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 PARTITION_ROWS = 1_000_000
 # Beyond this number, partitions get larger instead.
 MAX_PARTITIONS = 250
-# Upper bound of the bytes on disk: (bytes of owners + _ROW_BYTES per row) x DISK_FACTOR.
-DISK_FACTOR = 1.05
-_ROW_BYTES = 30
 _SAMPLED_OWNERS = 200_000
 POPULAR_LENGTH = 100
 _NO_NUMBER = "score that is not a number"
@@ -126,14 +123,17 @@ class ImportedLists:
         self._settings = settings
         given = [] if settings.lists is None else [settings.lists, *settings.more]
         others = [[] if path is None else [path] for path in (settings.similar, settings.popular, settings.titles)]
-        numbers, self._notes = ItemNumbers(), list[str]()
+        numbers = ItemNumbers()
         with ExitStack() as stack:
             files, similar_files, popular_files, title_files = (
                 stack.enter_context(input_files(paths)) for paths in (given, *others)
             )
-            scored = self._read(files, named_paths(given), "user", "item", settings.columns)
-            similar = self._read(similar_files, named_paths(others[0]), "item", "other")
-            popular = self._read(popular_files, named_paths(others[1]), "segment", "item")
+            scored = read_scored(files, named_paths(given), settings.columns, settings.form) if files else None
+            similar = popular = None
+            if similar_files:
+                similar = read_scored(similar_files, named_paths(others[0]), {}, Format(), owner="item", item="other")
+            if popular_files:
+                popular = read_scored(popular_files, named_paths(others[1]), {}, Format(), owner="segment")
             self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
             report = partial(on_progress, "similar")
             self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
@@ -145,8 +145,9 @@ class ImportedLists:
                 titled = text_of(title_files, named_paths(others[2]), ("item", "title"), **named)
                 titles = titles_of(titled.lazy(), named_paths(others[2]))
             self._fingerprint = fingerprint([*files, *popular_files, *similar_files, *title_files])
-        read = next(rows for rows in (scored, similar, popular) if rows is not None)
-        self.rows, self.left_out = read.total, dict(read.left_out)
+        read = [rows for rows in (scored, similar, popular) if rows is not None]
+        self.rows, self.left_out = read[0].total, dict(read[0].left_out)
+        self._notes = [note for rows in read for note in rows.notes]
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
         self._items = numbers.ids()
@@ -193,22 +194,6 @@ class ImportedLists:
     def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
         return (self._encoder.rows(kind, batch) for batch in lists.batches(_BATCH))
 
-    def _read(
-        self,
-        files: Sequence[DataFile],
-        source: str,
-        owner: str,
-        item: str,
-        named: Mapping[str, str | None] | None = None,
-    ) -> Rows | None:
-        if not files:
-            return None
-        # Names and format apply to users' lists.
-        form = self._settings.form if named is not None else Format()
-        rows, said = read_scored(files, source, named or {}, form, owner=owner, item=item)
-        self._notes += said
-        return rows
-
 
 def read_scored(
     files: Sequence[DataFile],
@@ -218,22 +203,19 @@ def read_scored(
     *,
     owner: str = "user",
     item: str = "item",
-) -> tuple[Rows, list[str]]:
+) -> Rows:
     """Check and count the rows of *files*, called *source* in messages.
 
-    Returns rows [owner: str, item: str, score: f64, and title: str if present], with the fact `owner_bytes`, and notes
-    for the user. *named* are columns by role, others are guessed; *owner* and *item* are roles. Rows without an owner
-    or item are left out; a missing segment is the overall one. Raises DataError, also for a score that is not finite.
+    Returns rows [owner: str, item: str, score: f64, and title: str if present]. *named* are columns by role, others are
+    guessed; *owner* and *item* are roles. Rows without an owner or item are left out; a missing segment is the overall
+    one. Raises DataError, also for a score that is not finite.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=required)
     shapes = [_shape(table, columns, owner, item) for table in tables]
-    owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
-    rows = Rows(shapes, source, owner_bytes)
-    note = rows.note_of_bad_rows()
-    return rows, [] if note is None else [note]
+    return Rows(shapes, source)
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
@@ -274,12 +256,10 @@ def sort_lists(
 ) -> SortedLists:
     """Sort rows into a new *folder* by owner, highest score and item, at most *length* items per owner.
 
-    *on_progress* is called with (rows done, twice the rows), for two passes. Raises DataError if the disk is too small
-    or gets full.
+    *on_progress* is called with (rows done, twice the rows), for two passes. Raises DataError if the disk gets full.
     """
     if scored is None:
         return SortedLists([], np.zeros(0, dtype=np.int64), 0, 0)
-    _check_free_space(scored, folder.parent)
     folder.mkdir()
     done, total = 0, 2 * scored.facts["rows"]
     on_progress(done, total)
@@ -353,13 +333,3 @@ def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: 
     for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():
         (folder / str(number)).mkdir(exist_ok=True)
         part.write_ipc(folder / str(number) / name)
-
-
-def _check_free_space(rows: Rows, folder: Path) -> None:
-    needed = int((rows.facts["owner_bytes"] + rows.facts["rows"] * _ROW_BYTES) * DISK_FACTOR)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"Sorting takes about {needed / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are free; "
-            "free some, or set TMPDIR to a folder on a larger disk."
-        )

@@ -138,7 +138,7 @@ def from_files(
 
     Memory grows with the lists of the users of *pairs* [user, item].
     """
-    scored = read_scored(find_files(path), str(path), named, form or Format())[0].kept
+    scored = read_scored(find_files(path), str(path), named, form or Format()).kept
     wanted = pairs.select(owner="user").unique().lazy()
     once = scored.join(wanted, on="owner", how="semi").group_by(user="owner", item="item").agg(pl.col("score").max())
     with data_errors(path):

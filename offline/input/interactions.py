@@ -10,7 +10,7 @@ from typing import NamedTuple
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import MAX_ID_BYTES, NO_TIMES, Columns, choose_columns, usual_column
+from hotplate.offline.input.columns import NO_TIMES, Columns, choose_columns, usual_column
 from hotplate.offline.input.files import (
     DataFile,
     DataSource,
@@ -148,7 +148,7 @@ def read_interactions(
             log,
             Weighing(weighting, half_life),
             titles_of(titled, source),
-            _segments(rows.kept, source, log if any_cancelled else None) if chosen.segment else None,
+            _segments(rows.kept, log if any_cancelled else None) if chosen.segment else None,
             rows.total,
             rows.left_out,
             fingerprint([*files, *title_files]),
@@ -234,7 +234,8 @@ def _shape(source: _Source) -> TableShape:
     values = [condition.alias(reason) for reason, condition in met.items()]
     values += [table.text(name).alias(role) for role in _TEXTS if (name := getattr(columns, role)) is not None]
     again = (pl.col("user") == str(columns.user)) & (pl.col("item") == str(columns.item))
-    left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({"user": "user", "item": "item"})
+    ids = ("user", "item", *([] if columns.segment is None else ["segment"]))
+    left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({role: role for role in ids})
     left_out["header again"] = again.fill_null(value=False)
     bad, value, weight = dict[str, tuple[str, str]](), pl.lit(1.0), pl.col("weight")
     if columns.count is not None:
@@ -258,7 +259,7 @@ def _shape(source: _Source) -> TableShape:
         value = pl.when(number < 0).then(1.0).otherwise(value)
     values.append(value.alias("weight"))
     if columns.time is not None:
-        time = table.time(columns.time, table.time_format(columns.time))
+        time = table.time(columns.time)
         absent = table.is_absent(columns.time) | (time == _EPOCH).fill_null(value=False)
         values += [pl.when(time >= _EARLIEST).then(time).alias("time"), absent.alias("timeless")]
         left_out[_NO_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
@@ -343,7 +344,7 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([others, found], how="diagonal").drop("quantity")
 
 
-def _segments(kept: pl.LazyFrame, source: str, log: pl.DataFrame | None) -> pl.DataFrame:
+def _segments(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
     if log is not None:
         left = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
         pairs = left.select("user", "item").unique().lazy()
@@ -351,19 +352,12 @@ def _segments(kept: pl.LazyFrame, source: str, log: pl.DataFrame | None) -> pl.D
     present = kept.filter(pl.col("segment").is_not_null())
     users = pl.col("user").n_unique().cast(pl.Float64).alias("weight")
     found = present.group_by("segment", "item").agg(users).with_columns(pl.col("segment", "item").cast(pl.String))
-    counted = found.sort("segment", "item").collect(engine="streaming")
-    longest = counted.get_column("segment").str.len_bytes().max()
-    if isinstance(longest, int) and longest > MAX_ID_BYTES:
-        raise DataError(
-            f"The segment column of {source} holds a value of {longest:,} bytes; name one with short values."
-        )
-    return counted
+    return found.sort("segment", "item").collect(engine="streaming")
 
 
 def _notes_of_rows(rows: Rows, columns: Columns) -> Iterator[str]:
-    facts, bad = rows.facts, rows.note_of_bad_rows()
-    if bad is not None:
-        yield bad
+    facts = rows.facts
+    yield from rows.notes
     if columns.time is not None and facts["timeless"] >= _TIMELESS_SHARE * facts["rows"]:
         yield (
             f"{facts['timeless']:,} of {facts['rows']:,} rows have no time, or 0, in {columns.time!r}; they count as "

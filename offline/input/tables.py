@@ -19,7 +19,6 @@ _TOO_LONG = "too many fields"
 _SHOWN = 5
 _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
-_SPELLED_DELIMITERS = {"\\t": "\t", "tab": "\t"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +70,13 @@ class Table:
         has_text = dtype.is_float() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
         return (self.text(name) if has_text else pl.col(name)).is_null()
 
-    def time_format(self, name: str) -> str:
-        """Return the format of a column of times."""
-        if self.form.time_format is not None:
-            return self.form.time_format
-        with data_errors(self.file):
-            present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS).collect()
-            return time_format(present.get_column(name))
-
-    def time(self, name: str, layout: str) -> pl.Expr:
-        """Return the column as a naive UTC time, null if not in the format *layout*."""
+    def time(self, name: str) -> pl.Expr:
+        """Return the column as a naive UTC time, null if not in the format of the first rows, or in the one given."""
+        layout = self.form.time_format
+        if layout is None:
+            with data_errors(self.file):
+                present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS).collect()
+                layout = time_format(present.get_column(name))
         return read_time(name, self.schema[name], layout)
 
     def cells(self, rows: Sequence[int], column: str) -> Iterator[tuple[str, object]]:
@@ -141,7 +137,7 @@ def _scan_text(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int]:
 def _separator(first: str, delimiter: str | None) -> str:
     if delimiter is None:
         return max(_DELIMITERS, key=first.count)
-    separator = _SPELLED_DELIMITERS.get(delimiter, delimiter)
+    separator = "\t" if delimiter in ("\\t", "tab") else delimiter
     if len(separator) != 1 or not separator.isascii():
         raise SettingError(f"The delimiter {delimiter!r} cannot be used; give one ASCII character, such as ; or \\t.")
     return separator
@@ -189,7 +185,7 @@ class Rows:
     total     number of rows
     left_out  number of rows left out by reason, without zeros
     facts     aggregates over the rows kept; `rows` is their number
-    bad       descriptions of the first bad rows
+    notes     a sentence that shows the first bad rows, if any
     """
 
     def __init__(
@@ -212,7 +208,8 @@ class Rows:
         if not self.total:
             raise DataError(f"{source} has a header but no rows; give a file with rows.")
         self.left_out = {reason: found[number]["rows"] for reason, number in self._numbers.items() if number in found}
-        self.bad = self._bad_rows(source)
+        bad = self._bad_rows(source)
+        self.notes = [f"bad rows are left out: {'; '.join(bad)}"] if bad else []
         if 0 not in found:
             counted = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
             raise DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counted}.")
@@ -227,10 +224,6 @@ class Rows:
         """Return the values of *name* in rows left out for *reason*, most frequent first."""
         counted = self._only(reason).group_by(value=pl.col(name).cast(pl.String)).len()
         return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
-
-    def note_of_bad_rows(self) -> str | None:
-        """Return a sentence that shows the bad rows, if any."""
-        return f"bad rows are left out: {'; '.join(self.bad)}" if self.bad else None
 
     def _bad_rows(self, source: str) -> list[str]:
         shown, count = list[str](), 0

@@ -7,7 +7,6 @@ from pathlib import Path
 from hotplate.offline import publish
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, load, save
-from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.transfer import copy
 from hotplate.stores.verification import load_manifest
@@ -51,10 +50,3 @@ async def test_copies_keep_the_models_id() -> None:
     copied = await load_manifest(target, (await target.catalogue()).find(manifest.release).ref)
     assert copied.model == manifest.model
     assert copied.has_lists_of(manifest)
-
-
-async def test_releases_without_a_model_are_compared_by_their_ids() -> None:
-    _, manifest = await published(checkerboard_model())
-    one = replace(manifest, about={})
-    assert one.has_lists_of(one)
-    assert not one.has_lists_of(replace(one, release=ReleaseId("another")))

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions, split
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import load
@@ -104,11 +104,6 @@ def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
     assert load(tmp_path / "model").params == PARAMS
 
 
-def test_conflicting_options_are_rejected_before_reading_input() -> None:
-    with pytest.raises(SettingError, match=r"k is 100000; it must lie between 1 and 1000\."):
-        TrainSettings("a.csv", k=100_000)
-
-
 CELLS: tuple[Params, ...] = (PARAMS, NeighbourParams(neighbours=30), PopularityParams())
 
 
@@ -189,8 +184,3 @@ def test_a_data_frame_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     mixed.loc[1, "user"] = 1
     with pytest.raises(DataError, match="The data frame cannot be read: "):
         train(TrainSettings(mixed, params=PARAMS), tmp_path / "model")
-
-
-def test_a_data_frame_without_a_column_of_users_is_refused_with_its_columns(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the data frame"):
-        train(TrainSettings(sample(60, 30).select("weight", "time"), params=PARAMS), tmp_path / "model")

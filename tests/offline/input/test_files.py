@@ -19,7 +19,6 @@ from tests.support.interactions import pairs_of, write
 GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
 UNKNOWN = random.Random(1).randbytes(5000)
 MISNAMED = "custmer,product,plays\na,b,1\nc,d,1\n"
-SEGMENTS = f"user,item,segment\na,b,{'s' * 300}\nc,d,t\n"
 FEW = "user,item,weight\n,b,1\na,b,0\nc,d,5\n"
 
 
@@ -58,7 +57,6 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
     ("a.csv", "user\na\n", "looks like the item"),
     ("a.parquet", parquet(pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]})), "The column 'user' of"),
-    ("a.csv", SEGMENTS, "holds a value of 300 bytes"),
     *(
         ("a.csv", f'user,item,weight\na,b,1\nc,d,"{weight}"\n', f"row 3, column 'weight': {weight!r} is not a finite")
         for weight in ("abc", "inf", "-inf", "1,5", "0x10", "1e400")

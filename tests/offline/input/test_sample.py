@@ -27,13 +27,6 @@ def test_a_sample_has_distinct_readable_titles_and_a_long_tail() -> None:
     assert frame.get_column("time").is_sorted()
 
 
-def test_more_items_than_names_still_have_titles_of_their_own() -> None:
-    frame = sample(300, 13_500)
-    titles = frame.select("item", "title").unique()
-    assert titles.get_column("title").n_unique() == titles.height
-    assert titles.get_column("title").str.ends_with(" No. 2").any()
-
-
 @pytest.mark.parametrize(("users", "items"), [(9, 100), (100, 9)])
 def test_a_sample_that_is_too_small_is_refused(users: int, items: int) -> None:
     with pytest.raises(SettingError, match="at least 10"):
