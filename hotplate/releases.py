@@ -4,16 +4,12 @@ A store is a URL or an unused Store, which each function opens and closes, also 
 Every failure is a StoreError.
 """
 
-import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from hotplate.stores import lifecycle, transfer, verification
 from hotplate.stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
 from hotplate.stores.connect import run_between, run_on
-from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import WriteResult
 from hotplate.stores.store import Store
@@ -82,16 +78,21 @@ def copy(
     return run_between(source, target, act)
 
 
-def verify(store: str | Store, release: str | None = None, *, on_progress: OnProgress = unreported) -> Manifest:
-    """Read every row of a *release*, by default the live one, and return its manifest.
+def verify(
+    store: str | Store,
+    release: str | None = None,
+    *,
+    rows_per_s: float | None = None,
+    on_progress: OnProgress = unreported,
+) -> Manifest:
+    """Read every row of a *release*, by default the live one, at most *rows_per_s*, and return its manifest.
 
     *on_progress* is called with (rows read, rows in all). Raises ReleaseNotFound, and ReleaseCorrupt with damaged keys.
     """
 
     async def act(it: Store) -> Manifest:
         chosen = await find_release(it, release)
-        with as_damage(chosen):
-            return await verification.verify(it, chosen, on_progress=on_progress)
+        return await verification.verify(it, chosen, rows_per_s=rows_per_s, on_progress=on_progress)
 
     return run_on(store, act, must_exist=True)
 
@@ -103,17 +104,3 @@ async def find_release(store: Store, release: str | None) -> ReleaseRef:
     if chosen is None:
         raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
     return found.find(chosen).ref
-
-
-@contextmanager
-def as_damage(*releases: ReleaseRef) -> Iterator[None]:
-    """Raise ReleaseCorrupt for errors of decoding damaged bytes."""
-    try:
-        yield
-    except (ValueError, LookupError, zlib.error, struct.error) as error:
-        named = " or ".join(each.id for each in releases)
-        what = f"{error.object[:80]!r} is not text" if isinstance(error, UnicodeDecodeError) else error
-        raise ReleaseCorrupt(
-            f"release {named} is damaged and cannot be decoded ({what}); publish it again, or run `hotplate releases "
-            f"repair --from URL` with another store that has it"
-        ) from error

@@ -26,7 +26,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
-from hotplate.stores.verification import DEPTH, load_manifest
+from hotplate.stores.verification import load_manifest
 
 # Tables of an evaluation without metrics of the model.
 _NO_METRICS = ("split", "params", "baselines", "as_trained")
@@ -39,6 +39,9 @@ _SHORTEST = "shortest_list"
 _OVERLAP = "overlap"
 _POPULAR = "popular_share"
 _OF_LISTS = (_COVERAGE, _USERS, _SHORTEST, _OVERLAP, _POPULAR)
+# Compared items of a list by default: the number served by default.
+DEPTH = 10
+
 _AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
 
 

@@ -11,7 +11,6 @@ from itertools import islice
 
 import zstandard
 
-from hotplate.stores import encoding
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
@@ -200,14 +199,6 @@ async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -
         return body[:OFFSET_BYTES] + decompress(body[OFFSET_BYTES:])
 
     return decode
-
-
-def read_ids(row: Row, decode: Decode) -> list[str]:
-    """Return the item ids of a stored list, best first; ReleaseCorrupt if the row is not a list."""
-    try:
-        return [item["id"] for item in encoding.decode(decode(row.key, row.value)[OFFSET_BYTES:])]
-    except (ReleaseCorrupt, ValueError, KeyError, TypeError) as error:
-        raise ReleaseCorrupt(f"the row {row.key!r} is not a list ({error}); publish the release again") from error
 
 
 async def _first(batches: AsyncIterator[Sequence[Row]]) -> list[Sequence[Row]]:

@@ -6,7 +6,7 @@ Its new `store_id` makes running services follow it, and keeps earlier writers f
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseId, ReleaseRef, State
@@ -26,7 +26,7 @@ from hotplate.stores.lifecycle import is_sealed, scale_up_again
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.store import Store, read_one
 from hotplate.stores.users import find_records, write_record
-from hotplate.stores.verification import read_servable, verify
+from hotplate.stores.verification import verify
 
 # Called with (release, its rows read, its rows in all).
 OnRowsRead = Callable[[ReleaseId, int, int], None]
@@ -34,12 +34,11 @@ OnRowsRead = Callable[[ReleaseId, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FoundRelease:
-    """A sealed release, with the error of `verify` as *damage* and that of `read_servable` as *refusal*."""
+    """A sealed release, with the error of `verify` as *damage*."""
 
     ref: ReleaseRef
     manifest: Manifest
     damage: str | None = None
-    refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +65,8 @@ class Survey:
         """Return the only release; StoreMisused if there are several."""
         if len(self.candidates) == 1:
             return self.candidates[0].ref.id
-        servable = [found for found in self.candidates if found.refusal is None]
-        whole = [found for found in servable if found.damage is None] or servable
-        newest = [found for found in whole if not found.manifest.refused_by] or whole
-        example = f", for example --live {newest[-1].ref.id}, the newest that is sound" if newest else ""
         raise StoreMisused(
-            f"the store holds {len(self.candidates)} releases; say with --live ID which one is to be live{example}"
+            f"the store holds {len(self.candidates)} releases; say with --live ID which one is to be live"
         )
 
     def find(self, release: ReleaseId) -> FoundRelease:
@@ -111,24 +106,22 @@ async def survey(
         found.find(wanted)
     all_erased = reduce(ErasedUsers.merged, erased.values(), NOBODY)
     read = [await _read(store, one, all_erased, on_progress) for one in releases]
-    read.sort(key=lambda one: (one.manifest.created_at, one.refusal is None, one.damage is None))
+    read.sort(key=lambda one: (one.manifest.created_at, one.damage is None))
     return replace(found, releases=tuple(read))
 
 
 async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
     """Write and return a catalogue with *live* live and the other *found* releases ready.
 
-    Unless *force* is true, raises ReleaseCorrupt if *live* cannot be served, and RefusedByGates if its gates refused
-    it. Raises ReleaseConflict if another process has written a catalogue since.
+    Unless *force* is true, raises ReleaseCorrupt if *live* is damaged, and RefusedByGates if its gates refused it.
+    Raises ReleaseConflict if another process has written a catalogue since.
     """
     chosen = found.find(live)
-    if chosen.refusal is not None and not force:
-        raise ReleaseCorrupt(f"{chosen.refusal}; name another release with --live, or say --force to have it live")
-    if chosen.manifest.refused_by and not force:
-        raise RefusedByGates(
-            f"release {live} was refused by {', '.join(chosen.manifest.refused_by)} when it was published; "
-            f"name another release with --live, or say --force to have it live"
-        )
+    advice = "name another release with --live, or say --force to have it live"
+    if chosen.damage is not None and not force:
+        raise ReleaseCorrupt(f"{chosen.damage}; {advice}")
+    if (refused_by := chosen.manifest.refused_by) and not force:
+        raise RefusedByGates(f"release {live} was refused by {', '.join(refused_by)} when it was published; {advice}")
     await store.prepare(chosen.ref)
     new = changes.succeed(
         Catalogue(now=found.now),
@@ -185,35 +178,27 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
 
 
 async def _read(store: Store, found: FoundRelease, erased: ErasedUsers, on_progress: OnRowsRead) -> FoundRelease:
-    damage = refusal = None
     try:
-        await verify(
-            store, found.ref, erased=erased, on_progress=lambda done, total: on_progress(found.ref.id, done, total)
-        )
+        await verify(store, found.ref, erased=erased, on_progress=partial(on_progress, found.ref.id))
     except (ReleaseCorrupt, ReleaseNotFound) as error:
-        damage = str(error)
-    try:
-        await read_servable(store, found.ref, erased=erased)
-    except (ReleaseCorrupt, ReleaseNotFound) as error:
-        refusal = str(error)
-    return replace(found, damage=damage, refusal=refusal)
+        return replace(found, damage=str(error))
+    return found
 
 
 def _entries(found: Survey, live: FoundRelease) -> list[Release]:
     # The live release is last; of two with one id, the earlier one is withdrawn.
-    candidates = found.candidates
-    withdrawn = [one for one in found.releases if one not in candidates]
-    ready = [one for one in candidates if one is not live]
+    states = [(one, State.READY if one in found.candidates else State.WITHDRAWN) for one in found.releases]
+    states = [(one, state) for one, state in states if one is not live] + [(live, State.LIVE)]
     return [
-        *(_entry(one, State.WITHDRAWN, superseded_at=found.now) for one in withdrawn),
-        *(_entry(one, State.READY) for one in ready),
-        _entry(live, State.LIVE),
+        Release(
+            *one.ref,
+            state,
+            one.manifest.created_at,
+            superseded_at=found.now if state is State.WITHDRAWN else None,
+            refused_by=one.manifest.refused_by if state is State.READY else (),
+        )
+        for one, state in states
     ]
-
-
-def _entry(found: FoundRelease, state: State, superseded_at: float | None = None) -> Release:
-    refused_by = found.manifest.refused_by if state is State.READY else ()
-    return Release(*found.ref, state, found.manifest.created_at, superseded_at=superseded_at, refused_by=refused_by)
 
 
 async def _token(store: Store) -> str:

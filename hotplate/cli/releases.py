@@ -1,6 +1,5 @@
-"""`hotplate releases`: list, show, activate, rollback, canary, prune, copy, verify, scrub, repair and diff."""
+"""`hotplate releases`: list, show, activate, rollback, canary, prune, copy, verify, scrub and repair."""
 
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -32,11 +31,10 @@ if TYPE_CHECKING:
     from hotplate.stores.manifest import Manifest
     from hotplate.stores.publication import WriteResult
     from hotplate.stores.store import Estimate, Store
-    from hotplate.stores.verification import Difference, ScrubResult
 
 app = Verbs(
     no_args_is_help=True,
-    help="List, activate, roll back, try as a canary, prune, copy, verify, repair and compare releases.\n\n"
+    help="List, activate, roll back, try as a canary, prune, copy, verify and repair releases.\n\n"
     "Example: hotplate releases list --store file:///var/lib/hotplate",
 )
 
@@ -88,7 +86,7 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False) -> None:
-    """Show a release: state, model, rows, gates, origin, and quality compared with the release that was live before.
+    """Show a release: state, model, rows, gates, origin and quality.
 
     --json prints the whole manifest.
 
@@ -96,11 +94,10 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
     """
     from hotplate.stores.catalogue import ReleaseId
 
-    async def read(opened: "Store") -> "tuple[Manifest, Catalogue, Manifest | None]":
-        manifest, found = await find_manifest(opened, release), await opened.catalogue()
-        return manifest, found, None if as_json else await _manifest_before(opened, found, found.find(manifest.release))
+    async def read(opened: "Store") -> "tuple[Manifest, Catalogue]":
+        return await find_manifest(opened, release), await opened.catalogue()
 
-    manifest, found, before = with_store(store, read)
+    manifest, found = with_store(store, read)
     entry, canary = found.find(ReleaseId(release)), found.canary
     if as_json:
         percent = canary.percent if canary is not None and canary.release == release else None
@@ -124,7 +121,9 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
         ),
     ]
     out.print(table(("", ""), facts))
-    _print_quality(manifest, before)
+    metrics = about.get("metrics") or {}
+    if quality := [(name, f"{it:.4f}") for name, it in metrics.get("model", {}).items() if isinstance(it, float)]:
+        out.print(table((f"quality at {metrics.get('k')}", ""), quality))
     print_gates(manifest, forced=(about.get("gates") or {}).get("forced", False))
 
 
@@ -308,18 +307,15 @@ def _print_copied(done: "WriteResult", target: str, meter: RequestUnitMeter, *, 
 def verify(release: ReleaseOrLive = None, store: StoreUrl = None, as_json: Json = False) -> None:
     """Read every row of a release and check counts, bytes and digest against its manifest.
 
-    Also prints warnings about the store's set-up. `hotplate store doctor` reads only a few rows.
+    If rows are missing or damaged, the exit code is 1; `hotplate releases repair` restores them. Also prints warnings
+    about the store's set-up. `hotplate store doctor` reads only a few rows.
 
     Example: hotplate releases verify --store redis://localhost:6379/0
     """
-    from hotplate.releases import verify as check
     from hotplate.stores.store import warnings_of
 
     warnings = with_store(store, warnings_of)
-    with progress_bars() as on_progress:
-        manifest = check(chosen_store(store), release, on_progress=partial(on_progress, "verify"))
-    sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
-    print_result({"release": manifest, "warnings": warnings}, sentence, as_json=as_json)
+    _verify("verify", release, store, None, {"warnings": warnings}, as_json=as_json)
     for warning in () if as_json else warnings:
         err.print(f"warning: {warning}")
 
@@ -331,29 +327,23 @@ def scrub(
     rate: Annotated[float, Flag("Rows to read in a second.", at_least=1)] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Read every row of a release, by default the live one, at a limited rate, and check for missing or damaged rows.
-
-    If rows are missing or damaged, the exit code is 1; `hotplate releases repair` restores them.
+    """Read every row of a release as `verify` does, at a limited rate, beside a service.
 
     Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
     """
-    from hotplate.releases import as_damage, find_release
-    from hotplate.stores.errors import ReleaseCorrupt
-    from hotplate.stores.verification import scrub as read
+    _verify("scrub", release, store, rate, {}, as_json=as_json)
+
+
+def _verify(
+    verb: str, release: str | None, store: str | None, rate: float | None, more: dict[str, Any], *, as_json: bool
+) -> None:
+    from hotplate.releases import verify as check
 
     with progress_bars() as on_progress:
-
-        async def act(opened: "Store") -> "tuple[str, ScrubResult]":
-            chosen = await find_release(opened, release)
-            with as_damage(chosen):
-                progress = partial(on_progress, "scrub")
-                return chosen.id, await read(opened, chosen, rows_per_s=rate, on_progress=progress)
-
-        chosen, found = with_store(store, act)
-    if not found.is_whole:
-        raise ReleaseCorrupt(f"of release {chosen}, {found.finding}")
-    facts = {"release": chosen, "rows": found.rows, "damaged": []}
-    print_result(facts, f"{chosen} is whole: {found.rows:,} rows", as_json=as_json)
+        report = partial(on_progress, verb)
+        manifest = check(chosen_store(store), release, rows_per_s=rate, on_progress=report)
+    sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
+    print_result({"release": manifest} | more, sentence, as_json=as_json)
 
 
 @app.command()
@@ -384,54 +374,9 @@ def repair(
     _print_done(store, fields, sentence, as_json=as_json)
 
 
-@app.command()
-def diff(
-    first: Annotated[str, typer.Argument(metavar="FIRST", help="An id, as `hotplate releases list` shows it.")],
-    second: Annotated[str, typer.Argument(metavar="SECOND", help="The id to compare it with.")],
-    store: StoreUrl = None,
-    as_json: Json = False,
-) -> None:
-    """Compare two releases: users with lists, overlap of their first ten items, and the share of popular items.
-
-    Example: hotplate releases diff 20261120T064200Z-7f3a 20261121T064200Z-09c1
-    """
-    from hotplate.releases import as_damage, find_release
-    from hotplate.stores.verification import diff as compare
-
-    async def read(opened: "Store") -> "Difference":
-        one, other = await find_release(opened, first), await find_release(opened, second)
-        with as_damage(one, other):
-            return await compare(opened, one, other, on_progress=report)
-
-    with progress_bars() as on_progress:
-        report = partial(on_progress, "diff")
-        found = with_store(store, read)
-    if as_json:
-        print_json(_difference_to_json(found, first, second))
-        return
-    share = [
-        (f"share of the {count} most recommended items", *(f"{shares[count]:.1%}" for shares in found.popular_share))
-        for count in found.popular_share[0]
-    ]
-    out.print(table(("", first, second), [("users in this one only", found.only_first, found.only_second), *share]))
-    out.print(f"{found.compared:,} users in both, {found.unchanged:,} with the same first items in the same order")
-    if found.overlap is not None:
-        out.print(f"overlap@10: {found.overlap:.4f} of the items, on average")
-
-
 def _print_done(store: str | None, fields: dict[str, Any], sentence: str, *, as_json: bool) -> None:
     where = {"store": shown_store(store, as_json=True)}
     print_result(where | fields, f"{sentence} in {shown_store(store)}", as_json=as_json)
-
-
-def _difference_to_json(found: "Difference", first: str, second: str) -> dict[str, Any]:
-    both = zip((first, second), (found.only_first, found.only_second), found.popular_share, strict=True)
-    releases = [
-        {"release": release, "users_only_here": only, "popular_share": {str(n): round(x, 6) for n, x in share.items()}}
-        for release, only, share in both
-    ]
-    counts = {"compared": found.compared, "unchanged": found.unchanged, "overlap_at_10": found.overlap}
-    return counts | {"releases": releases}
 
 
 async def find_manifest(store: "Store", release: str | None) -> "Manifest":
@@ -440,32 +385,6 @@ async def find_manifest(store: "Store", release: str | None) -> "Manifest":
     from hotplate.stores.verification import load_manifest
 
     return await load_manifest(store, await find_release(store, release))
-
-
-async def _manifest_before(store: "Store", found: "Catalogue", entry: "Release") -> "Manifest | None":
-    from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
-    from hotplate.stores.verification import load_manifest
-
-    served = [each for each in found.releases if each.state in ("live", "superseded")]
-    before = [each for each in served if each.created_at < entry.created_at]
-    with suppress(ReleaseCorrupt, ReleaseNotFound):
-        return await load_manifest(store, before[-1].ref) if before else None
-    return None
-
-
-def _print_quality(manifest: "Manifest", before: "Manifest | None") -> None:
-    now, then = ((each.about if each else {}).get("metrics") or {} for each in (manifest, before))
-    compared = then.get("model", {})
-    rows = [
-        (name, f"{value:.4f}", f"{compared[name]:.4f}" if isinstance(compared.get(name), float) else "")
-        for name, value in now.get("model", {}).items()
-        if isinstance(value, float)
-    ]
-    if rows:
-        is_comparable = all(now.get(name) == then.get(name) for name in ("split", "k"))
-        heading = "" if before is None or not compared else before.release
-        remark = "" if is_comparable or not heading else ", measured in another way"
-        out.print(table((f"quality at {now.get('k')}", "this release", heading + remark), rows))
 
 
 def _state(found: "Catalogue", entry: "Release") -> str:

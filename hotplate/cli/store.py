@@ -5,7 +5,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from hotplate.stores.catalogue import Catalogue
     from hotplate.stores.file.backup import BackupResult
     from hotplate.stores.file.store import LmdbStore
-    from hotplate.stores.manifest import Manifest
     from hotplate.stores.rebuild import Survey
     from hotplate.stores.store import Store
 
@@ -123,7 +122,7 @@ def rebuild(
     live: Annotated[
         str | None, Flag("The release to make live; needed if there are several.", env=False, metavar="RELEASE")
     ] = None,
-    force: Annotated[bool, Flag("Make it live although gates refused it, or it cannot be served.", env=False)] = False,
+    force: Annotated[bool, Flag("Make it live although gates refused it, or it is damaged.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
     """Write a new catalogue from the releases in a store, if the old one is lost or cannot be read.
@@ -165,7 +164,7 @@ def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None,
             asdict(one.manifest)
             | {"id": one.ref.id, "incarnation": one.ref.incarnation, "state": states.get(one.ref.incarnation)}
             | {"age_s": now - one.manifest.created_at, "rows": one.manifest.rows}
-            | {"damage": one.damage, "refusal": one.refusal}
+            | {"damage": one.damage}
             for one in found.releases
         ]
         live = None if rebuilt is None else rebuilt.live
@@ -179,29 +178,20 @@ def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None,
             f"{datetime.fromtimestamp(one.manifest.created_at, UTC):%Y-%m-%d %H:%M:%S}Z",
             f"{(now - one.manifest.created_at) / DAY_S:,.1f} days",
             f"{one.manifest.rows:,}",
-            _gates(one.manifest),
-            "sound" if one.damage is None else "damaged" if one.refusal is None else "cannot be served",
+            ", ".join(one.manifest.refused_by) or "none",
+            "sound" if one.damage is None else "damaged",
         )
         for one in found.releases
     ]
-    out.print(table(("release", "written", "age", "rows", "gates", "verify"), rows))
+    out.print(table(("release", "written", "age", "rows", "refused by", "verify"), rows))
     for one in found.releases:
-        for sentence in dict.fromkeys(filter(None, (one.damage, one.refusal))):
-            out.print(f"{one.ref.id}: {sentence}")
+        if one.damage is not None:
+            out.print(f"{one.ref.id}: {one.damage}")
     for incarnation, reason in found.others.items():
         out.print(f"not used, so `hotplate releases prune` erases it: {incarnation}, {reason}")
     if rebuilt is not None:
         counts = counted(len(rebuilt.releases), "release")
         out.print(f"{rebuilt.live} is live in {shown_store(url)}, by a new catalogue of {counts}")
-
-
-def _gates(manifest: "Manifest") -> str:
-    recorded: dict[str, Any] = manifest.about.get("gates") or {}
-    verdicts = recorded.get("verdicts", ())
-    failed = [verdict["gate"] for verdict in verdicts if not verdict["passed"]]
-    if not failed:
-        return f"{len(verdicts)} passed" if verdicts else "none"
-    return f"{', '.join(failed)} failed{', forced' if recorded.get('forced') else ''}"
 
 
 def _folder_store(opened: "Store") -> "LmdbStore":

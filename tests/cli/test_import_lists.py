@@ -20,7 +20,6 @@ from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Row
 from tests.support.command import failed, hotplate, json_of
-from tests.support.service import a_list, publish_lists
 from tests.support.stores import lapse
 
 
@@ -74,18 +73,6 @@ def test_similar_items_alone_can_be_looked_up(tmp_path: Path) -> None:
     assert facts["live"]
     assert facts["release"]["counts"] == {"item": 1, "popular": 1}
     failed(hotplate("import", "--store", store), "nothing to import", code=2)
-
-
-def test_two_releases_are_compared(tmp_path: Path) -> None:
-    folder = tmp_path / "store"
-    first = asyncio.run(publish_lists(folder, {"user:a": a_list("1", "2"), "user:b": a_list("1")}))
-    second = asyncio.run(publish_lists(folder, {"user:a": a_list("2", "3"), "user:c": a_list("1")}))
-    facts = json_of("releases", "diff", first, second, "--store", f"file://{folder}")
-    assert (facts["compared"], facts["unchanged"], facts["overlap_at_10"]) == (1, 0, 0.5)
-    assert [one["users_only_here"] for one in facts["releases"]] == [1, 1]
-    text = hotplate("releases", "diff", first, second, "--store", f"file://{folder}").stdout
-    assert "overlap@10: 0.5000" in text
-    failed(hotplate("releases", "diff", first, "nothing", "--store", f"file://{folder}"), "is not in this store")
 
 
 def test_encodings_and_a_release_that_waits(lists: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_each_verb_that_changes_a_store_names_it(tmp_path: Path) -> None:
     [
         ("releases", "list"), ("releases", "show", "x"), ("releases", "activate", "x"), ("releases", "rollback"),
         ("releases", "canary", "x"), ("releases", "promote"), ("releases", "abort"), ("releases", "prune"),
-        ("releases", "verify"), ("releases", "scrub"), ("releases", "diff", "x", "y"), ("lookup", "42"),
+        ("releases", "verify"), ("releases", "scrub"), ("lookup", "42"),
         ("users", "find", "1"), ("users", "erase", "1"), ("store", "rebuild"),
     ],
 )  # fmt: skip
@@ -121,21 +121,20 @@ def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_
     failed(hotplate("store", "rebuild", "--store", store, "--live", "none"), f"it holds {first}, {second}")
     printed = json_of("store", "rebuild", "--store", store, "--live", first)
     assert (printed["live"], printed["not_taken_up"]) == (first, {})
-    assert [(one["id"], one["state"], one["rows"], one["damage"], one["refusal"]) for one in printed["releases"]] == [
-        (first, "live", 2, None, None),
-        (second, "ready", 2, None, None),
+    assert [(one["id"], one["state"], one["rows"], one["damage"]) for one in printed["releases"]] == [
+        (first, "live", 2, None),
+        (second, "ready", 2, None),
     ]
     failed(hotplate("store", "rebuild", "--store", store), "there is nothing to rebuild")
     assert "is complete" in hotplate("releases", "verify", second, "--store", store).stdout
 
 
-def test_the_only_release_becomes_live_and_what_its_gates_said_is_shown(tmp_path: Path) -> None:
+def test_the_only_release_becomes_live(tmp_path: Path) -> None:
     lists, store = tmp_path / "lists.csv", f"file://{tmp_path}/store"
     lists.write_text("user,item,score\n1,a,1.0\n1,b,0.5\n2,a,0.9\n")
     succeeded("import", lists, "--store", store, "--gate", "shortest_list=2", "--force", "--json")
     (tmp_path / "store" / "catalogue.json").unlink()
     rebuilt = succeeded("store", "rebuild", "--store", store)
-    assert "shortest_list failed, forced" in rebuilt
     assert f"is live in {store}, by a new catalogue of 1 release" in rebuilt
     assert "is complete" in hotplate("releases", "verify", "--store", store).stdout
 

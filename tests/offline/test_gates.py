@@ -16,16 +16,15 @@ from hotplate.offline.errors import SettingError
 from hotplate.offline.gates import check, parse_gates, read_gates, recorded
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.offline.measurement import Items, Measurement, overlaps
+from hotplate.offline.measurement import Items, Measurement
 from hotplate.offline.model import Model
 from hotplate.offline.publish import PublishSettings, publish
 from hotplate.offline.train.als import Factors
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.store import Slot
-from hotplate.stores.verification import diff
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore
-from tests.support.stores import lapse, ref_of
+from tests.support.stores import lapse
 
 METRICS = {
     "split": {"kind": "by-item", "seed": 1},
@@ -92,18 +91,6 @@ def test_the_same_users_are_sampled_however_they_come(lists: list[list[int]], cu
         one, other = (measured(lists, each, depth=3).sample() for each in (cuts, others))
     assert one == other
     assert len(one) == min(4, sum(map(bool, lists)))
-
-
-async def test_the_overlap_of_two_models_is_what_diff_says_of_their_releases() -> None:
-    store = MemoryStore()
-    first, second = [(await publish(source(each), store)).result.manifest for each in (model(), spoilt())]
-    refs = [await ref_of(store, each.release) for each in (first, second)]
-    lists = Measurement(source(spoilt()).items(), 10)
-    list(source(spoilt()).batches(lists.add))
-    users, shares = await overlaps(store, refs[0], first, lists.sample(), [10])
-    expected = await diff(store, *refs)
-    assert users == expected.compared == 20
-    assert shares[10] == pytest.approx(expected.overlap)
 
 
 def test_items_that_no_list_names_count_in_an_import_once_a_file_names_them(tmp_path: Path) -> None:

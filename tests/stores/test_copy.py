@@ -1,7 +1,7 @@
 """Resuming and copying: nothing that was acknowledged is written again, and what arrives is what was sent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -14,7 +14,7 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFo
 from hotplate.stores.manifest import Manifest, Tally, describe
 from hotplate.stores.store import Diagnosed, Plan, Row, Store
 from hotplate.stores.transfer import copy
-from hotplate.stores.verification import diff, verify
+from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
@@ -192,40 +192,6 @@ async def test_what_cannot_be_copied_is_refused_with_a_sentence(clock: FakeClock
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         await copy(source, target, damaged)
     assert [entry.id for entry in (await target.catalogue()).releases] == [release]
-
-
-def users(lists: dict[str, Iterable[str]]) -> list[Row]:
-    return [Row("popular:", a_list("p")), *(Row(f"user:{user}", a_list(*lists[user])) for user in sorted(lists))]
-
-
-async def test_a_difference_is_counted_user_by_user(store: Store) -> None:
-    first = await publish(store, users({"a": "123", "b": "12", "c": "1", "d": "12"}))
-    second = await publish(store, users({"b": "12", "c": "2", "d": "21", "e": "9", "é": "8"}))
-    refs = [await ref_of(store, release) for release in (first, second)]
-    found = await diff(store, *refs)
-    assert (found.compared, found.only_first, found.only_second, found.unchanged) == (3, 1, 2, 1)
-    assert found.overlap == pytest.approx((1 + 0 + 1) / 3)
-    assert found.popular_share == ({10: 1.0, 100: 1.0}, {10: 1.0, 100: 1.0})
-    same = await diff(store, refs[1], refs[1])
-    assert (same.overlap, same.unchanged, same.only_first, same.only_second) == (1.0, 5, 0, 0)
-
-
-async def test_only_what_is_served_is_compared_and_few_items_for_many_are_seen(clock: FakeClock) -> None:
-    store = MemoryStore(clock)
-    wide = [[str(n) for n in range(start, start + 10)] + ["tail"] for start in range(0, 200, 10)]
-    first = await publish(store, users({f"{n:02}": ids for n, ids in enumerate(wide)}))
-    second = await publish(store, users({f"{n:02}": [*wide[0][:10], "other"] for n in range(20)}))
-    found = await diff(store, await ref_of(store, first), await ref_of(store, second))
-    assert found.overlap == pytest.approx(1 / 20)
-    assert found.popular_share == ({10: 0.05, 100: 0.5}, {10: 1.0, 100: 1.0})
-
-
-async def test_no_users_in_common_is_no_overlap_and_encodings_may_differ(clock: FakeClock) -> None:
-    store = MemoryStore(clock)
-    first = await publish(store, users({"a": "1"}))
-    second = await publish(store, users({"b": "1"}), encoding="zstd")
-    found = await diff(store, await ref_of(store, first), await ref_of(store, second))
-    assert (found.overlap, found.compared, found.only_first, found.only_second) == (None, 0, 1, 1)
 
 
 async def test_a_copy_that_was_cut_off_cannot_be_finished_with_other_lists(clock: FakeClock) -> None:

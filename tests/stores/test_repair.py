@@ -15,7 +15,7 @@ from hotplate.stores.encoding import Checksum, body_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy, repair
-from hotplate.stores.verification import scrub, verify
+from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
@@ -39,38 +39,24 @@ async def damaged(store: MemoryStore, release: ReleaseId, *keys: str) -> None:
         rows[key] = bytes(value)
 
 
-async def test_verify_and_scrub_count_damaged_rows_and_name_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "KEPT", 4)
+async def test_verify_counts_missing_and_damaged_rows_and_names_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "CHUNK_ROWS", 3)
-    store, keys = MemoryStore(), [f"user:{n:03}" for n in range(9)]
-    live = await publish(store)
-    ref = await ref_of(store, live)
-    assert (await scrub(store, ref, rows_per_s=1e6)).damaged == []
-    await damaged(store, live, *keys)
-    found = await scrub(store, ref, rows_per_s=1e6)
-    assert (found.rows, found.count, found.damaged) == (len(ROWS) + 1, 9, keys[:4])
-    named = f"9 of {found.total:,} rows are damaged: 'user:000', 'user:001', 'user:002' and 6 more; "
-    assert found.finding.startswith(named)
-    with pytest.raises(ReleaseCorrupt, match=r"damaged: 'user:000', 'user:001', 'user:002' and 6 more"):
-        await verify(store, ref)
-
-
-async def test_a_scrub_finds_rows_that_are_missing() -> None:
     store = MemoryStore()
     live = await publish(store)
-    rows, ref = store.find(await ref_of(store, live)).rows, await ref_of(store, live)
+    ref = await ref_of(store, live)
+    assert (await verify(store, ref, rows_per_s=1e6)).rows == len(ROWS)
     for n in range(100, 150):
-        del rows[f"user:{n}"]
-    found = await scrub(store, ref, rows_per_s=1e6)
-    assert "50 of 202 rows are missing" in getattr(found, "finding", "is whole")
-    (read,) = await asyncio.gather(verify(store, ref), return_exceptions=True)
-    assert str(read) == f"of release {live}, {found.finding}", "a verify and a scrub say the same"
-    await damaged(store, live, "user:000")
-    found = await scrub(store, ref, rows_per_s=1e6)
-    assert re.search(r"50 of 202 rows are missing and 1 of 152 rows are damaged: 'user:000'; .*repair", found.finding)
+        del store.find(ref).rows[f"user:{n}"]
+    with pytest.raises(ReleaseCorrupt, match=r"50 of 202 rows are missing; .*repair"):
+        await verify(store, ref)
+    await damaged(store, live, *(f"user:{n:03}" for n in range(9)))
+    found = "50 of 202 rows are missing and 9 of 152 rows are damaged: 'user:000', 'user:001', 'user:002' and 6 more; "
+    for rate in (None, 1e6):
+        with pytest.raises(ReleaseCorrupt, match=re.escape(f"of release {live}, {found}")):
+            await verify(store, ref, rows_per_s=rate)
 
 
-async def test_a_scrub_counts_no_row_twice() -> None:
+async def test_verify_counts_no_row_twice() -> None:
     class Moving(MemoryStore):
         async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
             async for row in super().scan(release):
@@ -78,21 +64,20 @@ async def test_a_scrub_counts_no_row_twice() -> None:
                 yield row
 
     store = Moving()
-    live = await publish(store)
-    ref = await ref_of(store, live)
-    found = await scrub(store, ref, rows_per_s=1e6)
-    assert (found.rows, found.is_whole) == (len(ROWS) + 1, True)
+    ref = await ref_of(store, await publish(store))
+    await verify(store, ref)
     del store.find(ref).rows["user:001"]
-    assert (await scrub(store, ref, rows_per_s=1e6)).missing == 1
+    with pytest.raises(ReleaseCorrupt, match="1 of 202 rows are missing"):
+        await verify(store, ref)
 
 
-async def test_scrub_detects_intact_rows_that_differ_from_those_written() -> None:
+async def test_verify_detects_intact_rows_that_differ_from_those_written() -> None:
     store = MemoryStore()
     live = await publish(store)
     rows, checksum = store.find(await ref_of(store, live)).rows, Checksum(live)
     rows["user:001"] = checksum.seal("user:001", body_of(a_list("another")))
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
-        await scrub(store, await ref_of(store, live), rows_per_s=1e6)
+        await verify(store, await ref_of(store, live))
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "kept"])
@@ -120,12 +105,12 @@ async def test_a_copy_onto_a_release_that_lost_rows_repairs_it(lost: list[str], 
 
 
 @virtual
-async def test_a_scrub_keeps_its_rate() -> None:
+async def test_verify_keeps_its_rate() -> None:
     store = MemoryStore()
     live = await publish(store)
     loop, done = asyncio.get_running_loop(), list[int]()
     began = loop.time()
-    await scrub(store, await ref_of(store, live), rows_per_s=50, on_progress=lambda rows, _: done.append(rows))
+    await verify(store, await ref_of(store, live), rows_per_s=50, on_progress=lambda rows, _: done.append(rows))
     assert loop.time() - began == pytest.approx((len(ROWS) + 1) / 50)
     assert done[-1] == len(ROWS) + 1
     assert max(after - before for before, after in pairwise(done)) <= 5

@@ -77,9 +77,6 @@ function change(route, query, { title, text, action, body }) {
   } });
 }
 
-const compare = (tier, release) => (tier.live && tier.live !== release
-  ? muted("What changes for users: ", h("code", {}, `hotplate releases diff ${tier.live} ${release}`)) : null);
-
 function activate(tier, { release, ...one }) {
   const [refused, anyway, force] = despite(refusedBy(one));
   change(`${encodeURIComponent(release)}/activate`, force, {
@@ -87,7 +84,6 @@ function activate(tier, { release, ...one }) {
     text: tier.live ? `It takes the place of ${tier.live} in ${tier.store}. All services of this store switch within seconds; `
       + "no data moves, and a rollback undoes it." : `Nothing is live in ${tier.store} yet.`,
     action: `Activate${anyway}`,
-    body: compare(tier, release),
   });
 }
 
@@ -97,7 +93,6 @@ function rollBack(tier) {
     text: `${tier.live} is withdrawn, and ${tier.previous}, which was live before it, becomes live again in ${tier.store}. `
       + "No data moves.",
     action: "Roll back",
-    body: compare(tier, tier.previous),
   });
 }
 
@@ -108,7 +103,7 @@ function startCanary(tier, { release, ...one }) {
     title: `Answer some users out of ${release}${refused}?`,
     text: `The others stay with ${tier.live}. A user stays on one side as long as the canary lasts.`,
     action: `Start the canary${anyway}`,
-    body: [h("div", { class: "field" }, h("label", { for: "percent" }, "Percent of the users"), field), compare(tier, release)],
+    body: [h("div", { class: "field" }, h("label", { for: "percent" }, "Percent of the users"), field)],
   });
 }
 
@@ -122,7 +117,6 @@ function endCanary(tier, how) {
     text: isPromoted ? `All users are answered out of it, in the place of ${tier.live}.`
       : `Its ${percent} % of the users are answered out of ${tier.live} again.`,
     action: isPromoted ? `Promote${anyway}` : "Abort",
-    body: isPromoted ? compare(tier, release) : null,
   });
 }
 

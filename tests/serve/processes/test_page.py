@@ -83,8 +83,6 @@ async def test_an_operator_activates_rolls_back_and_tries_a_user(
     async with console(service, tmp_path) as page:
         assert await page.evaluate("document.getElementById('status').textContent") == "ready"
         await click(page, f"Activate {candidate}…")
-        shown = await page.until("document.getElementById('confirm-body').innerText")
-        assert f"hotplate releases diff {before} {candidate}" in shown
         assert await page.evaluate("document.activeElement.textContent") == "Cancel"
         await click(page, "Cancel")
         assert live(service) == before
