@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +29,6 @@ from hotplate.stores.errors import (
     ReleaseCorrupt,
     ReleaseNotFound,
     StoreError,
-    StoreFull,
     StoreUnavailable,
 )
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
@@ -177,7 +176,7 @@ async def go_live(
 
 async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, copies: bool = False) -> DraftRef:
     """Begin a draft; ReleaseConflict if the store has that id."""
-    writer = (COPIER if copies else "") + secrets.token_hex(8)
+    writer = _writer(copies=copies)
 
     def step(found: Catalogue) -> Catalogue:
         return changes.begin(found, DraftRef(release, secrets.token_hex(6), writer), repairs=repairs)
@@ -186,21 +185,21 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
     return DraftRef(entry.id, entry.incarnation, writer)
 
 
-async def take_over(store: Store, release: ReleaseId) -> DraftRef:
-    """Become a draft's writer once its lease has lapsed.
+async def take_over(store: Store, release: ReleaseId, *, copies: bool = False) -> DraftRef:
+    """Become a draft's writer once its lease has lapsed; a draft of a copy is only taken over by one that *copies*.
 
     Raises ReleaseConflict if it is not a draft, or its lease is renewed; ReleaseNotFound if it was dropped.
     """
-    writer, first_seen = secrets.token_hex(8), None
+    writer, first_seen = _writer(copies=copies), None
     while True:
         found = await store.catalogue()
         entry = found.find_draft(release)
-        if entry.writer.startswith(COPIER):
+        if entry.writer.startswith(COPIER) and not copies:
             raise ReleaseConflict(f"release {release} is a copy that was cut off; give the same `releases copy` again")
-        draft = DraftRef(entry.id, entry.incarnation, writer)
         left_s = entry.lease_left_s(found.now)
         if left_s <= 0 or (first_seen is not None and entry.lease_until != first_seen):
-            await become_writer(store, draft)
+            draft = DraftRef(entry.id, entry.incarnation, writer)
+            await change(store, partial(changes.take_over, draft=draft))
             return draft
         if first_seen is None:
             first_seen = entry.lease_until
@@ -208,15 +207,8 @@ async def take_over(store: Store, release: ReleaseId) -> DraftRef:
         await asyncio.sleep(min(left_s, DRAFT_POLL_S))
 
 
-async def become_writer(store: Store, draft: DraftRef) -> None:
-    """Enter *draft*'s writer in the catalogue; ReleaseConflict if the earlier writer may be alive.
-
-    The store's lock is checked before the swap, because a writer loses its draft with its entry, and after the lease
-    has lapsed, because it would block a writer that has just begun.
-    """
-    changes.take_over(await store.catalogue(), draft)
-    async with store.taking_over(draft) if isinstance(store, Diagnosed) else nullcontext():
-        await change(store, partial(changes.take_over, draft=draft))
+def _writer(*, copies: bool) -> str:
+    return (COPIER if copies else "") + secrets.token_hex(8)
 
 
 async def write(
@@ -501,12 +493,10 @@ class _StandIn(LmdbStore):
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         if isinstance(self._store, Diagnosed):
             await self._store.check_room(draft, plan)
-        with self._in_scratch():
-            await super().create(draft, plan)
+        await super().create(draft, plan)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        with self._in_scratch():
-            await super().put(draft, rows, part)
+        await super().put(draft, rows, part)
         if isinstance(self._store, ProvisionedStore):
             self.counts.sizes.update(map(self._store.row_bytes, rows))
             self.counts.batches += -(-len(rows) // BATCH_ROWS)
@@ -514,13 +504,3 @@ class _StandIn(LmdbStore):
     async def erase(self, release: ReleaseRef) -> None:
         self.counts.erased += 1
         await super().erase(release)
-
-    @contextmanager
-    def _in_scratch(self) -> Iterator[None]:
-        try:
-            yield
-        except StoreFull as error:
-            raise StoreFull(
-                f"a dry run writes the release into a temporary folder: {error}. Or set TMPDIR to a folder with more "
-                f"room"
-            ) from error

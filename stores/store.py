@@ -6,7 +6,6 @@ A backend stores opaque bytes, swaps one small catalogue by compare-and-set, and
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -116,8 +115,9 @@ class Store(Reader, Protocol):
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft and claim it for its writer. Idempotent.
 
-        Later puts of an earlier writer stay invisible. Without changes, raises StoreFull, with the numbers, and
-        ReleaseConflict if the release is sealed, or the earlier writer is known to be alive.
+        Later puts of an earlier writer stay invisible. The first call of a handle for the draft. Without changes,
+        raises StoreFull, with the numbers, and ReleaseConflict if the release is sealed, or the earlier writer is known
+        to be alive.
         """
         ...
 
@@ -327,14 +327,6 @@ class Diagnosed(ABC):
     async def check_integrity(self, release: ReleaseRef) -> None:
         """Raise ReleaseCorrupt, with the place, if bytes changed after the release was sealed."""
         del release
-
-    def taking_over(self, draft: DraftRef) -> AbstractAsyncContextManager[None]:
-        """Lock *draft* against other writers while it is taken over.
-
-        Raises ReleaseConflict if the earlier writer is known to be alive.
-        """
-        del draft
-        return nullcontext()
 
 
 async def warnings_of(reader: Reader) -> list[str]:

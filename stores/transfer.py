@@ -1,8 +1,6 @@
 """Copying a release between stores under the same id, and repairing one by such a copy."""
 
-import asyncio
 import logging
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -15,13 +13,11 @@ from hotplate.stores.keys import MANIFEST, META
 from hotplate.stores.lifecycle import scale_down
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.publication import (
-    COPIER,
-    DRAFT_POLL_S,
     WriteResult,
-    become_writer,
     begin,
     estimate,
     go_live,
+    take_over,
     write,
 )
 from hotplate.stores.store import Estimate, Plan, Row, Store
@@ -41,11 +37,11 @@ async def copy(
 ) -> WriteResult:
     """Copy *release*, verify it, commit it and, unless *live* is false, activate it.
 
-    A killed copy is continued, and another process's copy is waited for. A release that the target has is verified and,
-    if damaged, repaired. `held_back` names a canary, or gates that refused a release not live in the source.
+    A killed copy is continued once its lease has lapsed. A release that the target has is verified and, if damaged,
+    repaired. `held_back` names a canary, or gates that refused a release not live in the source.
 
-    Raises ReleaseConflict if *target* has other rows under that id, or the other process is stopped; ReleaseCorrupt if
-    the source is damaged.
+    Raises ReleaseConflict if *target* has other rows under that id, or another process copies it; ReleaseCorrupt if the
+    source is damaged.
     """
     entry = await _committed(source, release)
     found = entry.ref
@@ -101,30 +97,14 @@ async def repair(
 
 
 async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
-    waiting, lapsed = False, None
-    while True:
-        found = await target.catalogue()
-        entry = found.get(release)
-        if entry is not None and entry.state is not State.DRAFT:
-            return None
-        try:
-            if entry is None:
-                return await begin(target, release, copies=True)
-            draft = DraftRef(entry.id, entry.incarnation, COPIER + secrets.token_hex(8))
-            await become_writer(target, draft)
-        except ReleaseConflict:
-            found = await target.catalogue()
-            entry = found.get(release)
-            if entry is not None and entry.state is State.DRAFT and entry.lease_left_s(found.now) <= 0:
-                if entry == lapsed:
-                    raise  # its writer is stopped and holds the lock
-                lapsed = entry
-            if not waiting:
-                log.warning("release %s is being copied by another process; waiting for it", release)
-                waiting = True
-            await asyncio.sleep(DRAFT_POLL_S)
-        else:
-            return draft
+    """Begin a copy, or continue one that was killed; None if *target* has the release."""
+    entry = (await target.catalogue()).get(release)
+    if entry is None:
+        with suppress(ReleaseConflict):  # another copy has begun
+            return await begin(target, release, copies=True)
+    elif entry.state is not State.DRAFT:
+        return None
+    return await take_over(target, release, copies=True)
 
 
 async def _write_copy(

@@ -25,13 +25,15 @@ from hotplate.stores.errors import (
     StoreFull,
     StoreMisused,
 )
-from hotplate.stores.file.release import READ_CHUNK, check_whole, translated
+from hotplate.stores.file.release import check_whole, translated
 from hotplate.stores.file.store import RESTORED, CatalogueFile, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
 from hotplate.stores.users import find_records, write_record
 from hotplate.stores.verification import OnProgress, unreported
 
 T = TypeVar("T")
+
+READ_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A release being written: an LMDB file, and the lock of its writer.
 
     INCARNATION.draft    the rows so far
-    INCARNATION.lock     locked (flock) while the writer lives; contains its process id and token
+    INCARNATION.lock     locked (flock) while the writer lives; contains its process id and the machine's boot id
 
 An eraser unlinks both files without the lock; the writer notices on its next call.
 """
@@ -12,11 +12,11 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import lmdb
 
@@ -26,7 +26,7 @@ from hotplate.stores.file import file_format, memory
 from hotplate.stores.file.release import translated
 from hotplate.stores.folders import flush, is_at
 from hotplate.stores.keys import MANIFEST, META
-from hotplate.stores.store import Row, not_found, sealed, taken_over
+from hotplate.stores.store import Row, not_found, sealed
 
 T = TypeVar("T")
 
@@ -76,7 +76,6 @@ class DraftFile:
         with self._busy:
             self._check_name()
             self.writer = draft.writer
-            _sign(self._lock, draft)
 
     def put(self, rows: Sequence[Row], part: int) -> None:
         """Write rows of a part; appends them if they are in order of key bytes."""
@@ -220,67 +219,35 @@ class DraftFile:
         return code
 
 
-def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | None) -> DraftFile:
+def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -> DraftFile:
     """Lock a draft and open its file, or create it for *needed* bytes.
 
-    Raises ReleaseConflict if another process or writer has it, or it was sealed; ReleaseNotFound if it does not exist
-    and *needed* is None.
+    A draft from before the last boot is removed first: it was never flushed. Raises ReleaseConflict if another process
+    has it, or it was sealed.
     """
-
-    def check_state() -> None:
-        if sealed_path.exists():
-            raise sealed(draft)
-        if needed is None and not path.exists():
-            raise not_found(draft)
-
-    if needed is None:
-        check_state()  # before locking
     with translated(path):
         lock = _lock(lock_path(path), draft)
+        began = False
         try:
-            check_state()
-            if needed is None:
-                _check_writer(lock, draft)
-            else:
-                _claim(path, lock, draft)
-            return _open(path, draft, lock, needed or 0)
+            check_unsealed(sealed_path, draft)
+            if _signed(lock)[1] not in ("", _boot()):
+                path.unlink(missing_ok=True)
+            began = path.exists()
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()} {_boot()}\n".encode(), 0)
+            return DraftFile(path, draft, lock, needed=needed)
         except BaseException:
-            if not path.exists():
+            if not began:
+                path.unlink(missing_ok=True)
                 lock_path(path).unlink(missing_ok=True)
             _unlock(lock)
             raise
 
 
-@contextmanager
-def held(path: Path, draft: DraftRef) -> Iterator[None]:
-    """Lock a draft, and finally sign it for *draft*'s writer; ReleaseConflict if it is locked."""
-    with translated(path):
-        lock = _lock(lock_path(path), draft)
-    try:
-        yield
-        with translated(path):
-            _claim(path, lock, draft)
-    finally:
-        if not path.exists():
-            lock_path(path).unlink(missing_ok=True)
-        _unlock(lock)
-
-
-def _claim(path: Path, lock: int, draft: DraftRef) -> None:
-    """Sign a lock; removes a draft from before the last boot, as never flushed."""
-    if _signed(lock).boot not in ("", _boot()):
-        path.unlink(missing_ok=True)
-    _sign(lock, draft)
-
-
-def _open(path: Path, draft: DraftRef, lock: int, needed: int) -> DraftFile:
-    began = path.exists()
-    try:
-        return DraftFile(path, draft, lock, needed=needed)
-    except BaseException:
-        if not began:
-            path.unlink(missing_ok=True)
-        raise
+def check_unsealed(sealed_path: Path, draft: DraftRef) -> None:
+    """Raise ReleaseConflict if a draft was sealed."""
+    if sealed_path.exists():
+        raise sealed(draft)
 
 
 def check_room(folder: Path, needed: int, written: int = 0) -> None:
@@ -319,7 +286,7 @@ def _lock(path: Path, draft: DraftRef) -> int:
             if is_at(descriptor, path):
                 return descriptor
         except BlockingIOError as error:
-            holder = _signed(descriptor).process or "unknown"
+            holder = _signed(descriptor)[0] or "unknown"
             os.close(descriptor)
             raise ReleaseConflict(
                 f"release {draft.id} is being written by process {holder}, running or stopped, which holds {path}; "
@@ -337,23 +304,10 @@ def _unlock(descriptor: int) -> None:
     os.close(descriptor)
 
 
-class _LockHolder(NamedTuple):
-    """Content of a lock file."""
-
-    process: str
-    writer: str
-    boot: str
-
-
-def _sign(lock: int, draft: DraftRef) -> None:
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()} {draft.writer} {_boot()}\n".encode(), 0)
-
-
-def _signed(lock: int) -> _LockHolder:
-    process, _, rest = os.pread(lock, 200, 0).decode(errors="replace").strip().partition(" ")
-    writer, _, boot = rest.partition(" ")
-    return _LockHolder(process, writer, boot)
+def _signed(lock: int) -> tuple[str, str]:
+    """Return the process id and the boot id in a lock, empty if it was never signed."""
+    process, _, boot = os.pread(lock, 200, 0).decode(errors="replace").strip().partition(" ")
+    return process, boot
 
 
 def _boot() -> str:
@@ -361,11 +315,6 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def _check_writer(lock: int, draft: DraftRef) -> None:
-    if _signed(lock).writer not in ("", draft.writer):
-        raise taken_over(draft)
 
 
 def _no_room(folder: Path, needed: int, written: int, free: int) -> str:

@@ -48,14 +48,13 @@ MAX_KEY_BYTES = 511
 # Age of a check that suffices for a scan.
 CHECK_HOLDS_S = 60.0
 
-READ_CHUNK = 1 << 22
-
 # Pause of warming, as a multiple of its CPU time, while another release is served, to spare workers on the same core.
 WARM_REST = 4.0
 
 
 # Bytes populated or released at once, while no other thread can map memory.
 MAP_CHUNK = 1 << 22
+
 # A scan releases its pages, which count as this process's memory, after this many bytes.
 SCANNED_BYTES = 16 << 20
 
@@ -293,19 +292,6 @@ def _timed(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> tuple[T, 
     began = time.thread_time()
     result = work(*given, **named)
     return result, time.thread_time() - began
-
-
-async def read_through(path: Path) -> None:
-    """Read a file into the page cache, in threads and at half speed."""
-    with opened(path) as file:
-        place, buffer = 0, bytearray(READ_CHUNK)
-        while True:
-            with translated(path):
-                piece, cpu_s = await asyncio.to_thread(_timed, os.preadv, file, [buffer], place)
-            if not piece:
-                return
-            place += piece
-            await asyncio.sleep(cpu_s)
 
 
 @contextmanager

@@ -13,22 +13,31 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, dump, parse
 from hotplate.stores.errors import (
-    CatalogueUnreadable,
     ReleaseNotFound,
     StoreError,
     StoreMisused,
     StoreUnavailable,
 )
-from hotplate.stores.file import memory
-from hotplate.stores.file.draft import DraftFile, check_room, file_bytes, held, lock_path, open_draft
-from hotplate.stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, read_through, translated
+from hotplate.stores.file.draft import DraftFile, check_room, check_unsealed, file_bytes, lock_path, open_draft
+from hotplate.stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, translated
 from hotplate.stores.folders import flush, is_abandoned, marked, remove_abandoned, take_lock, write_all
-from hotplate.stores.store import Diagnosed, Finding, Level, LocalReader, Plan, Row, Slot, catalogue_changed, taken_over
+from hotplate.stores.store import (
+    Diagnosed,
+    Finding,
+    Level,
+    LocalReader,
+    Plan,
+    Row,
+    Slot,
+    catalogue_changed,
+    not_found,
+    taken_over,
+)
 from hotplate.stores.urls import redacted
 
 # Polling interval of the catalogue.
@@ -53,26 +62,19 @@ class CatalogueFile:
     catalogue.json     the record, padded with newlines
     catalogue.lock     locked during a swap
     catalogue.spare    allocated blocks for the next record
-    catalogue.former   a second name of the previous record during a swap
 
-    After a swap the previous record's file becomes the spare, so no block is freed. A reader may still have it open,
-    and therefore checks the name and the checksum.
+    A swap takes the blocks of the next spare from those of the previous record.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "catalogue.json"
         self._spare = folder / "catalogue.spare"
-        self._former = folder / "catalogue.former"
 
     def record(self) -> bytes | None:
         """Return the stored bytes, unchecked; None before the first swap."""
         try:
-            while True:
-                with self.path.open("rb", buffering=0) as file:
-                    record = file.readall()
-                    if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
-                        return record  # otherwise it is the spare, perhaps with an uncommitted record
+            return self.path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -83,16 +85,8 @@ class CatalogueFile:
         return self.parse(self.record(), now)
 
     def parse(self, record: bytes | None, now: float) -> Catalogue:
-        """Decode a record; if it was overwritten during the read, read it again."""
-        while record is not None:
-            try:
-                return parse(record, now=now, where=str(self.path))
-            except CatalogueUnreadable:
-                again = self.record()
-                if again == record:
-                    raise
-                record = again
-        return Catalogue(now=now)
+        """Decode a record."""
+        return Catalogue(now=now) if record is None else parse(record, now=now, where=str(self.path))
 
     def swap(self, old: Catalogue, new: Catalogue) -> None:
         """Replace *old*, compared by `version`; blocks on the lock and the disk."""
@@ -112,17 +106,16 @@ class CatalogueFile:
         """Replace any record; the caller holds the lock."""
         record = dump(new)
         with translated(self._spare):
-            if self._former.exists():  # its holder was killed
-                flush(self.folder)
-                self._settle()
-            self._write(record)
-            with suppress(OSError):  # no catalogue, or no links
-                os.link(self.path, self._former)
+            with suppress(FileNotFoundError):
+                if self._spare.stat().st_nlink > 1:  # a copy of the folder shares it
+                    self._spare.unlink()
+            with self._open_spare() as spare:
+                write_all(spare, record.ljust(os.fstat(spare).st_size, b"\n"), 0)
+                os.fsync(spare)
             self._spare.rename(self.path)
             flush(self.folder)
-            self._settle()
         with suppress(OSError), self._open_spare() as spare:
-            os.posix_fallocate(spare, 0, _room(record))
+            os.posix_fallocate(spare, 0, -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -140,36 +133,13 @@ class CatalogueFile:
         finally:
             os.close(descriptor)
 
-    def _settle(self) -> None:
-        """Make the previous record's file the spare, once the swap is durable."""
-        with suppress(FileNotFoundError):
-            if self._former.stat().st_nlink == 1:
-                self._former.rename(self._spare)
-            else:  # a holder was killed, or a copy of the folder links it
-                self._former.unlink()
-
-    def _write(self, record: bytes) -> None:
-        with self._open_spare() as spare:
-            size = max(len(record), min(os.fstat(spare).st_size, _room(record)))
-            write_all(spare, record.ljust(size, b"\n"), 0)
-            os.ftruncate(spare, size)
-            os.fsync(spare)
-
     @contextmanager
     def _open_spare(self) -> Iterator[int]:
-        """Open or create the spare; a file with another name is not overwritten."""
-        with suppress(FileNotFoundError):
-            if self._spare.stat().st_nlink > 1:
-                self._spare.unlink()
         descriptor = os.open(self._spare, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
-
-
-def _room(record: bytes) -> int:
-    return -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES
 
 
 class LmdbStore(LocalReader, Diagnosed):
@@ -254,15 +224,6 @@ class LmdbStore(LocalReader, Diagnosed):
         check_room(self._releases, needed, written)
         self._drafts[draft.incarnation] = open_draft(path, self._sealed_path(draft), draft, needed=needed)
 
-    @asynccontextmanager
-    async def taking_over(self, draft: DraftRef) -> AsyncIterator[None]:
-        found = self._drafts.get(draft.incarnation)
-        with translated(self._releases):
-            self._releases.mkdir(parents=True, exist_ok=True)
-        is_ours = found is not None and not found.closed
-        with nullcontext() if is_ours else held(self._draft_path(draft), draft):
-            yield
-
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         self._claimed(draft).put(rows, part)
 
@@ -289,11 +250,7 @@ class LmdbStore(LocalReader, Diagnosed):
         await (self._files.get(release.incarnation) or self._open(release)).check()
 
     async def prepare(self, release: ReleaseRef) -> None:
-        path = self._sealed_path(release)
-        with translated(path):
-            fits = path.stat().st_size <= memory.room_bytes()
-        if fits:
-            await read_through(path)
+        check_size(self._sealed_path(release))  # `warm` reads it into memory
 
     async def warm(self, release: ReleaseRef) -> None:
         file = self._files.get(release.incarnation) or self._open(release)
@@ -339,12 +296,12 @@ class LmdbStore(LocalReader, Diagnosed):
 
     def _claimed(self, draft: DraftRef) -> DraftFile:
         found = self._drafts.get(draft.incarnation)
-        if found is None or found.closed:
-            found = open_draft(self._draft_path(draft), self._sealed_path(draft), draft, needed=None)
-            self._drafts[draft.incarnation] = found
-        if found.writer != draft.writer:
-            raise taken_over(draft)
-        return found
+        if found is not None and not found.closed and found.writer == draft.writer:
+            return found
+        check_unsealed(self._sealed_path(draft), draft)
+        if not self._draft_path(draft).exists():
+            raise not_found(draft)
+        raise taken_over(draft)  # or never created by this handle
 
     def _remove(self, release: ReleaseRef) -> None:
         """Unlink all files, the draft first, to fail a concurrent `seal`."""

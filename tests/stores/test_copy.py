@@ -1,18 +1,17 @@
 """Resuming and copying: nothing that was acknowledged is written again, and what arrives is what was sent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 import pytest
 
 from hotplate.stores import publication
-from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
+from hotplate.stores.catalogue import DraftRef, ReleaseId, State
 from hotplate.stores.compression import EncodedRows, encode_rows
 from hotplate.stores.encoding import Checksum
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.manifest import Manifest, Tally, describe
-from hotplate.stores.store import Diagnosed, Plan, Row, Store
+from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
@@ -218,64 +217,3 @@ async def test_one_of_concurrent_copies_into_an_empty_store_writes_and_others_wa
     assert [(entry.id, entry.state) for entry in found.releases] == [(release, State.LIVE)]
     assert await open_store().incarnations() == [found.releases[0].incarnation]
     assert await published_rows(open_store(), release) == ROWS
-
-
-class Locked(MemoryStore, Diagnosed):
-    """Knows whether a writer lives by a lock, as files do; and who holds it."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        super().__init__(clock)
-        self.holder: str | None = None
-
-    async def create(self, draft: DraftRef, plan: Plan) -> None:
-        async with self.taking_over(draft):
-            await super().create(draft, plan)
-
-    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        """There is always room."""
-
-    @asynccontextmanager
-    async def taking_over(self, draft: DraftRef) -> AsyncIterator[None]:
-        if self.holder is not None:
-            raise ReleaseConflict(f"release {draft.id} is being written by {self.holder}")
-        self.holder = draft.writer
-        try:
-            await asyncio.sleep(0)
-            yield
-        finally:
-            self.holder = None
-
-    async def catalogue(self) -> Catalogue:
-        await asyncio.sleep(0)
-        return await super().catalogue()
-
-
-async def test_new_writer_is_not_locked_out_by_a_concurrent_takeover_attempt(
-    clock: FakeClock,
-) -> None:
-    store = Locked(clock)
-    begun = await publication.begin(store, ReleaseId("20261120T064200Z-7f3a"))
-    late = begun._replace(writer="late")
-    refused, created = await asyncio.gather(
-        publication.become_writer(store, late), create_while(store, begun), return_exceptions=True
-    )
-    assert isinstance(refused, ReleaseConflict)
-    assert "whose lease runs" in str(refused)
-    assert created is None
-
-
-async def create_while(store: Store, draft: DraftRef) -> None:
-    """Create a draft at each instant of what another one does meanwhile."""
-    for _ in range(10):
-        await store.create(draft, Plan(1, 100))
-        await asyncio.sleep(0)
-
-
-async def test_second_of_two_copies_waiting_for_a_dead_one_waits_for_the_first(clock: FakeClock) -> None:
-    source, target = MemoryStore(clock), Locked(clock)
-    release = await publish(source)
-    await publication.begin(target, release, copies=True)
-    await lapse(target)
-    ends = await asyncio.gather(*(copy(source, target, release) for _ in range(2)))
-    assert sorted(end.rows for end in ends) == [0, TOTAL]
-    assert await published_rows(target, release) == await published_rows(source, release)

@@ -9,7 +9,6 @@ begin, or its reply arrive, or lets either get lost, or ends it for ever. Time s
 import asyncio
 import selectors
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -332,15 +331,3 @@ class _SteppedDiagnosed(Stepped, Diagnosed):
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         assert isinstance(self._store, Diagnosed)
         await self._store.check_room(draft, plan)
-
-    @asynccontextmanager
-    async def taking_over(self, draft: DraftRef) -> AsyncIterator[None]:
-        assert isinstance(self._store, Diagnosed)
-        taking = self._store.taking_over(draft)
-        await self._do(taking.__aenter__)
-        try:
-            yield
-        except BaseException as error:
-            await taking.__aexit__(type(error), error, error.__traceback__)
-            raise
-        await self._do(lambda: taking.__aexit__(None, None, None))

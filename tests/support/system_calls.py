@@ -2,7 +2,7 @@
 
 A process is a thread with the real code. It waits before each call that others may see the effect of, until the test
 lets it go on. It may be killed there: then no call of it has an effect any more, and its locks end. From any call on
-the disk may be full: then no file gets another block.
+the disk may be full: then files get only the blocks of files that a rename replaced.
 """
 
 import errno
@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,6 @@ from typing import Any, TypeVar
 import lmdb
 import pytest
 
-from hotplate.stores.file import store as file_store
 from hotplate.stores.file.draft import DraftFile
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class _Run:
     def __init__(
         self, schedule: Schedule, processes: list[Process], switches: int | None, kills: int, *, fills: bool, full: bool
     ) -> None:
-        self.full = full
+        self.full, self.free_blocks = full, 0
         self._schedule = schedule
         self._processes = processes
         self._switches, self._kills, self._fills = switches, kills, fills and not full
@@ -232,7 +232,7 @@ def patch_calls(patch: pytest.MonkeyPatch) -> None:
 
 
 def _patch_files(patch: pytest.MonkeyPatch) -> None:
-    system_open, system_stat, file_open = os.open, os.stat, io.open
+    system_open, system_stat, system_rename, file_open = os.open, os.stat, os.rename, io.open
 
     def stat(path: Any, **named: Any) -> os.stat_result:  # noqa: ANN401 -- as `os.stat` has it
         if str(path).endswith(_LOOKED_AT):
@@ -250,12 +250,18 @@ def _patch_files(patch: pytest.MonkeyPatch) -> None:
         _before("open")
         return _File(file, mode.replace("b", "")) if buffering == 0 else file_open(file, mode, buffering)
 
+    def rename(source: Any, target: Any) -> None:  # noqa: ANN401 -- as `os.rename` has it
+        _before("rename")
+        with suppress(FileNotFoundError):
+            if _is_full():
+                _current.run.free_blocks += _blocks(system_stat(target).st_size)
+        system_rename(source, target)
+
     patch.setattr(os, "stat", stat)
     patch.setattr(os, "open", open_)
     patch.setattr(io, "open", open_file)
-    patch.setattr(file_store, "open", open_file, raising=False)
-    for name in ("rename", "link", "unlink"):
-        patch.setattr(os, name, _stepped(name, getattr(os, name)))
+    patch.setattr(os, "rename", rename)
+    patch.setattr(os, "unlink", _stepped("unlink", os.unlink))
 
 
 def _stepped(name: str, call: Callable[..., T]) -> Callable[..., T]:
@@ -366,5 +372,11 @@ def _check_disk() -> None:
 
 
 def _check_room(descriptor: int, end: int) -> None:
-    if _is_full() and end > os.fstat(descriptor).st_size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if _is_full() and (more := _blocks(end) - _blocks(os.fstat(descriptor).st_size)) > 0:
+        if more > _current.run.free_blocks:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _current.run.free_blocks -= more
+
+
+def _blocks(size: int) -> int:
+    return -(-size // mmap.PAGESIZE)

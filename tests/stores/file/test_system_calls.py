@@ -144,8 +144,8 @@ def test_on_a_full_disk_swaps_are_made_also_after_one_that_was_killed(folders: F
         assert not [each for process in processes for each in process.outcomes if isinstance(each, StoreFull)]
         check_swaps(folder, processes)
         for _ in range(3):
-            found = CatalogueFile(folder).read(0.0)
-            check_next_swap(folder, full=True)
+            found, spare = CatalogueFile(folder).read(0.0), folder / "catalogue.spare"
+            check_next_swap(folder, full=spare.exists() and spare.stat().st_size > 0)  # else its blocks are free
             assert found != CatalogueFile(folder).read(0.0)
 
 
