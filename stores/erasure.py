@@ -69,10 +69,6 @@ class ErasedUsers:
         """The number of hashes."""
         return sum(map(len, self.groups.values()))
 
-    def contains(self, other: "ErasedUsers") -> bool:
-        """Return whether all hashes of *other* are present."""
-        return all(hashes <= self.groups.get(salt, frozenset()) for salt, hashes in other.groups.items())
-
     def merged(self, other: "ErasedUsers") -> "ErasedUsers":
         """Return the union; StoreMisused if it exceeds MAX_ERASED."""
         groups = dict(self.groups)

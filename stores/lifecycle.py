@@ -58,10 +58,18 @@ async def activate(
 
 async def _serve(
     store: Store, entry: Release, step: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
-) -> None:
+) -> Catalogue:
     await _prepare(store, entry, force=force, though_refused=though_refused)
-    await change(store, step, repeatable=False)
-    await scale_up_again(store, entry.ref)
+    changed = await change(store, step, repeatable=False)
+    await prepare_served(store, changed)
+    return changed
+
+
+async def prepare_served(store: Store, found: Catalogue) -> None:
+    """Prepare the served releases again: a prune may have scaled one down before the swap."""
+    if isinstance(store, ProvisionedStore):
+        for release in found.served:
+            await store.prepare(release)
 
 
 async def _prepare(store: Store, entry: Release, *, force: bool, though_refused: bool) -> None:
@@ -101,14 +109,9 @@ async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: boo
     seen = await store.catalogue()
     if seen.live is None:
         raise ReleaseNotFound("nothing is live in this store, so there is nothing to roll back")
-    expected = if_live or seen.live
-    target = changes.rollback(seen, expected).live_entry
-    if target is not None:
-        await _prepare(store, target, force=force, though_refused=True)
-    changed = await change(store, lambda found: changes.rollback(found, expected), repeatable=False)
-    restored = changed.releases[-1].ref
-    await scale_up_again(store, restored)
-    return restored.id
+    step = partial(changes.rollback, expected=if_live or seen.live)
+    changed = await _serve(store, step(seen).releases[-1], step, force=force, though_refused=True)
+    return changed.releases[-1].id
 
 
 async def start_canary(
@@ -270,12 +273,6 @@ async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
 
 def _unknown(unclear: StoreUnavailable) -> StoreUnavailable:
     return StoreUnavailable(f"{unclear}; whether the catalogue was changed is not known: see `hotplate releases list`")
-
-
-async def scale_up_again(store: Store, release: ReleaseRef) -> None:
-    """Prepare a live release again: a prune may have scaled it down before the swap."""
-    if isinstance(store, ProvisionedStore):
-        await store.prepare(release)
 
 
 async def drop(store: Store, release: ReleaseRef) -> None:

@@ -22,7 +22,7 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.keys import MANIFEST
-from hotplate.stores.lifecycle import is_sealed, scale_up_again
+from hotplate.stores.lifecycle import is_sealed, prepare_served
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.store import Store, read_one
 from hotplate.stores.users import find_records, write_record
@@ -141,7 +141,7 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
             raise ReleaseConflict(
                 "another process wrote a catalogue first, such as another rebuild; see `hotplate releases list`"
             ) from error
-    await scale_up_again(store, chosen.ref)
+    await prepare_served(store, new)
     return new
 
 

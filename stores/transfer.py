@@ -104,7 +104,12 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
             return await begin(target, release, copies=True)
     elif entry.state is not State.DRAFT:
         return None
-    return await take_over(target, release, copies=True)
+    try:
+        return await take_over(target, release, copies=True)
+    except ReleaseConflict:
+        if (await target.catalogue()).find(release).state is State.DRAFT:
+            raise
+        return None  # the other copy is complete
 
 
 async def _write_copy(

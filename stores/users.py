@@ -101,7 +101,7 @@ async def take_over_erasures(target: Store, erased: ErasedUsers) -> ErasedUsers:
     """Add another store's *erased* users to those of *target*; return all."""
 
     async def more(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        return known if known.contains(erased) else known.merged(replace(erased, rows={}))
+        return known.merged(replace(erased, rows={}))
 
     found = await _change(target, more) if erased else await target.catalogue()
     return await read_erased(target, found)

@@ -1,4 +1,4 @@
-"""Memory of mapped files: how much fits, and populating and releasing parts.
+"""Memory of mapped files: how much fits, and releasing parts.
 
 LMDB hides a map's address, so it is read from /proc. All calls are optional: they only speed up reads.
 """
@@ -11,9 +11,6 @@ from pathlib import Path
 
 # Share of free memory to use; the rest is for growth.
 SHARE_OF_ROOM = 0.9
-
-# From Linux's mman.h.
-_POPULATE_READ = 22
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -31,11 +28,6 @@ def mapped_at(path: Path, inode: int) -> int:
         if name and path.name in name[0] and (int(number) == inode or name[0] == whole_path) and int(offset, 16) == 0:
             return int(address.partition("-")[0], 16)
     raise OSError(errno.ENOENT, f"{path} is not among the maps of this process")
-
-
-def populate(address: int, size: int) -> None:
-    """Enter pages in memory into the page table, to avoid page faults."""
-    _libc.madvise(address, size, _POPULATE_READ)
 
 
 def release(address: int, size: int) -> None:

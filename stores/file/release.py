@@ -51,8 +51,7 @@ CHECK_HOLDS_S = 60.0
 # Pause of warming, as a multiple of its CPU time, while another release is served, to spare workers on the same core.
 WARM_REST = 4.0
 
-
-# Bytes populated or released at once, while no other thread can map memory.
+# Bytes released at once, while no other thread can map memory.
 MAP_CHUNK = 1 << 22
 
 # A scan releases its pages, which count as this process's memory, after this many bytes.
@@ -86,7 +85,7 @@ class ReleaseFile:
             self._txn = self._env.begin()
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._thread = ThreadPoolExecutor(1, "release")
-        self._damaged = self._warmed = False
+        self._damaged = False
         self.read: Callable[[bytes], bytes | None] = self._txn.get
         """LMDB's lookup of one key; `slot` handles its errors."""
 
@@ -142,16 +141,12 @@ class ReleaseFile:
 
         If the file is damaged, its pages are read without LMDB from then on.
         """
-        self._warmed = True
         room, damaged = memory.room_bytes(), list[int]()
         try:
             with opened(self.path) as file:
                 async for number in damaged_blocks(self.path, file, room, rest):
                     damaged.append(number)
-            if self._meta.size <= room:
-                with suppress(OSError):
-                    await self._each_chunk(memory.populate, rest)
-            else:
+            if self._meta.size > room:
                 log.warning(
                     "%s has %.0f MB, and of files, %.0f MB fit into memory: the rest is read from the disk when it is "
                     "requested", self.path, self._meta.size / 1e6, room / 1e6
@@ -162,17 +157,6 @@ class ReleaseFile:
             if damaged and not self._damaged:
                 log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
                 self._damaged, self.read = True, PagedFile(self._file, self._meta, damaged).get
-
-    async def _each_chunk(self, work: Callable[[int, int], None], rest: float = 0.0) -> None:
-        address = await self._in_thread(memory.mapped_at, self.path, self._identity[1])
-        for start in range(0, self._meta.size, MAP_CHUNK):
-            _, cpu_s = await self._in_thread(_timed, work, address + start, min(MAP_CHUNK, self._meta.size - start))
-            await asyncio.sleep(rest * cpu_s)
-
-    async def _in_thread(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-        if not self._users:
-            raise ReleaseNotFound(f"{self.path} was closed; was the release pruned?")
-        return await asyncio.wrap_future(self._thread.submit(work, *given, **named))
 
     async def check_before_scan(self) -> None:
         """Call `check`, unless that succeeded less than CHECK_HOLDS_S ago."""
@@ -233,9 +217,8 @@ class ReleaseFile:
             raise ReleaseCorrupt(f"{self.path} is damaged after the key {last!r} ({error}); publish again") from error
 
     def _let_go(self) -> None:
-        if not self._warmed:
-            with suppress(OSError):
-                memory.release(memory.mapped_at(self.path, self._identity[1]), self._meta.size)
+        with suppress(OSError):
+            memory.release(memory.mapped_at(self.path, self._identity[1]), self._meta.size)
 
 
 os.register_at_fork(after_in_child=ReleaseFile.begin_in_child)

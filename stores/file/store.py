@@ -344,43 +344,44 @@ def open_url(url: str) -> LmdbStore:
 
 
 def _examine(folder: Path) -> list[Finding]:
-    return [_reading(folder), _writing(folder), _file_system(folder)]
-
-
-def _reading(folder: Path) -> Finding:
-    if not folder.exists():
-        return Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
-    releases = folder / "releases"
-    needed = [(folder, os.R_OK | os.X_OK), (folder / "catalogue.json", os.R_OK), (releases, os.R_OK | os.X_OK)]
-    needed += [(path, os.R_OK) for path in sorted(releases.glob("*.mdb"))] if _may(releases, os.R_OK | os.X_OK) else []
-    refused = [path for path, mode in needed if _exists(path) and not _may(path, mode)]
-    if refused:
-        sentence = f"no: {refused[0]} may not be read by user {os.geteuid()}; change its owner or its mode"
-        return Finding(Level.ERROR, "may read", sentence)
-    return Finding(Level.OK, "may read", "yes")
-
-
-def _writing(folder: Path) -> Finding:
-    existing = _existing(folder)
-    written = [existing] if existing != folder else [folder, folder / "releases", folder / "catalogue.lock"]
-    modes = {path: os.W_OK | (os.X_OK if path.is_dir() else 0) for path in written if _exists(path)}
-    refused = [path for path, mode in modes.items() if not _may(path, mode)]
-    if refused:
-        return Finding(
-            Level.WARNING,
-            "may publish",
-            f"no: user {os.geteuid()} may not write to {refused[0]}, which is right for a service; to publish, change "
-            f"its owner or its mode",
-        )
-    return Finding(Level.OK, "may publish", "yes")
-
-
-def _file_system(folder: Path) -> Finding:
-    kind = _kind(_existing(folder).resolve())
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    releases, user, advice = folder / "releases", f"user {os.geteuid()}", "change its owner or its mode"
+    needed = [folder, folder / "catalogue.json", releases, *_files(releases)]
+    written = [existing] if existing != folder else [folder, releases, folder / "catalogue.lock"]
+    read, publish = Finding(Level.OK, "may read", "yes"), Finding(Level.OK, "may publish", "yes")
+    if existing != folder:
+        read = read._replace(sentence=f"{folder} does not exist yet; the first publish makes it")
+    elif refused := _refused(needed, os.R_OK):
+        read = Finding(Level.ERROR, "may read", f"no: {refused} may not be read by {user}; {advice}")
+    if refused := _refused(written, os.W_OK):
+        sentence = f"no: {user} may not write to {refused}, which is right for a service; to publish, {advice}"
+        publish = Finding(Level.WARNING, "may publish", sentence)
+    kind = _kind(existing.resolve())
+    system = Finding(Level.OK, "file system", kind or "of an unknown kind")
     if kind in NETWORK:
         sentence = f"{kind}, over a network, where locks and memory maps are not reliable; use a local disk"
-        return Finding(Level.WARNING, "file system", sentence)
-    return Finding(Level.OK, "file system", kind or "of an unknown kind")
+        system = Finding(Level.WARNING, "file system", sentence)
+    return [read, publish, system]
+
+
+def _files(releases: Path) -> list[Path]:
+    try:
+        return sorted(releases.glob("*.mdb"))
+    except OSError:
+        return []
+
+
+def _refused(paths: Sequence[Path], mode: int) -> Path | None:
+    """Return the first path, if it exists, that this user may not read or write."""
+    for path in paths:
+        try:
+            wanted = mode | (os.X_OK if path.is_dir() else 0)
+            exists = path.exists()
+        except OSError:  # a folder above it cannot be entered
+            return path
+        if exists and not os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids):
+            return path
+    return None
 
 
 def _kind(path: Path) -> str:
@@ -394,18 +395,3 @@ def _kind(path: Path) -> str:
         Path(each[1].replace("\\040", " ")): each[2] for each in fields if len(each) > 2
     }  # the last covers others
     return next((points[above] for above in (path, *path.parents) if above in points), "")
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return True  # a folder above it cannot be entered
-
-
-def _may(path: Path, mode: int) -> bool:
-    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
