@@ -1,9 +1,7 @@
 """What an operator types to look after releases, and what it refuses."""
 
 import asyncio
-import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -11,14 +9,9 @@ import pytest
 from rich.console import Console
 
 from hotplate.cli.terminal import table
-from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.publication import publish
-from hotplate.stores.redis.store import open_url
-from hotplate.stores.store import Plan, Row
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.redis_server import RedisServer, running
 from tests.support.service import a_list, publish_lists
-from tests.support.stores import as_bodies, lapse
 
 LISTS = {f"user:{n:04}": a_list(str(n), "x") for n in range(300)}
 
@@ -75,16 +68,6 @@ def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path
     assert catalogue_of(url)["canary"] is None
 
 
-def test_a_copy_leaves_the_canary_of_its_target_alone_and_exits_with_3(tmp_path: Path, url: str) -> None:
-    new, target = releases(tmp_path / "store"), tmp_path / "target"
-    live, canary = releases(target), releases(target, live=False)
-    assert hotplate("releases", "canary", canary, "--store", f"file://{target}").returncode == 0
-    done = hotplate("releases", "copy", "--from", url, "--to", f"file://{target}", "--json")
-    assert (done.returncode, json.loads(done.stdout)["live"]) == (3, False)
-    found = catalogue_of(f"file://{target}")
-    assert (found["live"], found["releases"][-1]["id"]) == (live, new)  # type: ignore[index]  # JSON
-
-
 def test_the_id_of_a_release_is_not_broken_on_a_narrow_terminal() -> None:
     release, begun = "20261123T012922Z-93c1", "2026-11-23 01:29:22Z"
     narrow = Console(width=40, file=StringIO())
@@ -135,25 +118,3 @@ def test_what_a_store_warns_of_is_printed_before_it_is_filled(verb: str, tmp_pat
         done = hotplate(verb, source, "--store", server.url())
     assert done.returncode == 0
     assert "the eviction policy allkeys-lru, which drops lists" in done.stderr
-
-
-@pytest.mark.soak
-async def test_a_draft_of_other_lists_in_redis_is_not_called_damaged(redis_server: RedisServer) -> None:
-    store = open_url(redis_server.url(prefix=secrets.token_hex(4)))
-
-    async def rows(mark: str, stops_at: int) -> AsyncIterator[Sequence[Row]]:
-        yield as_bodies([Row("popular:", a_list("p"))])
-        for start in range(0, 30_000, 1000):
-            if start == stops_at:
-                raise StoreUnavailable("the network went away")
-            some = range(start, start + 1000)
-            yield as_bodies([Row(f"user:{n:05}", a_list(*(f"{mark}{n * m % 997}" for m in range(9)))) for n in some])
-
-    plan = Plan(30_001, 10_000_000)
-    with pytest.raises(StoreUnavailable):
-        await publish(store, rows("a", 25_000), plan=plan, about={}, encoding="zstd")
-    (draft,) = (await store.catalogue()).releases
-    await lapse(store)
-    with pytest.raises(ReleaseConflict, match=r"begun with other lists"):
-        await publish(store, rows("bcd", -1), plan=plan, about={}, encoding="zstd", resume=draft.id)
-    await store.close()

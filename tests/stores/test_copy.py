@@ -159,13 +159,6 @@ async def test_a_copy_is_the_same_release_row_for_row(
     assert (again.rows, again.skipped) == (0, total)
 
 
-async def test_a_copy_without_activation_is_ready(clock: FakeClock) -> None:
-    source, target = MemoryStore(clock), MemoryStore(clock)
-    release = await publish(source)
-    await copy(source, target, release, live=False)
-    assert (await target.catalogue()).find(release).state is State.READY
-
-
 async def test_what_cannot_be_copied_is_refused_with_a_sentence(clock: FakeClock) -> None:
     source, target = MemoryStore(clock), MemoryStore(clock)
     with pytest.raises(ReleaseNotFound):

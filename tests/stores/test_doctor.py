@@ -114,27 +114,7 @@ async def test_lost_catalogue_gives_one_error_with_a_remedy_and_no_other_advice(
     await store.close()
 
 
-async def test_orphaned_data_is_listed_up_to_a_limit_and_the_rest_is_counted() -> None:
-    store = MemoryStore()
-    await publish(store)
-    for number in range(7):
-        await store.create(DraftRef(ReleaseId("20250101T000000Z-0000"), f"{number:012x}", "someone"), Plan(1, 100))
-    level, sentence = await one(store, "left over")
-    assert (level, "000000000004 and 2 more" in sentence) == (Level.WARNING, True)
-
-
-async def test_drafts_alone_are_no_lost_catalogue(open_store: OpenStore) -> None:
-    store = open_store()
-    await store.create(DraftRef(ReleaseId("20250101T000000Z-0000"), "0123456789ab", "someone"), Plan(1, 100))
-    found = await examine(store)
-    assert Level.ERROR not in {each.level for each in found}, found
-    assert [each.subject for each in found if "0123456789ab" in each.sentence] == ["left over"]
-
-
 class Full(MemoryStore, Diagnosed):
-    async def warnings(self) -> list[str]:
-        return ["its disk is slow"]
-
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         raise StoreFull(f"{draft.id} needs {plan.rows} rows")
 
@@ -173,10 +153,6 @@ async def test_rows_that_the_live_release_and_the_canary_have_lost_are_named() -
     assert any("has lost its row 'popular:'" in sentence for sentence in sentences), sentences
 
 
-async def test_advice_of_a_store_of_somebody_elses_is_shown() -> None:
-    assert await one(Full(), "set-up") == (Level.WARNING, "its disk is slow")
-
-
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that any user may enter."""
@@ -208,12 +184,6 @@ async def test_read_only_folder_serves_and_an_unreadable_one_is_an_error(
     finally:
         os.seteuid(0)
     await store.close()
-
-
-async def test_a_folder_on_a_network_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.stores.file.store._kind", lambda _: "nfs4")
-    level, sentence = await one(LmdbStore(tmp_path), "file system")
-    assert (level, "local disk" in sentence) == (Level.WARNING, True)
 
 
 async def test_live_since_is_the_activation_time_and_not_the_end_of_a_canary(clock: FakeClock) -> None:

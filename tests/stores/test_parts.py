@@ -8,12 +8,12 @@ import pytest
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import share_of
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.manifest import Tally
 from hotplate.stores.publication import ParallelWriters, PartContext, WrittenPart, publish, write_part
 from hotplate.stores.store import Plan, Row, Store
 from tests.support.service import a_list
-from tests.support.stores import FIRST, OpenStore, as_bodies, batches, draft_of, lapse, published_rows, ref, write
+from tests.support.stores import OpenStore, as_bodies, batches, lapse, published_rows
 
 POPULAR = [Row("popular:", a_list("a", "b", "c"))]
 PARTS = [[Row(f"user:{part}{n:03}", a_list(f"i{part}", f"j{n}", "k")) for n in range(60)] for part in range(1, 4)]
@@ -119,16 +119,6 @@ async def test_what_was_written_before_its_commit_is_summed_up_and_not_put_again
     assert puts == [True, False]
     assert (again.rows, again.skipped) == (0, 181)
     await life.prune(store)
-
-
-@on_shared_stores
-async def test_a_draft_that_is_sealed_or_erased_under_its_writer_takes_no_more(open_store: OpenStore) -> None:
-    writer, other = open_store(), open_store()
-    await write(writer, FIRST, PARTS[0], seal=False)
-    for step, refusal in ((other.seal(draft_of(FIRST)), ReleaseConflict), (other.erase(ref(FIRST)), ReleaseNotFound)):
-        await step
-        with pytest.raises(refusal):
-            await writer.put(draft_of(FIRST), PARTS[1])
 
 
 @pytest.mark.parametrize(

@@ -173,21 +173,6 @@ async def test_unresponsive_store_is_awaited_30_seconds_without_changes() -> Non
     assert (await store.catalogue()).live == live
 
 
-async def test_a_canary_is_promoted_if_it_can_be_read_and_is_the_expected_one() -> None:
-    store = MemoryStore()
-    live, seen, other = await publish(store), await publish(store, live=False), await publish(store, live=False)
-    await life.start_canary(store, other, 5)
-    with pytest.raises(ReleaseConflict, match=f"release {seen} is not the canary any more"):
-        await life.promote(store, seen)
-    rows = store.find(await ref_of(store, other)).rows
-    popular = rows.pop("popular:")
-    with pytest.raises(ReleaseCorrupt, match="cannot be served"):
-        await life.promote(store)
-    assert (await store.catalogue()).live == live
-    rows["popular:"] = popular
-    assert await life.promote(store, other) == other
-
-
 async def test_a_publish_leaves_a_running_canary_alone_and_its_release_ready() -> None:
     store = MemoryStore()
     live, canary = await publish(store), await publish(store, live=False)

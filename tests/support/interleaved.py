@@ -176,7 +176,7 @@ class Interleaved(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         drawn = itertools.count(1)
         counted = SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :])
-        for module in (life, publication, transfer):  # so that a history can be repeated
+        for module in (life, publication):  # so that a history can be repeated
             self.patch.setattr(module, "secrets", counted)
         self.patch.setattr(asyncio, "sleep", sleep)
         if Interleaved.source is None:

@@ -201,34 +201,27 @@ def run(
     return processes
 
 
-class _File(io.FileIO):
-    """An open file without a buffer."""
-
-    def readall(self) -> bytes:
-        _before("read")
-        return super().readall() or b""
-
-    def write(self, data: Any, /) -> int:  # noqa: ANN401 -- as FileIO has it
-        _before("write")
-        _check_room(self.fileno(), self.tell() + len(data))
-        return super().write(data) or 0
-
-    def truncate(self, size: int | None = None, /) -> int:
-        _before("truncate")
-        return super().truncate(size)
-
-
 def patch_calls(patch: pytest.MonkeyPatch) -> None:
     """Let processes wait before each system call of the file store, until the test ends."""
+    for name in ("unlink", "ftruncate"):
+        patch.setattr(os, name, _stepped(name, getattr(os, name)))
+    patch.setattr(os, "fsync", _stepped("fsync", lambda _: None))  # nothing cuts the power
     _patch_files(patch)
     _patch_writes(patch)
     _patch_locks(patch)
-    _patch_maps(patch)
 
     async def to_thread(work: Callable[..., T], *given: Any) -> T:  # noqa: ANN401 -- as asyncio's
         return work(*given)
 
     patch.setattr("asyncio.to_thread", to_thread)
+
+
+def _stepped(name: str, call: Callable[..., T]) -> Callable[..., T]:
+    def stepped(*given: Any, **named: Any) -> T:  # noqa: ANN401 -- whatever the call takes
+        _before(name)
+        return call(*given, **named)
+
+    return stepped
 
 
 def _patch_files(patch: pytest.MonkeyPatch) -> None:
@@ -244,11 +237,10 @@ def _patch_files(patch: pytest.MonkeyPatch) -> None:
             _before("open")
         return system_open(path, flags, *given, **named)
 
-    def open_file(file: Any, mode: str = "r", buffering: int = -1, *given: Any, **named: Any) -> Any:  # noqa: ANN401 -- as `io.open` has it
-        if _process() is None or "b" not in mode:
-            return file_open(file, mode, buffering, *given, **named)
-        _before("open")
-        return _File(file, mode.replace("b", "")) if buffering == 0 else file_open(file, mode, buffering)
+    def open_file(file: Any, mode: str = "r", *given: Any, **named: Any) -> Any:  # noqa: ANN401 -- as `io.open` has it
+        if "b" in mode:
+            _before("open")
+        return file_open(file, mode, *given, **named)
 
     def rename(source: Any, target: Any) -> None:  # noqa: ANN401 -- as `os.rename` has it
         _before("rename")
@@ -259,21 +251,12 @@ def _patch_files(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(os, "stat", stat)
     patch.setattr(os, "open", open_)
-    patch.setattr(io, "open", open_file)
     patch.setattr(os, "rename", rename)
-    patch.setattr(os, "unlink", _stepped("unlink", os.unlink))
-
-
-def _stepped(name: str, call: Callable[..., T]) -> Callable[..., T]:
-    def stepped(*given: Any, **named: Any) -> T:  # noqa: ANN401 -- whatever the call takes
-        _before(name)
-        return call(*given, **named)
-
-    return stepped
+    patch.setattr(io, "open", open_file)
 
 
 def _patch_writes(patch: pytest.MonkeyPatch) -> None:
-    allocate, write_at = os.posix_fallocate, os.pwrite
+    allocate, write_at, map_open, write = os.posix_fallocate, os.pwrite, lmdb.open, DraftFile._write
 
     def posix_fallocate(descriptor: int, start: int, size: int) -> None:
         _before("posix_fallocate")
@@ -289,19 +272,30 @@ def _patch_writes(patch: pytest.MonkeyPatch) -> None:
             _before("the rest of pwrite")  # others may see some pages of a write, and not all
         return half + write_at(descriptor, data[half:], start + half)
 
-    def fsync(_: int) -> None:
-        _before("fsync")  # nothing cuts the power, and the disk would take its time
+    def open_map(path: str, **named: Any) -> lmdb.Environment:  # noqa: ANN401 -- as `lmdb.open` has it
+        _before("open map")
+        if not Path(path).exists():
+            _check_disk()
+        env = map_open(path, **named)
+        if process := _process():
+            process.maps.append(env)
+        return env
+
+    def write_rows(draft: DraftFile, *given: Any) -> None:  # noqa: ANN401 -- as `_write` has it
+        _before("write rows")
+        _check_disk()
+        write(draft, *given)
 
     patch.setattr(os, "posix_fallocate", posix_fallocate)
     patch.setattr(os, "pwrite", pwrite)
-    patch.setattr(os, "fsync", fsync)
-    patch.setattr(os, "ftruncate", _stepped("ftruncate", os.ftruncate))
+    patch.setattr(lmdb, "open", open_map)
+    patch.setattr(DraftFile, "_write", write_rows)
 
 
 def _patch_locks(patch: pytest.MonkeyPatch) -> None:
     system_flock, system_close, time_sleep = fcntl.flock, os.close, time.sleep
 
-    def flock(descriptor: Any, operation: int) -> None:  # noqa: ANN401 -- a number, or a file
+    def flock(descriptor: int, operation: int) -> None:
         if operation & fcntl.LOCK_UN:
             _unlocked(descriptor)
             system_flock(descriptor, operation)
@@ -324,27 +318,6 @@ def _patch_locks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fcntl, "flock", flock)
     patch.setattr(os, "close", close)
     patch.setattr(time, "sleep", sleep)
-
-
-def _patch_maps(patch: pytest.MonkeyPatch) -> None:
-    map_open, write = lmdb.open, DraftFile._write
-
-    def open_map(path: str, **named: Any) -> lmdb.Environment:  # noqa: ANN401 -- as `lmdb.open` has it
-        _before("open map")
-        if not Path(path).exists():
-            _check_disk()
-        env = map_open(path, **named)
-        if process := _process():
-            process.maps.append(env)
-        return env
-
-    def write_rows(draft: DraftFile, *given: Any) -> None:  # noqa: ANN401 -- as `_write` has it
-        _before("write rows")
-        _check_disk()
-        write(draft, *given)
-
-    patch.setattr(lmdb, "open", open_map)
-    patch.setattr(DraftFile, "_write", write_rows)
 
 
 def _process() -> Process | None:

@@ -95,21 +95,6 @@ async def test_a_backup_is_consistent_while_releases_come_and_go(store: LmdbStor
     assert number > 1
 
 
-async def test_a_release_that_is_pruned_while_it_is_copied_is_in_the_backup(store: LmdbStore, target: Path) -> None:
-    first, second = await published(store, "first"), await published(store, "second")
-    pruning = list[asyncio.Task[list[ReleaseId]]]()
-
-    def on_progress(_done: int, _total: int) -> None:
-        if not pruning:
-            pruning.append(asyncio.create_task(prune(store, keep=0, grace_s=0.0)))
-
-    await backup(store, target, on_progress)
-    assert await pruning[0] == [first]
-    found = await verified(target)
-    assert await states(found) == {first: "superseded", second: "live"}
-    await found.close()
-
-
 async def test_a_backup_of_what_is_damaged_or_gone_or_absent_leaves_nothing(store: LmdbStore, target: Path) -> None:
     with pytest.raises(ReleaseNotFound, match="holds no store"):
         await backup(store, target)
