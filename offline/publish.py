@@ -133,7 +133,7 @@ async def publish(
         plan=source.plan(),
         about=source.about() if review is None else review.about,
         encoding=encoding,
-        live=settings.activate if review is None else review.goes_live,
+        live=settings.activate,
         refused_by=None if review is None else review.refused_by,
         end_canary=settings.end_canary,
         resume=ReleaseId(resume) if isinstance(resume, str) else resume,
@@ -165,9 +165,6 @@ class _GateCheck:
         """Return origin and verdicts, once all lists are measured."""
         live, verdicts = await self._judge()
         return self._origin | {"gates": record(verdicts, live, forced=self._settings.force)}
-
-    async def goes_live(self, manifest: Manifest) -> bool:
-        return not await self.refusal(manifest) and self._settings.activate
 
     async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
         _, verdicts = await self._judge()

@@ -61,8 +61,6 @@ Finish = Callable[[Tally], Awaitable[Manifest]]
 # A manifest's origin, or a function called once all rows are written.
 About = dict[str, Any] | Callable[[], Awaitable[dict[str, Any]]]
 
-GoesLive = bool | Callable[[Manifest], Awaitable[bool]]
-
 # Returns the gates that refuse a release; called again when a draft is resumed.
 RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
 
@@ -118,7 +116,7 @@ async def publish(
     plan: Plan,
     about: About,
     encoding: str = "json",
-    live: GoesLive = True,
+    live: bool = True,
     refused_by: RefusedBy | None = None,
     end_canary: bool = False,
     resume: ReleaseId | DraftRef | None = None,
@@ -155,7 +153,7 @@ async def publish(
     else:
         draft = await (_begin_under_new_id(store) if resume is None else take_over(store, resume))
     result = await write(store, draft, encode, finish=finish, others=others, refused_by=refused_by)
-    if live if isinstance(live, bool) else await live(result.manifest):
+    if live:
         return await go_live(store, result, end_canary=end_canary)
     await scale_down(store, draft.release)
     return result

@@ -8,19 +8,18 @@ from dataclasses import replace
 from hotplate.stores.catalogue import DraftRef, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.compression import EncodedRows
 from hotplate.stores.erasure import ErasedUsers, erased_from
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.keys import MANIFEST, META
 from hotplate.stores.lifecycle import scale_down
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.publication import (
     WriteResult,
     begin,
-    estimate,
     go_live,
     take_over,
     write,
 )
-from hotplate.stores.store import Estimate, Plan, Row, Store
+from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import check_copied, take_over_erasures
 from hotplate.stores.verification import OnProgress, load_manifest, read_rows, unreported, verify
 
@@ -144,24 +143,6 @@ async def _without(
     async for rows in batches:
         left_out += [row.key for row in rows if erased.covers(row.key)]
         yield [row for row in rows if not erased.covers(row.key)]
-
-
-async def estimate_copy(
-    source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: OnProgress
-) -> Estimate:
-    """Estimate `copy` without writing; ReleaseConflict if *target* has *release*."""
-    with suppress(StoreUnavailable):  # the estimate says so
-        entry = (await target.catalogue()).get(release)
-        if entry is not None and entry.state is not State.DRAFT:
-            raise ReleaseConflict(
-                f"the target has release {release} already; a copy would verify it, and write it again only if rows "
-                f"are missing or damaged"
-            )
-
-    async def run(stand_in: Store) -> Manifest:
-        return (await copy(source, stand_in, release, live=live, on_progress=on_progress)).manifest
-
-    return await estimate(target, run, live=live)
 
 
 async def _committed(source: Store, release: ReleaseId) -> Release:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotplate.cli.costs import DryRun, MaxRu, RequestUnitMeter, limit_ru, print_estimate
+from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
 from hotplate.cli.publish import EndCanary, Keep, print_gates
 from hotplate.cli.terminal import (
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hotplate.stores.catalogue import Catalogue, Release
     from hotplate.stores.manifest import Manifest
     from hotplate.stores.publication import WriteResult
-    from hotplate.stores.store import Estimate, Store
+    from hotplate.stores.store import Store
 
 app = Verbs(
     no_args_is_help=True,
@@ -253,7 +253,6 @@ def copy(
     release: ReleaseOrLive = None,
     activate: Annotated[bool, Flag("Make the release live in the target.")] = True,
     max_ru: MaxRu = None,
-    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Copy a release, by default the live one, to another store under the same id.
@@ -262,33 +261,21 @@ def copy(
     and repaired if rows are missing or damaged. To continue an interrupted copy, give the same command again.
 
     Example: hotplate releases copy --from file:///var/lib/hotplate --to redis://localhost:6379/0
-
-    Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
     from hotplate.releases import find_release
-    from hotplate.stores.store import Estimate
     from hotplate.stores.transfer import copy as copy_release
-    from hotplate.stores.transfer import estimate_copy
 
     target, meter = limit_ru(target, max_ru) or target, RequestUnitMeter()
 
-    async def act(opened: "Store", other: "Store") -> "WriteResult | Estimate":
+    async def act(opened: "Store", other: "Store") -> "WriteResult":
         chosen = await find_release(opened, release)
-        if dry_run:
-            return await estimate_copy(opened, other, chosen.id, live=activate, on_progress=report)
         meter.watch(other)
         return await copy_release(opened, other, chosen.id, live=activate, on_progress=report)
 
     with progress_bars(meter.progress) as on_progress:
-        report = partial(on_progress, "dry run" if dry_run else "copy")
+        report = partial(on_progress, "copy")
         done = with_stores(source, target, act, meter)
-    if isinstance(done, Estimate):
-        print_estimate(done, target, as_json=as_json)
-    else:
-        _print_copied(done, target, meter, live=activate and done.held_back is None, as_json=as_json)
-
-
-def _print_copied(done: "WriteResult", target: str, meter: RequestUnitMeter, *, live: bool, as_json: bool) -> None:
+    live = activate and done.held_back is None
     counts = {"rows_written": done.rows, "rows_there": done.skipped, "repaired": done.repaired}
     state = f"{'live' if live else 'ready'}{', repaired,' if done.repaired else ''}"
     sentence = (

@@ -11,7 +11,7 @@ from hotplate.cli.terminal import Json, StoreUrl, counted, print_result, shown_s
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from hotplate.stores.store import Store
     from hotplate.stores.users import Erasure
@@ -39,14 +39,6 @@ class Places:
     ] = ()
     as_json: Json = False
 
-    def check(self) -> None:
-        """Raise StoreMisused for a folder that does not exist."""
-        from hotplate.stores.errors import StoreMisused
-
-        for path in (*self.backups, *self.models, *self.events):
-            if not path.is_dir():
-                raise StoreMisused(f"the folder {path} does not exist")
-
 
 @app.command()
 def erase(users: Users, places: Places) -> None:
@@ -59,10 +51,7 @@ def erase(users: Users, places: Places) -> None:
     """
     from hotplate.stores.users import erase_users
 
-    places.check()
-    elsewhere = _elsewhere(users, places)  # before the erasure, because it fails for a wrong folder
-    done = with_store(places.store, lambda opened: erase_users(opened, users))
-    _print(done, users, places, elsewhere, "erased from")
+    _act(erase_users, users, places, "erased from")
 
 
 @app.command()
@@ -73,13 +62,23 @@ def find(users: Users, places: Places) -> None:
     """
     from hotplate.stores.users import find_users
 
-    places.check()
-    elsewhere = _elsewhere(users, places)
-    done = with_store(places.store, lambda opened: find_users(opened, users))
-    _print(done, users, places, elsewhere, "marked as erased in")
+    _act(find_users, users, places, "marked as erased in")
+
+
+def _act(
+    act: "Callable[[Store, Sequence[str]], Awaitable[Erasure]]", users: "Sequence[str]", places: Places, state: str
+) -> None:
+    elsewhere = _elsewhere(users, places)  # first, because it fails for a wrong folder
+    done = with_store(places.store, lambda opened: act(opened, users))
+    _print(done, users, places, elsewhere, state)
 
 
 def _elsewhere(users: "Sequence[str]", places: Places) -> dict[str, list[str]]:
+    from hotplate.stores.errors import StoreMisused
+
+    for path in (*places.backups, *places.models, *places.events):
+        if not path.is_dir():
+            raise StoreMisused(f"the folder {path} does not exist")
     return {
         **{str(path): with_store(f"file://{path.absolute()}", _users_of(users)) for path in places.backups},
         **{str(path): _in_model(path, users) for path in places.models},

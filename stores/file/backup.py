@@ -8,12 +8,12 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId, State, abort
 from hotplate.stores.erasure import NOBODY, ErasedUsers, read_erased
@@ -53,10 +53,7 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
     _check_new(target)
     async with _held(store) as (found, files):
         with _scratch(target.parent, ".hotplate-backup-") as scratch:
-            wanted = [
-                _Copy(_release_path(store.folder, each), files[each], _release_path(scratch, each)) for each in files
-            ]
-            copied = await _copy_all(wanted, scratch, on_progress)
+            copied = await _copy_all(store.folder, files, {each: each for each in files}, scratch, on_progress)
             await _in_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
             with translated(target):
                 scratch.rename(target)
@@ -84,23 +81,16 @@ async def restore(
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
     async with _held(backup := LmdbStore(source, store.clock)) as (found, files):
         present, missing = await _erased_of_both(store, backup, found)
-        entries = [replace(entry, incarnation=secrets.token_hex(6)) for entry in found.releases]
+        names = {entry.incarnation: secrets.token_hex(6) for entry in found.releases}
         # In `releases`: maybe a separate disk, and `prune` cleans up there after a killed restore.
         with _scratch(store.folder / "releases", RESTORED) as scratch:
-            wanted = [
-                _Copy(
-                    _release_path(source, old.incarnation),
-                    files[old.incarnation],
-                    _release_path(scratch, new.incarnation),
-                )
-                for old, new in zip(found.releases, entries, strict=True)
-            ]
-            copied = await _copy_all(wanted, scratch, on_progress)
+            copied = await _copy_all(source, files, names, scratch, on_progress)
             erased = present if missing is None else await write_record(store, missing)
-            restored = replace(found, releases=tuple(entries), erased=erased)
+            entries = tuple(replace(entry, incarnation=names[entry.incarnation]) for entry in found.releases)
+            restored = replace(found, releases=entries, erased=erased)
             if restored.canary is not None:  # it may have been aborted after the backup
                 restored = abort(restored, restored.canary.release)
-            await _in_thread(_put_in_place, catalogue, restored, present, [each.path for each in wanted])
+            await _in_thread(_put_in_place, catalogue, restored, present, scratch / "releases")
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
@@ -130,14 +120,14 @@ def _is_pruned(folder: Path, present: Catalogue, record: Erased) -> bool:
     return present.entry(record.incarnation) is not None or not path.exists()
 
 
-def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, erased: Erased | None, copied: Sequence[Path]) -> None:
+def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, erased: Erased | None, copied: Path) -> None:
     releases = catalogue.folder / "releases"
     with catalogue.locked(), translated(releases):
         present = _present(catalogue, restored.now)
         if present.erased != erased or (restored.erased and _is_pruned(catalogue.folder, present, restored.erased)):
             raise ReleaseConflict("users were erased, or the store was pruned, meanwhile; restore the backup again")
         releases.mkdir(exist_ok=True)
-        for path in copied:
+        for path in copied.iterdir():
             path.rename(releases / path.name)
         flush(releases)
         catalogue.replace(_merged(present, restored))
@@ -196,14 +186,11 @@ def _open(folder: Path, incarnation: str, opened: ExitStack) -> int:
     return descriptor
 
 
-class _Copy(NamedTuple):
-    source: Path
-    file: int
-    path: Path
-
-
-async def _copy_all(wanted: Sequence[_Copy], scratch: Path, on_progress: OnProgress) -> int:
-    total, done = sum(os.fstat(each.file).st_size for each in wanted), 0
+async def _copy_all(
+    source: Path, files: Mapping[str, int], names: Mapping[str, str], scratch: Path, on_progress: OnProgress
+) -> int:
+    """Copy and check open *files* of *source* under new *names*; return the number of bytes."""
+    total, done = sum(os.fstat(files[old]).st_size for old in names), 0
     with translated(scratch):
         free = shutil.disk_usage(scratch).free
         if total > free:
@@ -212,7 +199,8 @@ async def _copy_all(wanted: Sequence[_Copy], scratch: Path, on_progress: OnProgr
                 f"free some space, or choose another disk"
             )
         (scratch / "releases").mkdir()
-    for source, file, path in wanted:
+    for old, new in names.items():
+        file, path = files[old], _release_path(scratch, new)
         with translated(path):
             target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
@@ -227,7 +215,7 @@ async def _copy_all(wanted: Sequence[_Copy], scratch: Path, on_progress: OnProgr
         try:
             await check_whole(path)
         except ReleaseCorrupt as error:  # the copy is removed, so name the source
-            raise ReleaseCorrupt(str(error).replace(str(path), str(source))) from error
+            raise ReleaseCorrupt(str(error).replace(str(path), str(_release_path(source, old)))) from error
     with translated(scratch):
         flush(scratch / "releases")
     return total
@@ -251,11 +239,10 @@ def _copy_piece(source: int, target: int, place: int) -> int:
 
 @contextmanager
 def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
-    with ExitStack() as stack:
-        with translated(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            scratch = stack.enter_context(scratch_folder(folder, prefix))
-        yield scratch
+    with translated(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(folder, prefix) as scratch:
+            yield scratch
 
 
 def _release_path(folder: Path, incarnation: str) -> Path:

@@ -206,17 +206,14 @@ class DraftFile:
         raise AssertionError  # `translated` always raises
 
     def _reason(self, error: OSError | lmdb.Error, more: int) -> int | None:
-        if isinstance(error, lmdb.DiskError):
-            return errno.ENOSPC
-        code = getattr(error, "errno", None) or getattr(error, "code", None)
-        if code != errno.EIO and not (isinstance(error, lmdb.Error) and "Input/output error" in str(error)):
-            return code
+        if isinstance(error, OSError):
+            return error.errno
         try:
             with self.path.open("r+b", buffering=0) as file:
                 os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, more + PROBE_BYTES)
         except OSError as refused:
             return refused.errno
-        return code
+        return None
 
 
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -> DraftFile:

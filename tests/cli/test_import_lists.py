@@ -44,9 +44,6 @@ def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: 
     answer = json_of("lookup", "bo", "--store", first)
     assert [item["id"] for item in answer["items"]] == ["a", "b"]
     copy = ("releases", "copy", "--from", first, "--to", second, "--json")
-    estimate = json.loads(hotplate(*copy, "--dry-run").stdout)
-    assert (estimate["dry_run"], estimate["rows"], estimate["fits"]) == (True, 4, True), "with its manifest"
-    assert not (tmp_path / "second").exists()
     copied = json.loads(hotplate(*copy).stdout)
     assert (copied["rows_written"], copied["rows_there"], copied["live"]) == (3, 0, True)
     again = hotplate("releases", "copy", answer["release"], "--from", first, "--to", second).stdout

@@ -2,15 +2,12 @@
 
 import asyncio
 import secrets
-from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from hotplate.cli.terminal import table
 from tests.support.command import failed, hotplate, json_of, succeeded
-from tests.support.redis_server import RedisServer, running
+from tests.support.redis_server import RedisServer
 from tests.support.service import a_list, publish_lists
 
 LISTS = {f"user:{n:04}": a_list(str(n), "x") for n in range(300)}
@@ -68,14 +65,6 @@ def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path
     assert catalogue_of(url)["canary"] is None
 
 
-def test_the_id_of_a_release_is_not_broken_on_a_narrow_terminal() -> None:
-    release, begun = "20261123T012922Z-93c1", "2026-11-23 01:29:22Z"
-    narrow = Console(width=40, file=StringIO())
-    narrow.print(table(("release", "state", "begun"), [(release, "refused by ndcg", begun)]))
-    assert isinstance(narrow.file, StringIO)
-    assert release in narrow.file.getvalue()
-
-
 def test_a_promotion_names_the_canary_that_was_seen(tmp_path: Path, url: str) -> None:
     live = releases(tmp_path / "store")
     seen, other = (releases(tmp_path / "store", live=False) for _ in range(2))
@@ -105,16 +94,3 @@ def test_a_scrub_finds_rows_that_redis_has_lost_and_a_copy_brings_them_back(
         == f"{release} is live, repaired, in {target.partition('?')[0]}: 301 rows written, 0 had been written before\n"
     )
     assert hotplate("releases", "scrub", "--rate", "100000", "--store", target).returncode == 0
-
-
-@pytest.mark.parametrize("verb", ["import", "publish"])
-def test_what_a_store_warns_of_is_printed_before_it_is_filled(verb: str, tmp_path: Path, lists: Path) -> None:
-    source: str | Path = lists
-    if verb == "publish":
-        (tmp_path / "clicks.csv").write_text("user,item\n" + "".join(f"{n},{n % 7}\n{n},{n % 5}\n" for n in range(30)))
-        source = tmp_path / "model"
-        succeeded("train", tmp_path / "clicks.csv", "--out", source, "--split", "none", "--params", "factors=4")
-    with running(tmp_path, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
-        done = hotplate(verb, source, "--store", server.url())
-    assert done.returncode == 0
-    assert "the eviction policy allkeys-lru, which drops lists" in done.stderr

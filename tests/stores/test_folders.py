@@ -54,14 +54,6 @@ def test_folder_of_a_killed_owner_is_removed_but_not_that_of_a_running_one(tmp_p
         assert set(tmp_path.iterdir()) == {living}
 
 
-def test_what_was_never_locked_is_removed_when_it_is_empty(tmp_path: Path) -> None:
-    for name in ("lists-1-0123abcd", "lists-2-0123abcd"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "lists-2-0123abcd" / "rows").touch()
-    with scratch_folder(tmp_path, "lists-") as own:
-        assert {each.name for each in tmp_path.iterdir()} == {"lists-2-0123abcd", own.name}
-
-
 def test_what_others_named_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     for name in ("lists-mine", "lists-", "lists-1-0123abcd.bak", "other-1-0123abcd"):

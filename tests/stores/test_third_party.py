@@ -1,6 +1,5 @@
 """A store of somebody else, in a distribution of its own: installed, held to the contract, and found by its URL."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -74,21 +73,6 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
     assert '"a"' in run(installed, "-m", "hotplate", "lookup", "1", "--json", "--store", url).stdout
     for verb in (("store", "doctor"), ("releases", "scrub"), ("releases", "verify"), ("releases", "prune")):
         assert command(installed, *verb, "--store", url)
-
-
-@pytest.mark.soak
-def test_a_dry_run_a_canary_and_a_plan_work_with_it(installed: Path, tmp_path: Path) -> None:
-    lists, url = tmp_path / "lists.csv", f"sqlite://{tmp_path}/lists.db"
-    lists.write_text("user,item,score\n1,a,2\n1,b,1\n2,a,1\n")
-    command(installed, "import", lists, "--store", url)
-    assert json.loads(command(installed, "import", lists, "--store", url, "--dry-run", "--json"))["fits"] is True
-    written = json.loads(command(installed, "import", lists, "--store", url, "--no-activate", "--json"))
-    release = written["release"]["release"]
-    command(installed, "releases", "canary", release, "--percent", "5", "--store", url)
-    assert json.loads(command(installed, "releases", "promote", "--json", "--store", url))["live"] == release
-    assert "room" in command(installed, "store", "doctor", "--store", url)
-    planned = json.loads(command(installed, "plan", "--from-release", url, "--peak-rps", "10", "--json"))
-    assert url in json.dumps(planned)
 
 
 def test_a_url_of_an_unknown_scheme_names_the_schemes_that_are_known(installed: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.http1 import Response, Transport
-from hotplate.stores.store import Diagnosed, Plan, Reader, Row, Slot, Store
+from hotplate.stores.store import Plan, Reader, Row, Slot, Store
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ class Process:
         self.loop = loop
         self.watch = watch
         self.handle = store
-        self.store = _SteppedDiagnosed(self, store) if isinstance(store, Diagnosed) else Stepped(self, store)
+        self.store = Stepped(self, store)
         self.free = False
         """Whether it runs without waiting to be let go."""
         self.killed = False
@@ -325,9 +325,3 @@ class Stepped:
         process.loop.working -= 1
         await process.pause()
         return reply
-
-
-class _SteppedDiagnosed(Stepped, Diagnosed):
-    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        assert isinstance(self._store, Diagnosed)
-        await self._store.check_room(draft, plan)

@@ -10,17 +10,14 @@ import pytest
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.cosmos.charges import bill_of
-from hotplate.stores.cosmos.rows import container_of
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import estimate
 from hotplate.stores.store import Estimate, Plan, Provisioned, Row, Store
-from hotplate.stores.transfer import copy, estimate_copy
 from tests.support.cosmos_simulation import SimulatedAccount, simulated, with_simulation
-from tests.support.memory_store import MemoryStore
 from tests.support.planning import a_plan
-from tests.support.stores import as_bodies, ref_of
+from tests.support.stores import as_bodies
 
 
 @dataclass
@@ -120,18 +117,7 @@ async def test_later_publishes_are_estimated_as_well_and_looked_at_once(account:
 
 
 @simulated
-async def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused(account: SimulatedAccount) -> None:
-    source, made = MemoryStore(account.now), made_up(300)
-    live = (await publication.publish(source, made.rows(), plan=made.plan, about=made.about)).manifest.release
-    there = SimulatedAccount(asyncio.get_running_loop())
-    there.latency_s = 0.0
-    target = there.store(ru=2000, max_ru=1000)
-    found = await estimate_copy(source, target, live, live=True, on_progress=lambda _done, _total: None)
-    assert there.service.account.databases == {}
-    await copy(source, target, live)
-    assert found.total_ru == pytest.approx(there.spent_ru(), rel=0.01)
-    assert container_of(await ref_of(target, live)) in there.service.account.databases["d"].containers
-    await target.close()
+async def test_a_release_that_cannot_be_served_is_refused(account: SimulatedAccount) -> None:
     with pytest.raises(ReleaseCorrupt, match="no popular list"):
         await estimated(account, Made([as_bodies([Row("user:1", b"x")])], {}))
 

@@ -90,16 +90,6 @@ async def test_large_value_with_a_page_out_of_range_fails_only_its_key(store: Lm
     assert [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)] == [KEYS[3]]
 
 
-async def test_a_damaged_file_that_is_cut_while_it_is_read_is_damaged(store: LmdbStore) -> None:
-    path = await sealed(store.folder, large=20)
-    spoil_page_of(path, KEYS[1000])
-    await store.warm(RELEASE)
-    os.truncate(path, path.stat().st_size // 2 - 8)
-    slots = await store.get_many(RELEASE, KEYS)
-    assert {type(slot) for slot in slots} <= {bytes, ReleaseCorrupt}
-    assert any(isinstance(slot, ReleaseCorrupt) and "was cut" in str(slot) for slot in slots)
-
-
 async def test_a_damaged_page_that_one_thread_reads_fails_no_key_of_another(tmp_path: Path) -> None:
     spoil_page_of(await sealed(tmp_path), KEYS[1000])
     whole, ended = [*KEYS[:64], "user:999999"], threading.Event()

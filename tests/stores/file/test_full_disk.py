@@ -4,15 +4,14 @@ import errno
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hotplate.stores.catalogue import LEASE_S, Release, ReleaseId, State
+from hotplate.stores.catalogue import LEASE_S, State
 from hotplate.stores.errors import StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.lifecycle import activate, change, prune, rollback
+from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
@@ -98,18 +97,6 @@ async def test_the_room_for_the_next_catalogue_is_taken_again_once_there_is_some
     assert spare.stat().st_blocks * 512 >= 2 * len((disk / "catalogue.json").read_bytes().rstrip())
     fill(disk)
     await activate(store, second)
-    await store.close()
-
-
-async def test_a_catalogue_of_many_releases_is_swapped_on_a_full_disk(disk: Path, store: LmdbStore) -> None:
-    for _ in range(2):
-        await publish(store, SMALL[:2])
-    more = [Release(ReleaseId(f"release-{n}"), f"{n:012}", State.READY, 0.0, "0123456789abcdef") for n in range(500)]
-    await change(store, lambda found: replace(found, releases=(*more, *found.releases)))
-    fill(disk)
-    await rollback(store)
-    await prune(store)
-    assert len((await store.catalogue()).releases) > len(more)
     await store.close()
 
 

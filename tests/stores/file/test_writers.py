@@ -13,9 +13,7 @@ import pytest
 
 from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, succeed
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
-from hotplate.stores.file.draft import DraftFile
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.keys import MANIFEST
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row
 from tests.support.clock import FakeClock
@@ -84,25 +82,6 @@ async def test_a_late_writer_cannot_write_into_what_another_has_sealed(store: Lm
     assert await is_complete(store)
 
 
-@pytest.mark.parametrize("closes", [False, True], ids=["its handle is open", "nobody holds it"])
-async def test_who_lost_a_draft_finds_it_refused(store: LmdbStore, *, closes: bool) -> None:
-    await store.create(ONE, PLAN)
-    await store.put(ONE, ROWS[:10])
-    if closes:
-        await store.close()
-    await store.create(OTHER, PLAN)
-    if closes:
-        await store.close()
-    for step in (store.put(ONE, ROWS[10:]), store.resume_point(ONE), store.seal(ONE)):
-        with pytest.raises(ReleaseConflict, match="which took it over"):
-            await step
-    await store.create(OTHER, PLAN)
-    assert await store.resume_point(OTHER) == ROWS[9].key
-    await store.put(OTHER, ROWS[10:])
-    await store.seal(OTHER)
-    assert await is_complete(store)
-
-
 @pytest.mark.parametrize("then", ["put", "resume_point", "seal"])
 async def test_a_writer_whose_draft_was_erased_brings_nothing_back(store: LmdbStore, then: str) -> None:
     await store.create(ONE, PLAN)
@@ -160,33 +139,6 @@ async def test_a_draft_from_before_the_machine_started_is_begun_anew(store: Lmdb
     await store.put(OTHER, ROWS)
     await store.seal(OTHER)
     assert await is_complete(store)
-
-
-async def test_draft_of_a_writer_killed_while_sealing_is_resumed_without_writes(
-    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(Exception):
-        pass
-
-    def die(*_: object) -> None:
-        raise Killed
-
-    await store.create(ONE, PLAN)
-    await store.put(ONE, [Row(MANIFEST, b"of all rows")])
-    await store.put(ONE, ROWS)
-    with monkeypatch.context() as patch:
-        patch.setattr(DraftFile, "_finish", die)
-        with pytest.raises(Killed):
-            await store.seal(ONE)
-    await store.create(OTHER, PLAN)
-    assert await store.resume_point(OTHER) == ROWS[-1].key
-
-
-async def test_what_was_never_begun_leaves_no_lock_behind(store: LmdbStore) -> None:
-    (store.folder / "releases").mkdir(parents=True)
-    with pytest.raises(ReleaseNotFound):
-        await store.put(ONE, ROWS[:1])
-    assert names(store.folder) == []
 
 
 class SlowDisk:
