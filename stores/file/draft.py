@@ -24,7 +24,7 @@ from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreFull
 from hotplate.stores.file import file_format, memory
 from hotplate.stores.file.release import translated
-from hotplate.stores.folders import flush, is_at
+from hotplate.stores.folders import flush, take_lock
 from hotplate.stores.keys import MANIFEST, META
 from hotplate.stores.store import Row, not_found, sealed
 
@@ -227,7 +227,7 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
         began = False
         try:
             check_unsealed(sealed_path, draft)
-            if _signed(lock)[1] not in ("", _boot()):
+            if _signed(lock_path(path))[1] not in ("", _boot()):
                 path.unlink(missing_ok=True)
             began = path.exists()
             os.ftruncate(lock, 0)
@@ -276,23 +276,14 @@ def lock_path(draft: Path) -> Path:
 
 
 def _lock(path: Path, draft: DraftRef) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_at(descriptor, path):
-                return descriptor
-        except BlockingIOError as error:
-            holder = _signed(descriptor)[0] or "unknown"
-            os.close(descriptor)
-            raise ReleaseConflict(
-                f"release {draft.id} is being written by process {holder}, running or stopped, which holds {path}; "
-                f"wait for it, or end it"
-            ) from error
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # erased or sealed since
+    try:
+        return take_lock(path, 0o644, 0.0)
+    except TimeoutError as error:
+        process, _ = _signed(path)
+        raise ReleaseConflict(
+            f"release {draft.id} is being written by process {process}, running or stopped, which holds {path}; wait "
+            f"for it, or end it"
+        ) from error
 
 
 def _unlock(descriptor: int) -> None:
@@ -301,10 +292,12 @@ def _unlock(descriptor: int) -> None:
     os.close(descriptor)
 
 
-def _signed(lock: int) -> tuple[str, str]:
+def _signed(path: Path) -> tuple[str, str]:
     """Return the process id and the boot id in a lock, empty if it was never signed."""
-    process, _, boot = os.pread(lock, 200, 0).decode(errors="replace").strip().partition(" ")
-    return process, boot
+    with suppress(FileNotFoundError):
+        process, _, boot = path.read_text(errors="replace").strip().partition(" ")
+        return process, boot
+    return "", ""
 
 
 def _boot() -> str:
