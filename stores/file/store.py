@@ -250,7 +250,8 @@ class LmdbStore(LocalReader, Diagnosed):
         await (self._files.get(release.incarnation) or self._open(release)).check()
 
     async def prepare(self, release: ReleaseRef) -> None:
-        check_size(self._sealed_path(release))  # `warm` reads it into memory
+        if not self._sealed_path(release).exists():  # `warm` reads it into memory
+            raise not_found(release)
 
     async def warm(self, release: ReleaseRef) -> None:
         file = self._files.get(release.incarnation) or self._open(release)
