@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from hotplate.stores.rebuild import Survey
     from hotplate.stores.store import Store
 
-DAY_S = 86_400
-
 app = Verbs(
     no_args_is_help=True,
     help="Examine a store, back it up, restore it, rebuild its catalogue.\n\n"
@@ -156,15 +154,12 @@ def rebuild(
 
 
 def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None, *, as_json: bool) -> None:
-    now, states = found.now, {}
-    if rebuilt is not None:
-        states = {entry.incarnation: entry.state for entry in rebuilt.releases}
+    states = {} if rebuilt is None else {entry.incarnation: entry.state for entry in rebuilt.releases}
     if as_json:
         releases = [
             asdict(one.manifest)
             | {"id": one.ref.id, "incarnation": one.ref.incarnation, "state": states.get(one.ref.incarnation)}
-            | {"age_s": now - one.manifest.created_at, "rows": one.manifest.rows}
-            | {"damage": one.damage}
+            | {"rows": one.manifest.rows, "damage": one.damage}
             for one in found.releases
         ]
         live = None if rebuilt is None else rebuilt.live
@@ -176,14 +171,13 @@ def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None,
         (
             one.ref.id,
             f"{datetime.fromtimestamp(one.manifest.created_at, UTC):%Y-%m-%d %H:%M:%S}Z",
-            f"{(now - one.manifest.created_at) / DAY_S:,.1f} days",
             f"{one.manifest.rows:,}",
             ", ".join(one.manifest.refused_by) or "none",
             "sound" if one.damage is None else "damaged",
         )
         for one in found.releases
     ]
-    out.print(table(("release", "written", "age", "rows", "refused by", "verify"), rows))
+    out.print(table(("release", "written", "rows", "refused by", "verify"), rows))
     for one in found.releases:
         if one.damage is not None:
             out.print(f"{one.ref.id}: {one.damage}")
