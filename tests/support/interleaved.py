@@ -56,7 +56,7 @@ from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer, copied, put_back
-from tests.support.stepwise import EPOCH_S, AwaitedTransport, Process, Stepped, StepwiseLoop, sleep
+from tests.support.stepwise import EPOCH_S, AwaitedTransport, Process, StepwiseLoop, sleep
 
 T = TypeVar("T")
 
@@ -468,7 +468,7 @@ class Interleaved(RuleBasedStateMachine):
         self.lead_second_reader()
 
     def lead_second_reader(self) -> None:
-        handle = self.stepped(self.readers_at[1])
+        handle = self.processes[self.readers_at[1]].store
         handle.reads = self.processes[self.readers_at[1]].handle if handle.reads is self.replica else self.replica
         handle.changed.set()
         self.loop.settle()
@@ -483,11 +483,8 @@ class Interleaved(RuleBasedStateMachine):
         first.run(FOLLOWED_S, second)
         self.look()
         for reader in self.readers_at:
-            if self.stepped(reader).reads is not self.replica:
+            if self.processes[reader].store.reads is not self.replica:
                 self.check_followed(reader)
-
-    def stepped(self, who: int) -> Stepped:
-        return self.processes[who].store
 
     def notify(self, where: Store) -> None:
         for process in self.processes:
@@ -606,9 +603,9 @@ class Interleaved(RuleBasedStateMachine):
             return
         for served in follower.all_served:
             try:
-                slots = self.finish(self.stepped(reader).reads.get_many(served.ref, KEYS))
+                slots = self.finish(self.processes[reader].store.reads.get_many(served.ref, KEYS))
             except ReleaseNotFound:
-                is_replica = self.stepped(reader).reads is self.replica
+                is_replica = self.processes[reader].store.reads is self.replica
                 assert is_replica or served.ref.incarnation in self.erased | self.lost or self.restored_at >= 0
                 slots = []
             self.check_lists(served, slots)
@@ -678,7 +675,7 @@ class Interleaved(RuleBasedStateMachine):
         publisher = self.processes[0]
         self.publish(publisher, "publish", 0)
         self.run_to_end(publisher)
-        second = self.stepped(self.readers_at[1])
+        second = self.processes[self.readers_at[1]].store
         if second.reads is self.replica:
             self.lead_second_reader()
         self.run_readers()

@@ -11,6 +11,7 @@ import selectors
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
@@ -256,18 +257,12 @@ class Stepped:
         """Left to whoever opened the store."""
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        async def create() -> None:
-            await self._store.create(draft, plan)
-            self._process.watch.claimed(self._process, draft)
-
-        await self._do(create)
+        claimed = partial(self._process.watch.claimed, self._process, draft)
+        await self._do(lambda: self._store.create(draft, plan), claimed)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        async def put() -> None:
-            await self._store.put(draft, rows, part)
-            self._process.watch.put(self._process, draft)
-
-        await self._do(put)
+        was_put = partial(self._process.watch.put, self._process, draft)
+        await self._do(lambda: self._store.put(draft, rows, part), was_put)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         return await self._do(lambda: self._store.resume_point(draft, part))
@@ -284,11 +279,8 @@ class Stepped:
         await self._do(lambda: self._store.prepare(release))
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        async def swap() -> None:
-            await self._store.swap(old, new)
-            self._process.watch.swapped(self._process, old, new)
-
-        await self._do(swap)
+        swapped = partial(self._process.watch.swapped, self._process, old, new)
+        await self._do(lambda: self._store.swap(old, new), swapped)
 
     async def erase(self, release: ReleaseRef) -> None:
         async def erase() -> None:
@@ -309,19 +301,17 @@ class Stepped:
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
         await self._do(lambda: self._store.replace_unreadable(record, new))
 
-    async def _do(self, primitive: Callable[[], Awaitable[T]]) -> T:
-        process = self._process
-        await process.pause()
-        process.loop.working += 1
+    async def _do(self, primitive: Callable[[], Awaitable[T]], done: Callable[[], None] = lambda: None) -> T:
+        await self._process.pause()
         try:
-            reply = await primitive()
+            self._process.loop.working += 1
+            try:
+                reply = await primitive()
+                done()
+            finally:
+                self._process.loop.working -= 1
         except StoreError:
-            process.loop.working -= 1
-            await process.pause()
+            await self._process.pause()
             raise
-        except BaseException:
-            process.loop.working -= 1
-            raise
-        process.loop.working -= 1
-        await process.pause()
+        await self._process.pause()
         return reply
