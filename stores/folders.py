@@ -33,7 +33,7 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
     while lock is None:
         folder = _new(parent, prefix)
         folder.mkdir(mode)
-        lock = _lock(folder, required=False)
+        lock = _lock(folder)
     try:
         yield folder
     finally:
@@ -69,7 +69,7 @@ def take_lock(path: Path, mode: int, timeout_s: float) -> int:
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(descriptor, path):
@@ -117,7 +117,7 @@ def _new(parent: Path, prefix: str) -> Path:
 def is_abandoned(folder: Path) -> bool:
     """Return whether the owner of a scratch folder is dead."""
     with suppress(OSError):
-        if (folder / LOCK).exists() and (lock := _lock(folder, required=True)) is not None:
+        if (folder / LOCK).exists() and (lock := _lock(folder)) is not None:
             os.close(lock)
             return True
     return False
@@ -128,35 +128,19 @@ def remove_abandoned(folder: Path) -> None:
     with suppress(OSError):
         if not (folder / LOCK).exists():
             folder.rmdir()  # only if empty; a living owner makes another one
-        elif (lock := _lock(folder, required=True)) is not None:
+        elif (lock := _lock(folder)) is not None:
             try:
                 _remove(folder)
             finally:
                 os.close(lock)
 
 
-def _lock(folder: Path, *, required: bool) -> int | None:
-    """Take the lock of *folder*; None if it is held or the folder was removed.
-
-    If files cannot be locked (some network mounts), an owner works without a lock, and no folder is removed.
-    """
+def _lock(folder: Path) -> int | None:
+    """Take the lock of *folder*; None if it is held or the folder was removed."""
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except FileNotFoundError:
+        return take_lock(folder / LOCK, 0o600, 0.0)
+    except (FileNotFoundError, TimeoutError):
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
-        if required:
-            os.close(descriptor)
-            raise
-    if not is_at(descriptor, folder / LOCK):
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _remove(folder: Path) -> None:

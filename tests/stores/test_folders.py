@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from hotplate.stores.folders import LOCK, scratch_folder, take_lock
 
 if TYPE_CHECKING:
@@ -65,16 +63,6 @@ def test_what_others_named_is_never_touched(tmp_path: Path) -> None:
     with scratch_folder(tmp_path, "lists-"):
         pass
     assert set(tmp_path.iterdir()) == before
-
-
-def test_where_files_cannot_be_locked_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("hotplate.stores.folders.fcntl.flock", fail)
-    with scratch_folder(tmp_path, "lists-") as first, scratch_folder(tmp_path, "lists-") as second:
-        assert set(tmp_path.iterdir()) == {first, second}
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_thread_that_still_writes_neither_keeps_a_folder_nor_makes_another(tmp_path: Path) -> None:
