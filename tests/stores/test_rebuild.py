@@ -124,14 +124,6 @@ async def test_of_two_rebuilds_at_once_one_wins_and_the_other_says_so(open_store
     assert await handles[0].catalogue() == won
 
 
-@on_every_rebuildable_store
-async def test_a_catalogue_that_can_be_read_is_left_alone(open_store: OpenStore) -> None:
-    store = open_store()
-    live = await publish(store, "live")
-    with pytest.raises(ReleaseConflict, match=f"release {live} is live: there is nothing to rebuild"):
-        await survey(store)
-
-
 async def half_lost(store: Store, whole: ReleaseId, incarnation: str, *lost: str) -> None:
     """Write the rows of a release once more, under the same id, as a store has them that lost some."""
     written = (await store.catalogue()).find(whole)

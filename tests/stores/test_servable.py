@@ -10,16 +10,15 @@ import pytest
 
 from hotplate.serve.releases.follower import Follower
 from hotplate.stores import lifecycle as life
-from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.store import Plan, Row, Slot, Store
+from hotplate.stores.store import Row, Slot, Store
 from hotplate.stores.verification import load_manifest
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import batches, ref_of
 from tests.support.stores import publish as publish_rows
+from tests.support.stores import ref_of
 from tests.support.virtual import virtual
 
 ROWS = [
@@ -171,18 +170,3 @@ async def test_unresponsive_store_is_awaited_30_seconds_without_changes() -> Non
     with pytest.raises(StoreUnavailable, match="could not be read within 30 s"):
         await life.activate(store, target)
     assert (await store.catalogue()).live == live
-
-
-async def test_a_publish_leaves_a_running_canary_alone_and_its_release_ready() -> None:
-    store = MemoryStore()
-    live, canary = await publish(store), await publish(store, live=False)
-    await life.start_canary(store, canary, 5)
-    written = await publication.publish(store, batches(ROWS, 500), plan=Plan(len(ROWS), 100_000), about={})
-    found = await store.catalogue()
-    assert (found.live, found.canary and found.canary.release) == (live, canary)
-    assert found.find(written.manifest.release).state == "ready"
-    assert "promote or abort the canary first" in str(written.held_back)
-    with pytest.raises(ReleaseConflict, match="is the canary"):
-        await life.activate(store, written.manifest.release)
-    await life.activate(store, written.manifest.release, end_canary=True)
-    assert ((await store.catalogue()).live, (await store.catalogue()).canary) == (written.manifest.release, None)

@@ -226,32 +226,6 @@ async def test_a_backup_that_is_put_back_over_a_store_in_use_is_followed_at_once
     await worker.close()
 
 
-async def test_what_is_being_pruned_is_put_back_under_another_incarnation(
-    store: LmdbStore, target: Path, clock: FakeClock
-) -> None:
-    first = await published(store, "first")
-    old = await ref_of(store, first)
-    await backup(store, target)
-    second = await published(store, "second")
-    clock.now += 10_000
-
-    async def stop(*_: object) -> None:
-        raise ReleaseConflict("stopped between marking and erasing")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hotplate.stores.lifecycle.drop", stop)
-        with pytest.raises(ReleaseConflict, match="stopped"):
-            await prune(store, keep=0)
-    await restore(target, store, over=True)
-    await store.erase(old)
-    assert await published_rows(store, first) == rows("first")
-    assert (await states(store))[second] == "withdrawn"
-    clock.now += 10_000
-    assert set(await prune(store, keep=0)) == {first, second}
-    assert [(entry.id, entry.state) for entry in (await store.catalogue()).releases] == [(first, State.LIVE)]
-    assert await published_rows(store, first) == rows("first")
-
-
 async def test_a_damaged_backup_is_named_and_nothing_is_put_back(store: LmdbStore, target: Path) -> None:
     release = await ref_of(store, await published(store, "first"))
     await backup(store, target)
