@@ -205,7 +205,6 @@ async def test_redis_that_lost_all_but_its_releases_is_searched_for_them(redis_s
     redis_server.execute_command("DEL", *lost, *listed[:1])
     found = await survey(store)
     assert {one.ref.id for one in found.releases} == {first, second}
-    assert len(found.releases) == 2, "they are found without their lists of keys"
     assert (await rebuild(store, found, second, force=True)).live == second
     await store.close()
 

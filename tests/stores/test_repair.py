@@ -13,13 +13,13 @@ from hotplate.stores import publication, verification
 from hotplate.stores.catalogue import LEASE_S, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import Checksum, body_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt
-from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.store import Row, Store
 from hotplate.stores.transfer import copy, repair
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, lapse, on_every_store, published_rows, ref_of
+from tests.support.stores import OpenStore, on_every_store, published_rows, ref_of
 from tests.support.stores import publish as publish_rows
 from tests.support.virtual import virtual
 
@@ -177,36 +177,6 @@ async def test_a_repair_that_fails_leaves_the_damaged_release_as_it_was(clock: F
         await repair(store, source, live)
     assert await ref_of(store, live) == before
     assert await store.incarnations() == [before.incarnation]
-
-
-@on_every_store
-async def test_what_a_writer_left_that_lost_its_draft_is_pruned(open_store: OpenStore) -> None:
-    store, late = open_store(), open_store()
-    live = await publish(store)
-    draft = await publication.begin(late, ReleaseId("20261120T064200Z-1a7e"))
-    await lapse(store)
-    assert await life.prune(store) == [draft.id]
-    await late.create(draft, Plan(1, 100))  # it was paused between the catalogue and the data
-    await late.close()
-    assert sorted(await store.incarnations()) == sorted([draft.incarnation, (await ref_of(store, live)).incarnation])
-    assert await life.prune(store) == [f"unknown-{draft.incarnation}"]
-    assert await store.incarnations() == [(await ref_of(store, live)).incarnation]
-    assert len((await store.catalogue()).releases) == 1
-
-
-@on_every_store
-async def test_a_release_that_was_copied_back_survives_a_pruner_that_was_paused(open_store: OpenStore) -> None:
-    store, source = open_store(), MemoryStore()
-    first = await publish(store)
-    await copy(store, source, first)
-    await publish(store, ROWS[:3])
-    marked = await life.change(store, lambda found: changes.prune(found, 0, 0.0))
-    (doomed,) = [entry for entry in marked.releases if entry.state is State.DROPPING]
-    await life.prune(store, keep=0, grace_s=0.0)  # by another, while the first is paused
-    await copy(source, store, first)
-    await life.drop(store, doomed.ref)
-    assert (await store.catalogue()).live == first
-    assert await published_rows(store, first) == ROWS
 
 
 @virtual

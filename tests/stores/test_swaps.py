@@ -7,7 +7,7 @@ import pytest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import LEASE_S, Catalogue, ReleaseId, State
+from hotplate.stores.catalogue import Catalogue, ReleaseId, State
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
 from hotplate.stores.store import Row, Store
 from tests.support.clock import FakeClock
@@ -152,23 +152,3 @@ async def test_overtaken_activation_does_not_undo_later_changes(
         await life.activate(store, first)
     found = await store.catalogue()
     assert ([entry.id for entry in found.releases], found.live) == ([third, first, second], second)
-
-
-async def test_begin_dropped_before_its_reply_starts_another_incarnation(
-    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
-) -> None:
-    store = MemoryStore(clock)
-    marked = list[Catalogue]()
-
-    async def mark() -> None:
-        clock.now += LEASE_S + 1
-        marked.append(await life.change(store, changes.prune))  # and is to erase it
-
-    overtake(store, monkeypatch, mark)
-    live = await publish(store)
-    (doomed,) = marked[0].releases
-    await life.drop(store, doomed.ref)
-    found = await store.catalogue()
-    assert [(entry.id, entry.state) for entry in found.releases] == [(live, State.LIVE)]
-    assert found.releases[0].incarnation != doomed.incarnation
-    assert len(await store.incarnations()) == 1
