@@ -270,7 +270,7 @@ def test_a_pipeline_that_makes_no_sense_is_a_sentence(
         ("train", 'half_life = "often"', "The half-life 'often' cannot be read"),
         ("train", 'where = "quantity"', "'quantity'"),
         ("train", 'event_weights = "view=much"', "'view=much'"),
-        ("train", "engine = 'popularity'\nparams = 'alpha=2'", "the engine popularity has no alpha"),
+        ("train", "engine = 'popularity'", "the engine popularity has no factors, iterations"),
         ("publish", "max_per_category = 2", "A cap needs both"),
         ("publish", 'gate = "ndcg=0.1"', "these lists have no evaluation"),
     ],
