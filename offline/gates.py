@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +115,8 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
                 "Gate coverage: the number of items is unknown; list them all with --titles, or omit the gate."
             )
         if gate.metric and _value(known, gate.metric) is None:
-            metric_names = [name.removeprefix("model.") for name in known]
-            names = [*_OF_LISTS, *(f"{_DROP}.{name}" for name in metric_names), *metric_names]
-            close = get_close_matches(gate.name, names, 1, cutoff=0.5)
-            hint = f"the nearest is {close[0]}" if close else f"known are {', '.join(names)}"
+            names = [*_OF_LISTS, *(name.removeprefix("model.") for name in known)]
+            hint = f"known are {', '.join(names)}, and {_DROP}. before a metric"
             lacking = "" if known else "; these lists have no evaluation, and other gates need its metrics"
             raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {hint}{lacking}.")
 

@@ -1,7 +1,6 @@
 """`hotplate evaluate`, and the evaluation of `hotplate train`: what is measured, and reports as text and as a page."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,16 +113,3 @@ def test_the_page_holds_all_that_it_needs_and_titles_are_text(model: Path) -> No
     assert HOSTILE[-60:] not in text
     assert "prefers-color-scheme: dark" in text
     assert "default-src 'none'" in text
-
-
-def test_the_first_line_of_a_page_is_the_verdict(model: Path, tmp_path: Path) -> None:
-    text = page(model_report(model))
-    assert f"<h1>{model_report(model).sentence}</h1>" in text
-    assert 'class="bad"' not in text
-    shutil.copytree(model, tmp_path / "model")
-    description = json.loads((tmp_path / "model" / "model.json").read_text())
-    description |= {"metrics": None, "tuning": None}
-    (tmp_path / "model" / "model.json").write_text(json.dumps(description))
-    text = page(model_report(tmp_path / "model"))
-    assert "<h1>It is not known how good this model is" in text
-    assert 'class="bad"' in text

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from hotplate.offline.errors import DataError
@@ -59,22 +58,6 @@ def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> Non
     rows = {(row["subject"], row["figure"]): row["value"] for row in facts["rows"]}
     assert rows["lists", "recall"] == ranking["recall"]
     assert rows["scores as ratings", "mae"] == facts["rating"]["mae"]
-
-
-def test_of_a_file_the_best_rows_of_the_users_of_the_truth_are_read(tmp_path: Path) -> None:
-    rows = [(f"u{n % 7}", f"i{n % 93}", n * 7919 % 101) for n in range(500)]
-    path = tmp_path / "lists.parquet"
-    pl.DataFrame(rows, ["user", "item", "score"], orient="row").write_parquet(path)
-    pairs = pl.DataFrame({"user": ["u1", "u2", "nobody"], "item": ["i1", "i2", "i3"]})
-    best = dict[tuple[str, str], float]()
-    for user, item, score in rows:
-        best[user, item] = max(score, best.get((user, item), 0))
-    wanted = [
-        sorted((-score, item) for (each, item), score in best.items() if each == user)[:5] for user in ("u1", "u2")
-    ]
-    found = from_files(path, pairs, 5, {})
-    assert [(-score, item) for _, item, score in found.lists.rows()] == [*wanted[0], *wanted[1]]
-    assert set(found.predictions.rows()) == {(*pair, best[pair]) for pair in pairs.rows() if pair in best}
 
 
 def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
@@ -135,12 +118,3 @@ def test_a_report_is_the_same_each_time_and_shows_lists_of_users(tmp_path: Path)
         assert len(history) == 9
         assert listed
         assert not history & listed
-
-
-def test_the_users_that_are_shown_go_from_the_least_to_the_most_active(tmp_path: Path) -> None:
-    found = model_report(evaluated_model(tmp_path, uneven=True))
-    samples = [table for table in found.tables if table.title.startswith("User ")]
-    activity = [int(table.headings[0].removeprefix("history, of ")) for table in samples]
-    assert activity == sorted(activity)
-    assert (activity[0], activity[-1]) == (1, 8)
-    assert len({table.title for table in samples}) == 10

@@ -22,9 +22,7 @@ from hotplate.offline.train.engine import (
     engine_of,
     fit,
     fit_bytes,
-    fit_s,
     params_from,
-    rank_s,
     read_params,
 )
 from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
@@ -78,17 +76,6 @@ def test_only_allowed_items_are_recommended_up_to_the_number_available(ranker: R
     assert set(items.ravel()) <= {-1, 3, 8, 9, 14}
     assert set(items[0]) & {3, 9} or set(items[0]) == {-1}, "an even user has 8 and 14"
     assert (scores[items < 0] == 0).all()
-
-
-def test_lists_end_with_the_items_and_name_each_once(ranker: Ranker, board: UserItems) -> None:
-    items, scores = ranker.recommend(board, everyone(), 1000)
-    assert items.shape == (SIZE, SIZE)
-    for row, row_scores in zip(items, scores, strict=True):
-        length = int((row >= 0).sum())
-        assert len(set(row[:length])) == length <= SIZE - (SIZE // 2 - 1)
-        assert (row[length:] == -1).all()
-        assert (row_scores[length:] == 0).all()
-        assert (np.diff(row_scores[:length]) <= 0).all()
 
 
 def test_users_without_interactions_get_nothing_and_all_others_something(ranker: Ranker, board: UserItems) -> None:
@@ -311,17 +298,6 @@ def test_the_memory_of_a_fit_of_als_is_what_was_measured() -> None:
     # A hundredth of the pairs of MovieLens 20M, and its users and items.
     assert fit_bytes(ALSParams(128), matrix(138_493, 26_744, 2)) == pytest.approx(0.93e8, rel=0.02)
     assert fit_bytes(ALSParams(2), matrix(3, 4, 3)) == 3 * (9 * 8 + 4 * 4) + 7 * 2 * 4
-
-
-def test_more_to_learn_takes_more_time_and_memory() -> None:
-    small, large = matrix(40, 30, 5), matrix(40, 60, 10)
-    for params in (ALSParams(8), EASEParams(), NeighbourParams(), PopularityParams()):
-        assert 0 < fit_s(params, small) < fit_s(params, large)
-        assert fit_bytes(params, small) <= fit_bytes(params, large)
-        assert 0 < rank_s(params, small) < rank_s(params, large)
-    assert fit_s(ALSParams(8), small) < fit_s(ALSParams(16), small)
-    assert rank_s(ALSParams(8), small) < rank_s(ALSParams(16), small)
-    assert rank_s(EASEParams(), small) < rank_s(EASEParams(), matrix(40, 30, 10)), "more pairs are summed up"
 
 
 def test_what_does_not_fit_is_refused_with_what_it_takes() -> None:

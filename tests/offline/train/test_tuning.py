@@ -62,13 +62,6 @@ def test_trials_are_measured_as_an_evaluation_measures(kind: SplitKind, matrix: 
     assert found.trials[0].ndcg < found.trials[1].ndcg
 
 
-def test_exploring_takes_fewer_iterations_than_the_model_will(matrix: Matrix) -> None:
-    found = search(matrix, tuning=TuneOptions((replace(SMALL, iterations=30),)))
-    assert found.trials[0].iterations == 8
-    assert found.trials[found.best].params == replace(SMALL, iterations=30)
-    assert found.to_json()["trials"][0]["params"]["iterations"] == 30
-
-
 def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(matrix: Matrix) -> None:
     reports: list[tuple[int, int]] = []
     notices: list[str] = []
