@@ -178,29 +178,9 @@ class Dispatcher:
         """Report not ready, and close connections after their next answer."""
         self.draining = self.handlers.draining = True
 
-    async def answer(
-        self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
-    ) -> web.Response:
-        """Answer a raw path and query, or with *refusal*."""
-        span = None
-        if self.tracer is not None:
-            headers = request.headers
-            span = self.tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))
-        with nullcontext() if span is None else use_span(span):
-            return await self._answer(request, path, query, span, gate=gate, refusal=refusal)
-
     async def _respond(
-        self,
-        request: web.BaseRequest,
-        route: Route | None,
-        raw_id: str,
-        query: str,
-        *,
-        gate: Gate,
-        refusal: Problem | None,
+        self, request: web.BaseRequest, route: Route | None, raw_id: str, query: str, gate: Gate
     ) -> web.Response:
-        if refusal is not None:
-            raise refusal
         if self.cors is not None and route is not None:
             preflight = self.cors.preflight(request, route.methods)
             if preflight is not None:
@@ -213,26 +193,25 @@ class Dispatcher:
             return await handler(request, raw_id, query)
         return await resolved(gate.admit(request, partial(handler, request, raw_id, query)))
 
-    async def _answer(
-        self,
-        request: web.BaseRequest,
-        path: str,
-        query: str,
-        span: RequestSpan | None,
-        *,
-        gate: Gate,
-        refusal: Problem | None,
+    async def answer(
+        self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
     ) -> web.Response:
+        """Answer a raw path and query, or with *refusal*."""
         started = perf_counter()
         route, raw_id = self._routes.find(path, request.method)
         request_id = self.request_ids.of(request)
-        try:
-            response = await self._respond(request, route, raw_id, query, gate=gate, refusal=refusal)
-        except (Problem, NotReady, ClientGone) as error:
-            response = _refused(route, error)
-        except Exception:
-            log.exception("request %s failed", request_id)
-            response = _refused(route, internal_error(request_id))
+        span = None if self.tracer is None else _begin(self.tracer, request)
+        with nullcontext() if span is None else use_span(span):
+            try:
+                if refusal is None:
+                    response = await self._respond(request, route, raw_id, query, gate)
+                else:
+                    response = _refused(route, refusal)
+            except (Problem, NotReady, ClientGone) as error:
+                response = _refused(route, error)
+            except Exception:
+                log.exception("request %s failed", request_id)
+                response = _refused(route, internal_error(request_id))
         took_s = perf_counter() - started
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
@@ -253,3 +232,8 @@ class Dispatcher:
             )  # fmt: skip
             report(record, self.access_log if is_logged else None, span)
         return response
+
+
+def _begin(tracer: Tracer, request: web.BaseRequest) -> RequestSpan | None:
+    headers = request.headers
+    return tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))

@@ -1,7 +1,8 @@
 """Types of parameters and answers, which validate requests and generate the OpenAPI document."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -32,6 +33,9 @@ MSGPACK = "application/msgpack"
 SHOWN_CHARS = 40
 MAX_REFUSAL_CHARS = 200
 MAX_DIGITS = 9
+# Number of cached queries, and their maximum length.
+REMEMBERED = 1024
+REMEMBERED_CHARS = 64
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
@@ -219,18 +223,22 @@ OPERATIONS = (
 
 
 class QueryParser(Generic[AnyStruct]):
-    """Parses the query strings of one route."""
+    """Parses and caches the query strings of one route."""
 
     def __init__(self, query: type[AnyStruct], route: str) -> None:
         """*route* is the name in error texts."""
         self._query = query
         self._route = route
         self._default = query()
+        self._remembered: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
 
     def parse(self, raw: str) -> AnyStruct:
         """Return the parameters; raises Problem for unknown, repeated and invalid ones."""
         if not raw:
             return self._default
+        return self._remembered(raw) if len(raw) <= REMEMBERED_CHARS else self._parse(raw)
+
+    def _parse(self, raw: str) -> AnyStruct:
         values = dict[str, object]()
         for pair in filter(None, raw.split("&")):
             raw_name, _, raw_value = pair.partition("=")

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 READ_SHARE = 0.9
 MOST_TIMEOUT_S = 60.0
 TIMEOUT = istr("X-Request-Timeout-Ms")
+# Estimate of an answer that is being made: bytes for each byte of the request's body, and its maximum.
+ANSWER_RATIO = 256
+MOST_ANSWER_BYTES = 4 << 20
 # How long a stop lets idle clients send one more request.
 LINGER_S = 0.5
 POLL_S = 0.01
@@ -140,26 +143,28 @@ class HttpServer:
         connection = cast("Connection", request.protocol)
         try:
             deadline = deadline_of(request, connection.since)
-            await self._read(request)
+            body = await self._read(request)
         except Problem as problem:
             raise problem.closing() from None
+        size = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
 
         async def in_turn() -> web.Response:
             if self.registry.is_full:
                 raise self.writer.no_room()
+            connection.hold(size)
             with read_within(READ_SHARE * (deadline - monotonic())):
                 response = await work()
-            connection.hold(response.content_length or 0)
+            connection.hold((response.content_length or 0) - size)
             return response
 
         return await self.admission.batch(in_turn, deadline=deadline, is_gone=lambda: request.transport is None)
 
-    async def _read(self, request: web.BaseRequest) -> None:
+    async def _read(self, request: web.BaseRequest) -> bytes:
         check_body(request)
         expects = request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11
         if expects and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        await read_body(request)
+        return await read_body(request)
 
 
 async def _passed(is_over: Callable[[], bool], until: float) -> None:

@@ -1,7 +1,7 @@
 """A service with limits that tests can reach, and raw sockets that reach them.
 
-As a command (`python -m tests.support.limited_service JSON`) it serves what the JSON says: the store, and any field of
-the limits; also how many files the service may open, and who may call it.
+As a command (`python -m tests.support.limited_service JSON`) it serves what the JSON says: the store, any field of the
+limits, and how many files the service may open.
 """
 
 import json
@@ -11,7 +11,7 @@ import resource
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -29,14 +29,10 @@ def limited(
     store: Path,
     *,
     files: int | None = None,
-    keys: Path | None = None,
-    host: str = "127.0.0.1",
-    origins: Sequence[str] = (),
     **limits: object,
 ) -> Iterator[Service]:
-    """Serve the store in a folder within *limits*, until the block ends; with *keys*, anonymous callers may read."""
-    stated = {"files": files, "keys": keys and str(keys), "host": host, "origins": origins, "limits": limits}
-    options = json.dumps({"store": f"file://{store}", **stated})
+    """Serve the store in a folder within *limits*, until the block ends."""
+    options = json.dumps({"store": f"file://{store}", "files": files, "limits": limits})
     with started(store.parent, [sys.executable, "-m", "tests.support.limited_service", options]) as service:
         yield service
 
@@ -101,18 +97,8 @@ def main() -> None:
     if options["files"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options["files"], options["files"]))
     limits = Limits(**options["limits"])
-    keys = Path(options["keys"]) if options["keys"] else None
     settings = ServiceSettings(
-        (options["store"],),
-        port=0,
-        admin_port=0,
-        health_port=0,
-        drain_delay_s=0.0,
-        keys=keys,
-        anonymous=keys is not None or options["host"] != "127.0.0.1",
-        host=options["host"],
-        cors_origins=options["origins"],
-        limits=limits,
+        (options["store"],), port=0, admin_port=0, health_port=0, drain_delay_s=0.0, limits=limits
     )
     said = "serving a store on %s, and for operators on %s; probes are answered on %s"
     serve(settings, lambda addresses: logging.getLogger(__name__).info(said, *addresses))

@@ -133,15 +133,6 @@ def test_a_body_is_never_read_as_a_request(same: Callable[..., None]) -> None:
                 same(GET, head[:cut], head[cut:] + body, begun, *wait, GET, GET[:20], turns=turns)
 
 
-def test_an_offer_of_another_protocol_is_answered_the_same_wherever_it_comes(same: Callable[..., None]) -> None:
-    offer = GET.replace(HOST, HOST + b"Connection: upgrade\r\nUpgrade: h2c\r\n")
-    for turns in (0, 1, 2):
-        for sent in ((offer,), (GET, offer, GET), (offer, GET), (GET, offer + GET, GET), (GET + offer, GET)):
-            same(*sent, turns=turns)
-        for at in range(len(offer) - len(END), len(offer)):
-            same(GET, offer[:at], offer[at:] + GET, GET, turns=turns)
-
-
 def test_the_plainest_requests_are_the_lanes(
     runner: asyncio.Runner, pair: Pair, takes: Callable[[bytes], bool], known: list[bytes]
 ) -> None:
