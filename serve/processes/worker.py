@@ -167,18 +167,7 @@ async def _opened(
         tracer = Tracer(telemetry.sampling, spans.add, settings.scheme)
     await stack.enter_async_context(reader)
     await stack.enter_async_context(following(context.watched))
-    writer = EventWriter(settings.events) if settings.events else None
-    if writer is not None:
-        stack.push_async_callback(writer.close)
-    for task in reader.following:
-        task.add_done_callback(stop.request_at_once)  # only a defect ends it; a new worker is better than stale lists
-    return reader, _dispatcher(context, reader, tracer, writer)
-
-
-def _dispatcher(
-    context: ProcessContext, reader: TieredReader, tracer: Tracer | None, writer: EventWriter | None
-) -> Dispatcher:
-    settings, access_log, events = context.settings, None, None
+    access_log = events = None
     if settings.access_log_share:
         access_log = AccessLog(
             settings.access_log_share,
@@ -186,10 +175,14 @@ def _dispatcher(
             secret=context.log_secret,
             write=context.stderr.write,
         )
-    if writer is not None:
-        role_of, with_keys = partial(_role_of, reader), context.guard.knows_clients
-        events = EventsHandler(writer, role_of, context.metrics, settings.cors_origins, with_keys=with_keys)
-    return Dispatcher(
+    if settings.events:
+        writer, with_keys = EventWriter(settings.events), context.guard.knows_clients
+        stack.push_async_callback(writer.close)
+        origins, role_of = settings.cors_origins, partial(_role_of, reader)
+        events = EventsHandler(writer, role_of, context.metrics, origins, with_keys=with_keys)
+    for task in reader.following:
+        task.add_done_callback(stop.request_at_once)  # only a defect ends it; a new worker is better than stale lists
+    return reader, Dispatcher(
         reader,
         context.guard,
         cors_origins=settings.cors_origins,
