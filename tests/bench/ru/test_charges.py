@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
-from hotplate.bench.errors import BenchMisused
-from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.ru.charges import ChargesPlan, MeasuredCharges, measure, plan
+from hotplate.bench.ru.charges import MeasuredCharges, measure, plan
 from hotplate.stores.cosmos.charges import load
 from tests.support.command import hotplate
 from tests.support.cosmos_server import emulator_thread
@@ -76,22 +74,9 @@ def test_what_was_not_measured_is_ours_and_the_file_says_so(measured: MeasuredCh
     assert measured.points("read")[2:] == [point for point in OURS.read_points if point[0] > 2]
 
 
-def test_the_cost_is_that_of_each_hour_that_is_begun(url: str) -> None:
-    planned = ChargesPlan(url, (1, 64))
-    begun = planned.lines(OURS, load_prices(), 2, now=3600.0 - 0.5)
-    assert "touches 2" in begun[1]
-    assert "0.13 USD" in begun[1]
-
-
 def test_the_command_prints_the_coefficients_that_it_writes(url: str, tmp_path: Path) -> None:
     file = tmp_path / "charges.toml"
     done = hotplate("bench", "charges", "--store", url, "--sizes", "1", "--yes", "--out", str(file))
     assert done.returncode == 0, done.stderr
     assert "read_missing: 1.5" in done.stdout
     assert load(file).read_missing == 1.5
-
-
-@pytest.mark.parametrize("sizes", ["0", "a", "1,4096"])
-def test_sizes_that_make_no_sense_are_refused(url: str, sizes: str) -> None:
-    with pytest.raises(BenchMisused, match="whole KB"):
-        plan(url, sizes)

@@ -181,16 +181,6 @@ async def test_a_scaling_that_takes_hours_ends_with_a_sentence(account: Simulate
 
 
 @simulated
-async def test_readers_are_warned_of_what_they_could_run_into(account: SimulatedAccount) -> None:
-    store = account.store()
-    assert await store.warnings() == []
-    await publish(store)
-    assert await store.warnings() == []
-    (split,) = await account.store(max_ru=20_000).warnings()
-    assert "4 physical partitions for good, so one key can be read at 100 RU/s at most" in split
-
-
-@simulated
 async def test_erasing_costs_no_request_units_but_the_containers_own(account: SimulatedAccount) -> None:
     store = account.store()
     release = await publish(store)
