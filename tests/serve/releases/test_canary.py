@@ -167,6 +167,13 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, good}
 
 
+def reads(fast: int, slow: int) -> ReleaseCounts:
+    """Return reads of 1 ms and of 25 ms."""
+    counts = [0.0] * (len(BUCKETS_S) + 1)
+    counts[BUCKETS_S.index(0.001)], counts[BUCKETS_S.index(0.025)] = fast, slow
+    return ReleaseCounts(reads=tuple(counts))
+
+
 @pytest.mark.parametrize(
     ("live", "canary", "finding"),
     [
@@ -178,6 +185,10 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
         (ReleaseCounts(10**6, 0, 0), ReleaseCounts(10**6 * 0.96, 10**6 * 0.04, 0), None),
         (ReleaseCounts(0, 0, 0), ReleaseCounts(0, MIN_LOOKUPS, 0), None),
         (ReleaseCounts(0, 10**6, 0), ReleaseCounts(10**6, 0, 0), None),
+        (reads(1000, 0), reads(800, 200), "reads took more than 10 ms"),
+        (reads(1000, 0), reads(970, 30), None),
+        (reads(500, 500), reads(0, 1000), None),
+        (reads(1000, 0), reads(40, 59), None),
     ],
 )
 def test_a_canary_is_worse_where_it_is_so_beyond_the_bound_and_chance(
@@ -185,32 +196,6 @@ def test_a_canary_is_worse_where_it_is_so_beyond_the_bound_and_chance(
 ) -> None:
     found = find_regression(live, canary)
     assert (found is None) if finding is None else (found is not None and finding in found)
-
-
-READS = BUCKETS_S.index(0.001), BUCKETS_S.index(0.025)
-
-
-def reads(fast: int, slow: int) -> ReleaseCounts:
-    """Return reads of 1 ms and of 25 ms."""
-    counts = [0.0] * (len(BUCKETS_S) + 1)
-    counts[READS[0]], counts[READS[1]] = fast, slow
-    return ReleaseCounts(reads=tuple(counts))
-
-
-@pytest.mark.parametrize(
-    ("live", "canary", "is_worse"),
-    [
-        (reads(1000, 0), reads(800, 200), True),
-        (reads(1000, 0), reads(970, 30), False),
-        (reads(500, 500), reads(0, 1000), False),
-        (reads(1000, 0), reads(40, 59), False),
-    ],
-)
-def test_a_canary_is_worse_if_more_of_its_reads_are_slow(
-    live: ReleaseCounts, canary: ReleaseCounts, *, is_worse: bool
-) -> None:
-    found = find_regression(live, canary)
-    assert (found is not None and "reads took more than 10 ms" in found) if is_worse else found is None
 
 
 @pytest.mark.parametrize("is_remote", [True, False])
