@@ -25,7 +25,7 @@ from hotplate.offline.model import Model
 from hotplate.offline.publish import PublishSettings, publish
 from hotplate.offline.rules import Rules
 from hotplate.offline.train import similar
-from hotplate.offline.train.als import ALSParams, Factors, SparkParams
+from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences
 from hotplate.offline.train.neighbours import NeighbourParams
 from hotplate.offline.train.neighbours import fit as fit_neighbours
 from hotplate.offline.train.popularity import most_popular
@@ -130,7 +130,11 @@ def loaded_once(of: Callable[[], Model] = model) -> ItemFactors:
 def test_scores_of_factors_that_spark_learnt_are_those_of_its_last_step(basket: dict[int, float]) -> None:
     ranker = of_spark().ranker
     assert isinstance(ranker, Factors)
-    expected = ranker.item_factors @ ranker.fold_in(row_of(basket)).user_factors[0]
+    assert isinstance(ranker.params, SparkParams)
+    items, weights = ranker.item_factors.astype(np.float64), row_of(basket).toarray()[0]
+    confidence = np.where(weights, confidences(weights, ranker.params.alpha), 1)
+    left = items.T @ (confidence[:, None] * items) + ranker.params.reg_param * len(basket) * np.eye(FACTORS_EACH)
+    expected = items @ np.linalg.solve(left, items.T @ np.where(weights, confidence, 0))
     found = loaded_once(of_spark).recommend(basket, ITEMS)
     for item, score in scores_of(found).items():
         assert score == pytest.approx(expected[int(item[1:])], abs=TOLERANCE)
