@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.columns import Columns
@@ -156,7 +156,7 @@ def train(
     with _stage("read", seconds, on_progress):
         interactions = _read(settings)
     with _stage("matrix", seconds, on_progress):
-        matrix = _matrix(interactions, settings)
+        matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
         interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
         settings, parts = _split(settings, matrix, on_notice)
         standing = matrix.standing()
@@ -209,13 +209,6 @@ def _read(settings: TrainSettings) -> Interactions:
         weighting=settings.weighting,
         half_life=settings.half_life,
     )
-
-
-def _matrix(interactions: Interactions, settings: TrainSettings) -> Matrix:
-    try:
-        return to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
-    except DataError as error:
-        raise DataError(f"{named_paths(settings.data[:1])}: {error}") from error
 
 
 def _choose(learnable: Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import hotplate
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.input.sample import sample
@@ -26,7 +25,6 @@ from hotplate.offline.train.popularity import PopularityParams, Recency, most_po
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.folders import LOCK
-from tests.support.interactions import checkerboard_model
 
 PARAMS = ALSParams(factors=4, iterations=2)
 
@@ -286,13 +284,3 @@ def test_a_folder_that_is_missing_or_no_model_is_an_error(tmp_path: Path) -> Non
         load(tmp_path / "gone")
     with pytest.raises(DataError, match=r"is not a model: it has no model\.json"):
         load(tmp_path)
-
-
-def test_a_loaded_model_is_its_arrays_with_the_ids_of_their_rows(tmp_path: Path) -> None:
-    save(checkerboard_model(), tmp_path / "model")
-    model: hotplate.Model = hotplate.load_model(str(tmp_path / "model"))
-    users, items = model.matrix.user_items.shape
-    assert (len(model.matrix.user_ids), len(model.matrix.item_ids)) == (users, items) == (20, 20)
-    found, scores = model.ranker.recommend(model.matrix.user_items, np.array([3], dtype=np.int32), 5)
-    assert found.shape == scores.shape == (1, 5)
-    assert found[0, 0] == 3  # the one that was withheld

@@ -5,11 +5,10 @@ from datetime import datetime
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import are_among, to_matrix
+from hotplate.offline.input.matrix import to_matrix
 from tests.support.property import explored
 
 
@@ -78,13 +77,6 @@ def test_nothing_left_and_one_left_are_errors() -> None:
 def test_a_weight_beyond_32_bits_is_refused(weight: float) -> None:
     with pytest.raises(DataError, match="32-bit"):
         to_matrix(frame({("u", "i"): weight, ("v", "j"): 1}))
-
-
-@settings(deadline=None)  # a busy machine is no failure
-@given(st.sets(st.integers(0, 50)), st.lists(st.integers(0, 50)))
-def test_cells_are_looked_up_among_those_that_ascend(known: set[int], cells: list[int]) -> None:
-    found = are_among(np.array(sorted(known), dtype=np.int64), np.array(cells, dtype=np.int64))
-    assert found.tolist() == [cell in known for cell in cells]
 
 
 def test_rows_that_all_lack_a_time_are_a_matrix_without_times() -> None:
