@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
@@ -82,17 +82,6 @@ def test_any_value_comes_back_as_it_was(value: bytes, dictionary: bytes) -> None
     assert is_empty(body) == (not value)
 
 
-@settings(max_examples=30)
-@given(st.lists(st.binary(max_size=400), max_size=300))
-async def test_any_rows_come_back_as_they_were_in_their_order(values: list[bytes]) -> None:
-    rows = [Row(f"user:{n:05}", value) for n, value in enumerate(values)]
-    made = await encode_rows(batches(rows, 50), Plan(len(rows), 1), "zstd", CHECKSUM)
-    (dictionary, *rest) = [row async for batch in made.batches for row in batch]
-    decompress = Decompressor(dictionary.value[HEADER_BYTES:]).decompress
-    assert dictionary.key == DICTIONARY
-    assert [Row(key, decompress(value[HEADER_BYTES:])) for key, value in rest] == rows
-
-
 async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size() -> None:
     rows, store = rows_of(1_000), MemoryStore()
     first, second = [await publish_compressed(store, rows) for _ in range(2)]
@@ -152,13 +141,6 @@ def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:
             decompress(bytes(flipped))
         except ReleaseCorrupt:
             continue
-
-
-def test_a_value_is_opened_with_its_own_dictionary_only() -> None:
-    (row,) = Encoder(CHECKSUM, DICTIONARIES[1]).rows([Row("user:1", body_of(lists(1)[0]))])
-    for other in (b"", train(lists(1_000, seed=2))):
-        with pytest.raises(ReleaseCorrupt):
-            Decompressor(other).decompress(row.value[HEADER_BYTES:])
 
 
 def test_a_bomb_is_refused_before_it_is_opened() -> None:

@@ -225,21 +225,6 @@ async def test_who_serves_what_is_asked_once_however_many_want_to_know(redis_clu
     await topology.close()
 
 
-async def test_closing_while_nodes_are_asked_is_an_error_and_not_a_cancellation() -> None:
-    async def stand_still(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        asked.set()
-        await reader.read()
-
-    asked = asyncio.Event()
-    async with listening(stand_still) as port:
-        topology = Topology(parse_cluster(f"redis+cluster://127.0.0.1:{port}/"))
-        loading = asyncio.create_task(topology.load())
-        await asked.wait()
-        await topology.close()
-        with pytest.raises(StoreUnavailable, match="was closed"):
-            await loading
-
-
 @pytest.mark.parametrize(
     "reply",
     [b":1\r\n", b"*1\r\n:1\r\n", b"*1\r\n*3\r\n:0\r\n:99999999999\r\n*2\r\n$1\r\na\r\n:1\r\n",

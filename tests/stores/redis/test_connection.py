@@ -1,7 +1,6 @@
 """A reply reaches its own caller or nobody: on a real server, and on one that replies what none should."""
 
 import asyncio
-import errno
 import gc
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -60,23 +59,6 @@ async def test_row_with_an_unencodable_key_is_rejected_and_the_next_put_succeeds
         await redis.put(draft_of(FIRST), [Row(UNENCODABLE, b"x")])
     await redis.put(draft_of(FIRST), [BOB])
     assert await redis.get_many(ref(FIRST), [BOB.key]) == [BOB.value]
-
-
-def break_off(connection: PipelinedConnection) -> None:
-    """Let the kernel give the peer up, as it does when keepalives or retransmissions are not acknowledged."""
-    transport = connection._transport
-    assert transport is not None
-    connection.connection_lost(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
-    transport.abort()
-
-
-async def test_a_connection_that_the_kernel_gave_up_is_no_reply(connection: PipelinedConnection) -> None:
-    waiting = connection.send_command(b"BLPOP", secrets.token_hex(8), 0)
-    await asyncio.sleep(0.01)
-    break_off(connection)
-    with pytest.raises(StoreUnavailable, match="in time"):
-        await asyncio.wait_for(waiting, SOON_S)
-    assert connection.error is not None
 
 
 async def test_a_server_of_another_role_is_not_the_one_that_is_wanted(redis_server: RedisServer) -> None:

@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.stores import redis as package
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.redis.layout import BUCKETS, KEPT, Keys
+from hotplate.stores.redis.layout import BUCKETS, Keys
 from tests.support.stores import FIRST
 
 INCARNATION = "0123456789ab"
@@ -34,22 +34,6 @@ def test_each_bucket_has_a_state_and_bucket_0_has_release_wide_keys() -> None:
     assert keys.state == states[0]
     of_release = (*keys.lists, keys.points)
     assert of_release == tuple(f"shop:{{0123456789ab.0}}:@{what}" for what in ("keys", "meta", "points"))
-
-
-def test_the_names_of_a_deployment_lie_in_one_slot() -> None:
-    keys = Keys("shop")
-    assert keys.catalogue == "{shop}:catalogue"
-    assert keys.incarnations == "{shop}:incarnations"
-
-
-def test_the_names_of_a_few_releases_are_kept() -> None:
-    keys = Keys("shop")
-    first = keys.release(ReleaseRef(FIRST, "f" * 12))
-    for number in range(3 * KEPT):
-        release = ReleaseRef(FIRST, f"{number:012x}")
-        assert keys.release(release) is keys.release(release)
-        assert keys.release(release).state == f"shop:{{{number:012x}.0}}:@state"
-    assert keys.release(ReleaseRef(FIRST, "f" * 12)) is not first
 
 
 def test_a_key_that_cannot_be_encoded_has_a_name_that_no_row_has() -> None:

@@ -9,7 +9,6 @@ from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
-from hotplate.stores.redis.connection import Refusal, translated
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
@@ -104,19 +103,6 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
         await store.close()
 
 
-async def test_a_whole_release_is_published_verified_and_pruned(
-    redis: RedisStore, redis_server: RedisServer, prefix: str
-) -> None:
-    releases = [await publish(redis, [Row("popular:", b"{}"), *USERS[:2]]) for _ in range(3)]
-    live = (await redis.catalogue()).find(releases[-1]).ref
-    await verify(redis, live)
-    assert await prune(redis, keep=0, grace_s=0) == releases[:2]
-    keys = redis_server.execute_command("KEYS", f"*{prefix}*")
-    assert {redis_server.execute_command("TTL", key) for key in keys[::50]} == {-1}
-    left = [key for key in keys if not key.startswith(f"{prefix}:{{{live.incarnation}.")]
-    assert sorted(left) == [f"{{{prefix}}}:catalogue", f"{{{prefix}}}:incarnations"]
-
-
 async def test_what_cannot_fit_is_refused_with_the_numbers(redis: RedisStore, redis_server: RedisServer) -> None:
     redis_server.execute_command("CONFIG", "SET", "maxmemory", "500mb")
     try:
@@ -169,23 +155,3 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(redis_server: Re
     with pytest.raises(StoreUnavailable, match="certificate verify failed"):
         await store.catalogue()
     await store.close()
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "words"),
-    [
-        (Refusal("LOADING Redis is loading the dataset in memory"), StoreUnavailable, "still loading"),
-        (Refusal("BUSY Redis is busy running a script"), StoreUnavailable, "refused: BUSY"),
-        (Refusal("ERR unknown command"), StoreUnavailable, "refused: unknown command"),
-        (Refusal("NOPERM this user has no permissions to run 'info'"), StoreMisused, "permission"),
-        (TimeoutError(), StoreUnavailable, "in time"),
-        (ConnectionRefusedError("refused"), StoreUnavailable, "cannot be reached: refused"),
-    ],
-)
-def test_an_error_of_the_server_becomes_a_sentence_that_names_the_store(
-    error: Exception, kind: type[Exception], words: str
-) -> None:
-    ours = translated(error, "redis://a/0")
-    assert type(ours) is kind
-    assert words in str(ours)
-    assert "redis://a/0" in str(ours)

@@ -3,18 +3,16 @@
 import asyncio
 import random
 import time
-from pathlib import Path
 
 import pytest
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
-from hotplate.stores.errors import ReleaseConflict, StoreFull, StoreUnavailable
+from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.url import parse
 from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.throttle import Retrier
-from tests.support.redis_server import SOON_S, RedisServer, running
+from tests.support.redis_server import SOON_S, RedisServer
 from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST
 from tests.support.tcp_proxy import through
@@ -54,36 +52,6 @@ async def test_replaced_writer_changes_nothing_from_any_moment_of_replacement(
 async def write_without_end(store: RedisStore, draft: DraftRef) -> None:
     while True:
         await store.put(draft, USERS[: MAX_ROWS // 10])
-
-
-class Unchecked(RedisStore):
-    """A store whose server fills up between the check and the claim."""
-
-    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        """Find room for anything."""
-
-
-async def test_full_server_rejects_new_drafts_but_existing_ones_can_be_completed(
-    tmp_path: Path,
-) -> None:
-    with running(tmp_path) as server:
-        store = Unchecked(parse(server.url()))
-        await store.create(ONE, SMALL)
-        await store.put(ONE, USERS)
-        keys = server.execute_command("DBSIZE")
-        server.execute_command("CONFIG", "SET", "maxmemory", "1")
-        with pytest.raises(StoreFull):
-            await store.create(ONE._replace(incarnation=OTHER), SMALL)
-        assert server.execute_command("DBSIZE") == keys
-        assert await store.incarnations() == [INCARNATION]
-        await store.create(TWO, SMALL)
-        with pytest.raises(StoreFull):
-            await store.put(TWO, USERS)
-        await store.seal(TWO)
-        assert [row async for row in store.scan(RELEASE)] == USERS
-        await store.erase(RELEASE)
-        assert server.execute_command("DBSIZE") == 0
-        await store.close()
 
 
 async def test_a_batch_of_which_a_part_failed_is_not_acknowledged(
