@@ -1,7 +1,6 @@
 """Memory of a server, and the findings of `hotplate store doctor`."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from redis.crc import key_slot
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, fields_of
 from hotplate.stores.redis.layout import Keys, ReleaseKeys
-from hotplate.stores.redis.topology import UNGUARDED, OnlyServer, RedisNode, Topology, replication_in
+from hotplate.stores.redis.topology import OnlyServer, RedisNode, Topology, replication_in
 from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
@@ -213,7 +212,8 @@ def _replication(fields: Mapping[str, str]) -> list[Finding]:
         return [_error("replicas", "none follows the primary, so nothing can take over; add one")]
     guard = _ok("min-replicas", "the primary refuses writes that no replica would get")
     if not found.guarded:
-        guard = _warning("min-replicas", UNGUARDED)
+        sentence = "it goes on writing if no replica follows, and a failover loses that; set min-replicas-to-write 1"
+        guard = _warning("min-replicas", sentence)
     return [_ok("replicas", f"{found.replicas} follow the primary"), guard]
 
 
@@ -240,10 +240,7 @@ def _persistence(fields: Mapping[str, str], save_points: str | None) -> Finding:
     if save_points == "":
         sentence = "none: a restart loses all releases, and services answer popular lists until the next publish"
         return _warning("persistence", f"{sentence}; set appendonly yes, or save")
-    age_s = max(0.0, time.time() - int(fields.get("rdb_last_save_time", 0)))
-    when = "" if save_points is None else f" by {save_points}"
-    changes = int(fields.get("rdb_changes_since_last_save", 0))
-    return _ok("persistence", f"snapshots{when}; the last {age_s:,.0f} s ago, {changes:,} changes since then")
+    return _ok("persistence", f"snapshots by {save_points or 'an unknown schedule'}")
 
 
 def _transport(address: RedisAddress) -> Finding:

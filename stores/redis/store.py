@@ -29,6 +29,7 @@ from hotplate.stores.redis.connection import VALUES, PipelinedConnection, Redire
 from hotplate.stores.redis.layout import BUCKETS, MAX_KEYS, SEALED, Keys, check_owned, state_of, unsealed
 from hotplate.stores.redis.topology import (
     CONTROL_WAIT_S,
+    SEAL_WAIT_S,
     Nodes,
     OnlyServer,
     RedisNode,
@@ -463,9 +464,12 @@ class RedisStore(Diagnosed, RowEraser):
                 raise not_found(draft)
             used.add(connection)
         for connection, found in zip(used, await asyncio.gather(*map(wait_for_replicas, used)), strict=True):
-            if found is not None and (self._servers.is_replicated or found.acknowledged < found.replicas):
-                for sentence in found.shortfalls(connection.where):
-                    log.warning("release %s is written; %s", draft.id, sentence)
+            if found is not None and found.acknowledged < found.replicas:
+                log.warning(
+                    "release %s is written; %d of the %d replicas of %s have acknowledged that in %g s, and a failover "
+                    "to another before it has caught up would lose it",
+                    draft.id, found.acknowledged, found.replicas, connection.where, SEAL_WAIT_S,
+                )  # fmt: skip
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self.prepare(release)

@@ -55,8 +55,6 @@ SEAL_WAIT_S = 3.0
 # The same for changes of the catalogue or a state.
 CONTROL_WAIT_S = 1.0
 
-UNGUARDED = "it goes on writing if no replica follows, and a failover loses that; set min-replicas-to-write 1"
-
 # Polling interval of sentinels.
 WATCH_S = 1.0
 
@@ -341,20 +339,7 @@ class Replication:
     replicas: int
     guarded: bool
     """Whether `min-replicas-to-write` is set."""
-
     acknowledged: int = 0
-
-    def shortfalls(self, where: str) -> list[str]:
-        """Return one sentence per way a failover could lose writes."""
-        if not self.replicas:
-            return [f"{where} has no replica, so its loss would be the loss of all releases; add one"]
-        found = [] if self.guarded else [f"{where}: {UNGUARDED}"]
-        if self.acknowledged < self.replicas:
-            found.append(
-                f"{self.acknowledged} of the {self.replicas} replicas of {where} have acknowledged what was written "
-                f"in {SEAL_WAIT_S:g} s; a failover to another before it has caught up would lose that"
-            )
-        return found
 
 
 def replication_in(fields: Mapping[str, str]) -> Replication:

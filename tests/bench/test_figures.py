@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hotplate.bench.figures import RUNS, keep, lines_of, stripped, table_of_report, write_tables
+from hotplate.bench.figures import RUNS, keep, lines_of, stripped, write_tables
 from hotplate.report import Report, Row, to_json
 
 STATS = dict.fromkeys(("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations"), 1.0)
@@ -59,12 +59,6 @@ def test_figures_are_medians_of_runs_and_their_span() -> None:
     lines = {line.what: line.measured for line in lines_of([run(1), run(2, 0.003, 3.0), run(3, 0.004, 1.0)])}
     assert lines["a read: CPU"] == "3 µs (2 to 4)"
     assert lines["the same: rate against nginx"] == "2 times (1 to 3)"
-
-
-def test_a_report_is_a_table_of_its_main_rows() -> None:
-    lines = table_of_report(a_report("stores")).splitlines()
-    rows = ["| redis | 1.5 ms (assumed) | 30 µs |", "| files | — | — |"]
-    assert lines == ["|  | p99 | CPU |", "| --- | --- | --- |", *rows]
 
 
 def test_tables_stand_between_the_marks_of_both_pages(tmp_path: Path) -> None:

@@ -80,19 +80,6 @@ def test_a_measurement_leaves_a_report_in_two_forms(service: Service, store: Pat
     assert ("No difference that matters" in compared.stdout) is not bool(report.failures)
 
 
-def test_a_service_that_answers_nothing_well_is_reported_too(tmp_path: Path) -> None:
-    name = tmp_path / "report"
-    with running(tmp_path / "nothing-is-published") as unready:
-        done = bench(
-            "http", unready.url, "--path", "/v1/popular", "--rate", "100", "--duration", "0.2s", "--repeat", "1",
-            "--warmup", "0s", "--out", name,
-        )  # fmt: skip
-    assert done.returncode == 3, done.stderr
-    assert "100.00% of the requests got no good answer, bound 0.10%" in done.stdout
-    (one,) = json.loads(name.with_suffix(".json").read_text())["rounds"]
-    assert one["errors"] == {"status": 20}
-
-
 @pytest.mark.alone  # what is found in windows of 0.2 s is compared
 def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Path) -> None:
     common = ("--users", str(USERS), "--duration", "0.2s", "--warmup", "0s", "--json", "--out", tmp_path / "report")
@@ -188,27 +175,6 @@ def test_a_service_with_a_dead_store_is_broken(dead: Service, arguments: tuple[s
     assert "--store URL" in " ".join(report.broken)
 
 
-def test_scoring_of_users_without_lists_names_the_option_that_helps(service: Service, tmp_path: Path) -> None:
-    """Sizes of batch with made-up ids measured the popular list, and nothing said so."""
-    done = bench(
-        "http", service.url, "--users", "9000", "--batch", "1,20", "--score", "--duration", "0.3s", "--warmup", "0s",
-        "--out", tmp_path / "report",
-    )  # fmt: skip
-    assert done.returncode == 3
-    assert "the popular list instead of the user's own" in done.stdout
-    assert "give --store URL, so that its users are requested" in done.stdout
-
-
-def test_popular_lists_can_be_allowed(dead: Service, tmp_path: Path) -> None:
-    common = ("--users", str(USERS), "--duration", "0.3s", "--warmup", "0s", "--json", "--out", tmp_path / "report")
-    done = bench("http", dead.url, "--rate", "100", "--allow-popular", "100%", *common)
-    report = from_json(json.loads(done.stdout))
-    assert not [each for each in report.broken if "popular" in each]
-    popular = report.row(dead.url, "popular lists")
-    assert popular is not None
-    assert popular.value == 1
-
-
 @pytest.mark.soak
 @pytest.mark.alone  # as above
 def test_batches_to_be_scored_are_measured_and_compared_as_others_are(
@@ -271,13 +237,6 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(arguments: tuple[str, ...], 
     assert done.stderr.count("\n") == 1
     as_json = bench(*arguments, "--json")
     assert json.loads(as_json.stderr)["error"]
-
-
-def test_without_the_sdk_of_azure_everything_else_is_measured() -> None:
-    measured = "hotplate.bench.http, hotplate.bench.stores.report, hotplate.report_page, hotplate.cli.bench"
-    program = f"import sys; sys.modules['azure'] = None; import {measured}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stderr == ""
 
 
 def test_a_worker_makes_runs_one_after_the_other(service: Service) -> None:

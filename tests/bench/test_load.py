@@ -175,19 +175,6 @@ async def test_a_stall_is_charged_to_every_request_that_it_kept_waiting() -> Non
     assert result.ok == result.due == 300
 
 
-async def test_connection_close_in_an_answer_is_honoured() -> None:
-    async with serving(say(ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))) as url:
-        result = await drive(Load(url=url, requests=Gets("/any"), rate=200, duration_s=0.2, connections=4))
-    assert (result.errors, result.ok) == ({}, 40)
-    assert result.opened >= 40
-
-
-async def test_a_closed_port_ends_a_closed_loop_too() -> None:
-    result = await drive(Load(url="http://127.0.0.1:9", requests=Gets("/"), rate=None, duration_s=0.1, connections=2))
-    assert set(result.errors) == {"connect"}
-    assert adds_up(result)
-
-
 async def test_unsolicited_bytes_are_counted_and_end_their_connection() -> None:
     def twice(transport: asyncio.Transport, count: int) -> None:
         answer(transport, count)
@@ -197,14 +184,6 @@ async def test_unsolicited_bytes_are_counted_and_end_their_connection() -> None:
         result = await drive(Load(url=url, requests=Gets("/"), rate=5, duration_s=0.8, connections=1))
     assert result.ok == 4
     assert result.unsolicited >= 3
-
-
-async def test_a_closed_loop_is_labelled_and_sends_on_each_answer() -> None:
-    async with serving(answer) as url:
-        result = await drive(Load(url=url, requests=Gets("/"), rate=None, duration_s=0.1, connections=3))
-    assert result.requested_rate is None
-    assert result.ok == result.due == result.sent > 3
-    assert result.opened == 3
 
 
 async def test_rate_reported_for_a_slow_server_is_achieved_not_offered_rate() -> None:

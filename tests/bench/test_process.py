@@ -20,16 +20,6 @@ def test_free_port_is_not_handed_out_twice_before_a_server_listens() -> None:
     assert not claimed_by_another(free_port())
 
 
-def test_a_claim_ends_with_its_process() -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", "from hotplate.bench.process import free_port; print(free_port())"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert claimed_by_another(int(found.stdout))
-
-
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:

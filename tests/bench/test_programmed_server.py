@@ -103,11 +103,3 @@ def test_percentiles_are_within_a_tenth_of_those_that_the_server_logs(
         row = report.row(url, name)
         assert row is not None
         assert row.value == pytest.approx(np.percentile(truth_us, percent), rel=0.1)
-
-
-@pytest.mark.alone  # it judges times
-@pytest.mark.soak
-def test_the_highest_rate_is_within_a_tenth_of_the_limit_of_the_server(tmp_path: Path) -> None:
-    with programmed("limited", tmp_path / "log.json") as url:
-        report = measured(url, tmp_path, "--rate", "1k", "--duration", "3s", "--find-max", "--slo", "p99=20ms")
-    assert report.extra["search"]["highest"] == pytest.approx(3000, rel=0.1)

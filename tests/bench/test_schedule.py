@@ -16,10 +16,6 @@ from hotplate.bench.loadgen.load import Gets, InTurn, KeyDraw, Posts, RequestKey
 from hotplate.bench.options import HttpOptions, parse_seconds
 
 
-def test_a_constant_rate_is_evenly_spaced_from_the_start_on() -> None:
-    assert list(dues(4, 1)) == [0, 0.25, 0.5, 0.75]
-
-
 def test_poisson_arrivals_match_the_requested_rate_spread_and_seed() -> None:
     found = np.array(list(dues(500, 200, seed=3)))
     assert len(found) == pytest.approx(100_000, rel=0.02)
@@ -82,11 +78,6 @@ def test_an_objective_is_read() -> None:
     assert found.latency_us == {"p99": 5_000, "p99.9": 20_000}
     assert found.errors == 0.01
     assert str(parse_objective("p50=1ms")) == "p50 ≤ 1 ms, errors ≤ 0.1 %"
-
-
-def test_rates_are_read_as_schedules() -> None:
-    made = make_plan(HttpOptions(url="http://h", users=1, rate="2k", duration="3s", poisson=True)).load
-    assert list(made.dues()) == list(dues(2000, 3, 1))
 
 
 def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:

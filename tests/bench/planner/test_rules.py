@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from hotplate.bench.planner.figures import PlanFigure, explain, round_up
-from hotplate.bench.planner.inputs import KNOWN, SHAPES, InputSource, PlanMisused, hourly_shares, merge
+from hotplate.bench.planner.inputs import KNOWN, SHAPES, InputSource, PlanMisused, merge
 from hotplate.bench.planner.review import growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
@@ -120,14 +120,6 @@ def test_a_plan_that_was_saved_comes_back_and_has_not_grown(
         assert [*growth(plan, baseline)] == []
 
     explore(check, examples, inputs=varied)
-
-
-def test_hours_come_by_name_or_by_number() -> None:
-    assert all(len(hours) == 24 and max(hours) == 1 and min(hours) >= 0 for hours in SHAPES.values())
-    assert hourly_shares([2, 1] * 12) == (1.0, 0.5) * 12
-    absolute = merge([InputSource("test", {"users": 1, "profile": ",".join(["30"] * 23 + ["120"])}, "--{flag}")])
-    assert absolute.inputs.peak_rps == 120
-    assert "120" in absolute.sources["peak_rps"] or "busiest hour" in absolute.sources["peak_rps"]
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,17 @@ import asyncio
 import json
 import re
 import subprocess
-import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hotplate.bench.planner.inputs import KNOWN, InputSource, PlanMisused, from_report, merge
+from hotplate.bench.planner.inputs import KNOWN, PlanMisused, from_report
 from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
 from hotplate.bench.planner.review import report
 from hotplate.report import Report, Row, to_json
 from hotplate.report_page import page
-from hotplate.stores.extras import install_command
 from tests.support.command import hotplate
-from tests.support.page import Outline, opened
 from tests.support.paths import ROOT
 from tests.support.planning import a_plan
 from tests.support.service import a_list, publish_lists
@@ -51,32 +47,6 @@ def test_a_plan_names_figures_assumptions_warnings_and_costs_not_priced() -> Non
     for shown in ("serve_ru", "assumed: items 0 items", "years old", "not priced: ", "look out: ", "training_cost"):
         assert shown in done.stdout, shown
     assert "have_ru" not in done.stdout
-
-
-def test_a_shortage_is_the_first_line_and_exits_with_3(tmp_path: Path) -> None:
-    done = plan("--users", "1M", "--peak-rps", "5k", "--have-ru", "400")
-    assert done.returncode == 3
-    assert done.stdout.splitlines()[0] == "short by 6,800 RU/s: 92 of 100 reads get 429"
-    file = tmp_path / "plan.toml"
-    assert plan("--users", "1M", "--peak-rps", "5k", "--have-ru", "8k", "--save", file).returncode == 0
-    assert plan("--check", file).returncode == 0
-    checked = plan("--check", file, "--have-ru", "400")
-    assert checked.returncode == 3
-    assert checked.stdout.startswith("short by 6,800 RU/s")
-
-
-@pytest.mark.parametrize(("written", "users"), [("20M", 20_000_000), ("1.5k", 1_500), ("1B", 10**9), ("2_000", 2_000)])
-def test_numbers_come_as_people_write_them(written: str, users: int) -> None:
-    assert merge([InputSource("flag", {"users": written, "peak_rps": "2k"}, "--{flag}")]).inputs.users == users
-
-
-def test_a_price_says_how_old_it_is_and_how_far_off_it_may_be() -> None:
-    ours = load()
-    assert ours.ru_hour.age(date(2026, 11, 22)) == "4.6 years old"
-    assert ours.redis[0].hour.age(date(2026, 11, 22)) == "3 months old"
-    assert (ours.ru_hour.within, ours.redis[0].hour.within, ours.cpu_hour.within) == (0.1, 0.2, 0.5)
-    assert ours.moved(1).ru_hour.amount == pytest.approx(0.0088)
-    assert ours.moved(-1).autoscale_factor.amount == 1.5
 
 
 def test_one_figure_is_explained() -> None:
@@ -139,20 +109,6 @@ def test_a_saved_plan_is_checked_and_fails_when_the_need_has_grown(tmp_path: Pat
     bare = tmp_path / "bare.toml"
     bare.write_text("users = 1\npeak_rps = 1\n")
     assert plan("--check", bare).returncode == 2
-
-
-def test_only_the_page_needs_the_extra_of_the_bench(tmp_path: Path) -> None:
-    program = """import sys
-for name in ("matplotlib", "hdrh", "httptools"):
-    sys.modules[name] = None
-from hotplate.cli.main import main
-main()"""
-    command = [sys.executable, "-c", program, "plan", *LEAST]
-    saved = subprocess.run([*command, "--save", tmp_path / "plan.toml"], capture_output=True, timeout=60, check=False)
-    assert saved.returncode == 0, saved.stderr
-    page = subprocess.run([*command, "--out", tmp_path / "plan"], capture_output=True, timeout=60, check=False)
-    assert page.returncode == 1
-    assert install_command("bench").encode() in page.stderr
 
 
 def test_a_release_gives_its_own_sizes(tmp_path: Path) -> None:
@@ -222,12 +178,6 @@ def test_a_report_that_is_not_sound_is_refused(more: dict[str, Any], sentence: s
     done = plan(*LEAST, "--from-report", measured(tmp_path / "bench.json", **more))
     assert done.returncode == 2
     assert sentence in done.stderr
-
-
-def test_a_report_of_popular_lists_is_refused(tmp_path: Path) -> None:
-    rate, popular = Row("files", "rate", "/s", 7_750.0), Row("files", "popular lists", "share", 1.0)
-    with pytest.raises(PlanMisused, match=r"100.0% of the lists of files were popular"):
-        from_report(measured(tmp_path / "bench.json", rate, popular))
 
 
 def test_a_file_of_another_format_is_no_report(tmp_path: Path) -> None:
@@ -309,22 +259,6 @@ def test_prices_that_a_file_lacks_leave_out_what_needs_them(tmp_path: Path) -> N
     found = values(planned(*LEAST, "--prices", yours))
     assert "no sizes of Redis" in found["redis_cost"]
     assert "no serverless_million_ru" in found["serverless_cost"]
-
-
-def test_the_page_holds_all_that_it_needs_and_loads_nothing(tmp_path: Path) -> None:
-    done = plan(*LEAST, "--profile", "evening", "--zipf", "0.9", "--out", tmp_path / "plan")
-    assert done.returncode == 0, done.stderr
-    text = (tmp_path / "plan.html").read_text()
-    outline = Outline()
-    outline.feed(text)
-    assert all(address.startswith(("#", "data:")) for address in outline.addresses)
-    assert not outline.tags & {"script", "iframe", "object", "embed", "form"}
-    assert text.count("<svg") == 4  # each plot for a wide and a narrow page
-    facts = json.loads((tmp_path / "plan.json").read_text())
-    assert (facts["kind"], facts["format"], facts["exit_code"]) == ("plan", 3, 0)
-    for figure in facts["figures"] + facts["inputs"]:
-        assert f">{figure['name']}<" in text
-    assert opened(tmp_path / "plan.html", tmp_path, scheme=0) == []
 
 
 def test_what_comes_in_is_text_on_the_page() -> None:
