@@ -18,9 +18,3 @@ def test_times_outside_the_scale_count_at_its_end_and_nothing_is_nothing() -> No
     assert Histogram.of([0.0]).count == 1
     empty = Histogram.of([])
     assert (empty.count, empty.max_us, empty.percentile_us(50)) == (0, 0, 0)
-
-
-def test_a_percentile_needs_ten_samples_beyond_it() -> None:
-    thousand = Histogram.of([0.001] * 1000)
-    assert thousand.has_enough_samples(99)
-    assert not thousand.has_enough_samples(99.9)

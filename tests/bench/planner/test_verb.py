@@ -72,13 +72,9 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--users", "x", "--peak-rps", "1"], "--users is 'x', and must be a whole number"),
         ([*LEAST, "--set", "kept"], "--set takes NAME=VALUE, not 'kept'"),
-        ([*LEAST, "--set", "kept=-1"], "--set kept is -1, and must be at least 0"),
         ([*LEAST, "--set", "speed=1"], "--set speed is not an input of a plan"),
         ([*LEAST, "--prices", "/none.toml"], "/none.toml: No such file"),
-        ([*LEAST, "--charges", "/none.toml"], "/none.toml: No such file"),
-        ([*LEAST, "--from-report", "/none.json"], "/none.json: No such file"),
         ([*LEAST, "--from-release", "ftp://x"], "is not the URL of a store"),
         ([*LEAST, "--out", "/nowhere/at/all"], "no folder /nowhere/at"),
         (["--from", "/a", "--check", "/b"], "leave out --from"),
@@ -231,18 +227,12 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
     ("old", "new", "sentence"),
     [
         ("amount = 0.008", 'amount = "much"', "could not convert"),
-        ("amount = 0.008", "amount = -1", "0 or more"),
         ("amount = 0.008", "usd = 0.008", "ru_hour has no amount"),
-        ("[ru_hour]", "[ru_day]", "ru_hour is missing"),
-        ('currency = "USD"', "", "currency is missing"),
         ('currency = "USD"', 'currency = "$"', "three letters"),
         ('basis = "listed"', 'basis = "sure"', "basis of"),
         ("date = 2022-03-31", 'date = "2022-03-31"', "must be a TOML date"),
-        ("date = 2022-03-31", "date = 2022-02-31", "Invalid date"),
         ("gb = 0.5", "gb = 0", "more than 0 GB"),
-        ("gets_s = 224_000", "", "gets_s is missing"),
         ("within = 0", "within = 1", "less than 1"),
-        ("[redis_gb_hour]", "[redis_hour]", "redis B10 has no amount"),
     ],
 )
 def test_a_file_of_prices_that_makes_no_sense_is_refused(old: str, new: str, sentence: str, tmp_path: Path) -> None:
