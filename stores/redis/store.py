@@ -99,9 +99,9 @@ _Replies = asyncio.Future[list[Slot]]
 class _Sent(NamedTuple):
     node: RedisNode
     places: list[int]
-    replies: _Replies
     connection: PipelinedConnection | None
     """Set if it was already open."""
+    replies: _Replies
 
 
 class ServerLookups:
@@ -153,8 +153,7 @@ class ClusterLookups:
     def __init__(self, keys: Keys, nodes: Nodes) -> None:
         self._keys = keys
         self._nodes = nodes
-        self._deadlines = Deadlines[tuple[_Replies, ...]](self._expire)
-        self._opening = set[asyncio.Task[None]]()
+        self._deadlines = Deadlines[tuple[_Replies, ...]](_cancel)
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
         """See `Reader.get_many`; a list counts as absent only if its bucket is sealed."""
@@ -188,22 +187,19 @@ class ClusterLookups:
         topology = self._nodes.topology
         if not topology.loaded:
             await topology.load()
-        found, owner_of, by_node = list[Slot]([None]) * len(names), topology.owner, dict[RedisNode, list[int]]()
-        for place, slot in enumerate(slots):
-            node = owner_of(slot)
+        found, by_node = list[Slot]([None]) * len(names), dict[RedisNode, list[int]]()
+        for place, node in enumerate(topology.owners(slots)):
             if node is None:
-                found[place] = uncovered(topology.shown, slot)
-            elif node in by_node:
-                by_node[node].append(place)
+                found[place] = uncovered(topology.shown, slots[place])
+            elif (places := by_node.get(node)) is not None:
+                places.append(place)
             else:
                 by_node[node] = [place]
-        sent = [
-            _Sent(node, places, *self._send(node, [names[place] for place in places]))
-            for node, places in by_node.items()
-        ]
+        sent = [_Sent(node, places, *self._send(node, [names[place] for place in places]))
+                for node, places in by_node.items()]  # fmt: skip
         if moved := await self._receive(sent, found, until_s):
-            follow = (self._follow(names[place], slots[place], error, by, until_s) for place, error, by in moved)
-            for (place, _, _), value in zip(moved, await asyncio.gather(*follow), strict=True):
+            following = (self._follow(names[place], slots[place], error, by, until_s) for place, error, by in moved)
+            for (place, _, _), value in zip(moved, await asyncio.gather(*following), strict=True):
                 found[place] = value
         broken = [one for one in sent if one.connection is not None and one.connection.error is not None]
         if again and (places := [place for one in broken for place in one.places]):
@@ -212,26 +208,16 @@ class ClusterLookups:
                 found[place] = value
         return found
 
-    def _send(self, node: RedisNode, names: list[bytes]) -> tuple[_Replies, PipelinedConnection | None]:
+    def _send(self, node: RedisNode, names: list[bytes]) -> tuple[PipelinedConnection | None, _Replies]:
+        """Return the connection, if it is open, and the replies."""
         reconnector = self._nodes.at(node)
         if (connection := reconnector.current) is not None:
-            return connection.get_each(names), connection
-        replies: _Replies = asyncio.get_running_loop().create_future()
+            return connection, connection.get_each(names)
 
-        async def send_later() -> None:
-            try:
-                read = await (await reconnector.connection()).get_each(names)
-            except StoreError as error:
-                if not replies.done():
-                    replies.set_exception(error)
-            else:
-                if not replies.done():
-                    replies.set_result(read)
+        async def send_later() -> list[Slot]:
+            return await (await reconnector.connection()).get_each(names)
 
-        task = asyncio.create_task(send_later())
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-        return replies, None
+        return None, asyncio.create_task(send_later())
 
     async def _receive(
         self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None
@@ -239,30 +225,43 @@ class ClusterLookups:
         """Store replies in *found*; return redirected positions."""
         pending = tuple(one.replies for one in sent)
         due = None if until_s is None else self._deadlines.add(pending, until_s)
-        redirected = list[tuple[int, Redirected, RedisNode]]()
         try:
-            for node, places, replies, _ in reversed(sent):  # the last mostly replies last
-                try:
-                    read = await replies
-                except StoreUnavailable as error:
-                    read = [error] * len(places)
-                is_plain = VALUES.issuperset(map(type, read))
-                for place, slot in zip(places, read, strict=True):
-                    found[place] = slot
-                    if is_plain:
-                        continue
-                    if isinstance(slot, Redirected):
-                        redirected.append((place, slot, node))
-                    elif isinstance(slot, StoreUnavailable):
-                        self._nodes.topology.schedule_refresh()
-                        found[place] = PartUnavailable(str(slot))
+            for _, places, _, replies in reversed(sent):  # the last mostly replies last
+                for place, value in zip(places, await self._received(replies, len(places)), strict=True):
+                    found[place] = value
         finally:
             if due is not None:
                 due.discard(pending)
             for replies in pending:
                 if not replies.cancel() and not replies.cancelled():
                     replies.exception()  # mark as retrieved
-        return redirected
+        if VALUES.issuperset(map(type, found)):
+            return []
+        return [(place, value, one.node) for one in sent for place in one.places
+                if isinstance(value := found[place], Redirected)]  # fmt: skip
+
+    async def _received(self, replies: _Replies, count: int) -> list[Slot]:
+        failed: StoreError
+        try:
+            values = await replies
+        except StoreError as error:
+            failed = error
+        except asyncio.CancelledError:
+            if not replies.cancelled() or (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            failed = StoreUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time")
+        else:
+            if VALUES.issuperset(map(type, values)):
+                return values
+            return [self._part(value) if isinstance(value, StoreError) else value for value in values]
+        return [self._part(failed)] * count
+
+    def _part(self, error: StoreError) -> StoreError:
+        """Return the error of one key: other keys may be readable."""
+        if not isinstance(error, StoreUnavailable) or isinstance(error, Redirected):
+            return error
+        self._nodes.topology.schedule_refresh()
+        return PartUnavailable(str(error))
 
     async def _follow(
         self, name: bytes, slot: int, moved: Redirected, said_by: RedisNode, until_s: float | None
@@ -276,10 +275,10 @@ class ClusterLookups:
             return PartUnavailable(str(error) or str(moved))
         return found
 
-    def _expire(self, pending: tuple[_Replies, ...]) -> None:
-        for replies in pending:
-            if not replies.done():
-                replies.set_exception(PartUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time"))
+
+def _cancel(pending: tuple[_Replies, ...]) -> None:
+    for replies in pending:
+        replies.cancel()
 
 
 async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- any reply

@@ -118,6 +118,10 @@ class OnlyServer:
         del slot
         return self.primaries[0]
 
+    def owners(self, slots: Sequence[int]) -> list[RedisNode | None]:
+        """Do the same for many slots."""
+        return [self.owner(slot) for slot in slots]
+
     def address(self, node: RedisNode) -> RedisAddress:
         """Return the address of a server, with credentials."""
         del node
@@ -214,6 +218,13 @@ class Topology(_Discovered):
         if owner is None:
             self.schedule_refresh()
         return owner
+
+    def owners(self, slots: Sequence[int]) -> list[RedisNode | None]:
+        owners = self._slots.owners
+        found = [owners[slot] for slot in slots]
+        if None in found:
+            self.schedule_refresh()
+        return found
 
     def address(self, node: RedisNode) -> RedisAddress:
         return self._cluster.at(*node)
