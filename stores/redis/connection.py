@@ -49,6 +49,9 @@ ENDING = ("READONLY", "NOAUTH", "WRONGPASS", "LOADING", "ERR max number of clien
 
 VALUES = frozenset({bytes, type(None)})
 
+# Role in replies to HELLO.
+PRIMARY = "master"
+
 # Parser result for an incomplete reply.
 _MORE = object()
 
@@ -119,7 +122,7 @@ class PipelinedConnection(asyncio.Protocol):
         commands[b"CLIENT"] = (b"SETNAME", b"hotplate")
         if address.db:
             commands[b"SELECT"] = (address.db,)
-        if address.role is not None:
+        if address.is_primary:
             commands[b"HELLO"] = (2,)
         sent = [self.send_command(name, *args) for name, args in commands.items()]
         replies = dict(zip(commands, await asyncio.gather(*sent, return_exceptions=True), strict=True))
@@ -130,8 +133,8 @@ class PipelinedConnection(asyncio.Protocol):
             raise kind(sentence.format(where=self.where))
         if isinstance(refused := replies.get(b"SELECT"), StoreError):
             raise refused
-        if address.role is not None and role_of(replies[b"HELLO"]) != address.role:
-            raise StoreUnavailable(f"{self.where} is not a {address.role.name.lower()}, or no longer")
+        if address.is_primary and role_of(replies[b"HELLO"]) != PRIMARY:
+            raise StoreUnavailable(f"{self.where} is not a primary, or no longer")
         self.has_replied = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -40,7 +40,7 @@ KEPT = 8
 class ReleaseKeys:
     """Names of one release's keys."""
 
-    heads: tuple[str, ...]
+    heads: tuple[bytes, ...]
     """Row prefix of each bucket."""
 
     steps: tuple[tuple[str, ...], ...]
@@ -48,8 +48,6 @@ class ReleaseKeys:
 
     slots: tuple[int, ...]
     """Cluster slot of each bucket."""
-
-    raw_heads: tuple[bytes, ...]
 
     @property
     def state(self) -> str:
@@ -59,25 +57,21 @@ class ReleaseKeys:
     @property
     def points(self) -> str:
         """Hash of resume points by part."""
-        return self.heads[0] + "@points"
+        return self.heads[0].decode() + "@points"
 
     @property
     def lists(self) -> tuple[str, str]:
         """Lists of packed keys: of rows, and of `meta` rows."""
-        return self.heads[0] + "@keys", self.heads[0] + "@meta"
+        return self.heads[0].decode() + "@keys", self.heads[0].decode() + "@meta"
 
-    def rows(self, keys: Iterable[str]) -> list[str]:
-        """Return the names of rows; raises UnicodeEncodeError."""
+    def rows(self, keys: Sequence[str]) -> list[bytes]:
+        """Return the names of rows; a key with surrogates gets a name that no row has."""
         heads, mask = self.heads, BUCKETS - 1
-        return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
+        return [heads[xxh3_64_intdigest(raw) & mask] + raw for raw in _encoded(keys)]
 
     def located(self, keys: Sequence[str]) -> tuple[list[bytes], list[int]]:
-        """Return the names and buckets of rows; a key with surrogates gets a name that no row has."""
-        heads, mask = self.raw_heads, BUCKETS - 1
-        try:
-            raw = [key.encode() for key in keys]
-        except UnicodeEncodeError:
-            raw = [key.encode(errors="surrogatepass") for key in keys]
+        """Return the names and buckets of rows."""
+        heads, mask, raw = self.heads, BUCKETS - 1, _encoded(keys)
         buckets = [xxh3_64_intdigest(one) & mask for one in raw]
         return [heads[bucket] + one for bucket, one in zip(buckets, raw, strict=True)], buckets
 
@@ -123,12 +117,10 @@ class Keys:
             return known
         if len(self._releases) >= KEPT:
             del self._releases[next(iter(self._releases))]
-        heads = tuple(f"{self.prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
-        states = tuple(head + "@state" for head in heads)
-        raw = tuple(head.encode() for head in heads)
-        slots = tuple(key_slot(head) for head in raw)
+        heads = tuple(f"{self.prefix}:{{{incarnation}.{bucket}}}:".encode() for bucket in range(BUCKETS))
+        states = tuple(head.decode() + "@state" for head in heads)
         steps = tuple((state,) for state in states) if self.clustered else (states,)
-        found = ReleaseKeys(heads, steps, slots, raw)
+        found = ReleaseKeys(heads, steps, tuple(map(key_slot, heads)))
         self._releases[incarnation] = found
         return found
 
@@ -146,6 +138,13 @@ class Keys:
         """Return the incarnation in a name that matches `any_pattern`, or None."""
         found = re.match(rb"[^:]+:\{([^{}]+)\.[0-9]{1,3}\}:", name)
         return None if found is None else found[1].decode()
+
+
+def _encoded(keys: Sequence[str]) -> list[bytes]:
+    try:
+        return [key.encode() for key in keys]
+    except UnicodeEncodeError:
+        return [key.encode(errors="surrogatepass") for key in keys]
 
 
 def state_of(draft: DraftRef) -> bytes:

@@ -25,7 +25,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_com
 from hotplate.stores.deadlines import Deadlines
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.connection import VALUES, PipelinedConnection, Redirected, Sender, role_of
+from hotplate.stores.redis.connection import PRIMARY, VALUES, PipelinedConnection, Redirected, Sender, role_of
 from hotplate.stores.redis.layout import BUCKETS, MAX_KEYS, SEALED, Keys, check_owned, state_of, unsealed
 from hotplate.stores.redis.topology import (
     CONTROL_WAIT_S,
@@ -42,7 +42,6 @@ from hotplate.stores.redis.url import (
     ClusterAddress,
     RedisAddress,
     SentinelAddress,
-    ServerRole,
     parse,
     parse_cluster,
     parse_sentinel,
@@ -118,11 +117,7 @@ class ServerLookups:
             found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
             return [slot for slots in found for slot in slots]
         names = self._keys.release(release)
-        rows: Sequence[str | bytes]
-        try:
-            rows = names.rows(keys)
-        except UnicodeEncodeError:
-            rows, _ = names.located(keys)
+        rows = names.rows(keys)
         servers = self._nodes.topology
         if not servers.loaded:
             await servers.load()
@@ -165,7 +160,7 @@ class ClusterLookups:
         slots = await self._read(rows, [names.slots[bucket] for bucket in buckets], until_s)
         if None in slots:
             absent = sorted({bucket for bucket, slot in zip(buckets, slots, strict=True) if slot is None})
-            states = [names.raw_heads[bucket] + b"@state" for bucket in absent]
+            states = [names.heads[bucket] + b"@state" for bucket in absent]
             found = await self._read(states, [names.slots[bucket] for bucket in absent], until_s)
             by_bucket = dict(zip(absent, found, strict=True))
             for place, bucket in enumerate(buckets):
@@ -335,7 +330,7 @@ class RedisStore(Diagnosed, RowEraser):
         )
         try:
             seconds, micros = time_
-            return record, int(seconds) + int(micros) / 1e6, role_of(greeting) == ServerRole.PRIMARY
+            return record, int(seconds) + int(micros) / 1e6, role_of(greeting) == PRIMARY
         except (TypeError, ValueError) as error:
             raise connection.lose("replied to a read of the catalogue in an unknown format") from error
 

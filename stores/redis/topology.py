@@ -22,6 +22,7 @@ from redis.crc import key_slot
 
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import (
+    PRIMARY,
     Asking,
     PipelinedConnection,
     Reconnector,
@@ -31,7 +32,7 @@ from hotplate.stores.redis.connection import (
     fields_of,
     role_of,
 )
-from hotplate.stores.redis.url import ClusterAddress, RedisAddress, SentinelAddress, ServerRole, show
+from hotplate.stores.redis.url import ClusterAddress, RedisAddress, SentinelAddress, show
 from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Finding, Level
 from hotplate.stores.throttle import Backoff
@@ -113,14 +114,13 @@ class OnlyServer:
     async def load(self) -> None:
         """Wait until the servers are known; raises StoreError."""
 
-    def owner(self, slot: int) -> RedisNode | None:
-        """Return the server of a slot; None if unknown."""
-        del slot
-        return self.primaries[0]
+    def owners(self, slots: Sequence[int]) -> Sequence[RedisNode | None]:
+        """Return the servers of slots; None for an unknown one."""
+        return [self.primaries[0]] * len(slots)
 
-    def owners(self, slots: Sequence[int]) -> list[RedisNode | None]:
-        """Do the same for many slots."""
-        return [self.owner(slot) for slot in slots]
+    def owner(self, slot: int) -> RedisNode | None:
+        """Return the server of one slot."""
+        return self.owners((slot,))[0]
 
     def address(self, node: RedisNode) -> RedisAddress:
         """Return the address of a server, with credentials."""
@@ -151,20 +151,11 @@ class _Discovered(OnlyServer, ABC):
         self._asking = SharedCall(self._discover, lambda: StoreUnavailable(f"{self.shown} was closed"))
         self._later: asyncio.Task[None] | None = None
         self._backoff = Backoff(*PAUSES_S)
-        self._asked_at = self._retry_at = float("-inf")
-        self._error: StoreError | None = None
+        self._asked_at = float("-inf")
 
     async def load(self) -> None:
-        if self.loaded:
-            return
-        if self._error is not None and asyncio.get_running_loop().time() < self._retry_at:
-            raise type(self._error)(str(self._error))
-        try:
+        if not self.loaded:
             await self.refresh()
-        except StoreError as error:
-            self._error = error
-            self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
-            raise
 
     async def refresh(self) -> None:
         """Discover the servers; concurrent callers share one attempt."""
@@ -213,13 +204,7 @@ class Topology(_Discovered):
         self._cluster = cluster
         self._slots = Slots([None] * SLOTS, set())
 
-    def owner(self, slot: int) -> RedisNode | None:
-        owner = self._slots.owners[slot]
-        if owner is None:
-            self.schedule_refresh()
-        return owner
-
-    def owners(self, slots: Sequence[int]) -> list[RedisNode | None]:
+    def owners(self, slots: Sequence[int]) -> Sequence[RedisNode | None]:
         owners = self._slots.owners
         found = [owners[slot] for slot in slots]
         if None in found:
@@ -294,7 +279,7 @@ class Nodes:
         await self.topology.load()
         return [self.at(node) for node in self.topology.primaries]
 
-    async def execute_command(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
+    async def execute_command(self, command: bytes, key: str | bytes, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         """Send a command with one key; raises StoreError."""
         return await self.run(key, lambda connection: connection.send_command(command, key, *args))
 
@@ -398,7 +383,7 @@ class Sentinels(_Discovered):
         self._watching: asyncio.Task[None] | None = None
 
     def address(self, node: RedisNode) -> RedisAddress:
-        return replace(self._place(node), role=ServerRole.PRIMARY)
+        return replace(self._place(node), is_primary=True)
 
     async def state(self) -> SentinelState:
         """Ask all sentinels; StoreUnavailable if most do not answer."""
@@ -419,7 +404,7 @@ class Sentinels(_Discovered):
             if acknowledged >= len(state.replicas):
                 return
             roles = await asyncio.gather(*(_role(self._place(place)) for place in state.replicas))
-            if ServerRole.PRIMARY not in roles or time.monotonic() > give_up_at:
+            if PRIMARY not in roles or time.monotonic() > give_up_at:
                 break
             await asyncio.sleep(SETTLE_PAUSE_S)
         log.warning(

@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,13 +31,6 @@ PARAMETERS = {
 }
 
 
-class ServerRole(StrEnum):
-    """Role of a server in its reply to HELLO."""
-
-    PRIMARY = "master"
-    REPLICA = "replica"
-
-
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
     """One database of one server, and the prefix of keys in it."""
@@ -58,8 +50,8 @@ class RedisAddress:
     certified_as: str | None = None
     """Name in the server's certificate, if it is not the host."""
 
-    role: ServerRole | None = None
-    """Required role; None for any."""
+    is_primary: bool = False
+    """Whether a server in another role is refused."""
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
         """Add OpenTelemetry's attributes for Redis to *call*."""

@@ -12,7 +12,7 @@ import pytest
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.url import ServerRole, parse
+from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import SOON_S, RedisServer, array, commands_in
 from tests.support.stores import FIRST, draft_of, ref
@@ -62,13 +62,14 @@ async def test_row_with_an_unencodable_key_is_rejected_and_the_next_put_succeeds
 
 
 async def test_a_server_of_another_role_is_not_the_one_that_is_wanted(redis_server: RedisServer) -> None:
-    primary = Reconnector(replace(parse(redis_server.url()), role=ServerRole.PRIMARY), 60.0)
+    primary = Reconnector(replace(parse(redis_server.url()), is_primary=True), 60.0)
     assert await primary.execute_command(b"ECHO", "yes") == b"yes"
     await primary.close()
-    replica = Reconnector(replace(parse(redis_server.url()), role=ServerRole.REPLICA), 60.0)
-    with pytest.raises(StoreUnavailable, match="is not a replica"):
-        await replica.connection()
-    await replica.close()
+    async with scripted(lambda _: array(b"role", b"replica")) as server:
+        replica = Reconnector(replace(parse(f"redis://127.0.0.1:{server.port}/0"), is_primary=True), 60.0)
+        with pytest.raises(StoreUnavailable, match="is not a primary"):
+            await replica.connection()
+        await replica.close()
 
 
 async def test_whatever_fails_while_connecting_is_an_error_to_those_who_wait(
@@ -129,7 +130,7 @@ def well(command: list[bytes]) -> bytes:
 
 async def test_waiters_for_a_connection_closed_meanwhile_get_an_error() -> None:
     async with asyncio.timeout(SOON_S), scripted(lambda _: b"") as server:  # which leaves the greeting without a reply
-        address = replace(parse(f"redis://127.0.0.1:{server.port}"), role=ServerRole.PRIMARY)
+        address = replace(parse(f"redis://127.0.0.1:{server.port}"), is_primary=True)
         reconnector = Reconnector(address, SOON_S)
         waiting = [asyncio.create_task(reconnector.connection()) for _ in range(2)]
         while not server.accepted:
