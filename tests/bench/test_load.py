@@ -158,34 +158,6 @@ async def test_what_a_server_does_is_counted_and_adds_up(
     assert adds_up(result)
 
 
-async def test_a_stall_is_charged_to_every_request_that_it_kept_waiting() -> None:
-    loop = asyncio.get_running_loop()
-    over_s = 0.0
-
-    def stall(transport: asyncio.Transport, count: int) -> None:
-        nonlocal over_s
-        if count == 100:
-            over_s = loop.time() + 0.2
-        loop.call_at(max(over_s, loop.time()), transport.write, ANSWER)
-
-    async with serving(stall) as url:
-        result = await drive(Load(url=url, requests=Gets("/"), rate=500, duration_s=0.6, connections=2))
-    assert result.latency.max_us >= 150_000
-    assert (result.latencies_s > 0.05).sum() >= 500 * 0.1
-    assert result.ok == result.due == 300
-
-
-async def test_unsolicited_bytes_are_counted_and_end_their_connection() -> None:
-    def twice(transport: asyncio.Transport, count: int) -> None:
-        answer(transport, count)
-        asyncio.get_running_loop().call_later(0.01, transport.write, ANSWER)
-
-    async with serving(twice) as url:
-        result = await drive(Load(url=url, requests=Gets("/"), rate=5, duration_s=0.8, connections=1))
-    assert result.ok == 4
-    assert result.unsolicited >= 3
-
-
 async def test_rate_reported_for_a_slow_server_is_achieved_not_offered_rate() -> None:
     loop = asyncio.get_running_loop()
     free_s = 0.0

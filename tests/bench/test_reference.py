@@ -48,12 +48,6 @@ def test_the_published_row_stands_beside_the_measured_one() -> None:
     assert made.exit_code == 0
 
 
-def test_popular_lists_break_it() -> None:
-    made = report(ReferenceOptions(), measured(popular=100))
-    assert made.exit_code == 3
-    assert made.sentence.startswith("There is no verdict")
-
-
 def test_what_a_rate_needs_is_rounded_up_and_priced() -> None:
     assert needs(1.0, 180, load_prices())[:2] == (180.0, 400)
     assert needs(4.76, 180, load_prices()).needed_ru == 1_300  # 180 x 4.76 / 0.7, in steps of 100

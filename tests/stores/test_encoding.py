@@ -32,11 +32,6 @@ items = st.builds(lambda id, score, title: Item(id=id, score=score, title=title)
 lists = st.lists(items, max_size=30)
 
 
-@explored(100, 2_000, content=lists)
-def test_decode_undoes_encode(content: list[Item]) -> None:
-    assert decode(encode(content)[OFFSET_BYTES:]) == content
-
-
 @explored(100, 2_000, content=lists, n=st.integers(1, 40))
 def test_a_cut_is_the_first_n_items(content: list[Item], n: int) -> None:
     body = encode(content)

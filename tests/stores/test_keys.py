@@ -16,10 +16,6 @@ def test_what_was_packed_comes_back_with_its_bounds(batch: list[str]) -> None:
     assert bounds(packed) == (min(batch, key=str.encode), max(batch, key=str.encode))
 
 
-def test_a_thousand_ordinary_keys_take_two_or_three_bytes_each() -> None:
-    assert len(pack([f"user:{n:08}" for n in range(1000)])) < 3000
-
-
 async def merged_keys(batches: list[list[str]]) -> list[list[str]]:
     async def fetch(span: KeySpan) -> bytes:
         return pack(batches[span.place])

@@ -112,14 +112,6 @@ def test_prices_of_all_pages_become_a_file_of_prices() -> None:
     assert "ru_hour" not in missing
 
 
-def test_a_region_without_prices_is_named() -> None:
-    with (
-        retail_list(Items=[], NextPageLink=None) as url,
-        pytest.raises(BenchFailed, match="no ru_hour, storage_gb_month"),
-    ):
-        read(url)
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

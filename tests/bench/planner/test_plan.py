@@ -21,17 +21,6 @@ def test_a_container_that_is_made_for_a_fast_publish_keeps_its_partitions() -> N
     assert not any("for life" in each for each in warnings(serving))
 
 
-def test_a_publish_takes_what_its_window_needs() -> None:
-    window = a_plan(users=700_000, items=0, window_hours=2)
-    assert window.number("publish_ru_s") == 600  # 700,000 * 6 / 7,200 s are 583
-    # live 400, kept 400 and control 400 all month; 730 / 24 publishes of 600 RU/s for 2 hours, and 400 for one more.
-    hours = 1_200 * 730 + 730 / 24 * (600 * 2 + 400)
-    assert window.number("manual_cost") - window.number("storage_cost") == pytest.approx(hours / 100 * 0.008)
-    assert (window.number("together_ru"), window.number("containers")) == (400 + 400 + 600 + 400, 4)
-    slow = a_plan(users=10_000_000, publish_ru=10_000)
-    assert any("1.7 hours, more than the 1 it may" in each for each in warnings(slow))
-
-
 @pytest.mark.parametrize(("encoding", "titles"), [("json", 0), ("json", 12), ("zstd", 0)])
 def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -> None:
     line = b'{"id":"12345678","score":0.1234' + (b',"title":"' + b"t" * titles + b'"' if titles else b"") + b"}"
