@@ -11,7 +11,7 @@ from redis.crc import key_slot
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, fields_of
 from hotplate.stores.redis.layout import Keys, ReleaseKeys
-from hotplate.stores.redis.topology import OnlyServer, RedisNode, Topology, replication_in
+from hotplate.stores.redis.topology import OnlyServer, RedisNode, Topology, replicas_in
 from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
@@ -207,14 +207,14 @@ def _role(fields: Mapping[str, str]) -> Finding:
 
 
 def _replication(fields: Mapping[str, str]) -> list[Finding]:
-    found = replication_in(fields)
-    if not found.replicas:
+    replicas = replicas_in(fields)
+    if not replicas:
         return [_error("replicas", "none follows the primary, so nothing can take over; add one")]
     guard = _ok("min-replicas", "the primary refuses writes that no replica would get")
-    if not found.guarded:
+    if "min_slaves_good_slaves" not in fields:  # present only if it is set
         sentence = "it goes on writing if no replica follows, and a failover loses that; set min-replicas-to-write 1"
         guard = _warning("min-replicas", sentence)
-    return [_ok("replicas", f"{found.replicas} follow the primary"), guard]
+    return [_ok("replicas", f"{replicas} follow the primary"), guard]
 
 
 def _memory_findings(memory: Memory) -> list[Finding]:

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from redis.cluster import parse_cluster_slots
@@ -179,11 +179,6 @@ class _Discovered(OnlyServer, ABC):
     async def _discover(self) -> None:
         try:
             await self._ask()
-        except StoreError:
-            raise
-        except Exception:
-            log.exception("cannot discover the servers of %s", self.shown)
-            raise
         finally:
             self._asked_at = asyncio.get_running_loop().time()
 
@@ -328,22 +323,18 @@ def uncovered(shown: str, slot: int) -> PartUnavailable:
     return PartUnavailable(f"no node of {shown} serves slot {slot}; `hotplate store doctor` says more")
 
 
-@dataclass(frozen=True, slots=True)
-class Replication:
-    """Replicas of one primary."""
+class Replication(NamedTuple):
+    """The replicas that follow a primary, and those that have all its writes."""
 
     replicas: int
-    guarded: bool
-    """Whether `min-replicas-to-write` is set."""
     acknowledged: int = 0
 
 
-def replication_in(fields: Mapping[str, str]) -> Replication:
-    """Parse the replicas in a primary's INFO."""
-    following = sum(
+def replicas_in(fields: Mapping[str, str]) -> int:
+    """Return the replicas that follow the primary of an INFO."""
+    return sum(
         "state=online" in stated.split(",") for name, stated in fields.items() if name.removeprefix("slave").isdigit()
     )
-    return Replication(following, guarded="min_slaves_good_slaves" in fields)  # present only if it is set
 
 
 async def wait_for_replicas(
@@ -354,14 +345,13 @@ async def wait_for_replicas(
     Blocks the connection.
     """
     try:
-        found = replication_in(fields_of(await connection.send_command(b"INFO", b"replication")))
-        if not found.replicas:
-            return found
-        count = min(wanted or found.replicas, found.replicas)
-        acknowledged = int(await connection.send_command(b"WAIT", count, int(timeout_s * 1000)))
+        replicas = replicas_in(fields_of(await connection.send_command(b"INFO", b"replication")))
+        if not replicas:
+            return Replication(0)
+        count = min(wanted or replicas, replicas)
+        return Replication(replicas, int(await connection.send_command(b"WAIT", count, int(timeout_s * 1000))))
     except StoreMisused:
         return None
-    return Replication(found.replicas, found.guarded, acknowledged)
 
 
 class SentinelState(NamedTuple):
