@@ -204,10 +204,7 @@ class Lane:
             return self._refused((now, kind, b"", n, headers, None, self._span(headers)), problem)
         request = now, kind, raw_id or b"", n, headers, caller.name, self._span(headers)
         try:
-            is_popular = raw_id is None
-            return (
-                self._made(request, self._reader.popular()) if is_popular else self._answer_from_row(request, deliver)
-            )
+            return self._answer_list(request, deliver)
         except NotReady:
             return None
 
@@ -231,8 +228,10 @@ class Lane:
             record = RequestRecord(kind.route, "GET", status, took_s, size, request_id, client, user, found)
             report(record, self._access_log if is_logged else None, span)
 
-    def _answer_from_row(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
+    def _answer_list(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
         kind = request[1]
+        if not kind.key:
+            return self._made(request, self._reader.popular())
         key, source = kind.key + request[2].decode(), kind.source
         encoded = self._reader.get_nowait(key, source)
         if encoded is not None:
