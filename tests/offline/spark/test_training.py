@@ -15,7 +15,7 @@ from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import Indices, to_matrix
+from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.model import load, save
 from hotplate.offline.quality import DATA_SETS
 from hotplate.offline.spark.session import check_master, spark_session
@@ -24,13 +24,6 @@ from hotplate.offline.train.engine import fit
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard, checkerboard_model
 from tests.support.paths import DATA, ROOT
-
-
-def overlap(one: Indices, other: Indices) -> float:
-    """Return which share of its lists [users, k] two models have in common."""
-    pairs = zip(one.tolist(), other.tolist(), strict=True)
-    return float(np.mean([len(set(ours) & set(theirs)) / one.shape[1] for ours, theirs in pairs]))
-
 
 pytestmark = pytest.mark.spark
 RECIPE = DATA_SETS[1]
@@ -57,7 +50,7 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
 
 @pytest.mark.usefixtures("session")
 @pytest.mark.skipif(not RETAIL.exists(), reason=f"there is no {RETAIL}")
-def test_on_online_retail_it_is_as_good_as_implicit_and_recommends_the_same() -> None:
+def test_on_online_retail_it_is_as_good_as_implicit() -> None:
     read = read_interactions(RETAIL, columns=RECIPE.columns, where=RECIPE.where, weighting="binary")
     matrix = to_matrix(read.log, 5, 5, read.weighing)
     parts = split(matrix.user_items, None, SplitOptions("by-item"))
@@ -65,8 +58,6 @@ def test_on_online_retail_it_is_as_good_as_implicit_and_recommends_the_same() ->
     on_spark, constant = fit(parts.train, params), fit(parts.train, ALSParams(factors=32, regularization=5, alpha=2.0))
     ours, others = (recommend_all(each, parts, 10) for each in (on_spark, constant))
     assert abs(measure_users(ours, parts.test).metrics.ndcg - measure_users(others, parts.test).metrics.ndcg) <= 0.01
-    tested = ours[:, 0] >= 0
-    assert overlap(ours[tested], others[tested]) >= 0.5
 
 
 def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_path: Path) -> None:
