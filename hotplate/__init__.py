@@ -17,8 +17,7 @@ if TYPE_CHECKING:  # also parsed by `_homes`
     from hotplate.offline.publish import PublishSettings, Written
     from hotplate.offline.rules import Rules
     from hotplate.offline.train.als import ALSParams
-    from hotplate.offline.train.ease import EASEParams
-    from hotplate.offline.train.neighbours import NeighbourParams
+    from hotplate.offline.train.item_based import EASEParams, NeighbourParams
     from hotplate.offline.train.popularity import PopularityParams, Recency
     from hotplate.offline.train.tuning import TuneOptions
     from hotplate.offline.training import TrainReport, TrainSettings, train

@@ -20,9 +20,8 @@ from xxhash import xxh3_64_hexdigest
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.matrix import Floats, History, Matrix, UserItems, Weighing
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
-from hotplate.offline.train.ease import EASE, EASEParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
-from hotplate.offline.train.neighbours import NeighbourParams, Neighbours
+from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours
 from hotplate.offline.train.popularity import Popular, Popularity, PopularityParams
 from hotplate.offline.train.repeats import RepeatParams, own_counts
 from hotplate.offline.train.similar import Similar

@@ -21,9 +21,8 @@ from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Weighing, to_matrix
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Params, described, params_from
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 from hotplate.report import markdown_page
 

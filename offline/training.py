@@ -17,9 +17,9 @@ from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import DataSource, Format, named_paths
-from hotplate.offline.input.filters import parse_filter
 from hotplate.offline.input.interactions import Interactions, read_interactions
 from hotplate.offline.input.matrix import History, Matrix, UserItems, Weighting, to_matrix
+from hotplate.offline.input.tables import parse_filter
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.model import LEFT_OUT, Model, check_target, save
 from hotplate.offline.publish import timed

@@ -227,8 +227,8 @@ def _computed_on(
         yield lambda lists: lists
         return
     from hotplate.offline.errors import SettingError
-    from hotplate.offline.spark.publication import SparkLists, check_store
-    from hotplate.offline.spark.session import spark_session
+    from hotplate.offline.spark import SparkLists, check_store
+    from hotplate.offline.train.spark import spark_session
 
     if options.dry_run:
         raise SettingError("A dry run computes all lists in this process; leave out --master.")

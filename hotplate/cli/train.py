@@ -137,8 +137,7 @@ def train(
 def settings_of(given: TrainFlags) -> "TrainSettings":
     """Return the settings of a training; SettingError for invalid or contradicting options."""
     from hotplate.offline.evaluate.splits import SplitOptions
-    from hotplate.offline.input.columns import Columns
-    from hotplate.offline.input.filters import parse_event_weights, parse_half_life
+    from hotplate.offline.input.columns import Columns, parse_event_weights, parse_half_life
     from hotplate.offline.training import AutoSplit, TrainSettings
 
     roles = ("user", "item", "weight", "time", "title", "segment", "event", "count")
@@ -193,7 +192,7 @@ def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
             raise SettingError(f"--master {master} is for --engine spark; give both or none.")
         yield
         return
-    from hotplate.offline.spark.session import spark_session
+    from hotplate.offline.train.spark import spark_session
 
     with spark_session(master):
         yield

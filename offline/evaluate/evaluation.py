@@ -24,7 +24,7 @@ from hotplate.offline.model import Model
 from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, needs_times
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
 from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
 from hotplate.offline.train.similar import fit as fit_similar

@@ -1,13 +1,14 @@
-"""Column names by role, and formats of numbers and times."""
+"""Column names by role, and formats of numbers, times, half-lives (`30d`) and event weights (`view=1,buy=5`)."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 
 import polars as pl
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 
 # The limit of the stores.
 MAX_ID_BYTES = 256
@@ -170,3 +171,28 @@ def _plain(name: str) -> str:
 def _listed(available: Sequence[str]) -> str:
     shown = repr(", ".join(available[:40]))[1:-1]  # names of a file that is no text may hold control characters
     return shown if len(available) <= 40 else f"{shown} and {len(available) - 40} more"
+
+
+def parse_half_life(text: str) -> timedelta:
+    """Parse `30d`, `12h` or `8w`; raises SettingError otherwise."""
+    units = {"h": "hours", "d": "days", "w": "weeks"}
+    number = number_in(text[:-1])
+    if number is None or not 0 < number < 1e6 or text[-1:] not in units:
+        raise SettingError(f"The half-life {text!r} cannot be read; write 30d, 12h or 8w.")
+    return timedelta(**{units[text[-1]]: number})
+
+
+def parse_event_weights(text: str) -> dict[str, float]:
+    """Parse `view=1,cart=3,buy=5`; raises SettingError unless each event has a positive weight."""
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        weight = number_in(value)
+        if not name or not equals or weight is None or weight <= 0:
+            raise SettingError(
+                f"The event weight {part.strip()!r} cannot be read; write names and weights above zero: view=1,buy=5."
+            )
+        if name in weights:
+            raise SettingError(f"The event {name!r} has two weights in {text!r}; give it one.")
+        weights[name] = weight
+    return weights

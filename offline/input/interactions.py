@@ -20,16 +20,17 @@ from hotplate.offline.input.files import (
     input_files,
     named_paths,
 )
-from hotplate.offline.input.filters import Filter, parse_filter
 from hotplate.offline.input.matrix import Weighing, Weighting
 from hotplate.offline.input.tables import (
     EXTRA,
     ROW,
+    Filter,
     Rows,
     Table,
     TableShape,
     id_reasons,
     open_tables,
+    parse_filter,
     text_of,
     titles_of,
 )

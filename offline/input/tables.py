@@ -1,6 +1,7 @@
-"""Input rows, scanned by polars; rows left out are counted, bad ones shown."""
+"""Input rows, scanned by polars, and filters on them; rows left out are counted, bad ones shown."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,15 @@ from typing import Any
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import MAX_ID_BYTES, choose_columns, numbered, read_time, time_format
+from hotplate.offline.input.columns import (
+    MAX_ID_BYTES,
+    choose_columns,
+    find_column,
+    number_in,
+    numbered,
+    read_time,
+    time_format,
+)
 from hotplate.offline.input.files import DataFile, DataSource, Format, data_errors, input_files, named_paths
 
 # Columns added to a scan: the row's index in the file, and what follows its last field, if anything.
@@ -19,6 +28,9 @@ _TOO_LONG = "too many fields"
 _SHOWN = 5
 _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
+_FILTER = re.compile(
+    r"\s*(?P<column>[^<>=!~]*[^<>=!~\s])\s*(?P<operator>>=|<=|==|!=|!~|=|~|>|<)(?P<value>.*)", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,3 +314,58 @@ def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:
     ranked = plain.group_by("item", "title").agg(pl.col("len").sum()).sort("len", "title", descending=[True, False])
     best = ranked.unique("item", keep="first", maintain_order=True)
     return dict(zip(best.get_column("item"), best.get_column("title"), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One condition on rows; *text* is its original spelling."""
+
+    text: str
+    column: str
+    operator: str
+    value: str
+
+    def expression(self, table: Table) -> pl.Expr:
+        """Return the condition over the columns of *table*, never null.
+
+        A missing value counts as an empty text, and meets no comparison of size. Raises DataError for a missing column.
+        """
+        name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
+        text, own_number, number = table.text(name), table.number(name), number_in(self.value)
+        if self.operator in {"~", "!~"}:
+            matches = text.str.contains(self.value).fill_null(value=False)
+            return matches if self.operator == "~" else ~matches
+        if self.operator in {"=", "!="}:
+            # As numbers, 2.5 equals 2.50.
+            as_number = number is not None and table.schema[name].is_numeric()
+            same = own_number.eq_missing(number) if as_number else text.fill_null("") == self.value
+            return same if self.operator == "=" else ~same
+        if number is not None:
+            side, bound = own_number, pl.lit(number)
+        else:
+            side, bound = pl.when(text.str.contains(r"^\d")).then(text), pl.lit(self.value)
+        compared = {">": side > bound, ">=": side >= bound, "<": side < bound, "<=": side <= bound}[self.operator]
+        return compared.fill_null(value=False)
+
+
+def parse_filter(text: str) -> Filter:
+    """Parse a column, one of `= != > >= < <= ~ !~`, and a value.
+
+    `~` searches with a regular expression; comparisons of size need a number, or a text that begins with a digit
+    (dates). Raises SettingError for anything else.
+    """
+    parts = _FILTER.fullmatch(text)
+    if parts is None:
+        raise SettingError(
+            f"The filter {text!r} cannot be read; write a column, one of = != > >= < <= ~ !~, and a value: quantity>0."
+        )
+    operator = "=" if parts["operator"] == "==" else parts["operator"]
+    value = parts["value"].strip()
+    if operator in {"~", "!~"}:
+        try:
+            pl.select(pl.lit("").str.contains(value))
+        except pl.exceptions.ComputeError as error:
+            raise SettingError(f"The filter {text!r} has a regular expression that cannot be read.") from error
+    elif operator not in {"=", "!="} and number_in(value) is None and not value[:1].isdigit():
+        raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
+    return Filter(text, parts["column"], operator, value)

@@ -9,12 +9,11 @@ import msgspec
 import numpy as np
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.filters import parse_half_life
+from hotplate.offline.input.columns import parse_half_life
 from hotplate.offline.input.matrix import Floats, Times, UserItems
-from hotplate.offline.train import als, ease, neighbours, popularity
+from hotplate.offline.train import als, popularity
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
-from hotplate.offline.train.ease import EASE, EASEParams
-from hotplate.offline.train.neighbours import NeighbourParams, Neighbours
+from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours, fit_ease, fit_neighbours
 from hotplate.offline.train.popularity import Popularity, PopularityParams, Recency
 from hotplate.stores.file.memory import room_bytes
 
@@ -136,13 +135,13 @@ def fit(
         case ALSParams():
             ranker = als.fit(user_items, params, on_iteration)
         case SparkParams():
-            from hotplate.offline.spark import training  # noqa: PLC0415 -- an extra
+            from hotplate.offline.train import spark  # noqa: PLC0415 -- an extra
 
-            ranker = training.fit(user_items, params, on_iteration)
+            ranker = spark.fit(user_items, params, on_iteration)
         case EASEParams():
-            ranker = ease.fit(user_items, params)
+            ranker = fit_ease(user_items, params)
         case NeighbourParams():
-            ranker = neighbours.fit(user_items, params)
+            ranker = fit_neighbours(user_items, params)
         case PopularityParams():
             ranker = popularity.fit(user_items, params, times)
     if on_iteration is not None and not isinstance(params, ALSParams | SparkParams):

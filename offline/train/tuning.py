@@ -18,7 +18,6 @@ from hotplate.offline.evaluate.metrics import Values, measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, Times, UserItems, are_among, cells_of, users_per_item
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import (
     Engine,
     Params,
@@ -31,7 +30,7 @@ from hotplate.offline.train.engine import (
     recency_of,
     with_recency,
 )
-from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
+from hotplate.offline.train.item_based import EASEParams, NeighbourParams, NeighbourWeighting
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.repeats import RepeatSearch
 from hotplate.offline.train.repeats import search as choose_repeats

@@ -9,9 +9,8 @@ from hotplate.offline import lists as offline_lists
 from hotplate.offline.lists import Block, ListSettings, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Measurement
 from hotplate.offline.rules import Rules
-from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Params, fit
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 from hotplate.stores.store import Row
 from tests.support.interactions import checkerboard_model

@@ -18,9 +18,8 @@ from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import Model, load, save
 from hotplate.offline.train.als import ALSParams, Factors
-from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Params, described, fit
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar

@@ -13,7 +13,7 @@ from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, UserItems, to_matrix
 from hotplate.offline.quality import DATA_SETS
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.tuning import Search, TuneOptions, tune
 from tests.support.paths import DATA
 

@@ -15,8 +15,7 @@ from hotplate.offline.input.matrix import Indices
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.offline.rules import RuledLists, Rules, capped, cut, filled, read_rules
-from hotplate.offline.train.neighbours import NeighbourParams
-from hotplate.offline.train.neighbours import fit as fit_neighbours
+from hotplate.offline.train.item_based import NeighbourParams, fit_neighbours
 from hotplate.offline.train.popularity import Popularity, PopularityParams
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 from hotplate.stores.keys import OVERALL

@@ -15,7 +15,7 @@ from hotplate.offline.model import load
 from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, most_popular
 from hotplate.offline.train.tuning import TuneOptions, tune
 from hotplate.offline.training import TrainSettings, train

@@ -26,8 +26,7 @@ from hotplate.offline.publish import PublishSettings, publish
 from hotplate.offline.rules import Rules
 from hotplate.offline.train import similar
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences
-from hotplate.offline.train.neighbours import NeighbourParams
-from hotplate.offline.train.neighbours import fit as fit_neighbours
+from hotplate.offline.train.item_based import NeighbourParams, fit_neighbours
 from hotplate.offline.train.popularity import most_popular
 from hotplate.serve import fold_in
 from hotplate.serve.deny_list import DenyListFile

@@ -7,8 +7,7 @@ from hotplate.offline.evaluate.evaluation import evaluate
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.model import Model, save
-from hotplate.offline.train import neighbours
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import NeighbourParams, fit_neighbours
 from hotplate.offline.train.popularity import PopularityParams, most_popular
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
@@ -25,7 +24,7 @@ def evaluated_model(folder: Path) -> Path:
     evaluation = evaluate(matrix, params, SplitOptions("by-user", 0.3), k=5, baselines=[PopularityParams()])
     assert evaluation is not None
     model = Model(
-        ranker=neighbours.fit(user_items, params),
+        ranker=fit_neighbours(user_items, params),
         matrix=matrix,
         titles={item: f"{item} {HOSTILE}" for item in matrix.item_ids[::2]},
         popular=most_popular(matrix, 5),

@@ -16,7 +16,7 @@ from hotplate.offline.model import load
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 from hotplate.offline.training import TrainSettings, train
 

@@ -16,7 +16,7 @@ from hotplate.offline.evaluate.reports import (
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import load
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.training import TrainSettings, train
 from hotplate.report import to_json
 from tests.support.evaluated import evaluated_model

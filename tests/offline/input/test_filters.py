@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataFile
-from hotplate.offline.input.filters import parse_event_weights, parse_filter, parse_half_life
-from hotplate.offline.input.tables import Table
+from hotplate.offline.input.tables import Table, parse_filter
 
 FRAME = pl.DataFrame(
     {

@@ -17,8 +17,8 @@ from hotplate.offline import lists as offline_lists
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, save
 from hotplate.offline.publish import PublishSettings, publish
-from hotplate.offline.spark.publication import SparkLists
-from hotplate.offline.spark.session import spark_session
+from hotplate.offline.spark import SparkLists
+from hotplate.offline.train.spark import spark_session
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable

@@ -18,9 +18,9 @@ from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.model import load, save
 from hotplate.offline.quality import DATA_SETS
-from hotplate.offline.spark.session import check_master, spark_session
 from hotplate.offline.train.als import ALSParams, SparkParams
 from hotplate.offline.train.engine import fit
+from hotplate.offline.train.spark import check_master, spark_session
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard, checkerboard_model
 from tests.support.paths import DATA, ROOT

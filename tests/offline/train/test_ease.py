@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.input.matrix import Floats
-from hotplate.offline.train.ease import EASEParams, fit
+from hotplate.offline.train.item_based import EASEParams, fit_ease
 
 REGULARIZATION = 3.0
 
@@ -35,8 +35,8 @@ def test_weights_are_those_of_a_regression_for_each_item(seed: int, users: int, 
     weights[0, 0] = 1  # nothing can be learnt from no pair
     matrix = csr_matrix(weights.astype(np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hotplate.offline.train.ease._AT_ONCE", 5)
-        found = fit(matrix, EASEParams(REGULARIZATION)).weights
+        patch.setattr("hotplate.offline.train.item_based._AT_ONCE", 5)
+        found = fit_ease(matrix, EASEParams(REGULARIZATION)).weights
     assert found.dtype == np.float32
     assert np.allclose(found, regressions(matrix.toarray()), atol=1e-5)
     assert (np.diag(found) == 0).all()

@@ -12,7 +12,6 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.matrix import Floats, Indices, Times, UserItems, to_matrix
 from hotplate.offline.train import engine
 from hotplate.offline.train.als import ALSParams, SparkParams
-from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import (
     Params,
     Ranker,
@@ -25,7 +24,7 @@ from hotplate.offline.train.engine import (
     params_from,
     read_params,
 )
-from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting
+from hotplate.offline.train.item_based import EASEParams, NeighbourParams, NeighbourWeighting
 from hotplate.offline.train.popularity import (
     PopularityParams,
     Recency,
@@ -337,7 +336,7 @@ def test_sparse_scores_give_the_lists_of_a_table(monkeypatch: pytest.MonkeyPatch
     times = rng.integers(0, 10**12, has.nnz)
     for recency in (None, Recency(2.0, 1.0)):
         ranker = fit(has, NeighbourParams("tfidf", 5, recency=recency), times=times)
-        monkeypatch.setattr("hotplate.offline.train.neighbours._SPARSE", 1.0)
+        monkeypatch.setattr("hotplate.offline.train.item_based._SPARSE", 1.0)
         options: tuple[dict[str, Any], ...] = ({}, {"keep_seen": True}, {"allowed": allowed})
         for how in options:
             items, scores = ranker.recommend(has, users, 7, **how)

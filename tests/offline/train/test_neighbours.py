@@ -9,7 +9,7 @@ from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFID
 from implicit.utils import ParameterWarning
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.train.neighbours import NeighbourParams, NeighbourWeighting, fit
+from hotplate.offline.train.item_based import NeighbourParams, NeighbourWeighting, fit_neighbours
 
 IMPLICIT = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
 USERS = np.arange(40, dtype=np.int32)
@@ -24,10 +24,10 @@ def test_lists_are_those_of_implicit(weighting: NeighbourWeighting, neighbours: 
     theirs = IMPLICIT[weighting](K=neighbours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParameterWarning)
-        theirs.fit(user_items, show_progress=False)
+        theirs.fit_neighbours(user_items, show_progress=False)
     for keep_seen in (False, True):
         wanted, wanted_scores = theirs.recommend(USERS, user_items, N=8, filter_already_liked_items=not keep_seen)
-        items, scores = fit(user_items, NeighbourParams(weighting, neighbours)).recommend(
+        items, scores = fit_neighbours(user_items, NeighbourParams(weighting, neighbours)).recommend(
             user_items, USERS, 8, keep_seen=keep_seen
         )
         present = wanted_scores > 0  # it lists what it leaves out at the end, with a score of 0
@@ -45,7 +45,7 @@ def test_random_walks_are_those_of_the_formula(alpha: float, beta: float, neighb
         to_users, to_items = (np.nan_to_num(each / each.sum(axis=1, keepdims=True)) for each in (weights.T, weights))
     users = np.maximum((weights > 0).sum(axis=0), 1)
     similarity = (to_users.astype(np.float64) ** alpha) @ (to_items.astype(np.float64) ** alpha) / users**beta
-    ranker = fit(csr_matrix(weights), NeighbourParams("rp3beta", neighbours, alpha, beta))
+    ranker = fit_neighbours(csr_matrix(weights), NeighbourParams("rp3beta", neighbours, alpha, beta))
     nearest_of = np.sort(similarity, axis=1)[:, [-neighbours]]
     wanted = weights @ np.where(similarity >= nearest_of, similarity, 0)
     assert ranker.score(csr_matrix(weights), USERS) == pytest.approx(wanted, rel=1e-4)
@@ -59,7 +59,7 @@ def test_random_walks_are_those_of_the_formula(alpha: float, beta: float, neighb
 def test_an_item_that_everybody_has_speaks_for_none_and_breaks_nothing() -> None:
     user_items = csr_matrix(np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], dtype=np.float32))
     for weighting in get_args(NeighbourWeighting):
-        ranker = fit(user_items, NeighbourParams(weighting, 3))
+        ranker = fit_neighbours(user_items, NeighbourParams(weighting, 3))
         assert np.isfinite(ranker.similarity.data).all()
         _, scores = ranker.recommend(user_items, np.arange(3, dtype=np.int32), 3)
         assert np.isfinite(scores).all()

@@ -10,7 +10,7 @@ from hotplate.offline.evaluate.splits import SplitOptions, for_tested, split
 from hotplate.offline.input.matrix import Matrix, Weighing
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import fit
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 from hotplate.offline.train.repeats import own_counts, search
 from hotplate.offline.train.tuning import search_repeats

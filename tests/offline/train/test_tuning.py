@@ -15,9 +15,8 @@ from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, spl
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.ease import EASEParams
 from hotplate.offline.train.engine import Params, engine_of, params_from, recency_of
-from hotplate.offline.train.neighbours import NeighbourParams
+from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.tuning import Search, Trial, TuneOptions, beyond, more_recency, tune
 

@@ -1,6 +1,7 @@
-"""Lists of a model computed and written by Spark executors, as parts of one draft.
+"""Lists of a model computed and published on Apache Spark; needs the extra `spark`.
 
-Items and their factors are broadcast; a block carries its users and their interactions.
+The executors compute and write lists as parts of one draft: items and their factors are broadcast, and a block carries
+its users and their interactions.
 """
 
 import asyncio
@@ -19,8 +20,8 @@ from hotplate.offline.errors import SettingError
 from hotplate.offline.lists import Block, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Items, ListCounts, Measurement, ignore
 from hotplate.offline.publish import PartedSource, prefetched
-from hotplate.offline.spark.session import cause_of
 from hotplate.offline.threads import DaemonThreads
+from hotplate.offline.train.spark import cause_of
 from hotplate.stores.connect import connect, share_of
 from hotplate.stores.errors import (
     ReleaseConflict,

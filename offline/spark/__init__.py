@@ -1,1 +1,0 @@
-"""Training, ranking and publishing on Apache Spark; needs the extra `spark`."""
