@@ -156,12 +156,18 @@ def _separator(first: str, delimiter: str | None) -> str:
 
 
 def _scan_json(file: DataFile) -> pl.LazyFrame:
+    # polars reads half a surrogate pair as NUL, which would merge ids.
+    escaped = pl.col("line").str.replace_all(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "")
+    lines = pl.scan_lines(file.path, row_index_name=ROW, glob=False)
+    halves = lines.filter(escaped.str.contains(r"\\u[dD][89a-fA-F]")).select(ROW).head(1).collect(engine="streaming")
+    if halves.height:
+        raise DataError(f"{file}, row {halves.item() + 1}: half a surrogate pair, which is not a character.")
     try:
         # Keys may appear late; numbers keep their text.
         schema = pl.scan_ndjson(file.path, infer_schema_length=None).collect_schema()
     except pl.exceptions.PolarsError as error:
-        lines = pl.scan_lines(file.path, row_index_name=ROW, glob=False).collect().iter_rows()
-        bad = next((row for row, line in lines if line.strip() and not _is_object(line)), None)
+        each = lines.collect().iter_rows()
+        bad = next((row for row, line in each if line.strip() and not _is_object(line)), None)
         if bad is None:
             raise
         raise DataError(f'{file}, row {bad + 1}: not a JSON object such as {{"user": 1, "item": 2}}.') from error

@@ -204,3 +204,15 @@ def test_standard_input_is_read_whatever_it_is(content: bytes, tmp_path: Path, m
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert pairs_of(read_interactions(Path("-"))) == [("u", "i", 1.0), ("v", "j", 1.0)]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_that_are_no_text_in_json_are_refused_and_nul_is_kept_apart(tmp_path: Path) -> None:
+    texts = ["a", "a\\u0000", "a\\ud83d\\ude00", "\\\\ud83d"]
+    lines = [f'{{"user": "{text}", "item": "x"}}' for text in texts]
+    path = tmp_path / "clicks.jsonl"
+    path.write_text("\n".join(lines))
+    assert set(read_interactions(path).log.get_column("user")) == {"a", "a\0", "a😀", "\\ud83d"}
+    for half in ("\\ud83d", "\\uDE00"):
+        path.write_text("\n".join([*lines, f'{{"user": "a{half}", "item": "x"}}']))
+        with pytest.raises(DataError, match=r"clicks\.jsonl, row 5: half a surrogate pair"):
+            read_interactions(path)

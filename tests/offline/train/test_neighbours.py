@@ -24,7 +24,7 @@ def test_lists_are_those_of_implicit(weighting: NeighbourWeighting, neighbours: 
     theirs = IMPLICIT[weighting](K=neighbours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParameterWarning)
-        theirs.fit_neighbours(user_items, show_progress=False)
+        theirs.fit(user_items, show_progress=False)
     for keep_seen in (False, True):
         wanted, wanted_scores = theirs.recommend(USERS, user_items, N=8, filter_already_liked_items=not keep_seen)
         items, scores = fit_neighbours(user_items, NeighbourParams(weighting, neighbours)).recommend(
