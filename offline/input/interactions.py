@@ -133,12 +133,7 @@ def read_interactions(
     ):
         sources, notes = _sources(files, request)
         chosen, rows = sources[0].columns, _rows(sources, source)
-        first, last = rows.facts.get("first"), rows.facts.get("last")
-        if half_life is not None and first is None:
-            raise DataError(
-                f"{source} has no times, and a half-life needs them; name their column with --time-column, or leave "
-                "the half-life out."
-            )
+        time_range = _time_range(rows, source, is_needed=half_life is not None)
         any_cancelled = rows.facts.get("cancellations", 0) > 0
         log = _log(rows.kept, chosen, weighting, source, any_cancelled=any_cancelled)
         titled, title_source = rows.kept, named_paths(title_paths)
@@ -153,7 +148,7 @@ def read_interactions(
             rows.total,
             rows.left_out,
             fingerprint([*files, *title_files]),
-            None if first is None or last is None else (first, last),
+            time_range,
             chosen,
             [*notes, *_notes_of_rows(rows, chosen), *_notes_of_users(log)],
         )
@@ -227,6 +222,18 @@ def _rows(sources: Sequence[_Source], source: str) -> Rows:
     if columns.quantity is not None:
         facts.append((pl.col("quantity") < 0).sum().alias("cancellations"))
     return Rows([_shape(each) for each in sources], source, *facts, repeated=_TEXTS)
+
+
+def _time_range(rows: Rows, source: str, *, is_needed: bool) -> tuple[datetime, datetime] | None:
+    first, last = rows.facts.get("first"), rows.facts.get("last")
+    if first is not None and last is not None:
+        return first, last
+    if is_needed:
+        raise DataError(
+            f"{source} has no times, and a half-life needs them; name their column with --time-column, or leave the "
+            "half-life out."
+        )
+    return None
 
 
 def _shape(source: _Source) -> TableShape:

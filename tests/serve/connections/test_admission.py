@@ -136,7 +136,7 @@ async def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing(gate: G
 async def test_lists_are_read_for_no_longer_than_their_caller_waits() -> None:
     store = RemoteStore(MemoryStore())
     await publish(store.inner, "first")
-    async with Pair(TieredReader({"far": store}, budget_s=60)) as pair:
+    async with Pair(TieredReader({"far": store}, budget_s=3)) as pair:
         store.delay_s = 120
         headers = "HTTP/1.1\r\nHost: x\r\nX-Request-Timeout-Ms: 1000\r\nContent-Length:"
         one = f"GET /v1/recommendations/1 {headers} 0\r\n\r\n".encode()
