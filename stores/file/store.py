@@ -104,8 +104,10 @@ class CatalogueFile:
 
     def replace(self, new: Catalogue) -> None:
         """Replace any record; the caller holds the lock."""
-        record = dump(new)
+        record, freed = dump(new), 0
         with translated(self._spare):
+            with suppress(FileNotFoundError):
+                freed = self.path.stat().st_size
             with suppress(FileNotFoundError):
                 if self._spare.stat().st_nlink > 1:  # a copy of the folder shares it
                     self._spare.unlink()
@@ -115,7 +117,10 @@ class CatalogueFile:
             self._spare.rename(self.path)
             flush(self.folder)
         with suppress(OSError), self._open_spare() as spare:
-            os.posix_fallocate(spare, 0, -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES)
+            room = -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES
+            if freed:  # on a full disk, all that there is
+                os.posix_fallocate(spare, 0, min(freed, room))
+            os.posix_fallocate(spare, 0, room)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores.catalogue import LEASE_S, State
+from hotplate.stores.catalogue import LEASE_S, ReleaseId, State
 from hotplate.stores.errors import StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import activate, prune, rollback
+from hotplate.stores.publication import begin
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
@@ -98,6 +99,21 @@ async def test_the_room_for_the_next_catalogue_is_taken_again_once_there_is_some
     fill(disk)
     await activate(store, second)
     await store.close()
+
+
+async def test_a_catalogue_that_outgrew_its_room_is_pruned_on_a_disk_that_others_fill(
+    disk: Path, store: LmdbStore, clock: FakeClock
+) -> None:
+    await publish(store, SMALL, 100, plan=UNDERSTATED)
+    with suppress(StoreFull):
+        for number in range(100):
+            fill(disk)
+            await begin(store, ReleaseId(f"release-{number}"))
+    assert number < 99
+    fill(disk)
+    clock.now += LEASE_S + 1
+    assert await prune(store)
+    assert len((await store.catalogue()).releases) == 1
 
 
 async def test_a_disk_that_fails_as_a_release_is_flushed_ends_the_draft(
