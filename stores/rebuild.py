@@ -26,7 +26,7 @@ from hotplate.stores.lifecycle import is_sealed, prepare_served
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.store import Store, read_one
 from hotplate.stores.users import find_records, write_record
-from hotplate.stores.verification import verify
+from hotplate.stores.verification import read_servable, verify
 
 # Called with (release, its rows read, its rows in all).
 OnRowsRead = Callable[[ReleaseId, int, int], None]
@@ -34,7 +34,7 @@ OnRowsRead = Callable[[ReleaseId, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FoundRelease:
-    """A sealed release, with the error of `verify` as *damage*."""
+    """A sealed release, with the error of `verify` or `read_servable` as *damage*."""
 
     ref: ReleaseRef
     manifest: Manifest
@@ -180,6 +180,7 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
 async def _read(store: Store, found: FoundRelease, erased: ErasedUsers, on_progress: OnRowsRead) -> FoundRelease:
     try:
         await verify(store, found.ref, erased=erased, on_progress=partial(on_progress, found.ref.id))
+        await read_servable(store, found.ref, erased=erased)
     except (ReleaseCorrupt, ReleaseNotFound) as error:
         return replace(found, damage=str(error))
     return found

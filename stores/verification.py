@@ -197,22 +197,24 @@ class Servable:
     damaged: tuple[str, ...]
 
 
-async def read_servable(reader: Reader, release: ReleaseRef, *, deadline_s: float = DEADLINE_S) -> Servable:
-    """Read the parts of a release that serving it needs.
+async def read_servable(
+    reader: Reader, release: ReleaseRef, *, erased: ErasedUsers | None = None, deadline_s: float = DEADLINE_S
+) -> Servable:
+    """Read the parts of a release that serving it needs; *erased* as for `verify`.
 
     Raises ReleaseNotFound if the data are gone; StoreUnavailable after *deadline_s*; ReleaseCorrupt if a file was cut,
     or the manifest, dictionary, overall popular list or most of the sample is missing or damaged.
     """
     try:
         async with asyncio.timeout(deadline_s):
-            return await _read_servable(reader, release)
+            return await _read_servable(reader, release, erased)
     except TimeoutError as error:
         raise StoreUnavailable(
             f"release {release.id} could not be read within {deadline_s:g} s; try again once the store is faster"
         ) from error
 
 
-async def _read_servable(reader: Reader, release: ReleaseRef) -> Servable:
+async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUsers | None) -> Servable:
     if isinstance(reader, Diagnosed):
         await reader.check_size(release)
     manifest = await load_manifest(reader, release)
@@ -220,7 +222,7 @@ async def _read_servable(reader: Reader, release: ReleaseRef) -> Servable:
     keys = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
     bodies, damaged = await _open(reader, release, [*keys, *manifest.sample], decode)
     if damaged:
-        erased = await erased_from(reader)
+        erased = await erased_from(reader) if erased is None else erased
         damaged = [key for key in damaged if not erased.covers(key)]
     unreadable = len(set(manifest.sample).intersection(damaged))
     if unreadable > 1 and 2 * unreadable > len(manifest.sample):

@@ -24,6 +24,7 @@ from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.keys import MANIFEST
 from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.cosmos_simulation import SimulatedAccount, simulated
 from tests.support.redis_server import RedisServer
@@ -217,3 +218,25 @@ async def test_a_rebuild_whose_reply_was_lost_was_made(account: SimulatedAccount
     found = await survey(store)
     account.lose_answers = 1
     assert await rebuild(store, found, live) == await store.catalogue()
+
+
+@on_every_rebuildable_store
+async def test_a_release_that_cannot_be_served_becomes_live_only_by_force(open_store: OpenStore) -> None:
+    store = open_store()
+    empty = await publish_rows(store, [Row("popular:", b""), *rows("whole")[1:]], live=False)
+    await spoil(store)
+    found = await survey(store)
+    with pytest.raises(ReleaseCorrupt, match=r"empty popular list.*--force"):
+        await rebuild(store, found, empty)
+    assert (await rebuild(store, found, empty, force=True)).live == empty
+
+
+@on_every_rebuildable_store
+async def test_rows_of_erased_users_are_not_damage(open_store: OpenStore) -> None:
+    store = open_store()
+    live = await publish(store, "whole")
+    await erase_users(store, ["1", "2"])
+    await spoil(store)
+    found = await survey(store)
+    assert [one.damage for one in found.releases] == [None]
+    assert (await rebuild(store, found, live)).live == live
