@@ -105,10 +105,11 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
         return None
     try:
         return await take_over(target, release, copies=True)
-    except ReleaseConflict:
-        if (await target.catalogue()).find(release).state is State.DRAFT:
+    except (ReleaseConflict, ReleaseNotFound):
+        entry = (await target.catalogue()).get(release)
+        if entry is not None and entry.state is State.DRAFT:
             raise
-        return None  # the other copy is complete
+        return await _draft_of_copy(target, release)  # the other copy is complete, or was dropped
 
 
 async def _write_copy(

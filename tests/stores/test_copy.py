@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from hotplate.stores import catalogue as changes
 from hotplate.stores import publication
 from hotplate.stores.catalogue import DraftRef, ReleaseId, State
 from hotplate.stores.compression import EncodedRows, encode_rows
 from hotplate.stores.encoding import Checksum
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.lifecycle import change
 from hotplate.stores.manifest import Manifest, Tally, describe
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy
@@ -210,3 +212,13 @@ async def test_one_of_concurrent_copies_into_an_empty_store_writes_and_others_wa
     assert [(entry.id, entry.state) for entry in found.releases] == [(release, State.LIVE)]
     assert await open_store().incarnations() == [found.releases[0].incarnation]
     assert await published_rows(open_store(), release) == ROWS
+
+
+async def test_a_copy_that_waits_for_one_that_is_interrupted_begins_anew(clock: FakeClock) -> None:
+    source, target = MemoryStore(clock), MemoryStore(clock)
+    release = await publish(source)
+    draft = await publication.begin(target, release, copies=True)
+    waiting = asyncio.create_task(copy(source, target, release))
+    await asyncio.sleep(0)
+    await change(target, lambda found: changes.abandon(found, draft))
+    assert (await waiting).rows == TOTAL
