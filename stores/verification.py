@@ -45,7 +45,7 @@ async def read_rows(
     """Yield all rows of a release, the manifest too, in chunks; keys repeated by the scan are skipped."""
     loop, chunk, last = asyncio.get_running_loop(), list[Row](), ""
     began, size, done, total = loop.time(), 0, 0, manifest.rows + 1
-    chunk_rows = CHUNK_ROWS if rows_per_s is None else max(1, min(CHUNK_ROWS, int(rows_per_s / 10)))
+    chunk_rows = CHUNK_ROWS if rows_per_s is None else max(1, int(min(CHUNK_ROWS, rows_per_s / 10)))
     async for row in store.scan(release):
         if row.key <= last:
             continue
