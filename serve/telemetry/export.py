@@ -121,7 +121,11 @@ class SpanQueue(SpanExporter):
     def __init__(self, settings: TelemetrySettings, exporter: SpanExporter | None = None) -> None:
         self._exporter = exporter or exporters_for(settings).spans()
         self._resource = make_resource(settings, **{"process.pid": os.getpid()})
-        self._processor = BatchSpanProcessor(self)
+        try:
+            self._processor = BatchSpanProcessor(self)
+        except ValueError as error:  # such as a queue smaller than a batch
+            log.warning("spans are batched by default, because OTEL_BSP_… cannot be used: %s", error)
+            self._processor = BatchSpanProcessor(self, 2048, 5000, 512)
 
     def add(self, span: Span) -> None:
         """Queue a span."""

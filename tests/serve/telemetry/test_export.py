@@ -412,6 +412,14 @@ class Slow(SpanExporter):
         self.may.set()
 
 
+def test_sizes_of_batches_that_the_sdk_refuses_end_no_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "256")  # smaller than a batch by default
+    SpanQueue(SETTINGS, Slow()).close(5)
+    assert "max_export_batch_size" in caplog.text
+
+
 def test_a_collector_that_never_answers_delays_no_stop() -> None:
     exporter = Slow()
     spans = SpanQueue(SETTINGS, exporter)
