@@ -275,6 +275,16 @@ async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
     assert len(caplog.records) == 1
 
 
+async def test_requests_share_one_fetch_from_a_hanging_issuer_and_end_with_it(
+    issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", 0.5)
+    issuer.pause_s = 1.0
+    problems = await asyncio.gather(*(refusal(guard, issuer.token(sub=str(n))) for n in range(20)))
+    assert {(problem.status, problem.headers["Retry-After"]) for problem in problems} == {(503, "5")}
+    assert issuer.fetched == ["/.well-known/openid-configuration"]
+
+
 async def test_a_fetch_goes_on_for_others_when_the_caller_who_began_it_is_gone(issuer: Issuer, guard: Guard) -> None:
     issuer.pause_s = 0.1
     first = asyncio.create_task(status_of(guard, issuer.token()))
