@@ -101,7 +101,7 @@ def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
     what = f"it has more than {MAX_FILE_BYTES} bytes" if is_large else "it is not JSON of this kind"
     try:
         clients = msgspec.json.decode(text, type=_File).clients
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         _, is_placed, place = str(error).partition(" - at `$")  # what is before may quote the file
         if is_placed:
             what = f"{place[:-1].removeprefix('.')} is not as it has to be"
