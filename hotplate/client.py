@@ -32,6 +32,7 @@ REMEMBERED_ITEMS = 100
 REMEMBERED_SEGMENTS = 100
 REFRESH_S = 60.0
 REFRESH_AGAIN_S = 1.0
+MAX_ANSWER_BYTES = 32 << 20
 MAX_N = 1000
 # Statuses of invalid requests, and of requests that this client is not allowed to send.
 WRONG = {400, 405, 413, 414, 415, 431}
@@ -218,20 +219,25 @@ class AsyncClient:
         failure = ""
         for _ in range(2):
             try:
-                path, headers, content = call.request()
-                async with asyncio.timeout(call.until - time.monotonic()):
-                    response = await self._pool.request(
-                        "GET" if call.body is None else "POST",
-                        f"{self._url}/v1/{path}",
-                        headers=[*self._headers, *headers],
-                        content=content or None,
-                    )
-                return self._read(call, response.status, response.content)
+                return await self._send(call)
             except (TimeoutError, httpcore2.TimeoutException):  # a repeat would double the load of a slow service
                 raise _Failed("no answer in time") from None
             except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
                 failure = str(error) or type(error).__name__
         raise _Failed(failure)
+
+    async def _send(self, call: _Call) -> list[Answer]:
+        path, headers, content = call.request()
+        method, url, body = "GET" if call.body is None else "POST", f"{self._url}/v1/{path}", bytearray()
+        async with (
+            asyncio.timeout(call.until - time.monotonic()),
+            self._pool.stream(method, url, headers=[*self._headers, *headers], content=content or None) as response,
+        ):
+            async for piece in response.aiter_stream():
+                body += piece
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise _Failed(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+        return self._read(call, response.status, bytes(body))
 
     def _read(self, call: _Call, status: int, body: bytes) -> list[Answer]:
         try:
@@ -282,6 +288,8 @@ class Client(Background[AsyncClient]):
     """
 
     def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
+        if options.get("ssl_context") is None and url.lower().startswith("https:"):
+            options["ssl_context"] = httpcore2.default_ssl_context()  # slow, so once, and not in the first call
         make = partial(AsyncClient, url, **options)
         make()  # checks the arguments
         super().__init__(make, lambda: ServiceUnavailable("the client was closed"))

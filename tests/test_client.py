@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpcore2
 import pytest
 
 import hotplate
@@ -395,6 +396,25 @@ def test_an_answer_that_makes_no_sense_is_stood_in_for(
     proxy.fault = DROPPED
     found = client.recommendations("42", timeout_s=AMPLE_S)
     assert (found.source, bool(found.items)) == ("memory", True)
+
+
+def test_an_answer_without_an_end_is_cut_off(
+    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = learnt(connect, proxy.url)
+    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 10)
+    proxy.fault = TRICKLED_BODY
+    found = in_time(partial(client.recommendations, "42", timeout_s=AMPLE_S))
+    assert (found.source, bool(found.items)) == ("memory", True)
+    assert "more than 10 bytes" in found.failure
+
+
+def test_certificates_are_loaded_before_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = hotplate.Client(f"https://127.0.0.1:{silent.getsockname()[1]}", timeout_s=SHORT_S)
+        monkeypatch.delattr(httpcore2, "default_ssl_context")
+        with client, pytest.raises(hotplate.ServiceUnavailable):
+            client.popular()
 
 
 def test_a_look_up_that_hangs_costs_no_call_more_than_its_deadline(
