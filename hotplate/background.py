@@ -99,7 +99,8 @@ class Background(Generic[T]):
         """Cancel the calls of other threads, and end the thread; later uses fail."""
         with _lock():
             self._is_closed = True
-        if (here := _stop_here(self._running)) is not None:
+        here = _stop_here(self._running)
+        if here is not None and here.thread is not threading.current_thread():  # of a finalizer
             here.thread.join(CLOSE_S)
 
     def _entered(self) -> _Running[T]:

@@ -50,8 +50,13 @@ async def wait(value: str, seconds: float) -> str:
     return await asyncio.sleep(seconds, value)
 
 
+async def close_here(_value: str, held: "Held") -> None:
+    held.close()
+
+
 class Held(Background[str]):
     wait = blocking(wait)
+    close_here = blocking(close_here)
 
 
 def closed() -> Exception:
@@ -70,6 +75,13 @@ def test_closing_ends_calls_of_other_threads() -> None:
         held.close()
         with pytest.raises(ValueError, match="closed"):
             waiting.result()
+    with pytest.raises(ValueError, match="closed"):
+        held.wait(0)
+
+
+def test_its_own_thread_may_close_it() -> None:
+    held = Held(made, closed)
+    held.close_here(held)  # as a finalizer may
     with pytest.raises(ValueError, match="closed"):
         held.wait(0)
 
