@@ -15,7 +15,7 @@ from hotplate.serve.releases.release import ServedRelease
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
 from hotplate.serve.tiers import ReleaseMoved, Tier, loop_time
 from hotplate.stores.encoding import is_empty
-from hotplate.stores.errors import ReleaseCorrupt, StoreError
+from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import Slot
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,9 @@ class _Batch(Generic[Waiter]):
 
     take_all: TakeAll | None = None
     """For one request with many keys: called by the first tier that can be read."""
+
+    read_by: float | None = None
+    """When the caller of that request stops waiting."""
 
     spans: dict[str, list[RequestSpan]] | None = None
     missed: dict[str, list[Origin]] = field(default_factory=dict)
@@ -94,10 +97,13 @@ class Lookups(Generic[Waiter]):
             waiters.remove(waiter)
 
     async def read_many(
-        self, keys: Sequence[str], deadline: float, take_all: TakeAll
+        self, keys: Sequence[str], deadline: float, take_all: TakeAll, read_by: float | None = None
     ) -> tuple[Sequence[str], StoreError | None]:
-        """Read the keys of one request; return those that no tier could read, and a transient error."""
-        batch = _Batch[Waiter](deadline, {}, take_all)
+        """Read the keys of one request; return those that no tier could read, and a transient error.
+
+        *read_by* is when its caller stops waiting: tiers share that time, too, and a late one has not failed.
+        """
+        batch = _Batch[Waiter](deadline, {}, take_all, read_by)
         return await self._walk(batch, keys, 0, set()), batch.failure
 
     async def close(self) -> None:
@@ -133,6 +139,8 @@ class Lookups(Generic[Waiter]):
         for place in range(first, len(self._tiers)):
             tier = self._tiers[place]
             if batch.take_all is None:
+                if tier.breaker.is_open:
+                    keys = self._take_at_hand(batch, keys, tier)
                 size = tier.keys_a_call
                 handed_on.update(keys[size:])
                 for start in range(size, len(keys), size):
@@ -146,6 +154,12 @@ class Lookups(Generic[Waiter]):
                 break
             keys = await self._read_tier(batch, keys, place)
         return keys
+
+    def _take_at_hand(self, batch: _Batch[Waiter], keys: Sequence[str], tier: Tier) -> Sequence[str]:
+        rest = list[str]()
+        for served, group in (groups := tier.follower.grouped(keys)):
+            rest += self._take(batch, (tier, served), group, [tier.get(served, key) for key in group])
+        return rest if groups else keys
 
     async def _read_tier(
         self, batch: _Batch[Waiter], keys: Sequence[str], place: int, served: ServedRelease | None = None
@@ -161,11 +175,12 @@ class Lookups(Generic[Waiter]):
         wanted = [key for key in keys if key not in missed] if missed else keys
         if not wanted:
             return keys
-        timeout_s = max(0.0, batch.deadline - loop_time()) / (len(self._tiers) - place)  # an equal share
+        timeout_s = self._share_s(batch.deadline, place)
         if batch.spans is not None:
             sampled_requests.set(tuple(span for key in wanted for span in batch.spans.get(key, ())))
         try:
-            slots = await tier.read_through(served, wanted, timeout_s)
+            reading = tier.read_through(served, wanted, timeout_s)
+            slots = await (reading if batch.read_by is None else _within(self._share_s(batch.read_by, place), reading))
         except ReleaseMoved:
             return await self._read_tier(batch, keys, place)
         except StoreError as error:
@@ -177,6 +192,10 @@ class Lookups(Generic[Waiter]):
             return ()
         return [*missed, *self._take(batch, (tier, served), wanted, slots)]
 
+    def _share_s(self, until: float, place: int) -> float:
+        """Return an equal share of the seconds that are left for the tiers from *place* on."""
+        return max(0.0, until - loop_time()) / (len(self._tiers) - place)
+
     def _take(self, batch: _Batch[Waiter], origin: Origin, keys: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
         waiting, complete, rest = batch.waiting, self._complete, list[str]()
         for key, slot in zip(keys, slots, strict=True):
@@ -187,3 +206,12 @@ class Lookups(Generic[Waiter]):
                 if not isinstance(slot, StoreError):
                     batch.missed.setdefault(key, []).append(origin)
         return rest
+
+
+async def _within(timeout_s: float, reading: Coroutine[Any, Any, list[Slot]]) -> list[Slot]:
+    """Cancel a read whose caller stops waiting, which says nothing about the store."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await reading
+    except TimeoutError:
+        raise StoreUnavailable("the caller could not wait") from None

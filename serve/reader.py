@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
@@ -178,10 +178,10 @@ class TieredReader:
         """Return the release of the first tier that serves one, or the kept one; raises NotReady."""
         return self._first().served.id
 
-    def get_nowait(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
+    def get_nowait(self, key: str, source: str, segment: str = OVERALL, *, late: bool = False) -> EncodedList | None:
         """Return the list of *key*, called *source*, or None (not counted) if that needs I/O; raises NotReady.
 
-        Local stores, cached rows and hidden users need no I/O.
+        Local stores, cached rows and hidden users need no I/O. *late* passes over tiers that need it.
         """
         if self._is_hidden(key):
             self.metrics.count_lookup("popular", "miss")
@@ -196,6 +196,8 @@ class TieredReader:
                 continue
             slot = tier.get(served, key)
             if isinstance(slot, StoreError):
+                if late:
+                    continue
                 return None
             if slot is not None and not is_empty(slot):
                 return self._hit((tier, served), source, key, slot, segment)
@@ -325,10 +327,7 @@ class TieredReader:
         def take_all(origin: Origin, group: Sequence[str], slots: Sequence[Slot]) -> None:
             found.update(zip(group, self._lists(origin, group, slots, segment), strict=True))
 
-        failure: StoreError | None = StoreUnavailable("the caller could not wait")
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(_read_by.get()):
-                _, failure = await self._lookups.read_many(keys, deadline, take_all)
+        _, failure = await self._lookups.read_many(keys, deadline, take_all, _read_by.get())
         if len(found) < len(keys):
             self._first(segment)  # raises NotReady
             if must_read and (failure is not None or self.first_served is None):
@@ -360,7 +359,7 @@ class TieredReader:
                 return await future
         except TimeoutError:
             self._lookups.leave(key, waiter)
-            return self._unread(segment, key)
+            return self.get_nowait(key, source, segment, late=True) or self._unread(segment, key)
 
     def _complete(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
         if len(waiters) > 1 and origin is not None:

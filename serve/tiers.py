@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 
@@ -175,6 +176,10 @@ class ReleaseMoved(StoreError):
     """A release is gone, and another one is followed by now."""
 
 
+class _Defect(StoreUnavailable):
+    """A store raised something other than StoreError."""
+
+
 class StoreObserver:
     """Counts attempts and charges of one tier's store."""
 
@@ -276,15 +281,16 @@ class Tier:
         return slots
 
     async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        """Read *keys* in *served*: one decoded slot per key. Local stores have no deadline.
+        """Read *keys* in *served*: one decoded slot per key. Values of local stores have no deadline.
 
         Raises ReleaseMoved, and StoreError if nothing could be read in time or the circuit is open.
         """
+        deadline = loop_time() + timeout_s
         if self._local is not None:
-            return await self._read(served, keys, None)
+            return await self._read(served, keys, deadline)
         if not self.breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
-        is_probe, deadline = self.breaker.is_open, loop_time() + timeout_s
+        is_probe = self.breaker.is_open
         try:
             slots = await self._deadlines.until(deadline, self._read(served, keys, deadline))
         except asyncio.CancelledError:  # says nothing about the store
@@ -315,21 +321,24 @@ class Tier:
         self.breaker.failed(FAILURES_OF_PARTS if by_part else FAILURES)
         if self.breaker.is_open and not was_open:
             self._open_because = f"circuit open after repeated failures: {error}"
-            log.warning("%s: %s", self.name, self._open_because)
+            cause = error.__cause__ if isinstance(error, _Defect) else None
+            log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
 
-    async def _read(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
+    async def _read(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
         try:
-            if deadline is None or len(keys) > self._reader.batch:
+            if self._local is not None or len(keys) > self._reader.batch:
                 return await self._read_batches(served, keys, deadline)
             return await self._read_batch(served, keys, deadline)
         except ReleaseNotFound:
-            await self.follower.refresh()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):  # that of a local store, too
+                    await self.follower.refresh()
             self.follower.drop_canary(served)
             if any(one is served for one in self.follower.all_served):
                 raise
             raise ReleaseMoved(f"release {served.id} is gone") from None
 
-    async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
+    async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
         """Read batches at once, or those of a local store in turn, with other requests between them."""
 
         async def slots_of(batch: Sequence[str]) -> list[Slot]:
@@ -340,9 +349,9 @@ class Tier:
             except StoreError as error:
                 return [error] * len(batch)
 
-        size, slots = KEYS_AT_ONCE if deadline is None else self._reader.batch, list[Slot]()
+        size, slots = self._reader.batch if self._local is None else KEYS_AT_ONCE, list[Slot]()
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-        if deadline is not None:
+        if self._local is None:
             slots = [slot for found in await asyncio.gather(*map(slots_of, batches)) for slot in found]
         else:
             for batch in batches:
@@ -353,9 +362,9 @@ class Tier:
             raise slots[0]
         return slots
 
-    async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
+    async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
         started, outcome = perf_counter(), "error"
-        timeout_s = None if deadline is None else max(0.0, deadline - loop_time()) * STORE_SHARE
+        timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE if self._local is None else None
         try:
             reading = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
             spans = sampled_requests.get()
@@ -368,6 +377,8 @@ class Tier:
             self._examined(served, error)
             raise
         except Exception as error:
+            if self._local is None:  # a defect, which says nothing of the values
+                raise _Defect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
             raise self._examined(served, error) from error
         finally:
             took_s = perf_counter() - started

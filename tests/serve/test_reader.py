@@ -12,7 +12,7 @@ from hotplate.serve.embedded import Lists
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import EncodedList, NotReady, TieredReader, read_within
 from hotplate.serve.tiers import FAILURES, PAUSE_S, loop_time
-from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.store import Reader, Slot
@@ -113,6 +113,62 @@ async def test_caller_deadline_below_the_budget_is_kept_and_opens_no_circuit(
         with read_within(60):
             assert (await reader.personal("1")).source == "popular"
     assert reader.tiers[0].breaker.is_open
+
+
+@pytest.mark.parametrize("local", [True, False])
+@virtual
+async def test_the_next_tier_answers_a_caller_with_little_time(
+    remote: RemoteStore, fallback: RemoteStore, *, local: bool
+) -> None:
+    reader = await over_two_releases(remote, fallback, users=range(9))
+    if local:
+        reader = await over(remote, fallback.inner)
+    remote.delay_s = 30
+    for _ in range(2 * FAILURES):
+        started = loop_time()
+        with read_within(BUDGET_S):
+            answers = await reader.personal_many([str(n % 9) for n in range(700)])
+        assert {(one.tier, one.source) for one in answers} == {("tier1", "personal")}
+        assert loop_time() - started < BUDGET_S
+    assert not reader.tiers[0].breaker.is_open
+    if local:
+        with read_within(BUDGET_S / 4):
+            assert brief(await reader.personal("8")) == ("tier1", "personal", b"second for 8")
+
+
+@virtual
+async def test_a_defect_of_a_remote_store_is_no_damage_and_refuses_what_must_be_read(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    reader = await over(remote)
+    remote.failure = IndexError("pop from an empty deque")
+    with pytest.raises(StoreUnavailable):
+        await reader.personal_many(["1", "2"], must_read=True)
+    remote.failure = None
+    assert (await reader.personal("1")).source == "personal"
+    assert reader.tiers[0].error is None
+
+
+class SlowToRead(MemoryStore):
+    """A store in this process whose catalogue is slow to read, if it says so."""
+
+    delay_s = 0.0
+
+    async def catalogue(self) -> Catalogue:
+        await asyncio.sleep(self.delay_s)
+        return await super().catalogue()
+
+
+@virtual
+async def test_a_release_that_left_a_local_store_costs_no_more_than_the_budget(clock: FakeClock) -> None:
+    store = SlowToRead(clock)
+    first = await publish(store, "first")
+    reader = await over(store)
+    await store.erase(await ref_of(store, first))
+    store.delay_s, started = 30, loop_time()
+    assert brief(await reader.personal("1")) == ("tier0", "popular", b"first")
+    assert loop_time() - started < 2 * BUDGET_S
 
 
 @pytest.mark.parametrize("local", [True, False])
