@@ -436,7 +436,7 @@ class RedisStore(Diagnosed, RowEraser):
         return None if point is None else point.decode()
 
     async def seal(self, draft: DraftRef) -> None:
-        """See the contract; logs what a failover could lose."""
+        """See the contract; logs what a failover could lose. StoreUnavailable if one replaced the primary."""
         await self._retrier.call(lambda: self._seal(draft))
 
     async def _seal(self, draft: DraftRef) -> None:
@@ -451,6 +451,10 @@ class RedisStore(Diagnosed, RowEraser):
             return connection
 
         used = {await self._nodes.run(keys.state, seal_first)}
+        if self._sentinels is not None:  # a replica that is being promoted follows no more, so it is not waited for
+            for connection in used:
+                await self._sentinels.wait_replicated(connection, f"release {draft.id} is written", SEAL_WAIT_S)
+            return
         # Another writer may have started to seal.
         sealing = (self._set_state(step, SEALED, unless=(SEALED, None), expected=mine) for step in others)
         for before, connection in await asyncio.gather(*sealing):
@@ -496,8 +500,7 @@ class RedisStore(Diagnosed, RowEraser):
                 raise catalogue_changed()
             await self._replace(connection, record, new)
             if releases and self._sentinels is not None:
-                assert isinstance(connection, PipelinedConnection)  # noqa: S101 -- only a cluster has others
-                await self._sentinels.wait_replicated(connection)
+                await self._sentinels.wait_replicated(connection, "the catalogue was changed")
 
         if releases and self._sentinels is not None:
             await self._sentinels.state()

@@ -379,17 +379,18 @@ class Sentinels(_Discovered):
         """Ask all sentinels; StoreUnavailable if most do not answer."""
         return await self._ask_all(of_all=True)
 
-    async def wait_replicated(self, connection: PipelinedConnection) -> None:
+    async def wait_replicated(self, connection: Sender, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
         """Wait until all replicas have the writes of *connection*, or no failover is in progress.
 
-        StoreUnavailable if the primary was replaced.
+        *done* names the writes in the log. StoreUnavailable if the primary was replaced.
         """
+        assert isinstance(connection, PipelinedConnection)  # noqa: S101 -- only a cluster has others
         shown, give_up_at = connection.address.shown, time.monotonic() + SETTLE_S
         while True:
             state = await self.state()
             if self.address(state.primary) != connection.address:
                 raise StoreUnavailable(f"{shown} was replaced by {state.primary} while it was written to")
-            found = await wait_for_replicas(connection, timeout_s=CONTROL_WAIT_S)
+            found = await wait_for_replicas(connection, timeout_s=wait_s)
             acknowledged = 0 if found is None else found.acknowledged
             if acknowledged >= len(state.replicas):
                 return
@@ -398,8 +399,8 @@ class Sentinels(_Discovered):
                 break
             await asyncio.sleep(SETTLE_PAUSE_S)
         log.warning(
-            "the catalogue was changed; %d of the %d replicas of %s have acknowledged that, and a failover to another "
-            "before it has caught up would lose it", acknowledged, len(state.replicas), shown
+            "%s; %d of the %d replicas of %s have acknowledged that, and a failover to another before it has caught up "
+            "would lose it", done, acknowledged, len(state.replicas), shown
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -156,12 +156,13 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
     primary, (successor, other) = deployment.primary, deployment.replicas
     sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
-        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+        prefix = secrets.token_hex(4)
+        store = opened(stores, f"{url}/0?prefix={prefix}")
         await begin(store, FIRST)
         await write(store, FIRST, [ONE, TWO], seal=False)
         primary.execute_command("WAIT", "2", "5000")
         successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet, and the other goes on following
-        await store.seal(draft_of(FIRST))
+        await opened(stores, f"redis://127.0.0.1:{primary.port}/0?prefix={prefix}").seal(draft_of(FIRST))
         calls = primary.calls("eval")
         committing = asyncio.create_task(change(store, lambda found: commit(found, draft_of(FIRST))))
         while primary.calls("eval") == calls:
@@ -171,6 +172,34 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
         with pytest.raises(StoreUnavailable, match="lost the end of release"):
             await committing
         assert (await store.catalogue()).find(FIRST).state == "draft"
+        await store.close()
+    successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
+
+
+async def test_seal_on_a_replaced_primary_fails_until_it_is_made_again(
+    deployment: SentinelDeployment, stores: AsyncExitStack
+) -> None:
+    primary, (successor, other) = deployment.primary, deployment.replicas
+    sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
+    async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
+        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+        await begin(store, FIRST)
+        await write(store, FIRST, [ONE, TWO], seal=False)
+        primary.execute_command("WAIT", "2", "5000")
+        successor.execute_command("REPLICAOF", "NO", "ONE")
+        calls = primary.calls("wait")
+        sealing = asyncio.create_task(store.seal(draft_of(FIRST)))
+        while primary.calls("wait") == calls and not sealing.done():
+            await asyncio.sleep(0.01)
+        assert not sealing.done()
+        for sentinel in sentinels:
+            sentinel.epoch, sentinel.primary, sentinel.replicas = 2, successor.port, ()
+        with pytest.raises(StoreUnavailable, match="was replaced"):
+            await sealing
+        with pytest.raises(ReleaseNotFound):
+            await store.prepare(draft_of(FIRST).release)
+        await store.seal(draft_of(FIRST))
+        await store.prepare(draft_of(FIRST).release)
         await store.close()
     successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
 
