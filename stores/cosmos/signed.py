@@ -310,7 +310,7 @@ class SignedClient:
                 return parse(response)
             refused = error_response(response)
         except RequestFailed as error:
-            if error.kind != "timeout":
+            if error.kind != "timeout" or expected is not FOUND:  # of a short lookup it says little
                 self._regions.refresh_early()
             raise self._failed(no_response(error, where)) from error
         except MalformedResponse as error:

@@ -10,7 +10,7 @@ import pytest
 
 from hotplate.bench.process import free_port
 from hotplate.stores.cosmos.errors import CosmosUnavailable
-from hotplate.stores.cosmos.signed import MAX_FAILURES, SignedClient
+from hotplate.stores.cosmos.signed import MAX_FAILURES, REFRESH_INTERVAL_S, SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.http1 import RequestFailed, Response
 from tests.support.cosmos_account import Account, Counted, container_in, kind_of
@@ -145,7 +145,7 @@ class Silent:
             raise RequestFailed("timeout", "here")
         locations = [{"name": f"at {port}", "databaseAccountEndpoint": f"http://x:{port}"} for port in (1, 2)]
         listed = [one for one, port in zip(locations, "12", strict=True) if self.delays_s.get(port) != inf]
-        account = {"writableLocations": locations[1:], "readableLocations": listed}
+        account = {"writableLocations": listed[-1:], "readableLocations": listed}
         body = orjson.dumps(account) if message.startswith(b"GET / ") else ITEM
         return Response(200, b"HTTP/1.1 200 OK\r\n\r\n", body)
 
@@ -180,6 +180,18 @@ def test_late_concurrent_reads_count_once_and_too_short_deadlines_not_at_all() -
                 await late(client, 0.002)
         await late(client, 0.05)
         assert (await client.read_nearest("c", NAME, 0.05))[1]
+
+    in_two_regions(work)
+
+
+def test_write_region_that_never_answers_is_replaced_by_the_one_that_the_account_lists() -> None:
+    async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
+        loop = asyncio.get_running_loop()
+        delays_s["2"], began = inf, loop.time()
+        while isinstance((await asyncio.gather(client.replace("c", {"id": NAME}, "e"), return_exceptions=True))[0],
+                         CosmosUnavailable):  # fmt: skip
+            await asyncio.sleep(1)
+        assert loop.time() - began < REFRESH_INTERVAL_S / 5
 
     in_two_regions(work)
 
