@@ -1,5 +1,6 @@
 """The service in process: errors, regions, throttling, queries and faults."""
 
+import re
 from typing import Any
 
 import orjson
@@ -39,6 +40,9 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
     for skew_s, status in ((0, 404), (14 * 60, 404), (-14 * 60, 404), (16 * 60, 401), (-16 * 60, 401)):
         headers = signed("GET", "docs", link, now=clock() + skew_s)
         assert direct.request("GET", ITEM, headers=key | headers).status == status
+    headers = signed("GET", "docs", link, now=clock())
+    headers["authorization"] = re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), headers["authorization"])
+    assert direct.request("GET", ITEM, headers=key | headers).status == 404
     wrong = [
         signed("GET", "docs", link, now=clock(), key="d3Jvbmc="),
         signed("PUT", "docs", link, now=clock()),
