@@ -90,6 +90,8 @@ def _memory(fields: Mapping[str, str]) -> Memory:
 async def examine(servers: OnlyServer, keys: Keys) -> list[Finding]:
     """Examine each primary; raises StoreError if none is known."""
     await servers.load()
+    if not servers.primaries:
+        return [_error("slots", "no node serves any; see redis-cli --cluster check")]
     home = servers.owner(key_slot(keys.catalogue.encode()))
     each = list[tuple[RedisNode, Finding]]()
     for node in servers.primaries:
@@ -142,8 +144,10 @@ async def _cluster(connection: PipelinedConnection) -> list[Finding]:
         advice = "belong to no node or to one that has failed; see redis-cli --cluster check"
         found.append(_error("slots", f"{unserved:,} of {SLOTS:,} {advice}"))
     for setting, wrong, sentence in COVERAGE:
-        if await _setting(connection, setting) == wrong:
+        if (value := await _setting(connection, setting)) == wrong:
             found.append(_warning("coverage", f"{setting.decode()} is {wrong}: {sentence}"))
+        elif value is None:
+            found.append(_ok("coverage", f"{setting.decode()} is unknown: CONFIG GET is not allowed"))
     return found
 
 

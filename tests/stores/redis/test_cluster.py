@@ -319,6 +319,7 @@ async def test_the_doctor_sees_a_sound_cluster_with_the_rights_of_a_publisher(
     redis_cluster.execute_everywhere("CONFIG", "SET", "min-replicas-to-write", "0")
     assert {subject for subject, each in found.items() if each.level != Level.OK} == set(), found
     assert found["cluster"].sentence.count("3 primaries of 6 nodes") == 3
+    assert "unknown" in found["coverage"].sentence, "CONFIG is not allowed"
     assert {"replicas", "min-replicas", "may publish", "memory", "room"} <= found.keys()
     await publisher.close()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.stores.redis import examination
+from hotplate.stores.redis.store import open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Finding, Level
 from tests.support.paths import ROOT
@@ -120,3 +121,10 @@ async def test_a_replica_serves_and_is_not_published_to(tmp_path: Path, prefix: 
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
             assert (await look(replica.url(prefix=prefix)))["role"].level == Level.ERROR
+
+
+async def test_a_cluster_whose_nodes_serve_no_slot_is_an_error(tmp_path: Path) -> None:
+    with running(tmp_path, "--cluster-enabled", "yes") as server:
+        store = open_url(f"redis+cluster://127.0.0.1:{server.port}/")
+        assert [(each.subject, each.level) for each in await store.examine()] == [("slots", Level.ERROR)]
+        await store.close()
