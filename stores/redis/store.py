@@ -117,7 +117,11 @@ class ServerLookups:
             found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
             return [slot for slots in found for slot in slots]
         names = self._keys.release(release)
-        rows = names.rows(keys)
+        rows: Sequence[str | bytes]
+        try:
+            rows = names.texts(keys)
+        except UnicodeEncodeError:
+            rows = names.rows(keys)
         servers = self._nodes.topology
         if not servers.loaded:
             await servers.load()

@@ -23,6 +23,7 @@ KEYS = ["user:1", "user:2", "item:a/b", "popular:", "user:é", "user:{x}", "meta
 def test_a_row_lies_in_the_bucket_of_its_key_whose_braces_name_one_slot() -> None:
     names = [name.decode() for name in Keys("shop").release(RELEASE).rows(KEYS)]
     assert names == [f"shop:{{{INCARNATION}.{xxh3_64_intdigest(key.encode()) % BUCKETS}}}:{key}" for key in KEYS]
+    assert names == Keys("shop").release(RELEASE).texts(KEYS)
     assert names[0] == "shop:{0123456789ab.1}:user:1"  # of releases that are stored, for as long as they are
 
 
