@@ -136,7 +136,7 @@ class TieredReader:
 
     async def __aenter__(self) -> Self:
         if self.following:
-            raise RuntimeError("these stores are already open; lists are either mounted or entered")
+            raise RuntimeError("these stores are already open; close them before they are entered again")
         for tier in self.tiers:
             task = asyncio.create_task(tier.follower.run(warm=self.warm))
             task.add_done_callback(partial(log_defect, "a live release is no longer followed"))

@@ -114,8 +114,9 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
         recovered = len(recover(folder))
         paths = segments(folder)
         for number, path in enumerate(paths):
-            copied += place.take(path)
-            path.unlink()
+            if path.exists():  # not shipped by another run since
+                copied += place.take(path)
+                path.unlink(missing_ok=True)
             on_progress(number + 1, len(paths))
     except OSError as error:
         raise EventsFailed(f"{folder} cannot be read: {error.strerror}; see who may write to it") from error
