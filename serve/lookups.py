@@ -10,8 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from hotplate.serve.releases.canary import ServedCanary
-from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.releases.served import ServedCanary, ServedRelease
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
 from hotplate.serve.tiers import ReleaseMoved, Tier, loop_time
 from hotplate.stores.encoding import is_empty

@@ -13,7 +13,7 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.lookups import Lookups, Origin
 from hotplate.serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, ReleaseRole
-from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId

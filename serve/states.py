@@ -15,8 +15,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.errors import ERRORS, ServiceFinding
-from hotplate.serve.releases.canary import BothCounts
-from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.releases.served import BothCounts, ServedRelease
 from hotplate.serve.tiers import Tier
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt

@@ -25,9 +25,8 @@ from hotplate.serve.metrics import (
     Metrics,
     ReleaseRole,
 )
-from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
 from hotplate.serve.releases.follower import Follower
-from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.releases.served import BothCounts, ReleaseCounts, ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.deadlines import TaskDeadlines

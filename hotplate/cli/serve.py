@@ -31,7 +31,7 @@ from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from hotplate.serve.embedded import Recommendations
-    from hotplate.serve.events.segments import ListedItems
+    from hotplate.serve.events import ListedItems
     from hotplate.stores.store import Store
 
 keys = Verbs(
@@ -242,7 +242,7 @@ def ship(
 
     Example: hotplate events ship /var/lib/hotplate/events --to /backup/events
     """
-    from hotplate.serve.events.segments import ship as ship_segments
+    from hotplate.serve.events import ship as ship_segments
     from hotplate.stores.urls import redacted
 
     with progress_bars() as on_progress:
@@ -266,7 +266,7 @@ def report(
 
     Example: hotplate events report /var/lib/hotplate/events
     """
-    from hotplate.serve.events.segments import report as count
+    from hotplate.serve.events import report as count
 
     with progress_bars() as on_progress:
         found = count(source, partial(on_progress, "report"))

@@ -35,7 +35,7 @@ from hotplate.stores.encoding import encode_id, without_titles
 from hotplate.stores.errors import StoreThrottled
 
 if TYPE_CHECKING:
-    from hotplate.serve.events.writer import EventWriter
+    from hotplate.serve.events import EventWriter
 
 PRIVATE = "private, no-cache"
 # For lists that are the same for everybody; a CDN sees a new release a minute late.

@@ -37,7 +37,7 @@ from hotplate.serve.metrics import ROLES, Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready
 from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext, background
 from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader
-from hotplate.serve.releases.canary import BothCounts, click_interval
+from hotplate.serve.releases.served import BothCounts, click_interval
 from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names

@@ -20,7 +20,7 @@ from hotplate.serve.connections.lane import Lane
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.events.writer import EventWriter
+from hotplate.serve.events import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.reader import NotReady, TieredReader, log_defect

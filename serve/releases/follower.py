@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hotplate.serve.errors import FindingSource, ServiceFinding
-from hotplate.serve.releases.canary import BothCounts, ServedCanary
-from hotplate.serve.releases.release import ServedRelease, load
+from hotplate.serve.releases.served import BothCounts, ServedCanary, ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.erasure import NOBODY, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable

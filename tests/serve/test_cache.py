@@ -8,7 +8,7 @@ import pytest
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import EncodedList, TieredReader
-from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers import ABSENT_S, FAILURES, NOT_CACHED, Cache
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from hotplate.serve.releases.follower import Follower
-from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication, transfer
 from hotplate.stores.catalogue import (

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from hotplate.serve.errors import EventsFailed, ServiceMisused
-from hotplate.serve.events.segments import ListedItems, report, ship
+from hotplate.serve.events import ListedItems, report, ship
 from hotplate.stores.event_log import LogSegment, line_of, segments
 from tests.support.command import failed, hotplate
 from tests.support.event_log import ids, written

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from hotplate.serve.api.events import EventsHandler, resolved
-from hotplate.serve.events.writer import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
+from hotplate.serve.events import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
 from hotplate.stores.event_log import LogSegment, SegmentReader, line_of, segments
@@ -64,7 +64,7 @@ async def test_any_error_of_a_segment_is_a_refusal_and_the_next_events_are_writt
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.serve.events.writer.recover", fails)
+        patch.setattr("hotplate.serve.events.recover", fails)
         patch.setattr(LogSegment, "append", fails)
         writer = EventWriter(tmp_path)
         patch.setattr(LogSegment, call, fails)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hotplate.serve.metrics import BUCKETS_S, CANARY, CLICK, IMPRESSION, LIVE, Metrics, ReleaseRole
 from hotplate.serve.reader import EncodedList, TieredReader
-from hotplate.serve.releases.canary import MIN_LOOKUPS, ReleaseCounts, ServedCanary, click_interval, find_regression
 from hotplate.serve.releases.follower import CANARY_S
+from hotplate.serve.releases.served import MIN_LOOKUPS, ReleaseCounts, ServedCanary, click_interval, find_regression
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from hotplate.serve.releases.follower import RESTORED_S, SPREAD_S, STALE_POLL_S, WARM_S, Follower
-from hotplate.serve.releases.release import ServedRelease
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef

@@ -1,19 +1,27 @@
-"""The canary: which users see it, and when it is worse than the live release.
+"""Served releases and how they are loaded, and a canary beside the live one.
 
-Users are selected by a hash of id and salt, so all processes agree, and the first 5 % stay when the share grows. The
-canary is judged by errors, fallbacks and slow reads of the last minute.
+Users of a canary are selected by a hash of id and salt, so all processes agree, and the first 5 % stay when the share
+grows. The canary is judged by errors, fallbacks and slow reads of the last minute.
 """
 
-from itertools import accumulate
+from dataclasses import dataclass, field
+from itertools import accumulate, count
 from operator import sub
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import BUCKETS_S
-from hotplate.serve.releases.release import ServedRelease
-from hotplate.stores.catalogue import Canary
+from hotplate.stores.catalogue import Canary, Release, ReleaseId, ReleaseRef
+from hotplate.stores.encoding import Decode
 from hotplate.stores.keys import USER
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.store import Reader
+from hotplate.stores.verification import read_servable
+
+if TYPE_CHECKING:
+    from hotplate.serve.item_factors import ItemFactors
 
 # Minimum of lookups or reads for a judgement.
 MIN_LOOKUPS = 100
@@ -33,6 +41,44 @@ INTERVAL = 1.96
 
 _AFTER_KIND = len(USER)
 _NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRelease:
+    """An immutable release, so a request never mixes two."""
+
+    ref: ReleaseRef
+    writer: str
+    """Token of its writer: a release of a restored store may be finished again with other lists."""
+
+    manifest: Manifest
+    popular: dict[str, bytes]
+    """Opened bodies by segment; `OVERALL` always exists, and none is empty."""
+
+    decode: Decode
+    damaged: tuple[str, ...] = ()
+    """Keys found damaged when it was loaded."""
+
+    factors: "ItemFactors | None" = None
+    is_canary: bool = False
+    number: int = field(default_factory=count().__next__, compare=False)
+    """Differs for each load, which may have other lists."""
+
+    lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
+
+    @property
+    def id(self) -> ReleaseId:
+        """The release id."""
+        return self.ref.id
+
+
+async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
+    """Load a release, and its item factors with *fold_in*; raises StoreError."""
+    found = await read_servable(reader, live.ref)
+    factors = None if fold_in is None else await fold_in.load(reader, live.ref, found.manifest)
+    return ServedRelease(
+        live.ref, live.writer, found.manifest, found.popular, found.decode, found.damaged, factors=factors
+    )
 
 
 class ReleaseCounts(NamedTuple):

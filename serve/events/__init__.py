@@ -1,1 +1,0 @@
-"""Events: writing, shipping and counting them."""
