@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from typing import Any
 
 import polars as pl
@@ -162,9 +163,10 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
     halves = lines.filter(escaped.str.contains(r"\\u[dD][89a-fA-F]")).select(ROW).head(1).collect(engine="streaming")
     if halves.height:
         raise DataError(f"{file}, row {halves.item() + 1}: half a surrogate pair, which is not a character.")
+    path = escape(str(file.path))  # polars takes names with [, * and ? for patterns
     try:
         # Keys may appear late; numbers keep their text.
-        schema = pl.scan_ndjson(file.path, infer_schema_length=None).collect_schema()
+        schema = pl.scan_ndjson(path, infer_schema_length=None).collect_schema()
     except pl.exceptions.PolarsError as error:
         each = lines.collect().iter_rows()
         bad = next((row for row, line in each if line.strip() and not _is_object(line)), None)
@@ -172,7 +174,7 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
             raise
         raise DataError(f'{file}, row {bad + 1}: not a JSON object such as {{"user": 1, "item": 2}}.') from error
     texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
-    return pl.scan_ndjson(file.path, schema=texts, row_index_name=ROW)
+    return pl.scan_ndjson(path, schema=texts, row_index_name=ROW)
 
 
 def _is_object(line: str) -> bool:

@@ -216,3 +216,10 @@ def test_ids_that_are_no_text_in_json_are_refused_and_nul_is_kept_apart(tmp_path
         path.write_text("\n".join([*lines, f'{{"user": "a{half}", "item": "x"}}']))
         with pytest.raises(DataError, match=r"clicks\.jsonl, row 5: half a surrogate pair"):
             read_interactions(path)
+
+
+@pytest.mark.parametrize("name", ["clicks[1].jsonl", "click?.jsonl", "c*.jsonl"])
+def test_a_name_of_json_lines_is_not_a_pattern(name: str, tmp_path: Path) -> None:
+    for each, user in (("clicks.jsonl", "other"), (name, "own")):
+        write(tmp_path / each, f'{{"user": "{user}", "item": "i"}}\n{{"user": "v", "item": "j"}}\n')
+    assert pairs_of(read_interactions(tmp_path / name)) == [("own", "i", 1.0), ("v", "j", 1.0)]
