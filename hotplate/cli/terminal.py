@@ -71,7 +71,9 @@ class TextFormat:
     header: Annotated[bool, Flag("CSV: the first row names the columns; else they are 1, 2, ….")] = True
     null_values: Annotated[str, Flag("Missing values besides blanks.", metavar="A,B")] = "NULL,null,NaN,nan,None"
     time_format: Annotated[str | None, Flag("Of times, as %d/%m/%Y %H:%M; else ISO 8601 or epoch.")] = None
-    max_bad_rows: Annotated[float, Flag("The share of bad rows that is tolerated, and left out.", at_least=0)] = 0.001
+    max_bad_rows: Annotated[
+        float, Flag("The share of bad rows that is tolerated, and left out.", at_least=0, at_most=1)
+    ] = 0.001
 
     def to_format(self) -> "Format":
         """Return the format for the readers of files."""

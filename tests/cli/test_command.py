@@ -133,6 +133,8 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     assert json.loads(done.stderr)["kind"] == "ReleaseNotFound"
     done = hotplate("releases", "verify", "--json", "--concurrency", "x")
     assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
+    done = hotplate("import", tmp_path, "--max-bad-rows", "5")
+    assert (done.returncode, "Expected `float` <= 1" in done.stderr) == (2, True)
     done = hotplate("publish", tmp_path, "--json", "--list-length", "x")
     assert (done.returncode, "Expected `int`" in json.loads(done.stderr)["error"]) == (2, True)
 
