@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
@@ -127,6 +128,9 @@ class Setting:
     def read(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
         """Convert one text or TOML value to the type of the setting; a ValueError names the value and the type."""
         kind = self.kind
+        if kind is float and isinstance(value, str):
+            with suppress(ValueError):
+                value = float(value)  # msgspec reads no .5
         if kind in (int, float) and isinstance(self.shown, Flag):
             kind = Annotated[kind, msgspec.Meta(ge=self.shown.at_least, le=self.shown.at_most)]
         try:

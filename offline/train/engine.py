@@ -1,5 +1,6 @@
 """Engines: parameters, fits, and their cost."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from datetime import timedelta
@@ -59,7 +60,8 @@ def as_options(params: Params) -> str:
 
 def read_params(engine: Engine, text: str, seed: int) -> Params:
     """Read parameters as `factors=64,alpha=2,recency=7d,gamma=0.5`; raises SettingError."""
-    found: dict[str, Any] = {name.strip(): value.strip() for name, _, value in _pairs(text)}
+    # msgspec reads no .5
+    found: dict[str, Any] = {name.strip(): re.sub(r"^\.", "0.", value.strip()) for name, _, value in _pairs(text)}
     if "recency" in found:
         found["recency"] = {"half_life_days": _days(found["recency"]), "gamma": found.pop("gamma", 1)}
     if "half_life" in found:

@@ -103,6 +103,12 @@ def test_options_that_contradict_each_other_are_one_sentence(
     assert not (tmp_path / "model").exists()
 
 
+def test_numbers_may_begin_with_their_point(clicks: Path, tmp_path: Path) -> None:
+    options = ("--test-share", ".5", "--params", "factors=4,iterations=2,alpha=.5")
+    report = json_of("train", clicks, "--out", tmp_path / "model", *options)
+    assert (report["evaluation"]["split"]["test_share"], report["params"]["alpha"]) == (0.5, 0.5)
+
+
 QUICK = ("--params", "factors=4,iterations=2")
 
 
