@@ -184,7 +184,8 @@ def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
     from hotplate.offline.gates import check
 
     is_evaluated = training.split is not None
-    measured = {table: dict.fromkeys(names, 0.0) for table, names in metric_names().items()} if is_evaluated else None
+    known = metric_names() | {"similar": ["hit_rate"]}
+    measured = {table: dict.fromkeys(names, 0.0) for table, names in known.items()} if is_evaluated else None
     check(list(gates), measured, knows_catalogue=True)
 
 

@@ -310,6 +310,8 @@ def test_keys_are_the_options_of_the_verbs_and_are_checked_by_them(folder_url: s
     pipeline.write_text(text.replace("[train]", "[train]\nwhere = 'n>0'\nevent_weights = {view = 1, buy = 5}"))
     checked = hotplate("run", pipeline, "--check")
     assert (checked.returncode, str(tmp_path / "clicks.csv") in checked.stdout) == (0, True)
+    pipeline.write_text(text.replace('split = "none"', "") + "\n[gates]\nsimilar.hit_rate = 0.01\n")
+    assert "similar.hit_rate ≥ 0.01" in hotplate("run", pipeline, "--check").stdout
     assert not (tmp_path / "work").exists()
 
 
