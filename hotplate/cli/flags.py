@@ -7,7 +7,6 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
@@ -128,13 +127,11 @@ class Setting:
     def read(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
         """Convert one text or TOML value to the type of the setting; a ValueError names the value and the type."""
         kind = self.kind
-        if kind is float and isinstance(value, str):
-            with suppress(ValueError):
-                value = float(value)  # msgspec reads no .5
+        given = f"0{value}" if kind is float and str(value).startswith(".") else value  # msgspec reads no .5
         if kind in (int, float) and isinstance(self.shown, Flag):
             kind = Annotated[kind, msgspec.Meta(ge=self.shown.at_least, le=self.shown.at_most)]
         try:
-            return msgspec.convert(value, kind, strict=False, dec_hook=lambda known, given: known(given))
+            return msgspec.convert(given, kind, strict=False, dec_hook=lambda known, text: known(text))
         except msgspec.ValidationError as error:
             one_of = f"; it must be one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
             raise ValueError(f"{value!r} cannot be read: {error}{one_of}") from error
