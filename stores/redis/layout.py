@@ -40,7 +40,7 @@ KEPT = 8
 class ReleaseKeys:
     """Names of one release's keys."""
 
-    heads: tuple[bytes, ...]
+    heads: tuple[str, ...]
     """Row prefix of each bucket."""
 
     steps: tuple[tuple[str, ...], ...]
@@ -49,7 +49,7 @@ class ReleaseKeys:
     slots: tuple[int, ...]
     """Cluster slot of each bucket."""
 
-    text_heads: tuple[str, ...]
+    raw_heads: tuple[bytes, ...]
 
     @property
     def state(self) -> str:
@@ -59,26 +59,25 @@ class ReleaseKeys:
     @property
     def points(self) -> str:
         """Hash of resume points by part."""
-        return self.heads[0].decode() + "@points"
+        return self.heads[0] + "@points"
 
     @property
     def lists(self) -> tuple[str, str]:
         """Lists of packed keys: of rows, and of `meta` rows."""
-        return self.heads[0].decode() + "@keys", self.heads[0].decode() + "@meta"
+        return self.heads[0] + "@keys", self.heads[0] + "@meta"
 
-    def rows(self, keys: Sequence[str]) -> list[bytes]:
-        """Return the names of rows; a key with surrogates gets a name that no row has."""
-        heads, mask = self.heads, BUCKETS - 1
-        return [heads[xxh3_64_intdigest(raw) & mask] + raw for raw in _encoded(keys)]
-
-    def texts(self, keys: Sequence[str]) -> list[str]:
+    def rows(self, keys: Iterable[str]) -> list[str]:
         """Return the names of rows as text, a sixth faster for MGET; raises UnicodeEncodeError."""
-        heads, mask = self.text_heads, BUCKETS - 1
+        heads, mask = self.heads, BUCKETS - 1
         return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
 
     def located(self, keys: Sequence[str]) -> tuple[list[bytes], list[int]]:
-        """Return the names and buckets of rows."""
-        heads, mask, raw = self.heads, BUCKETS - 1, _encoded(keys)
+        """Return the names and buckets of rows; a key with surrogates gets a name that no row has."""
+        heads, mask = self.raw_heads, BUCKETS - 1
+        try:
+            raw = [key.encode() for key in keys]
+        except UnicodeEncodeError:
+            raw = [key.encode(errors="surrogatepass") for key in keys]
         buckets = [xxh3_64_intdigest(one) & mask for one in raw]
         return [heads[bucket] + one for bucket, one in zip(buckets, raw, strict=True)], buckets
 
@@ -124,10 +123,10 @@ class Keys:
             return known
         if len(self._releases) >= KEPT:
             del self._releases[next(iter(self._releases))]
-        texts = tuple(f"{self.prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
-        heads, states = tuple(head.encode() for head in texts), tuple(head + "@state" for head in texts)
+        heads = tuple(f"{self.prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
+        raw, states = tuple(head.encode() for head in heads), tuple(head + "@state" for head in heads)
         steps = tuple((state,) for state in states) if self.clustered else (states,)
-        found = ReleaseKeys(heads, steps, tuple(map(key_slot, heads)), texts)
+        found = ReleaseKeys(heads, steps, tuple(map(key_slot, raw)), raw)
         self._releases[incarnation] = found
         return found
 
@@ -145,13 +144,6 @@ class Keys:
         """Return the incarnation in a name that matches `any_pattern`, or None."""
         found = re.match(rb"[^:]+:\{([^{}]+)\.[0-9]{1,3}\}:", name)
         return None if found is None else found[1].decode()
-
-
-def _encoded(keys: Sequence[str]) -> list[bytes]:
-    try:
-        return [key.encode() for key in keys]
-    except UnicodeEncodeError:
-        return [key.encode(errors="surrogatepass") for key in keys]
 
 
 def state_of(draft: DraftRef) -> bytes:

@@ -14,7 +14,6 @@ server must still be able to abandon a draft.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -37,6 +36,7 @@ from hotplate.stores.redis.topology import (
     Topology,
     uncovered,
     wait_for_replicas,
+    warn_unacknowledged,
 )
 from hotplate.stores.redis.url import (
     ClusterAddress,
@@ -62,8 +62,6 @@ from hotplate.stores.store import (
 )
 from hotplate.stores.throttle import Retrier
 from hotplate.stores.urls import scheme_of
-
-log = logging.getLogger(__name__)
 
 # Callers pass shorter time-outs for lookups.
 READ_TIMEOUT_S = 1.0
@@ -119,9 +117,9 @@ class ServerLookups:
         names = self._keys.release(release)
         rows: Sequence[str | bytes]
         try:
-            rows = names.texts(keys)
-        except UnicodeEncodeError:
             rows = names.rows(keys)
+        except UnicodeEncodeError:
+            rows, _ = names.located(keys)
         servers = self._nodes.topology
         if not servers.loaded:
             await servers.load()
@@ -164,7 +162,7 @@ class ClusterLookups:
         slots = await self._read(rows, [names.slots[bucket] for bucket in buckets], until_s)
         if None in slots:
             absent = sorted({bucket for bucket, slot in zip(buckets, slots, strict=True) if slot is None})
-            states = [names.heads[bucket] + b"@state" for bucket in absent]
+            states = [names.raw_heads[bucket] + b"@state" for bucket in absent]
             found = await self._read(states, [names.slots[bucket] for bucket in absent], until_s)
             by_bucket = dict(zip(absent, found, strict=True))
             for place, bucket in enumerate(buckets):
@@ -467,11 +465,7 @@ class RedisStore(Diagnosed, RowEraser):
             used.add(connection)
         for connection, found in zip(used, await asyncio.gather(*map(wait_for_replicas, used)), strict=True):
             if found is not None and found.acknowledged < found.replicas:
-                log.warning(
-                    "release %s is written; %d of the %d replicas of %s have acknowledged that in %g s, and a failover "
-                    "to another before it has caught up would lose it",
-                    draft.id, found.acknowledged, found.replicas, connection.where, SEAL_WAIT_S,
-                )  # fmt: skip
+                warn_unacknowledged(f"release {draft.id} is written", found, connection.where, SEAL_WAIT_S)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self.prepare(release)
@@ -521,7 +515,7 @@ class RedisStore(Diagnosed, RowEraser):
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         await self.prepare(release)
-        names = self._keys.release(release).rows(keys)
+        names, _ = self._keys.release(release).located(keys)
         return sum(await asyncio.gather(*(self._nodes.execute_command(b"DEL", name) for name in names)))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:

@@ -330,6 +330,19 @@ class Replication(NamedTuple):
     acknowledged: int = 0
 
 
+def warn_unacknowledged(done: str, found: Replication, where: str, wait_s: float) -> None:
+    """Log that replicas of a primary lack the writes that *done* names."""
+    log.warning(
+        "%s; %d of the %d replicas of %s have acknowledged that in %g s, and a failover to another before it has "
+        "caught up would lose it",
+        done,
+        found.acknowledged,
+        found.replicas,
+        where,
+        wait_s,
+    )
+
+
 def replicas_in(fields: Mapping[str, str]) -> int:
     """Return the replicas that follow the primary of an INFO."""
     return sum(
@@ -398,10 +411,7 @@ class Sentinels(_Discovered):
             if PRIMARY not in roles or time.monotonic() > give_up_at:
                 break
             await asyncio.sleep(SETTLE_PAUSE_S)
-        log.warning(
-            "%s; %d of the %d replicas of %s have acknowledged that, and a failover to another before it has caught up "
-            "would lose it", done, acknowledged, len(state.replicas), shown
-        )  # fmt: skip
+        warn_unacknowledged(done, Replication(len(state.replicas), acknowledged), shown, wait_s)
 
     async def close(self) -> None:
         if self._watching is not None:

@@ -181,7 +181,7 @@ class Writer:
 
     async def _transact(self, draft: DraftRef, batch: Batch, connection: Sender) -> float:
         keys, outcome = self._keys.release(draft), None
-        names, pairs = keys.rows([row.key for row in batch.rows]), list[bytes]()
+        names, pairs = keys.rows([row.key for row in batch.rows]), list[str | bytes]()
         for name, row in zip(names, batch.rows, strict=True):
             pairs += (name, row.value)
         while outcome is None:
@@ -203,7 +203,7 @@ class Writer:
 
     async def _write_by_step(self, draft: DraftRef, batch: Batch) -> float:
         keys, started = self._keys.release(draft), time.monotonic()
-        names = keys.rows([row.key for row in batch.rows])
+        names, _ = keys.located([row.key for row in batch.rows])
         values = dict(zip(names, (row.value for row in batch.rows), strict=True))
 
         def put(state: str, of_step: list[bytes], connection: Sender) -> asyncio.Future[Any]:
@@ -326,7 +326,7 @@ class Inventory:
         for source in keys.lists:
             while (packed := await self._execute(b"LINDEX", source, -1)) is not None:
                 listed, started = unpack(packed), time.monotonic()
-                await self._unlink(release, keys.rows(listed))
+                await self._unlink(release, keys.located(listed)[0])
                 take_off = partial(self._nodes.evaluate, TAKE_OFF, (keys.state, source), packed)
                 self._check_gone(release, [await self._retrier.call(take_off)])
                 await asyncio.sleep(pacer.pause_s(time.monotonic() - started))

@@ -58,7 +58,7 @@ async def store(redis_cluster: RedisCluster, prefix: str) -> AsyncIterator[Redis
 
 
 def names_of(store: RedisStore, *keys: str) -> list[str]:
-    return [name.decode() for name in store._keys.release(ref(FIRST)).rows(keys)]
+    return store._keys.release(ref(FIRST)).rows(keys)
 
 
 def state_beside(name: str) -> str:
@@ -115,7 +115,7 @@ async def test_lost_part_of_a_release_does_not_open_the_circuit_for_other_users(
     async with reading(url, budget_s=SOON_S) as reader:
         served = reader.tiers[0].follower.served
         assert served is not None
-        name = Keys(prefix).release(served.ref).rows(["user:1"])[0].decode()
+        name = Keys(prefix).release(served.ref).rows(["user:1"])[0]
         redis_cluster.owner(name).server.execute_command("DEL", name, state_beside(name))
         for _ in range(2 * FAILURES):
             assert (await reader.personal("1")).source == "popular"
