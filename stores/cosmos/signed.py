@@ -62,6 +62,8 @@ MAX_FAILURES = 3
 TRIAL_PAUSE_S = 5.0
 # Shorter waits say nothing about a region.
 MIN_WAIT_S = 0.02
+# A request that timed out after this time contradicts the cached regions.
+LONG_WAIT_S = 1.0
 # A read cancelled after this share of its time counts as timed out.
 CANCELLED_SHARE = 0.5
 # Regular and minimum intervals between reads of the account.
@@ -298,9 +300,9 @@ class SignedClient:
         parse: Callable[[Response], T],
     ) -> T:
         """Send a request; parse a response of an *expected* status, where a 404 is about an item."""
-        where = self._address.shown
+        where, timeout_s = self._address.shown, due_s - asyncio.get_running_loop().time()
         try:
-            response = await region.transport.request(message, due_s - asyncio.get_running_loop().time())
+            response = await region.transport.request(message, timeout_s)
             charge_ru = charge_in(response)
             if self._observer is not None:
                 self._observer.charged(charge_ru)
@@ -310,7 +312,7 @@ class SignedClient:
                 return parse(response)
             refused = error_response(response)
         except RequestFailed as error:
-            if error.kind != "timeout" or expected is not FOUND:  # of a short lookup it says little
+            if error.kind != "timeout" or timeout_s >= LONG_WAIT_S:
                 self._regions.refresh_early()
             raise self._failed(no_response(error, where)) from error
         except MalformedResponse as error:
