@@ -43,10 +43,20 @@ async def read_rows(
     rows_per_s: float | None = None,
 ) -> AsyncIterator[list[Row]]:
     """Yield all rows of a release, the manifest too, in chunks; keys repeated by the scan are skipped."""
-    loop, chunk, last = asyncio.get_running_loop(), list[Row](), ""
-    began, size, done, total = loop.time(), 0, 0, manifest.rows + 1
+    loop, done, total = asyncio.get_running_loop(), 0, manifest.rows + 1
+    began = loop.time()
     chunk_rows = CHUNK_ROWS if rows_per_s is None else max(1, int(min(CHUNK_ROWS, rows_per_s / 10)))
-    async for row in store.scan(release):
+    async for chunk in _chunks(store.scan(release), chunk_rows):
+        yield chunk
+        done += len(chunk)
+        on_progress(done, total)
+        # Even without a rate, let leases be renewed.
+        await asyncio.sleep(0 if rows_per_s is None else began + done / rows_per_s - loop.time())
+
+
+async def _chunks(rows: AsyncIterator[Row], chunk_rows: int) -> AsyncIterator[list[Row]]:
+    chunk, size, last = list[Row](), 0, ""
+    async for row in rows:
         if row.key <= last:
             continue
         last = row.key
@@ -54,16 +64,8 @@ async def read_rows(
         size += len(row.value)
         if len(chunk) == chunk_rows or size >= CHUNK_BYTES:
             yield chunk
-            done += len(chunk)
-            on_progress(done, total)
             chunk, size = [], 0
-            # Even without a rate, let leases be renewed.
-            await asyncio.sleep(0 if rows_per_s is None else began + done / rows_per_s - loop.time())
     yield chunk
-    done += len(chunk)
-    on_progress(done, total)
-    if rows_per_s is not None:
-        await asyncio.sleep(began + done / rows_per_s - loop.time())
 
 
 async def verify(
