@@ -169,7 +169,7 @@ def _plain(name: str) -> str:
 
 
 def _listed(available: Sequence[str]) -> str:
-    shown = repr(", ".join(available[:40]))[1:-1]  # names of a file that is no text may hold control characters
+    shown = repr(", ".join(available[:40]))[1:-1]  # a binary file may have control characters
     return shown if len(available) <= 40 else f"{shown} and {len(available) - 40} more"
 
 

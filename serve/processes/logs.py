@@ -47,7 +47,7 @@ class LogStream(io.TextIOBase):
     """
 
     def __init__(self, descriptor: int) -> None:
-        with suppress(OSError):  # it is no pipe, or may not be as large
+        with suppress(OSError):  # not a pipe, or above the limit of this user
             fcntl(descriptor, F_SETPIPE_SZ, PIPE_BYTES)
         self._write = _writer(descriptor)
         self._rest = b""
