@@ -139,6 +139,25 @@ def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(verb: list[st
     assert hotplate(*verb, "--store", f"file://{store}").returncode == 0
 
 
+def test_an_import_that_a_scheduler_stops_leaves_nothing_behind(tmp_path: Path) -> None:
+    lists, store, scratch = tmp_path / "lists.csv", tmp_path / "store", tmp_path / "scratch"
+    lists.write_text("user,item,score\n" + "".join(f"u{n},i{n % 97},1\n" for n in range(300_000)))
+    scratch.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "hotplate", "import", str(lists), "--store", f"file://{store}"],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(scratch)},
+    ) as process:
+        while process.poll() is None and not list(store.glob("releases/*.draft")):
+            time.sleep(0.001)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, b"")
+    assert list(scratch.iterdir()) == []
+    assert list(store.glob("releases/*")) == []
+
+
 def listed(store: Path) -> set[str]:
     """Return what lies in a store, but for what any writer leaves to the next."""
     files = {str(path.relative_to(store)) for path in store.rglob("*")}
