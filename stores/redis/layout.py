@@ -14,7 +14,7 @@ all states change together, so only the first is read.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
@@ -24,47 +24,29 @@ from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.store import not_found, sealed, taken_over
 
 BUCKETS = 256
-
-# Most keys per command: about half a millisecond of the server.
-MAX_KEYS = 1000
-
+MAX_KEYS = 1000  # per command: about half a millisecond of the server
 META_POINT = "meta"
-
 SEALED = b"sealed"
-
-# Cached releases, 20 kB each.
-KEPT = 8
+KEPT = 8  # cached releases, 20 kB each
 
 
-@dataclass(frozen=True, slots=True)
 class ReleaseKeys:
-    """Names of one release's keys."""
+    """Names of one release's keys.
 
-    heads: tuple[str, ...]
-    """Row prefix of each bucket."""
+    `heads` begin the names of the rows of each bucket, `slots` are their cluster slots, and `steps` the states that
+    change together. `state` is that of the first bucket, which has the resume points by part and the lists of packed
+    keys: of rows, and of `meta` rows.
+    """
 
-    steps: tuple[tuple[str, ...], ...]
-    """State keys that change together."""
-
-    slots: tuple[int, ...]
-    """Cluster slot of each bucket."""
-
-    raw_heads: tuple[bytes, ...]
-
-    @property
-    def state(self) -> str:
-        """State of the first bucket."""
-        return self.steps[0][0]
-
-    @property
-    def points(self) -> str:
-        """Hash of resume points by part."""
-        return self.heads[0] + "@points"
-
-    @property
-    def lists(self) -> tuple[str, str]:
-        """Lists of packed keys: of rows, and of `meta` rows."""
-        return self.heads[0] + "@keys", self.heads[0] + "@meta"
+    def __init__(self, prefix: str, incarnation: str, *, clustered: bool) -> None:
+        self.heads = heads = tuple(f"{prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
+        self.raw_heads = tuple(head.encode() for head in heads)
+        self.slots = tuple(map(key_slot, self.raw_heads))
+        states = tuple(head + "@state" for head in heads)
+        self.steps = tuple((state,) for state in states) if clustered else (states,)
+        self.state = states[0]
+        self.points = heads[0] + "@points"
+        self.lists = heads[0] + "@keys", heads[0] + "@meta"
 
     def rows(self, keys: Iterable[str]) -> list[str]:
         """Return the names of rows as text, a sixth faster for MGET; raises UnicodeEncodeError."""
@@ -91,54 +73,30 @@ class ReleaseKeys:
         return found
 
 
-@dataclass(frozen=True, slots=True)
 class Keys:
-    """Key names under one prefix."""
+    """Key names under one prefix; if *clustered*, only keys in one slot change atomically.
 
-    prefix: str
-    clustered: bool = False
-    """Whether only keys in one slot change atomically."""
+    `incarnations` is a set of incarnations with data and of searched replication histories; `doctors` is never written,
+    but checks rights; `any_pattern` matches all keys of any release.
+    """
 
-    _releases: dict[str, ReleaseKeys] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def catalogue(self) -> str:
-        """Key of the catalogue."""
-        return f"{{{self.prefix}}}:catalogue"
-
-    @property
-    def doctors(self) -> str:
-        """A key that is never written, for checking rights."""
-        return f"{self.prefix}:{{{self.prefix}}}:doctor"
-
-    @property
-    def incarnations(self) -> str:
-        """Set of incarnations with data and of searched replication histories."""
-        return f"{{{self.prefix}}}:incarnations"
+    def __init__(self, prefix: str, *, clustered: bool = False) -> None:
+        self.prefix = prefix
+        self.clustered = clustered
+        self.catalogue = f"{{{prefix}}}:catalogue"
+        self.incarnations = f"{{{prefix}}}:incarnations"
+        self.doctors = f"{prefix}:{{{prefix}}}:doctor"
+        self.any_pattern = f"{prefix}:{{*.*}}:*"
+        self._release = lru_cache(KEPT)(partial(ReleaseKeys, prefix, clustered=clustered))
 
     def release(self, release: ReleaseRef | DraftRef) -> ReleaseKeys:
         """Return the key names of a release; cached."""
-        incarnation = release.incarnation
-        if (known := self._releases.get(incarnation)) is not None:
-            return known
-        if len(self._releases) >= KEPT:
-            del self._releases[next(iter(self._releases))]
-        heads = tuple(f"{self.prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
-        raw, states = tuple(head.encode() for head in heads), tuple(head + "@state" for head in heads)
-        steps = tuple((state,) for state in states) if self.clustered else (states,)
-        found = ReleaseKeys(heads, steps, tuple(map(key_slot, raw)), raw)
-        self._releases[incarnation] = found
-        return found
+        return self._release(release.incarnation)
 
     def pattern(self, release: ReleaseRef) -> str:
         """Return the pattern of the rows of a release."""
         incarnation = re.sub(r"([*?\[\]^\\])", r"\\\1", release.incarnation)
         return f"{self.prefix}:{{{incarnation}.*}}:[^@]*"
-
-    @property
-    def any_pattern(self) -> str:
-        """Pattern of all keys of any release."""
-        return f"{self.prefix}:{{*.*}}:*"
 
     def incarnation_of(self, name: bytes) -> str | None:
         """Return the incarnation in a name that matches `any_pattern`, or None."""

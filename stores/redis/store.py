@@ -16,6 +16,7 @@ server must still be able to abandon a draft.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -24,8 +25,8 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_com
 from hotplate.stores.deadlines import Deadlines
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.connection import PRIMARY, VALUES, PipelinedConnection, Redirected, Sender, role_of
-from hotplate.stores.redis.layout import BUCKETS, MAX_KEYS, SEALED, Keys, check_owned, state_of, unsealed
+from hotplate.stores.redis.connection import VALUES, PipelinedConnection, Redirected, Sender, is_primary
+from hotplate.stores.redis.layout import BUCKETS, SEALED, Keys, check_owned, state_of, unsealed
 from hotplate.stores.redis.topology import (
     CONTROL_WAIT_S,
     SEAL_WAIT_S,
@@ -34,19 +35,10 @@ from hotplate.stores.redis.topology import (
     RedisNode,
     Sentinels,
     Topology,
-    uncovered,
     wait_for_replicas,
-    warn_unacknowledged,
 )
-from hotplate.stores.redis.url import (
-    ClusterAddress,
-    RedisAddress,
-    SentinelAddress,
-    parse,
-    parse_cluster,
-    parse_sentinel,
-)
-from hotplate.stores.redis.writer import Inventory, RowsLost, Writer
+from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
+from hotplate.stores.redis.writer import RowsLost, Writer
 from hotplate.stores.store import (
     Diagnosed,
     Finding,
@@ -63,30 +55,22 @@ from hotplate.stores.store import (
 from hotplate.stores.throttle import Retrier
 from hotplate.stores.urls import scheme_of
 
-# Callers pass shorter time-outs for lookups.
-READ_TIMEOUT_S = 1.0
+READ_TIMEOUT_S = 1.0  # callers pass shorter ones for lookups
 TIMEOUT_S = 5.0
 
 # Time limits of retries of batches; in a cluster, which elects replicas after 15 s, also of create, seal and erase.
 RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
-
 POLL_S = 1.0
 
-# SWAP: KEYS catalogue; ARGV expected record or empty, new record.
-SWAP = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('SET', KEYS[1], ARGV[2])
-return 1
-"""
-
-# REPLACE: KEYS states in one slot; ARGV expected first state or empty, new state. Returns the previous state.
+# REPLACE: KEYS in one slot; ARGV new value of all, `if` or `unless`, values of the first key (empty: absent) that allow
+# or forbid it. Returns the previous value.
 REPLACE = """
-local state = redis.call('GET', KEYS[1])
-if (state or '') ~= ARGV[1] then return state end
+local state, is_listed = redis.call('GET', KEYS[1]), false
+for place = 3, #ARGV do is_listed = is_listed or (state or '') == ARGV[place] end
+if is_listed ~= (ARGV[2] == 'if') then return state end
 if state then redis.call('DEL', unpack(KEYS)) end
-for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[2]) end
+for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
 return state
 """
 
@@ -94,10 +78,8 @@ _Replies = asyncio.Future[list[Slot]]
 
 
 class _Sent(NamedTuple):
-    node: RedisNode
     places: list[int]
-    connection: PipelinedConnection | None
-    """Set if it was already open."""
+    connection: PipelinedConnection
     replies: _Replies
 
 
@@ -110,10 +92,7 @@ class ServerLookups:
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
         """See `Reader.get_many`; the caller applies *timeout_s*."""
-        if len(keys) > MAX_KEYS:
-            chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
-            found = await asyncio.gather(*(self.get(release, some, timeout_s) for some in chunks))
-            return [slot for slots in found for slot in slots]
+        del timeout_s
         names = self._keys.release(release)
         rows: Sequence[str | bytes]
         try:
@@ -124,12 +103,12 @@ class ServerLookups:
         if not servers.loaded:
             await servers.load()
         server = self._nodes.at(servers.primaries[0])
-        before = server.current
         try:
+            connection = server.current or await server.connection()
             try:
-                state, *values = await (before or await server.connection()).mget(names.state, *rows)
+                state, *values = await connection.mget(names.state, *rows)
             except StoreUnavailable:
-                if before is None or before.error is None:
+                if connection.error is None:
                     raise
                 state, *values = await (await server.connection()).mget(names.state, *rows)
         except StoreUnavailable:
@@ -174,9 +153,7 @@ class ClusterLookups:
             raise cast("StoreError", gone)
         return slots
 
-    async def _read(
-        self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None, *, again: bool = True
-    ) -> list[Slot]:
+    async def _read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
         """Read values by name and slot until *until_s* (loop clock); a failed or late one is an error.
 
         Raises StoreError if the topology is unknown.
@@ -184,47 +161,45 @@ class ClusterLookups:
         topology = self._nodes.topology
         if not topology.loaded:
             await topology.load()
-        found, by_node = list[Slot]([None]) * len(names), dict[RedisNode, list[int]]()
+        by_node = dict[RedisNode | None, list[int]]()
         for place, node in enumerate(topology.owners(slots)):
-            if node is None:
-                found[place] = uncovered(topology.shown, slots[place])
-            elif (places := by_node.get(node)) is not None:
+            if (places := by_node.get(node)) is not None:
                 places.append(place)
             else:
                 by_node[node] = [place]
-        sent = [_Sent(node, places, *self._send(node, [names[place] for place in places]))
-                for node, places in by_node.items()]  # fmt: skip
-        if moved := await self._receive(sent, found, until_s):
-            following = (self._follow(names[place], slots[place], error, by, until_s) for place, error, by in moved)
-            for (place, _, _), value in zip(moved, await asyncio.gather(*following), strict=True):
-                found[place] = value
-        broken = [one for one in sent if one.connection is not None and one.connection.error is not None]
-        if again and (places := [place for one in broken for place in one.places]):
-            some = [names[place] for place in places], [slots[place] for place in places]
-            for place, value in zip(places, await self._read(*some, until_s, again=False), strict=True):
+        sent, others = list[_Sent](), list[int]()
+        for node, places in by_node.items():
+            if node is None or (connection := self._nodes.at(node).current) is None:
+                others += places
+            else:
+                sent.append(_Sent(places, connection, connection.get_each([names[place] for place in places])))
+        found = list[Slot]([None]) * len(names)
+        others += await self._receive(sent, found, until_s)
+        if others:
+            values = await asyncio.gather(*(self._read_one(names[place], until_s) for place in others))
+            for place, value in zip(others, values, strict=True):
                 found[place] = value
         return found
 
-    def _send(self, node: RedisNode, names: list[bytes]) -> tuple[PipelinedConnection | None, _Replies]:
-        """Return the connection, if it is open, and the replies."""
-        reconnector = self._nodes.at(node)
-        if (connection := reconnector.current) is not None:
-            return connection, connection.get_each(names)
-
-        async def send_later() -> list[Slot]:
-            return await (await reconnector.connection()).get_each(names)
-
-        return None, asyncio.create_task(send_later())
-
-    async def _receive(
-        self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None
-    ) -> list[tuple[int, Redirected, RedisNode]]:
-        """Store replies in *found*; return redirected positions."""
-        pending = tuple(one.replies for one in sent)
+    async def _receive(self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None) -> list[int]:
+        """Store replies in *found*; return the positions that were redirected or lost with their connection."""
+        pending, again = tuple(one.replies for one in sent), list[int]()
         due = None if until_s is None else self._deadlines.add(pending, until_s)
         try:
-            for _, places, _, replies in reversed(sent):  # the last mostly replies last
-                for place, value in zip(places, await self._received(replies, len(places)), strict=True):
+            for places, connection, replies in reversed(sent):  # the last mostly replies last
+                try:
+                    values = await replies
+                except StoreError as error:
+                    values = [error] * len(places)
+                except asyncio.CancelledError:
+                    if not replies.cancelled() or (task := asyncio.current_task()) is None or task.cancelling():
+                        raise
+                    values = [self._late()] * len(places)
+                if not VALUES.issuperset(map(type, values)):
+                    lost = Redirected if connection.error is None else StoreUnavailable
+                    again += [place for place, value in zip(places, values, strict=True) if isinstance(value, lost)]
+                    values = [self._part(value) if isinstance(value, StoreUnavailable) else value for value in values]
+                for place, value in zip(places, values, strict=True):
                     found[place] = value
         finally:
             if due is not None:
@@ -232,45 +207,27 @@ class ClusterLookups:
             for replies in pending:
                 if not replies.cancel() and not replies.cancelled():
                     replies.exception()  # mark as retrieved
-        if VALUES.issuperset(map(type, found)):
-            return []
-        return [(place, value, one.node) for one in sent for place in one.places
-                if isinstance(value := found[place], Redirected)]  # fmt: skip
+        return again
 
-    async def _received(self, replies: _Replies, count: int) -> list[Slot]:
-        failed: StoreError
-        try:
-            values = await replies
-        except StoreError as error:
-            failed = error
-        except asyncio.CancelledError:
-            if not replies.cancelled() or (task := asyncio.current_task()) is None or task.cancelling():
-                raise
-            failed = StoreUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time")
-        else:
-            if VALUES.issuperset(map(type, values)):
-                return values
-            return [self._part(value) if isinstance(value, StoreError) else value for value in values]
-        return [self._part(failed)] * count
-
-    def _part(self, error: StoreError) -> StoreError:
-        """Return the error of one key: other keys may be readable."""
-        if not isinstance(error, StoreUnavailable) or isinstance(error, Redirected):
-            return error
-        self._nodes.topology.schedule_refresh()
-        return PartUnavailable(str(error))
-
-    async def _follow(
-        self, name: bytes, slot: int, moved: Redirected, said_by: RedisNode, until_s: float | None
-    ) -> Slot:
-        target = self._nodes.topology.apply_redirect(moved, said_by)
-        ask = target if moved.asking else None
+    async def _read_one(self, name: bytes, until_s: float | None) -> Slot:
+        """Read a value from a node that is not connected, or following redirections."""
+        found: Slot
         try:
             async with asyncio.timeout_at(until_s):
-                found: Slot = await self._nodes.run_in(slot, lambda sender: sender.send_command(b"GET", name), ask)
-        except (StoreError, TimeoutError) as error:
-            return PartUnavailable(str(error) or str(moved))
+                found = await self._nodes.execute_command(b"GET", name)
+        except TimeoutError:
+            found = self._part(self._late())
+        except StoreError as error:
+            found = self._part(error) if isinstance(error, StoreUnavailable) else error
         return found
+
+    def _late(self) -> StoreUnavailable:
+        return StoreUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time")
+
+    def _part(self, error: StoreUnavailable) -> PartUnavailable:
+        """Return the error of one key: other keys may be readable."""
+        self._nodes.topology.schedule_refresh()
+        return PartUnavailable(str(error))
 
 
 def _cancel(pending: tuple[_Replies, ...]) -> None:
@@ -291,18 +248,12 @@ class RedisStore(Diagnosed, RowEraser):
     batch = coalesce = 256
     """A key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3 ms."""
 
-    def __init__(self, address: RedisAddress | SentinelAddress | ClusterAddress) -> None:
-        self._servers: OnlyServer
-        match address:
-            case ClusterAddress():
-                self._common, self._servers = address.node, Topology(address)
-            case SentinelAddress():
-                self._common, self._servers = address.server, Sentinels(address)
-            case RedisAddress():
-                self._common, self._servers = address, OnlyServer(address)
-        self._sentinels = self._servers if isinstance(self._servers, Sentinels) else None
-        self._clustered = isinstance(address, ClusterAddress)
-        self._keys = keys = Keys(self._common.prefix, self._clustered)
+    def __init__(self, common: RedisAddress, servers: OnlyServer) -> None:
+        """*common* has the settings of all *servers*."""
+        self._common = common
+        self._servers = servers
+        self._clustered = isinstance(servers, Topology)
+        self._keys = keys = Keys(common.prefix, clustered=self._clustered)
         self._reads = Nodes(self._servers, READ_TIMEOUT_S)
         self._nodes = Nodes(self._servers, TIMEOUT_S)
         self._writes = Nodes(self._servers, TIMEOUT_S)
@@ -311,7 +262,6 @@ class RedisStore(Diagnosed, RowEraser):
         for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=for_s)
         self._writer = Writer(self._writes, keys, Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S))
-        self._inventory = Inventory(self._nodes, keys, self._retrier)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
@@ -332,7 +282,7 @@ class RedisStore(Diagnosed, RowEraser):
         )
         try:
             seconds, micros = time_
-            return record, int(seconds) + int(micros) / 1e6, role_of(greeting) == PRIMARY
+            return record, int(seconds) + int(micros) / 1e6, is_primary(greeting)
         except (TypeError, ValueError) as error:
             raise connection.lose("replied to a read of the catalogue in an unknown format") from error
 
@@ -345,6 +295,8 @@ class RedisStore(Diagnosed, RowEraser):
                 seen = found
                 yield found
             await asyncio.sleep(POLL_S)
+            with suppress(StoreError):  # a primary that was replaced may still answer
+                await self._servers.confirm()
 
     async def close(self) -> None:
         await self._servers.close()
@@ -352,35 +304,26 @@ class RedisStore(Diagnosed, RowEraser):
             await opened.close()
 
     async def warnings(self) -> list[str]:
-        found = list[str]()
-        for server in await self._nodes.primaries():
-            found += (await examination.measure(server)).warnings(server.where)
-        return found
+        found = [(server, (await examination.measure(server)).eviction()) for server in await self._nodes.primaries()]
+        return [f"{server.where}: {sentence}" for server, (level, _, sentence) in found if level == Level.ERROR]
 
     async def examine(self) -> list[Finding]:
-        findings = await self._sentinels.examine() if self._sentinels is not None else []
-        try:
-            return findings + await examination.examine(self._servers, self._keys)
-        except StoreError as error:
-            return [*findings, Finding(Level.ERROR, "servers", str(error))]
+        return [*await self._servers.examine(), *await examination.examine(self._servers, self._keys)]
 
     async def incarnations(self) -> list[str]:
-        return await self._inventory.incarnations()
+        return await self._writer.incarnations()
 
     async def erase(self, release: ReleaseRef) -> None:
-        await self._inventory.erase(release)
+        await self._writer.erase(release)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._writer.put(draft, rows, part)
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        keys = self._keys.release(draft)
-        await self._servers.load()
-        for node in self._servers.primaries:
-            share = sum(self._servers.owner(slot) == node for slot in keys.slots) / len(keys.slots)
-            part = Plan(int(plan.rows * share), int(plan.payload_bytes * share))
-            server = self._nodes.at(node)
-            (await examination.measure(server)).check(part, keys, server.where)
+        del draft
+        servers = await self._nodes.primaries()
+        for server in servers:
+            (await examination.measure(server)).check(plan, len(servers), server.where)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         await self._retrier.call(lambda: self._create(draft, plan))
@@ -389,13 +332,13 @@ class RedisStore(Diagnosed, RowEraser):
         keys, mine = self._keys.release(draft), state_of(draft)
         if not await self._nodes.execute_command(b"EXISTS", keys.state):  # an existing draft holds part of *plan*
             await self.check_room(draft, plan)
-        await self._inventory.add(draft)
-        before, connection = await self._set_state(keys.steps[0], mine, unless=(SEALED,))
+        await self._writer.add(draft.incarnation)
+        before, connection = await self._replace_state(keys.steps[0], mine, "unless", SEALED)
         if before == SEALED:
             raise sealed(draft)
         await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
         await self._claim_others(draft)
-        await self._inventory.add(draft)  # an erase may have removed it
+        await self._writer.add(draft.incarnation)  # an erase may have removed it
         if before is None:
             self._writer.forget(draft)
 
@@ -408,22 +351,17 @@ class RedisStore(Diagnosed, RowEraser):
             others = [(step, state) for step, state in claimed if state not in (mine, SEALED)]
             if not others:
                 return
-            await asyncio.gather(*(self._nodes.evaluate(REPLACE, step, state or b"", mine) for step, state in others))
+            await asyncio.gather(*(self._replace_state(step, mine, "if", state or b"") for step, state in others))
 
-    async def _set_state(
-        self, step: Sequence[str], state: bytes, *, unless: Sequence[bytes | None], expected: bytes = b""
+    async def _replace_state(
+        self, step: Sequence[str], state: bytes, when: str, *states: bytes
     ) -> tuple[bytes | None, Sender]:
-        """Replace a state not in *unless*; return it and the connection. *expected* saves a round trip."""
+        """Return the previous state and the connection."""
 
-        async def set_state(connection: Sender) -> tuple[bytes | None, Sender]:
-            replaces = expected
-            while True:
-                before = await connection.send_command(b"EVAL", REPLACE, len(step), *step, replaces, state)
-                if before in unless or (before or b"") == replaces:
-                    return before, connection
-                replaces = before or b""
+        async def replace_state(connection: Sender) -> tuple[bytes | None, Sender]:
+            return await connection.send_command(b"EVAL", REPLACE, len(step), *step, state, when, *states), connection
 
-        return await self._nodes.run(step[0], set_state)
+        return await self._nodes.run(step[0], replace_state)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         keys = self._keys.release(draft)
@@ -447,29 +385,24 @@ class RedisStore(Diagnosed, RowEraser):
 
         async def seal_first(connection: Sender) -> Sender:
             await self._writer.check_kept(draft, connection)
-            before = await connection.send_command(b"EVAL", REPLACE, len(first), *first, mine, SEALED)
+            before = await connection.send_command(b"EVAL", REPLACE, len(first), *first, SEALED, "if", mine)
             if before != SEALED:
                 check_owned(draft, before)
             return connection
 
         used = {await self._nodes.run(keys.state, seal_first)}
-        if self._sentinels is not None:  # a replica that is being promoted follows no more, so it is not waited for
-            for connection in used:
-                await self._sentinels.wait_replicated(connection, f"release {draft.id} is written", SEAL_WAIT_S)
-            return
-        # Another writer may have started to seal.
-        sealing = (self._set_state(step, SEALED, unless=(SEALED, None), expected=mine) for step in others)
+        # Of any writer: another may have started to seal.
+        sealing = (self._replace_state(step, SEALED, "unless", SEALED, b"") for step in others)
         for before, connection in await asyncio.gather(*sealing):
             if before is None:
                 raise not_found(draft)
             used.add(connection)
-        for connection, found in zip(used, await asyncio.gather(*map(wait_for_replicas, used)), strict=True):
-            if found is not None and found.acknowledged < found.replicas:
-                warn_unacknowledged(f"release {draft.id} is written", found, connection.where, SEAL_WAIT_S)
+        done = f"release {draft.id} is written"
+        await asyncio.gather(*(self._servers.wait_replicated(connection, done, SEAL_WAIT_S) for connection in used))
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self.prepare(release)
-        async for keys in self._inventory.chunks(release):
+        async for keys in self._writer.chunks(release):
             for key, slot in zip(keys, await self._scans.get(release, keys), strict=True):
                 if isinstance(slot, StoreError):
                     raise slot
@@ -497,19 +430,19 @@ class RedisStore(Diagnosed, RowEraser):
             if found.version != old.version:
                 raise catalogue_changed()
             await self._replace(connection, record, new)
-            if releases and self._sentinels is not None:
-                await self._sentinels.wait_replicated(connection, "the catalogue was changed")
+            if releases:
+                await self._servers.wait_replicated(connection, "the catalogue was changed")
 
-        if releases and self._sentinels is not None:
-            await self._sentinels.state()
+        if releases:
+            await self._servers.confirm()
         await self._nodes.run(self._keys.catalogue, change)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
         await self._nodes.run(self._keys.catalogue, lambda connection: self._replace(connection, record, new))
 
     async def _replace(self, connection: Sender, record: bytes | None, new: Catalogue) -> None:
-        args = (self._keys.catalogue, record or b"", catalogue_record.dump(new))
-        if not await connection.send_command(b"EVAL", SWAP, 1, *args):
+        old, args = record or b"", (self._keys.catalogue, catalogue_record.dump(new))
+        if (await connection.send_command(b"EVAL", REPLACE, 1, *args, "if", old) or b"") != old:
             raise catalogue_changed()
         await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
 
@@ -530,5 +463,10 @@ def open_url(url: str) -> RedisStore:
     """Open the store at a URL; StoreMisused if it is invalid."""
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
-        return RedisStore(parse_cluster(url))
-    return RedisStore(parse_sentinel(url) if scheme.endswith("+sentinel") else parse(url))
+        cluster = parse_cluster(url)
+        return RedisStore(cluster.node, Topology(cluster))
+    if scheme.endswith("+sentinel"):
+        behind = parse_sentinel(url)
+        return RedisStore(behind.server, Sentinels(behind))
+    address = parse(url)
+    return RedisStore(address, OnlyServer(address))

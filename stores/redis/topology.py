@@ -1,9 +1,8 @@
 """Discovery of servers (one server, Sentinel, Cluster), and connections to them.
 
 A cluster node redirects to the node that serves a slot (MOVED) or will (ASK). After a MOVED or a failure, CLUSTER SLOTS
-is sent to one node after the other.
-
-During a Sentinel failover the former primary acknowledges writes for some seconds, which are lost.
+is sent to one node after the other. During a Sentinel failover the former primary acknowledges writes for some seconds,
+which are lost.
 """
 
 import asyncio
@@ -22,15 +21,12 @@ from redis.crc import key_slot
 
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import (
-    PRIMARY,
     Asking,
-    PipelinedConnection,
     Reconnector,
     Redirected,
     Sender,
     connected,
     fields_of,
-    role_of,
 )
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress, SentinelAddress, show
 from hotplate.stores.shared_call import SharedCall
@@ -41,29 +37,18 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Timeout of discovery, per node or sentinel.
-TIMEOUT_S = 1.0
-
-# First and longest pause between discoveries, and the quiet time that resets them.
-PAUSES_S = (0.1, 1.0)
-CALM_S = 5.0
-
+TIMEOUT_S = 1.0  # of discovery, per node or sentinel
+PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
+CALM_S = 5.0  # resets the pauses
 REDIRECTIONS = 8
 
-# How long `seal` waits for all replicas.
-SEAL_WAIT_S = 3.0
+SEAL_WAIT_S = 3.0  # for replicas
+CONTROL_WAIT_S = 1.0  # the same for changes of the catalogue or a state
 
-# The same for changes of the catalogue or a state.
-CONTROL_WAIT_S = 1.0
+UNUSABLE = {"s_down", "o_down", "disconnected"}  # flags of replicas
 
-# Polling interval of sentinels.
-WATCH_S = 1.0
-
-# Flags of unusable replicas.
-UNUSABLE = {"s_down", "o_down", "disconnected"}
-
-# Wait for sentinels to agree on a promoted replica, and the polling interval.
-SETTLE_S = 10.0
+# Longest wait for replicas that sentinels name and the primary lacks, and the pause before they are asked again.
+SETTLE_S = 5.0
 SETTLE_PAUSE_S = 0.1
 
 
@@ -83,32 +68,16 @@ class Slots(NamedTuple):
     owners: list[RedisNode | None]
     nodes: set[RedisNode]
 
-    @classmethod
-    def of(cls, reply: object, said_by: RedisNode) -> "Slots":
-        """Parse the reply to CLUSTER SLOTS; raises TypeError, ValueError or LookupError."""
-        found = cls([None] * SLOTS, set())
-        for (start, end), servers in parse_cluster_slots(reply, current_host=said_by.host).items():
-            primary, *replicas = [RedisNode(str(host), int(port)) for host, port in
-                                  (servers["primary"], *servers["replicas"])]  # fmt: skip
-            if not 0 <= start <= end < SLOTS:
-                raise ValueError(f"slots {start} to {end} do not exist")
-            found.owners[start : end + 1] = [primary] * (end + 1 - start)
-            found.nodes.update((primary, *replicas))
-        return found
-
 
 class OnlyServer:
-    """Discovery of one server, which serves every slot."""
+    """Discovery of one server, which serves every slot; `primaries` take writes."""
 
-    is_replicated = False
-    """Whether replicas are expected."""
+    is_replicated = False  # whether replicas are expected
 
     def __init__(self, address: RedisAddress) -> None:
         self.shown = address.shown
         self.loaded = True
-        """Whether the servers are known."""
         self.primaries: Sequence[RedisNode] = (RedisNode(address.host, address.port),)
-        """Servers that take writes."""
         self._address = address
 
     async def load(self) -> None:
@@ -130,12 +99,26 @@ class OnlyServer:
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
         """Record a redirection by *said_by*; return its target."""
         del said_by
-        raise StoreMisused(
-            f"{redirected}; it is a node of a cluster; write redis+cluster:// instead of redis://"
-        ) from redirected
+        raise StoreMisused(f"{redirected}; write redis+cluster:// instead of redis://") from redirected
 
     def schedule_refresh(self) -> None:
         """Rediscover the servers in the background."""
+
+    async def confirm(self) -> None:
+        """Check that the primary was not replaced, if others can say so; raises StoreUnavailable."""
+
+    async def wait_replicated(self, connection: Sender, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
+        """Wait until all replicas have the writes of *connection*, or log that a failover could lose what *done* names.
+
+        StoreUnavailable if the primary was replaced.
+        """
+        found = await wait_for_replicas(connection, timeout_s=wait_s)
+        if found is not None and found.acknowledged < found.replicas:
+            _warn_unacknowledged(done, found, connection.where, wait_s)
+
+    async def examine(self) -> list[Finding]:
+        """Return the findings of `store doctor` about the discovery."""
+        return []
 
     async def close(self) -> None:
         """Stop discovery."""
@@ -149,13 +132,17 @@ class _Discovered(OnlyServer, ABC):
         self.loaded = False
         self.primaries = ()
         self._asking = SharedCall(self._discover, lambda: StoreUnavailable(f"{self.shown} was closed"))
+        self._failure: StoreError | None = None
         self._later: asyncio.Task[None] | None = None
         self._backoff = Backoff(*PAUSES_S)
-        self._asked_at = float("-inf")
+        self._scheduled_at = float("-inf")
 
     async def load(self) -> None:
-        if not self.loaded:
-            await self.refresh()
+        if self.loaded:
+            return
+        if self._failure is not None and self._later is not None:
+            raise self._failure.with_traceback(None)
+        await self.refresh()
 
     async def refresh(self) -> None:
         """Discover the servers; concurrent callers share one attempt."""
@@ -163,8 +150,10 @@ class _Discovered(OnlyServer, ABC):
 
     def schedule_refresh(self) -> None:
         if self._later is None:
-            if asyncio.get_running_loop().time() - self._asked_at > CALM_S:
+            now = asyncio.get_running_loop().time()
+            if now - self._scheduled_at > CALM_S:
                 self._backoff.reset()
+            self._scheduled_at = now
             self._later = asyncio.create_task(self._refresh_later(self._backoff.next_s()))
 
     async def close(self) -> None:
@@ -179,8 +168,11 @@ class _Discovered(OnlyServer, ABC):
     async def _discover(self) -> None:
         try:
             await self._ask()
-        finally:
-            self._asked_at = asyncio.get_running_loop().time()
+        except StoreError as error:
+            self._failure = error
+            self.schedule_refresh()
+            raise
+        self.loaded = True
 
     async def _refresh_later(self, pause_s: float) -> None:
         try:
@@ -236,7 +228,7 @@ class Topology(_Discovered):
             raise error
         if self.loaded and best != self._slots:
             log.info("the nodes of %s serve other slots than before", self.shown)
-        self._slots, self.loaded = best, True
+        self._slots = best
         self.primaries = sorted({owner for owner in best.owners if owner is not None})
 
     async def _ask_one(self, node: RedisNode) -> Slots:
@@ -250,9 +242,20 @@ class Topology(_Discovered):
                 sentence = f"{address.shown} is not a node of a cluster; write redis:// instead"
                 raise StoreMisused(sentence) from error
             try:
-                return Slots.of(reply, node)
+                return _slots_of(reply, node)
             except (TypeError, ValueError, LookupError) as error:
                 raise connection.lose("replied to CLUSTER SLOTS in an unknown format") from error
+
+
+def _slots_of(reply: object, said_by: RedisNode) -> Slots:
+    found = Slots([None] * SLOTS, set())
+    for (start, end), servers in parse_cluster_slots(reply, current_host=said_by.host).items():
+        nodes = [RedisNode(str(host), int(port)) for host, port in (servers["primary"], *servers["replicas"])]
+        if not 0 <= start <= end < SLOTS:
+            raise ValueError(f"slots {start} to {end} do not exist")
+        found.owners[start : end + 1] = [nodes[0]] * (end + 1 - start)
+        found.nodes.update(nodes)
+    return found
 
 
 class Nodes:
@@ -280,21 +283,17 @@ class Nodes:
 
     async def evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
         """Run a script on keys of one slot; raises StoreError."""
-        return await self.run(
-            names[0], lambda connection: connection.send_command(b"EVAL", script, len(names), *names, *args)
-        )
+        evaluated = (b"EVAL", script, len(names), *names, *args)
+        return await self.run(names[0], lambda connection: connection.send_command(*evaluated))
 
     async def run(self, key: str | bytes, work: Callable[[Sender], Awaitable[T]]) -> T:
         """Call *work* with the connection for *key*, following redirections."""
-        return await self.run_in(key_slot(key.encode() if isinstance(key, str) else key), work)
-
-    async def run_in(self, slot: int, work: Callable[[Sender], Awaitable[T]], ask: RedisNode | None = None) -> T:
-        """Do the same for a slot; *ask* is a node that it is moving to."""
         await self.topology.load()
+        slot, ask = key_slot(key.encode() if isinstance(key, str) else key), None
         for _ in range(REDIRECTIONS):
             node = ask or self.topology.owner(slot)
             if node is None:
-                raise uncovered(self.topology.shown, slot)
+                raise PartUnavailable(f"no node of {self.topology.shown} serves slot {slot}; see hotplate store doctor")
             try:
                 return await self.run_at(node, work, asking=ask is not None)
             except Redirected as redirected:
@@ -318,11 +317,6 @@ class Nodes:
             await reconnector.close()
 
 
-def uncovered(shown: str, slot: int) -> PartUnavailable:
-    """Return the error of a slot without a node."""
-    return PartUnavailable(f"no node of {shown} serves slot {slot}; `hotplate store doctor` says more")
-
-
 class Replication(NamedTuple):
     """The replicas that follow a primary, and those that have all its writes."""
 
@@ -330,17 +324,9 @@ class Replication(NamedTuple):
     acknowledged: int = 0
 
 
-def warn_unacknowledged(done: str, found: Replication, where: str, wait_s: float) -> None:
-    """Log that replicas of a primary lack the writes that *done* names."""
-    log.warning(
-        "%s; %d of the %d replicas of %s have acknowledged that in %g s, and a failover to another before it has "
-        "caught up would lose it",
-        done,
-        found.acknowledged,
-        found.replicas,
-        where,
-        wait_s,
-    )
+def _warn_unacknowledged(done: str, found: Replication, where: str, wait_s: float) -> None:
+    sentence = "%s; %d of the %d replicas of %s have acknowledged that in %g s, and a failover to another would lose it"
+    log.warning(sentence, done, found.acknowledged, found.replicas, where, wait_s)
 
 
 def replicas_in(fields: Mapping[str, str]) -> int:
@@ -353,10 +339,7 @@ def replicas_in(fields: Mapping[str, str]) -> int:
 async def wait_for_replicas(
     connection: Sender, *, wanted: int | None = None, timeout_s: float = SEAL_WAIT_S
 ) -> Replication | None:
-    """Wait until *wanted* replicas (all by default) have all writes; None without rights to INFO and WAIT.
-
-    Blocks the connection.
-    """
+    """Wait until *wanted* replicas (all by default) have all writes; None without rights. Blocks the connection."""
     try:
         replicas = replicas_in(fields_of(await connection.send_command(b"INFO", b"replication")))
         if not replicas:
@@ -376,53 +359,46 @@ class SentinelState(NamedTuple):
 
 
 class Sentinels(_Discovered):
-    """The primary and replicas named by sentinels: of a majority's answers, the highest epoch counts."""
+    """The primary and replicas named by sentinels: of their answers, the highest epoch counts."""
 
     def __init__(self, address: SentinelAddress) -> None:
         super().__init__(address.server)
         self._server = address
         self._sentinels = [Reconnector(sentinel, TIMEOUT_S) for sentinel in address.sentinels]
-        self._state: SentinelState | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._replicas: tuple[RedisNode, ...] = ()
 
     def address(self, node: RedisNode) -> RedisAddress:
-        return replace(self._place(node), is_primary=True)
+        shown = f"{self.shown} ({node})"
+        return replace(self._server.server, shown=shown, host=node.host, port=node.port, is_primary=True)
 
-    async def state(self) -> SentinelState:
-        """Ask all sentinels; StoreUnavailable if most do not answer."""
-        return await self._ask_all(of_all=True)
+    async def confirm(self) -> None:
+        states, errors = await self._ask_all()
+        if len(errors) >= len(states):
+            sentence = f"most sentinels of {self.shown} do not say where its primary is, so it may be another"
+            raise StoreUnavailable(f"{sentence}: {'; '.join(errors)}")
 
     async def wait_replicated(self, connection: Sender, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
-        """Wait until all replicas have the writes of *connection*, or no failover is in progress.
-
-        *done* names the writes in the log. StoreUnavailable if the primary was replaced.
-        """
-        assert isinstance(connection, PipelinedConnection)  # noqa: S101 -- only a cluster has others
-        shown, give_up_at = connection.address.shown, time.monotonic() + SETTLE_S
+        # A replica that is being promoted follows no more, some seconds before the sentinels say so.
+        give_up_at, where = time.monotonic() + SETTLE_S, connection.where
         while True:
-            state = await self.state()
-            if self.address(state.primary) != connection.address:
-                raise StoreUnavailable(f"{shown} was replaced by {state.primary} while it was written to")
             found = await wait_for_replicas(connection, timeout_s=wait_s)
-            acknowledged = 0 if found is None else found.acknowledged
-            if acknowledged >= len(state.replicas):
+            await self.confirm()
+            if self.address(self.primaries[0]).shown != where:
+                raise StoreUnavailable(f"{where} was replaced by {self.primaries[0]} while it was written to")
+            known = Replication(len(self._replicas), 0 if found is None else found.acknowledged)
+            if known.acknowledged >= known.replicas:
                 return
-            roles = await asyncio.gather(*(_role(self._place(place)) for place in state.replicas))
-            if PRIMARY not in roles or time.monotonic() > give_up_at:
+            if found is None or time.monotonic() > give_up_at:
                 break
             await asyncio.sleep(SETTLE_PAUSE_S)
-        warn_unacknowledged(done, Replication(len(state.replicas), acknowledged), shown, wait_s)
+        _warn_unacknowledged(done, known, where, wait_s)
 
     async def close(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
         await super().close()
         for sentinel in self._sentinels:
             await sentinel.close()
 
     async def examine(self) -> list[Finding]:
-        """Return the findings of `store doctor` about the sentinels."""
         findings, said = list[Finding](), set[RedisNode]()
         for sentinel in self._sentinels:
             failed = Level.WARNING  # others may form a quorum
@@ -431,55 +407,26 @@ class Sentinels(_Discovered):
                 failed = Level.ERROR
                 quorum: bytes = await sentinel.execute_command(b"SENTINEL", b"CKQUORUM", self._server.name)
                 findings.append(Finding(Level.OK, "sentinel", f"{sentinel.where}: {quorum.decode()}"))
-            except StoreMisused as error:
-                findings.append(Finding(Level.WARNING, "sentinel", f"the quorum may not be asked for: {error}"))
             except StoreError as error:
-                findings.append(Finding(failed, "sentinel", f"{sentinel.where}: {error}"))
+                level = Level.WARNING if isinstance(error, StoreMisused) else failed
+                findings.append(Finding(level, "sentinel", f"{sentinel.where}: {error}"))
         sentence = f"they say that the primary is {' or '.join(map(str, said)) or 'unknown'}"
         return [*findings, Finding(Level.OK if len(said) == 1 else Level.ERROR, "sentinels", sentence)]
 
-    def _place(self, node: RedisNode) -> RedisAddress:
-        return replace(self._server.server, shown=f"{self.shown} ({node})", host=node.host, port=node.port)
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_S)
-            with suppress(StoreUnavailable):
-                await self.refresh()
-
     async def _ask(self) -> None:
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
-        await self._ask_all(of_all=False)
+        await self._ask_all()
 
-    async def _ask_all(self, *, of_all: bool) -> SentinelState:
-        before = self._state
-        asked = [asyncio.create_task(self._ask_one(sentinel)) for sentinel in self._sentinels]
-        states, errors = list[SentinelState](), list[str]()
-        try:
-            for answer in asyncio.as_completed(asked):
-                try:
-                    states.append(await answer)
-                except StoreError as error:
-                    errors.append(str(error))
-                    continue
-                most = len(states) > len(asked) // 2
-                if most and not of_all and (before is None or max(states).epoch >= before.epoch):
-                    break
-        finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+    async def _ask_all(self) -> tuple[list[SentinelState], list[str]]:
+        answers = await asyncio.gather(*map(self._ask_one, self._sentinels), return_exceptions=True)
+        states = [answer for answer in answers if isinstance(answer, SentinelState)]
+        errors = [str(answer) for answer in answers if isinstance(answer, BaseException)]
         if not states:
             raise StoreUnavailable(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
-        if of_all and len(errors) >= len(states):
-            sentence = f"most sentinels of {self.shown} do not say where its primary is, so it may be another"
-            raise StoreUnavailable(f"{sentence}: {'; '.join(errors)}")
-        self._state = state = max(states)
-        if before is not None and before.primary != state.primary:
-            log.warning("the primary of %s is at %s now", self.shown, state.primary)
-        self.primaries, self.loaded = (state.primary,), True
-        return state
+        _, primary, self._replicas = max(states)
+        before, self.primaries = self.primaries, (primary,)
+        if before not in ((), self.primaries):
+            log.warning("the primary of %s is at %s now", self.shown, self.primaries[0])
+        return states, errors
 
     async def _ask_one(self, sentinel: Reconnector) -> SentinelState:
         connection = await sentinel.connection()
@@ -497,14 +444,6 @@ class Sentinels(_Discovered):
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise StoreUnavailable(f"{connection.where} replied in an unknown format") from error
-
-
-async def _role(server: RedisAddress) -> str | None:
-    try:
-        async with connected(server, TIMEOUT_S) as connection:
-            return role_of(await connection.send_command(b"HELLO", 2))
-    except StoreError:
-        return None
 
 
 def _fields(reply: Sequence[bytes]) -> dict[str, str]:

@@ -39,11 +39,8 @@ MAX_BYTES = 1 << 20
 # it, 340,000 and 1 to 3 ms.
 BUSY_SHARE = 0.5
 
-# Packed batches read at once, about 100 kB.
-SPANS = 64
-
-# Prefix of replication histories in the set of incarnations.
-HISTORY = "@"
+SPANS = 64  # packed batches read at once, about 100 kB
+HISTORY = "@"  # prefix of replication histories in the set of incarnations
 
 # PUT: KEYS state, rows; ARGV expected state, values. NOTE: KEYS first state, list of keys, points; ARGV expected state,
 # packed batch, part, point. Both return the state.
@@ -66,22 +63,11 @@ redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
 return state
 """
 
-# NAME: KEYS set of incarnations; ARGV member. A full server refuses SADD even for existing members.
-NAME = """
-if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then redis.call('SADD', KEYS[1], ARGV[1]) end
-return 1
-"""
-
-# ERASE: KEYS state, names. TAKE_OFF: KEYS state, list; ARGV packed batch, by value because others may erase, too. Both
-# return 0 if the state exists.
+# ERASE: KEYS state, names; or KEYS state, list; ARGV packed batch to remove, by value because others may erase, too.
+# Returns 0 if the state exists.
 ERASE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('UNLINK', unpack(KEYS, 2))
-return 1
-"""
-TAKE_OFF = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('LREM', KEYS[2], -1, ARGV[1])
+if ARGV[1] then redis.call('LREM', KEYS[2], -1, ARGV[1]) else redis.call('UNLINK', unpack(KEYS, 2)) end
 return 1
 """
 
@@ -112,7 +98,7 @@ class Batch(NamedTuple):
 
 
 class Writer:
-    """Puts batches one at a time, paced to spare readers."""
+    """Puts batches one at a time, lists incarnations and keys, and erases releases, paced to spare readers."""
 
     def __init__(self, nodes: Nodes, keys: Keys, retrier: Retrier) -> None:
         self._nodes = nodes
@@ -148,9 +134,12 @@ class Writer:
     async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> bytes | None:
         """Return the draft's state; RowsLost if acknowledged rows are gone.
 
-        *sent*: last key of a batch that may have been written without acknowledgement.
+        *sent*: last key of a batch that may have been written without acknowledgement; with it, rows are checked only
+        on a new connection, because on the same one another writer may have advanced the resume point.
         """
         keys, points = self._keys.release(draft), self._points.get(draft, {})
+        if sent and connection is self._checked:
+            points = {}
         state: bytes | None
         found: list[bytes | None]
         state, found = await asyncio.gather(
@@ -162,44 +151,35 @@ class Writer:
         )
         if state == state_of(draft) and not kept:
             raise RowsLost(f"{connection.where} has lost rows of release {draft.id} that it had acknowledged")
-        return state
-
-    async def _state(self, draft: DraftRef, connection: Sender, sent: str) -> bytes | None:
-        """Return the draft's state; on a new connection, check acknowledged rows first.
-
-        Not on the same one: another writer may advance the part's resume point.
-        """
-        if connection is self._checked:
-            state: bytes | None = await connection.send_command(b"GET", self._keys.release(draft).state)
-            return state
-        state = await self.check_kept(draft, connection, sent)
         self._checked = connection
         return state
 
     async def _write_at_once(self, draft: DraftRef, batch: Batch) -> float:
-        return await self._nodes.run(self._keys.release(draft).state, partial(self._transact, draft, batch))
-
-    async def _transact(self, draft: DraftRef, batch: Batch, connection: Sender) -> float:
-        keys, outcome = self._keys.release(draft), None
+        keys = self._keys.release(draft)
         names, pairs = keys.rows([row.key for row in batch.rows]), list[str | bytes]()
         for name, row in zip(names, batch.rows, strict=True):
             pairs += (name, row.value)
-        while outcome is None:
-            watching = connection.send_command(b"WATCH", keys.state)
-            _, state = await asyncio.gather(watching, self._state(draft, connection, batch.last))
-            check_owned(draft, state)
-            started = time.monotonic()
-            *_, outcome = await asyncio.gather(
-                connection.send_command(b"MULTI"),
-                connection.send_command(b"MSET", *pairs),
-                connection.send_command(b"RPUSH", batch.source, batch.packed),
-                connection.send_command(b"HSET", keys.points, batch.point, batch.last),
-                connection.send_command(b"EXEC"),
-            )
-        for reply in outcome:
-            if isinstance(reply, Refusal):
-                raise translated(reply, connection.where)
-        return self._pacer.pause_s(time.monotonic() - started)
+
+        async def transact(connection: Sender) -> float:
+            outcome = None
+            while outcome is None:
+                watching = connection.send_command(b"WATCH", keys.state)
+                _, state = await asyncio.gather(watching, self.check_kept(draft, connection, batch.last))
+                check_owned(draft, state)
+                started = time.monotonic()
+                *_, outcome = await asyncio.gather(
+                    connection.send_command(b"MULTI"),
+                    connection.send_command(b"MSET", *pairs),
+                    connection.send_command(b"RPUSH", batch.source, batch.packed),
+                    connection.send_command(b"HSET", keys.points, batch.point, batch.last),
+                    connection.send_command(b"EXEC"),
+                )
+            for reply in outcome:
+                if isinstance(reply, Refusal):
+                    raise translated(reply, connection.where)
+            return self._pacer.pause_s(time.monotonic() - started)
+
+        return await self._nodes.run(keys.state, transact)
 
     async def _write_by_step(self, draft: DraftRef, batch: Batch) -> float:
         keys, started = self._keys.release(draft), time.monotonic()
@@ -216,14 +196,14 @@ class Writer:
             check_owned(draft, state)
         pause_s = self._pacer.pause_s(time.monotonic() - started)
         await asyncio.gather(*map(self._replicate, self._nodes.topology.primaries))
-        await self._nodes.run(keys.state, partial(self._note, draft, batch))
-        return pause_s
 
-    async def _note(self, draft: DraftRef, batch: Batch, connection: Sender) -> None:
-        check_owned(draft, await self._state(draft, connection, batch.last))
-        keys = self._keys.release(draft)
-        names, args = (keys.state, batch.source, keys.points), (batch.packed, batch.point, batch.last)
-        check_owned(draft, await connection.send_command(b"EVAL", NOTE, 3, *names, state_of(draft), *args))
+        async def note(connection: Sender) -> None:
+            check_owned(draft, await self.check_kept(draft, connection, batch.last))
+            names, args = (keys.state, batch.source, keys.points), (batch.packed, batch.point, batch.last)
+            check_owned(draft, await connection.send_command(b"EVAL", NOTE, 3, *names, state_of(draft), *args))
+
+        await self._nodes.run(keys.state, note)
+        return pause_s
 
     async def _replicate(self, node: RedisNode) -> None:
         if node in self._alone:
@@ -231,28 +211,6 @@ class Writer:
         found = await self._nodes.run_at(node, partial(wait_for_replicas, wanted=1, timeout_s=CONTROL_WAIT_S))
         if found is None or not found.acknowledged:
             self._alone.add(node)
-
-
-def _bounded(rows: Sequence[Row], servers: int) -> Iterator[Sequence[Row]]:
-    max_rows, max_bytes = MAX_ROWS * servers, MAX_BYTES * servers
-    start = size = 0
-    for place, row in enumerate(rows):
-        row_bytes = len(row.value)
-        if place > start and (place - start == max_rows or size + row_bytes > max_bytes):
-            yield rows[start:place]
-            start, size = place, 0
-        size += row_bytes
-    if start < len(rows):
-        yield rows[start:]
-
-
-class Inventory:
-    """Lists the incarnations and keys in a store, and erases releases."""
-
-    def __init__(self, nodes: Nodes, keys: Keys, retrier: Retrier) -> None:
-        self._nodes = nodes
-        self._keys = keys
-        self._retrier = retrier
 
     async def incarnations(self) -> list[str]:
         """See the contract; adds what a search finds to the set, if this user may write."""
@@ -263,13 +221,13 @@ class Inventory:
         named -= searched
         if histories is not None and histories <= searched:
             return sorted(named)
-        log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._where)
+        log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._nodes.topology.shown)
         found = set[str]()
         async for names in self._search(self._keys.any_pattern):
             found.update(filter(None, map(self._keys.incarnation_of, names)))
         with suppress(StoreError):
             for name in (found - named) | (histories or set()):
-                await self._nodes.evaluate(NAME, (self._keys.incarnations,), name)
+                await self.add(name)
             for name in searched - (histories or set()):
                 await self._nodes.execute_command(b"SREM", self._keys.incarnations, name)
         return sorted(named | found)
@@ -283,13 +241,16 @@ class Inventory:
         ids = [fields_of(each).get("master_replid") for each in found]
         return {HISTORY + one for one in ids if one} if all(ids) else None
 
-    async def add(self, draft: DraftRef) -> None:
+    async def add(self, incarnation: str) -> None:
         """Record an incarnation before it holds data."""
-        await self._nodes.evaluate(NAME, (self._keys.incarnations,), draft.incarnation)
+        member = self._keys.incarnations, incarnation
+        if not await self._nodes.execute_command(b"SISMEMBER", *member):  # a full server refuses SADD even for members
+            await self._nodes.execute_command(b"SADD", *member)
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
-        async for keys in merged(await self._spans(release), self._packed):
+        execute = self._nodes.execute_command
+        async for keys in merged(await self._spans(release), lambda at: execute(b"LINDEX", at.source, at.place)):
             for start in range(0, len(keys), MAX_KEYS):
                 yield keys[start : start + MAX_KEYS]
 
@@ -308,15 +269,11 @@ class Inventory:
             async for names in self._search(self._keys.pattern(release)):
                 await self._unlink(release, names)
                 is_left = self._keys.clustered  # a slot may have moved to a searched node
-        self._check_gone(release, [await self._erase(keys.state, keys.lists)])
+        self._check_gone(release, [await self._erase((keys.state, *keys.lists))])
         await self._execute(b"SREM", self._keys.incarnations, incarnation)
         if any(await asyncio.gather(*(self._execute(b"EXISTS", step[0]) for step in keys.steps))):
             # A late writer claimed it: the next prune must find it.
-            await self._execute(b"SADD", self._keys.incarnations, incarnation)
-
-    @property
-    def _where(self) -> str:
-        return self._nodes.topology.shown
+            await self.add(incarnation)
 
     async def _execute(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         return await self._retrier.call(lambda: self._nodes.execute_command(command, key, *args))
@@ -327,33 +284,27 @@ class Inventory:
             while (packed := await self._execute(b"LINDEX", source, -1)) is not None:
                 listed, started = unpack(packed), time.monotonic()
                 await self._unlink(release, keys.located(listed)[0])
-                take_off = partial(self._nodes.evaluate, TAKE_OFF, (keys.state, source), packed)
-                self._check_gone(release, [await self._retrier.call(take_off)])
+                self._check_gone(release, [await self._erase((keys.state, source), packed)])
                 await asyncio.sleep(pacer.pause_s(time.monotonic() - started))
 
     async def _unlink(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
         by_state = self._keys.release(release).by_step(names)
         erased = [
-            self._erase(state, of_step[start : start + MAX_KEYS])
+            self._erase((state, *of_step[start : start + MAX_KEYS]))
             for state, of_step in by_state.items()
             for start in range(0, len(of_step), MAX_KEYS)
         ]
         self._check_gone(release, await asyncio.gather(*erased))
 
-    async def _erase(self, state: str, names: Sequence[str | bytes]) -> int:
-        """Unlink keys; return 0 if the state exists."""
-        return await self._retrier.call(lambda: self._nodes.evaluate(ERASE, (state, *names)))
+    async def _erase(self, names: Sequence[str | bytes], *args: bytes) -> int:
+        return await self._retrier.call(lambda: self._nodes.evaluate(ERASE, names, *args))
 
     def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
         if not all(erased):
             raise ReleaseConflict(
-                f"release {release.id} is in {self._where} again: the server was restored from an older copy, or a "
-                f"late writer has claimed the draft; erasing stopped. See `hotplate releases list`, and prune again"
+                f"release {release.id} is in {self._nodes.topology.shown} again: the server was restored from an "
+                f"older copy, or a late writer has claimed the draft. See `hotplate releases list`, and prune again"
             )
-
-    async def _packed(self, span: KeySpan) -> bytes | None:
-        found: bytes | None = await self._nodes.execute_command(b"LINDEX", span.source, span.place)
-        return found
 
     async def _spans(self, release: ReleaseRef) -> list[KeySpan]:
         """About 300 bytes per 500 rows."""
@@ -376,3 +327,10 @@ class Inventory:
                 if found:
                     yield found
                 await asyncio.sleep(pause_s)
+
+
+def _bounded(rows: Sequence[Row], servers: int) -> Iterator[Sequence[Row]]:
+    """Yield batches of equally many rows."""
+    limits = len(rows) / MAX_ROWS, sum(len(row.value) for row in rows) / MAX_BYTES
+    step = max(1, int(len(rows) / max(1.0, *limits) * servers))
+    return (rows[start : start + step] for start in range(0, len(rows), step))

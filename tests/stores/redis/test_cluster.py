@@ -243,6 +243,23 @@ async def test_malformed_reply_to_cluster_slots_is_reported_as_such(reply: bytes
         await topology.close()
 
 
+async def test_a_cluster_that_never_answered_is_asked_with_pauses() -> None:
+    asked = list[bytes]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async for command in commands_in(reader):
+            asked.append(command[0])
+            writer.write(b"-ERR not now\r\n" if command[0] == b"CLUSTER" else b"+OK\r\n")
+
+    async with listening(serve) as port:
+        topology = Topology(parse_cluster(f"redis+cluster://127.0.0.1:{port}/"))
+        for _ in range(1000):
+            with pytest.raises(StoreUnavailable, match="not now"):
+                await topology.load()
+        await topology.close()
+    assert asked.count(b"CLUSTER") < 100
+
+
 async def test_a_writer_forgets_a_node_that_is_gone(store: RedisStore) -> None:
     await store.create(draft_of(FIRST), Plan(len(USERS), 100_000))
     store._servers.primaries = [*store._servers.primaries, RedisNode("127.0.0.1", 1)]

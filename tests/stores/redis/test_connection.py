@@ -65,7 +65,7 @@ async def test_a_server_of_another_role_is_not_the_one_that_is_wanted(redis_serv
     primary = Reconnector(replace(parse(redis_server.url()), is_primary=True), 60.0)
     assert await primary.execute_command(b"ECHO", "yes") == b"yes"
     await primary.close()
-    async with scripted(lambda _: array(b"role", b"replica")) as server:
+    async with scripted(well, greeting=array(b"role", b"replica")) as server:
         replica = Reconnector(replace(parse(f"redis://127.0.0.1:{server.port}/0"), is_primary=True), 60.0)
         with pytest.raises(StoreUnavailable, match="is not a primary"):
             await replica.connection()
@@ -94,22 +94,26 @@ async def test_whatever_fails_while_connecting_is_an_error_to_those_who_wait(
 
 
 class ScriptedServer:
-    """A server whose replies the test makes up; each connection is a handshake, then *reply* to each command."""
+    """A server whose replies the test makes up; each connection is a *greeting*, then *reply* to each command."""
 
-    def __init__(self, reply: Callable[[list[bytes]], bytes]) -> None:
+    def __init__(self, reply: Callable[[list[bytes]], bytes], greeting: bytes) -> None:
         self.reply = reply
+        self.greeting = greeting
         self.accepted = 0
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        async for command in commands_in(reader):
-            writer.write(b"+OK\r\n" if command[0] in (b"CLIENT", b"SELECT") else self.reply(command))
+        commands = commands_in(reader)
+        await anext(commands)
+        writer.write(self.greeting)
+        async for command in commands:
+            writer.write(self.reply(command))
 
 
 @asynccontextmanager
-async def scripted(reply: Callable[[list[bytes]], bytes]) -> AsyncIterator[ScriptedServer]:
-    made = ScriptedServer(reply)
+async def scripted(reply: Callable[[list[bytes]], bytes], greeting: bytes = b"*0\r\n") -> AsyncIterator[ScriptedServer]:
+    made = ScriptedServer(reply, greeting)
     async with listening(made.serve) as made.port:
         yield made
 
@@ -129,7 +133,7 @@ def well(command: list[bytes]) -> bytes:
 
 
 async def test_waiters_for_a_connection_closed_meanwhile_get_an_error() -> None:
-    async with asyncio.timeout(SOON_S), scripted(lambda _: b"") as server:  # which leaves the greeting without a reply
+    async with asyncio.timeout(SOON_S), scripted(well, greeting=b"") as server:
         address = replace(parse(f"redis://127.0.0.1:{server.port}"), is_primary=True)
         reconnector = Reconnector(address, SOON_S)
         waiting = [asyncio.create_task(reconnector.connection()) for _ in range(2)]
