@@ -22,7 +22,6 @@ from xxhash import xxh3_64_intdigest
 from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION, ReleaseRole
 from hotplate.stores.event_log import (
-    MAX_SEGMENT_AGE_S,
     LogSegment,
     SegmentReader,
     is_open_segment,
@@ -112,13 +111,13 @@ class EventWriter:
             commits, is_open = self._next()
             if commits:
                 self._write(commits)
-            if self._segment is not None and (self._segment.is_full or not is_open):
+            if self._segment is not None and (not self._segment.left_s or not is_open):
                 self._close_segment()
 
     def _next(self) -> tuple[list[_Commit], bool]:
         """Wait for commits until the segment is too old; return all, and False if the writer is closed."""
         commits = list[_Commit]()
-        left_s = None if self._segment is None else max(0.0, MAX_SEGMENT_AGE_S - self._segment.age_s)
+        left_s = None if self._segment is None else self._segment.left_s
         with suppress(Empty):
             commit = self._queue.get(timeout=left_s)
             while commit is not None:

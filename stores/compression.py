@@ -5,6 +5,7 @@ row, `meta:dictionary`, empty if there were too few lists. `meta` rows are never
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,27 +28,20 @@ from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
 from hotplate.stores.store import LocalReader, Plan, Reader, Row, Store, read_one
 
 LEVEL = 3
-
 TRAINED_ON = 20_000
 TRAINED_ON_BYTES = 32 << 20
-
-# Lists with titles are 2 % larger with 16 KiB, 2 % smaller with 64 KiB.
-DICTIONARY_BYTES = 32 << 10
-
-# zstd's trainer crashes on a handful of lists.
-FEWEST_LISTS = 100
+MEASURED = 1000  # lists that are compressed to estimate the size of a release
+DICTIONARY_BYTES = 32 << 10  # lists with titles are 2 % larger with 16 KiB, 2 % smaller with 64 KiB
+FEWEST_LISTS = 100  # zstd's trainer crashes on a handful
 
 # The trainer's k and d; searching for them takes five times as long without gain.
 SEGMENT_BYTES = 1000
 MATCHED_BYTES = 8
 
-_SPECIAL = (META, POPULAR)
-
 MAX_LIST_BYTES = 4 << 20
 _MAX_BODY_BYTES = OFFSET_BYTES + MAX_LIST_BYTES
-
-# Upper bound of bodies, which begin with hex digits.
-_NO_BODY = b"g"
+_NO_BODY = b"g"  # above all bodies, which begin with hex digits
+_SPECIAL = (META, POPULAR)
 
 
 def default_encoding(store: Store) -> str:
@@ -88,9 +82,7 @@ class Encoder:
         if key.startswith(META):
             return NO_OFFSET + body
         if len(body) < OFFSET_BYTES or body >= _NO_BODY:
-            raise StoreMisused(
-                f"the value of {key!r} is not a body of a list; encode it with `hotplate.stores.encoding`"
-            )
+            raise StoreMisused(f"the value of {key!r} is not a body of a list; see `hotplate.stores.encoding`")
         size = len(body) - OFFSET_BYTES
         if size > MAX_LIST_BYTES:
             raise StoreMisused(f"the list of {key!r} has {size} bytes; a list has at most {MAX_LIST_BYTES}")
@@ -103,27 +95,26 @@ class Encoder:
         return body[:OFFSET_BYTES] + self._compress(body[OFFSET_BYTES:])
 
 
-class Decompressor:
-    """Decompresses the lists of a release; ReleaseCorrupt if the dictionary is damaged."""
+def decompressor(dictionary: bytes) -> Callable[[bytes], bytes]:
+    """Return a function that decompresses one list of at most MAX_LIST_BYTES; both raise ReleaseCorrupt for damage."""
+    try:
+        decompress = zstandard.ZstdDecompressor(dict_data=_load(dictionary)).decompress
+    except zstandard.ZstdError as error:
+        raise ReleaseCorrupt(f"a dictionary is damaged ({error}); publish the release again") from error
 
-    def __init__(self, dictionary: bytes) -> None:
-        try:
-            self._decompress = zstandard.ZstdDecompressor(dict_data=_load(dictionary)).decompress
-        except zstandard.ZstdError as error:
-            raise ReleaseCorrupt(f"a dictionary is damaged ({error}); publish the release again") from error
-
-    def decompress(self, value: bytes) -> bytes:
-        """Decompress one list; ReleaseCorrupt if it is damaged or exceeds MAX_LIST_BYTES."""
+    def decompress_list(value: bytes) -> bytes:
         if not value:
             return b""
         try:
             size = zstandard.frame_content_size(value)  # decompress allocates whatever the frame states
             if 0 <= size <= MAX_LIST_BYTES:
-                return self._decompress(value, allow_extra_data=False)
+                return decompress(value, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise ReleaseCorrupt(f"a list cannot be decompressed ({error}); publish the release again") from error
-        stated = "does not state its size" if size < 0 else f"states {size} bytes; a list has at most {MAX_LIST_BYTES}"
-        raise ReleaseCorrupt(f"a compressed list {stated}; publish the release again")
+        stated = f"{size} bytes" if size >= 0 else "an unknown size"
+        raise ReleaseCorrupt(f"a list has {stated}, but at most {MAX_LIST_BYTES} bytes; publish the release again")
+
+    return decompress_list
 
 
 def train(lists: Sequence[bytes]) -> bytes:
@@ -150,8 +141,8 @@ async def encode_rows(
 ) -> EncodedRows:
     """Encode rows of bodies to stored values; deterministic but for checksums.
 
-    *plan* counts keys and lists, without offsets; for `zstd`, its bytes are scaled by the compression ratio of the
-    first lists. *sample* holds rows to train on if other processes write most of the release.
+    *plan* counts keys and lists, without offsets; `zstd` scales its bytes by the compression ratio of the first lists.
+    *sample* holds rows to train on if other processes write most of the release.
     """
     plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES, plan.meta_bytes)
     if encoding == "json":
@@ -159,21 +150,19 @@ async def encode_rows(
         return EncodedRows(plan, (plain.rows(rows) async for rows in batches))
     remaining = aiter(batches)
     first = await _first(remaining)
-    bodies = (row.value for rows in (*first, sample) for row in rows if not _is_meta(row))
-    lists = (body[OFFSET_BYTES:] for body in bodies if not is_empty(body))
+    known = [row for rows in (*first, sample) for row in rows if not row.key.startswith(META)]
+    lists = (row.value[OFFSET_BYTES:] for row in known if not is_empty(row.value))
     dictionary = await asyncio.to_thread(train, list(islice(lists, TRAINED_ON)))
+    measured = known[:: len(known) // MEASURED + 1]
+    before = sum(len(row.value) + CHECKSUM_BYTES for row in measured)
+    after = sum(len(row.value) for row in Encoder(checksum, dictionary).rows(measured))
+    payload = plan.meta_bytes + int((plan.payload_bytes - plan.meta_bytes) * (after / before if before else 1.0))
     encoder = Encoder(checksum, dictionary)
-    ready = [encoder.rows([Row(DICTIONARY, dictionary)]), *map(encoder.rows, first)]
-    before = sum(len(row.value) + CHECKSUM_BYTES for rows in (*first, sample) for row in rows if not _is_meta(row))
-    encoded_sample = encoder.rows(sample)
-    after = sum(len(row.value) for rows in (*ready[1:], encoded_sample) for row in rows if not _is_meta(row))
-    lists_bytes = plan.payload_bytes - plan.meta_bytes
-    payload = plan.meta_bytes + (int(lists_bytes * after / before) if before else lists_bytes)
-    del first
 
     async def encoded() -> AsyncIterator[list[Row]]:
-        while ready:
-            yield ready.pop(0)
+        yield encoder.rows([Row(DICTIONARY, dictionary)])
+        while first:
+            yield encoder.rows(first.popleft())
         async for rows in remaining:
             yield encoder.rows(rows)
 
@@ -192,7 +181,7 @@ async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -
     dictionary = await read_one(reader, release, DICTIONARY)
     if dictionary is None:
         raise ReleaseCorrupt(f"release {manifest.release} has lost its dictionary; {HEAL}")
-    decompress = Decompressor(check(DICTIONARY, dictionary)[OFFSET_BYTES:]).decompress
+    decompress = decompressor(check(DICTIONARY, dictionary)[OFFSET_BYTES:])
 
     def decode(key: str, value: bytes) -> bytes:
         body = check(key, value)
@@ -201,8 +190,8 @@ async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -
     return decode
 
 
-async def _first(batches: AsyncIterator[Sequence[Row]]) -> list[Sequence[Row]]:
-    taken = list[Sequence[Row]]()
+async def _first(batches: AsyncIterator[Sequence[Row]]) -> deque[Sequence[Row]]:
+    taken = deque[Sequence[Row]]()
     lists = size = 0
     async for rows in batches:
         taken.append(rows)
@@ -211,10 +200,6 @@ async def _first(batches: AsyncIterator[Sequence[Row]]) -> list[Sequence[Row]]:
         if lists >= TRAINED_ON or size >= TRAINED_ON_BYTES:
             break
     return taken
-
-
-def _is_meta(row: Row) -> bool:
-    return row.key.startswith(META)
 
 
 def _load(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:

@@ -56,10 +56,14 @@ def connect(url: str, observer: Observer | None = None) -> Store:
 
 
 @asynccontextmanager
-async def opened(store: str | Store, observer: Observer | None = None) -> AsyncIterator[Store]:
+async def opened(
+    store: str | Store, observer: Observer | None = None, *, must_exist: bool = False
+) -> AsyncIterator[Store]:
     """Open the store at a URL, or take an open one, and close it."""
     it = connect(store, observer) if isinstance(store, str) else store
     try:
+        if must_exist:
+            await _check_exists(it, store)
         yield it
     finally:
         await it.close()
@@ -78,9 +82,7 @@ def run_on(
     """
 
     async def run() -> T:
-        async with opened(store, observer) as it:
-            if must_exist:
-                await _check_exists(it, store)
+        async with opened(store, observer, must_exist=must_exist) as it:
             return await act(it)
 
     try:
@@ -106,8 +108,7 @@ def run_between(
         raise StoreMisused(f"{where} is given as both stores; name two")
 
     async def both(other: Store) -> T:
-        async with opened(source) as it:
-            await _check_exists(it, source)
+        async with opened(source, must_exist=True) as it:
             return await act(it, other)
 
     return run_on(target, both, observer)
@@ -119,9 +120,8 @@ async def _check_exists(store: Store, given: str | Store) -> None:
             return
     except CatalogueUnreadable:  # handled by each verb
         return
-    raise ReleaseNotFound(
-        f"nothing was ever published to {_shown(given) if isinstance(given, str) else 'this store'}; check --store"
-    )
+    shown = _shown(given) if isinstance(given, str) else "this store"
+    raise ReleaseNotFound(f"nothing was ever published to {shown}; check --store")
 
 
 def _shown(url: str) -> str:

@@ -19,16 +19,13 @@ from typing import Required, TypedDict
 import orjson
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused
 
 SEPARATOR = b",\n"
-
 CHECKSUM_BYTES = 8
 OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
-
-# Number of items before the offset; a request's default.
-USUAL_CUT = 10
+USUAL_CUT = 10  # items before the offset; a request's default
 
 # Offset of a list with a cut beyond MAX_OFFSET, and of values that are not lists.
 NO_OFFSET = b"0000"
@@ -103,9 +100,8 @@ def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
 
 def without_titles(items: bytes, *, scores: bool) -> bytes:
     """Return a list with only ids and, on request, scores."""
-    return SEPARATOR.join(
-        [b'{"id":%b%b}' % (one, score if scores else b"") for one, score in _ID_AND_SCORE.findall(items)]
-    )
+    found = _ID_AND_SCORE.findall(items)
+    return SEPARATOR.join([b'{"id":%b%b}' % (one, score if scores else b"") for one, score in found])
 
 
 def encode_id(identifier: str) -> bytes:
@@ -138,8 +134,5 @@ class Checksum:
         body = value[CHECKSUM_BYTES:]
         found = b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False)
         if found != value[:CHECKSUM_BYTES] or len(body) < OFFSET_BYTES:
-            raise ReleaseCorrupt(
-                f"the value of {key!r} is damaged or was stored for another key; "
-                f"`hotplate releases repair` heals it from another store"
-            )
+            raise ReleaseCorrupt(f"the value of {key!r} is damaged or was stored for another key; {HEAL}")
         return body

@@ -15,7 +15,6 @@ StoreError
 └── ReleaseCorrupt
 """
 
-# Advice for a release with missing or damaged rows.
 HEAL = "`hotplate releases repair` heals it from another store; or publish again"
 
 
@@ -50,9 +49,9 @@ class StoreMisused(StoreError):
 
 
 class CatalogueUnreadable(StoreError):
-    """The catalogue is damaged, or missing although the store holds releases.
+    """The catalogue is damaged, missing although the store holds releases, or from a newer hotplate.
 
-    `record` holds its bytes; None if it is missing or from a newer hotplate. `now` is the store's clock.
+    `record` holds its bytes if it is damaged, `now` the time of the store's clock.
     """
 
     def __init__(self, message: str, record: bytes | None = None, now: float = 0.0) -> None:
@@ -87,9 +86,6 @@ class ReleaseCorrupt(StoreError):
 
 def reason_of(error: Exception) -> str:
     """Return the reason why a record could not be parsed."""
-    match error:
-        case KeyError():
-            return f"it has no {error}"
-        case TypeError() | AttributeError():
-            return "it is not of the form that hotplate writes"
-    return str(error)
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return "it is not of the form that hotplate writes" if isinstance(error, TypeError | AttributeError) else str(error)

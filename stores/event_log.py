@@ -16,7 +16,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
 
@@ -26,20 +25,16 @@ from xxhash import xxh3_64_hexdigest, xxh32_hexdigest
 from hotplate.stores.folders import flush, is_at
 
 SUFFIX = ".events.zst"
-# Limits at which a segment is closed.
 MAX_SEGMENT_BYTES = 8 << 20
 MAX_SEGMENT_AGE_S = 300.0
-# Other machines may not share locks: their segments are orphans after this age.
-ORPHAN_S = 6 * MAX_SEGMENT_AGE_S
-# Level 3 saves 4 % for twice the time.
-LEVEL = 1
+ORPHAN_S = 6 * MAX_SEGMENT_AGE_S  # since the last write; other machines may not share locks
+LEVEL = 1  # 3 saves 4 % for twice the time
 CHECKSUM_CHARS = 16
 
-_NAME = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{8})-[0-9a-f]{8}" + re.escape(SUFFIX))
+_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}-[0-9a-f]{8}" + re.escape(SUFFIX))
 _TIME = "%Y%m%dT%H%M%SZ"
 _FRAME_BEGINS = zstandard.FRAME_HEADER
-# Per call of the decoder, which copies unused input.
-_CHUNK_BYTES = 16 << 10
+_CHUNK_BYTES = 16 << 10  # per call of the decoder, which copies unused input
 
 _sync = getattr(os, "fdatasync", os.fsync)
 
@@ -53,14 +48,11 @@ class LogSegment:
     """An open segment in *folder*; used by one thread. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
-        self.started_s = time.monotonic()
-        self.bytes = 0
-        """Durable bytes."""
-        self._folder = folder
+        self._started_s = time.monotonic()
+        self.bytes = 0  # durable
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
         while True:
-            host = xxh32_hexdigest(gethostname().encode())
-            name = f"{time.strftime(_TIME, time.gmtime())}-{host}-{secrets.token_hex(4)}{SUFFIX}"
+            name = f"{time.strftime(_TIME, time.gmtime())}-{_host()}-{secrets.token_hex(4)}{SUFFIX}"
             self._path = folder / f".{name}"
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
             try:
@@ -74,14 +66,10 @@ class LogSegment:
             os.close(self._descriptor)
 
     @property
-    def is_full(self) -> bool:
-        """Whether the size or age limit is reached."""
-        return self.bytes >= MAX_SEGMENT_BYTES or self.age_s >= MAX_SEGMENT_AGE_S
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the segment was opened."""
-        return time.monotonic() - self.started_s
+    def left_s(self) -> float:
+        """Seconds until the segment is to be closed."""
+        is_full = self.bytes >= MAX_SEGMENT_BYTES
+        return 0.0 if is_full else max(0.0, self._started_s + MAX_SEGMENT_AGE_S - time.monotonic())
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Write lines durably as one frame; the segment must be closed after an OSError."""
@@ -103,13 +91,14 @@ class LogSegment:
 
 
 class SegmentReader:
-    """Iterates once over the events (JSON) of a segment, skipping damage."""
+    """Iterates once over the events (JSON) of a segment, skipping damage.
+
+    Then `damaged` counts unreadable lines and gaps between whole frames, and `whole_bytes` is the end of the last.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.damaged = 0
-        """Unreadable lines and gaps between whole frames."""
         self.whole_bytes = 0
-        """End of the last whole frame."""
         self._data = data
 
     def __iter__(self) -> Iterator[bytes]:
@@ -154,12 +143,11 @@ def is_open_segment(name: str) -> bool:
 
 def recover(folder: Path) -> list[Path]:
     """Close the segments in *folder* with dead writers, and return them; raises OSError."""
-    host, closed = xxh32_hexdigest(gethostname().encode()), list[Path]()
-    for path in sorted(folder.iterdir()):
-        match = _NAME.fullmatch(path.name[1:]) if path.name.startswith(".") else None
-        if match is None or (match[2] != host and not _is_orphaned(match[1])):
-            continue
+    host, closed = f"-{_host()}-", list[Path]()
+    for path in sorted(path for path in folder.iterdir() if is_open_segment(path.name)):
         try:
+            if host not in path.name and time.time() - path.stat().st_mtime < ORPHAN_S:
+                continue
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue  # closed meanwhile
@@ -172,6 +160,10 @@ def recover(folder: Path) -> list[Path]:
         finally:
             os.close(descriptor)
     return closed
+
+
+def _host() -> str:
+    return xxh32_hexdigest(gethostname().encode())
 
 
 def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
@@ -199,13 +191,6 @@ def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
         if decoder.eof:
             return b"".join(pieces), min(position + _CHUNK_BYTES, len(data)) - len(decoder.unused_data)
     return None, start
-
-
-def _is_orphaned(begun: str) -> bool:
-    try:
-        return time.time() - datetime.strptime(begun, _TIME).replace(tzinfo=UTC).timestamp() >= ORPHAN_S
-    except ValueError:
-        return False
 
 
 def _locked(descriptor: int) -> bool:

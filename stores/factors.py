@@ -5,8 +5,7 @@
     meta:factors/000001     the next ones
 
 LENGTH, 4 bytes big-endian, is that of the entries: the items' ids, titles and rules, as JSON. The factors are
-float32, little-endian, one row per item. The piece size is the same in all stores, because copies are equal byte for
-byte.
+float32, little-endian, one row per item. Pieces are equal in all stores, because copies are equal byte for byte.
 """
 
 import struct
@@ -20,9 +19,7 @@ from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.keys import FACTORS
 from hotplate.stores.store import Row
 
-# A row of this size costs over a hundred request units in Cosmos DB.
-PIECE_BYTES = 64 << 10
-
+PIECE_BYTES = 64 << 10  # a row of this size costs over a hundred request units in Cosmos DB
 _LENGTH = struct.Struct(">I")
 _FLOAT_BYTES = 4
 
@@ -30,8 +27,7 @@ _FLOAT_BYTES = 4
 class Description(Struct, frozen=True):
     """Shape of the factors, and parameters for solving a visitor's factors.
 
-    *regularization* is the engine's; Spark multiplies it by the number of items. *weight* is the default for an item:
-    the median of the training data.
+    Spark multiplies *regularization* by the number of items; *weight*, the median of the training data, is the default.
     """
 
     engine: Literal["als", "spark"]
@@ -91,9 +87,7 @@ def read_description(body: bytes) -> Description:
     try:
         return msgspec.json.decode(body, type=Description)
     except msgspec.DecodeError as error:
-        raise ReleaseCorrupt(
-            f"the row {FACTORS!r} cannot be read ({error}); upgrade hotplate or publish again"
-        ) from error
+        raise ReleaseCorrupt(f"the row {FACTORS!r} cannot be read ({error}); publish the release again") from error
 
 
 def read_piece(body: bytes, factors: int) -> tuple[list[ItemEntry], memoryview]:

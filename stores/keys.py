@@ -20,11 +20,8 @@ MANIFEST = META + "manifest"
 DICTIONARY = META + "dictionary"
 FACTORS = META + "factors"
 MAX_ID_BYTES = 256
-
 OVERALL = ""
-
-# Lengths of the first and last key.
-_HEADER = struct.Struct(">HH")
+_HEADER = struct.Struct(">HH")  # lengths of the first and last key
 
 
 def check_id(identifier: str) -> str:
@@ -43,9 +40,7 @@ def check_id(identifier: str) -> str:
 def check_kind(kind: str) -> str:
     """Return *kind*; StoreMisused if it is unknown."""
     if kind not in KINDS:
-        raise StoreMisused(
-            f"{kind!r} is not a kind of key; keys start with {', '.join(f'{known}:' for known in KINDS)}"
-        )
+        raise StoreMisused(f"{kind!r} is not a kind of key; keys start with {', '.join(KINDS)} and a colon")
     return kind
 
 

@@ -10,10 +10,7 @@ T = TypeVar("T")
 
 
 class SharedCall(Generic[T]):
-    """Runs *call* in a task, once at a time; cancelled callers do not cancel it.
-
-    Callers that wait during `close` get the error that *closed* returns.
-    """
+    """Runs *call* in a task, once at a time; cancelled callers do not cancel it, and `close` gives them *closed*()."""
 
     def __init__(self, call: Callable[[], Coroutine[Any, Any, T]], closed: Callable[[], StoreUnavailable]) -> None:
         self._call = call

@@ -12,9 +12,7 @@ T = TypeVar("T")
 
 BURST_S = 0.1
 RETRY_PAUSES_S = (0.05, 2.0)
-
-# Shorter pauses accumulate: event loops sleep with millisecond resolution.
-MIN_PAUSE_S = 0.002
+MIN_PAUSE_S = 0.002  # shorter ones accumulate: event loops sleep with millisecond resolution
 
 
 class Pacer:

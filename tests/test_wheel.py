@@ -1,7 +1,6 @@
 """The wheel: it has one top-level name, and works in an application that has packages of the rooms' names."""
 
 import asyncio
-import json
 import os
 import re
 import subprocess
@@ -18,7 +17,6 @@ from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 
-from hotplate.stores import extras
 from tests.support.paths import ROOT
 from tests.support.service import publish_lists, running
 
@@ -164,29 +162,3 @@ def test_missing_service_or_store_extra_names_the_install_command(site: Path) ->
             [site, "-I", "-c", f"import hotplate; {program}"], capture_output=True, text=True, check=False
         )
         assert f"which is not installed; install it with: pip install 'hotplate[{extra}]'" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("origin", "command"),
-    [
-        (None, "pip install 'hotplate[redis]'"),
-        ({"url": "file:///gone.whl", "archive_info": {}}, "pip install 'hotplate[redis]'"),
-        (
-            {"url": "https://wheels.example/h.whl", "archive_info": {}},
-            "pip install 'hotplate[redis] @ https://wheels.example/h.whl'",
-        ),
-        ({"url": ROOT.as_uri(), "dir_info": {}}, f"pip install '{ROOT}[redis]'"),
-        ({"url": ROOT.as_uri(), "dir_info": {"editable": True}}, f"pip install --editable '{ROOT}[redis]'"),
-    ],
-    ids=["an index", "a wheel that is gone", "a wheel", "a folder", "a checkout"],
-)
-def test_the_hint_adds_an_extra_to_hotplate_as_it_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: dict[str, object] | None, command: str
-) -> None:
-    about = tmp_path / "hotplate-9.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Name: hotplate\nVersion: 9\n")
-    if origin is not None:
-        (about / "direct_url.json").write_text(json.dumps(origin))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert extras.install_command("redis") == command
