@@ -37,15 +37,15 @@ from hotplate.stores.store import Plan, Row
 if TYPE_CHECKING:
     from hotplate.offline.training import OnStage
 
-# Rows sorted at once: about 150 MB with ids of ten characters.
+# About 150 MB with ids of ten characters.
 PARTITION_ROWS = 1_000_000
-# Beyond this number, partitions get larger instead.
+# Beyond it, partitions get larger.
 MAX_PARTITIONS = 250
 _SAMPLED_OWNERS = 200_000
 POPULAR_LENGTH = 100
 _NO_NUMBER = "score that is not a number"
 _BATCH = 4096
-# Estimated bytes of a score, and of an item's JSON.
+# Estimated bytes of a score and an item's JSON.
 _SCORE_BYTES = 19
 _FRAME_BYTES = 20
 
@@ -54,7 +54,7 @@ _FRAME_BYTES = 20
 class ImportSettings:
     """The files of a release, and the length of its lists; *columns* are names by role, None to guess.
 
-    *lists* and *more* have the same columns, and one may be `-`, standard input. *similar* or *popular* alone suffice.
+    *lists* and *more* have the same columns. *similar* or *popular* alone suffice.
     """
 
     lists: DataSource | None = None
@@ -81,7 +81,7 @@ class ItemNumbers:
         self._held = pl.Series(dtype=pl.Categorical(self._categories))
 
     def number(self, items: pl.Series) -> pl.Series:
-        """Return the numbers of *items*, uint32; new items get the next ones."""
+        """Return numbers of *items*, uint32; new items get the next ones."""
         return items.cast(pl.Categorical(self._categories)).to_physical()
 
     def ids(self) -> pl.Series:
@@ -89,7 +89,7 @@ class ItemNumbers:
         return self._categories.to_series().cast(pl.String)
 
     def ranks(self) -> pl.Series:
-        """Return the rank of each item in byte order, by number."""
+        """Return items' ranks in byte order, by number."""
         return self.ids().rank("ordinal")
 
 
@@ -156,7 +156,7 @@ class ImportedLists:
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
 
     def plan(self) -> Plan:
-        """See `ListSource`; only the digits of scores are estimated."""
+        """See `ListSource`."""
         titles = np.array([len((title or "").encode()) for title in self._titles])
         sizes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
         sorted_lists = [self._users, self._similar]
@@ -177,7 +177,7 @@ class ImportedLists:
         }
 
     def items(self) -> Items:
-        """See `ListSource`; the catalogue is unknown if only users' lists were given."""
+        """See `ListSource`; without users' lists the catalogue is unknown."""
         overall = next(self._popular.batches(1))  # its empty name sorts before all segments
         given = (self._settings.similar, self._settings.popular, self._settings.titles)
         return Items(self._items.to_list(), overall.items, self._catalogue if any(given) else None)
@@ -207,8 +207,8 @@ def read_scored(
     """Check and count the rows of *files*, called *source* in messages.
 
     Returns rows [owner: str, item: str, score: f64, and title: str if present]. *named* are columns by role, others are
-    guessed; *owner* and *item* are roles. Rows without an owner or item are left out; a missing segment is the overall
-    one. Raises DataError, also for a score that is not finite.
+    guessed; *owner* and *item* are roles. Rows without an owner or item are left out, but a missing segment is the
+    overall one. Raises DataError, also for a score that is not finite.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
@@ -291,7 +291,7 @@ def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> tuple[pl.Dat
     """Return [owner, item: list, score: list], ascending by owner, and the number of duplicate items.
 
     *rows* are [owner, item number, score]. Lists keep *length* items with their highest score, descending, ties sorted
-    by the *ranks* of the items.
+    by *ranks* of items.
     """
     names = rows.get_column("owner").unique().sort()
     # Enums sort faster than strings. Adding 0.0 turns -0.0 into 0.0.

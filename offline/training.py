@@ -49,7 +49,7 @@ class AutoSplit(SplitOptions):
 class TrainSettings:
     """Options of a training on *path* and *more*: paths, URLs, polars, Arrow or pandas frames.
 
-    *split* None omits the evaluation. With *tuning*, *params* are the defaults of a search.
+    *split* None omits the evaluation. With *tuning*, *params* are the search's defaults.
     """
 
     path: DataSource
@@ -82,7 +82,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """Result of a training; *seconds* are by stage. The notes explain a missing *evaluation* or *search*."""
+    """Result of a training; *seconds* are by stage. Notes explain a missing *evaluation* or *search*."""
 
     out: Path
     model: Model
@@ -163,11 +163,11 @@ def train(
         if settings.tuning is None and (fitting := fit_s(settings.params, standing.user_items)) > _LONG_FIT_S:
             on_notice(f"a fit takes about {fitting:,.0f} s; each split of the evaluation needs one, and the model")
     learnable = (matrix.user_items, matrix.history) if parts is None else (parts.train, parts.history)
-    search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
+    search, tuning_note = None, "The parameters were not searched."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
             search = _search(learnable, settings, folder, on_progress, on_notice)
-            tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to hold some back, so nothing was searched."
+            tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
     chosen = _choose(learnable, settings, search, folder)
     if chosen.repeats is not None:
         on_notice(_said_of(chosen.repeats))
@@ -230,7 +230,7 @@ def _evaluate(
     if not (parts.train.nnz and parts.test.nnz):
         return None, (
             f"The split {settings.split.kind} of {parts.train.nnz + parts.test.nnz:,} pairs leaves none to learn from, "
-            "or none to test on, so there was no evaluation."
+            "or none to test on: no evaluation."
         )
     best = [search.trials[each].params for each in search.best_of_each] if search else []
     baselines = list({engine_of(each): each for each in (*BASELINES, *best, chosen.recent)}.values())
@@ -286,10 +286,7 @@ def _search(
         on_notice=on_notice,
     )
     if search is not None and not search.trials:
-        raise SettingError(
-            "the search has no time or memory for any cell that was asked for: give it more time with --tune SECONDS, "
-            "or leave the search out with --no-tune"
-        )
+        raise SettingError("the search has no time or memory for any cell: raise --tune SECONDS, or give --no-tune")
     return search
 
 
@@ -303,18 +300,12 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[
     drawn = replace(wanted, kind="by-item")
     if is_auto and matrix.history is None:
         wanted = drawn
-        on_notice(
-            "the data have no times, so the lists are tested on a random draw, which flatters: a model learns from "
-            "what came later; name the times with --time-column"
-        )
+        on_notice("the data have no times, so the test is a random draw, which flatters; name them with --time-column")
     parts = split(*everything, wanted)
     tested = int(np.count_nonzero(np.diff(parts.test.indptr)))
     if is_auto and wanted.in_time and not (tested >= _FEWEST_TESTED and parts.train.nnz):
         wanted, parts = drawn, split(*everything, drawn)
-        on_notice(
-            f"a cut in time leaves {tested} users to test, so the lists are tested on a random draw, which flatters; "
-            "--split by-time does it all the same"
-        )
+        on_notice(f"a cut in time leaves {tested} users to test, so the test is a random draw; --split by-time insists")
     return replace(settings, split=wanted), parts
 
 
@@ -329,9 +320,8 @@ def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None
 
 def _said_of(repeats: RepeatSearch) -> str:
     return (
-        f"{repeats.share:.0%} of what users chose after the cut they had before; lists that keep it (publish "
-        f"--keep-seen) count how often users chose it: nDCG@{repeats.k} of all {repeats.blended:.4f}, of the engine "
-        f"alone {repeats.alone:.4f}"
+        f"{repeats.share:.0%} of the choices after the cut are repeats; lists with them (publish --keep-seen) have "
+        f"nDCG@{repeats.k} {repeats.blended:.4f}, of the engine alone {repeats.alone:.4f}"
     )
 
 

@@ -51,7 +51,7 @@ INPUT = "How the lists are read"
 
 @dataclass(frozen=True, slots=True)
 class PublishOptions:
-    """The options of a publish; raises StoreMisused for a dry run of a draft."""
+    """The options of a publish; StoreMisused for a dry run of a draft."""
 
     store: str | None
     settings: "PublishSettings"
@@ -67,7 +67,7 @@ class PublishOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseFlags:
-    """The flags that `publish` and `import` share; also keys of [publish] in a pipeline."""
+    """Flags of `publish` and `import`, and keys of [publish]."""
 
     store: StoreUrl = None
     list_length: Annotated[int, Flag("Items in each list, at most.", at_least=1, at_most=1000)] = 20
@@ -89,7 +89,7 @@ class ReleaseFlags:
     as_json: Json = False
 
     def to_options(self) -> PublishOptions:
-        """Return the options; raises SettingError for invalid gates and StoreMisused for an invalid URL."""
+        """Return the options; SettingError for invalid gates, StoreMisused for an invalid URL."""
         from hotplate.offline.gates import read_gates
         from hotplate.offline.publish import PublishSettings
 
@@ -132,7 +132,7 @@ class ImportFlags(ReleaseFlags):
     lists: Annotated[
         tuple[Path, ...],
         Argument(
-            "Files of user, item, score: CSV, TSV, JSON lines (.gz, .zst), Parquet, folders, URLs, or - for stdin.",
+            "Files of user, item, score: CSV, TSV, JSON lines (.gz, .zst), Parquet, folders, or URLs.",
             "[LISTS]",
         ),
     ] = ()
@@ -244,7 +244,7 @@ def publish_lists(
     imported: str | None = None,
     on_written: "Callable[[ReleaseId], None]" = lambda _: None,
 ) -> None:
-    """Publish the lists that *read* returns as `write_lists` does, or estimate that for a dry run.
+    """Publish the lists that *read* returns as `write_lists`, or estimate that for a dry run.
 
     *on_written* is called with the release, live or not. Raises GateFailed or CanaryRunning, after printing the
     release, if it did not go live.
@@ -295,7 +295,7 @@ async def _check_store(store: "Store") -> "Store":
 async def _estimate(
     lists: "ListSource | PartedSource", options: PublishOptions, report: "OnProgress", store: "Store"
 ) -> "tuple[Estimate, WriteResult]":
-    """Write to a stand-in for *store*, but compare with the live release of the store itself."""
+    """Write to a stand-in for *store*, compared with the live release of the store itself."""
     from hotplate.offline.publish import publish
     from hotplate.stores.compression import default_encoding
     from hotplate.stores.publication import estimate

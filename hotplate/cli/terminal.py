@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STORE_VARIABLE = "HOTPLATE_STORE"
 
-# Interval for noticing Ctrl-C, as the signal may arrive on another thread; and the time for interrupted work to clean
-# up, as the command should end within a second.
+# Interval for noticing Ctrl-C, which may arrive on another thread; and the time for interrupted work to clean up: the
+# command should end within a second.
 INTERRUPT_POLL_S = 0.1
 CLEAN_UP_S = 0.5
 
-# Without a terminal, stages that begin earlier are not reported.
+# Off a terminal, earlier stages are not reported.
 QUIET_S = 5.0
 
-# Ids in the first column of a table are not wrapped up to this width.
+# Ids in the first column are wrapped beyond this width.
 WIDEST_ID = 24
 
-# Exit codes: failed, misused, and refused by a gate or a running canary.
+# Exit codes; a gate or a running canary refuses.
 FAILED = 1
 MISUSED = 2
 REFUSED = 3
@@ -69,7 +69,6 @@ class TextFormat:
 
     delimiter: Delimiter = None
     header: Annotated[bool, Flag("CSV: the first row names the columns; else they are 1, 2, ….")] = True
-    null_values: Annotated[str, Flag("Missing values besides blanks.", metavar="A,B")] = "NULL,null,NaN,nan,None"
     time_format: Annotated[str | None, Flag("Of times, as %d/%m/%Y %H:%M; else ISO 8601 or epoch.")] = None
     max_bad_rows: Annotated[
         float, Flag("The share of bad rows that is tolerated, and left out.", at_least=0, at_most=1)
@@ -79,8 +78,7 @@ class TextFormat:
         """Return the format for the readers of files."""
         from hotplate.offline.input.files import Format
 
-        null_values = self.null_values.split(",")
-        return Format(self.delimiter, self.header, null_values, self.time_format, self.max_bad_rows)
+        return Format(self.delimiter, self.header, self.time_format, self.max_bad_rows)
 
 
 Master = Annotated[str | None, Flag("Spark: local[2], spark://HOST:7077, yarn, submitted.", metavar="URL")]
@@ -96,7 +94,7 @@ def print_json(value: object) -> None:
 
 
 def print_result(fields: object, *text: object, as_json: bool) -> None:
-    """Print the result of a verb: *fields* as JSON, or else *text*."""
+    """Print *fields* as JSON, or else *text*."""
     if as_json:
         print_json(fields)
         return
@@ -105,7 +103,7 @@ def print_result(fields: object, *text: object, as_json: bool) -> None:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Return a plain table; ids in the first column are not wrapped, so they can be copied."""
+    """Return a plain table; ids in the first column are not wrapped, for copying."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     for place, heading in enumerate(headings):
@@ -122,7 +120,7 @@ def counted(count: int, what: str) -> str:
 
 
 def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes: Sequence[str] = ()) -> None:
-    """Print the number of rows read, of rows left out by reason, and notes."""
+    """Print the rows read, those left out by reason, and notes."""
     out.print(f"read {counted(rows, 'row')} of {source}")
     for reason, count in left_out.items():
         out.print(f"  {count:,} left out: {reason}")
@@ -131,7 +129,7 @@ def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes
 
 
 def print_error(error: BaseException, *, as_json: bool) -> int:
-    """Print an expected error as one sentence on standard error, and return its exit code; raise others again."""
+    """Print an expected error as one sentence, and return its exit code; raises others again."""
     sentence, code = _sentence(error)
     first = sentence.partition(" ")[0]
     given = {each.rpartition("=")[2] for each in sys.argv[2:]}
@@ -148,7 +146,7 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
 
 @contextmanager
 def text_on_stderr() -> Iterator[None]:
-    """Print text on standard error until the block ends."""
+    """Print text on standard error in the block."""
     out.stderr = True
     try:
         yield
@@ -160,7 +158,7 @@ def text_on_stderr() -> Iterator[None]:
 def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
     """Yield a function that reports progress: a transient bar for each stage on a terminal, else a line.
 
-    *status* returns a text shown next to every bar. There are only lines for stages that begin after `QUIET_S`.
+    *status* returns a text beside every bar. Lines are for stages that begin after `QUIET_S`.
     """
     if not err.is_terminal:
         yield _stage_lines()
@@ -205,20 +203,20 @@ def require_folder(report: Path | None) -> None:
 
 
 def chosen_store(url: str | None) -> str:
-    """Return *url*, or that of the default store; StoreMisused for an empty option or variable."""
+    """Return *url*, or the default; StoreMisused for an empty option or variable."""
     from hotplate.stores.connect import default_url
     from hotplate.stores.errors import StoreMisused
 
     if url == "" or (url is None and os.environ.get(STORE_VARIABLE) == ""):
         raise StoreMisused(
-            f"the URL of the store is empty; give one with --store or {STORE_VARIABLE}, or leave both out for the "
-            f"store in your own data folder, {default_url()}"
+            f"the URL of the store is empty; give one with --store or {STORE_VARIABLE}, or leave both out for "
+            f"{default_url()}"
         )
     return url or default_url()
 
 
 def shown_store(url: str | None, *, as_json: bool = False) -> str:
-    """Return the URL of `chosen_store` without secrets, for text marked if it is the default."""
+    """Return the URL of `chosen_store` without secrets, in text marked if it is the default."""
     from hotplate.stores.urls import redacted
 
     shown = redacted(chosen_store(url))
@@ -232,7 +230,7 @@ def with_store(
     *,
     may_be_new: bool = False,
 ) -> T:
-    """Run *act* on the store at *url*, by default the one in the user's data folder, and close it.
+    """Run *act* on the store at *url*, or the default one, and close it.
 
     Raises ReleaseNotFound if nothing was ever published to it, unless it *may_be_new*.
     """
@@ -251,10 +249,10 @@ def with_stores(
 
 
 def interruptible(work: Callable[[], T]) -> T:
-    """Run *work* in a thread and return its result, so that Ctrl-C works during a long C call.
+    """Run *work* in a thread, so that Ctrl-C works during a long C call.
 
-    Interrupted work ends at its next line of Python; if that takes longer than `CLEAN_UP_S`, it is abandoned, and the
-    next run removes its files.
+    Interrupted work ends at its next line of Python; after `CLEAN_UP_S` it is abandoned, and the next run removes its
+    files.
     """
     from hotplate.offline.threads import DaemonThreads
 
@@ -264,7 +262,7 @@ def interruptible(work: Callable[[], T]) -> T:
     try:
         working = threads.submit(work)
         while not wait([working], INTERRUPT_POLL_S).done:
-            pass  # signals that arrived on another thread are handled here
+            pass  # signals of other threads are handled here
         return working.result()
     except BaseException:
         threads.interrupt(CLEAN_UP_S)
@@ -287,7 +285,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     if isinstance(error, StoreError | DataError | BenchFailed | EventsFailed):
         return str(error), FAILED
     if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:
-        extra = EXTRAS[missing]
+        extra = "bench" if sys.argv[1:2] == ["bench"] and missing in {"numpy", "scipy"} else EXTRAS[missing]
         return f"the extra {extra!r} ({missing}) is not installed; install it with: {install_command(extra)}", FAILED
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED

@@ -37,19 +37,19 @@ TEST = "Test"
 MODEL = "Engine and parameters"
 SEARCH = "Search for parameters"
 TRACKING = "MLflow"
-# Without a terminal, the time to read larger inputs is estimated, by a rate measured on one core.
+# Off a terminal, the time of larger inputs is estimated, by a rate measured on one core.
 LARGE_BYTES = 20_000_000
 BYTES_PER_SECOND = 30e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainFlags:
-    """The flags of `train`, which are also the keys of [train] in a pipeline."""
+    """Flags of `train`, and keys of [train] in a pipeline."""
 
     data: Annotated[
         tuple[Path, ...],
         Argument(
-            "CSV, TSV, JSON lines (.gz and .zst too), Parquet, events, folders of them, or URLs; - is standard input.",
+            "CSV, TSV, JSON lines (.gz and .zst too), Parquet, events, folders of them, or URLs.",
             "DATA",
         ),
     ]
@@ -135,7 +135,7 @@ def train(
 
 
 def settings_of(given: TrainFlags) -> "TrainSettings":
-    """Return the settings of a training; SettingError for invalid or contradicting options."""
+    """Return the settings; SettingError for invalid or contradicting options."""
     from hotplate.offline.evaluate.splits import SplitOptions
     from hotplate.offline.input.columns import Columns, parse_event_weights, parse_half_life
     from hotplate.offline.training import AutoSplit, TrainSettings
@@ -199,26 +199,22 @@ def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
 
 
 def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
-    """Return the parameters, and the options of the search, None if parameters are given."""
     from hotplate.offline.errors import SettingError
     from hotplate.offline.train.engine import read_params
     from hotplate.offline.train.tuning import TuneOptions
 
-    if given.tune is not None:
-        if given.no_tune:
-            raise SettingError("--no-tune and --tune contradict each other; give one of them.")
-        if given.engine == "spark":
-            raise SettingError("spark has no parameters to search; leave out --tune.")
-        if given.params is not None:
-            raise SettingError("--params cannot be given with a search; leave out --tune.")
     params = read_params(given.engine or "als", given.params or "", given.seed)
-    if given.no_tune or given.params is not None or given.engine == "spark":
-        return params, None
-    return params, TuneOptions(engine=given.engine, budget_s=given.tune)
+    reasons = {"--no-tune": given.no_tune, "--params": given.params, "--engine spark": given.engine == "spark"}
+    without = [reason for reason, found in reasons.items() if found not in {None, False}]
+    if not without:
+        return params, TuneOptions(engine=given.engine, budget_s=given.tune)
+    if given.tune is not None:
+        raise SettingError(f"--tune and {without[0]} contradict each other; leave out one of them.")
+    return params, None
 
 
 def print_report(report: "TrainReport") -> None:
-    """Print the rows read and left out, the search, and the evaluation of a training."""
+    """Print rows read and left out, search, and evaluation."""
     facts = report.to_json()
     if report.warning:
         out.print(report.warning)
@@ -255,7 +251,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     if evaluation.drawn_from:
         out.print(f"  drawn at random from {evaluation.drawn_from:,} users, as the intervals reflect")
     if evaluation.cold_pairs:
-        out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items without an interaction in the training part")
+        out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items not in the training part")
     headings = ("", "model", *(each.engine for each in evaluation.baselines))
     out.print(table(headings, metric_rows([each.to_json() for each in shown])))
     if tested.users_with_lists < tested.users:

@@ -30,19 +30,19 @@ from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.keys import OVERALL
 
-# More users would cost more than the fit; intervals are already a few percent. For large catalogues the pairs (users
-# times items) are bounded as well, but never below the minimum number of users.
+# More users would cost more than the fit. The pairs (users times items) are bounded, too, but never below the minimum
+# number of users.
 MOST_TESTED = 20_000
 _MOST_RANKED = 400_000_000
 _LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
-# Returns the users' lists and the lists as served, both [users, k].
+# Returns lists and lists as served, both [users, k].
 MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """Metrics of one engine; *as_served* gives users without a list the popular one; *per_user* is nDCG."""
+    """Metrics of one engine; *as_served* fills missing lists with the popular one; *per_user* is nDCG."""
 
     engine: Engine
     params: Params
@@ -52,13 +52,13 @@ class EngineResult:
     per_user: Values
 
     def to_json(self) -> dict[str, Any]:
-        """Return the metrics as plain JSON values."""
+        """Return JSON values."""
         return {**asdict(self.metrics), "coverage": self.coverage, "as_served": asdict(self.as_served)}
 
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """The model's nDCG minus a baseline's, with the interval of the difference per user."""
+    """The model's nDCG minus a baseline's, with the interval per user."""
 
     ndcg: float
     interval: MetricInterval | None
@@ -69,7 +69,7 @@ class Evaluation:
     """The results of a model and its baselines.
 
     split       None if the test data were given
-    cold_pairs  test pairs of items without an interaction in train
+    cold_pairs  test pairs of items not in train
     leads       in the order of *baselines*
     drawn_from  number of testable users, if sampled
     """
@@ -86,7 +86,7 @@ class Evaluation:
     similar: SimilarResult | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values; the model's metrics are under `model`."""
+        """Return JSON values, the model's metrics as `model`."""
         model = self.model.to_json()
         beside = {name: model.pop(name) for name in ("as_served", "intervals")}
         return {
@@ -116,7 +116,7 @@ class Evaluation:
 
 
 def metric_rows(measured: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """Yield a row of texts per metric, with a column per engine."""
+    """Yield a row per metric, with a column per engine."""
     for name, value in measured[0].items():
         if isinstance(value, float):
             yield name, *(_with_interval(each.get(name), each.get("intervals", {}).get(name)) for each in measured)
@@ -129,7 +129,7 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
 
 
 def metric_names() -> dict[str, list[str]]:
-    """Return the names of all metrics, by table of `Evaluation.to_json`."""
+    """Return the metrics' names by table of `Evaluation.to_json`."""
     ranking = [field.name for field in fields(RankingMetrics) if field.name != "intervals"]
     return {"model": [*ranking, "coverage"], "as_served": ranking}
 
@@ -140,7 +140,7 @@ def evaluate(
     options: SplitOptions | None = None,
     **how: Any,  # noqa: ANN401 -- the keywords of evaluate_parts
 ) -> Evaluation | None:
-    """Split *matrix* and evaluate as `evaluate_parts`; None if train or test is empty."""
+    """Evaluate as `evaluate_parts`; None if train or test is empty."""
     options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
     parts = split(matrix.user_items, matrix.history, options)
     if parts.train.nnz == 0 or parts.test.nnz == 0:
@@ -200,8 +200,8 @@ def evaluate_engine(
 ) -> EngineResult:
     """Fit one engine on the train part and measure its lists on the test part.
 
-    Users without a list are served the *popular* items, by default those with the most users. *make* returns both
-    kinds of lists instead.
+    Users without a list are served the *popular* items, by default those with the most users. *make* may replace
+    both kinds of lists.
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:
@@ -222,17 +222,14 @@ def evaluate_engine(
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
-    """Fit on the train part, and fold in held-out users."""
+    """Fit, and fold in held-out users."""
     times = parts.train_times if needs_times(params) else None
     ranker = fit(parts.train, params, on_iteration, times=times)
     return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
 
 
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
-    """Return the lists of users with test items [users, k]; -1 for others, and after the end.
-
-    Always k columns, because precision is hits / k.
-    """
+    """Return lists [users, k] of users with test items; -1 for others, and after the end."""
     return for_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k)[0])
 
 
@@ -245,9 +242,8 @@ def as_published(
 ) -> dict[str, Any] | None:
     """Return metrics of the lists of *model* as published, as `Evaluation.to_json`; None if unknown.
 
-    If rules, length or *keep_seen* change the lists, the parameters are fitted again on the train part, and the metrics
-    of the training are under `as_trained`. With *keep_seen*, a split in time also tests repeated choices. Models of
-    Spark are not fitted again, as that takes a cluster.
+    If rules, length or *keep_seen* change the lists, the parameters are fitted again on the train part, except on
+    Spark; the training's metrics are under `as_trained`. With *keep_seen*, a split in time also tests repeated choices.
     """
     before = model.metrics
     if not before or "model" not in before:

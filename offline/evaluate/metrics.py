@@ -14,7 +14,7 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class RankingMetrics:
-    """Means at *k* over *users* with test items, of binary relevance; a user without a list counts with zeros.
+    """Means at *k* over *users* with test items, of binary relevance; a missing list counts with zeros.
 
     precision    hits / k
     recall       hits / test items
@@ -54,7 +54,7 @@ RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is 
 
 @dataclass(frozen=True, slots=True)
 class UserMetrics:
-    """Each metric of `RankingMetrics` per user (row) with test items: values [users] by name."""
+    """Values of each metric of `RankingMetrics` [users with test items]."""
 
     k: int
     users: Indices
@@ -63,7 +63,7 @@ class UserMetrics:
 
     @property
     def metrics(self) -> RankingMetrics:
-        """The means over all users; ValueError if there are none."""
+        """The means over users; ValueError without users."""
         if not len(self.users):
             raise ValueError("no user has test items")
         means = {name: float(values.mean()) for name, values in self.values.items()}
@@ -74,7 +74,7 @@ class UserMetrics:
 
 
 def interval(values: Values | Sequence[float]) -> MetricInterval | None:
-    """Return the 95 % interval of the mean of *values* by Student's t; None for fewer than two."""
+    """Return the 95 % interval of the mean by Student's t; None for fewer than two values."""
     from scipy.special import stdtrit  # noqa: PLC0415 -- takes 0.07 s to load
 
     if len(values) < 2:
@@ -111,7 +111,7 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
 
 
 def as_served(lists: Indices, popular: Indices) -> Indices:
-    """Return *lists* [users, k] with the *popular* items, best first, for users without a list."""
+    """Return *lists* [users, k], the *popular* items for users without one."""
     served = lists.copy()
     first = popular[: lists.shape[1]]
     served[(lists < 0).all(axis=1), : len(first)] = first
@@ -119,7 +119,7 @@ def as_served(lists: Indices, popular: Indices) -> Indices:
 
 
 def coverage(lists: Indices, items: int) -> float:
-    """Return the share of all *items* that are in any of the *lists*, -1 after the end of one."""
+    """Return the share of *items* in any of the *lists*, -1 after the end of one."""
     return len(np.unique(lists[lists >= 0])) / items
 
 

@@ -99,7 +99,7 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
 
 
 def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Matrix:
-    """Read histories as `read_truth`; raises DataError also for fewer than two users or items."""
+    """Read histories as `read_truth`; DataError for fewer than two users or items, too."""
     return to_matrix(read_truth(path, named, delimiter).pairs.with_columns(weight=pl.lit(1.0)))
 
 
@@ -119,7 +119,7 @@ def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
 class Candidate:
     """Lists to evaluate.
 
-    lists        [user, item, score], at most k rows a user, contiguous and best first; only users of the truth
+    lists        [user, item, score], best first; at most k contiguous rows a user, only users of the truth
     predictions  [user, item, score] of the truth's pairs with a score
     popular      the items served to users without a list, best first, if known
     """
@@ -134,10 +134,7 @@ class Candidate:
 def from_files(
     path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
-    """Read rows of user, item and score; of duplicates the highest score counts, ties by item id.
-
-    Memory grows with the lists of the users of *pairs* [user, item].
-    """
+    """Read rows of user, item and score; of duplicates the highest score counts, ties by item id."""
     scored = read_scored(find_files(path), str(path), named, form or Format()).kept
     wanted = pairs.select(owner="user").unique().lazy()
     once = scored.join(wanted, on="owner", how="semi").group_by(user="owner", item="item").agg(pl.col("score").max())
@@ -147,7 +144,7 @@ def from_files(
 
 
 def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
-    """Compute a model's lists, without items that users had before."""
+    """Compute a model's lists, without seen items."""
     matrix = model.matrix
     known = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
     users = pairs.select("user").unique().join(known, on="user").sort("row")
@@ -225,7 +222,7 @@ class Evaluator:
         if seen == test.nnz and not ranking.recall:
             raise DataError(
                 f"All {seen:,} pairs of the truth are in the training data of {candidate.origin}, so its lists leave "
-                "them out. Give a truth from after the training data, or other users' interactions."
+                "them out; give later interactions, or other users'."
             )
         rating, predicted = self._rating(candidate)
         found: dict[str, Any] = {"ranking": ranking, "as_served": None, "popularity": None, "rating": rating}
@@ -261,7 +258,7 @@ class Evaluator:
         )
 
     def compare(self, one: Candidate, other: Candidate) -> Report:
-        """Compare two candidates user by user; the report is broken if *other* has a worse nDCG."""
+        """Compare two candidates by user; the report is broken if *other* has a worse nDCG."""
         a, b = (measure_users(self._lists(each), self._test) for each in (one, other))
         rows, apart = list[Row](), {name: interval(b.values[name] - a.values[name]) for name in RANKING}
         for name in RANKING:
@@ -306,7 +303,7 @@ class Evaluator:
         if both.is_empty():
             raise DataError(
                 f"Of {self.truth.pairs.height:,} pairs in the truth, none has a score in {candidate.origin}; omit "
-                "--rating-column, or give scores of rated pairs."
+                "--rating-column."
             )
         predicted, actual = both.get_column("score").to_numpy(), both.get_column("rating").to_numpy()
         return measure_ratings(predicted, actual), both.height
@@ -344,7 +341,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def model_report(path: Path) -> Report:
-    """Return the deterministic report of the model folder *path*. Raises DataError as `load`."""
+    """Return the report of the model folder *path*; deterministic. Raises DataError as `load`."""
     model, description = load(path), describe(path)
     record = model.metrics if model.metrics and "model" in model.metrics else None
     leads = list(_leads(record)) if record else [(True, "no baseline was beaten")]
@@ -373,7 +370,7 @@ def _verdict_on(record: Record | None) -> str:
 
 
 def _leads(record: Record) -> Iterator[tuple[bool, str]]:
-    """Yield for each baseline whether it ranks better than the model, and a sentence."""
+    """Yield for each baseline whether it ranks better than the model, in a sentence."""
     for name, found in record["baselines"].items():
         lead, interval = found["model_leads_by"]["ndcg"], found["model_leads_by"]["interval"]
         low, high = interval or (-inf, inf)

@@ -24,7 +24,7 @@ from hotplate.offline.input.matrix import (
 
 SplitKind = Literal["by-time", "by-item", "by-user", "random", "held-out-users"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
-# Of held-out users: least number of items, and tested share of them.
+# Held-out users' least number of items, and tested share.
 _MIN_HELD_OUT_ITEMS = 5
 _TARGET_SHARE = 0.2
 # Three pieces of a log end after 60, 80 and 100 % of the pairs.
@@ -74,7 +74,7 @@ class SplitOptions:
 
     @property
     def draws(self) -> "tuple[SplitOptions, ...]":
-        """One split per piece of the log by-time, else this split."""
+        """One split per piece of the log, else this split."""
         if not self.in_time:
             return (self,)
         return tuple(replace(self, piece=piece) for piece in range(self.pieces))
@@ -97,11 +97,11 @@ class Parts(NamedTuple):
 
     @property
     def train_times(self) -> Times | None:
-        """First time of each pair of train, in the order of its data, if known."""
+        """First times in the order of train's data, if known."""
         return None if self.history is None else self.history.first_times(self.train)
 
     def sampled(self, most: int, seed: int) -> "Parts":
-        """Return the same parts with at most *most* random users in the test."""
+        """Keep at most *most* random users in the test."""
         tested = np.flatnonzero(np.diff(self.test.indptr))
         if len(tested) <= most:
             return self
@@ -150,7 +150,7 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
     held_back = np.asarray((times > until) & (times <= (ordered[size - 1] if len(times) else 0)))
     past = history.until(until)
     learnt = past.matrix()
-    # Pairs that existed at the cut stay, untested, even if they were cancelled and chosen again.
+    # Cancelled pairs of the cut stay, untested, even if chosen again.
     held_back &= ~are_among(cells_of(learnt), cells_of(user_items))
     train = core(learnt, options.min_per_user, options.min_per_item)
     if options.repeats:
@@ -168,7 +168,7 @@ def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: Sp
 
 
 def rows_of(user_items: UserItems) -> npt.NDArray[np.int64]:
-    """Return the row of each pair, in the order of the data."""
+    """Return the row of each pair."""
     return np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
 
 
@@ -203,7 +203,7 @@ def _hold_out_users(
     target = chosen[rows] & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
     train = core(part(user_items, ~chosen[rows]), options.min_per_user, options.min_per_item)
     learnt = users_per_item(train) > 0
-    target &= learnt[user_items.indices]  # items without another user cannot be recommended
+    target &= learnt[user_items.indices]
     folded = chosen[rows] & ~target
     own = None if history is None else history.only(train)
     return Parts(train, own, part(user_items, folded), part(user_items, target))

@@ -4,18 +4,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from difflib import get_close_matches
 
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
 
-# The limit of the stores.
-MAX_ID_BYTES = 256
-# Without NA, which is also a country code.
+# Missing values in CSV, without NA, which is also a country code.
 NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
-# As the time column: do not read times.
-NO_TIMES = "none"
+NO_TIMES = "none"  # as the time column
 # Or milli-, micro- or nanoseconds, recognized by their size.
 EPOCH = "seconds since 1970"
 _ISO_FORMATS = (
@@ -28,9 +24,7 @@ _COMMON_NAMES = {
     "item": "item iid movie product stockcode sku asin parentasin track article song artist book isbn video content",
     "weight": "weight count plays playcount strength",
     "quantity": "quantity qty",
-    "time": (
-        "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat"
-    ),
+    "time": "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat",
     "title": "title name description itemname itemtitle productname producttitle movietitle trackname",
     "segment": "segment",
     "score": "score prediction rating relevance similarity strength weight value",
@@ -61,18 +55,11 @@ class Columns:
 
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
-    """Return the column called *name*, ignoring case, or of that number in a file without a header.
-
-    Raises DataError for a missing column.
-    """
-    if name in available:
-        return name
+    """Return the column called *name*, ignoring case, or of that number without a header; DataError if missing."""
     same = [column for column in available if column.casefold() in (name.casefold(), f"{_NUMBERED}{name}")]
-    if len(same) == 1:
-        return same[0]
-    close = get_close_matches(name.casefold(), [column.casefold() for column in available], n=1)
-    hint = next((f" Did you mean {column!r}?" for column in available if close and column.casefold() == close[0]), "")
-    raise DataError(f"{source} has no column {name!r} for the {role}.{hint} Its columns are: {_listed(available)}.")
+    if name not in available and len(same) != 1:
+        raise DataError(f"{source} has no column {name!r} for the {role}. Its columns are: {_listed(available)}.")
+    return name if name in available else same[0]
 
 
 def choose_columns(
@@ -83,14 +70,11 @@ def choose_columns(
     guessed: Iterable[str],
     required: Sequence[str],
 ) -> dict[str, str]:
-    """Return columns by role: those *named* (None if not given), and those *guessed* by a usual name.
+    """Return columns by role: those *named*, if not None, and those *guessed* by a usual name.
 
-    Without a header the *required* roles get the free columns in order. Raises DataError for a missing column or role,
-    and for one column named for user and item.
+    Without a header the *required* roles get the free columns in order. Raises DataError for a missing column or role.
     """
     chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
-    if "user" in chosen and chosen["user"] == chosen.get("item"):
-        raise DataError(f"The column {chosen['user']!r} of {source} is named for both the user and the item; name two.")
     if available and available[0].startswith(_NUMBERED):
         free = [column for column in available if column not in chosen.values()]
         chosen |= zip((role for role in required if role not in chosen), free, strict=False)
@@ -102,9 +86,8 @@ def choose_columns(
         if role not in chosen:
             option = f" or give --{role}-column" if role in named else ""
             raise DataError(
-                f"No column of {source} looks like the {role}; name it {role!r}{option}. "
-                f"Its columns are: {_listed(available)}. If these are data, give --no-header; if they are one column "
-                "by mistake, --delimiter."
+                f"No column of {source} looks like the {role}; name it {role!r}{option}. Its columns are: "
+                f"{_listed(available)}. If these are data, give --no-header; if they are one column, --delimiter."
             )
     return chosen
 
@@ -117,20 +100,13 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
     return next((plain[name] for name in names if name in plain), None)
 
 
-def numbered(count: int) -> list[str]:
-    """Return the column names of a file without a header."""
-    return [f"{_NUMBERED}{number}" for number in range(1, count + 1)]
-
-
 def time_format(sample: pl.Series) -> str:
     """Return the format that reads most of the *sample*: EPOCH or ISO 8601."""
     if sample.dtype.is_numeric() or sample.is_empty():
         return EPOCH
-    column = sample.rename("time").to_frame()
-    read = {
-        each: column.select(read_time("time", sample.dtype, each).count()).item() for each in (EPOCH, *_ISO_FORMATS)
-    }
-    return max(read, key=lambda each: read[each])
+    column, name = sample.to_frame(), sample.name
+    formats = (EPOCH, *_ISO_FORMATS)
+    return max(formats, key=lambda each: column.select(read_time(name, sample.dtype, each).count()).item())
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
@@ -165,12 +141,11 @@ def _from_epoch(number: pl.Expr) -> pl.Expr:
 
 
 def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _listed(available: Sequence[str]) -> str:
-    shown = repr(", ".join(available[:40]))[1:-1]  # a binary file may have control characters
-    return shown if len(available) <= 40 else f"{shown} and {len(available) - 40} more"
+    return repr(", ".join(available[:40]))[1:-1]  # a binary file may have control characters
 
 
 def parse_half_life(text: str) -> timedelta:
@@ -183,16 +158,15 @@ def parse_half_life(text: str) -> timedelta:
 
 
 def parse_event_weights(text: str) -> dict[str, float]:
-    """Parse `view=1,cart=3,buy=5`; raises SettingError unless each event has a positive weight."""
+    """Parse `view=1,cart=3,buy=5`; raises SettingError unless each event has one positive weight."""
     weights: dict[str, float] = {}
     for part in text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
+        name, _, value = (piece.strip() for piece in part.partition("="))
         weight = number_in(value)
-        if not name or not equals or weight is None or weight <= 0:
+        if not name or name in weights or weight is None or weight <= 0:
             raise SettingError(
-                f"The event weight {part.strip()!r} cannot be read; write names and weights above zero: view=1,buy=5."
+                f"The event weight {part.strip()!r} cannot be used; write each name once, with a weight above zero: "
+                "view=1,buy=5."
             )
-        if name in weights:
-            raise SettingError(f"The event {name!r} has two weights in {text!r}; give it one.")
         weights[name] = weight
     return weights

@@ -1,8 +1,6 @@
 """Input files, local or remote, and their fingerprints."""
 
 import re
-import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +13,6 @@ import polars as pl
 import xxhash
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.urls import redacted, scheme_of
 
@@ -30,10 +27,9 @@ class Frame(Protocol):
         """Return the rows as an Arrow stream."""
 
 
-# A path, an fsspec URL, `-` for standard input, or a data frame.
+# A path, an fsspec URL, or a data frame.
 DataSource: TypeAlias = Path | str | Frame
 
-STANDARD_INPUT = "-"
 _FRAME = "the data frame"
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 _KINDS: dict[str, FileKind] = {
@@ -46,11 +42,6 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
 # fsspec counts the query of a signed HTTP URL as part of its path.
 _HTTP = ("http", "https")
-# Error sentences by patterns in messages of polars.
-_READER_ERRORS = {
-    "utf-?8": "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
-    "malformed|could not parse": "has a quote that is not closed or stands inside a field; double it.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,31 +66,24 @@ class Format:
     """How to read text files.
 
     delimiter     None takes the most frequent of comma, semicolon and tab in the first line
-    null_values   texts for missing values in delimited files, besides blanks
     time_format   such as %d/%m/%Y %H:%M; None for ISO 8601 or time since the epoch
-    max_bad_rows  allowed share of rows with too many fields, or an invalid required number or time
+    max_bad_rows  allowed share of malformed rows, and of rows with an invalid required number or time
     """
 
     delimiter: str | None = None
     header: bool = True
-    null_values: Sequence[str] = NULL_VALUES
     time_format: str | None = None
     max_bad_rows: float = 0.001
 
 
 @contextmanager
 def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
-    """Yield the files at *paths*, with temporary copies of standard input, data frames and URLs.
-
-    Raises DataError as `find_files`.
-    """
+    """Yield the files at *paths*, with temporary copies of data frames and URLs; DataError as `find_files`."""
     with ExitStack() as stack:
         files = list[DataFile]()
         for path in paths:
             if isinstance(path, Frame):
                 files.append(stack.enter_context(_written(path)))
-            elif str(path) == STANDARD_INPUT:
-                files.append(stack.enter_context(_spooled()))
             elif (url := url_of(path)) is not None:
                 files += stack.enter_context(_fetched(url))
             else:
@@ -115,15 +99,8 @@ def url_of(path: Path | str) -> str | None:
 
 def named_paths(paths: Sequence[DataSource]) -> str:
     """Return the input's name for messages."""
-    names = [_named(path) for path in paths]
+    names = [_FRAME if isinstance(path, Frame) else redacted(url_of(path) or "") or str(path) for path in paths]
     return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
-
-
-def _named(path: DataSource) -> str:
-    if isinstance(path, Frame):
-        return _FRAME
-    url = url_of(path)
-    return "standard input" if str(path) == STANDARD_INPUT else str(path) if url is None else redacted(url)
 
 
 @contextmanager
@@ -133,20 +110,8 @@ def _written(frame: Frame) -> Iterator[DataFile]:
         try:
             pl.DataFrame(frame).write_parquet(path)
         except (TypeError, ValueError, ImportError, pl.exceptions.PolarsError) as error:  # also pyarrow's errors
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"The data frame cannot be read: {reason}.") from error
+            raise DataError(f"The data frame cannot be read: {error!r:.200}.") from error
         yield DataFile(path, "parquet", origin=_FRAME)
-
-
-@contextmanager
-def _spooled() -> Iterator[DataFile]:
-    with temporary_folder("input") as folder:
-        path = folder / STANDARD_INPUT
-        with data_errors("standard input"), path.open("w+b") as stream:
-            shutil.copyfileobj(sys.stdin.buffer, stream, _CHUNK_BYTES)
-            stream.seek(0)
-            kind: FileKind = "parquet" if stream.read(4) == b"PAR1" else "text"
-        yield DataFile(path, kind, origin="standard input")
 
 
 @contextmanager
@@ -180,20 +145,12 @@ def _fetching(url: str) -> Iterator[tuple[Any, str]]:
 
 
 def find_files(path: Path) -> list[DataFile]:
-    """Return *path*, or the files in this folder and its `key=value` folders, sorted, without hidden ones.
-
-    Raises DataError for a missing path, an empty folder and unknown kinds of files.
-    """
+    """Return *path*, or the files in this folder and its `key=value` folders, sorted and not hidden; or DataError."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
-    if not path.is_dir():
-        return [DataFile(path, _kind(path))]
-    files = list(_in_folder(path, {}))
+    files = list(_in_folder(path, {})) if path.is_dir() else [DataFile(path, _kind(path))]
     if not files:
-        raise DataError(
-            f"The folder {path} holds no files; give one with CSV, TSV, JSON lines or Parquet files directly in it, "
-            "or in folders such as date=2026-01-01."
-        )
+        raise DataError(f"The folder {path} holds no files, neither directly nor in folders such as date=2026-01-01.")
     return files
 
 
@@ -213,8 +170,7 @@ def _kind(file: Path) -> FileKind:
     kind = _KINDS.get((file.with_suffix("") if compressed else file).suffix.lower())
     if kind is None or (kind == "parquet" and compressed):
         raise DataError(
-            f"{file} is not of a known kind; it must end in .csv, .tsv, .txt, .jsonl (also .gz or .zst after that), "
-            ".parquet or .events.zst."
+            f"{file} is not of a known kind; its name must end in {', '.join(_KINDS)}, perhaps .gz or .zst."
         )
     return kind
 
@@ -258,5 +214,4 @@ def data_errors(source: object) -> Iterator[None]:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         message = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
-        found = (known for pattern, known in _READER_ERRORS.items() if re.search(f"(?i){pattern}", message))
-        raise DataError(f"{source} {next(found, f'cannot be read or written: {message}.')}") from error
+        raise DataError(f"{source} cannot be read or written: {message}.") from error

@@ -36,7 +36,7 @@ from hotplate.offline.input.tables import (
 )
 from hotplate.stores.event_log import SegmentReader
 
-_EVENT_FIELDS: dict[str, pl.DataType] = {
+_EVENT: dict[str, pl.DataType] = {
     **dict.fromkeys(("id", "user", "type", "release", "role"), pl.String()),
     "items": pl.List(pl.String()),
     "time": pl.Float64(),
@@ -47,8 +47,7 @@ _UNKNOWN_EVENT = "unknown event"
 _NO_TIME = "time that cannot be read"
 _NO_NUMBER = "weight that is not a number"
 _FUTURE = "in the future"
-# Thresholds of notes: share of rows without a time; a single user's share of the weight, or number of rows, and
-# multiple of the mean weight; number of users without a common item.
+# Thresholds of notes: rows without a time; one user's share, rows, and multiple of the mean weight; disjoint users.
 _TIMELESS_SHARE = 0.01
 _USER_SHARE, _USER_ROWS, _TIMES_THE_MEAN = 0.02, 2_000, 20
 _FEWEST_USERS = 10
@@ -61,21 +60,12 @@ _ROWS_AT_ONCE = 20_000
 
 
 class _Request(NamedTuple):
-    """The arguments of `read_interactions`; *source* names all files in messages, *guessed* roles may be missing."""
+    """How to read tables; *guessed* roles may be missing."""
 
-    source: str
-    columns: Columns
-    form: Format
-    event_weights: Mapping[str, float] | None
-    filters: Sequence[Filter]
-    guessed: Sequence[str]
-
-
-class _Source(NamedTuple):
-    table: Table
     columns: Columns
     event_weights: Mapping[str, float] | None
     filters: Sequence[Filter]
+    guessed: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +73,14 @@ class Interactions:
     """The rows that count, grouped.
 
     log          [user, item: categorical, weight: f64 > 0, perhaps time: datetime (naive UTC)], one row per user, item
-                 and time, in no order; if anything was cancelled also ended: time of the cancellation, or null
+                 and time, in no order; after cancellations also ended: their time, or null
     titles       by item, as far as known
     segments     [segment, item, weight: f64, the number of the segment's users with the item], or None
     rows         number of rows read
     left_out     number of rows left out by reason, without zeros
     fingerprint  digest of all files
     time_range   first and last time of the rows kept
-    notes        sentences about unused columns and doubtful data
+    notes        sentences about doubtful data
     """
 
     log: pl.DataFrame
@@ -115,31 +105,33 @@ def read_interactions(
     weighting: Weighting = "sum",
     half_life: timedelta | None = None,
 ) -> Interactions:
-    """Read files, folders, URLs, data frames and `-` (standard input), all with the same columns.
+    """Read files, folders, URLs and data frames with the same columns.
 
     A row weighs its weight column, its event by *event_weights*, or 1. With `columns.count` each distinct value counts
-    once, at its first time. Negative quantities are cancellations, see `take_back`. Raises DataError for unreadable
-    data and if nothing is left, SettingError for contradictory options.
+    once, at its first time. Negative quantities are cancellations, see `take_back`. Raises DataError, and SettingError
+    for contradictory options.
     """
     source, title_paths = named_paths(paths), [] if titles is None else [titles]
     guessed = [*([] if titles else ["title"]), *([] if weighting == "binary" else ["weight"])]
-    filters = [parse_filter(text) for text in where]
-    request = _Request(source, columns or Columns(), form or Format(), event_weights, filters, guessed)
+    request = _Request(columns or Columns(), event_weights, [parse_filter(text) for text in where], guessed)
     with (
         input_files(paths) as files,
         input_files(title_paths) as title_files,
         pl.Config(streaming_chunk_size=_ROWS_AT_ONCE),
         data_errors(source),
     ):
-        sources, notes = _sources(files, request)
-        chosen, rows = sources[0].columns, _rows(sources, source)
-        time_range = _time_range(rows, source, is_needed=half_life is not None)
+        tables, notes = _tables(files, request, form or Format(), source)
+        chosen, shapes = tables[0][1].columns, [_shape(*each) for each in tables]
+        rows = Rows(shapes, source, *_facts(chosen), repeated=_TEXTS)
+        first, last = rows.facts.get("first"), rows.facts.get("last")
+        if first is None and half_life is not None:
+            raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
         any_cancelled = rows.facts.get("cancellations", 0) > 0
         log = _log(rows.kept, chosen, weighting, source, any_cancelled=any_cancelled)
-        titled, title_source = rows.kept, named_paths(title_paths)
+        titled = rows.kept
         if title_files:
-            title = request.columns.title
-            titled = text_of(title_files, title_source, ("item", "title"), item=chosen.item, title=title).lazy()
+            named = {"item": chosen.item, "title": request.columns.title}
+            titled = text_of(title_files, named_paths(title_paths), ("item", "title"), **named).lazy()
         return Interactions(
             log,
             Weighing(weighting, half_life),
@@ -148,37 +140,37 @@ def read_interactions(
             rows.total,
             rows.left_out,
             fingerprint([*files, *title_files]),
-            time_range,
+            None if first is None or last is None else (first, last),
             chosen,
             [*notes, *_notes_of_rows(rows, chosen), *_notes_of_users(log)],
         )
 
 
-def _sources(files: Sequence[DataFile], request: _Request) -> tuple[list[_Source], list[str]]:
+def _tables(
+    files: Sequence[DataFile], request: _Request, form: Format, source: str
+) -> tuple[list[tuple[Table, _Request]], list[str]]:
     """Return the tables of logs, and one of the service's events, with notes on the events."""
     logs, segments = ([file for file in files if (file.kind == "events") is kind] for kind in (False, True))
     if segments and request.event_weights is None:
-        raise SettingError(
-            f"{request.source} holds events of several types, and an impression is not a choice; say what each type "
-            "weighs, as --event-weights click=1,buy=5."
-        )
-    sources, times = list[_Source](), request.columns.time != NO_TIMES
+        raise SettingError(f"{source} holds events of several types; weigh them, as --event-weights click=1,buy=5.")
+    tables, times = list[tuple[Table, _Request]](), request.columns.time != NO_TIMES
     if logs:
-        sources = _logs(open_tables(logs, request.form), request, only_events=bool(segments))
-        times = sources[0].columns.time is not None
+        opened = open_tables(logs, form)
+        chosen = _of_logs(list(opened[0].schema), request, source, with_events=bool(segments))
+        tables, times = [(table, chosen) for table in opened], chosen.columns.time is not None
     if not segments:
-        return sources, []
-    table, notes = _read_events(segments, request.form)
+        return tables, []
+    table, notes = _read_events(segments, form)
     # Filters of a log's own columns leave events alone.
     filters = [each for each in request.filters if not logs or each.column in table.schema]
     columns = Columns("user", "item", event="event", time="time" if times else None)
-    return [*sources, _Source(table, columns, request.event_weights, filters)], notes
+    return [*tables, (table, _Request(columns, request.event_weights, filters))], notes
 
 
-def _logs(tables: Sequence[Table], request: _Request, *, only_events: bool) -> list[_Source]:
-    """Return the *tables* with their columns; with *only_events*, event weights may be for another table alone."""
-    named, weights, schema = request.columns, request.event_weights, tables[0].schema
-    if only_events and named.event is None and usual_column("event", list(schema)) is None:
+def _of_logs(names: Sequence[str], request: _Request, source: str, *, with_events: bool) -> _Request:
+    """Return the request with the columns of logs; *with_events*, event weights may be for the events alone."""
+    named, weights = request.columns, request.event_weights
+    if with_events and named.event is None and usual_column("event", names) is None:
         weights = None
     if sum(given is not None for given in (named.weight, named.count, weights)) > 1:
         raise SettingError("A row's weight has several sources; give a weight column, a count column or event weights.")
@@ -188,10 +180,9 @@ def _logs(tables: Sequence[Table], request: _Request, *, only_events: bool) -> l
     required = ("user", "item", *([] if weights is None else ["event"]))
     roles = [*required, "segment", *([] if named.time == NO_TIMES else ["time"])]
     roles += [role for role in request.guessed if role != "weight" or not (weights or named.count)]
-    chosen = choose_columns(asdict(wanted), list(schema), request.source, guessed=roles, required=required)
-    flat = [name for name, dtype in schema.items() if not dtype.is_nested()]
-    columns = replace(Columns(**chosen), quantity=usual_column("quantity", flat))
-    return [_Source(table, columns, weights, request.filters) for table in tables]
+    chosen = choose_columns(asdict(wanted), names, source, guessed=roles, required=required)
+    columns = replace(Columns(**chosen), quantity=usual_column("quantity", names))
+    return _Request(columns, weights, request.filters)
 
 
 def _read_events(segments: Sequence[DataFile], form: Format) -> tuple[Table, list[str]]:
@@ -201,8 +192,7 @@ def _read_events(segments: Sequence[DataFile], form: Format) -> tuple[Table, lis
             reader = SegmentReader(file.path.read_bytes())
             lines = b"\n".join(reader)
             damaged += reader.damaged
-            schema = _EVENT_FIELDS
-            frames.append(pl.read_ndjson(io.BytesIO(lines), schema=schema) if lines else pl.DataFrame(schema=schema))
+            frames.append(pl.read_ndjson(io.BytesIO(lines), schema=_EVENT) if lines else pl.DataFrame(schema=_EVENT))
     read = pl.concat(frames)
     events = read.unique("id", keep="first", maintain_order=True)
     notes = list[str]()
@@ -215,36 +205,21 @@ def _read_events(segments: Sequence[DataFile], form: Format) -> tuple[Table, lis
     return Table(segments[0], frame, dict(rows.schema), Format(max_bad_rows=form.max_bad_rows)), notes
 
 
-def _rows(sources: Sequence[_Source], source: str) -> Rows:
-    facts, time, columns = list[pl.Expr](), pl.col("time"), sources[0].columns
+def _facts(columns: Columns) -> Iterator[pl.Expr]:
+    time = pl.col("time")
     if columns.time is not None:
-        facts += [time.min().alias("first"), time.max().alias("last"), time.null_count().alias("timeless")]
+        yield from (time.min().alias("first"), time.max().alias("last"), time.null_count().alias("timeless"))
     if columns.quantity is not None:
-        facts.append((pl.col("quantity") < 0).sum().alias("cancellations"))
-    return Rows([_shape(each) for each in sources], source, *facts, repeated=_TEXTS)
+        yield (pl.col("quantity") < 0).sum().alias("cancellations")
 
 
-def _time_range(rows: Rows, source: str, *, is_needed: bool) -> tuple[datetime, datetime] | None:
-    first, last = rows.facts.get("first"), rows.facts.get("last")
-    if first is not None and last is not None:
-        return first, last
-    if is_needed:
-        raise DataError(
-            f"{source} has no times, and a half-life needs them; name their column with --time-column, or leave the "
-            "half-life out."
-        )
-    return None
-
-
-def _shape(source: _Source) -> TableShape:
-    table, columns, event_weights, filters = source
-    met = {f"where {each.text}": each.expression(table) for each in filters}
+def _shape(table: Table, request: _Request) -> TableShape:
+    columns, event_weights = request.columns, request.event_weights
+    met = {f"where {each.text}": each.expression(table) for each in request.filters}
     values = [condition.alias(reason) for reason, condition in met.items()]
     values += [table.text(name).alias(role) for role in _TEXTS if (name := getattr(columns, role)) is not None]
-    again = (pl.col("user") == str(columns.user)) & (pl.col("item") == str(columns.item))
     ids = ("user", "item", *([] if columns.segment is None else ["segment"]))
     left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({role: role for role in ids})
-    left_out["header again"] = again.fill_null(value=False)
     bad, value, weight = dict[str, tuple[str, str]](), pl.lit(1.0), pl.col("weight")
     if columns.count is not None:
         left_out[f"no {columns.count}"] = pl.col("count").is_null()
@@ -273,7 +248,7 @@ def _shape(source: _Source) -> TableShape:
         left_out[_NO_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
         how = table.form.time_format or "ISO 8601 or seconds since 1970; give --time-format, or --time-column none"
         bad[_NO_TIME] = columns.time, f"is not a time as {how}"
-        # Ages count from the newest row, so a future one would make all others old. A day allows for time zones.
+        # Ages count from the newest row. A day allows for time zones.
         left_out[_FUTURE] = pl.col("time") > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
         bad[_FUTURE] = columns.time, "lies in the future"
     return TableShape(table, values, left_out, bad)
@@ -288,11 +263,8 @@ def _log(
         kept = kept.with_columns(pl.col("quantity").fill_null(1.0))  # events have none
     bought = kept.filter(pl.col("quantity") > 0) if any_cancelled else kept
     if columns.count is not None:
-        first, at_first = [pl.col("time").min()] if columns.time is not None else [], quantity
-        if any_cancelled and columns.time is not None:
-            # Later rows with the same value were not bought at the time of the first.
-            at_first = [pl.col("quantity").filter(pl.col("time").eq_missing(pl.col("time").min())).sum()]
-        values = bought.group_by("user", "item", "count").agg(*first, *at_first)
+        first = [pl.col("time").min()] if columns.time is not None else []
+        values = bought.group_by("user", "item", "count").agg(*first, *quantity)
         grouped = values.group_by(key).agg(pl.len().cast(pl.Float64).alias("weight"), *quantity)
     elif weighting == "binary" and not any_cancelled:  # faster than adding up weights that become 1
         grouped = bought.select(key).unique().with_columns(weight=pl.lit(1.0))
@@ -311,11 +283,9 @@ def _log(
 def take_back(log: pl.DataFrame) -> pl.DataFrame:
     """Return the purchases of *log* [user, item, weight, quantity, perhaps time] without cancelled parts.
 
-    A negative quantity is taken back from the user's latest purchases of the item up to its time. Rows without a time
-    come first; without times all are simultaneous.
-
-    Returns [user, item, weight, and with times: time, ended]. Weights are reduced in proportion; the part taken back is
-    a separate row that *ended* at the cancellation.
+    A negative quantity cancels the user's latest purchases of the item up to its time; rows without a time come first.
+    Returns [user, item, weight, and with times: time, ended]: a cancelled part is a separate row with its share of the
+    weight, *ended* at the cancellation.
     """
     pair, moment = ["user", "item"], ["time"] if "time" in log.columns else []
     cancelled = log.filter(pl.col("quantity") < 0).select(pair).unique()
@@ -324,25 +294,22 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
     touched = log.join(cancelled, on=pair, how="semi").sort(*pair, *moment, "quantity", descending=descending)
     times = touched.get_column("time").to_list() if moment else [None] * touched.height
     quantities = touched.get_column("quantity").to_list()
-    pieces = list[tuple[int, float, object]]()
-    standing = list[tuple[int, float]]()
+    pieces, left, bought = list[tuple[int, float, object]](), list(quantities), list[int]()
     begins = touched.select(pl.struct(pair).rle_id()).to_series().diff().fill_null(1).to_list()
     for row, (begin, quantity) in enumerate(zip(begins, quantities, strict=True)):
-        if begin:
-            pieces += [(bought, left, None) for bought, left in standing]
-            standing = []
+        bought = [] if begin else bought
         if quantity > 0:
-            standing.append((row, quantity))
+            bought.append(row)
         wanted = -quantity
-        while wanted > 0 and standing:
-            bought, left = standing.pop()
-            taken = min(left, wanted)
-            if times[bought] != times[row]:
-                pieces.append((bought, taken, times[row]))
-            wanted, left = round(wanted - taken, _DECIMALS), round(left - taken, _DECIMALS)
-            if left > 0:
-                standing.append((bought, left))
-    pieces += [(bought, left, None) for bought, left in standing]
+        while wanted > 0 and bought:
+            last = bought[-1]
+            taken = min(left[last], wanted)
+            if times[last] != times[row]:
+                pieces.append((last, taken, times[row]))
+            wanted, left[last] = round(wanted - taken, _DECIMALS), round(left[last] - taken, _DECIMALS)
+            if left[last] <= 0:
+                bought.pop()
+    pieces += [(row, part, None) for row, part in enumerate(left) if part > 0]
     rows, parts, ended = zip(*pieces, strict=True) if pieces else ((), (), ())
     found = touched[list(rows)].with_columns(
         pl.col("weight") * pl.Series(parts, dtype=pl.Float64) / pl.col("quantity"),
@@ -367,20 +334,15 @@ def _notes_of_rows(rows: Rows, columns: Columns) -> Iterator[str]:
     facts = rows.facts
     yield from rows.notes
     if columns.time is not None and facts["timeless"] >= _TIMELESS_SHARE * facts["rows"]:
-        yield (
-            f"{facts['timeless']:,} of {facts['rows']:,} rows have no time, or 0, in {columns.time!r}; they count as "
-            "the oldest"
-        )
+        yield f"{facts['timeless']:,} of {facts['rows']:,} rows have no time, or 0, in {columns.time!r}, and are oldest"
     if _UNKNOWN_EVENT in rows.left_out:
-        found = rows.values(_UNKNOWN_EVENT, "event")
-        events = ", ".join("none" if value is None else f"{value!r}"[:80] for value in found.head(5))
-        more = f" and {len(found) - 5:,} others" if len(found) > 5 else ""
-        yield f"the events without a weight are {events}{more}; weigh those that count with --event-weights"
+        found = rows.values(_UNKNOWN_EVENT, "event").head(5)
+        events = ", ".join("none" if value is None else f"{value!r:.80}" for value in found)
+        yield f"the most frequent events without a weight are {events}; weigh those that count with --event-weights"
     if cancelled := facts.get("cancellations", 0):
         yield (
-            f"{cancelled:,} rows have a {columns.quantity!r} below zero and are read as cancellations: each takes back "
-            f"as much of what the same user bought of the same item before it; --where '{columns.quantity}>0' leaves "
-            "them out"
+            f"{cancelled:,} rows have a {columns.quantity!r} below zero, and cancel earlier purchases of the same user "
+            f"and item; --where '{columns.quantity}>0' leaves them out"
         )
 
 
@@ -396,10 +358,6 @@ def _notes_of_users(log: pl.DataFrame) -> Iterator[str]:
             "leave them out, as --where 'user!=ID'"
         )
     user = pl.col("user").to_physical()
-    if counted.height >= _FEWEST_USERS:
-        shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
-        if not shared.any():
-            yield (
-                "no two users have an item in common, so nothing can be learnt from one for another; is the item "
-                "column right?"
-            )
+    shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
+    if counted.height >= _FEWEST_USERS and not shared.any():
+        yield "no two users have an item in common, so nothing can be learnt; is the item column right?"

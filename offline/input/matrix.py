@@ -38,7 +38,7 @@ class Weighing:
     """How the rows of a user and an item become one weight: sum, 1 (binary), or 1 + ln(sum), at least 1 (log).
 
     *half_life* is that of a row's weight, relative to the newest row; for binary and log, of the pair's weight since
-    its last row. The mean weight is kept, so the same engine parameters fit.
+    its last row. The mean weight is kept for the engines' parameters.
     """
 
     kind: Weighting = "sum"
@@ -64,7 +64,7 @@ class History:
 
     @classmethod
     def of(cls, user_items: UserItems, times: Times) -> "History":
-        """Return a history with one row per pair; *times* are in the order of user_items.data."""
+        """Return a history of one row per pair; *times* are in the order of user_items.data."""
         return cls(user_items.shape, cells_of(user_items), times, user_items.data, Weighing())
 
     def matrix(self) -> UserItems:
@@ -85,7 +85,7 @@ class History:
         return self._only(are_among(cells_of(user_items), self.cells))
 
     def renumbered(self, users: Mask, items: Mask) -> "History":
-        """Return the rows of some *users* and *items*, renumbered without gaps."""
+        """Return some *users* and *items*, renumbered without gaps."""
         of_user, of_item = np.divmod(self.cells, self.shape[1])
         rows = users[of_user] & items[of_item]
         shape = int(users.sum()), int(items.sum())
@@ -93,7 +93,7 @@ class History:
         return replace(self._only(rows), shape=shape, cells=cells)
 
     def first_times(self, user_items: UserItems) -> Times:
-        """Return the first time of each pair of *user_items*, in the order of its data; all must have rows."""
+        """Return the first time of each pair of *user_items*, in the order of its data."""
         rows = self._standing()
         starts = _starts(rows.cells)
         first = rows.times[starts]
@@ -131,7 +131,7 @@ def are_among(known: Cells, cells: Cells) -> Mask:
 
 
 def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
-    """Return factors halved per half-life before the newest of *times*; NO_TIME counts as the oldest."""
+    """Return factors halved per half-life before the newest time; NO_TIME counts as the oldest."""
     known = times[times != NO_TIME]
     oldest, newest = (int(known.min()), int(known.max())) if len(known) else (0, 0)
     age_us = (newest - np.where(times == NO_TIME, oldest, times)).astype(np.float64)
@@ -143,8 +143,8 @@ def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
 class Matrix:
     """The interactions; row r is user_ids[r], column c is item_ids[c].
 
-    Ids ascend by their UTF-8 bytes. *history* holds the rows, if the data have times. Cancellations may leave users and
-    items without pairs, which evaluations need.
+    Ids ascend by their UTF-8 bytes. *history* needs times. Cancellations may leave users and items without pairs, which
+    evaluations need.
     """
 
     user_ids: list[str]
@@ -157,7 +157,7 @@ class Matrix:
 
     @property
     def times(self) -> Times | None:
-        """First time of each pair, in the order of user_items.data, if known."""
+        """First times in the order of user_items.data, if known."""
         return None if self.history is None else self.history.first_times(self.user_items)
 
     def standing(self) -> "Matrix":
@@ -206,10 +206,9 @@ def to_matrix(
         if count < 2:
             only = ids[int(places[0])]
             raise DataError(
-                f"There is only one {what}, {only!r}, in the rows that are kept; a training needs two users and "
-                f"two items. Check the {what} column."
+                f"There is only one {what}, {only!r}, in the rows kept, and two are needed; check the {what} column."
             )
-    # A cut in time before a cancellation learns from cancelled pairs.
+    # Cuts before a cancellation learn from cancelled pairs.
     ever = user_items
     if history.ended is not None:
         ever = core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
@@ -240,7 +239,7 @@ def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserIte
 
 
 def part(user_items: UserItems, kept: Mask) -> UserItems:
-    """Return the pairs *kept*, in the order of the data; same shape."""
+    """Return the pairs *kept*, in the order of the data."""
     ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
     made = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
     made.has_canonical_format = True

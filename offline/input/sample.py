@@ -30,8 +30,8 @@ _PERIOD_S = 180 * 24 * 3600
 def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
     """Return generated interactions [user, item, weight, title, segment, time], sorted by time.
 
-    Deterministic for a seed. Takes about 0.1 s and 20 MB per million combinations of user and item. Raises SettingError
-    below 10 of either.
+    Deterministic for a seed. Takes about 0.1 s and 20 MB per million pairs of user and item. Raises SettingError below
+    10 of either.
     """
     require_at_least("The number of users", users, 10)
     require_at_least("The number of items", items, 10)

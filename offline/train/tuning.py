@@ -39,23 +39,23 @@ from hotplate.stores.verification import OnProgress, unreported
 
 # A larger log is sampled by user.
 _SEARCHED_PAIRS = 1_000_000
-# Ranks cells as well as more ALS iterations, in half of the time.
+# Ranks cells as well as more iterations, in half of the time.
 _EXPLORING = 8
 _EXTENSIONS = 3
-# Standard errors by which popularity must lead, and within which personal engines are equal.
+# In standard errors: popularity must lead by the first; personal engines within the second are equal.
 _INTERVAL = 1.96
 _EQUAL = 1.0
 # Cuts of a split by time; with one, a single week decides.
 _CUTS = 2
-# Default budget: seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
+# Budget: seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
 _BUDGET_S = 45.0
 _RECENCY = 0.5
 _BUDGET_BYTES = 650e6
 _LAST_FIT_S = 900.0
-# Pairs that a trial ranks over all cuts; beyond it, users are sampled.
+# Pairs that a trial ranks; beyond it, users are sampled.
 _RANKED = 100_000_000
 
-# Each is the best on some real data and split.
+# Each won on some real data and split.
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
 _EASE = (6.0, 20.0, 60.0)
 _NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
@@ -95,7 +95,7 @@ class TuneOptions:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The nDCG per user of one combination of parameters (a cell), 0 if it cannot be fitted."""
+    """nDCG per user of one combination of parameters (a cell), 0 if it cannot be fitted."""
 
     params: Params
     iterations: int | None
@@ -152,17 +152,17 @@ class Search:
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
-        """Numbers of the best trial of each engine, best first."""
+        """Best trial of each engine, best first."""
         return _best_of_each(self.trials)
 
     @property
     def popular(self) -> PopularityParams:
-        """The best parameters of popularity, else its defaults."""
+        """Popularity's best parameters, else its defaults."""
         best = (self.trials[number].params for number in self.best_of_each)
         return next((params for params in best if isinstance(params, PopularityParams)), PopularityParams())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the search as JSON values."""
+        """Return JSON values."""
         return {
             "objective": f"ndcg@{self.k}",
             "split": asdict(self.split),
@@ -195,7 +195,7 @@ def tune(
     cannot be written.
     """
     defaults = defaults or ALSParams()
-    # The outer seed would hold back the same pairs.
+    # The outer seed holds back the same pairs.
     inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=_CUTS, repeats=False)
     searched = _drawn(user_items, history, inner)
     splits = _splits(*searched, inner)
@@ -228,7 +228,7 @@ def tune(
 def inner_parts(
     user_items: UserItems, history: History | None, options: SplitOptions, *, repeats: bool = False
 ) -> Parts | None:
-    """Return one inner split of the data, perhaps with *repeats* in its test; None if a part is empty."""
+    """Return one inner split, perhaps with *repeats* in its test; None if a part is empty."""
     inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=1, piece=0, repeats=repeats)
     drawn = _drawn(user_items, history, inner)
     parts = split(*drawn, inner).sampled(max(1, _RANKED // drawn[0].shape[1]), inner.seed)
@@ -277,7 +277,7 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
 
 
 class _Trials:
-    """Keeps trials in *folder*, and the last fit for all recencies of its cell."""
+    """Keeps trials in *folder*, and the last fit."""
 
     def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str) -> None:
         self._splits, self._k = splits, k
@@ -311,7 +311,7 @@ class _Trials:
         try:
             made = zip(self._rankers(params), self._splits, strict=True)
             return np.concatenate([_ndcg(ranker, parts, self._k) for ranker, parts in made])
-        except DataError:  # the factors are not finite
+        except DataError:
             return np.zeros(sum(int(np.count_nonzero(np.diff(parts.test.indptr))) for parts in self._splits))
 
     def _rankers(self, params: Params) -> Iterator[Ranker]:
@@ -321,7 +321,7 @@ class _Trials:
             return
         plain = replace(params, recency=None)
         if self._learnt is None or self._learnt[0] != plain:
-            self._learnt = None  # release memory before the next fit
+            self._learnt = None
             self._learnt = plain, [(fit_parts(parts, plain), parts.train_times) for parts in self._splits]
         for (ranker, times), parts in zip(self._learnt[1], self._splits, strict=True):
             yield with_recency(ranker, recency.weights(parts.train, times))
@@ -368,14 +368,13 @@ class _Budget:
         seconds += evaluations * sum(whole) + max(whole, default=0)
         return (
             f"searching {len(cells)} cells on an inner {kind} split, the evaluation and the last fit take about "
-            f"{seconds:.0f} s of a core, more if the best lies at an edge; --no-tune skips the search"
+            f"{seconds:.0f} s of a core, or more; --no-tune skips the search"
         )
 
     def sentence(self) -> str:
         return (
-            f"not tried, because a search takes at most about {self.total_s:.0f} s of a core and "
-            f"{self.most_bytes / 1e9:.1f} GB, and a last fit {_LAST_FIT_S:.0f} s: "
-            f"{'; '.join(map(described, self.left_out))}; --tune SECONDS allows more"
+            f"not tried within {self.total_s:.0f} s of a core, {self.most_bytes / 1e9:.1f} GB, and {_LAST_FIT_S:.0f} s "
+            f"of a last fit: {'; '.join(map(described, self.left_out))}; --tune SECONDS allows more"
         )
 
     def _take(self, purpose: str, seconds: float) -> bool:
@@ -472,7 +471,7 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
     neighbours = [params for params in ranked if isinstance(params, NeighbourParams)]
     found: list[Params] = []
     for best in als[:1]:
-        # More factors go with the best regularization and alpha.
+        # The best regularization and alpha are kept.
         more = (factors for factors in (2 * best.factors, _MOST_FACTORS) if factors <= min(_MOST_FACTORS, items))
         found += [replace(best, factors=factors) for factors in more if factors > best.factors]
         for times in _past([params.alpha for params in als], 2, 0.5):
@@ -492,7 +491,7 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
 
 
 def _past(values: Sequence[float], up: float, down: float) -> list[float]:
-    """Return the factors that move the first of *values*, the best one, beyond all others; none inside the range."""
+    """Return factors that move the first of *values*, the best one, beyond all others; none inside the range."""
     return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
 
 

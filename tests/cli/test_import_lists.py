@@ -1,11 +1,9 @@
 """Import, copy and diff: each verb end to end, and each mistake with its sentence and exit code."""
 
 import asyncio
-import io
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -51,14 +49,14 @@ def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: 
     assert "is complete: 3 rows" in hotplate("releases", "verify", "--store", second).stdout
 
 
-def test_import_reads_files_and_stdin_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "one.csv").write_text("7,A,0.5\n8,b,0.25\nNA,b,1\n")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"9,a,0.75\n")))
+def test_import_reads_files_as_one(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("7,A,0.5\n8,b,0.25\nNULL,b,1\n")
+    (tmp_path / "two.csv").write_text("9,a,0.75\n")
     columns = ["--user-column", "1", "--item-column", "2", "--score-column", "3"]
-    arguments = ["--no-header", *columns, "--null-values", "NA", "--store", f"file://{tmp_path}/store"]
-    done = hotplate("import", tmp_path / "one.csv", "-", *arguments)
+    arguments = ["--no-header", *columns, "--store", f"file://{tmp_path}/store"]
+    done = hotplate("import", tmp_path / "one.csv", tmp_path / "two.csv", *arguments)
     assert done.returncode == 0
-    assert f"read 4 rows of {tmp_path / 'one.csv'} and standard input\n  1 left out: no user\n" in done.stdout
+    assert f"read 4 rows of {tmp_path / 'one.csv'} and {tmp_path / 'two.csv'}\n  1 left out: no user\n" in done.stdout
     answer = json_of("lookup", "9", "--store", f"file://{tmp_path}/store")
     assert [item["id"] for item in answer["items"]] == ["a"]
 

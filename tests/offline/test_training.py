@@ -150,7 +150,7 @@ def test_too_few_pairs_to_hold_some_back_are_not_searched(tmp_path: Path) -> Non
     (tmp_path / "b.csv").write_text("user,item\nu,i\nv,j\n")
     few = TrainSettings(tmp_path / "b.csv", params=PARAMS, tuning=TuneOptions(CELLS), split=None)
     report = train(few, tmp_path / "model")
-    assert "too few to hold some back" in str(report.tuning_note)
+    assert "too few to search" in str(report.tuning_note)
     assert report.model.params == PARAMS
     assert load(tmp_path / "model").tuning is None
 

@@ -51,7 +51,7 @@ def test_events_are_weighed_by_type_and_what_was_sent_twice_counts_once(tmp_path
     assert pairs_of(read) == PAIRS
     assert (read.rows, read.left_out) == (7, {"unknown event": 3})
     assert read.notes[0] == "2 events were sent again under the same id and are left out"
-    assert read.notes[1].startswith("the events without a weight are 'impression'")
+    assert read.notes[1].startswith("the most frequent events without a weight are 'impression'")
     assert read.time_range is not None
     assert read.time_range[0] == datetime.fromtimestamp(1.79e9 + 2, UTC).replace(tzinfo=None)
 

@@ -55,15 +55,17 @@ def test_a_filter_keeps_the_rows_that_meet_it(text: str, rows: list[int]) -> Non
     assert kept(text) == rows
 
 
-@pytest.mark.parametrize("text", ["", "quantity", ">5", " =5", "~x", "quantity>", "quantity>many", "code!~[z-a]"])
+@pytest.mark.parametrize("text", ["", "quantity", ">5", " =5", "~x"])
 def test_a_filter_that_makes_no_sense_is_refused_by_name(text: str) -> None:
     with pytest.raises(SettingError, match="The filter ") as raised:
         parse_filter(text)
     assert repr(text) in str(raised.value)
 
 
-def test_a_filter_on_a_column_that_is_not_there_names_the_closest() -> None:
-    with pytest.raises(DataError, match=r"a\.csv has no column 'nmber' for the filter .* mean 'number'\?"):
+def test_a_filter_on_a_column_that_is_not_there_names_the_columns() -> None:
+    with pytest.raises(
+        DataError, match=r"a\.csv has no column 'nmber' for the filter .* Its columns are: text, number"
+    ):
         kept("nmber>1")
 
 
@@ -73,7 +75,7 @@ def test_event_weights_are_read() -> None:
 
 @pytest.mark.parametrize("text", ["", "view", "view=", "=1", "view=x", "view=-1", "view=nan", "a=1,,b=2", "a=1,a=2"])
 def test_event_weights_that_make_no_sense_are_refused(text: str) -> None:
-    with pytest.raises(SettingError, match=r"cannot be read|two weights"):
+    with pytest.raises(SettingError, match="cannot be used"):
         parse_event_weights(text)
 
 
