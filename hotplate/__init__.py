@@ -83,7 +83,7 @@ def __dir__() -> list[str]:
 
 
 def _homes() -> dict[str, tuple[str, str]]:
-    """Return the module of each public name, and its name there, from the imports above."""
+    """Return module and name of each public name, from the imports above."""
     import ast  # noqa: PLC0415 -- as `typing`
 
     tree = ast.parse(__spec__.loader.get_source(__name__))  # type: ignore[union-attr]  # of a package from source

@@ -1,7 +1,6 @@
 """Reports of measurements, plans and evaluations: rows of figures, a sentence and plots, as text and as JSON.
 
-Units are `us` (microseconds), `share` (0 to 1), or any text, which is printed unchanged. Also here: generated tables in
-Markdown pages.
+Units are `us` (microseconds), `share` (0 to 1), or any text, printed unchanged. Also: generated tables in Markdown.
 """
 
 import math
@@ -79,7 +78,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """A table of texts below the plots of the page."""
+    """A table of texts on the page."""
 
     title: str
     headings: tuple[str, ...]
@@ -94,8 +93,8 @@ class Report:
     head      a heading, such as EMULATED
     failures  what could not be measured
     broken    what was measured and is not acceptable
-    listed    print one line for each row instead of a matrix of subjects and figures
-    extra     values for programs, only in the JSON
+    listed    one line for each row instead of a matrix
+    extra     only in the JSON
     """
 
     kind: str
@@ -120,7 +119,7 @@ class Report:
 
     @property
     def complaints(self) -> list[str]:
-        """Sentences on problems, the gravest first."""
+        """Problems, the gravest first."""
         stopped = ["it was stopped before its end"] if self.interrupted else []
         return [*stopped, *self.failures, *self.broken]
 
@@ -130,7 +129,7 @@ class Report:
 
 
 def format_value(value: float, unit: str = "") -> str:
-    """Format a value with three digits and a suitable unit."""
+    """Format with three digits and a suitable unit."""
     match unit:
         case "us":
             return _time(value)
@@ -207,14 +206,14 @@ def _grouped(rows: Sequence[Row]) -> Table:
 
 
 def headings(rows: Iterable[Row]) -> dict[str, str]:
-    """Return the heading of each figure, with the unit if the cells have none."""
+    """Return figures' headings, with the unit if the cells have none."""
     units = {row.figure: row.unit for row in rows}
     plain = {"", "us", "share"}
     return {name: name if unit in plain or unit in name else f"{name}, {unit}" for name, unit in units.items()}
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return a report as plain JSON values."""
+    """Return plain JSON values."""
     facts = {"format": FORMAT, "exit_code": report.exit_code, **asdict(report), **report.extra}
     del facts["extra"]
     return facts
@@ -238,7 +237,7 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 
 def markdown_page(page: str, text: str, verb: str) -> str:
-    """Return *page* with *text* between the marks of `make VERB`; raises ValueError without marks."""
+    """Replace the text between the marks of `make VERB`; ValueError without marks."""
     begin = f"<!-- written by make {verb} -->\n"
     before, mark, rest = page.partition(begin)
     _, end, after = rest.partition(MARKDOWN_END)

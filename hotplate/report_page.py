@@ -1,8 +1,4 @@
-"""A report as a self-contained HTML page, with plots by matplotlib (`hotplate[bench]`).
-
-Plots are inline SVG in the page's colours. Each is drawn for a wide and a narrow page: scaled-down text is unreadable
-on a phone.
-"""
+"""A report as a self-contained HTML page, with inline plots by matplotlib (`hotplate[bench]`)."""
 
 import html
 import io
@@ -28,7 +24,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 DETAILS = "All figures, configuration and machine"
 INK, FAINT = "#010101", "#020202"
 LINES = tuple(f"#0a000{number}" for number in range(1, 7))
-# Colours of matplotlib, and the CSS variables that replace them.
+# CSS variables that replace matplotlib's colours.
 VARIABLES = {INK: "--ink", FAINT: "--faint"} | {colour: f"--line-{n}" for n, colour in enumerate(LINES, 1)}
 STYLE: Any = {
     "axes.edgecolor": FAINT, "axes.grid": True, "axes.labelcolor": INK, "axes.spines.right": False,
@@ -38,10 +34,9 @@ STYLE: Any = {
     "svg.hashsalt": "hotplate", "text.color": INK, "xtick.color": FAINT, "xtick.labelcolor": INK,
     "ytick.color": FAINT, "ytick.labelcolor": INK,
 }  # fmt: skip
-# Width in inches and letters per line of the legend, by CSS class.
-SIZES = {"wide": (9.0, 110), "narrow": (4.4, 46)}
-HEIGHT = 3.4
-# Log axes cover at least this ratio, to have several labels.
+# Inches, and letters per line of the legend.
+WIDTH, HEIGHT, LETTERS = 9.0, 3.4, 110
+# Least range of a log axis, for several labels.
 LEAST_RATIO = 20
 
 
@@ -63,7 +58,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def page(report: Report) -> str:
-    """Return the page: head, sentence, main figures, notes, plots, and collapsed details."""
+    """Return the page: head, sentence, main figures, notes, plots, and details."""
     main = [row for row in report.rows if row.main]
     parts = [f'<p class="head">{_escaped(report.head)}</p>'] if report.head else []
     parts.append(f"<h1>{_escaped(report.sentence)}</h1>")
@@ -75,7 +70,8 @@ def page(report: Report) -> str:
         parts.append(_grouped_html(main) if report.listed else _matrix_html(main))
     parts += [f'<p class="note">{_escaped(note)}</p>' for note in report.notes]
     parts += [
-        f"<figure><h2>{_escaped(plot.title)}</h2>{_drawn(plot)}<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
+        f'<figure><h2>{_escaped(plot.title)}</h2><div class="scroll">{_drawn(plot)}</div>'
+        f"<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
         for plot in report.plots
     ]
     parts += [_text_table(table) for table in report.tables]
@@ -144,19 +140,16 @@ def _cell(row: Row | None, *, unit: bool = True) -> str:
 
 
 def _drawn(plot: Plot) -> str:
-    made = []
-    for kind, (width, letters) in SIZES.items():
-        with rc_context(STYLE):
-            panels = [plot] if plot.below is None else [plot, plot.below]
-            figure = Figure(figsize=(width, HEIGHT * len(panels)))
-            axes: Sequence[Axes] = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
-            for each, panel in zip(axes, panels, strict=True):
-                _draw(each, panel)
-            _scale_x(axes, plot)
-            _legend(axes[0], letters)
-            described = " and ".join(panel.y for panel in panels)
-            made.append(_svg(figure, kind, f"Plot: {plot.title}; {described} over {plot.x}"))
-    return "".join(made)
+    with rc_context(STYLE):
+        panels = [plot] if plot.below is None else [plot, plot.below]
+        figure = Figure(figsize=(WIDTH, HEIGHT * len(panels)))
+        axes: Sequence[Axes] = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
+        for each, panel in zip(axes, panels, strict=True):
+            _draw(each, panel)
+        _scale_x(axes, plot)
+        _legend(axes[0])
+        described = " and ".join(panel.y for panel in panels)
+        return _svg(figure, f"Plot: {plot.title}; {described} over {plot.x}")
 
 
 def _draw(axes: Axes, plot: Plot) -> None:
@@ -203,14 +196,14 @@ def _scale(axes: Axes, name: str, lines: Iterable[Line2D], unit: str, *, log: bo
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, unit)))
 
 
-def _legend(axes: Axes, letters: int) -> None:
+def _legend(axes: Axes) -> None:
     if labels := axes.get_legend_handles_labels()[1]:
-        columns = max(1, min(len(labels), letters // (max(map(len, labels)) + 6)))
+        columns = max(1, min(len(labels), LETTERS // (max(map(len, labels)) + 6)))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0.2, handlelength=1.4)
 
 
-def _svg(figure: Figure, kind: str, description: str) -> str:
-    """Return an SVG element without ids, which would not be unique in the page."""
+def _svg(figure: Figure, description: str) -> str:
+    """Return an SVG element without ids, which the page must not repeat."""
     written = io.StringIO()
     figure.savefig(written, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = written.getvalue()
@@ -220,7 +213,7 @@ def _svg(figure: Figure, kind: str, description: str) -> str:
     text = text.replace("font-family: 'DejaVu Sans', sans-serif", "font-family: var(--font)")
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
-    opening = rf'<svg class="{kind}" viewBox="\1" role="img" aria-label="{_escaped(description)}">'
+    opening = rf'<svg viewBox="\1" role="img" aria-label="{_escaped(description)}">'
     return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, text, count=1)
 
 

@@ -96,8 +96,8 @@ class Run:
 
     id        empty before the first run
     inputs    digest of the input files
-    release   chosen before anything is written
-    seconds   wall time by disjoint step, summed over attempts
+    release   chosen before the first write
+    seconds   wall time by disjoint step, over all attempts
     outcome   `published` or `refused`; None before the end
     """
 
@@ -117,8 +117,7 @@ class RunFolder:
         DIR/state.json   the last run, replaced at each step
         DIR/model-ID     its trained model
 
-    The store's catalogue holds other progress. *succeeded_at* is the time of the last success, in seconds since 1970.
-    Raises DataError if the state cannot be read.
+    *succeeded_at* is in seconds since 1970. Raises DataError if the state cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,7 +126,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The model folder of the last run; it may not exist yet."""
+        """The model folder of the last run, perhaps missing."""
         return self._path / f"{_MODEL}{self.run.id}"
 
     def record(self, run: Run) -> None:
@@ -154,14 +153,14 @@ class RunFolder:
             self.record(replace(self.run, seconds=before | added))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Record the end of the run, and remove older models."""
+        """Record the end, and remove older models."""
         if summary["outcome"] == "published":
             self.succeeded_at = time()
         self.record(replace(self.run, outcome=summary["outcome"], summary=summary))
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove all models but that of the last run."""
+        """Remove all models but the last."""
         for folder in [each for dots in ("", ".") for each in self._path.glob(f"{dots}{_MODEL}*")]:
             if folder != self.model:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -173,11 +172,11 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise DataError(f"{path} is not a folder; choose another with --work.") from error
+        raise DataError(f"{path} is not a folder; choose another as work in [run].") from error
     try:
         lock = take_lock(path / LOCK, 0o600, max(wait_s, _STARTING_S))
     except TimeoutError as error:
-        raise DataError(f"Another run is using {path}; wait for its end, or use --wait SECONDS.") from error
+        raise DataError(f"Another run is using {path}; wait for its end, or set wait in [run].") from error
     try:
         yield RunFolder(path)
     finally:
@@ -205,7 +204,7 @@ class Attempt:
         self._train, self._measure, self._write = train, measure, write
 
     def make(self, path: Path) -> dict[str, Any]:
-        """Do and record the remaining steps in a folder, and return the summary."""
+        """Do the remaining steps in a folder, and return the summary."""
         job = self._job
         with opened(path, self._wait_s) as folder:
             self.summary["succeeded_at"] = folder.succeeded_at
@@ -268,7 +267,7 @@ class Attempt:
             with folder.step("publish") as within:
                 written = self._write(lists, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
-        except ReleaseConflict:  # begun with other lists; the next attempt is a new run
+        except ReleaseConflict:  # begun with other lists
             folder.record(replace(folder.run, options=""))
             raise
         manifest, held_back = written.result.manifest, written.result.held_back
@@ -277,7 +276,7 @@ class Attempt:
         return manifest, held_back
 
     async def _activate(self, run: Run, store: Store) -> tuple[Manifest, HeldBack | None]:
-        """Activate the release of an interrupted run if it is still ready."""
+        """Activate the interrupted run's release if still ready."""
         entry = (await store.catalogue()).find(run.release)
         manifest = await load_manifest(store, entry.ref)
         if entry.state is State.READY and self._job.publishing.activate and not _refusal(manifest):

@@ -2,8 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import time
@@ -18,6 +16,8 @@ from hotplate.cli.terminal import FAILED, Json, err, out, print_json, require_fo
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hotplate.bench.progress import ProgressDisplay
     from hotplate.report import Report
 
@@ -40,29 +40,17 @@ _port = partial(_flag, at_least=0, at_most=65535)
 def _run(measure: "Callable[[ProgressDisplay], Report]", written: Path, *, as_json: bool) -> NoReturn:
     """Measure, write and print the report, and exit with its code."""
     require_folder(written)
-    with bench_errors():
-        from hotplate import report_page  # imported before the measurement, because it needs an extra
-        from hotplate.bench.progress import progress_display
+    from hotplate import report_page  # imported before the measurement, because it needs an extra
+    from hotplate.bench.progress import progress_display
 
-        with progress_display(err) as display:
-            made = measure(display)
+    with progress_display(err) as display:
+        made = measure(display)
     report_page.save(made, written)
     finish(made, written, as_json=as_json)
 
 
-@contextmanager
-def bench_errors() -> Iterator[None]:
-    """Attribute a missing numpy or scipy, which two extras contain, to the extra of the bench."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"numpy", "scipy"}:
-            raise
-        raise ModuleNotFoundError(str(error), name="hdrh") from error
-
-
 def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
-    """Print a report, of which *name* is the file, and exit with its code."""
+    """Print a report from the file *name*, and exit with its code."""
     from hotplate.report import print_report, to_json
 
     if as_json:
@@ -91,8 +79,7 @@ def stores(options: StoresOptions, written: Written = Path("hotplate-stores"), a
     """Compare stores, each behind a service, with the same lists, users and schedule.
 
     The table shows latencies, requests/s and core, CPU, and the cost of a billion reads. Rounds alternate between the
-    stores. An empty store is filled with the release of the others, and keeps it; lists of different models are not
-    compared.
+    stores. An empty store is filled with the release of the others; lists of different models are not compared.
 
     Example: hotplate bench stores
 
@@ -108,8 +95,6 @@ def reference(options: ReferenceOptions, written: Written = Path("hotplate-refer
     """Repeat the load of Microsoft's reference architecture on Cosmos DB, beside the published 60 ms.
 
     200 users send 180 requests/s; the container has 11,000 RU/s. Without --account, Cosmos DB is emulated.
-
-    Example: hotplate bench reference
 
     Example: hotplate bench reference --account cosmos://myaccount/mydatabase
     """
@@ -138,7 +123,7 @@ def _confirm(*, yes: bool) -> None:
     try:
         wanted = typer.confirm("Create that, and spend it?", err=True)
     except typer.Abort:
-        raise BenchMisused("the cost was not confirmed, so nothing was created; in scripts, give --yes") from None
+        raise BenchMisused("the cost was not confirmed; in scripts, give --yes") from None
     if not wanted:
         err.print("nothing was created")
         raise typer.Exit(FAILED)
@@ -148,18 +133,15 @@ def _confirm(*, yes: bool) -> None:
 def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: Json = False) -> None:
     """Measure reads/s, p50, p99, 429s and cost at each level of provisioned RU/s.
 
-    Starts an emulator of Cosmos DB and a service without cache. With --account it measures that account instead: it
-    prints the cost, asks, creates a database, and drops it at the end, also after Ctrl-C. Levels beyond the load that
-    this machine can generate are marked COMPUTED.
-
-    Example: hotplate bench ru
+    Starts an emulator of Cosmos DB and a service without cache, or measures --account: it prints the cost, asks,
+    creates a database, and drops it at the end, also after Ctrl-C. Levels beyond this machine's load are marked
+    COMPUTED.
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
-    with bench_errors():
-        from hotplate.bench.ru.run import plan, sweep
+    from hotplate.bench.ru.run import plan, sweep
 
-        _confirm_cost(options)
+    _confirm_cost(options)
     _run(lambda display: sweep(plan(options), display), written, as_json=as_json)
 
 
@@ -172,30 +154,27 @@ def charges(
     yes: Annotated[bool, Flag("Do not ask for confirmation.", env=False)] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the charges of an account for each operation, and write them to a file for `plan` and the emulator.
+    """Measure an account's charge of each operation, and write a file for `plan` and the emulator.
 
     Prints the cost, asks, creates a database, and drops it at the end, also after Ctrl-C. Operations that cannot be
     measured keep our coefficient, marked so in the file.
 
     Example: hotplate bench charges --store cosmos://myaccount/mydatabase --dry-run
-
-    Example: hotplate plan --users 1000000 --peak-rps 500 --charges charges.toml
     """
     require_folder(written)
-    with bench_errors():
-        from hotplate.bench.planner.prices import load as load_prices
-        from hotplate.bench.ru.charges import measure, plan
-        from hotplate.bench.ru.run import account_regions
-        from hotplate.stores.cosmos.charges import load as load_charges
+    from hotplate.bench.planner.prices import load as load_prices
+    from hotplate.bench.ru.charges import measure, plan
+    from hotplate.bench.ru.run import account_regions
+    from hotplate.stores.cosmos.charges import load as load_charges
 
-        planned, ours = plan(store, sizes), load_charges()
-        for line in planned.lines(ours, load_prices(), account_regions(planned.url), time()):
-            err.print(line)
-        if dry_run:
-            return
-        _confirm(yes=yes)
-        with err.status("") as status:
-            found = measure(planned, ours, status.update)
+    planned, ours = plan(store, sizes), load_charges()
+    for line in planned.lines(ours, load_prices(), account_regions(planned.url), time()):
+        err.print(line)
+    if dry_run:
+        return
+    _confirm(yes=yes)
+    with err.status("") as status:
+        found = measure(planned, ours, status.update)
     written.write_text(found.to_toml())
     if as_json:
         print_json(found.to_json())
@@ -227,14 +206,13 @@ def compare(
     Example: hotplate bench compare before.json after.json --metric p99
     """
     require_folder(written)
-    with bench_errors():
-        from hotplate.bench import compare as comparison
+    from hotplate.bench import compare as comparison
 
-        made = comparison.compare(comparison.read(before), comparison.read(after), metric)
-        if written is not None:
-            from hotplate.report_page import save
+    made = comparison.compare(comparison.read(before), comparison.read(after), metric)
+    if written is not None:
+        from hotplate.report_page import save
 
-            save(made, written)
+        save(made, written)
     finish(made, written, as_json=as_json)
 
 

@@ -27,7 +27,7 @@ def limit_ru(url: str | None, max_ru: int | None) -> str | None:
 
 
 def billed_hours(began: float, seconds: float) -> int:
-    """Return the number of clock hours that a period touches; each is billed at its highest throughput."""
+    """Return the clock hours that a period touches; each is billed at its highest throughput."""
     return floor((began + seconds) / HOUR_S) - floor(began / HOUR_S) + 1
 
 
@@ -53,7 +53,7 @@ def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float
 def print_estimate(
     found: "Estimate", url: str | None, *, as_json: bool, more: "Mapping[str, object] | None" = None
 ) -> None:
-    """Print the estimate of a publish that begins now; *more* is added to the JSON."""
+    """Print the estimate of a publish that begins now, with *more* in the JSON."""
     from hotplate.bench.planner.prices import load
     from hotplate.stores.urls import redacted
 
@@ -120,7 +120,7 @@ def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Price
 
 
 class RequestUnitMeter:
-    """Observer that counts request units and 429s; it prints nothing for stores without request units."""
+    """Observer that counts request units and 429s; prints nothing for stores without request units."""
 
     def __init__(self) -> None:
         self.request_units = 0.0
@@ -180,7 +180,7 @@ class RequestUnitMeter:
         }
 
     def print_totals(self, rows: int) -> None:
-        """Print the totals, and the charge of one of the *rows*."""
+        """Print the totals, and the charge of a row."""
         if self._bill is None:
             return
         paid = _hours(self._began, self.seconds) if self._bill.writing else "serverless"

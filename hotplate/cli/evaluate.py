@@ -34,10 +34,7 @@ app = Verbs(
     help="Measure lists against the choices of users, report on a model, and compare two.\n\n"
     "Example: hotplate evaluate lists.parquet test.csv --train train.csv",
 )
-ORIGIN = (
-    "Rows of user, item and score as `import` reads them, a model folder, or the URL of a store, with #RELEASE for "
-    "another release than the live one."
-)
+ORIGIN = "Rows as `import` reads them, a model folder, or the URL of a store, with #RELEASE unless live."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +60,6 @@ def lists(
     """Measure any lists against the choices of users; `lists` itself may be left out.
 
     Example: hotplate evaluate lists.parquet test.csv --train train.csv
-
-    Example: hotplate evaluate file:///var/lib/hotplate test.csv -k 20
     """
 
     def work() -> "tuple[Truth, Report]":
@@ -83,7 +78,7 @@ def report(
     page: Annotated[Path, Flag("Write the page to this file.", name="out", env=False)] = Path("evaluation.html"),
     as_json: Annotated[bool, Flag("Print the report as JSON, and write no page.", name="json")] = False,
 ) -> None:
-    """Write a self-contained HTML page on the quality of a model, next to its baselines, with sample lists.
+    """Write an HTML page on the quality of a model, next to its baselines, with sample lists.
 
     Example: hotplate evaluate report model --out report.html
     """

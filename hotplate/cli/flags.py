@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from types import UnionType
@@ -20,10 +19,8 @@ import typer
 from hotplate.stores.options import Argument, Flag
 
 PREFIX = "HOTPLATE_"
-# Similarity from which a name counts as misspelt.
-ALIKE = 0.9
 METAVARS = {bool: " ", int: "N", float: "X", str: "TEXT", Path: "PATH"}
-# Typer keeps line breaks within a paragraph, whatever the width of the terminal.
+# Typer keeps line breaks within a paragraph.
 LINE_BREAK = re.compile(r"(?<!\n)\n *(?!\n)")
 
 T = TypeVar("T")
@@ -33,7 +30,7 @@ T = TypeVar("T")
 class Setting:
     """One annotated field or parameter, with *many* values of type *kind*, or one.
 
-    *flag* is None for an argument, *variable* for a setting that the environment cannot set.
+    *flag* is None for an argument, *variable* if the environment cannot set it.
     """
 
     name: str
@@ -67,11 +64,11 @@ class Setting:
 
     @property
     def is_one_url(self) -> bool:
-        """Whether it is the URL of one store, so a second URL is an error instead of replacing the first."""
+        """Whether it is the URL of one store; a second URL is an error."""
         return not self.many and self.shown.metavar == "URL" and self.flag is not None
 
     def parameter(self) -> inspect.Parameter:
-        """Return the parameter for typer: a single URL as a list, to detect a second one."""
+        """Return typer's parameter: a single URL as a list, to detect a second one."""
         choices = get_args(self.kind) if get_origin(self.kind) is Literal else ()
         kind: Any = str if choices else self.kind
         default = self.default
@@ -102,7 +99,7 @@ class Setting:
         )
 
     def from_typer(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
-        """Return the value of the field; BadParameter for a second URL of one store."""
+        """Return the field's value; BadParameter for a second URL of one store."""
         if self.is_one_url:
             if value and len(value) > 1:
                 raise typer.BadParameter(f"it takes one URL, but is given {len(value)} times", param_hint=self.flag)
@@ -110,14 +107,14 @@ class Setting:
         return tuple(value or ()) if self.many else value
 
     def from_environment(self) -> Any:  # noqa: ANN401 -- of any type
-        """Return the value of the variable, None if it is not set; ValueError as `read`."""
+        """Return the variable's value, None if unset; ValueError as `read`."""
         text = os.environ.get(self.variable or "")
         if not text or not self.many:
             return self.read(text) if text else None
         return tuple(map(self.read, text.split(os.pathsep) if self.kind is Path else text.split()))
 
     def from_toml(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
-        """Return the value of a TOML key, in which a table equals the text `view=1,buy=5`; ValueError as `read`."""
+        """Return a TOML key's value, in which a table equals the text `view=1,buy=5`; ValueError as `read`."""
         if isinstance(value, dict):
             value = ",".join(f"{key}={each}" for key, each in value.items())
         if self.many:
@@ -125,7 +122,7 @@ class Setting:
         return self.read(value)
 
     def read(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
-        """Convert one text or TOML value to the type of the setting; a ValueError names the value and the type."""
+        """Convert a text or TOML value to the setting's type; a ValueError names both."""
         kind = self.kind
         given = f"0{value}" if kind is float and str(value).startswith(".") else value  # msgspec reads no .5
         if kind in (int, float) and isinstance(self.shown, Flag):
@@ -144,7 +141,7 @@ class Setting:
 
 
 class Verbs(typer.Typer):
-    """A typer app whose verbs take dataclasses of settings; their variables begin with HOTPLATE_ and *prefix*."""
+    """A typer app whose verbs take dataclasses of settings; variables begin with HOTPLATE_ and *prefix*."""
 
     def __init__(self, *, prefix: str = "", **more: Any) -> None:  # noqa: ANN401 -- typer's own
         super().__init__(**more)
@@ -157,7 +154,7 @@ class Verbs(typer.Typer):
         also: str = "",
         **more: Any,  # noqa: ANN401 -- typer's own
     ) -> Callable[[Callable[..., T]], Callable[..., T]]:
-        """Register a function as a verb, with *also* at the end of its help, and return it unchanged."""
+        """Register a function as a verb, with *also* at the end of its help; returns it unchanged."""
 
         def register(function: Callable[..., T]) -> Callable[..., T]:
             verb, epilog = with_flags(function, self._prefix)
@@ -169,7 +166,7 @@ class Verbs(typer.Typer):
 
 
 def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T], str]:
-    """Return a function that takes the fields of *function*'s settings as typer parses them, and the help's epilog.
+    """Return a function that takes *function*'s settings as typer parses them, and the help's epilog.
 
     Parameters with neither Flag nor Argument are unchanged.
     """
@@ -192,7 +189,6 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
 
     @wraps(function)
     def verb(**given: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
-        _warn_of_misspelt_variables({each.variable for each in settings if each.variable})
         parsed = given | {each.name: each.from_typer(given[each.name]) for each in settings}
         others = {name: value for name, value in parsed.items() if name not in in_groups}
         return function(**others, **{name: build(kind, parsed) for name, kind in groups.items()})
@@ -213,7 +209,7 @@ def _is_setting(annotation: Any) -> bool:  # noqa: ANN401 -- of any type
 
 
 def settings_of(settings: type, prefix: str = "") -> Iterator[Setting]:
-    """Yield the settings of all fields with a Flag or an Argument, also of nested dataclasses."""
+    """Yield the settings of fields with a Flag or an Argument, also of nested dataclasses."""
     for one in fields(settings):
         if isinstance(one.type, type) and is_dataclass(one.type):
             yield from settings_of(one.type, prefix)
@@ -222,7 +218,7 @@ def settings_of(settings: type, prefix: str = "") -> Iterator[Setting]:
 
 
 def build(settings: type[T], given: Mapping[str, Any]) -> T:
-    """Return an instance of *settings* with the values that are given, by field, including nested dataclasses."""
+    """Return an instance with the values *given* by field, including nested dataclasses."""
     values = dict[str, Any]()
     for one in fields(settings):  # type: ignore[arg-type]  # a dataclass
         if isinstance(one.type, type) and is_dataclass(one.type):
@@ -235,7 +231,7 @@ def build(settings: type[T], given: Mapping[str, Any]) -> T:
 def from_table(
     settings: type[T], table: Mapping[str, Any], where: str, folder: Path, without: Collection[str] = ()
 ) -> T:
-    """Return settings from a TOML table with the flags as keys; the environment wins over it.
+    """Return settings from a TOML table with the flags as keys; the environment wins.
 
     Paths are relative to *folder*. Raises SettingError, beginning with *where*, for a key that is unknown, among
     *without* or missing, and for an invalid value.
@@ -246,9 +242,7 @@ def from_table(
     given = {key.replace("-", "_"): (key, value) for key, value in table.items()}
     for plain, (key, _) in given.items():
         if plain not in known:
-            close = get_close_matches(plain, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it may have {', '.join(known)}."
-            raise SettingError(f"{where} has no key {key}; {hint}")
+            raise SettingError(f"{where} has no key {key}; it may have {', '.join(known)}.")
     values = dict[str, Any]()
     for key, each in known.items():
         try:
@@ -272,16 +266,6 @@ def _anchored(value: Any, folder: Path) -> Any:  # noqa: ANN401 -- of any type
     return folder / value if isinstance(value, Path) and url_of(value) is None else value
 
 
-def _warn_of_misspelt_variables(known: set[str]) -> None:
-    for name in sorted(os.environ.keys() - known):
-        if name.startswith(PREFIX) and (nearest := get_close_matches(name, known, 1, ALIKE)):
-            typer.echo(f"hotplate: {name} sets no option of this verb; did you mean {nearest[0]}?", err=True)
-
-
 def _epilog(settings: list[Setting]) -> str:
     named = [each for each in settings if each.variable]
-    return (
-        f"The environment sets options, too: {named[0].variable} is --{named[0].key.replace('_', '-')}."
-        if named
-        else ""
-    )
+    return f"The environment sets options, too: {named[0].variable} is {named[0].flag}." if named else ""

@@ -12,9 +12,9 @@ import typer
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import out, print_error
 
-# polars' allocator keeps freed memory for a while, during which numpy allocates more: 60 of 290 MB.
+# polars' allocator keeps freed memory during numpy's peak: 60 of 290 MB.
 _POLARS_MEMORY = "dirty_decay_ms:0,muzzy_decay_ms:0"
-# Module and attribute of each verb or group of verbs, in the order of the help.
+# Module and attribute of verbs and groups, in the order of the help.
 _VERBS = {
     "demo": ("serve", "demo"),
     "train": ("train", "train"),
@@ -36,14 +36,14 @@ _VERBS = {
 
 
 def command(arguments: Sequence[str] = ()) -> typer.Typer:
-    """Return the command with the verb that *arguments* begin with, else with all verbs, which takes 0.1 s to load."""
+    """Return the command with the verb that *arguments* begin with, else with all, which takes 0.1 s to load."""
     app = Verbs(
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         help="Keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast."
         "\n\nExample: hotplate demo",
-        epilog="Options are also read from the environment, as the help of each verb says.",
+        epilog="The environment sets options, too.",
     )
     app.callback()(hotplate)
     for name in [name for name in arguments[:1] if name in _VERBS] or _VERBS:

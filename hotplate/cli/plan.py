@@ -61,9 +61,9 @@ class PlanFlags:
 def plan(flags: PlanFlags, **given: str | None) -> None:
     """Turn a forecast into RU/s, partitions, pods, memory and money, with the formulas.
 
-    Every assumption is named and can be replaced, ideally by a measurement. --have-ru alone computes the load that
-    these RU/s carry. Exit codes: 0 planned; 1 a file or a store could not be read; 2 invalid inputs; 3 --have-ru is too
-    little, or --check found a figure that has grown.
+    Every assumption is named and can be replaced. --have-ru alone computes the load that these RU/s carry. Exit codes:
+    0 planned; 1 a file or a store could not be read; 2 invalid inputs; 3 --have-ru is too little, or --check found a
+    figure that has grown.
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
@@ -110,12 +110,12 @@ def _finish(made: "CapacityPlan", prices: Path, compared: "Baseline | None", fla
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
-    """Yield the parameters of `plan`, with one for each input that has a panel instead of **given."""
+    """Yield the parameters of `plan`, with one for each input that has a panel."""
     parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
     yield parameter("flags", annotation=PlanFlags)
     for name, known in inputs.KNOWN.items():
         if panel := known.metadata["panel"]:
-            # Texts, because all inputs are converted in one place, whether from flags or files.
+            # Texts: all inputs are converted in one place.
             kind = Annotated[str | None, _flag(inputs.flag_help(known), panel)]
             yield parameter(name, default=None, annotation=kind)
 

@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException, InvalidURL
 from pathlib import Path
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from hotplate.offline.gates import Gate
-    from hotplate.offline.job import Job
+    from hotplate.offline.job import Attempt, Job
     from hotplate.offline.lists import ModelLists
     from hotplate.offline.publish import PublishSettings, Written
     from hotplate.offline.training import TrainSettings
@@ -41,18 +40,14 @@ _flag = partial(Flag, prefix="RUN_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunFlags:
-    """The flags of a run, which are also the keys of [run]; None if not given."""
+class RunSettings:
+    """The keys of [run], which are also variables: HOTPLATE_RUN_WORK."""
 
-    work: Annotated[Path | None, _flag("Keep the state of runs here; else in your data folder.", metavar="DIR")] = None
-    wait: Annotated[float | None, _flag("Seconds to wait for the end of another run; 0.", at_least=0)] = None
-    keep_ready: Annotated[float | None, _flag("Days to keep releases that were never live; 7.", at_least=0)] = None
-    push: Annotated[str | None, _flag("Push metrics to the Pushgateway at this URL.", metavar="URL")] = None
-    textfile: Annotated[Path | None, _flag("Write metrics to this file, for node_exporter.", metavar="FILE")] = None
-
-    def over(self, other: "RunFlags") -> "RunFlags":
-        """Return these flags, with those of *other* as defaults."""
-        return replace(other, **{name: value for name, value in asdict(self).items() if value is not None})
+    work: Annotated[Path | None, _flag("The folder of the run's state.")] = None
+    wait: Annotated[float, _flag("Seconds to wait for another run.", at_least=0)] = 0.0
+    keep_ready: Annotated[float, _flag("Days to keep releases never live.", at_least=0)] = 7.0
+    push: Annotated[str | None, _flag("The URL of a Pushgateway.")] = None
+    textfile: Annotated[Path | None, _flag("A file for node_exporter.")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +70,26 @@ class PipelineFile:
 
 def run(
     pipeline: Annotated[Path, Argument("A TOML file of the tables train, publish, gates and run.", "PIPELINE")],
-    flags: RunFlags,
     check: Annotated[bool, Flag("Read the pipeline, print its steps, and do nothing.", env=False)] = False,
 ) -> None:
     """Train, evaluate, publish, check gates, activate and prune, as one job, suitable for cron.
 
-    An interrupted run is resumed by the same command, and ends in the same release. If neither files nor options have
-    changed since the last run, nothing is done. Prints one line of JSON at the end.
+    The same command resumes an interrupted run. If neither files nor options have changed since the last run, nothing
+    is done. Prints one line of JSON at the end. The environment sets keys, too: HOTPLATE_RUN_WAIT is wait of [run].
 
     Exits with 3 if a gate or a running canary keeps the release from going live; after the end of the canary, the same
     command activates the release.
 
     Example: hotplate run nightly.toml
     """
-    from hotplate.offline.job import Attempt
-
     file = read_pipeline(pipeline)
-    chosen, job = flags.over(file.read("run", RunFlags)), read_job(file)
-    folder = chosen.work or _default_folder(pipeline)
+    settings, job = file.read("run", RunSettings), read_job(file)
+    folder = settings.work or _default_folder(pipeline)
     if check:
         _print_steps(job, folder)
         return
-    attempt = Attempt(job, *_patience(chosen), train=train.print_training, measure=_measured, write=_write_lists)
-    with text_on_stderr(), _printed(attempt.summary), _metrics_sent(attempt.summary, chosen):
+    attempt = _attempt(job, settings, train=train.print_training, measure=_measured, write=_write_lists)
+    with text_on_stderr(), _printed(attempt.summary), _metrics_sent(attempt.summary, settings):
         attempt.make(folder)
     if attempt.summary["outcome"] == "refused":
         err.print("hotplate: ", attempt.summary["error"], sep="")
@@ -105,18 +97,22 @@ def run(
 
 
 def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
-    """Run a pipeline file as `hotplate run` does, and return its summary: outcome, release, metrics, ….
+    """Run a pipeline file as `hotplate run`, and return its summary: outcome, release, metrics, ….
 
-    The outcome is `published`, `unchanged`, or `refused` if a gate or a canary keeps the release from going live. The
-    next call resumes an interrupted one. Raises SettingError for an invalid pipeline, DataError and StoreError.
+    The outcome is `published`, `unchanged`, or `refused` if a gate or a canary keeps the release from going live.
+    Raises SettingError for an invalid pipeline, DataError and StoreError.
     """
+    file = read_pipeline(Path(pipeline))
+    settings: RunSettings = file.read("run", RunSettings)
+    attempt = _attempt(read_job(file), settings)
+    with _metrics_sent(attempt.summary, settings):
+        return attempt.make(settings.work or _default_folder(file.path))
+
+
+def _attempt(job: "Job", settings: RunSettings, **steps: Any) -> "Attempt":  # noqa: ANN401 -- of Attempt
     from hotplate.offline.job import Attempt
 
-    file = read_pipeline(Path(pipeline))
-    chosen: RunFlags = file.read("run", RunFlags)
-    attempt = Attempt(read_job(file), *_patience(chosen))
-    with _metrics_sent(attempt.summary, chosen):
-        return attempt.make(chosen.work or _default_folder(file.path))
+    return Attempt(job, settings.wait, settings.keep_ready * DAY_S, **steps)
 
 
 def read_pipeline(path: Path) -> PipelineFile:
@@ -125,14 +121,8 @@ def read_pipeline(path: Path) -> PipelineFile:
 
     tables = read_toml(path)
     for name, values in tables.items():
-        if name in TABLES and not isinstance(values, dict):
-            raise SettingError(
-                f"The pipeline {path} has the key {name} instead of a table; write [{name}] above its keys."
-            )
-        if name not in TABLES:
-            close = get_close_matches(name, TABLES, n=1)
-            hint = f"did you mean [{close[0]}]?" if close else f"it may have [{'], ['.join(TABLES)}]."
-            raise SettingError(f"The pipeline {path} has no table [{name}]; {hint}")
+        if name not in TABLES or not isinstance(values, dict):
+            raise SettingError(f"The pipeline {path} has {name}, but may have the tables [{'], ['.join(TABLES)}] only.")
     return PipelineFile(path, {name: tables.get(name, {}) for name in TABLES})
 
 
@@ -157,13 +147,9 @@ def read_job(pipeline: PipelineFile) -> "Job":
         Target.of(given.register or "any")
     training = train.settings_of(given)
     _check_gates(gates, training)
-    if flags.fold_in:
-        _check_factors(training, f"{pipeline.path}, [publish]")
     require_both(flags.max_per_category, flags.categories)
     url = chosen_store(publishing.store)
     inputs = [*_paths_in(given), *_paths_in(flags)]
-    if any(path.name == "-" for path in inputs):
-        raise SettingError(f"{pipeline.path}: a run may read its files again, so standard input cannot be used.")
     options = orjson.dumps([given, flags, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
     return Job(
         name=pipeline.name,
@@ -189,26 +175,9 @@ def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
     check(list(gates), measured, knows_catalogue=True)
 
 
-def _check_factors(training: "TrainSettings", where: str) -> None:
-    from hotplate.offline.errors import SettingError
-    from hotplate.offline.train.als import ALSParams
-
-    searched = training.tuning
-    has_factors = isinstance(training.params, ALSParams) if searched is None else searched.engine == "als"
-    if not has_factors:
-        raise SettingError(
-            f'{where}: fold_in needs item factors, which only ALS learns; write engine = "als" in [train].'
-        )
-
-
 def _paths_in(given: object) -> list[Path]:
     values = (getattr(given, each.name, None) for each in settings_of(type(given)) if each.kind is Path)
     return [path for value in values for path in (value if isinstance(value, tuple) else [value]) if path is not None]
-
-
-def _patience(chosen: RunFlags) -> tuple[float, float]:
-    """Return the seconds to wait for other runs, and to keep releases that were not activated."""
-    return chosen.wait or 0.0, (7.0 if chosen.keep_ready is None else chosen.keep_ready) * DAY_S
 
 
 def _measured(lists: "ModelLists") -> "ModelLists":
@@ -242,7 +211,7 @@ def _printed(summary: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _metrics_sent(summary: dict[str, Any], chosen: RunFlags) -> Iterator[None]:
+def _metrics_sent(summary: dict[str, Any], settings: RunSettings) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
@@ -251,7 +220,7 @@ def _metrics_sent(summary: dict[str, Any], chosen: RunFlags) -> Iterator[None]:
         raise
     finally:
         summary["ended_at"] = time()
-        for target, send in ((chosen.textfile, _write_metrics), (chosen.push, _push_metrics)):
+        for target, send in ((settings.textfile, _write_metrics), (settings.push, _push_metrics)):
             try:
                 if target is not None:
                     send(str(target), summary)

@@ -170,7 +170,7 @@ def create(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Create a key for a client and print it: only this once, as the file holds its SHA-256.
+    """Create a key for a client and print it once; the file holds its SHA-256.
 
     An existing client gets a second key. To rotate: create, give the client the new key, then revoke the primary. A
     running service picks up changes within two seconds.
@@ -237,8 +237,8 @@ def ship(
 ) -> None:
     """Move closed segments to another place; each is removed here after a complete copy.
 
-    A service closes a segment after five minutes at most; segments of killed workers are closed here. After an
-    interruption, run the same command again.
+    A service closes a segment after five minutes at most; segments of killed workers are closed here. An interrupted
+    command can be repeated.
 
     Example: hotplate events ship /var/lib/hotplate/events --to /backup/events
     """
