@@ -1,7 +1,7 @@
-"""Peers for the benchmarks: hotplate's libraries without checks.
+"""Peers for the benchmarks: hotplate's libraries without checks, as `python -m hotplate.bench.bare`.
 
-`python -m hotplate.bench.bare aiohttp PORT URL` serves copies of a service's responses, `import CSV LMDB` imports lists
-with polars, `train PARQUET FACTORS` fits ALS with implicit.
+`aiohttp PORT URL` serves copies of a service's responses, `import CSV LMDB` imports lists with polars, `train PARQUET
+FACTORS` fits ALS with implicit.
 """
 
 import sys
@@ -46,7 +46,7 @@ def fetch(url: str) -> tuple[bytes, dict[str, str]]:
 
 
 def import_lists(source: str, target: str) -> None:
-    """Import a CSV file of user, item and score into a new LMDB file, and read it back."""
+    """Import a CSV file of user, item and score into a new LMDB file, and read it."""
     import lmdb  # noqa: PLC0415
     import polars as pl  # noqa: PLC0415
 
@@ -71,7 +71,7 @@ def train(path: str, factors: str) -> None:
     """Evaluate, fit and compute all lists of Online Retail with hotplate's defaults."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
 
-    warnings.simplefilter("ignore")  # implicit converts its own matrices
+    warnings.simplefilter("ignore")
     with threadpool_limits(1, "blas"):
         _train(_read_retail(path), int(factors))
 

@@ -1,7 +1,6 @@
 """The comparison of two reports of `bench http`.
 
-One figure decides, chosen beforehand (p99 by default): with four figures at 5 % each, one in six equal pairs would
-differ.
+One figure decides, chosen beforehand: with four at 5 % each, one in six equal pairs would differ.
 """
 
 import json
@@ -15,7 +14,7 @@ from hotplate.stores.errors import reason_of
 
 RATE = "rate"
 ERRORS = "errors and drops"
-MATTERS = 0.10  # smallest change of a latency or rate that matters
+MATTERS = 0.10  # smallest change
 MORE_ERRORS = 0.001  # largest increase of the error share
 
 

@@ -1,6 +1,6 @@
 """Fixtures of `make bench`: stores with lists, a service, its peers, and wrk.
 
-HOTPLATE_BENCH_USERS sets the number of users (100,000).
+HOTPLATE_BENCH_USERS is the number of users (100,000).
 """
 
 import asyncio
@@ -53,7 +53,7 @@ WRK_CONNECTIONS = 64
 WRK_SECONDS = 2
 REQUESTED = 50_000
 HEADERS = {"User-Agent": "hotplate-bench", "Accept": "application/json", "Accept-Language": "en"}
-# For wrk: send a file's requests in order; each ends with an empty line.
+# For wrk: send a file's requests in order.
 SCRIPT = """\
 local requests, number = {{}}, 0
 local file = assert(io.open("{requests}", "rb"))
@@ -121,7 +121,7 @@ def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> Filled:
 
 
 def executable(name: str) -> str:
-    """Find a program, also in sbin; skips the benchmark without it."""
+    """Find a program, also in sbin, or skip the benchmark."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
         pytest.skip(f"{name} is not installed; on Debian or Ubuntu: apt-get install {name}")
@@ -243,7 +243,7 @@ def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HE
 def saturate(server: Server, requests: bytes) -> tuple[float, float]:
     """Run wrk for WRK_SECONDS; return requests/s and the server's CPU a request in µs.
 
-    Raises RuntimeError for any error, and for more than MAX_POPULAR popular lists, which are cheap to answer.
+    Raises RuntimeError for errors, and for more than MAX_POPULAR popular lists, which are cheap.
     """
     before, before_s = lookups(server), server.cpu_s()
     with tempfile.TemporaryDirectory() as folder:
@@ -274,7 +274,7 @@ def lookups(server: Server) -> tuple[float, float]:
     return sum(each.value for each in samples), sum(each.value for each in popular)
 
 
-# A child's peak memory starts at its parent's, so a small process starts each command.
+# A child's peak memory starts at its parent's.
 STARTER = """\
 import json, os, sys
 process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])

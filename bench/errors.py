@@ -2,8 +2,8 @@
 
 
 class BenchMisused(ValueError):
-    """Invalid options; raised before anything is sent."""
+    """Invalid options; nothing was sent."""
 
 
 class BenchFailed(RuntimeError):
-    """The measurement failed, for example because nothing answers."""
+    """The measurement failed; for example, nothing answers."""

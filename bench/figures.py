@@ -1,7 +1,6 @@
 """`make figures`: keeps results without names of hosts and paths, and writes the docs' tables.
 
-Arguments are files saved by `make bench` (the latest RUNS are kept), and JSON reports of `bench stores` and `bench ru`
-(one each).
+Arguments are files of `make bench` (the latest RUNS are kept), and a JSON report each of `bench stores` and `bench ru`.
 """
 
 import argparse
@@ -19,13 +18,13 @@ FOLDER = ROOT / "bench" / "figures"
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "measuring.md"
 VERB = "figures"
-# A published figure is the median of this many runs.
+# Runs of a published median.
 RUNS = 3
 MACHINE = ("processor", "machine", "python_version", "system")
 CPU = ("brand_raw", "count")
 STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
 REPORTS = ("stores", "ru")
-# The README has reports and peers, docs/measuring.md the other benchmarks.
+# The README has reports and peers, docs/measuring.md the others.
 PEERS = "peers"
 # Columns that do not fit into the README.
 OMITTED = {"reads/s per 100 RU/s", "lists published/s", "USD/month autoscale"}
@@ -41,7 +40,7 @@ class Line(NamedTuple):
 
     @property
     def measured(self) -> str:
-        """The median, and the range if values differ."""
+        """The median, with the range if values differ."""
         low, high = min(self.values), max(self.values)
         span = f" ({format_value(low)} to {format_value(high)})" if low < high else ""
         return f"{format_value(median(self.values))} {self.unit}{span}"

@@ -19,7 +19,7 @@ from hotplate.stores.keys import USER
 from hotplate.stores.urls import redacted
 
 COMPARED = 500  # responses of a round to compare with the store
-EACH_BATCH = 41  # one in 41 batches is compared; a prime, to avoid cycles
+EACH_BATCH = 41  # of 41 batches; a prime, to avoid cycles
 SPARE = 1.25  # unknown users may exceed their share
 PARALLEL = 20  # as from Stream Analytics
 FEWER = 4  # divides PARALLEL when batches are refused
@@ -30,11 +30,11 @@ TRIES = 3  # with a disturbed generator
 
 
 def make_plan(options: HttpOptions) -> HttpPlan:
-    """Parse options. Raises BenchMisused if they are invalid, StoreError if users cannot be read."""
+    """Parse options. Raises BenchMisused if invalid, StoreError if users cannot be read."""
     _only_one({"--keys-file": options.keys_file, "--users": options.users})
     _only_one({"--find-max": options.find_max or None, "--batch": options.batch})
     if options.score and not options.batch:
-        raise BenchMisused("--score says where batches go: give their sizes, as --batch 50,200,1000,2000")
+        raise BenchMisused("--score needs the sizes of batches, as --batch 50,200,1000,2000")
     require_positive({"--repeat": options.repeat})
     keys = parse_keys(options) if options.batch or KEY in options.path else None
     load = Load(
@@ -72,7 +72,7 @@ def parse_keys(options: HttpOptions) -> RequestKeys:
     elif options.store is not None:
         ids = asyncio.run(_users_in(options.store))
     else:
-        raise BenchMisused("say whose lists to request: --users N, --keys-file FILE or --store URL")
+        raise BenchMisused("give the users to request: --users N, --keys-file FILE or --store URL")
     in_turn_or_uniform = InTurn() if options.keys_file is not None else Uniform()
     draw: KeyDraw = in_turn_or_uniform if options.zipf is None else Zipf(options.zipf)
     return RequestKeys(tuple(ids), draw, parse_share(options.unknown))
@@ -132,14 +132,14 @@ def search(attempt: Callable[[float], Trial], start: float, precision: float = P
 
 
 def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
-    """Measure; Ctrl-C ends it with a report. Raises BenchFailed if nothing answers."""
+    """Measure; Ctrl-C ends it with a report. Raises BenchFailed without answers."""
     load = plan.load
     send_one(load.url, next(load.rendered()), load.timeout_s)
     with LoadWorker() as pool:
         made = _HttpMeasurement(plan, pool, display)
         try:
             made.run()
-        except KeyboardInterrupt:  # between two runs; a run handles it
+        except KeyboardInterrupt:  # between two runs
             made.interrupted = True
     return made.report()
 

@@ -21,7 +21,7 @@ USUAL_ERRORS = 0.001
 NEAR = 0.9  # of the most users/s, for the recommended batch
 HINT = "; give --store URL, so that its users are requested"
 INVALID = "These figures do not measure the service; see below."
-NOT_LISTS = "The users' own lists were not measured: the service gave the popular list instead."
+NOT_LISTS = "The users' own lists were not measured, but the popular list."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Objective:
         return tuple(broken), tuple(doubts)
 
     def errors_beyond(self, share: float) -> list[str]:
-        """Return a sentence if the *share* of failed requests is above the bound."""
+        """Return a sentence if too large a *share* of requests failed."""
         bound = f"bound {self.errors:.2%}"
         return [f"{share:.2%} of the requests got no good answer, {bound}"] if share > self.errors else []
 
@@ -113,7 +113,7 @@ class Trial:
 
     @property
     def unclear(self) -> bool:
-        """Whether the generator was disturbed in a run inside the bounds."""
+        """Whether only a disturbed generator is to blame."""
         return bool(self.doubts) and not self.broken
 
     @property
@@ -295,7 +295,7 @@ class _Batches:
     @property
     def sentence(self) -> str:
         if self._best is None:
-            return "No size of batch was served without errors, even one at a time; see below."
+            return "No batch was served without errors, even one at a time; see below."
         rate, p50 = self._best.users_s, self._best.result.latency.percentile_us(50)
         shown = f"{format_value(rate, 'users/s')}, p50 {format_value(p50, 'us')}"
         return f"The smallest batch that gives 90 % of the most users/s is {self._best.at:,.0f}: {shown}."
@@ -319,7 +319,7 @@ class _Batches:
 
     @property
     def notes(self) -> list[str]:
-        closed = "Batches run in a closed loop: a latency is from when one was sent."
+        closed = "Batches run in a closed loop: latency counts from sending."
         return [f"{closed} Where the service refused more at a time (429, 503), fewer were sent."]
 
     @property
@@ -349,7 +349,7 @@ def _spectrum(rounds: Sequence[Result]) -> Plot:
     curve = Curve("all rounds", tuple(x for x, _ in points), tuple(us for _, us in points))
     names = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_000.0: "p99.99", 100_000.0: "p99.999"}
     ticks = {x: name for x, name in names.items() if x <= max((x for x, _ in points), default=2) * 1.01}
-    caption = "All answers of all rounds, from when each request was due."
+    caption = "All answers of all rounds, from due times."
     return Plot(
         "Latency by percentile", "percentile", "latency", (curve,), y_unit="us", log_x=True, log_y=True, ticks=ticks,
         caption=caption,

@@ -21,7 +21,7 @@ from hotplate.stores.verification import load_manifest
 ITEMS = 9_000
 DISTINCT = 4_096
 BATCH = 4_096
-SPARE = 3  # factor of drawn items, for duplicates
+SPARE = 3  # for duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Shape:
 
     @property
     def plan(self) -> Plan:
-        """The plan to publish it with."""
+        """The plan of a publish."""
         return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
 
     def values(self) -> list[bytes]:
@@ -110,7 +110,7 @@ def popular_counts(result: Result) -> tuple[int, int]:
 
 
 def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -> str | None:
-    """Return a sentence if more than *allowed* of the lists were popular ones, which are cheap."""
+    """Return a sentence if more than *allowed* of the lists were popular."""
     popular, lists = (sum(counts) for counts in zip(*map(popular_counts, results), strict=True)) if results else (0, 0)
     if popular <= allowed * lists:
         return None
@@ -216,7 +216,7 @@ def _not_stored(user: str) -> str:
 
 
 def _left_out(items: list[Item], stored: list[Item], n: int) -> set[str] | None:
-    # The ids that an answer of up to *n* items omits; None if it has other items or another order.
+    # Items that an answer of up to *n* omits; None if it has others or another order.
     left, rest = set[str](), iter(stored)
     for item in items:
         for other in rest:

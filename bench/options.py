@@ -15,7 +15,7 @@ WHAT = "What is requested"
 HOW = "How it is measured"
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
-# Options that may hold secrets, with redacting functions.
+# Redacting functions of options that may hold secrets.
 SECRETS: Mapping[str, Callable[[Any], object]] = {
     "headers": lambda given: [header.partition(":")[0] for header in given],
     "urls": lambda given: [redacted(url) for url in given],
@@ -26,7 +26,7 @@ NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
 
 
 def require_positive(given: Mapping[str, float | None]) -> None:
-    """Raise BenchMisused naming the flag of a number that is not positive."""
+    """Raise BenchMisused naming the flag unless a number is positive."""
     for flag, value in given.items():
         if value is not None and value <= 0:
             raise BenchMisused(f"{flag} must be above zero, and is {value:g}")
@@ -75,34 +75,32 @@ class HttpOptions(Options):
 
     url: Annotated[str, Argument("The service, as http://HOST:PORT.", "URL")]
     rate: Annotated[str, Flag("Requests/s, as 500 or 2k.", WHEN)] = "1k"
-    poisson: Annotated[bool, Flag("Let requests arrive at random, as from independent users.", WHEN)] = False
+    poisson: Annotated[bool, Flag("Let requests arrive at random.", WHEN)] = False
     duration: Annotated[str, Flag("The duration of one round.", WHEN)] = "10s"
     users: Annotated[int | None, Flag("Request the lists of users 0 … N-1.", WHAT)] = None
-    keys_file: Annotated[Path | None, Flag("Request the lists of the users in this file, one a line.", WHAT)] = None
+    keys_file: Annotated[Path | None, Flag("Request the users in this file, one a line.", WHAT)] = None
     store: Annotated[
         str | None,
-        Flag("The store behind the service. Its users are requested, and a sample of responses is compared.", WHAT),
+        Flag("The store behind the service: its users are requested, and responses compared.", WHAT),
     ] = None
-    zipf: Annotated[float | None, Flag("Draw users by a Zipf law with this exponent, as 0.99.", WHAT)] = None
-    unknown: Annotated[str, Flag("The share of requests for users without a list, as 5%.", WHAT)] = "0%"
+    zipf: Annotated[float | None, Flag("Draw users by a Zipf law of this exponent, as 0.99.", WHAT)] = None
+    unknown: Annotated[str, Flag("Share of requests for unknown users, as 5%.", WHAT)] = "0%"
     path: Annotated[str, Flag("The path to GET; {key} stands for a user.", WHAT)] = "/v1/recommendations/{key}"
-    headers: Annotated[
-        tuple[str, ...], Flag("A header to send, as NAME:VALUE. May be given several times.", WHAT, "header")
-    ] = ()
+    headers: Annotated[tuple[str, ...], Flag("Send this header, as NAME:VALUE; repeatable.", WHAT, "header")] = ()
     batch: Annotated[
         str | None, Flag("POST batches of these sizes, as 50,200,1000,2000, up to 20 at a time.", WHAT)
     ] = None
     score: Annotated[bool, Flag("With --batch: POST to /score, as Stream Analytics jobs do.", WHAT)] = False
     allow_popular: Annotated[
         str | None,
-        Flag("The share of popular lists, besides --unknown, above which a run is broken. By default 1%.", WHAT),
+        Flag("Accepted share of popular lists, besides --unknown; 1%.", WHAT),
     ] = None
     find_max: Annotated[bool, Flag("Search for the highest rate inside --slo, from --rate on.", HOW)] = False
     slo: Annotated[str, Flag("The objective of --find-max, and the allowed errors.", HOW)] = "p99=5ms,errors=0.1%"
-    repeat: Annotated[int, Flag("The number of rounds. 5 or more give intervals that can be compared.", HOW)] = 1
+    repeat: Annotated[int, Flag("Number of rounds; comparisons need 5.", HOW)] = 1
     warmup: Annotated[str, Flag("Load before the first round, not counted.", HOW)] = "2s"
     connections: Annotated[int, Flag("The maximum of requests in flight.", HOW)] = 64
-    timeout: Annotated[str, Flag("The time from a request's due time to its failure.", HOW)] = "5s"
+    timeout: Annotated[str, Flag("Time from a request's due time to its failure.", HOW)] = "5s"
 
 
 ASSUMED_LATENCY = "p50=4ms,p99=10ms"  # Azure documents only the p99
@@ -114,23 +112,21 @@ class StoresOptions(Options):
 
     urls: Annotated[
         tuple[str, ...],
-        Argument("The stores to compare. Without any: files, a redis-server and an emulated Cosmos DB.", "URL"),
+        Argument("Stores to compare; else files, a redis-server and an emulated Cosmos DB.", "URL"),
     ] = ()
-    rate: Annotated[
-        str, Flag("Requests/s through each service, as 500 or 2k; choose a rate that all can serve.", WHEN)
-    ] = "800"
-    duration: Annotated[str, Flag("The duration of the reads of one store in one round.", WHEN)] = "1s"
-    users: Annotated[int, Flag("The number of users: the first of the release, or of generated lists.", WHAT)] = 5_000
-    zipf: Annotated[float | None, Flag("Draw users by a Zipf law with this exponent, as 0.99.", WHAT)] = None
+    rate: Annotated[str, Flag("Requests/s through each service, as 2k; all must serve it.", WHEN)] = "800"
+    duration: Annotated[str, Flag("Duration of a store's reads in a round.", WHEN)] = "1s"
+    users: Annotated[int, Flag("Number of users: the first of the release, or generated.", WHAT)] = 5_000
+    zipf: Annotated[float | None, Flag("Draw users by a Zipf law of this exponent, as 0.99.", WHAT)] = None
     latency: Annotated[str, Flag("Without URLs: the assumed latency of Cosmos DB.", WHAT)] = ASSUMED_LATENCY
     repeat: Annotated[
-        int | None, Flag("The number of rounds; by default as many as fit into --budget. Verdicts need 5.", HOW)
+        int | None, Flag("Number of rounds; else as many as fit into --budget. Verdicts need 5.", HOW)
     ] = None
     budget: Annotated[str, Flag("The time for the whole comparison.", HOW)] = "150s"
-    warmup: Annotated[str, Flag("Load on each store before the first round, not counted.", HOW)] = "2s"
+    warmup: Annotated[str, Flag("Uncounted load before the first round.", HOW)] = "2s"
     cpu_hour: Annotated[
         float | None,
-        Flag("The price of an hour of CPU in USD, for the cost of reads. By default that of our price list.", HOW),
+        Flag("USD for an hour of CPU; else that of our price list.", HOW),
     ] = None
 
 
@@ -140,7 +136,7 @@ class ReferenceOptions(Options):
 
     account: Annotated[
         str | None,
-        Flag("A Cosmos DB with a live release, as cosmos://ACCOUNT/DATABASE. By default one is emulated.", WHAT),
+        Flag("A Cosmos DB with a live release, as cosmos://ACCOUNT/DATABASE; else an emulated one.", WHAT),
     ] = None
     latency: Annotated[str, Flag("Without --account: the assumed latency of Cosmos DB.", WHAT)] = ASSUMED_LATENCY
     duration: Annotated[str, Flag("The duration of the load.", HOW)] = "60s"
@@ -153,16 +149,13 @@ class SweepOptions(Options):
     account: Annotated[
         str | None,
         Flag(
-            "Measure this account, as cosmos://ACCOUNT/DATABASE, in a temporary database. By default an emulator is "
-            "started.",
+            "Measure this account, as cosmos://ACCOUNT/DATABASE, in a temporary database; else an emulator.",
             WHAT,
             env=False,  # no account is measured by accident
         ),
     ] = None
     levels: Annotated[str, Flag("The levels of RU/s.", WHAT)] = "400,1k,4k,10k,11k"
-    item_kb: Annotated[str, Flag("The sizes of lists as stored, in KB, as 1,4,16.", WHAT)] = "1"
+    item_kb: Annotated[str, Flag("Stored sizes of lists in KB, as 1,4,16.", WHAT)] = "1"
     latency: Annotated[str, Flag("The emulator's latency; Azure documents only the p99.", HOW)] = ASSUMED_LATENCY
-    duration: Annotated[
-        str, Flag("The counted time of a trial; trials at other loads than 90 % and 110 % are shorter.", HOW)
-    ] = "6s"
+    duration: Annotated[str, Flag("Counted time of a trial at 90 and 110 % load; others are shorter.", HOW)] = "6s"
     yes: Annotated[bool, Flag("Spend the money without asking first.", HOW, env=False)] = False

@@ -45,9 +45,8 @@ EMULATOR_METRICS = "/__emulation/metrics"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 STOP_WITHIN_S = 10.0
 GROUP = 2  # a field of /proc/PID/stat after the name
-CPU_CLOCK = 2  # CPUCLOCK_SCHED: user and system time of all threads
-# Cores of service and load generator. A store's server shares the generator's, or has STORE_CORE, which on two cores is
-# the service's.
+CPU_CLOCK = 2  # CPUCLOCK_SCHED: of all threads
+# A store's server shares the generator's core, or has STORE_CORE, which on two cores is the service's.
 SERVICE_CORE = 0
 GENERATOR_CORE = 1
 STORE_CORE = 2
@@ -90,7 +89,7 @@ def _version(name: str) -> str | None:
 
 def _commit() -> str | None:
     if not (ROOT / ".git").exists():
-        return None  # installed, perhaps inside another repository
+        return None
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 -- constant
@@ -143,7 +142,7 @@ class RedisServer:
 
 @contextmanager
 def on_core(number: int) -> Iterator[int | None]:
-    """Pin this process and new children to a core, modulo their number; yield it, or None if it is the only one."""
+    """Pin this process and new children to a core, modulo their number; yield it, or None for the only one."""
     allowed = os.sched_getaffinity(0)
     core = sorted(allowed)[number % len(allowed)]
     os.sched_setaffinity(0, {core})
@@ -164,9 +163,9 @@ def before_others(*servers: Server) -> Iterator[None]:
 
 @contextmanager
 def raised_priority(pids: Sequence[int]) -> Iterator[None]:
-    """Give processes the lowest real-time priority, or else a niceness, until the block ends.
+    """Give processes the lowest real-time priority, or a niceness, until the block ends.
 
-    Does nothing if neither is allowed, or no core would be left for others.
+    Does nothing if neither is allowed, or no other core is left.
     """
     before = {
         pid: (os.sched_getscheduler(pid), os.sched_getparam(pid), os.getpriority(os.PRIO_PROCESS, pid)) for pid in pids
@@ -198,7 +197,7 @@ def serving(
 ) -> Iterator[Server]:
     """Run *command* on a core until the block ends, which begins once *path* is answered with 200.
 
-    Raises BenchFailed with the server's output otherwise.
+    Raises BenchFailed with the server's output.
     """
     url = f"{scheme}://127.0.0.1:{port}"
     with _running(command, environment(), lambda: _answers(url + path), core) as process:
@@ -207,7 +206,7 @@ def serving(
 
 @contextmanager
 def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Run a `hotplate serve` on free loopback ports with *settings*; see `serving`."""
+    """Run `hotplate serve` on free loopback ports with *settings*; see `serving`."""
     port, admin_port = free_port(), free_port()
     options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
     options += ["--workers", "1", "--drain-delay", "0"]
@@ -298,7 +297,7 @@ def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":
 
 
 def receive(channel: Channel, died: str) -> object:
-    """Receive a worker's message; raises it if it is an exception, BenchFailed(*died*) after its end."""
+    """Receive a worker's message; raises an exception, and BenchFailed(*died*) after its end."""
     try:
         message: object = channel.recv()
     except (EOFError, ConnectionError) as error:
@@ -309,7 +308,7 @@ def receive(channel: Channel, died: str) -> object:
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S, *, group: bool = False) -> None:
-    """Wait for a process to end; kill it, or its whole group, after *within_s*."""
+    """Wait for a process to end; kill it, or its group, after *within_s*."""
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:
@@ -352,7 +351,7 @@ def free_port() -> int:
 
 def claim_port(port: int) -> bool:
     """Claim a loopback port until this process ends; False if it is used or claimed."""
-    # The claim is the UDP port of this number, which leaves TCP to the server.
+    # By the UDP port of this number.
     claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         claim.bind(("127.0.0.1", port))

@@ -41,7 +41,7 @@ class ProgressDisplay:
 
 @contextmanager
 def progress_display(console: Console) -> Iterator[ProgressDisplay]:
-    """Show progress on *console*, and handle SIGTERM as Ctrl-C, until the block ends."""
+    """Show progress on *console*, with SIGTERM as Ctrl-C, until the block ends."""
     with handling({signal.SIGTERM: _interrupt}):
         if not console.is_terminal:
             yield ProgressDisplay(console)
@@ -52,7 +52,7 @@ def progress_display(console: Console) -> Iterator[ProgressDisplay]:
 
 @contextmanager
 def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    """Replace signal handlers until the block ends; does nothing outside the main thread."""
+    """Replace signal handlers until the block ends, in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
 """Pooled percentiles, shares, means and ratios over rounds, with 95 % intervals.
 
-A percentile pools all answers; a mean of percentiles would hide a stall in few rounds. Intervals allow for
-autocorrelation: a block bootstrap over seconds for percentiles, an AR(1) model for means.
+A mean of percentiles would hide a stall in few rounds. Intervals allow for autocorrelation: a block bootstrap over
+seconds for percentiles, an AR(1) model for means.
 """
 
 import math
@@ -117,7 +117,7 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Figure:
 
 
 def compared(first: Figure, second: Figure) -> Figure:
-    """Return *second* / *first* of pooled values, with the interval of paired rounds widened to include it."""
+    """Return *second* / *first* of pooled values; the interval of paired rounds is widened to include it."""
     rounds = ratio(first.values, second.values)
     if not first.value or not second.value:
         return Figure(None, note=first.note or second.note or "it was zero")
@@ -130,7 +130,7 @@ def compared(first: Figure, second: Figure) -> Figure:
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of the mean of at least two values.
 
-    Student's t of generalised least squares, averaged over autocorrelations by their likelihood.
+    Student's t of generalised least squares, averaged over autocorrelations by likelihood.
     """
     y = np.asarray(values, dtype=np.float64)
     if np.ptp(y) == 0:

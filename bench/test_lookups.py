@@ -33,7 +33,7 @@ REMOTE = {
     "cosmos": ("cosmos", "", "a point read from Cosmos DB (emulated), 16 in flight"),
     "sdk": ("cosmos", "&client=sdk", "the same through azure-cosmos"),
 }
-# The timer excludes other processes and a store's server.
+# Excludes other processes and a store's server.
 pytestmark = pytest.mark.benchmark(group="look-ups", timer=time.process_time)
 
 

@@ -1,7 +1,4 @@
-"""hotplate compared with its peers in alternating rounds.
-
-GETs with nginx, webdis and plain aiohttp by wrk; import and training with polars, LMDB and implicit.
-"""
+"""hotplate compared in alternating rounds with its peers: nginx, webdis and aiohttp by wrk; polars, LMDB, implicit."""
 
 import shutil
 import statistics
@@ -43,7 +40,7 @@ RETAIL_OPTIONS = (
     *("--where", "quantity>0", "--where", "unit_price>0", "--where", r"stock_code~^\d{5}"),
     *("--count-column", "invoice_no", "--weighting", "binary", "--min-per-user", "5", "--min-per-item", "5"),
 )
-FACTORS = 256  # the default of ALS
+FACTORS = 256
 PLAIN = "plain:"
 Loaded = tuple[Server, bytes]
 pytestmark = pytest.mark.benchmark(group="peers")

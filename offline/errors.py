@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class DataError(Exception):
-    """The input cannot be used; the message says where (file, row, column)."""
+    """The input cannot be used."""
 
 
 class SettingError(DataError):
@@ -22,7 +22,7 @@ class SettingError(DataError):
 
 
 class GateFailed(Exception):
-    """Gates keep a release from going live; *result* is the ready release, or a dry run's."""
+    """Gates keep a release from going live; *result* is the release, or a dry run's."""
 
     def __init__(self, message: str, result: "WriteResult") -> None:
         super().__init__(message)

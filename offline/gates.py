@@ -60,7 +60,7 @@ class Gate:
         return self.subject in (_DROP, _POPULAR)
 
     def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> "GateVerdict":
-        """Judge *measured*; if it is None, *note* is the reason, and *passed* the verdict."""
+        """Judge *measured*; if None, *note* is the reason, and *passed* the verdict."""
         if measured is not None:
             passed = measured <= self.bound if self.at_most else measured >= self.bound
         return GateVerdict(self.name, measured, self.bound, self.at_most, passed, note)
@@ -68,7 +68,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class GateVerdict:
-    """The verdict of one gate; if *measured* is None, *note* is the reason."""
+    """The verdict of one gate; *note* explains a missing measurement."""
 
     gate: str
     measured: float | None
@@ -88,7 +88,7 @@ class GateVerdict:
 
 
 def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]:
-    """Read gates from a TOML file, overridden by those *given* as NAME=BOUND; raises SettingError."""
+    """Read gates from a TOML file, overridden by *given* NAME=BOUND; raises SettingError."""
     gates = [] if path is None else list(parse_gates(read_toml(path), str(path)))
     for text in given:
         name, _, bound = text.partition("=")
@@ -102,7 +102,7 @@ def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]
 
 
 def parse_gates(table: Mapping[str, object], where: str) -> tuple[Gate, ...]:
-    """Parse a (nested) table of names and bounds; *where* begins the message of a SettingError."""
+    """Parse a (nested) table of bounds by name; *where* begins the message of a SettingError."""
     return tuple(_parse(name, bound, where) for name, bound in _flat(table))
 
 
@@ -111,9 +111,7 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
     known = _numbers(metrics)
     for gate in gates:
         if gate.subject == _COVERAGE and not knows_catalogue:
-            raise SettingError(
-                "Gate coverage: the number of items is unknown; list them all with --titles, or omit the gate."
-            )
+            raise SettingError("Gate coverage: the number of items is unknown; list them all with --titles.")
         if gate.metric and _value(known, gate.metric) is None:
             names = [*_OF_LISTS, *(name.removeprefix("model.") for name in known)]
             hint = f"known are {', '.join(names)}, and {_DROP}. before a metric"
@@ -146,7 +144,7 @@ async def judge(
 
 
 def depth_of(gates: Sequence[Gate]) -> int:
-    """Return the number of items per list to compare."""
+    """Return the compared items per list."""
     return max((gate.depth for gate in gates if gate.subject == _OVERLAP), default=0)
 
 

@@ -59,7 +59,7 @@ class RankedLists:
 class ListEncoder:
     """Encodes ranked lists of items, given by number, each with its title or None.
 
-    The constant bytes of each item are made once; polars joins a batch of lists as one text, which is then cut.
+    The constant bytes of items are made once; polars joins a batch of lists as one text, which is then cut.
     """
 
     def __init__(self, ids: Sequence[str], titles: Sequence[str | None]) -> None:
@@ -96,7 +96,7 @@ class ListEncoder:
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
         if not len(scores):
             return pl.Series(dtype=pl.String)
-        # orjson's digits, as in all other JSON.
+        # orjson's digits, as in other JSON.
         numbers = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode()
         heads = self._heads.gather(items)
         tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)

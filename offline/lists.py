@@ -30,9 +30,9 @@ _BATCH = 4096
 # About the precision of float32, in half the bytes.
 _DECIMALS = 6
 _SCORE_BYTES = 8
-# A smaller share suggests an incomplete file.
+# A smaller share may be an incomplete file.
 LEAST_AVAILABLE = 0.5
-# Users or items in a block, unless there would be too many blocks.
+# Users or items in a block, unless there were too many blocks.
 _LEAST_IN_BLOCK = 1_000
 _MOST_BLOCKS = 2_000
 
@@ -65,8 +65,8 @@ class ModelLists:
     def __init__(self, model: Model, settings: ListSettings) -> None:
         if settings.fold_in and not isinstance(model.ranker, Factors):
             raise SettingError(
-                f"Folding in needs item factors, and the engine {engine_of(model.params)} learns none; train "
-                "with --engine als or spark, or leave out --fold-in."
+                f"Folding in needs item factors, and the engine {engine_of(model.params)} learns none; train with "
+                "--engine als."
             )
         self.model = model
         self._metrics = model.metrics
@@ -99,7 +99,7 @@ class ModelLists:
         return self
 
     def plan(self) -> Plan:
-        """See `ListSource`; estimates from the mean size of an item."""
+        """See `ListSource`."""
         matrix, length = self.model.matrix, self._settings.length
         named = zip(matrix.item_ids, self._titles, strict=True)
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
@@ -130,7 +130,7 @@ class ModelLists:
         }
 
     def items(self) -> Items:
-        """See `ListSource`; the catalogue does not depend on rules."""
+        """See `ListSource`; rules do not change the catalogue."""
         ids = self.model.matrix.item_ids
         return Items(ids, self._popular[OVERALL].items, len(ids))
 
@@ -158,7 +158,7 @@ class ModelLists:
         return self._encoder.rows(POPULAR, lists)
 
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield the rows of all users, in order; *observe* gets their lists."""
+        """Yield the rows of users in order; *observe* gets their lists."""
         user_ids = self.model.matrix.user_ids
         for batch in _ranges(0, len(user_ids)):
             items, scores = self._ruled.personal(batch)
@@ -168,14 +168,14 @@ class ModelLists:
             yield from self._rows(USER, user_ids, batch, items, scores)
 
     def _are_popular(self, items: Indices) -> npt.NDArray[np.bool_]:
-        """Return which lists equal the head of the popular list; the service falls back to it for missing lists."""
+        """Return which lists equal the head of the popular list, the fallback for missing lists."""
         head = self._popular[OVERALL].items[: items.shape[1]]
         if not isinstance(self.model.ranker, Popularity) or len(head) < items.shape[1]:
             return np.zeros(len(items), dtype=np.bool_)
         return np.asarray((items == head).all(axis=1))
 
     def factors(self) -> Iterator[list[Row]]:
-        """Yield the rows of item factors singly; none without *fold_in*."""
+        """Yield the rows of item factors, if *fold_in*."""
         ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return
@@ -231,7 +231,7 @@ def _ranges(start: int, stop: int) -> Iterator[Indices]:
 
 
 class Block(NamedTuple):
-    """The work of one task: lists of *users*, or, if None, of items from *start* to *stop*."""
+    """One task: lists of *users*, or, if None, of items from *start* to *stop*."""
 
     part: int
     start: int

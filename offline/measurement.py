@@ -18,7 +18,7 @@ from hotplate.stores.keys import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 
-# Users compared with the live release, for a mean overlap precise to 0.01.
+# For a mean overlap precise to 0.01.
 SAMPLED_USERS = 5_000
 
 # Called with users, the concatenated items of their lists, and the lengths.
@@ -30,7 +30,7 @@ def ignore(_users: Sequence[str], _items: Indices, _lengths: Indices) -> None:
 
 
 class Items(NamedTuple):
-    """The *ids* of items, the overall *popular* list, and the size of the catalogue, if known."""
+    """*ids* of items, the overall *popular* list, and the size of the catalogue, if known."""
 
     ids: Sequence[str]
     popular: Indices
@@ -63,7 +63,7 @@ class Measurement:
         self._below = np.iinfo(np.uint64).max
 
     def add(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Count lists, as in `Observe`; a missing list has the length 0."""
+        """Count lists, as in `Observe`; a missing list has length 0."""
         np.add.at(self._times, items.astype(np.intp), 1)
         self.users += len(users)
         present = lengths[lengths > 0]
@@ -106,7 +106,7 @@ class Measurement:
         return {user: [ids[item] for item in items.tolist()] for _, user, items in self._sampled}
 
     def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Keep the users with the lowest hashes, a uniform sample."""
+        """Keep users with the lowest hashes, a uniform sample."""
         hashes = pl.Series(users, dtype=pl.String).hash().to_numpy()
         ends = np.cumsum(lengths)
         for index in np.flatnonzero((hashes < self._below) & (lengths > 0)).tolist():
@@ -129,7 +129,7 @@ async def overlaps(
     """Return the number of *lists* that *release* has too, and by depth the mean share of common items.
 
     The share refers to the longer list, cut to that depth. Damaged lists are skipped. Raises ReleaseCorrupt for other
-    damage, and StoreError if lists cannot be read.
+    damage, and StoreError.
     """
     open_value = await load_decode(reader, release, manifest)
     compared, shared = 0, dict.fromkeys(depths, 0.0)

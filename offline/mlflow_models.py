@@ -62,7 +62,7 @@ class Logged:
 def log_training(folder: Path, target: Target | None = None, job: str | None = None) -> Logged:
     """Log the model *folder* as a run, and register it as *target*.
 
-    Returns the finished run of the *job* if there is one. Raises DataError if the server fails.
+    Returns the finished run of the *job*, if any. Raises DataError if the server fails.
     """
     described = describe(folder)
     with _server():
@@ -94,7 +94,7 @@ def set_alias(logged: Logged) -> None:
 
 
 def fetch(uri: str, out: Path) -> Path:
-    """Download a model logged by `log_training` below *out*, and return its folder; raises DataError."""
+    """Download a logged model below *out*, and return its folder; raises DataError."""
     with _server():
         found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(out))) / _FOLDER
     if not found.is_dir():

@@ -76,7 +76,7 @@ class Model:
 
     @property
     def id(self) -> str:
-        """Identity of the training, also after saving and loading."""
+        """Identity of the training, kept by `save`."""
         trained = _timestamp(self.created_at), engine_of(self.params), asdict(self.params), self.data.get("fingerprint")
         return xxh3_64_hexdigest(json.dumps(trained, sort_keys=True).encode())
 
@@ -126,7 +126,7 @@ def save(model: Model, path: Path) -> None:
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
             (path / LOCK).unlink(missing_ok=True)
     except OSError as error:
-        # numpy's errors have no strerror.
+        # numpy's errors have no strerror
         reason = error.strerror or f"the disk is full, or a file size limit is reached (ulimit -f; {error})"
         raise DataError(f"The model cannot be written to {path}: {reason}.") from error
     for replaced in marked(path.parent, old):
@@ -135,7 +135,6 @@ def save(model: Model, path: Path) -> None:
 
 
 def _put_in_place(draft: Path, path: Path, old: Path) -> None:
-    """Rename *draft* to *path*, and a model there to *old*."""
     try:
         while True:
             try:
@@ -172,7 +171,7 @@ def check_target(path: Path) -> None:
 
 
 def load(path: Path | str) -> Model:
-    """Read a model folder; raises DataError if it is missing, damaged, or of another format."""
+    """Read a model folder; DataError if it is missing, damaged, or of another format."""
     path = Path(path)
     description = describe(path)
     with _load_errors(path):
@@ -201,7 +200,7 @@ def load(path: Path | str) -> Model:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return model.json of a model folder; raises DataError as `load` does."""
+    """Return model.json of a model folder; DataError as `load`."""
     if not path.is_dir():
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
     if not (path / _DESCRIPTION).is_file():

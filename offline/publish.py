@@ -1,4 +1,4 @@
-"""Publishing lists as a release; a thread computes the next batch during writes."""
+"""Publishing lists as a release; a thread computes the next batch."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ class Source(Protocol):
         """Return the origin of the release, for the manifest."""
 
     def items(self) -> Items:
-        """Return the items of the lists."""
+        """Return the lists' items."""
 
 
 @runtime_checkable
@@ -48,10 +48,10 @@ class PartedSource(Source, Protocol):
     """Lists that other processes write as parts of one draft."""
 
     def own(self) -> Iterator[list[Row]]:
-        """Yield the rows that this process writes, in order."""
+        """Yield this process's rows, in order."""
 
     def sample(self) -> list[Row]:
-        """Return typical rows to train a compression dictionary."""
+        """Return typical rows for a compression dictionary."""
 
     async def write_parts(
         self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
@@ -162,7 +162,7 @@ class _GateCheck:
         self._judged: tuple[ReleaseRef | None, list[GateVerdict]] | None = None
 
     async def about(self) -> dict[str, Any]:
-        """Return origin and verdicts, once all lists are measured."""
+        """Return origin and verdicts, once lists are measured."""
         live, verdicts = await self._judge()
         return self._origin | {"gates": record(verdicts, live, forced=self._settings.force)}
 
@@ -208,7 +208,7 @@ async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) ->
 
 @contextmanager
 def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Add the block's wall time to *step* of *seconds*, even if it raises."""
+    """Add the wall time to *step* of *seconds*, even after an error."""
     started = perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""`make quality`: measures lists on public data sets, by time and at random."""
+"""`make quality`: measures lists on public data, by time and at random."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
 CORE = 5
 CORE_OPTIONS = ("--min-per-user", str(CORE), "--min-per-item", str(CORE))
-# Shares of the log, by time; the last quarter of each is its test.
+# Shares of the log, by time; each is tested on its last quarter.
 PIECES = (0.6, 0.8, 1.0)
 # As in the literature, at 20 and 100 (Liang et al., 2018).
 STRONG = ("--split", "held-out-users", "--test-share", "0.1")

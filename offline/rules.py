@@ -21,7 +21,7 @@ from hotplate.offline.train.popularity import Popular, Popularity, by_popularity
 from hotplate.offline.train.ranking import recommend
 from hotplate.stores.keys import OVERALL
 
-# Depth of a capped ranking in list lengths; short lists are ranked again, deeper.
+# In list lengths; short lists are ranked again, deeper.
 _FIRST_DEPTH = 2
 _DEEPER = 4
 # Ranked items in memory at once.
@@ -122,7 +122,7 @@ class RuledLists:
         self._pins = pins if self.allowed is None else pins[self.allowed[pins]]
 
     def for_users(self, model: Model, own: UserItems | None = None) -> "RuledLists":
-        """Return a copy for the users of *model*, with their *own* counts by item."""
+        """Return a copy for *model*'s users, with their *own* counts by item."""
         others = copy(self)
         others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
         others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
@@ -141,7 +141,7 @@ class RuledLists:
         return len(self._model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
 
     def personal(self, users: Indices) -> Ranked:
-        """Rank for the rows *users*; lists are empty after too short a history."""
+        """Rank for the rows *users*; too short a history gives an empty list."""
         width = min(self._length, len(self._model.matrix.item_ids))
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
@@ -170,7 +170,7 @@ class RuledLists:
         return lists
 
     def about(self) -> dict[str, Any]:
-        """Return the entry of the manifest; *unknown* items are not in the model."""
+        """Return the entry of the manifest; the model lacks *unknown* items."""
         rules, known = self._rules, set(self._model.matrix.item_ids)
         facts: dict[str, Any] = {}
         named = {"available": rules.available, "excluded": rules.excluded}
@@ -249,7 +249,7 @@ class RuledLists:
         return items, scores
 
     def _shortened(self, items: Indices, scores: Floats, n: int) -> Popular:
-        """Return *n* allowed items of the pinned ones and *items*; *scores* are by item."""
+        """Return *n* allowed pinned or other *items*; *scores* are by item."""
         scores = scores.copy()
         scores[self._pins] = scores[items[0]]
         items = np.concatenate([self._pins, items[~np.isin(items, self._pins)]])

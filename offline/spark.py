@@ -1,7 +1,6 @@
 """Lists of a model computed and published on Apache Spark; needs the extra `spark`.
 
-The executors compute and write lists as parts of one draft: items and their factors are broadcast, and a block carries
-its users and their interactions.
+Executors write lists as parts of one draft; items and factors are broadcast, blocks carry users and their interactions.
 """
 
 import asyncio
@@ -51,7 +50,7 @@ def check_store(url: str) -> None:
 
 
 class SparkLists(PartedSource):
-    """Lists of a model, computed and written by the executors of a session."""
+    """Lists of a model, written by the executors of a session."""
 
     def __init__(self, lists: ModelLists, session: SparkSession, url: str) -> None:
         context = session.sparkContext
@@ -87,7 +86,7 @@ class SparkLists(PartedSource):
     async def write_parts(
         self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
-        """See `PartedSource`; the first failure cancels parts that have not started."""
+        """See `PartedSource`; the first failure cancels waiting parts."""
         blocks = [*self._of_items, *self._of_users]
         noted, total = self._context.accumulator(_NOTHING, _Noting()), self.plan().rows
         job = _PublishJob(self._shared, context, self._url, None if lists is None else lists.depth)

@@ -40,7 +40,7 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 
 
 def parse_latency(text: str) -> Callable[[], float]:
-    """Parse `p50=4ms,p99=10ms`; return a function that draws log-normal delays in seconds."""
+    """Parse `p50=4ms,p99=10ms`; return a function that draws log-normal seconds."""
     match = FORM.fullmatch(text.replace(" ", ""))
     if match is None:
         raise BenchMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
@@ -82,7 +82,7 @@ class Faults:
         self._random = random.Random(1)  # noqa: S311 -- repeatable
 
     def replace(self, resource: object, now: float) -> None:
-        """Replace all faults by those in JSON; raises 400."""
+        """Replace all faults; raises 400."""
         try:
             found = msgspec.convert(resource, Annotated[list[Fault], msgspec.Meta(max_length=100)])
         except msgspec.ValidationError as error:
@@ -90,7 +90,7 @@ class Faults:
         self.active = [(now + fault.for_s, fault) for fault in found]
 
     def before(self, request: Request, operation: str, now: float) -> HttpResponse | None:
-        """Return or raise a fault's response; None without a fault."""
+        """Return or raise a fault's response, or None."""
         for until, fault in self.active:
             if now >= until or not fault.affects(request.region, operation, self._random.random()):
                 continue

@@ -1,7 +1,4 @@
-"""HTTP/1.1 server with a synchronous handler.
-
-A point read takes 14 µs of CPU, because levels of `bench ru` need 11,000 a second.
-"""
+"""HTTP/1.1 server with a synchronous handler: a point read takes 14 µs, for the 11,000 a second of `bench ru`."""
 
 import asyncio
 from collections.abc import Callable
@@ -128,7 +125,7 @@ class HttpConnection(asyncio.Protocol):
         self.on_message_begin()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 -- asyncio's
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # asyncio gives TCP servers this kind
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
         self._loop = asyncio.get_running_loop()
         self._connections.add(self)
 
@@ -158,7 +155,7 @@ class HttpConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Store a header; the last of several wins."""
+        """Store a header; the last wins."""
         self._headers[name.lower()] = value
 
     def on_body(self, body: bytes) -> None:
@@ -186,7 +183,7 @@ class HttpConnection(asyncio.Protocol):
         if response.delay_s <= 0 and not self._delayed:
             self._write(response, keep_alive)
             return
-        # Timers with equal times have no order; responses need one.
+        # Timers with equal times have no order.
         self._last_due = max(self._loop.time() + response.delay_s, self._last_due + 1e-6)
         self._delayed += 1
         self._loop.call_at(self._last_due, self._write, response, keep_alive, 1)

@@ -41,7 +41,7 @@ class RequestContext:
         return HttpError(404, "Entity with the specified id does not exist in the system.", charge_ru=charge_ru)
 
     def partition_of(self, key: bytes) -> Partition:
-        """Return a key's partition; raises 410 if the request names another."""
+        """Return a key's partition; 410 if the request names another."""
         partition = self.container.partitions.of(key)
         range_id = self.request.headers.get(RANGE_HEADER)
         if range_id is not None and range_id.decode("latin-1") != partition.id:
@@ -66,7 +66,7 @@ class RequestContext:
 
 
 def context_of(account: EmulatedAccount, container: Container, request: Request, now: float) -> RequestContext:
-    """Return a context; raises 400 for a stale resource id or an invalid consistency level."""
+    """Return a context; 400 for a stale resource id or an invalid consistency level."""
     rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
     if rid is not None and rid.decode("latin-1") != container.rid:
         message = "the container was deleted and created again since its _rid was read"
@@ -150,7 +150,6 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> st
 def _store(
     context: RequestContext, key: bytes, item_id: str, item: dict[str, Any], found: Document | None
 ) -> tuple[int, Document, float]:
-    """Store an item; nothing changes if it is refused."""
     container, charges = context.container, context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
     partition = found.partition if found else container.partitions.of(key)

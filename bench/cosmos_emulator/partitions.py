@@ -1,9 +1,7 @@
 """Documents, partition keys and their hashes, and physical partitions with budgets.
 
-A partition is a range of effective partition keys with a budget of RU/s. A request is admitted if any budget of the
-second is left; its charge is deducted afterwards, also from later seconds, so the provisioned rate is met over time.
-
-Keys are hashed by version 2, the SDKs' default; a test compares the hashes with the Python SDK's.
+A partition is a range of effective partition keys (version 2) with a budget of RU/s. A request is admitted if any
+budget of the second is left; its charge is deducted afterwards, also from later seconds.
 """
 
 import re
@@ -31,12 +29,12 @@ V2_SPAN = 1 << 126
 
 
 def key_property(definition: object) -> str:
-    """Return the partition key's property from a container's `partitionKey`."""
+    """Return the property of a container's `partitionKey`."""
     match definition:
         case {"paths": [str(path)], "version": 2, **rest} if re.fullmatch(r"/\w+", path):
             if rest.get("kind", "Hash") == "Hash":
                 return path[1:]
-    raise HttpError(400, "the emulator supports a partitionKey of kind Hash, version 2, and one path to a property")
+    raise HttpError(400, "the emulator supports a partitionKey of kind Hash, version 2, and one path")
 
 
 def key_of(request: Request) -> bytes:
@@ -87,7 +85,7 @@ class Budget:
         self._used_ru = min(self._used_ru - owed, rate) + owed
 
     def wait_ms(self, now: float) -> int:
-        """Return 0 if a request is admitted at *now*, else the milliseconds to wait for budget."""
+        """Return 0 if a request is admitted at *now*, else the milliseconds to wait."""
         self._roll(now)
         missing = self._used_ru - self.rate
         if missing < 0:
@@ -96,12 +94,11 @@ class Budget:
         return max(1, ceil((self._second + 1 + seconds - now) * 1000))
 
     def charge(self, now: float, charge_ru: float) -> None:
-        """Deduct a charge, which may exceed the budget."""
+        """Deduct a charge, perhaps beyond the budget."""
         self._roll(now)
         self._used_ru += charge_ru
 
     def _roll(self, now: float) -> None:
-        """Pay debts from the budgets of past seconds."""
         second = floor(now)
         if second <= self._second:
             return
@@ -169,7 +166,7 @@ class Partitions:
         return self.all[bisect_right(self._minima, hash_of(key)) - 1]
 
     def with_id(self, range_id: str) -> Partition:
-        """Return a partition; raises 410 for an unknown id, which may have split."""
+        """Return a partition; 410 for an unknown id, which may have split."""
         for partition in self.all:
             if partition.id == range_id:
                 return partition
@@ -206,7 +203,7 @@ class Partitions:
 
 @dataclass(slots=True)
 class Document:
-    """One stored item; a write replaces it."""
+    """One stored item; writes replace it."""
 
     id: str
     key: bytes

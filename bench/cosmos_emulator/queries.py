@@ -1,6 +1,6 @@
 """Queries and feeds of items, with paging and charges.
 
-Supports `SELECT *` with properties that are equal to or IN parameters, joined by AND; others get 400.
+Supports `SELECT *` with properties equal to or IN parameters, joined by AND; others get 400.
 """
 
 import re
@@ -14,7 +14,7 @@ from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, 
 
 NUMBER = re.compile(r"-1|\d{1,18}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
-# Items of a page, if the caller sets no size.
+# By default.
 MAX_PAGE_ITEMS = 10_000
 
 STATEMENT = re.compile(
@@ -25,7 +25,7 @@ CONDITION = re.compile(
     r"\s*(?P<alias>\w+)\.(?P<name>\w+)\s*(?:=\s*(?P<one>@\w+)|IN\s*\((?P<list>[\s,@\w]+)\))\s*(?P<and>AND\b)?",
     re.IGNORECASE,
 )
-UNSUPPORTED = "the emulator supports only SELECT * with properties that are equal to or IN parameters, joined by AND"
+UNSUPPORTED = "the emulator supports only SELECT * with properties equal to or IN parameters, joined by AND"
 
 # Accepted values by property.
 Conditions = Mapping[str, list[Any]]
@@ -82,7 +82,6 @@ def feed(context: RequestContext) -> HttpResponse:
 
 
 def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
-    """Return the partitions to read, and the only key, if any."""
     if context.request.headers.get(HEADER, b"[]") != b"[]":
         key = key_of(context.request)
         return (context.partition_of(key),), key

@@ -1,10 +1,8 @@
 """The account: databases, containers, offers and partition key ranges.
 
 Requests for them are never throttled; their charges are assumed. A resource id (`_rid`) has 4 bytes of the database, 4
-of the container with the highest bit set, and 8 of the item.
-
-A write is charged for each indexed value, a term; system properties are assumed not to count.
-https://learn.microsoft.com/azure/cosmos-db/index-policy
+of the container with the highest bit set, and 8 of the item. A write is charged for each indexed value, a term, but not
+for system properties: https://learn.microsoft.com/azure/cosmos-db/index-policy
 """
 
 import time
@@ -27,16 +25,16 @@ OFFER_HEADER = b"x-ms-offer-throughput"
 AUTOSCALE_HEADER = b"x-ms-cosmos-offer-autopilot-settings"
 MAX_ID_CHARS = 255
 ALREADY_EXISTS = "Entity with the specified id already exists in the system."
-SHARED_THROUGHPUT = "throughput of a whole database is not emulated: give each container its own"
+SHARED_THROUGHPUT = "throughput of a database is not emulated: give each container its own"
 EMULATED = {"id", "partitionKey", "indexingPolicy"}
-# From strongest to weakest: a request may only relax the account's level.
+# From strongest to weakest: a request may only relax the account's.
 CONSISTENCIES = ("Strong", "BoundedStaleness", "Session", "ConsistentPrefix", "Eventual")
 EVERYTHING = [{"path": "/*"}]
 EXCLUDED = [{"path": '/"_etag"/?'}]
 
 
 def indexes_of(policy: object) -> bool:
-    """Return whether a policy indexes everything; raises 400 for a part."""
+    """Return whether a policy indexes everything; 400 for a part."""
     given = policy if isinstance(policy, dict) else {}
     mode, included, excluded = (given.get(name) for name in ("indexingMode", "includedPaths", "excludedPaths"))
     match str(mode or "consistent").lower():
@@ -175,11 +173,11 @@ class EmulatedAccount:
         return f'"00000000-0000-0000-0000-{self.next_number():012x}"'
 
     def database(self, name: str, *, is_owner: bool = False) -> Database:
-        """Find a database; raises 404 with the substatus of a missing resource or, with *is_owner*, owner."""
+        """Find a database; 404 with the substatus of a missing resource or, with *is_owner*, owner."""
         return _find(self.databases, name, is_owner=is_owner)
 
     def container(self, database: str, name: str, *, is_owner: bool = False) -> Container:
-        """Find a container; raises 404 like `database`."""
+        """Find a container; 404 like `database`."""
         return _find(self.database(database, is_owner=True).containers, name, is_owner=is_owner)
 
     def containers(self) -> list[Container]:
@@ -187,7 +185,7 @@ class EmulatedAccount:
         return [container for database in self.databases.values() for container in database.containers.values()]
 
     def offer(self, rid: str) -> EmulatedOffer:
-        """Find an offer; raises 404 like `database`."""
+        """Find an offer; 404 like `database`."""
         return _find({container.offer.rid: container.offer for container in self.containers()}, rid)
 
 
@@ -271,7 +269,7 @@ def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> Emulated
     return replace_throughput(offer, throughput)
 
 
-# Arguments are the account, the request and the names in the path.
+# Called with account, request and names in the path.
 OPERATIONS: dict[str, Callable[..., Database | Container | EmulatedOffer]] = {
     "create database": _post_database,
     "read database": lambda account, _request, name: account.database(name),

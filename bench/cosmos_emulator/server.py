@@ -1,7 +1,4 @@
-"""The emulator as a server, with pages for faults and metrics.
-
-The pages need no key, because the emulator listens on loopback by default.
-"""
+"""The emulator as a server; pages for faults and metrics need no key."""
 
 import asyncio
 import ipaddress

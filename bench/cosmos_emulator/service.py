@@ -113,7 +113,7 @@ def route_of(path: str) -> ResourceRoute:
 
 
 def operation_of(request: Request, route: ResourceRoute) -> str:
-    """Return a request's operation, as named in metrics and faults."""
+    """Return a request's operation in metrics and faults."""
     noun = NOUNS[route.resource_type]
     if not route.is_feed:
         return f"{VERBS.get(request.method, 'other')} {noun}"
@@ -203,7 +203,6 @@ _http_date = lru_cache(1)(partial(formatdate, usegmt=True))
 
 
 def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
-    """The region of the request has the host and port of the request."""
     host = request.header(b"host") or f"127.0.0.1:{account.regions[request.region][1]}"
     name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
     hosts = [host if n == request.region else f"{name}:{port}" for n, (_, port) in enumerate(account.regions)]
@@ -236,7 +235,7 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
 
 
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Answer 304 for unchanged ranges, because SDKs page until they get it."""
+    """Answer 304 for unchanged ranges, which ends the SDKs' paging."""
     verb, _, noun = operation.partition(" ")
     charge_ru, headers = account.charges.metadata_read, dict[str, str]()
     found: list[dict[str, Any]]

@@ -1,7 +1,4 @@
-"""The load generator and its process.
-
-In a shared process, other work would delay the event loop and count as latency.
-"""
+"""The load generator and its process, where no other work delays the event loop."""
 
 import asyncio
 import contextlib
@@ -35,7 +32,7 @@ LOOP_TICK_S = 1e-3  # event loops round to milliseconds
 AHEAD_S = 0.05  # from a worker's readiness to its first due request
 STOP_WITHIN_S = 5.0
 DIED = "the process of the load generator died; was it out of memory?"
-# A worker sends READY with open connections; its parent sends a start time by CLOCK_MONOTONIC, and STOP.
+# A worker sends READY with open connections; its parent a start time by CLOCK_MONOTONIC, and STOP.
 READY = "ready"
 STOP = "stop"
 Sent = tuple[float, bytes]  # due time by the generator's clock, and request
@@ -48,7 +45,7 @@ Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick until it returns None
 
 
 async def sleep_until_due(tick: Tick) -> None:
-    """Call *tick* at each due time, by a timerfd (~50 µs late) or else the loop's timer (~1 ms)."""
+    """Call *tick* at each due time, by a timerfd (~50 µs late) or the loop's timer (~1 ms)."""
     if hasattr(ctypes.CDLL(None), "timerfd_create"):
         await _sleep_by_kernel(tick)
     else:
@@ -58,7 +55,7 @@ async def sleep_until_due(tick: Tick) -> None:
 
 async def _sleep_by_kernel(tick: Tick) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    # os.timerfd_create needs Python 3.13. time.monotonic is CLOCK_MONOTONIC on Linux.
+    # os.timerfd_create needs Python 3.13.
     timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
     if timer < 0:
         raise OSError(ctypes.get_errno(), "timerfd_create")
@@ -107,7 +104,7 @@ class Recorder:
         self.due = self.sent = self.dropped = self.opened = self.unsolicited = 0
 
     def late(self, lag_s: float) -> None:
-        """Record the delay in processing a due request."""
+        """Record the delay of a due request."""
         self._lags_s.append(lag_s)
 
     def seen(self, request: bytes, status: int, body: bytes) -> None:
@@ -136,14 +133,14 @@ class Recorder:
 
     @property
     def values(self) -> Mapping[str, Mapping[str, int]]:
-        """Counts of the values of observed fields; "" is an absent field."""
+        """Counts of observed values by field; "" is an absent field."""
         return {
             name: {value.decode(errors="replace"): count for value, count in counts.items()}
             for name, counts in self._seen.items()
         }
 
     def seconds(self) -> tuple[Second, ...]:
-        """Return the run by second; later responses belong to the last."""
+        """Return the run by second; late responses belong to the last."""
         if len(self._marks) > 1 and self._marks[-1][0] == self.due:
             self._marks.pop()
         self.mark()
@@ -160,10 +157,7 @@ class Recorder:
 
 
 class LoadGenerator:
-    """The connections and queue of one run.
-
-    *clock*, *keep_pace* and *connect* can be replaced by virtual time.
-    """
+    """The connections and queue of one run; *clock*, *keep_pace* and *connect* can be virtual."""
 
     def __init__(
         self,
@@ -191,7 +185,7 @@ class LoadGenerator:
         self._recorder = Recorder(load.observe, load.sample_every)
 
     async def run(self, begin: Begin | None = None) -> Result:
-        """Connect, run the load, and wait for requests in flight."""
+        """Run the load, and wait for requests in flight."""
         sweep = asyncio.ensure_future(self._sweep())
         try:
             for _ in range(self._load.connections):
@@ -280,7 +274,7 @@ class LoadGenerator:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
-        # Only for a waiting request, to spare servers that close connections.
+        # Only for a waiting request.
         if len(self._opening) < len(self._waiting) and len(self._open) + len(self._opening) < self._load.connections:
             self._connect()
 
@@ -404,14 +398,14 @@ class LoadWorker:
     def run(self, load: Load, *, on_the_second: bool = False) -> Result:
         """Make one run; blocks until its end.
 
-        *on_the_second* begins it with a whole second of the clock, as RU/s budgets do. Ctrl-C gives an `interrupted`
-        result. Raises BenchFailed if the process dies.
+        *on_the_second* begins it with a second of the clock, as RU/s budgets do. Ctrl-C gives an `interrupted` result.
+        Raises BenchFailed if the process dies.
         """
         with raised_priority(() if self._core is None else [self.pid]):
             self._channel.send(load)
             try:
                 while receive(self._channel, DIED) != READY:
-                    pass  # the result of an earlier run, stopped twice
+                    pass  # of an earlier run, stopped twice
                 start_s = time.monotonic() + AHEAD_S
                 if on_the_second:
                     start_s += 1 - (time.time() + AHEAD_S) % 1
@@ -423,7 +417,7 @@ class LoadWorker:
 
     def _result(self) -> Result:
         while not isinstance(message := receive(self._channel, DIED), Result):
-            pass  # READY of a run stopped at once
+            pass  # of a run stopped at once
         return message
 
 

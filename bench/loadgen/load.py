@@ -69,7 +69,7 @@ KeyDraw: TypeAlias = InTurn | Uniform | Zipf
 
 @dataclass(frozen=True, slots=True)
 class RequestKeys:
-    """Requested ids; a share `unknown` is replaced by ids without lists."""
+    """Requested ids; a share `unknown` has no lists."""
 
     ids: Sequence[str]
     draw: KeyDraw
@@ -178,8 +178,8 @@ class Load:
 
     Requests are due at `rate` a second; see `dues`. Without a rate the loop is closed: each connection sends its next
     request after a response. A request fails `timeout_s` after its due time. At most `backlog` due requests wait for a
-    connection; further ones are dropped. Values of the string fields `observe` of a compact JSON body are counted. One
-    of `sample_every` responses is kept (0: none).
+    connection, others are dropped. Values of the string fields `observe` of a compact JSON body are counted. One of
+    `sample_every` responses is kept (0: none).
     """
 
     url: str
@@ -235,7 +235,7 @@ class Target:
 
 
 def send_one(url: str, request: bytes, timeout_s: float) -> Response:
-    """Send one request; return a response of any status. Raises BenchFailed without one."""
+    """Send one request; return any response. Raises BenchFailed without one."""
     target = Target.of(url)
 
     async def send() -> Response:

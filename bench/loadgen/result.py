@@ -25,7 +25,7 @@ Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
 
 
 class Histogram:
-    """A HdrHistogram up to 60 s, with counters in an array: its Python loops take milliseconds."""
+    """A HdrHistogram up to 60 s with counters in an array: its Python loops take milliseconds."""
 
     __slots__ = ("_counts", "_hdr")
 
@@ -113,7 +113,7 @@ class Second:
 
 
 class ResponseSample(NamedTuple):
-    """A request and its response, kept for a check."""
+    """A request and its response, for a check."""
 
     request: bytes
     status: int
@@ -124,8 +124,8 @@ class ResponseSample(NamedTuple):
 class Result:
     """One run: `due` = `ok` + all `errors` + `dropped`.
 
-    Open-loop latency counts from a request's due time, including waits for a connection or the generator. In a closed
-    loop it counts from sending, which hides waits: quote only the rate.
+    Open-loop latency counts from a request's due time. In a closed loop it counts from sending, which hides waits:
+    quote only the rate.
     """
 
     url: str
@@ -177,7 +177,7 @@ class Result:
 
     @property
     def error_share(self) -> float:
-        """Share of due requests without a good answer, including dropped ones."""
+        """Share of due requests without a good answer, with dropped ones."""
         return (self.due - self.ok) / self.due if self.due else 0.0
 
     @property

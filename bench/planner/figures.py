@@ -1,4 +1,4 @@
-"""Arithmetic that records its formula, and values with unit, source and operands."""
+"""Arithmetic that records formulas, and values with unit, source and operands."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ class Term:
         return Term(self.value / term(other).value, formula, PRODUCT)
 
     def within(self, rank: int) -> str:
-        """Return the formula, in parentheses if an operator of *rank* needs them."""
+        """Return the formula, in parentheses if *rank* needs them."""
         return self.formula if self.rank >= rank else f"({self.formula})"
 
 
@@ -72,7 +72,7 @@ def round_up(value: float, step: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PlanFigure:
-    """A value of a plan: derived by `formula` from `operands`, or an input with its `source`."""
+    """A value of a plan: by `formula` from `operands`, or an input with its `source`."""
 
     name: str
     value: Value
@@ -105,7 +105,7 @@ class FigureTable(dict[str, PlanFigure]):
         self[name] = PlanFigure(name, value, unit, source=source)
 
     def derive(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Term:
-        """Enter a result with its formula or a description; return its term."""
+        """Enter a result with its formula or description; return its term."""
         words = formula or term(result).formula
         operands = tuple(self[each] for each in dict.fromkeys(NAME.findall(words)) if each in self)
         self[name] = PlanFigure(name, term(result).value, unit, words, source, operands)
@@ -117,7 +117,7 @@ class FigureTable(dict[str, PlanFigure]):
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:
-    """Yield depth and figure, from a figure down to its inputs, each expanded once."""
+    """Yield depth and figure, down to the inputs, each expanded once."""
     seen = set[str]()
 
     def walk(figure: PlanFigure, depth: int) -> Iterator[tuple[int, PlanFigure]]:

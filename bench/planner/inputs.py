@@ -1,6 +1,6 @@
 """The inputs of a plan, declared with unit, bounds, default and reason.
 
-The command's flags are made from them: inputs with a panel have a flag, others are set by `--set`.
+Inputs with a panel have a flag, others are set by `--set`.
 """
 
 import json
@@ -26,12 +26,9 @@ LOAD = "The load"
 LISTS = "The lists"
 COSMOS = "Cosmos DB and pods"
 MONEY = "Training and fees"
-REQUIRED = (
-    "give at least the users and the peak rate, as: hotplate plan --users 1000000 --peak-rps 500; or only --have-ru, "
-    "for what these RU/s carry"
-)
+REQUIRED = "give at least --users 1000000 --peak-rps 500; or only --have-ru, for what these RU/s carry"
 HOURS = 24
-# Invented shapes of a day, for a first estimate.
+# Invented, for a first estimate.
 SHAPES: Mapping[str, tuple[float, ...]] = {
     "flat": (1.0,) * HOURS,
     "evening": (
@@ -77,14 +74,14 @@ class Inputs:
     profile: str | tuple[float, ...] = _load("", "shape of a day: flat, evening, or 24 rates", "flat", "busy all day")
     growth_percent: float = _load("%/month", "growth of users, items and requests", 0.0, "no growth", low=-50, high=100)
     months: int = _load("months", "of growth that the plan must last for", 0, "today's load", high=120)
-    unknown_share: float = _input("share", "of requests for users without a list", 0.0, "they cost a read, too")
+    unknown_share: float = _input("share", "of requests for unknown users", 0.0, "they cost a read, too")
     zipf: float | None = _load("", "exponent of the Zipf law of users, as 0.9; 0: all alike", None, "all alike", high=3)
     hit_rate: float = _load("share", "of lookups that never reach the store", 0.0, "no cache is counted on")
     hot_share: float | None = _input("share", "of requests for the one hottest user", None)
     regions: int = _load("regions", "that each hold all data", 1, low=1, high=60)
     region_share: float = _input("share", "of requests that each region can answer", 1.0, "others may fail", low=0.01)
     consistency: str = _cosmos("", "consistency of reads", "eventual", "a release never changes", choices=CONSISTENCIES)
-    p99_ms: float | None = _cosmos("ms", "at p99, the objective that a report's rates must keep", None, low=1e-3)
+    p99_ms: float | None = _cosmos("ms", "at p99, the objective of a report's rates", None, low=1e-3)
     list_length: int = _lists("items", "in a stored list", 20, "hotplate's default", low=1, high=1000)
     list_bytes: float | None = _lists("bytes", "of a list as stored, in its encoding, measured", None, low=1)
     item_id_chars: float = _input("characters", "of an item's id", 8.0, "a guess", low=1, high=256)
@@ -105,7 +102,7 @@ class Inputs:
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
     request_cpu_us: float = _input("µs", "of CPU of a request", 30.0, "27.6 from files, 29.1 from Redis", low=0.1)
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
-    pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
+    pod_rps: float | None = _input("requests/s", "of a pod inside the objective, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
     zones: int = _cosmos("zones", "of a region's pods, of which any may be lost", 1, "none is lost", low=1, high=10)
     redis_nodes: int = _input("nodes", "of an instance", 2, "one is the replica", low=1)
@@ -124,7 +121,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class InputSource:
-    """Inputs from one source; `label` formats their names for messages, as `--users`."""
+    """Inputs from one source; `label` formats names for messages, as `--users`."""
 
     source: str
     values: Mapping[str, object]
@@ -145,7 +142,7 @@ class SourcedInputs:
     """Only `have_ru` was given, without users and rate."""
 
     def source(self, name: str) -> str:
-        """Describe an input's source; defaults are assumptions with a reason."""
+        """Describe an input's source; defaults are assumptions."""
         if name in self.sources:
             return self.sources[name]
         reason = KNOWN[name].metadata["reason"]
@@ -190,13 +187,13 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
 
 
 def hourly_shares(profile: str | Sequence[float]) -> tuple[float, ...]:
-    """Return 24 hourly rates, or a named shape, as shares of the busiest hour."""
+    """Return 24 rates, or a named shape, as shares of the busiest hour."""
     if isinstance(profile, str):
         if profile in SHAPES:
             return SHAPES[profile]
         raise PlanMisused(f"profile {profile!r} is none of {', '.join(SHAPES)}; it may also be 24 numbers")
     if len(profile) != HOURS or min(profile) < 0 or max(profile) <= 0:
-        raise PlanMisused("profile takes 24 numbers, one an hour, none below 0 and not all 0")
+        raise PlanMisused("profile takes 24 numbers from 0, not all 0")
     return tuple(rate / max(profile) for rate in profile)
 
 

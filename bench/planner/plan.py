@@ -1,7 +1,4 @@
-"""The plan for one set of inputs: sizes, workload, Cosmos DB, Redis, pods, training and cost.
-
-`Term` keeps the formulas that `--why` prints.
-"""
+"""The plan for one set of inputs: sizes, workload, Cosmos DB, Redis, pods, training and cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +20,7 @@ QUOTES = 6
 TITLE_QUOTES = 4
 # A Cosmos DB item without its id and list.
 SKELETON_BYTES = len('{"id":"user.","t":""}')
-# Copied from `hotplate.stores.redis.examination`, which needs the extra `redis`; a test compares them.
+# Copied from `hotplate.stores.redis.examination`, which needs an extra; a test compares them.
 REDIS_ROW_BYTES = 80
 REDIS_ALLOCATED = 1.08
 REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
@@ -67,12 +64,12 @@ class CapacityPlan:
         return min(costs, key=lambda name: costs[name])
 
     def with_inputs(self, **changes: Any) -> "CapacityPlan":  # noqa: ANN401 -- inputs by name
-        """Recalculate with some inputs changed."""
+        """Recalculate with changed inputs."""
         changed = replace(self.sourced, inputs=replace(self.inputs, **changes))
         return calculate(changed, self.prices, self.charges)
 
     def with_prices(self, direction: int) -> "CapacityPlan":
-        """Recalculate with all prices at their upper (1) or lower (-1) bound."""
+        """Recalculate with upper (1) or lower (-1) bounds of all prices."""
         return calculate(self.sourced, self.prices.moved(direction), self.charges)
 
 
@@ -140,7 +137,7 @@ def _sizes(t: FigureTable, inputs: Inputs) -> None:
     whole = term(SKELETON_BYTES) + ceiling(n("user_id_chars") * 4 / 3) + text + n("system_bytes")
     t.derive("item_bytes", "bytes", whole, source='an item {"id":"user.ID","t":"…"} with the id in base64url')
     row = (stored + KEY_BYTES + n("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES) * REDIS_ALLOCATED
-    source = "the key, its prefix and release, and what Redis 7 keeps with it: within -10 and +13 % of used_memory"
+    source = "key, prefix, release and Redis 7's overhead: within -10 and +13 % of used_memory"
     t.derive("redis_row_bytes", "bytes", row, source=source)
 
 
@@ -205,7 +202,7 @@ def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
 
 
 def _serving(t: FigureTable) -> None:
-    """Skew and the number of partitions depend on each other, so the number is raised to a fixed point."""
+    """Skew and the number of partitions depend on each other: a fixed point."""
     by_gb = most(1, ceiling(t.term("release_gb") / PARTITION_GB))
     needed = t.derive("partitions_by_gb", "partitions", by_gb, source=LIMITS).value
     partitions = 0.0
@@ -217,7 +214,7 @@ def _serving(t: FigureTable) -> None:
 def _serving_with(t: FigureTable, partitions: int) -> float:
     n = t.term
     t.enter("partitions", partitions, "partitions", "as many as follow from it: both agree")
-    source = "the fullest partition has the hottest user and an even share of the others"
+    source = "the hottest user, and an even share of the others"
     t.derive("skew", "", n("hot_user") * (n("partitions") - 1) + 1, source=source)
     t.derive("reads_plain_ru", "RU/s", n("reads_s") * n("mean_read_ru"))
     t.derive("reads_ru", "RU/s", n("reads_plain_ru") * n("skew") / n("ru_utilisation"))
@@ -272,7 +269,7 @@ def _pods(t: FigureTable, inputs: Inputs, month: str) -> None:
     t.derive("pods_region", "pods", most(n("pods_by_little"), n("pods_by_capacity"), n("min_pods")))
     target = n("pod_utilisation") * least(answered, n("pod_concurrency") * 1000 / n("request_ms"))
     target = t.derive("hpa_pod_rps", "requests/s", target, source="the less by both; pods are added above it")
-    source = "room for twice the load of the busiest hour, and for one pod that is lost"
+    source = "room for twice the busiest hour, and for one lost pod"
     t.derive("hpa_most_pods", "pods", most(n("min_pods"), ceiling(n("peak_region") * 2 / target) + 1), source=source)
     pods = n("pods_region")
     if inputs.zones > 1:
@@ -286,7 +283,7 @@ def _manual_cost(t: FigureTable, inputs: Inputs, month: str) -> None:
     n = t.term
     t.derive("storage_cost", month, n("stored_gb") * n("price_storage_gb_month") * n("regions"))
     polls = n("pods") * ceiling(n("pod_cpus")) / POLL_S * (2 if inputs.consistency in DOUBLED else 1)
-    source = "each process of a pod polls the catalogue for a new release"
+    source = "each process polls the catalogue"
     t.derive("polls_ru", "RU/s", polls, source=source)
     hours = (n("serve_ru") + n("kept") * n("least_ru") + CONTROL_RU) * HOURS_A_MONTH
     hours += n("publishes") * (n("creation_ru") * ceiling(n("publish_hours")) + n("serve_ru") * OVERLAP_HOURS)
@@ -308,15 +305,12 @@ def reached_ru(inputs: Inputs, top: float, busiest: float) -> list[float]:
 
 
 def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
-    """Each hour is billed at the RU/s reached, at least a tenth of the maximum.
-
-    Reads spread evenly over regions, without headroom.
-    """
+    """Reads spread evenly over regions, without headroom; an hour bills at least a tenth of the maximum."""
     n = t.term
     reads, publish, gb = (t[name].number for name in ("reads_ru", "publish_ru_s", "release_gb"))
     highest = autoscale_top(max(reads, publish), 0, 0)
     formula = f"the least that holds reads_ru, in steps of {url.AUTOSCALE_STEP}, and a tenth of publish_ru_s before it"
-    source = "provisioned in each region; a tenth of the highest top ever is the lowest that may be set"
+    source = "in each region; at least a tenth of the highest top ever"
     top = t.derive("autoscale_top_ru", "RU/s", autoscale_top(reads, highest, gb), formula, source)
     now = n("peak_then") / n("regions") * (term(1) - n("hit_rate")) * n("mean_read_ru")
     now = t.derive("region_reads_ru", "RU/s", now)
@@ -325,7 +319,7 @@ def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
     formula = "a tenth of the lowest top that may be set after publish_ru_s"
     t.derive("autoscale_idle_ru", "RU/s", autoscale_top(0, highest, gb) / FLOOR, formula)
     other = n("publishes") * (n("publish_ru_s") * ceiling(n("publish_hours")) + mean * OVERLAP_HOURS) / HOURS_A_MONTH
-    source = "publishes, what is kept, and hours in which two releases can serve, as a mean over the month"
+    source = "publishes, kept releases and hours with two of them, as a mean over the month"
     t.derive("autoscale_other_ru", "RU/s", other + n("kept") * n("autoscale_idle_ru"), source=source)
     fixed = _manual(t, term(CONTROL_RU)) + n("storage_cost")
     factor = n("price_ru_hour") * n("price_autoscale_factor") * HOURS_A_MONTH * n("regions")
@@ -418,9 +412,9 @@ def _today(t: FigureTable, month: str) -> None:
 
 
 def refused_share(have_ru: float, reads_ru: float, skew: float, partitions: int) -> float:
-    """Return the share of reads answered with 429 if *reads_ru* RU/s are needed and *have_ru* provisioned.
+    """Return the share of 429s if *reads_ru* RU/s are needed and *have_ru* provisioned.
 
-    The fullest partition gets *skew* times an even share, the others split the rest evenly.
+    The fullest partition gets *skew* times an even share.
     """
     if reads_ru <= 0:
         return 0.0

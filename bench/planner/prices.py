@@ -1,8 +1,7 @@
-"""Prices with source, date and region, from a TOML file or Azure's price list.
+"""Prices with source, date and region, from a TOML file or Azure's price list, whose API needs no account.
 
-The default is `prices.toml`. The API needs no account:
-https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-prices. Meters are found by product and
-meter; missing ones are reported and omitted.
+Meters are found by product and meter; missing ones are reported.
+https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-prices
 """
 
 import datetime as dt
@@ -21,7 +20,7 @@ from urllib.request import HTTPRedirectHandler, build_opener
 from hotplate.bench.errors import BenchFailed, BenchMisused
 
 OURS = Path(__file__).with_name("prices.toml")
-# Reliability of a price, and default error bound: list prices differ by region and day.
+# Reliability of a price, and default error bound.
 BASES = {"listed": "a list price", "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
 WITHIN = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
 DAYS_A_MONTH = 365.25 / 12
@@ -66,7 +65,7 @@ class Price:
 
     @property
     def provenance(self) -> str:
-        """Basis, region, date, error bound and source in one line."""
+        """Basis, region, date, error bound and source."""
         return f"{BASES[self.basis]}: {self.region}, {self.date}, ±{self.within:.0%}, {self.source}"
 
     def age(self, today: dt.date) -> str:
@@ -106,7 +105,7 @@ class Prices:
     """In ascending order."""
 
     def by_name(self) -> dict[str, Price]:
-        """Return present prices, without the sizes of Redis."""
+        """Return present prices, without sizes of Redis."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: price for name, price in found.items() if isinstance(price, Price)}
 
@@ -115,7 +114,7 @@ class Prices:
         return ru_hours / 100 * self.ru_hour.amount * (self.autoscale_factor.amount if autoscale else 1) * regions
 
     def moved(self, direction: int) -> "Prices":
-        """Return the upper (1) or lower (-1) bounds of all prices."""
+        """Return upper (1) or lower (-1) bounds."""
         sizes = tuple(replace(size, hour=size.hour.moved(direction)) for size in self.redis)
         moved: dict[str, Any] = {name: each.moved(direction) for name, each in self.by_name().items()}
         return replace(self, redis=sizes, **moved)
@@ -197,7 +196,7 @@ class Item:
 def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list[str]:
     """Write Azure's prices to *path*; return the names of missing ones.
 
-    Raises BenchMisused instead of overwriting a file of other origin.
+    Raises BenchMisused instead of overwriting another file.
     """
     if path.exists() and not path.read_text(errors="replace").startswith(HEAD):
         raise BenchMisused(
@@ -274,7 +273,7 @@ def _host(url: str) -> tuple[str, str | None, int | None]:
 
 class _NoRedirect(HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 -- as urllib's
-        """Refuse redirects, which could lead to another host."""
+        """Refuse redirects to other hosts."""
 
 
 def _page(url: str, ends: float) -> dict[str, Any]:

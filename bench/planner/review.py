@@ -12,14 +12,14 @@ from hotplate.bench.planner.plan import CONTROL_RU, CapacityPlan, reached_ru
 from hotplate.report import Curve, Plot, Report, Row, TextTable, format_value
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 
-# Costs and discounts outside of all figures.
+# Outside of all figures.
 NOT_PRICED = (
     "reserved capacity and its discount", "writes in several regions", "tiers of Azure Managed Redis but Balanced",
     "unused share of nodes", "traffic between regions and to the internet", "backups", "private links", "free tiers",
 )  # fmt: skip
-# Inputs for parts of the bill not priced by default.
+# Not priced by default.
 FEES = {"gateway_month": "a dedicated gateway", "ru_factor": "zone redundancy", "cluster_month": "the fee of AKS"}
-# Rows of the report in order: labels and figures.
+# Labels and figures, in order.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
     "used by reads in the busiest hour": "today_use", "too many": "over_ru", "cost a month": "today_cost",
@@ -250,8 +250,8 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
     hot = plan.number("hot_key_ru")
     if hot > PARTITION_RU:
         yield (
-            f"the hottest user alone takes {hot:,.0f} RU/s, and a key has one partition of at most {PARTITION_RU:,}: "
-            f"no RU/s help; answer it from a cache"
+            f"the hottest user alone takes {hot:,.0f} RU/s, and a partition has at most {PARTITION_RU:,}: answer it "
+            f"from a cache"
         )
     if max(plan.number("serve_ru"), plan.number("publish_ru_s")) >= MAX_RU:
         yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"
@@ -266,7 +266,7 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
     if inputs.p99_ms is not None and inputs.pod_rps is None:
         yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give a measurement with --from-report"
     if inputs.zipf is None and inputs.hot_share is None:
-        yield "all users are taken as equally busy; --zipf 0.9, say, shows what a hot one does to its partition"
+        yield "all users are taken as equally busy; --zipf 0.9 shows a hot one's effect on its partition"
 
 
 def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
@@ -275,13 +275,13 @@ def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
     if created > needed:
         yield (
             f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, "
-            f"and {needed:,.0f} would do: each has {plan.number('partition_ru'):,.0f} of {serve:,.0f} RU/s, which is "
-            f"all that a hot user has; publish more slowly to have fewer"
+            f"and {needed:,.0f} would do: a hot user has {plan.number('partition_ru'):,.0f} of {serve:,.0f} RU/s; "
+            f"publish more slowly"
         )
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read inputs and any figures to check. Raises PlanMisused for an invalid file."""
+    """Read inputs and any figures to check. Raises PlanMisused."""
     facts = read_toml(path)
     check = facts.pop(CHECK, {})
     if not isinstance(check, dict) or check.keys() - {"bound_percent", "agreed"}:
@@ -313,7 +313,7 @@ def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
 
 
 def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
-    """Format a baseline: inputs with their sources, and the figures to check."""
+    """Format a baseline: inputs with sources, and the figures to check."""
     lines = list[str]()
     for name, source in plan.sourced.sources.items():
         given = json.dumps(getattr(plan.inputs, name))  # also TOML

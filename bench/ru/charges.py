@@ -1,8 +1,4 @@
-"""`hotplate bench charges`: measures an account's charges for the planner and the emulator.
-
-Requests are sequential, through azure-cosmos, in a temporary database. Coefficients that are not measured keep our
-values, marked so in the file.
-"""
+"""`hotplate bench charges`: measures charges, sequentially through azure-cosmos, in a temporary database."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,15 +24,15 @@ from hotplate.stores.cosmos.url import MANUAL_MIN
 from hotplate.stores.urls import redacted
 
 SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
-# Repetitions; the median counts.
+# The median counts.
 TIMES = 3
 CONTAINER = "items"
-# Sections with points, by the operation that yields them.
+# Sections with points, by operation.
 POINTS = {"read": "read", "write": "create"}
 
 
 class Charge(NamedTuple):
-    """Median charge of an operation, and its charge by our coefficients."""
+    """Median charge of an operation, and ours."""
 
     operation: str
     size_kb: int
@@ -45,7 +41,7 @@ class Charge(NamedTuple):
 
     @property
     def off(self) -> float:
-        """Relative deviation from our coefficients."""
+        """Relative deviation from ours."""
         return self.measured_ru / self.ours_ru - 1
 
 

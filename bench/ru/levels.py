@@ -1,7 +1,6 @@
 """Levels of throughput: trials and their report.
 
-Load starts before and ends after the counted seconds, so a window of 10 s holds 10 seconds' budget, whatever the offset
-between the account's seconds and ours.
+Load exceeds the counted seconds at both ends, so a window of 10 s holds 10 seconds' budget.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ from hotplate.stores.urls import redacted
 # Load before and after the counted seconds.
 LEAD_S = TAIL_S = 1
 OVERLOAD, CALM = 1.1, 0.9
-# Further points of the plot, if time allows.
+# Further points of the plot.
 CURVE = (0.3, 0.6)
 # Accepted deviation from RU/s ÷ charge.
 NEAR = 0.02
@@ -30,7 +29,7 @@ BURST = 1.03
 TRIES = 2
 COMPUTED, ASSUMED = "COMPUTED", "assumed"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
-SENTENCE = "Throughput of each level of RU/s: single lists through hotplate serve without a cache"
+SENTENCE = "Throughput by level of RU/s: single lists through hotplate serve without a cache"
 
 
 def from_store(status: int, body: bytes) -> str | None:
@@ -86,7 +85,7 @@ class Level:
     charge_ru: float
     trials: tuple[Trial, ...] = ()
     unproven: str = ""
-    """Why this machine could not drive it, so it is computed."""
+    """Why this machine could not drive it."""
 
     burst: str = ""
     """Why it is computed: a trial exceeded the provisioned RU/s."""
@@ -119,10 +118,7 @@ Attempt = Callable[[float], Trial]
 
 
 def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: Callable[[], bool]) -> Level:
-    """Measure a level: overload, then lower loads, until a trial is interrupted.
-
-    *time_left* allows optional trials.
-    """
+    """Measure a level: overload, then lower loads; *time_left* allows optional trials."""
     for share, judge in ((OVERLOAD, _judged), (CALM, _judged_calm)):
         for number in range(TRIES):
             if number == 0 or time_left():

@@ -29,10 +29,10 @@ from hotplate.stores.errors import StoreError
 LISTS = 1_000
 MAX_ITEM_KB = 1024
 CONNECTIONS = 128
-# Sequential reads that measure a charge, and attempts to avoid polls among them.
+# Sequential reads that measure a charge, and attempts to avoid polls.
 CHARGED_READS = 20
 CHARGE_TRIES = 20
-# Time limit of an emulator's trials: all take under three minutes on a busy machine.
+# All trials take under three minutes on a busy machine.
 WITHIN_S = 140.0
 BETWEEN_S = 1.5
 SETUP_S = 20.0
@@ -50,7 +50,7 @@ class SweepPlan:
     duration_s: int
 
     def seconds(self, share: float) -> int:
-        """Return the counted seconds of a trial; those for the plot only are shorter."""
+        """Return the counted seconds of a trial; those for the plot are shorter."""
         return self.duration_s if share in (OVERLOAD, CALM) else max(2, self.duration_s // 2)
 
     def takes_s(self, *shares: float) -> float:
@@ -193,7 +193,7 @@ class _Running:
         self._display.start("starting a service")
         users = lists.users
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # every request reads the store
-        # Raised priority: otherwise other processes make the service miss its deadline of 50 ms.
+        # Otherwise other processes make the service miss its deadline of 50 ms.
         with (
             process.service_serving(command, PATH.format(key=users[0]), made.settings) as service,
             process.before_others(service, *servers),

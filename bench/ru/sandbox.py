@@ -34,7 +34,7 @@ from hotplate.stores.store import Observer, Plan, Row
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
 
-# Only databases with this prefix are created and dropped.
+# Only these databases are created and dropped.
 PREFIX = "hotplate-bench-"
 BATCH = 250
 
@@ -82,7 +82,7 @@ def _list_of(items: int) -> bytes:
 
 
 def partition_of(name: str, parts: int) -> int:
-    """Return an item's partition, of *parts* equal ones, by its id."""
+    """Return an item's partition, of *parts* equal ones."""
     return int(effective_key(name), 16) * parts // V2_SPAN
 
 
@@ -127,12 +127,12 @@ class Sandbox:
         with self._client() as client:
             account = client.get_database_account()
         if len(account.WritableLocations) > 1:
-            raise BenchMisused("the account has several write regions; the figures would not be those of one")
+            raise BenchMisused("the account has several write regions, which changes the figures")
         return len(account.ReadableLocations)
 
     @contextmanager
     def container(self, name: str, ru: int) -> Iterator[ContainerProxy]:
-        """Create a container and, if needed, the database. Raises BenchFailed for SDK errors, also in the block."""
+        """Create a container and, if needed, the database. Raises BenchFailed for SDK errors of the block, too."""
         self._used = True  # first: a lost response leaves a database, too
         with self._client() as client:
             database = client.create_database_if_not_exists(self.address.database)
@@ -185,7 +185,7 @@ class Sandbox:
 
 
 def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tuple[Address, str]:
-    """Parse an account's URL; return address and key. Raises BenchMisused without a key."""
+    """Return address and key. Raises BenchMisused without a key."""
     address = parse(url, environment)
     if address.key is None:
         raise BenchMisused(
@@ -196,7 +196,7 @@ def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tupl
 
 
 def own_url(url: str, ru: int) -> str:
-    """Return the URL of a new database in the account of *url*."""
+    """Return the URL of a new database in the account."""
     parts = urlsplit(url)
     kept = {name: value for name, value in parse_qsl(parts.query) if name in {"ca", "region", "consistency"}}
     query = urlencode(kept | {"ru": str(ru)})
@@ -211,7 +211,7 @@ def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> 
         yield made
     finally:
         with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
-            made.drop()  # takes seconds; a left database costs money
+            made.drop()  # takes seconds; a database costs money
 
 
 @asynccontextmanager

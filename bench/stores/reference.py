@@ -25,13 +25,13 @@ ROUND_S = 5.0  # long enough for the blocks of a percentile's interval
 WARMUP_S = 3.0
 LISTS = 5_000
 METHOD = (
-    f"{RATE:g} requests/s, at random as from {USERS} independent users, at most {USERS} at a time. The published "
-    f"figures are Microsoft's, measured in Azure with another service ({SOURCE}); the difference shows no gain."
+    f"{RATE:g} requests/s, at random as from {USERS} users. The published figures are Microsoft's, measured in Azure "
+    f"with another service ({SOURCE}); the difference shows no gain."
 )
 
 
 def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
-    """Measure. Raises BenchMisused for invalid options, BenchFailed and StoreError if it fails."""
+    """Measure. Raises BenchMisused for invalid options, BenchFailed and StoreError."""
     duration_s = parse_seconds(options.duration)
     require_positive({"--duration": duration_s})
     if options.account is not None and scheme_of(options.account) not in COSMOS:

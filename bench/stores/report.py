@@ -47,28 +47,22 @@ ASSUMED = "assumed"
 EMULATED = (
     "EMULATED: Cosmos DB ran on this machine, and {latency} is an assumption; its request units and cost are exact"
 )
-LOOPBACK = (
-    "The stores ran on this machine: no network, no TLS, no replica. Give the URLs of real stores to see what a "
-    "network adds."
-)
+LOOPBACK = "The stores ran on this machine: no network, no TLS, no replica."
 METHOD = (
-    "Open loop: latency counts from a request's due time. Percentiles pool all answers of all rounds. CPU is that of "
-    f"the service, one process without its cache, at full load ({FULL_CONNECTIONS} connections in a closed loop); "
-    "requests/s and core is 1,000,000 µs divided by it."
+    "Open loop: latency counts from a request's due time. Percentiles pool all rounds. CPU is that of the service, one "
+    f"process without cache, at full load ({FULL_CONNECTIONS} connections in a closed loop); requests/s and core is "
+    "1,000,000 µs divided by it."
 )
 COST_NOTE = (
     "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; for Cosmos DB also manual "
     "RU/s at 70 % use; for Redis also two nodes of the smallest Azure Managed Redis for the rate and three releases, "
     "which could serve far more. List prices, without memory, storage and idle pods."
 )
-PATIENT = (
-    f"Services of emulated stores wait {EMULATED_BUDGET_S:g} s for a read instead of 50 ms, because an emulator shares "
-    "this machine."
-)
+PATIENT = f"Services of emulated stores wait {EMULATED_BUDGET_S:g} s for a read, not 50 ms: they share this machine."
 
 
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
-    """Compare stores. Raises BenchMisused for invalid options, BenchFailed and StoreError if it fails."""
+    """Compare stores. Raises BenchMisused for invalid options, BenchFailed and StoreError."""
     settings = parse_settings(options)
     display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: at most {options.budget}")
     try:
@@ -209,7 +203,7 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
 
 
 def _cpu_of(store: StoreRuns) -> Figure:
-    # At full load, or at the timed rate if full load was not allowed or gave popular lists.
+    # At full load if allowed and sound, else at the timed rate.
     full = [run.full for run in store.runs if run.full is not None]
     if len(full) == len(store.runs) and not popular_complaint([run.result for run in full]):
         return mean([run.cpu_us for run in full])
@@ -275,7 +269,7 @@ def compared(first: Summary, other: Summary, value: Value) -> Figure:
 
 
 def is_real(found: Figure, first: Figure, other: Figure) -> bool:
-    """Return whether the rounds' interval and the pooled values show the same difference."""
+    """Return whether interval and pooled values show the same difference."""
     if found.low is None or found.high is None or first.value is None or other.value is None:
         return False
     return (found.low > 1 and other.value > first.value) or (found.high < 1 and other.value < first.value)
@@ -290,7 +284,7 @@ def _cpu(each: Summary) -> Figure:
 
 
 def answer(stores: Sequence[Summary]) -> str:
-    """Name the fastest store, the least CPU, and costs in one sentence."""
+    """Name the fastest store, the least CPU, and costs."""
     timed = [each for each in stores if each.has_own_latency]
     parts = [_least(timed, _latency, f"at {DECISIVE}", "fastest", "slower")] if timed else []
     if len(timed) < len(stores):

@@ -1,7 +1,4 @@
-"""Rounds of a comparison of stores, and their set-up.
-
-Stores take turns, reversed in every second round (A B, B A, …), so disturbances affect all.
-"""
+"""Rounds of a comparison of stores, which take turns, reversed in every second round (A B, B A, …)."""
 
 import asyncio
 import math
@@ -36,7 +33,7 @@ PATH = "/v1/recommendations/{key}"
 COMPARED = 20  # responses of a round to compare with the store
 AFTER_S = 15.0  # for checks, report and shutdown
 SDK_RATE = 100.0  # azure-cosmos takes 1 ms of CPU a read
-# CPU is measured at full load: a mostly idle service takes several times as much for each. These connections stay
+# A mostly idle service takes several times as much CPU for each request. These connections stay
 # within EMULATOR_RU.
 FULL_S = 0.5
 FULL_CONNECTIONS = 32
@@ -117,7 +114,7 @@ def own_stores(latency: str) -> Iterator[OwnStores]:
 
 @contextmanager
 def own_cosmos(latency: str, ru: int) -> Iterator[str]:
-    """Start an emulator with an assumed latency; yield the URL of a database of *ru* RU/s."""
+    """Start an emulator with an assumed latency; yield a URL of *ru* RU/s."""
     with process.emulator_serving(latency=latency) as emulator, process.before_others(emulator):
         yield f"cosmos+{emulator.url}/hotplate?ru={ru}"
 
@@ -128,7 +125,7 @@ def prepared_stores(
 ) -> Iterator[Setup]:
     """Fill empty stores from the first other one, or with generated lists; start services.
 
-    Raises BenchMisused before any write if stores serve different models, or all are empty and *make_up* is false.
+    Raises BenchMisused before any write if stores serve different models, or all are empty and not *make_up*.
     """
     names = store_names(urls)
     manifests, ids, notes = asyncio.run(
@@ -151,7 +148,7 @@ def prepared_stores(
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
-    """Name each store uniquely: by kind, else by redacted URL, else by URL and number."""
+    """Name each store uniquely: by kind, redacted URL, or URL and number."""
     kinds = [_kind(url) for url in urls]
     names = [
         kind if kinds.count(kind) == 1 else f"{kind} {redacted(url)}" for kind, url in zip(kinds, urls, strict=True)
@@ -239,7 +236,7 @@ async def _first_users(store: Store, release: ReleaseRef, most: int) -> list[str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSettings:
-    """Settings of rounds, which end after `rounds` or at `ends_s` by `time.monotonic`."""
+    """Rounds end after `rounds` or at `ends_s` by `time.monotonic`."""
 
     rate: float
     duration_s: float
@@ -263,7 +260,7 @@ class RoundSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRun:
-    """A run through a service; `full` is the same round's run at full load, if allowed."""
+    """A run through a service; `full` is the round's run at full load, if allowed."""
 
     result: Result
     cpu_s: float
@@ -320,12 +317,12 @@ class Rounds:
         self._interrupted = False
 
     def run(self) -> Measured:
-        """Make all rounds; Ctrl-C ends them and discards an incomplete one."""
+        """Make all rounds; Ctrl-C discards an incomplete one."""
         with LoadWorker(process.GENERATOR_CORE) as worker:
             try:
                 self._warm_up(worker)
                 self._run_all(worker)
-            except KeyboardInterrupt:  # between two runs; a run handles it
+            except KeyboardInterrupt:  # between two runs
                 self._interrupted = True
         self._display.start("comparing answers with the stores")
         stores = tuple(

@@ -1,7 +1,7 @@
 """Alternating least squares on implicit feedback, by implicit or Spark.
 
-The confidence of a pair is alpha times its weight. Spark adds one, so one is subtracted first. It also multiplies
-regularization by the number of pairs, so its parameter has another name.
+The confidence of a pair is alpha times its weight. Spark adds one, so one is subtracted first, and multiplies
+regularization by the number of pairs.
 """
 
 import math
@@ -41,7 +41,7 @@ def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int
 class ALSParams:
     """Hyperparameters; SettingError for values out of range.
 
-    The defaults are measured: those of implicit rank below popularity on sparse data.
+    The defaults are measured: implicit's rank below popularity on sparse data.
     """
 
     factors: int = 256
@@ -113,7 +113,7 @@ class Factors:
 
 
 def confidences(weights: Floats, alpha: float) -> Floats:
-    """Return the confidence of each pair; other pairs have 1."""
+    """Return pairs' confidences; other pairs have 1."""
     found: Floats = np.maximum(np.float32(alpha) * weights, np.float32(_LEAST_CONFIDENCE))
     return found
 
@@ -123,8 +123,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
 
     User factors are solved again for the final item factors, so folding in agrees within 1e-4 of the largest.
     Deterministic for a seed and machine. *on_iteration* is called with (done, total). Takes about 4 times the memory of
-    the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and if factors are not
-    finite.
+    the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and non-finite factors.
     """
     check_user_items(user_items)
     if float(user_items.data.max()) * params.alpha > float(np.finfo(np.float32).max):
@@ -136,7 +135,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
 
     # BLAS threads below the solver's double the time.
     with threadpool_limits(1, "blas"):
-        # A fitted model would start from old factors, or crash on another shape.
+        # A fitted model would start from its factors, or crash on another shape.
         model = AlternatingLeastSquares(
             factors=params.factors,
             regularization=params.regularization,
@@ -148,7 +147,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
             model.fit(user_items, show_progress=False, callback=report)
         except ModelFitError as error:
             raise _diverged(params) from error
-        # An exact solution takes more than half of the time of the fit.
+        # An exact solution takes over half of the fit's time.
         confidence = user_items if params.alpha == 1 else params.alpha * user_items
         least_squares_cg(
             confidence, model.user_factors, model.item_factors, params.regularization, cg_steps=_LAST_STEPS

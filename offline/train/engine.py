@@ -31,7 +31,7 @@ PARAMS: dict[Engine, type[Params]] = {
     "spark": SparkParams,
 }
 
-# Parameters that a search does not vary, or with another text.
+# Not searched, or described with another text.
 _ALIKE = frozenset({"iterations", "seed", "recency"})
 _LESS_MEMORY = {
     "als": "take fewer factors, raise --min-per-user and --min-per-item, or learn with --engine spark",
@@ -53,7 +53,7 @@ def described(params: Params) -> str:
 
 
 def as_options(params: Params) -> str:
-    """Return *params* as options of the command."""
+    """Return *params* as the command's options."""
     chosen = ",".join(f"{name}={value}" for name, value in _chosen(params).items())
     return f"--engine {engine_of(params)}" + (f" --params {chosen}" if chosen else "")
 
@@ -106,7 +106,7 @@ def needs_times(params: Params) -> bool:
 
 
 def params_class(engine: object) -> type[Params]:
-    """Return the class of the parameters of *engine*; raises DataError if it is unknown."""
+    """Return the parameters' class; DataError for an unknown engine."""
     for name, kind in PARAMS.items():
         if name == engine:
             return kind
@@ -114,7 +114,7 @@ def params_class(engine: object) -> type[Params]:
 
 
 def params_from(engine: object, values: dict[str, Any]) -> Params:
-    """Return parameters of *engine* from JSON values; raises DataError for an unknown engine."""
+    """Return parameters from JSON values; DataError for an unknown engine."""
     given = values.get("recency")
     return params_class(engine)(**values if given is None else values | {"recency": Recency(**given)})
 
@@ -158,8 +158,8 @@ def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
 
 
 def fit_s(params: object, user_items: UserItems) -> float:
-    """Estimate the seconds of a core for a fit, as measured on an Intel Xeon."""
-    together = float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())  # pairs of items of a user
+    """Estimate the seconds of a fit on one core of an Intel Xeon."""
+    together = float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())
     match params:
         case ALSParams():
             return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
@@ -172,7 +172,7 @@ def fit_s(params: object, user_items: UserItems) -> float:
 
 
 def rank_s(params: object, rows: UserItems) -> float:
-    """Estimate the seconds of a core to rank items for the users of *rows*."""
+    """Estimate the core seconds to rank items for the users of *rows*."""
     users, items = map(float, rows.shape)
     of_pair = 5e-9 + (6e-11 * params.factors if isinstance(params, ALSParams) else 0)
     return items * (users * of_pair + (3e-10 * float(rows.nnz) if isinstance(params, EASEParams) else 0))

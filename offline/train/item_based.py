@@ -35,9 +35,9 @@ RECOMMENDERS = {
 }
 # Up to this share of scored pairs, sorting is faster than a dense table.
 _SPARSE = 0.05
-# A user counts by the square root of their weight, between one vote per user and one per pair.
+# A user counts by the square root of their weight.
 _USER_POWER = -0.25
-# Share of items dropped; regularizes items by number of users.
+# Dropped items; regularizes items by number of users.
 _DROPOUT = 0.2
 # Rows; bounds memory.
 _AT_ONCE = 512
@@ -212,6 +212,6 @@ def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
 
 
 def _damped(user_items: UserItems) -> csr_matrix:
-    """Return the square roots of the weights: a hundred interactions are not a hundred times as certain as one."""
+    """Return the square roots of weights: a hundred interactions are not a hundred times as certain as one."""
     data = np.sqrt(user_items.data, dtype=np.float64)
     return csr_matrix((data, user_items.indices, user_items.indptr), shape=user_items.shape)

@@ -26,7 +26,7 @@ from hotplate.offline.train import ranking
 
 # The service keeps them all in memory.
 MAX_SEGMENTS = 1000
-# Bounds memory. The ranking's depth grows by _DEEPER for users with most of its head.
+# Bounds memory. The depth grows by _DEEPER for users with most of its head.
 _RANKED_AT_ONCE = 4096
 _DEEPER = 4
 # Above 0, to keep items ranked.
@@ -114,7 +114,7 @@ class Popularity:
         keep_seen: bool = False,
         allowed: Allowed = None,
     ) -> tuple[Indices, Floats]:
-        """Recommend as `ranking.recommend`, from one ranking instead of a dense table."""
+        """Recommend as `ranking.recommend`, without a dense table."""
         require_at_least("The length of a list", n)
         if user_items.shape[1] != len(self.counts):
             raise ValueError(f"user_items is {user_items.shape}, but {self.shape} was learnt from")
@@ -133,7 +133,7 @@ class Popularity:
 
 
 def fit(user_items: UserItems, params: PopularityParams, times: Times | None = None) -> Popularity:
-    """Count the users of each item; *times* are in the order of user_items.data.
+    """Count items' users; *times* are in the order of user_items.data.
 
     Raises DataError for an invalid matrix, and for a half-life without times.
     """
@@ -142,7 +142,6 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
 
 
 def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
-    """Return [users, n]: the first items of *order* new to the user, -1 for users without items."""
     has = np.diff(rows.indptr)
     found = np.full((len(has), n), -1, dtype=np.int32)
     waiting, depth = np.flatnonzero(has), n
@@ -160,12 +159,12 @@ def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indic
 
 
 def by_popularity(counts: npt.NDArray[Any]) -> Indices:
-    """Return all items by descending *counts* [items], ties by id."""
+    """Return items by descending *counts* [items], ties by id."""
     return np.argsort(-counts, kind="stable").astype(np.int32)
 
 
 def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) -> Popular:
-    """Return the *n* items (or all, if fewer) with the most users, perhaps decayed."""
+    """Return the *n* items with the most users, perhaps decayed."""
     require_at_least("The length of the popular list", n)
     counts = recent_popularity(matrix.user_items, matrix.times, half_life_days)
     return _first(np.arange(len(matrix.item_ids), dtype=np.int32), counts, n)

@@ -49,8 +49,8 @@ def recommend(
     """Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
 
     The user's items are left out unless *keep_seen*. Lists end with item -1 and score 0; users without interactions get
-    only those. *own* [users, items] is added to scores scaled to a maximum of 1. Best with thousands of users. Raises
-    ValueError if *user_items* has another shape than the learnt matrix.
+    only those. *own* [users, items] is added to scores scaled to a maximum of 1. Raises ValueError if *user_items* has
+    another shape than the learnt matrix.
     """
     if any(known not in (None, given) for known, given in zip(ranker.shape, user_items.shape, strict=True)):
         raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
@@ -98,7 +98,7 @@ def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
 
 
 class _Queries:
-    """Computes scores when `topk` multiplies its queries with items, a hundred rows at a time."""
+    """Computes scores for a hundred queries of `topk` at a time."""
 
     def __init__(self, score: Callable[[Indices], ScoreTable], batch: Indices) -> None:
         self._score, self._batch, self.shape = score, batch, (len(batch), 0)

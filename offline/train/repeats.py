@@ -26,7 +26,7 @@ class RepeatParams:
 class RepeatSearch:
     """The *share* of repeats among held-back pairs, and nDCG@*k* of lists that keep seen items.
 
-    *alone* is the engine's nDCG, *blended* with own counts by the best *params*.
+    *alone* is the engine's nDCG, *blended* with own counts by *params*.
     """
 
     share: float
@@ -37,7 +37,7 @@ class RepeatSearch:
 
 
 def own_counts(history: History, params: RepeatParams) -> UserItems:
-    """Return how often each user chose each item [users, items], decayed and weighted by *params*."""
+    """Return users' decayed and weighted choices of items [users, items]."""
     if params.half_life_days is None:
         weights = np.ones(len(history.times), dtype=np.float32)
     else:

@@ -24,10 +24,10 @@ from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
 _KEPT = 100
-# Terms of the matrix product; beyond them, users are sampled.
+# Of the matrix product; beyond them, users are sampled.
 _MOST_TERMS = 100_000_000
 _ITEMS_AT_ONCE = 256
-# Numbers of a user's last and next items that measure quality.
+# A user's last and next items, to measure quality.
 _LAST, _NEXT = 5, 3
 SIMILAR_GAMMA = 0.25
 
@@ -88,7 +88,7 @@ def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None
 
 
 def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
-    """Return the *most* highest values above 0 per row of a csr_matrix, of equal ones those of the first columns."""
+    """Return the *most* highest values above 0 per row of a csr_matrix, ties by column."""
     data, kept = similarity.data, similarity.data > 0
     for start, end in pairwise(similarity.indptr.tolist()):
         if end - start > most:

@@ -21,11 +21,11 @@ from hotplate.stores.file.memory import room_bytes
 SUBMITTED = "submitted"
 # Set by `spark-submit` and `pyspark`.
 _GATEWAY = "PYSPARK_GATEWAY_PORT"
-# Spark's default, 1 GB, cannot hold a few million pairs twice.
+# Spark's default, 1 GB, cannot hold a few million pairs.
 _DRIVER_SHARE = 0.4
 # Keeps local sessions off the network.
 _LOOPBACK = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
-# Spark draws initial factors by block. The number of blocks depends on the data alone, so executors change only the
+# Initial factors are drawn by block. The number of blocks depends on the data alone, so executors change only the
 # order of sums.
 _PAIRS_PER_BLOCK = 500_000
 _BLOCKS = (2, 1000)
@@ -36,8 +36,7 @@ def check_master(master: str | None, environment: Mapping[str, str] = os.environ
     master = master or SUBMITTED
     if master == SUBMITTED and _GATEWAY not in environment:
         raise SettingError(
-            "Spark needs a master; give --master local[2], spark://HOST:7077, yarn or k8s://URL, or start the command "
-            "with spark-submit."
+            "Spark needs a master; give --master local[2], spark://HOST:7077, yarn or k8s://URL, or use spark-submit."
         )
     return master
 
@@ -46,7 +45,7 @@ def check_master(master: str | None, environment: Mapping[str, str] = os.environ
 def spark_session(master: str | None) -> Iterator[SparkSession]:
     """Yield a session with the settings of `spark-defaults.conf` and `spark-submit`.
 
-    Raises SettingError without a master, DataError if Spark cannot start, as for lack of Java.
+    Raises SettingError without a master, DataError if Spark cannot start.
     """
     chosen = check_master(master)
     builder = SparkSession.builder.appName("hotplate").config("spark.ui.showConsoleProgress", "false")
@@ -124,7 +123,7 @@ def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
 
 
 def _collected(frame: DataFrame, count: int, params: SparkParams) -> Floats:
-    """Return factors [count, factors] by id, zeros for ids without pairs."""
+    """Return factors [count, factors] by id, else zeros."""
     found = frame.toArrow()
     factors = np.zeros((count, params.factors), dtype=np.float32)
     for batch in found.to_batches():

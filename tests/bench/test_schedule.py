@@ -102,7 +102,7 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
         ({"batch": "1", "find_max": True}, "--find-max and --batch"),
         ({"find_max": True, "slo": "p98=1ms"}, "is not a part of an objective"),
         ({"batch": "1,x"}, "whole numbers"),
-        ({"score": True}, "--score says where batches go"),
+        ({"score": True}, "--score needs the sizes of batches"),
         ({"users": None}, "--users N"),
         ({"zipf": -1.0}, "exponent"),
         ({"headers": ["X-Key"]}, "NAME:VALUE"),

@@ -125,7 +125,7 @@ def test_a_plan_that_was_saved_comes_back_and_has_not_grown(
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({}, "--users is missing: give at least the users and the peak rate, as: hotplate plan --users"),
+        ({}, "--users is missing: give at least --users"),
         ({"users": "many"}, "--users is 'many', and must be a whole number"),
         ({"users": "0"}, "--users is 0, and must be at least 1"),
         ({"users": "1e30"}, "--users is 1e+30, and must be at least 1 and at most 1e+12"),
