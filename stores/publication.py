@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, State
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.encoding import Checksum
 from hotplate.stores.erasure import erased_from
@@ -36,16 +36,7 @@ from hotplate.stores.folders import temporary_folder
 from hotplate.stores.keys import META
 from hotplate.stores.lifecycle import SWAP_ATTEMPTS, activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
-from hotplate.stores.store import (
-    BATCH_ROWS,
-    Diagnosed,
-    Estimate,
-    Plan,
-    ProvisionedStore,
-    PublishCounts,
-    Row,
-    Store,
-)
+from hotplate.stores.store import Diagnosed, Plan, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
 log = logging.getLogger(__name__)
@@ -451,32 +442,20 @@ async def begin_run(store: Store, run: str, release: ReleaseId) -> DraftRef | No
     return DraftRef(release, entry.incarnation, writer) if entry.state is State.DRAFT else None
 
 
-async def estimate(store: Store, run: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:
-    """Run a publish against a stand-in for *store*; StoreFull if it cannot fit."""
-    if isinstance(store, ProvisionedStore):
-        found, error = await store.try_catalogue()
-    else:
-        found, error = await store.catalogue(), ""
-    with temporary_folder("estimate") as folder:
-        stand_in = _StandIn(folder, store, found)
+async def rehearse(store: Store, run: Callable[[Store], Awaitable[Manifest]]) -> Plan:
+    """Run a publish against a stand-in for *store*, and return its rows; StoreFull if it cannot fit."""
+    with temporary_folder("rehearsal") as folder:
+        stand_in = _StandIn(folder, store, await store.catalogue())
         try:
             manifest = await run(stand_in)
         finally:
             await stand_in.close()
     key, value = manifest.key_row
-    plan = Plan(manifest.rows + 1, manifest.bytes + len(key) + len(value))
-    if not isinstance(store, ProvisionedStore):
-        return Estimate(plan.rows, plan.payload_bytes, fits=True if isinstance(store, Diagnosed) else None)
-    stand_in.counts.checked = len(manifest.sample) + len(manifest.segments)
-    made = store.estimate(plan, stand_in.counts, first=not found.generation, live=live)
-    if not error:
-        return made
-    note = f"assumed: nothing was published there before; it could not be read: {error}"
-    return replace(made, notes=(note, *made.notes))
+    return Plan(manifest.rows + 1, manifest.bytes + len(key) + len(value))
 
 
 class _StandIn(LmdbStore):
-    """Files with the catalogue and the free space of another store; counts writes."""
+    """Files with the catalogue and the free space of another store."""
 
     def __init__(self, folder: Path, store: Store, catalogue: Catalogue) -> None:
         clock = asyncio.get_running_loop().time
@@ -485,20 +464,9 @@ class _StandIn(LmdbStore):
         if catalogue.generation:
             CatalogueFile(folder).replace(catalogue)
         self.batch = store.batch
-        self.counts = PublishCounts(erased=0)
         self._store = store
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         if isinstance(self._store, Diagnosed):
             await self._store.check_room(draft, plan)
         await super().create(draft, plan)
-
-    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        await super().put(draft, rows, part)
-        if isinstance(self._store, ProvisionedStore):
-            self.counts.sizes.update(map(self._store.row_bytes, rows))
-            self.counts.batches += -(-len(rows) // BATCH_ROWS)
-
-    async def erase(self, release: ReleaseRef) -> None:
-        self.counts.erased += 1
-        await super().erase(release)

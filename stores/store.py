@@ -4,8 +4,7 @@ A backend stores opaque bytes, swaps one small catalogue by compare-and-set, and
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -172,82 +171,12 @@ class Store(Reader, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Provisioned:
-    """Throughput paid by the hour."""
-
-    what: str
-    ru_s: int
-    autoscale: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """Costs: throughput by the hour, or else by request unit.
-
-    A publish may use *rate_ru* request units per second. *afterwards* is for a live release and a kept one.
-    """
-
-    rate_ru: float
-    writing: tuple[Provisioned, ...] = ()
-    afterwards: tuple[Provisioned, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Needs of one publish, in a store without other writers.
-
-    *fits* is None if unknown; *makes* are sentences about resources to create or scale; *request_units* are by purpose;
-    *seconds*, limited only by the store, are from begin to prune; *notes* name assumptions and risks.
-    """
-
-    rows: int
-    payload_bytes: int
-    fits: bool | None = None
-    makes: tuple[str, ...] = ()
-    request_units: Mapping[str, float] = field(default_factory=dict)
-    seconds: float | None = None
-    bill: Bill | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def total_ru(self) -> float:
-        """The sum, rounded to hundredths."""
-        return round(sum(self.request_units.values()), 2)
-
-
-@dataclass(slots=True)
-class PublishCounts:
-    """Operations of one publish: rows by charged size, puts of BATCH_ROWS, checked rows, erased releases."""
-
-    sizes: Counter[int] = field(default_factory=Counter)
-    batches: int = 0
-    checked: int = 0
-    erased: int = 1
-
-
 class ProvisionedStore(ABC):
     """A store with throughput paid by the hour or request unit."""
 
     @abstractmethod
     async def scale_down(self, release: ReleaseRef) -> None:
         """Reduce the cost of a release until `prepare`. Idempotent; raises ReleaseNotFound."""
-
-    @abstractmethod
-    def bill(self) -> Bill:
-        """Return the costs of a publish and its release."""
-
-    @abstractmethod
-    async def try_catalogue(self) -> tuple[Catalogue, str]:
-        """Read the catalogue in one attempt, or return an empty one and the error. Raises StoreMisused."""
-
-    @abstractmethod
-    def row_bytes(self, row: Row) -> int:
-        """Return the charged size of a row. Raises StoreFull if it is too large."""
-
-    @abstractmethod
-    def estimate(self, plan: Plan, counts: PublishCounts, *, first: bool, live: bool) -> Estimate:
-        """Return the needs of publishing *plan*, *first* into an empty store. Raises StoreFull."""
 
 
 class RowEraser(ABC):

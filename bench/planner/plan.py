@@ -10,7 +10,7 @@ from hotplate.bench.planner.figures import FigureTable, PlanFigure, Term, ceilin
 from hotplate.bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, Size
 from hotplate.stores.cosmos import url
-from hotplate.stores.cosmos.charges import Charges, even_rows, publish_ru
+from hotplate.stores.cosmos.charges import Charges, overhead_ru
 
 ITEM_BYTES = len('{"id":"","score":0.1234}')
 TITLE_BYTES = len(',"title":""')
@@ -184,10 +184,9 @@ def _charges(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
 
 def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
     n, size, rows = t.term, round(t["item_bytes"].number), round(t["rows"].number)
-    lists_ru = rows * (charges.create(size, 0) + charges.read(size))
-    rest = sum(publish_ru(charges, even_rows(rows, size)).values()) - lists_ru
+    rest = overhead_ru(charges, rows, size)
     formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
-    t.derive("publish_rest_ru", "RU", rest, formula, f"{CHARGES}; as --dry-run of publish has it")
+    t.derive("publish_rest_ru", "RU", rest, formula, CHARGES)
     lists = n("rows") * (n("list_write_ru") + n("read_back_ru"))
     total = t.derive("publish_total_ru", "RU", lists + n("publish_rest_ru"))
     wanted = n("publish_ru") if inputs.publish_ru is not None else total / (n("window_hours") * 3600)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hotplate.cli.costs import DryRun, MaxRu, RequestUnitMeter, limit_ru, print_estimate
+from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.terminal import (
     Json,
     Master,
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.manifest import Manifest
     from hotplate.stores.publication import WriteResult
-    from hotplate.stores.store import Estimate, Store
+    from hotplate.stores.store import Plan, Store
     from hotplate.stores.verification import OnProgress
 
 
 Encoding = Literal["json", "zstd"]
 Keep = Annotated[int, Flag("Releases to keep before the live one.", at_least=0)]
+DryRun = Annotated[bool, Flag("Write nothing; print rows, bytes and gates.")]
 EndCanary = Annotated[bool, Flag("Go live, and end a canary that runs.", env=False)]
 
 # Panels of `--help`.
@@ -62,7 +63,7 @@ class PublishOptions:
         from hotplate.stores.errors import StoreMisused
 
         if self.dry_run and self.settings.resume is not None:
-            raise StoreMisused("--dry-run cannot estimate the rest of a draft; leave out --resume")
+            raise StoreMisused("--dry-run cannot rehearse the rest of a draft; leave out --resume")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +161,7 @@ def publish(
 
     Many users: hotplate publish model --store redis://HOST:6379/0 --master spark://HOST:7077
 
-    Before you pay: hotplate publish model --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
+    Rows, bytes and gates alone: hotplate publish model --store file:///var/lib/hotplate --dry-run
     """
     from hotplate.offline.lists import ListSettings, ModelLists
     from hotplate.offline.model import load
@@ -201,8 +202,6 @@ def import_lists(flags: ImportFlags) -> None:
     a running canary keeps the release from going live.
 
     Example: hotplate import lists.parquet --titles titles.csv --store file:///var/lib/hotplate
-
-    Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
     from hotplate.offline.input.files import named_paths
     from hotplate.offline.list_import import ImportedLists, ImportSettings
@@ -244,7 +243,7 @@ def publish_lists(
     imported: str | None = None,
     on_written: "Callable[[ReleaseId], None]" = lambda _: None,
 ) -> None:
-    """Publish the lists that *read* returns as `write_lists`, or estimate that for a dry run.
+    """Publish the lists that *read* returns as `write_lists`, or rehearse that for a dry run.
 
     *on_written* is called with the release, live or not. Raises GateFailed or CanaryRunning, after printing the
     release, if it did not go live.
@@ -257,8 +256,8 @@ def publish_lists(
         return
     with progress_bars() as on_progress:
         lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, "dry run")
-        estimated, simulated = with_store(options.store, partial(_estimate, lists, options, report), may_be_new=True)
-    _print_dry_run(estimated, simulated, options)
+        plan, simulated = with_store(options.store, partial(_rehearse, lists, options, report), may_be_new=True)
+    _print_dry_run(plan, simulated, options)
 
 
 def write_lists(
@@ -270,12 +269,11 @@ def write_lists(
     """
     from hotplate.offline.publish import publish, timed
 
-    store = with_store(options.store, _check_store, may_be_new=True)
+    with_store(options.store, _check_store, may_be_new=True)
     meter, loading = RequestUnitMeter(), dict[str, float]()
     with progress_bars(meter.progress) as on_progress:
         with timed(loading, "load"):
             lists = interruptible(lambda: read(on_progress))
-        meter.watch(store)
         how, report = options.settings, partial(on_progress, "publish")
         write = partial(publish, lists, settings=how, observer=meter, on_progress=report)
         written = with_store(options.store, write, meter, may_be_new=True)
@@ -283,22 +281,21 @@ def write_lists(
     return replace(written, steps=loading | written.steps)
 
 
-async def _check_store(store: "Store") -> "Store":
+async def _check_store(store: "Store") -> None:
     from hotplate.stores.store import warnings_of
 
     await store.catalogue()
     for sentence in await warnings_of(store):
         err.print(f"warning: {sentence}")
-    return store
 
 
-async def _estimate(
+async def _rehearse(
     lists: "ListSource | PartedSource", options: PublishOptions, report: "OnProgress", store: "Store"
-) -> "tuple[Estimate, WriteResult]":
+) -> "tuple[Plan, WriteResult]":
     """Write to a stand-in for *store*, compared with the live release of the store itself."""
     from hotplate.offline.publish import publish
     from hotplate.stores.compression import default_encoding
-    from hotplate.stores.publication import estimate
+    from hotplate.stores.publication import rehearse
 
     how = replace(options.settings, encoding=options.settings.encoding or default_encoding(store), force=True)
     written: list[WriteResult] = []
@@ -307,17 +304,21 @@ async def _estimate(
         written.append((await publish(lists, stand_in, how, live_in=store, on_progress=report)).result)
         return written[-1].manifest
 
-    return await estimate(store, run, live=how.activate), written[-1]
+    return await rehearse(store, run), written[-1]
 
 
-def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: PublishOptions) -> None:
+def _print_dry_run(plan: "Plan", simulated: "WriteResult", options: PublishOptions) -> None:
     from hotplate.offline.errors import GateFailed
     from hotplate.offline.gates import failures, recorded
 
     _, verdicts = recorded(simulated.manifest)
-    more = {"gates": verdicts} if verdicts else {}
-    print_estimate(estimated, options.store, as_json=options.as_json, more=more)
-    if not options.as_json:
+    if options.as_json:
+        where = shown_store(options.store, as_json=True)
+        facts = {"dry_run": True, "store": where, "rows": plan.rows, "bytes": plan.payload_bytes}
+        print_json(facts | ({"gates": verdicts} if verdicts else {}))
+    else:
+        size = f"{plan.rows:,} rows, {plan.payload_bytes / 1e6:,.1f} MB"
+        out.print(f"dry run, nothing is written: {size}, into {shown_store(options.store)}")
         print_gates(simulated.manifest, forced=options.settings.force)
     if not options.settings.force and (failed := failures(verdicts)):
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)

@@ -269,7 +269,6 @@ def copy(
 
     async def act(opened: "Store", other: "Store") -> "WriteResult":
         chosen = await find_release(opened, release)
-        meter.watch(other)
         return await copy_release(opened, other, chosen.id, live=activate, on_progress=report)
 
     with progress_bars(meter.progress) as on_progress:

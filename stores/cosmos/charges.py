@@ -1,11 +1,10 @@
-"""Request units of operations and of a whole publish.
+"""Request units of operations.
 
 Coefficients and their sources are in `charges.toml`.
 """
 
 import tomllib
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
@@ -13,23 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from hotplate.stores.cosmos.url import (
-    MANUAL_MIN,
-    SERVERLESS_RU,
-    Address,
-    Offer,
-    Throughput,
-    minimum_ru,
-)
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.manifest import SAMPLE_ROWS
-from hotplate.stores.store import BATCH_ROWS, Bill, Estimate, Plan, Provisioned, PublishCounts
+from hotplate.stores.store import BATCH_ROWS
 
 OURS = Path(__file__).with_name("charges.toml")
 KB = 1024
-
-# The container of the catalogue.
-CONTROL = "hotplate"
 
 # Bytes of an item's system properties, assumed to be charged.
 SYSTEM_BYTES = 205
@@ -40,16 +28,9 @@ CATALOGUE_BYTES = 1024
 # One each for dictionary and manifest.
 META_BATCHES = 2
 
-# Other requests of one publish, from begin to prune, of each release that it erases, and of a first publish: reads,
-# swaps of the catalogue, creations of small items, and reads and writes of metadata.
-PUBLISH = (24, 3, 3, 7, 1)
-ERASED = (2, 2, 0, 0, 1)
-FIRST = (0, 0, 0, 0, 1)
-
-WRITING = "writing rows and lists of their keys"
-READING = "reading them back"
-REST = "the catalogue, the state, containers and the check before it is served"
-
+# Other requests of a publish, from begin to prune of one release: reads, swaps of the catalogue, creations of small
+# items, and reads and writes of metadata.
+REQUESTS = (26, 5, 3, 7, 2)
 
 Points = tuple[tuple[float, float], ...]
 
@@ -117,95 +98,19 @@ class Charges(msgspec.Struct, frozen=True):
         return round(own + self.query_item_share * returned + self.query_scan_share * skipped, 2)
 
 
-def publish_ru(charges: Charges, counts: PublishCounts, *, first: bool = False) -> dict[str, float]:
-    """Return the request units of one publish by purpose; *first*: the store is empty.
+def overhead_ru(charges: Charges, rows: int, item_bytes: int) -> float:
+    """Return the request units of a publish besides creating its *rows* and reading them back.
 
-    Rows are created and read back. Within 1 % of the emulator's charges.
+    Within 1 % of the emulator's charges.
     """
-    rows = counts.sizes.total()
-    batch_bytes = BATCH_BYTES + KEY_BYTES * rows // max(counts.batches, 1)
-    written = sum(count * charges.create(size, 0) for size, count in counts.sizes.items())
-    read = sum(count * charges.read(size) for size, count in counts.sizes.items())
-    times = (1, counts.erased, int(first))
-    numbers = [
-        sum(n * each for n, each in zip(times, one, strict=True)) for one in zip(PUBLISH, ERASED, FIRST, strict=True)
-    ]
+    batches = ceil(rows / BATCH_ROWS) + META_BATCHES
+    batch_bytes = BATCH_BYTES + KEY_BYTES * rows // batches
     swap = charges.replace(CATALOGUE_BYTES, CATALOGUE_BYTES, 0, 0)
     each_ru = (charges.read(0), swap, charges.create(0, 0), charges.metadata_read, charges.metadata_write)
-    rest = sum(number * ru for number, ru in zip(numbers, each_ru, strict=True))
-    rest += counts.batches * charges.read(0) + min(counts.checked, rows) * read / max(rows, 1)
-    return {
-        WRITING: round(written + counts.batches * charges.create(batch_bytes, 0), 2),
-        READING: round(read + counts.batches * 2 * charges.read(batch_bytes), 2),
-        REST: round(rest, 2),
-    }
-
-
-def even_rows(rows: int, item_bytes: int) -> PublishCounts:
-    """Counts of a publish of equal rows."""
-    return PublishCounts(Counter({item_bytes: rows}), ceil(rows / BATCH_ROWS) + META_BATCHES, SAMPLE_ROWS)
-
-
-def bill_of(address: Address, stored_bytes: int = 0) -> Bill:
-    """Bill of a publish and its release."""
-    written = address.writing
-    if written is None:
-        return Bill(float(address.max_ru or SERVERLESS_RU))
-    control = Provisioned("catalogue", MANUAL_MIN)
-    kept = minimum_ru(written.ru, stored_bytes, autoscale=written.autoscale)
-    live = address.serving(Offer(written, kept, pending=False)) or written
-    return Bill(
-        float(address.max_ru or written.ru),
-        writing=(Provisioned("new release", written.ru, written.autoscale), control),
-        afterwards=(
-            Provisioned("live release", live.ru, live.autoscale),
-            Provisioned("release before it, kept", kept, written.autoscale),
-            control,
-        ),
-    )
-
-
-def estimate_publish(
-    address: Address, charges: Charges, plan: Plan, counts: PublishCounts, *, first: bool, live: bool
-) -> Estimate:
-    """See `ProvisionedStore.estimate`; only rows are paced."""
-    bill = bill_of(address, plan.payload_bytes)
-    spent = publish_ru(charges, counts, first=first)
-    notes = list[str]()
-    if not bill.writing:
-        notes.append(f"assumed: a serverless container gives {bill.rate_ru:,.0f} RU/s, which is not guaranteed")
-    if address.key is None and address.arm is None:
-        notes.append(
-            "publishing will be refused: Entra ID alone cannot make containers; add resource_group= to the URL"
-        )
-    if address.partition_warning:
-        notes.append(address.partition_warning)
-    return Estimate(
-        plan.rows,
-        plan.payload_bytes,
-        fits=True,
-        makes=_makes(address, bill, first=first, live=live),
-        request_units=spent,
-        seconds=round((spent[WRITING] + spent[READING]) / bill.rate_ru, 3),
-        bill=bill,
-        notes=tuple(notes),
-    )
-
-
-def _makes(address: Address, bill: Bill, *, first: bool, live: bool) -> tuple[str, ...]:
-    written = address.writing
-    made = list[str]()
-    if first:
-        control = "serverless" if written is None else Throughput(MANUAL_MIN)
-        made.append(f"the database {address.database}, unless it is there")
-        made.append(f"the container {CONTROL}, of the catalogue: {control}")
-    if written is None:
-        return *made, "the container of the release: serverless, nothing indexed"
-    partitions = f"{written.initial_partitions} physical partition{'s' * (written.initial_partitions > 1)}"
-    made.append(f"the container of the release: {written}, {partitions}, nothing indexed")
-    if (then := bill.afterwards[0 if live else 1].ru_s) != written.ru:
-        made.append(f"which is scaled to {Throughput(then, written.autoscale)}")
-    return tuple(made)
+    requests = sum(number * ru for number, ru in zip(REQUESTS, each_ru, strict=True))
+    checked = min(SAMPLE_ROWS, rows) * charges.read(item_bytes)
+    batch_ru = charges.create(batch_bytes, 0) + 2 * charges.read(batch_bytes) + charges.read(0)
+    return round(requests + checked + batches * batch_ru, 2)
 
 
 @lru_cache(8192)

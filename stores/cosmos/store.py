@@ -14,7 +14,6 @@ import orjson
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.cosmos import charges
-from hotplate.stores.cosmos.charges import CONTROL
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable
 from hotplate.stores.cosmos.rows import (
     CONTAINER,
@@ -23,7 +22,6 @@ from hotplate.stores.cosmos.rows import (
     container_of,
     item_bytes,
     name_of,
-    to_item,
     value_of,
 )
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, CosmosItem, ItemWritten, SignedClient
@@ -31,15 +29,12 @@ from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughp
 from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.extras import extra_installed
 from hotplate.stores.store import (
-    Bill,
     Diagnosed,
-    Estimate,
     Finding,
     Level,
     Observer,
     Plan,
     ProvisionedStore,
-    PublishCounts,
     Row,
     RowEraser,
     Slot,
@@ -51,6 +46,8 @@ from hotplate.stores.store import (
 )
 from hotplate.stores.urls import LOOPBACK
 
+# The container of the catalogue.
+CONTROL = "hotplate"
 CATALOGUE = "catalogue"
 # Generated incarnations.
 DRAWN = re.compile(r"[0-9a-f]{12}")
@@ -379,23 +376,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         if not container.startswith(CONTAINER):
             return False
         return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)
-
-    def bill(self) -> Bill:
-        return charges.bill_of(self._address)
-
-    async def try_catalogue(self) -> tuple[Catalogue, str]:
-        try:
-            found = await self._catalogue.read()
-        except StoreError as error:
-            return self._catalogue.empty(), str(error)
-        await self._budget.call(self._catalogue.check_single_writer)
-        return found, ""
-
-    def row_bytes(self, row: Row) -> int:
-        return item_bytes(to_item(name_of(row.key), row.value))
-
-    def estimate(self, plan: Plan, counts: PublishCounts, *, first: bool, live: bool) -> Estimate:
-        return charges.estimate_publish(self._address, self._charges, plan, counts, first=first, live=live)
 
 
 class _CatalogueItem:

@@ -15,12 +15,12 @@ from hotplate.bench.cosmos_emulator.resources import Container, EmulatedAccount
 from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.account import offer_in
-from hotplate.stores.cosmos.charges import CONTROL, load
+from hotplate.stores.cosmos.charges import load
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable, error_for, error_response
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
 from hotplate.stores.cosmos.rows import DEFINITION, container_of
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.store import CONTROL, CosmosStore
 from hotplate.stores.cosmos.url import EMULATOR_KEY, Offer, Throughput, parse
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer, Row

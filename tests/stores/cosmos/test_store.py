@@ -15,8 +15,7 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.cosmos.charges import CONTROL
-from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.store import CONTROL, CosmosStore
 from hotplate.stores.cosmos.url import Throughput
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
 from hotplate.stores.store import Plan, Row
