@@ -23,26 +23,16 @@ CONNECT_S = 2.0
 PAUSE_S = (0.05, 2.0)
 # Idle connections are closed: load balancers drop them silently.
 IDLE_S = 60.0
-# After a reset, the server has probably closed connections idle for this time, too.
-STALE_S = 2.0
 
-# 1xx is unexpected: requests never carry `Expect`.
-FINAL_STATUS = 200
 END_OF_HEAD = b"\r\n\r\n"
-# The parser skips empty lines before a response, which can only belong to an earlier one.
-FIRST_BYTE = b"H"
 
 
 class RequestFailed(Exception):
-    """A request has no response; the server may have processed it, unless `kind` is `connect`.
+    """A request has no response; the server may have processed it, unless `kind` is `connect`."""
 
-    `retry_after_s` is the time until the next connect, if the request was not sent.
-    """
-
-    def __init__(self, kind: FailureKind, host: str, *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, kind: FailureKind, host: str) -> None:
         super().__init__(f"no response from {host}: {kind}")
         self.kind = kind
-        self.retry_after_s = retry_after_s
 
 
 class ConnectionListener(Protocol[Tag]):
@@ -64,8 +54,7 @@ class ConnectionListener(Protocol[Tag]):
 class ClientConnection(asyncio.Protocol, Generic[Tag]):
     """A connection with at most one request in flight.
 
-    A response must have a length or chunks. Bytes after a response close the connection, because they could be taken
-    for the next response.
+    Bytes after a response close the connection: they could be taken for the next response.
     """
 
     def __init__(self, listener: ConnectionListener[Tag]) -> None:
@@ -95,7 +84,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         cast("asyncio.Transport", self._transport).write(request)
 
     def fail(self, kind: FailureKind) -> None:
-        """Fail the request in flight and abort the connection: a late response could be taken for the next."""
+        """Fail the request in flight and abort the connection."""
         tag, self.tag = self.tag, None
         if tag is not None:
             self._listener.on_failure(tag, kind)
@@ -126,7 +115,8 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
             well_formed = False
-        if self._done and self.status >= FINAL_STATUS and self.head.startswith(FIRST_BYTE):
+        # 1xx is unexpected, without `Expect`. An empty line, which the parser skips, belongs to an earlier response.
+        if self._done and self.status >= 200 and self.head.startswith(b"H"):
             self._finish(self.tag, well_formed)
         elif self._done or not well_formed:
             self.fail("malformed")
@@ -139,12 +129,11 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self.tag = None
         self.responses += 1
         self._listener.on_response(self, tag)
-        if not well_formed or self._messages > 1 or (surplus and not chunked):
-            self.close(unsolicited=True)
-        elif self._keep:
-            self._listener.on_ready(self)
+        unsolicited = not well_formed or self._messages > 1 or bool(surplus and not chunked)
+        if unsolicited or not self._keep:
+            self.close(unsolicited=unsolicited)
         else:
-            self.close()
+            self._listener.on_ready(self)
 
     def on_message_begin(self) -> None:
         self._messages += 1
@@ -169,7 +158,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
 
 
 class Response(NamedTuple):
-    """A response; `head` has the status line and headers as received."""
+    """A response; `head` is as received."""
 
     status: int
     head: bytes
@@ -177,12 +166,8 @@ class Response(NamedTuple):
 
     def header(self, name: bytes) -> bytes | None:
         """Return the last header with a lower-case *name*, or None."""
-        lower = self.head.lower()
-        start = lower.rfind(b"\r\n%b:" % name)
-        if start < 0:
-            return None
-        start += len(name) + 3
-        return self.head[start : lower.find(b"\r\n", start)].strip(b" \t")
+        start = self.head.lower().rfind(b"\r\n%b:" % name)
+        return None if start < 0 else self.head[start:].split(b"\r\n", 2)[1][len(name) + 1 :].strip(b" \t")
 
 
 class Transport(Protocol):
@@ -199,7 +184,7 @@ Pending = asyncio.Future[Response]
 
 
 class ConnectionPool:
-    """At most *size* connections to one server, on one event loop. Never resends a request."""
+    """At most *size* connections to one server; for one event loop. Never resends a request."""
 
     def __init__(self, host: str, port: int, *, size: int = 32, tls: ssl.SSLContext | None = None) -> None:
         self._server = host, port
@@ -210,20 +195,20 @@ class ConnectionPool:
         self._open = set[ClientConnection[Pending]]()
         self._waiting = deque[tuple[bytes, Pending]]()
         self._opening = set[asyncio.Task[None]]()
-        self._deadlines = Deadlines(self._expire)
+        self._deadlines = Deadlines(self._fail)
         self._backoff: Backoff | None = None
-        """Set while connects fail, or connections end before their first response."""
+        """Set while connects fail, or end before a response."""
 
         self._retry_at = 0.0
         self._connect_error: OSError | UnicodeError | None = None
-        self._closed = False
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
         loop = asyncio.get_running_loop()
         now = loop.time()
         pending = Pending(loop=loop)
         due = self._deadlines.add(pending, now + timeout_s)
-        self._close_idle(now - IDLE_S)
+        while self._idle and self._idle[0].sent_at < now - IDLE_S:  # longest idle first
+            self._idle[0].close()
         if self._idle:
             self._send(self._idle.pop(), message, pending, now)
         else:
@@ -242,65 +227,51 @@ class ConnectionPool:
         connection.send(message, pending)
 
     async def close(self) -> None:
-        """Close all connections; requests fail as `reset`, later ones as `connect`."""
-        self._closed = True
+        """Close all connections; requests in flight fail as `reset`, others as `connect`."""
+        self._size = 0
         for opening in self._opening:
             opening.cancel()
         await asyncio.gather(*self._opening, return_exceptions=True)
-        self._fail_waiting("reset")
         for connection in list(self._open):
             connection.fail("reset")
         await asyncio.sleep(0)  # sockets are closed in the next iteration
 
-    def _expire(self, pending: Pending) -> None:
+    def _fail(self, pending: Pending, kind: FailureKind = "timeout", cause: Exception | None = None) -> None:
         if not pending.done():
-            pending.set_exception(RequestFailed("timeout", self._server[0]))
+            failure = RequestFailed(kind, self._server[0])
+            failure.__cause__ = cause
+            pending.set_exception(failure)
 
     def _dispatch(self, now: float) -> None:
         if not self._waiting:
             return
-        limit = 1 if self._backoff else min(len(self._waiting), self._size - len(self._open))
-        if len(self._opening) < limit and len(self._open) < self._size and now >= self._retry_at and not self._closed:
+        limit = min(1 if self._backoff else len(self._waiting), self._size - len(self._open))
+        if len(self._opening) < limit and now >= self._retry_at:
             opening = asyncio.ensure_future(self._connect())
             self._opening.add(opening)
             opening.add_done_callback(self._opened)
-        if not self._open and not self._opening:
-            self._fail_waiting("connect", self._connect_error)
+        while self._waiting and not self._open and not self._opening:
+            self._fail(self._waiting.popleft()[1], "connect", self._connect_error)
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
+        connect = asyncio.get_running_loop().create_connection
         try:
             async with asyncio.timeout(CONNECT_S):
-                await loop.create_connection(partial(ClientConnection, self), *self._server, ssl=self._tls)
+                await connect(partial(ClientConnection, self), *self._server, ssl=self._tls)
         except (OSError, UnicodeError) as error:  # UnicodeError: invalid host
             self._connect_error = error
             self._pause()
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         self._opening.discard(opening)
-        if not opening.cancelled():
-            self._dispatch(asyncio.get_running_loop().time())
+        self._dispatch(asyncio.get_running_loop().time())
 
     def _pause(self) -> None:
         self._backoff = self._backoff or Backoff(*PAUSE_S)
         self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
 
-    def _fail_waiting(self, kind: FailureKind, cause: BaseException | None = None) -> None:
-        retry_after_s = max(0.0, self._retry_at - asyncio.get_running_loop().time())
-        for _, pending in self._waiting:
-            if not pending.done():
-                failure = RequestFailed(kind, self._server[0], retry_after_s=retry_after_s)
-                failure.__cause__ = cause
-                pending.set_exception(failure)
-        self._waiting.clear()
-
-    def _close_idle(self, before: float) -> None:
-        while self._idle and self._idle[0].sent_at < before:  # longest idle first
-            self._idle[0].close()
-
     def on_ready(self, connection: ClientConnection[Pending]) -> None:
         self._open.add(connection)
-        connection.sent_at = connection.sent_at or asyncio.get_running_loop().time()
         while self._waiting:
             message, pending = self._waiting.popleft()
             if not pending.done():
@@ -315,12 +286,9 @@ class ConnectionPool:
 
     def on_failure(self, tag: Pending, kind: FailureKind) -> None:
         connection = self._carriers.get(tag)
-        if kind == "reset" and connection is not None:
-            self._close_idle(connection.sent_at - STALE_S)
-            if not connection.responses:
-                self._pause()
-        if not tag.done():
-            tag.set_exception(RequestFailed(kind, self._server[0]))
+        if kind == "reset" and connection is not None and not connection.responses:
+            self._pause()
+        self._fail(tag, kind)
 
     def on_closed(self, connection: ClientConnection[Pending], *, unsolicited: bool) -> None:
         del unsolicited

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, cast
 
-from aiohttp import ClientConnectorError, ClientResponseError
 from azure.core import exceptions
 from azure.cosmos import PartitionKey, ThroughputProperties
 from azure.cosmos.aio import ContainerProxy, CosmosClient, DatabaseProxy
@@ -18,11 +17,12 @@ from azure.cosmos.http_constants import HttpHeaders, ResourceType
 
 from hotplate.stores.cosmos.errors import (
     DEADLINE_S,
+    DEFAULT_RETRY_AFTER_S,
     ContainerMissing,
-    CosmosThrottled,
     CosmosUnavailable,
     ErrorKind,
-    ErrorResponse,
+    Refusal,
+    count,
     error_for,
     first_line,
     store_closed,
@@ -178,13 +178,10 @@ class CosmosAccount:
         headers = error.headers or {}
         self._charged(headers)
         wait_ms = str(headers.get(HttpHeaders.RetryAfterInMilliseconds, ""))
-        response = ErrorResponse(
-            error.status_code or 0,
-            int(error.sub_status or 0),
-            error.message or "no reason given",
-            float(wait_ms) / 1000 if wait_ms.isdigit() else None,
-        )
-        return error_for(response, self._address.shown)
+        after_s = float(wait_ms) / 1000 if wait_ms.isdigit() else DEFAULT_RETRY_AFTER_S
+        message = error.message or "no reason given"
+        refusal = Refusal(error.status_code or 0, int(error.sub_status or 0), message, after_s)
+        return error_for(refusal, self._address.shown)
 
     def _charged(self, headers: Mapping[str, Any] | None, _: object = None) -> None:
         charge = str((headers or {}).get(HttpHeaders.RequestCharge, ""))
@@ -194,9 +191,7 @@ class CosmosAccount:
     def _failed(self, error: StoreError) -> StoreError:
         if isinstance(error, ContainerMissing):
             self._known.clear()
-        elif self._observer is not None and isinstance(error, CosmosUnavailable | CosmosThrottled):
-            self._observer.failed(error.kind)
-        return error
+        return count(error, self._observer)
 
 
 class SdkClient(SignedClient):
@@ -218,9 +213,7 @@ class SdkClient(SignedClient):
 def _kind_of(error: exceptions.AzureError) -> ErrorKind:
     if isinstance(error, exceptions.ServiceRequestTimeoutError | exceptions.ServiceResponseTimeoutError):
         return "timeout"
-    if isinstance(error, exceptions.DecodeError) or isinstance(error.inner_exception, ClientResponseError):
-        return "malformed"
-    return "connect" if isinstance(error.inner_exception, ClientConnectorError) else "reset"
+    return "malformed" if isinstance(error, exceptions.DecodeError) else "reset"
 
 
 def _properties(throughput: Throughput) -> ThroughputProperties:

@@ -4,7 +4,6 @@ See https://learn.microsoft.com/azure/cosmos-db/how-to-setup-rbac. A change take
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,12 +27,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Sql = SqlResourcesOperations
 
-# Time limits of a call, a change, and the acceptance of a change of throughput, which itself may take hours.
+# Time limits of a call, a change, and the acceptance of a change of throughput.
 RESPONSE_S, CHANGE_S, ACCEPT_S = 30.0, 300.0, 60.0
 # Polling interval of a change, unless ARM sends another.
 POLL_S = 1.0
-# For a 429 without a delay.
-DEFAULT_RETRY_AFTER_S = 5.0
+# After a 429.
+RETRY_AFTER_S = 5.0
 # By suffix of the account's host; default: the public cloud.
 CLOUDS = {
     ".documents.azure.cn": AzureClouds.AZURE_CHINA_CLOUD,
@@ -41,10 +40,9 @@ CLOUDS = {
 }
 
 ROLE = "Cosmos DB Operator"
-ACTION = re.compile(r"perform action '([A-Za-z./]{1,200})'")
 # In the message about a serverless account's throughput; codes vary.
 SERVERLESS = "serverless"
-# Code of a missing database or container, in a 404 or 400; other codes of a 404 are about the account or its group.
+# Code of a missing database or container; other codes of a 404 are about the account or its group.
 MISSING = "NotFound"
 NO_SUBSCRIPTION = "InvalidSubscriptionId"
 # 409 and 412: another change is in progress.
@@ -180,16 +178,11 @@ def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccou
             f"the role {ROLE}"
         )
     if status == 429 or code == "TooManyRequests":
-        response: Any = error.response  # its type lacks `headers`
-        after = "" if response is None else response.headers.get("retry-after", "")
-        after_s = float(after) if after.isdigit() else DEFAULT_RETRY_AFTER_S
-        return CosmosThrottled(f"{where} takes no more requests for now", after_s)
+        return CosmosThrottled(f"{where} takes no more requests for now", RETRY_AFTER_S)
     if isinstance(error, exceptions.ClientAuthenticationError) or status == 401:
         kind, sentence = "unauthorized", "gets no token that it takes; sign in"
     elif status == 403:
         kind, sentence = "forbidden", f"refuses this identity; give it the role {ROLE}"
-        action = ACTION.search(str(error.message))
-        message = f"it may not do {action[1]}" if action else message
     else:
         kind, sentence = "unavailable" if status in TEMPORARY_STATUSES else "refused", f"refused ({status} {code})"
     return CosmosUnavailable(f"{where} {sentence}: {message}", kind)

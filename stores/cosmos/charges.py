@@ -28,15 +28,14 @@ CATALOGUE_BYTES = 1024
 # One each for dictionary and manifest.
 META_BATCHES = 2
 
-# Other requests of a publish, from begin to prune of one release: reads, swaps of the catalogue, creations of small
-# items, and reads and writes of metadata.
-REQUESTS = (26, 5, 3, 7, 2)
+# Other requests of a publish: reads, swaps of the catalogue, creations of small items, reads and writes of metadata.
+REQUESTS = (30, 5, 3, 7, 2)
 
 Points = tuple[tuple[float, float], ...]
 
 
 class Charges(msgspec.Struct, frozen=True):
-    """Coefficients, named by section and key of the file; sizes are stored bytes, results RU rounded to hundredths."""
+    """Coefficients, named by section and key; sizes are stored bytes, results RU rounded to hundredths."""
 
     read_points: Points
     read_strong_factor: float
@@ -72,7 +71,7 @@ class Charges(msgspec.Struct, frozen=True):
         return round(_between(self.write_points, size) + self.write_term * terms, 2)
 
     def delete(self, size: int, terms: int) -> float:
-        """Charge of deleting an item, as of creating it."""
+        """Charge of deleting an item."""
         return self.create(size, terms)
 
     def replace(self, before: int, after: int, removed_terms: int, added_terms: int) -> float:
@@ -89,20 +88,14 @@ class Charges(msgspec.Struct, frozen=True):
         return round(sum(self.read(size, strong=strong) for size in sizes), 2)
 
     def query(self, sizes: Sequence[int], scanned: Sequence[int] = (), *, strong: bool = False) -> float:
-        """Charge of a query on one partition that returned items.
-
-        *scanned*: sizes of items loaded but not returned, for lack of an index.
-        """
+        """Charge of a query on one partition; *scanned* are sizes of items that were not returned."""
         own = self.query_base * (self.read_strong_factor if strong else 1)
         returned, skipped = self.feed(sizes, strong=strong), self.feed(scanned, strong=strong)
         return round(own + self.query_item_share * returned + self.query_scan_share * skipped, 2)
 
 
 def overhead_ru(charges: Charges, rows: int, item_bytes: int) -> float:
-    """Return the request units of a publish besides creating its *rows* and reading them back.
-
-    Within 1 % of the emulator's charges.
-    """
+    """Return the request units of a publish besides creating its *rows* and reading them back."""
     batches = ceil(rows / BATCH_ROWS) + META_BATCHES
     batch_bytes = BATCH_BYTES + KEY_BYTES * rows // batches
     swap = charges.replace(CATALOGUE_BYTES, CATALOGUE_BYTES, 0, 0)

@@ -9,15 +9,14 @@ StoreError
 """
 
 import re
-import ssl
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 import orjson
 
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled
 from hotplate.stores.http1 import RequestFailed, Response
+from hotplate.stores.store import Observer
 
 # Labels of the metric of failures.
 ErrorKind = Literal[
@@ -77,37 +76,34 @@ class ContainerMissing(StoreError):
 class CosmosUnavailable(PartUnavailable):
     """One attempt failed; `permanent` if another would, too."""
 
-    def __init__(self, message: str, kind: ErrorKind, *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, kind: ErrorKind) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
         self.kind = kind
         self.permanent = kind in PERMANENT
 
 
 class CosmosThrottled(StoreThrottled, PartUnavailable):
-    """429: the request units of a partition or of metadata are spent for this second."""
+    """429: the request units of this second are spent."""
 
     kind: ErrorKind = "throttled"
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorResponse:
-    """A response that is not a success."""
+class Refusal:
+    """A response that is not a success; the message is not redacted."""
 
     status: int
     substatus: int
     message: str
-    """As sent: not redacted."""
-
-    retry_after_s: float | None = None
+    retry_after_s: float = DEFAULT_RETRY_AFTER_S
 
 
-def error_for(response: ErrorResponse, where: str) -> StoreError:
-    """Return the error for a response."""
-    status, substatus, message = response.status, response.substatus, first_line(response.message)
+def error_for(refusal: Refusal, where: str) -> StoreError:
+    """Return the error for a refusal."""
+    status, substatus, message = refusal.status, refusal.substatus, first_line(refusal.message)
     if status == 429:
-        after_s = DEFAULT_RETRY_AFTER_S if response.retry_after_s is None else response.retry_after_s
-        return CosmosThrottled(f"{where} has no request units left for now; raise its throughput", after_s)
+        sentence = f"{where} has no request units left for now; raise its throughput"
+        return CosmosThrottled(sentence, refusal.retry_after_s)
     kind = KINDS.get((status, substatus)) or KINDS.get((status, None)) or "refused"
     if status == 404 and kind == "refused":
         return ContainerMissing(f"{where} has no such database or container: {message}")
@@ -124,83 +120,63 @@ def first_line(message: str) -> str:
 
 def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
     """Return the error for an attempt without a response."""
-    cause, reason = failure.__cause__, ""
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        reason = f": its certificate is not trusted ({cause.verify_message}); name its issuer's certificate with ca="
-    elif isinstance(cause, OSError) and cause.strerror:
-        reason = f": {cause.strerror}"
-    sentence = f"{where} {SENTENCES[failure.kind]}{reason}"
-    return CosmosUnavailable(sentence, failure.kind, retry_after_s=failure.retry_after_s)
+    cause = failure.__cause__
+    reason = f": {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else ""
+    return CosmosUnavailable(f"{where} {SENTENCES[failure.kind]}{reason}", failure.kind)
+
+
+def count(error: StoreError, observer: Observer | None) -> StoreError:
+    """Count a failed attempt, and return its error."""
+    if observer is not None and isinstance(error, CosmosUnavailable | CosmosThrottled):
+        observer.failed(error.kind)
+    return error
 
 
 def store_closed() -> CosmosUnavailable:
-    """Return the error for calls that wait while the store is closed."""
+    """Return the error for calls that wait during `close`."""
     return CosmosUnavailable("the store was closed", "reset")
 
 
-class MalformedResponse(ValueError):
-    """A response violates the protocol; the text completes `… sent`."""
-
-
 def object_in(response: Response) -> dict[str, Any]:
-    """Return the JSON object in a response. Raises MalformedResponse."""
-    try:
-        value = orjson.loads(response.body)
-    except orjson.JSONDecodeError:
-        raise MalformedResponse("a body that is not JSON") from None
+    """Return the JSON object in a response. Raises ValueError."""
+    value = orjson.loads(response.body)
     if not isinstance(value, dict):
-        raise MalformedResponse("JSON that is not an object")
+        raise ValueError("JSON that is not an object")  # noqa: TRY004 -- malformed, like invalid JSON
     return value
 
 
 def item_in(response: Response, name: str) -> dict[str, Any]:
-    """Return the item in a response. Raises MalformedResponse."""
+    """Return the item in a response. Raises ValueError."""
     item = object_in(response)
     if item.get("id") != name:
-        raise MalformedResponse(f"another item than {name}")
+        raise ValueError(f"another item than {name}")
     return item
 
 
-def error_response(response: Response) -> ErrorResponse:
-    """Parse a response that is not a success.
-
-    Raises MalformedResponse for a 404, 409 or 412 without the service's body: a proxy may have sent it.
-    """
+def refusal_in(response: Response) -> Refusal:
+    """Parse a refusal; ValueError for a 404, 409 or 412 that a proxy may have sent."""
     try:
         body = object_in(response)
-    except MalformedResponse:
-        body = {}
-    message = body.get("message")
-    if "code" not in body or not isinstance(message, str):
+        message = str(body["code"]) and str(body["message"])
+    except (ValueError, KeyError):
         if response.status in (404, 409, 412):
-            raise MalformedResponse(f"status {response.status} without a reason")
+            raise ValueError(f"status {response.status} without a reason") from None
         message = "no reason given"
-    substatus = _integer(response.header(b"x-ms-substatus")) or 0
+    substatus = int(_digits(response, b"x-ms-substatus") or 0)
     if response.status == 404 and substatus == 0 and "Owner resource does not exist" in message:
         substatus = OWNER_NOT_FOUND
-    retry_after_ms = _integer(response.header(b"x-ms-retry-after-ms"))
-    retry_after_s = None if retry_after_ms is None else retry_after_ms / 1000
-    return ErrorResponse(response.status, substatus, message, retry_after_s)
+    wait_ms = _digits(response, b"x-ms-retry-after-ms")
+    return Refusal(response.status, substatus, message, int(wait_ms) / 1000 if wait_ms else DEFAULT_RETRY_AFTER_S)
 
 
-def date_in(response: Response) -> float:
-    """Return the date of a response in seconds. Raises MalformedResponse."""
-    try:
-        return parsedate_to_datetime((response.header(b"date") or b"").decode("latin-1")).timestamp()
-    except ValueError:
-        raise MalformedResponse("no date") from None
-
-
-def _integer(value: bytes | None) -> int | None:
-    return int(value[:9]) if value is not None and value.isdigit() else None
+def _digits(response: Response, name: bytes) -> bytes:
+    value = response.header(name) or b""
+    return value[:9] if value.isdigit() else b""
 
 
 def charge_in(response: Response) -> float:
-    """Return the charge of a response, by default 0. Raises MalformedResponse."""
-    try:
-        ru = float(response.header(CHARGE_HEADER) or 0.0)
-    except ValueError:
-        ru = -1.0
+    """Return the charge of a response, by default 0. Raises ValueError."""
+    ru = float(response.header(CHARGE_HEADER) or 0.0)
     if not 0.0 <= ru <= MAX_CHARGE_RU:
-        raise MalformedResponse("a charge that is not a number of request units")
+        raise ValueError(f"a charge of {ru} request units")
     return ru

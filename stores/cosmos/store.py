@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from math import inf
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -15,16 +16,8 @@ from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.cosmos import charges
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.rows import (
-    CONTAINER,
-    Budget,
-    ReleaseRows,
-    container_of,
-    item_bytes,
-    name_of,
-    value_of,
-)
-from hotplate.stores.cosmos.signed import CHARGE, REGIONS, CosmosItem, ItemWritten, SignedClient
+from hotplate.stores.cosmos.rows import CONTAINER, Budget, ReleaseRows, container_of, item_bytes, name_of, value_of
+from hotplate.stores.cosmos.signed import CHARGE, REGIONS, CosmosItem, ItemWritten, SignedClient, VersionedItem
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.extras import extra_installed
@@ -53,7 +46,7 @@ CATALOGUE = "catalogue"
 DRAWN = re.compile(r"[0-9a-f]{12}")
 # Polling interval of a reader: 0.5 RU/s.
 POLL_S = 2.0
-# Polling interval and time limit of a change of throughput, which takes hours if partitions are split.
+# Polling interval and time limit of a change of throughput.
 SCALING_POLL_S = 1.0
 SCALING_S = 600.0
 NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
@@ -61,7 +54,6 @@ NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
 CHARGE_TOLERANCE = 0.1
 STRONG = ("BoundedStaleness", "Strong")
 
-CatalogueVersion = tuple[str, int, str]
 ok, warning = partial(Finding, Level.OK), partial(Finding, Level.WARNING)
 
 
@@ -91,10 +83,7 @@ class Containers(Protocol):
 
 
 def open_containers(address: Address, observer: Observer | None = None) -> Containers:
-    """Open ARM if the URL names a resource group, or the account by its key.
-
-    Raises StoreMisused without either, or without the extra.
-    """
+    """Open ARM if the URL names a resource group, or the account by its key. Raises StoreMisused."""
     with extra_installed("cosmos"):
         if address.arm is not None:
             from hotplate.stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- slow to import
@@ -115,7 +104,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
     """One database of one account, on one event loop."""
 
     batch = 64  # half of a client's connections
-
     coalesce = 1
 
     def __init__(
@@ -135,7 +123,9 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         self._charges = charges.load()
         self._rows = ReleaseRows(items, self._budget, self._charges)
         self._rows_while_live = ReleaseRows(items, Budget(clock, address.scanning_ru), self._charges)
-        self._catalogue = _CatalogueItem(address, items, clock)
+        self._single_writer = False
+        self._ahead_s = time.time() - clock()
+        """The service's clock minus *clock*."""
 
     @cached_property
     def _containers(self) -> Containers:
@@ -168,18 +158,53 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             return error
 
     async def catalogue(self) -> Catalogue:
-        return await self._budget.call(self._catalogue.read)
+        item, _, now = await self._read_catalogue()
+        return self._parsed(item, now)
+
+    async def _read_catalogue(self) -> VersionedItem:
+        async def read() -> VersionedItem:
+            try:
+                found = await self._items.read_fresh(CONTROL, CATALOGUE)
+            except ContainerMissing:
+                return VersionedItem(None, "", self._clock() + self._ahead_s)
+            self._ahead_s = found.now - self._clock()
+            return found
+
+        return await self._budget.call(read)
+
+    def _parsed(self, item: CosmosItem | None, now: float) -> Catalogue:
+        if item is None:
+            return Catalogue(now=now)
+        return catalogue_record.parse(_record_in(item), now=now, where=self._address.shown)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
-        await self._catalogue.check_single_writer()
-        seen: CatalogueVersion | None = None
+        await self._check_single_writer(POLL_S)
+        seen = None
         while True:
-            found = await self._budget.call(self._catalogue.read_nearest, at_most_s=POLL_S)
+            found = await self._budget.call(self._read_nearest_catalogue, at_most_s=POLL_S)
             self.polled_at = time.monotonic()
             if found.version != seen:
                 seen = found.version
                 yield found
             await asyncio.sleep(POLL_S)
+
+    async def _read_nearest_catalogue(self) -> Catalogue:
+        """Read the catalogue like a lookup; it may lag."""
+        try:
+            item, primary = await self._items.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
+        except ContainerMissing:
+            item, primary = None, False
+        return replace(self._parsed(item, self._clock() + self._ahead_s), primary=primary)
+
+    async def _check_single_writer(self, at_most_s: float = inf) -> None:
+        """Raise StoreMisused for several write regions, which have no compare-and-set."""
+        account = None if self._single_writer else await self._budget.call(self._items.account, at_most_s=at_most_s)
+        if account is not None and account.multiple_write_regions:
+            raise StoreMisused(
+                f"the account of {self._address.shown} takes writes in several regions, where two publishers could "
+                f"both change the live release; turn multi-region writes off, or use another account"
+            )
+        self._single_writer = True
 
     async def close(self) -> None:
         try:
@@ -235,7 +260,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return findings
 
     async def _examine_writing(self) -> list[Finding]:
-        """Replace an absent version of the catalogue: its etag or a missing role forbids it."""
+        """Replace an absent version of the catalogue, which must be refused."""
         if self._address.arm is None and self._address.key is None:
             advice = f"to publish, add subscription= and resource_group= or {KEY}"
             return [warning("may publish", f"no, which is right for a service; {advice}")]
@@ -247,8 +272,6 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             if error.kind not in ("forbidden", "unauthorized"):
                 raise
             return [warning("may publish", f"no, which is right for a service; to publish: {error}")]
-        except StoreError as error:
-            return [warning("may publish", f"no: {error}")]
         etag = ok("etag", "a write to another version is refused")
         if written.done:
             etag = Finding(Level.ERROR, "etag", "a write to another version was accepted; do not publish here")
@@ -259,7 +282,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # containers grow
-        await self._budget.call(self._catalogue.check_single_writer)
+        await self._check_single_writer()
         await self._create_container(container_of(draft), self._address.writing)
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
@@ -297,7 +320,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
 
     async def prepare(self, release: ReleaseRef) -> None:
         """Wait for the throughput to serve with; see `Store.prepare`."""
-        await self._rows.check(release)
+        await self._rows.state(release)
         container, give_up_at = container_of(release), self._clock() + SCALING_S
         while self._address.throughput is not None:
             offer = await self._budget.call(partial(self._containers.offer, container))
@@ -326,26 +349,22 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             raise not_found(release) from error
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        await self._budget.call(self._catalogue.check_single_writer)
         if old.version == Catalogue().version:
-            write = partial(self._create_catalogue, new)
-        else:
-            if self._catalogue.etag(old.version) is None:
-                await self.catalogue()
-            etag = self._catalogue.etag(old.version)
-            if etag is None:
-                raise catalogue_changed()
-            write = partial(self._items.replace, CONTROL, _record(new), etag)
-        await self._swap(write)
+            await self._swap(partial(self._create_catalogue, new))
+            return
+        item, etag, now = await self._read_catalogue()
+        if self._parsed(item, now).version != old.version:
+            raise catalogue_changed()
+        await self._swap(partial(self._items.replace, CONTROL, _record(new), etag))
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        await self._budget.call(self._catalogue.check_single_writer)
-        item, etag, _ = await self._budget.call(partial(self._items.read_fresh, CONTROL, CATALOGUE))
+        item, etag, _ = await self._read_catalogue()
         if item is None or _record_in(item) != record:
             raise catalogue_changed()
         await self._swap(partial(self._items.replace, CONTROL, _record(new), etag))
 
     async def _swap(self, write: Callable[[], Awaitable[ItemWritten]]) -> None:
+        await self._check_single_writer()
         if not (await self._budget.call(write)).done:
             raise catalogue_changed()  # perhaps with our own attempt, after a lost response
 
@@ -378,76 +397,15 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
         return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)
 
 
-class _CatalogueItem:
-    def __init__(self, address: Address, items: SignedClient, clock: Callable[[], float]) -> None:
-        self._address = address
-        self._items = items
-        self._clock = clock
-        self._etags = dict[CatalogueVersion, str]()
-        """Etag of the last catalogue read."""
-
-        self._ahead_s = time.time() - clock()
-        """Service's clock minus *clock*."""
-
-        self._single_writer = False
-
-    async def check_single_writer(self) -> None:
-        """Raise StoreMisused for several write regions, which have no compare-and-set."""
-        if not self._single_writer:
-            if (await self._items.account()).multiple_write_regions:
-                raise StoreMisused(
-                    f"the account of {self._address.shown} takes writes in several regions, where two publishers could "
-                    f"both change the live release; turn multi-region writes off, or use another account"
-                )
-            self._single_writer = True
-
-    async def read(self) -> Catalogue:
-        try:
-            item, etag, now = await self._items.read_fresh(CONTROL, CATALOGUE)
-        except ContainerMissing:
-            return self.empty()
-        self._ahead_s = now - self._clock()
-        found = self._parse(item, now)
-        self._etags = {found.version: etag}
-        return found
-
-    async def read_nearest(self) -> Catalogue:
-        """Read the catalogue from the nearest region, which may lag."""
-        try:
-            item, primary = await self._items.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
-        except ContainerMissing:
-            item, primary = None, False
-        return replace(self._parse(item, self._now()), primary=primary)
-
-    def empty(self) -> Catalogue:
-        return Catalogue(now=self._now())
-
-    def etag(self, version: CatalogueVersion) -> str | None:
-        """Return the etag of *version* if it was read last."""
-        return self._etags.get(version)
-
-    def _parse(self, item: CosmosItem | None, now: float) -> Catalogue:
-        if item is None:
-            return Catalogue(now=now)
-        return catalogue_record.parse(_record_in(item), now=now, where=self._address.shown)
-
-    def _now(self) -> float:
-        return self._clock() + self._ahead_s
-
-
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`."""
     address = parse(url)
-    client = _open_client(address, observer)
-    return CosmosStore(address, client, partial(open_containers, address, observer))
+    client: Callable[[Address, Observer | None], SignedClient] = SignedClient
+    if address.through_sdk:
+        from hotplate.stores.cosmos.account import SdkClient  # noqa: PLC0415 -- half a second to import
 
-
-def _open_client(address: Address, observer: Observer | None) -> SignedClient:
-    if not address.through_sdk:
-        return SignedClient(address, observer)
-    from hotplate.stores.cosmos.account import SdkClient  # noqa: PLC0415 -- half a second to import
-
-    return SdkClient(address, observer)
+        client = SdkClient
+    return CosmosStore(address, client(address, observer), partial(open_containers, address, observer))
 
 
 def _record(catalogue: Catalogue) -> CosmosItem:

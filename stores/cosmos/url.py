@@ -31,8 +31,6 @@ SERVERLESS_BYTES = 10**12
 SCANNING_SHARE = 0.5
 
 KEY = "HOTPLATE_COSMOS_KEY"
-# Azure's tools read it, too.
-SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
 # Microsoft's published emulator key.
 EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 HOST = ".documents.azure.com"
@@ -73,9 +71,6 @@ class Throughput:
         """Return *ru*, rounded up to a step."""
         step = AUTOSCALE_STEP if self.autoscale else MANUAL_STEP
         return Throughput(ceil(ru / step) * step, self.autoscale)
-
-    def __str__(self) -> str:
-        return f"{self.ru:,} RU/s, {'autoscale' if self.autoscale else 'manual'}"
 
 
 class Offer(NamedTuple):
@@ -176,18 +171,17 @@ class Address:
             "db.namespace": self.database,
             "db.collection.name": container,
             "server.address": server.hostname or "",
+            "server.port": server.port or 443,
             "azure.cosmosdb.connection.mode": "gateway",
             "azure.cosmosdb.consistency.level": self.consistency,
         }
-        if server.port is not None and server.port != 443:
-            call.attributes["server.port"] = server.port
 
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     """Parse a URL; raises StoreMisused, free of secrets.
 
-    The key is in HOTPLATE_COSMOS_KEY or the file HOTPLATE_COSMOS_KEY_FILE. Without one, `cosmos://` uses Entra ID and
-    `cosmos+http(s)://` the emulators' key. AZURE_SUBSCRIPTION_ID is the default of `subscription=`.
+    Without HOTPLATE_COSMOS_KEY or HOTPLATE_COSMOS_KEY_FILE, `cosmos://` uses Entra ID and `cosmos+http(s)://` the
+    emulators' key.
     """
     shown = redacted(url)
     if "@" in url.partition("?")[0]:
@@ -197,8 +191,6 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     endpoint, database = _endpoint(parts, shown), parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-    if "resource_group" in given and (subscription := environment.get(SUBSCRIPTION)):
-        given.setdefault("subscription", subscription)
     for name, text in given.items():
         pattern, advice = OPTIONS[name]
         if not re.fullmatch(pattern, text):
@@ -234,15 +226,12 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
 
 
 def _arm_account(given: dict[str, str], endpoint: str, shown: str) -> ArmAccount | None:
-    group, subscription, host = (
-        given.get("resource_group"),
-        given.get("subscription"),
-        urlsplit(endpoint).hostname or "",
-    )
+    group, subscription = given.get("resource_group"), given.get("subscription")
     if group and subscription:
+        host = urlsplit(endpoint).hostname or ""
         return ArmAccount(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
     if group or subscription:
-        raise StoreMisused(f"{shown} needs resource_group= and subscription=, or {SUBSCRIPTION}")
+        raise StoreMisused(f"{shown} needs both resource_group= and subscription=")
     return None
 
 

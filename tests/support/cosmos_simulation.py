@@ -16,7 +16,7 @@ from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.account import offer_in
 from hotplate.stores.cosmos.charges import load
-from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable, error_for, error_response
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable, error_for, refusal_in
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
 from hotplate.stores.cosmos.rows import DEFINITION, container_of
 from hotplate.stores.cosmos.signed import SignedClient
@@ -193,7 +193,7 @@ class SimulatedContainers:
         if self._account.observer is not None:
             self._account.observer.charged(float(response.header(b"x-ms-request-charge") or 0))
         if response.status not in (200, 201, 204, 409):
-            raise error_for(error_response(response), "here")
+            raise error_for(refusal_in(response), "here")
         return response
 
 

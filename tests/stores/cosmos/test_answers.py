@@ -10,7 +10,7 @@ from hotplate.stores.cosmos.errors import (
     ContainerMissing,
     CosmosThrottled,
     CosmosUnavailable,
-    ErrorResponse,
+    Refusal,
     error_for,
 )
 from hotplate.stores.cosmos.signed import SignedClient
@@ -100,7 +100,7 @@ async def test_a_response_that_is_cut_anywhere_is_no_item(
 
 async def test_a_versioned_read_without_a_date_is_malformed(raw: ScriptedServer, client: SignedClient) -> None:
     raw.responses = [answer(200, ITEM).replace(DATE, b"")]
-    with pytest.raises(CosmosUnavailable, match="no date"):
+    with pytest.raises(CosmosUnavailable, match=r"malformed response: .*date"):
         await client.read_fresh("c", "a")
 
 
@@ -156,7 +156,7 @@ def test_a_refusal_is_one_line_without_secrets() -> None:
     message = (
         f"first type%3Dmaster%26ver%3D1.0%26sig%3D{secret} and {secret} line {'x' * 20}" + " word" * 200 + "\nsecond"
     )
-    text = str(error_for(ErrorResponse(400, 0, message), "cosmos://a/d"))
+    text = str(error_for(Refusal(400, 0, message), "cosmos://a/d"))
     assert text.startswith("cosmos://a/d refused (400/0): first … and … line xxxxxxxxxxxxxxxxxxxx word")
     assert "AAAA" not in text
     assert "second" not in text
@@ -164,10 +164,10 @@ def test_a_refusal_is_one_line_without_secrets() -> None:
 
 
 def test_statuses_have_their_errors() -> None:
-    throttled = error_for(ErrorResponse(429, 3200, "", 0.25), "x")
+    throttled = error_for(Refusal(429, 3200, "", 0.25), "x")
     assert isinstance(throttled, CosmosThrottled)
     assert throttled.retry_after_s == 0.25
-    assert isinstance(error_for(ErrorResponse(404, 1003, ""), "x"), ContainerMissing)
-    assert isinstance(error_for(ErrorResponse(403, 1014, ""), "x"), StoreFull)
-    lasting = {status: error_for(ErrorResponse(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
+    assert isinstance(error_for(Refusal(404, 1003, ""), "x"), ContainerMissing)
+    assert isinstance(error_for(Refusal(403, 1014, ""), "x"), StoreFull)
+    lasting = {status: error_for(Refusal(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
     assert [status for status, error in lasting.items() if getattr(error, "permanent", False)] == [400, 401, 403, 413]

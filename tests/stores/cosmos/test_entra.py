@@ -91,10 +91,9 @@ def test_a_managed_identity_publishes_and_another_one_serves(
     lists.write_text("user,item,score\nbo,b,0.5\nbo,a,0.75\nal,a,0.25\n")
     monkeypatch.setenv("IDENTITY_HEADER", "any")
     monkeypatch.setenv("SSL_CERT_FILE", str(server.certificate))
-    monkeypatch.setenv("AZURE_SUBSCRIPTION_ID", PLACE["subscription"])
     tokens = f"{server.endpoint}__emulation/token"
     database = f"db-{secrets.token_hex(4)}"
-    here = url_of(server, database, resource_group=PLACE["resource_group"])
+    here = url_of(server, database, **PLACE)
     failed(
         hotplate_process("import", lists, "--store", url_of(server, database), IDENTITY_ENDPOINT=tokens),
         "resource_group=",
