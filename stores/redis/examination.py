@@ -11,7 +11,7 @@ from redis.crc import key_slot
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, fields_of
 from hotplate.stores.redis.layout import Keys
-from hotplate.stores.redis.topology import OnlyServer, RedisNode, Topology, replicas_in
+from hotplate.stores.redis.topology import OnlyServer, RedisNode, Sentinels, Topology, replicas_in
 from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
@@ -21,7 +21,6 @@ _warning = partial(Finding, Level.WARNING)
 _error = partial(Finding, Level.ERROR)
 
 TIMEOUT_S = 5.0
-OLDEST = 7  # tested major version
 MUCH_USED = 0.9
 
 # Overhead of a row, its name before the key, and the allocator: within -10 and +13 % of `used_memory` (Redis 7).
@@ -122,7 +121,7 @@ async def _examine_server(servers: OnlyServer, node: RedisNode, keys: Keys | Non
             persistence = _persistence(fields, await _setting(connection, b"save"))
             memory = Memory.of(fields)
             found = [_server(fields), _role(fields), memory.room(), memory.eviction(), persistence]
-            if servers.is_replicated:
+            if isinstance(servers, Sentinels | Topology):
                 found += _replication(fields)
         if isinstance(servers, Topology):
             found += await _cluster(connection)
@@ -190,11 +189,7 @@ async def _setting(connection: PipelinedConnection, name: bytes) -> str | None:
 def _server(fields: Mapping[str, str]) -> Finding:
     name = "Valkey" if "valkey_version" in fields else "Redis"
     version = fields.get("valkey_version") or fields.get("redis_version", "of an unknown version")
-    sentence = f"{name} {version}, {fields.get('redis_mode', 'standalone')}"
-    major = fields.get("redis_version", "").partition(".")[0]
-    if major.isdigit() and int(major) < OLDEST:
-        return _warning("server", f"{sentence}, older than the tested versions; upgrade to {OLDEST}")
-    return _ok("server", sentence)
+    return _ok("server", f"{name} {version}, {fields.get('redis_mode', 'standalone')}")
 
 
 def _role(fields: Mapping[str, str]) -> Finding:

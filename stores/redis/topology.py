@@ -72,8 +72,6 @@ class Slots(NamedTuple):
 class OnlyServer:
     """Discovery of one server, which serves every slot; `primaries` take writes."""
 
-    is_replicated = False  # whether replicas are expected
-
     def __init__(self, address: RedisAddress) -> None:
         self.shown = address.shown
         self.loaded = True
@@ -125,8 +123,6 @@ class OnlyServer:
 
 
 class _Discovered(OnlyServer, ABC):
-    is_replicated = True
-
     def __init__(self, server: RedisAddress) -> None:
         super().__init__(server)
         self.loaded = False
@@ -401,14 +397,12 @@ class Sentinels(_Discovered):
     async def examine(self) -> list[Finding]:
         findings, said = list[Finding](), set[RedisNode]()
         for sentinel in self._sentinels:
-            failed = Level.WARNING  # others may form a quorum
             try:
                 said.add((await self._ask_one(sentinel)).primary)
-                failed = Level.ERROR
                 quorum: bytes = await sentinel.execute_command(b"SENTINEL", b"CKQUORUM", self._server.name)
                 findings.append(Finding(Level.OK, "sentinel", f"{sentinel.where}: {quorum.decode()}"))
             except StoreError as error:
-                level = Level.WARNING if isinstance(error, StoreMisused) else failed
+                level = Level.ERROR if "NOQUORUM" in str(error) else Level.WARNING  # others may form a quorum
                 findings.append(Finding(level, "sentinel", f"{sentinel.where}: {error}"))
         sentence = f"they say that the primary is {' or '.join(map(str, said)) or 'unknown'}"
         return [*findings, Finding(Level.OK if len(said) == 1 else Level.ERROR, "sentinels", sentence)]
