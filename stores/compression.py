@@ -1,7 +1,7 @@
 """The encodings of a release, `json` and `zstd`.
 
-With `zstd` each list is compressed separately, with a dictionary trained on the release's first lists. It is the first
-row, `meta:dictionary`, empty if there were too few lists. `meta` rows are never compressed.
+`zstd` compresses each list separately, with a dictionary trained on the first. It is the first row, `meta:dictionary`,
+empty if there were too few lists. `meta` rows are never compressed.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class Encoder:
             self._compress = zstandard.ZstdCompressor(level=LEVEL, dict_data=trained).compress
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Return rows of bodies as rows of stored values; StoreMisused for an invalid body or an exceeded limit."""
+        """Return rows of stored values; StoreMisused for an invalid body or an exceeded limit."""
         if not self._are_usual(rows):
             rows = [Row(key, self._body(key, value)) for key, value in rows]
         seal, new = self._seal, tuple.__new__  # Row(key, value) without a Python call each
@@ -118,7 +118,7 @@ def decompressor(dictionary: bytes) -> Callable[[bytes], bytes]:
 
 
 def train(lists: Sequence[bytes]) -> bytes:
-    """Return a dictionary trained on *lists*; empty if they are too few or too short."""
+    """Return a dictionary; empty if lists are too few or too short."""
     if len(lists) < FEWEST_LISTS or sum(map(len, lists)) < DICTIONARY_BYTES:
         return b""
     try:
@@ -174,7 +174,7 @@ async def encode_rows(
 
 
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
-    """Return the decoder of a release's values; ReleaseCorrupt if its dictionary is missing or damaged."""
+    """Return the decoder of a release's values; ReleaseCorrupt without its dictionary."""
     check = Checksum(manifest.release).open
     if manifest.encoding == "json":
         return check

@@ -33,8 +33,7 @@ def default_url() -> str:
 def connect(url: str, observer: Observer | None = None) -> Store:
     """Open the store at *url* without I/O; StoreMisused for an unknown scheme or a malformed URL.
 
-    *observer* counts attempts of stores that bill or throttle requests. The entry point of another scheme is a
-    function from URL to Store.
+    *observer* counts attempts of stores that bill or throttle. Entry points are functions from URL to Store.
     """
     scheme = scheme_of(url)
     if scheme == "file":
@@ -78,7 +77,7 @@ def run_on(
 ) -> T:
     """Run *act* on a store in a new event loop, in another thread if this one runs a loop, then close the store.
 
-    With *must_exist*, raises ReleaseNotFound for a store that was never published to.
+    With *must_exist*, raises ReleaseNotFound for an empty store.
     """
 
     async def run() -> T:
@@ -99,10 +98,7 @@ def run_between(
     act: Callable[[Store, Store], Awaitable[T]],
     observer: Observer | None = None,
 ) -> T:
-    """Run *act* on two stores; *observer* counts at the target.
-
-    StoreMisused if both are the same, ReleaseNotFound if the source was never published to.
-    """
+    """Run *act* on two stores; StoreMisused if they are the same, ReleaseNotFound for an empty source."""
     if source == target:
         where = redacted(source) if isinstance(source, str) else "one store"
         raise StoreMisused(f"{where} is given as both stores; name two")

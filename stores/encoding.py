@@ -27,7 +27,7 @@ OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
 USUAL_CUT = 10  # items before the offset; a request's default
 
-# Offset of a list with a cut beyond MAX_OFFSET, and of values that are not lists.
+# Offset of long lists, and of values that are not lists.
 NO_OFFSET = b"0000"
 MAX_OFFSET = 0xFFFF
 
@@ -87,7 +87,7 @@ def cut(body: bytes, n: int) -> bytes:
 
 
 def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
-    """Return the first *n* items of an opened body's list that are not in *left_out* (by `encode_id`)."""
+    """Return the first *n* items that are not in *left_out* (by `encode_id`)."""
     lines = list[bytes]()
     for line in body[OFFSET_BYTES:].split(SEPARATOR):
         if len(lines) == n:
@@ -130,7 +130,7 @@ class Checksum:
         return b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False) + body
 
     def open(self, key: str, value: bytes) -> bytes:
-        """Return the body of a stored value; ReleaseCorrupt if it is damaged or belongs to another key."""
+        """Return the body of a stored value; raises ReleaseCorrupt."""
         body = value[CHECKSUM_BYTES:]
         found = b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False)
         if found != value[:CHECKSUM_BYTES] or len(body) < OFFSET_BYTES:

@@ -23,7 +23,7 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached or timed out; if `permanent`, a retry cannot help."""
+    """The store cannot be reached; if `permanent`, a retry cannot help."""
 
     permanent = False
 
@@ -37,7 +37,7 @@ class StoreThrottled(StoreUnavailable):
 
 
 class PartUnavailable(StoreUnavailable):
-    """A part of the store did not answer; other keys may be readable."""
+    """Other keys may be readable."""
 
 
 class StoreFull(StoreError):

@@ -4,8 +4,8 @@
     .TIME-HOST-RANDOM.events.zst    open, or left by a killed writer
 
 A segment has one zstd frame per commit, so a kill tears at most the last. A line is 16 hex digits (xxh3_64 of the
-event's JSON), a space, the JSON. A writer holds an flock on its segment; a process that acquires it closes the segment,
-because the writer is dead.
+event's JSON), a space, the JSON. A writer holds an flock on its segment; whichever process acquires it closes the
+segment.
 """
 
 import errno
@@ -40,7 +40,7 @@ _sync = getattr(os, "fdatasync", os.fsync)
 
 
 def line_of(event: bytes) -> bytes:
-    """Return the line of an event's JSON, which must have no line breaks; 0.3 µs."""
+    """Return the line of an event's JSON, which has no line breaks; 0.3 µs."""
     return b"%b %b\n" % (xxh3_64_hexdigest(event).encode(), event)
 
 
@@ -56,7 +56,7 @@ class LogSegment:
             self._path = folder / f".{name}"
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
             try:
-                # It may have been removed between open and flock.
+                # Another process may have removed it before the flock.
                 if _locked(self._descriptor) and is_at(self._descriptor, self._path):
                     flush(folder)
                     return
@@ -72,7 +72,7 @@ class LogSegment:
         return 0.0 if is_full else max(0.0, self._started_s + MAX_SEGMENT_AGE_S - time.monotonic())
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Write lines durably as one frame; the segment must be closed after an OSError."""
+        """Write lines durably as one frame; close the segment after an OSError."""
         left = memoryview(self._compressor.compress(b"".join(lines)))
         count = len(left)
         while left:

@@ -83,7 +83,7 @@ def description_row(description: Description) -> Row:
 
 
 def read_description(body: bytes) -> Description:
-    """Parse a description; ReleaseCorrupt if it is invalid."""
+    """Parse a description; raises ReleaseCorrupt."""
     try:
         return msgspec.json.decode(body, type=Description)
     except msgspec.DecodeError as error:
@@ -91,7 +91,7 @@ def read_description(body: bytes) -> Description:
 
 
 def read_piece(body: bytes, factors: int) -> tuple[list[ItemEntry], memoryview]:
-    """Return a piece's items and the bytes of their factors, *factors* each; ReleaseCorrupt if it is invalid."""
+    """Return a piece's items and the bytes of their factors, *factors* each; raises ReleaseCorrupt."""
     try:
         (length,) = _LENGTH.unpack_from(body)
         entries = msgspec.json.decode(body[_LENGTH.size : _LENGTH.size + length], type=list[ItemEntry])

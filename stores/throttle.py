@@ -16,14 +16,14 @@ MIN_PAUSE_S = 0.002  # shorter ones accumulate: event loops sleep with milliseco
 
 
 class Pacer:
-    """Computes pauses that keep a writer to a share of the time, so that readers have the rest."""
+    """Pauses that keep a writer to a share of the time."""
 
     def __init__(self, share: float) -> None:
         self._share = share
         self._owed_s = 0.0
 
     def pause_s(self, latency_s: float) -> float:
-        """Return the pause after a batch that took *latency_s*."""
+        """Return the pause after a batch."""
         self._owed_s += latency_s * (1 / self._share - 1)
         if self._owed_s < MIN_PAUSE_S:
             return 0.0
@@ -32,7 +32,7 @@ class Pacer:
 
 
 class Backoff:
-    """Exponential backoff; *min_jitter* is the smallest share of a pause that is drawn."""
+    """Exponential backoff with jitter from *min_jitter* to 1."""
 
     def __init__(self, first_s: float, max_s: float, *, min_jitter: float = 0.5) -> None:
         self._first_s = first_s
@@ -41,7 +41,7 @@ class Backoff:
         self._pause_s = first_s
 
     def next_s(self) -> float:
-        """Return the next pause, and double the one after."""
+        """Return the next pause."""
         pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, self._max_s)
         return pause_s * random.uniform(self._min_jitter, 1.0)  # noqa: S311 -- spreads clients, guards nothing
 
@@ -59,7 +59,7 @@ class RateLimiter:
         self._paid_at = clock()
 
     def wait_s(self) -> float:
-        """Return the seconds until the next request may be sent."""
+        """Return the time until the next request."""
         return max(0.0, self._paid_at - self._clock())
 
     def take(self, cost: float) -> None:
@@ -87,10 +87,7 @@ class Retrier:
         self._succeeded_at = clock()
 
     async def call(self, step: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
-        """Run an idempotent step until it succeeds; raises the last error.
-
-        Throttling is timed from the last success of any step.
-        """
+        """Run an idempotent step until it succeeds; throttling is timed from the last success of any step."""
         began_at, failing_since, backoff = self._clock(), None, Backoff(*RETRY_PAUSES_S)
         while True:
             try:

@@ -9,7 +9,7 @@ from hotplate.stores.errors import StoreMisused
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-# A query may hold secrets. With an @, the ? may be the password's, so more characters end the shown part.
+# A query may hold secrets, and a ? before an @ may be the password's.
 END = re.compile(r"[?#]")
 END_BEHIND_AT = re.compile(r"[?#&=;]")
 
@@ -23,7 +23,7 @@ def scheme_of(url: str) -> str:
 
 
 def redacted(url: str) -> str:
-    """Return *url* without user, password, even an unescaped one, and query."""
+    """Return *url* without credentials, even unescaped ones, and query."""
     scheme = scheme_of(url)
     start = f"{scheme}://" if scheme else ""
     _, at, shown = url[len(start) :].rpartition("@")
@@ -66,7 +66,7 @@ def certificate(given: Mapping[str, str], shown: str) -> str | None:
 
 
 def secret(name: str, environment: Mapping[str, str]) -> str | None:
-    """Return the variable *name* or the content of the file in *name*_FILE; None if neither is set."""
+    """Return the variable *name*, or the content of the file in *name*_FILE."""
     if value := environment.get(name):
         return value
     if path := environment.get(f"{name}_FILE"):

@@ -33,9 +33,8 @@ KEPT = 8  # cached releases, 20 kB each
 class ReleaseKeys:
     """Names of one release's keys.
 
-    `heads` begin the names of the rows of each bucket, `slots` are their cluster slots, and `steps` the states that
-    change together. `state` is that of the first bucket, which has the resume points by part and the lists of packed
-    keys: of rows, and of `meta` rows.
+    `heads` begin the names of rows by bucket, `slots` are their cluster slots, `steps` the states that change together.
+    The first bucket has `state`, `points` by part, and `lists` of packed keys: of rows, and of `meta` rows.
     """
 
     def __init__(self, prefix: str, incarnation: str, *, clustered: bool) -> None:
@@ -76,8 +75,7 @@ class ReleaseKeys:
 class Keys:
     """Key names under one prefix; if *clustered*, only keys in one slot change atomically.
 
-    `incarnations` is a set of incarnations with data and of searched replication histories; `doctors` is never written,
-    but checks rights; `any_pattern` matches all keys of any release.
+    `doctors` is never written, but checks rights; `any_pattern` matches all keys of any release.
     """
 
     def __init__(self, prefix: str, *, clustered: bool = False) -> None:

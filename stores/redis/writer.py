@@ -2,14 +2,11 @@
 
 On one server a batch is a transaction; scripts take twice the server's time. In a cluster a script writes the rows of
 each bucket while its state names the draft; once a replica has them, their keys are listed and the resume point
-advances.
+advances. After a restart or failover a primary has a new replication history, and may hold erased data, so all keys are
+searched: 1 µs a key.
 
-After a restart or failover a primary has a new replication history, and may hold erased data, so all keys are searched:
-1 µs a key.
-
-Erasing deletes a release's state first; later commands check that it is still absent, because a restored server or a
-late writer may recreate it. Unless the state was `sealed`, the lists of keys may be incomplete, and rows are searched,
-which takes ten times as long.
+Erasing deletes a release's state first; later commands check that no restored server or late writer has recreated it.
+Unless the state was `sealed`, the lists of keys may be incomplete, and rows are searched: ten times as long.
 """
 
 import asyncio
@@ -107,7 +104,7 @@ class Writer:
         self._lock = asyncio.Lock()
         self._pacer = Pacer(BUSY_SHARE)
         self._alone = set[RedisNode]()
-        """Nodes without a replica that keeps up; not waited for before the seal."""
+        """Nodes whose replicas do not keep up; not waited for before the seal."""
         self._points = dict[DraftRef, dict[int | str, str]]()
         """Last acknowledged key by draft and part."""
         self._checked: Sender | None = None
@@ -134,8 +131,8 @@ class Writer:
     async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> bytes | None:
         """Return the draft's state; RowsLost if acknowledged rows are gone.
 
-        *sent*: last key of a batch that may have been written without acknowledgement; with it, rows are checked only
-        on a new connection, because on the same one another writer may have advanced the resume point.
+        *sent*: last key of a batch that may have been written without acknowledgement. With it, rows are checked on new
+        connections only: on the same one another writer may have advanced the resume point.
         """
         keys, points = self._keys.release(draft), self._points.get(draft, {})
         if sent and connection is self._checked:
