@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 GROUP = "hotplate.stores"
 COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
-REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+REDIS = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 BUILT_IN = (*COSMOS, *REDIS, "file")
 
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 HALF = (1 << 64) - 1
 # Replaces ids in exported paths: they may be personal.
 REDACTED = "REDACTED"
-SYSTEMS = {"redis": "redis", "rediss": "redis", "unix": "redis", "cosmos": "azure.cosmosdb", "file": "lmdb"}
+SYSTEMS = {"redis": "redis", "rediss": "redis", "cosmos": "azure.cosmosdb", "file": "lmdb"}
 
 # W3C Trace Context: only versions after 00 may have more fields.
 _traceparent = re.compile(

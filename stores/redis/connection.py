@@ -96,11 +96,7 @@ class PipelinedConnection(asyncio.Protocol):
             raise
 
     async def _connect(self) -> None:
-        address = self.address
-        if address.path:
-            await self._loop.create_unix_connection(lambda: self, address.path)
-            return
-        context = address.ssl_context()
+        address, context = self.address, self.address.ssl_context()
         name = None if context is None else address.certified_as or address.host
         await self._loop.create_connection(lambda: self, address.host, address.port, ssl=context, server_hostname=name)
 
@@ -119,8 +115,7 @@ class PipelinedConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Implement `asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
-        if not self.address.path:
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
         """Send a command; StoreMisused if it cannot be encoded."""

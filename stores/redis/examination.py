@@ -224,8 +224,8 @@ def _persistence(fields: Mapping[str, str], save_points: str | None) -> Finding:
 def _transport(address: RedisAddress) -> Finding:
     if address.tls:
         return _ok("transport", "TLS, with a certificate that is verified")
-    if address.path or address.host in LOOPBACK or address.host.startswith("127."):
-        return _ok("transport", "a socket on this machine" if address.path else "not encrypted, within this machine")
+    if address.host in LOOPBACK or address.host.startswith("127."):
+        return _ok("transport", "not encrypted, within this machine")
     if address.password is None:
         return _warning("transport", "not encrypted and without a password; use rediss:// and an ACL user")
     return _warning("transport", "the password crosses the network unencrypted; use rediss://")

@@ -366,9 +366,9 @@ class RedisStore(Diagnosed, RowEraser):
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         keys = self._keys.release(draft)
 
-        async def read(connection: Sender) -> tuple[bytes | None, bytes | None]:
-            sent = connection.send_command(b"HGET", keys.points, part), connection.send_command(b"GET", keys.state)
-            return await sent[0], await sent[1]
+        def read(connection: Sender) -> asyncio.Future[list[bytes | None]]:
+            get = connection.send_command
+            return asyncio.gather(get(b"HGET", keys.points, part), get(b"GET", keys.state))
 
         point, state = await self._nodes.run(keys.state, read)
         check_owned(draft, state)

@@ -159,7 +159,7 @@ class _Discovered(OnlyServer, ABC):
         await self._asking.close()
 
     @abstractmethod
-    async def _ask(self) -> None: ...
+    async def _ask(self) -> object: ...
 
     async def _discover(self) -> None:
         try:
@@ -208,20 +208,18 @@ class Topology(_Discovered):
     async def _ask(self) -> None:
         known, seeds = [*self._slots.nodes], [RedisNode(*seed) for seed in self._cluster.seeds]
         random.shuffle(known)  # spreads load
-        best: Slots | None = None
+        found = list[Slots]()
         error: StoreError = StoreUnavailable(f"no node of {self.shown} has answered")
         for node in dict.fromkeys([*known, *seeds]):
             try:
-                found = await self._ask_one(node)
+                found.append(await self._ask_one(node))
+                if None not in found[-1].owners:
+                    break
             except StoreError as failure:
                 error = failure
-                continue
-            if best is None or found.owners.count(None) < best.owners.count(None):
-                best = found
-            if None not in found.owners:
-                break
-        if best is None:
+        if not found:
             raise error
+        best = min(found, key=lambda slots: slots.owners.count(None))
         if self.loaded and best != self._slots:
             log.info("the nodes of %s serve other slots than before", self.shown)
         self._slots = best
@@ -368,7 +366,7 @@ class Sentinels(_Discovered):
         return replace(self._server.server, shown=shown, host=node.host, port=node.port, is_primary=True)
 
     async def confirm(self) -> None:
-        states, errors = await self._ask_all()
+        states, errors = await self._ask()
         if len(errors) >= len(states):
             sentence = f"most sentinels of {self.shown} do not say where its primary is, so it may be another"
             raise StoreUnavailable(f"{sentence}: {'; '.join(errors)}")
@@ -407,10 +405,7 @@ class Sentinels(_Discovered):
         sentence = f"they say that the primary is {' or '.join(map(str, said)) or 'unknown'}"
         return [*findings, Finding(Level.OK if len(said) == 1 else Level.ERROR, "sentinels", sentence)]
 
-    async def _ask(self) -> None:
-        await self._ask_all()
-
-    async def _ask_all(self) -> tuple[list[SentinelState], list[str]]:
+    async def _ask(self) -> tuple[list[SentinelState], list[str]]:
         answers = await asyncio.gather(*map(self._ask_one, self._sentinels), return_exceptions=True)
         states = [answer for answer in answers if isinstance(answer, SentinelState)]
         errors = [str(answer) for answer in answers if isinstance(answer, BaseException)]

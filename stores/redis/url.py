@@ -21,7 +21,7 @@ PASSWORD_VARIABLE = "HOTPLATE_REDIS_PASSWORD"  # noqa: S105 -- the name of a var
 SENTINEL_PASSWORD_VARIABLE = "HOTPLATE_REDIS_SENTINEL_PASSWORD"  # noqa: S105 -- as above
 
 PARAMETERS = {
-    "redis": ("prefix",), "rediss": ("prefix", "ca"), "unix": ("prefix", "db"),
+    "redis": ("prefix",), "rediss": ("prefix", "ca"),
     "redis+sentinel": ("prefix", "sentinel_user"), "rediss+sentinel": ("prefix", "sentinel_user", "ca"),
     "redis+cluster": ("prefix",), "rediss+cluster": ("prefix", "ca"),
 }  # fmt: skip
@@ -40,7 +40,6 @@ class RedisAddress:
     db: int = 0
     host: str = ""
     port: int = PORT
-    path: str = ""
     tls: bool = False
     ca: str | None = None
     user: str | None = None
@@ -54,8 +53,8 @@ class RedisAddress:
         call.attributes |= {"db.operation.name": name, "db.namespace": str(self.db)}
         if count > 1:
             call.attributes["db.operation.batch.size"] = count
-        if self.path or self.host:
-            call.attributes["server.address"] = self.path or self.host
+        if self.host:
+            call.attributes["server.address"] = self.host
         if self.host and self.port != PORT:
             call.attributes["server.port"] = self.port
 
@@ -93,16 +92,11 @@ class SentinelAddress:
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress:
     """Parse the URL of a server; StoreMisused if it is invalid."""
-    parts, given, server = _read(url, environment)
-    shown = server.shown
-    if parts.scheme == "unix":
-        if not parts.path.startswith("/") or parts.hostname:
-            raise StoreMisused(f"{shown} names no socket; write three slashes, as in unix:///run/redis/redis.sock")
-        return replace(server, db=_number(given.get("db"), shown), path=unquote(parts.path))
-    (host, port), *others = _hosts(parts, PORT, shown)
+    parts, _, server = _read(url, environment)
+    (host, port), *others = _hosts(parts, PORT, server.shown)
     if others:
-        raise StoreMisused(f"{shown} names several servers; write redis+sentinel:// or redis+cluster://")
-    return replace(server, db=_number(parts.path.removeprefix("/"), shown), host=host, port=port)
+        raise StoreMisused(f"{server.shown} names several servers; write redis+sentinel:// or redis+cluster://")
+    return replace(server, db=_number(parts.path.removeprefix("/"), server.shown), host=host, port=port)
 
 
 def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> SentinelAddress:
@@ -158,7 +152,7 @@ def _hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str,
     return found
 
 
-def _number(text: str | None, shown: str) -> int:
+def _number(text: str, shown: str) -> int:
     if text and not re.fullmatch(r"[0-9]{1,5}", text):
         raise StoreMisused(f"{text!r} is not a number of a database; write {shown} with one, as in redis://HOST:6379/0")
     return int(text or 0)

@@ -78,4 +78,4 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
 def test_a_url_of_an_unknown_scheme_names_the_schemes_that_are_known(installed: Path) -> None:
     done = run(installed, "-m", "hotplate", "releases", "list", "--store", "sqlight:///x")
     assert done.returncode == 2
-    assert "rediss+sentinel, sqlite, unix" in done.stderr
+    assert "rediss+sentinel, sqlite" in done.stderr

@@ -11,7 +11,7 @@ from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.urls import redacted, scheme_of, split
 from tests.support.command import hotplate
 
-SCHEMES = ("redis", "rediss", "unix", "cosmos", "cosmos+http", "cosmos+https", "file", "postgres", "REDIS", "")
+SCHEMES = ("redis", "rediss", "cosmos", "cosmos+http", "cosmos+https", "file", "postgres", "REDIS", "")
 SEPARATORS = ("://", ":", ":/", "//", ":///", "")
 # Digits and marks in which nothing else of a sentence or a URL of these tests is written.
 # None makes a scheme of what it begins with, which is shown.
@@ -53,7 +53,6 @@ def test_any_text_at_all_can_be_shown(before: str, behind: str) -> None:
 @example("rediss", "://", ":987#987", "host:6370/0")
 @example("redis", "://", ":[987", "host:6370/0")
 @example("redis", "://", ":987℀987", "host:6370/0")
-@example("unix", "://", "987", "/run/redis.sock")
 @example("cosmos", "://", ":987/987==", "account/db")
 @example("cosmos+http", "://", "987", "host/db?ru=b")
 @example("cosmos", "://", "acc/db?ru=987", "x")

@@ -1,4 +1,4 @@
-"""Real redis-servers on loopback for the tests that need one: plain, TLS and unix socket at once, nothing on disk."""
+"""Real redis-servers on loopback for the tests that need one: plain and TLS at once, nothing on disk."""
 
 import asyncio
 import ipaddress
@@ -87,20 +87,14 @@ class RedisServer:
     password: str | None = None
     process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def socket(self) -> Path:
-        return self.folder / "redis.sock"
-
     def url(self, scheme: str = "redis", prefix: str = "test", user: str = "") -> str:
-        if scheme == "unix":
-            return f"unix://{user}{self.socket}?prefix={prefix}"
         if scheme == "rediss":
             return f"rediss://{user}127.0.0.1:{self.tls_port}/0?prefix={prefix}&ca={self.folder / 'ca.pem'}"
         return f"redis://{user}127.0.0.1:{self.port}/0?prefix={prefix}"
 
     def start(self) -> None:
         settings = {
-            "bind": "127.0.0.1", "port": self.port, "tls-port": self.tls_port, "unixsocket": self.socket,
+            "bind": "127.0.0.1", "port": self.port, "tls-port": self.tls_port,
             "dir": self.folder, "save": "", "appendonly": "no", "tls-auth-clients": "no",
             "tls-ca-cert-file": self.folder / "ca.pem", "tls-cert-file": self.folder / "server.pem",
             "tls-key-file": self.folder / "server.key",

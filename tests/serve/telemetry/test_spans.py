@@ -120,6 +120,6 @@ def test_without_its_extra_telemetry_says_what_to_install(tmp_path: Path, monkey
 
 
 def test_the_system_of_a_tier_is_that_of_its_scheme() -> None:
-    tiers = ["redis", "rediss+sentinel-2", "redis+cluster", "unix", "cosmos", "cosmos+http-3", "file", "sqlite"]
-    systems = ["redis", "redis", "redis", "redis", "azure.cosmosdb", "azure.cosmosdb", "lmdb", "sqlite"]
+    tiers = ["redis", "rediss+sentinel-2", "redis+cluster", "cosmos", "cosmos+http-3", "file", "sqlite"]
+    systems = ["redis", "redis", "redis", "azure.cosmosdb", "azure.cosmosdb", "lmdb", "sqlite"]
     assert [*map(system_of, tiers)] == systems

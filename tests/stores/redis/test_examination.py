@@ -38,7 +38,6 @@ async def test_a_sound_server_leaves_one_warning_for_want_of_persistence(
         ("redis://cache.example:6379/0", Level.WARNING, "without a password"),
         ("redis://u:secret@127.0.0.1:6379/0", Level.OK, "within this machine"),
         ("rediss://u:secret@cache.example:6379/0", Level.OK, "TLS"),
-        ("unix://u:secret@/run/redis.sock", Level.OK, "a socket"),
     ],
 )
 def test_a_password_that_crosses_a_network_unencrypted_is_warned_of(url: str, level: Level, part: str) -> None:

@@ -368,7 +368,7 @@ def test_a_store_reads_again_once_its_dead_server_is_back(server: RedisServer, l
 
 
 @LOOPS
-@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
 def test_a_store_reads_over_each_transport_on_each_loop(server: RedisServer, scheme: str, loop: Factory) -> None:
     async def read() -> None:
         store = open_url(server.url(scheme))

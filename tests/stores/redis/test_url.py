@@ -22,11 +22,6 @@ def test_what_a_url_leaves_out_has_its_ordinary_value() -> None:
     assert (address.user, address.password, address.ca) == (None, None, None)
 
 
-def test_a_socket_is_named_by_its_path() -> None:
-    address = parse("unix://me:secret@/run/r%20s.sock?prefix=a&db=2", {})
-    assert (address.path, address.db, address.prefix, address.password) == ("/run/r s.sock", 2, "a", "secret")
-
-
 def test_password_is_read_from_environment_or_file_and_url_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("from a file\n")
     from_file = {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "secret")}
@@ -61,8 +56,6 @@ def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> N
         ("redis://:secret@/0", "names no server"),
         ("redis://:secret@a,b/0", "several servers; write redis.sentinel://"),
         ("rediss://:secret@a/0?ca=/absent.pem", "does not exist"),
-        ("unix://:secret@host/socket", "three slashes"),
-        ("unix:///socket?db=-1", "not a number"),
         ("redis+sentinel://:secret@a,b", "which primary"),
         ("redis+sentinel://:secret@a,,b/shop", "names no server"),
         ("redis+sentinel://:secret@a,b:x/shop", "port"),
