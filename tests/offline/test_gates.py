@@ -19,9 +19,7 @@ from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.measurement import Items, Measurement
 from hotplate.offline.model import Model
 from hotplate.offline.publish import PublishSettings, publish
-from hotplate.offline.train.als import Factors
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
-from hotplate.stores.store import Slot
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import lapse
@@ -40,13 +38,6 @@ LISTS = st.lists(st.lists(st.integers(0, 7), max_size=6, unique=True), max_size=
 def model() -> Model:
     """A good model, of which METRICS are the metrics."""
     return replace(checkerboard_model(), metrics=METRICS)
-
-
-def spoilt() -> Model:
-    """The same, but what was learnt of one item is used for another."""
-    good = model()
-    assert isinstance(good.ranker, Factors)
-    return replace(good, ranker=replace(good.ranker, item_factors=np.roll(good.ranker.item_factors, 1, axis=0)))
 
 
 def source(of: Model, length: int = 5) -> ModelLists:
@@ -218,20 +209,6 @@ async def test_a_live_release_that_cannot_be_compared_with_fails_its_gates(monke
     monkeypatch.setattr("hotplate.offline.gates.load_manifest", damaged)
     failed = await publish(source(others), store, how)
     assert f"the live release {live} cannot be read (its manifest is damaged)" in str(failed.refused)
-
-
-async def test_a_damaged_list_of_the_live_release_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = MemoryStore()
-    await publish(source(model()), store)
-    read = store.get_many
-
-    async def damage_one(*arguments: Any, **options: Any) -> list[Slot]:  # noqa: ANN401 -- handed through
-        slots = await read(*arguments, **options)
-        return [ReleaseCorrupt("a block"), b"damaged", *slots[2:]] if len(slots) == 20 else slots
-
-    monkeypatch.setattr(store, "get_many", damage_one)
-    result = (await publish(source(model()), store, PublishSettings(gates=gates(overlap=1)))).result
-    assert recorded(result.manifest)[1][0].note.startswith("of 18 users")
 
 
 async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:

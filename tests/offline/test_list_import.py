@@ -1,5 +1,6 @@
-"""Lists that somebody else computed, in any order: what is published is what a plain sort would have made of them."""
+"""Lists that somebody else computed, in any order, and lists encoded thousands at once."""
 
+import math
 import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 from hotplate.offline import list_import
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES
+from hotplate.offline.list_encoder import ListEncoder, RankedLists
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.publish import PublishSettings, publish
-from hotplate.stores.encoding import OFFSET_BYTES, decode
+from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Item, decode, encode
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.store import Row
 from hotplate.stores.verification import verify
 from tests.support.memory_store import MemoryStore
 from tests.support.property import explored
@@ -165,9 +169,51 @@ def test_bad_lists_are_one_sentence_that_names_what_and_where(tmp_path: Path, na
     assert "\n" not in str(caught.value)
 
 
-def test_non_finite_parquet_score_is_named_with_its_column(tmp_path: Path) -> None:
-    pl.DataFrame({"user": ["a", "b"], "item": [1, 2], "score": [1.0, float("nan")]}).write_parquet(
-        tmp_path / "lists.parquet"
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+catalogues = st.lists(st.tuples(texts, st.none() | texts), min_size=1, max_size=6)
+scores = (
+    st.floats(allow_nan=False, allow_infinity=False)
+    | st.integers(-(10**18), 10**18).map(float)
+    | st.floats(-1e3, 1e3).map(lambda score: round(score, 6))
+)
+
+
+def ranked(lists: list[list[tuple[int, float]]]) -> RankedLists:
+    """Name owners by their place, and lay the lists one after another."""
+    flat = [item for each in lists for item in each]
+    return RankedLists(
+        owners=[f"{place:04}" for place in range(len(lists))],
+        lengths=np.array([len(each) for each in lists], dtype=np.int64),
+        items=np.array([number for number, _ in flat], dtype=np.uint32),
+        scores=np.array([score for _, score in flat], dtype=np.float64),
     )
-    with pytest.raises(DataError, match="column 'score': nan is not a finite number"):
-        imported(tmp_path, tmp_path / "lists.parquet")
+
+
+def item(identifier: str, title: str | None, score: float) -> Item:
+    return Item(id=identifier, score=score) if title is None else Item(id=identifier, score=score, title=title)
+
+
+@explored(40, 1_000, catalogue=catalogues, data=st.data())
+def test_a_batch_has_the_bytes_of_its_lists_encoded_item_by_item(
+    catalogue: list[tuple[str, str | None]], data: st.DataObject
+) -> None:
+    numbers = st.integers(0, len(catalogue) - 1)
+    lists = data.draw(st.lists(st.lists(st.tuples(numbers, scores), max_size=13), max_size=5))
+    encoder = ListEncoder([identifier for identifier, _ in catalogue], [title for _, title in catalogue])
+    assert encoder.rows("user:", ranked(lists)) == [
+        Row(f"user:{place:04}", encode(item(*catalogue[number], score) for number, score in each))
+        for place, each in enumerate(lists)
+    ]
+
+
+def test_an_offset_that_four_digits_cannot_say_is_none() -> None:
+    title = "x" * 6_600
+    bodies = [row.value for row in ListEncoder(["a"], [title]).rows("user:", ranked([[(0, 1.0)] * 9, [(0, 1.0)] * 12]))]
+    assert bodies == [encode([item("a", title, 1.0)] * length) for length in (9, 12)]
+    assert bodies[0][:4] > NO_OFFSET == bodies[1][:4]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_json_cannot_say_is_refused_in_a_batch(score: float) -> None:
+    with pytest.raises(StoreMisused, match="finite"):
+        ListEncoder(["a"], [None]).rows("user:", ranked([[(0, 1.0), (0, score)]]))

@@ -1,6 +1,7 @@
 """From a model to a release: whose lists, in which order, of which length, and what the rows say."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 from hotplate.stores.store import Row
-from hotplate.stores.verification import verify
+from hotplate.stores.transfer import copy
+from hotplate.stores.verification import load_manifest, verify
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore
 
@@ -46,13 +48,6 @@ def test_popular_lists_are_there_for_everybody_and_for_each_segment() -> None:
     rows = rows_of(checkerboard_model())
     assert len(decode(rows["popular:"])) == 5
     assert decode(rows["popular:North & South"]) == [{"id": "in11", "score": 7.0}]
-
-
-def test_scores_of_popular_lists_have_six_decimals_as_those_of_users() -> None:
-    model = checkerboard_model()
-    popular = replace(model.popular, scores=(model.popular.scores / 7).astype(np.float32))
-    listed = decode(rows_of(replace(model, popular=popular))["popular:"])
-    assert [item["score"] for item in listed] == [round(score, 6) for score in popular.scores.astype(float).tolist()]
 
 
 def test_user_without_remaining_items_has_no_row_and_gets_popular_list() -> None:
@@ -131,3 +126,18 @@ def test_lists_that_keep_what_users_have_count_their_own_rows() -> None:
     name, item = model.matrix.user_ids[user], model.matrix.item_ids[4]
     assert decode(kept[f"user:{name}"])[0]["id"] == item
     assert item not in [each["id"] for each in decode(without[f"user:{name}"])]
+
+
+async def test_releases_and_their_copies_say_whether_they_have_the_lists_of_one_model() -> None:
+    model, target = checkerboard_model(), MemoryStore()
+    later = replace(model, created_at=model.created_at + timedelta(days=1))
+    stores = [MemoryStore() for _ in range(4)]
+    first, second, shorter, other = [
+        (await publish(ModelLists(made, ListSettings(length=length)), store)).result.manifest
+        for store, made, length in zip(stores, (model, model, model, later), (5, 5, 4, 5), strict=True)
+    ]
+    assert (first.release != second.release, first.model, second.model) == (True, model.id, model.id)
+    assert [first.has_lists_of(each) for each in (second, shorter, other)] == [True, False, False]
+    await copy(stores[0], target, first.release)
+    copied = await load_manifest(target, (await target.catalogue()).find(first.release).ref)
+    assert copied.has_lists_of(first)

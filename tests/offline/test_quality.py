@@ -1,122 +1,79 @@
-"""Quality on real data: the recipes give the known matrices, and the parameters reach the known figures."""
+"""Quality on real data, and the rows of `make quality`."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from scipy.sparse import csr_matrix
 
-from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine
-from hotplate.offline.evaluate.splits import Parts, SplitOptions
+from hotplate.offline import quality
+from hotplate.offline.evaluate.evaluation import evaluate
+from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import Matrix, UserItems, to_matrix
-from hotplate.offline.quality import DATA_SETS
+from hotplate.offline.input.matrix import to_matrix
+from hotplate.offline.quality import DATA_SETS, PAGE, PIECES, DataSet, Trainings, time_rows
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.item_based import NeighbourParams
-from hotplate.offline.train.tuning import Search, TuneOptions, tune
 from tests.support.paths import DATA
 
-RECIPE = DATA_SETS[1]
-RETAIL = DATA / RECIPE.file
-MOVIES = DATA / "movietweetings-100k"
-
-pytestmark = pytest.mark.soak
-retail_is_here = pytest.mark.skipif(not RETAIL.exists(), reason=f"{RETAIL} is not on this machine")
-movies_are_here = pytest.mark.skipif(not MOVIES.exists(), reason=f"{MOVIES} is not on this machine")
+MOVIES, RETAIL = DATA_SETS
 
 
-@pytest.fixture(scope="module")
-def retail() -> Matrix:
-    interactions = read_interactions(RETAIL, columns=RECIPE.columns, where=RECIPE.where, weighting="binary")
-    assert interactions.rows == 541_909
-    assert interactions.titles["85123A"] == "WHITE HANGING HEART T-LIGHT HOLDER"
-    return to_matrix(interactions.log, 5, 5)
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("recipe", "shape", "params", "least"),
+    [
+        (MOVIES, (4333, 2414, 68_055), ALSParams(factors=64, regularization=150, alpha=20), {"lead": 1.2}),
+        (
+            RETAIL,
+            (4074, 3145, 264_510),
+            ALSParams(factors=128, regularization=30, alpha=4),
+            {"lead": 1.5, "ndcg": 0.260, "map": 0.098, "precision": 0.195, "recall": 0.177},
+        ),
+    ],
+    ids=["movies", "retail"],
+)
+def test_a_recipe_gives_its_matrix_and_als_beats_popularity_on_it(
+    recipe: DataSet, shape: tuple[int, int, int], params: ALSParams, least: dict[str, float]
+) -> None:
+    file = DATA / recipe.file
+    if not file.exists():
+        pytest.skip(f"{file} is not on this machine")
+    log = read_interactions(file, columns=recipe.columns, where=recipe.where, weighting="binary").log
+    matrix = to_matrix(log, 5, 5)
+    assert (*matrix.user_items.shape, matrix.user_items.nnz) == shape
+    found = evaluate(matrix, params, SplitOptions("by-item"))
+    assert found is not None
+    metrics = found.model.metrics
+    reached = {"lead": metrics.ndcg / found.baselines[0].metrics.ndcg}
+    reached |= {name: getattr(metrics, name) for name in least.keys() - {"lead"}}
+    assert all(reached[name] >= bound for name, bound in least.items()), reached
 
 
-@pytest.fixture(scope="module")
-def movies() -> Matrix:
-    interactions = read_interactions(MOVIES / "ratings.csv.gz", titles=MOVIES / "movies.csv.gz", weighting="binary")
-    assert interactions.rows == 100_000
-    assert interactions.titles["4972"] == "The Birth of a Nation (1915)"
-    return to_matrix(interactions.log, 5, 5)
+@pytest.mark.soak
+def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path) -> None:
+    days, rng = 60, np.random.default_rng(3)
+    rows = [
+        (f"u{user}", f"i{(day // 10 * 6 + choice) % 40}", 86_400 * (18_000 + day) + user)
+        for day in range(days)
+        for user in rng.choice(40, 20, replace=False).tolist()
+        for choice in rng.choice(12, 2, replace=False).tolist()
+    ]
+    pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").write_csv(tmp_path / "log.csv")
+    data = DataSet("A log", "log.csv")
+    trainings = Trainings(data, tmp_path / "log.csv", tmp_path)
+    lengths = [pl.read_parquet(trainings.piece(share)).height for share in PIECES]
+    assert lengths[0] < lengths[1] < lengths[2] == trainings.log.height
+    *pieces, mean = ([cell.strip() for cell in row.split("|")[1:-1]] for row in time_rows(data, trainings))
+    assert [row[1] for row in (*pieces, mean)] == ["60%", "80%", "100%", "mean"]
+    figures = [[float(cell.split()[0]) for cell in row[3:]] for row in pieces]
+    assert [float(cell) for cell in mean[3:]] == pytest.approx(np.mean(figures, axis=0), abs=1e-4)
+    assert all(row[-1] in row[-3:-1] for row in figures), "what is typed is one of the two columns before it"
 
 
-@retail_is_here
-def test_the_recipe_for_online_retail_gives_its_matrix_and_quality(retail: Matrix) -> None:
-    assert retail.user_items.shape == (4074, 3145)
-    assert retail.user_items.nnz == 264_510
-    evaluation = evaluate(retail, ALSParams(factors=128, regularization=30, alpha=4), SplitOptions("by-item"))
-    assert evaluation is not None
-    assert evaluation.model.metrics.ndcg >= 0.260
-    assert evaluation.model.metrics.map >= 0.098
-    assert evaluation.model.metrics.precision >= 0.195
-    assert evaluation.model.metrics.recall >= 0.177
-    assert evaluation.model.metrics.ndcg >= 1.5 * evaluation.baselines[0].metrics.ndcg
-
-
-@movies_are_here
-def test_movie_tweetings_recipe_builds_its_matrix_and_beats_popularity(movies: Matrix) -> None:
-    assert movies.user_items.shape == (4333, 2414)
-    assert movies.user_items.nnz == 68_055
-    evaluation = evaluate(movies, ALSParams(factors=64, regularization=150, alpha=20), SplitOptions("by-item"))
-    assert evaluation is not None
-    assert evaluation.model.metrics.ndcg >= 1.2 * evaluation.baselines[0].metrics.ndcg
-
-
-@movies_are_here
-def test_movie_tweetings_reach_their_figures_on_the_reference_draw(movies: Matrix) -> None:
-    parts = reference_split(movies)
-    search = found(parts)
-    tuned = evaluate_engine(parts, search.trials[search.best].params, 10).metrics
-    assert tuned.ndcg >= 0.176
-    assert tuned.recall >= 0.220
-    assert evaluate_engine(parts, ALSParams(), 10).metrics.ndcg >= 0.159
-
-
-@retail_is_here
-def test_online_retail_reaches_its_figures_with_and_without_a_search(retail: Matrix) -> None:
-    parts = reference_split(retail)
-    search = found(parts)
-    assert evaluate_engine(parts, search.trials[search.best].params, 10).metrics.ndcg >= 0.297
-    assert evaluate_engine(parts, NeighbourParams("tfidf", 5), 10).metrics.ndcg == pytest.approx(0.2908, abs=2e-4)
-    assert evaluate_engine(parts, ALSParams(), 10).metrics.ndcg >= 0.280
-
-
-def found(parts: Parts) -> Search:
-    search = tune(parts.train, parts.history, SplitOptions("by-item"), TuneOptions())
-    assert search is not None
-    return search
-
-
-def reference_split(matrix: Matrix) -> Parts:
-    """Split as Recommenders' `python_stratified_split(data, 0.75, filter_by="item", seed=42)` does.
-
-    It gives each row a number of numpy's old generator, which is to say that its draw depends on the order of the rows:
-    here by user and item, in which MovieTweetings come, and Online Retail once its lines are grouped by them.
-    """
-    rows = _pairs(matrix.user_items).sort(
-        pl.col("user").replace_strict(_places(matrix.user_ids)), pl.col("item").replace_strict(_places(matrix.item_ids))
-    )
-    rows = rows.with_columns(draw=np.random.RandomState(42).random_sample(rows.height))
-    train = pl.col("draw").rank("ordinal").over("item") <= (0.75 * pl.len().over("item")).round(mode="half_to_even")
-    parts = (_matrix_of(rows.filter(kept), matrix) for kept in (train, ~train))
-    return Parts.of(*parts)
-
-
-def _places(ids: Sequence[str]) -> dict[int, int]:
-    """Return where each of *ids* comes once they are sorted: as numbers if all are numbers."""
-    key = int if all(each.isdecimal() for each in ids) else str
-    return {at: place for place, at in enumerate(sorted(range(len(ids)), key=lambda at: key(ids[at])))}
-
-
-def _pairs(user_items: UserItems) -> pl.DataFrame:
-    users = np.repeat(np.arange(user_items.shape[0]), np.diff(user_items.indptr))
-    return pl.DataFrame({"user": users, "item": user_items.indices})
-
-
-def _matrix_of(rows: pl.DataFrame, matrix: Matrix) -> UserItems:
-    ones = np.ones(rows.height, dtype=np.float32)
-    made = csr_matrix((ones, (rows.get_column("user"), rows.get_column("item"))), shape=matrix.user_items.shape)
-    made.sum_duplicates()
-    return made
+def test_without_the_data_it_says_so_and_leaves_the_docs_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = PAGE.read_text()
+    assert quality.main([str(tmp_path)]) == 0
+    assert f"Online Retail is skipped: {tmp_path}/online-retail" in capsys.readouterr().out
+    assert PAGE.read_text() == before

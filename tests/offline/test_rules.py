@@ -5,20 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import Indices
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
-from hotplate.offline.rules import RuledLists, Rules, capped, cut, filled, read_rules
+from hotplate.offline.rules import RuledLists, Rules, read_rules
 from hotplate.offline.train.item_based import NeighbourParams, fit_neighbours
 from hotplate.offline.train.popularity import Popularity, PopularityParams
 from hotplate.stores.encoding import OFFSET_BYTES, decode
-from hotplate.stores.keys import OVERALL
 from tests.support.interactions import checkerboard_model
 
 SIZE = 20
@@ -43,49 +38,6 @@ def neighbours_model() -> Model:
     """A model whose users get few items: those of their own parity that they lack."""
     params = NeighbourParams(neighbours=2)
     return replace(MODEL, ranker=fit_neighbours(MODEL.matrix.user_items, params), params=params)
-
-
-@st.composite
-def rankings(draw: st.DrawFn) -> tuple[Indices, Indices, int]:
-    """Rows of different items, best first and -1 after them; the categories of all items, -1 for none; and a cap."""
-    items = draw(st.integers(1, 12))
-    rows = [
-        draw(st.lists(st.integers(0, items - 1), unique=True, max_size=items)) for _ in range(draw(st.integers(1, 4)))
-    ]
-    ranked = np.array([[*row, *[-1] * (items - len(row))] for row in rows], dtype=np.int32)
-    return ranked, draw(arrays(np.int32, items, elements=st.integers(-1, 3))), draw(st.integers(1, 4))
-
-
-@given(rankings(), st.integers(1, 12))
-def test_a_cap_keeps_the_best_of_each_category_in_their_order(
-    ranking: tuple[Indices, Indices, int], length: int
-) -> None:
-    items, categories, most = ranking
-    scores = -np.arange(items.size, dtype=np.float32).reshape(items.shape)
-    found, values = cut(items, scores, capped(items, categories, most), length)
-    for row, left, ranked, kept in zip(items, found, scores, values, strict=True):
-        expected, counts = list[int](), dict[int, int]()
-        for item in row[row >= 0].tolist():
-            counts[categories[item]] = counts.get(categories[item], 0) + 1
-            if categories[item] < 0 or counts[categories[item]] <= most:
-                expected.append(item)
-        assert left[left >= 0].tolist() == expected[:length]
-        assert kept[left >= 0].tolist() == [ranked[row.tolist().index(item)] for item in expected[:length]]
-        assert (kept[left < 0] == 0).all()
-
-
-@given(rankings(), rankings())
-def test_a_list_is_filled_up_with_what_it_lacks_and_scores_never_rise(
-    ranking: tuple[Indices, Indices, int], other: tuple[Indices, Indices, int]
-) -> None:
-    rows = min(len(ranking[0]), len(other[0]))
-    items, filler = ranking[0][:rows], other[0][:rows]
-    scores = np.where(items >= 0, 2.0 - np.arange(items.shape[1], dtype=np.float32), 0).astype(np.float32)
-    found, values = filled((items, scores), filler)
-    for row, more, left, kept in zip(items, filler, found, values, strict=True):
-        expected = [*row[row >= 0].tolist(), *[one for one in more[more >= 0].tolist() if one not in row]]
-        assert left[left >= 0].tolist() == expected[: items.shape[1]]
-        assert (np.diff(kept[left >= 0]) <= 0).all()
 
 
 def test_only_available_items_are_in_any_list_and_all_of_what_is_left_is() -> None:
@@ -197,13 +149,6 @@ def test_pinned_items_come_first_if_unseen_and_still_obey_other_rules() -> None:
     kept = lists_of(rules, length=5, keep_seen=True)
     assert all(items[:2] == [IDS[4], IDS[3]] for key, items in kept.items() if key.startswith("user:"))
     assert lists_of(rules)[f"item:{IDS[0]}"] == lists_of(replace(rules, pinned=()))[f"item:{IDS[0]}"]
-
-
-def test_a_pinned_item_has_the_score_of_the_most_popular_one() -> None:
-    rules = Rules(boosts={IDS[0]: 3.0, IDS[1]: 2.0}, pinned=(IDS[5],))
-    popular = RuledLists(MODEL, rules, 3, keep_seen=False).popular()[OVERALL]
-    assert popular.items[:3].tolist() == [5, 0, 1]
-    assert popular.scores[0] == popular.scores[1] > popular.scores[2]
 
 
 def test_the_manifest_says_the_rules_and_what_they_name_in_vain() -> None:

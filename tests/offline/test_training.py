@@ -49,14 +49,6 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
     assert set(model.titles) == set(model.matrix.item_ids)
 
 
-def test_no_evaluation_is_made_when_none_is_requested(tmp_path: Path) -> None:
-    sample(50, 20).write_parquet(tmp_path / "sample.parquet")
-    report = train(TrainSettings(tmp_path / "sample.parquet", split=None, params=PARAMS), tmp_path / "model")
-    assert report.evaluation is None
-    assert report.note == "No evaluation was requested."
-    assert load(tmp_path / "model").metrics is None
-
-
 def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: Path) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     rows = [
@@ -153,16 +145,6 @@ def test_too_few_pairs_to_hold_some_back_are_not_searched(tmp_path: Path) -> Non
     assert "too few to search" in str(report.tuning_note)
     assert report.model.params == PARAMS
     assert load(tmp_path / "model").tuning is None
-
-
-def test_baseline_outranking_the_model_warns_and_explains_how_to_use_it(tmp_path: Path) -> None:
-    sample(150, 60).write_csv(tmp_path / "a.csv")
-    weak = ALSParams(factors=1, regularization=1e6, iterations=1)
-    warning = train(TrainSettings(tmp_path / "a.csv", params=weak), tmp_path / "model").to_json()["warning"]
-    assert " ranks better than this model on the test: nDCG@10 0." in warning
-    assert "; train with --engine " in warning
-    strong = train(TrainSettings(tmp_path / "a.csv", params=NeighbourParams(neighbours=30)), tmp_path / "model")
-    assert strong.warning is None
 
 
 @pytest.mark.parametrize("kind", ["polars", "arrow", "pandas"])

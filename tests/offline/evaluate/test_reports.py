@@ -9,17 +9,10 @@ from hotplate.offline.evaluate.reports import (
     Candidate,
     Evaluator,
     from_files,
-    model_report,
     read_history,
     read_truth,
 )
-from hotplate.offline.evaluate.splits import SplitKind, SplitOptions
-from hotplate.offline.input.sample import sample
-from hotplate.offline.model import load
-from hotplate.offline.train.item_based import NeighbourParams
-from hotplate.offline.training import TrainSettings, train
 from hotplate.report import to_json
-from tests.support.evaluated import evaluated_model
 
 TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
 LISTS = "user,item,score\nb,x,2\nb,y,1\na,x,4.5\na,q,9\nstranger,x,1\na,x,4\n"
@@ -78,43 +71,3 @@ def test_a_truth_is_read_with_what_is_left_out_counted(tmp_path: Path) -> None:
     path.write_text("user,item,rating\na,x,good\n")
     with pytest.raises(DataError, match="row 2, column 'rating': 'good' is not a finite number"):
         read_truth(path, {"rating": "rating"})
-
-
-def test_the_split_is_said_in_words_and_a_random_draw_is_said_to_flatter(tmp_path: Path) -> None:
-    sample(60, 30).write_csv(tmp_path / "sample.csv")
-    words = {}
-    kinds: tuple[SplitKind, ...] = ("by-time", "by-item")
-    for kind in kinds:
-        settings = TrainSettings(
-            tmp_path / "sample.csv", split=SplitOptions(kind), params=NeighbourParams(neighbours=5)
-        )
-        train(settings, tmp_path / "model")
-        words[kind] = " ".join(model_report(tmp_path / "model").notes)
-    assert "Split by-time (test share 0.25" in words["by-time"]
-    assert "flatters" not in words["by-time"]
-    assert "which flatters a model" in words["by-item"]
-
-
-def test_a_report_is_the_same_each_time_and_shows_lists_of_users(tmp_path: Path) -> None:
-    path = evaluated_model(tmp_path)
-    found = model_report(path)
-    assert found == model_report(path)
-    record = load(path).metrics
-    assert record is not None
-    figures = {name: found["ndcg"] for name, found in {"": record["model"], **record["baselines"]}.items()}
-    assert found.sentence == (
-        f"This neighbours model has nDCG@5 {figures['']:.4f}, against {figures['popularity']:.4f} (popularity)."
-    )
-    assert not found.broken
-    lead = figures[""] - figures["popularity"]
-    assert any(f"The model compared with popularity: nDCG@5 {lead:+.4f} (95 %" in note for note in found.notes)
-    assert {row.subject for row in found.rows} == {"neighbours (this model)", "popularity (baseline)"}
-    assert any("Split by-user (test share 0.3" in note for note in found.notes)
-    samples = [table for table in found.tables if table.title.startswith("User ")]
-    assert len(samples) == 10
-    for shown in samples:
-        assert shown.headings == ("history, of 9", "list")
-        history, listed = ({line[column] for line in shown.lines} - {""} for column in (0, 1))
-        assert len(history) == 9
-        assert listed
-        assert not history & listed

@@ -1,14 +1,10 @@
 """Splits: nothing is lost and nothing twice, shares are kept, and no future is in what is learnt from."""
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import get_args
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +12,8 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.splits import SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
-from hotplate.offline.input.interactions import take_back
-from hotplate.offline.input.matrix import NEVER, NO_TIME, History, UserItems, Weighing, Weighting, cells_of
+from hotplate.offline.input.matrix import NO_TIME, History, UserItems, Weighing, cells_of
+from tests.support.interactions import matrix_of
 from tests.support.property import explored
 
 Times = npt.NDArray[np.int64]
@@ -83,98 +79,6 @@ def times_of(part: UserItems, user_items: UserItems, times: Times) -> Times:
     return times[np.isin(cells_of(user_items), cells_of(part))]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a log; a pair of user and item is its *cell*."""
-
-    cell: int
-    time: int
-    weight: float
-    quantity: float = 1.0
-
-
-ITEMS = 4
-WEIGHINGS = [Weighing(kind, age) for kind in get_args(Weighting) for age in (None, timedelta(microseconds=2))]
-logs = st.lists(
-    st.builds(
-        Row,
-        st.integers(0, 4 * ITEMS - 1),
-        st.integers(0, 9),
-        st.sampled_from([0.5, 1.0, 3.0]),
-        st.sampled_from([-3.0, -1.0, -0.1, 0.1, 0.3, 1.0, 2.0]),
-    ),
-    min_size=1,
-    max_size=40,
-).map(lambda rows: sorted(rows, key=lambda row: (row.cell, row.time, -row.quantity)))
-
-
-def history_of(rows: list[Row], weighing: Weighing) -> History:
-    columns = {"item": "cell", "time": "time", "weight": "weight", "quantity": "quantity"}
-    log = pl.DataFrame({name: [getattr(row, of) for row in rows] for name, of in columns.items()})
-    left = take_back(log.with_columns(user=pl.lit(0))).sort("item", "time").fill_null(NEVER)
-    cells, times, weights, ended = (left.get_column(name).to_numpy() for name in ("item", "time", "weight", "ended"))
-    return History((4, ITEMS), cells, times, weights.astype(np.float32), weighing, ended)
-
-
-def standing(rows: Iterable[Row]) -> dict[int, list[Row]]:
-    """Return what is left of the rows of each cell, by a plain reading of the log."""
-    found: dict[int, list[Row]] = {}
-    for row in rows:
-        left = found.setdefault(row.cell, [])
-        if row.quantity > 0:
-            left.append(row)
-        wanted = -row.quantity
-        while wanted > 1e-9 and left:
-            last = left.pop()
-            if last.quantity - wanted > 1e-9:
-                rest = last.quantity - wanted
-                left.append(replace(last, quantity=rest, weight=last.weight * rest / last.quantity))
-            wanted -= last.quantity
-    return {cell: left for cell, left in found.items() if left}
-
-
-def weighed(cells: dict[int, list[Row]], weighing: Weighing) -> dict[int, float]:
-    """Return the weight of each cell, by a plain reading of what `Weighing` says."""
-    newest = max((row.time for rows in cells.values() for row in rows), default=0)
-
-    def total(rows: list[Row], half_life_us: float) -> float:
-        kept: list[float] = [0.5 ** min(10.0, (newest - row.time) / half_life_us) for row in rows]
-        if weighing.kind == "sum":
-            return sum(row.weight * share for row, share in zip(rows, kept, strict=True))
-        plain = 1.0 if weighing.kind == "binary" else 1 + math.log(max(1.0, sum(row.weight for row in rows)))
-        return plain * kept[-1]
-
-    plain = {cell: total(rows, math.inf) for cell, rows in cells.items()}
-    if weighing.half_life is None or not cells:
-        return plain
-    decayed = {cell: total(rows, weighing.half_life / timedelta(microseconds=1)) for cell, rows in cells.items()}
-    scale = sum(plain.values()) / sum(decayed.values())
-    return {cell: weight * scale for cell, weight in decayed.items()}
-
-
-@pytest.mark.parametrize("weighing", WEIGHINGS, ids=lambda each: f"{each.kind}-{each.half_life}")
-@explored(20, 120, rows=logs, test_share=st.floats(0.05, 0.95))
-def test_rows_after_the_cut_change_nothing_of_what_is_learnt(
-    weighing: Weighing, rows: list[Row], test_share: float
-) -> None:
-    options = SplitOptions("by-time", test_share)
-    history = history_of(rows, weighing)
-    everything = history.matrix()
-    parts = split(everything, history, options)
-    if not everything.nnz:
-        assert parts.train.nnz == 0
-        return
-    begun = sorted(left[0].time for left in standing(rows).values())
-    cut = begun[max(0, round((1 - test_share) * len(begun)) - 1)]
-    past = standing(row for row in rows if row.time <= cut)
-    wanted = weighed(past, weighing)
-    assert weights(parts.train) == pytest.approx(wanted, rel=1e-5)
-    assert parts.train_times is not None
-    assert parts.train_times.tolist() == [past[cell][0].time for cell in cells_of(parts.train).tolist()]
-    assert not weights(parts.test).keys() & wanted.keys()
-    assert weights(parts.test).keys() <= weights(everything).keys()
-
-
 def test_log_pieces_end_earlier_and_train_only_on_data_before_their_cut() -> None:
     user_items = csr_matrix(np.ones((5, 20), dtype=np.float32))
     times = np.random.default_rng(1).permutation(100)
@@ -196,11 +100,11 @@ def test_core_is_computed_from_the_training_part_and_limits_the_test_part() -> N
 
 
 def test_what_a_user_has_already_is_tested_only_if_repeats_are() -> None:
-    rows = [Row(0, 1, 1.0), Row(0, 9, 1.0)]
-    rows += [Row(cell, cell, 1.0) for cell in range(1, 8)]
-    history = history_of(sorted(rows, key=lambda row: (row.cell, row.time)), Weighing())
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [("u", f"i{day}", start + timedelta(days=day)) for day in range(8)]
+    matrix = matrix_of([*rows, ("u", "i0", start + timedelta(days=9)), ("v", "i1", start)], Weighing())
     tested = [
-        cells_of(split(history.matrix(), history, SplitOptions("by-time", repeats=repeats)).test).tolist()
+        split(matrix.user_items, matrix.history, SplitOptions("by-time", repeats=repeats)).test.indices.tolist()
         for repeats in (False, True)
     ]
     assert tested == [[6, 7], [0, 6, 7]]
@@ -232,16 +136,6 @@ def test_another_seed_splits_otherwise_unless_time_decides(kind: SplitKind) -> N
         weights(split(user_items, History.of(user_items, times), SplitOptions(kind, seed=seed)).test) for seed in (1, 2)
     )
     assert (one == two) == (kind == "by-time")
-
-
-@pytest.mark.parametrize("kind", SPLIT_KINDS)
-def test_nothing_to_split_and_one_pair_make_parts_that_may_be_empty(kind: SplitKind) -> None:
-    nothing = csr_matrix((3, 4), dtype=np.float32)
-    parts = split(nothing, History.of(nothing, np.empty(0, dtype=np.int64)), SplitOptions(kind))
-    assert parts.train.nnz == parts.seen.nnz == parts.test.nnz == 0
-    single = csr_matrix(([1], ([1], [2])), shape=(3, 4), dtype=np.float32)
-    parts = split(single, History.of(single, np.array([5])), SplitOptions(kind))
-    assert parts.train.nnz + parts.test.nnz == 1
 
 
 def test_a_split_in_time_of_pairs_without_times_is_refused() -> None:

@@ -39,10 +39,8 @@ def parquet(frame: pl.DataFrame) -> bytes:
 
 FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", b"", "a.csv cannot be read or written: empty CSV."),
-    ("a.csv.gz", gzip.compress(b""), "a.csv.gz cannot be read or written: empty CSV."),
     ("a.csv", "user,item\n", "Nothing is left of the 0 rows of"),
     ("c.parquet", parquet(pl.read_csv(GOOD.encode()))[:-100], "c.parquet cannot be read"),
-    ("b.parquet", GOOD, "b.parquet cannot be read"),
     ("a.csv", "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n", "a.csv, row 3: '4' stands after the last field"),
     ("a.csv", 'user,item\na,"b\na,c\n', "a.csv cannot be read or written: could not parse"),
     ("b.csv", "user,item\ra,b\rb,c\r", r"Its columns are: user, item\ra, b\rb, c"),
@@ -50,16 +48,18 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", UNKNOWN, "a.csv cannot be read or written: invalid utf8"),
     ("b.csv", "user,item\na,b\n".encode("utf-16"), "b.csv cannot be read or written: invalid utf8"),
     ("a.csv", b"user,item\nu,caf\xc3\xa9\nu,caf\xe9\nv,x\n", "a.csv cannot be read or written: invalid utf8"),
-    ("a.csv", b"PK\x03\x04" + bytes(300), "Its columns are: PK\\x03\\x04"),
     ("a.xlsx", b"PK", "a.xlsx is not of a known kind"),
-    ("a.parquet.gz", b"PAR1", "a.parquet.gz is not of a known kind"),
     ("a.csv", MISNAMED, "looks like the user; name it 'user' or give --user-column."),
     ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
     ("a.csv", "user\na\n", "looks like the item"),
     ("a.parquet", parquet(pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]})), "The column 'user' of"),
+    ("a.jsonl", '{"user": 1, "item": 2}\n[1, 2]\n', "a.jsonl, row 2: '[1, 2]' is not a JSON object"),
+    ("a.jsonl", '{"user": [1], "item": 2}\n{"user": [2], "item": 3}\n', "The column 'user' of"),
+    ("a.jsonl", '{"user": 1, "item": 2, "weight": "x"}\n{"user": 1, "item": 2}\n', "a.jsonl, row 1, column 'weight'"),
+    ("a.jsonl", '{"user": 1, "item": 2}\n{"user": 1, "item": 1e400}\n', "a.jsonl, row 2: "),
     *(
         ("a.csv", f'user,item,weight\na,b,1\nc,d,"{weight}"\n', f"row 3, column 'weight': {weight!r} is not a finite")
-        for weight in ("abc", "inf", "-inf", "1,5", "0x10", "1e400")
+        for weight in ("abc", "inf", "1,5", "1e400")
     ),
 ]
 
@@ -108,21 +108,13 @@ def test_compressed_data_that_are_cut_or_damaged_are_refused(
 
 def test_folders_that_cannot_be_read_as_one(tmp_path: Path) -> None:
     assert "holds no files" in error_of(tmp_path)
-    write(tmp_path / "a.csv", GOOD)
+    file = write(tmp_path / "a.csv", GOOD)
     write(tmp_path / "b.csv", "user,product\na,b\n")
-    message = error_of(tmp_path)
-    assert f"b.csv has the columns user, product, but {tmp_path / 'a.csv'} has user, item, weight" in message
-
-
-def test_bad_weight_names_its_own_file_of_a_folder(tmp_path: Path) -> None:
-    write(tmp_path / "a.csv", GOOD)
+    assert f"b.csv has the columns user, product, but {file} has user, item, weight" in error_of(tmp_path)
     write(tmp_path / "b.csv", "user,item,weight\na,b,many\n")
     assert "b.csv, row 2, column 'weight': 'many'" in error_of(tmp_path)
-
-
-def test_file_of_titles_without_titles_is_refused(tmp_path: Path) -> None:
-    titles = write(tmp_path / "titles.csv", "item,genre\n1,x\n")
-    assert "titles.csv looks like the title" in error_of(write(tmp_path / "a.csv", GOOD), titles=titles)
+    titles = write(tmp_path / "titles.txt", "item,genre\n1,x\n")
+    assert "titles.txt looks like the title" in error_of(file, titles=titles)
 
 
 def test_a_few_bad_rows_are_left_out_counted_and_shown(tmp_path: Path) -> None:

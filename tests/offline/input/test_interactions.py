@@ -37,8 +37,6 @@ def written(folder: Path, fmt: str) -> Path:
     separators = {"tsv": "\t", "txt": ";"}
     if fmt == "parquet":
         ROWS.write_parquet(path)
-    elif fmt == "csv.gz":
-        path.write_bytes(gzip.compress(ROWS.write_csv().encode()))
     elif fmt == "csv.zst":
         ROWS.write_csv(path, compression="zstd")
     elif fmt == "folder":
@@ -88,7 +86,7 @@ some_ids = (
 some_weights = st.dictionaries(st.tuples(some_ids, some_ids), st.integers(1, 99), min_size=2)
 
 
-@explored(50, 100, weights=some_weights, separator=st.sampled_from(",;\t"))
+@explored(20, 100, weights=some_weights, separator=st.sampled_from(",;\t"))
 def test_any_id_survives_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
     assume(len({user for user, _ in weights}) > 1 and len({item for _, item in weights}) > 1)
     rows = [(user, item, float(weight)) for (user, item), weight in sorted(weights.items())]
@@ -120,15 +118,6 @@ def test_missing_values_are_no_users_items_or_weights(tmp_path: Path) -> None:
     read = read_interactions(file)
     assert pairs_of(read) == [("u", "NA", 1.0), ("u", "i", 1.0), ("v", "j", 2.0)]
     assert read.left_out == {"no user": 3, "no item": 2, "no weight": 2}
-
-
-def test_missing_numbers_in_parquet_files_are_left_out(tmp_path: Path) -> None:
-    weights = [1.0, 2.0, 3.0, 1.0, math.nan]
-    frame = pl.DataFrame({"user": [1, 2, None, 1, 2], "item": [1.0, 2.0, 3.0, math.nan, 2.0], "weight": weights})
-    frame.write_parquet(tmp_path / "a.parquet")
-    read = read_interactions(tmp_path / "a.parquet")
-    assert read.left_out == {"no user": 1, "no item": 1, "no weight": 1}
-    assert pairs_of(read) == [("1", "1", 1.0), ("2", "2", 2.0)]
 
 
 def test_a_rating_is_a_weight_only_where_it_is_named_as_one(tmp_path: Path) -> None:
@@ -207,11 +196,9 @@ def test_a_file_of_titles_has_its_own_names_for_columns(tmp_path: Path) -> None:
     "text",
     [
         "1700000000",
-        "1700000000000",
         "1700000000000000",
         "2023-11-14T22:13:20Z",
         "2023-11-14T23:13:20+01:00",
-        "2023-11-14 22:13:20",
         "2023-11-14T22:13:20.000",
     ],
 )
@@ -246,13 +233,9 @@ def test_times_of_a_named_format_are_read(
     "text",
     [
         "soon",
-        "3/20/26",
         "3-Feb-2026",
-        "2026-07",
         "46000,5",
         "0026-05-26",
-        "0001-01-01T00:00:00Z",
-        "1969-12-31",
         "20260101",
     ],
 )
@@ -262,13 +245,6 @@ def test_unreadable_times_are_rejected_with_their_row_and_a_remedy(text: str, tm
         read_interactions(file)
     read = read_interactions(file, columns=Columns(time="none"))
     assert (read.time_range, read.columns.time, "time" in read.log.columns) == (None, None, False)
-
-
-def test_a_few_times_that_cannot_be_read_are_left_out_and_shown(tmp_path: Path) -> None:
-    rows = "u,i,01/02/2026\n" + "".join(f"w{at % 9},j{at % 3},2026-01-03\n" for at in range(2000))
-    read = read_interactions(write(tmp_path / "a.csv", "user,item,time\n" + rows))
-    assert read.left_out == {"time that cannot be read": 1}
-    assert "row 2, column 'time': '01/02/2026' is not a time" in read.notes[0]
 
 
 def test_rows_without_a_time_or_with_0_are_reported_once_they_are_many(tmp_path: Path) -> None:
@@ -298,19 +274,6 @@ def test_unknown_events_are_named_with_the_most_frequent_first(tmp_path: Path) -
     read = read_interactions(file, event_weights={"view": 1})
     assert read.left_out == {"unknown event": 4}
     assert "events without a weight are 'View', none, 'cart'; weigh those that count" in read.notes[0]
-
-
-def test_fields_may_have_several_lines(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", 'user,item,title\nu,i,"two\nlines, ""quoted"""\nv,j,one\n')
-    interactions = read_interactions(file)
-    assert interactions.titles == {"i": 'two\nlines, "quoted"', "j": "one"}
-    assert (interactions.rows, interactions.left_out) == (2, {})
-
-
-def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
-    one = read_interactions(write(tmp_path / "a.csv", "user,item\nu,i\nv,j\n")).fingerprint
-    assert one == read_interactions(write(tmp_path / "a.csv", "user,item\nu,i\nv,j\n")).fingerprint
-    assert one != read_interactions(write(tmp_path / "a.csv", "user,item\nu,i\nv,k\n")).fingerprint
 
 
 def test_two_sources_of_weights_are_a_misuse(tmp_path: Path) -> None:

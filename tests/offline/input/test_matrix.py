@@ -36,7 +36,7 @@ ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=3)
 some_pairs = st.dictionaries(st.tuples(ids, ids), st.floats(0.1, 1e6), min_size=1, max_size=30)
 
 
-@explored(100, 500, pairs=some_pairs, min_per_user=st.integers(1, 4), min_per_item=st.integers(1, 4))
+@explored(40, 500, pairs=some_pairs, min_per_user=st.integers(1, 4), min_per_item=st.integers(1, 4))
 def test_the_core_is_what_leaving_out_one_by_one_gives(
     pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int
 ) -> None:

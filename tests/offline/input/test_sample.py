@@ -6,11 +6,6 @@ from hotplate.offline.errors import SettingError
 from hotplate.offline.input.sample import sample
 
 
-def test_a_sample_is_the_same_for_the_same_seed() -> None:
-    assert sample(300, 100, seed=1).equals(sample(300, 100, seed=1))
-    assert not sample(300, 100, seed=1).equals(sample(300, 100, seed=2))
-
-
 def test_a_sample_has_distinct_readable_titles_and_a_long_tail() -> None:
     frame = sample()
     assert frame.columns == ["user", "item", "weight", "title", "segment", "time"]

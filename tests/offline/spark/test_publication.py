@@ -19,10 +19,8 @@ from hotplate.offline.model import Model, save
 from hotplate.offline.publish import PublishSettings, publish
 from hotplate.offline.spark import SparkLists
 from hotplate.offline.train.spark import spark_session
-from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.publication import take_over
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import Row
 from tests.support.cosmos_account import Account, Counted
 from tests.support.redis_server import RedisServer
@@ -99,26 +97,6 @@ async def test_a_lost_executors_part_is_written_again(session: SparkSession, url
     assert killed[0] not in executors(session)
     assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
     await store.close()
-
-
-@pytest.mark.usefixtures("small_blocks")
-async def test_a_draft_that_another_took_over_ends_the_job_with_one_sentence(session: SparkSession, url: str) -> None:
-    store, thief = connect(url), connect(url)
-    taken = list[ReleaseId]()
-
-    class Taken(SparkLists):
-        async def write_parts(self, *given, **more):  # type: ignore[no-untyped-def]  # noqa: ANN002, ANN003, ANN202 -- as its base
-            await lapse(thief)
-            draft = await take_over(thief, given[0].draft.id)
-            await thief.create(draft, self.plan())
-            taken.append(draft.id)
-            return await super().write_parts(*given, **more)
-
-    with pytest.raises(ReleaseConflict, match="another process"):
-        await publish(Taken(lists_of(model_of(1_000)), session, url), store, PublishSettings("json"))
-    assert taken
-    await store.close()
-    await thief.close()
 
 
 async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(session: SparkSession, url: str) -> None:

@@ -11,23 +11,15 @@ import pytest
 from pyspark.sql import SparkSession
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.evaluate.evaluation import recommend_all
-from hotplate.offline.evaluate.metrics import measure_users
-from hotplate.offline.evaluate.splits import SplitOptions, split
-from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.model import load, save
-from hotplate.offline.quality import DATA_SETS
-from hotplate.offline.train.als import ALSParams, SparkParams
+from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.spark import check_master, spark_session
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard, checkerboard_model
-from tests.support.paths import DATA, ROOT
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.spark
-RECIPE = DATA_SETS[1]
-RETAIL = DATA / RECIPE.file
 SIZE = 50
 
 
@@ -46,18 +38,6 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
     assert items[:, 0].tolist() == list(range(SIZE))
     assert (scores > 0).all()
     assert (fit(board, params).recommend(board, users, 5)[0] == ranker.recommend(board, users, 5)[0]).all()
-
-
-@pytest.mark.usefixtures("session")
-@pytest.mark.skipif(not RETAIL.exists(), reason=f"there is no {RETAIL}")
-def test_on_online_retail_it_is_as_good_as_implicit() -> None:
-    read = read_interactions(RETAIL, columns=RECIPE.columns, where=RECIPE.where, weighting="binary")
-    matrix = to_matrix(read.log, 5, 5, read.weighing)
-    parts = split(matrix.user_items, None, SplitOptions("by-item"))
-    params = SparkParams(factors=32, reg_param=0.1, alpha=2.0)
-    on_spark, constant = fit(parts.train, params), fit(parts.train, ALSParams(factors=32, regularization=5, alpha=2.0))
-    ours, others = (recommend_all(each, parts, 10) for each in (on_spark, constant))
-    assert abs(measure_users(ours, parts.test).metrics.ndcg - measure_users(others, parts.test).metrics.ndcg) <= 0.01
 
 
 def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """ALS: what is its own beside what every engine promises, and its objective on Spark, as far as it is known without."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,6 @@ import pytest
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.matrix import Indices
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, fit
-from hotplate.offline.train.engine import as_options, described, engine_of, params_from
-from hotplate.stores.extras import install_command
 from tests.support.command import failed, hotplate
 from tests.support.interactions import checkerboard
 
@@ -51,19 +48,6 @@ def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
             fit(board, ALSParams(factors=3, alpha=alpha))
 
 
-def test_users_of_another_matrix_are_refused(factors: Factors) -> None:
-    with pytest.raises(ValueError, match="was learnt from"):
-        factors.recommend(checkerboard(SIZE)[:3], everyone(), 3)
-
-
-def test_als_on_spark_is_an_engine_of_its_own() -> None:
-    params = SparkParams(factors=8, reg_param=0.5, alpha=2)
-    assert engine_of(params) == "spark"
-    assert described(params) == "spark (factors 8, reg_param 0.5, alpha 2)"
-    assert as_options(params) == "--engine spark --params factors=8,reg_param=0.5,alpha=2"
-    assert params_from("spark", {"factors": 8, "reg_param": 0.5, "alpha": 2}) == params
-
-
 def test_a_pair_weighs_what_it_does_for_implicit_and_always_more_than_none() -> None:
     weights = np.array([0.001, 0.25, 1, 3], dtype=np.float32)
     assert confidences(weights, 4.0)[2:].tolist() == [4, 12]
@@ -74,13 +58,6 @@ def test_spark_folds_no_users_in() -> None:
     factors = np.zeros((6, 2), dtype=np.float32)
     with pytest.raises(SettingError, match="another split than held-out-users"):
         Factors(factors, factors, SparkParams(factors=2)).fold_in(checkerboard(6))
-
-
-@pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is installed")
-@pytest.mark.parametrize("command", [["train", "log.csv", "--engine", "spark", "--out"], ["publish"]])
-def test_without_the_extra_a_sentence_says_what_to_install(command: list[str], tmp_path: Path) -> None:
-    done = hotplate(*command, tmp_path / "model", "--master", "local[2]")
-    failed(done, f"is not installed; install it with: {install_command('spark')}")
 
 
 def test_a_master_is_for_spark_alone(tmp_path: Path) -> None:

@@ -16,11 +16,9 @@ from hotplate.offline.train.engine import (
     Params,
     Ranker,
     as_options,
-    check_memory,
     described,
     engine_of,
     fit,
-    fit_bytes,
     params_from,
     read_params,
 )
@@ -158,11 +156,6 @@ def test_a_matrix_that_cannot_be_learnt_from_is_refused(params: Params, board: U
             fit(bad, params)
 
 
-def test_a_list_of_no_items_is_refused(ranker: Ranker, board: UserItems) -> None:
-    with pytest.raises(SettingError, match="length of a list is 0"):
-        ranker.recommend(board, everyone(), 0)
-
-
 @pytest.mark.parametrize("params", ENGINES, ids=described)
 def test_parameters_are_found_again_by_what_a_model_says(params: Params) -> None:
     values = {name: getattr(params, name) for name in params.__slots__}
@@ -291,18 +284,6 @@ def matrix(users: int, items: int, each: int) -> UserItems:
     """Users who all have the first items."""
     ends, indices = np.arange(users + 1) * each, np.tile(np.arange(each, dtype=np.int32), users)
     return csr_matrix((np.ones(users * each, dtype=np.float32), indices, ends), shape=(users, items))
-
-
-def test_the_memory_of_a_fit_of_als_is_what_was_measured() -> None:
-    # A hundredth of the pairs of MovieLens 20M, and its users and items.
-    assert fit_bytes(ALSParams(128), matrix(138_493, 26_744, 2)) == pytest.approx(0.93e8, rel=0.02)
-    assert fit_bytes(ALSParams(2), matrix(3, 4, 3)) == 3 * (9 * 8 + 4 * 4) + 7 * 2 * 4
-
-
-def test_what_does_not_fit_is_refused_with_what_it_takes() -> None:
-    check_memory(1_000, "learn less", room=1_000)
-    with pytest.raises(DataError, match=r"takes about 7\.5 GB of memory, and 4\.0 GB are left; .* more, learn less\.$"):
-        check_memory(7_500_000_000, "learn less", room=4e9)
 
 
 def test_no_fit_begins_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

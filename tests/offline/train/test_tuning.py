@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import evaluate_engine, fit_parts
@@ -18,7 +17,7 @@ from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.tuning import Search, Trial, TuneOptions, beyond, more_recency, tune
+from hotplate.offline.train.tuning import Search, Trial, TuneOptions, tune
 
 SMALL = ALSParams(factors=8, iterations=3)
 WEAK = replace(SMALL, factors=1, regularization=1e6)
@@ -278,42 +277,5 @@ def test_a_cell_that_cannot_be_fitted_ranks_last_and_stops_nothing(matrix: Matri
     assert found.trials[found.best].params == PopularityParams()
 
 
-def test_too_few_pairs_are_not_searched() -> None:
-    few = csr_matrix(np.eye(3, dtype=np.float32))
-    assert tune(few, None, SplitOptions("by-item"), TuneOptions()) is None
-
-
-ALS = ALSParams()
-
-
 def als(factors: int, regularization: float, alpha: float) -> ALSParams:
     return ALSParams(factors, regularization, alpha)
-
-
-def test_the_grid_goes_on_where_the_best_is_at_its_edge() -> None:
-    assert beyond([als(128, 150, 20), als(256, 30, 4)], 900) == [
-        als(256, 150, 20),
-        als(512, 150, 20),
-        als(128, 300, 40),
-    ]
-    assert beyond([als(256, 10, 1.3), als(256, 30, 4)], 900) == [als(512, 10, 1.3), als(256, 5, 0.65)]
-    assert beyond([als(512, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 900) == []
-    assert beyond([als(16, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 20) == []
-    low, middle, high = (EASEParams(value) for value in (6.0, 20.0, 60.0))
-    assert beyond([high, low, middle], 900) == [EASEParams(180.0)]
-    assert beyond([low, middle], 900) == [EASEParams(2.0)]
-    assert beyond([middle, low, high], 900) == []
-    five, twenty, many = (NeighbourParams(neighbours=number) for number in (5, 20, 100))
-    assert beyond([many, five, twenty], 300) == [NeighbourParams(neighbours=300)]
-    assert beyond([five, many], 300) == [NeighbourParams(neighbours=2)]
-    assert beyond([twenty, five, many], 300) == []
-    assert beyond([PopularityParams()], 300) == []
-
-
-def test_recencies_go_on_around_the_best_within_bounds() -> None:
-    plain = EASEParams()
-    first = more_recency(plain, {})
-    assert first == [EASEParams(recency=Recency(2.0, 1.0)), EASEParams(recency=Recency(8.0, 1.0))]
-    second = more_recency(plain, dict(zip(first, (0.1, 0.2), strict=True)))
-    assert second == [EASEParams(recency=Recency(*each)) for each in ((16.0, 1.0), (4.0, 1.0), (8.0, 2.0), (8.0, 0.5))]
-    assert more_recency(PopularityParams(), {PopularityParams(512.0): 1.0}) == [PopularityParams(256.0)]
