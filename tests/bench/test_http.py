@@ -5,11 +5,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,12 @@ from typing import Any
 import pytest
 
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.lists import check_samples
+from hotplate.bench.lists import CheckResult, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
-from hotplate.bench.loadgen.load import Gets, Load, RequestKeys, Uniform
+from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample
 from hotplate.report import format_value, from_json
-from hotplate.stores.connect import connect
+from hotplate.stores.connect import opened
 from tests.support.command import hotplate
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import running as redis_running
@@ -175,46 +173,6 @@ def test_a_service_with_a_dead_store_is_broken(dead: Service, arguments: tuple[s
     assert "--store URL" in " ".join(report.broken)
 
 
-@pytest.mark.soak
-@pytest.mark.alone  # as above
-def test_batches_to_be_scored_are_measured_and_compared_as_others_are(
-    service: Service, store: Path, tmp_path: Path
-) -> None:
-    bench(
-        "http", service.url, "--store", f"file://{store}", "--batch", "1,20", "--score", "--duration", "0.5s",
-        "--warmup", "0s", "--allow-popular", "50%", "--connections", "4", "--out", tmp_path / "report",
-    )  # fmt: skip
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert [point["at"] for point in report["sweep"]["points"]] == [1, 20]
-    assert report["checked"]["wrong"] == 0 < report["checked"]["compared"]
-    assert 'route="/score"' in service.admin("/metrics").body.decode()
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_give_the_report_so_far(service: Service, tmp_path: Path, stop: signal.Signals) -> None:
-    command = ["bench", "http", service.url, "--users", "9", "--rate", "100", "--duration", "60s", "--warmup", "0s"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "hotplate", *command, "--out", str(tmp_path / "report")], start_new_session=True
-    ) as process:
-        before = _requests(service)
-        while _requests(service) < before + 20:
-            time.sleep(0.05)
-        os.killpg(process.pid, stop)
-        assert process.wait(20) == 1
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["interrupted"]
-    (one,) = report["rounds"]
-    assert 0 < one["ok"] == one["due"] < 6000
-    assert one["ok_rate"] > 0
-    assert "stopped before its end" in (tmp_path / "report.html").read_text()
-
-
-def _requests(service: Service) -> float:
-    lines = service.admin("/metrics").body.decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if "duration_seconds_count" in line and "recommend" in line)
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -239,16 +197,6 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(arguments: tuple[str, ...], 
     assert json.loads(as_json.stderr)["error"]
 
 
-def test_a_worker_makes_runs_one_after_the_other(service: Service) -> None:
-    load = Load(url=service.url, requests=Gets("/v1/recommendations/{key}", RequestKeys(["1", "2"], Uniform())),
-                rate=100, duration_s=1.2, connections=5)  # fmt: skip
-    with LoadWorker() as worker:
-        first = worker.run(load)
-        second = worker.run(replace(load, duration_s=0.2))
-    assert (first.ok, second.ok) == (120, 20)
-    assert first.connections == 5
-
-
 def test_a_generator_that_dies_is_a_failure_and_not_a_hang(service: Service) -> None:
     with LoadWorker() as worker:
         killer = threading.Timer(0.5, os.kill, (worker.pid, signal.SIGKILL))
@@ -257,52 +205,45 @@ def test_a_generator_that_dies_is_a_failure_and_not_a_hang(service: Service) -> 
             worker.run(Load(url=service.url, requests=Gets("/livez"), rate=100, duration_s=30))
 
 
+def answered(user: str, items: list[dict[str, Any]], source: str, release: str | None, n: int = 2) -> ResponseSample:
+    body = json.dumps({"user": user, "release": release, "source": source, "items": items})
+    return ResponseSample(f"GET /v1/recommendations/{user}?n={n} HTTP/1.1\r\n\r\n".encode(), 200, body.encode())
+
+
+def items(*places: int, of: str = "i1-") -> list[dict[str, Any]]:
+    return [{"id": f"{of}{at}", "score": 1 / (at + (of != "p")), "title": f"Title {of}{at}"} for at in places]
+
+
 async def test_wrong_lists_and_fallbacks_are_counted_apart(store: Path) -> None:
-    opened = connect(f"file://{store}")
-    release = (await opened.catalogue()).live
-
-    def sample(user: str, items: list[dict[str, Any]], source: str) -> ResponseSample:
-        body = {"user": user, "release": release, "source": source, "items": items}
-        return ResponseSample(
-            f"GET /v1/recommendations/{user}?n=2 HTTP/1.1\r\n\r\n".encode(), 200, json.dumps(body).encode()
-        )
-
-    right = [{"id": f"i1-{place}", "score": 1 / (place + 1), "title": f"Title i1-{place}"} for place in range(2)]
-    popular = [{"id": f"p{n}", "score": 1 / n, "title": f"Title p{n}"} for n in (1, 2)]
-    samples = [
-        sample("1", right, "personal"),
-        sample("nobody", popular, "popular"),
-        sample("1", popular, "popular"),
-        sample("2", right, "personal"),
-        sample("1", right[:1], "personal"),
-        ResponseSample(b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n", 200, b"oops"),
-        ResponseSample(b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n", 503, b'{"status": 503}'),
-    ]
-    found = await check_samples(opened, samples)
-    assert (found.compared, found.wrong, found.fallback) == (6, 3, 1)
-    assert len(found.examples) == 3
-    assert found.filtered == 0
+    async with opened(f"file://{store}") as read:
+        release = (await read.catalogue()).live
+        right, popular = items(0, 1), items(1, 2, of="p")
+        lists = [
+            ("1", right, "personal"), ("nobody", popular, "popular"), ("1", popular, "popular"),
+            ("2", right, "personal"), ("1", right[:1], "personal"),
+        ]  # fmt: skip
+        samples = [answered(*each, release) for each in lists]
+        request = b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n"
+        samples += [ResponseSample(request, 200, b"oops"), ResponseSample(request, 503, b'{"status": 503}')]
+        found = await check_samples(read, samples)
+        assert (found.compared, found.wrong, found.fallback, found.filtered) == (6, 3, 1, 0)
+        assert len(found.examples) == 3
     lost = await check_samples(MemoryStore(), samples[:1])
     assert lost.wrong == 1
     assert "cannot be read" in lost.examples[0]
-    await opened.close()
 
 
 async def test_items_that_no_answer_shows_are_not_called_wrong(store: Path) -> None:
     """A service with a deny-list leaves an item out of every list, and each such answer was counted as wrong."""
-    opened = connect(f"file://{store}")
-    release = (await opened.catalogue()).live
+    async with opened(f"file://{store}") as read:
+        release = (await read.catalogue()).live
 
-    def sample(places: list[int]) -> ResponseSample:
-        items = [{"id": f"i1-{place}", "score": 1 / (place + 1), "title": f"Title i1-{place}"} for place in places]
-        body = {"user": "1", "release": release, "source": "personal", "items": items}
-        return ResponseSample(b"GET /v1/recommendations/1?n=3 HTTP/1.1\r\n\r\n", 200, json.dumps(body).encode())
+        async def check(*lists: tuple[int, ...]) -> CheckResult:
+            return await check_samples(read, [answered("1", items(*each), "personal", release, 3) for each in lists])
 
-    denied = await check_samples(opened, [sample([0, 2, 3])] * 4)
-    assert (denied.compared, denied.wrong, denied.filtered) == (4, 0, 4)
-    assert any("deny-list" in each for each in denied.notes)
-    shown = await check_samples(opened, [sample([0, 2, 3]), sample([0, 1, 2])])
-    assert (shown.wrong, shown.filtered) == (1, 0)
-    reordered = await check_samples(opened, [sample([2, 0, 1])])
-    assert reordered.wrong == 1
-    await opened.close()
+        denied = await check(*[(0, 2, 3)] * 4)
+        assert (denied.compared, denied.wrong, denied.filtered) == (4, 0, 4)
+        assert any("deny-list" in each for each in denied.notes)
+        shown = await check((0, 2, 3), (0, 1, 2))
+        assert (shown.wrong, shown.filtered) == (1, 0)
+        assert (await check((2, 0, 1))).wrong == 1

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from hotplate.bench.loadgen.generator import LoadGenerator
@@ -117,8 +116,6 @@ def say(*answers: bytes) -> Act:
             for name, surplus in {
                 "a text": b"more than was announced",
                 "an answer": ANSWER,
-                "a part of an answer": ANSWER[:-1],
-                "a newline": b"\n",
             }.items()
         ),
         pytest.param(say_nothing, {"connections": 1, "timeout_s": 0.1}, {"errors": {"timeout": 10}}, id="silence"),
@@ -173,16 +170,6 @@ async def test_rate_reported_for_a_slow_server_is_achieved_not_offered_rate() ->
     assert result.ok == result.due == 60
     assert result.ok_rate <= 102
     assert result.duration_s >= 0.59
-
-
-async def test_run_is_invalid_if_generator_lateness_dominates_its_p99() -> None:
-    async with serving(answer) as url:
-        result = await drive(Load(url=url, requests=Gets("/"), rate=100, duration_s=0.1))
-    (second,) = result.seconds
-    slow = replace(result, seconds=(replace(second, latencies_s=np.full(10, 0.05, np.float32)),))
-    assert not replace(slow, lags_s=np.full(10, 0.02, np.float32)).invalid_reasons
-    (reason,) = replace(slow, lags_s=np.full(10, 0.03, np.float32)).invalid_reasons
-    assert reason == "the generator itself was 30 ms late at p99, of a latency of 50 ms"
 
 
 async def test_a_closed_loop_is_invalid_if_the_generator_had_no_cpu_to_spare() -> None:

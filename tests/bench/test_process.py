@@ -1,11 +1,15 @@
-import os
+"""Servers of a measurement, their ports and environment, and how progress is shown."""
+
+import io
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
-from hotplate.bench.process import environment, free_port, raised_priority, serving
+from hotplate.bench.process import environment, free_port, serving
+from hotplate.bench.progress import progress_display
 
 CLAIM = "import sys; from hotplate.bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
 
@@ -20,31 +24,6 @@ def test_free_port_is_not_handed_out_twice_before_a_server_listens() -> None:
     assert not claimed_by_another(free_port())
 
 
-@pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
-        yield process
-        process.kill()
-
-
-def priority(pid: int) -> tuple[int, int]:
-    return os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
-
-
-def test_a_priority_is_raised_as_far_as_allowed_and_taken_back(
-    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    before = priority(sleeper.pid)
-    with raised_priority([sleeper.pid]):
-        policy, niceness = priority(sleeper.pid)
-        assert policy == os.SCHED_RR or niceness <= before[1]
-    assert priority(sleeper.pid) == before
-    with pytest.raises(KeyboardInterrupt), raised_priority([sleeper.pid]):
-        raise KeyboardInterrupt
-    assert priority(sleeper.pid) == before
-
-
 def test_a_server_that_does_not_start_is_an_error_with_its_own_words() -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such store')"]
     with pytest.raises(RuntimeError, match="no such store"), serving(command, free_port(), "/"):
@@ -57,3 +36,20 @@ def test_settings_of_hotplate_and_polars_do_not_reach_what_is_measured(monkeypat
     monkeypatch.setenv("OTHER", "1")
     assert not {"HOTPLATE_FACTORS", "_RJEM_MALLOC_CONF"} & environment().keys()
     assert environment()["OTHER"] == "1"
+
+
+def test_each_phase_is_one_line_at_once_without_a_terminal() -> None:
+    written = io.StringIO()
+    with progress_display(Console(file=written)) as display:
+        display.start("warm-up")
+        assert written.getvalue() == "warm-up\n"
+        display.start("round 1 of 5")
+        display.step(1, 2)
+        assert written.getvalue() == "warm-up\nround 1 of 5\n"
+
+
+def test_sigterm_is_ctrl_c_while_something_is_measured() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), progress_display(Console(file=io.StringIO())):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

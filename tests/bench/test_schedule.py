@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.http import make_plan
-from hotplate.bench.http_report import parse_objective
 from hotplate.bench.loadgen.load import Gets, InTurn, KeyDraw, Posts, RequestKeys, Uniform, Zipf, dues
-from hotplate.bench.options import HttpOptions, parse_seconds
+from hotplate.bench.options import HttpOptions
 
 
 def test_poisson_arrivals_match_the_requested_rate_spread_and_seed() -> None:
@@ -64,20 +63,6 @@ def test_requests_go_over_the_wire_whole() -> None:
     (scored,) = itertools.islice(Posts(keys, 1, n=3, score=True).rendered("h", {}), 1)
     assert scored.startswith(b"POST /score HTTP/1.1\r\n")
     assert scored.endswith('\r\n\r\n{"data":[{"user":"a/b ü","n":3}]}'.encode())
-
-
-@pytest.mark.parametrize(
-    ("text", "us"), [("5ms", 5_000), ("2s", 2e6), ("0.25ms", 250), ("80us", 80), ("80µs", 80), ("1m", 60e6), ("3", 3e6)]
-)
-def test_times_are_read_with_their_units(text: str, us: float) -> None:
-    assert parse_seconds(text) * 1e6 == pytest.approx(us)
-
-
-def test_an_objective_is_read() -> None:
-    found = parse_objective("p99=5ms, p99.9=20ms,errors=1%")
-    assert found.latency_us == {"p99": 5_000, "p99.9": 20_000}
-    assert found.errors == 0.01
-    assert str(parse_objective("p50=1ms")) == "p50 ≤ 1 ms, errors ≤ 0.1 %"
 
 
 def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,10 @@ from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.report import Report
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.connect import opened
+from hotplate.stores.connect import run_on
 from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard_model
-from tests.support.paths import ROOT
 from tests.support.service import a_list, publish_lists
 from tests.support.virtual import simulate
 
@@ -51,26 +51,22 @@ def fill(folder: Path, users: int = 40) -> str:
 
 
 def publish_model(model: Model, url: str) -> str:
-    async def write() -> str:
-        async with opened(url) as store:
-            return str(
-                (await publish.publish(ModelLists(model, ListSettings(length=5)), store)).result.manifest.release
-            )
-
-    return asyncio.run(write())
+    lists = ModelLists(model, ListSettings(length=5))
+    return run_on(url, lambda store: publish.publish(lists, store)).result.manifest.release
 
 
 def releases(url: str) -> list[str]:
-    async def look() -> list[str]:
-        async with opened(url) as store:
-            return [str(entry.id) for entry in (await store.catalogue()).releases]
-
-    return asyncio.run(look())
+    return [entry.id for entry in run_on(url, lambda store: store.catalogue()).releases]
 
 
-def a_run(answer_s: float, sources: Mapping[str, int] | None = None, seconds: int = 1) -> Result:
-    load = Load(url="http://simulated", requests=Gets("/"), rate=2_000, duration_s=seconds, connections=1_000)
-    made = simulate(load, lambda arrival_s: arrival_s + answer_s)
+@cache
+def simulated(answer_s: float) -> Result:
+    load = Load(url="http://simulated", requests=Gets("/"), rate=2_000, duration_s=1, connections=1_000)
+    return simulate(load, lambda arrival_s: arrival_s + answer_s)
+
+
+def a_run(answer_s: float, sources: Mapping[str, int] | None = None) -> Result:
+    made = simulated(answer_s)
     return replace(made, seen={"source": sources or {"personal": made.ok}}, samples=())
 
 
@@ -104,20 +100,6 @@ def test_the_answer_names_the_fastest_the_cheapest_and_the_costs() -> None:
     assert "EMULATED" in made.head
 
 
-def test_the_table_has_every_figure_of_every_store() -> None:
-    made = summary(store_runs("files", "file:///a", steady(0.002)), store_runs("Cosmos DB", EMULATED, steady(0.004)))
-    for store in ("files", "Cosmos DB"):
-        for figure in FIGURES:
-            row = made.row(store, figure)
-            assert row is not None
-            assert row.value is not None, figure
-            assert row.main
-    rate, cpu = (made.row("files", figure) for figure in FIGURES[3:5])
-    assert rate is not None
-    assert cpu is not None
-    assert rate.value == pytest.approx(1e6 / (cpu.value or 0))
-
-
 @pytest.mark.parametrize(
     ("seen", "cpu_us", "note"),
     [({"personal": 1_000}, 20, ""), ({"personal": 980, "popular": 20}, 50, "at 2000/s")],
@@ -134,11 +116,6 @@ def test_cpu_is_that_at_full_load_unless_popular_lists_were_served(
     assert row is not None
     assert row.value == pytest.approx(cpu_us, rel=0.05)
     assert row.note == note
-
-
-def test_a_real_account_is_not_read_at_full_load() -> None:
-    urls = (EMULATED, "cosmos://account.documents.azure.com/hotplate", "file:///a")
-    assert [store_runs("store", url, []).candidate.can_take_full_load for url in urls] == [True, False, True]
 
 
 def test_an_emulators_latency_is_assumed_and_wins_nothing() -> None:
@@ -198,16 +175,16 @@ def test_stores_are_named_by_kind_and_by_url_where_two_are_alike() -> None:
     assert store_names(one_server) == ["Redis redis://a/0 (1)", "Redis redis://a/0 (2)"]
 
 
-def test_two_publishes_of_one_model_are_compared(tmp_path: Path) -> None:
-    model, urls = checkerboard_model(), [f"file://{tmp_path}/{name}" for name in "ab"]
+def test_publishes_of_one_model_are_compared_and_a_store_without_one_is_filled(tmp_path: Path) -> None:
+    model, urls, empty = checkerboard_model(), [f"file://{tmp_path}/{name}" for name in "ab"], f"file://{tmp_path}/c"
     published = [publish_model(model, url) for url in urls]
     assert published[0] != published[1]
-    done = run_stores(*urls, *SMALL, "--json", "--out", tmp_path / "found")
+    done = run_stores(*urls, empty, *SMALL, "--json", "--out", tmp_path / "found")
     assert done.returncode in {0, 3}, done.stderr  # 3 where the machine was too busy to serve lists in time
-    facts = json.loads(done.stdout)
-    assert facts["configuration"]["releases"] == published
+    assert json.loads(done.stdout)["configuration"]["releases"][:2] == published
     assert done.stderr.count("\n") > 3  # a line at once and for each phase
     assert (tmp_path / "found.html").exists()
+    assert releases(empty)[0] in published
 
 
 def test_stores_with_lists_of_different_models_are_not_compared(tmp_path: Path) -> None:
@@ -217,14 +194,6 @@ def test_stores_with_lists_of_different_models_are_not_compared(tmp_path: Path) 
     assert done.returncode == 2
     assert "hotplate releases" in done.stderr
     assert [releases(url) for url in urls] == before
-
-
-def test_a_store_that_holds_nothing_is_filled_with_the_others_release(tmp_path: Path) -> None:
-    filled, empty = fill(tmp_path / "filled"), f"file://{tmp_path}/empty"
-    done = run_stores(empty, filled, *SMALL, "--out", tmp_path / "found")
-    assert done.returncode in {0, 3}, done.stderr
-    assert releases(empty) == releases(filled)
-    assert len(releases(filled)) == 1
 
 
 @pytest.mark.parametrize(
@@ -266,22 +235,9 @@ def test_without_urls_everything_is_started_and_cleaned_up(
     assert "EMULATED" in facts["head"]
 
 
-def descendants(pid: int) -> set[int]:
-    listed = subprocess.run(["/bin/ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()[1:]]
-    found, grown = {pid}, True
-    while grown:
-        more = {child for child, parent in pairs if parent in found} - found
-        found |= more
-        grown = bool(more)
-    return found - {pid}
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def processes_of(session: int) -> str:
+    command = ["ps", "-o", "stat=", "--sid", str(session)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.replace("Z", "").strip()
 
 
 @pytest.mark.soak
@@ -290,17 +246,16 @@ def test_sigterm_ends_it_with_a_report_and_without_processes(tmp_path: Path) -> 
     url = fill(tmp_path / "store")
     command = [sys.executable, "-m", "hotplate", "bench", "stores", url, "--warmup", "0s", "--out"]
     with subprocess.Popen(
-        [*command, str(tmp_path / "found")], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [*command, str(tmp_path / "found")], stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as running:
         assert running.stderr is not None
         lines = iter(running.stderr.readline, "")
         assert any(line.startswith("round 3") for line in lines)
-        started = descendants(running.pid)
-        assert started
+        assert processes_of(running.pid)
         os.kill(running.pid, signal.SIGTERM)
         running.stderr.read()
         assert running.wait(60) == 1
     facts = json.loads((tmp_path / "found.json").read_text())
     assert facts["interrupted"]
     assert any(row["figure"] == "p50" and row["value"] for row in facts["rows"])
-    assert not any(map(is_running, started))
+    assert not processes_of(running.pid)

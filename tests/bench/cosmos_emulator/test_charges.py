@@ -1,13 +1,11 @@
 """What is charged, held against what the documents say: by the formulas, over the wire, and in our own docs."""
 
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
 from hotplate.stores.cosmos.charges import KB, load
-from hotplate.stores.errors import StoreMisused
 from tests.support.charge_table import Row, compare, documented, markdown
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct
@@ -68,15 +66,3 @@ def test_strong_reads_cost_twice_as_much(clock: FakeClock) -> None:
     assert direct.item("POST", "a", {"id": "a"}).charge_ru == 5.2
     assert direct.item("GET", "a").charge_ru == 2.0
     assert direct.item("GET", "a", x_ms_consistency_level="Eventual").charge_ru == 1.0
-
-
-def test_users_put_their_own_measurements_in_place(tmp_path: Path) -> None:
-    own = tmp_path / "charges.toml"
-    text = (ROOT / "stores/cosmos/charges.toml").read_text()
-    own.write_text(text.replace("missing = 1.0", "missing = 1.5"))
-    assert load(own).read_missing == 1.5
-    own.write_text(text.replace("missing = 1.0", ""))
-    with pytest.raises(StoreMisused, match="read_missing"):
-        load(own)
-    with pytest.raises(StoreMisused, match=r"none\.toml"):
-        load(tmp_path / "none.toml")

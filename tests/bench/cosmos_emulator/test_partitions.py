@@ -7,11 +7,10 @@ import pytest
 from azure.cosmos import PartitionKey
 
 from hotplate.bench.cosmos_emulator.http import HttpError
-from hotplate.bench.cosmos_emulator.partitions import Budget, Partitions, effective_key, encode
+from hotplate.bench.cosmos_emulator.partitions import Partitions, effective_key, encode
 from hotplate.stores.cosmos.url import Throughput, minimum_ru
 
 START = 1000.0
-LATER = START + 0.25
 
 
 def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds: int, per_second: int) -> float:
@@ -46,41 +45,6 @@ def test_a_hot_key_gets_the_share_of_its_partition() -> None:
     assert len(partitions.all) == 2
     total = admitted(partitions, ["the hot one"], 1.0, 9, 11_000)
     assert total == pytest.approx(9 * 5_500, rel=0.01)
-
-
-def test_the_wait_of_a_second_that_is_spent_reaches_to_the_next() -> None:
-    budget = Budget(400.0)
-    budget.charge(LATER, 400.0)
-    assert budget.wait_ms(LATER) == 750
-    assert budget.wait_ms(LATER + 0.7495) == 1
-
-
-def test_what_was_spent_before_scaling_down_is_not_owed_afterwards() -> None:
-    budget = Budget(11_000.0)
-    budget.charge(START, 10_000.0)
-    budget.provision(400.0)
-    assert budget.wait_ms(LATER) == 750
-    assert budget.wait_ms(START + 1) == 0
-    budget.charge(START + 1, 500.0)
-    budget.provision(1_000.0)
-    assert budget.wait_ms(START + 1) == 0
-    budget.charge(START + 2, 999.0)
-    assert budget.wait_ms(START + 2) == 0
-
-
-@pytest.mark.parametrize(
-    ("throughput", "parts"),
-    [
-        (Throughput(400), 1),
-        (Throughput(6_000), 1),
-        (Throughput(11_000), 2),
-        (Throughput(50_000), 9),
-        (Throughput(10_000, autoscale=True), 1),
-        (Throughput(11_000, autoscale=True), 2),
-    ],
-)
-def test_partitions_of_a_new_container(throughput: Throughput, parts: int) -> None:
-    assert len(Partitions(throughput, 1).all) == parts
 
 
 def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:

@@ -127,13 +127,11 @@ def test_a_plan_that_was_saved_comes_back_and_has_not_grown(
     [
         ({}, "--users is missing: give at least --users"),
         ({"users": "many"}, "--users is 'many', and must be a whole number"),
-        ({"users": "0"}, "--users is 0, and must be at least 1"),
         ({"users": "1e30"}, "--users is 1e+30, and must be at least 1 and at most 1e+12"),
         ({"peak_rps": "nan"}, "--peak-rps is nan"),
         ({"hit_rate": "1.2"}, "--hit-rate is 1.2, and must be at least 0 and at most 1"),
         ({"consistency": "weak"}, "--consistency is 'weak', and must be eventual or prefix"),
         ({"profile": "lunar"}, "--profile 'lunar' is none of flat, evening"),
-        ({"profile": ",".join(["x"] * 24)}, "it takes 24 numbers"),
         ({"speed": "1"}, "--speed is not an input of a plan; there are users, "),
     ],
 )
@@ -157,9 +155,7 @@ def test_last_source_wins_and_stale_measurements_are_dropped() -> None:
     ("text", "sentence"),
     [
         ("users = [", "is not TOML"),
-        ("[check]\nbounds = 3", "takes bound_percent and agreed"),
         ("[check]\nbound_percent = -1", "0 or more"),
-        ("[check]\nagreed = 3", "must be a table"),
         ("[check.agreed]\nspeed = 3", "speed in"),
         ("[check.agreed]\npods = 'x'", "must be a number"),
     ],

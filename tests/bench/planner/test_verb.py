@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
-from hotplate.bench.planner.inputs import KNOWN, PlanMisused, from_report
+from hotplate.bench.planner.inputs import from_report
 from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
-from hotplate.bench.planner.review import report
 from hotplate.report import Report, Row, to_json
-from hotplate.report_page import page
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
-from tests.support.planning import a_plan
 from tests.support.service import a_list, publish_lists
 
 LEAST = ("--users", "1000000", "--peak-rps", "500")
@@ -39,14 +36,6 @@ def values(facts: dict[str, Any]) -> dict[str, Any]:
 
 def sources(facts: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each["source"] for each in facts["inputs"]}
-
-
-def test_a_plan_names_figures_assumptions_warnings_and_costs_not_priced() -> None:
-    done = plan(*LEAST, "--profile", "evening")
-    assert done.returncode == 0, done.stderr
-    for shown in ("serve_ru", "assumed: items 0 items", "years old", "not priced: ", "look out: ", "training_cost"):
-        assert shown in done.stdout, shown
-    assert "have_ru" not in done.stdout
 
 
 def test_one_figure_is_explained() -> None:
@@ -176,24 +165,6 @@ def test_a_report_that_is_not_sound_is_refused(more: dict[str, Any], sentence: s
     assert sentence in done.stderr
 
 
-def test_a_file_of_another_format_is_no_report(tmp_path: Path) -> None:
-    path = measured(tmp_path / "bench.json")
-    facts = json.loads(path.read_text())
-    for change, sentence in (
-        ({"format": 2}, "its format is 2, and this version reads 3"),
-        ({"rows": 3}, "is not a report of hotplate bench"),
-        ({"rows": [{"speed": 3}]}, "is not a report of hotplate bench"),
-        ({"machine": None}, "is not a report of hotplate bench"),
-    ):
-        path.write_text(json.dumps(facts | change))
-        with pytest.raises(PlanMisused, match=sentence):
-            from_report(path)
-    for text in ("", "{", "[]", "{}"):
-        path.write_text(text)
-        with pytest.raises(PlanMisused, match="is not a report of hotplate bench"):
-            from_report(path)
-
-
 def test_a_comparison_of_stores_gives_the_cpu_of_a_request(tmp_path: Path) -> None:
     rows = [
         Row("file://", "CPU a request", "us", 30.0), Row("file://", "p50", "us", 500.0),
@@ -229,10 +200,7 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
         ("amount = 0.008", 'amount = "much"', "could not convert"),
         ("amount = 0.008", "usd = 0.008", "ru_hour has no amount"),
         ('currency = "USD"', 'currency = "$"', "three letters"),
-        ('basis = "listed"', 'basis = "sure"', "basis of"),
         ("date = 2022-03-31", 'date = "2022-03-31"', "must be a TOML date"),
-        ("gb = 0.5", "gb = 0", "more than 0 GB"),
-        ("within = 0", "within = 1", "less than 1"),
     ],
 )
 def test_a_file_of_prices_that_makes_no_sense_is_refused(old: str, new: str, sentence: str, tmp_path: Path) -> None:
@@ -249,12 +217,6 @@ def test_prices_that_a_file_lacks_leave_out_what_needs_them(tmp_path: Path) -> N
     found = values(planned(*LEAST, "--prices", yours))
     assert "no sizes of Redis" in found["redis_cost"]
     assert "no serverless_million_ru" in found["serverless_cost"]
-
-
-def test_what_comes_in_is_text_on_the_page() -> None:
-    made = page(report(a_plan(), "<script>alert(1)"))
-    assert "<script>" not in made
-    assert "&lt;script&gt;" in made
 
 
 GUIDE = (ROOT / "docs" / "sizing.md").read_text()
@@ -282,10 +244,3 @@ def test_the_guides_commands_print_what_the_guide_shows(command: str, excerpt: s
 
 def test_the_guide_shows_what_the_main_commands_print() -> None:
     assert len(EXAMPLES) >= 5
-
-
-def test_the_guide_names_every_input_that_has_no_flag_with_its_default() -> None:
-    for name, known in KNOWN.items():
-        default = known.default if isinstance(known.default, int | float) else None
-        if not known.metadata["panel"]:
-            assert f"`{name}`" + (f" {default:g}" if default is not None else "") in GUIDE

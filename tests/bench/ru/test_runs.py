@@ -1,4 +1,4 @@
-"""The sweep against an emulator as a process that stands for an account, which is left as it was."""
+"""The sweep and measured charges against an emulator that stands for an account, which is left as it was."""
 
 import asyncio
 import io
@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings
+from hotplate.bench.ru.charges import MeasuredCharges, measure, plan
 from hotplate.bench.ru.sandbox import sandbox
 from hotplate.stores.cosmos.account import CosmosAccount
+from hotplate.stores.cosmos.charges import load
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Throughput, parse
 from tests.support.command import hotplate
-from tests.support.cosmos_server import Emulator, emulator
+from tests.support.cosmos_server import Emulator, emulator, emulator_thread
 
 pytestmark = pytest.mark.timeout(300)
 soak = pytest.mark.soak
@@ -109,22 +112,6 @@ def test_ctrl_c_leaves_a_report_and_nothing_else(account: Emulator, tmp_path: Pa
     assert json.loads((tmp_path / "found.json").read_text())["interrupted"] is True
 
 
-@soak
-def test_account_that_dies_leaves_a_report_of_finished_levels(account: Emulator, tmp_path: Path) -> None:
-    arguments = ("--yes", *SHORT, "--item-kb", "1,2", "--out", tmp_path / "found")
-    command = sweep_command("--account", url_of(account), *arguments)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert any("lists of 2 KB" in line for line in process.stderr)
-        os.kill(account.pid, signal.SIGKILL)
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 1, said
-    assert "Traceback" not in said
-    made = json.loads((tmp_path / "found.json").read_text())
-    assert row(made, "400 RU/s", "reads/s")["value"] > 0
-    assert any("until you drop it" in each for each in made["failures"])
-
-
 def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
     before = databases(account)
 
@@ -159,3 +146,74 @@ def test_low_levels_through_a_service_are_within_2_percent_of_ru_by_charge(tmp_p
 def row(made: dict[str, Any], subject: str, figure: str) -> dict[str, Any]:
     (found,) = (each for each in made["rows"] if (each["subject"], each["figure"]) == (subject, figure))
     return dict(found)
+
+
+OURS = load()
+THEIRS = """
+[read]
+points = [[1, 1.25], [2, 1.50]]
+strong_factor = 2.0
+missing = 1.5
+[write]
+points = [[1, 6.0], [2, 8.0]]
+replace_share = 0.9
+term = 0.2
+refused_share = 1.2
+[query]
+base = 2.5
+item_share = 0.8
+[metadata]
+read = 3.0
+write = 4.95
+[size]
+system_properties = true
+"""
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("charges") / "theirs.toml"
+    path.write_text(THEIRS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(theirs: Path) -> Iterator[str]:
+    with emulator_thread(EmulatorSettings(port=0, charges=theirs)) as (made, _):
+        url = f"cosmos+{made.endpoint}db"
+        yield url
+
+
+@pytest.fixture(scope="module")
+def measured(url: str) -> MeasuredCharges:
+    return measure(plan(url, "1,2"), OURS, lambda _: None)
+
+
+def test_the_file_says_what_the_account_charges(measured: MeasuredCharges, theirs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "charges.toml"
+    path.write_text(measured.to_toml())
+    found, expected = load(path), load(theirs)
+    assert found.read_points[:2] == expected.read_points
+    assert found.write_points[:2] == expected.write_points
+    for name in ("write_replace_share", "read_missing"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=0.02), name
+    assert found.query_base == OURS.query_base
+    assert found.size_system_properties is OURS.size_system_properties
+    assert found.create(2048, 0) == expected.create(2048, 0)
+    assert found.replace(1024, 2048, 0, 0) == pytest.approx(expected.replace(1024, 2048, 0, 0), abs=0.02)
+
+
+def test_what_was_not_measured_is_ours_and_the_file_says_so(measured: MeasuredCharges) -> None:
+    text = measured.to_toml()
+    assert "local emulator, not Azure" in text
+    assert f"term = {OURS.write_term:g}  # not measured: ours" in text
+    assert f"strong_factor = {OURS.read_strong_factor:g}  # not measured: ours" in text
+    assert measured.points("read")[2:] == [point for point in OURS.read_points if point[0] > 2]
+
+
+def test_the_command_prints_the_coefficients_that_it_writes(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "charges.toml"
+    done = hotplate("bench", "charges", "--store", url, "--sizes", "1", "--yes", "--out", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "read_missing: 1.5" in done.stdout
+    assert load(file).read_missing == 1.5

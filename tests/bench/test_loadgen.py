@@ -1,0 +1,149 @@
+"""The generator as it is, in virtual time, and what a search makes of servers that are formulas."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from hotplate.bench.http import search
+from hotplate.bench.http_report import Objective, Trial, first_outside, highest, knee
+from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.loadgen.result import HIGHEST_US, Histogram, Result
+from tests.support.virtual import VirtualLoop, simulate
+
+URL = "http://simulated:80"
+SERVICE_S = 0.001
+STALL_S = 0.1
+
+
+def stalls_each_second(arrival_s: float) -> float:
+    """Answer in 1 ms, but nothing in the first 100 ms of each second: whatever arrives then waits for its end."""
+    second, into_s = divmod(arrival_s, 1.0)
+    return max(arrival_s, second + STALL_S if into_s < STALL_S else arrival_s) + SERVICE_S
+
+
+def stalled_percentile_us(percent: float) -> float:
+    """By arithmetic: a tenth of all arrivals wait, evenly between nothing and the whole stall."""
+    beyond = (100 - percent) / 100
+    return (STALL_S * (1 - beyond / STALL_S) + SERVICE_S) * 1e6
+
+
+@pytest.mark.parametrize("seed", [None, 7], ids=["evenly spaced", "Poisson"])
+def test_an_open_loop_finds_the_percentiles_of_a_server_that_stalls(seed: int | None) -> None:
+    load = Load(url=URL, requests=Gets("/"), rate=1000, seed=seed, duration_s=40, connections=200)
+    latency = simulate(load, stalls_each_second).latency
+    assert latency.percentile_us(99) == pytest.approx(stalled_percentile_us(99), rel=0.02)
+    assert latency.percentile_us(99.9) == pytest.approx(stalled_percentile_us(99.9), rel=0.02)
+    assert latency.percentile_us(50) == pytest.approx(SERVICE_S * 1e6, rel=0.02)
+
+
+def test_a_closed_loop_on_the_same_server_does_not_see_the_stall() -> None:
+    result = simulate(Load(url=URL, requests=Gets("/"), duration_s=40, connections=1), stalls_each_second)
+    assert result.requested_rate is None
+    assert result.latency.percentile_us(99) < stalled_percentile_us(99) / 50
+
+
+def starved(every_s: float) -> Result:
+    def thief(loop: VirtualLoop) -> None:
+        loop.advance(0.02)  # 20 ms in which the process did not run
+        loop.call_later(every_s, thief, loop)
+
+    load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=10)
+    return simulate(load, lambda arrival_s: arrival_s + SERVICE_S, at_start=thief)
+
+
+def test_the_lateness_of_the_generator_is_part_of_latencies_and_is_known() -> None:
+    robbed = starved(1.0)
+    assert not robbed.invalid_reasons
+    assert robbed.lag.percentile_us(99) > 1_000
+    assert robbed.latency.percentile_us(99) > 2 * SERVICE_S * 1e6  # by the plan: the server's and the generator's
+
+
+def test_a_generator_that_hardly_ever_has_its_core_reports_an_invalid_run() -> None:
+    hopeless = starved(0.002)
+    assert hopeless.invalid_reasons
+    assert "the generator itself was" in hopeless.invalid_reasons[0]
+
+
+def test_histograms_add_up_and_survive_being_written() -> None:
+    one, two = Histogram.of([0.001] * 10), Histogram.of([0.002] * 30)
+    both = Histogram.merged([one, two])
+    assert HdrHistogram.decode(both.encoded).get_total_count() == 40
+    assert both.count == 40
+    assert [both.percentile_us(25), both.percentile_us(30)] == pytest.approx([1000, 2000], rel=0.001)
+    assert [round(percent) for percent, _ in both.spectrum()] == [25, 100]
+
+
+def test_times_outside_the_scale_count_at_its_end_and_nothing_is_nothing() -> None:
+    assert Histogram.of([100.0]).max_us == pytest.approx(HIGHEST_US, rel=0.001)
+    assert Histogram.of([0.0]).count == 1
+    empty = Histogram.of([])
+    assert (empty.count, empty.max_us, empty.percentile_us(50)) == (0, 0, 0)
+
+
+OBJECTIVE = Objective({"p99": 20_000.0})
+
+
+def serve_at(rate: float, capacity: float) -> Result:
+    free_s = 0.0
+
+    def one_by_one(arrival_s: float) -> float:
+        nonlocal free_s
+        free_s = max(free_s, arrival_s) + 1 / capacity
+        return free_s
+
+    return simulate(Load(url="http://h", requests=Gets("/"), rate=rate, duration_s=4, connections=500), one_by_one)
+
+
+def trials(measure: Callable[[float], Result]) -> list[Trial]:
+    def attempt(rate: float) -> Trial:
+        result = measure(rate)
+        broken, doubts = OBJECTIVE.judge(result)
+        return Trial(at=rate, result=result, broken=broken, doubts=doubts)
+
+    return list(search(attempt, 100))
+
+
+def test_the_search_finds_the_highest_rate_inside_the_objective() -> None:
+    tried = trials(lambda rate: serve_at(rate, 1000))
+    best = highest(tried)
+    assert best is not None
+    assert 950 <= best.at <= 1060
+    assert len(tried) < 15
+    assert all(each.inside is (each.at <= best.at) for each in tried)
+    assert "p99" in next(each for each in tried if not each.inside).broken[0]
+
+
+def test_a_late_generator_is_no_limit_of_the_service() -> None:
+    def on_a_busy_machine(rate: float) -> Result:
+        found = serve_at(rate, 1000)
+        if rate <= 500:
+            return found
+        seconds = tuple(replace(each, latencies_s=each.latencies_s + np.float32(0.03)) for each in found.seconds)
+        return replace(found, seconds=seconds, lags_s=found.lags_s + np.float32(0.03))
+
+    tried = trials(on_a_busy_machine)
+    best, ended = highest(tried), first_outside(tried)
+    assert best is not None
+    assert best.at <= 500
+    assert ended is not None
+    assert ended.unclear
+    assert any("the generator" in doubt for doubt in ended.doubts)
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return simulate(Load(url="http://h", requests=Gets("/"), rate=100, duration_s=1), lambda at: at + 0.001)
+
+
+def test_the_knee_is_the_smallest_batch_that_gives_nearly_all(result: Result) -> None:
+    def of(size: float, users_s: float, broken: tuple[str, ...] = ()) -> Trial:
+        return Trial(at=size, result=replace(result, duration_s=result.ok * size / users_s), broken=broken)
+
+    tried = [of(1, 10), of(50, 200), of(200, 290), of(500, 300), of(1000, 310), of(2000, 900, ("errors",))]
+    found = knee(tried)
+    assert found is not None
+    assert found.at == 200
+    assert knee([]) is None
