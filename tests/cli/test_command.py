@@ -1,6 +1,5 @@
 """The command as people use it: each verb end to end, and each mistake with its sentence and exit code."""
 
-import asyncio
 import json
 import os
 import re
@@ -9,16 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from hotplate.stores.extras import install_command
 from tests.support.command import failed, hotplate, hotplate_process, json_of
-from tests.support.redis_server import running as redis_running
-from tests.support.service import a_list, publish_lists, publish_to, until
+from tests.support.service import until
 
 
 def test_from_clicks_to_an_answer_in_three_verbs(model: Path, tmp_path: Path) -> None:
@@ -33,57 +27,6 @@ def test_from_clicks_to_an_answer_in_three_verbs(model: Path, tmp_path: Path) ->
     assert answer["items"][0]["title"]
     text = hotplate("lookup", "nobody", "-n", "3", HOTPLATE_STORE=store).stdout
     assert text.startswith("nobody: popular, release ")
-
-
-def test_the_life_of_releases_by_hand(tmp_path: Path) -> None:
-    folder = tmp_path / "store"
-    first, second, third = (asyncio.run(publish_lists(folder, {"user:1": a_list(name)})) for name in "abc")
-    environment: dict[str, Any] = {"HOTPLATE_STORE": f"file://{folder}"}
-    assert f"{second} is live again in file://{folder}\n" == hotplate("releases", "rollback", **environment).stdout
-    assert json_of("releases", "list", **environment)["live"] == second
-    shown = hotplate("releases", "canary", third, "--percent", "2.5", **environment).stdout
-    assert shown == f"2.5 % of the users see {third} in file://{folder}\n"
-    assert "withdrawn, canary of 2.5 %" in hotplate("releases", "list", **environment).stdout
-    assert f"{third} is not the canary any more" in hotplate("releases", "abort", **environment).stdout
-    failed(hotplate("releases", "promote", **environment), "No release is the canary in this store")
-    assert "is live" in hotplate("releases", "activate", third, **environment).stdout
-    assert "1 user" in hotplate("releases", "show", third, **environment).stdout
-    assert "is complete: 2 rows" in hotplate("releases", "verify", **environment).stdout
-    erased = json_of("releases", "prune", "--grace", "0", **environment)["erased"]
-    assert erased == [first]
-    assert "erased nothing in" in hotplate("releases", "prune", **environment).stdout
-    failed(hotplate("releases", "show", first, **environment), f"Release {first} is not in this store")
-    failed(hotplate("releases", "activate", "nonsense", **environment), "is not in this store")
-
-
-def test_a_damaged_release_is_found_by_verify(tmp_path: Path) -> None:
-    folder = tmp_path / "store"
-    asyncio.run(publish_lists(folder, {f"user:{n}": a_list("x") for n in range(500)}))
-    (path,) = folder.glob("releases/*.mdb")
-    content = path.read_bytes()
-    for before, after in ((b"Title x", b"Title y"), (b"user:250", b"user:\xff50")):
-        path.write_bytes(content.replace(before, after))
-        failed(hotplate("releases", "verify", "--store", f"file://{folder}"), "damaged between bytes", "publish again")
-    path.write_bytes(content[: len(content) // 2])
-    failed(hotplate("releases", "verify", "--store", f"file://{folder}"), "was cut", "publish again")
-
-
-def test_a_scrub_of_a_redis_that_is_killed_ends_with_a_sentence(tmp_path: Path) -> None:
-    with redis_running(tmp_path) as server:
-        asyncio.run(publish_to(server.url(), {f"user:{n:04}": a_list("x") for n in range(5_000)}))
-        command = [sys.executable, "-m", "hotplate", "releases", "scrub", "--rate", "500", "--store", server.url()]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as scrub:
-            before = server.calls("mget")
-            while server.calls("mget") < before + 4:  # of the catalogue, and of some rows
-                assert scrub.poll() is None
-                time.sleep(0.01)
-            server.kill()
-            output, errors = scrub.communicate(timeout=60)
-    failed(
-        subprocess.CompletedProcess(command, scrub.returncode, output, errors),
-        "redis://127.0.0.1:",
-        "cannot be reached",
-    )
 
 
 def test_other_bad_input_is_one_sentence_too(clicks: Path, model: Path, tmp_path: Path) -> None:
@@ -108,13 +51,10 @@ def test_an_empty_url_is_refused_and_is_not_the_default_store(model: Path, tmp_p
     for verb in (
         ["publish", model],
         ["publish", model, "--dry-run"],
-        ["publish", model, "--encoding", "json"],
-        ["publish", model, "--max-ru", "400"],
         ["import", lists],
         ["serve"],
         ["lookup", "u001"],
         ["releases", "list"],
-        ["releases", "prune"],
     ):
         for given, environment in ((["--store", ""], {}), ([], {"HOTPLATE_STORE": ""})):
             done = hotplate(*verb, *given, XDG_DATA_HOME=str(tmp_path / "data"), **environment)
@@ -163,37 +103,6 @@ def test_help_of_each_verb_fits_two_screens_with_an_example_and_a_variable() -> 
         assert shown.count("\n") <= 92, verb
         assert "env var" not in shown, verb
         assert (verb[0] in groups and len(verb) == 1) or "HOTPLATE_" in shown, verb
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence", "code"),
-    [
-        ("train nothere --out m", "hotplate: nothere does not exist; ", 1),
-        ("keys list --keys=nothere", "hotplate: The keys in nothere cannot be read: ", 2),
-        (
-            "train nothere --out m -k x",
-            "for '-k': 'x' cannot be read: Expected `int`",
-            2,
-        ),
-        ("train nothere --out m --engine x", "it must be one of als, ease, ", 2),
-        ("releases scrub --rate x", "for '--rate': 'x' cannot be read: Expected `", 2),
-        ("releases scrub --rate 0", "'0' cannot be read: Expected `float` >= 1", 2),
-        ("bench compare nothere.json b.json", "nothere.json does not exist; name the .json of a report, which `hot", 1),
-        (
-            "bench compare {broken} {broken}",
-            "is not a report of hotplate bench http: its format is 2, and this version reads 3.",
-            2,
-        ),
-    ],
-)
-def test_wrong_input_is_refused_in_plain_words_and_names_stay_as_they_are(
-    words: str, sentence: str, code: int, tmp_path: Path
-) -> None:
-    broken = tmp_path / "broken.json"
-    broken.write_text('{"format": 2}')
-    done = hotplate(*words.format(broken=broken).split(), COLUMNS="300")
-    assert done.returncode == code
-    assert sentence in " ".join(done.stderr.split())
 
 
 def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_path: Path) -> None:

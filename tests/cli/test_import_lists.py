@@ -1,19 +1,15 @@
 """Import, copy and diff: each verb end to end, and each mistake with its sentence and exit code."""
 
-import asyncio
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
 from hotplate.stores.catalogue import DraftRef, State
+from hotplate.stores.connect import run_on
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Row
@@ -93,75 +89,26 @@ def test_bad_lists_are_one_sentence_and_leave_nothing_behind(tmp_path: Path) -> 
     assert not (tmp_path / "store").exists()
 
 
-def many_lists(folder: Path, users: int) -> list[str]:
-    """Write lists of many users into *folder*, and return the command that imports them into a store beside."""
+def test_an_import_whose_store_went_away_is_resumed_by_its_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, users = f"file://{tmp_path}/store", 1_000
     frame = pl.DataFrame({"user": [f"{n:06}" for n in range(users)], "item": "i", "score": 1.0})
-    folder.mkdir(exist_ok=True)
-    frame.write_parquet(folder / "lists.parquet")
-    (folder / "scratch").mkdir()
-    return ["import", str(folder / "lists.parquet"), "--store", f"file://{folder}/store", "--json"]
-
-
-@contextmanager
-def at_second_put(action: Callable[[], None]) -> Iterator[None]:
-    """Do *action* when a file's second batch of rows is about to be written."""
+    frame.write_parquet(tmp_path / "lists.parquet")
+    arguments = ("import", tmp_path / "lists.parquet", "--store", store)
     put, calls = LmdbStore.put, count(1)
 
-    async def act_or_put(self: LmdbStore, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+    async def fail_or_put(self: LmdbStore, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         if next(calls) == 2:
-            action()
-            await asyncio.sleep(0)  # where a signal's handler takes effect
+            raise StoreUnavailable("the disk went away")
         await put(self, draft, rows, part)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hotplate.offline.list_import._BATCH", 100)
-        patch.setattr(LmdbStore, "put", act_or_put)
-        yield
-
-
-def let_leases_lapse(store: Path) -> None:
-    """Do to the catalogue what a minute without the writers does."""
-
-    async def let() -> None:
-        opened = LmdbStore(store)
-        await lapse(opened)
-        await opened.close()
-
-    asyncio.run(let())
-
-
-def check_resume(folder: Path, arguments: list[str], users: int) -> None:
-    """Hold that the only release is a draft, and that the same import with --resume makes it whole and live."""
-    store = f"file://{folder}/store"
+    monkeypatch.setattr("hotplate.offline.list_import._BATCH", 100)
+    monkeypatch.setattr(LmdbStore, "put", fail_or_put)
+    failed(hotplate(*arguments), "The disk went away", "--resume 2")
     (entry,) = json_of("releases", "list", "--store", store)["releases"]
     assert entry["state"] == State.DRAFT
-    let_leases_lapse(folder / "store")
-    done = json.loads(hotplate(*arguments, "--resume", entry["id"]).stdout)
-    assert done["release"]["release"] == entry["id"]
-    assert done["release"]["counts"] == {"popular": 1, "user": users}
+    run_on(store, lapse)  # as a minute without the writer does
+    done = json_of(*arguments, "--resume", entry["id"])["release"]
+    assert (done["release"], done["counts"]) == (entry["id"], {"popular": 1, "user": users})
     assert hotplate("releases", "verify", "--store", store).returncode == 0
-
-
-def test_an_import_whose_store_went_away_is_resumed_by_its_draft(tmp_path: Path) -> None:
-    arguments = many_lists(tmp_path, 1_000)
-
-    def fail() -> None:
-        raise StoreUnavailable("the disk went away")
-
-    with at_second_put(fail):
-        failed(hotplate(*arguments), "The disk went away", "--resume 2")
-    check_resume(tmp_path, arguments, 1_000)
-
-
-def test_an_interrupted_import_leaves_nothing_behind(tmp_path: Path) -> None:
-    arguments = many_lists(tmp_path, 1_000)
-    with at_second_put(lambda: os.kill(os.getpid(), signal.SIGINT)):
-        done = hotplate(*arguments, TMPDIR=str(tmp_path / "scratch"))
-    assert (done.returncode, done.stderr) == (130, "")
-    assert list((tmp_path / "scratch").iterdir()) == []
-    assert list((tmp_path / "store" / "releases").iterdir()) == []
-    assert releases_of(tmp_path) == []
-
-
-def releases_of(folder: Path) -> Any:  # noqa: ANN401 -- JSON
-    return json_of("releases", "list", "--store", f"file://{folder}/store")["releases"]

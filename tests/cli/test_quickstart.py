@@ -8,7 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from hotplate.bench.process import SERVER_PORTS, claim_port, free_port
 from tests.support.balancer import balanced
 from tests.support.paths import ROOT
 from tests.support.redis_server import running
+from tests.support.service import until
 
 
 def transcript(page: str) -> str:
@@ -49,13 +50,13 @@ def write_clicks(path: Path) -> None:
     path.write_text("\n".join(rows) + "\n")
 
 
-def run(folder: Path, script: str) -> str:
+def run(folder: Path, script: str, **environment: str) -> str:
     """Run a script that may leave services behind, which end with it; return what it printed."""
-    (folder / "script.sh").write_text(f"{ENDS}\n{script}")
+    (folder / "script.sh").write_text(f"{ENDS}\n{script}\n")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "script.sh"],
         cwd=folder,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | environment,
         capture_output=True,
         text=True,
         timeout=200,
@@ -139,37 +140,22 @@ def test_the_transcript_runs_under_load_without_one_failed_request(tmp_path: Pat
     write_lists(tmp_path / "lists-new.csv", 5)
     a, b, c = free_ports(3)
     (tmp_path / "redis").mkdir()
-    with running(tmp_path / "redis") as redis:
+    with running(tmp_path / "redis") as redis, ThreadPoolExecutor(1) as thread:
         script = with_settings(
             with_mark(),
             REDIS=f"{redis.url().partition('?')[0]}?prefix=shop",
             COSMOS=cosmos_http.url(secrets.token_hex(4), ru="30000"),
             A=str(a), B=str(b), C=str(c),
         )  # fmt: skip
-        (tmp_path / "transcript.sh").write_text(f"{ENDS}\n{script}\n{STAYS}\n")
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        with (tmp_path / "log").open("wb") as log:
-            command = ["bash", "-x", "-euo", "pipefail", "transcript.sh"]
-            # The balancer probes ten times a second: the default of 5 s is for those that take longer.
-            environment = os.environ | {"PATH": path, "TERM": "dumb", "HOTPLATE_DRAIN_DELAY": "0.5"}
-            process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-        try:
-            until_exists(tmp_path / "deployed", process)
-            key = tmp_path / "key"
-            headers = lambda: {"X-API-Key": key.read_text().strip()}  # noqa: E731 -- read anew for each request
-            with balanced(a, b, path="/v1/recommendations/7", callers=2, headers=headers) as balancer:
-                balancer.ports.append(c)
-                until_exists(tmp_path / "over", process)
-            (tmp_path / "over").unlink()
-            assert process.wait(timeout=60) == 0
-        finally:
-            process.terminate()
-            process.wait()
+        # The balancer probes ten times a second: the default of 5 s is for those that take longer.
+        done = thread.submit(run, tmp_path, f"{script}\n{STAYS}", TERM="dumb", HOTPLATE_DRAIN_DELAY="0.5")
+        until(lambda: done.done() or (tmp_path / "deployed").exists())
+        key = tmp_path / "key"
+        headers = lambda: {"X-API-Key": key.read_text().strip()}  # noqa: E731 -- read anew for each request
+        with balanced(a, b, path="/v1/recommendations/7", callers=2, headers=headers) as balancer:
+            balancer.ports.append(c)
+            until(lambda: done.done() or (tmp_path / "over").exists())
+        (tmp_path / "over").unlink()
+        done.result()
     assert set(balancer.outcomes) == {"200"}, balancer.outcomes
     assert balancer.outcomes["200"] > 1000
-
-
-def until_exists(path: Path, process: subprocess.Popen[bytes]) -> None:
-    while not path.exists():
-        assert process.poll() is None, (path.parent / "log").read_text()[-4000:]
-        time.sleep(0.1)

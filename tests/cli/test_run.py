@@ -1,6 +1,5 @@
 """`hotplate run`: from data to a live release, once for each state of the data, and resumed wherever it is cut off."""
 
-import asyncio
 import json
 import multiprocessing
 import os
@@ -25,10 +24,8 @@ from hotplate.offline.input.sample import sample
 from hotplate.offline.job import opened
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId
-from hotplate.stores.connect import connect, run_on
-from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.connect import run_on
 from tests.support.command import failed, hotplate, json_of
-from tests.support.redis_server import running
 from tests.support.soak import SEED, scaled
 from tests.support.stores import lapse
 
@@ -180,24 +177,6 @@ def test_interrupted_run_resumes_to_the_same_release_with_the_same_model(
     assert trained(tmp_path) == models or not models
 
 
-def test_after_a_draft_with_other_lists_the_next_run_is_a_new_one(
-    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def away(*_: object) -> None:
-        raise StoreUnavailable("the store is away")
-
-    pipeline = write_pipeline(tmp_path, folder_url)
-    with monkeypatch.context() as patch:
-        patch.setattr("hotplate.stores.publication.verify", away)
-        cut_off = hotplate("run", pipeline)
-    left = summary_of(cut_off)
-    assert (cut_off.returncode, "give the same command again" in left["error"]) == (1, True)
-    spoil(Path(left["model"]))
-    assert "these are other lists than" in summary_of(hotplate("run", pipeline))["error"]
-    done = summary_of(hotplate("run", pipeline))
-    assert (done["outcome"], done["release"] == left["release"]) == ("published", False)
-
-
 def test_after_new_data_an_interrupted_run_is_not_resumed(
     folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,83 +200,43 @@ def test_a_work_folder_has_one_run_at_a_time(folder_url: str, tmp_path: Path) ->
     assert "is not a folder" in hotplate("run", pipeline, HOTPLATE_RUN_WORK=str(pipeline)).stderr
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("stops_at", ["state.json", "model-*/model.json"])
-def test_a_run_whose_redis_does_not_answer_ends_when_it_is_told_to(stops_at: str, tmp_path: Path) -> None:
-    with running(tmp_path) as server:
-        pipeline = write_pipeline(tmp_path, server.url())
-        process = _context.Process(target=_run, args=(str(pipeline), str(tmp_path / "output")))
-        process.start()
-        while process.is_alive() and not any((tmp_path / "work").glob(stops_at)):
-            time.sleep(0.001)
-        server.send_signal(signal.SIGSTOP)
-        try:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid or 0, signal.SIGTERM)
-            process.join(60)
-            assert process.exitcode in (0, 130)  # the first: it was done just then
-        finally:
-            process.kill()
-            server.send_signal(signal.SIGCONT)
-        # Python warns after it where a coroutine was made and not begun.
-        summary = next(line for line in (tmp_path / "output").read_text().splitlines() if line.startswith("{"))
-        assert json.loads(summary)["outcome"] == ("interrupted" if process.exitcode else "published")
-        assert hotplate("run", pipeline).returncode == 0
-
-
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("old", "new", "sentence"),
     [
-        ("[trian]", "has trian, but may have the tables [train], [publish], [gates], [run] only."),
-        ("[[gates]]\ncoverage = 1", "has gates, but may have the tables [train]"),
-        ("[gates]\ncoverage = 2", "coverage is 2; it must lie between 0 and 1"),
-        ("wiat = 3", "[run] has no key wiat; it may have work, wait, "),
-        ('wait = "long"', "[run]: wait: 'long' cannot be read: Expected `float`"),
-        ("[publish", "is not TOML"),
+        ("[run]", "[trian]\n[run]", "has trian, but may have the tables [train], [publish], [gates], [run] only."),
+        ("[run]", "[[gates]]\ncoverage = 1\n[run]", "has gates, but may have the tables [train]"),
+        ("[run]", "[gates]\ncoverage = 2\n[run]", "coverage is 2; it must lie between 0 and 1"),
+        ("[run]", "[run]\nwiat = 3", "[run] has no key wiat; it may have work, wait, "),
+        ("[run]", '[run]\nwait = "long"', "[run]: wait: 'long' cannot be read: Expected `float`"),
+        ("[run]", "[run", "is not TOML"),
+        ("[train]", "[train]\nmin_per_usr = 3", "[train] has no key min_per_usr; it may have "),
+        ("[train]", "[train]\nmin-per-user = 0", "[train]: min_per_user: 0 cannot be read: Expected `int` >= 1"),
+        ("[train]", "[train]\nout = 'model'", "[train] has no key out"),
+        ("[train]", '[train]\nhalf_life = "often"', "The half-life 'often' cannot be read"),
+        ("[train]", '[train]\nwhere = "quantity"', "'quantity'"),
+        ("[train]", '[train]\nevent_weights = "view=much"', "'view=much'"),
+        ("[train]", "[train]\nengine = 'popularity'", "the engine popularity has no factors, iterations"),
+        ("[publish]", "[publish]\nmax_per_category = 2", "A cap needs both"),
+        ("[publish]", '[publish]\ngate = "ndcg=0.1"', "these lists have no evaluation"),
     ],
 )
-def test_a_pipeline_that_makes_no_sense_is_a_sentence(
-    more: str, sentence: str, folder_url: str, tmp_path: Path
-) -> None:
-    done = hotplate("run", write_pipeline(tmp_path, folder_url, more))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert sentence in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("table", "line", "sentence"),
-    [
-        ("train", 'half_life = "often"', "The half-life 'often' cannot be read"),
-        ("train", 'where = "quantity"', "'quantity'"),
-        ("train", 'event_weights = "view=much"', "'view=much'"),
-        ("train", "engine = 'popularity'", "the engine popularity has no factors, iterations"),
-        ("publish", "max_per_category = 2", "A cap needs both"),
-        ("publish", 'gate = "ndcg=0.1"', "these lists have no evaluation"),
-    ],
-)
-def test_settings_that_would_fail_after_training_are_rejected_up_front(
-    table: str, line: str, sentence: str, folder_url: str, tmp_path: Path
+def test_a_pipeline_that_cannot_end_well_is_refused_before_it_trains(
+    old: str, new: str, sentence: str, folder_url: str, tmp_path: Path
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
-    pipeline.write_text(pipeline.read_text().replace(f"[{table}]", f"[{table}]\n{line}"))
+    pipeline.write_text(pipeline.read_text().replace(old, new))
     failed(hotplate("run", pipeline), sentence, code=2)
     assert not (tmp_path / "work").exists()
 
 
-def test_keys_are_the_options_of_the_verbs_and_are_checked_by_them(folder_url: str, tmp_path: Path) -> None:
-    pipeline = write_pipeline(tmp_path, folder_url)
-    text = pipeline.read_text()
-    pipeline.write_text(text.replace("[train]", "[train]\nmin_per_usr = 3"))
-    failed(hotplate("run", pipeline), "[train] has no key min_per_usr; it may have ", code=2)
-    pipeline.write_text(text.replace("[train]", "[train]\nmin-per-user = 0"))
-    failed(hotplate("run", pipeline), "[train]: min_per_user: 0 cannot be read: Expected `int` >= 1", code=2)
-    pipeline.write_text(text.replace("[train]", "[train]\nout = 'model'"))
-    failed(hotplate("run", pipeline), "[train] has no key out", code=2)
-    pipeline.write_text(text.replace("[train]", "[train]\nwhere = 'n>0'\nevent_weights = {view = 1, buy = 5}"))
+def test_check_reads_options_of_all_kinds_and_runs_nothing(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url, "[gates]\nsimilar.hit_rate = 0.01")
+    options = "[train]\nwhere = 'n>0'\nevent_weights = {view = 1, buy = 5}"
+    pipeline.write_text(pipeline.read_text().replace("[train]", options).replace('split = "none"', ""))
     checked = hotplate("run", pipeline, "--check")
-    assert (checked.returncode, str(tmp_path / "clicks.csv") in checked.stdout) == (0, True)
-    pipeline.write_text(text.replace('split = "none"', "") + "\n[gates]\nsimilar.hit_rate = 0.01\n")
-    assert "similar.hit_rate ≥ 0.01" in hotplate("run", pipeline, "--check").stdout
+    assert checked.returncode == 0, checked.stderr
+    assert str(tmp_path / "clicks.csv") in checked.stdout
+    assert "similar.hit_rate ≥ 0.01" in checked.stdout
     assert not (tmp_path / "work").exists()
 
 
@@ -355,26 +294,6 @@ def stopped(pipeline: Path, after_s: float, number: signal.Signals) -> int | Non
     return process.exitcode
 
 
-def test_run_terminated_during_module_import_exits_as_documented(tmp_path: Path) -> None:
-    program = """
-import os, signal, sys
-
-class Terminate:
-    def find_spec(self, name, *_):
-        if name == "hotplate.cli.main":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-from hotplate.__main__ import main
-sys.meta_path.insert(0, Terminate())
-sys.argv = ["hotplate", "run", "nightly.toml"]
-main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")  # nothing had begun
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("url", "number", "times"),
@@ -403,56 +322,37 @@ def test_runs_that_end_at_random_instants_resume_to_the_same_release(
         assert trained(folder) == models or not models
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pipeline that has rules, and the data of its run."""
-    folder = tmp_path_factory.mktemp("rules")
-    rows = sample(users=40, items=20)
-    rows.write_csv(folder / "clicks.csv")
-    items = rows.get_column("item").unique().sort().to_list()
-    (folder / "catalogue.csv").write_text("item,category\n" + "".join(f"{item},x\n" for item in [*items[:12], "gone"]))
-    (folder / "recalled.txt").write_text(f"{items[0]}\n")
-    (folder / "nightly.toml").write_text(
-        '[train]\ndata = "clicks.csv"\nparams = "factors=4,iterations=1"\nsplit = "none"\n'
-        f'[publish]\nstore = "file://{folder}/store"\navailable = "catalogue.csv"\nexclude = "recalled.txt"\n'
-        'categories = "catalogue.csv"\nmax_per_category = 3\n[run]\nwork = "work"\n'
+def test_unknown_rule_items_are_counted_and_catalogue_change_forces_new_run(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    items = sorted({line.split(",")[1] for line in (tmp_path / "clicks.csv").read_text().splitlines()[1:]})
+    (tmp_path / "catalogue.csv").write_text(
+        "item,category\n" + "".join(f"{item},x\n" for item in [*items[:12], "gone"])
     )
-    return folder
-
-
-def test_unknown_rule_items_are_counted_and_catalogue_change_forces_new_run(folder: Path) -> None:
-    done = hotplate("run", folder / "nightly.toml")
+    (tmp_path / "recalled.txt").write_text(f"{items[0]}\n")
+    rules = (
+        'available = "catalogue.csv"\nexclude = "recalled.txt"\ncategories = "catalogue.csv"\nmax_per_category = 3\n'
+    )
+    pipeline.write_text(pipeline.read_text().replace("list_length", f"{rules}list_length"))
+    done = hotplate("run", pipeline)
     assert done.returncode == 0, done.stderr
     assert "  available: 13 items, 1 unknown\n  excluded: 1 items, 0 unknown\n  categories: 3 max, " in done.stderr
-    with (folder / "catalogue.csv").open("a") as catalogue:
+    with (tmp_path / "catalogue.csv").open("a") as catalogue:
         catalogue.write("new,y\n")
-    again = json.loads(hotplate("run", folder / "nightly.toml").stdout)
-    assert (again["outcome"], again["release"]) != ("unchanged", json.loads(done.stdout)["release"])
-    found = json_of("lookup", "nobody", "--store", f"file://{folder}/store")
+    again = summary_of(hotplate("run", pipeline))
+    assert (again["outcome"], again["release"]) != ("unchanged", summary_of(done)["release"])
+    found = json_of("lookup", "nobody", "--store", folder_url)
     assert len(found["items"]) == 3, "all that may be recommended are of one category"
 
 
-def resume(url: str, release: str, folder: Path) -> subprocess.Popen[str]:
-    lists = folder / "lists.csv"
-    lists.write_text("user,item,score\nal,a,0.5\nbo,b,0.5\n")
-    command = [sys.executable, "-m", "hotplate", "import", str(lists), "--store", url, "--resume", release]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-async def first_line(resumed: subprocess.Popen[str]) -> str:
-    assert resumed.stderr is not None
-    return await asyncio.to_thread(resumed.stderr.readline)
-
-
-async def test_resume_reports_waiting_for_a_lease_and_continues_after_expiry(url: str, tmp_path: Path) -> None:
-    store = connect(url)
-    draft = await publication.begin(store, ReleaseId("20261120T064200Z-7f3a"))
-    resumed = resume(url, draft.id, tmp_path)
-    waiting = f"hotplate: release {draft.id} has a writer; if that process is gone, its lease lapses in "
-    assert (await first_line(resumed)).startswith(waiting)
-    assert (await store.catalogue()).find_draft(draft.id).writer == draft.writer
-    await lapse(store)
-    _, said = await asyncio.to_thread(resumed.communicate, timeout=60)
-    assert (resumed.returncode, said) == (0, "")
-    assert (await store.catalogue()).live == draft.id
-    await store.close()
+def test_resume_reports_waiting_for_a_lease_and_continues_after_expiry(url: str, tmp_path: Path) -> None:
+    draft = run_on(url, lambda store: publication.begin(store, ReleaseId("20261120T064200Z-7f3a")))
+    (tmp_path / "lists.csv").write_text("user,item,score\nal,a,0.5\nbo,b,0.5\n")
+    command = ["import", str(tmp_path / "lists.csv"), "--store", url, "--resume", draft.id]
+    with subprocess.Popen([sys.executable, "-m", "hotplate", *command], stderr=subprocess.PIPE, text=True) as resumed:
+        assert resumed.stderr is not None
+        waiting = f"hotplate: release {draft.id} has a writer; if that process is gone, its lease lapses in "
+        assert resumed.stderr.readline().startswith(waiting)
+        assert catalogue_of(url).find_draft(draft.id).writer == draft.writer
+        run_on(url, lapse)
+        assert (resumed.stderr.read(), resumed.wait(60)) == ("", 0)
+    assert catalogue_of(url).live == draft.id

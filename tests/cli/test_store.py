@@ -1,15 +1,13 @@
-"""The verbs of `hotplate store`, end to end, and the recipe of the docs by which a copy of Redis is kept."""
+"""What an operator types to look after stores, releases and users, and what is refused."""
 
 import asyncio
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from hotplate.stores.event_log import LogSegment
 from tests.support.command import failed, hotplate, json_of, succeeded
-from tests.support.redis_server import running
 from tests.support.service import a_list, publish_lists, publish_to
 
 
@@ -55,6 +53,9 @@ def test_each_verb_that_changes_a_store_names_it(tmp_path: Path) -> None:
     for verb in verbs:
         assert f" in {folder}" in succeeded("releases", *verb, "--store", folder), verb
     assert json_of("releases", "prune", "--store", folder)["store"] == folder
+    assert "is complete: 3 rows" in succeeded("releases", "scrub", "--rate", "100000", "--store", folder)
+    failed(hotplate("releases", "promote", "--store", folder), "No release is the canary in this store")
+    failed(hotplate("releases", "show", "nonsense", "--store", folder), "is not in this store")
     assert f"1 user of 1 are erased from {folder}" in succeeded("users", "erase", "1", "--store", folder)
     other = f"file://{tmp_path}/other"
     assert f" in {other}: " in succeeded("releases", "copy", "--from", folder, "--to", other)
@@ -129,42 +130,109 @@ def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_
     assert "is complete" in hotplate("releases", "verify", second, "--store", store).stdout
 
 
-def test_the_only_release_becomes_live(tmp_path: Path) -> None:
-    lists, store = tmp_path / "lists.csv", f"file://{tmp_path}/store"
-    lists.write_text("user,item,score\n1,a,1.0\n1,b,0.5\n2,a,0.9\n")
-    succeeded("import", lists, "--store", store, "--gate", "shortest_list=2", "--force", "--json")
-    (tmp_path / "store" / "catalogue.json").unlink()
-    rebuilt = succeeded("store", "rebuild", "--store", store)
-    assert f"is live in {store}, by a new catalogue of 1 release" in rebuilt
-    assert "is complete" in hotplate("releases", "verify", "--store", store).stdout
-
-
-LISTS = {f"user:{n:03}": a_list(str(n), "x") for n in range(300)}
-
-
 def published(url: str, lists: dict[str, bytes]) -> str:
     return asyncio.run(publish_to(url, lists))
 
 
-def looked_up(url: str, user: str) -> tuple[str, str, str]:
-    found = json_of("lookup", user, "--store", url)
-    return found["release"], found["source"], found["items"][0]["id"]
+def test_users_are_erased_and_what_holds_them_is_named(tmp_path: Path) -> None:
+    folder, backup = tmp_path / "store", tmp_path / "backup"
+    store = ("--store", f"file://{folder}")
+    release = asyncio.run(publish_lists(folder, {"user:u7": a_list("a"), "user:u8": a_list("b")}))
+    assert succeeded("store", "backup", backup, *store)
+    assert json_of("lookup", "u7", "--json", *store)["source"] == "personal"
+    printed = succeeded("users", "erase", "u7", *store, "--backup", backup)
+    assert f"1 user of 1 are erased from file://{folder}" in printed
+    assert f"release {release} holds 'u7' until it is pruned" in printed
+    assert f"{backup} holds 'u7'" in printed
+    assert "not searched: other stores, model folders, events" in printed
+    assert json_of("lookup", "u7", "--json", *store)["source"] == "popular"
+    assert succeeded("store", "restore", backup, *store, "--over")
+    assert json_of("lookup", "u7", "--json", *store)["source"] == "popular"
+    assert succeeded("releases", "verify", *store)
+    found = json_of("users", "find", "u7", "u8", "--json", *store)
+    assert (found["erased"], found["store"]) == (["u7"], f"file://{folder}")
+    failed(hotplate("users", "erase", "u7", "--store", f"file://{tmp_path}/none"), "Nothing was ever published")
 
 
-def test_a_dump_of_redis_brings_it_back(tmp_path: Path) -> None:
-    redis_cli = shutil.which("redis-cli")
-    if redis_cli is None:
-        pytest.skip("no redis-cli on the PATH; on Debian or Ubuntu: apt-get install redis-tools")
-    with running(tmp_path) as server:
-        first = published(server.url(), LISTS)
-        dump = tmp_path / "backup.rdb"
-        subprocess.run([redis_cli, "-p", str(server.port), "--rdb", str(dump)], check=True, capture_output=True)
-        second = published(server.url(), {"user:007": a_list("z")})
-        assert looked_up(server.url(), "007") == (second, "personal", "z")
-        server.kill()
-        shutil.copy(dump, tmp_path / "dump.rdb")
-        server.start()
-        assert looked_up(server.url(), "007") == (first, "personal", "7")
-        assert hotplate("releases", "verify", "--store", server.url()).returncode == 0
-        third = published(server.url(), LISTS)
-        assert looked_up(server.url(), "008") == (third, "personal", "8")
+def test_folders_that_hold_nothing_to_look_into_are_refused(tmp_path: Path) -> None:
+    folder, events = tmp_path / "store", tmp_path / "events"
+    store = ("--store", f"file://{folder}")
+    asyncio.run(publish_lists(folder, {"user:u7": a_list("a")}))
+    for option in ("--backup", "--model", "--events"):
+        failed(hotplate("users", "erase", "u7", *store, option, tmp_path / "none"), "does not exist", code=2)
+    events.mkdir()
+    for option in ("--backup", "--model"):  # before anything is erased: it was erased without a report
+        failed(hotplate("users", "erase", "u7", *store, option, events))
+    assert json_of("users", "find", "u7", "--json", *store)["erased"] == []
+    failed(hotplate("users", "find", "u7", *store, "--backup", events), "ever published to")
+    segment = LogSegment(events)
+    segment.append([b"{}"])
+    printed = succeeded("users", "find", "u7", *store, "--events", events)
+    segment.close()
+    assert "open segments of events" in printed
+
+
+LISTS = {f"user:{n:04}": a_list(str(n), "x") for n in range(300)}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"file://{tmp_path / 'store'}"
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    path = tmp_path / "lists.csv"
+    path.write_text("user,item,score\n" + "".join(f"{n},a,1\n{n},b,0.5\n" for n in range(20)))
+    return path
+
+
+def releases(store: Path, *, live: bool = True) -> str:
+    return asyncio.run(publish_lists(store, LISTS, live=live))
+
+
+def catalogue_of(url: str) -> dict[str, object]:
+    found: dict[str, object] = json_of("releases", "list", "--store", url)
+    return found
+
+
+def file_of(store: Path, url: str, release: str) -> Path:
+    (entry,) = (one for one in catalogue_of(url)["releases"] if one["id"] == release)  # type: ignore[attr-defined]  # JSON
+    return store / "releases" / f"{entry['incarnation']}.mdb"
+
+
+def test_a_rollback_onto_a_file_that_was_cut_is_refused_unless_forced(tmp_path: Path, url: str) -> None:
+    target, live = releases(tmp_path / "store"), releases(tmp_path / "store")
+    path = file_of(tmp_path / "store", url, target)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for verb in (["rollback"], ["activate", target], ["canary", target]):
+        failed(hotplate("releases", *verb, "--store", url), f"Release {target} cannot be served", "was cut", "--force")
+        assert (catalogue_of(url)["live"], catalogue_of(url)["canary"]) == (live, None)
+    assert hotplate("releases", "rollback", "--force", "--store", url).returncode == 0
+    assert catalogue_of(url)["live"] == target
+
+
+def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path, url: str, lists: Path) -> None:
+    live, canary = releases(tmp_path / "store"), releases(tmp_path / "store", live=False)
+    assert hotplate("releases", "canary", canary, "--store", url).returncode == 0
+    done = hotplate("import", lists, "--store", url)
+    assert (done.returncode, "is ready" in done.stdout) == (3, True)
+    assert f"Release {canary} is the canary" in done.stderr
+    found = catalogue_of(url)
+    assert (found["live"], found["canary"]) == (live, {"release": canary, "percent": 5.0, "salt": canary})
+    new = found["releases"][-1]["id"]  # type: ignore[index]  # JSON
+    failed(hotplate("releases", "activate", new, "--store", url), "promote or abort the canary first", code=3)
+    succeeded("releases", "copy", "--from", url, "--to", f"file://{tmp_path}/other", new)
+    assert hotplate("import", lists, "--end-canary", "--store", url).returncode == 0
+    assert catalogue_of(url)["canary"] is None
+
+
+def test_a_promotion_names_the_canary_that_was_seen(tmp_path: Path, url: str) -> None:
+    live = releases(tmp_path / "store")
+    seen, other = (releases(tmp_path / "store", live=False) for _ in range(2))
+    assert hotplate("releases", "canary", other, "--store", url).returncode == 0
+    for verb in ("promote", "abort"):
+        failed(hotplate("releases", verb, seen, "--store", url), f"Release {seen} is not the canary any more")
+    assert catalogue_of(url)["live"] == live
+    assert hotplate("releases", "promote", other, "--store", url).returncode == 0
+    assert catalogue_of(url)["live"] == other

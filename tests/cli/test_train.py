@@ -1,7 +1,6 @@
 """`hotplate train`: what it makes of data, what is searched or named, and what its first line says."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +42,6 @@ def test_the_first_line_says_which_baseline_ranks_better(clicks: Path, tmp_path:
     weak = ["--params", "factors=1,regularization=1000000,iterations=1"]
     done = hotplate("train", clicks, "--out", tmp_path / "model", *weak)
     assert " ranks better than this model on the test: nDCG@10 0." in done.stdout.partition("\n")[0]
-
-
-def test_what_is_named_of_recency_walks_and_popularity_is_learnt(clicks: Path, tmp_path: Path) -> None:
-    recency = {"half_life_days": 0.5, "gamma": 0.5}
-    for options, named in (
-        (["--params", "factors=4,recency=12h,gamma=0.5"], {"factors": 4, "recency": recency}),
-        (["--params", "recency=2w", "--engine", "ease"], {"recency": {"half_life_days": 14, "gamma": 1}}),
-        (["--engine", "neighbours", "--params", "weighting=rp3beta"], {"weighting": "rp3beta", "walk_beta": 0.3}),
-        (["--engine", "popularity", "--params", "half_life=3d"], {"half_life_days": 3}),
-    ):
-        done = hotplate("train", clicks, "--out", tmp_path / "model", "--json", *options)
-        params = json.loads(done.stdout)["params"]
-        assert {name: params[name] for name in named} == named
 
 
 def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(clicks: Path, tmp_path: Path) -> None:
@@ -101,12 +87,6 @@ def test_options_that_contradict_each_other_are_one_sentence(
     assert not (tmp_path / "model").exists()
 
 
-def test_numbers_may_begin_with_their_point(clicks: Path, tmp_path: Path) -> None:
-    options = ("--test-share", ".5", "--params", "factors=4,iterations=2,alpha=.5")
-    report = json_of("train", clicks, "--out", tmp_path / "model", *options)
-    assert (report["evaluation"]["split"]["test_share"], report["params"]["alpha"]) == (0.5, 0.5)
-
-
 QUICK = ("--params", "factors=4,iterations=2")
 
 
@@ -118,10 +98,6 @@ def write(path: Path, *rows: str) -> Path:
 def trained(folder: Path, *arguments: str | Path) -> dict[str, Any]:
     report: dict[str, Any] = json_of("train", *arguments, "--out", folder / "model", *QUICK)
     return report
-
-
-def refused(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return hotplate("train", *arguments, "--out", folder / "model", *QUICK)
 
 
 def test_what_is_found_and_not_used_is_said_in_text_and_json(tmp_path: Path) -> None:

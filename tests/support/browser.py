@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,9 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
-from tests.support.page import FLAGS, chromium
+# How a browser is started that looks at nothing but this machine.
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)  # fmt: skip
+
+
+def chromium() -> str:
+    """Return the browser; the test is skipped, or fails, where there is none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        if "chromium" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
+            pytest.fail("chromium is not here, and HOTPLATE_REQUIRE wants it")
+        pytest.skip("chromium is not here")
+    return found
 
 
 @dataclass(slots=True)
