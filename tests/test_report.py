@@ -72,15 +72,6 @@ def test_the_terminal_shows_each_main_figure_once(*, listed: bool) -> None:
     ]  # fmt: skip
 
 
-def test_a_long_subject_is_wrapped_and_not_cut() -> None:
-    figures = ("p50", "p99", "p99.9", "CPU a request", "requests/s and core", "cost of a billion reads")
-    names = [f"Redis redis://127.0.0.1:6379/{number}" for number in range(2)]
-    out = io.StringIO()
-    rows = tuple(Row(name, figure, "us", 1_234.5) for name in names for figure in figures)
-    print_report(Report(kind="stores", sentence="", rows=rows), Console(file=out, width=80))
-    assert "…" not in out.getvalue()
-
-
 def test_the_page_escapes_texts_and_loads_nothing() -> None:
     text = page(RU)
     assert "&lt;within&gt;" in text

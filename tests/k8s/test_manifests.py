@@ -4,20 +4,20 @@ import functools
 import json
 import os
 import re
-import subprocess
+import shlex
 import tempfile
 import tomllib
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import kubernetes_validate
 import pytest
 import yaml
 
 from hotplate.cli.run import read_job, read_pipeline
-from tests.support import npm
+from tests.support.command import hotplate
 from tests.support.kubernetes import K8S, Object, built
 from tests.support.paths import ROOT
 from tests.support.policies import POLICIES, Cluster, name_of, objections
@@ -45,12 +45,8 @@ MONITORING = {
     "redis-cluster": ["monitoring"],
     "cosmos": ["monitoring"],
 }
-# Which package of npm has the schemas of a group that Kubernetes itself does not know.
-MODELS = {
-    "gateway.networking.k8s.io": ("@kubernetes-models/gateway-api", "2.0.0"),
-    "monitoring.coreos.com": ("@kubernetes-models/prometheus-operator", "6.0.0"),
-}
-TYPESCRIPT = "5.9.3"
+# Groups that Kubernetes itself does not know.
+FOREIGN = {"gateway.networking.k8s.io", "monitoring.coreos.com"}
 
 
 @functools.cache
@@ -93,10 +89,6 @@ def everything() -> list[Object]:
     return list(distinct.values())
 
 
-def foreign(found: Object) -> bool:
-    return found["apiVersion"].partition("/")[0] in MODELS
-
-
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_no_policy_objects_to_an_overlay(name: str) -> None:
     assert objections(overlay(name)) == []
@@ -116,57 +108,11 @@ def test_every_component_and_job_is_part_of_what_is_checked() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_api_of_each_version_takes_every_object(version: str) -> None:
     for found in everything():
-        if not foreign(found):
+        if found["apiVersion"].partition("/")[0] not in FOREIGN:
             try:
                 kubernetes_validate.validate(found, version, strict=True)
             except kubernetes_validate.ValidationError as error:
                 pytest.fail(f"{name_of(found)}: {'.'.join(map(str, error.path))}: {error.message}")
-
-
-@pytest.mark.parametrize("group", MODELS)
-def test_objects_of_other_api_groups_match_their_published_schemas(
-    group: str, tmp_path: Path, pytestconfig: pytest.Config
-) -> None:
-    found = [one for one in everything() if one["apiVersion"].startswith(f"{group}/")]
-    kinds = sorted({one["kind"] for one in found})
-    if not found:
-        pytest.skip(f"nothing here is of {group}")
-    try:
-        models = npm.installed(pytestconfig, *MODELS[group]) / "node_modules"
-        typescript = npm.installed(pytestconfig, "typescript", TYPESCRIPT) / "node_modules"
-    except pytest.skip.Exception as reason:
-        pytest.skip(f"unchecked, {', '.join(kinds)} of {group}: {reason.msg}")
-    spoiled = json.loads(json.dumps(found[0]))
-    spoiled["spec"]["bogus"] = 1
-    refused = _refused([*found, spoiled], tmp_path, models / MODELS[group][0], typescript)
-    assert set(refused) == {f"{len(found)}.mts"}, refused
-    assert "bogus" in refused[f"{len(found)}.mts"]
-
-
-def _refused(found: list[Object], folder: Path, models: Path, typescript: Path) -> dict[str, str]:
-    """Return, by an object's number, what TypeScript, which knows fields, or a schema, which knows values, refuses."""
-    for number, one in enumerate(found):
-        kind, module, text = one["kind"], f"{models}/{one['apiVersion']}/{one['kind']}", json.dumps(one)
-        assert Path(f"{module}.d.ts").exists(), f"{models.name} has no {kind} of {one['apiVersion']}"
-        (folder / f"{number}.mts").write_text(
-            f'import {{{kind}, type I{kind}}} from "{module}.js";\n'
-            f"const made: I{kind} = {text};\n"
-            f"new {kind}(made).validate();\n"
-        )
-    options = ["--strict", "--skipLibCheck", "--module", "nodenext", "--target", "es2022"]
-    names = [f"{number}.mts" for number in range(len(found))]
-    typed = _run(["node", str(typescript / "typescript" / "bin" / "tsc"), *options, *names], folder)
-    refused = {line.partition("(")[0]: line for line in typed.splitlines()}
-    for name in names:
-        if judged := _run(["node", name.replace(".mts", ".mjs")], folder):
-            refused.setdefault(name, judged)
-    return refused
-
-
-def _run(command: list[str], folder: Path) -> str:
-    """Return what a command that failed has printed."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr if done.returncode else ""
 
 
 def test_images_and_labels_have_the_version_of_the_package() -> None:
@@ -306,67 +252,25 @@ class Good:
         self.objects.remove(self[kind, name])
 
 
-def add_secret(good: Good) -> None:
-    good.objects.append({"kind": "Secret", "metadata": {"name": "any", "namespace": "hotplate"}})
-
-
 SPOILED: list[tuple[str, Callable[[Good], object]]] = [
     ("confined", lambda good: good.pod["securityContext"].pop("runAsNonRoot")),
-    ("confined", lambda good: good.pod["securityContext"].pop("seccompProfile")),
-    ("confined", lambda good: good.pod.update(hostNetwork=True)),
-    ("confined", lambda good: good.pod["volumes"].append({"name": "host", "hostPath": {"path": "/"}})),
     ("confined", lambda good: good.pod["volumes"].append({"name": "any", "emptyDir": {}})),
-    ("confined", lambda good: good.pod.pop("automountServiceAccountToken")),
-    ("confined", lambda good: good.pod.pop("enableServiceLinks")),
-    ("confined", lambda good: good.container["securityContext"].update(privileged=True)),
-    ("confined", lambda good: good.container["ports"][0].update(hostPort=80)),
-    ("confined", lambda good: good.container["volumeMounts"].remove(good.mount("tmp"))),
-    ("confined", lambda good: good.pod.update(initContainers=[{"name": "root", "image": "busybox"}])),
     ("bounded", lambda good: good.container["resources"]["limits"].pop("memory")),
     ("bounded", lambda good: good.container.pop("livenessProbe")),
-    ("bounded", lambda good: good.container["readinessProbe"]["httpGet"].update(port="https")),
-    ("bounded", lambda good: good.container.update(image="registry.shop.example:5000/hotplate")),
-    ("bounded", lambda good: good.run["template"]["metadata"]["labels"].pop("app.kubernetes.io/version")),
     ("behind_network_policies", lambda good: good.remove("NetworkPolicy", "default-deny")),
-    ("behind_network_policies", lambda good: good["Namespace", "hotplate"]["metadata"].update(labels={})),
-    ("behind_network_policies", lambda good: good.deployment["metadata"].update(namespace="default")),
-    ("secrets_as_files", add_secret),
     ("secrets_as_files", lambda good: good.settings.update(HOTPLATE_REDIS_PASSWORD="pillow")),
     ("secrets_as_files", lambda good: good.settings.update(HOTPLATE_STORE="redis://serve:pillow@cache/0")),
-    ("secrets_as_files", lambda good: good.container.update(env=[{"name": "API_TOKEN", "value": "pillow"}])),
-    ("secrets_as_files", lambda good: good.container["envFrom"].append({"secretRef": {"name": "any"}})),
     ("secrets_as_files", lambda good: good.volume("keys")["secret"].pop("defaultMode")),
     ("identities", lambda good: good["ServiceAccount", "hotplate"].update(automountServiceAccountToken=True)),
-    ("identities", lambda good: good["ServiceAccount", "hotplate"]["metadata"].pop("annotations")),
-    ("connected", lambda good: good.container["ports"][0].pop("name")),
     ("connected", lambda good: good["Service", "hotplate"]["spec"]["selector"].update(any="other")),
-    ("connected", lambda good: good["NetworkPolicy", "hotplate"]["spec"]["podSelector"]["matchLabels"].update(a="b")),
-    ("connected", lambda good: good.deployment["spec"]["selector"]["matchLabels"].update(any="other")),
-    ("connected", lambda good: good.deployment["metadata"].update(name="other")),
-    (
-        "connected",
-        lambda good: good["PodDisruptionBudget", "hotplate"]["spec"]["selector"].update(matchLabels={"a": "b"}),
-    ),
     ("open_doors", lambda good: good["Ingress", "hotplate"]["spec"].pop("tls")),
-    ("open_doors", lambda good: good["Service", "hotplate"]["metadata"].update(name="other")),
-    ("open_doors", lambda good: good["Gateway", "hotplate"]["spec"]["listeners"].pop(0)),
-    ("open_doors", lambda good: good["HTTPRoute", "hotplate"]["spec"]["rules"][0]["backendRefs"][0].update(port=1)),
     ("existing_references", lambda good: good.container["envFrom"][0]["configMapRef"].update(name="other")),
-    ("existing_references", lambda good: good.remove("PersistentVolumeClaim", "hotplate-work")),
     ("careful_changes", lambda good: good.settings.update(HOTPLATE_DRAIN="20")),
-    ("careful_changes", lambda good: (good.container.pop("lifecycle"), good.settings.update(HOTPLATE_DRAIN_DELAY="0"))),
-    ("careful_changes", lambda good: good.deployment["spec"].update(replicas=2)),
-    ("careful_changes", lambda good: good["HorizontalPodAutoscaler", "hotplate"]["spec"].update(minReplicas=1)),
     ("careful_changes", lambda good: good.deployment["spec"]["strategy"]["rollingUpdate"].update(maxUnavailable=1)),
-    ("careful_changes", lambda good: good.deployment["spec"].update(strategy={"type": "Recreate"})),
     ("bounded_jobs", lambda good: good["CronJob", "hotplate-prune"]["spec"].update(concurrencyPolicy="Allow")),
-    ("bounded_jobs", lambda good: good.run.pop("activeDeadlineSeconds")),
     ("bounded_jobs", lambda good: good.run["podFailurePolicy"]["rules"].pop(0)),
     ("accepted_settings", lambda good: good.settings.update(HOTPLATE_WORKER="1")),
-    ("accepted_settings", lambda good: good.settings.update(HOTPLATE_WORKERS="none")),
     ("accepted_settings", lambda good: good.settings.update(HOTPLATE_STORE="postgres://cache/0")),
-    ("accepted_settings", lambda good: good.container.update(args=["serve", "--verbose"])),
-    ("accepted_settings", lambda good: good.settings.update(HOTPLATE_DENY_LIST="/etc/hotplate/denied.txt")),
     ("accepted_settings", lambda good: good.mount("keys").update(subPath="keys.json")),
 ]
 
@@ -382,3 +286,32 @@ def test_a_policy_objects_to_what_breaks_it(policy: str, spoil: Callable[[Good],
 
 def test_every_policy_was_seen_to_object() -> None:
     assert {policy for policy, _ in SPOILED} == set(POLICIES)
+
+
+GUIDE = (ROOT / "docs" / "sizing.md").read_text().partition("## The autoscaler\n")[2]
+
+
+SHIPPED: dict[str, Any] = yaml.safe_load((K8S / "base" / "autoscaler.yaml").read_text())["spec"]
+
+
+def autoscaler(folder: str) -> dict[str, Any]:
+    (spec,) = [each["spec"] for each in built(folder) if each["kind"] == "HorizontalPodAutoscaler"]
+    return dict(spec)
+
+
+def test_the_shipped_autoscaler_has_the_numbers_of_the_guides_plan() -> None:
+    command = re.search(r"^    hotplate (plan (?:.*\\\n)*.*)$", GUIDE, re.MULTILINE)
+    assert command
+    done = hotplate(*shlex.split(command[1].replace("\\\n", "")), "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    planned = {each["name"]: each["value"] for each in facts["inputs"] + facts["figures"]}
+    cpu, requests = (metric[metric["type"].lower()]["target"] for metric in SHIPPED["metrics"])
+    assert (SHIPPED["minReplicas"], SHIPPED["maxReplicas"]) == (planned["min_pods"], planned["hpa_most_pods"])
+    assert cpu["averageUtilization"] == 100 * planned["pod_utilisation"]
+    assert float(requests["averageValue"]) == planned["hpa_pod_rps"]
+
+
+def test_every_overlay_scales_the_service_by_them() -> None:
+    assert SHIPPED["scaleTargetRef"]["name"] == "hotplate"
+    assert SHIPPED == autoscaler("base") == autoscaler("overlays/redis") == autoscaler("overlays/cosmos")

@@ -1,6 +1,5 @@
 """What GitHub runs: valid by its schemas, of few rights, pinned, and nothing that the Makefile cannot repeat."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -57,34 +56,3 @@ def test_a_workflow_has_no_rights_that_a_job_does_not_name() -> None:
             assert "${{" not in step.get("run", ""), "what somebody else wrote would be run as a command"
             if step.get("uses", "").startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
-
-
-def test_a_push_says_the_digests_and_stops_where_one_fails(tmp_path: Path) -> None:
-    (tmp_path / "dist").mkdir()
-    engine = tmp_path / "engine"
-    engine.write_text('#!/bin/sh\ncase $1 in inspect) echo "$4@sha256:f00";; push) [ "$2" != "${BROKEN-}" ];; esac\n')
-    engine.chmod(0o755)
-
-    def push(**environment: str) -> int:
-        command = [str(ROOT / ".ci/push-images"), str(engine), "host/folder", "1.0"]
-        return subprocess.run(
-            command, cwd=tmp_path, env=os.environ | environment, capture_output=True, check=False
-        ).returncode
-
-    assert push() == 0
-    names = ("hotplate", "hotplate-offline", "hotplate-spark")
-    assert (tmp_path / "dist/digests").read_text() == "".join(f"{name}=sha256:f00\n" for name in names)
-    assert push(BROKEN="host/folder/hotplate:1.0") != 0
-
-
-def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('version = "1.2.3"\n')
-    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.3\n\n- new\n\n## 1.2.2\n\n- old\n")
-
-    def notes(tag: str) -> int:
-        command = ["make", "--file", str(ROOT / "Makefile"), "notes", f"TAG={tag}"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode
-
-    assert notes("v1.2.3") == 0
-    assert (tmp_path / "dist/notes.md").read_text() == "- new\n"
-    assert notes("v1.2.2") != 0
