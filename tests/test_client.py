@@ -181,13 +181,8 @@ def test_a_request_that_is_wrong_is_refused_even_if_a_list_is_remembered(service
         with pytest.raises(hotplate.RequestRefused):
             client.popular(fields=fields, timeout_s=AMPLE_S)
     for n in (0, 1001):
-        with pytest.raises(ValueError, match="1 to 1000"):
-            client.popular(n)
-    for timeout_s in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="a number of seconds above 0"):
-            client.popular(timeout_s=timeout_s)
-        with pytest.raises(ValueError, match="a number of seconds above 0"):
-            connect(service.url, timeout_s=timeout_s)
+        with pytest.raises(hotplate.RequestRefused, match="400 bad-parameter: n "):
+            client.popular(n, timeout_s=AMPLE_S)
     with pytest.raises(TypeError, match="exclud"):
         client.popular(exclud=["a"])
     for user in (42, None):
@@ -396,17 +391,6 @@ def test_an_answer_that_makes_no_sense_is_stood_in_for(
     proxy.fault = DROPPED
     found = client.recommendations("42", timeout_s=AMPLE_S)
     assert (found.source, bool(found.items)) == ("memory", True)
-
-
-def test_an_answer_without_an_end_is_cut_off(
-    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = learnt(connect, proxy.url)
-    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 10)
-    proxy.fault = TRICKLED_BODY
-    found = in_time(partial(client.recommendations, "42", timeout_s=AMPLE_S))
-    assert (found.source, bool(found.items)) == ("memory", True)
-    assert "more than 10 bytes" in found.failure
 
 
 def test_certificates_are_loaded_before_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
