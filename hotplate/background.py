@@ -19,9 +19,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 
-# How long `close` waits for the thread.
-CLOSE_S = 10.0
-
 # By process id: a forked child may inherit a lock that is held.
 _locks = dict[int, threading.RLock]()
 
@@ -31,49 +28,33 @@ def _lock() -> threading.RLock:
 
 
 # A fork waits until the loops are idle; otherwise the child could inherit a held import lock. It takes the locks of
-# executors and logging after ours, as the loops do: `before` hooks run in the reverse order of their registration.
+# executors and logging, whose modules are loaded first, after ours, as the loops do.
 os.register_at_fork(before=lambda: _lock().acquire(), after_in_parent=lambda: _lock().release())
 
 
 class _Selector(DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
-        lock = _lock()
-        lock.release()
+        _lock().release()
         try:
             return super().select(timeout)
         finally:
-            lock.acquire()
+            _lock().acquire()
 
 
 class _Running(Generic[T]):
-    """An entered object with its loop and thread, in one process."""
+    """An object that is entered on a loop of this process."""
 
     def __init__(self, made: AbstractAsyncContextManager[T]) -> None:
-        self.value: T | None = None
-        self.ready = threading.Event()
         self.loop = asyncio.SelectorEventLoop(_Selector())
-        self._stop = asyncio.Event()
+        self.value = asyncio.run_coroutine_threadsafe(made.__aenter__(), self.loop)
+        self.stopped = asyncio.Event()
         self.thread = threading.Thread(target=self._run, args=(made,), name="hotplate", daemon=True)
         self.thread.start()
 
     def _run(self, made: AbstractAsyncContextManager[T]) -> None:
         with _lock(), asyncio.Runner(loop_factory=lambda: self.loop) as runner:
-            runner.run(self._hold(made))
-
-    async def _hold(self, made: AbstractAsyncContextManager[T]) -> None:
-        try:
-            async with made as value:
-                self.value = value
-                self.ready.set()
-                await self._stop.wait()
-                self.value = None
-        finally:
-            self.ready.set()
-
-    def stop(self) -> None:
-        """End the thread, without a lock: garbage collection calls this in any thread."""
-        with suppress(RuntimeError):  # the loop is closed
-            self.loop.call_soon_threadsafe(self._stop.set)
+            runner.run(self.stopped.wait())
+            runner.run(made.__aexit__(None, None, None))
 
 
 class Background(Generic[T]):
@@ -86,10 +67,10 @@ class Background(Generic[T]):
     def __init__(self, make: Callable[[], AbstractAsyncContextManager[T]], closed: Callable[[], Exception]) -> None:
         self._make, self._closed, self._is_closed = make, closed, False
         self._running = dict[int, _Running[T]]()
-        weakref.finalize(self, _stop_here, self._running).atexit = False
+        weakref.finalize(self, _stop, self._running).atexit = False
 
     def __enter__(self) -> Self:
-        self._entered()
+        self._here()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,38 +80,35 @@ class Background(Generic[T]):
         """Cancel the calls of other threads, and end the thread; later uses fail."""
         with _lock():
             self._is_closed = True
-        here = _stop_here(self._running)
+        here = _stop(self._running)
         if here is not None and here.thread is not threading.current_thread():  # of a finalizer
-            here.thread.join(CLOSE_S)
+            here.thread.join(timeout=10.0)
 
-    def _entered(self) -> _Running[T]:
-        if (here := self._running.get(os.getpid())) is None or self._is_closed:
-            with _lock():
-                if self._is_closed:
-                    raise self._closed()
-                here = self._running.get(os.getpid()) or _Running(self._make())
-                self._running[os.getpid()] = here
-        here.ready.wait()
+    def _here(self) -> _Running[T]:
+        with _lock():
+            if self._is_closed:
+                raise self._closed()
+            here = self._running.get(os.getpid()) or _Running(self._make())
+            self._running[os.getpid()] = here
         return here
 
-    def _halted(self, use: Callable[[T], R]) -> R:
-        """Use the object while its loop is halted."""
-        here = self._entered()
+    def _halted(self, use: Callable[Concatenate[T, P], R], *arguments: P.args, **options: P.kwargs) -> R:
+        """Call *use* with the object while its loop is halted."""
+        with suppress(concurrent.futures.CancelledError):  # it was closed
+            self._here().value.result()
         with _lock():
-            if here.value is None:
-                raise self._closed()
-            return use(here.value)
+            return use(self._here().value.result(), *arguments, **options)
 
-    def _run(self, call: Callable[[T], Coroutine[Any, Any, R]]) -> R:
+    def _run(
+        self, call: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], *arguments: P.args, **options: P.kwargs
+    ) -> R:
         """Run a call, which has its own deadline, on the loop."""
-        loop = self._entered().loop
-        future = self._halted(lambda value: asyncio.run_coroutine_threadsafe(call(value), loop))
+        loop = self._here().loop
+        future = self._halted(lambda value: asyncio.run_coroutine_threadsafe(call(value, *arguments, **options), loop))
         try:
             return future.result()
         except concurrent.futures.CancelledError:
             raise self._closed() from None
-        finally:
-            future.cancel()  # after KeyboardInterrupt
 
 
 def blocking(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Background[T], P], R]:
@@ -138,12 +116,14 @@ def blocking(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Cal
 
     @wraps(method)
     def call(self: Background[T], /, *arguments: P.args, **options: P.kwargs) -> R:
-        return self._run(lambda value: method(value, *arguments, **options))
+        return self._run(method, *arguments, **options)
 
     return call
 
 
-def _stop_here(running: dict[int, _Running[T]]) -> _Running[T] | None:
+def _stop(running: dict[int, _Running[T]]) -> _Running[T] | None:
+    """End the thread of this process, without a lock: garbage collection calls this in any thread."""
     if here := running.get(os.getpid()):
-        here.stop()
+        with suppress(RuntimeError):  # it has ended
+            here.loop.call_soon_threadsafe(here.stopped.set)
     return here

@@ -43,9 +43,8 @@ class Recommendations:
 class Lists:
     """The lists of the live release, as the service answers them.
 
-    Entering waits until each store was tried once, and follows the live release and the deny-list. Methods raise
-    NotReady while no release is served, and StoreMisused for an invalid id or count, outside the block, or on another
-    event loop.
+    Entering waits until each store was tried once. Methods raise NotReady while no release is served, and StoreMisused
+    for an invalid id or count, outside the block, or on another event loop.
     """
 
     def __init__(self, reader: TieredReader, timeout_s: float = FIRST_READ_S) -> None:
@@ -71,41 +70,35 @@ class Lists:
         await self._entered.__aexit__(kind, error, trace)
 
     async def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
-        """Return a user's list; for an unknown user, the popular list of *segment*, or the overall one."""
-        self._check_loop()
-        return self.decoded(await self.reader.personal(check_id(user), segment), n)
+        """Return a user's list, or for an unknown user the popular list of *segment*."""
+        return self.decoded(await self._here.personal(check_id(user), segment), n)
 
     async def personal_many(
         self, users: Sequence[str], n: int = DEFAULT_N, *, segment: str = OVERALL
     ) -> list[Recommendations]:
         """Return the lists of many users in order, of one release or its canary."""
-        self._check_loop()
-        found = await self.reader.personal_many([check_id(user) for user in users], segment)
+        found = await self._here.personal_many([check_id(user) for user in users], segment)
         return [self.decoded(one, n) for one in found]
 
     async def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
-        """Return the items similar to *item*; for an unknown item, the popular list."""
-        self._check_loop()
-        return self.decoded(await self.reader.similar(check_id(item)), n)
+        """Return the items similar to *item*, or for an unknown item the popular list."""
+        return self.decoded(await self._here.similar(check_id(item)), n)
 
     async def fold_in(
         self, items: Iterable[str] | Mapping[str, float], n: int = DEFAULT_N, *, segment: str = OVERALL
     ) -> Recommendations:
-        """Return a list for a visitor with *items*, perhaps with weights; if none is known, the popular list.
+        """Return a list for a visitor with *items*, perhaps with weights, or the popular list if none is known.
 
-        Takes some milliseconds in a thread. Raises FoldInUnavailable without `fold_in=True` or item factors, and
-        StoreThrottled if too many visitors wait.
+        Takes some milliseconds in a thread. Raises FoldInUnavailable, and StoreThrottled if too many visitors wait.
         """
-        self._check_loop()
         _check_n(n)
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
-        return self.decoded((await self.reader.fold_in(basket, n, segment=segment)).found, n)
+        return self.decoded((await self._here.fold_in(basket, n, segment=segment)).found, n)
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """Return the popular list of *segment*, or the overall one, from memory."""
-        self._check_loop()
-        return self.decoded(self.reader.popular(segment), n)
+        return self.decoded(self._here.popular(segment), n)
 
     def decoded(self, encoded: EncodedList, n: int) -> Recommendations:
         """Return the first *n* items of an encoded list."""
@@ -122,13 +115,14 @@ class Lists:
 
         return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
 
-    def _check_loop(self) -> None:
+    @property
+    def _here(self) -> TieredReader:
         with suppress(RuntimeError):  # no loop runs
             if asyncio.get_running_loop() is self._loop:
-                return
+                return self.reader
         raise StoreMisused(
-            "these lists are not open on this event loop; use them inside `async with hotplate.open(…) as lists:`, on "
-            "the event loop that opened them, or call hotplate.open_sync(…) for lists that any thread may use"
+            "use these lists inside `async with hotplate.open(…) as lists:`, on the event loop that opened them, or "
+            "those of hotplate.open_sync(…) in any thread"
         )
 
 
@@ -140,23 +134,16 @@ class SyncLists(Background[Lists]):
     """
 
     personal_many = blocking(Lists.personal_many)
+    fold_in = blocking(Lists.fold_in)
 
     def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.personal`."""
-        found = self._at_hand(USER + check_id(user), "personal", n, segment)
-        return found or self._run(lambda lists: lists.personal(user, n, segment=segment))
+        found = self._halted(_at_hand, USER + check_id(user), "personal", n, segment)
+        return found or self._run(Lists.personal, user, n, segment=segment)
 
     def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
         """See `Lists.similar`."""
-        found = self._at_hand(ITEM + check_id(item), "similar", n, OVERALL)
-        return found or self._run(lambda lists: lists.similar(item, n))
-
-    def fold_in(
-        self, items: Iterable[str] | Mapping[str, float], n: int = DEFAULT_N, *, segment: str = OVERALL
-    ) -> Recommendations:
-        """See `Lists.fold_in`."""
-        basket = items if isinstance(items, Mapping) else list(items)  # runs a generator in the caller's thread
-        return self._run(lambda lists: lists.fold_in(basket, n, segment=segment))
+        return self._halted(_at_hand, ITEM + check_id(item), "similar", n) or self._run(Lists.similar, item, n)
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.popular`."""
@@ -166,12 +153,10 @@ class SyncLists(Background[Lists]):
         """See `Lists.prometheus_text`."""
         return self._halted(Lists.prometheus_text)
 
-    def _at_hand(self, key: str, source: str, n: int, segment: str) -> Recommendations | None:
-        def read(lists: Lists) -> Recommendations | None:
-            found = lists.reader.get_nowait(key, source, segment)
-            return None if found is None else lists.decoded(found, n)
 
-        return self._halted(read)
+def _at_hand(lists: Lists, key: str, source: str, n: int, segment: str = OVERALL) -> Recommendations | None:
+    found = lists.reader.get_nowait(key, source, segment)
+    return None if found is None else lists.decoded(found, n)
 
 
 class Options(TypedDict, total=False):
