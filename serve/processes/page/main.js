@@ -5,7 +5,6 @@ import { DASH, button, byId, clock, code, count, h, isSignedIn, muted, notice, p
 import { confirm, refresh, start as startReleases } from "./releases.js";
 
 const EVERY_MS = 2_000;
-const KEYS_EVERY_MS = 15_000;
 const LINES = 300;
 const KINDS = { ready: "good", degraded: "warn", draining: "warn", starting: "warn", "not ready": "bad", silent: "bad" };
 const LEVELS = { warning: "warn", error: "bad", critical: "bad" };
@@ -251,8 +250,5 @@ byId("keys-form").addEventListener("submit", createKey);
 const service = await opened();
 byId("where").textContent = `${service.host} · ${service.version}`;
 document.title = `hotplate console: ${service.host}`;
-byId("sign-out").hidden = !isSignedIn();
-byId("sign-out").addEventListener("click", () => location.reload());
 startUse(service);
-setInterval(showKeys, KEYS_EVERY_MS);
 await Promise.all([follow(), startReleases(service), showKeys()]);
