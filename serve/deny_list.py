@@ -1,7 +1,7 @@
 """The deny-list: a watched file of items that no answer contains, and users that are treated as unknown.
 
-One `item:ID` or `user:ID` per line; blank lines and `#` comments are ignored. Spaces around an id are stripped; an id
-with such spaces or a leading quote is written as a JSON string.
+One `item:ID` or `user:ID` per line; blank lines and `#` comments are ignored. An id with spaces around it or a leading
+quote is written as a JSON string.
 """
 
 import threading

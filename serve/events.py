@@ -1,4 +1,4 @@
-"""Events: a thread that writes and flushes all waiting ones at once, and segments that are shipped and reported.
+"""Events: written in a thread, and shipped and reported as segments.
 
 Events that arrive during a commit share the next one, so a slow disk does not limit throughput.
 """
@@ -75,14 +75,14 @@ class EventWriter:
     """Appends events to segments in a folder; one per worker."""
 
     def __init__(self, folder: Path) -> None:
-        """Start the thread, on a running loop; it first recovers segments of killed writers."""
+        """Start the thread, which first recovers segments of killed writers; needs a running loop."""
         self._folder = folder
         self._loop = asyncio.get_running_loop()
         self._queued_bytes = 0
         self._queue = SimpleQueue[_Commit | None]()
         self._segment: LogSegment | None = None
         self.warning: str | None = None
-        """Why events are refused, until they can be written again."""
+        """Why events are refused."""
 
         # A disk that never answers must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="event writer", daemon=True)
@@ -142,7 +142,7 @@ class EventWriter:
         self._settle(commits, None)
 
     def _close_segment(self) -> None:
-        """Close the segment; if that fails, the next writer recovers it."""
+        """If this fails, the next writer recovers the segment."""
         segment, self._segment = self._segment, None
         if segment is not None:
             try:
@@ -189,7 +189,7 @@ class Shipped:
 
 
 class SegmentFolder:
-    """A folder of segments at a URL that fsspec supports. Its errors quote no URL, which may contain secrets."""
+    """A folder of segments at a URL of fsspec. Errors do not quote the URL, which may contain secrets."""
 
     def __init__(self, url: str) -> None:
         """Open the folder at *url*; raises ServiceMisused."""
@@ -199,9 +199,7 @@ class SegmentFolder:
         try:
             self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
-            raise ServiceMisused(
-                f"{scheme_of(url)}:// needs a package that is not installed ({error}); install it with pip"
-            ) from error
+            raise ServiceMisused(f"{scheme_of(url)}:// needs a package that is not installed: {error}") from error
         except Exception as error:
             raise ServiceMisused(f"{self.shown} cannot be opened: {type(error).__name__}") from error
         self._root = root.rstrip("/")
@@ -253,10 +251,9 @@ class SegmentFolder:
 
 
 def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Shipped:
-    """Copy the closed segments in *folder* to *url*, and remove each once it is copied.
+    """Move the closed segments in *folder* to *url*. Raises ServiceMisused and EventsFailed.
 
-    A killed shipment is resumed: a segment with the same name and size counts as copied. Raises ServiceMisused and
-    EventsFailed.
+    A killed shipment is resumed: a segment with the same name and size counts as copied.
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
@@ -293,7 +290,7 @@ class ListedItems(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the rate (Wilson's score interval, for independent items)."""
+        """The 95 % interval of the rate (Wilson, for independent items)."""
         shown = self.impressions
         if not 0 <= self.clicks <= shown or not shown:
             return None
@@ -318,7 +315,7 @@ class EventReport:
 
 
 def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> EventReport:
-    """Count the events in the closed segments at *url*, a folder or any URL that fsspec supports, once per event id.
+    """Count the events in the closed segments at *url*, a folder or a URL of fsspec, once per event id.
 
     Takes about 100 bytes of memory per event. Raises ServiceMisused and EventsFailed.
     """

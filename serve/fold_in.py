@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # For each release and worker: a million items of 128 factors.
 MAX_BYTES = 512 << 20
-# Bounds how long other reads of the store wait.
+# Bounds the wait of other reads.
 PIECES_AT_ONCE = 16
 # Visitors in the queue of the thread, at about 5 ms each.
 MAX_WAITING = 16
@@ -62,10 +62,7 @@ class FoldIn:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> "ItemFactors | None":
-        """Load the factors of a release, unless they are missing or damaged.
-
-        Raises StoreError if the store cannot be read.
-        """
+        """Load the factors of a release, unless missing or damaged; raises StoreError for an unreadable store."""
         if (known := self._loaded.get(manifest.digest)) is not None:
             return known
         try:

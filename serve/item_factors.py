@@ -1,7 +1,6 @@
 """Item factors of a release in memory, and lists from them.
 
-A visitor's factors are solved for by one step of alternating least squares with fixed items. Needs numpy, an extra, so
-this module is imported with the first factors.
+A visitor's factors are solved for by one step of alternating least squares with fixed items. Needs numpy, an extra.
 """
 
 from collections.abc import Collection, Container, Iterable, Sequence
@@ -18,7 +17,7 @@ from hotplate.stores.factors import Description, ItemEntry
 DECIMALS = 6
 # Bounds the memory of the conversion.
 ROWS_AT_ONCE = 4096
-# Best scores examined first, and the growth if too few of them are allowed.
+# Best scores examined first, and the growth if too few are allowed.
 FIRST_DEPTH = 64
 DEPTH_GROWTH = 8
 # Lowest confidence of an item in Spark's engine; see `hotplate.offline.train.als`.
@@ -80,7 +79,7 @@ class ItemFactors:
     ) -> list[Item]:
         """Return the best *n* items for a basket of `known` items, without those, *denied* and *excluded* ones.
 
-        Ids are by `encode_id`. Takes some milliseconds, mostly without the GIL; longer for a new deny-list.
+        Ids are by `encode_id`. Takes some milliseconds, mostly without the GIL.
         """
         own = np.array(list(basket), dtype=np.intp)
         scores = self._matrix @ self._solve(own, np.array(list(basket.values())))

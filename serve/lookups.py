@@ -1,7 +1,6 @@
 """Reads keys in tier after tier, batched by event-loop iteration or by request.
 
-All single keys of one iteration share a task, a deadline and a store call. Lookups of a key that is already being read
-join that read.
+All single keys of one iteration share a task, a deadline and a store call. A lookup joins a read of the same key.
 """
 
 import asyncio
@@ -37,7 +36,7 @@ class _Batch(Generic[Waiter]):
     """Waiters of incomplete keys; unused with `take_all`."""
 
     take_all: TakeAll | None = None
-    """For one request with many keys: called by the first tier that can be read."""
+    """For one request with many keys, from the first tier that can be read."""
 
     read_by: float | None = None
     """When the caller of that request stops waiting."""
@@ -100,7 +99,7 @@ class Lookups(Generic[Waiter]):
     ) -> tuple[Sequence[str], StoreError | None]:
         """Read the keys of one request; return those that no tier could read, and a transient error.
 
-        *read_by* is when its caller stops waiting: tiers share that time, too, and a late one has not failed.
+        Tiers also share the time until *read_by*, when its caller stops waiting; a late one has not failed.
         """
         batch = _Batch[Waiter](deadline, {}, take_all, read_by)
         return await self._walk(batch, keys, 0, set()), batch.failure
@@ -121,7 +120,7 @@ class Lookups(Generic[Waiter]):
         task.add_done_callback(self._reads.discard)
 
     async def _read(self, batch: _Batch[Waiter], keys: Sequence[str], first: int = 0) -> None:
-        """Read keys from tier *first* on, and complete all of them even after an error."""
+        """Read keys from tier *first* on, and complete all, even after an error."""
         handed_on = set[str]()
         try:
             keys = await self._walk(batch, keys, first, handed_on)
@@ -192,7 +191,7 @@ class Lookups(Generic[Waiter]):
         return [*missed, *self._take(batch, (tier, served), wanted, slots)]
 
     def _share_s(self, until: float, place: int) -> float:
-        """Return an equal share of the seconds that are left for the tiers from *place* on."""
+        """Return an equal share of the time left for the tiers from *place* on."""
         return max(0.0, until - loop_time()) / (len(self._tiers) - place)
 
     def _take(self, batch: _Batch[Waiter], origin: Origin, keys: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:

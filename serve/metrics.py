@@ -1,6 +1,6 @@
-"""The table of metrics, and their counters, shared by all workers.
+"""The table of metrics, and their counters.
 
-Each worker counts in one slot of a shared memory map, eight bytes per number; a replacement continues its slot.
+Each worker counts in one slot of shared memory, eight bytes per number; a replacement continues its slot.
 """
 
 import mmap
@@ -72,8 +72,7 @@ class Metric:
     labels: Mapping[str, tuple[str, ...]]
     buckets: tuple[float, ...] = ()
     shown: str = "all"
-    """Exported series: `all`, those that `counted`, `none`. Another word names a group of rows: a store's series are
-    shown once one has counted."""
+    """Exported series: `all`, those that `counted`, `none`, or a group of rows with the stores that counted in one."""
     otel: str = ""
     """OpenTelemetry's name and unit, if exported."""
 
@@ -210,7 +209,7 @@ class Metrics:
         self.count_in(CHARGED, tier)
 
     def count_shed(self, reason: str) -> None:
-        """Count a refused or cut request by its reason in SHED."""
+        """Count a refused or cut request by a reason in SHED."""
         self.count_in(SHED_COUNTS, reason)
 
     def count_listed(self, kind: str, role: ReleaseRole, position: int | None, items: int) -> None:
@@ -227,7 +226,7 @@ class Metrics:
             own[first + COUNTED_POSITIONS + 1] += position + items - behind
 
     def counted(self, row: Metric) -> CountsByLabels:
-        """Return totals over all workers; of a histogram only series that have counted."""
+        """Return totals of all workers; of a histogram only series that have counted."""
         series = self.cells[row]
         if not row.buckets:
             return {labels: self.total(cell) for labels, cell in series.items()}

@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Added per user of a batch: its callers prefer waiting to popular lists.
+# Per user of a batch: its callers prefer waiting to popular lists.
 BUDGET_S_PER_USER = 0.0005
-# How long a start waits for silent stores while others answer.
+# How long a start waits for silent stores.
 FIRST_READ_S = 2.0
 DEFAULT_N = 10
 # Key of a computed list.
 NO_KEY = ""
 
-# Found, does not exist, or could not be read.
+# Found, absent, or unreadable.
 Status = Literal["ok", "unknown", "error"]
 
 
-# Deadline of the request's caller, by `loop_time`; rare, so it is not an argument.
+# Deadline of the request's caller, by `loop_time`.
 _read_by = ContextVar[float | None]("_read_by", default=None)
 
 
 @contextmanager
 def read_within(timeout_s: float) -> Iterator[None]:
-    """Limit waiting for reads in this block to *timeout_s*; they go on in the background for others."""
+    """Wait *timeout_s* at most for reads in this block; they go on for other callers."""
     token = _read_by.set(loop_time() + timeout_s)
     try:
         yield
@@ -55,7 +55,7 @@ def read_within(timeout_s: float) -> Iterator[None]:
 
 
 class NotReady(StoreError):
-    """No tier serves a release yet; the text gives the reason."""
+    """No tier serves a release yet."""
 
 
 class FoldInUnavailable(StoreError):
@@ -73,11 +73,11 @@ class EncodedList(NamedTuple):
 
     status: Status = "ok"
     segment: str = OVERALL
-    """The segment of a popular list (OVERALL if the requested one has none), otherwise of the request."""
+    """Of a popular list (OVERALL if the requested segment has none), otherwise of the request."""
 
 
 class FoldedIn(NamedTuple):
-    """A list for a basket, and how many different items of the basket the release knows and does not know."""
+    """A list for a basket, and how many of its different items the release knows or does not know."""
 
     found: EncodedList
     known: int
@@ -88,14 +88,14 @@ class FoldedIn(NamedTuple):
 Deliver = Callable[[EncodedList], None]
 
 
-# Source, segment of the fallback, and callback; a plain tuple is faster.
+# Source, segment of the fallback, and callback.
 _ListWaiter = tuple[str, str, Deliver]
 
 
 class TieredReader:
-    """Reads lists from tiers, in order, within a time budget. One per worker, on one loop.
+    """Reads lists from tiers, in the order of `Lookups`, within a time budget. One per worker, on one loop.
 
-    See `Lookups` for the order. As a context manager it follows the live releases, and closes the stores at the end.
+    As a context manager it follows the live releases, and closes the stores at the end.
     """
 
     def __init__(
@@ -171,11 +171,11 @@ class TieredReader:
 
     @property
     def first_served(self) -> tuple[str, ServedRelease] | None:
-        """The first tier that serves a release, with that release."""
+        """The first tier with a release, and that release."""
         return next(((tier.name, tier.follower.served) for tier in self.tiers if tier.follower.served), None)
 
     def release(self) -> ReleaseId:
-        """Return the release of the first tier that serves one, or the kept one; raises NotReady."""
+        """Return the first release that is served, or the kept one; raises NotReady."""
         return self._first().served.id
 
     def get_nowait(self, key: str, source: str, segment: str = OVERALL, *, late: bool = False) -> EncodedList | None:
@@ -221,12 +221,12 @@ class TieredReader:
     def submit(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
         """Read *key* after `get_nowait`, with all others of this loop iteration; calls *deliver* once, later.
 
-        If the read fails, *deliver* gets the popular list of *segment*, with status `error`.
+        If the read fails, it gets the popular list of *segment*, with status `error`.
         """
         self._lookups.add(key, (source, segment, deliver))
 
     async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
-        """Read a user's list; for an unknown or denied user, the popular list of *segment*."""
+        """Read a user's list, or the popular list of *segment* for an unknown or denied user."""
         return await self._read_one(USER + user, "personal", segment)
 
     async def similar(self, item: str) -> EncodedList:
@@ -234,7 +234,7 @@ class TieredReader:
         return await self._read_one(ITEM + item, "similar", OVERALL)
 
     def popular(self, segment: str = OVERALL) -> EncodedList:
-        """Return the popular list of a segment, or the overall one if the segment has none."""
+        """Return the popular list of a segment, or the overall one."""
         self.metrics.count_lookup("popular", "hit")
         return self._first(segment)
 
@@ -312,7 +312,6 @@ class TieredReader:
         of_role = {one.served.is_canary: one for one in reversed(found)}
 
         def unknown(user: str) -> EncodedList:
-            """Return the popular list of the others' release."""
             first = self._first(segment, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
             return first if read is None else _popular(read.tier, read.served, segment, "unknown")
@@ -428,7 +427,7 @@ def _popular(tier: str, served: ServedRelease, segment: str, status: Status) -> 
 
 
 def _popular_to_fill(encoded: EncodedList, items: bytes, n: int, *left_out: frozenset[bytes]) -> bytes:
-    """Return popular items for a shortened list, unless it was not full before."""
+    """Return popular items for a shortened list that was full before."""
     kept, more = frozenset(ids_of(items)), b""
     if len(kept) < min(n, len(ids_of(encoded.body))):
         for segment in dict.fromkeys((encoded.segment, OVERALL)):

@@ -43,7 +43,7 @@ class Limits:
     ] = 10_000
     """Lowered to fit the limit of open files."""
     idle_gives_way: bool = False
-    """Whether a connection over the limit replaces the longest idle one."""
+    """A connection over the limit replaces the longest idle one."""
     idle_s: float = 75.0
     """From the last answer, or connecting, to the first byte of a request."""
     header_s: float = 10.0
@@ -55,7 +55,7 @@ class Limits:
     header_bytes: int = 16_384
 
     bytes_in_flight: int = 256 << 20
-    """Unanswered bodies plus unsent answers; lowered to a quarter of the memory limit over all workers."""
+    """Unanswered bodies plus unsent answers; of all workers at most a quarter of the memory limit."""
 
 
 class Sampling(NamedTuple):
@@ -67,7 +67,7 @@ class Sampling(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TelemetrySettings:
-    """Destination and sampling of traces and metrics; the SDK reads how spans are batched."""
+    """Destination and sampling of traces and metrics."""
 
     destination: Destination
     sampling: Sampling
@@ -75,7 +75,7 @@ class TelemetrySettings:
     metrics: bool = True
     metrics_interval_s: float = 60.0
     delta: bool = False
-    """Whether metrics have delta temporality."""
+    """Temporality of metrics."""
     connection_string: str | None = field(default=None, repr=False)
     """Of Application Insights; a secret."""
     instance: str = field(default_factory=lambda: str(uuid4()))
@@ -170,14 +170,12 @@ def read_telemetry(
     protocol = environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
     if destination == "otlp" and protocol != "http/protobuf":
         raise ServiceMisused(
-            f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}, and hotplate speaks http/protobuf; set it to that, or unset "
-            "it, and name the collector's port for HTTP (4318) in OTEL_EXPORTER_OTLP_ENDPOINT"
+            f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}; hotplate speaks http/protobuf (port 4318 of a collector)"
         )
     connection_string = secret(CONNECTION_STRING, environment) if destination == "azure-monitor" else None
     if destination == "azure-monitor" and not connection_string:
         raise ServiceMisused(
-            f"--telemetry azure-monitor needs {CONNECTION_STRING}; the portal shows it with the Application Insights "
-            f"resource. Or name a file that holds it in {CONNECTION_STRING}_FILE"
+            f"--telemetry azure-monitor needs {CONNECTION_STRING}, or a file with it in {CONNECTION_STRING}_FILE"
         )
     interval_ms = environment.get("OTEL_METRIC_EXPORT_INTERVAL") or "60000"
     if not interval_ms.isascii() or not interval_ms.isdigit() or int(interval_ms) < 1:

@@ -1,6 +1,6 @@
-"""Shared memory of the processes of a service: each worker's state and its last popular lists.
+"""Shared memory of a service: each worker's state and last popular lists.
 
-The popular lists serve new workers that find no release: a truncated file ends all workers that map it.
+New workers that find no release serve these lists: a truncated file ends all workers that map it.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ FINDINGS = 5
 
 _CELL_BYTES = 12_288
 _CELL_BYTES_PER_TIER = 12_288
-# Allowed difference between workers' connections, in addition to an eighth.
+# Allowed difference of connections, in addition to an eighth.
 _SPREAD = 4
 _NONE_ACCEPTED = (1 << 64) - 1
 _MAX_KEPT_BYTES = MAX_POPULAR_BYTES + (1 << 20)
@@ -68,7 +68,7 @@ class TierState(msgspec.Struct, frozen=True):
 
     @property
     def detail(self) -> str | None:
-        """Why some or all lists cannot be read."""
+        """Why lists cannot be read."""
         return next((one.sentence for one in self.findings if one.source in ERRORS), None)
 
     @property
@@ -85,7 +85,7 @@ class WorkerState(msgspec.Struct, frozen=True):
     started_at: float
     """As Unix time."""
     reported_at: float
-    """By the monotonic clock, which all processes share."""
+    """By the monotonic clock."""
     lag_s: float
     """Maximum since the last report."""
     tiers: list[TierState]
@@ -102,7 +102,7 @@ class WorkerState(msgspec.Struct, frozen=True):
 
     @property
     def unusable_files(self) -> int:
-        """Number of watched files that are invalid now."""
+        """Number of invalid watched files."""
         return sum(one.source == "file" for one in self.findings)
 
     @property
@@ -125,7 +125,7 @@ def service_status(states: Sequence[WorkerState | None]) -> str:
 
 
 class _Cells:
-    """Values in shared memory with one writer each; readers verify a checksum. Too large ones are not written."""
+    """Values in shared memory with one writer each; readers verify a checksum."""
 
     def __init__(self, cells: int, largest: int) -> None:
         self._largest = largest
@@ -166,7 +166,7 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class SharedStates:
-    """States of workers and the admin process, and popular lists; created before the processes."""
+    """States of all processes, and popular lists; created before the processes."""
 
     def __init__(self, workers: int, tiers: int) -> None:
         self.workers = workers
@@ -244,7 +244,7 @@ class Reporter:
     """Writes the state of its process every REPORT_S."""
 
     def __init__(self, tiers: Sequence[Tier], more: Callable[[], dict[str, object]] = dict) -> None:
-        """*more* returns the fields that the tiers do not determine, such as the connections."""
+        """*more* returns fields that do not come from the tiers."""
         self._tiers = tiers
         self._more = more
         self._started_at = time.time()

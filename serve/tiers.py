@@ -46,15 +46,15 @@ _UNREADABLE = StoreError("the value cannot be read")
 
 # Consecutive failures that open a breaker.
 FAILURES = 5
-# The same if a failure may concern one part of the store only: if half of the parts fail, five in a row happen six
-# times a second at 200 requests/s.
+# The same for failures of parts of a store: if half of them fail, five in a row happen six times a second at 200
+# requests/s.
 FAILURES_OF_PARTS = 50
 # First and longest pause before a probe.
 PAUSE_S = (0.1, 1.0)
 
-# Missing keys are cached only briefly: a replica may lag, or a list be repaired.
+# For missing keys: a replica may lag, or a list be repaired.
 ABSENT_S = 10.0
-# Overhead of a cached entry: three objects and their slot.
+# Overhead of a cached entry: three objects and a slot.
 ENTRY_BYTES = 250
 
 NOT_CACHED = StoreError("it is not in the cache")
@@ -75,7 +75,7 @@ def tier_names(urls: Sequence[str]) -> list[str]:
 
 
 class Breaker:
-    """A circuit breaker: closed, open, or half open with one probe. One per tier.
+    """A circuit breaker: closed, open, or half open with one probe.
 
     *clock* returns seconds. The pause doubles after each probe, with jitter from *min_jitter* to 1.
     """
@@ -95,7 +95,7 @@ class Breaker:
     def allows(self) -> bool:
         """Return whether a request may be sent, as the probe if open.
 
-        If True, the caller must call `succeeded`, `failed`, or for a probe `undecided`.
+        If so, call `succeeded`, `failed`, or for a probe `undecided`.
         """
         if self._retry_at is None:
             return True
@@ -118,7 +118,7 @@ class Breaker:
         self._probing = False
 
     def failed(self, threshold: int = FAILURES) -> None:
-        """Count a failure; open the breaker after *threshold* in a row, or after a failed probe."""
+        """Count a failure; open after *threshold* in a row, or after a failed probe."""
         self._failures += 1
         if self._retry_at is not None and not self._probing:
             return  # sent before the breaker opened
@@ -172,7 +172,7 @@ def _size(key: str, value: bytes | float) -> int:
 
 
 class ReleaseMoved(StoreError):
-    """A release is gone, and another one is followed by now."""
+    """A release is gone, and another one is followed."""
 
 
 class _Defect(StoreUnavailable):
@@ -180,7 +180,7 @@ class _Defect(StoreUnavailable):
 
 
 class StoreObserver:
-    """Counts attempts and charges of one tier's store."""
+    """Counts attempts and charges of a store."""
 
     def __init__(self, tier: str, metrics: Metrics) -> None:
         self._tier = tier
@@ -197,7 +197,7 @@ class StoreObserver:
 
 
 class Tier:
-    """One named store of a service. One per worker and store, on one loop."""
+    """One named store of a service, in one worker, on one loop."""
 
     def __init__(
         self, name: str, reader: Reader, metrics: Metrics, *, cache_bytes: int = 0, fold_in: FoldIn | None = None
@@ -244,7 +244,7 @@ class Tier:
         await self._reader.close()
 
     def get(self, served: ServedRelease, key: str) -> Slot:
-        """Read one key without I/O; returns a StoreError if that is not possible."""
+        """Read one key without I/O; returns a StoreError if that is impossible."""
         if self._local is None:
             if self._cache is None:
                 return NOT_CACHED
@@ -269,7 +269,7 @@ class Tier:
         return value if value is None else served.decode(key, value)
 
     async def read_through(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        """Read *keys* from the cache if possible, others as `read` does."""
+        """Read *keys* from the cache, and others like `read`."""
         if self._cache is None:
             return await self.read(served, keys, timeout_s)
         slots = [self.get(served, key) for key in keys]
@@ -280,7 +280,7 @@ class Tier:
         return slots
 
     async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        """Read *keys* in *served*: one decoded slot per key. Values of local stores have no deadline.
+        """Read *keys* in *served*: one decoded slot per key. Local stores have no deadline.
 
         Raises ReleaseMoved, and StoreError if nothing could be read in time or the circuit is open.
         """
@@ -403,7 +403,7 @@ class Tier:
         return decoded
 
     def _examined(self, served: ServedRelease, error: Exception) -> StoreError:
-        """Return an error as a slot, and count damage, as which errors other than StoreError count."""
+        """Return an error as a slot, and count damage; errors other than StoreError are damage."""
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
         damage = error

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MAX_BYTES = 1 << 20
-# Parses the files and applies them by one assignment, because it may run in a thread. Errors are caught; only the text
-# of ServiceMisused is shown, because others may quote the file.
+# Parses the files and applies them by one assignment, because it may run in a thread. Of errors, only the text of
+# ServiceMisused is shown, because others may quote the file.
 LoadFiles = Callable[[Sequence[bytes]], None]
 
 

@@ -1,7 +1,7 @@
 """Authentication, scopes and rate limits of requests.
 
-Keys come as `X-API-Key` or `Authorization: Bearer`, never in a URL. They are looked up by SHA-256, then in a dictionary
-of strings with a random hash seed: response times reveal nothing about other keys.
+Keys come as `X-API-Key` or `Authorization: Bearer`, never in a URL. They are looked up by SHA-256 or with a random hash
+seed, so response times reveal nothing about other keys.
 """
 
 import mmap
@@ -37,7 +37,7 @@ SCOPES_BY_ROUTE: dict[str, str | None] = {
     "/v1/events": EVENTS,
 }
 BURST_S = 1.0
-# Many more than clients, so that two hardly ever begin at the same cell.
+# Many more than clients, to avoid collisions.
 CELLS = 1 << 16
 # Of times in seconds, as a share of a token.
 ROUNDING = 1e-6
@@ -46,15 +46,15 @@ ROUNDING = 1e-6
 class SharedRates:
     """Token buckets in shared memory: a cell of eight bytes holds when its bucket will be full.
 
-    Created before the workers. There is no lock: of two workers that take at the same moment, only one may be counted,
-    which admits up to 5 % more of a client far above its rate.
+    Created before the workers. Without a lock, two workers that take at once may count one token, which admits up to
+    5 % more of a client far above its rate.
     """
 
     def __init__(self) -> None:
         self._full_at = memoryview(mmap.mmap(-1, CELLS * 8)).cast("d")
 
     def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
-        """Return the buckets of clients with a rate limit, by name; the same cells in all processes."""
+        """Return the buckets of limited clients by name; all processes use the same cells."""
         buckets, taken = dict[str, Bucket](), set[int]()
         for name, rate in sorted((client.name, client.rate) for client in clients if client.rate is not None):
             cell = xxh3_64_intdigest(f"{name} {rate}".encode()) % CELLS  # a new rate begins with a full bucket
@@ -97,7 +97,7 @@ class Caller:
     bucket: Bucket | None = None
 
 
-# Verifies a token, given with its digest; raises a Problem if it is invalid.
+# Verifies a token, given with its digest; raises a Problem.
 VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 
 
@@ -117,7 +117,7 @@ class Guard:
         self.knows_clients = keys is not None or verify_token is not None
         self._verify_token = verify_token
         self._known: tuple[dict[bytes, Caller], dict[str, Caller]] = {}, {}
-        """By digest, and by valid key: SHA-256 takes longer than the rest of a look-up."""
+        """By digest, and by valid key, because SHA-256 is slow."""
         self.watched = list[WatchedFiles]()
         if keys:
             load = partial(self._load, keys, SharedRates())
@@ -136,7 +136,7 @@ class Guard:
     async def admit(self, headers: Mapping[str, str], scope: str) -> Caller:
         """Return the caller of a request that requires *scope*.
 
-        Raises a Problem: 401 for a missing or unknown key, 403 for a missing scope, 429 above the rate limit.
+        Raises a Problem: 401 without a known key, 403 without the scope, 429 above the rate limit.
         """
         found = self.caller(credential_of(headers))
         caller = found if isinstance(found, Caller) else await found()
@@ -146,7 +146,7 @@ class Guard:
     def caller(self, credential: str | None) -> Caller | Callable[[], Awaitable[Caller]]:
         """Return the caller with this key, or a function that verifies the token.
 
-        Raises a Problem (401) otherwise.
+        Raises a Problem (401).
         """
         if credential is None or not self.knows_clients:
             return self.anonymous
@@ -185,7 +185,7 @@ def scope_of(template: str) -> str | None:
 def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
     """Create the guard. Without keys, callers on loopback may do everything.
 
-    Raises ServiceMisused if other machines could call a service with neither keys nor --anonymous.
+    Raises ServiceMisused for an open address with neither keys nor --anonymous.
     """
     if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
@@ -202,7 +202,7 @@ def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Gua
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address; False for names other than localhost."""
+    """Return whether an address is of loopback; False for names other than localhost."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

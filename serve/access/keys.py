@@ -3,8 +3,8 @@
     {"format": 1, "clients": [{"name": "web", "scopes": ["read"], "rate": 100.0,
                                "primary": {"sha256": "…", "created_at": 1790000000}, "secondary": null}]}
 
-A client has up to two keys, to rotate them without downtime. Only its owner may read the file, which is replaced
-atomically, under a lock.
+A client has up to two keys, to rotate them without downtime. Only its owner may read the file, which is replaced under
+a lock.
 """
 
 import os
@@ -125,7 +125,7 @@ class CreatedKey:
 
 
 def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = None) -> CreatedKey:
-    """Create a client's first or second key; a new client gets *scopes* and *rate*. Raises ServiceMisused."""
+    """Create a client's next key; a new client gets *scopes* and *rate*. Raises ServiceMisused."""
     if not NAME.fullmatch(name):
         raise ServiceMisused("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")
     if strange := set(scopes) - set(SCOPES):
@@ -156,7 +156,7 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
 
 
 def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
-    """Revoke the `primary` or `secondary` key of a client, or all; return the client if a key is left.
+    """Revoke the `primary` or `secondary` key, or all; return the client if a key is left.
 
     A secondary key becomes primary. Raises ServiceMisused for an unknown client or key.
     """

@@ -1,7 +1,6 @@
 """Tokens of an OpenID Connect issuer, such as Entra ID, accepted alongside keys.
 
-The issuer's keys are fetched hourly, and when a token names an unknown one. Verified tokens are cached until they
-expire.
+The issuer's keys are fetched hourly, and for an unknown one. Verified tokens are cached until they expire.
 """
 
 import asyncio
@@ -64,7 +63,7 @@ class TokenVerifier:
         self._fetched_at = self._tried_at = float("-inf")
         self._failure: str | None = None
         self._fetching: asyncio.Task[None] | None = None
-        """Shared refresh of the keys. It survives cancellation of the request that started it."""
+        """Shared refresh; it survives cancellation of the request that started it."""
         self._verdicts = dict[bytes, _TokenVerdict]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
@@ -106,7 +105,7 @@ class TokenVerifier:
             raise _refused("the token is not a valid one for this service") from None
 
     async def _key(self, identifier: str) -> "PyJWK":
-        """Return a key; fetch keys first if it is unknown or they are stale."""
+        """Fetch keys first if the key is unknown or they are stale."""
         is_fresh = time.monotonic() < self._fetched_at + FRESH_S
         if identifier not in self._keys or not (is_fresh or self._fetching):
             if self._fetching is None and time.monotonic() >= self._tried_at + (REFRESH_S if self._keys else RETRY_S):

@@ -60,10 +60,7 @@ def certificate_of(settings: ServiceSettings) -> Certificate | None:
 
 
 def expiry(pem: bytes) -> float:
-    """Return the earliest expiry (Unix time) of the certificates in a PEM file; raises ValueError without one.
-
-    The ssl module shows only certificates of peers.
-    """
+    """Return the earliest expiry (Unix time) in a PEM file, which the ssl module does not show; raises ValueError."""
     found = [_VALIDITY.search(b64decode(content)) for _, content in _PEM.findall(pem)]
     return min(_time_of(validity["end"].decode()) for validity in found if validity)
 

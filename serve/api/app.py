@@ -46,7 +46,7 @@ class Gate(Protocol):
     """Limits on POST requests."""
 
     async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[web.Response]]) -> web.Response:
-        """Do *work* once the body is read and the request is admitted; raises Problem and ClientGone."""
+        """Do *work* once the request is read and admitted; raises Problem and ClientGone."""
         ...
 
 
@@ -106,7 +106,7 @@ class Routes:
 
 
 def handler_of(route: Route | None, method: str) -> RouteHandler:
-    """Return the handler of *method*; raises Problem for an unknown route or method."""
+    """Return the handler of *method*; raises Problem."""
     if route is None:
         raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
     handler = route.methods.get("GET" if method == "HEAD" else method)

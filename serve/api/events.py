@@ -137,7 +137,7 @@ class EventsHandler:
     ) -> None:
         """*role_of* returns the role of a release id; pages of *origins* may report without a key.
 
-        Without *with_keys*, keys are unchecked, and do not admit other pages.
+        Without *with_keys*, keys are unchecked and admit no other pages.
         """
         self._origins = origins
         self._with_keys = with_keys
@@ -148,7 +148,7 @@ class EventsHandler:
         self._count = count(1)
 
     async def report(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`POST /v1/events` with `{"events": [{"type": "click", "user": "42", "items": ["7"], …}]}`."""
+        """`POST /v1/events`."""
         QUERY.parse(raw_query)
         if not self._with_keys or credential_of(request.headers) is None:
             _refuse_unasked(request, self._origins)

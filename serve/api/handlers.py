@@ -88,7 +88,7 @@ class Handlers:
         return self._answer(request, b'"user":%b,' % orjson.dumps(user), encoded, query, headers)
 
     async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`POST /v1/recommendations` with `{"users": […], "n": 10, "exclude": […], "fields": "id", "segment": "…"}`."""
+        """`POST /v1/recommendations`."""
         BATCH.parse(raw_query)
         batch = parse_batch(await read_body(request))
         answers = await self._reader.personal_many(batch.users, batch.segment)
@@ -108,7 +108,7 @@ class Handlers:
         )
 
     async def fold_in(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`POST /v1/recommendations/fold-in` with `{"items": ["a", {"id": "b", "weight": 2}], "n": 10, …}`."""
+        """`POST /v1/recommendations/fold-in`."""
         FOLDED_IN.parse(raw_query)
         body = parse_fold_in(await read_body(request))
         items = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
@@ -226,7 +226,7 @@ def is_known(etag: str, known: str) -> bool:
 def results(
     wanted: Iterable[tuple[str, EncodedList, int]], cut: Callable[[EncodedList, int], bytes]
 ) -> Iterator[bytes]:
-    """Yield the result of each user, with a list that *cut* cuts to a number of items."""
+    """Yield the result of each user; *cut* cuts a list to a number of items."""
     rests = dict[tuple[str, int, int], bytes]()
     """Head and popular items by status, release and number of items."""
     for user, encoded, n in wanted:

@@ -176,7 +176,7 @@ class FoldInAnswer(Struct, frozen=True):
 
 
 class BatchAnswer(Struct, frozen=True):
-    """The lists of many users, in the order of the request, of the live release or the canary."""
+    """The lists of many users, in order, of the live release or the canary."""
 
     release: ReleaseName
     results: list[UserResult]
@@ -348,7 +348,7 @@ def _decoded(raw: str, what: str) -> str:
 def _ids_in(raw: str) -> tuple[str, ...]:
     """Return ids separated by commas.
 
-    Many clients encode the whole value, so encoded commas are read both as separators and as part of an id.
+    Many clients encode the whole value, so encoded commas are read as separators and as part of an id.
     """
     pieces = [_decoded(piece, "exclude") for piece in raw.split(",")]
     if len(pieces) > MAX_EXCLUDED:

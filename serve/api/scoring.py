@@ -113,7 +113,7 @@ class Scoring:
         self._reader = reader
 
     async def score(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
-        """`POST /score` with `{"data": [ROW, …]}`."""
+        """`POST /score`."""
         rows = _rows_in(await read_body(request))
         release = self._reader.release()  # raises NotReady
         users = [str(row.user) for row in rows if isinstance(row, ScoreRow)]

@@ -1,7 +1,7 @@
 """Admission of batches by queueing delay, as in CoDel; each worker decides for itself.
 
 The delay is the lateness of an event loop timer, and the waiting time of batches. Of the lateness only the loop's CPU
-time counts: while other processes have the core, refusing shortens nothing.
+time counts: refusing does not shorten that of other processes.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from hotplate.serve.problems import ClientGone, Problem, overloaded
 
 T = TypeVar("T")
 
-# Interval of the timer, which runs while there are batches; if it is later, at most one batch runs.
+# Interval of the timer, which runs during batches; if it is later, at most one batch runs.
 TICK_S = 0.005
 # Shorter delays are bursts. After a longer one, batches may wait for TARGET_S, until none was refused for INTERVAL_S.
 INTERVAL_S = 0.1

@@ -1,7 +1,7 @@
 """Connections: a state machine per connection, their registry, and its limits.
 
-aiohttp's parser reads headers and bodies, and finds framing errors. The fast lane or aiohttp's request and response
-classes answer, one request after the other. Meanwhile up to BEHIND_BYTES may arrive.
+aiohttp's parser reads headers and bodies. The fast lane or aiohttp's request and response classes answer one request
+after the other; meanwhile up to BEHIND_BYTES may arrive.
 
 Unreadable requests, HTTP/1.0, Expect, Upgrade, CONNECT, chunked bodies and bodies that were not read close the
 connection.
@@ -34,20 +34,20 @@ log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 8190
 BEHIND_BYTES = 65_536
-# Pipelined requests that the lane answers before other connections.
+# Pipelined requests answered before other connections.
 LANES_AT_ONCE = 16
-# The registry bounds bodies, so aiohttp's reader never pauses the connection.
+# The registry bounds bodies.
 NEVER_PAUSED = 1 << 30
 # A slow reader must take WRITE_STEP_BYTES in `Limits.write_s`, or in CROWDED_WRITE_S if answers fill half of their
 # room.
 WRITE_STEP_BYTES = 65_536
 CROWDED_WRITE_S = 1.0
-# Each tick of the sweep checks one of SLICES slices of the connections: each connection once a second.
+# Each tick of the sweep checks one of SLICES slices: each connection once a second.
 SLICES = 10
 TICK_S = 0.1
 # Time to read the last answer: closing with unread bytes would reset the connection.
 LINGER_S = 1.0
-# Undocumented names of aiohttp. A test checks for each, and pyproject.toml bounds the version.
+# Undocumented names of aiohttp, each with a test; pyproject.toml bounds the version.
 UNDOCUMENTED = {
     BaseProtocol: ("transport", "pause_writing", "resume_writing", "connection_lost"),
     HttpRequestParser: ("feed_data",),
@@ -86,7 +86,7 @@ WAITS_FOR_REQUEST = (State.OPENING, State.IDLE, State.HEADER)
 
 
 class ConnectionRegistry:
-    """The connections of a server, and all that they share."""
+    """The connections of a server, and their shared state."""
 
     def __init__(
         self,
@@ -103,10 +103,10 @@ class ConnectionRegistry:
         self.lane = lane
         self.answer = answer
         self.bytes_in_flight = 0
-        """Of unanswered requests, and of answers that clients have not read."""
+        """Of unanswered requests and unread answers."""
         self._room = min(limits.connections, room_for_connections())
         self.open: dict[Connection, None] = {}
-        """All connections, in the order in which they were accepted."""
+        """All connections, the oldest first."""
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -120,7 +120,7 @@ class ConnectionRegistry:
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request is being answered, or an answer being sent."""
+        """Whether a request is being answered, or an answer sent."""
         return any(one.idle_since == inf for one in self.open)
 
     def start(self) -> None:
@@ -133,7 +133,7 @@ class ConnectionRegistry:
             self._timer.cancel()
 
     def has_room(self) -> bool:
-        """Return whether there is room for a further connection, or has been made; count if not."""
+        """Return whether there is, or was made, room for a connection; count if not."""
         if len(self) < self._room or (self.limits.idle_gives_way and self._has_made_room()):
             return True
         self.metrics.count_shed("connections")
@@ -157,7 +157,7 @@ class ConnectionRegistry:
 
 
 class Connection(BaseProtocol):
-    """An asyncio protocol that makes aiohttp's objects only when needed."""
+    """An asyncio protocol that makes aiohttp's objects when needed."""
 
     __slots__ = (
         "_buffer", "_held", "_is_ended", "_lane", "_left", "_payload", "_queued", "_registry", "_requests",
@@ -432,7 +432,7 @@ class Connection(BaseProtocol):
             self._registry.bytes_in_flight += count
 
     def _count(self, size: int) -> None:
-        """Count received bytes; beyond the limit, refuse the body or cut the connection."""
+        """Beyond the limit, refuse the body or cut the connection."""
         self.hold(size)
         if self._registry.is_full:
             if self.state is State.BODY:

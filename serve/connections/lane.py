@@ -5,10 +5,10 @@ or read differently:
 
 - The bytes are one whole request: their first empty line is their end.
 - The request line is a GET with an id that needs no decoding, at most `?n=`, and HTTP/1.1.
-- Each header has exactly a listed name, occurs once, and has visible ASCII. Headers are not listed if they announce a
-  body, change the protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms).
-- Only facts that header bytes alone determine are remembered. Keys, rates, the deny-list, the live release and draining
-  are checked for each request, in the same objects as on aiohttp's path.
+- Each header has a listed name, occurs once, and has visible ASCII. Headers are not listed if they announce a body,
+  change the protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms).
+- Only facts that header bytes determine are remembered. Keys, rates, the deny-list, the live release and draining are
+  checked for each request, in the same objects as on aiohttp's path.
 """
 
 import re
@@ -35,7 +35,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.keys import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
-# Limits of remembered header blocks and lines that clients repeat, and of response heads.
+# Limits of remembered header blocks and lines, and of response heads.
 MAX_REMEMBERED = 1024
 MAX_FRAMES = 64
 # Returned if the answer is delivered later.
@@ -96,14 +96,14 @@ def _kind(route: str, source: str, key: str, subject: bytes, cache: str) -> _Lis
 
 
 class _AnswerFrame(NamedTuple):
-    """Heads of answers up to their ETag, and the body between subject and items."""
+    """Heads of answers up to the ETag, and the body between subject and items."""
 
     head: bytes
     not_modified: bytes
     middle: bytes
 
 
-# Start time, kind, id in the path, n, headers, caller, and span if sampled. A tuple is made in a tenth of the time.
+# Start time, kind, id in the path, n, headers, caller, and span if sampled; a tuple for speed.
 _Request = tuple[float, _ListRoute, bytes, int, _Headers, str | None, RequestSpan | None]
 
 
@@ -111,7 +111,7 @@ class AnswerWriter:
     """Writes whole answers as aiohttp would."""
 
     def __init__(self, metrics: Metrics, request_ids: RequestIds, *, varies: bool) -> None:
-        """*varies*: whether answers may be different for web pages of other origins."""
+        """*varies*: whether answers may differ for other origins."""
         self.request_ids = request_ids
         self._metrics = metrics
         self._vary = "Vary: Origin\r\n" if varies else ""
@@ -183,7 +183,7 @@ class Lane:
     def answer(self, data: bytes, now: float, deliver: Callable[[bytes], None]) -> bytes | None:
         """Return the answer to a request that arrived *now*; None if it is not plain.
 
-        PENDING if a store is read first: *deliver* is later called with the answer.
+        PENDING if a store is read first: *deliver* gets the answer later.
         """
         line = _line(data)
         if line is None or self._dispatcher.draining:

@@ -20,12 +20,11 @@ log = logging.getLogger(__name__)
 # How long workers of a killed parent may still hold a port.
 PORT_WAIT_S = 1.5
 PORT_POLL_S = 0.02
-# Unsent data in the kernel; this process counts and times the rest. Otherwise a client that does not read could hold
-# 4 MB there.
+# Unsent data in the kernel, where a client that does not read could hold 4 MB; this process counts and times the rest.
 UNSENT_BYTES = 65_536
 # Accepted before requests get their turn.
 AT_ONCE = 64
-# How often and how long a worker leaves connections to workers with fewer, unless those do not take them.
+# How often and how long a worker leaves connections to workers with fewer.
 YIELDS = 250
 YIELD_S = 0.001
 # When descriptors have run out.
@@ -43,9 +42,9 @@ class CannotListen(OSError):
 
 
 def reserve(host: str, port: int, options: str = "") -> socket.socket:
-    """Bind a socket that does not listen yet.
+    """Bind a socket that does not listen yet; *options* prefixes options in error texts.
 
-    *options* prefixes options in error texts. Raises CannotListen, for a port in use after PORT_WAIT_S.
+    Raises CannotListen, for a port in use after PORT_WAIT_S.
     """
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
@@ -62,8 +61,8 @@ def _why_not(error: OSError | UnicodeError, host: str, port: int, options: str) 
     reason = "the host cannot be resolved" if is_unknown else getattr(error, "strerror", "")
     variable = f"HOTPLATE_{options}PORT".upper().replace("-", "_")
     return (
-        f"{host} port {port} cannot be listened on: {reason}; choose another with --{options}port or {variable}, or "
-        f"give --{options}host an address of this machine, as 127.0.0.1 or 0.0.0.0"
+        f"{host} port {port} cannot be listened on: {reason}; choose another with --{options}port or {variable}, or an "
+        f"address of this machine with --{options}host"
     )
 
 
@@ -92,7 +91,7 @@ def room_for_connections() -> int:
 
 
 def within_memory(limits: Limits, workers: int, room_bytes: float) -> Limits:
-    """Return limits that let all workers together hold a quarter of *room_bytes* for clients."""
+    """Return limits that let all workers hold a quarter of *room_bytes* for clients."""
     share = max(room_bytes / 4 / workers, LEAST_IN_FLIGHT)
     return replace(limits, bytes_in_flight=int(min(limits.bytes_in_flight, share)))
 

@@ -1,4 +1,4 @@
-"""HTTP server of a worker: accepts connections, applies limits, and dispatches requests."""
+"""HTTP server of a worker."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 READ_SHARE = 0.9
 MOST_TIMEOUT_S = 60.0
 TIMEOUT = istr("X-Request-Timeout-Ms")
-# Estimate of an answer that is being made: bytes for each byte of the request's body, and its maximum.
+# Estimated size of an answer: bytes for each byte of the request's body, and maximum.
 ANSWER_RATIO = 256
 MOST_ANSWER_BYTES = 4 << 20
 # How long a stop lets idle clients send one more request.
@@ -42,7 +42,7 @@ Work = Callable[[], Awaitable[web.Response]]
 
 
 class Responder(Protocol):
-    """What a server uses of `hotplate.serve.api.app.Dispatcher`."""
+    """Part of `hotplate.serve.api.app.Dispatcher`."""
 
     metrics: Metrics
     request_ids: RequestIds
@@ -74,7 +74,7 @@ class HttpServer:
         certificate: Certificate | None = None,
         has_most: Callable[[int, bool], bool] = lambda _count, _waited: False,
     ) -> Acceptor:
-        """Accept connections on a bound socket; *has_most* as for `Acceptor`, with their number as first argument."""
+        """Accept connections on a bound socket; *has_most* as for `Acceptor`, after their number."""
         listening.listen(backlog)
         self.registry.start()
         return Acceptor(

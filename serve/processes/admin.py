@@ -1,6 +1,6 @@
-"""The admin process: metrics, the state of all workers, changes of releases, and the console.
+"""The admin process: metrics, states of workers, changes of releases, and the console.
 
-It reads shared memory and opens stores itself, so scrapes and activations cost workers nothing.
+It opens stores itself, so scrapes and activations cost workers nothing.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ CATALOGUE_S = 5.0
 OPEN_S = 5.0
 STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-# A further connection replaces the longest idle one, so idle ones cannot lock out operators.
+# A further one replaces the longest idle one, which cannot lock out operators.
 CONNECTIONS = 64
 PAGE = "index.html"
 MEDIA = {
@@ -153,7 +153,7 @@ OF_RELEASE = re.compile("/v1/releases/(?!canary/)([^/]+)/(activate|canary)")
 async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
     """Answer operators until SIGTERM, or until the parent, which holds *lifeline* open, is gone.
 
-    Except on loopback, callers need a key with the scope admin, and TLS if it is configured.
+    Except on loopback, they need a key with the scope admin, and TLS if configured.
     """
     host = listener.getsockname()[0]
     is_local = is_loopback(host)
@@ -195,7 +195,7 @@ class Admin:
 
     def __init__(self, context: ProcessContext, host: str, guard: Guard | None) -> None:
         """*host* is listened on, and *guard* checks keys, None on loopback."""
-        self.metrics = Metrics(1, ())  # never shown; only workers count
+        self.metrics = Metrics(1, ())  # only workers count
         self.request_ids = RequestIds()
         self.cors = None
         self.opened = AsyncExitStack()
@@ -208,7 +208,7 @@ class Admin:
         self._files = {each.name: each for each in FILES.iterdir()}
         paths = ("/", "/console", *(f"/console/{name}" for name in self._files))
         self._routes = by_template(*(Route(path, {"GET": self.file}) for path in paths))
-        # Without a key: a browser sends none when it opens a page, and the files contain no data.
+        # Without a key: a browser sends none when it opens a page.
         self._open_paths = frozenset(self._routes)
         self._routes |= by_template(
             Route("/livez", {"GET": self.live}),
@@ -233,7 +233,7 @@ class Admin:
         refusal: Problem | None = None,
         gate: Gate | None = None,  # noqa: ARG002 -- no limits for operators
     ) -> web.Response:
-        """Answer a request; *refusal* is the problem of a request that cannot be parsed."""
+        """Answer a request; *refusal* is of one that cannot be parsed."""
         request_id = self.request_ids.of(request)
         named = OF_RELEASE.fullmatch(path)
         route = self._routes.get(f"/v1/releases/{{id}}/{named[2]}" if named else path)
@@ -308,8 +308,7 @@ class Admin:
             raise Problem(
                 403,
                 "no-admin-store",
-                "this service has no right to change releases; start it with --admin-store URL, or use "
-                "`hotplate releases`",
+                "this service may not change releases; start it with --admin-store URL, or use `hotplate releases`",
             )
         store = connect(self._settings.admin_store)
         try:
@@ -358,7 +357,7 @@ class Admin:
         return json_of({"revoked": name})
 
     async def _with_keys(self, act: Callable[[Path], T]) -> T:
-        """Act in a thread, because this may wait for a lock."""
+        """Act in a thread: this may wait for a lock."""
         path = self._settings.keys
         if path is None:
             raise Problem(403, "no-keys", "this service was started without a file of keys; see --keys")

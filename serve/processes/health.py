@@ -1,4 +1,4 @@
-"""Probes, answered by the parent over plain HTTP, without keys and independently of its children."""
+"""Probes, answered by the parent over plain HTTP, without keys."""
 
 import selectors
 import socket
@@ -11,7 +11,7 @@ import orjson
 
 from hotplate.serve.states import ANSWERING, SILENT_S, SharedStates, service_status
 
-# Open connections (a new one replaces the oldest), and length of the accept queue.
+# Open connections, and length of the accept queue.
 CONNECTIONS = 16
 BACKLOG = 64
 REQUEST_BYTES = 4096

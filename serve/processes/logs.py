@@ -30,7 +30,7 @@ MESSAGE_CHARS = 600
 ERROR_CHARS = 200
 NAME_CHARS = 64
 
-# Our keys, credentials in URLs and named secrets, which libraries might log.
+# Our keys, credentials in URLs and named secrets.
 _SECRETS = (
     (re.compile(r"\bhp_[A-Za-z0-9_-]{8,}"), "hp_[redacted]"),
     (re.compile(r"://[^/\s]*@"), "://[redacted]@"),
@@ -43,7 +43,7 @@ _SECRETS = (
 class LogStream(io.TextIOBase):
     """Writes lines to a file descriptor without blocking; created before the first fork.
 
-    A line that does not fit into the pipe is dropped and counted. Of one that fits in part, the rest is written first.
+    A line that does not fit into the pipe is dropped and counted; the rest of one that fits in part is written first.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -98,7 +98,7 @@ class LogStream(io.TextIOBase):
 def _writer(descriptor: int) -> Callable[[bytes], int]:
     """Return a function that writes without blocking.
 
-    O_NONBLOCK would also affect other programs that share the descriptor, such as the shell.
+    O_NONBLOCK would also affect programs that share the descriptor, such as the shell.
     """
     with suppress(OSError):
         mode = os.fstat(descriptor).st_mode

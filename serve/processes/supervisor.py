@@ -1,4 +1,4 @@
-"""The parent process of a service: it holds the sockets, and starts and replaces the workers and the admin process.
+"""The parent process of a service: holds the sockets, and starts and replaces the workers and the admin process.
 
 Even a single worker needs a parent: cutting a file kills processes that map it. The parent has no event loop or
 threads, so it can fork at any time.
@@ -165,7 +165,7 @@ def _url(host: str, listener: socket.socket, certificate: Certificate | None) ->
 
 
 class _Signals:
-    """Python writes each signal to a socket, which ends the parent's wait."""
+    """Signals end the parent's wait through a socket."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._reading, self._writing = socket.socketpair()
@@ -200,7 +200,7 @@ class _Supervisor:
         self._admin = _Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
         self._tick_due = self._log_due = 0.0
-        # Becomes readable when this process is gone, however it ended.
+        # Becomes readable when this process is gone.
         self._lifeline, self._lifeline_held = os.pipe()
         self._selector = selectors.PollSelector()  # children would share an epoll
         self._signals = _Signals(self._selector)
@@ -305,7 +305,7 @@ class _Supervisor:
     def _end_silent(self) -> None:
         """Abort a silent child, which logs its stack.
 
-        Only one worker at a time, after the last new one has reported: if all hang, they wait for the same resource.
+        Only one worker at a time, after the last new one has reported: all may wait for the same resource.
         """
         silent_s = self._health.silent_s
         silent = [one for one in self._children if one.pid and silent_s[one.number] > self._patience_s(one)]
@@ -328,7 +328,7 @@ class _Supervisor:
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
     def _ended(self) -> Iterator[tuple[_Child, int]]:
-        """Yield ended children and their exit codes; as process 1 of a container, also reap orphans."""
+        """Yield ended children and exit codes; as process 1 of a container, also reap orphans."""
         with suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -41,7 +41,7 @@ STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 # Blocked around a fork, until the child has its own handlers.
 WATCHED = {signal.SIGCHLD, *STOPS}
 BACKLOG = 1024
-# How long a worker waits for a release while another worker answers, and how often it checks.
+# How long a worker waits for a release while another one answers, and poll interval.
 READY_TIMEOUT_S = 10.0
 PATIENCE_POLL_S = 0.1
 # Time for requests and spans if the parent was killed.
@@ -103,10 +103,9 @@ async def run_worker(
     lifeline: int,
     announce: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish accepted requests and return.
+    """Serve until SIGTERM or SIGINT, then finish accepted requests; *announce* is called once it listens.
 
-    It calls *announce* once it listens. If the parent, which holds *lifeline* open, is gone, it ends within
-    ORPHAN_DRAIN_S.
+    If the parent, which holds *lifeline* open, is gone, it ends within ORPHAN_DRAIN_S.
     """
     settings, certificate = context.settings, context.certificate
     context.metrics.use_slot(number)
@@ -209,7 +208,7 @@ def _write(context: ProcessContext, number: int, reader: TieredReader, state: Wo
 
 
 async def _is_prepared(reader: TieredReader, states: SharedStates, number: int, stop: _ShutdownSignals) -> bool:
-    """Wait until the worker may listen; return False if it is stopped first."""
+    """Return False if the worker is stopped before it may listen."""
     stopping = asyncio.create_task(stop.requested.wait())
     preparing = asyncio.create_task(prepared(reader, states, number))
     await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
@@ -219,7 +218,7 @@ async def _is_prepared(reader: TieredReader, states: SharedStates, number: int, 
 
 
 async def prepared(reader: TieredReader, states: SharedStates, number: int) -> None:
-    """Wait up to READY_TIMEOUT_S until all stores were tried, and there is a release or no other worker answers."""
+    """Wait up to READY_TIMEOUT_S until stores were tried, and there is a release or no other worker answers."""
     await reader.wait_until_attempted()
     deadline = loop_time() + READY_TIMEOUT_S
     while loop_time() < deadline and states.is_another_answering(number):

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Findings that stay until another catalogue is followed.
+# Findings that only another catalogue clears.
 FOLLOWED: tuple[FindingSource, ...] = ("restored", "canary")
 
 # Minimum between logs of repeated errors.
 LOG_EVERY_S = 60.0
 # First and longest pause before a failed store is read again.
 RETRY_S = (0.1, 5.0)
-# A store counts as restored if all reads of the primary were older for this time.
+# A store counts as restored after reads of the primary were older for this time.
 RESTORED_S = 30.0
 # Poll interval while the catalogue is older, or the served release is gone.
 STALE_POLL_S = 2.0
@@ -47,9 +47,9 @@ WARM_S = 120.0
 
 
 class Follower:
-    """Keeps `served` at the live release and `canary` at the canary. One per tier.
+    """Keeps `served` at the live release and `canary` at the canary of a tier.
 
-    A served release stays if the store cannot be read; `last_error` gives the reason.
+    Both stay if the store cannot be read; `last_error` gives the reason.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Follower:
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
         self._taken = 0
-        """Number of catalogues taken; a catalogue requested before the last of them may be older."""
+        """Number of catalogues taken; one that was requested before the last may be older."""
         self._stale = asyncio.Event()
         """Set while the store disagrees with the followed catalogue."""
         self._older_since: float | None = None
@@ -213,8 +213,8 @@ class Follower:
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
         """Follow *found* if it is newer, or if the store was restored; an error changes nothing.
 
-        *requested_after* is `_taken` when *found* was requested because of a problem, otherwise None. Returns False,
-        and does nothing, if others were taken since. Otherwise the served release is checked, too.
+        *requested_after* is `_taken` when *found* was requested because of a problem: then this also checks the served
+        release, but does nothing and returns False if others were taken since.
         """
         requested = requested_after is not None
         async with self._switching:
@@ -266,7 +266,7 @@ class Follower:
         self._note_current()
 
     async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
-        """Load the canary of *found*, if any; None also if it cannot be loaded."""
+        """None also if the canary cannot be loaded."""
         record, entry = found.canary, found.canary_entry
         if record is None or entry is None:
             self._canary_named.clear()
@@ -305,7 +305,7 @@ class Follower:
     async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
         """Follow an older catalogue only if the store was restored.
 
-        Then the served release is gone, or reads of the primary were older for RESTORED_S. A replica proves nothing.
+        Then the served release is gone, or the primary was older for RESTORED_S. A replica proves nothing.
         """
         self._note_outdated()
         now = asyncio.get_running_loop().time()
@@ -320,8 +320,8 @@ class Follower:
                 await self._follow_restored(found, seen)
                 return
             error = (
-                f"the catalogue has generation {found.generation}, older than {seen.generation}, which is followed; it "
-                f"is taken for restored, and followed, if that lasts for {RESTORED_S:.0f} s"
+                f"the catalogue has generation {found.generation}, older than {seen.generation}, which is followed; if "
+                f"that lasts for {RESTORED_S:.0f} s, the store counts as restored"
             )
         self._set_error(StoreError(error))
 

@@ -1,7 +1,7 @@
-"""Served releases and how they are loaded, and a canary beside the live one.
+"""Served releases, and a canary beside the live one.
 
-Users of a canary are selected by a hash of id and salt, so all processes agree, and the first 5 % stay when the share
-grows. The canary is judged by errors, fallbacks and slow reads of the last minute.
+A hash of id and salt selects a canary's users: all processes agree, and the first 5 % stay when the share grows. The
+canary is judged by errors, fallbacks and slow reads of the last minute.
 """
 
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class ServedRelease:
 
     ref: ReleaseRef
     writer: str
-    """Token of its writer: a release of a restored store may be finished again with other lists."""
+    """Token of its writer: after a restore, a release may be finished again with other lists."""
 
     manifest: Manifest
     popular: dict[str, bytes]
@@ -123,7 +123,7 @@ def click_interval(shown: float, clicks: float) -> tuple[float, float] | None:
 
 
 def find_regression(live: ReleaseCounts, canary: ReleaseCounts) -> str | None:
-    """Return how the canary is worse than the live release, beyond bound and chance, or None."""
+    """Return how the canary is worse, beyond bound and chance, or None."""
     n, m, slow_from = canary.lookups, live.lookups, _slow_from(live.reads)
     for what, of_canary, of_live, out_of, more in (
         ("lookups could not be read", canary.error, live.error, (n, m), MORE_ERRORS),
@@ -171,7 +171,7 @@ class ServedCanary:
         counts: BothCounts = BothCounts(),  # noqa: B008 -- immutable
         began_with: BothCounts | None = None,
     ) -> None:
-        """Take the counts at *now* (seconds), and at the start of the canary if its share has changed."""
+        """*counts* are of *now* (seconds), *began_with* of the canary's start if its share has changed."""
         self.record = record
         self.served = served
         self.began_with = began_with or counts

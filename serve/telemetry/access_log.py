@@ -16,7 +16,7 @@ from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan
 
 
 class AccessLog:
-    """Writes route templates, but no paths, queries or items, which could identify users."""
+    """Writes route templates; paths, queries and items could identify users."""
 
     def __init__(
         self,

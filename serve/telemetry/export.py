@@ -1,7 +1,4 @@
-"""Export of spans and metrics with OpenTelemetry's SDK; imported only if telemetry is on.
-
-Workers send spans, the admin process metrics.
-"""
+"""Export with OpenTelemetry's SDK: workers send spans, the admin process metrics."""
 
 import logging
 import os
@@ -41,7 +38,7 @@ from hotplate.stores.store import Attribute
 log = logging.getLogger(__name__)
 
 SCOPE = InstrumentationScope("hotplate", version("hotplate"))
-# Stops Azure Monitor's exporters from sending statistics and fetching settings.
+# Stops Azure Monitor's exporters from sending statistics.
 AZURE_MONITOR_OFF = (
     "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL",
     "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED",
@@ -52,7 +49,7 @@ AZURE_MONITOR_OFF = (
 AZURE_LOGGERS = ("azure.monitor", "azure.core.pipeline")
 # Time to send the last metrics at a stop.
 LAST_S = 2.0
-# Names of labels in the semantic conventions; "ok" and OTHER are left out.
+# Names of labels in the semantic conventions.
 ATTRIBUTES = {
     "route": "http.route",
     "method": "http.request.method",
@@ -71,7 +68,7 @@ class Exporters(NamedTuple):
 
 
 def exporters_for(settings: TelemetrySettings) -> Exporters:
-    """Import the exporters of a destination and check its settings, without starting threads.
+    """Import the exporters of a destination and check its settings.
 
     Raises ServiceMisused, or StoreMisused if the extra is missing.
     """
@@ -113,10 +110,7 @@ def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
 
 
 class SpanQueue(SpanExporter):
-    """The SDK's span queue of one worker, and its exporter, which converts spans; created after the fork.
-
-    The SDK logs spans that are lost.
-    """
+    """The SDK's span queue of one worker, created after the fork. The SDK logs lost spans."""
 
     def __init__(self, settings: TelemetrySettings, exporter: SpanExporter | None = None) -> None:
         self._exporter = exporter or exporters_for(settings).spans()
@@ -201,7 +195,7 @@ class MetricReport:
                 log.exception("metrics cannot be sent")
 
     def send(self) -> None:
-        """Send one report. If that fails, the next cumulative one makes up for it; deltas are lost."""
+        """Send one report. If this fails, deltas are lost."""
         self._exporter.export(self.data())
 
     def data(self) -> MetricsData:

@@ -29,7 +29,7 @@ def take_snapshot(metrics: Metrics) -> Snapshot:
 
 
 class StateMetric(NamedTuple):
-    """A metric that is read from a worker's state, or from None for a worker without one."""
+    """A metric that is read from a worker's state, if any."""
 
     name: str
     help: str
@@ -136,7 +136,7 @@ STATE_TABLE = (
 
 
 class Exposition(Collector):
-    """Renders shared counters and workers' states as Prometheus text."""
+    """Renders counters and states as Prometheus text."""
 
     def __init__(self, metrics: Metrics, states: Callable[[], States]) -> None:
         """*states* returns the workers' states by number."""

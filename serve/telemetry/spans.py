@@ -1,8 +1,7 @@
-"""Records of requests for the access log, and spans of sampled requests and of their store calls.
+"""Records of requests for the access log, and spans of sampled requests and their store calls.
 
 Spans are plain tuples, which a thread converts for the SDK. Recording one takes 8 µs, a ReadableSpan 26 µs, a span of
-the SDK's tracer 80 µs (a plain GET takes 12 µs). Attributes follow OpenTelemetry's semantic conventions; others begin
-with `hotplate.`.
+the SDK's tracer 80 µs (a plain GET takes 12 µs). Attributes without `hotplate.` are OpenTelemetry's conventions.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ T = TypeVar("T")
 
 # Sampling uses the lower half of the trace id, as in OpenTelemetry's SDKs.
 HALF = (1 << 64) - 1
-# Replaces ids in exported paths: they may be personal.
+# Replaces ids in exported paths.
 REDACTED = "REDACTED"
 SYSTEMS = {"redis": "redis", "rediss": "redis", "cosmos": "azure.cosmosdb", "file": "lmdb"}
 
@@ -112,7 +111,7 @@ class Tracer:
         self._bound = round(sampling.share * (HALF + 1))
 
     def begin(self, traceparent: str | None, tracestate: str | None) -> "RequestSpan | None":
-        """Start a span for a request with these headers; None if it is not sampled."""
+        """Start a span of a request with these headers, if sampled."""
         half = getrandbits(64)
         if half >= self._bound and (
             traceparent is None or (self._parent_based and traceparent[FLAG : FLAG + 1] not in SAMPLED)
@@ -189,7 +188,7 @@ class RequestSpan:
         self._tracer.record(Span(name, False, *ids, self._tracestate, *times_ns, attributes, failed, links))
 
 
-# Sampled requests of the current context; several if their look-ups are read together.
+# Of the current context; several if their look-ups are read together.
 sampled_requests = ContextVar[tuple[RequestSpan, ...]]("sampled_requests", default=())
 
 
@@ -204,7 +203,7 @@ def use_span(span: RequestSpan) -> Iterator[None]:
 
 
 async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str, keys: int) -> T:
-    """Await a read of *keys* keys of a tier, in a child span of the first of *spans*, linked to the others."""
+    """Await a read of *keys* keys, in a child span of the first of *spans*, linked to the others."""
     first, *others = spans
     span_id = new_span_id()
     call = TracedCall(
@@ -228,7 +227,7 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
 
 
 def system_of(tier: str) -> str:
-    """Return the `db.system.name` of a tier, which is named after its URL's scheme."""
+    """Return the `db.system.name` of a tier."""
     scheme = tier.rpartition("-")[0] if tier.rpartition("-")[2].isdigit() else tier
     return SYSTEMS.get(scheme.partition("+")[0], scheme)
 
