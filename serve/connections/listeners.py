@@ -61,8 +61,8 @@ def _why_not(error: OSError | UnicodeError, host: str, port: int, options: str) 
     reason = "the host cannot be resolved" if is_unknown else getattr(error, "strerror", "")
     variable = f"HOTPLATE_{options}PORT".upper().replace("-", "_")
     return (
-        f"{host} port {port} cannot be listened on: {reason}; choose another with --{options}port or {variable}, or an "
-        f"address of this machine with --{options}host"
+        f"{host} port {port} cannot be listened on: {reason}; choose another with --{options}port or {variable}, or "
+        f"give --{options}host an address of this machine"
     )
 
 
