@@ -99,12 +99,10 @@ class Background(Generic[T]):
         with _lock():
             return use(self._here().value.result(), *arguments, **options)
 
-    def _run(
-        self, call: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], *arguments: P.args, **options: P.kwargs
-    ) -> R:
+    def _run(self, call: Callable[[T], Coroutine[Any, Any, R]]) -> R:
         """Run a call, which has its own deadline, on the loop."""
         loop = self._here().loop
-        future = self._halted(lambda value: asyncio.run_coroutine_threadsafe(call(value, *arguments, **options), loop))
+        future = self._halted(lambda value: asyncio.run_coroutine_threadsafe(call(value), loop))
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -116,7 +114,7 @@ def blocking(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Cal
 
     @wraps(method)
     def call(self: Background[T], /, *arguments: P.args, **options: P.kwargs) -> R:
-        return self._run(method, *arguments, **options)
+        return self._run(lambda value: method(value, *arguments, **options))
 
     return call
 

@@ -31,13 +31,13 @@ class Recommendations:
 
     items: list[Item]
     source: str
-    """`personal`, `similar`, `fold-in`, or `popular` as the fallback."""
+    """`personal`, `similar`, `fold-in`, or `popular`."""
 
     release: str
     tier: str
     canary: bool = False
     segment: str | None = None
-    """Of a popular list, empty for the overall one; None for others."""
+    """Of a popular list, empty for the overall one."""
 
 
 class Lists:
@@ -129,8 +129,7 @@ class Lists:
 class SyncLists(Background[Lists]):
     """The lists of the live release, with the methods of `Lists`; safe in any thread, and after a fork.
 
-    The first use in a process opens the stores on a background thread, and waits until each was tried once. After
-    `close`, uses raise StoreMisused.
+    The first use in a process opens the stores, and waits until each was tried. After `close`, uses raise StoreMisused.
     """
 
     personal_many = blocking(Lists.personal_many)
@@ -139,11 +138,12 @@ class SyncLists(Background[Lists]):
     def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.personal`."""
         found = self._halted(_at_hand, USER + check_id(user), "personal", n, segment)
-        return found or self._run(Lists.personal, user, n, segment=segment)
+        return found or self._run(lambda lists: lists.personal(user, n, segment=segment))
 
     def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
         """See `Lists.similar`."""
-        return self._halted(_at_hand, ITEM + check_id(item), "similar", n) or self._run(Lists.similar, item, n)
+        found = self._halted(_at_hand, ITEM + check_id(item), "similar", n)
+        return found or self._run(lambda lists: lists.similar(item, n))
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.popular`."""
@@ -178,9 +178,8 @@ def open_lists(
     """Open lists in the stores at *urls*; each answers when those before it cannot.
 
     Use it as `async with hotplate.open(url) as lists:`, which waits *timeout_s* at most until each store was tried.
-    *budget_s* limits the reads of one call. *deny_list* is a watched file of items to leave out and users to treat as
-    unknown. *fold_in* keeps item factors in memory. Raises StoreMisused for invalid arguments, and for *fold_in*
-    without numpy.
+    *budget_s* limits the reads of one call. *deny_list* is a watched file. *fold_in* keeps item factors in memory.
+    Raises StoreMisused for invalid arguments, and for *fold_in* without numpy.
     """
     if not urls:
         raise StoreMisused("no store is named; pass a URL such as file:///var/lib/hotplate")
@@ -195,10 +194,7 @@ def open_lists(
 
 
 def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:
-    """Open lists as `hotplate.open` does, with its options, for programs without an event loop.
-
-    Use them as `with hotplate.open_sync(url) as lists:`, or keep them until the program ends.
-    """
+    """Open lists as `hotplate.open` does, with its options, for programs without an event loop."""
     open_them = partial(open_lists, *urls, **options)
     open_them()  # only checks the arguments
     return SyncLists(open_them, lambda: StoreMisused("these lists are closed; open others by hotplate.open_sync(…)"))

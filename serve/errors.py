@@ -1,4 +1,4 @@
-"""Errors that an operator must correct; each message says how.
+"""Errors that an operator must correct.
 
 ServiceMisused              options or files that cannot be used
 └── KeysUnreadable          a file of keys that cannot be read or parsed
@@ -7,7 +7,7 @@ EventsFailed                events could not be shipped or read; nothing is lost
 
 from typing import Literal, NamedTuple
 
-# Findings of these sources mean that some or all lists of a store cannot be read.
+# Findings of ERRORS mean that lists cannot be read.
 FindingSource = Literal["store", "circuit", "damage", "restored", "canary", "rows", "file", "events"]
 ERRORS = frozenset[FindingSource]({"store", "circuit", "damage"})
 

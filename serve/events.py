@@ -206,7 +206,7 @@ class SegmentFolder:
         self._local = Path(self._root) if "file" in self._files.protocol else None
 
     def names(self) -> list[str]:
-        """Return the names of all files, in order; raises ServiceMisused without a folder."""
+        """Return the names of all files in order; raises ServiceMisused."""
         with self._errors("its listing"):
             if self._files.isdir(self._root):
                 return sorted(path.rpartition("/")[2] for path in self._files.find(self._root, maxdepth=1))

@@ -133,7 +133,7 @@ class Lookups(Generic[Waiter]):
                     self._complete(key, waiters, missed[0] if missed else None, None)
 
     async def _walk(self, batch: _Batch[Waiter], keys: Sequence[str], first: int, handed_on: set[str]) -> Sequence[str]:
-        """Read keys in tier after tier; return those without a list that were not *handed_on* to another task."""
+        """Return keys without a list that were not *handed_on* to another task."""
         for place in range(first, len(self._tiers)):
             tier = self._tiers[place]
             if batch.take_all is None:

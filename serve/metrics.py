@@ -167,14 +167,6 @@ class Metrics:
         """Count in the slot of this worker."""
         self._own = self._cells[worker * self._slot_cells : (worker + 1) * self._slot_cells]
 
-    def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count an answered request."""
-        self.observe(request_cell(route, method, status), seconds)
-
-    def observe_store(self, tier: str, operation: str, outcome: str, seconds: float) -> None:
-        """Count a call of a tier's store."""
-        self.observe(self.store[tier, operation, outcome], seconds)
-
     def observe(self, cell: int, seconds: float) -> None:
         """Count a time in the histogram that begins at *cell*."""
         own = self._own

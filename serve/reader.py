@@ -248,8 +248,8 @@ class TieredReader:
         """Compute *n* items from a visitor's *items* and their weights (None for the usual one).
 
         Weights of a repeated item are added up. The visitor's, denied and *excluded* items are left out. If nothing is
-        known or left, returns the popular list of *segment*. Raises NotReady, FoldInUnavailable, and StoreThrottled if
-        too many visitors wait.
+        left, returns the popular list of *segment*. Raises NotReady, FoldInUnavailable, and StoreThrottled if too many
+        visitors wait.
         """
         tier, served, factors = self._factors()
         different = len({item for item, _ in items})

@@ -96,16 +96,6 @@ class WorkerState(msgspec.Struct, frozen=True):
     certificate_expires_at: float | None = None
 
     @property
-    def warnings(self) -> list[str]:
-        """The findings' sentences."""
-        return [one.sentence for one in self.findings]
-
-    @property
-    def unusable_files(self) -> int:
-        """Number of invalid watched files."""
-        return sum(one.source == "file" for one in self.findings)
-
-    @property
     def silent_s(self) -> float:
         """Seconds since the last report."""
         return max(0.0, time.monotonic() - self.reported_at)

@@ -381,7 +381,7 @@ class Tier:
             raise self._examined(served, error) from error
         finally:
             took_s = perf_counter() - started
-            self._metrics.observe_store(self.name, "get_many", outcome, took_s)
+            self._metrics.observe(self._metrics.store[self.name, "get_many", outcome], took_s)
             self._observe_canary(served, took_s)
         slots = self._decoded(served, keys, slots)
         if self._cache is not None:

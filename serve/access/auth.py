@@ -177,11 +177,6 @@ class Guard:
             raise Problem(429, "rate-limited", detail, {"Retry-After": str(ceil(wait_s))})
 
 
-def scope_of(template: str) -> str | None:
-    """Return the scope that a route requires; None if public."""
-    return SCOPES_BY_ROUTE.get(template, READ)
-
-
 def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
     """Create the guard. Without keys, callers on loopback may do everything.
 

@@ -50,7 +50,7 @@ class TokenVerifier:
     """Verifies tokens of one issuer. Created before the workers."""
 
     def __init__(self, issuer: str, audience: str) -> None:
-        """Take the issuer's URL as in the `iss` claim; raises ServiceMisused if insecure."""
+        """*issuer* is a URL as in the `iss` claim; raises ServiceMisused if insecure."""
         import jwt  # noqa: F401, PLC0415 -- an extra; fail at the start if it is missing
 
         if not _is_trusted(issuer):

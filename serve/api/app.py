@@ -15,18 +15,19 @@ from urllib.parse import unquote
 from aiohttp import web
 from multidict import istr
 
-from hotplate.serve.access.auth import Caller, Guard, scope_of
+from hotplate.serve.access.auth import SCOPES_BY_ROUTE, Caller, Guard
+from hotplate.serve.access.keys import READ
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.events import EventsHandler, resolved
 from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler, found_in
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.scoring import Scoring, refusal
-from hotplate.serve.metrics import OTHER
+from hotplate.serve.metrics import OTHER, request_cell
 from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready
 from hotplate.serve.reader import NotReady, TieredReader
 from hotplate.serve.telemetry.access_log import AccessLog, report
-from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, Tracer, use_span
+from hotplate.serve.telemetry.spans import RequestRecord, Tracer, use_span
 from hotplate.serve.watched import WatchedFiles
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ class Dispatcher:
             preflight = self.cors.preflight(request, route.methods)
             if preflight is not None:
                 return preflight
-        scope = None if route is None else scope_of(route.template)
+        scope = None if route is None else SCOPES_BY_ROUTE.get(route.template, READ)
         if scope is not None:
             request[CALLER] = await self.guard.admit(request.headers, scope)
         handler = handler_of(route, request.method)
@@ -200,7 +201,9 @@ class Dispatcher:
         started = perf_counter()
         route, raw_id = self._routes.find(path, request.method)
         request_id = self.request_ids.of(request)
-        span = None if self.tracer is None else _begin(self.tracer, request)
+        span, headers = None, request.headers
+        if self.tracer is not None:
+            span = self.tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))
         with nullcontext() if span is None else use_span(span):
             try:
                 if refusal is None:
@@ -221,7 +224,7 @@ class Dispatcher:
         if self.draining:
             response.force_close()
         template = OTHER if route is None else route.template
-        self.metrics.observe_request(template, request.method, response.status, took_s)
+        self.metrics.observe(request_cell(template, request.method, response.status), took_s)
         is_logged = self.access_log is not None and self.access_log.due()
         if is_logged or span is not None:
             found, caller = request.get(FOUND), request.get(CALLER)
@@ -232,8 +235,3 @@ class Dispatcher:
             )  # fmt: skip
             report(record, self.access_log if is_logged else None, span)
         return response
-
-
-def _begin(tracer: Tracer, request: web.BaseRequest) -> RequestSpan | None:
-    headers = request.headers
-    return tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from hotplate.serve.events import EventWriter
 
 PRIVATE = "private, no-cache"
-# For lists that are the same for everybody; a CDN sees a new release a minute late.
+# For lists that everybody shares; a CDN sees a new release a minute late.
 SHARED = "public, max-age=60"
 # The same with keys, which a shared cache would not check.
 UNSHARED = "private, max-age=60"
@@ -206,7 +206,7 @@ def list_body(subject: bytes, head: bytes, items: bytes) -> bytes:
 
 
 def list_head(encoded: EncodedList) -> bytes:
-    """Return the part of a list answer between its subject and its items."""
+    """Return the part of a list answer between subject and items."""
     release, source, tier = encoded.served.id.encode(), encoded.source.encode(), encoded.tier.encode()
     canary = b'"canary":true,' if encoded.served.is_canary else b""
     segment = b'"segment":%b,' % orjson.dumps(encoded.segment) if encoded.source == "popular" else b""

@@ -1,7 +1,7 @@
 """The scoring contract of Azure Machine Learning endpoints, as called by Stream Analytics and the Azure ML SDK.
 
-`POST /score` takes `{"data": [ROW, …]}` and answers a list with one element per row, in order. Callers retry on 503,
-and end their job on any other error. So transient errors are 503, and an invalid row is an error of its element only.
+`POST /score` takes `{"data": [ROW, …]}` and answers one element per row. Callers retry on 503, and end their job on any
+other error: transient errors are 503, and an invalid row is an error of its element.
 """
 
 from importlib.resources import files

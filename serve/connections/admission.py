@@ -58,7 +58,7 @@ class Admission:
             raise self._refused("deadline", "the time that X-Request-Timeout-Ms gives has passed")
 
     async def batch(self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]) -> T:
-        """Do the work of a batch in its turn; raises Problem if that is too late, and ClientGone."""
+        """Do the work of a batch in its turn; raises Problem if too late, and ClientGone."""
         await self._begin()
         try:
             if is_gone():

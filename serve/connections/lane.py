@@ -144,11 +144,11 @@ class AnswerWriter:
         """Answer bytes that are refused before there is a request; *reason* is one of SHED, or empty."""
         if reason:
             self._metrics.count_shed(reason)
-        self._metrics.observe_request(OTHER, OTHER, problem.status, 0.0)
+        self._metrics.observe(request_cell(OTHER, OTHER, problem.status), 0.0)
         return self.write_problem(problem.closing(), self.request_ids.new(), took_s)
 
     def no_room(self) -> Problem:
-        """Count and return the refusal of a body beyond the bytes in flight."""
+        """Count and return the refusal of a body without room."""
         self._metrics.count_shed("bytes")
         return overloaded("bodies and unread answers take all the memory that is allowed for them").closing()
 

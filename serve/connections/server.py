@@ -82,7 +82,7 @@ class HttpServer:
         )
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until clients have closed (at most LINGER_S) and all requests are answered."""
+        """Wait until clients have closed (at most LINGER_S) and requests are answered."""
         began = monotonic()
         await _passed(lambda: not self.registry.open, began + min(LINGER_S, timeout_s))
         await _passed(lambda: not self.registry.is_answering, began + timeout_s)
@@ -139,7 +139,7 @@ class HttpServer:
             return await self.dispatcher.answer(request, path, query, gate=self, refusal=refusal)
 
     async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
-        """Read a body within all limits, wait for a turn, and do the work."""
+        """Read a body, wait for a turn, and do the work."""
         connection = cast("Connection", request.protocol)
         try:
             deadline = deadline_of(request, connection.since)

@@ -83,12 +83,7 @@ class _Abort(Struct, frozen=True):
 
 
 class _Activate(Struct, frozen=True):
-    force: Literal["false", "true"] = "false"
-
-    @property
-    def forced(self) -> bool:
-        """Whether to ignore that gates refused the release."""
-        return self.force == "true"
+    force: Literal["false", "true"] = "false"  # whether to ignore that gates refused the release
 
 
 class _Promote(_Activate, frozen=True):
@@ -128,16 +123,20 @@ class _Change:
 
 CHANGES = {
     "/v1/releases/{id}/activate": _Change(
-        _Activate, lambda store, release, query: activate(store, release, though_refused=query.forced), "activated"
+        _Activate,
+        lambda store, release, query: activate(store, release, though_refused=query.force == "true"),
+        "activated",
     ),
     "/v1/releases/{id}/canary": _Change(
         _StartCanary,
-        lambda store, release, query: start_canary(store, release, float(query.percent), though_refused=query.forced),
+        lambda store, release, query: start_canary(
+            store, release, float(query.percent), though_refused=query.force == "true"
+        ),
         "started or changed the canary",
     ),
     "/v1/releases/canary/promote": _Change(
         _Promote,
-        lambda store, _, query: promote(store, if_canary=query.if_canary or None, though_refused=query.forced),
+        lambda store, _, query: promote(store, if_canary=query.if_canary or None, though_refused=query.force == "true"),
         "promoted the canary",
     ),
     "/v1/releases/canary/abort": _Change(
@@ -457,7 +456,7 @@ def describe(number: int, state: WorkerState | None) -> JsonObject:
         "release": next((tier.release for tier in state.tiers if tier.release), None),
         "reported_s_ago": round(state.silent_s, 3),
         "tiers": tiers,
-    } | ({"warnings": state.warnings} if state.warnings else {})
+    } | ({"warnings": [one.sentence for one in state.findings]} if state.findings else {})
 
 
 def _canary(release: str | None, counts: BothCounts) -> JsonObject:

@@ -55,7 +55,7 @@ class LogStream(io.TextIOBase):
         self._dropped = 0
 
     def take_over(self, logger: logging.Logger, instead: io.TextIOBase | object) -> None:
-        """Redirect a logger's handlers that write to the stream *instead*."""
+        """Redirect a logger's handlers of the stream *instead*."""
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is instead:
                 handler.setStream(self)
@@ -183,6 +183,6 @@ class SharedLog(logging.Handler):
 
 
 def _shown(text: str, chars: int) -> str:
-    """Redact and shorten a text, and replace surrogates, which cannot be encoded."""
+    """Redact and shorten a text, without surrogates."""
     cut = without_secrets(text[: 8 * chars])[:chars]
     return cut.encode("utf-8", "replace").decode()

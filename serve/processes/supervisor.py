@@ -178,7 +178,6 @@ class _Signals:
         selector.register(self._reading, selectors.EVENT_READ, lambda: None)
 
     def stop(self) -> signal.Signals | None:
-        """Return the first new signal that stops the service."""
         with suppress(BlockingIOError):
             return next((signal.Signals(number) for number in self._reading.recv(4096) if number in STOPS), None)
         return None
@@ -219,7 +218,7 @@ class _Supervisor:
         self._stop(stop)
 
     def _take_turn(self) -> signal.Signals | None:
-        """Start due children, wait, and check all; return a signal to stop."""
+        """Return a signal to stop, if any."""
         waiting = [child for child in self._children if not child.pid]
         for child in waiting:
             if child.due <= time.monotonic():
@@ -341,7 +340,7 @@ class _Supervisor:
                         yield child, os.waitstatus_to_exitcode(status)
 
     def _stop(self, caught: signal.Signals) -> None:
-        """Stop the workers, then the admin process; kill those that take too long."""
+        """Stop the workers, then the admin process; kill late ones."""
         self._health.draining = True
         self._listeners.workers.close()  # each worker closes its copy when it stops accepting
         at_once = caught is signal.SIGINT

@@ -179,7 +179,7 @@ class Follower:
     @property
     def canary_counts(self) -> BothCounts | None:
         """Counts since the start of the canary."""
-        return None if self.canary is None else self.canary.since_start(self._canary_counts())
+        return None if self.canary is None else self._canary_counts().since(self.canary.began_with)
 
     def drop_canary(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""

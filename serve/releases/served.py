@@ -31,7 +31,7 @@ MORE_ERRORS = 0.01
 MORE_SLOW = 0.05
 # Standard deviations of chance; exceeded once in 30,000 times.
 DEVIATIONS = 4
-# A slow read takes over SLOW_S and twice this quantile of the live release.
+# Slow reads take over SLOW_S and twice this quantile of the live release.
 USUAL = 0.95
 SLOW_S = 0.01
 # Counts restart after this time, so a good hour hides no bad minute.
@@ -189,7 +189,3 @@ class ServedCanary:
         if now >= self._window_ends:
             self._window_ends, self._before = now + WINDOW_S, counts
         return finding
-
-    def since_start(self, counts: BothCounts) -> BothCounts:
-        """Return counts since the start of the canary."""
-        return counts.since(self.began_with)

@@ -61,7 +61,7 @@ ATTRIBUTES = {
 
 
 class Exporters(NamedTuple):
-    """Factories of exporters, to be called in the process that uses them."""
+    """Factories of exporters, for the process that uses them."""
 
     spans: Callable[[], SpanExporter]
     metrics: Callable[[], MetricExporter]

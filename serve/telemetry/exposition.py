@@ -111,7 +111,7 @@ STATE_TABLE = (
     StateMetric("hotplate_worker_connections", "Open client connections.", "", _each(lambda state: state.connections)),
     StateMetric("hotplate_worker_unusable_files",
                 "Files (keys, certificate, deny-list) whose previous version is in use because the current one is "
-                "invalid.", "", _each(lambda state: state.unusable_files)),
+                "invalid.", "", _each(lambda state: sum(one.source == "file" for one in state.findings))),
     StateMetric("hotplate_certificate_expiry_timestamp_seconds", "Expiry of the TLS certificate, as Unix time.", "",
                 _each(lambda state: state.certificate_expires_at)),
     StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome", _lookups, "counter"),

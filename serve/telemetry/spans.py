@@ -138,7 +138,7 @@ class RequestSpan:
         self, tracer: Tracer, trace_id: int, parent_id: int | None = None, tracestate: str | None = None
     ) -> None:
         self.trace_id = trace_id
-        self.span_id = new_span_id()
+        self.span_id = getrandbits(64) or 1
         self._tracer = tracer
         self.parent_id = parent_id
         self._tracestate = tracestate
@@ -205,7 +205,7 @@ def use_span(span: RequestSpan) -> Iterator[None]:
 async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str, keys: int) -> T:
     """Await a read of *keys* keys, in a child span of the first of *spans*, linked to the others."""
     first, *others = spans
-    span_id = new_span_id()
+    span_id = getrandbits(64) or 1
     call = TracedCall(
         first.headers(span_id),
         {"db.system.name": system_of(tier), "db.operation.name": "get_many", "hotplate.tier": tier},
@@ -230,11 +230,6 @@ def system_of(tier: str) -> str:
     """Return the `db.system.name` of a tier."""
     scheme = tier.rpartition("-")[0] if tier.rpartition("-")[2].isdigit() else tier
     return SYSTEMS.get(scheme.partition("+")[0], scheme)
-
-
-def new_span_id() -> int:
-    """Return a random span id."""
-    return getrandbits(64) or 1
 
 
 def _redacted(route: str) -> str:

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from hotplate.bench.process import free_port
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import Metrics
+from hotplate.serve.metrics import Metrics, request_cell
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import CONNECTION_STRING, Sampling, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.export import MetricReport, SpanQueue, exporters_for
@@ -293,9 +293,9 @@ def test_metrics_are_the_shared_counters_whole_or_what_is_new() -> None:
     new = MetricReport(TelemetrySettings("otlp", SETTINGS.sampling, delta=True), metrics, "https")
     for worker in (0, 1):
         metrics.use_slot(worker)
-        metrics.observe_request("/score", "POST", 503, 0.25)
+        metrics.observe(request_cell("/score", "POST", 503), 0.25)
     assert counted(whole) == counted(new) == [("http.server.request.duration", 2, 0.5)]
-    metrics.observe_store("redis", "get_many", "error", 0.1)
+    metrics.observe(metrics.store["redis", "get_many", "error"], 0.1)
     assert counted(new) == [("db.client.operation.duration", 1, 0.1)]
     assert len(counted(whole)) == 2
 
@@ -353,7 +353,7 @@ def test_azure_monitor_receives_spans_and_metrics_and_key_is_never_logged(
         settings = azure(f"InstrumentationKey={INGESTION_KEY};IngestionEndpoint={sink.url}/")
         assert all_sent(settings, spans)
         metrics = Metrics(1, ["redis"])
-        metrics.observe_request("/score", "POST", 200, 0.25)
+        metrics.observe(request_cell("/score", "POST", 200), 0.25)
         MetricReport(settings, metrics, "http").send()
         sent: dict[str, Any] = {one["data"]["baseType"]: one for one in sink.envelopes}
         sink.status = 500

@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from hotplate.serve.metrics import BUCKETS_S, ROUTES, Metrics
+from hotplate.serve.metrics import BUCKETS_S, ROUTES, Metrics, request_cell
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import Tier
@@ -24,7 +24,7 @@ def test_a_scrape_adds_up_what_all_workers_counted() -> None:
     for worker in (0, 2):
         metrics.use_slot(worker)
         for seconds in (0.0001, 0.00025, 0.3, 99.0):
-            metrics.observe_request(ROUTES[0], "GET", 200, seconds)
+            metrics.observe(request_cell(ROUTES[0], "GET", 200), seconds)
     metrics.count_lookup("personal", "hit")
     found = families(metrics)
     labels = {"route": ROUTES[0], "method": "GET", "code": "200"}
