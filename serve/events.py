@@ -75,7 +75,7 @@ class EventWriter:
     """Appends events to segments in a folder; one per worker."""
 
     def __init__(self, folder: Path) -> None:
-        """Start the thread, which first recovers segments of killed writers; needs a running loop."""
+        """Start the thread, which first recovers segments of killed writers."""
         self._folder = folder
         self._loop = asyncio.get_running_loop()
         self._queued_bytes = 0
@@ -315,7 +315,7 @@ class EventReport:
 
 
 def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> EventReport:
-    """Count the events in the closed segments at *url*, a folder or a URL of fsspec, once per event id.
+    """Count the events in the closed segments at *url*, as for fsspec, once per event id.
 
     Takes about 100 bytes of memory per event. Raises ServiceMisused and EventsFailed.
     """

@@ -62,7 +62,7 @@ class FoldIn:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> "ItemFactors | None":
-        """Load the factors of a release, unless missing or damaged; raises StoreError for an unreadable store."""
+        """Load the factors of a release, unless missing or damaged; raises StoreError."""
         if (known := self._loaded.get(manifest.digest)) is not None:
             return known
         try:

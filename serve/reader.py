@@ -77,7 +77,7 @@ class EncodedList(NamedTuple):
 
 
 class FoldedIn(NamedTuple):
-    """A list for a basket, and how many of its different items the release knows or does not know."""
+    """A list for a basket, and the numbers of known and unknown items in it."""
 
     found: EncodedList
     known: int
@@ -110,11 +110,10 @@ class TieredReader:
         kept: tuple[str, ServedRelease] | None = None,
         warm: bool = False,
     ) -> None:
-        """*stores* are URLs in reading order, to which this connects without I/O, or stores by tier name.
+        """*stores* are URLs in reading order, or stores by tier name; remote ones get equal parts of *cache_bytes*.
 
-        Remote stores get equal parts of *cache_bytes*. *fold_in* loads item factors. *kept* provides popular lists
-        while no tier serves a release. *warm* reads local releases into memory before they are served. Raises
-        StoreMisused for an invalid URL, and for *fold_in* without numpy.
+        *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
+        releases into memory first. Raises StoreMisused for an invalid URL, and for *fold_in* without numpy.
         """
         names = list(stores) if isinstance(stores, Mapping) else tier_names(stores)
         self.metrics = metrics or Metrics(1, names)

@@ -49,7 +49,7 @@ _READS = 10
 
 
 class TierState(msgspec.Struct, frozen=True):
-    """The state of one tier in one worker."""
+    """A tier's state in one worker."""
 
     tier: str
     release: str | None

@@ -93,10 +93,7 @@ class Breaker:
         return self._retry_at is not None
 
     def allows(self) -> bool:
-        """Return whether a request may be sent, as the probe if open.
-
-        If so, call `succeeded`, `failed`, or for a probe `undecided`.
-        """
+        """Return whether to send a request, or a probe; then call `succeeded`, `failed`, or for a probe `undecided`."""
         if self._retry_at is None:
             return True
         if self._probing or self._clock() < self._retry_at:

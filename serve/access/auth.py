@@ -144,10 +144,7 @@ class Guard:
         return caller
 
     def caller(self, credential: str | None) -> Caller | Callable[[], Awaitable[Caller]]:
-        """Return the caller with this key, or a function that verifies the token.
-
-        Raises a Problem (401).
-        """
+        """Return the caller with this key, or a function that verifies the token; raises a Problem (401)."""
         if credential is None or not self.knows_clients:
             return self.anonymous
         callers, seen = self._known
@@ -178,10 +175,7 @@ class Guard:
 
 
 def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
-    """Create the guard. Without keys, callers on loopback may do everything.
-
-    Raises ServiceMisused for an open address with neither keys nor --anonymous.
-    """
+    """Create the guard; raises ServiceMisused for an open address with neither keys nor --anonymous."""
     if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
     elif is_loopback(settings.host):

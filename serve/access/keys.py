@@ -3,8 +3,7 @@
     {"format": 1, "clients": [{"name": "web", "scopes": ["read"], "rate": 100.0,
                                "primary": {"sha256": "…", "created_at": 1790000000}, "secondary": null}]}
 
-A client has up to two keys, to rotate them without downtime. Only its owner may read the file, which is replaced under
-a lock.
+A client has up to two keys, to rotate them without downtime. Only its owner may read the file.
 """
 
 import os

@@ -39,7 +39,7 @@ from hotplate.stores.keys import MAX_ID_BYTES
 MAX_EVENTS = 1000
 # Per event, as in a list.
 MAX_ITEMS = 1000
-# How long a request waits for its commit.
+# Maximum wait for a commit.
 COMMIT_S = 5.0
 QUERY = QueryParser(NoQuery, "POST /v1/events")
 HEADERS = {"Content-Type": JSON, "Cache-Control": NO_STORE}

@@ -118,10 +118,7 @@ class AnswerWriter:
         self._date, self._date_until = "", -inf
 
     def write(self, head: bytes, request_id: str, took_s: float, body: bytes | None, last: str = "") -> bytes:
-        """Return an answer that begins with *head* and *last*, the end of its last line.
-
-        Without a *body*, Content-Length is omitted.
-        """
+        """Return an answer that begins with *head* and *last*; without a *body*, Content-Length is omitted."""
         now = monotonic()
         if now >= self._date_until:
             self._date, self._date_until = rfc822_formatted_time(), now + 1 - time() % 1

@@ -32,7 +32,7 @@ PAUSE_S = 0.1
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # Descriptors that are not for connections.
 RESERVED = 128
-# Minimum per worker: one large body and its answer.
+# Per worker: one large body and its answer.
 LEAST_IN_FLIGHT = 16 << 20
 LOG_EVERY_S = 60.0
 
@@ -91,7 +91,7 @@ def room_for_connections() -> int:
 
 
 def within_memory(limits: Limits, workers: int, room_bytes: float) -> Limits:
-    """Return limits that let all workers hold a quarter of *room_bytes* for clients."""
+    """Return limits that let all workers hold a quarter of *room_bytes*."""
     share = max(room_bytes / 4 / workers, LEAST_IN_FLIGHT)
     return replace(limits, bytes_in_flight=int(min(limits.bytes_in_flight, share)))
 

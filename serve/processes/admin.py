@@ -280,7 +280,7 @@ class Admin:
         return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def file(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
-        """`GET /`, `GET /console` and `GET /console/{file}`: the page and its files."""
+        """`GET /`, `/console` and `/console/{file}`: the page and its files."""
         file = self._files.get(request.rel_url.raw_path.rpartition("/")[2], FILES / PAGE)
         response = unless_known(request, file.read_bytes(), MEDIA[Path(file.name).suffix], ALWAYS_ASKED)
         response.headers["Content-Security-Policy"] = PAGE_POLICY
@@ -319,7 +319,7 @@ class Admin:
         return json_of({"release": release})
 
     async def state(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/state?after=`: the service, its workers, and log lines after a Unix time."""
+        """`GET /console/state?after=`: the service, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
         states = self._context.states.all()
         return json_of(

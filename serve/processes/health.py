@@ -44,7 +44,7 @@ class Health:
         return {"/livez": self.live, "/readyz": self.ready, "/health/live": self.live, "/health/ready": self.ready}
 
     def look(self) -> None:
-        """Check which processes have reported since the last look."""
+        """Check which processes have reported."""
         now = self._clock()
         passed_s, self._looked_at = min(now - self._looked_at, LOOK_S), now
         self._all_silent_s += passed_s
@@ -66,7 +66,7 @@ class Health:
         return self._heard[number] > 0
 
     def live(self) -> tuple[int, str]:
-        """Answer 200 if a worker has reported recently, or the service has just started."""
+        """Answer 200 if a worker has reported recently, or just started."""
         self.look()
         return (200, "alive") if self.draining or self._all_silent_s <= self._allowed_s else (503, "silent")
 

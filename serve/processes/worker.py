@@ -218,7 +218,7 @@ async def _is_prepared(reader: TieredReader, states: SharedStates, number: int, 
 
 
 async def prepared(reader: TieredReader, states: SharedStates, number: int) -> None:
-    """Wait up to READY_TIMEOUT_S until stores were tried, and there is a release or no other worker answers."""
+    """Wait up to READY_TIMEOUT_S until there is a release or no other worker answers."""
     await reader.wait_until_attempted()
     deadline = loop_time() + READY_TIMEOUT_S
     while loop_time() < deadline and states.is_another_answering(number):

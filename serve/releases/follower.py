@@ -47,10 +47,7 @@ WARM_S = 120.0
 
 
 class Follower:
-    """Keeps `served` at the live release and `canary` at the canary of a tier.
-
-    Both stay if the store cannot be read; `last_error` gives the reason.
-    """
+    """Keeps `served` and `canary` of a tier current; both stay if the store cannot be read."""
 
     def __init__(
         self, reader: Reader, canary_counts: Callable[[], BothCounts] = BothCounts, *, fold_in: "FoldIn | None" = None

@@ -68,10 +68,7 @@ class Exporters(NamedTuple):
 
 
 def exporters_for(settings: TelemetrySettings) -> Exporters:
-    """Import the exporters of a destination and check its settings.
-
-    Raises ServiceMisused, or StoreMisused if the extra is missing.
-    """
+    """Import and check the exporters of a destination; raises ServiceMisused, or StoreMisused without the extra."""
     if settings.destination == "otlp":
         return Exporters(OTLPSpanExporter, OTLPMetricExporter)
     for name in AZURE_MONITOR_OFF:

@@ -203,7 +203,7 @@ def use_span(span: RequestSpan) -> Iterator[None]:
 
 
 async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str, keys: int) -> T:
-    """Await a read of *keys* keys, in a child span of the first of *spans*, linked to the others."""
+    """Await a read, in a child span of the first of *spans*, linked to the others."""
     first, *others = spans
     span_id = getrandbits(64) or 1
     call = TracedCall(
