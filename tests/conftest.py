@@ -18,7 +18,7 @@ from tests.support.memory_store import MemoryStore
 from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import MINUTES, SEED
-from tests.support.stores import COSMOS, OpenStore
+from tests.support.stores import OpenStore
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,15 +71,19 @@ def two_regions() -> Iterator[Account]:
         yield running_one
 
 
-@pytest.fixture(params=["memory", "file", "redis", "rediss", "unix", *COSMOS])
+# TLS is tried with a few tests of its own, too.
+SECURED = [pytest.param(scheme, marks=pytest.mark.soak) for scheme in ("rediss", "cosmos+https")]
+
+
+@pytest.fixture(params=["memory", "file", "redis", "cosmos+http", *SECURED])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[OpenStore]:
     """Open handles on one and the same store, as several processes would; all are closed at the end."""
     handles = list[Store]()
     memory = MemoryStore(clock)
-    if request.param in ("redis", "rediss", "unix"):
+    if request.param in ("redis", "rediss"):
         server: RedisServer = request.getfixturevalue("redis_server")
         url = server.url(request.param, secrets.token_hex(4))
-    elif request.param in COSMOS:
+    elif request.param.startswith("cosmos"):
         account: Account = request.getfixturevalue(request.param.replace("+", "_"))
         url = account.url(secrets.token_hex(4), ru="30000")
 

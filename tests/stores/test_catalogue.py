@@ -34,19 +34,6 @@ def evolved() -> Catalogue:
     return changes.begin(found, draft(C))
 
 
-def test_newly_committed_has_releases_committed_or_activated_by_a_change() -> None:
-    found, of_c = evolved(), draft(C).release
-    committed = changes.commit(found, draft(C))
-    assert changes.newly_committed(found, committed) == [of_c]
-    assert changes.newly_committed(committed, changes.activate(committed, C)) == [of_c]
-    assert changes.newly_committed(found, changes.rollback(found, B)) == [draft(A).release]
-    assert changes.newly_committed(found, changes.abandon(found, draft(C))) == []
-    assert changes.newly_committed(found, changes.prune(found, keep=0, grace_s=0, present=["strange"])) == []
-    repair = draft(A, "again")
-    begun = changes.begin(found, repair, repairs=draft(A).incarnation)
-    assert changes.newly_committed(begun, changes.commit(begun, repair)) == [repair.release]
-
-
 @pytest.mark.parametrize(
     "change",
     [

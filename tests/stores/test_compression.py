@@ -15,7 +15,6 @@ from hotplate.serve.releases.follower import Follower
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import (
-    DICTIONARY_BYTES,
     FEWEST_LISTS,
     MAX_LIST_BYTES,
     Encoder,
@@ -117,14 +116,6 @@ async def test_a_handful_of_lists_is_compressed_without_a_dictionary(count: int)
     opened = [decode(row.key, store.get(ref, row.key) or b"")[OFFSET_BYTES:] for row in rows]
     assert opened == [row.value for row in rows]
     assert len(store.get(ref, DICTIONARY) or b"") == HEADER_BYTES
-
-
-def test_a_dictionary_is_small_and_meta_rows_stay_as_they_are() -> None:
-    assert 0 < len(DICTIONARIES[1]) <= DICTIONARY_BYTES
-    assert train([b"x" * 1_000] * (FEWEST_LISTS - 1)) == b""
-    assert train([b"x"] * (DICTIONARY_BYTES - 1)) == b""
-    row = Row("meta:titles", b"a" * 1_000)
-    assert Encoder(CHECKSUM, b"").rows([row]) == [Row(row.key, CHECKSUM.seal(row.key, NO_OFFSET + row.value))]
 
 
 def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:

@@ -16,21 +16,14 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import DraftRef, ReleaseId, State
 from hotplate.stores.doctor import examine
-from hotplate.stores.errors import StoreFull, StoreUnavailable
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Row, Store
+from hotplate.stores.store import Finding, Level, Plan, Row, Store
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore
-from tests.support.stores import publish as publish_rows
-
-ROWS = [Row("popular:", a_list("p1")), Row("user:1", a_list("a", "b"))]
-
-
-async def publish(store: Store) -> ReleaseId:
-    return await publish_rows(store, ROWS)
+from tests.support.stores import LISTS, OpenStore, publish
 
 
 async def one(store: object, subject: str, clock: Callable[[], float] = time.time) -> tuple[Level, str]:
@@ -114,18 +107,6 @@ async def test_lost_catalogue_gives_one_error_with_a_remedy_and_no_other_advice(
     await store.close()
 
 
-class Full(MemoryStore, Diagnosed):
-    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        raise StoreFull(f"{draft.id} needs {plan.rows} rows")
-
-
-async def test_a_store_without_room_for_another_release_is_warned_of() -> None:
-    store = Full()
-    await publish(store)
-    level, sentence = await one(store, "room")
-    assert (level, "needs 2 rows" in sentence) == (Level.WARNING, True)
-
-
 async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> None:
     store = RemoteStore(MemoryStore())
     store.failure = StoreUnavailable("the cable is cut")
@@ -135,9 +116,9 @@ async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> No
 
 async def test_rows_that_the_live_release_and_the_canary_have_lost_are_named() -> None:
     store = MemoryStore()
-    rows = [ROWS[0], *(Row(f"user:{n:03}", a_list("a")) for n in range(200))]
+    rows = [LISTS[0], *(Row(f"user:{n:03}", a_list("a")) for n in range(200))]
     for live in (True, False):
-        release = await publish_rows(store, rows, live=live)
+        release = await publish(store, rows, live=live)
     await life.start_canary(store, release, 5)
     assert {one.level for one in await examine(store)} == {Level.OK}
     for stored in store.releases.values():
@@ -163,9 +144,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-async def test_read_only_folder_serves_and_an_unreadable_one_is_an_error(
-    open_folder: Path,
-) -> None:
+async def test_read_only_folder_serves_and_an_unreadable_one_is_an_error(open_folder: Path) -> None:
     store = LmdbStore(open_folder / "store")
     await publish(store)
     os.seteuid(65534)
@@ -191,7 +170,7 @@ async def test_live_since_is_the_activation_time_and_not_the_end_of_a_canary(clo
     await publish(store)
     live = await publish(store)
     went_live = clock.now
-    canary = await publish_rows(store, ROWS, live=False)
+    canary = await publish(store, live=False)
     await life.start_canary(store, canary, 5.0)
     clock.now += 5400
     await life.abort(store)

@@ -1,4 +1,4 @@
-"""Lists as bytes: what goes in comes out, and a cut is a prefix of whole items."""
+"""Lists and lists of keys as bytes: what goes in comes out, and a cut is a prefix of whole items."""
 
 import math
 
@@ -20,6 +20,7 @@ from hotplate.stores.encoding import (
     is_empty,
 )
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
+from hotplate.stores.keys import KeySpan, bounds, merged, pack, unpack
 from tests.support.property import explored
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -84,3 +85,27 @@ def test_a_line_is_one_item_whatever_its_title_holds() -> None:
 def test_a_score_that_json_cannot_say_is_refused(score: float) -> None:
     with pytest.raises(StoreMisused, match="finite"):
         encode([Item(id="a", score=score)])
+
+
+keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@explored(100, 2_000, batch=st.lists(keys, min_size=1))
+def test_what_was_packed_comes_back_with_its_bounds(batch: list[str]) -> None:
+    packed = pack(batch)
+    assert unpack(packed) == batch
+    assert bounds(packed) == (min(batch, key=str.encode), max(batch, key=str.encode))
+
+
+async def merged_keys(batches: list[list[str]]) -> list[list[str]]:
+    async def fetch(span: KeySpan) -> bytes:
+        return pack(batches[span.place])
+
+    spans = [KeySpan(min(batch), max(batch), "a", index) for index, batch in enumerate(batches)]
+    return [found async for found in merged(spans, fetch)]
+
+
+@given(st.lists(st.lists(keys, min_size=1, max_size=5), max_size=20))
+async def test_merged_keys_are_complete_and_ascend_without_repetition(batches: list[list[str]]) -> None:
+    found = [key for some in await merged_keys(batches) for key in some]
+    assert found == sorted({key for batch in batches for key in batch}, key=str.encode)

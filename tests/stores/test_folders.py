@@ -1,6 +1,5 @@
 """Scratch folders: a living owner's is never touched, a killed one's is removed by the next."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -63,25 +62,6 @@ def test_what_others_named_is_never_touched(tmp_path: Path) -> None:
     with scratch_folder(tmp_path, "lists-"):
         pass
     assert set(tmp_path.iterdir()) == before
-
-
-def test_a_thread_that_still_writes_neither_keeps_a_folder_nor_makes_another(tmp_path: Path) -> None:
-    ended = threading.Event()
-
-    def write(folder: Path) -> None:
-        for number in itertools.count():
-            try:
-                (folder / str(number)).mkdir()
-            except FileNotFoundError:
-                ended.set()
-                return
-
-    for _ in range(5):
-        with scratch_folder(tmp_path, "lists-") as folder:
-            threading.Thread(target=write, args=(folder,)).start()
-        assert ended.wait(60)
-        ended.clear()
-        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_whose_file_was_removed_keeps_nobody_from_the_new_one(tmp_path: Path) -> None:

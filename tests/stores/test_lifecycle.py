@@ -11,7 +11,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from hotplate.serve.releases import follower
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, State
-from tests.support.interleaved import Interleaved, InterleavedOnDisk, on_cosmos, on_redis
+from tests.support.interleaved import Interleaved, InterleavedOnCosmos, InterleavedOnDisk, on_redis
 from tests.support.memory_store import MemoryStore
 from tests.support.property import depth
 from tests.support.soak import SEED, scaled
@@ -20,11 +20,8 @@ from tests.support.soak import SEED, scaled
 @pytest.fixture
 def interleaved(request: pytest.FixtureRequest) -> type[Interleaved]:
     """Return the machine over the store that is named, with counts of its own."""
-    if request.param == "redis":
-        return on_redis(request.getfixturevalue("redis_server"))
-    if request.param == "cosmos":
-        return on_cosmos(request.getfixturevalue("cosmos_http"))
-    over = {"memory": Interleaved, "file": InterleavedOnDisk}[request.param]
+    over = {"memory": Interleaved, "file": InterleavedOnDisk, "cosmos": InterleavedOnCosmos}.get(request.param)
+    over = over or on_redis(request.getfixturevalue("redis_server"))
     return type("Counted", (over,), {"histories": 0, "steps": 0})
 
 
@@ -81,11 +78,7 @@ PRUNE, TAKE_OVER = changes.prune, changes.take_over
         pytest.param(follower, "RESTORED_S", 1e9, id="never follows a restore"),
         pytest.param(MemoryStore, "swap", swap_without_comparing, id="swaps without comparing"),
         pytest.param(
-            changes,
-            "take_over",
-            lambda found, draft: TAKE_OVER(lapsed(found), draft),
-            id="takes over under a lease",
-            marks=pytest.mark.soak,
+            changes, "take_over", lambda found, draft: TAKE_OVER(lapsed(found), draft), id="takes over under a lease"
         ),
     ],
 )

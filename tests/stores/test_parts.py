@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import share_of
 from hotplate.stores.errors import StoreUnavailable
@@ -90,35 +89,6 @@ async def test_a_draft_whose_writers_all_died_is_resumed_where_each_part_was(ope
     )
     assert (result.rows, result.skipped) == (90, 91)
     assert await published_rows(store, draft.id) == EVERYTHING
-
-
-@pytest.mark.parametrize("open_store", ["memory", "redis"], indirect=True)
-async def test_what_was_written_before_its_commit_is_summed_up_and_not_put_again(
-    monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
-) -> None:
-    store, puts = open_store(), list[bool]()
-
-    async def write(context: PartContext) -> WrittenPart:
-        puts.append(context.puts)
-        rows = batches([row for rows in PARTS for row in rows], 50)
-        return await write_part(store, context, 1, rows)
-
-    async def fail(_draft: object) -> None:
-        raise StoreUnavailable("away")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "seal", fail)
-        with pytest.raises(StoreUnavailable):
-            await publish(store, batches(POPULAR), plan=PLAN, about={}, others=ParallelWriters((), write))
-    (draft,) = (await store.catalogue()).releases
-    await lapse(store)
-    release = ReleaseId(draft.id)
-    again = await publish(
-        store, batches(POPULAR), plan=PLAN, about={}, resume=release, others=ParallelWriters((), write)
-    )
-    assert puts == [True, False]
-    assert (again.rows, again.skipped) == (0, 181)
-    await life.prune(store)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """A catalogue that is lost or damaged is made from the releases that the store holds, on every store that keeps any."""
 
-import asyncio
-import secrets
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,6 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
-from hotplate.stores.connect import connect
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     RefusedByGates,
@@ -26,8 +23,6 @@ from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
-from tests.support.cosmos_simulation import SimulatedAccount, simulated
-from tests.support.redis_server import RedisServer
 from tests.support.service import refused_by
 from tests.support.stores import OpenStore, published_rows
 from tests.support.stores import publish as publish_rows
@@ -54,9 +49,7 @@ async def spoil(store: Store) -> Catalogue:
 
 
 @on_every_rebuildable_store
-async def test_releases_are_found_without_a_catalogue_and_one_is_made_live(
-    open_store: OpenStore,
-) -> None:
+async def test_releases_are_found_without_a_catalogue_and_one_is_made_live(open_store: OpenStore) -> None:
     store = open_store()
     first, second = await publish(store, "first"), await publish(store, "second", **refused_by("ndcg"))
     before = await spoil(store)
@@ -89,9 +82,7 @@ async def test_release_refused_by_gates_is_not_live_unless_forced(tmp_path: Path
 
 
 @on_every_rebuildable_store
-async def test_writer_of_the_old_catalogue_is_fenced_and_its_draft_is_ignored(
-    open_store: OpenStore,
-) -> None:
+async def test_writer_of_the_old_catalogue_is_fenced_and_its_draft_is_ignored(open_store: OpenStore) -> None:
     store, writer = open_store(), open_store()
     live = await publish(store, "live")
     draft = await publication.begin(writer, ReleaseId("20991120T064200Z-aaaa"))
@@ -109,20 +100,6 @@ async def test_writer_of_the_old_catalogue_is_fenced_and_its_draft_is_ignored(
     await writer.close()  # a file is not erased while its writer lives
     assert await life.prune(store, grace_s=0) == [f"unknown-{draft.incarnation}"]
     assert await published_rows(store, live) == rows("live")
-
-
-@on_every_rebuildable_store
-async def test_of_two_rebuilds_at_once_one_wins_and_the_other_says_so(open_store: OpenStore) -> None:
-    handles = [open_store() for _ in range(2)]
-    first, second = [await publish(handles[0], text) for text in ("first", "second")]
-    await spoil(handles[0])
-    found = [await survey(handle) for handle in handles]
-    tries = (rebuild(handle, one, live) for handle, one, live in zip(handles, found, (first, second), strict=True))
-    outcomes = await asyncio.gather(*tries, return_exceptions=True)
-    [won] = [outcome for outcome in outcomes if isinstance(outcome, Catalogue)]
-    [lost] = [outcome for outcome in outcomes if isinstance(outcome, ReleaseConflict)]
-    assert "another process" in str(lost)
-    assert await handles[0].catalogue() == won
 
 
 async def half_lost(store: Store, whole: ReleaseId, incarnation: str, *lost: str) -> None:
@@ -195,29 +172,6 @@ async def test_missing_catalogue_is_written_and_a_newer_format_is_left_unchanged
     assert (await rebuild(store, await survey(store), live)).live == live
     assert await published_rows(store, live) == rows("live")
     await store.close()
-
-
-async def test_redis_that_lost_all_but_its_releases_is_searched_for_them(redis_server: RedisServer) -> None:
-    prefix = secrets.token_hex(4)
-    store = connect(redis_server.url(prefix=prefix))
-    first, second = [await publish(store, text) for text in ("first", "second")]
-    lost = redis_server.execute_command("KEYS", f"{{{prefix}}}:*")
-    listed = [name for name in redis_server.execute_command("KEYS", f"{prefix}:*") if name.endswith("@keys")]
-    redis_server.execute_command("DEL", *lost, *listed[:1])
-    found = await survey(store)
-    assert {one.ref.id for one in found.releases} == {first, second}
-    assert (await rebuild(store, found, second, force=True)).live == second
-    await store.close()
-
-
-@simulated
-async def test_a_rebuild_whose_reply_was_lost_was_made(account: SimulatedAccount) -> None:
-    store = account.store()
-    live = await publish(store, "live")
-    await spoil(store)
-    found = await survey(store)
-    account.lose_answers = 1
-    assert await rebuild(store, found, live) == await store.catalogue()
 
 
 @on_every_rebuildable_store

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import pytest
@@ -10,9 +9,9 @@ import pytest
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication, verification
-from hotplate.stores.catalogue import LEASE_S, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import LEASE_S, ReleaseId, State
 from hotplate.stores.encoding import Checksum, body_of
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.store import Row, Store
 from hotplate.stores.transfer import copy, repair
 from hotplate.stores.verification import verify
@@ -54,21 +53,6 @@ async def test_verify_counts_missing_and_damaged_rows_and_names_some(monkeypatch
     for rate in (None, float("inf")):
         with pytest.raises(ReleaseCorrupt, match=re.escape(f"of release {live}, {found}")):
             await verify(store, ref, rows_per_s=rate)
-
-
-async def test_verify_counts_no_row_twice() -> None:
-    class Moving(MemoryStore):
-        async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-            async for row in super().scan(release):
-                yield row
-                yield row
-
-    store = Moving()
-    ref = await ref_of(store, await publish(store))
-    await verify(store, ref)
-    del store.find(ref).rows["user:001"]
-    with pytest.raises(ReleaseCorrupt, match="1 of 202 rows are missing"):
-        await verify(store, ref)
 
 
 async def test_verify_detects_intact_rows_that_differ_from_those_written() -> None:
@@ -139,23 +123,11 @@ async def test_a_release_is_repaired_in_its_place_and_served_meanwhile(open_stor
     assert await published_rows(store, first) == ROWS
 
 
-async def test_a_repair_can_be_repeated_within_the_grace_of_the_first(clock: FakeClock) -> None:
-    store, source = MemoryStore(clock), MemoryStore(clock)
-    live = await publish(store)
-    await copy(store, source, live)
-    for _ in range(3):
-        await repair(store, source, live)
-    assert [entry.state for entry in (await store.catalogue()).releases] == [State.WITHDRAWN] * 3 + [State.LIVE]
-    assert await published_rows(store, live) == ROWS
-
-
 async def test_what_heals_a_release_must_be_that_release() -> None:
     store, source = MemoryStore(), MemoryStore()
     live = await publish(store)
-    draft = await publication.begin(source, live)
-    await publication._abandon(source, draft)
     other = await publish(source, ROWS[:3])
-    with pytest.raises(Exception, match="is not in this store"):
+    with pytest.raises(ReleaseNotFound):
         await repair(store, source, live)
     rows = source.releases.pop((await ref_of(source, other)).incarnation)
     impostor = await publication.begin(source, live)

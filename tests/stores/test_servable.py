@@ -1,24 +1,29 @@
-"""Before a release is served it is seen that it can be: no verb makes live what nobody can read."""
+"""No verb makes live what nobody can read, or, unless it is forced, what gates refused."""
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from hotplate.serve.releases.follower import Follower
+from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import ReleaseId, ReleaseRef
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, StoreUnavailable
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
+from hotplate.stores.errors import RefusedByGates, ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Row, Slot, Store
+from hotplate.stores.transfer import copy
 from hotplate.stores.verification import load_manifest
+from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
-from tests.support.service import a_list
-from tests.support.stores import publish as publish_rows
-from tests.support.stores import ref_of
+from tests.support.service import a_list, refused_by
+from tests.support.stores import OpenStore, on_every_store, publish, ref_of
 from tests.support.virtual import virtual
 
 ROWS = [
@@ -28,10 +33,6 @@ ROWS = [
 ]
 
 Verb = Callable[..., Awaitable[object]]
-
-
-async def publish(store: Store, *, live: bool = True) -> ReleaseId:
-    return await publish_rows(store, ROWS, live=live)
 
 
 verbs = pytest.mark.parametrize(
@@ -46,15 +47,7 @@ verbs = pytest.mark.parametrize(
 
 async def two_releases(store: Store) -> tuple[ReleaseId, ReleaseId]:
     """Publish one release and make another live after it; return what is to be served, and what is."""
-    return await publish(store), await publish(store)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
+    return await publish(store, ROWS), await publish(store, ROWS)
 
 
 def flip_the_head(path: Path) -> None:
@@ -63,12 +56,15 @@ def flip_the_head(path: Path) -> None:
     path.write_bytes(content)
 
 
-def remove(path: Path) -> None:
-    path.unlink()
-
-
 @verbs
-@pytest.mark.parametrize("spoil", [cut, empty, flip_the_head, remove])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda path: os.truncate(path, path.stat().st_size // 2), id="cut"),
+        pytest.param(flip_the_head, id="damaged head"),
+        pytest.param(Path.unlink, id="removed"),
+    ],
+)
 async def test_unreadable_file_is_not_made_live_and_later_workers_still_serve(
     tmp_path: Path, verb: Verb, spoil: Callable[[Path], None]
 ) -> None:
@@ -87,36 +83,6 @@ async def test_unreadable_file_is_not_made_live_and_later_workers_still_serve(
     assert served is not None
     assert served.id == live
     await later.close()
-
-
-async def test_canary_ended_while_its_share_is_changed_is_not_restarted() -> None:
-    class EndedMeanwhile(MemoryStore):
-        async def prepare(self, release: ReleaseRef) -> None:
-            await super().prepare(release)
-            if (await self.catalogue()).canary is not None:
-                await life.abort(self)
-
-    store = EndedMeanwhile()
-    target, _ = await two_releases(store)
-    await life.start_canary(store, target, 5)
-    with pytest.raises(ReleaseConflict, match="is not the canary any more"):
-        await life.start_canary(store, target, 50)
-    assert (await store.catalogue()).canary is None
-
-
-async def test_release_pruned_during_inspection_is_not_reported_as_damaged() -> None:
-    class PrunedMeanwhile(MemoryStore):
-        async def get_many(
-            self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
-        ) -> list[Slot]:
-            await life.prune(self, grace_s=0.0, keep=0)
-            return await super().get_many(release, keys, timeout_s=timeout_s)
-
-    store = PrunedMeanwhile()
-    target, live = await two_releases(store)
-    with pytest.raises(ReleaseConflict, match=f"release {target} was pruned meanwhile"):
-        await life.activate(store, target)
-    assert (await store.catalogue()).live == live
 
 
 @verbs
@@ -170,3 +136,76 @@ async def test_unresponsive_store_is_awaited_30_seconds_without_changes() -> Non
     with pytest.raises(StoreUnavailable, match="could not be read within 30 s"):
         await life.activate(store, target)
     assert (await store.catalogue()).live == live
+
+
+GATES = ("ndcg", "overlap@10")
+
+
+async def publish_refused(store: Store) -> ReleaseId:
+    return await publish(store, about=refused_by(*GATES), live=False)
+
+
+@on_every_store
+async def test_a_refused_release_is_marked_and_each_verb_wants_to_be_forced(open_store: OpenStore) -> None:
+    store = open_store()
+    good, bad = await publish(store), await publish_refused(store)
+    found = await open_store().catalogue()
+    assert (found.find(bad).state, found.find(bad).refused_by, found.find(good).refused_by) == (State.READY, GATES, ())
+    for verb in (life.activate(store, bad), life.start_canary(store, bad, 5)):
+        with pytest.raises(RefusedByGates, match=r"refused by ndcg, overlap@10 when it was published.*--force"):
+            await verb
+    assert await store.catalogue() == found
+    await life.start_canary(store, bad, 5, though_refused=True)
+    with pytest.raises(RefusedByGates):
+        await life.promote(store)
+    assert await life.promote(store, though_refused=True) == bad
+    assert (await open_store().catalogue()).find(bad).refused_by == ()
+
+
+async def test_release_is_refused_even_if_an_older_hotplate_dropped_its_mark(clock: FakeClock) -> None:
+    store = MemoryStore(clock)
+    await publish(store)
+    bad = await publish_refused(store)
+    found = await store.catalogue()
+    unmarked = replace(found, releases=tuple(replace(entry, refused_by=()) for entry in found.releases))
+    await store.swap(found, changes.succeed(found, unmarked, "older", ""))
+    with pytest.raises(RefusedByGates, match=r"refused by ndcg, overlap@10"):
+        await life.activate(store, bad)
+    assert await life.activate(store, bad, though_refused=True)
+
+
+async def test_gates_refusing_a_resumed_draft_mark_it_despite_its_manifest(clock: FakeClock) -> None:
+    store = MemoryStore(clock)
+
+    async def refused_now(_: Manifest) -> tuple[str, ...]:
+        return ("overlap@10",)
+
+    release = await publish(store, live=False, refused_by=refused_now)
+    assert (await store.catalogue()).find(release).refused_by == ("overlap@10",)
+    with pytest.raises(RefusedByGates):
+        await life.activate(store, release)
+
+
+async def test_a_rollback_to_what_was_forced_live_is_not_refused(clock: FakeClock) -> None:
+    store = MemoryStore(clock)
+    await publish(store)
+    bad = await publish_refused(store)
+    assert await life.activate(store, bad, though_refused=True)
+    await publish(store)
+    assert await life.rollback(store) == bad
+
+
+@on_every_store
+async def test_copy_of_a_refused_release_stays_ready_until_forced_in_the_source(
+    open_store: OpenStore, clock: FakeClock
+) -> None:
+    source, target = MemoryStore(clock), open_store()
+    good, bad = await publish(source), await publish_refused(source)
+    await copy(source, target, good)
+    held = await copy(source, target, bad)
+    assert isinstance(held.held_back, RefusedByGates)
+    found = await open_store().catalogue()
+    assert (found.live, found.find(bad).refused_by) == (good, GATES)
+    await life.activate(source, bad, though_refused=True)
+    assert (await copy(source, target, bad)).held_back is None
+    assert (await open_store().catalogue()).live == bad

@@ -1,31 +1,17 @@
 """A swap whose reply was lost is made once, whoever asks again; one that cannot be made says so."""
 
-import secrets
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import Catalogue, ReleaseId, State
+from hotplate.stores.catalogue import Catalogue, State
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.store import Row, Store
-from tests.support.clock import FakeClock
+from hotplate.stores.store import Store
 from tests.support.memory_store import MemoryStore
-from tests.support.service import a_list
-from tests.support.stores import OpenStore, on_every_store
-from tests.support.stores import publish as publish_rows
+from tests.support.stores import OpenStore, on_every_store, publish
 from tests.support.virtual import virtual
-
-ROWS = [Row("popular:", a_list("p")), Row("user:1", a_list("a"))]
-
-
-async def publish(store: Store) -> ReleaseId:
-    return await publish_rows(store, ROWS)
-
-
-# How many random bytes the id of a release has.
-ID_BYTES = 2
 
 
 class Lossy:
@@ -75,18 +61,8 @@ async def test_a_publish_with_a_lost_reply_ends_as_any_other(
     assert lossy.swaps == 3
 
 
-async def test_second_publisher_drawing_the_same_id_draws_another(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, drawn, draw = MemoryStore(clock), iter(("aaaa", "aaaa", "bbbb")), secrets.token_hex
-    monkeypatch.setattr(secrets, "token_hex", lambda size: next(drawn) if size == ID_BYTES else draw(size))
-    assert [(await publish(store)).partition("-")[2] for _ in range(2)] == ["aaaa", "bbbb"]
-
-
 @virtual
-async def test_failed_swap_on_a_readable_store_reports_that_nothing_changed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_failed_swap_on_a_readable_store_reports_that_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     await publish(store)
     live = await publish(store)
@@ -97,9 +73,7 @@ async def test_failed_swap_on_a_readable_store_reports_that_nothing_changed(
 
 
 @virtual
-async def test_store_lost_after_a_swap_reports_an_unknown_outcome(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_store_lost_after_a_swap_reports_an_unknown_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     await publish(store)
     await publish(store)
@@ -142,9 +116,7 @@ async def test_a_rollback_that_was_made_and_overtaken_is_not_made_again(monkeypa
     assert (await store.catalogue()).live == second
 
 
-async def test_overtaken_activation_does_not_undo_later_changes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_overtaken_activation_does_not_undo_later_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     first, second, third = [await publish(store) for _ in range(3)]
     overtake(store, monkeypatch, lambda: life.activate(store, second))

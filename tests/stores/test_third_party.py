@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores.store import Row
 from tests.support.paths import ROOT
-from tests.support.service import a_list
-from tests.support.stores import as_bodies
 
 EXAMPLE = ROOT / "tests" / "third_party" / "hotplate-store-sqlite"
 
@@ -61,21 +58,8 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
     url = f"sqlite://{tmp_path}/lists.db"
     empty = run(installed, "-m", "hotplate", "releases", "list", "--store", url)
     assert (empty.returncode, f"was ever published to {url}" in empty.stderr) == (1, True)
-    lists = [Row("popular:", a_list("p")), Row("user:1", a_list("a"))]
-    program = (
-        "import asyncio; from hotplate.stores.connect import connect; from hotplate.stores.publication import publish;"
-        "from hotplate.stores.store import Plan, Row\n"
-        f"async def rows():\n    yield {as_bodies(lists)!r}\n"
-        f"asyncio.run(publish(connect({url!r}), rows(), plan=Plan(2, 100), about={{}}))"
-    )
-    assert run(installed, "-c", program).returncode == 0
-    assert "live" in run(installed, "-m", "hotplate", "releases", "list", "--store", url).stdout
-    assert '"a"' in run(installed, "-m", "hotplate", "lookup", "1", "--json", "--store", url).stdout
+    (tmp_path / "lists.csv").write_text("user,item,score\n1,a,0.5\n")
+    assert "is live" in command(installed, "import", tmp_path / "lists.csv", "--store", url)
+    assert '"a"' in command(installed, "lookup", "1", "--json", "--store", url)
     for verb in (("store", "doctor"), ("releases", "scrub"), ("releases", "verify"), ("releases", "prune")):
         assert command(installed, *verb, "--store", url)
-
-
-def test_a_url_of_an_unknown_scheme_names_the_schemes_that_are_known(installed: Path) -> None:
-    done = run(installed, "-m", "hotplate", "releases", "list", "--store", "sqlight:///x")
-    assert done.returncode == 2
-    assert "rediss+sentinel, sqlite" in done.stderr

@@ -1,11 +1,14 @@
-"""Pacing, backoff and retries."""
+"""Pacing, backoff, retries, and deadlines that many reads share."""
 
+import asyncio
 import time
 
 import pytest
 
+from hotplate.stores.deadlines import TICK_S, TaskDeadlines
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.throttle import MIN_PAUSE_S, Backoff, Pacer, Retrier
+from tests.support.virtual import virtual
 
 
 def test_pauses_keep_a_writer_to_its_share_of_the_time() -> None:
@@ -38,3 +41,51 @@ async def test_step_is_retried_while_its_store_is_down_but_not_if_the_error_is_p
     failures += [StoreUnavailable("down"), StoreUnavailable("not tried again")]
     with pytest.raises(StoreUnavailable, match="down"):
         await Retrier(time.monotonic, for_s=0.0).call(step)
+
+
+def after(seconds: float) -> float:
+    """Return the time of the loop's clock so many seconds from now."""
+    return asyncio.get_running_loop().time() + seconds
+
+
+@virtual
+async def test_what_takes_too_long_is_ended_and_cancelled() -> None:
+    deadlines, ended = TaskDeadlines(), list[str]()
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.append("cleaned up")
+
+    started = after(0)
+    outcomes = await asyncio.gather(*(deadlines.until(after(0.02), slow()) for _ in range(50)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {TimeoutError}
+    assert len(ended) == 50
+    assert 0.02 <= after(0) - started <= 0.02 + 2 * TICK_S
+
+
+@virtual
+async def test_a_task_goes_on_after_its_read_was_ended() -> None:
+    deadlines = TaskDeadlines()
+    with pytest.raises(TimeoutError):
+        await deadlines.until(after(0.01), asyncio.sleep(30))
+    await asyncio.sleep(0.02)
+    assert await deadlines.until(after(1), asyncio.sleep(0.001, "next")) == "next"
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+@virtual
+async def test_cancellation_and_timeouts_from_outside_are_not_its_own() -> None:
+    deadlines = TaskDeadlines()
+    task = asyncio.create_task(deadlines.until(after(30), asyncio.sleep(30)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for outer_s, inner_s in ((0.01, 30), (60, 0.01)):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(outer_s):
+                await deadlines.until(after(inner_s), asyncio.sleep(30))

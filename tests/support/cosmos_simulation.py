@@ -3,8 +3,9 @@
 import asyncio
 import inspect
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -24,7 +25,7 @@ from hotplate.stores.cosmos.store import CONTROL, CosmosStore
 from hotplate.stores.cosmos.url import EMULATOR_KEY, Offer, Throughput, parse
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer, Row
-from tests.support.stores import as_bodies, ref
+from tests.support.stores import ref
 from tests.support.virtual import in_virtual_time
 
 T = TypeVar("T")
@@ -36,6 +37,12 @@ BEGAN = 1_790_000_000.0
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n in range(3000))]
 
 
+@dataclass
+class HeldItems:
+    waiting: int = 0
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class SimulatedAccount:
     """The emulated account on the loop's clock: it responds after `latency_s`, and counts requests."""
 
@@ -45,6 +52,8 @@ class SimulatedAccount:
         account = EmulatedAccount(load(), (("Here", 1),), clock=self.now)
         self.service = Service(account, Authenticator(EMULATOR_KEY))
         self.stores = list[CosmosStore]()
+        self.held: HeldItems | None = None
+        """What new items wait for on their way to the service."""
         self.many_writers = False
         self.scales_for_ever = False
         self.lose_answers = 0
@@ -96,6 +105,9 @@ class SimulatedAccount:
     async def request(self, message: bytes, timeout_s: float) -> Response:
         head, _, body = message.partition(b"\r\n\r\n")
         (method, path, _), *lines = (line.split(b" ", 2) for line in head.split(b"\r\n"))
+        if (held := self.held) is not None and method == b"POST" and path.endswith(b"/docs/"):
+            held.waiting += 1
+            await held.go.wait()
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
         answer = self.service.answer(Request(method.decode(), path.decode(), headers, body))
         if method == b"GET" and b"/docs/" in path and self._random.random() < self.forgets:
@@ -219,8 +231,3 @@ def simulated(test: Callable[Concatenate[SimulatedAccount, P], Coroutine[Any, An
     signature = inspect.signature(test)
     run.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]  # pytest reads it
     return run
-
-
-async def batches(rows: Sequence[Row], size: int = 500) -> AsyncIterator[Sequence[Row]]:
-    for start in range(0, len(rows), size):
-        yield as_bodies(rows[start : start + size])

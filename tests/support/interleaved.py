@@ -16,11 +16,9 @@ import tempfile
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import orjson
 import pytest
@@ -44,20 +42,17 @@ from hotplate.stores.catalogue import (
     follows,
 )
 from hotplate.stores.connect import connect
-from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.store import CosmosStore, open_containers
 from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.http1 import ConnectionPool
 from hotplate.stores.keys import OVERALL
 from hotplate.stores.redis.writer import RowsLost
 from hotplate.stores.store import Plan, Row, Slot, Store, not_found
 from hotplate.stores.verification import verify
-from tests.support.cosmos_account import Account
+from tests.support.cosmos_simulation import SimulatedAccount
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer, copied, put_back
-from tests.support.stepwise import EPOCH_S, AwaitedTransport, Process, StepwiseLoop, sleep
+from tests.support.stepwise import EPOCH_S, Process, StepwiseLoop, sleep
 
 T = TypeVar("T")
 
@@ -732,24 +727,16 @@ def on_redis(server: RedisServer) -> type[Interleaved]:
     return InterleavedOnRedis
 
 
-def on_cosmos(account: Account) -> type[Interleaved]:
-    """Over an emulated account; each history has a database of its own, of which only the catalogue is put back."""
+class InterleavedOnCosmos(Interleaved):
+    """Over a simulated account, of which only the catalogue is put back: an account is restored as another account."""
 
-    class InterleavedOnCosmos(Interleaved):
-        refuses_late_writers = False
+    refuses_late_writers = False
 
-        def open(self) -> Store:
-            if not hasattr(self, "store"):
-                self.database = os.urandom(4).hex()
-            address = account.address(self.database, ru="30000")
-            client = SignedClient(address, make_transport=self.network)
-            return CosmosStore(address, client, partial(open_containers, address))
+    def open(self) -> Store:
+        if not hasattr(self, "store"):
+            self.account = SimulatedAccount(self.loop)
+            self.account.latency_s = 0.0
+        return self.account.store(ru=30_000)
 
-        def network(self, url: str) -> AwaitedTransport:
-            parts = urlsplit(url)
-            return AwaitedTransport(self.loop, ConnectionPool(str(parts.hostname), parts.port or 80))
-
-        async def save(self) -> None:
-            """Nothing: an account is restored as another account."""
-
-    return InterleavedOnCosmos
+    async def save(self) -> None:
+        """Nothing: see above."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from redis.crc import key_slot
 
@@ -26,41 +25,33 @@ NODE_TIMEOUT_MS, BEGINNING_NODE_TIMEOUT_MS = 60_000, 1000
 ATTEMPTS, BEGUN_WITHIN_S = 3, 20.0
 
 
-class Member(NamedTuple):
-    """A node as the others know it; *port* is that which they use themselves."""
-
-    id: str
-    port: int
-    bus_port: int
-    primary: str | None = None
-    """The id of the node that it is a replica of."""
-
-
-def described(members: Sequence[Member], myself: Member) -> str:
-    """Return what *myself* remembers of a cluster whose primaries share the slots evenly: its `nodes.conf`."""
-    primaries = [member for member in members if member.primary is None]
-    lines = list[str]()
-    for member in members:
-        flags = ("myself," if member is myself else "") + ("master" if member.primary is None else "slave")
-        slots, epoch = "", 0
-        if member.primary is None:
-            place = primaries.index(member)
-            epoch = place + 1
-            slots = f" {SLOTS * place // len(primaries)}-{SLOTS * (place + 1) // len(primaries) - 1}"
-        where = f"127.0.0.1:{member.port}@{member.bus_port}"
-        lines.append(f"{member.id} {where} {flags} {member.primary or '-'} 0 0 {epoch} connected{slots}")
-    return "\n".join([*lines, f"vars currentEpoch {len(primaries)} lastVoteEpoch 0", ""])
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ClusterNode:
     server: RedisServer
     bus_port: int
+    primary: "ClusterNode | None" = None
+    """The node that it is a replica of at the start."""
     id: str = field(default_factory=lambda: secrets.token_hex(20))
 
     @property
     def port(self) -> int:
         return self.server.port
+
+
+def described(nodes: Sequence[ClusterNode], myself: ClusterNode) -> str:
+    """Return what *myself* remembers of a cluster whose primaries share the slots evenly: its `nodes.conf`."""
+    lines = list[str]()
+    for place, node in enumerate(nodes):
+        flags, of, slots, epoch = "slave", "-", "", 0
+        if node.primary is None:
+            flags, epoch = "master", place + 1
+            slots = f" {SLOTS * place // PRIMARIES}-{SLOTS * (place + 1) // PRIMARIES - 1}"
+        else:
+            of = node.primary.id
+        flags = f"myself,{flags}" if node is myself else flags
+        where = f"127.0.0.1:{node.server.tls_port}@{node.bus_port}"
+        lines.append(f"{node.id} {where} {flags} {of} 0 0 {epoch} connected{slots}")
+    return "\n".join([*lines, f"vars currentEpoch {PRIMARIES} lastVoteEpoch 0", ""])
 
 
 @dataclass(slots=True)
@@ -200,11 +191,8 @@ def _nodes(binary: str, certified: Path, folder: Path, *options: str) -> list[Cl
             "--tls-cluster", "yes", "--tls-replication", "yes", "--repl-diskless-sync-delay", "0",
             "--repl-ping-replica-period", "1",  # a replica to which nothing was written yet is not shown
         )  # fmt: skip
-        nodes.append(ClusterNode(RedisServer(binary, place, (*settings, *options)), bus_port))
-    members = {
-        node.id: Member(node.id, node.server.tls_port, node.bus_port, primary.id if primary else None)
-        for node, primary in zip(nodes, [*[None] * PRIMARIES, *nodes], strict=False)
-    }
+        primary = nodes[number - PRIMARIES] if number >= PRIMARIES else None
+        nodes.append(ClusterNode(RedisServer(binary, place, (*settings, *options)), bus_port, primary))
     for node in nodes:
-        (node.server.folder / "nodes.conf").write_text(described(list(members.values()), members[node.id]))
+        (node.server.folder / "nodes.conf").write_text(described(nodes, node))
     return nodes

@@ -1,7 +1,6 @@
 """Real redis-servers on loopback for the tests that need one: plain and TLS at once, nothing on disk."""
 
 import asyncio
-import ipaddress
 import os
 import shutil
 import signal
@@ -10,19 +9,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import hiredis
 import pytest
 import redis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from redis.driver_info import DriverInfo
 
+from hotplate.bench.cosmos_emulator.server import make_certificate
 from hotplate.bench.process import free_port
 from tests.support.paths import ROOT
 
@@ -176,34 +171,7 @@ def find_binary() -> str:
 
 
 def certify(folder: Path) -> None:
-    """Write ca.pem, and server.pem with server.key for 127.0.0.1 that it signed."""
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-    now = datetime.now(UTC)
-
-    ca = ca_key.public_key()
-
-    def certificate(name: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder(issuer, name, public, x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca), critical=False)  # for Python 3.13
-        )
-
-    signs = x509.KeyUsage(
-        False, False, False, False, False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False
-    )
-    authority = (
-        certificate(issuer, ca)
-        .add_extension(x509.BasicConstraints(True, None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca), critical=False)
-        .add_extension(signs, critical=True)
-    )
-    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    server = certificate(x509.Name([]), key.public_key()).add_extension(here, critical=True)
-    for name, made in (("ca.pem", authority), ("server.pem", server)):
-        (folder / name).write_bytes(made.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    (folder / "server.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    """Write server.pem for 127.0.0.1 with server.key; ca.pem is the same, as it is its own authority."""
+    certificate, key = make_certificate()
+    for name, content in (("ca.pem", certificate), ("server.pem", certificate), ("server.key", key)):
+        (folder / name).write_bytes(content)

@@ -16,7 +16,6 @@ from typing import Any, Protocol, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.http1 import Response, Transport
 from hotplate.stores.store import Plan, Reader, Row, Slot, Store
 
 T = TypeVar("T")
@@ -40,15 +39,13 @@ SHORT_S, PAUSE_S = 0.25, 0.002
 class StepwiseLoop(asyncio.SelectorEventLoop):
     """An event loop that returns when nothing is left to do at this time; real I/O is waited for while `working`.
 
-    While a request is `in_flight`, or a connection is being opened, no time passes: a deadline that came by a jump in
-    time would be a failure of the network which no test asked for, and which the same history has not the next time.
+    While a connection is being opened, no time passes: a deadline that came by a jump in time would be a failure of the
+    network which no test asked for, and which the same history has not the next time.
     """
 
     def __init__(self) -> None:
         self.working = 0
         """How many primitives are under way in the real store."""
-        self.in_flight = 0
-        """How many requests are, be they of a primitive or of a store's own in the background."""
         self.now_s = 1_000.0
         self.next_in_s: float | None = None
         """In how many seconds the next timer is due, as of when the loop had nothing left to do."""
@@ -87,7 +84,7 @@ class _StepwiseSelector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> Any:  # noqa: ANN401 -- what the base class gives is private
         opening = any(key.events & selectors.EVENT_WRITE for key in self.get_map().values())
-        if timeout != 0 and (opening or self._loop.in_flight) and (found := super().select(PATIENCE_S)):
+        if timeout != 0 and opening and (found := super().select(PATIENCE_S)):
             return found
         if self._loop.working:
             found = super().select(PAUSE_S if timeout and timeout < SHORT_S else timeout)
@@ -98,24 +95,6 @@ class _StepwiseSelector(selectors.SelectSelector):
             self._loop.next_in_s = timeout
             self._loop.stop()
         return super().select(0) if len(self.get_map()) > 1 else []  # beside the loop's own pipe
-
-
-class AwaitedTransport:
-    """The network of a store on a stepwise loop, which waits for the responses."""
-
-    def __init__(self, loop: StepwiseLoop, network: Transport) -> None:
-        self._loop = loop
-        self._network = network
-
-    async def request(self, message: bytes, timeout_s: float) -> Response:
-        self._loop.in_flight += 1
-        try:
-            return await self._network.request(message, timeout_s)
-        finally:
-            self._loop.in_flight -= 1
-
-    async def close(self) -> None:
-        await self._network.close()
 
 
 class Watch(Protocol):

@@ -18,14 +18,15 @@ from hotplate.stores.verification import load_manifest
 from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, write
 
 __all__ = (
-    "COSMOS", "FIRST", "SECOND", "OpenStore", "as_bodies", "batches", "begin", "draft_of", "lapse", "look",
+    "FIRST", "LISTS", "SECOND", "OpenStore", "as_bodies", "batches", "begin", "draft_of", "lapse", "look",
     "on_every_store", "publish", "published_rows", "published_values", "ref", "ref_of", "scanned", "step", "write",
 )  # fmt: skip
 
-COSMOS = ("cosmos+http", "cosmos+https")
-
 # For what is written once over any store. TLS and sockets are the contract suite's.
 on_every_store = pytest.mark.parametrize("open_store", ["memory", "file", "redis", "cosmos+http"], indirect=True)
+
+
+LISTS = [Row("popular:", b'{"id":"p"}'), Row("user:1", b'{"id":"a"}')]
 
 
 def as_bodies(rows: Sequence[Row]) -> list[Row]:
@@ -33,13 +34,18 @@ def as_bodies(rows: Sequence[Row]) -> list[Row]:
     return [Row(key, value if key.startswith(META) else body_of(value)) for key, value in rows]
 
 
-async def batches(rows: Sequence[Row], size: int = 1) -> AsyncIterator[Sequence[Row]]:
+async def batches(rows: Sequence[Row], size: int = 500) -> AsyncIterator[Sequence[Row]]:
     """Yield rows of lists as a publish takes them."""
     for start in range(0, len(rows), size):
         yield as_bodies(rows[start : start + size])
 
 
-async def publish(store: Store, rows: Sequence[Row], size: int = 500, **options: Any) -> ReleaseId:  # noqa: ANN401 -- the verb's own
+async def publish(
+    store: Store,
+    rows: Sequence[Row] = LISTS,
+    size: int = 500,
+    **options: Any,  # noqa: ANN401 -- the verb's own
+) -> ReleaseId:
     """Publish rows of lists, *size* at a time, by a plan that is exact; return the release."""
     payload_bytes = sum(len(key) + len(value) for key, value in rows)
     given: dict[str, Any] = {"plan": Plan(len(rows), payload_bytes), "about": {}, **options}

@@ -1,11 +1,9 @@
 """Two processes whose system calls go on one at a time, in each order: for tests of what they leave on the disk.
 
 A process is a thread with the real code. It waits before each call that others may see the effect of, until the test
-lets it go on. It may be killed there: then no call of it has an effect any more, and its locks end. From any call on
-the disk may be full: then files get only the blocks of files that a rename replaced.
+lets it go on. It may be killed there: then no call of it has an effect any more, and its locks end.
 """
 
-import errno
 import fcntl
 import io
 import mmap
@@ -13,9 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
@@ -112,13 +108,10 @@ def schedules() -> Iterator[Schedule]:
 class _Run:
     """Lets one of some processes go on at a time; decides at each call of theirs, in the thread that makes it."""
 
-    def __init__(
-        self, schedule: Schedule, processes: list[Process], switches: int | None, kills: int, *, fills: bool, full: bool
-    ) -> None:
-        self.full, self.free_blocks = full, 0
+    def __init__(self, schedule: Schedule, processes: list[Process], switches: int | None, kills: int) -> None:
         self._schedule = schedule
         self._processes = processes
-        self._switches, self._kills, self._fills = switches, kills, fills and not full
+        self._switches, self._kills = switches, kills
 
     def start(self) -> None:
         first, *others = self._processes
@@ -172,11 +165,8 @@ class _Run:
             going = [process, *(each for each in able if each is not process)][self._schedule.choose(len(able))]
             if self._switches is not None and going is not process:
                 self._switches -= 1
-        happens = self._schedule.choose(1 + (self._kills > 0) + self._fills)
-        going.killed = happens == 1 and self._kills > 0
+        going.killed = self._schedule.choose(1 + (self._kills > 0)) == 1
         self._kills -= going.killed
-        if happens and not going.killed:
-            self.full, self._fills = True, False
         if going is not process:
             going.may_go_on.release()
             if not process.ended:
@@ -188,22 +178,20 @@ def run(
     *works: Sequence[Callable[[], object]],
     switches: int | None = None,
     kills: int = 0,
-    fills: bool = False,
-    full: bool = False,
 ) -> list[Process]:
     """Run processes to their end, by a schedule, and return them.
 
     A process is left for another at most *switches* times before it ends or waits for a lock; None is no limit. Up to
-    *kills* of them are killed, each at any call. The disk is *full* from the start, or, with *fills*, from any call on.
+    *kills* of them are killed, each at any call.
     """
     processes = [Process(work) for work in works]
-    _Run(schedule, processes, switches, kills, fills=fills, full=full).start()
+    _Run(schedule, processes, switches, kills).start()
     return processes
 
 
 def patch_calls(patch: pytest.MonkeyPatch) -> None:
     """Let processes wait before each system call of the file store, until the test ends."""
-    for name in ("unlink", "ftruncate"):
+    for name in ("unlink", "ftruncate", "rename", "posix_fallocate"):
         patch.setattr(os, name, _stepped(name, getattr(os, name)))
     patch.setattr(os, "fsync", _stepped("fsync", lambda _: None))  # nothing cuts the power
     _patch_files(patch)
@@ -225,7 +213,7 @@ def _stepped(name: str, call: Callable[..., T]) -> Callable[..., T]:
 
 
 def _patch_files(patch: pytest.MonkeyPatch) -> None:
-    system_open, system_stat, system_rename, file_open = os.open, os.stat, os.rename, io.open
+    system_open, system_stat, file_open = os.open, os.stat, io.open
 
     def stat(path: Any, **named: Any) -> os.stat_result:  # noqa: ANN401 -- as `os.stat` has it
         if str(path).endswith(_LOOKED_AT):
@@ -242,30 +230,16 @@ def _patch_files(patch: pytest.MonkeyPatch) -> None:
             _before("open")
         return file_open(file, mode, *given, **named)
 
-    def rename(source: Any, target: Any) -> None:  # noqa: ANN401 -- as `os.rename` has it
-        _before("rename")
-        with suppress(FileNotFoundError):
-            if _is_full():
-                _current.run.free_blocks += _blocks(system_stat(target).st_size)
-        system_rename(source, target)
-
     patch.setattr(os, "stat", stat)
     patch.setattr(os, "open", open_)
-    patch.setattr(os, "rename", rename)
     patch.setattr(io, "open", open_file)
 
 
 def _patch_writes(patch: pytest.MonkeyPatch) -> None:
-    allocate, write_at, map_open, write = os.posix_fallocate, os.pwrite, lmdb.open, DraftFile._write
-
-    def posix_fallocate(descriptor: int, start: int, size: int) -> None:
-        _before("posix_fallocate")
-        _check_room(descriptor, start + size)
-        allocate(descriptor, start, size)
+    write_at, map_open = os.pwrite, lmdb.open
 
     def pwrite(descriptor: int, data: bytes, start: int) -> int:
         _before("pwrite")
-        _check_room(descriptor, start + len(data))
         half = len(data) // 2 if len(data) >= mmap.PAGESIZE else 0
         if half:
             write_at(descriptor, data[:half], start)
@@ -274,22 +248,14 @@ def _patch_writes(patch: pytest.MonkeyPatch) -> None:
 
     def open_map(path: str, **named: Any) -> lmdb.Environment:  # noqa: ANN401 -- as `lmdb.open` has it
         _before("open map")
-        if not Path(path).exists():
-            _check_disk()
         env = map_open(path, **named)
         if process := _process():
             process.maps.append(env)
         return env
 
-    def write_rows(draft: DraftFile, *given: Any) -> None:  # noqa: ANN401 -- as `_write` has it
-        _before("write rows")
-        _check_disk()
-        write(draft, *given)
-
-    patch.setattr(os, "posix_fallocate", posix_fallocate)
     patch.setattr(os, "pwrite", pwrite)
     patch.setattr(lmdb, "open", open_map)
-    patch.setattr(DraftFile, "_write", write_rows)
+    patch.setattr(DraftFile, "_write", _stepped("write rows", DraftFile._write))
 
 
 def _patch_locks(patch: pytest.MonkeyPatch) -> None:
@@ -333,23 +299,3 @@ def _before(call: str) -> None:
 def _unlocked(descriptor: int) -> None:
     if process := _process():
         _current.run.unlocked(process, descriptor)
-
-
-def _is_full() -> bool:
-    return _process() is not None and _current.run.full
-
-
-def _check_disk() -> None:
-    if _is_full():
-        raise lmdb.DiskError(os.strerror(errno.ENOSPC))
-
-
-def _check_room(descriptor: int, end: int) -> None:
-    if _is_full() and (more := _blocks(end) - _blocks(os.fstat(descriptor).st_size)) > 0:
-        if more > _current.run.free_blocks:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _current.run.free_blocks -= more
-
-
-def _blocks(size: int) -> int:
-    return -(-size // mmap.PAGESIZE)

@@ -4,11 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from hotplate.bench.cosmos_emulator.server import EmulatorSettings
-from tests.support.azure_arm import azure_account
+from tests.support.azure import AzureAccount, azure_account
 from tests.support.cosmos_account import Account, Counted
 from tests.support.cosmos_raw import ScriptedServer, scripted
-from tests.support.cosmos_server import Emulator
 
 
 @pytest.fixture
@@ -23,10 +21,8 @@ def observer() -> Counted:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
-    """An emulator that takes tokens of its own issuer."""
-    certificate = tmp_path_factory.mktemp("entra") / "entra.pem"
-    with azure_account(EmulatorSettings(port=0, tls=True, certificate=certificate)) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureAccount]:
+    with azure_account(tmp_path_factory.mktemp("entra") / "entra.pem") as running:
         yield running
 
 

@@ -1,11 +1,8 @@
 """Azure-cosmos: its control plane, its reads by `?client=sdk`, and what it raises in our words."""
 
-import ast
 import secrets
 from collections.abc import AsyncIterator
-from pathlib import Path
 
-import orjson
 import pytest
 
 from hotplate.stores.connect import connect
@@ -17,10 +14,8 @@ from hotplate.stores.store import Row, Store
 from hotplate.testing import FIRST, OpenStore, StoreContract, ref, write
 from tests.support.cosmos_account import Account, Counted
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
-from tests.support.paths import ROOT
 
 ROWS = [Row("popular:", b'{"id":"p"}'), Row("user:1", b'{"id":"a"}')]
-OFFER: dict[str, object] = {"id": "oR", "_self": "offers/oR/"}
 pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # the SDK's, of an emulator on loopback
 
 
@@ -111,39 +106,11 @@ async def test_containers_are_made_in_the_region_that_takes_writes() -> None:
         await account.close()
 
 
-def offered(content: dict[str, object], headers: bytes = b"") -> list[bytes]:
-    offer = OFFER | {"content": content}
-    container = answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}')
-    return [container, answer(200, orjson.dumps({"Offers": [offer]})), answer(200, orjson.dumps(offer), headers)]
-
-
-@pytest.mark.parametrize(
-    ("content", "headers", "minimum", "pending"),
-    [
-        ({}, b"", 400, False),
-        ({}, b"x-ms-offer-replace-pending: True\r\n", 400, True),
-        ({}, b"x-ms-cosmos-min-throughput: 600\r\n", 600, False),
-        ({"offerMinimumThroughputParameters": {"minThroughput": 700}}, b"", 700, False),
-    ],
-)
-async def test_an_offer_has_its_minimum_and_whether_a_change_is_pending(
-    raw: ScriptedServer,
-    scripted_account: CosmosAccount,
-    content: dict[str, object],
-    headers: bytes,
-    minimum: int,
-    *,
-    pending: bool,
-) -> None:
-    raw.responses = offered({"offerThroughput": 500} | content, headers)
-    assert await scripted_account.offer("c") == Offer(Throughput(500), minimum, pending)
-
-
 async def test_a_serverless_account_has_no_offers(
     raw: ScriptedServer, scripted_account: CosmosAccount, observer: Counted
 ) -> None:
     message = "Reading or replacing offers is not supported for serverless accounts."
-    raw.responses = [offered({})[0], refusal(400, 0, message)]
+    raw.responses = [answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}'), refusal(400, 0, message)]
     assert await scripted_account.offer("c") is None
     assert observer.kinds == []
 
@@ -194,27 +161,3 @@ async def test_what_is_refused_and_what_is_late_fails_the_slot(
 def test_another_client_is_refused() -> None:
     with pytest.raises(StoreMisused, match=r"client=fast .* is not valid; write signed or sdk"):
         connect("cosmos://account/database?client=fast")
-
-
-def private_names(module: Path) -> set[str]:
-    """Return imports of private modules and private attributes of anything but the module's own objects."""
-    tree = ast.parse(module.read_text())
-    imported = {
-        name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
-        if any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
-    }
-    used = {
-        ast.unparse(node)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
-        if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
-    }
-    return imported | used
-
-
-def test_no_private_name_of_a_library_is_used() -> None:
-    modules = [*(ROOT / "stores/cosmos").glob("*.py"), ROOT / "stores/http1.py"]
-    assert {str(module): names for module in modules if (names := private_names(module))} == {}

@@ -9,7 +9,6 @@ from hotplate.stores.cosmos.errors import (
     TRANSIENT,
     ContainerMissing,
     CosmosThrottled,
-    CosmosUnavailable,
     Refusal,
     error_for,
 )
@@ -98,12 +97,6 @@ async def test_a_response_that_is_cut_anywhere_is_no_item(
     assert observer.kinds == ["reset"] * len(whole)
 
 
-async def test_a_versioned_read_without_a_date_is_malformed(raw: ScriptedServer, client: SignedClient) -> None:
-    raw.responses = [answer(200, ITEM).replace(DATE, b"")]
-    with pytest.raises(CosmosUnavailable, match=r"malformed response: .*date"):
-        await client.read_fresh("c", "a")
-
-
 @pytest.mark.parametrize(
     "properties",
     [
@@ -119,22 +112,6 @@ async def test_an_account_that_makes_no_sense_is_malformed(
 ) -> None:
     raw.properties = properties
     assert await kind_of(client.read("c", "a", 2.0)) == "malformed"
-
-
-@pytest.mark.parametrize(
-    "properties",
-    [
-        {"enableMultipleWriteLocations": True},
-        {"writableLocations": [{"name": name, "databaseAccountEndpoint": "http://127.0.0.1:1/"} for name in "ab"]},
-    ],
-)
-async def test_an_account_reports_multiple_write_regions(
-    raw: ScriptedServer, client: SignedClient, properties: dict[str, object]
-) -> None:
-    raw.properties = properties
-    assert (await client.account()).multiple_write_regions
-    raw.properties = {}
-    assert not (await client.account()).multiple_write_regions
 
 
 async def test_a_session_is_requested_only_where_the_account_has_them(

@@ -1,31 +1,23 @@
 """Containers through Azure Resource Manager: the unmodified azure-mgmt-cosmosdb against the emulation's routes."""
 
 import secrets
-import socket
-import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from ssl import create_default_context
 
-import orjson
 import pytest
-from azure.core.credentials import AccessToken
-from azure.core.exceptions import ClientAuthenticationError
 
+from hotplate.bench.process import free_port
 from hotplate.stores.cosmos.arm import ArmContainers
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, parse
 from hotplate.stores.errors import StoreMisused
-from tests.support.cosmos_account import kind_of
-from tests.support.cosmos_server import Emulator
-from tests.support.entra import PLACE, Identity, url_of
-
-MANAGEMENT = "https://management.azure.com/.default"
+from tests.support.azure import PLACE, AzureAccount, Identity
+from tests.support.cosmos_account import Account, kind_of
 
 
-def address_of(server: Emulator, **options: object) -> Address:
-    return parse(url_of(server, f"db-{secrets.token_hex(4)}", **{**PLACE, **options}), {})
+def address_of(server: AzureAccount, **options: object) -> Address:
+    return parse(server.url(f"db-{secrets.token_hex(4)}", **{**PLACE, **options}), {})
 
 
 @asynccontextmanager
@@ -38,24 +30,7 @@ async def managing(address: Address, identity: Identity) -> AsyncIterator[ArmCon
         await containers.close()
 
 
-@contextmanager
-def fault(server: Emulator, **fields: object) -> Iterator[None]:
-    assert server.certificate is not None
-    trusting = create_default_context(cafile=server.certificate)
-
-    def put(faults: list[dict[str, object]]) -> None:
-        url = f"{server.endpoint}__emulation/faults"
-        request = urllib.request.Request(url, data=orjson.dumps(faults), method="PUT")
-        urllib.request.urlopen(request, timeout=60, context=trusting).close()
-
-    put([fields])
-    try:
-        yield
-    finally:
-        put([])
-
-
-async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: Emulator) -> None:
+async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: AzureAccount) -> None:
     async with managing(address_of(server), Identity(server, "operator")) as containers:
         with pytest.raises(ContainerMissing):
             await containers.create_container("r", Throughput(700))
@@ -78,7 +53,7 @@ async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: 
         assert await containers.offer("a") == Offer(Throughput(2000, autoscale=True), 1000, pending=False)
 
 
-async def test_the_error_of_an_identity_without_the_role_names_the_role(server: Emulator) -> None:
+async def test_the_error_of_an_identity_without_the_role_names_the_role(server: AzureAccount) -> None:
     async with managing(address_of(server), Identity(server, "contributor")) as containers:
         with pytest.raises(CosmosUnavailable, match="give it the role Cosmos DB Operator") as refused:
             await containers.create_container("r", None)
@@ -88,48 +63,40 @@ async def test_the_error_of_an_identity_without_the_role_names_the_role(server: 
 @pytest.mark.parametrize(
     "wrong", [{"subscription": "11111111-0000-0000-0000-000000000000"}, {"resource_group": "elsewhere"}]
 )
-async def test_a_wrong_subscription_or_group_is_named_with_what_to_set(server: Emulator, wrong: dict[str, str]) -> None:
+async def test_a_wrong_subscription_or_group_is_named_with_what_to_set(
+    server: AzureAccount, wrong: dict[str, str]
+) -> None:
     async with managing(address_of(server, **wrong), Identity(server)) as containers:
         with pytest.raises(StoreMisused, match="set subscription= and resource_group= right") as refused:
             await containers.create_database()
     assert next(iter(wrong.values())) in str(refused.value)
 
 
-async def test_a_busy_arm_may_be_retried(server: Emulator) -> None:
+async def test_a_busy_arm_may_be_retried(server: AzureAccount) -> None:
+    account = Account(server, server.certificate)
     async with managing(address_of(server), Identity(server)) as containers:
-        with (
-            fault(server, kind="throttle", operation="manage database", retry_after_ms=7000),
-            pytest.raises(CosmosThrottled),
-        ):
+        account.inject_faults({"kind": "throttle", "operation": "manage database", "retry_after_ms": 7000})
+        with pytest.raises(CosmosThrottled):
             await containers.create_database()
-        with (
-            fault(server, kind="unavailable", operation="manage operation"),
-            pytest.raises(CosmosUnavailable) as away,
-        ):
-            await containers.create_database()
-        assert away.value.kind == "unavailable"
+        account.inject_faults({"kind": "unavailable", "operation": "manage operation"})
+        assert await kind_of(containers.create_database()) == "unavailable"
+        account.inject_faults()
         await containers.create_database()
 
 
-async def test_arm_that_is_away_and_a_missing_token_are_different_errors(server: Emulator) -> None:
-    class Stranger(Identity):
-        async def get_token(self, *scopes: str, **_options: object) -> AccessToken:
-            del scopes
-            raise ClientAuthenticationError("nobody is signed in")
-
-    async with managing(address_of(server), Stranger(server)) as containers:
+async def test_arm_that_is_away_and_a_missing_token_are_different_errors(server: AzureAccount) -> None:
+    stranger = Identity(server)
+    stranger.error = "nobody is signed in"
+    async with managing(address_of(server), stranger) as containers:
         with pytest.raises(CosmosUnavailable, match="nobody is signed in") as unknown:
             await containers.create_database()
     assert unknown.value.kind == "unauthorized"
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    async with managing(
-        address_of(replace(server, endpoint=f"https://127.0.0.1:{port}/")), Identity(server)
-    ) as containers:
+    away = replace(server, endpoint=f"https://127.0.0.1:{free_port()}/")
+    async with managing(address_of(away), Identity(server)) as containers:
         assert await kind_of(containers.create_database()) == "connect"
 
 
-def test_a_url_names_where_the_account_is_managed(server: Emulator) -> None:
+def test_a_url_names_where_the_account_is_managed(server: AzureAccount) -> None:
     place = f"resource_group=rg&subscription={PLACE['subscription']}"
     managed = parse(f"cosmos://acct/db?{place}", {}).arm
     assert managed is not None
@@ -139,7 +106,7 @@ def test_a_url_names_where_the_account_is_managed(server: Emulator) -> None:
     assert elsewhere is not None
     assert elsewhere.account == "acct"
     assert parse(f"cosmos://acct/db?{place.replace('rg', 'Gruppe-Köln')}", {}).arm is not None
-    local = parse(url_of(server, "db", **PLACE), {}).arm
+    local = parse(server.url("db", **PLACE), {}).arm
     assert local is not None
     assert local.emulator == server.endpoint.rstrip("/")
     for url, message in (

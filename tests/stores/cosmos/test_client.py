@@ -10,8 +10,8 @@ import pytest
 
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.signed import SignedClient, VersionedItem
-from hotplate.stores.cosmos.url import Address, Throughput
+from hotplate.stores.cosmos.signed import SignedClient
+from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account, Counted, container_in
 
@@ -72,29 +72,6 @@ async def test_a_container_that_is_not_there_is_reported_as_missing(client: Sign
         with pytest.raises(ContainerMissing):
             await request
     assert observer.kinds == []
-
-
-async def _item(read: Awaitable[VersionedItem]) -> object:
-    return (await read).item
-
-
-async def test_recreated_container_is_readable_after_at_most_one_failed_attempt(
-    client: SignedClient, containers: CosmosAccount
-) -> None:
-    await client.create("c", ITEM)
-    assert await client.read("c", ITEM["id"], 2.0) is not None
-    await containers.delete_container("c")
-    await containers.create_container("c", Throughput(400))
-    reads: list[Callable[[], Awaitable[object]]] = [
-        lambda: client.read("c", ITEM["id"], 2.0),
-        lambda: _item(client.read_fresh("c", ITEM["id"])),
-    ]
-    for read in reads:
-        try:
-            assert await read() is None
-        except CosmosUnavailable as error:
-            assert error.kind == "unavailable"  # noqa: PT017 -- either is right, and the next read must be
-        assert await read() is None
 
 
 async def test_every_answer_is_counted_with_its_charge(

@@ -15,9 +15,8 @@ from hotplate.stores.cosmos.store import Containers, CosmosStore, open_container
 from hotplate.stores.cosmos.url import KEY, parse
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Level, Row
+from tests.support.azure import PLACE, AzureAccount, Identity
 from tests.support.command import failed, hotplate_process
-from tests.support.cosmos_server import Emulator
-from tests.support.entra import PLACE, Identity, url_of
 from tests.support.service import a_list, serving
 from tests.support.stores import publish
 
@@ -25,14 +24,14 @@ ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d
 
 
 @asynccontextmanager
-async def opened(server: Emulator, url: str, roles: str) -> AsyncIterator[CosmosStore]:
+async def opened(server: AzureAccount, url: str, *roles: str) -> AsyncIterator[CosmosStore]:
     """Open a store as `open_url` does, with an identity of *roles* in the place of this machine's."""
     address = parse(url, {})
-    client = SignedClient(address, credential=Identity(server, roles))
+    client = SignedClient(address, credential=Identity(server, *roles))
 
     def containers() -> Containers:
         if address.arm is not None:
-            return ArmContainers(address, address.arm, Identity(server, roles))
+            return ArmContainers(address, address.arm, Identity(server, *roles))
         return open_containers(address)
 
     store = CosmosStore(address, client, containers)
@@ -42,13 +41,13 @@ async def opened(server: Emulator, url: str, roles: str) -> AsyncIterator[Cosmos
         await store.close()
 
 
-async def test_the_doctor_says_what_an_identity_may_do_and_changes_nothing(server: Emulator) -> None:
-    url = url_of(server, f"db-{secrets.token_hex(4)}", **PLACE)
-    async with opened(server, url, "contributor,operator") as publisher:
+async def test_the_doctor_says_what_an_identity_may_do_and_changes_nothing(server: AzureAccount) -> None:
+    url = server.url(f"db-{secrets.token_hex(4)}", **PLACE)
+    async with opened(server, url, "contributor", "operator") as publisher:
         await publish(publisher, ROWS)
         before = await publisher.catalogue()
         publishers = {each.subject: each for each in await publisher.examine()}
-        elsewhere = url_of(server, parse(url, {}).database)
+        elsewhere = server.url(parse(url, {}).database)
         for readers, part in ((url, "Built-in Data Contributor"), (elsewhere, "resource_group=")):
             async with opened(server, readers, "reader") as reader:
                 found = {each.subject: each for each in await reader.examine()}["may publish"]
@@ -57,9 +56,9 @@ async def test_the_doctor_says_what_an_identity_may_do_and_changes_nothing(serve
     assert {each.level for each in publishers.values()} == {Level.OK}
 
 
-async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(server: Emulator) -> None:
-    url = url_of(server, f"db-{secrets.token_hex(4)}")
-    async with opened(server, url, "contributor,operator") as store:
+async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(server: AzureAccount) -> None:
+    url = server.url(f"db-{secrets.token_hex(4)}")
+    async with opened(server, url, "contributor", "operator") as store:
         with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL") as refused:
             await publish(store, ROWS)
         assert "HOTPLATE_COSMOS_KEY" in str(refused.value)
@@ -68,9 +67,9 @@ async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(ser
         assert (await store.catalogue()).releases == ()
 
 
-async def test_who_makes_containers_follows_the_url(server: Emulator) -> None:
+async def test_who_makes_containers_follows_the_url(server: AzureAccount) -> None:
     """A key that may not change containers leaves them to ARM, where the URL names it."""
-    address = parse(url_of(server, "db", **PLACE), {KEY: server.key})
+    address = parse(server.url("db", **PLACE), {KEY: server.key})
     for requested, expected in (
         (address, ArmContainers),
         (replace(address, arm=None), CosmosAccount),
@@ -84,7 +83,7 @@ async def test_who_makes_containers_follows_the_url(server: Emulator) -> None:
 
 @pytest.mark.soak
 def test_a_managed_identity_publishes_and_another_one_serves(
-    server: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: AzureAccount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The emulator's page of tokens stands for a managed identity's: azure-identity finds it by the environment."""
     lists = tmp_path / "lists.csv"
@@ -93,9 +92,9 @@ def test_a_managed_identity_publishes_and_another_one_serves(
     monkeypatch.setenv("SSL_CERT_FILE", str(server.certificate))
     tokens = f"{server.endpoint}__emulation/token"
     database = f"db-{secrets.token_hex(4)}"
-    here = url_of(server, database, **PLACE)
+    here = server.url(database, **PLACE)
     failed(
-        hotplate_process("import", lists, "--store", url_of(server, database), IDENTITY_ENDPOINT=tokens),
+        hotplate_process("import", lists, "--store", server.url(database), IDENTITY_ENDPOINT=tokens),
         "resource_group=",
         code=2,
     )
@@ -106,7 +105,7 @@ def test_a_managed_identity_publishes_and_another_one_serves(
     done = hotplate_process("import", lists, "--store", here, "--json", IDENTITY_ENDPOINT=tokens)
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("IDENTITY_ENDPOINT", f"{tokens}?roles=reader")
-    with serving(tmp_path, "--store", url_of(server, database)) as service:
+    with serving(tmp_path, "--store", server.url(database)) as service:
         answer = service.get("/v1/recommendations/bo")
         assert (answer.status, [item["id"] for item in answer.json["items"]]) == (200, ["a", "b"])
         assert service.get("/readyz").json["status"] == "ready"

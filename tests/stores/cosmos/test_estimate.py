@@ -7,8 +7,9 @@ import pytest
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
-from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation
+from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.planning import a_plan
+from tests.support.stores import batches
 
 
 def test_a_publish_spends_what_the_plan_says_and_takes_that_time() -> None:

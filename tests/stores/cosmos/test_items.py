@@ -38,17 +38,6 @@ def test_every_value_comes_back_as_it_was(value: bytes) -> None:
     assert item_bytes(item) <= item_bytes({"id": "user.MQ", "b": ""}) + (len(value) + 2) // 3 * 4
 
 
-@pytest.mark.parametrize("body", [b'{"id":"1","score":2}' * 20, b"\x28\xb5\x2f\xfd" + bytes(range(256))])
-def test_what_precedes_a_body_takes_its_own_bytes_and_no_request_unit_more(body: bytes) -> None:
-    """A checksum and an offset, which are text: of a list as text, and of a compressed one, in base64."""
-    before, after = to_item("user.MQ", body), to_item("user.MQ", b"AbCd+/9_00ff" + body)
-    assert before.keys() == after.keys()
-    assert item_bytes(after) - item_bytes(before) == (12 if "t" in before else 16)
-    charges = load()
-    assert charges.create(item_bytes(after), 0) == charges.create(item_bytes(before), 0)
-    assert charges.read(item_bytes(after)) == charges.read(item_bytes(before))
-
-
 @given(keys, keys)
 def test_names_are_as_different_as_keys_and_need_no_escaping(one: str, other: str) -> None:
     assert (name_of(one) == name_of(other)) == (one == other)

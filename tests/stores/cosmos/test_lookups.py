@@ -48,9 +48,7 @@ async def test_a_slow_partition_holds_up_only_its_own_keys(account: SimulatedAcc
 
 
 @simulated
-async def test_throttled_key_fails_alone_and_at_once_if_the_wait_is_too_long(
-    account: SimulatedAccount,
-) -> None:
+async def test_throttled_key_fails_alone_and_at_once_if_the_wait_is_too_long(account: SimulatedAccount) -> None:
     store, loop = await filled(account), asyncio.get_running_loop()
     account.inject_faults({"kind": "throttle", "share": 0.5, "retry_after_ms": 900, "operation": READ})
     began = loop.time()
@@ -92,25 +90,12 @@ async def test_a_failure_is_tried_once_more_at_once(account: SimulatedAccount, k
 
 
 @simulated
-async def test_container_dropped_during_reads_is_a_missing_release(
-    account: SimulatedAccount,
-) -> None:
+async def test_container_dropped_during_reads_is_a_missing_release(account: SimulatedAccount) -> None:
     store = await filled(account)
     await account.store().erase(ref(R))
     for keys in (KEYS, KEYS[:1]):
         with pytest.raises(ReleaseNotFound, match=f"release {R} is not in this store"):
             await store.get_many(ref(R), keys, timeout_s=0.05)
-
-
-@simulated
-async def test_a_row_that_another_program_wrote_fails_alone(account: SimulatedAccount) -> None:
-    store = await filled(account)
-    _, etag, _ = await store._items.read_fresh(container_of(ref(R)), name_of(KEYS[1]))
-    assert (await store._items.replace(container_of(ref(R)), {"id": name_of(KEYS[1]), "foreign": 1}, etag)).done
-    first, second, third = await store.get_many(ref(R), KEYS[:3])
-    assert (first, third) == (b"user:0", b"user:2")
-    assert isinstance(second, StoreError)
-    assert "was not written by hotplate" in str(second)
 
 
 @pytest.mark.parametrize("keys", [KEYS[:1], KEYS], ids=["one key", "many keys"])

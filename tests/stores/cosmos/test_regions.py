@@ -76,60 +76,9 @@ async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_eac
     assert found == f"{EAST} can be read again"
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_read_fails_if_all_regions_fail_and_uses_the_first_to_recover(
-    two_regions: Account, client: SignedClient
-) -> None:
-    two_regions.inject_faults({"kind": "reset"})
-    for _ in range(10):
-        with pytest.raises(CosmosUnavailable):
-            await client.read("c", NAME, 5.0)
-    two_regions.inject_faults({"kind": "reset", "region": 0})
-    async with asyncio.timeout(60):
-        while isinstance((await asyncio.gather(client.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
-            await asyncio.sleep(0.01)
-
-
-SLOW: dict[str, object] = {"kind": "slow", "delay_ms": 3000, "region": 1}
-
-
 async def late(client: SignedClient, timeout_s: float) -> None:
     """Read in vain, for so long."""
     assert await kind_of(client.read("c", NAME, timeout_s)) == "timeout"
-
-
-async def test_slow_region_is_avoided_after_a_few_reads_and_reused_once_fast(
-    two_regions: Account, client: SignedClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Each read ends by the caller's own deadline, just before the one that it named.
-
-    With the usual pauses, because the region must not be tried again among the reads that follow.
-    """
-    assert await client.read("c", NAME, 5.0)
-    two_regions.inject_faults(SLOW)
-    for _ in range(MAX_FAILURES):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.09):
-                await client.read("c", NAME, 0.1)
-    for _ in range(5):
-        assert await read_in(client) == WEST
-    two_regions.inject_faults()
-    await until_read_in(client, EAST)
-    assert [record.message.partition(": ")[2] for record in caplog.records] == [
-        f"{EAST} cannot be read (timeout)",
-        f"{EAST} can be read again",
-    ]
-
-
-async def test_one_slow_answer_is_no_reason_to_leave(
-    two_regions: Account, client: SignedClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    for _ in range(2 * MAX_FAILURES):
-        two_regions.inject_faults(SLOW)
-        await late(client, 0.05)
-        two_regions.inject_faults()
-        assert await client.read("c", NAME, 5.0)
-    assert not caplog.records
 
 
 class Silent:
@@ -210,7 +159,9 @@ def test_still_slow_region_is_probed_occasionally_until_it_is_fast() -> None:
     async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
         delays_s["1"] = 1.0
         for _ in range(MAX_FAILURES):
-            await late(client, 0.05)
+            with pytest.raises(TimeoutError):  # of the caller, just before the one that it named
+                async with asyncio.timeout(0.045):
+                    await client.read("c", NAME, 0.05)
         lost = 0
         for _ in range(1000):
             await asyncio.sleep(1)
@@ -258,17 +209,6 @@ async def test_regions_follow_what_the_account_lists(observer: Counted, caplog: 
             "its regions are now There, Here",
             "its regions are now Here",
         ]
-        await client.close()
-
-
-async def test_region_with_malformed_responses_is_avoided(observer: Counted, caplog: pytest.LogCaptureFixture) -> None:
-    async with scripted(answer(200, b"<html></html>")) as away, scripted(answer(200, ITEM)) as here:
-        here.properties = {"readableLocations": [location("Away", away.port), location("Here", here.port)]}
-        client = SignedClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d", {}), observer)
-        for _ in range(2 * MAX_FAILURES):
-            assert await client.read("c", NAME, 5.0) == {"id": NAME}
-        assert observer.kinds == ["malformed"] * MAX_FAILURES
-        assert [record.message.partition(": ")[2] for record in caplog.records] == ["Away cannot be read (malformed)"]
         await client.close()
 
 

@@ -8,11 +8,10 @@ import pytest
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import DraftRef, ReleaseId
-from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import Plan, Row
-from tests.support.cosmos_simulation import SimulatedAccount, simulated
+from tests.support.cosmos_simulation import HeldItems, SimulatedAccount, simulated
 from tests.support.stores import begin, draft_of, lapse, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
@@ -21,30 +20,16 @@ ROWS = [Row(f"user:{n:04}", b"%d" % n) for n in range(100)]
 PLAN = Plan(100, 1000)
 
 
-class Held:
-    """The items of an account, whose writes wait for `go`: they are on their way."""
-
-    def __init__(self, store: CosmosStore) -> None:
-        self._items = store._items
-        self.go = asyncio.Event()
-        self.waiting = 0
-        store._rows._items = self  # type: ignore[assignment]  # whatever is not held is passed on
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._items, name)
-
-    async def create(self, container: str, item: CosmosItem) -> ItemWritten:
-        self.waiting += 1
-        await self.go.wait()
-        return await self._items.create(container, item)
-
-
-async def put_and_hold(store: CosmosStore, draft: DraftRef, rows: Sequence[Row]) -> tuple[Held, asyncio.Task[None]]:
-    held = Held(store)
+async def put_and_hold(
+    account: SimulatedAccount, store: CosmosStore, draft: DraftRef, rows: Sequence[Row]
+) -> tuple[asyncio.Event, asyncio.Task[None]]:
+    """Put rows whose requests are on their way until the event that is returned is set."""
+    account.held = held = HeldItems()
     putting = asyncio.create_task(store.put(draft, rows))
     while held.waiting < len(rows):
         await asyncio.sleep(0.001)
-    return held, putting
+    account.held = None
+    return held.go, putting
 
 
 async def scanned(account: SimulatedAccount) -> list[Row]:
@@ -52,18 +37,16 @@ async def scanned(account: SimulatedAccount) -> list[Row]:
 
 
 @simulated
-async def test_late_rows_of_a_former_writer_do_not_overwrite_the_new_writers(
-    account: SimulatedAccount,
-) -> None:
+async def test_late_rows_of_a_former_writer_do_not_overwrite_the_new_writers(account: SimulatedAccount) -> None:
     late, new = account.store(ru=4000), account.store(ru=4000)
     await late.create(FIRST, PLAN)
     await late.put(FIRST, ROWS[:10])
-    held, putting = await put_and_hold(late, FIRST, [Row(key, b"late") for key, _ in ROWS[10:20]])
+    go, putting = await put_and_hold(account, late, FIRST, [Row(key, b"late") for key, _ in ROWS[10:20]])
     await new.create(SECOND, PLAN)
     assert await new.resume_point(SECOND) == ROWS[9].key
     await new.put(SECOND, ROWS[10:])
     await new.seal(SECOND)
-    held.go.set()
+    go.set()
     with pytest.raises(ReleaseConflict, match="holds another value for 'user:0010'"):
         await putting
     assert await scanned(account) == ROWS
@@ -76,9 +59,9 @@ async def test_a_batch_that_a_former_writer_acknowledges_late_does_not_count(acc
     await late.create(FIRST, PLAN)
     await late.put(FIRST, ROWS[:10])
     foreign = [Row(f"user:{n:04}x", b"late") for n in range(5)]
-    held, putting = await put_and_hold(late, FIRST, [*ROWS[10:12], *foreign])
+    go, putting = await put_and_hold(account, late, FIRST, [*ROWS[10:12], *foreign])
     await new.create(SECOND, PLAN)
-    held.go.set()
+    go.set()
     await putting
     assert await new.resume_point(SECOND) == ROWS[9].key
     await new.put(SECOND, ROWS[10:])
@@ -89,9 +72,7 @@ async def test_a_batch_that_a_former_writer_acknowledges_late_does_not_count(acc
 
 
 @simulated
-async def test_row_with_a_lost_response_is_compared_and_a_difference_conflicts(
-    account: SimulatedAccount,
-) -> None:
+async def test_row_with_a_lost_response_is_compared_and_a_difference_conflicts(account: SimulatedAccount) -> None:
     store = account.store(ru=4000)
     await store.create(FIRST, PLAN)
     account.inject_faults({"kind": "reset", "operation": "create item", "share": 0.5})

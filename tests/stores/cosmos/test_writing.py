@@ -1,4 +1,4 @@
-"""Publishing to Cosmos DB on a bad day: nothing that was acknowledged is lost, and nothing is waited for for ever."""
+"""Publishing to Cosmos DB: at the rate that may be spent, through faults, and over rows that an account has lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -9,13 +9,16 @@ import pytest
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
-from hotplate.stores.cosmos.rows import CONTAINER_VISIBLE_S, THROTTLED_S, UNAVAILABLE_S, container_of
-from hotplate.stores.errors import StoreFull
+from hotplate.stores.cosmos.rows import CONTAINER_VISIBLE_S, THROTTLED_S, UNAVAILABLE_S, container_of, name_of
+from hotplate.stores.cosmos.store import SCALING_POLL_S, CosmosStore
+from hotplate.stores.errors import ReleaseCorrupt, StoreFull
 from hotplate.stores.store import Plan, Row
+from hotplate.stores.transfer import copy, repair
 from hotplate.stores.verification import verify
-from tests.support.cosmos_simulation import ROWS, SimulatedAccount, batches, simulated, with_simulation
+from tests.support.cosmos_simulation import ROWS, SimulatedAccount, simulated, with_simulation
+from tests.support.memory_store import MemoryStore
 from tests.support.soak import scaled
-from tests.support.stores import draft_of, published_rows, ref, ref_of
+from tests.support.stores import as_bodies, batches, draft_of, publish, published_rows, ref, ref_of
 
 R = ReleaseId("20261120T064200Z-aaaa")
 
@@ -160,3 +163,79 @@ async def test_a_container_that_never_appears_is_not_waited_for_for_ever(account
     with pytest.raises(ContainerMissing):
         await publication.publish(account.store(), batches(ROWS[:11]), plan=Plan(11, 100), about={})
     assert CONTAINER_VISIBLE_S <= account.now() - began < 2 * CONTAINER_VISIBLE_S
+
+
+LARGE = [Row("popular:", b"p" * 100), *(Row(f"user:{n:05}", b"x" * (n % 1800)) for n in range(2000))]
+
+
+@simulated
+async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount) -> None:
+    store, loop = account.store(max_ru=1000), asyncio.get_running_loop()
+    began = loop.time()
+    manifest = (await publication.publish(store, batches(LARGE), plan=Plan(len(LARGE), 1000), about={})).manifest
+    took_s = loop.time() - began
+    spent_ru = account.admitted_ru(manifest.release)
+    assert took_s == pytest.approx(spent_ru / 1000 + SCALING_POLL_S, abs=0.5)  # what is done one after the other
+    assert account.answers(429) <= 5
+
+
+@pytest.mark.parametrize(("provisioned", "max_ru", "share"), [(400, 1000, 0.02), (600, 1000, 0.02), (400, 400, 0.01)])
+@simulated
+async def test_container_below_the_configured_rate_is_fully_used_without_loss(
+    account: SimulatedAccount, provisioned: int, max_ru: int, share: float
+) -> None:
+    maker, store, loop = account.store(ru=provisioned), account.store(max_ru=max_ru), asyncio.get_running_loop()
+    await maker.create(draft_of(R), Plan(1, 1))
+    began, before_ru = loop.time(), account.admitted_ru(R)
+    async for batch in batches(LARGE):
+        await store.put(draft_of(R), batch)
+    took_s = loop.time() - began
+    assert (account.admitted_ru(R) - before_ru) / took_s == pytest.approx(provisioned, rel=0.03)
+    assert account.answers(429) < share * len(LARGE)
+    await store.seal(draft_of(R))
+    assert [row async for row in store.scan(ref(R))] == as_bodies(LARGE)
+
+
+# As a release that folds visitors in has them: pieces of item factors.
+FACTORS = [Row(f"meta:factors-{n}", b"\0" * 100) for n in range(3)]
+ALL = sorted([*ROWS[:300], *FACTORS])
+
+
+async def published(account: SimulatedAccount) -> tuple[CosmosStore, ReleaseId]:
+    store = account.store(ru=10_000)
+    return store, await publish(store, ALL, 100)
+
+
+async def lose(account: SimulatedAccount, store: CosmosStore, release: ReleaseId, names: set[str]) -> int:
+    """Remove items from the account, as nothing of ours does; return how many."""
+    container = account.service.account.databases["d"].containers[container_of(await ref_of(store, release))]
+    lost = [document for document in list(container.documents.after()) if document.parsed()["id"] in names]
+    for document in lost:
+        container.documents.remove(document)
+    return len(lost)
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("user rows", {name_of(row.key) for row in ROWS[100:150]}),
+        ("a piece of the factors", {name_of("meta:factors-1")}),
+        ("an acknowledgement in the middle", {"rows-2"}),
+        ("the last acknowledgement", {"rows-3"}),
+    ],
+)
+@simulated
+async def test_what_an_account_has_lost_is_found_by_a_verify_and_healed_by_a_repair(
+    account: SimulatedAccount, what: str, names: set[str]
+) -> None:
+    store, live = await published(account)
+    other = MemoryStore()
+    await copy(store, other, live)
+    assert await lose(account, store, live, names) == len(names), what
+    damaged = account.store(ru=10_000)
+    released = await ref_of(damaged, live)
+    with pytest.raises(ReleaseCorrupt):
+        await verify(damaged, released)
+    await repair(damaged, other, live)
+    await verify(damaged, await ref_of(damaged, live))
+    assert await published_rows(damaged, live) == ALL

@@ -1,16 +1,14 @@
 """Backups are consistent whatever goes on, complete or absent; what is put back is followed at once."""
 
 import asyncio
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -283,37 +281,6 @@ async def test_restore_interrupted_before_its_last_step_changes_no_readable_data
     await restore(target, store, over=True)
     assert await published_rows(store, first) == rows("first")
     await verify(store, await ref_of(store, first))
-
-
-async def test_interrupted_restore_waits_for_its_writer_thread_and_cleans_up(
-    store: LmdbStore, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await published(store, "first")
-    await backup(store, target)
-    writing, goes_on = asyncio.Event(), threading.Event()
-    loop, pwrite = asyncio.get_running_loop(), os.pwrite
-
-    def paused(*arguments: Any) -> int:  # noqa: ANN401 -- handed through
-        loop.call_soon_threadsafe(writing.set)
-        goes_on.wait()
-        return pwrite(*arguments)
-
-    monkeypatch.setattr(os, "pwrite", paused)
-    elsewhere = LmdbStore(tmp_path / "elsewhere")
-    restoring = asyncio.create_task(restore(target, elsewhere))
-    await writing.wait()
-    restoring.cancel()
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert not restoring.done()
-    (scratch,) = (elsewhere.folder / "releases").iterdir()
-    assert list((scratch / "releases").iterdir()), "the thread's file is still there"
-    goes_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await restoring
-    assert list(elsewhere.folder.rglob("*")) == [elsewhere.folder / "releases"]
-    await restore(target, elsewhere)
-    await (await verified(elsewhere.folder)).close()
 
 
 async def test_releases_on_a_disk_of_their_own_are_restored_there(

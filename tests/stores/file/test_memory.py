@@ -3,6 +3,7 @@
 import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -26,11 +27,13 @@ ROWS = [
 ]
 
 
-class Published:
+class Published(NamedTuple):
     """A store with a release, in a handle that has mapped nothing, and what its lists are."""
 
-    def __init__(self, store: LmdbStore, ref: ReleaseRef, path: Path, values: list[bytes]) -> None:
-        self.store, self.ref, self.path, self.values = store, ref, path, values
+    store: LmdbStore
+    ref: ReleaseRef
+    path: Path
+    values: list[bytes]
 
 
 @pytest.fixture

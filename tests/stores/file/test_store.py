@@ -52,9 +52,7 @@ async def test_the_map_of_a_pruned_release_is_given_back(store: LmdbStore, clock
     await reader.close()
 
 
-async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(
-    store: LmdbStore,
-) -> None:
+async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(store: LmdbStore) -> None:
     release, reader = await published(store), LmdbStore(store.folder)
     assert is_first(reader.get(release, "user:000001"))
     await store.erase(release)
@@ -65,11 +63,7 @@ async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(
     await reader.close()
 
 
-def test_a_release_of_one_row_needs_room_for_it() -> None:
-    assert file_bytes(1, 1_000_000) > 1_000_000
-
-
-@pytest.mark.parametrize("size", [10, 100, 300, 560, 600, 1200, 1500, 2000, 2100, 2500, 5000])
+@pytest.mark.parametrize("size", [10, 300, 560, 600, 1500, 2100, 5000])
 async def test_the_estimated_size_of_a_file_suffices_and_is_not_far_off(store: LmdbStore, size: int) -> None:
     rows = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * size) for n in range(5000))]
     release = await ref_of(store, await publish(store, rows, len(rows)))
@@ -91,18 +85,6 @@ async def test_a_stuck_lock_is_an_error_and_not_a_hang(store: LmdbStore, monkeyp
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(StoreUnavailable, match="held"):
             await publish(store, ROWS[:2])
-
-
-async def test_a_copy_of_the_folder_by_hard_links_keeps_the_catalogue_that_it_had(
-    store: LmdbStore, tmp_path: Path
-) -> None:
-    await published(store)
-    copy = tmp_path / "copy.json"
-    copy.hardlink_to(store.folder / "catalogue.json")
-    copied = copy.read_bytes()
-    for _ in range(2):
-        await publish(store, ROWS[:2])
-    assert copy.read_bytes() == copied
 
 
 async def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:

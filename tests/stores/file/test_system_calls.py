@@ -1,4 +1,4 @@
-"""Processes that share a folder, with their system calls in each order; one is killed, or the disk is full, at each."""
+"""Processes that share a folder, with their system calls in each order; one is killed at each."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +8,7 @@ import lmdb
 import pytest
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 from hotplate.stores.file import file_format
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.store import Plan, Row
@@ -82,21 +82,21 @@ def names(folder: Path) -> set[str]:
 
 
 def check_swaps(folder: Path, processes: Sequence[Process]) -> None:
-    """Of two swaps from one catalogue one was made, or perhaps none if one was killed or found the disk full."""
+    """Of two swaps from one catalogue one was made, or perhaps none if one was killed."""
     found, calls = read(folder), [process.calls for process in processes]
     outcomes = [outcome for process in processes for outcome in process.outcomes]
     made = [outcome for outcome in outcomes if isinstance(outcome, Catalogue)]
-    failed = [outcome for outcome in outcomes if isinstance(outcome, Killed | StoreFull)]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Killed)]
     assert found in (SECOND, ONES, OTHERS), (found, calls)
     assert made == [found] or (failed and not made), (found, outcomes, calls)
     assert len(made) + len(failed) + sum(isinstance(outcome, ReleaseConflict) for outcome in outcomes) == 2, outcomes
 
 
-def check_next_swap(folder: Path, *, full: bool = False) -> None:
+def check_next_swap(folder: Path) -> None:
     """Another process swaps, whatever happened before, and leaves nothing behind."""
     found = CatalogueFile(folder).read(0.0)
     later = grown(found, "later")
-    (process,) = run(Schedule(), [swapping(folder, found, later)], full=full)
+    (process,) = run(Schedule(), [swapping(folder, found, later)])
     assert (process.outcomes, read(folder)) == ([later], later)
     assert names(folder) - {"releases"} == {"catalogue.json", "catalogue.spare", "catalogue.lock"}
 
@@ -133,29 +133,6 @@ def test_catalogue_can_be_swapped_after_a_kill_at_any_call_of_a_swap(folders: Fo
     for schedule, folder in folders():
         works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
         check_swaps(folder, run(schedule, *works, switches=switches, kills=1))
-        check_next_swap(folder)
-
-
-@pytest.mark.parametrize("kills", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
-def test_on_a_full_disk_swaps_are_made_also_after_one_that_was_killed(folders: Folders, kills: int) -> None:
-    for schedule, folder in folders():
-        works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
-        processes = run(schedule, *works, switches=0, kills=kills, full=True)
-        assert not [each for process in processes for each in process.outcomes if isinstance(each, StoreFull)]
-        check_swaps(folder, processes)
-        for _ in range(3):
-            found, spare = CatalogueFile(folder).read(0.0), folder / "catalogue.spare"
-            check_next_swap(folder, full=spare.exists() and spare.stat().st_size > 0)  # else its blocks are free
-            assert found != CatalogueFile(folder).read(0.0)
-
-
-def test_a_disk_that_runs_full_at_any_call_of_a_swap_leaves_a_catalogue(folders: Folders) -> None:
-    large = grown(SECOND, "large", 200)
-    for schedule, folder in folders():
-        (process,) = run(schedule, [swapping(folder, SECOND, large)], fills=True)
-        (outcome,) = process.outcomes
-        assert outcome == large or isinstance(outcome, StoreFull), outcome
-        assert read(folder) == (large if outcome == large else SECOND), process.calls
         check_next_swap(folder)
 
 
@@ -232,14 +209,3 @@ def test_draft_can_be_resumed_after_its_writer_is_killed_at_any_call(folders: Fo
         assert unexpected(processes, ReleaseConflict, ReleaseNotFound, Killed) == []
         run(Schedule(), writing(folder, THIRD, [], seal=True))
         assert sealed_keys(folder) == acknowledged(processes), [process.calls for process in processes]
-
-
-def test_full_disk_at_any_call_of_a_writer_loses_at_most_the_draft(folders: Folders) -> None:
-    for schedule, folder in folders():
-        processes = run(schedule, writing(folder, ONE, ["user:1"], seal=True), fills=True)
-        assert unexpected(processes, StoreFull, ReleaseNotFound) == []
-        if unexpected(processes):
-            assert names(folder / "releases") == set(), processes[0].calls
-            processes = run(Schedule(), writing(folder, OTHER, ["user:2"], seal=True))
-        assert sealed_keys(folder) == acknowledged(processes)
-        assert read(folder) == SECOND

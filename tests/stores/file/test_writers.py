@@ -6,18 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
 
-from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, succeed
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, succeed
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row
-from tests.support.clock import FakeClock
-from tests.support.stores import as_bodies, batches, published_rows
 
 ID = ReleaseId("20261120T064200Z-aaaa")
 ONE, OTHER = DraftRef(ID, "0123456789ab", "one"), DraftRef(ID, "0123456789ab", "other")
@@ -100,31 +96,6 @@ async def test_a_writer_whose_draft_was_erased_brings_nothing_back(store: LmdbSt
     assert not [name for name in seen if f"{store.folder}/" in name and "0123456789ab" in name], "it keeps the space"
 
 
-async def test_a_resume_beside_a_living_writer_is_refused_and_loses_no_row(store: LmdbStore, clock: FakeClock) -> None:
-    other = LmdbStore(store.folder, clock)
-    waits, goes_on, rows = asyncio.Event(), asyncio.Event(), [Row("popular:", b"{}"), *ROWS[:20]]
-
-    async def slow() -> AsyncIterator[list[Row]]:
-        yield as_bodies(rows[:10])
-        waits.set()
-        await goes_on.wait()
-        yield as_bodies(rows[10:])
-
-    publishing = asyncio.ensure_future(publish(store, slow(), plan=PLAN, about={}))
-    async with asyncio.timeout(DEADLINE_S):
-        await waits.wait()
-    clock.now += LEASE_S + 1
-    (entry,) = (await other.catalogue()).releases
-    with pytest.raises(ReleaseConflict, match=f"is being written by process {os.getpid()}"):
-        await publish(other, batches(rows, 10), plan=PLAN, about={}, resume=entry.id)
-    goes_on.set()
-    with pytest.raises(ReleaseConflict, match="taken over by another writer"):
-        await publishing
-    await publish(other, batches(rows, 10), plan=PLAN, about={}, resume=entry.id)
-    assert await published_rows(other, entry.id) == sorted(rows)
-    await other.close()
-
-
 async def test_a_draft_from_before_the_machine_started_is_begun_anew(store: LmdbStore) -> None:
     await store.create(ONE, PLAN)
     await store.put(ONE, ROWS[:10])
@@ -166,8 +137,7 @@ async def test_event_loop_is_not_blocked_by_a_seal_or_a_catalogue_swap(
     await store.create(ONE, PLAN)
     await store.put(ONE, ROWS)
     first = succeed(Catalogue(), Catalogue(), "token", "here")
-    steps: list[Awaitable[None]] = [store.seal(ONE), store.swap(Catalogue(), first)]
-    for step in steps:
+    for step in (store.seal(ONE), store.swap(Catalogue(), first)):
         with monkeypatch.context() as patch:
             disk = SlowDisk(patch)
             waiting = asyncio.ensure_future(step)
@@ -177,23 +147,3 @@ async def test_event_loop_is_not_blocked_by_a_seal_or_a_catalogue_swap(
             await waiting
     assert (await store.catalogue()) == first
     assert await is_complete(store)
-
-
-async def test_cancelled_seal_leaves_no_files_after_the_draft_is_erased(
-    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await store.create(ONE, PLAN)
-    await store.put(ONE, ROWS)
-    disk = SlowDisk(monkeypatch)
-    sealing = asyncio.ensure_future(store.seal(ONE))
-    await disk.until_it_waits()
-    sealing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sealing
-    erasing = asyncio.ensure_future(store.erase(ONE.release))
-    await asyncio.sleep(0)
-    disk.may_end.set()
-    await erasing
-    assert names(store.folder) == []
-    with pytest.raises(ReleaseNotFound):
-        await store.seal(ONE)

@@ -24,15 +24,15 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.redis.layout import BUCKETS, Keys
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.topology import RedisNode, Slots, Topology
+from hotplate.stores.redis.topology import Topology
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.store import Level, Plan, Row
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.readers import lists, reading
-from tests.support.redis_cluster import SLOTS, RedisCluster
+from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.redis_server import SOON_S, RedisServer, commands_in, users_of_the_guide
 from tests.support.service import publish_to
-from tests.support.stores import FIRST, draft_of, publish, ref, scanned, write
+from tests.support.stores import FIRST, publish, ref, scanned, write
 from tests.support.streams import listening
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
@@ -57,8 +57,14 @@ async def store(redis_cluster: RedisCluster, prefix: str) -> AsyncIterator[Redis
     await opened.close()
 
 
-def names_of(store: RedisStore, *keys: str) -> list[str]:
-    return store._keys.release(ref(FIRST)).rows(keys)
+def names_of(prefix: str, *keys: str) -> list[str]:
+    return Keys(prefix).release(ref(FIRST)).rows(keys)
+
+
+def to_be_moved(cluster: RedisCluster, prefix: str) -> tuple[str, ClusterNode]:
+    """Return a row whose slot a test moves, and a node that does not have it."""
+    (moved,) = names_of(prefix, USERS[0].key)
+    return moved, next(node for node in cluster.primaries if node is not cluster.owner(moved))
 
 
 def state_beside(name: str) -> str:
@@ -89,11 +95,11 @@ async def test_present_list_takes_one_read_and_only_absent_ones_check_the_bucket
 
 
 async def test_node_with_lost_tail_is_detected_and_fails_only_its_own_users(
-    store: RedisStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS)
     lost, rest = USERS[0].key, USERS[1:50]
-    name = names_of(store, lost)[0]
+    name = names_of(prefix, lost)[0]
     node = redis_cluster.owner(name).server
     node.execute_command("DEL", name)
     node.execute_command("SET", state_beside(name), "draft:writer")
@@ -123,11 +129,11 @@ async def test_lost_part_of_a_release_does_not_open_the_circuit_for_other_users(
 
 
 async def test_interrupted_seal_is_completed_by_next_writer_and_blocks_writes(
-    store: RedisStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS[:50])
-    states = [state for (state,) in store._keys.release(ref(FIRST)).steps]
-    for state, node in zip(states[1::16], redis_cluster.owners(states[1::16]), strict=True):
+    states = [state for (state,) in Keys(prefix, clustered=True).release(ref(FIRST)).steps][1::16]
+    for state, node in zip(states, redis_cluster.owners(states), strict=True):
         node.server.execute_command("SET", state, "draft:writer")
     next_one = DraftRef(FIRST, ref(FIRST).incarnation, "next")
     for call in (store.create(next_one, Plan(1, 1)), store.put(next_one, USERS[:1])):
@@ -135,24 +141,6 @@ async def test_interrupted_seal_is_completed_by_next_writer_and_blocks_writes(
             await call
     await store.seal(next_one)
     assert await scanned(store, FIRST) == USERS[:50]
-
-
-async def test_a_writer_that_was_replaced_before_it_had_claimed_all_claims_no_more(
-    store: RedisStore, redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read_states = store._states
-
-    async def slow_states(release: DraftRef) -> list[bytes | None]:
-        found = await read_states(release)
-        monkeypatch.undo()
-        await write_by_another(redis_cluster.url(prefix=prefix))
-        return found
-
-    monkeypatch.setattr(store, "_states", slow_states)
-    with pytest.raises(ReleaseConflict):
-        await store.create(LATE, Plan(1, 1))
-    assert await store.get_many(LAST.release, ["user:absent", USERS[0].key]) == [None, USERS[0].value]
-    await store.prepare(LAST.release)
 
 
 async def test_rows_of_a_writer_that_was_replaced_are_refused_by_their_buckets(
@@ -174,13 +162,12 @@ async def write_by_another(url: str) -> None:
 
 
 async def test_slots_that_have_moved_and_slots_on_their_way_are_followed(
-    store: RedisStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS)
     read = {row.key: row.value for row in USERS[:40]}
     assert await store.get_many(ref(FIRST), list(read)) == list(read.values())
-    (moved,) = names_of(store, USERS[0].key)
-    target = next(node for node in redis_cluster.primaries if node is not redis_cluster.owner(moved))
+    moved, target = to_be_moved(redis_cluster, prefix)
     half_way = list[object]()
     loop = asyncio.get_running_loop()
 
@@ -199,8 +186,7 @@ async def test_an_erase_goes_on_once_a_slot_has_moved(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS)
-    (moved,) = names_of(store, USERS[0].key)
-    target = next(node for node in redis_cluster.primaries if node is not redis_cluster.owner(moved))
+    moved, target = to_be_moved(redis_cluster, prefix)
     erasing, loop = list[Future[None]](), asyncio.get_running_loop()
 
     def between() -> None:
@@ -225,24 +211,6 @@ async def test_who_serves_what_is_asked_once_however_many_want_to_know(redis_clu
     await topology.close()
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [b":1\r\n", b"*1\r\n:1\r\n", b"*1\r\n*3\r\n:0\r\n:99999999999\r\n*2\r\n$1\r\na\r\n:1\r\n",
-     b"*1\r\n*3\r\n:0\r\n:5\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"*1\r\n*3\r\n:0\r\n:5\r\n*-1\r\n",
-     b"*1\r\n*3\r\n:0\r\n:16383\r\n*0\r\n", b"*1\r\n*3\r\n:0\r\n:5\r\n*1\r\n$1\r\na\r\n"],
-)  # fmt: skip
-async def test_malformed_reply_to_cluster_slots_is_reported_as_such(reply: bytes) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async for command in commands_in(reader):
-            writer.write(reply if command[0] == b"CLUSTER" else b"+OK\r\n")
-
-    async with listening(serve) as port:
-        topology = Topology(parse_cluster(f"redis+cluster://127.0.0.1:{port}/"))
-        with pytest.raises(StoreUnavailable, match="unknown format"):
-            await topology.load()
-        await topology.close()
-
-
 async def test_a_cluster_that_never_answered_is_asked_with_pauses() -> None:
     asked = list[bytes]()
 
@@ -258,13 +226,6 @@ async def test_a_cluster_that_never_answered_is_asked_with_pauses() -> None:
                 await topology.load()
         await topology.close()
     assert asked.count(b"CLUSTER") < 100
-
-
-async def test_a_writer_forgets_a_node_that_is_gone(store: RedisStore) -> None:
-    await store.create(draft_of(FIRST), Plan(len(USERS), 100_000))
-    store._servers.primaries = [*store._servers.primaries, RedisNode("127.0.0.1", 1)]
-    await store.put(draft_of(FIRST), USERS)
-    assert len(store._servers.primaries) == 3
 
 
 async def test_a_seed_that_is_gone_is_passed_over_and_none_at_all_is_a_sentence(
@@ -292,11 +253,11 @@ async def test_one_server_given_as_a_cluster_is_a_sentence(redis_server: RedisSe
 
 
 async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists(
-    store: RedisStore, redis_cluster: RedisCluster
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS)
     keys = [row.key for row in USERS[:20]]
-    owners = redis_cluster.owners(names_of(store, *keys))
+    owners = redis_cluster.owners(names_of(prefix, *keys))
     still, theirs = owners[0], [owner is owners[0] for owner in owners]
     still.server.send_signal(signal.SIGSTOP)
     try:
@@ -305,24 +266,6 @@ async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists
         still.server.send_signal(signal.SIGCONT)
     assert [isinstance(slot, PartUnavailable) for slot in slots] == theirs
     assert all(slot == row.value for slot, row in zip(slots, USERS, strict=False) if not isinstance(slot, StoreError))
-    redis_cluster.wait_until(redis_cluster.is_whole)
-
-
-async def test_what_a_broken_connection_to_a_node_was_to_bring_is_read_by_another(
-    store: RedisStore, redis_cluster: RedisCluster
-) -> None:
-    await write(store, FIRST, USERS)
-    keys = [row.key for row in USERS[:20]]
-    assert await store.get_many(ref(FIRST), keys) == [row.value for row in USERS[:20]]
-    still = redis_cluster.owners(names_of(store, *keys))[0]
-    still.server.send_signal(signal.SIGSTOP)
-    reading = asyncio.create_task(store.get_many(ref(FIRST), keys, timeout_s=30.0))
-    await asyncio.sleep(0.05)
-    connection = store._reads.at(RedisNode("127.0.0.1", still.port)).current
-    assert connection is not None
-    connection.end("it was reset")
-    still.server.send_signal(signal.SIGCONT)
-    assert await reading == [row.value for row in USERS[:20]]
     redis_cluster.wait_until(redis_cluster.is_whole)
 
 
@@ -361,18 +304,3 @@ def test_a_node_known_by_a_number_may_be_certified_under_the_name_of_a_seed() ->
     assert cluster.at("node.example", 8500).certified_as is None
     assert (cluster.at("10.0.0.9", 8500).password, cluster.at("10.0.0.9", 8500).tls) == ("p", True)
     assert "p@" not in cluster.at("10.0.0.9", 8500).shown
-
-
-async def test_when_all_nodes_that_are_known_have_gone_the_seeds_are_asked_again(store: RedisStore) -> None:
-    await write(store, FIRST, USERS[:50])
-    gone = RedisNode("127.0.0.1", 1)
-    assert isinstance(store._servers, Topology)
-    store._servers._slots = Slots([gone] * SLOTS, {gone})
-    store._servers.primaries = [gone]
-    keys, read = [row.key for row in USERS[:50]], list[object]()
-    async with asyncio.timeout(30):
-        while read != [row.value for row in USERS[:50]]:
-            try:
-                read = list(await store.get_many(ref(FIRST), keys, timeout_s=5.0))
-            except PartUnavailable:
-                await asyncio.sleep(0.02)

@@ -2,11 +2,8 @@
 
 import asyncio
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -14,10 +11,10 @@ import redis
 
 from hotplate.stores.catalogue import ReleaseRef, State
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import ReleaseNotFound, StoreError
+from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import Row, Store
-from tests.support.redis_server import SOON_S, RedisServer, copied, put_back, running
+from tests.support.redis_server import SOON_S, RedisServer, copied, put_back
 from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, write
 
 POPULAR = Row("popular:", b"{}")
@@ -123,29 +120,6 @@ async def test_an_erase_takes_nothing_of_a_release_that_was_put_back_meanwhile(
         assert await scanned(store, FIRST) == USERS
     assert "restored from an older copy" in str(error)
     assert place.copied() == copies
-
-
-async def test_erase_does_not_remove_releases_restored_from_an_older_dump(tmp_path: Path, pauses: Pauses) -> None:
-    with running(tmp_path) as server:
-        store = connect(server.url())
-        await write(store, FIRST, USERS)
-        pauses.are_made = True
-        server.execute_command("SAVE")
-        shutil.copy(tmp_path / "dump.rdb", tmp_path / "older.rdb")
-        async with asyncio.timeout(SOON_S):
-            erasing = asyncio.create_task(store.erase(ref(FIRST)))
-            await pauses.reached.wait()
-            server.kill()
-            shutil.copy(tmp_path / "older.rdb", tmp_path / "dump.rdb")
-            server.start()
-            while True:
-                with suppress(StoreError):  # until the erase will find the server
-                    await store.catalogue()
-                    break
-            pauses.ended.set()
-            await asyncio.gather(erasing, return_exceptions=True)
-            assert await scanned(store, FIRST) == USERS
-        await store.close()
 
 
 @pytest.mark.parametrize("lost", [("@keys",), ("@keys", "@points", "@state")])

@@ -1,19 +1,23 @@
 """What the Redis store promises beyond the contract, on a real server."""
 
 import asyncio
+import random
 import secrets
 
 import pytest
 
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
-from tests.support.redis_server import RedisServer, users_of_the_guide
+from tests.support.redis_server import SOON_S, RedisServer, users_of_the_guide
+from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, write
+from tests.support.tcp_proxy import through
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
 
@@ -42,14 +46,6 @@ async def test_an_abandoned_put_leaves_the_connection_well(redis: RedisStore) ->
     await redis.put(draft_of(FIRST), USERS)
     await redis.seal(draft_of(FIRST))
     assert await scanned(redis, FIRST) == USERS
-
-
-async def test_large_values_travel_in_small_batches(redis: RedisStore, redis_server: RedisServer) -> None:
-    before = redis_server.calls("rpush")
-    rows = [Row(f"meta:{n}", bytes(1 << 18)) for n in range(10)] + [Row("meta:large", bytes(3 << 20))]
-    await write(redis, FIRST, rows)
-    assert redis_server.calls("rpush") == before + 6
-    assert {row.key: row.value for row in await scanned(redis, FIRST)} == dict(rows)
 
 
 @pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
@@ -148,3 +144,55 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(redis_server: Re
     with pytest.raises(StoreUnavailable, match="certificate verify failed"):
         await store.catalogue()
     await store.close()
+
+
+SMALL = Plan(len(USERS), 100_000)
+INCARNATION = "0a1b2c3d4e5f"
+ONE = DraftRef(FIRST, INCARNATION, "one")
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("rounds", [5, pytest.param(scaled(400, least=50), id="soak", marks=pytest.mark.soak)])
+async def test_replaced_writer_changes_nothing_from_any_moment_of_replacement(
+    redis: RedisStore, redis_server: RedisServer, prefix: str, rounds: int
+) -> None:
+    """A batch of it is on its way, which a proxy delays."""
+    draw, keys = random.Random(SEED), f"{prefix}:{{{INCARNATION}.0}}:@keys"
+    async with through(redis_server.port) as proxy:
+        first = open_url(f"redis://127.0.0.1:{proxy.port}/0?prefix={prefix}")
+        for round_ in range(rounds):
+            before, after = (DraftRef(FIRST, INCARNATION, f"{which} {round_}") for which in ("before", "after"))
+            await first.create(before, SMALL)
+            proxy.delay_s = draw.uniform(0.0, 0.005)
+            writing = asyncio.create_task(write_without_end(first, before))
+            await asyncio.sleep(draw.uniform(0.0, 0.02))
+            await redis.create(after, SMALL)
+            written = redis_server.execute_command("LLEN", keys)
+            with pytest.raises(ReleaseConflict, match="another process"):
+                await asyncio.wait_for(writing, SOON_S)
+            await redis.put(after, USERS[:1])
+            assert redis_server.execute_command("LLEN", keys) == written + 1
+            proxy.delay_s = 0.0
+        await first.close()
+
+
+async def write_without_end(store: RedisStore, draft: DraftRef) -> None:
+    while True:
+        await store.put(draft, USERS[: MAX_ROWS // 10])
+
+
+async def test_lost_meta_rows_are_detected_before_the_release_is_sealed(
+    redis: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    await redis.create(ONE, SMALL)
+    await redis.put(ONE, USERS[:100])
+    before = redis_server.execute_command("KEYS", f"*{prefix}*")
+    for place, name in enumerate(before):
+        redis_server.execute_command("COPY", name, f"saved-{place}")
+    await redis.put(ONE, [Row("meta:factors:0000", b"a piece of the factors")])
+    for name in redis_server.execute_command("KEYS", f"*{prefix}*"):  # as after a failover to a replica that was behind
+        redis_server.execute_command("DEL", name)
+    for place, name in enumerate(before):
+        redis_server.execute_command("RENAME", f"saved-{place}", name)
+    with pytest.raises(RowsLost, match="has lost rows of release"):
+        await redis.seal(ONE)
