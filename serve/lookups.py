@@ -51,7 +51,7 @@ class _Batch(Generic[Waiter]):
 
 
 class Lookups(Generic[Waiter]):
-    """Reads keys for waiters. One per reader, on one loop.
+    """Reads keys for waiters, on one loop.
 
     The first tier that returns a list in its share of the budget wins. After an error the next tier is read; after a
     missing list, only tiers with another release.

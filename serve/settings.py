@@ -79,7 +79,7 @@ class TelemetrySettings:
     connection_string: str | None = field(default=None, repr=False)
     """Of Application Insights; a secret."""
     instance: str = field(default_factory=lambda: str(uuid4()))
-    """`service.instance.id`, shared by all processes of a service."""
+    """`service.instance.id` of all processes."""
 
 
 @dataclass(frozen=True, slots=True)

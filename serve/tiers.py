@@ -128,7 +128,6 @@ class Cache:
     """A least-recently-used cache of lists, bounded in bytes. Lists do not expire: a release never changes."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float]) -> None:
-        """*clock* returns seconds."""
         self._max_bytes, self._clock = max_bytes, clock
         self._entries = OrderedDict[tuple[int, str], bytes | float]()
         """Lists, or until when they are absent, by release number and key."""

@@ -23,7 +23,7 @@ LoadFiles = Callable[[Sequence[bytes]], None]
 
 
 class WatchedFiles:
-    """Files loaded together, such as a certificate and its key; one instance per process."""
+    """Files loaded together, such as a certificate and its key."""
 
     def __init__(
         self, paths: Sequence[Path], load: LoadFiles, *, max_bytes: int = MAX_BYTES, if_missing: str = ""

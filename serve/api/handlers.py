@@ -65,7 +65,7 @@ RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
 
 class Handlers:
-    """Handlers of one worker; each takes a request, an encoded id, and a query."""
+    """Each handler takes a request, an encoded id, and a query."""
 
     def __init__(
         self,

@@ -127,7 +127,7 @@ UserStatus = Annotated[
 
 
 class ListedItem(Item, total=False):
-    """An item of a list; `source` marks popular items that fill the list up."""
+    """An item; `source` marks popular items that fill a list up."""
 
     source: Literal["popular"]
 

@@ -1,7 +1,7 @@
 """Connections: a state machine per connection, their registry, and its limits.
 
 aiohttp's parser reads headers and bodies. The fast lane or aiohttp's request and response classes answer one request
-after the other; meanwhile up to BEHIND_BYTES may arrive.
+after the other.
 
 Unreadable requests, HTTP/1.0, Expect, Upgrade, CONNECT, chunked bodies and bodies that were not read close the
 connection.

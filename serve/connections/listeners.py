@@ -22,7 +22,7 @@ PORT_WAIT_S = 1.5
 PORT_POLL_S = 0.02
 # Unsent data in the kernel, where a client that does not read could hold 4 MB; this process counts and times the rest.
 UNSENT_BYTES = 65_536
-# Accepted before requests get their turn.
+# Accepted before other work.
 AT_ONCE = 64
 # How often and how long a worker leaves connections to workers with fewer.
 YIELDS = 250

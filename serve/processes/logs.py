@@ -21,7 +21,7 @@ import msgspec
 
 log = logging.getLogger(__name__)
 
-# Of the pipe to whatever reads the log.
+# Of the log's pipe.
 PIPE_BYTES = 1 << 20
 # Bounds of the lines that the console keeps.
 LINES = 300

@@ -180,7 +180,7 @@ class ServedCanary:
         self._window_ends, self._before = now + WINDOW_S, counts
 
     def includes(self, key: str) -> bool:
-        """Return whether a row belongs to a user of the canary."""
+        """Return whether a row is of a canary's user."""
         return key.startswith(USER) and xxh3_64_intdigest((key[_AFTER_KIND:] + self._salt).encode()) < self._below
 
     def judge(self, now: float, counts: BothCounts) -> str | None:
