@@ -130,7 +130,7 @@ def write_tables(folder: Path, readme: Path, page: Path) -> None:
 
 
 def main() -> None:
-    """Keep the files given, and write the tables."""
+    """Keep files, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path)
     keep(parser.parse_args().files, FOLDER)

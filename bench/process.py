@@ -39,7 +39,7 @@ LIBRARIES = (
     "uvloop",
 )  # fmt: skip
 READY_WITHIN_S = 30.0
-SERVER_PORTS = (15_000, 32_000)  # Linux uses 32,768 and above for outgoing connections
+SERVER_PORTS = (15_000, 32_000)  # below Linux's outgoing ports
 METRICS_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}

@@ -29,7 +29,7 @@ Itimerspec = ctypes.c_long * 4
 TIMER_ABSTIME = 1
 NAP_S = 50e-6  # shortest sleep worth its system calls
 LOOP_TICK_S = 1e-3  # event loops round to milliseconds
-AHEAD_S = 0.05  # from a worker's readiness to its first due request
+AHEAD_S = 0.05  # before the first due request
 STOP_WITHIN_S = 5.0
 DIED = "the process of the load generator died; was it out of memory?"
 # A worker sends READY with open connections; its parent a start time by CLOCK_MONOTONIC, and STOP.

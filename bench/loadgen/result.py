@@ -15,7 +15,6 @@ SENT_BOUND = 0.99  # a run is invalid below this share of sent requests,
 CPU_BOUND = 0.95  # or above this share of a core
 LAG_BOUND_US = 1_000.0  # lag at p99 named in a report
 LATE_US = 10_000.0  # lag at p99 that makes a run invalid, if most of its p99
-# Histograms: 1 µs to 60 s with 3 digits.
 LOWEST_US = 1
 HIGHEST_US = 60_000_000
 DIGITS = 3

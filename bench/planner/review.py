@@ -245,7 +245,7 @@ def _day_plot(plan: CapacityPlan) -> Plot:
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:
-    """Yield warnings on limits, partitions and missing inputs."""
+    """Yield the plan's warnings."""
     inputs = plan.inputs
     hot = plan.number("hot_key_ru")
     if hot > PARTITION_RU:

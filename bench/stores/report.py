@@ -153,7 +153,7 @@ class Summary:
 
     @property
     def name(self) -> str:
-        """The name of the store."""
+        """Its name."""
         return self.store.candidate.name
 
     @property
@@ -162,7 +162,7 @@ class Summary:
         return not self.store.candidate.emulated
 
     def rows(self) -> list[Row]:
-        """Return the rows of the report."""
+        """Return report rows."""
         cpu_us, note = self.cpu.value, self.cpu.note
         rows = [figure.row(self.name, name, "us") for name, figure in self.latencies.items()]
         rows.append(Row(self.name, RATE, "/s", 1e6 / cpu_us if cpu_us else None, note=note))
