@@ -123,7 +123,7 @@ def _confirm(*, yes: bool) -> None:
     try:
         wanted = typer.confirm("Create that, and spend it?", err=True)
     except typer.Abort:
-        raise BenchMisused("the cost was not confirmed; in scripts, give --yes") from None
+        raise BenchMisused("the cost was not confirmed, so nothing was created; in scripts, give --yes") from None
     if not wanted:
         err.print("nothing was created")
         raise typer.Exit(FAILED)
