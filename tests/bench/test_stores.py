@@ -128,7 +128,7 @@ def test_an_emulators_latency_is_assumed_and_wins_nothing() -> None:
     timed, cpu = made.sentence.split("; ")[:2]
     assert "Cosmos DB" not in timed
     assert cpu.startswith("in CPU a request Cosmos DB (20.5 µs) is cheapest")
-    assert any("wait 1 s for a read instead of 50 ms" in each for each in made.notes)
+    assert any("wait 1 s for a read, not 50 ms" in each for each in made.notes)
 
 
 def test_popular_lists_break_a_store_and_the_verdict() -> None:
