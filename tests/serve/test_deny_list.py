@@ -59,6 +59,11 @@ def test_denied_items_appear_in_no_answer_and_denied_users_are_unknown(service: 
     ]
     only = service.request("POST", "/v1/recommendations", b'{"users": ["2"], "segment": "vip"}').json["results"]
     assert [(one["source"], one["items"][0]["id"]) for one in only] == [("popular", "v1")]
+    scored = service.request("POST", "/score", b'{"data": [["2", 1], ["1", 2]]}').json
+    assert [(one["status"], [item["id"] for item in one["items"]]) for one in scored] == [
+        ("unknown", ["p1"]),
+        ("ok", ["0", "2"]),
+    ]
 
 
 def test_a_changed_file_is_followed_and_a_broken_one_is_not_but_reported(service: Service, denied: Path) -> None:

@@ -13,7 +13,7 @@ from subprocess import run
 
 import pytest
 
-from hotplate.serve.access.keys import MAX_CLIENTS, create, load, revoke
+from hotplate.serve.access.keys import create, load
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.service import running, until
@@ -42,13 +42,6 @@ def test_a_key_is_printed_once_and_only_its_hash_is_kept(keys: Path) -> None:
     assert again != key
 
 
-def test_who_might_read_the_keys_still_may_after_a_change(keys: Path) -> None:
-    create(keys, "web", ["read"])
-    keys.chmod(0o640)
-    create(keys, "shop", ["read"])
-    assert keys.stat().st_mode & 0o777 == 0o640
-
-
 def test_client_has_at_most_two_keys_and_revoking_promotes_the_secondary(keys: Path) -> None:
     command = ("--keys", keys)
     first, second = (
@@ -56,6 +49,7 @@ def test_client_has_at_most_two_keys_and_revoking_promotes_the_secondary(keys: P
         for scope in (("--scope", "read"), ())
     )
     assert [first["kind"], second["kind"]] == ["primary", "secondary"]
+    failed(hotplate("keys", "create", "web", "--scope", "admin", *command), "another scope or rate", code=2)
     refused = hotplate("keys", "create", "web", *command)
     failed(refused, "has two keys", code=2)
     proposed = shlex.split(refused.stderr.split("`")[1])
@@ -75,24 +69,6 @@ def test_a_name_that_could_break_a_header_or_a_log_is_refused(keys: Path, name: 
     with pytest.raises(ServiceMisused, match="name is 1 to 64 letters"):
         create(keys, name, ["read"])
     assert not keys.exists()
-
-
-def test_misuse_is_one_sentence(keys: Path) -> None:
-    failed(hotplate("keys", "create", "web", "--keys", keys), "say what it may do", code=2)
-    failed(hotplate("keys", "create", "web", "--scope", "all", "--keys", keys), "'all' is not a scope", code=2)
-    failed(hotplate("keys", "list", "--keys", keys), "hotplate keys create", code=2)
-    create(keys, "web", ["read"])
-    failed(hotplate("keys", "create", "web", "--scope", "admin", "--keys", keys), "another scope or rate", code=2)
-
-
-def test_a_change_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "keys.json"
-    for name, scopes, rate in (("web", [], None), ("web", ["read"], 1e10)):
-        with pytest.raises(ServiceMisused):
-            create(file, name, scopes, rate)
-    with pytest.raises(ServiceMisused):
-        revoke(file, "web")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_that_change_the_file_at_once_lose_nothing(keys: Path) -> None:
@@ -120,12 +96,14 @@ def test_a_full_disk_is_named_with_the_file_and_changes_nothing(keys: Path) -> N
     assert {path.name for path in keys.parent.iterdir()} == {"keys.json", "keys.json.lock"}
 
 
-def test_a_link_to_the_file_stays_a_link(keys: Path, tmp_path: Path) -> None:
+def test_a_link_to_the_file_stays_a_link_and_keeps_its_rights(keys: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     keys.symlink_to(tmp_path / "real" / "keys.json")
     create(keys, "web", ["read"])
+    keys.chmod(0o640)
+    create(keys, "shop", ["read"])
     assert keys.is_symlink()
-    assert len(load(keys)) == 1
+    assert (len(load(keys)), keys.stat().st_mode & 0o777) == (2, 0o640)
 
 
 def a_file(*clients: dict[str, object], **fields: object) -> str:
@@ -140,20 +118,13 @@ def a_client(name: str, digest: str = "0" * 64, **fields: object) -> dict[str, o
     ("text", "sentence"),
     [
         ("", "cannot be used: it is not JSON of this kind$"),
-        (a_file()[:-1], "not JSON of this kind$"),
         ('{"format": ' + "[" * 100_000, "format is not as it has to be$"),
-        ('{"format": "hp_secret"}', "cannot be used: format is not as it has to be$"),
         (a_file({"name": "hp_secret"}).replace("hp_", "\udcff"), "cannot be used: it is not JSON of this kind$"),
         (a_file(format=2), "format is not as it has to be"),
         (a_file(hp_secret=1), "not JSON of this kind"),
-        (a_file({"name": "a"}), r"cannot be used: clients\[0\] is not as it has to be$"),
-        (a_file(a_client("a", rate="1")), r"clients\[0\]\.rate is not"),
-        (a_file(a_client("a", secondary={"sha256": True})), r"secondary\.sha256 is not"),
         (a_file(a_client("a", rate=7)).replace("7", "1e999"), r"clients\[0\]\.rate is not"),
-        (a_file(a_client("a"), a_client("a", "1" * 64)), "a client or a key twice"),
         (a_file(a_client("a"), a_client("b")), "a client or a key twice"),
         (a_file(a_client("a", scopes=["hp_secret"])), r"clients\[.*\]\.scopes\[.*\] is not"),
-        (a_file(a_client("a", scopes=[])), r"\.scopes is not"),
         (a_file(a_client("a", "hp_secret")), r"primary\.sha256 is not"),
         (a_file(a_client("a\n")), r"\.name is not"),
         (a_file(a_client("a", rate=0)), r"\.rate is not"),
@@ -165,13 +136,6 @@ def test_a_file_that_is_not_one_of_keys_is_refused_without_being_quoted(keys: Pa
     with pytest.raises(KeysUnreadable, match=sentence) as caught:
         load(keys)
     assert "secret" not in str(caught.value)
-
-
-def test_a_file_has_a_bounded_number_of_clients(keys: Path) -> None:
-    keys.write_text(a_file(*(a_client(f"c{n}", f"{n:064x}") for n in range(MAX_CLIENTS))))
-    assert len(load(keys)) == MAX_CLIENTS
-    with pytest.raises(ServiceMisused, match="clients is not as it has to be"):
-        create(keys, "one-more", ["read"])
 
 
 def test_keys_are_rotated_without_a_restart_and_without_a_refused_request(folder: Path, keys: Path) -> None:

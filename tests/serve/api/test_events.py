@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,11 +10,12 @@ import pytest
 from hotplate.serve.access.keys import create
 from tests.support.browser import opened
 from tests.support.event_log import body, written
+from tests.support.http_server import http_server
 from tests.support.limited_service import samples
 from tests.support.service import Answer, Service, a_list, publish_lists, running, until
 
-# Sends a body with the right key, to the path of events by default.
-Report = Callable[..., Answer]
+# Sends a body with the right key.
+Report = Callable[[bytes], Answer]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def service(folder: Path, release: str, keys: dict[str, str]) -> Iterator[Servic
 
 @pytest.fixture
 def report(service: Service, keys: dict[str, str]) -> Report:
-    return lambda sent, path="/v1/events": service.request("POST", path, sent, X_API_Key=keys["events"])
+    return lambda sent: service.request("POST", "/v1/events", sent, X_API_Key=keys["events"])
 
 
 def counted(service: Service, name: str, *labels: str) -> dict[tuple[str, ...], float]:
@@ -84,17 +82,9 @@ def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
     ("sent", "said"),
     [
         (b"{", "the body is not JSON"),
-        (b'{"events":[{"type":"foo"}]} x', ""),
         (b'{"x":1,"events":' + b"[" * 5_000, ""),
-        (b"[]", "the request cannot be used: expected `object`, got `array`"),
         (b'{"events": []}', "events cannot be used"),
-        (
-            b'{"events": [{"type": "click", "items": ["1"]}]}',
-            "events[0] cannot be used: it is missing required field `user`",
-        ),
         (body("1", kind="two words"), "events[0].type cannot be used"),
-        (body("1", kind="click\n"), "events[0].type cannot be used"),
-        (body("1", position=0), "events[0].position cannot be used"),
         (body("1", position=1.5), "events[0].position cannot be used"),
         (body("1", secret="s3cret"), "contains unknown field"),
         (body("1", **{" - at `$" + "x" * 5000: "1"}), "x"),
@@ -114,20 +104,13 @@ def test_a_request_that_is_wrong_in_one_event_is_refused_as_a_whole(
     assert len(written(folder / "log")) == before
 
 
-def test_other_methods_queries_and_large_bodies_are_refused(
-    service: Service, report: Report, keys: dict[str, str]
-) -> None:
-    assert service.get("/v1/events", X_API_Key=keys["events"]).headers["allow"] == "POST"
-    assert report(body("1"), "/v1/events?n=1").status == 400
-    assert report(b" " * ((1 << 20) + 1)).status == 413
-
-
 def test_events_take_a_scope_of_their_own(service: Service, keys: dict[str, str]) -> None:
     assert service.request("POST", "/v1/events", body("1")).status == 401
     assert service.request("POST", "/v1/events", body("1"), X_API_Key=keys["read"]).status == 403
     assert service.request("POST", "/v1/events", body("1"), X_API_Key=keys["events"]).status == 200
     assert service.get("/v1/popular", X_API_Key=keys["events"]).status == 403
-    assert "/v1/events" in service.get("/openapi.json").json["paths"]
+    assert service.get("/v1/events", X_API_Key=keys["events"]).headers["allow"] == "POST"
+    assert service.request("POST", "/v1/events", b" " * ((1 << 20) + 1), X_API_Key=keys["events"]).status == 413
 
 
 @pytest.fixture
@@ -162,17 +145,10 @@ def test_a_page_of_another_site_cannot_send_events_to_a_service_without_keys(
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[str]:
+def shop() -> Iterator[str]:
     """The origin of an empty page."""
-    (tmp_path / "index.html").write_text("<!doctype html><title>Shop</title>")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(lambda *_: (200, b"<!doctype html><title>Shop</title>"), "text/html") as origin:
+        yield origin
 
 
 async def test_beacon_of_a_page_in_chromium_is_durable(folder: Path, release: str, shop: str, tmp_path: Path) -> None:

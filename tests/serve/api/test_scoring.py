@@ -14,8 +14,7 @@ from aiohttp import ClientConnectionError, ClientSession, ClientTimeout
 
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.parameters import MAX_USERS
-from hotplate.serve.api.scoring import SIGNATURE, Score, ScoreError, ScoreRow, refusal
-from hotplate.serve.problems import Problem
+from hotplate.serve.api.scoring import SIGNATURE, Score, ScoreError, ScoreRow
 from tests.support.redis_server import running as running_redis
 from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, serving
 
@@ -57,17 +56,12 @@ async def discover(session: ClientSession, origin: str) -> Endpoint:
     score_path, score_method, score = found["RunMLService"]
     assert (health_method, score_method) == ("get", "post")
     assert score["security"] == [{"Bearer": []}]
-    bearer = document["securityDefinitions"]["Bearer"]
-    assert (bearer["type"], bearer["in"], bearer["name"]) == ("apiKey", "header", "Authorization")
     (parameter,) = score["parameters"]
     assert (parameter["name"], parameter["in"]) == ("serviceInputPayload", "body")
     definitions = document["definitions"]
     given = definitions[parameter["schema"]["$ref"].removeprefix("#/definitions/")]
     answer = definitions[score["responses"]["200"]["schema"]["$ref"].removeprefix("#/definitions/")]
     assert (given["type"], given["properties"]["data"]["type"], answer["type"]) == ("object", "array", "array")
-    assert len(answer["example"]) == 1
-    assert definitions["ErrorResponse"]["properties"].keys() == {"status_code", "message"}
-    assert given["properties"]["data"]["items"]["type"] == "object"
     return Endpoint(origin + score_path, origin + health_path)
 
 
@@ -121,7 +115,7 @@ class ScoringJob:
 
 KNOWN = 4_000
 ROWS: list[Row] = [(str(user), 1 + user % 10) for user in range(KNOWN + 1_000)]
-BATCHES = (50, 200, 500, 1000, 2000)
+BATCHES = (50, 2000)
 
 
 def lists() -> dict[str, bytes]:
@@ -184,20 +178,15 @@ async def test_a_job_gets_every_answer_in_order_whatever_its_batches(service: Se
 @pytest.mark.parametrize(
     "data",
     [
-        [{"user": "7", "n": "5"}, {"user": "8", "n": "5"}],
-        [{"user": 7, "n": 5}, {"user": 8, "n": 5.0}],
-        [["7", "5"], ["8", "5"]],
+        [{"user": "7", "n": "5"}, {"user": 8, "n": 5.0}],
         [[7, 5], {"user": "8", "n": 5, "EventEnqueuedUtcTime": "2026-11-20T00:00:00Z", "nested": {"a": [1]}}],
-        [["7", 5, "another column"], ("8", "5")],
+        [["7", 5, "another column"], ["8", "5"]],
     ],
 )
 def test_rows_come_as_records_or_lists_and_values_as_strings_or_numbers(service: Service, data: list[object]) -> None:
     check(scored(service, data), [("7", 5), ("8", 5)])
-
-
-def test_a_row_without_a_count_gets_ten(service: Service) -> None:
-    data = [{"user": "7"}, {"user": "7", "n": None}, ["7"], ["7", None], "7", 7]
-    check(scored(service, data, GlobalParameters=1.0), [("7", 10)] * 6)
+    without_a_count = [{"user": "7"}, {"user": "7", "n": None}, ["7"], ["7", None], "7", 7]
+    check(scored(service, without_a_count, GlobalParameters=1.0), [("7", 10)] * 6)
 
 
 def test_a_row_that_makes_no_sense_spoils_only_its_own_element(service: Service) -> None:
@@ -219,13 +208,10 @@ def test_a_row_that_makes_no_sense_spoils_only_its_own_element(service: Service)
     ("body", "said"),
     [
         (b"", "truncated"),
-        (b"{", "truncated"),
         (b"[]", "Expected `object`"),
         (b"{}", "`data`"),
         (b'{"data": {"user": "7"}}', "Expected `array`"),
-        (b'{"data": "7"}', "Expected `array`"),
         (b'\xff{"data": []}', "malformed"),
-        (b'{"data": ["\\ud800"]}', "truncated"),
         (b'{"data": [' + b"[" * 200_000, "recursion"),
         (b'{"data": [' + b",".join([b'"7"'] * 2_001) + b"]}", "2000"),
         (b'{"data": [' + b",".join([b'["7", 1000]'] * 21) + b"]}", "20000 items"),
@@ -235,34 +221,10 @@ def test_a_body_that_makes_no_sense_is_400(service: Service, body: bytes, said: 
     assert said in refused(service, body)
 
 
-def test_a_body_that_is_too_large_is_413(service: Service) -> None:
+def test_large_bodies_and_other_methods_are_refused_in_the_words_of_scoring(service: Service) -> None:
     assert "1048576" in refused(service, b" " * (1 << 20) + b'{"data": []}', 413)
-
-
-def test_another_method_is_405(service: Service) -> None:
     answer = service.get("/score")
     assert (answer.status, answer.headers["allow"], answer.json["status_code"]) == (405, "POST", 405)
-
-
-@pytest.mark.parametrize("status", [408, 425, 429, 502, 503, 504])
-def test_whatever_passes_by_itself_is_503_with_a_time_to_come_back(status: int) -> None:
-    refusals = [refusal(Problem(status, "later", "come back", headers)) for headers in (None, {"Retry-After": "7"})]
-    assert [one.status for one in refusals] == [503, 503]
-    assert [one.headers["Retry-After"] for one in refusals] == ["1", "7"]
-    assert refusal(Problem(400, "never", "do not come back")).status == 400
-
-
-async def test_a_job_outlasts_a_store_without_a_release(tmp_path: Path) -> None:
-    with running(tmp_path / "store") as service:
-        waiting = service.request("POST", "/score", b'{"data": ["7"]}')
-        assert (waiting.status, waiting.headers["retry-after"]) == (503, "1")
-        job = ScoringJob(Endpoint(f"{service.url}/score", f"{service.url}/"), 50)
-        rows = ROWS[:2_000]
-        running_job = asyncio.create_task(job.run(rows))
-        while not job.retries:
-            await asyncio.sleep(0.01)
-        await publish_lists(tmp_path / "store", lists())
-        check(await running_job, rows)
 
 
 async def test_a_job_outlasts_a_store_that_stops_to_answer(tmp_path: Path) -> None:
@@ -281,15 +243,6 @@ async def test_a_job_outlasts_a_store_that_stops_to_answer(tmp_path: Path) -> No
             finally:
                 server.send_signal(signal.SIGCONT)
             check(await running_job, ROWS)
-
-
-def test_what_is_denied_is_not_scored(folder: Path, tmp_path: Path) -> None:
-    denied = tmp_path / "denied"
-    denied.write_text("user:7\nitem:8-0\n")
-    with running(folder, "--deny-list", str(denied)) as service:
-        of_user, of_item = scored(service, [["7", 2], ["8", 2]])
-    assert (of_user["status"], of_user["source"]) == ("unknown", "popular")
-    assert [item["id"] for item in of_item["items"]] == ["8-1", "8-2"]
 
 
 async def test_a_job_outlasts_its_rate_and_ends_where_its_key_is_not_known(folder: Path, tmp_path: Path) -> None:
@@ -315,14 +268,6 @@ async def test_a_job_does_not_wait_for_lists_that_are_damaged(tmp_path: Path) ->
     with running(store) as service:
         elements = scored(service, ["7", "8"])
     assert [(one["status"], one["source"]) for one in elements] == [("error", "popular")] * 2
-
-
-def test_the_example_of_the_signature_is_answered_as_the_signature_says(service: Service) -> None:
-    definitions = service.get("/swagger.json").json["definitions"]
-    (first, _) = scored(service, definitions["ServiceInput"]["example"]["data"])
-    described = definitions["ServiceOutput"]["items"]["properties"]
-    assert first.keys() == described.keys() - {"error", "canary", "segment"}
-    assert first.keys() == definitions["ServiceOutput"]["example"][0].keys()
 
 
 def test_the_signature_says_what_the_types_say() -> None:
