@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from hotplate.serve.access.auth import Guard, VerifyToken
+from hotplate.serve.access.auth import Guard
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.connections.connection import Connection
 from hotplate.serve.connections.lane import Lane
@@ -86,7 +86,6 @@ class Pair:
     origins: Sequence[str] = ()
     access_log: AccessLog | None = None
     tracer: Tracer | None = None
-    verify_token: VerifyToken | None = None
     limits: Limits | None = None
     dispatchers: list[Dispatcher] = field(default_factory=list, init=False)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack, init=False)
@@ -105,7 +104,7 @@ class Pair:
 
     def _server(self, *, fast: bool) -> HttpServer:
         anonymous = frozenset[str]() if self.keys else frozenset({"read"})
-        guard = Guard(self.keys, anonymous=anonymous, verify_token=self.verify_token)  # of its own, and so its rates
+        guard = Guard(self.keys, anonymous=anonymous)  # of its own, and so its rates
         dispatcher = Dispatcher(
             self.reader, guard, cors_origins=self.origins, access_log=self.access_log, tracer=self.tracer
         )

@@ -12,9 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from hotplate.serve.access.auth import Caller, refused_credential
 from hotplate.serve.access.keys import create
-from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.connections.connection import Connection, State
 from hotplate.serve.connections.lane import Lane
 from hotplate.serve.deny_list import DenyListFile
@@ -217,38 +215,6 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
     assert lines[:rounds] == lines[rounds : 2 * rounds]
     assert lines[2 * rounds : 3 * rounds] == lines[3 * rounds :][:rounds]
     assert {len(line["user"]) for line in lines if line["status"] == 200 and "user" in line} == {32}
-
-
-async def verify_one_token(token: str, _: bytes) -> Caller:
-    if token != "a.b.c":
-        raise refused_credential("invalid-token", "the token is not this one")
-    return Caller("somebody", frozenset({"read"}))
-
-
-async def test_tokens_are_left_to_aiohttp(tmp_path: Path) -> None:
-    keys = tmp_path / "keys.json"
-    first, second = create(keys, "web", ["read"]).key, create(keys, "mail", ["read"]).key
-
-    def get(credential: str) -> bytes:
-        return GET.replace(HOST, HOST + b"Authorization: Bearer %b\r\n" % credential.encode())
-
-    reader = await reader_of(MemoryStore())
-    async with Pair(reader, keys=keys, verify_token=verify_one_token) as pair:
-        for some in (["a.b.c", "d.e.f", first], [first, "a.b.c", first], [first, second, second]):
-            await pair.check(*map(get, some))
-
-
-async def test_a_worker_that_drains_answers_as_aiohttp_does() -> None:
-    async with Pair(await reader_of(MemoryStore())) as pair:
-        for dispatcher in pair.dispatchers:
-            dispatcher.drain()
-        await pair.check(GET, GET)
-        assert b"Connection: close" in await exchange(pair.lane, [GET])
-
-
-async def test_before_a_release_is_served_nothing_is_the_lanes() -> None:
-    dispatcher = Dispatcher(TieredReader({"store": MemoryStore()}))
-    assert Lane(dispatcher).answer(GET, 0, lambda _: None) is None
 
 
 async def waiting(pair: Pair, gate: asyncio.Event, *pieces: bytes) -> tuple[Connection, MemoryTransport]:

