@@ -2,20 +2,19 @@
 
 import asyncio
 import os
-import selectors
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.processes.health import LOOK_S, START_S, Health, HealthListener
+from hotplate.serve.processes.health import LOOK_S, START_S, Health
 from hotplate.serve.states import SharedStates, WorkerState
 from tests.support.clock import FakeClock
+from tests.support.limited_service import counted
 from tests.support.redis_server import certify
 from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running, status_of, until
 
@@ -34,8 +33,7 @@ def test_hanging_worker_is_reported_and_one_of_two_does_not_stop_the_service(fol
         workers = service.workers()
         try:
             os.kill(workers[0], signal.SIGSTOP)
-            for _ in range(20):
-                assert probe(service, "/livez") == probe(service, "/readyz") == 200
+            assert probe(service, "/livez") == probe(service, "/readyz") == 200
             os.kill(workers[1], signal.SIGSTOP)
             until(lambda: probe(service, "/livez") == 503, "nothing says that no worker lives")
             assert probe(service, "/readyz") == 503
@@ -43,6 +41,19 @@ def test_hanging_worker_is_reported_and_one_of_two_does_not_stop_the_service(fol
             for worker in workers:
                 os.kill(worker, signal.SIGCONT)
         until(lambda: probe(service, "/livez") == probe(service, "/readyz") == 200, "it is not alive again")
+
+        def is_shown() -> bool:
+            ready = service.admin("/readyz").json
+            statuses = [ready["status"], *(state["status"] for state in ready["workers"])]
+            return (
+                statuses == ["degraded", "silent", "ready"]
+                and counted(service, "hotplate_worker_up") == counted(service, "hotplate_degraded") == 1
+            )
+
+        os.kill(workers[0], signal.SIGSTOP)
+        until(is_shown, "it can hide")
+        with suppress(ProcessLookupError):  # it may have been replaced
+            os.kill(workers[0], signal.SIGCONT)
 
 
 def test_probes_use_plain_http_without_a_key_and_survive_admin_process_death(folder: Path, tmp_path: Path) -> None:
@@ -74,20 +85,18 @@ def test_service_without_a_release_is_live_but_not_ready_until_one_exists(tmp_pa
         assert service.get("/v1/recommendations/42").json["source"] == "personal"
 
 
-@contextmanager
-def taken(number: signal.Signals) -> Iterator[None]:
-    """Have a signal do what it does by default, here and in processes that start, until the block ends."""
-    before = signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
+# Tests that run under nohup would have the service ignore SIGHUP, too.
+WITH_SIGHUP = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_draining_service_is_live_but_not_ready_for_either_signal(folder: Path, number: signal.Signals) -> None:
-    # Tests that run under nohup would have the service ignore SIGHUP, too.
-    with taken(number), running(folder, "--workers", "2", "--drain-delay", "600") as service:
+    launcher = (sys.executable, "-c", WITH_SIGHUP, *LAUNCHER)
+    with running(folder, "--workers", "2", "--drain-delay", "600", launcher=launcher) as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
         service.process.send_signal(number)
         until(lambda: [state["status"] for state in service.states()] == ["draining"] * 2, "it does not drain")
@@ -133,11 +142,18 @@ runpy.run_module("hotplate", run_name="__main__")
 """
 
 
-@pytest.mark.alone  # a worker that says nothing for 5 s counts as stuck
+@pytest.mark.alone  # a process that says nothing for 5 s counts as stuck
 @pytest.mark.soak
-def test_stuck_workers_are_replaced_one_at_a_time_with_their_stack_logged(folder: Path) -> None:
+def test_stuck_processes_are_replaced_one_at_a_time_with_their_stack_logged(folder: Path) -> None:
     with running(folder, "--workers", "2", launcher=(sys.executable, "-c", IMPATIENT)) as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
+        workers = service.workers()
+        (admin,) = set(service.processes()) - set(workers)
+        os.kill(admin, signal.SIGSTOP)
+        until(lambda: admin not in service.processes(), "the stuck admin process stays")
+        until(lambda: len(service.processes()) == 3, "it is not replaced")
+        assert service.admin("/readyz").json["status"] == "ready"
+        assert service.workers() == workers
         stopped, looping = service.workers()
         os.kill(stopped, signal.SIGSTOP)
         os.kill(looping, signal.SIGUSR1)
@@ -147,22 +163,9 @@ def test_stuck_workers_are_replaced_one_at_a_time_with_their_stack_logged(folder
             assert service.get("/v1/recommendations/42").status == 200
         log = service.log.read_text()
         assert "in endless_loop" in log
-        lines = [line for line in log.splitlines() if "has said nothing for" in line or "ended with -6" in line]
+        told = [line for line in log.splitlines() if "has said nothing for" in line or "ended with -6" in line]
+        lines = [line for line in told if "admin" not in line]
         assert ["said nothing" in line for line in lines] == [True, False, True, False], lines
-
-
-@pytest.mark.alone  # as above
-@pytest.mark.soak
-def test_an_admin_process_that_is_stuck_is_replaced(folder: Path) -> None:
-    with running(folder, "--workers", "2", launcher=(sys.executable, "-c", IMPATIENT)) as service:
-        workers = service.workers()
-        (admin,) = set(service.processes()) - set(workers)
-        until(lambda: service.admin("/livez").status == 200, "operators are not answered")
-        os.kill(admin, signal.SIGSTOP)
-        until(lambda: admin not in service.processes(), "the stuck admin process stays")
-        until(lambda: len(service.processes()) == 3, "it is not replaced")
-        assert service.admin("/readyz").json["status"] == "ready"
-        assert service.workers() == workers
 
 
 def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
@@ -201,59 +204,29 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
     assert health.silent_s[1] == 0.0
 
 
-@contextmanager
-def listening() -> Iterator[tuple[int, Callable[[], None]]]:
-    """Listen on any free port until the block ends; yield that, and what answers all that has come until now."""
-    with selectors.PollSelector() as selector, socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        health = HealthListener(listener, selector, {"/livez": lambda: (200, "alive")})
+def test_whatever_is_sent_gets_one_answer_and_the_oldest_of_many_is_dropped(folder: Path) -> None:
+    with running(folder) as service, ExitStack() as stack:
 
-        def answer() -> None:
-            while ready := selector.select(0.05):
-                for key, _ in ready:
-                    key.data()
+        def connected(sent: bytes) -> socket.socket:
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", service.health_port), timeout=60))
+            one.sendall(sent)
+            return one
 
-        yield listener.getsockname()[1], answer
-        health.leave()
-
-
-def connect(port: int, sent: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-    connection.sendall(sent)
-    return connection
-
-
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (b"GET /livez HTTP/1.0\r\n\r\n", 200),
-        (b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n", 200),
-        (b"GET /livez?%00 HTTP/1.1\r\n\r\n", 200),
-        (b"GET http://x/livez HTTP/1.1\r\n\r\n", 404),
-        (b"DELETE /livez HTTP/1.1\r\n\r\n", 405),
-        (b"\r\n\r\n", 400),
-        (b"\xff\xfe\r\n\r\n", 400),
-        (b"GET /livez SPDY/3\r\n\r\n", 400),
-        (b"GET /livez HTTP/1.1\r\nX: " + b"y" * 10_000, 400),
-    ],
-)
-def test_whatever_is_sent_gets_one_answer_and_the_end(sent: bytes, status: int) -> None:
-    with listening() as (port, answer), connect(port, sent) as connection:
-        answer()
-        received = connection.recv(65_536)
-        assert received.startswith(b"HTTP/1.1 %d " % status)
-        assert b"Connection: close" in received
-
-
-def test_probe_request_may_be_split_and_the_oldest_of_many_is_dropped() -> None:
-    with listening() as (port, answer), ExitStack() as stack:
-        slow = stack.enter_context(connect(port, b"GET /li"))
-        answer()
-        slow.sendall(b"vez HTTP/1.1\r\n\r\n")
-        answer()
-        assert slow.recv(65_536).startswith(b"HTTP/1.1 200 ")
-        held = [stack.enter_context(connect(port, b"GET")) for _ in range(16)]
-        answer()
-        stack.enter_context(connect(port, b""))
-        answer()
+        for sent, status in (
+            (b"GET /livez HTTP/1.0\r\n\r\n", 200),
+            (b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n", 200),
+            (b"GET http://x/livez HTTP/1.1\r\n\r\n", 404),
+            (b"DELETE /livez HTTP/1.1\r\n\r\n", 405),
+            (b"\xff\xfe\r\n\r\n", 400),
+            (b"GET /livez SPDY/3\r\n\r\n", 400),
+            (b"GET /livez HTTP/1.1\r\nX: " + b"y" * 10_000, 400),
+        ):
+            received = connected(sent).recv(65_536)
+            assert received.startswith(b"HTTP/1.1 %d " % status)
+            assert b"Connection: close" in received
+        split = connected(b"GET /li")
+        assert probe(service, "/livez") == 200  # it is there by now
+        split.sendall(b"vez HTTP/1.1\r\n\r\n")
+        assert split.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        held = [connected(b"") for _ in range(17)]
         assert held[0].recv(1) == b""

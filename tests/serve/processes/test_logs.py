@@ -11,13 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.processes.logs import (
-    LINES,
-    LogLine,
-    LogStream,
-    SharedLog,
-    without_secrets,
-)
+from hotplate.serve.processes.logs import LINES, LogLine, LogStream, SharedLog, without_secrets
 
 LINE = "x" * 199 + "\n"
 
@@ -32,26 +26,15 @@ def read_all(descriptor: int) -> str:
     return said.decode()
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal", "pipe of another user"])
-def test_lines_that_nobody_reads_are_dropped_whole_and_counted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+def test_lines_that_nobody_reads_are_dropped_whole_and_counted(kind: str) -> None:
     if kind == "socket":
         ours, theirs = (each.detach() for each in socket.socketpair())
     elif kind == "terminal":
         theirs, ours = pty.openpty()
     else:
         theirs, ours = os.pipe()
-    opened = os.open
-
-    def refused(path: str, flags: int) -> int:
-        if path.startswith("/proc/self/fd"):
-            raise PermissionError
-        return opened(path, flags)
-
-    if kind == "pipe of another user":
-        monkeypatch.setattr(os, "open", refused)
-    stream = LogStream(ours)
-    monkeypatch.undo()
-    lines = 0
+    stream, lines = LogStream(ours), 0
     while not (dropped := stream.take_dropped()):
         stream.write(LINE)
         lines += 1
@@ -83,18 +66,6 @@ def test_log_file_is_appended_to_and_a_closed_pipe_does_not_raise(tmp_path: Path
     os.close(writing)
 
 
-def test_what_logs_to_one_stream_can_be_made_to_log_to_another(tmp_path: Path) -> None:
-    with (tmp_path / "old").open("w") as old, (tmp_path / "new").open("w") as new:
-        logger, other = logging.getLogger("of a test alone"), logging.StreamHandler(new)
-        logger.addHandler(logging.StreamHandler(old))
-        logger.addHandler(other)
-        stream = LogStream(new.fileno())
-        stream.take_over(logger, old)
-        logger.warning("hello")
-        assert other.stream is new
-        assert ((tmp_path / "old").read_text(), (tmp_path / "new").read_text()) == ("", "hello\nhello\n")
-
-
 KEY = "hp_" + "Ab9-_" * 8
 
 
@@ -114,11 +85,7 @@ def test_lines_of_all_processes_are_read_in_order_and_the_latest_kept() -> None:
     assert [line.message for line in lines] == [f"line {number}" for number in range(10, LINES + 10)]
     assert {line.process for line in lines} == {os.getpid()}
     assert shared.lines(after=lines[1].at) == lines[2:]
-
-
-def test_lines_that_nobody_reads_are_dropped_and_hold_up_nothing() -> None:
-    shared = SharedLog()
-    for number in range(10_000):
+    for number in range(10_000):  # more than nobody reads
         logged(shared, "line %d", number)
     shared.read()
     assert shared.lines()

@@ -3,27 +3,21 @@
 import asyncio
 import http.client
 import os
-import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from hotplate.serve.connections.listeners import reserve
 from hotplate.serve.connections.server import LINGER_S
-from hotplate.serve.processes.worker import prepared
-from hotplate.serve.reader import NotReady, TieredReader
-from hotplate.serve.states import SharedStates, WorkerState
 from tests.support.balancer import balanced
+from tests.support.limited_service import samples, sockets
 from tests.support.page_cache import absent_pages, evict
 from tests.support.service import Service, a_list, publish_lists, running, serving, until
-from tests.support.virtual import VirtualLoop, in_virtual_time
 
 
 def is_alive(pid: int) -> bool:
@@ -31,22 +25,6 @@ def is_alive(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
-
-
-def test_a_worker_that_dies_is_replaced_and_the_metrics_stay(folder: Path) -> None:
-    with running(folder, "--workers", "2") as service:
-        for _ in range(10):
-            service.get("/v1/recommendations/42")
-        before = service.workers()
-        assert len(before) == 2
-        for pid in before:
-            os.kill(pid, signal.SIGKILL)
-        until(service.is_ready)
-        until(lambda: len(set(service.workers()) - set(before)) == 2)
-        text = service.admin("/metrics").body.decode()
-        assert 'hotplate_lookups_total{outcome="hit",source="personal"} 10.0' in text
-        assert "ended with -9" in service.log.read_text()
-        assert service.stop() == 0
 
 
 # A parent in which system calls fail as long as a file exists.
@@ -86,21 +64,8 @@ def test_a_system_call_of_the_parent_that_fails_ends_nothing(folder: Path, call:
         assert service.stop() == 0
 
 
-@contextmanager
-def open_connections(service: Service, count: int) -> Iterator[list[socket.socket]]:
-    """Open keep-alive connections at once, each with one request that was answered."""
-    with ExitStack() as stack:
-        address = ("127.0.0.1", service.port)
-        opened = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(count)]
-        for one in opened:
-            one.sendall(b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert all(one.recv(65_536).startswith(b"HTTP/1.1 200") for one in opened)
-        yield opened
-
-
 def connections_by_worker(service: Service) -> list[float]:
-    text = service.admin("/metrics").body.decode()
-    return [float(count) for count in re.findall(r"(?m)^hotplate_worker_connections\{.*\} ([0-9.]+)$", text)]
+    return [sample.value for sample in samples(service, "hotplate_worker_connections")]
 
 
 @pytest.mark.alone  # a worker that gets no CPU gets no connections
@@ -108,7 +73,10 @@ def connections_by_worker(service: Service) -> list[float]:
 def test_connections_opened_at_once_are_spread_over_workers(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
-        with open_connections(service, 64) as opened:
+        with sockets(service, 64) as opened:
+            for one in opened:
+                one.sendall(b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert all(one.recv(65_536).startswith(b"HTTP/1.1 200") for one in opened)
             until(lambda: sum(connections_by_worker(service)) >= len(opened))
             counts = connections_by_worker(service)
             assert min(counts) >= 26, counts
@@ -130,10 +98,12 @@ def test_a_stopped_worker_holds_up_no_new_connection_and_is_replaced(folder: Pat
         assert time.monotonic() - began < 10
 
 
-def test_replacement_worker_serves_only_after_loading_a_release(folder: Path) -> None:
+def test_replacement_worker_serves_only_after_loading_and_metrics_stay(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(service.is_ready)
-        for _ in range(4):
+        for _ in range(10):
+            service.get("/v1/popular")
+        for _ in range(2):
             before = set(service.workers())
             os.kill(min(before), signal.SIGKILL)
             deadline = time.monotonic() + 60
@@ -143,6 +113,10 @@ def test_replacement_worker_serves_only_after_loading_a_release(folder: Path) ->
                 replaced += len(set(service.workers()) - before) > 0
                 with suppress(OSError, http.client.HTTPException):  # the dead one's
                     assert service.get("/v1/recommendations/42").status == 200
+        counted = 'hotplate_lookups_total{outcome="hit",source="popular"} 10.0'
+        assert counted in service.admin("/metrics").body.decode()
+        assert "ended with -9" in service.log.read_text()
+        assert service.stop() == 0
 
 
 def is_refused(port: int) -> bool:
@@ -153,10 +127,9 @@ def is_refused(port: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_stopping_service_finishes_what_it_accepted(folder: Path, workers: str) -> None:
+def test_a_stopping_service_finishes_what_it_accepted(folder: Path) -> None:
     body = b'{"users": ["42"]}'
-    with running(folder, "--workers", workers) as service:
+    with running(folder, "--workers", "2") as service:
         with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
             head = b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
             connection.sendall(head + body[:5])
@@ -174,9 +147,8 @@ def test_a_stopping_service_finishes_what_it_accepted(folder: Path, workers: str
         assert service.process.wait(timeout=60) == 0
 
 
-@pytest.mark.parametrize("drain_s", ["0", "1"])
-def test_a_request_that_does_not_go_on_holds_up_a_stop_for_the_drain_at_most(folder: Path, drain_s: str) -> None:
-    with running(folder, "--drain", drain_s) as service:
+def test_a_request_that_does_not_go_on_holds_up_a_stop_for_the_drain_at_most(folder: Path) -> None:
+    with running(folder, "--drain", "0") as service:
         with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
             connection.sendall(b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
             time.sleep(0.2)
@@ -235,7 +207,7 @@ USERS = 2000
 MANY = {f"user:{n:04}": a_list(*(f"item-{m}-{n}" for m in range(20))) for n in range(USERS)}
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.soak)])
 def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, workers: str) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     asyncio.run(publish_lists(first, MANY))
@@ -257,7 +229,7 @@ def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, wor
         assert service.stop() == 0
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
 def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_path: Path, workers: str) -> None:
     store = tmp_path / "store"
     release = asyncio.run(publish_lists(store, MANY | {"popular:vip": a_list("v1", "v2")}))
@@ -287,31 +259,6 @@ def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_pa
         assert service.workers() == standing
 
 
-class NeverReady:
-    """A reader whose stores have no release."""
-
-    async def wait_until_attempted(self) -> None:
-        pass
-
-    async def wait_until_ready(self, timeout_s: float) -> None:
-        await asyncio.sleep(timeout_s)
-        raise NotReady("there is no release")
-
-
-@pytest.mark.parametrize(("other", "waits"), [("ready", True), ("degraded", True), ("starting", False), ("", False)])
-def test_a_worker_without_a_release_waits_only_while_another_answers(other: str, *, waits: bool) -> None:
-    states = SharedStates(2, 1)
-
-    async def waited_s(loop: VirtualLoop) -> float:
-        if other:
-            states.write(0, WorkerState(1, other, 0.0, time.monotonic() + 1000, 0.0, [], {}))
-        started = loop.time()
-        await prepared(cast("TieredReader", NeverReady()), states, 1)
-        return loop.time() - started
-
-    assert in_virtual_time(waited_s) == pytest.approx(10.0 if waits else 0.0, abs=0.2)
-
-
 @pytest.mark.soak
 def test_a_rolling_restart_behind_a_load_balancer_refuses_no_request(folder: Path) -> None:
     options = ("--workers", "2", "--drain-delay", "5")  # so long does the balancer have to see that an instance drains
@@ -330,12 +277,6 @@ def test_a_rolling_restart_behind_a_load_balancer_refuses_no_request(folder: Pat
             until(lambda: balancer.ready == [third.port])
             balancer.over.set()
     assert set(balancer.outcomes) == {"200"}, balancer.outcomes
-
-
-def test_an_interrupt_stops_a_service_without_the_delay(folder: Path) -> None:
-    with running(folder, "--workers", "2", "--drain-delay", "600") as service:
-        service.process.send_signal(signal.SIGINT)
-        assert service.process.wait(timeout=30) == 0
 
 
 ADOPTING = """
