@@ -5,15 +5,14 @@ import json
 import logging
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.metrics import BUCKETS_S, CANARY, CLICK, IMPRESSION, LIVE, Metrics, ReleaseRole
+from hotplate.serve.metrics import BUCKETS_S, CANARY, LIVE, Metrics
 from hotplate.serve.reader import EncodedList, TieredReader
 from hotplate.serve.releases.follower import CANARY_S
-from hotplate.serve.releases.served import MIN_LOOKUPS, ReleaseCounts, ServedCanary, click_interval, find_regression
+from hotplate.serve.releases.served import ReleaseCounts, ServedCanary, click_interval, find_regression
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
@@ -179,15 +178,11 @@ def reads(fast: int, slow: int) -> ReleaseCounts:
     [
         (ReleaseCounts(900, 100, 0), ReleaseCounts(90, 10, 0), None),
         (ReleaseCounts(900, 100, 0), ReleaseCounts(60, 40, 0), "popular list"),
-        (ReleaseCounts(900, 100, 0), ReleaseCounts(30, 30, 0), None),
         (ReleaseCounts(1000, 0, 0), ReleaseCounts(80, 0, 20), "not be read"),
         (ReleaseCounts(700, 0, 300), ReleaseCounts(70, 0, 30), None),
         (ReleaseCounts(10**6, 0, 0), ReleaseCounts(10**6 * 0.96, 10**6 * 0.04, 0), None),
-        (ReleaseCounts(0, 0, 0), ReleaseCounts(0, MIN_LOOKUPS, 0), None),
-        (ReleaseCounts(0, 10**6, 0), ReleaseCounts(10**6, 0, 0), None),
         (reads(1000, 0), reads(800, 200), "reads took more than 10 ms"),
         (reads(1000, 0), reads(970, 30), None),
-        (reads(500, 500), reads(0, 1000), None),
         (reads(1000, 0), reads(40, 59), None),
     ],
 )
@@ -198,52 +193,8 @@ def test_a_canary_is_worse_where_it_is_so_beyond_the_bound_and_chance(
     assert (found is None) if finding is None else (found is not None and finding in found)
 
 
-@pytest.mark.parametrize("is_remote", [True, False])
-@virtual
-async def test_reads_are_counted_by_role_while_there_is_a_canary(
-    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
-) -> None:
-    await publish(memory, "before", users=range(USERS))
-    reader = await refreshed(TieredReader({"tier": remote if is_remote else memory}))
-    await reader.personal_many(NAMES)
-    await with_canary(memory)
-    await refreshed(reader)
-    await asyncio.gather(*map(reader.personal, NAMES))
-    text = Exposition(reader.metrics, list).text().decode()
-    for role in (CANARY, LIVE):
-        assert f'hotplate_canary_read_duration_seconds_count{{role="{role}",store="tier"}}' in text
-
-
-async def test_clicks_are_counted_since_the_canary_started(memory: MemoryStore) -> None:
-    live, canary = await with_canary(memory)
-    metrics = Metrics(1, ("tier",))
-    metrics.count_listed(CLICK, CANARY, 1, 5_000)  # of a canary before this one
-    async with TieredReader({"tier": memory}, metrics=metrics) as reader:
-        await reader.wait_until_ready(5)
-        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, canary}
-        both: tuple[tuple[ReleaseRole, int], ...] = ((LIVE, 500), (CANARY, 300))
-        for role, clicks in both:
-            for _ in range(10_000):
-                metrics.count_listed(IMPRESSION, role, 1, 10)
-            metrics.count_listed(CLICK, role, 3, clicks)
-        await life.start_canary(memory, canary, 60)  # the same, at another share
-        await refreshed(reader)
-        (tier,) = Reporter(reader.tiers).state().tiers
-        assert tier.canary_counts is not None
-        counted = [(one.shown, one.clicks) for one in tier.canary_counts]
-        assert counted == [(10_000, 500), (10_000, 300)]
-        await asyncio.sleep(2 * CANARY_S)
-        assert of_canary(reader), "clicks judge no canary"
-
-
-@given(rate=st.floats(0.02, 0.5), seed=st.integers(0, 2**32 - 1))
-def test_an_interval_of_clicks_mostly_holds_the_true_rate(rate: float, seed: int) -> None:
-    rng, shown, held = np.random.default_rng(seed), 5_000, 0
-    for clicks in rng.binomial(shown, rate, 200):
-        bounds = click_interval(shown, int(clicks))
-        assert bounds is not None
-        held += bounds[0] <= rate <= bounds[1]
-    assert held >= 175
+def test_an_interval_of_clicks_is_that_of_its_standard_error() -> None:
+    assert click_interval(400, 100) == pytest.approx((0.201, 0.299), abs=1e-3)
     assert click_interval(0, 5) is click_interval(5, 0) is None
 
 
@@ -314,13 +265,12 @@ async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory:
         assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
 
 
-@pytest.mark.parametrize("is_remote", [True, False])
 @virtual
 async def test_a_canary_that_vanishes_costs_nobody_his_list_of_the_live_release(
-    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
+    memory: MemoryStore, remote: RemoteStore
 ) -> None:
     live, canary = await with_canary(memory)
-    async with TieredReader({"tier": remote if is_remote else memory}) as reader:
+    async with TieredReader({"tier": remote}) as reader:
         await reader.wait_until_ready(5)
         assert of_canary(reader)
         memory.releases.pop((await ref_of(memory, canary)).incarnation)

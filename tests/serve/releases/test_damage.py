@@ -6,10 +6,6 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.reader import TieredReader
-from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.keys import MANIFEST
-from hotplate.stores.lifecycle import activate
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
 from tests.support.service import a_list, publish_lists, serving, until
@@ -61,24 +57,6 @@ async def test_a_page_that_cannot_be_read_costs_its_own_lists_only(tmp_path: Pat
         assert service.workers() == before
         second = await publish_lists(tmp_path / "store", MANY)
         until(lambda: [(one["status"], one["release"]) for one in service.states()] == [("ready", second)])
-
-
-async def test_a_page_that_cannot_be_read_under_the_manifest_ends_no_worker(tmp_path: Path) -> None:
-    store, other = tmp_path / "store", tmp_path / "other"
-    await publish_lists(store, MANY)
-    live = files(store)
-    release = await publish_lists(store, MANY, live=False)
-    (path,) = files(store) - live
-    await publish_lists(other, MANY)
-    with serving(tmp_path, "--store", f"file://{store}", "--store", f"file://{other}", "--workers", "2") as service:
-        before = service.workers()
-        spoil_page_of(path, MANIFEST)
-        opened = LmdbStore(store)
-        await activate(opened, ReleaseId(release), force=True)
-        await opened.close()
-        until(lambda: {service.get("/readyz").json["status"] for _ in range(20)} == {"degraded"})
-        assert service.get("/v1/recommendations/0001").json["source"] == "personal"
-        assert service.workers() == before
 
 
 async def test_a_list_that_lies_under_another_key_is_nobodys_list(memory: MemoryStore) -> None:

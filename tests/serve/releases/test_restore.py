@@ -4,10 +4,12 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,10 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.file.store import LmdbStore
 from tests.support.balancer import balanced
 from tests.support.command import hotplate
-from tests.support.readers import lists, reading
-from tests.support.service import UNTIL_S, Service, publish_lists, publish_to, running, serving, until
+from tests.support.readers import lists
+from tests.support.service import Service, publish_lists, publish_to, running, serving, until
 from tests.support.soak import scaled
+from tests.support.virtual import virtual
 
 
 @contextmanager
@@ -82,18 +85,7 @@ async def test_workers_follow_a_restored_folder_and_agree_with_later_workers(tmp
     assert '"level":"error"' not in service.log.read_text()
 
 
-def spoil(path: Path, how: str) -> None:
-    match how:
-        case "zeros":
-            path.write_bytes(bytes(65_536))
-        case "cut":
-            path.write_bytes(path.read_bytes()[:100])
-        case "missing":
-            path.unlink()
-
-
-@pytest.mark.parametrize("how", ["zeros", *(pytest.param(how, marks=pytest.mark.soak) for how in ("cut", "missing"))])
-async def test_rebuilt_catalogue_is_followed_by_workers_and_rejects_old_writers(tmp_path: Path, how: str) -> None:
+async def test_rebuilt_catalogue_is_followed_by_workers_and_rejects_old_writers(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/store"
     first, second = [await publish_to(url, lists(text)) for text in ("r1", "r2")]
     writer = connect(url)
@@ -102,7 +94,7 @@ async def test_rebuilt_catalogue_is_followed_by_workers_and_rejects_old_writers(
     with serving(tmp_path, "--store", url, "--workers", "2") as service:
         until_ready(service, second)
         with requested(service) as releases:
-            spoil(tmp_path / "store" / "catalogue.json", how)
+            (tmp_path / "store" / "catalogue.json").write_bytes(bytes(65_536))
             until(lambda: {state["status"] for state in service.states()} == {"degraded"}, "a worker sees no loss")
             listed = hotplate("store", "rebuild", "--store", url, "--json")
             assert listed.returncode == 2, listed.stderr
@@ -142,31 +134,21 @@ async def test_a_deleted_folder_is_degraded_and_its_popular_lists_are_served_on(
         until_ready(service, await publish_to(f"file://{store}", lists("r2")))
 
 
-async def test_a_live_file_that_is_removed_is_reported_and_its_lists_are_served_on(tmp_path: Path) -> None:
-    url = f"file://{tmp_path}"
-    await publish_to(url, lists("r1"))
-    async with reading(url) as reader:
-        follower = reader.tiers[0].follower
-        first = follower.served
-        assert first is not None
-        path = tmp_path / "releases" / f"{first.ref.incarnation}.mdb"
-
-        async def until_reported(*, is_reported: bool) -> None:
-            async with asyncio.timeout(UNTIL_S):
-                while (follower.last_error is not None) is not is_reported:
-                    await asyncio.sleep(0.02)
-
-        aside = path.rename(tmp_path / "aside")
-        await until_reported(is_reported=True)
-        assert f"{path} was removed while release {first.id} is served" in str(follower.last_error)
-        assert (await reader.personal("1")).source == "personal"
-        aside.rename(path)
-        await until_reported(is_reported=False)
-        path.unlink()
-        await until_reported(is_reported=True)
-        second = await publish_to(url, lists("r2"))
-        await until_reported(is_reported=False)
-        assert (await reader.personal("1")).served.id == second
+@virtual
+async def test_warming_beside_a_served_release_rests_longer_than_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, clock, took_s = LmdbStore(tmp_path), asyncio.get_running_loop().time, list[float]()
+    monkeypatch.setattr(time, "thread_time", count().__next__)  # each step works for one second
+    for number in range(2):
+        await publish_lists(tmp_path, lists(f"r{number}"))
+        live = (await store.catalogue()).live_ref
+        assert live is not None
+        began = clock()
+        await store.warm(live)
+        took_s.append(clock() - began)
+    await store.close()
+    assert took_s[1] > 2 * took_s[0] > 0
 
 
 async def flip(folder: Path, store: LmdbStore, number: int) -> str:

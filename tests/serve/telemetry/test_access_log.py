@@ -1,24 +1,17 @@
 """The access log: off unless requested, and never a place where ids, keys or queries end up."""
 
 import asyncio
-import http.client
 import json
-import os
 import re
-import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import pytest
 
 from hotplate.serve.access.keys import create
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import RequestRecord
-from tests.support.limited_service import counted
-from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, running, until
+from tests.support.service import Service, a_list, publish_lists, running, until
 
 
 @pytest.fixture
@@ -89,47 +82,3 @@ def test_users_are_named_as_the_switch_says(users: Literal["hashed", "none", "pl
     first, same, other = (json.loads(line).get("user") for line in lines)
     assert first == same
     assert {"hashed": first not in (other, "42"), "none": first is None, "plain": first == "42"}[users]
-
-
-@contextmanager
-def writing_to_a_pipe(folder: Path) -> Iterator[tuple[Service, IO[bytes]]]:
-    """Run a service that logs each request, until the block ends; yield the pipe, too, as it is once it serves."""
-    options = ("--store", f"file://{folder}", "--access-log", "1")
-    with subprocess.Popen([*LAUNCHER, *DEFAULTS, *options], stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        said = b""
-        while b"serving " not in said:
-            said = process.stderr.readline()
-            assert said
-        try:
-            ports = re.findall(rb"://127.0.0.1:(\d+)", said)
-            fields: list[Any] = [process, *map(int, ports), folder]
-            yield Service(*fields), process.stderr
-        finally:
-            process.kill()
-
-
-def answered(service: Service, requests: int) -> int:
-    """Return how many of so many requests on one connection were answered before one was not in its time."""
-    with closing(http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)) as connection:
-        for number in range(requests):
-            try:
-                connection.request("GET", "/livez")
-                connection.getresponse().read()
-            except OSError:
-                return number
-    return requests
-
-
-@pytest.mark.soak
-def test_unread_pipe_blocks_nothing_and_lost_lines_are_counted_and_reported(folder: Path) -> None:
-    with writing_to_a_pipe(folder) as (service, pipe):
-        assert answered(service, 6000) == 6000
-        until(lambda: counted(service, "hotplate_log_lines_dropped_total"), "nothing is counted")
-        (worker,) = service.workers()
-        os.kill(worker, signal.SIGKILL)
-        until(lambda: service.workers() not in ([], [worker]), "the parent is stuck, too")
-        until(lambda: answered(service, 1), "the worker that replaces it does not answer")
-        assert answered(service, 6000) == 6000
-        assert all(json.loads(pipe.readline()) for _ in range(3000)), "lines are whole"
-        assert answered(service, 5) == 5
