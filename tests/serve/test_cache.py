@@ -9,7 +9,7 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import EncodedList, TieredReader
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.tiers import ABSENT_S, FAILURES, NOT_CACHED, Cache
+from hotplate.serve.tiers import ABSENT_S, NOT_CACHED, Cache
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable
@@ -45,15 +45,6 @@ def test_what_was_used_last_stays_and_no_more_than_the_bytes_it_may_hold() -> No
     cache.put(release, ["user:huge"], [bytes(MAX_BYTES)])
     assert cache.get(release, "user:huge") is NOT_CACHED
     assert cache.get(release, "user:hot") == b"hot"
-
-
-def test_a_release_that_is_loaded_again_gets_nothing_of_the_one_before() -> None:
-    cache, before, after = Cache(MAX_BYTES, FakeClock()), a_release(), a_release()
-    cache.put(before, ["user:1"], [b"before"])
-    assert cache.get(after, "user:1") is NOT_CACHED
-    cache.put(after, ["user:1"], [b"after"])
-    cache.put(before, ["user:1"], [b"a late read"])
-    assert (cache.get(after, "user:1"), cache.get(before, "user:1")) == (b"after", b"a late read")
 
 
 def reads(store: RemoteStore) -> int:
@@ -116,24 +107,6 @@ async def test_cached_lists_are_served_during_store_outage_and_others_fall_throu
     store.failure = StoreUnavailable("gone")
     answers = await asyncio.gather(*(reader.personal(user) for user in ("1", "2")))
     assert [(one.tier, text(one)) for one in answers] == [("remote", "first for 1"), ("local", "second for 2")]
-
-
-@virtual
-async def test_lists_of_a_later_tier_are_served_from_its_cache_while_its_circuit_is_open(
-    store: RemoteStore, clock: FakeClock
-) -> None:
-    other = remote_store(clock)
-    await publish(store.inner, "first")
-    await publish(other.inner, "second")
-    reader = await over(one=store, other=other)
-    store.failure = StoreUnavailable("gone")
-    await asyncio.gather(*map(reader.personal, "1234"))
-    other.failure = StoreUnavailable("gone")
-    for _ in range(FAILURES):
-        await reader.personal("0")
-    assert all(tier.breaker.is_open for tier in reader.tiers)
-    answers = await asyncio.gather(*map(reader.personal, "01234"))
-    assert list(map(text, answers)) == ["first", *(f"second for {user}" for user in "1234")]
 
 
 @virtual

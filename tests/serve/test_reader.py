@@ -10,9 +10,9 @@ import pytest
 
 from hotplate.serve.embedded import Lists
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.reader import EncodedList, NotReady, TieredReader, read_within
+from hotplate.serve.reader import EncodedList, TieredReader, read_within
 from hotplate.serve.tiers import FAILURES, PAUSE_S, loop_time
-from hotplate.stores.catalogue import Catalogue, ReleaseRef
+from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.store import Reader, Slot
@@ -50,16 +50,6 @@ async def over(*stores: Reader) -> Counting:
     """Return a reader that has read the catalogue of each store."""
     reader = Counting(*stores)
     await reader.refresh()
-    return reader
-
-
-async def over_a_failed_one(memory: MemoryStore, remote: RemoteStore) -> Counting:
-    """Return a reader of a store that has a release and failed so often that its circuit is open; it still fails."""
-    await publish(memory, "first")
-    reader = await over(remote)
-    remote.failure = StoreUnavailable("gone")
-    for _ in range(FAILURES):
-        await reader.personal("1")
     return reader
 
 
@@ -134,41 +124,6 @@ async def test_the_next_tier_answers_a_caller_with_little_time(
     if local:
         with read_within(BUDGET_S / 4):
             assert brief(await reader.personal("8")) == ("tier1", "personal", b"second for 8")
-
-
-@virtual
-async def test_a_defect_of_a_remote_store_is_no_damage_and_refuses_what_must_be_read(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
-    await publish(memory, "first")
-    reader = await over(remote)
-    remote.failure = IndexError("pop from an empty deque")
-    with pytest.raises(StoreUnavailable):
-        await reader.personal_many(["1", "2"], must_read=True)
-    remote.failure = None
-    assert (await reader.personal("1")).source == "personal"
-    assert reader.tiers[0].error is None
-
-
-class SlowToRead(MemoryStore):
-    """A store in this process whose catalogue is slow to read, if it says so."""
-
-    delay_s = 0.0
-
-    async def catalogue(self) -> Catalogue:
-        await asyncio.sleep(self.delay_s)
-        return await super().catalogue()
-
-
-@virtual
-async def test_a_release_that_left_a_local_store_costs_no_more_than_the_budget(clock: FakeClock) -> None:
-    store = SlowToRead(clock)
-    first = await publish(store, "first")
-    reader = await over(store)
-    await store.erase(await ref_of(store, first))
-    store.delay_s, started = 30, loop_time()
-    assert brief(await reader.personal("1")) == ("tier0", "popular", b"first")
-    assert loop_time() - started < 2 * BUDGET_S
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -290,19 +245,6 @@ async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
     assert (reader.release(), reader.tiers[0].error) == (third, None)
 
 
-@virtual
-async def test_damaged_remote_value_falls_through_and_its_circuit_stays_closed(
-    remote: RemoteStore, fallback: RemoteStore
-) -> None:
-    reader = await over_two_releases(remote, fallback)
-    remote.broken_keys, remote.broken_by = {"user:1"}, ReleaseCorrupt("a list under another key")
-    for _ in range(2 * FAILURES):
-        assert brief(await reader.personal("1")) == ("tier1", "personal", b"second for 1")
-    assert not reader.tiers[0].breaker.is_open
-    assert "a list under another key" in str(reader.tiers[0].error)
-    assert (await reader.personal("2")).tier == "tier0"
-
-
 class SlowPoints(RemoteStore):
     """A store that reads key by key, one of which it is slow to read."""
 
@@ -418,21 +360,6 @@ async def test_each_key_of_a_turn_falls_through_by_itself(store: RemoteStore, ot
 
 
 @virtual
-async def test_lists_of_the_first_tier_do_not_wait_for_those_of_the_next(
-    store: RemoteStore, other: RemoteStore
-) -> None:
-    await publish(store.inner, "first", users=range(3))
-    await publish(other.inner, "second", users=range(5))
-    reader = await over(store, other)
-    other.delay_s = BUDGET_S / 4
-    started = loop_time()
-    slow = asyncio.create_task(reader.personal("4"))
-    assert texts(await personal(reader, 0, 1)) == ["first for 0", "first for 1"]
-    assert loop_time() == started
-    assert texts([await slow]) == ["second for 4"]
-
-
-@virtual
 async def test_one_lookup_per_loop_turn_probes_a_store_and_others_do_not_wait(
     store: RemoteStore, other: RemoteStore
 ) -> None:
@@ -450,67 +377,6 @@ async def test_one_lookup_per_loop_turn_probes_a_store_and_others_do_not_wait(
     assert loop_time() == started
     assert (await probe).tier == "tier0"
     assert not reader.tiers[0].breaker.is_open
-
-
-@virtual
-async def test_what_takes_no_wait_is_at_hand_and_the_rest_is_requested(clock: FakeClock, store: RemoteStore) -> None:
-    local = DamagedStore(clock)
-    reader = await over(local, store)
-    with pytest.raises(NotReady):
-        reader.get_nowait("user:1", "personal")
-    await publish(local, "first", users=range(3))
-    await reader.tiers[0].follower.refresh()
-    found = reader.get_nowait("user:1", "personal")
-    assert found is not None
-    assert (found.tier, found.source, found.status, texts([found])) == ("tier0", "personal", "ok", ["first for 1"])
-    unknown = reader.get_nowait("user:9", "personal")
-    assert unknown is not None
-    assert (unknown.source, unknown.status) == ("popular", "unknown")
-    assert found.served.lookups == [1, 1, 0]
-    await publish(store.inner, "second", users=range(10))
-    await reader.tiers[1].follower.refresh()
-    local.damaged, local.raising = frozenset({"user:2"}), ReleaseCorrupt("page 7 cannot be read")
-    assert reader.get_nowait("user:9", "personal") is None
-    assert reader.get_nowait("user:2", "personal") is None
-    assert reader.tiers[0].error is None, "it is read, and counted, by the request"
-    delivered = list[EncodedList]()
-    for key in ("user:9", "user:2"):
-        reader.submit(key, "personal", "", delivered.append)
-    assert not delivered
-    await asyncio.sleep(BUDGET_S)
-    assert texts(delivered) == ["second for 9", "second for 2"]
-    assert "page 7" in str(reader.tiers[0].error)
-
-
-@virtual
-async def test_a_request_never_fails_and_one_that_cannot_deliver_harms_no_other(store: RemoteStore) -> None:
-    await publish(store.inner, "first")
-    reader = await over(store)
-    delivered = list[EncodedList]()
-
-    def refuse(_: EncodedList) -> None:
-        raise RuntimeError("the connection is gone")
-
-    for user, deliver in (("1", refuse), ("1", delivered.append), ("2", delivered.append)):
-        reader.submit(f"user:{user}", "personal", "", deliver)
-    await asyncio.sleep(BUDGET_S)
-    assert texts(delivered) == ["first for 1", "first for 2"]
-    store.failure = IndexError("a mistake of the store's")
-    reader.submit("user:1", "personal", "", delivered.append)
-    await asyncio.sleep(BUDGET_S)
-    assert (delivered[-1].source, delivered[-1].status) == ("popular", "error")
-
-
-@virtual
-async def test_stores_are_closed_once_what_was_requested_is_delivered(store: RemoteStore) -> None:
-    await publish(store.inner, "first")
-    reader = TieredReader({"remote": store}, budget_s=BUDGET_S)
-    async with reader:
-        await reader.wait_until_ready(1)
-        store.delay_s = BUDGET_S / 2
-        waiting = asyncio.create_task(reader.personal("1"))
-        await asyncio.sleep(0)
-    assert texts([await waiting]) == ["first for 1"]
 
 
 async def test_an_erased_user_is_answered_as_unknown_by_every_tier(memory: MemoryStore, remote: RemoteStore) -> None:

@@ -4,10 +4,7 @@ import os
 import signal
 
 from hotplate.serve.errors import ServiceFinding
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.states import FINDINGS, SENTENCE_CHARS, Reporter, SharedStates, TierState, WorkerState
-from tests.support.memory_store import MemoryStore
-from tests.support.remote import publish
+from hotplate.serve.states import FINDINGS, SENTENCE_CHARS, SharedStates, TierState, WorkerState
 
 
 def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> WorkerState:
@@ -54,25 +51,3 @@ def test_a_state_is_never_read_half() -> None:
     assert found.count(None) < len(found) / 10
     assert both[0] in found
     assert both[1] in found
-
-
-async def test_lookups_are_counted_by_served_release(memory: MemoryStore) -> None:
-    async with TieredReader({"memory": memory}) as reader:
-        (tier,) = reader.tiers
-        for _ in range(2):
-            release = await publish(memory, "r", users=range(2))
-            await tier.follower.refresh()
-            for user in ("0", "1", "nobody"):
-                await reader.personal(user)
-            await reader.personal_many(["0", "nobody"])
-            assert Reporter(reader.tiers).state().lookups == {release: [3, 2, 0]}
-
-
-def test_a_worker_that_was_waited_for_is_left_out_until_it_accepts() -> None:
-    states = SharedStates(2, 1)
-    assert not states.has_most_connections(1, 0)
-    assert states.has_most_connections(0, 32)
-    assert not states.has_most_connections(0, 32, waited=True)
-    assert not states.has_most_connections(0, 64)
-    assert not states.has_most_connections(1, 0)
-    assert states.has_most_connections(0, 64)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.tiers import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker, StoreObserver, Tier, tier_names
+from hotplate.serve.tiers import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker, StoreObserver, Tier
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.store import Observer, Slot
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -131,28 +131,6 @@ async def test_failures_of_one_part_do_not_open_the_circuit_before_the_limit(sto
 
 
 @virtual
-async def test_an_answer_that_is_late_may_be_of_one_part_where_others_were(store: KeyByKeyStore) -> None:
-    reader, tier = await opened(store)
-    store.broken_keys = {"user:1"}
-    await reader.personal("1")
-    store.broken_keys, store.delay_s = set(), 2 * BUDGET_S  # as of a store that ends its reads too late
-    for _ in range(FAILURES_OF_PARTS - 2):
-        assert (await reader.personal("1")).source == "popular"
-    assert not tier.breaker.is_open
-    await reader.personal("1")
-    assert tier.breaker.is_open
-
-
-@virtual
-async def test_a_release_that_is_gone_concerns_every_key(store: KeyByKeyStore) -> None:
-    reader, tier = await opened(store)
-    store.failure = ReleaseNotFound("gone")
-    for _ in range(FAILURES):
-        await reader.personal("1")
-    assert tier.breaker.is_open
-
-
-@virtual
 async def test_scrape_shows_request_units_throttles_and_failures_once_reported(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
     await reader.personal_many(["0", "1"])
@@ -165,10 +143,6 @@ async def test_scrape_shows_request_units_throttles_and_failures_once_reported(s
     assert 'hotplate_store_charged_responses_total{store="cosmos"} 2.0' in text
     assert 'hotplate_store_throttled_total{store="cosmos"} 1.0' in text
     assert 'hotplate_store_failures_total{kind="other",store="cosmos"} 1.0' in text
-
-
-def test_tiers_are_named_by_scheme_and_numbered_from_the_second() -> None:
-    assert tier_names(["redis://a", "file:///b", "redis://c"]) == ["redis", "file", "redis-2"]
 
 
 @pytest.fixture
@@ -196,21 +170,6 @@ def test_the_pause_doubles_to_its_bound_and_is_short_again_after_a_success(break
     assert breaker.allows()
     breaker.succeeded()
     fail(breaker, FAILURES)
-    clock.now += PAUSE_S[0]
-    assert breaker.allows()
-
-
-def test_a_probe_that_fails_is_enough_whatever_the_failure(breaker: Breaker, clock: FakeClock) -> None:
-    fail(breaker, FAILURES)
-    clock.now += PAUSE_S[0]
-    assert breaker.allows()
-    breaker.failed(FAILURES_OF_PARTS)
-    assert not breaker.allows()
-
-
-def test_failures_of_requests_sent_before_opening_do_not_extend_the_pause(breaker: Breaker, clock: FakeClock) -> None:
-    for _ in range(FAILURES + 20):
-        breaker.failed()
     clock.now += PAUSE_S[0]
     assert breaker.allows()
 

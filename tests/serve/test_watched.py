@@ -89,18 +89,6 @@ def test_a_file_that_may_be_read_again_is_used_without_another_change() -> None:
         assert (watched.warning, used) == (None, [b"first", b"other"])
 
 
-def test_a_file_that_is_too_large_for_a_while_leaves_no_warning(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"good")
-    watched = WatchedFiles([file], lambda _: None, max_bytes=10)
-    file.write_bytes(b"far too large")
-    polled(watched)
-    assert "more than 10 bytes" in str(watched.warning)
-    file.write_bytes(b"good")
-    polled(watched)
-    assert watched.warning is None
-
-
 def test_file_replaced_by_a_pipe_is_not_opened_for_reading(tmp_path: Path) -> None:
     file, reads = tmp_path / "file", list[bytes]()
     file.write_text("good")

@@ -17,12 +17,6 @@ class Proxy:
         """By how many seconds requests are delayed."""
         self.refusing = False
         """Whether new connections are closed at once."""
-        self.cut_at: int | None = None
-        """After how many bytes of an answer its connection is closed."""
-        self.cut_every = 1
-        """One of so many answers is cut."""
-        self.cuts = 0
-        self._answers = 0
         self.accepted = 0
         """How many connections were made in all."""
         self.port = 0
@@ -69,19 +63,10 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _cuts_now(self) -> bool:
-        self._answers += 1
-        now = self.cut_at is not None and self._answers % self.cut_every == 0
-        self.cuts += now
-        return now
-
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, delayed: bool) -> None:
         loop, due = asyncio.get_running_loop(), 0.0
         with suppress(OSError):
             while data := await source.read(1 << 16):
-                if not delayed and self._cuts_now():
-                    sink.write(data[: self.cut_at])
-                    break
                 # Later than what came before, if only just: of timers that are due at once the order is not defined.
                 due = max(due + 1e-6, loop.time() + (self.delay_s if delayed else 0.0))
                 loop.call_at(due, sink.write, data)
