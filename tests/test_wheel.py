@@ -6,14 +6,12 @@ import re
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import venv
 import zipfile
 from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 
 import pytest
-from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 
@@ -67,26 +65,15 @@ def test_wheel_has_all_package_files_except_those_for_measuring_a_checkout(wheel
     assert contents(wheel) == {name if name.startswith("hotplate/") else f"hotplate/{name}" for name in kept}
 
 
-def test_a_wheel_made_of_the_source_distribution_is_the_same(wheel: Path, tmp_path: Path) -> None:
-    with tarfile.open(next(SdistBuilder(str(ROOT)).build(directory=str(tmp_path)))) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    assert contents(Path(next(WheelBuilder(str(source)).build(directory=str(tmp_path))))) == contents(wheel)
-
-
 @pytest.mark.soak
-@pytest.mark.parametrize("regular", [True, False], ids=["with __init__.py", "without __init__.py"])
-def test_an_application_with_packages_of_the_same_names_publishes_and_reads(
-    wheel: Path, tmp_path: Path, *, regular: bool
-) -> None:
+def test_an_application_with_packages_of_the_same_names_publishes_and_reads(wheel: Path, tmp_path: Path) -> None:
     installed, application = tmp_path / "installed", tmp_path / "application"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     for room, module in MODULES.items():
         (application / room).mkdir(parents=True)
         (application / room / f"{module}.py").write_text("OWNER = 'application'\n")
-        if regular:
-            (application / room / "__init__.py").touch()
+        (application / room / "__init__.py").touch()
     clicks = [f"u{user},i{user * step % 9}" for user in range(20) for step in range(1, 6)]
     (application / "clicks.csv").write_text("\n".join(["user,item", *clicks]))
     # -S: the checkout is installed here too, by a file that only `site` reads.
