@@ -49,15 +49,6 @@ def service(folder: Path) -> Iterator[Service]:
         yield running_service
 
 
-@pytest.fixture(scope="module")
-def keyed(folder: Path) -> Iterator[tuple[Service, str]]:
-    """A service that takes a key, and the key."""
-    key = create(folder.parent / "keys.json", "explorer", ["read", "events"]).key
-    options = ("--fold-in", "--keys", str(folder.parent / "keys.json"), "--events", str(folder.parent / "log"))
-    with running(folder, *options) as service:
-        yield service, key
-
-
 async def test_the_page_sends_a_request_that_works_and_requests_nothing_elsewhere(
     service: Service, tmp_path: Path
 ) -> None:
@@ -126,16 +117,18 @@ def test_the_files_of_the_page_are_kept_for_a_week(service: Service) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_schemathesis_finds_nothing(keyed: tuple[Service, str], tmp_path: Path) -> None:
+def test_schemathesis_finds_nothing(folder: Path, tmp_path: Path) -> None:
     """Every route, with sense and with nonsense: each answer is as the document says."""
-    service, key = keyed
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--checks", "all"]
-    command += ["--max-examples", str(scaled(120)), "--seed", str(SEED), "--continue-on-failure", "--no-color"]
-    command += ["--header", f"X-API-Key: {key}"]
+    key = create(tmp_path / "keys.json", "explorer", ["read", "events"]).key
+    options = ("--fold-in", "--keys", str(tmp_path / "keys.json"), "--events", str(tmp_path / "log"))
     settings = os.environ | {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, "\n".join(line[:500] for line in (done.stdout + done.stderr).splitlines())
-    assert '"level":"error"' not in service.log.read_text()
+    with running(folder, *options) as service:
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--checks", "all"]
+        command += ["--max-examples", str(scaled(120)), "--seed", str(SEED), "--continue-on-failure", "--no-color"]
+        command += ["--header", f"X-API-Key: {key}"]
+        done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, "\n".join(line[:500] for line in (done.stdout + done.stderr).splitlines())
+        assert '"level":"error"' not in service.log.read_text()
 
 
 def program(language: str, service: Service) -> str:
