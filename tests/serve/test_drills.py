@@ -23,14 +23,15 @@ from tests.support.service import publish_to, serving, until
 pytestmark = pytest.mark.soak
 
 USER = "7"
-# Metrics that rise: a name, and labels.
-OUTAGE = [
+# A metric that rises, and labels.
+Rise = tuple[str, dict[str, str]]
+OUTAGE: list[Rise] = [
     ("hotplate_store_operation_duration_seconds_count", {"outcome": "error"}),
     ("hotplate_breaker_open", {}),
     ("hotplate_degraded", {}),
 ]
-DAMAGE = [("hotplate_store_corrupt_total", {}), ("hotplate_degraded", {})]
-UNREAD = ("hotplate_lookups_total", {"outcome": "error"})
+DAMAGE: list[Rise] = [("hotplate_store_corrupt_total", {}), ("hotplate_degraded", {})]
+UNREAD: Rise = ("hotplate_lookups_total", {"outcome": "error"})
 
 
 async def copied(source: str, target: str, release: str, act: Callable[..., object] = copy) -> None:
@@ -83,7 +84,7 @@ def test_faults_lose_no_request_and_are_seen_on_metrics(
     tmp_path: Path,
     fault: Callable[[RedisServer, str], AbstractContextManager[None]],
     tiers: list[str],
-    rises: list[tuple[str, dict[str, str]]],
+    rises: list[Rise],
 ) -> None:
     (tmp_path / "redis").mkdir()
     source = f"file://{tmp_path}/source"

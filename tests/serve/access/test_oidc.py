@@ -74,14 +74,14 @@ USER = "/v1/recommendations/42"
 @pytest.fixture
 def issuer() -> Iterator[Issuer]:
     def respond(path: str, *_: object) -> tuple[int, bytes]:
-        issuer.fetched.append(path)
-        time.sleep(issuer.pause_s)
-        body = issuer.document(path)
+        made.fetched.append(path)
+        time.sleep(made.pause_s)
+        body = made.document(path)
         return 200 if body else 500, body
 
     with http_server(respond) as url:
-        issuer = Issuer(url)
-        yield issuer
+        made = Issuer(url)
+        yield made
 
 
 @pytest.fixture
