@@ -272,6 +272,7 @@ class ConnectionPool:
 
     def on_ready(self, connection: ClientConnection[Pending]) -> None:
         self._open.add(connection)
+        connection.sent_at = connection.sent_at or asyncio.get_running_loop().time()
         while self._waiting:
             message, pending = self._waiting.popleft()
             if not pending.done():
