@@ -70,7 +70,7 @@ class Background(Generic[T]):
         weakref.finalize(self, _stop, self._running).atexit = False
 
     def __enter__(self) -> Self:
-        self._here()
+        self._halted(lambda _: None)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,24 +85,27 @@ class Background(Generic[T]):
             here.thread.join(timeout=10.0)
 
     def _here(self) -> _Running[T]:
-        with _lock():
-            if self._is_closed:
-                raise self._closed()
-            here = self._running.get(os.getpid()) or _Running(self._make())
-            self._running[os.getpid()] = here
+        """The caller holds the lock."""
+        if self._is_closed:
+            raise self._closed()
+        here = self._running.get(os.getpid())
+        if here is None:
+            here = self._running[os.getpid()] = _Running(self._make())
         return here
 
     def _halted(self, use: Callable[Concatenate[T, P], R], *arguments: P.args, **options: P.kwargs) -> R:
         """Call *use* with the object while its loop is halted."""
-        with suppress(concurrent.futures.CancelledError):  # it was closed
-            self._here().value.result()
         with _lock():
-            return use(self._here().value.result(), *arguments, **options)
+            value = self._here().value
+            if value.done():
+                return use(value.result(), *arguments, **options)
+        with suppress(concurrent.futures.CancelledError):  # it was closed
+            value.result()
+        return self._halted(use, *arguments, **options)
 
     def _run(self, call: Callable[[T], Coroutine[Any, Any, R]]) -> R:
         """Run a call, which has its own deadline, on the loop."""
-        loop = self._here().loop
-        future = self._halted(lambda value: asyncio.run_coroutine_threadsafe(call(value), loop))
+        future = self._halted(lambda value: asyncio.run_coroutine_threadsafe(call(value), self._here().loop))
         try:
             return future.result()
         except concurrent.futures.CancelledError:
