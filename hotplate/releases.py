@@ -5,6 +5,7 @@ Every failure is a StoreError.
 """
 
 from functools import partial
+from math import inf
 
 from hotplate.stores import lifecycle, transfer, verification
 from hotplate.stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
@@ -48,10 +49,7 @@ def prune(
     than *grace_s* ago, and those never live; with *keep_ready_s*, only if begun since. Drafts without a writer are
     erased. *on_progress* is called with (erased, to erase).
     """
-
-    async def act(it: Store) -> list[ReleaseId]:
-        return await lifecycle.prune(it, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, on_progress=on_progress)
-
+    act = partial(lifecycle.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, on_progress=on_progress)
     return run_on(store, act, must_exist=True)
 
 
@@ -82,7 +80,7 @@ def verify(
     store: str | Store,
     release: str | None = None,
     *,
-    rows_per_s: float | None = None,
+    rows_per_s: float = inf,
     on_progress: OnProgress = unreported,
 ) -> Manifest:
     """Read every row of a *release*, by default the live one, at most *rows_per_s*, and return its manifest.

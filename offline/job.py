@@ -27,7 +27,7 @@ from hotplate.stores.errors import HeldBack, RefusedByGates, ReleaseConflict, re
 from hotplate.stores.folders import LOCK, flush, take_lock
 from hotplate.stores.lifecycle import activate, prune
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.publication import begin_run, new_id
+from hotplate.stores.publication import RUNNER, begin, new_id
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 from hotplate.stores.verification import load_manifest
@@ -262,7 +262,7 @@ class Attempt:
             with timed(within, "load"):
                 lists = ModelLists(load(folder.model), replace(job.lists, rules=job.rules()))
             self._measure(lists)
-        draft = run_on(job.store, lambda it: begin_run(it, run.id, run.release))
+        draft = run_on(job.store, lambda it: begin(it, run.release, writer=RUNNER + run.id))
         try:
             with folder.step("publish") as within:
                 written = self._write(lists, job.store, replace(job.publishing, resume=draft))

@@ -5,12 +5,11 @@ Releases are in the order of their last commit or activation. Times are epoch se
     draft → ready → live → superseded → dropping
                       └──→ withdrawn ──────┘        left by a rollback or a repair; never a rollback's target
 
-
 Ids are for people; data are named by incarnations. Every begin draws a new one, so a late writer or eraser touches only
 its own data. A served release and the draft that repairs it share an id.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, NamedTuple, NewType
@@ -51,10 +50,10 @@ FORMAT_ERASED = 3
 
 LEASE_S = 60.0
 
-# Accepted clock skew. A lease that is longer by more is invalid: the clock was set back.
+# Accepted clock skew; a longer lease is invalid: the clock was set back.
 LEASE_SLACK_S = 30.0
 
-# Time for which a release can be read after it left service.
+# How long a release can be read after it left service.
 GRACE_S = 600.0
 
 
@@ -73,8 +72,7 @@ class State(StrEnum):
 class Release:
     """Control state of one incarnation.
 
-    *refused_by* names failed gates, which keep it from going live unless overridden. *live_since* is for display only,
-    and not in the checksum, for older versions.
+    *refused_by* names failed gates, which keep it from going live unless overridden. *live_since* is for display only.
     """
 
     id: ReleaseId
@@ -100,9 +98,9 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """The release that a share of the users, chosen by the hash of *salt* and their ids, see instead of the live one.
+    """The release that a share of the users, by the hash of *salt* and id, see instead of the live one.
 
-    *salt* is the release's id, because all tiers must choose the same users.
+    *salt* is the release's id: all tiers choose the same users.
     """
 
     release: ReleaseId
@@ -209,7 +207,7 @@ class Catalogue:
 def follows(found: Catalogue, seen: Catalogue | None) -> bool:
     """Return whether a reader that has *seen* one catalogue should follow *found*.
 
-    It follows a higher generation, another store, and another token of the same generation (rewritten after a failover)
+    Follows a higher generation, another store, and another token of the same generation (rewritten after a failover)
     unless only a replica has it; never an empty catalogue.
     """
     if found.generation == 0:
@@ -222,24 +220,23 @@ def follows(found: Catalogue, seen: Catalogue | None) -> bool:
 
 def newly_committed(old: Catalogue, new: Catalogue) -> list[ReleaseRef]:
     """Return the releases committed or made live between *old* and *new*."""
-
-    def is_newly_committed(entry: Release) -> bool:
-        before = old.entry(entry.incarnation)
-        is_committed = before is not None and before.state is State.DRAFT and entry.state is not State.DROPPING
-        return (is_committed and entry.state is not State.DRAFT) or (
-            entry.state is State.LIVE and old.live_ref != entry.ref
-        )
-
-    return [entry.ref for entry in new.releases if is_newly_committed(entry)]
+    drafts = {entry.incarnation for entry in old.releases if entry.state is State.DRAFT}
+    return [
+        entry.ref
+        for entry in new.releases
+        if (entry.incarnation in drafts and entry.state not in (State.DRAFT, State.DROPPING))
+        or (entry.state is State.LIVE and old.live_ref != entry.ref)
+    ]
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
-    """Add a draft with a lease, and mark lapsed drafts as `dropping`.
+    """Add a draft with a lease, and mark lapsed drafts as `dropping`; ReleaseConflict if the id is taken.
 
-    *repairs* is the incarnation that `commit` replaces. Raises ReleaseConflict if any other has the id.
+    *repairs* is the incarnation that `commit` replaces.
     """
-    if any((one.id, one.writer, one.state) == (draft.id, draft.writer, State.DRAFT) for one in catalogue.releases):
-        return catalogue  # begun by an earlier attempt
+    for one in catalogue.releases:
+        if (one.id, one.writer, one.state) == (draft.id, draft.writer, State.DRAFT):  # begun by an earlier attempt
+            return renew(catalogue, draft._replace(incarnation=one.incarnation))
     remaining = _lapsed_dropped(catalogue)
     harmless = {State.DROPPING} if repairs is None else {State.DROPPING, State.WITHDRAWN}
     taken = (entry for entry in remaining if entry.id == draft.id and entry.incarnation != repairs)
@@ -270,8 +267,7 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
     left_s = entry.lease_left_s(catalogue.now)
     if left_s > 0:
         raise ReleaseConflict(
-            f"release {draft.id} is being written by another process, whose lease runs for {left_s:.0f} s more; "
-            f"wait for its end or, if that process is gone, until the lease has lapsed"
+            f"release {draft.id} is being written by another process, whose lease runs for {left_s:.0f} s more"
         )
     return _with(catalogue, replace(entry, writer=draft.writer, lease_until=catalogue.now + LEASE_S))
 
@@ -359,9 +355,8 @@ def prune(
 ) -> Catalogue:
     """Mark lapsed drafts, and releases that are neither live nor kept and past their grace, as `dropping`.
 
-    Also incarnations without an entry that were *present* before the catalogue was read: entries precede data, so their
-    writers are gone. Kept are the canary, the *keep* releases that were live before, and ready ones: always, or for
-    *keep_ready_s*.
+    Also incarnations without an entry that were *present* before the catalogue was read, as entries precede data. Kept
+    are the canary, the *keep* releases live before, and ready ones: always, or for *keep_ready_s*.
     """
     kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[str]()
     if (canary := catalogue.canary_entry) is not None:
@@ -377,10 +372,9 @@ def prune(
     entries = [
         replace(entry, state=State.DROPPING) if is_unneeded(entry) else entry for entry in _lapsed_dropped(catalogue)
     ]
-    unknown = sorted(set(present) - catalogue.incarnations)
     entries += [
         Release(ReleaseId(f"unknown-{incarnation}"), incarnation, State.DROPPING, catalogue.now)
-        for incarnation in unknown
+        for incarnation in sorted(set(present) - catalogue.incarnations)
     ]
     return replace(catalogue, releases=tuple(entries))
 
@@ -392,11 +386,8 @@ def abandon(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
 
 def forget(catalogue: Catalogue, release: ReleaseRef) -> Catalogue:
     """Remove an erased, `dropping` release."""
-    kept = (
-        entry
-        for entry in catalogue.releases
-        if entry.incarnation != release.incarnation or entry.state is not State.DROPPING
-    )
+    erased = (release.incarnation, State.DROPPING)
+    kept = (entry for entry in catalogue.releases if (entry.incarnation, entry.state) != erased)
     return replace(catalogue, releases=tuple(kept))
 
 
@@ -436,13 +427,9 @@ def _lapsed_dropped(catalogue: Catalogue) -> tuple[Release, ...]:
 
 
 def _retire(catalogue: Catalogue, state: State) -> Catalogue:
-    return replace(
-        catalogue,
-        releases=tuple(
-            replace(entry, state=state, superseded_at=catalogue.now) if entry.state is State.LIVE else entry
-            for entry in catalogue.releases
-        ),
-    )
+    if (live := catalogue.live_entry) is None:
+        return catalogue
+    return _with(catalogue, replace(live, state=state, superseded_at=catalogue.now))
 
 
 def _with_canary(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
@@ -484,7 +471,6 @@ class _Record(Struct):
     canary: Canary | None
     entries: tuple[Release, ...]
     checksum: str
-    refusals: str | None = None
     erased: Erased | None = None
 
 
@@ -500,7 +486,6 @@ def dump(catalogue: Catalogue) -> bytes:
             "canary": catalogue.canary,
             "entries": catalogue.releases,
             "checksum": _checksum(catalogue),
-            "refusals": _sum_refusals(catalogue.releases),
             **({} if catalogue.erased is None else {"erased": catalogue.erased}),
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
@@ -516,15 +501,10 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
 
     try:
         written = msgspec.json.decode(record, type=RecordFormat).format
-        if written > FORMAT_ERASED:
+        if written not in (FORMAT, FORMAT_ERASED):
+            advice = "upgrade hotplate" if written > FORMAT else "publish into a new store"
             raise CatalogueUnreadable(
-                f"the catalogue at {where} has format {written} and this hotplate reads {FORMAT_ERASED}; upgrade "
-                f"hotplate"
-            )
-        if written < FORMAT:
-            raise CatalogueUnreadable(
-                f"the catalogue at {where} has format {written}, of hotplate 0.1, and this hotplate reads {FORMAT}; "
-                f"publish into a new store"
+                f"the catalogue at {where} has format {written} and this hotplate reads {FORMAT_ERASED}; {advice}"
             )
         found = msgspec.json.decode(record, type=_Record)
         catalogue = Catalogue(
@@ -543,7 +523,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
     ):
         raise unreadable("contradicts itself")
-    if (found.checksum, found.refusals) != (_checksum(catalogue), _sum_refusals(catalogue.releases)):
+    if found.checksum != _checksum(catalogue):
         raise unreadable("is damaged: its checksum is wrong")
     return catalogue
 
@@ -558,21 +538,12 @@ def _checksum(catalogue: Catalogue) -> str:
             entry.state,
             float(entry.created_at),
             entry.writer,
-            _optional_time(entry.superseded_at),
-            _optional_time(entry.lease_until),
+            None if entry.superseded_at is None else float(entry.superseded_at),
+            None if entry.lease_until is None else float(entry.lease_until),
+            *filter(None, [entry.refused_by]),  # hotplate 0.2 had none
         )
         for entry in catalogue.releases
     ]
     shown = None if canary is None else (canary.release, float(canary.percent), canary.salt)
     erased = () if catalogue.erased is None else ((catalogue.erased.incarnation, catalogue.erased.count),)
     return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries, *erased)))
-
-
-def _sum_refusals(entries: Iterable[Release]) -> str | None:
-    # Separate, because hotplate 0.2 computes the checksum without them.
-    found = [(entry.incarnation, entry.refused_by) for entry in entries if entry.refused_by]
-    return xxh3_64_hexdigest(orjson.dumps(found)) if found else None
-
-
-def _optional_time(value: float | None) -> float | None:
-    return None if value is None else float(value)

@@ -1,14 +1,13 @@
-"""Erased users: hashes of their ids, stored as a row that the catalogue refers to.
+"""Erased users: hashes of their ids, in one row of an incarnation that the catalogue names.
 
-The catalogue names an incarnation with one row: salts, hashes, and the number of erased users' rows in each release.
 An erasure writes a new incarnation and swaps the catalogue to it. Rollback, restore, copy and rebuild keep erasures.
-
-Unless the store is a RowEraser, releases keep the rows of erased users; readers treat these users as unknown. A release
-that lacks as many user rows as the record counts is complete.
+Unless the store is a RowEraser, releases keep the rows of erased users, whom readers treat as unknown. A release that
+lacks as many user rows as the record counts is complete.
 """
 
 import base64
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -71,22 +70,18 @@ class ErasedUsers:
 
     def merged(self, other: "ErasedUsers") -> "ErasedUsers":
         """Return the union; StoreMisused if it exceeds MAX_ERASED."""
-        groups = dict(self.groups)
-        for salt, hashes in other.groups.items():
-            groups[salt] = groups.get(salt, frozenset()) | hashes
-        rows = dict(self.rows)
-        for release, count in other.rows.items():
-            rows[release] = max(count, rows.get(release, 0))
-        return _bounded(ErasedUsers(groups, rows))
+        groups = {
+            salt: self.groups.get(salt, frozenset()) | other.groups.get(salt, frozenset())
+            for salt in (*self.groups, *other.groups)
+        }
+        return _bounded(ErasedUsers(groups, Counter(self.rows) | Counter(other.rows)))
 
     def with_users(self, users: Iterable[str], rows: Mapping[ReleaseId, int]) -> "ErasedUsers":
         """Return the union with *users*, with *rows* added; StoreMisused if it exceeds MAX_ERASED."""
         salt = next(iter(self.groups), None) or secrets.token_bytes(SALT_BYTES)
         new = frozenset(_hash(salt, user.encode()) for user in users if not self.covers(USER + user))
-        counts = {
-            release: self.rows.get(release, 0) + rows.get(release, 0) for release in self.rows.keys() | rows.keys()
-        }
-        return _bounded(ErasedUsers({**self.groups, salt: self.groups.get(salt, frozenset()) | new}, counts))
+        groups = {**self.groups, salt: self.groups.get(salt, frozenset()) | new}
+        return _bounded(ErasedUsers(groups, Counter(self.rows) + Counter(rows)))
 
     def of_releases(self, releases: Collection[ReleaseId]) -> "ErasedUsers":
         """Return a copy without the counts of other releases."""
@@ -102,9 +97,9 @@ async def read_erased(reader: Reader, found: Catalogue) -> ErasedUsers:
         return NOBODY
     try:
         value = await read_one(reader, ReleaseRef(ID, found.erased.incarnation), KEY)
-        erased = None if value is None else parse_erased(value)
     except (ReleaseNotFound, ReleaseCorrupt) as error:
         raise _lost(str(error)) from error
+    erased = None if value is None else parse_erased(value)
     if erased is None or erased.count != found.erased.count:
         raise _lost("it is missing, or a different one")
     return erased
@@ -149,15 +144,15 @@ def parse_erased(value: bytes) -> ErasedUsers:
     """Parse a record; ReleaseCorrupt if it is invalid."""
     try:
         record = msgspec.json.decode(Checksum(ID).open(KEY, value)[OFFSET_BYTES:], type=_Record)
-        if record.format != FORMAT:
-            raise ReleaseCorrupt(f"the record has format {record.format}; upgrade hotplate")
         groups = dict[bytes, frozenset[bytes]]()
         for group in record.groups:
             raw = base64.b64decode(group.hashes, validate=True)
             hashes = (raw[place : place + HASH_BYTES] for place in range(0, len(raw), HASH_BYTES))
             groups[bytes.fromhex(group.salt)] = frozenset(hashes)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise ReleaseCorrupt(f"the record cannot be read: {error}") from error
+    except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
+        raise _lost(str(error)) from error
+    if record.format != FORMAT:
+        raise _lost(f"it has format {record.format}; upgrade hotplate")
     return ErasedUsers(groups, {ReleaseId(release): count for release, count in record.rows.items()})
 
 

@@ -1,7 +1,6 @@
 """Scratch folders, each with one owner; those of killed processes are removed by the next process.
 
-The owner of a folder holds an flock on the file `.lock` in it. A folder may be renamed to its final place; its `.lock`
-must then be removed.
+The owner holds an flock on the file `.lock` in its folder, and removes that once the folder is renamed to its place.
 """
 
 import fcntl
@@ -27,6 +26,7 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
 
     Abandoned folders of the same prefix are removed first. Raises OSError.
     """
+    parent.mkdir(parents=True, exist_ok=True)
     for folder in marked(parent, prefix):
         remove_abandoned(folder)
     lock = None
@@ -137,10 +137,9 @@ def remove_abandoned(folder: Path) -> None:
 
 def _lock(folder: Path) -> int | None:
     """Take the lock of *folder*; None if it is held or the folder was removed."""
-    try:
+    with suppress(FileNotFoundError, TimeoutError):
         return take_lock(folder / LOCK, 0o600, 0.0)
-    except (FileNotFoundError, TimeoutError):
-        return None
+    return None
 
 
 def _remove(folder: Path) -> None:

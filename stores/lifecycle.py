@@ -20,13 +20,13 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.store import ProvisionedStore, Store
 from hotplate.stores.throttle import Backoff
-from hotplate.stores.verification import OnProgress, load_manifest, named, read_servable, unreported
+from hotplate.stores.verification import OnProgress, named, read_servable, unreported
 
 log = logging.getLogger(__name__)
 
 SWAP_ATTEMPTS = 50
 
-# Swaps that may fail without a clear result. The second settles the first, which loses if it is still in flight.
+# Swaps that may fail without a clear result; the second settles the first.
 UNCLEAR_SWAPS = 2
 
 # Time limit of reads that settle an unclear swap.
@@ -37,12 +37,7 @@ SWAP_PAUSES_S = (0.001, 0.1)
 
 
 async def activate(
-    store: Store,
-    release: ReleaseId,
-    *,
-    end_canary: bool = False,
-    force: bool = False,
-    though_refused: bool = False,
+    store: Store, release: ReleaseId, *, end_canary: bool = False, force: bool = False, though_refused: bool = False
 ) -> bool:
     """Prepare a committed release and make it live; return whether it was not live before.
 
@@ -56,15 +51,6 @@ async def activate(
     return entry.state is not State.LIVE
 
 
-async def _serve(
-    store: Store, entry: Release, step: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
-) -> Catalogue:
-    await _prepare(store, entry, force=force, though_refused=though_refused)
-    changed = await change(store, step, repeatable=False)
-    await prepare_served(store, changed)
-    return changed
-
-
 async def prepare_served(store: Store, found: Catalogue) -> None:
     """Prepare the served releases again: a prune may have scaled one down before the swap."""
     if isinstance(store, ProvisionedStore):
@@ -72,16 +58,14 @@ async def prepare_served(store: Store, found: Catalogue) -> None:
             await store.prepare(release)
 
 
-async def _prepare(store: Store, entry: Release, *, force: bool, though_refused: bool) -> None:
-    release, refused_by = entry.ref, entry.refused_by
-    if entry.state is State.READY and not refused_by and not though_refused:  # hotplate 0.2 did not record it
-        with suppress(ReleaseCorrupt, ReleaseNotFound):
-            refused_by = (await load_manifest(store, release)).refused_by
-    if refused_by and not though_refused:
+async def _serve(
+    store: Store, entry: Release, step: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
+) -> Catalogue:
+    release = entry.ref
+    if entry.refused_by and not though_refused:
         raise RefusedByGates(
-            f"release {release.id} was refused by {', '.join(refused_by)} when it was published, so it stays "
-            f"{entry.state}; --force of `hotplate releases activate`, `canary` and `promote`, or `?force=true` over "
-            f"HTTP, overrides this"
+            f"release {release.id} was refused by {', '.join(entry.refused_by)} when it was published, so it stays "
+            f"{entry.state}; --force, or `?force=true` over HTTP, overrides this"
         )
     if not force:
         try:
@@ -89,15 +73,16 @@ async def _prepare(store: Store, entry: Release, *, force: bool, though_refused:
         except (ReleaseCorrupt, ReleaseNotFound) as error:
             now = (await store.catalogue()).entry(release.incarnation)
             if now is None or now.state is State.DROPPING:
-                raise ReleaseConflict(
-                    f"release {release.id} was pruned meanwhile; see `hotplate releases list`"
-                ) from error
+                raise ReleaseConflict(f"release {release.id} was pruned meanwhile") from error
             raise ReleaseCorrupt(
                 f"release {release.id} cannot be served, and nothing was changed: {error}; --force overrides this"
             ) from error
         if damaged:
             log.warning("release %s can be served, but is %s", release.id, named(damaged))
     await store.prepare(release)
+    changed = await change(store, step, repeatable=False)
+    await prepare_served(store, changed)
+    return changed
 
 
 async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
@@ -171,10 +156,7 @@ async def prune(
     keep_ready_s: float | None = None,
     on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
-    """Erase the releases that `catalogue.prune` marks or has marked, and return their ids.
-
-    Kept releases past their grace are scaled down.
-    """
+    """Erase the releases that `catalogue.prune` marks, and return their ids; kept ones past their grace scale down."""
     present = await store.incarnations()
     marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))
     dropped = [entry.ref for entry in marked.releases if entry.state is State.DROPPING]
@@ -201,9 +183,9 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
 async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeatable: bool = True) -> Catalogue:
     """Apply a pure function to the catalogue by compare-and-set, again after a lost race.
 
-    A swap that failed without a clear result may still be made: then the next read finds its token, or the next swap
-    loses against it. After swaps by others its result is unknown: an idempotent (*repeatable*) step is applied again,
-    else StoreUnavailable is raised. Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
+    A swap without a clear result may still be made: then the next read finds its token, or the next swap loses against
+    it. After swaps by others, an idempotent (*repeatable*) step is applied again, else StoreUnavailable is raised.
+    Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     made = dict[str, Catalogue]()
@@ -252,10 +234,10 @@ async def is_sealed(store: Store, release: ReleaseRef) -> bool:
     try:
         async for _ in store.scan(release):
             break
-    except ReleaseNotFound:
-        return False
     except ReleaseCorrupt:
         return True
+    except ReleaseNotFound:
+        return False
     return True
 
 

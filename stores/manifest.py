@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import orjson
-from msgspec import Struct
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from hotplate.stores.catalogue import RecordFormat, ReleaseId
@@ -36,6 +35,9 @@ class Tally:
     digest: int = 0
     segments: list[str] = field(default_factory=list)
     popular_bytes: int = 0
+    left_out: int = 0
+    """Rows of erased users that were not added."""
+
     drawn: list[tuple[int, str]] = field(default_factory=list)
     """(hash, key) of the SAMPLE_ROWS users and items with the smallest hashes, in order."""
 
@@ -70,6 +72,7 @@ class Tally:
         self.digest = (self.digest + other.digest) % (1 << 128)
         self.segments += other.segments
         self.popular_bytes += other.popular_bytes
+        self.left_out += other.left_out
         self._draw(other.drawn)
 
     def _add(self, kind: str, rows: Sequence[Row]) -> None:
@@ -153,10 +156,6 @@ class Manifest:
         return Row(MANIFEST, Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
 
 
-class _Named(Struct):
-    release: str
-
-
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
     """Make the manifest of tallied rows; ReleaseCorrupt if popular lists lack the overall one or exceed the limits."""
     if OVERALL not in tally.segments:
@@ -186,31 +185,25 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
     try:
         record = Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:]
         if (written := msgspec.json.decode(record, type=RecordFormat).format) != FORMAT:
-            raise ReleaseCorrupt(
-                f"release {release} has format {written} and this hotplate reads {FORMAT}; upgrade hotplate"
-            )
+            raise ReleaseCorrupt(f"release {release} has format {written}, and this one reads {FORMAT}; upgrade")
         manifest = msgspec.json.decode(record, type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ReleaseCorrupt(f"the manifest of release {release} cannot be read ({error}); {HEAL}") from error
     if manifest.encoding not in ENCODINGS:
-        raise ReleaseCorrupt(
-            f"release {release} is encoded in {manifest.encoding!r}; this one reads {', '.join(ENCODINGS)}: upgrade"
-        )
-    if manifest.release != release:
-        raise ReleaseCorrupt(f"release {release} carries the manifest of {manifest.release}; {HEAL}")
+        raise ReleaseCorrupt(f"release {release} is encoded in {manifest.encoding!r}; upgrade hotplate")
     return manifest
 
 
 def release_in(value: bytes) -> ReleaseId:
     """Return the id in a stored manifest; ReleaseCorrupt if it cannot be read."""
     try:
-        return ReleaseId(msgspec.json.decode(value[HEADER_BYTES:], type=_Named).release)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return ReleaseId(msgspec.json.decode(value[HEADER_BYTES:], type=dict[str, Any])["release"])
+    except (msgspec.MsgspecError, ValueError, RecursionError, KeyError) as error:
         raise ReleaseCorrupt(f"the manifest cannot be read ({error})") from error
 
 
-def compare(manifest: Manifest, tally: Tally) -> None:
-    """Raise ReleaseCorrupt, with both figures, if stored rows differ from the manifest."""
+def compare(manifest: Manifest, tally: Tally) -> Manifest:
+    """Return the manifest; ReleaseCorrupt, with both figures, if stored rows differ from it."""
     stated = (manifest.counts, manifest.bytes, manifest.digest)
     found = (dict(sorted(tally.counts.items())), tally.bytes, f"{tally.digest:032x}")
     for name, before, now in zip(("rows", "bytes", "digest"), stated, found, strict=True):
@@ -219,3 +212,4 @@ def compare(manifest: Manifest, tally: Tally) -> None:
                 f"release {manifest.release} does not add up: its manifest says {name} {before}, the store {now}; "
                 f"{HEAL}"
             )
+    return manifest

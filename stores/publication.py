@@ -2,8 +2,6 @@
 
 The writer that begins a draft writes part 0 and commits. Other processes may write parts numbered from 1 with the same
 writer token. The rows of a part are the same in each attempt, so any attempt continues after the last acknowledged row.
-
-All attempts of a scheduled run have one writer token, made of the run's id.
 """
 
 import asyncio
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId, State
+from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.encoding import Checksum
 from hotplate.stores.erasure import erased_from
@@ -34,20 +32,21 @@ from hotplate.stores.errors import (
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.keys import META
-from hotplate.stores.lifecycle import SWAP_ATTEMPTS, activate, change, drop, scale_down
+from hotplate.stores.lifecycle import activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
 from hotplate.stores.store import Diagnosed, Plan, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
 log = logging.getLogger(__name__)
 
-# Prefixes of the writer tokens of copies and scheduled runs.
+# Prefixes of the writer tokens of copies, and of scheduled runs: the same in all attempts of a run.
 COPIER = "copy-"
 RUNNER = "run-"
 
 DRAFT_POLL_S = 1.0
 
-Finish = Callable[[Tally], Awaitable[Manifest]]
+# Makes the manifest, or compares the rows with that of an earlier attempt.
+Finish = Callable[[Tally, Manifest | None], Awaitable[Manifest]]
 
 # A manifest's origin, or a function called once all rows are written.
 About = dict[str, Any] | Callable[[], Awaitable[dict[str, Any]]]
@@ -58,10 +57,7 @@ RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class PartContext:
-    """A draft for other processes that write its parts.
-
-    Without *puts* rows are only summed, because all were written before.
-    """
+    """A draft for processes that write its parts; without *puts*, its rows, all written before, are only summed."""
 
     draft: DraftRef
     dictionary: bytes | None
@@ -74,6 +70,11 @@ class WrittenPart:
 
     tally: Tally
     rows: int
+
+    def merged(self, other: "WrittenPart") -> "WrittenPart":
+        """Return the sums of both, and change this tally."""
+        self.tally.merge(other.tally)
+        return WrittenPart(self.tally, self.rows + other.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ class ParallelWriters:
 class WriteResult:
     """The result of a writer.
 
-    *rows* were put by this writer, *skipped* by an earlier one. *seconds* is the wall time by step. *held_back* says
-    why the release did not go live. *repaired*: rows of an existing release were rewritten.
+    *rows* were put by this writer, *skipped* by an earlier one. *seconds* is the wall time by step, *held_back* why the
+    release did not go live, *repaired* whether an existing release was rewritten.
     """
 
     manifest: Manifest
@@ -116,20 +117,19 @@ async def publish(
 ) -> WriteResult:
     """Write a release, verify it, commit it and, unless *live* is false, activate it.
 
-    *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows; *others* write further rows. *plan*
-    counts all of them. *refused_by* defaults to the gates in the manifest. While another release is the canary, the
-    release stays ready (`held_back`), unless *end_canary* is true. *on_progress* is called with (lists written, lists
-    in all).
+    *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows; *others* write further rows; *plan*
+    counts all. *refused_by* defaults to the gates in the manifest. While another release is the canary, the release
+    stays ready (`held_back`), unless *end_canary* is true. *on_progress* gets lists written and in all.
 
     A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until the first
     `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. The caller is the
-    writer of a DraftRef to resume, and an interrupt leaves that draft, too.
-
-    Raises ReleaseConflict if *resume* has another writer or other rows, or is not a draft; StoreMisused for a value
-    that is not a body.
+    writer of a DraftRef to resume. Raises ReleaseConflict if *resume* has another writer or other rows, or is not a
+    draft; StoreMisused for a value that is not a body.
     """
 
-    async def finish(tally: Tally) -> Manifest:
+    async def finish(tally: Tally, begun: Manifest | None) -> Manifest:
+        if begun is not None:
+            return _same(begun, tally)
         origin = about if isinstance(about, dict) else await about()
         created_at = (await store.catalogue()).now
         return describe(draft.id, tally, created_at=created_at, encoding=encoding, about=origin)
@@ -142,7 +142,7 @@ async def publish(
     if isinstance(resume, DraftRef):
         draft = resume
     else:
-        draft = await (_begin_under_new_id(store) if resume is None else take_over(store, resume))
+        draft = await (begin(store, await new_id(store)) if resume is None else take_over(store, resume))
     result = await write(store, draft, encode, finish=finish, others=others, refused_by=refused_by)
     if live:
         return await go_live(store, result, end_canary=end_canary)
@@ -163,41 +163,40 @@ async def go_live(
     return replace(result, seconds=result.seconds | {"activate": time.perf_counter() - started})
 
 
-async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, copies: bool = False) -> DraftRef:
-    """Begin a draft; ReleaseConflict if the store has that id."""
-    writer = _writer(copies=copies)
+async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, writer: str | None = None) -> DraftRef:
+    """Begin a draft, or continue one of the same *writer*, by default a new one.
+
+    A writer has one process at a time. Raises ReleaseConflict if the id is taken.
+    """
+    token = writer or secrets.token_hex(8)
 
     def step(found: Catalogue) -> Catalogue:
-        return changes.begin(found, DraftRef(release, secrets.token_hex(6), writer), repairs=repairs)
+        return changes.begin(found, DraftRef(release, secrets.token_hex(6), token), repairs=repairs)
 
     entry = (await change(store, step)).find_draft(release)
-    return DraftRef(entry.id, entry.incarnation, writer)
+    return DraftRef(entry.id, entry.incarnation, token)
 
 
-async def take_over(store: Store, release: ReleaseId, *, copies: bool = False) -> DraftRef:
-    """Become a draft's writer once its lease has lapsed; a draft of a copy is only taken over by one that *copies*.
+async def take_over(store: Store, release: ReleaseId, *, writer: str | None = None) -> DraftRef:
+    """Become a draft's *writer*, by default a new one, once its lease has lapsed.
 
-    Raises ReleaseConflict if it is not a draft, or its lease is renewed; ReleaseNotFound if it was dropped.
+    Raises ReleaseConflict if it is not a draft, its lease is renewed, or it is of a copy; ReleaseNotFound if dropped.
     """
-    writer, first_seen = _writer(copies=copies), None
+    token, first_seen = writer or secrets.token_hex(8), None
     while True:
         found = await store.catalogue()
         entry = found.find_draft(release)
-        if entry.writer.startswith(COPIER) and not copies:
+        if entry.writer.startswith(COPIER) and not token.startswith(COPIER):
             raise ReleaseConflict(f"release {release} is a copy that was cut off; give the same `releases copy` again")
         left_s = entry.lease_left_s(found.now)
         if left_s <= 0 or (first_seen is not None and entry.lease_until != first_seen):
-            draft = DraftRef(entry.id, entry.incarnation, writer)
+            draft = DraftRef(entry.id, entry.incarnation, token)
             await change(store, partial(changes.take_over, draft=draft))
             return draft
         if first_seen is None:
             first_seen = entry.lease_until
             log.warning("release %s has a writer; if that process is gone, its lease lapses in %.0f s", release, left_s)
         await asyncio.sleep(min(left_s, DRAFT_POLL_S))
-
-
-def _writer(*, copies: bool) -> str:
-    return (COPIER if copies else "") + secrets.token_hex(8)
 
 
 async def write(
@@ -209,25 +208,20 @@ async def write(
     prepare: bool = False,
     others: ParallelWriters | None = None,
     refused_by: RefusedBy | None = None,
-    check_same: Finish | None = None,
 ) -> WriteResult:
-    """Write or continue a draft, under a lease, up to its commit; with *prepare*, ready to be live at once.
-
-    *check_same* compares the rows, if they may differ, with an earlier attempt's manifest.
-    """
+    """Write or continue a draft, under a lease, up to its commit; with *prepare*, ready to be live at once."""
     try:
         async with lease(store, draft) as check_lease:
             encoded = await encode()
             check_lease()
-            manifest = await _claim(store, draft, encoded.plan)
-            written = await _put_all(store, draft, encoded, others, check_lease, puts=manifest is None)
-            if manifest is None:
-                manifest = await finish(written.tally)
+            begun = await _claim(store, draft, encoded.plan)
+            context = PartContext(draft, encoded.dictionary, puts=begun is None)
+            written = await put_part(store, context, encoded.batches, check=check_lease)
+            if others is not None:
+                written = written.merged(await others.write(context))
+            manifest = await finish(written.tally, begun)
+            if begun is None:
                 await store.put(draft, [manifest.key_row])
-            elif check_same is not None:
-                await check_same(written.tally)
-            else:
-                _check_same(manifest, written.tally)
             result = WriteResult(manifest, written.rows, written.tally.rows - written.rows)
             await store.seal(draft)
             await _verify(store, draft, result)
@@ -236,14 +230,14 @@ async def write(
             refusing = manifest.refused_by if refused_by is None else await refused_by(manifest)
             check_lease()
             await change(store, lambda found: changes.commit(found, draft, refusing))
-    except StoreUnavailable as error:  # the acknowledged rows stay
-        await _end_lease(store, draft)
+    except (StoreUnavailable, _Refused) as error:  # the acknowledged rows stay
+        with suppress(StoreError):  # unavailable: the lease will lapse
+            await change(store, lambda found: changes.end_lease(found, draft))
+        if isinstance(error, _Refused):
+            raise
         again = draft.writer.startswith((COPIER, RUNNER))
         advice = "give the same command again" if again else f"continue with --resume {draft.id}"
         raise StoreUnavailable(f"{error}; once that is corrected, {advice}") from error
-    except _Refused as error:
-        await _end_lease(store, draft)
-        raise ReleaseConflict(str(error)) from error
     except BaseException as error:
         if not (isinstance(error, asyncio.CancelledError) and draft.writer.startswith(RUNNER)):
             await _abandon(store, draft)
@@ -251,19 +245,15 @@ async def write(
     return result
 
 
+def new_copier() -> str:
+    """Return the token of a copy's writer."""
+    return COPIER + secrets.token_hex(8)
+
+
 async def new_id(store: Store) -> ReleaseId:
     """Return an id for a new release, by the store's clock."""
     started = datetime.fromtimestamp((await store.catalogue()).now, UTC)
     return ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
-
-
-async def _begin_under_new_id(store: Store) -> DraftRef:
-    for _ in range(SWAP_ATTEMPTS):
-        try:
-            return await begin(store, await new_id(store))
-        except ReleaseConflict:
-            continue  # the same second and digits
-    raise ReleaseConflict("no free release id was found; does the store's clock stand still?")
 
 
 class _Refused(ReleaseConflict):
@@ -297,47 +287,28 @@ async def _verify(store: Store, draft: DraftRef, result: WriteResult) -> None:
         ) from error
 
 
-async def _put_all(
-    store: Store,
-    draft: DraftRef,
-    encoded: EncodedRows,
-    others: ParallelWriters | None,
-    check_lease: Callable[[], None],
-    *,
-    puts: bool,
-) -> WrittenPart:
-    written = await put_part(store, draft, encoded.batches, check=check_lease, puts=puts)
-    if others is None:
-        return written
-    by_them = await others.write(PartContext(draft, encoded.dictionary, puts))
-    written.tally.merge(by_them.tally)
-    return WrittenPart(written.tally, written.rows + by_them.rows)
-
-
 async def put_part(
     store: Store,
-    draft: DraftRef,
+    context: PartContext,
     batches: AsyncIterable[Sequence[Row]],
     part: int = 0,
     check: Callable[[], None] = lambda: None,
-    *,
-    puts: bool = True,
 ) -> WrittenPart:
-    """Put the unacknowledged rows of a part, without erased users; without *puts*, only sum them."""
+    """Put the unacknowledged rows of a part, without erased users."""
     erased = await erased_from(store)
-    point = await store.resume_point(draft, part) if puts else None
+    point = await store.resume_point(context.draft, part) if context.puts else None
     tally = Tally()
     put = 0
     async for batch in batches:
         check()
-        if erased:
-            batch = [row for row in batch if not erased.covers(row.key)]  # noqa: PLW2901
-        if puts:
-            fresh, point = _after(point, batch)
+        rows = [row for row in batch if not erased.covers(row.key)] if erased else batch
+        if context.puts:
+            fresh, point = _after(point, rows)
             if fresh:
-                await store.put(draft, fresh, part)
+                await store.put(context.draft, fresh, part)
             put += len(fresh)
-        tally.add(batch)
+        tally.add(rows)
+        tally.left_out += len(batch) - len(rows)
         await asyncio.sleep(0)  # let the lease be renewed
     return WrittenPart(tally, put)
 
@@ -348,7 +319,7 @@ async def write_part(
     """Encode and put the *bodies* of a part; raises StoreError."""
     encoder = Encoder(Checksum(context.draft.id), context.dictionary)
     batches = (encoder.rows(rows) async for rows in bodies)
-    return await put_part(store, context.draft, batches, part, puts=context.puts)
+    return await put_part(store, context, batches, part)
 
 
 def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
@@ -362,9 +333,9 @@ def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str |
     return (), point
 
 
-def _check_same(manifest: Manifest, tally: Tally) -> None:
+def _same(manifest: Manifest, tally: Tally) -> Manifest:
     try:
-        compare(manifest, tally)
+        return compare(manifest, tally)
     except ReleaseCorrupt as error:
         raise _Refused(
             f"these are other lists than release {manifest.release} was begun with; publish them as a new release"
@@ -408,38 +379,10 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
         await asyncio.gather(renewal, return_exceptions=True)  # `check` has raised its error
 
 
-async def _end_lease(store: Store, draft: DraftRef) -> None:
-    with suppress(StoreError):  # unavailable: the lease will lapse
-        await change(store, lambda found: changes.end_lease(found, draft))
-
-
 async def _abandon(store: Store, draft: DraftRef) -> None:
-    try:
-        try:
-            await change(store, lambda found: changes.abandon(found, draft))
-        except ReleaseNotFound:
-            await store.erase(draft.release)  # dropped by others; rows put since remain
-        else:
-            await drop(store, draft.release)
-    except StoreError:
-        return  # unavailable, committed or taken over
-
-
-async def begin_run(store: Store, run: str, release: ReleaseId) -> DraftRef | None:
-    """Begin *run*'s *release*, or continue its draft; None if it is committed.
-
-    All attempts have the same writer token, so only one may be running. Raises ReleaseConflict for another's draft.
-    """
-    writer = RUNNER + run
-
-    def step(found: Catalogue) -> Catalogue:
-        if release in {entry.id for entry in found.committed}:
-            return found
-        begun = changes.begin(found, DraftRef(release, secrets.token_hex(6), writer))
-        return changes.renew(begun, DraftRef(release, begun.find_draft(release).incarnation, writer))
-
-    entry = (await change(store, step)).find(release)
-    return DraftRef(release, entry.incarnation, writer) if entry.state is State.DRAFT else None
+    with suppress(StoreError):  # unavailable, committed, taken over, or dropped: a prune erases rows put since
+        await change(store, lambda found: changes.abandon(found, draft))
+        await drop(store, draft.release)
 
 
 async def rehearse(store: Store, run: Callable[[Store], Awaitable[Manifest]]) -> Plan:
@@ -463,7 +406,6 @@ class _StandIn(LmdbStore):
         super().__init__(folder, lambda: catalogue.now + clock() - began)
         if catalogue.generation:
             CatalogueFile(folder).replace(catalogue)
-        self.batch = store.batch
         self._store = store
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:

@@ -6,10 +6,10 @@ Its new `store_id` makes running services follow it, and keeps earlier writers f
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.errors import (
     CatalogueUnreadable,
@@ -25,7 +25,7 @@ from hotplate.stores.keys import MANIFEST
 from hotplate.stores.lifecycle import is_sealed, prepare_served
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.store import Store, read_one
-from hotplate.stores.users import find_records, write_record
+from hotplate.stores.users import read_record, write_record
 from hotplate.stores.verification import read_servable, verify
 
 # Called with (release, its rows read, its rows in all).
@@ -46,36 +46,33 @@ class Survey:
     """The contents of a store without a readable catalogue.
 
     *releases* are in the order of writing; of two with one id, the later one is used. *others* has the reasons why
-    incarnations are not used; the next `prune` erases these. *record* is the unreadable catalogue, if any. *now* is the
-    store's clock.
+    incarnations are not used. *record* is the unreadable catalogue, if any. *now* is the store's clock.
     """
 
     releases: tuple[FoundRelease, ...]
     others: dict[str, str]
-    erased: dict[str, ErasedUsers]
+    erased: ErasedUsers
     record: bytes | None
     now: float
 
     @property
-    def candidates(self) -> tuple[FoundRelease, ...]:
-        """Releases that may become live, one per id."""
-        return tuple({found.ref.id: found for found in self.releases}.values())
+    def candidates(self) -> dict[ReleaseId, FoundRelease]:
+        """Releases that may become live, by id."""
+        return {found.ref.id: found for found in self.releases}
 
     def only(self) -> ReleaseId:
         """Return the only release; StoreMisused if there are several."""
         if len(self.candidates) == 1:
-            return self.candidates[0].ref.id
+            return self.releases[0].ref.id
         raise StoreMisused(
             f"the store holds {len(self.candidates)} releases; say with --live ID which one is to be live"
         )
 
     def find(self, release: ReleaseId) -> FoundRelease:
         """Return a candidate; ReleaseNotFound, with all ids, if it is unknown."""
-        for found in self.candidates:
-            if found.ref.id == release:
-                return found
-        named = ", ".join(found.ref.id for found in self.candidates)
-        raise ReleaseNotFound(f"release {release} is not in this store; it holds {named}")
+        if (found := self.candidates.get(release)) is None:
+            raise ReleaseNotFound(f"release {release} is not in this store; it holds {', '.join(self.candidates)}")
+        return found
 
 
 async def survey(
@@ -86,10 +83,10 @@ async def survey(
     Raises ReleaseConflict if the catalogue can be read; ReleaseNotFound without any sealed or the *wanted* release.
     """
     record, now = await _unreadable_record(store)
-    releases, others = list[FoundRelease](), dict[str, str]()
-    erased = await find_records(store)
+    releases, others, erased = list[FoundRelease](), dict[str, str](), NOBODY
     for incarnation in await store.incarnations():
-        if incarnation in erased:
+        if (users := await read_record(store, incarnation)) is not None:
+            erased = erased.merged(users)
             continue
         try:
             manifest = await _load_manifest(store, incarnation)
@@ -97,15 +94,14 @@ async def survey(
             others[incarnation] = str(error)
         else:
             releases.append(FoundRelease(ReleaseRef(manifest.release, incarnation), manifest))
-    releases.sort(key=lambda one: one.manifest.created_at)
-    found = Survey(tuple(releases), others, erased, record, now)
     if not releases:
         drafts = f"; {len(others)} drafts or damaged releases cannot be used" if others else ""
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
+    releases.sort(key=lambda one: one.manifest.created_at)
+    found = Survey(tuple(releases), others, erased, record, now)
     if wanted is not None:
         found.find(wanted)
-    all_erased = reduce(ErasedUsers.merged, erased.values(), NOBODY)
-    read = [await _read(store, one, all_erased, on_progress) for one in releases]
+    read = [await _read(store, one, erased, on_progress) for one in releases]
     read.sort(key=lambda one: (one.manifest.created_at, one.damage is None))
     return replace(found, releases=tuple(read))
 
@@ -123,9 +119,10 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
     if (refused_by := chosen.manifest.refused_by) and not force:
         raise RefusedByGates(f"release {live} was refused by {', '.join(refused_by)} when it was published; {advice}")
     await store.prepare(chosen.ref)
+    erased = await write_record(store, found.erased) if found.erased else None
     new = changes.succeed(
         Catalogue(now=found.now),
-        Catalogue(releases=tuple(_entries(found, chosen)), erased=await _erased(store, found), now=found.now),
+        Catalogue(releases=tuple(_entries(found, chosen)), erased=erased, now=found.now),
         token=secrets.token_hex(8),
         store_id=secrets.token_hex(8),
     )
@@ -134,21 +131,11 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
             await store.swap(Catalogue(), new)
         else:
             await store.replace_unreadable(found.record, new)
-    except (ReleaseConflict, StoreUnavailable) as error:
+    except (ReleaseConflict, StoreUnavailable):
         if await _token(store) != new.token:  # otherwise only the reply was lost
-            if isinstance(error, StoreUnavailable):
-                raise
-            raise ReleaseConflict(
-                "another process wrote a catalogue first, such as another rebuild; see `hotplate releases list`"
-            ) from error
+            raise
     await prepare_served(store, new)
     return new
-
-
-async def _erased(store: Store, found: Survey) -> Erased | None:
-    if len(found.erased) > 1:
-        return await write_record(store, reduce(ErasedUsers.merged, found.erased.values()))
-    return next((Erased(incarnation, users.count) for incarnation, users in found.erased.items()), None)
 
 
 async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
@@ -159,10 +146,8 @@ async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
             raise
         return error.record, error.now
     if found.generation:
-        live = "nothing is live" if found.live is None else f"release {found.live} is live"
         raise ReleaseConflict(
-            f"the catalogue can be read, and {live}: there is nothing to rebuild; to make another release live, use "
-            f"`hotplate releases activate`"
+            "the catalogue can be read, so there is nothing to rebuild; see `hotplate releases activate`"
         )
     return None, found.now
 
@@ -188,18 +173,15 @@ async def _read(store: Store, found: FoundRelease, erased: ErasedUsers, on_progr
 
 def _entries(found: Survey, live: FoundRelease) -> list[Release]:
     # The live release is last; of two with one id, the earlier one is withdrawn.
-    states = [(one, State.READY if one in found.candidates else State.WITHDRAWN) for one in found.releases]
-    states = [(one, state) for one, state in states if one is not live] + [(live, State.LIVE)]
-    return [
-        Release(
-            *one.ref,
-            state,
-            one.manifest.created_at,
-            superseded_at=found.now if state is State.WITHDRAWN else None,
-            refused_by=one.manifest.refused_by if state is State.READY else (),
-        )
-        for one, state in states
-    ]
+    entries = list[Release]()
+    for one in found.releases:
+        if one is live:
+            continue
+        entry = Release(*one.ref, State.READY, one.manifest.created_at, refused_by=one.manifest.refused_by)
+        if found.candidates[one.ref.id] is not one:
+            entry = replace(entry, state=State.WITHDRAWN, superseded_at=found.now, refused_by=())
+        entries.append(entry)
+    return [*entries, Release(*live.ref, State.LIVE, live.manifest.created_at)]
 
 
 async def _token(store: Store) -> str:

@@ -1,7 +1,4 @@
-"""The store contract: the Protocols of a backend and the values that they exchange.
-
-A backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock.
-"""
+"""The store contract: a backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock."""
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
@@ -29,12 +26,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Number of rows, and bytes of keys and values, of a publish."""
+    """Number of rows, and bytes of keys and values, of a publish; `meta` rows are not compressed."""
 
     rows: int
     payload_bytes: int
     meta_bytes: int = 0
-    """In `meta` rows, which are not compressed."""
 
 
 class Reader(Protocol):
@@ -53,19 +49,15 @@ class Reader(Protocol):
         that of a write. Raises ReleaseNotFound if the release is gone, PartUnavailable if other keys may be readable,
         else another StoreError.
         """
-        ...
 
     async def catalogue(self) -> Catalogue:
         """Read the catalogue; generation 0 if nothing was ever published."""
-        ...
 
     def changes(self) -> AsyncIterator[Catalogue]:
-        """Yield the catalogue now and after changes; may skip to the newest. Can be called again after a StoreError."""
-        ...
+        """Yield the catalogue now and after changes, maybe only the newest; can be called again after a StoreError."""
 
     async def close(self) -> None:
         """Close files and connections. Idempotent."""
-        ...
 
 
 def not_found(release: ReleaseRef | DraftRef) -> ReleaseNotFound:
@@ -97,7 +89,7 @@ async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | Non
 
 
 class LocalReader(ABC):
-    """A store in this process, with reads cheaper than a future."""
+    """A store in this process."""
 
     @abstractmethod
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
@@ -112,13 +104,11 @@ class Store(Reader, Protocol):
     """The whole contract, for publishing and operating."""
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        """Make room for a draft and claim it for its writer. Idempotent.
+        """Make room for a draft and claim it for its writer, as the first call of a handle. Idempotent.
 
-        Later puts of an earlier writer stay invisible. The first call of a handle for the draft. Without changes,
-        raises StoreFull, with the numbers, and ReleaseConflict if the release is sealed, or the earlier writer is known
-        to be alive.
+        Later puts of an earlier writer stay invisible. Without changes, raises StoreFull, with the numbers, and
+        ReleaseConflict if the release is sealed, or the earlier writer is known to be alive.
         """
-        ...
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         """Write rows of a draft; acknowledged rows survive the writer's death. Idempotent.
@@ -127,48 +117,36 @@ class Store(Reader, Protocol):
         value of a key may be refused. Raises ReleaseNotFound if the draft was erased, ReleaseConflict if it was sealed
         or claimed by another writer; so do `resume_point` and `seal`.
         """
-        ...
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         """Return the last key of *part*, `meta` aside, known to be written."""
-        ...
 
     async def seal(self, draft: DraftRef) -> None:
         """Make all rows durable and the release immutable. Idempotent, for any writer.
 
         Must not block the event loop, which renews the lease.
         """
-        ...
 
     def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        """Yield every row of a sealed release, `meta` included, once, in ascending order of key bytes.
+        """Yield every row of a sealed release once, in ascending order of key bytes, even without a catalogue.
 
-        Works without a readable catalogue. Raises ReleaseNotFound for a draft.
+        Raises ReleaseNotFound for a draft.
         """
-        ...
 
     async def prepare(self, release: ReleaseRef) -> None:
         """Make a sealed release ready to be live (warm, scaled). Idempotent."""
-        ...
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap.
-
-        The caller settles whether a swap was made if its reply was lost.
-        """
-        ...
+        """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap."""
 
     async def erase(self, release: ReleaseRef) -> None:
         """Remove all rows of an incarnation, sealed or not, paced. Idempotent."""
-        ...
 
     async def incarnations(self) -> list[str]:
         """Return the incarnations with data, even without a readable catalogue."""
-        ...
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
         """Replace a CatalogueUnreadable's *record* by *new*, as `swap`; ReleaseConflict if the stored bytes differ."""
-        ...
 
 
 class ProvisionedStore(ABC):
@@ -202,7 +180,7 @@ Attribute = str | int | float | tuple[str, ...]
 
 @dataclass(slots=True)
 class TracedCall:
-    """A traced call: the context as HTTP header lines, and OpenTelemetry attributes, added by the store."""
+    """The context of a traced call as HTTP header lines, and OpenTelemetry attributes."""
 
     headers: bytes = b""
     attributes: dict[str, Attribute] = field(default_factory=dict)
@@ -213,14 +191,11 @@ traced_call = ContextVar[TracedCall | None]("traced_call", default=None)
 
 
 class Level(StrEnum):
-    """Severity of a finding."""
+    """Severity of a finding; with ERROR, reading or publishing fails."""
 
     OK = "ok"
     WARNING = "warning"
-    """Needs attention."""
-
     ERROR = "error"
-    """Reading or publishing fails, or will fail."""
 
 
 class Finding(NamedTuple):

@@ -7,18 +7,12 @@ from dataclasses import replace
 
 from hotplate.stores.catalogue import DraftRef, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.compression import EncodedRows
-from hotplate.stores.erasure import ErasedUsers, erased_from
+from hotplate.stores.erasure import erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.keys import MANIFEST, META
 from hotplate.stores.lifecycle import scale_down
 from hotplate.stores.manifest import Manifest, Tally
-from hotplate.stores.publication import (
-    WriteResult,
-    begin,
-    go_live,
-    take_over,
-    write,
-)
+from hotplate.stores.publication import WriteResult, begin, go_live, new_copier, take_over, write
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import check_copied, take_over_erasures
 from hotplate.stores.verification import OnProgress, load_manifest, read_rows, unreported, verify
@@ -27,12 +21,7 @@ log = logging.getLogger(__name__)
 
 
 async def copy(
-    source: Store,
-    target: Store,
-    release: ReleaseId,
-    *,
-    live: bool = True,
-    on_progress: OnProgress = unreported,
+    source: Store, target: Store, release: ReleaseId, *, live: bool = True, on_progress: OnProgress = unreported
 ) -> WriteResult:
     """Copy *release*, verify it, commit it and, unless *live* is false, activate it.
 
@@ -73,11 +62,7 @@ async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on
 
 
 async def repair(
-    store: Store,
-    source: Store,
-    release: ReleaseId,
-    *,
-    on_progress: OnProgress = unreported,
+    store: Store, source: Store, release: ReleaseId, *, on_progress: OnProgress = unreported
 ) -> WriteResult:
     """Rewrite a damaged release, which stays served, from another store that has it.
 
@@ -89,7 +74,7 @@ async def repair(
     with suppress(ReleaseNotFound, ReleaseCorrupt):
         if await load_manifest(store, damaged) != manifest:
             raise ReleaseConflict(f"the source has another release {release}, of other rows; nothing was repaired")
-    draft = await begin(store, release, repairs=damaged.incarnation, copies=True)
+    draft = await begin(store, release, repairs=damaged.incarnation, writer=new_copier())
     written = await _write_copy(source, found, manifest, store, draft, on_progress=on_progress, prepare=True)
     await scale_down(store, draft.release)
     return written
@@ -100,11 +85,11 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
     entry = (await target.catalogue()).get(release)
     if entry is None:
         with suppress(ReleaseConflict):  # another copy has begun
-            return await begin(target, release, copies=True)
+            return await begin(target, release, writer=new_copier())
     elif entry.state is not State.DRAFT:
         return None
     try:
-        return await take_over(target, release, copies=True)
+        return await take_over(target, release, writer=new_copier())
     except (ReleaseConflict, ReleaseNotFound):
         entry = (await target.catalogue()).get(release)
         if entry is not None and entry.state is State.DRAFT:
@@ -122,28 +107,17 @@ async def _write_copy(
     on_progress: OnProgress,
     prepare: bool = False,
 ) -> WriteResult:
-    theirs = await erased_from(source)
-    erased = await take_over_erasures(target, theirs)
-    left_out = list[str]()
+    erased = await erased_from(source)
+    await take_over_erasures(target, erased)
 
-    async def finish(tally: Tally) -> Manifest:
-        await check_copied(target, manifest, tally, len(left_out), theirs.rows.get(manifest.release, 0))
+    async def finish(tally: Tally, _begun: Manifest | None) -> Manifest:
+        await check_copied(target, manifest, tally, absent=erased.rows.get(manifest.release, 0))
         return manifest
 
     async def read() -> EncodedRows:
-        batches = _batches(source, found, manifest, on_progress)
-        kept = _without(batches, erased, left_out) if erased else batches
-        return EncodedRows(Plan(manifest.rows, manifest.bytes), kept)
+        return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, found, manifest, on_progress))
 
-    return await write(target, draft, read, finish=finish, prepare=prepare, check_same=finish)
-
-
-async def _without(
-    batches: AsyncIterator[list[Row]], erased: ErasedUsers, left_out: list[str]
-) -> AsyncIterator[list[Row]]:
-    async for rows in batches:
-        left_out += [row.key for row in rows if erased.covers(row.key)]
-        yield [row for row in rows if not erased.covers(row.key)]
+    return await write(target, draft, read, finish=finish, prepare=prepare)
 
 
 async def _committed(source: Store, release: ReleaseId) -> Release:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
-from hotplate.stores.erasure import ID, KEY, ErasedUsers, parse_erased, read_erased, row_of
+from hotplate.stores.erasure import ID, KEY, NOBODY, ErasedUsers, parse_erased, read_erased, row_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.keys import USER
 from hotplate.stores.lifecycle import SWAP_ATTEMPTS, change
@@ -28,24 +28,23 @@ class Erasure:
     deleted: int = 0
 
 
-async def find_records(store: Store) -> dict[str, ErasedUsers]:
-    """Return all records of erased users by incarnation, even without a catalogue.
+async def read_record(store: Store, incarnation: str) -> ErasedUsers | None:
+    """Return the erased users recorded in an incarnation, even without a catalogue; None if it holds no record.
 
     Raises ReleaseCorrupt for an unreadable record.
     """
-    found = dict[str, ErasedUsers]()
+    try:
+        value = await read_one(store, ReleaseRef(ID, incarnation), KEY)
+    except (ReleaseNotFound, ReleaseCorrupt):  # a draft or a damaged release
+        return None
+    return None if value is None else parse_erased(value)
+
+
+async def find_erased(store: Store) -> ErasedUsers:
+    """Return the union of all records of erased users, even without a catalogue."""
+    found = NOBODY
     for incarnation in await store.incarnations():
-        value: bytes | None = None
-        with suppress(ReleaseNotFound, ReleaseCorrupt):  # a draft or a damaged release
-            value = await read_one(store, ReleaseRef(ID, incarnation), KEY)
-        try:
-            if value is not None:
-                found[incarnation] = parse_erased(value)
-        except ReleaseCorrupt as error:
-            raise ReleaseCorrupt(
-                f"incarnation {incarnation} holds erased users that would be served again: {error}; restore "
-                f"the store from a backup"
-            ) from error
+        found = found.merged(await read_record(store, incarnation) or NOBODY)
     return found
 
 
@@ -97,25 +96,24 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
     return Erasure(tuple(user for user in wanted if erased.covers(USER + user)), holding, drafts)
 
 
-async def take_over_erasures(target: Store, erased: ErasedUsers) -> ErasedUsers:
-    """Add another store's *erased* users to those of *target*; return all."""
+async def take_over_erasures(target: Store, erased: ErasedUsers) -> None:
+    """Add another store's *erased* users to those of *target*."""
 
     async def more(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
         return known.merged(replace(erased, rows={}))
 
-    found = await _change(target, more) if erased else await target.catalogue()
-    return await read_erased(target, found)
+    if erased:
+        await _change(target, more)
 
 
-async def check_copied(target: Store, manifest: Manifest, tally: Tally, left_out: int, absent: int) -> None:
-    """Raise ReleaseCorrupt if a copy lacks other rows than *left_out* and up to *absent* ones of erased users.
+async def check_copied(target: Store, manifest: Manifest, tally: Tally, *, absent: int) -> None:
+    """Raise ReleaseCorrupt if a copy lacks rows other than those of erased users, of which the source lacked *absent*.
 
     Records their number for `verify`.
     """
     missing = manifest.counts.get("user", 0) - tally.counts.get("user", 0)
-    others = {kind: count for kind, count in manifest.counts.items() if kind != "user"}
-    is_explained = left_out <= missing <= left_out + absent
-    if not missing or not is_explained or others != {k: n for k, n in tally.counts.items() if k != "user"}:
+    others_differ = manifest.counts | {"user": 0} != tally.counts | {"user": 0}
+    if not missing or others_differ or not tally.left_out <= missing <= tally.left_out + absent:
         compare(manifest, tally)
         return
 

@@ -6,13 +6,14 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import Checksum, Decode, is_empty
 from hotplate.stores.erasure import ErasedUsers, erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
+from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, read_manifest
 from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
 
@@ -40,18 +41,16 @@ async def read_rows(
     manifest: Manifest,
     on_progress: OnProgress = unreported,
     *,
-    rows_per_s: float | None = None,
+    rows_per_s: float = inf,
 ) -> AsyncIterator[list[Row]]:
     """Yield all rows of a release, the manifest too, in chunks; keys repeated by the scan are skipped."""
-    loop, done, total = asyncio.get_running_loop(), 0, manifest.rows + 1
+    loop, done = asyncio.get_running_loop(), 0
     began = loop.time()
-    chunk_rows = CHUNK_ROWS if rows_per_s is None else max(1, int(min(CHUNK_ROWS, rows_per_s / 10)))
-    async for chunk in _chunks(store.scan(release), chunk_rows):
+    async for chunk in _chunks(store.scan(release), max(1, int(min(CHUNK_ROWS, rows_per_s / 10)))):
         yield chunk
         done += len(chunk)
-        on_progress(done, total)
-        # Even without a rate, let leases be renewed.
-        await asyncio.sleep(0 if rows_per_s is None else began + done / rows_per_s - loop.time())
+        on_progress(done, manifest.rows + 1)
+        await asyncio.sleep(began + done / rows_per_s - loop.time())  # in any case, let leases be renewed
 
 
 async def _chunks(rows: AsyncIterator[Row], chunk_rows: int) -> AsyncIterator[list[Row]]:
@@ -72,7 +71,7 @@ async def verify(
     store: Store,
     release: ReleaseRef,
     *,
-    rows_per_s: float | None = None,
+    rows_per_s: float = inf,
     erased: ErasedUsers | None = None,
     on_progress: OnProgress = unreported,
 ) -> Manifest:
@@ -85,24 +84,26 @@ async def verify(
     with _as_damage(release):
         manifest, tally = await load_manifest(store, release), Tally()
         async for rows in read_rows(store, release, manifest, on_progress, rows_per_s=rows_per_s):
-            _count(tally, rows, release)
+            tally.add(rows)
         try:
             compare(manifest, tally)
         except ReleaseCorrupt as error:
             damaged = await _damaged(store, release, manifest, rows_per_s)
             missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
-            deleted = await _deleted(store, release, missing.get(USER.removesuffix(":"), 0), erased)
-            if lost := sum(missing.values()) - deleted:
-                sentence = f"{lost:,} of {manifest.rows + 1:,} rows are missing"
-                raise _found(release, f"{sentence} and {damaged}" if damaged else sentence) from error
-            if damaged:
-                raise _found(release, damaged) from error
+            deleted = 0
+            if users := missing.get("user"):
+                known = await erased_from(store) if erased is None else erased
+                deleted = min(users, known.rows.get(release.id, 0))
+            lost = sum(missing.values()) - deleted
+            found = [f"{lost:,} of {manifest.rows + 1:,} rows are missing"] if lost else []
+            if found := [*found, damaged] if damaged else found:
+                raise ReleaseCorrupt(f"of release {release.id}, {' and '.join(found)}; {HEAL}") from error
             if not deleted:
                 raise
     return manifest
 
 
-async def _damaged(store: Store, release: ReleaseRef, manifest: Manifest, rows_per_s: float | None) -> str:
+async def _damaged(store: Store, release: ReleaseRef, manifest: Manifest, rows_per_s: float) -> str:
     """Return how many rows are damaged, and some keys; empty if none are."""
     decode, check = await load_decode(store, release, manifest), Checksum(release.id).open
     rows, count, first = 0, 0, list[str]()
@@ -117,31 +118,12 @@ async def _damaged(store: Store, release: ReleaseRef, manifest: Manifest, rows_p
     return f"{count:,} of {rows:,} rows are {_listed(first, count)}" if count else ""
 
 
-async def _deleted(store: Store, release: ReleaseRef, missing: int, erased: ErasedUsers | None) -> int:
-    """Return how many of the *missing* users' rows were erased."""
-    if not missing:
-        return 0
-    erased = await erased_from(store) if erased is None else erased
-    return min(missing, erased.rows.get(release.id, 0))
-
-
-def _found(release: ReleaseRef, sentence: str) -> ReleaseCorrupt:
-    return ReleaseCorrupt(f"of release {release.id}, {sentence}; {HEAL}")
-
-
-def _count(tally: Tally, rows: Sequence[Row], release: ReleaseRef) -> None:
-    try:
-        tally.add(rows)
-    except StoreMisused as error:
-        raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); {HEAL}") from error
-
-
 @contextmanager
 def _as_damage(release: ReleaseRef) -> Iterator[None]:
-    """Raise ReleaseCorrupt for errors of decoding damaged keys and rows."""
+    """Raise ReleaseCorrupt for errors of counting and decoding damaged keys and rows."""
     try:
         yield
-    except (ValueError, LookupError, zlib.error, struct.error) as error:
+    except (StoreMisused, ValueError, LookupError, zlib.error, struct.error) as error:
         what = f"{error.object[:80]!r} is not text" if isinstance(error, UnicodeDecodeError) else error
         raise ReleaseCorrupt(f"release {release.id} is damaged and cannot be decoded ({what}); {HEAL}") from error
 

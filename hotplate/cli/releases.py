@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,6 @@ from hotplate.cli.terminal import (
     Json,
     StoreUrl,
     chosen_store,
-    err,
     out,
     print_json,
     print_result,
@@ -39,8 +39,6 @@ app = Verbs(
 )
 
 DAY_S = 86_400
-# Labels of facts in a manifest, if they differ from their names there.
-ORIGIN = {"hotplate": "made by hotplate", "data": "fingerprint of data", "rows": "rows read"}
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
 IfCanary = Annotated[
@@ -49,10 +47,7 @@ IfCanary = Annotated[
         metavar="RELEASE", help="The expected canary; if another one is, nothing is done.", show_default=False
     ),
 ]
-ForceActivated = Annotated[
-    bool, Flag("Do it even if gates refused the release, or it cannot be served.", name="force", env=False)
-]
-ForceServed = Annotated[bool, Flag("Do it even if the release cannot be served.", name="force", env=False)]
+Force = Annotated[bool, Flag("Do it even if gates refused the release, or it cannot be served.", env=False)]
 ReleaseOrLive = Annotated[
     str | None,
     typer.Argument(
@@ -114,11 +109,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
         ("rows", ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())),
         ("bytes", f"{manifest.bytes:,}, {manifest.encoding}"),
         ("digest", manifest.digest),
-        *(
-            (ORIGIN.get(name, name.replace("_", " ")), value)
-            for name, value in about.items()
-            if isinstance(value, str | int | float)
-        ),
+        *((name.replace("_", " "), value) for name, value in about.items() if isinstance(value, str | int | float)),
     ]
     out.print(table(("", ""), facts))
     metrics = about.get("metrics") or {}
@@ -132,7 +123,7 @@ def activate(
     release: ReleaseArgument,
     store: StoreUrl = None,
     end_canary: EndCanary = False,
-    force: ForceActivated = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make a committed release live.
@@ -150,7 +141,7 @@ def activate(
 
 
 @app.command()
-def rollback(store: StoreUrl = None, force: ForceServed = False, as_json: Json = False) -> None:
+def rollback(store: StoreUrl = None, force: Force = False, as_json: Json = False) -> None:
     """Make the release that was live before live again; no data moves, and a canary ends.
 
     Its manifest, popular lists and a sample of its rows are read first.
@@ -165,12 +156,10 @@ def rollback(store: StoreUrl = None, force: ForceServed = False, as_json: Json =
 
 @app.command()
 def canary(
-    release: Annotated[
-        str, typer.Argument(metavar="RELEASE", help="The release to try; it must be ready.", show_default=False)
-    ],
+    release: ReleaseArgument,
     store: StoreUrl = None,
     percent: Annotated[float, Flag("The share of the users who see it; may be changed later.")] = 5.0,
-    force: ForceActivated = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Show a release to a share of the users, instead of the live one.
@@ -181,20 +170,16 @@ def canary(
     Example: hotplate releases canary 20261121T064200Z-09c1 --percent 5
     """
     from hotplate.stores.catalogue import ReleaseId
-    from hotplate.stores.lifecycle import start_canary
+    from hotplate.stores.lifecycle import start_canary as act
 
-    with_store(
-        store,
-        lambda opened: start_canary(opened, ReleaseId(release), percent, force=force, though_refused=force),
-    )
+    chosen = ReleaseId(release)
+    with_store(store, lambda opened: act(opened, chosen, percent, force=force, though_refused=force))
     fields = {"canary": {"release": release, "percent": percent}}
     _print_done(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
 
 
 @app.command()
-def promote(
-    release: IfCanary = None, store: StoreUrl = None, force: ForceActivated = False, as_json: Json = False
-) -> None:
+def promote(release: IfCanary = None, store: StoreUrl = None, force: Force = False, as_json: Json = False) -> None:
     """Make the canary live.
 
     Example: hotplate releases promote 20261121T064200Z-09c1
@@ -276,13 +261,10 @@ def copy(
         done = with_stores(source, target, act, meter)
     live = activate and done.held_back is None
     counts = {"rows_written": done.rows, "rows_there": done.skipped, "repaired": done.repaired}
-    state = f"{'live' if live else 'ready'}{', repaired,' if done.repaired else ''}"
-    sentence = (
-        f"{done.manifest.release} is {state} in {shown_store(target)}: {done.rows:,} rows written, "
-        f"{done.skipped:,} had been written before"
-    )
-    facts = {"store": shown_store(target, as_json=True), "release": done.manifest, "live": live}
-    print_result(facts | counts | meter.to_json(), sentence, as_json=as_json)
+    state = f"{'live' if live else 'ready'}{' and repaired' if done.repaired else ''}"
+    rows = f"{done.rows:,} rows written, {done.skipped:,} had been written before"
+    facts = {"release": done.manifest, "live": live} | counts | meter.to_json()
+    _print_done(target, facts, f"{rows}; {done.manifest.release} is {state}", as_json=as_json)
     if not as_json and done.rows:
         meter.print_totals(done.manifest.rows)
     if done.held_back is not None:
@@ -293,17 +275,11 @@ def copy(
 def verify(release: ReleaseOrLive = None, store: StoreUrl = None, as_json: Json = False) -> None:
     """Read every row of a release and check counts, bytes and digest against its manifest.
 
-    If rows are missing or damaged, the exit code is 1; `hotplate releases repair` restores them. Also prints warnings
-    about the store's set-up. `hotplate store doctor` reads only a few rows.
+    If rows are missing or damaged, the exit code is 1; `hotplate releases repair` restores them.
 
     Example: hotplate releases verify --store redis://localhost:6379/0
     """
-    from hotplate.stores.store import warnings_of
-
-    warnings = with_store(store, warnings_of)
-    _verify("verify", release, store, None, {"warnings": warnings}, as_json=as_json)
-    for warning in () if as_json else warnings:
-        err.print(f"warning: {warning}")
+    _verify("verify", release, store, inf, as_json=as_json)
 
 
 @app.command()
@@ -317,19 +293,17 @@ def scrub(
 
     Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
     """
-    _verify("scrub", release, store, rate, {}, as_json=as_json)
+    _verify("scrub", release, store, rate, as_json=as_json)
 
 
-def _verify(
-    verb: str, release: str | None, store: str | None, rate: float | None, more: dict[str, Any], *, as_json: bool
-) -> None:
+def _verify(verb: str, release: str | None, store: str | None, rate: float, *, as_json: bool) -> None:
     from hotplate.releases import verify as check
 
     with progress_bars() as on_progress:
         report = partial(on_progress, verb)
         manifest = check(chosen_store(store), release, rows_per_s=rate, on_progress=report)
     sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
-    print_result({"release": manifest} | more, sentence, as_json=as_json)
+    print_result({"release": manifest}, sentence, as_json=as_json)
 
 
 @app.command()

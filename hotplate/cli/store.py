@@ -26,11 +26,14 @@ from hotplate.cli.terminal import (
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from hotplate.stores.catalogue import Catalogue
     from hotplate.stores.file.backup import BackupResult
     from hotplate.stores.file.store import LmdbStore
     from hotplate.stores.rebuild import Survey
     from hotplate.stores.store import Store
+    from hotplate.stores.verification import OnProgress
 
 app = Verbs(
     no_args_is_help=True,
@@ -44,9 +47,7 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     """Check, without changes, whether a store can be served from and published to.
 
     Checks versions, rights, clock, memory or disk, eviction, persistence, encryption, read times, the live release, and
-    leftovers. Each line is ok, a warning or an error, and says what to do.
-
-    Exits 1 if there is an error.
+    leftovers. Exits 1 if there is an error.
 
     Example: hotplate store doctor --store redis://localhost:6379/0
     """
@@ -74,20 +75,14 @@ def backup(
 ) -> None:
     """Copy all releases of a file:// store, and its catalogue, into a folder, while it serves and is published to.
 
-    The backup is itself a store: `hotplate releases verify --store file:///FOLDER` reads it. For Redis and Cosmos DB,
-    see the documentation of releases.
+    The backup is itself a store: `hotplate releases verify --store file:///FOLDER` reads it.
 
     Example: hotplate store backup /backup/hotplate-monday --store file:///var/lib/hotplate
     """
-    from hotplate.stores.file.backup import backup as copy_all
+    from hotplate.stores.file.backup import backup as act
 
-    with progress_bars() as on_progress:
-
-        async def act(opened: "Store") -> "BackupResult":
-            return await copy_all(_folder_store(opened), target, partial(on_progress, "backup"))
-
-        done = with_store(store, act, may_be_new=True)  # `backup` reports a missing store
-    _print_copied(done, f"{shown_store(store)} is backed up to {target}", as_json=as_json)
+    sentence = f"{shown_store(store)} is backed up to {target}"
+    _copy("backup", store, lambda opened, report: act(opened, target, report), sentence, as_json=as_json)
 
 
 @app.command()
@@ -103,15 +98,10 @@ def restore(
 
     Example: hotplate store restore /backup/hotplate-monday --store file:///var/lib/hotplate --over
     """
-    from hotplate.stores.file.backup import restore as put_back
+    from hotplate.stores.file.backup import restore as act
 
-    with progress_bars() as on_progress:
-
-        async def act(opened: "Store") -> "BackupResult":
-            return await put_back(source, _folder_store(opened), partial(on_progress, "restore"), over=over)
-
-        done = with_store(store, act, may_be_new=True)
-    _print_copied(done, f"{shown_store(store)} is restored from {source}", as_json=as_json)
+    sentence = f"{shown_store(store)} is restored from {source}"
+    _copy("restore", store, lambda opened, report: act(source, opened, report, over=over), sentence, as_json=as_json)
 
 
 @app.command()
@@ -126,9 +116,7 @@ def rebuild(
     """Write a new catalogue from the releases in a store, if the old one is lost or cannot be read.
 
     Reads every row of each release, and lists them with time, rows, gates and damage. One becomes live and the others
-    ready; services follow at once, and no data move. Start a publish that was running again.
-
-    Without --live, several releases are only listed, and the exit code is 2.
+    ready; services follow at once. Without --live, several releases are only listed, and the exit code is 2.
 
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
@@ -154,18 +142,16 @@ def rebuild(
 
 
 def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None, *, as_json: bool) -> None:
-    states = {} if rebuilt is None else {entry.incarnation: entry.state for entry in rebuilt.releases}
     if as_json:
+        states = {} if rebuilt is None else {entry.incarnation: entry.state for entry in rebuilt.releases}
         releases = [
             asdict(one.manifest)
             | {"id": one.ref.id, "incarnation": one.ref.incarnation, "state": states.get(one.ref.incarnation)}
             | {"rows": one.manifest.rows, "damage": one.damage}
             for one in found.releases
         ]
-        live = None if rebuilt is None else rebuilt.live
-        print_json(
-            {"store": shown_store(url, as_json=True), "live": live, "releases": releases, "not_taken_up": found.others}
-        )
+        facts = {"store": shown_store(url, as_json=True), "live": None if rebuilt is None else rebuilt.live}
+        print_json(facts | {"releases": releases, "not_taken_up": found.others})
         return
     rows = [
         (
@@ -173,14 +159,11 @@ def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None,
             f"{datetime.fromtimestamp(one.manifest.created_at, UTC):%Y-%m-%d %H:%M:%S}Z",
             f"{one.manifest.rows:,}",
             ", ".join(one.manifest.refused_by) or "none",
-            "sound" if one.damage is None else "damaged",
+            one.damage or "sound",
         )
         for one in found.releases
     ]
     out.print(table(("release", "written", "rows", "refused by", "verify"), rows))
-    for one in found.releases:
-        if one.damage is not None:
-            out.print(f"{one.ref.id}: {one.damage}")
     for incarnation, reason in found.others.items():
         out.print(f"not used, so `hotplate releases prune` erases it: {incarnation}, {reason}")
     if rebuilt is not None:
@@ -188,19 +171,28 @@ def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None,
         out.print(f"{rebuilt.live} is live in {shown_store(url)}, by a new catalogue of {counts}")
 
 
-def _folder_store(opened: "Store") -> "LmdbStore":
+def _copy(
+    verb: str,
+    store: str | None,
+    act: "Callable[[LmdbStore, OnProgress], Awaitable[BackupResult]]",
+    sentence: str,
+    *,
+    as_json: bool,
+) -> None:
     from hotplate.stores.errors import StoreMisused
     from hotplate.stores.file.store import LmdbStore
 
-    if not isinstance(opened, LmdbStore):
-        raise StoreMisused(
-            "only file:// stores are backed up by hotplate; Redis and Cosmos DB have their own backups, and "
-            "`hotplate releases copy` copies a release of any store into a folder"
-        )
-    return opened
+    with progress_bars() as on_progress:
 
+        async def copy(opened: "Store") -> "BackupResult":
+            if not isinstance(opened, LmdbStore):
+                raise StoreMisused(
+                    "only file:// stores are backed up by hotplate; Redis and Cosmos DB have their own backups, and "
+                    "`hotplate releases copy` copies a release of any store into a folder"
+                )
+            return await act(opened, partial(on_progress, verb))
 
-def _print_copied(done: "BackupResult", what: str, *, as_json: bool) -> None:
+        done = with_store(store, copy, may_be_new=True)  # `backup` reports a missing store
     live = f"{done.live} is live" if done.live else "nothing is live"
-    text = f"{what}: {len(done.releases)} releases, {done.copied_bytes / 1e6:,.1f} MB copied; {live} in it"
+    text = f"{sentence}: {len(done.releases)} releases, {done.copied_bytes / 1e6:,.1f} MB copied; {live} in it"
     print_result(done, text, as_json=as_json)

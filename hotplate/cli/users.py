@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -68,64 +68,45 @@ def find(users: Users, places: Places) -> None:
 def _act(
     act: "Callable[[Store, Sequence[str]], Awaitable[Erasure]]", users: "Sequence[str]", places: Places, state: str
 ) -> None:
-    elsewhere = _elsewhere(users, places)  # first, because it fails for a wrong folder
-    done = with_store(places.store, lambda opened: act(opened, users))
-    _print(done, users, places, elsewhere, state)
-
-
-def _elsewhere(users: "Sequence[str]", places: Places) -> dict[str, list[str]]:
     from hotplate.stores.errors import StoreMisused
+    from hotplate.stores.users import find_users
 
-    for path in (*places.backups, *places.models, *places.events):
+    for path in (*places.backups, *places.models, *places.events):  # before anything is erased
         if not path.is_dir():
             raise StoreMisused(f"the folder {path} does not exist")
-    return {
-        **{str(path): with_store(f"file://{path.absolute()}", _users_of(users)) for path in places.backups},
-        **{str(path): _in_model(path, users) for path in places.models},
-        **{str(path): _in_events(path, users) for path in places.events},
-    }
+    elsewhere = {str(path): _in_model(path, users) for path in places.models}
+    elsewhere |= {str(path): _in_events(path, users) for path in places.events}
+    for path in places.backups:
+        holding = with_store(f"file://{path.absolute()}", lambda opened: find_users(opened, users)).holding
+        elsewhere[str(path)] = sorted({user for of_release in holding.values() for user in of_release})
+    done = with_store(places.store, lambda opened: act(opened, users))
+    _print(done, users, places, elsewhere, state)
 
 
 def _print(
     done: "Erasure", users: "Sequence[str]", places: Places, elsewhere: dict[str, list[str]], state: str
 ) -> None:
-    named = (
-        ("other stores", True),
-        ("backups", not places.backups),
-        ("model folders", not places.models),
-        ("events", not places.events),
-        ("open segments of events", any(map(_has_open_segments, places.events))),
-    )
-    unchecked = [name for name, is_unchecked in named if is_unchecked]
+    from hotplate.stores.event_log import is_open_segment
+
+    unchecked = ["other stores"]
+    given = {"backups": places.backups, "model folders": places.models, "events": places.events}
+    unchecked += [name for name, paths in given.items() if not paths]
+    if any(is_open_segment(path.name) for folder in places.events for path in folder.iterdir()):
+        unchecked.append("open segments of events")
     counted_users = f"{counted(len(done.erased), 'user')} of {len(set(users))}"
     sentences = [f"{counted_users} are {state} {shown_store(places.store)}"]
     if done.deleted:
         sentences.append(f"{counted(done.deleted, 'row')} deleted")
     sentences += [
-        f"release {release} holds {_named(held)} until it is pruned" for release, held in done.holding.items()
+        f"release {release} holds {', '.join(map(repr, held))} until it is pruned"
+        for release, held in done.holding.items()
     ]
     sentences += [f"release {release} is being written, and was not searched" for release in done.being_written]
-    sentences += [f"{path} holds {_named(held)}" for path, held in elsewhere.items() if held]
+    sentences += [f"{path} holds {', '.join(map(repr, held))}" for path, held in elsewhere.items() if held]
     sentences.append(f"not searched: {', '.join(unchecked)}")
     where = {"store": shown_store(places.store, as_json=True)}
     facts = asdict(done) | where | {"elsewhere": elsewhere, "not_checked": unchecked}
     print_result(facts, *sentences, as_json=places.as_json)
-
-
-def _has_open_segments(folder: Path) -> bool:
-    from hotplate.stores.event_log import is_open_segment
-
-    return any(is_open_segment(path.name) for path in folder.iterdir())
-
-
-def _users_of(users: "Sequence[str]") -> Any:  # noqa: ANN401 -- a function of a store
-    async def act(opened: "Store") -> list[str]:
-        from hotplate.stores.users import find_users
-
-        held = (await find_users(opened, users)).holding
-        return sorted({user for of_release in held.values() for user in of_release})
-
-    return act
 
 
 def _in_model(folder: Path, users: "Sequence[str]") -> list[str]:
@@ -146,7 +127,3 @@ def _in_events(folder: Path, users: "Sequence[str]") -> list[str]:
             user = orjson.loads(line).get("user")
             found |= {user} & wanted
     return [user for user in dict.fromkeys(users) if user in found]
-
-
-def _named(users: "Sequence[str]") -> str:
-    return ", ".join(repr(user) for user in users)

@@ -7,28 +7,26 @@ appear by a rename, complete or not at all.
 import asyncio
 import os
 import secrets
-import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId, State, abort
-from hotplate.stores.erasure import NOBODY, ErasedUsers, read_erased
+from hotplate.stores.erasure import ErasedUsers, read_erased
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     ReleaseConflict,
     ReleaseCorrupt,
     ReleaseNotFound,
-    StoreFull,
     StoreMisused,
 )
+from hotplate.stores.file.draft import check_room
 from hotplate.stores.file.release import check_whole, translated
 from hotplate.stores.file.store import RESTORED, CatalogueFile, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
-from hotplate.stores.users import find_records, write_record
+from hotplate.stores.users import find_erased, write_record
 from hotplate.stores.verification import OnProgress, unreported
 
 T = TypeVar("T")
@@ -52,22 +50,24 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
     """
     _check_new(target)
     async with _held(store) as (found, files):
-        with _scratch(target.parent, ".hotplate-backup-") as scratch:
-            copied = await _copy_all(store.folder, files, {each: each for each in files}, scratch, on_progress)
+        parent = target.parent
+        with translated(parent), scratch_folder(parent, ".hotplate-backup-") as scratch:
+            copied = await _copy_all(files, {each: each for each in files}, scratch, on_progress)
             await _in_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
             with translated(target):
                 scratch.rename(target)
                 (target / LOCK).unlink(missing_ok=True)
-                flush(target.parent)
+                flush(parent)
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
+def _check_new(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StoreMisused(f"{target} is there already; name a folder that is new, or empty")
+
+
 async def restore(
-    source: Path,
-    store: LmdbStore,
-    on_progress: OnProgress = unreported,
-    *,
-    over: bool = False,
+    source: Path, store: LmdbStore, on_progress: OnProgress = unreported, *, over: bool = False
 ) -> BackupResult:
     """Restore a backup into an empty store or, with *over*, into one that may be in use.
 
@@ -80,60 +80,36 @@ async def restore(
     if _present(catalogue, store.clock()).generation and not over:
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
     async with _held(backup := LmdbStore(source, store.clock)) as (found, files):
-        present, missing = await _erased_of_both(store, backup, found)
+        erased = await read_erased(backup, found)
+        await backup.close()
         names = {entry.incarnation: secrets.token_hex(6) for entry in found.releases}
         # In `releases`: maybe a separate disk, and `prune` cleans up there after a killed restore.
-        with _scratch(store.folder / "releases", RESTORED) as scratch:
-            copied = await _copy_all(source, files, names, scratch, on_progress)
-            erased = present if missing is None else await write_record(store, missing)
-            entries = tuple(replace(entry, incarnation=names[entry.incarnation]) for entry in found.releases)
-            restored = replace(found, releases=entries, erased=erased)
-            if restored.canary is not None:  # it may have been aborted after the backup
-                restored = abort(restored, restored.canary.release)
-            await _in_thread(_put_in_place, catalogue, restored, present, scratch / "releases")
+        releases = store.folder / "releases"
+        with translated(releases), scratch_folder(releases, RESTORED) as scratch:
+            copied = await _copy_all(files, names, scratch, on_progress)
+            with catalogue.locked():  # no erasure or prune in between
+                present = _present(catalogue, found.now)
+                entries = tuple(replace(entry, incarnation=names[entry.incarnation]) for entry in found.releases)
+                restored = replace(found, releases=entries, erased=await _record_both(store, present, erased))
+                for path in (scratch / "releases").iterdir():
+                    path.rename(releases / path.name)
+                flush(releases)
+                catalogue.replace(_merged(present, restored))
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
-def _check_new(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StoreMisused(f"{target} is there already; name a folder that is new, or empty")
-
-
-async def _erased_of_both(
-    store: LmdbStore, backup: LmdbStore, found: Catalogue
-) -> tuple[Erased | None, ErasedUsers | None]:
-    """Return the store's record of erased users, and its union with the backup's, if larger."""
-    theirs = await read_erased(backup, found)
-    await backup.close()
-    try:
-        current = await store.catalogue()
-        present, ours = current.erased, await read_erased(store, current)
-    except CatalogueUnreadable:
-        present, ours = None, reduce(ErasedUsers.merged, (await find_records(store)).values(), NOBODY)
-    if not theirs and (present is not None or not ours):
-        return present, None
-    return present, ours.merged(theirs)
-
-
-def _is_pruned(folder: Path, present: Catalogue, record: Erased) -> bool:
-    path = _release_path(folder, record.incarnation)
-    return present.entry(record.incarnation) is not None or not path.exists()
-
-
-def _put_in_place(catalogue: CatalogueFile, restored: Catalogue, erased: Erased | None, copied: Path) -> None:
-    releases = catalogue.folder / "releases"
-    with catalogue.locked(), translated(releases):
-        present = _present(catalogue, restored.now)
-        if present.erased != erased or (restored.erased and _is_pruned(catalogue.folder, present, restored.erased)):
-            raise ReleaseConflict("users were erased, or the store was pruned, meanwhile; restore the backup again")
-        releases.mkdir(exist_ok=True)
-        for path in copied.iterdir():
-            path.rename(releases / path.name)
-        flush(releases)
-        catalogue.replace(_merged(present, restored))
+async def _record_both(store: LmdbStore, present: Catalogue, theirs: ErasedUsers) -> Erased | None:
+    """Return a record of the users erased from the store or the backup; None if there are none."""
+    ours = await (read_erased(store, present) if present.generation else find_erased(store))
+    both = ours.merged(theirs)
+    if not both or (both == ours and present.erased):
+        return present.erased
+    return await write_record(store, both)
 
 
 def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
+    if restored.canary is not None:  # it may have been aborted after the backup
+        restored = abort(restored, restored.canary.release)
     ids = {entry.id for entry in restored.releases}
     others = [
         replace(entry, state=State.WITHDRAWN, superseded_at=restored.now)
@@ -158,7 +134,7 @@ def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
 
 
 @asynccontextmanager
-async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, int]]]:
+async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, BinaryIO]]]:
     """Yield the catalogue and open files of its releases, which outlive a prune."""
     before = None
     while True:
@@ -178,44 +154,33 @@ async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, in
             return
 
 
-def _open(folder: Path, incarnation: str, opened: ExitStack) -> int:
+def _open(folder: Path, incarnation: str, opened: ExitStack) -> BinaryIO:
     path = _release_path(folder, incarnation)
     with translated(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    opened.callback(os.close, descriptor)
-    return descriptor
+        return opened.enter_context(path.open("rb", buffering=0))
 
 
 async def _copy_all(
-    source: Path, files: Mapping[str, int], names: Mapping[str, str], scratch: Path, on_progress: OnProgress
+    files: Mapping[str, BinaryIO], names: Mapping[str, str], scratch: Path, on_progress: OnProgress
 ) -> int:
-    """Copy and check open *files* of *source* under new *names*; return the number of bytes."""
-    total, done = sum(os.fstat(files[old]).st_size for old in names), 0
+    """Copy and check open *files* under new *names*; return the number of bytes."""
+    total, done = sum(os.fstat(files[old].fileno()).st_size for old in names), 0
+    check_room(scratch, total)
     with translated(scratch):
-        free = shutil.disk_usage(scratch).free
-        if total > free:
-            raise StoreFull(
-                f"the releases take {total / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free next to {scratch}; "
-                f"free some space, or choose another disk"
-            )
         (scratch / "releases").mkdir()
     for old, new in names.items():
-        file, path = files[old], _release_path(scratch, new)
-        with translated(path):
-            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
-                place = 0
-                while copied := await _in_thread(_copy_piece, file, target, place):
-                    place += copied
-                    on_progress(done + place, total)
-                await _in_thread(os.fsync, target)
-            finally:
-                os.close(target)
+        path = _release_path(scratch, new)
+        with translated(path), path.open("xb", buffering=0) as target:
+            place = 0
+            while copied := await _in_thread(_copy_piece, files[old].fileno(), target.fileno(), place):
+                place += copied
+                on_progress(done + place, total)
+            await _in_thread(os.fsync, target.fileno())
         done += place
         try:
             await check_whole(path)
         except ReleaseCorrupt as error:  # the copy is removed, so name the source
-            raise ReleaseCorrupt(str(error).replace(str(path), str(_release_path(source, old)))) from error
+            raise ReleaseCorrupt(str(error).replace(str(path), str(files[old].name))) from error
     with translated(scratch):
         flush(scratch / "releases")
     return total
@@ -235,14 +200,6 @@ def _copy_piece(source: int, target: int, place: int) -> int:
     piece = os.pread(source, READ_CHUNK, place)
     write_all(target, piece, place)
     return len(piece)
-
-
-@contextmanager
-def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
-    with translated(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(folder, prefix) as scratch:
-            yield scratch
 
 
 def _release_path(folder: Path, incarnation: str) -> Path:

@@ -12,11 +12,10 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import lmdb
 
@@ -28,9 +27,9 @@ from hotplate.stores.folders import flush, take_lock
 from hotplate.stores.keys import MANIFEST, META
 from hotplate.stores.store import Row, not_found, sealed
 
-T = TypeVar("T")
-
-FIRST_MAP_BYTES = 1 << 30
+# Address space reserved for a draft: at least, and as a multiple of its estimated size.
+MAP_BYTES = 1 << 36
+MAP_FACTOR = 4
 
 # A page holds at least two rows; larger values get separate pages.
 PAGE_BYTES = 4096
@@ -38,7 +37,7 @@ PAGE_HEADER_BYTES = 16
 NODE_HEADER_BYTES = 10
 MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER_BYTES) // 2 - 4
 
-# With more rows, their pages leave the processor's cache, and writing takes twice the time.
+# With more rows, writing takes twice the time: their pages leave the processor's cache.
 TRANSACTION_ROWS = 1000
 
 # A draft releases the pages of its map after this many bytes.
@@ -47,15 +46,14 @@ WRITTEN_BYTES = 16 << 20
 # Key prefix of resume points; sorts before all rows, removed at sealing.
 POINT = b"\x00point:"
 
-# Additional space requested to find out why a write failed.
+# Free space beyond a failed write that rules out a full disk.
 PROBE_BYTES = 1 << 20
 
 
 class DraftFile:
-    """A draft locked by this process.
+    """A draft locked by this process; flushed only at sealing.
 
-    The file of a killed writer can be continued; it is flushed at sealing. Calls are serialized, because `seal` and
-    `close` take long and may run in a thread.
+    Calls are serialized, because `seal` and `close` may run in a thread.
     """
 
     def __init__(self, path: Path, draft: DraftRef, lock: int, *, needed: int) -> None:
@@ -66,53 +64,41 @@ class DraftFile:
         self._lock = lock
         self._needed = needed
         self._busy = threading.Lock()
-        self._env = lmdb.open(str(path), subdir=False, sync=False, lock=False, map_size=FIRST_MAP_BYTES, max_dbs=0)
+        map_size = max(MAP_BYTES, MAP_FACTOR * needed)
+        self._env = lmdb.open(str(path), subdir=False, sync=False, lock=False, map_size=map_size, max_dbs=0)
         self._inode = path.stat().st_ino
         self._mapped_bytes = 0
         self.closed = False
 
     def hand_over(self, draft: DraftRef) -> None:
         """Change the writer, within this process."""
-        with self._busy:
-            self._check_name()
+        with self._claimed():
             self.writer = draft.writer
 
     def put(self, rows: Sequence[Row], part: int) -> None:
         """Write rows of a part; appends them if they are in order of key bytes."""
         pairs = [(key.encode(), value) for key, value in rows]
-        with self._busy:
-            self._check_name()
-            try:
-                for start in range(0, len(pairs), TRANSACTION_ROWS):
-                    self._growing(partial(self._write, pairs[start : start + TRANSACTION_ROWS], part))
-                self._let_go(sum(len(value) for _, value in pairs))
-            except (OSError, lmdb.Error) as error:
-                self._refuse(error, sum(len(key) + len(value) for key, value in pairs))
+        with self._claimed(sum(len(key) + len(value) for key, value in pairs)):
+            for start in range(0, len(pairs), TRANSACTION_ROWS):
+                self._write(pairs[start : start + TRANSACTION_ROWS], part)
+            self._let_go(sum(len(value) for _, value in pairs))
 
     def resume_point(self, part: int) -> str | None:
         """Return the last key of a part, without `meta`; of all rows if a writer was killed at sealing."""
-        with self._busy:
-            self._check_name()
-            with translated(self.path), self._env.begin() as txn:
-                point = txn.get(POINT + b"%d" % part)
-                if point is None and txn.get(MANIFEST.encode()) is not None:  # `seal` had removed the points
-                    keys = txn.cursor().iterprev(values=False)
-                    point = next((key for key in keys if not key.startswith(META.encode())), None)
-                return None if point is None else point.decode()
+        with self._claimed(), self._env.begin() as txn:
+            point = txn.get(POINT + b"%d" % part)
+            if point is None and txn.get(MANIFEST.encode()) is not None:  # `seal` had removed the points
+                keys = txn.cursor().iterprev(values=False)
+                point = next((key for key in keys if not key.startswith(META.encode())), None)
+            return None if point is None else point.decode()
 
     def seal(self, path: Path) -> None:
         """Append the sums, flush the file, and rename it to *path*; blocks for long."""
-        with self._busy:
-            self._check_name()
-            try:
-                self._growing(self._remove_points)
-                size = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-                self._env.close()
-                self._finish(size, path)
-            except (OSError, lmdb.Error) as error:
-                self._refuse(error, file_format.overhead(self._needed))
-            finally:
-                self._give_up()
+        with self._claimed(file_format.overhead(self._needed), last=True):
+            self._remove_points()
+            size = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+            self._env.close()
+            self._finish(size, path)
 
     def close(self) -> None:
         """Close the file and free the lock."""
@@ -129,12 +115,8 @@ class DraftFile:
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                # A second flush would succeed, although the pages are lost.
-                self._remove()
-                raise StoreError(
-                    f"the disk of {self.path} failed as the release was flushed to it, so the draft was removed; "
-                    f"check the disk, and publish again"
-                ) from error
+                self._remove()  # a second flush would succeed, although the pages are lost
+                raise StoreError(f"{self.path} could not be flushed; check the disk, and publish again") from error
         self.path.rename(path)
         flush(path.parent)
         lock_path(self.path).unlink(missing_ok=True)
@@ -149,20 +131,25 @@ class DraftFile:
         self.path.unlink(missing_ok=True)
         lock_path(self.path).unlink(missing_ok=True)
 
-    def _check_name(self) -> None:
-        """Raise ReleaseNotFound, and free the draft's space, if it was erased."""
-        with suppress(FileNotFoundError):
-            if not self.closed and self.path.stat().st_ino == self._inode:
-                return
-        self._give_up()
-        raise not_found(self._draft)
-
-    def _growing(self, work: Callable[[], T]) -> T:
-        while True:
+    @contextmanager
+    def _claimed(self, more: int = 0, *, last: bool = False) -> Iterator[None]:
+        """Hold the draft for a call, maybe the *last*, that may write *more* bytes; ReleaseNotFound if erased."""
+        with self._busy:
+            if self.closed or not self._is_there():
+                self._give_up()
+                raise not_found(self._draft)
             try:
-                return work()
-            except lmdb.MapFullError:
-                self._env.set_mapsize(self._env.info()["map_size"] * 2)
+                yield
+            except (OSError, lmdb.Error) as error:
+                self._refuse(error, more)
+            finally:
+                if last:
+                    self._give_up()
+
+    def _is_there(self) -> bool:
+        with suppress(FileNotFoundError):
+            return self.path.stat().st_ino == self._inode
+        return False
 
     def _write(self, pairs: list[tuple[bytes, bytes]], part: int) -> None:
         with self._env.begin(write=True) as txn:
@@ -184,8 +171,7 @@ class DraftFile:
         self._mapped_bytes += written
         if self._mapped_bytes > WRITTEN_BYTES:
             self._mapped_bytes = 0
-            with suppress(OSError):
-                memory.release(memory.mapped_at(self.path, self._inode), self._env.info()["map_size"])
+            memory.release(self.path, self._inode, self._env.info()["map_size"])
 
     def _remove_points(self) -> None:
         with self._env.begin(write=True) as txn, txn.cursor() as cursor:
@@ -193,41 +179,38 @@ class DraftFile:
                 cursor.delete()
 
     def _refuse(self, error: OSError | lmdb.Error, more: int) -> NoReturn:
-        """Raise the error for a failed write; LMDB always calls it an I/O error."""
-        code = self._reason(error, more)
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        """Raise the error for a failed call; LMDB calls a full disk an I/O error."""
+        is_full = isinstance(error, lmdb.DiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if more and (is_full or shutil.disk_usage(self.path.parent).free < more + PROBE_BYTES):
             written = self.path.stat().st_size if self.path.exists() else 0
-            self._give_up()
             self._remove()
+            self._give_up()
             free = shutil.disk_usage(self.path.parent).free
-            raise StoreFull(_no_room(self.path.parent, max(self._needed, written + more), written, free)) from error
+            raise _no_room(self.path.parent, max(self._needed, written + more), written, free) from error
         with translated(self.path):
             raise error
         raise AssertionError  # `translated` always raises
 
-    def _reason(self, error: OSError | lmdb.Error, more: int) -> int | None:
-        if isinstance(error, OSError):
-            return error.errno
-        try:
-            with self.path.open("r+b", buffering=0) as file:
-                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, more + PROBE_BYTES)
-        except OSError as refused:
-            return refused.errno
-        return None
-
 
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -> DraftFile:
-    """Lock a draft and open its file, or create it for *needed* bytes.
+    """Lock a draft and open its file, or create it for *needed* bytes, also after a reboot: it was never flushed.
 
-    A draft from before the last boot is removed first: it was never flushed. Raises ReleaseConflict if another process
-    has it, or it was sealed.
+    Raises ReleaseConflict if another process has it, or it was sealed.
     """
     with translated(path):
-        lock = _lock(lock_path(path), draft)
+        check_room(path.parent, needed, path.stat().st_size if path.exists() else 0)
+        lock_file = lock_path(path)
+        try:
+            lock = take_lock(lock_file, 0o644, 0.0)
+        except TimeoutError as error:
+            raise ReleaseConflict(
+                f"release {draft.id} is being written by process {_signature(lock_file)[0]}, running or stopped, which "
+                f"holds {lock_file}; wait for it, or end it"
+            ) from error
         began = False
         try:
             check_unsealed(sealed_path, draft)
-            if _signed(lock_path(path))[1] not in ("", _boot()):
+            if _signature(lock_file)[1] not in ("", _boot()):
                 path.unlink(missing_ok=True)
             began = path.exists()
             os.ftruncate(lock, 0)
@@ -236,7 +219,7 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
         except BaseException:
             if not began:
                 path.unlink(missing_ok=True)
-                lock_path(path).unlink(missing_ok=True)
+                lock_file.unlink(missing_ok=True)
             _unlock(lock)
             raise
 
@@ -253,14 +236,12 @@ def check_room(folder: Path, needed: int, written: int = 0) -> None:
     with translated(existing):
         free = shutil.disk_usage(existing).free
     if needed - written > free:
-        raise StoreFull(_no_room(folder, needed, written, free))
+        raise _no_room(folder, needed, written, free)
 
 
 def file_bytes(rows: int, payload_bytes: int) -> int:
     """Return an upper estimate of the size of a release file."""
-    if rows == 0:
-        return file_format.HEAD_BYTES + file_format.overhead(file_format.HEAD_BYTES)
-    node = payload_bytes / rows + NODE_HEADER_BYTES
+    node = payload_bytes / max(rows, 1) + NODE_HEADER_BYTES
     if node > MAX_NODE_BYTES:
         row_bytes = math.ceil((node + PAGE_HEADER_BYTES) / PAGE_BYTES) * PAGE_BYTES + 64.0
     else:
@@ -275,41 +256,28 @@ def lock_path(draft: Path) -> Path:
     return draft.with_suffix(".lock")
 
 
-def _lock(path: Path, draft: DraftRef) -> int:
-    try:
-        return take_lock(path, 0o644, 0.0)
-    except TimeoutError as error:
-        process, _ = _signed(path)
-        raise ReleaseConflict(
-            f"release {draft.id} is being written by process {process}, running or stopped, which holds {path}; wait "
-            f"for it, or end it"
-        ) from error
-
-
 def _unlock(descriptor: int) -> None:
     # A child may hold the descriptor, so closing is not enough.
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
-def _signed(path: Path) -> tuple[str, str]:
-    """Return the process id and the boot id in a lock, empty if it was never signed."""
+def _signature(lock_file: Path) -> tuple[str, str]:
+    """Return the process id and the boot id in a lock; empty if it was never signed."""
     with suppress(FileNotFoundError):
-        process, _, boot = path.read_text(errors="replace").strip().partition(" ")
+        process, _, boot = lock_file.read_text(errors="replace").strip().partition(" ")
         return process, boot
     return "", ""
 
 
 def _boot() -> str:
-    try:
+    with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+    return ""
 
 
-def _no_room(folder: Path, needed: int, written: int, free: int) -> str:
-    return (
+def _no_room(folder: Path, needed: int, written: int, free: int) -> StoreFull:
+    return StoreFull(
         f"the release needs about {needed / 1e6:,.0f} MB in {folder}, of which {written / 1e6:,.0f} MB were written, "
-        f"and {free / 1e6:,.0f} MB are free (a quota, or a limit of `ulimit -f`, may allow less); free some space, "
-        f"prune old releases, or publish shorter lists"
+        f"and {free / 1e6:,.0f} MB are free, or fewer by a quota; free some space there"
     )

@@ -1,11 +1,12 @@
 """Memory of mapped files: how much fits, and releasing parts.
 
-LMDB hides a map's address, so it is read from /proc. All calls are optional: they only speed up reads.
+LMDB hides a map's address, so it is read from /proc.
 """
 
 import ctypes
 import errno
 import mmap
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -30,47 +31,30 @@ def mapped_at(path: Path, inode: int) -> int:
     raise OSError(errno.ENOENT, f"{path} is not among the maps of this process")
 
 
-def release(address: int, size: int) -> None:
-    """Remove pages from the page table, but not from the page cache."""
-    _libc.madvise(address, size, mmap.MADV_DONTNEED)
+def release(path: Path, inode: int, size: int, at_once: int | None = None) -> None:
+    """Remove pages of a mapped file from the page table, but not from the page cache."""
+    with suppress(OSError):
+        start, step = mapped_at(path, inode), at_once or size
+        for place in range(0, size, step):
+            _libc.madvise(start + place, min(step, size - place), mmap.MADV_DONTNEED)
 
 
 def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
-    """Return the bytes of files that fit in memory; inf if unknown.
-
-    The minimum of the machine's and the cgroups' available memory; their page cache counts as free.
-    """
-    room = _numbers(proc / "meminfo").get("MemAvailable", inf) * 1024
-    for group in _groups(proc, cgroups):
-        stat = _numbers(group / "memory.stat")
-        files = stat.get("active_file", 0) + stat.get("inactive_file", 0)
-        room = min(room, _number(group / "memory.max") - _number(group / "memory.current") + files)
+    """Return the bytes of files that fit in memory; inf if unknown. Page cache counts as free."""
+    room = _numbers(proc / "meminfo").get("MemAvailable:", inf) * 1024
+    inner = next((name[4:] for name in _numbers(proc / "self" / "cgroup") if name.startswith("0::/")), "")
+    for group in ((cgroups / inner), *(cgroups / inner).parents):
+        limit = next(iter(_numbers(group / "memory.max")), "max")
+        if limit.isdecimal():
+            stat, used = _numbers(group / "memory.stat"), next(iter(_numbers(group / "memory.current")), "0")
+            room = min(room, int(limit) - int(used) + stat.get("active_file", 0) + stat.get("inactive_file", 0))
     return max(0.0, room * SHARE_OF_ROOM)
 
 
-def _groups(proc: Path, cgroups: Path) -> list[Path]:
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    inner = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
-    if inner is None:
-        return []
-    folder = cgroups / inner
-    return [each for each in (folder, *folder.parents) if each.is_relative_to(cgroups)]
-
-
-def _number(path: Path) -> float:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return inf if path.name == "memory.max" else 0.0
-    return inf if text == "max" else float(text)
-
-
 def _numbers(path: Path) -> dict[str, int]:
+    """Return the number, or 0, after the first word of each line; empty if the file cannot be read."""
     try:
-        lines = path.read_text().splitlines()
+        lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
         return {}
-    return {words[0].rstrip(":"): int(words[1]) for words in map(str.split, lines) if len(words) > 1}
+    return {words[0]: int(words[1]) if words[1:] else 0 for words in lines if words}

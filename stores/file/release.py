@@ -2,9 +2,8 @@
 
 Reading past the end of a truncated file kills the process (SIGBUS), as may a scan of a damaged page: the size is
 checked before mapping, and all checksums before scanning. A damaged page fails only its keys. After a failed read LMDB
-refuses others in the transaction, so a new one begins, and other threads read again.
-
-Page faults block the event loop, so a release is read into memory before it is served.
+refuses others in the transaction, so a new one begins, and other threads read again. Page faults block the event loop,
+so a release is read into memory before it is served.
 """
 
 import asyncio
@@ -13,43 +12,29 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import lmdb
 
-from hotplate.stores.errors import (
-    HEAL,
-    ReleaseCorrupt,
-    ReleaseNotFound,
-    StoreError,
-    StoreFull,
-    StoreUnavailable,
-)
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.file import file_format, memory
 from hotplate.stores.file.file_format import Meta, PagedFile, read_meta
 from hotplate.stores.store import Row, Slot
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-P = ParamSpec("P")
-
 # Errors of a read from a damaged page or disk.
 FAILURES = (lmdb.Error, MemoryError, OSError)
-
-# LMDB's limit.
-MAX_KEY_BYTES = 511
 
 # Age of a check that suffices for a scan.
 CHECK_HOLDS_S = 60.0
 
-# Pause of warming, as a multiple of its CPU time, while another release is served, to spare workers on the same core.
-WARM_REST = 4.0
+# Pause after each stride of warming while another release is served: four times its CPU time.
+WARM_PAUSE_S = 0.004
 
 # Bytes released at once, while no other thread can map memory.
 MAP_CHUNK = 1 << 22
@@ -61,8 +46,7 @@ SCANNED_BYTES = 16 << 20
 class ReleaseFile:
     """A mapped release, shared because LMDB maps a file once per process.
 
-    A forked process reads in a new transaction of the inherited map, and never closes it, because that would wait for
-    reads that the parent had begun.
+    A forked process reads in a new transaction of the inherited map; closing that would wait for reads of the parent.
     """
 
     _open: dict[tuple[int, int], "ReleaseFile"] = {}  # noqa: RUF012 -- by device and inode
@@ -115,7 +99,7 @@ class ReleaseFile:
         try:
             return self.read(raw)
         except lmdb.BadValsizeError:
-            return StoreError(f"the key {key[:64]!r} is empty or longer than {MAX_KEY_BYTES} bytes")
+            return StoreError(f"the key {key[:64]!r} is empty or too long")
         except FAILURES as error:
             failure = error
         try:
@@ -131,37 +115,29 @@ class ReleaseFile:
             f"{key!r} cannot be read from {self.path} ({failure}); `hotplate releases verify` checks all of it; {HEAL}"
         )
 
-    async def check(self) -> None:
-        """Compare every block with its sum; ReleaseCorrupt if one changed."""
-        await check_whole(self.path)
-        self._found_whole_at = time.monotonic()
+    async def check(self, max_age_s: float = 0.0) -> None:
+        """Compare every block with its sum, unless done *max_age_s* ago; ReleaseCorrupt if one changed."""
+        if time.monotonic() >= self._found_whole_at + max_age_s:
+            await check_whole(self.path)
+            self._found_whole_at = time.monotonic()
 
-    async def warm(self, rest: float = 1.0) -> None:
-        """Read as much of the file into memory as fits; pauses *rest* times its CPU time.
+    async def warm(self, pause_s: float = 0.0) -> None:
+        """Read as much of the file into memory as fits, with pauses.
 
         If the file is damaged, its pages are read without LMDB from then on.
         """
-        room, damaged = memory.room_bytes(), list[int]()
+        room = memory.room_bytes()
         try:
-            with opened(self.path) as file:
-                async for number in damaged_blocks(self.path, file, room, rest):
-                    damaged.append(number)
-            if self._meta.size > room:
-                log.warning(
-                    "%s has %.0f MB, and of files, %.0f MB fit into memory: the rest is read from the disk when it is "
-                    "requested", self.path, self._meta.size / 1e6, room / 1e6
-                )  # fmt: skip
+            damaged = await damaged_blocks(self.path, room, pause_s)
         except ReleaseCorrupt as error:
             log.warning("%s; it may be served all the same", error)
-        finally:
-            if damaged and not self._damaged:
-                log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
-                self._damaged, self.read = True, PagedFile(self._file, self._meta, damaged).get
-
-    async def check_before_scan(self) -> None:
-        """Call `check`, unless that succeeded less than CHECK_HOLDS_S ago."""
-        if time.monotonic() > self._found_whole_at + CHECK_HOLDS_S:
-            await self.check()
+            return
+        if self._meta.size > room:
+            size_mb, room_mb = self._meta.size / 1e6, room / 1e6
+            log.warning("%s has %.0f MB, of which %.0f MB fit into memory", self.path, size_mb, room_mb)
+        if damaged and not self._damaged and (sums := file_format.read_sums(self._file)):
+            log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
+            self._damaged, self.read = True, PagedFile(self._file, self._meta, sums).get
 
     @classmethod
     def begin_in_child(cls) -> None:
@@ -187,48 +163,36 @@ class ReleaseFile:
             await asyncio.shield(asyncio.wrap_future(closing))
 
     def _unmap(self) -> None:
-        with suppress(OSError):
-            address = memory.mapped_at(self.path, self._identity[1])
-            for start in range(0, self._meta.size, MAP_CHUNK):
-                memory.release(address + start, min(MAP_CHUNK, self._meta.size - start))
+        memory.release(self.path, self._identity[1], self._meta.size, MAP_CHUNK)
         self._txn.abort()
         if self._identity not in self._inherited:
             self._env.close()
         os.close(self._file)
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows in order of key bytes; call `check_before_scan` first."""
+        """Yield all rows in order of key bytes; call `check` first."""
         last, new = b"", tuple.__new__  # faster than Row(key, value)
         scanned = 0
         try:
             with self._env.begin() as txn:
                 for key, value in txn.cursor():
                     if key <= last:
-                        raise ReleaseCorrupt(f"{self.path} is damaged: {key!r} stands after {last!r}; publish again")
+                        raise lmdb.CorruptedError(f"{key!r} follows")
                     last = key
                     scanned += len(value)
                     if scanned > SCANNED_BYTES:
                         scanned = 0
-                        self._let_go()
+                        memory.release(self.path, self._identity[1], self._meta.size)
                     yield new(Row, (key.decode(), value))
-        except UnicodeDecodeError as error:
-            raise ReleaseCorrupt(f"{self.path} is damaged: its key {last!r} is not text; publish again") from error
-        except FAILURES as error:
+        except (UnicodeDecodeError, *FAILURES) as error:
             raise ReleaseCorrupt(f"{self.path} is damaged after the key {last!r} ({error}); publish again") from error
-
-    def _let_go(self) -> None:
-        with suppress(OSError):
-            memory.release(memory.mapped_at(self.path, self._identity[1]), self._meta.size)
 
 
 os.register_at_fork(after_in_child=ReleaseFile.begin_in_child)
 
 
 def check_size(path: Path) -> Meta:
-    """Return the header of a sealed file; ReleaseCorrupt if it was cut or is of another kind.
-
-    Accepts damaged sums, because the rows may be whole.
-    """
+    """Return the header of a sealed file, even with damaged sums; ReleaseCorrupt if it was cut or is another file."""
     with translated(path), path.open("rb", buffering=0) as file:
         found = os.fstat(file.fileno()).st_size
         if sums := file_format.read_sums(file.fileno()):
@@ -244,48 +208,25 @@ def check_size(path: Path) -> Meta:
 
 async def check_whole(path: Path) -> None:
     """Compare every block of a sealed file with its sum; ReleaseCorrupt, with the place, if one changed."""
-    with opened(path) as file:
-        async for number in damaged_blocks(path, file):
-            start = number * file_format.BLOCK_BYTES
-            raise ReleaseCorrupt(
-                f"{path} is damaged between bytes {start} and {start + file_format.BLOCK_BYTES}; {HEAL}, and check the "
-                f"disk"
-            )
+    for number in await damaged_blocks(path):
+        start = number * file_format.BLOCK_BYTES
+        raise ReleaseCorrupt(
+            f"{path} is damaged between bytes {start} and {start + file_format.BLOCK_BYTES}; {HEAL}, and check the disk"
+        )
 
 
-async def damaged_blocks(path: Path, file: int, up_to: float = inf, rest: float = 1.0) -> AsyncIterator[int]:
-    """Read an open file up to *up_to* in threads; yield the numbers of changed blocks.
-
-    Pauses *rest* times its CPU time. Raises ReleaseCorrupt for damaged sums.
-    """
+async def damaged_blocks(path: Path, up_to: float = inf, pause_s: float = 0.0) -> list[int]:
+    """Read a file up to *up_to* in threads; return the numbers of changed blocks. ReleaseCorrupt for damaged sums."""
     await asyncio.to_thread(check_size, path)
-    sums = file_format.read_sums(file)
-    if sums is None:
-        raise ReleaseCorrupt(f"the checksums at the end of {path} are damaged or cut off; publish again")
-    for start in range(0, int(min(sums.size, up_to)), file_format.STRIDE_BYTES):
-        with translated(path):
-            damaged, cpu_s = await asyncio.to_thread(_timed, file_format.find_damage, file, sums, start)
-        for number in damaged:
-            yield number
-        await asyncio.sleep(rest * cpu_s)
-
-
-def _timed(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> tuple[T, float]:
-    """Return the result of *work*, and its CPU time in seconds."""
-    began = time.thread_time()
-    result = work(*given, **named)
-    return result, time.thread_time() - began
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """Open a file for reading; yield its descriptor."""
-    with translated(path):
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield file
-    finally:
-        os.close(file)
+    damaged = list[int]()
+    with translated(path), path.open("rb", buffering=0) as file:
+        sums = file_format.read_sums(file.fileno())
+        if sums is None:
+            raise ReleaseCorrupt(f"the checksums at the end of {path} are damaged or cut off; publish again")
+        for start in range(0, int(min(sums.size, up_to)), file_format.STRIDE_BYTES):
+            damaged += await asyncio.to_thread(file_format.find_damage, file.fileno(), sums, start)
+            await asyncio.sleep(pause_s)
+    return damaged
 
 
 @contextmanager
@@ -295,15 +236,10 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ReleaseNotFound(f"{path} does not exist; was the release pruned?") from error
-    except (lmdb.DiskError, lmdb.MapFullError) as error:
-        raise StoreFull(f"no space left to write {path}; free some and publish again") from error
     except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError) as error:
         raise ReleaseCorrupt(f"{path} is not a release file ({error}); publish again") from error
-    except (lmdb.BadValsizeError, lmdb.BadTxnError) as error:
-        raise StoreError(f"a key of {path} is empty or longer than {MAX_KEY_BYTES} bytes") from error
     except (OSError, lmdb.Error) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        code = getattr(error, "errno", None)
+        if isinstance(error, lmdb.DiskError | lmdb.MapFullError) or code in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"no space left to write {path}; free some and publish again") from error
-        is_refused = getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM)
-        advice = "; give a folder that can be written, as --store file:///FOLDER" if is_refused else ""
-        raise StoreUnavailable(f"{path} cannot be used: {error}{advice}") from error
+        raise StoreUnavailable(f"{path} cannot be used: {error}") from error

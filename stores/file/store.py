@@ -17,14 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, dump, parse
-from hotplate.stores.errors import (
-    ReleaseNotFound,
-    StoreError,
-    StoreMisused,
-    StoreUnavailable,
-)
+from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.file.draft import DraftFile, check_room, check_unsealed, file_bytes, lock_path, open_draft
-from hotplate.stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, translated
+from hotplate.stores.file.release import CHECK_HOLDS_S, FAILURES, WARM_PAUSE_S, ReleaseFile, check_size, translated
 from hotplate.stores.folders import flush, is_abandoned, marked, remove_abandoned, take_lock, write_all
 from hotplate.stores.store import (
     Diagnosed,
@@ -88,17 +83,10 @@ class CatalogueFile:
         """Decode a record."""
         return Catalogue(now=now) if record is None else parse(record, now=now, where=str(self.path))
 
-    def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old*, compared by `version`; blocks on the lock and the disk."""
+    def swap(self, new: Catalogue, is_expected: Callable[[bytes | None], bool]) -> None:
+        """Replace the record if it is the expected one; blocks on the lock and the disk."""
         with self.locked():
-            if self.read(new.now).version != old.version:
-                raise catalogue_changed()
-            self.replace(new)
-
-    def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        """Replace an unreadable record, compared by its bytes; blocks like `swap`."""
-        with self.locked():
-            if self.record() != record:
+            if not is_expected(self.record()):
                 raise catalogue_changed()
             self.replace(new)
 
@@ -111,16 +99,18 @@ class CatalogueFile:
             with suppress(FileNotFoundError):
                 if self._spare.stat().st_nlink > 1:  # a copy of the folder shares it
                     self._spare.unlink()
-            with self._open_spare() as spare:
-                write_all(spare, record.ljust(os.fstat(spare).st_size, b"\n"), 0)
-                os.fsync(spare)
+            self._spare.touch(0o644)
+            with self._spare.open("r+b", buffering=0) as spare:
+                write_all(spare.fileno(), record.ljust(os.fstat(spare.fileno()).st_size, b"\n"), 0)
+                os.fsync(spare.fileno())
             self._spare.rename(self.path)
             flush(self.folder)
-        with suppress(OSError), self._open_spare() as spare:
-            room = -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES
-            if freed:  # on a full disk, all that there is
-                os.posix_fallocate(spare, 0, min(freed, room))
-            os.posix_fallocate(spare, 0, room)
+        room = -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES
+        with suppress(OSError):
+            self._spare.touch(0o644)
+            with self._spare.open("r+b", buffering=0) as spare:
+                os.posix_fallocate(spare.fileno(), 0, min(freed or room, room))  # on a full disk, all that there is
+                os.posix_fallocate(spare.fileno(), 0, room)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -135,14 +125,6 @@ class CatalogueFile:
                 raise StoreUnavailable(str(error)) from error
         try:
             yield
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def _open_spare(self) -> Iterator[int]:
-        descriptor = os.open(self._spare, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -223,10 +205,7 @@ class LmdbStore(LocalReader, Diagnosed):
         path = self._draft_path(draft)
         with translated(self._releases):
             self._releases.mkdir(parents=True, exist_ok=True)
-        with translated(path):
-            written = path.stat().st_size if path.exists() else 0
         needed = file_bytes(plan.rows, plan.payload_bytes)
-        check_room(self._releases, needed, written)
         self._drafts[draft.incarnation] = open_draft(path, self._sealed_path(draft), draft, needed=needed)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
@@ -244,7 +223,7 @@ class LmdbStore(LocalReader, Diagnosed):
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         file = self._files.get(release.incarnation) or self._open(release)
-        await file.check_before_scan()
+        await file.check(CHECK_HOLDS_S)
         for row in file.rows():
             yield row
 
@@ -260,13 +239,16 @@ class LmdbStore(LocalReader, Diagnosed):
 
     async def warm(self, release: ReleaseRef) -> None:
         file = self._files.get(release.incarnation) or self._open(release)
-        await file.warm(WARM_REST if len(self._files) > 1 else 1.0)
+        await file.warm(WARM_PAUSE_S if len(self._files) > 1 else 0.0)
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        await asyncio.to_thread(self._catalogue.swap, old, new)
+        parse_record = self._catalogue.parse
+        await asyncio.to_thread(
+            self._catalogue.swap, new, lambda found: parse_record(found, new.now).version == old.version
+        )
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        await asyncio.to_thread(self._catalogue.replace_unreadable, record, new)
+        await asyncio.to_thread(self._catalogue.swap, new, lambda found: found == record)
 
     async def erase(self, release: ReleaseRef) -> None:
         if draft := self._drafts.pop(release.incarnation, None):
@@ -295,8 +277,7 @@ class LmdbStore(LocalReader, Diagnosed):
             with translated(path):
                 if release.incarnation in self._files and not path.exists():
                     return ReleaseNotFound(
-                        f"{path} was removed while release {release.id} is served from it, and no process that starts "
-                        f"now can serve it; restore it from a backup, or publish again"
+                        f"{path} was removed while release {release.id} is served from it; restore it, or publish again"
                     )
         return None
 
@@ -343,51 +324,38 @@ def open_url(url: str) -> LmdbStore:
     """Open `file:///FOLDER`; the first publish makes the folder."""
     folder = url.removeprefix("file://")
     if not folder.startswith("/"):
-        raise StoreMisused(
-            f"{redacted(url)} does not name an absolute folder; write three slashes, as in file:///var/lib/hotplate"
-        )
+        raise StoreMisused(f"{redacted(url)} has no absolute folder; write file:///FOLDER, as in file:///var/hotplate")
     return LmdbStore(Path(folder))
 
 
 def _examine(folder: Path) -> list[Finding]:
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
-    releases, user, advice = folder / "releases", f"user {os.geteuid()}", "change its owner or its mode"
-    needed = [folder, folder / "catalogue.json", releases, *_files(releases)]
+    releases = folder / "releases"
     written = [existing] if existing != folder else [folder, releases, folder / "catalogue.lock"]
-    read, publish = Finding(Level.OK, "may read", "yes"), Finding(Level.OK, "may publish", "yes")
-    if existing != folder:
-        read = read._replace(sentence=f"{folder} does not exist yet; the first publish makes it")
-    elif refused := _refused(needed, os.R_OK):
-        read = Finding(Level.ERROR, "may read", f"no: {refused} may not be read by {user}; {advice}")
-    if refused := _refused(written, os.W_OK):
-        sentence = f"no: {user} may not write to {refused}, which is right for a service; to publish, {advice}"
-        publish = Finding(Level.WARNING, "may publish", sentence)
+    findings = [
+        _may("read", [folder, folder / "catalogue.json", releases, *sorted(folder.glob("releases/*.mdb"))], os.R_OK),
+        _may("publish", written, os.W_OK),
+    ]
     kind = _kind(existing.resolve())
-    system = Finding(Level.OK, "file system", kind or "of an unknown kind")
     if kind in NETWORK:
         sentence = f"{kind}, over a network, where locks and memory maps are not reliable; use a local disk"
-        system = Finding(Level.WARNING, "file system", sentence)
-    return [read, publish, system]
+        return [*findings, Finding(Level.WARNING, "file system", sentence)]
+    return [*findings, Finding(Level.OK, "file system", kind or "of an unknown kind")]
 
 
-def _files(releases: Path) -> list[Path]:
-    try:
-        return sorted(releases.glob("*.mdb"))
-    except OSError:
-        return []
-
-
-def _refused(paths: Sequence[Path], mode: int) -> Path | None:
-    """Return the first path, if it exists, that this user may not read or write."""
+def _may(what: str, paths: Sequence[Path], mode: int) -> Finding:
+    """Say whether this user may use the paths that exist."""
     for path in paths:
         try:
             wanted = mode | (os.X_OK if path.is_dir() else 0)
-            exists = path.exists()
+            refused = path.exists() and not os.access(path, wanted, effective_ids=True)
         except OSError:  # a folder above it cannot be entered
-            return path
-        if exists and not os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids):
-            return path
-    return None
+            refused = True
+        if refused:
+            level, fine = (Level.ERROR, "") if mode == os.R_OK else (Level.WARNING, ", which is right for a service")
+            sentence = f"no: user {os.geteuid()} may not use {path}{fine}; to {what}, change its owner or its mode"
+            return Finding(level, f"may {what}", sentence)
+    return Finding(Level.OK, f"may {what}", "yes")
 
 
 def _kind(path: Path) -> str:
@@ -397,7 +365,5 @@ def _kind(path: Path) -> str:
     except OSError:
         return ""
     fields = [line.split(" ") for line in mounts]
-    points = {
-        Path(each[1].replace("\\040", " ")): each[2] for each in fields if len(each) > 2
-    }  # the last covers others
+    points = {Path(each[1].replace("\\040", " ")): each[2] for each in fields}  # the last covers others
     return next((points[above] for above in (path, *path.parents) if above in points), "")

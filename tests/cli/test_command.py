@@ -39,7 +39,7 @@ def test_other_bad_input_is_one_sentence_too(clicks: Path, model: Path, tmp_path
     failed(hotplate("train", clicks, "--min-per-user", "100000", "--out", out), "left")
     failed(hotplate("publish", tmp_path / "absent", "--store", f"file://{tmp_path}/s"), "absent")
     failed(hotplate("publish", model, "--store", "redis//oops"), "'redis//oops' is not the URL of a store", code=2)
-    failed(hotplate("publish", model, "--store", "file://relative"), "three slashes", code=2)
+    failed(hotplate("publish", model, "--store", "file://relative"), "has no absolute folder", code=2)
     failed(hotplate("publish", model, "--store", "file:///proc/nothing"), "/proc/nothing")
     failed(hotplate("lookup", "42", "--store", f"file://{tmp_path}/nothing"), f"{tmp_path}/nothing")
     assert not out.exists()

@@ -41,7 +41,7 @@ def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: 
     copied = json.loads(hotplate(*copy).stdout)
     assert (copied["rows_written"], copied["rows_there"], copied["live"]) == (3, 0, True)
     again = hotplate("releases", "copy", answer["release"], "--from", first, "--to", second).stdout
-    assert again == f"{answer['release']} is live in {second}: 0 rows written, 3 had been written before\n"
+    assert again == f"0 rows written, 3 had been written before; {answer['release']} is live in {second}\n"
     assert "is complete: 3 rows" in hotplate("releases", "verify", "--store", second).stdout
 
 

@@ -58,7 +58,7 @@ def test_each_verb_that_changes_a_store_names_it(tmp_path: Path) -> None:
     failed(hotplate("releases", "show", "nonsense", "--store", folder), "is not in this store")
     assert f"1 user of 1 are erased from {folder}" in succeeded("users", "erase", "1", "--store", folder)
     other = f"file://{tmp_path}/other"
-    assert f" in {other}: " in succeeded("releases", "copy", "--from", folder, "--to", other)
+    assert f" in {other}\n" in succeeded("releases", "copy", "--from", folder, "--to", other)
     assert f" in {other}" in succeeded("releases", "repair", "--from", folder, "--store", other)
 
 

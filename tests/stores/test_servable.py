@@ -4,14 +4,12 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from hotplate.serve.releases.follower import Follower
-from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, ReleaseCorrupt, StoreUnavailable
@@ -160,18 +158,6 @@ async def test_a_refused_release_is_marked_and_each_verb_wants_to_be_forced(open
         await life.promote(store)
     assert await life.promote(store, though_refused=True) == bad
     assert (await open_store().catalogue()).find(bad).refused_by == ()
-
-
-async def test_release_is_refused_even_if_an_older_hotplate_dropped_its_mark(clock: FakeClock) -> None:
-    store = MemoryStore(clock)
-    await publish(store)
-    bad = await publish_refused(store)
-    found = await store.catalogue()
-    unmarked = replace(found, releases=tuple(replace(entry, refused_by=()) for entry in found.releases))
-    await store.swap(found, changes.succeed(found, unmarked, "older", ""))
-    with pytest.raises(RefusedByGates, match=r"refused by ndcg, overlap@10"):
-        await life.activate(store, bad)
-    assert await life.activate(store, bad, though_refused=True)
 
 
 async def test_gates_refusing_a_resumed_draft_mark_it_despite_its_manifest(clock: FakeClock) -> None:

@@ -221,7 +221,7 @@ async def test_a_rebuild_without_a_record_that_is_damaged_is_refused(folder: Lmd
     await folder.put(draft, [Row("meta:erased", b"damaged")])
     await folder.seal(draft)
     (folder.folder / "catalogue.json").write_bytes(b"{}")
-    with pytest.raises(ReleaseCorrupt, match="erased users that would be served again"):
+    with pytest.raises(ReleaseCorrupt, match="record of erased users cannot be read"):
         await survey(folder)
 
 

@@ -62,7 +62,7 @@ async def test_a_damaged_page_fails_its_own_keys_only(
         slots = await store.get_many(RELEASE, KEYS)
         failed = [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)]
         assert KEYS[1000] in failed
-        assert len(failed) < 100
+        assert len(failed) < (1000 if warmings else 100)
         for n, (key, slot) in enumerate(zip(KEYS, slots, strict=True)):
             assert key in failed or slot == key.encode() * (800 if n < 20 else 8)
     assert await store.get_many(RELEASE, ["a", "user:", "user:999999"]) == [None, None, None]
@@ -146,10 +146,12 @@ def flip_in_key(path: Path, change: int) -> None:
     ("harm", "message"),
     [
         pytest.param(
-            lambda path: flip_in_key(path, 0xCF), r"its key b'user:\\xff00500' is not text", id="a key that is no text"
+            lambda path: flip_in_key(path, 0xCF), r"after the key b'user:\\xff00500'", id="a key that is no text"
         ),
         pytest.param(
-            lambda path: flip_in_key(path, 8), r"b'user:000501' stands after b'user:800500'", id="keys out of order"
+            lambda path: flip_in_key(path, 8),
+            r"after the key b'user:800500' .*b'user:000501' follows",
+            id="keys out of order",
         ),
         pytest.param(lambda path: spoil_page_of(path, KEYS[1000]), r"is damaged.*b'user:000", id="a spoiled page"),
     ],

@@ -71,10 +71,7 @@ async def test_the_estimated_size_of_a_file_suffices_and_is_not_far_off(store: L
     assert found <= file_bytes(len(rows), (await load_manifest(store, release)).bytes) <= 1.6 * found
 
 
-async def test_more_rows_than_planned_are_written_all_the_same(
-    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hotplate.stores.file.draft.FIRST_MAP_BYTES", 1 << 16)
+async def test_more_rows_than_planned_are_written_all_the_same(store: LmdbStore) -> None:
     assert len(await published_rows(store, await publish(store, ROWS[:400], 1, plan=Plan(1, 1)))) == 400
 
 
