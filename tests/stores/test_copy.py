@@ -18,15 +18,15 @@ from tests.support.stores import OpenStore, batches, lapse, on_every_store, publ
 from tests.support.stores import publish as publish_rows
 
 ROWS = [
-    *(Row(f"item:{n:04}", a_list("x", "y")) for n in range(100)),
+    *(Row(f"item:{n:04}", a_list("x", "y")) for n in range(30)),
     Row("popular:", a_list("p")),
-    *(Row(f"user:{n:05}", a_list(str(n), str(n % 7))) for n in range(900)),
+    *(Row(f"user:{n:05}", a_list(str(n), str(n % 7))) for n in range(270)),
 ]
 TOTAL = len(ROWS)
 
 
 async def publish(store: Store, rows: Sequence[Row] = ROWS, *, live: bool = True, encoding: str = "json") -> ReleaseId:
-    return await publish_rows(store, rows, 100, about={"k": 1}, live=live, encoding=encoding)
+    return await publish_rows(store, rows, 30, about={"k": 1}, live=live, encoding=encoding)
 
 
 class Watched(MemoryStore):
@@ -66,12 +66,12 @@ async def resume(
 ) -> publication.WriteResult:
     plan = Plan(len(rows), 1000)
     return await publication.publish(
-        store, batches(rows, 100), plan=plan, about={"k": 1}, encoding=encoding, resume=draft
+        store, batches(rows, 30), plan=plan, about={"k": 1}, encoding=encoding, resume=draft
     )
 
 
 @pytest.mark.parametrize("encoding", ["json", "zstd"])
-@pytest.mark.parametrize("calls", [0, 1, 2, 3, 4, 5, 10, 11])
+@pytest.mark.parametrize("calls", [0, 1, 2, 5, 11])
 async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
     clock: FakeClock, calls: int, encoding: str
 ) -> None:

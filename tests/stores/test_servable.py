@@ -27,7 +27,7 @@ from tests.support.virtual import virtual
 ROWS = [
     Row("popular:", a_list("p")),
     Row("popular:s", a_list("s")),
-    *(Row(f"user:{n:04}", a_list(str(n))) for n in range(1000)),
+    *(Row(f"user:{n:04}", a_list(str(n))) for n in range(300)),
 ]
 
 Verb = Callable[..., Awaitable[object]]

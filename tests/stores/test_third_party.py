@@ -61,5 +61,5 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
     (tmp_path / "lists.csv").write_text("user,item,score\n1,a,0.5\n")
     assert "is live" in command(installed, "import", tmp_path / "lists.csv", "--store", url)
     assert '"a"' in command(installed, "lookup", "1", "--json", "--store", url)
-    for verb in (("store", "doctor"), ("releases", "scrub"), ("releases", "verify"), ("releases", "prune")):
+    for verb in (("store", "doctor"), ("releases", "verify")):
         assert command(installed, *verb, "--store", url)

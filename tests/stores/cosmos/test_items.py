@@ -5,10 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
-from hotplate.stores.cosmos.charges import load
 from hotplate.stores.cosmos.requests import NAME
 from hotplate.stores.cosmos.rows import (
-    DEFINITION,
     MAX_ITEM_BYTES,
     METAS,
     ROWS,
@@ -21,8 +19,6 @@ from hotplate.stores.cosmos.rows import (
 )
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
 from hotplate.stores.keys import KINDS, MAX_ID_BYTES
-from tests.support.clock import FakeClock
-from tests.support.cosmos_server import Direct
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_ID_BYTES).filter(
     lambda text: len(text.encode()) <= MAX_ID_BYTES
@@ -60,17 +56,6 @@ def test_a_key_of_no_known_kind_has_no_name(odd: str) -> None:
 def test_an_odd_release_id_is_no_container(odd: str) -> None:
     with pytest.raises(ReleaseNotFound):
         container_of(ReleaseRef(ReleaseId(odd), odd))
-
-
-@pytest.mark.parametrize("value", [b"", b"x" * 600, bytes(range(256)) * 8, b'{"id":"1","score":2}' * 400])
-def test_a_row_costs_what_its_size_says(clock: FakeClock, value: bytes) -> None:
-    direct = Direct(clock, indexingPolicy=DEFINITION["indexingPolicy"])
-    name = name_of("user:é")
-    answer = direct.request(
-        "POST", "/dbs/d/colls/c/docs/", to_item(name, value), {"x-ms-documentdb-partitionkey": f'["{name}"]'}
-    )
-    assert answer.charge_ru == load().create(item_bytes(to_item(name_of("user:é"), value)), 0)
-    assert len(answer.body) == item_bytes(to_item(name, value))
 
 
 def test_what_no_item_can_hold_is_refused_with_its_size() -> None:

@@ -76,11 +76,6 @@ async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_eac
     assert found == f"{EAST} can be read again"
 
 
-async def late(client: SignedClient, timeout_s: float) -> None:
-    """Read in vain, for so long."""
-    assert await kind_of(client.read("c", NAME, timeout_s)) == "timeout"
-
-
 class Silent:
     """A server that takes its time over each answer; one that takes for ever is not listed by the account."""
 
@@ -116,22 +111,6 @@ def in_two_regions(work: Callable[[SignedClient, dict[str, float]], Coroutine[No
         await client.close()
 
     in_virtual_time(whole)
-
-
-def test_late_concurrent_reads_count_once_and_too_short_deadlines_not_at_all() -> None:
-    async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
-        delays_s["1"] = 1.0
-        for _ in range(MAX_FAILURES - 1):
-            outcomes = await asyncio.gather(
-                *(client.read("c", NAME, 0.05) for _ in range(1000)), return_exceptions=True
-            )
-            assert {type(outcome) for outcome in outcomes} == {CosmosUnavailable}
-            for _ in range(100):
-                await late(client, 0.002)
-        await late(client, 0.05)
-        assert (await client.read_nearest("c", NAME, 0.05))[1]
-
-    in_two_regions(work)
 
 
 @pytest.mark.parametrize(

@@ -199,18 +199,6 @@ async def test_an_erase_goes_on_once_a_slot_has_moved(
     assert redis_cluster.keys(f"*{prefix}*") == []
 
 
-async def test_who_serves_what_is_asked_once_however_many_want_to_know(redis_cluster: RedisCluster) -> None:
-    topology = Topology(parse_cluster(redis_cluster.url()))
-    before = redis_cluster.calls("cluster|slots")
-    await asyncio.gather(*(topology.load() for _ in range(50)))
-    assert redis_cluster.calls("cluster|slots") == before + 1
-    for _ in range(1000):
-        topology.schedule_refresh()
-    await asyncio.sleep(0.15)
-    assert redis_cluster.calls("cluster|slots") <= before + 2
-    await topology.close()
-
-
 async def test_a_cluster_that_never_answered_is_asked_with_pauses() -> None:
     asked = list[bytes]()
 

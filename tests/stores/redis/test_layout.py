@@ -20,16 +20,6 @@ def test_a_row_lies_in_the_bucket_of_its_key_whose_braces_name_one_slot() -> Non
     assert names[0] == "shop:{0123456789ab.1}:user:1"  # of releases that are stored, for as long as they are
 
 
-def test_each_bucket_has_a_state_and_bucket_0_has_release_wide_keys() -> None:
-    keys = Keys("shop").release(RELEASE)
-    states = tuple(f"shop:{{0123456789ab.{bucket}}}:@state" for bucket in range(BUCKETS))
-    assert keys.steps == (states,)
-    assert Keys("shop", clustered=True).release(RELEASE).steps == tuple((state,) for state in states)
-    assert keys.state == states[0]
-    of_release = (*keys.lists, keys.points)
-    assert of_release == tuple(f"shop:{{0123456789ab.0}}:@{what}" for what in ("keys", "meta", "points"))
-
-
 def test_redis_py_computes_slots_and_reads_layouts_as_servers_state_them() -> None:
     assert (key_slot(b"shop:{0123456789ab.1}:user:1"), key_slot(b"{0123456789ab.1}")) == (
         key_slot(b"0123456789ab.1"),
