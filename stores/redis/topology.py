@@ -44,12 +44,10 @@ REDIRECTIONS = 8
 
 SEAL_WAIT_S = 3.0  # for replicas
 CONTROL_WAIT_S = 1.0  # the same for changes of the catalogue or a state
+SETTLE_S = 5.0  # for replicas that sentinels name and the primary lacks
+SETTLE_PAUSE_S = 0.1
 
 UNUSABLE = {"s_down", "o_down", "disconnected"}  # flags of replicas
-
-# Longest wait for replicas that sentinels name and the primary lacks, and the pause before they are asked again.
-SETTLE_S = 5.0
-SETTLE_PAUSE_S = 0.1
 
 
 class RedisNode(NamedTuple):
