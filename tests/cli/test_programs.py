@@ -77,5 +77,5 @@ def test_a_pipeline_is_run_once_for_each_state_of_its_data(tmp_path: Path) -> No
     assert (done["outcome"], done["release"]) == ("published", hotplate.verify(url).release)
     assert hotplate.run(str(pipeline))["outcome"] == "unchanged"
     pipeline.write_text("[trian]")
-    with pytest.raises(hotplate.SettingError, match="no table"):
+    with pytest.raises(hotplate.SettingError, match="may have the tables"):
         hotplate.run(pipeline)
