@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 from tests.support.paths import ROOT
@@ -21,6 +22,7 @@ nbformat.write(notebook, sys.argv[2])
 """
 
 
+@pytest.mark.soak
 def test_the_quickstart_notebook_runs_on_made_up_data_and_draws_its_plots(tmp_path: Path) -> None:
     made = tmp_path / "made.ipynb"
     given = os.environ | {"TMPDIR": str(tmp_path), "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
