@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # also parsed by `_homes`
     from hotplate.releases import activate, copy, prune, rollback, verify
     from hotplate.serve.embedded import Lists, Recommendations, SyncLists, open_sync
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
-    from hotplate.serve.reader import FoldInUnavailable, NotReady
+    from hotplate.serve.reader import NotReady
     from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
     from hotplate.stores.catalogue import dump as dump_catalogue
     from hotplate.stores.catalogue import parse as parse_catalogue
@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # also parsed by `_homes`
 
 __all__ = [
     "META", "ALSParams", "Answer", "AsyncClient", "CanaryRunning", "Catalogue", "CatalogueUnreadable", "Client",
-    "ClientError", "Columns", "DataError", "Diagnosed", "DraftRef", "EASEParams", "Finding", "FoldInUnavailable",
+    "ClientError", "Columns", "DataError", "Diagnosed", "DraftRef", "EASEParams", "Finding",
     "GateFailed", "Item", "Level", "ListSettings", "Lists", "LocalReader", "Model", "NeighbourParams", "NotReady",
     "Observer", "PartUnavailable", "Plan", "PopularityParams", "PublishSettings", "Reader", "Recency",
     "Recommendations", "RefusedByGates", "ReleaseConflict", "ReleaseCorrupt", "ReleaseId", "ReleaseNotFound",

@@ -22,13 +22,12 @@ from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import Factors, SparkParams
 from hotplate.offline.train.engine import engine_of
 from hotplate.offline.train.popularity import Popularity
+from hotplate.stores.encoding import SCORE_DECIMALS
 from hotplate.stores.factors import PIECE_BYTES, Description, ItemEntry, description_row, pieces
 from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.store import Plan, Row
 
 _BATCH = 4096
-# About the precision of float32, in half the bytes.
-_DECIMALS = 6
 _SCORE_BYTES = 8
 # A smaller share may be an incomplete file.
 LEAST_AVAILABLE = 0.5
@@ -153,7 +152,7 @@ class ModelLists:
             owners=segments,
             lengths=np.array([len(popular.items) for popular in ranked]),
             items=np.concatenate([popular.items for popular in ranked]),
-            scores=np.concatenate([popular.scores for popular in ranked]).astype(np.float64).round(_DECIMALS),
+            scores=np.concatenate([popular.scores for popular in ranked]).astype(np.float64).round(SCORE_DECIMALS),
         )
         return self._encoder.rows(POPULAR, lists)
 
@@ -220,7 +219,7 @@ class ModelLists:
             owners=[ids[index] for index in batch[lengths > 0].tolist()],
             lengths=lengths[lengths > 0],
             items=items[present],
-            scores=scores[present].astype(np.float64).round(_DECIMALS),
+            scores=scores[present].astype(np.float64).round(SCORE_DECIMALS),
         )
         return (self._encoder.rows(kind, part) for part in lists.batches(_BATCH))
 

@@ -89,7 +89,8 @@ class Lists:
     ) -> Recommendations:
         """Return a list for a visitor with *items*, perhaps with weights, or the popular list if none is known.
 
-        Takes some milliseconds in a thread. Raises FoldInUnavailable, and StoreThrottled if too many visitors wait.
+        Without item factors, from the lists of similar items, in which later *items* weigh more. Raises StoreThrottled
+        if too many visitors wait.
         """
         _check_n(n)
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)

@@ -1,4 +1,4 @@
-"""Folding in: computes lists for visitors from the item factors of the live release.
+"""Folding in: lists for visitors, from the item factors of the live release or from its lists of similar items.
 
 Factors are loaded before their release is served, so no answer mixes two releases.
 """
@@ -6,15 +6,17 @@ Factors are loaded before their release is served, so no answer mixes two releas
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Container
+from collections import defaultdict
+from collections.abc import Collection, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import OFFSET_BYTES, Checksum, Item
+from hotplate.stores.encoding import OFFSET_BYTES, SCORE_DECIMALS, Checksum, Item, encode_id
 from hotplate.stores.errors import ReleaseCorrupt, StoreThrottled
 from hotplate.stores.extras import extra_installed
 from hotplate.stores.factors import Description, piece_key, read_description, read_piece
@@ -34,6 +36,8 @@ MAX_BYTES = 512 << 20
 PIECES_AT_ONCE = 16
 # Visitors in the queue of the thread, at about 5 ms each.
 MAX_WAITING = 16
+# Factor of an item's weight for each newer one in the basket.
+RECENCY = 0.9
 # Set before numpy is loaded: its threads would take cores of other workers.
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -44,6 +48,23 @@ def load_numpy() -> None:
         os.environ.setdefault(name, "1")
     with extra_installed("fold-in"):
         import_module("numpy")
+
+
+def from_similar(
+    lists: Mapping[str, Sequence[Item]], weights: Mapping[str, float], n: int, *left_out: Container[bytes]
+) -> list[Item]:
+    """Sum up the *lists* of similar items by their items' *weights*, and return the *n* best of other items.
+
+    Items without scores count by their rank; *left_out* are ids as by `encode_id`. Takes 0.1 ms for ten lists of 20.
+    """
+    scores, found = defaultdict[str, float](float), dict[str, Item]()
+    for item, similar in lists.items():
+        for rank, other in enumerate(similar, 1):
+            scores[other["id"]] += weights[item] * other.get("score", 1 / rank)
+            found[other["id"]] = other
+    ranked = sorted(scores.keys() - weights.keys(), key=lambda each: (-scores[each], each))
+    kept = (each for each in ranked if not any(encode_id(each) in ids for ids in left_out))
+    return [{**found[each], "score": round(scores[each], SCORE_DECIMALS)} for each in islice(kept, n)]
 
 
 class FoldIn:

@@ -9,12 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from hotplate.stores.encoding import Item, encode_id
+from hotplate.stores.encoding import SCORE_DECIMALS, Item, encode_id
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.factors import Description, ItemEntry
 
-# As in published lists.
-DECIMALS = 6
 # Bounds the memory of the conversion.
 ROWS_AT_ONCE = 4096
 # Best scores examined first, and the growth if too few are allowed.
@@ -139,7 +137,7 @@ def _rows_in(entries: Sequence[ItemEntry], ids: Container[bytes]) -> RowNumbers:
 
 
 def _item(entry: ItemEntry, score: float) -> Item:
-    item = Item(id=entry.id, score=round(score, DECIMALS))
+    item = Item(id=entry.id, score=round(score, SCORE_DECIMALS))
     if entry.title is not None:
         item["title"] = entry.title
     return item

@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.fold_in import FoldIn
+from hotplate.serve.fold_in import RECENCY, FoldIn, from_similar
 from hotplate.serve.lookups import Lookups, Origin
 from hotplate.serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, ReleaseRole
 from hotplate.serve.releases.served import ServedRelease
@@ -18,13 +18,10 @@ from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import SEPARATOR, Item, cut, cut_without, encode, ids_of, is_empty
+from hotplate.stores.encoding import OFFSET_BYTES, SEPARATOR, Item, cut, cut_without, decode, encode, ids_of, is_empty
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.keys import ITEM, OVERALL, USER
 from hotplate.stores.store import LocalReader, Reader, Slot
-
-if TYPE_CHECKING:
-    from hotplate.serve.item_factors import ItemFactors
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +53,6 @@ def read_within(timeout_s: float) -> Iterator[None]:
 
 class NotReady(StoreError):
     """No tier serves a release yet."""
-
-
-class FoldInUnavailable(StoreError):
-    """Folding in is off, or the live release has no item factors."""
 
 
 class EncodedList(NamedTuple):
@@ -246,32 +239,50 @@ class TieredReader:
     ) -> FoldedIn:
         """Compute *n* items from a visitor's *items* and their weights (None for the usual one).
 
-        Weights of a repeated item are added up. The visitor's, denied and *excluded* items are left out. If nothing is
-        left, returns the popular list of *segment*. Raises NotReady, FoldInUnavailable, and StoreThrottled if too many
-        visitors wait.
+        Weights of a repeated item are added up. The visitor's, denied and *excluded* items are left out. Without item
+        factors, sums up the lists of similar items, in which later *items* weigh more. If nothing is left, returns the
+        popular list of *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
         """
-        tier, served, factors = self._factors()
-        different = len({item for item, _ in items})
-        basket = factors.known(items)
-        found = list[Item]()
-        if basket and self._fold_in is not None:
-            found = await self._fold_in.recommend(factors, basket, n, self.deny_list.current.items, excluded)
-        if found:
-            encoded = self._hit((tier, served), "fold-in", NO_KEY, encode(found), segment)
-        else:
-            encoded = self._fallback(tier, served, NO_KEY, None, segment)
-        return FoldedIn(encoded, len(basket), different - len(basket))
-
-    def _factors(self) -> tuple[Tier, ServedRelease, "ItemFactors"]:
-        if self._fold_in is None:
-            raise FoldInUnavailable("this service does not fold in; start it with --fold-in")
+        if not items:
+            return FoldedIn(self.popular(segment), 0, 0)
+        denied, different = self.deny_list.current.items, {item for item, _ in items}
         for tier in self.tiers:
             served = tier.follower.served
-            if served is not None and served.factors is not None:
-                return tier, served, served.factors
-        raise FoldInUnavailable(
-            f"release {self.release()} has no item factors that could be loaded; publish it with --fold-in"
-        )
+            if self._fold_in is not None and served is not None and served.factors is not None:
+                basket = served.factors.known(items)
+                found = await self._fold_in.recommend(served.factors, basket, n, denied, excluded) if basket else []
+                return self._folded_in((tier, served), found, len(basket), len(different), segment)
+        weights = dict.fromkeys(different, 0.0)
+        for newer, (item, weight) in enumerate(reversed(items)):
+            weights[item] += (1.0 if weight is None else weight) * RECENCY**newer
+        origin, lists = await self._similar_many(different)
+        found = from_similar(lists, weights, n, denied, excluded)
+        return self._folded_in(origin, found, len(lists), len(different), segment)
+
+    def _folded_in(
+        self, origin: Origin | None, found: Sequence[Item], known: int, items: int, segment: str
+    ) -> FoldedIn:
+        if origin is None:
+            encoded = self._unread(segment, NO_KEY)
+        elif found:
+            encoded = self._hit(origin, "fold-in", NO_KEY, encode(found), segment)
+        else:
+            encoded = self._fallback(*origin, NO_KEY, None, segment)
+        return FoldedIn(encoded, known, items - known)
+
+    async def _similar_many(self, items: Collection[str]) -> tuple[Origin | None, dict[str, list[Item]]]:
+        """Read lists of similar items of one release; its origin is None if no tier could be read."""
+        read = list[tuple[Origin, Sequence[str], Sequence[Slot]]]()
+        deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(items)
+        keys = [ITEM + item for item in items]
+        await self._lookups.read_many(keys, deadline, lambda *group: read.append(group), _read_by.get())
+        if not read:
+            return None, {}
+        origin, read_keys, slots = read[0]  # one tier and, as canaries are of users, one release
+        bodies = {key: slot for key, slot in zip(read_keys, slots, strict=True) if isinstance(slot, bytes)}
+        return origin, {
+            key.removeprefix(ITEM): decode(body[OFFSET_BYTES:]) for key, body in bodies.items() if not is_empty(body)
+        }
 
     def cut(
         self,

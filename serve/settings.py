@@ -145,7 +145,7 @@ class ServiceSettings:
         Path | None,
         Flag("Lines of item:ID and user:ID that are never shown.", ANSWERS, metavar="FILE"),
     ] = None
-    fold_in: Annotated[bool, Flag("Compute lists from a visitor's items (`publish --fold-in`).", ANSWERS)] = False
+    fold_in: Annotated[bool, Flag("Fold visitors in by item factors (`publish --fold-in`).", ANSWERS)] = False
     events: Annotated[Path | None, Flag("Accept POST /v1/events and write events here.", ANSWERS, metavar="FOLDER")] = (
         None
     )

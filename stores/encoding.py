@@ -26,6 +26,7 @@ CHECKSUM_BYTES = 8
 OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
 USUAL_CUT = 10  # items before the offset; a request's default
+SCORE_DECIMALS = 6  # of computed scores: about the precision of float32, in half the bytes
 
 # Offset of long lists, and of values that are not lists.
 NO_OFFSET = b"0000"

@@ -26,8 +26,8 @@ from hotplate.serve.api.parameters import (
     read_body,
 )
 from hotplate.serve.errors import ServiceFinding
-from hotplate.serve.problems import Problem, overloaded
-from hotplate.serve.reader import EncodedList, FoldInUnavailable, TieredReader
+from hotplate.serve.problems import overloaded
+from hotplate.serve.reader import EncodedList, TieredReader
 from hotplate.serve.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
 from hotplate.serve.telemetry.spans import ListOrigin
 from hotplate.serve.watched import WatchedFiles
@@ -114,8 +114,6 @@ class Handlers:
         items = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
         try:
             result = await self._reader.fold_in(items, body.n, _excluded(body.exclude), body.segment)
-        except FoldInUnavailable as error:
-            raise Problem(404, "no-fold-in", str(error)) from None
         except StoreThrottled as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None

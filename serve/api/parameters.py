@@ -105,7 +105,7 @@ class FoldInBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=
         tuple[Id | BasketItem, ...],
         Meta(
             max_length=MAX_BASKET,
-            description="The visitor's items, in any order; weights of a repeated item are added up.",
+            description="The visitor's items, the newest last; weights of a repeated item are added up.",
         ),
     ]
 
@@ -212,7 +212,7 @@ OPERATIONS = (
     ),
     Operation(
         "POST", FOLD_IN, "A list computed from a basket of items",
-        FoldInAnswer, (200, 400, 404, 413, 415, 503), body=FoldInBody,
+        FoldInAnswer, (200, 400, 413, 415, 503), body=FoldInBody,
     ),
     Operation(
         "GET", "/v1/similar/{item}", "Similar items; for an unknown item the popular list",

@@ -30,7 +30,7 @@ from hotplate.serve import fold_in
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.item_factors import ItemFactors
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.reader import FoldedIn, FoldInUnavailable, TieredReader
+from hotplate.serve.reader import FoldedIn, TieredReader
 from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode_id
 from hotplate.stores.errors import StoreThrottled
 from hotplate.stores.factors import read_description, read_piece
@@ -221,16 +221,21 @@ async def test_a_basket_gets_a_list_and_one_of_strangers_the_popular_one(memory:
         found = await reader.fold_in(strangers, 5)
         assert (found.found.source, found.known, found.unknown) == ("popular", 0, len(strangers))
     assert reader.metrics.total(LOOKUPS["fold-in", "hit"]) == [1]
-    assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [2]
+    assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [1]
 
 
-async def test_a_service_or_a_release_that_folds_nobody_in_has_a_reason(memory: MemoryStore) -> None:
+async def test_without_factors_the_lists_of_similar_items_are_summed_up(memory: MemoryStore) -> None:
     await publish_model(memory, model(), fold_in=False)
-    off = TieredReader({"memory": memory})
-    with pytest.raises(FoldInUnavailable, match="start it with --fold-in"):
-        await off.fold_in([("i003", None)], 5)
-    with pytest.raises(FoldInUnavailable, match="publish it with --fold-in"):
-        await (await opened(memory)).fold_in([("i003", None)], 5)
+    basket = [("i003", None), ("who", 2.0), ("i007", 3.0), ("i003", None)]
+    reader, expected = await opened(memory), dict[str, float]()
+    for item, weight in (("i003", 1 + 0.9**3), ("i007", 3 * 0.9)):
+        for other in decode((await reader.similar(item)).body[OFFSET_BYTES:]):
+            expected[other["id"]] = expected.get(other["id"], 0.0) + weight * other["score"]
+    best = sorted(expected.keys() - {"i003", "i007"}, key=lambda item: (-expected[item], item))
+    for each in (reader, await opened(RemoteStore(memory))):
+        found = await each.fold_in(basket, 5, frozenset([encode_id(best[1])]))
+        assert (found.found.source, found.known, found.unknown) == ("fold-in", 2, 1)
+        assert ids(found) == [best[0], *best[2:6]]
 
 
 async def test_a_damaged_piece_costs_the_factors_and_nothing_else(memory: MemoryStore) -> None:
@@ -240,8 +245,7 @@ async def test_a_damaged_piece_costs_the_factors_and_nothing_else(memory: Memory
         release.rows[key] = release.rows[key][:-1] + bytes([release.rows[key][-1] ^ 1])
     reader = await opened(memory)
     assert (await reader.personal("a")).source == "personal"
-    with pytest.raises(FoldInUnavailable):
-        await reader.fold_in([("i003", None)], 5)
+    assert (await reader.fold_in([("i003", None)], 5)).found.source == "fold-in", "from similar items"
 
 
 async def test_factors_are_in_memory_once_for_all_tiers_and_only_of_what_is_live(memory: MemoryStore) -> None:
@@ -302,5 +306,5 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
         assert any('code="200"' in line and 'method="POST"' in line for line in samples)
         assert 'hotplate_lookups_total{outcome="hit",source="fold-in"} 2.0' in samples
     with running(tmp_path / "store") as service:
-        answer = service.request("POST", path, b'{"items": ["i003"]}')
-        assert (answer.status, answer.json["type"]) == (404, "urn:hotplate:problem:no-fold-in")
+        answer = service.request("POST", path, b'{"items": ["i003"], "n": 2}')
+        assert (answer.status, answer.json["source"], len(answer.json["items"])) == (200, "fold-in", 2)

@@ -99,8 +99,7 @@ def test_every_method_answers_as_that_of_the_async_lists_does(url: str) -> None:
         assert b'hotplate_lookups_total{outcome="hit",source="personal"} 2.0' in lists.prometheus_text()
         assert lists.personal("42", n=1).items == [{"id": "a", "score": 1.0, "title": "Title a"}]
         assert ids(lists.personal("nobody", segment="France")) == ["vin", "pain"]
-        with pytest.raises(hotplate.FoldInUnavailable, match="--fold-in"):
-            lists.fold_in(["a"])
+        assert lists.fold_in(["nothing like it"]).source == "popular"
         with pytest.raises(hotplate.StoreMisused, match="n must be at least 1"):
             lists.personal("42", n=0)
         with pytest.raises(hotplate.StoreMisused):
