@@ -253,18 +253,18 @@ def _fit(
     chosen: _Chosen,
     on_iteration: Callable[[int, int], None],
 ) -> Model:
-    segments, length = interactions.segments, settings.popular_length
+    segments, length, recent = interactions.segments, settings.popular_length, chosen.recent.half_life_days
     return Model(
         ranker=fit(matrix.user_items, chosen.params, on_iteration, times=matrix.times),
         matrix=matrix,
         titles={item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles},
-        popular=most_popular(matrix, length, chosen.recent.half_life_days),
-        segments={} if segments is None else popular_by_segment(segments, matrix.item_ids, length),
+        popular=most_popular(matrix, length, recent),
+        segments={} if segments is None else popular_by_segment(segments, matrix.item_ids, length, recent),
         params=chosen.params,
         metrics=None,
         data=_description(interactions, settings),
         created_at=datetime.now(UTC),
-        popular_half_life_days=chosen.recent.half_life_days,
+        popular_half_life_days=recent,
         similar=fit_similar(matrix.user_items, chosen.similar, matrix.times),
         repeats=chosen.repeats.params if chosen.repeats else RepeatParams(),
     )

@@ -75,7 +75,8 @@ class Interactions:
     log          [user, item: categorical, weight: f64 > 0, perhaps time: datetime (naive UTC)], one row per user, item
                  and time, in no order; after cancellations also ended: their time, or null
     titles       by item, as far as known
-    segments     [segment, item, weight: f64, the number of the segment's users with the item], or None
+    segments     [segment, item, day: i64 since 1970 or null, weight: f64, the number of the segment's users who first
+                 had the item that day], or None
     rows         number of rows read
     left_out     number of rows left out by reason, without zeros
     fingerprint  digest of all files
@@ -325,9 +326,11 @@ def _segments(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
         pairs = left.select("user", "item").unique().lazy()
         kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=["user", "item"], how="semi")
     present = kept.filter(pl.col("segment").is_not_null())
-    users = pl.col("user").n_unique().cast(pl.Float64).alias("weight")
-    found = present.group_by("segment", "item").agg(users).with_columns(pl.col("segment", "item").cast(pl.String))
-    return found.sort("segment", "item").collect(engine="streaming")
+    began = pl.col("time").min().dt.epoch("d") if "time" in kept.collect_schema() else pl.lit(None)
+    users = present.group_by("segment", "item", "user").agg(began.cast(pl.Int64).alias("day"))
+    days = users.group_by("segment", "item", "day").agg(pl.len().cast(pl.Float64).alias("weight"))
+    found = days.with_columns(pl.col("segment", "item").cast(pl.String))
+    return found.sort("segment", "item", "day").collect(engine="streaming")
 
 
 def _notes_of_rows(rows: Rows, columns: Columns) -> Iterator[str]:

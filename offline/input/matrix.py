@@ -30,7 +30,7 @@ NO_TIME = int(np.iinfo(np.int64).min)
 NEVER = int(np.iinfo(np.int64).max)
 # Old rows keep a thousandth, as 0 would mean no interaction.
 _MAX_HALVINGS = 10
-_DAY_US = 86_400e6
+DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
     known = times[times != NO_TIME]
     oldest, newest = (int(known.min()), int(known.max())) if len(known) else (0, 0)
     age_us = (newest - np.where(times == NO_TIME, oldest, times)).astype(np.float64)
-    halvings = np.minimum(age_us / (half_life_days * _DAY_US), _MAX_HALVINGS)
+    halvings = np.minimum(age_us / (half_life_days * DAY_US), _MAX_HALVINGS)
     return np.asarray(0.5**halvings)
 
 

@@ -11,6 +11,8 @@ import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.matrix import (
+    DAY_US,
+    NO_TIME,
     Allowed,
     Floats,
     Indices,
@@ -170,10 +172,13 @@ def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) ->
     return _first(np.arange(len(matrix.item_ids), dtype=np.int32), counts, n)
 
 
-def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) -> dict[str, Popular]:
-    """Return the *n* most popular items by segment of *segments* [segment, item, weight], in order of segment.
+def popular_by_segment(
+    segments: pl.DataFrame, item_ids: Sequence[str], n: int, half_life_days: float | None = None
+) -> dict[str, Popular]:
+    """Return the *n* most popular items by segment of *segments* [segment, item, day, weight], in order of segment.
 
-    Items not among *item_ids* are ignored. Raises DataError for more than 1,000 segments.
+    Weights may be halved per half-life before the newest day. Items not among *item_ids* are ignored. Raises DataError
+    for more than 1,000 segments.
     """
     require_at_least("The length of the popular list", n)
     count = segments.get_column("segment").n_unique()
@@ -182,11 +187,14 @@ def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) 
             f"The segment column has {count:,} different values; at most {MAX_SEGMENTS:,} can have a list each. "
             "Name a column with fewer."
         )
+    if half_life_days is not None:
+        began = (segments.get_column("day") * DAY_US).fill_null(NO_TIME).to_numpy()
+        segments = segments.with_columns(pl.col("weight") * pl.Series(decay(began, half_life_days)))
     columns = pl.DataFrame({"item": item_ids, "column": np.arange(len(item_ids), dtype=np.int32)})
-    known = segments.join(columns, on="item").sort("segment", "column")
+    known = segments.join(columns, on="item").group_by("segment", "column").agg(pl.col("weight").sum())
     return {
         str(segment[0]): _first(group.get_column("column").to_numpy(), group.get_column("weight").to_numpy(), n)
-        for segment, group in known.group_by("segment", maintain_order=True)
+        for segment, group in known.sort("segment", "column").group_by("segment", maintain_order=True)
     }
 
 

@@ -80,7 +80,7 @@ def test_the_popular_list_of_a_segment_counts_nobody_who_cancelled(tmp_path: Pat
     rows = "u,a,1,x\nu,a,-1,x\nv,a,1,x\nv,b,1,x\nu,b,1,x\nw,c,1,y\nw,c,-1,y\n"
     read = read_interactions(written(tmp_path, "user,item,quantity,segment\n" + rows))
     assert read.segments is not None
-    assert read.segments.rows() == [("x", "a", 1.0), ("x", "b", 2.0)]
+    assert read.segments.rows() == [("x", "a", None, 1.0), ("x", "b", None, 2.0)]
 
 
 rows = st.tuples(

@@ -71,7 +71,7 @@ def test_the_same_rows_in_every_format_give_the_same_interactions(fmt: str, tmp_
     assert interactions.time_range == (datetime(2023, 11, 14, 22, 13, 20), datetime(2023, 11, 14, 22, 20, 0))  # noqa: DTZ001 -- naive UTC
     assert interactions.log.filter(user="ann", item="a b").get_column("time").min() == interactions.time_range[0]
     assert interactions.segments is not None
-    assert interactions.segments.rows() == [("x", "a b", 1.0), ("x", "é/%", 1.0), ("y", "a b", 1.0), ("y", "é/%", 1.0)]
+    assert interactions.segments.rows() == [(at, item, 19675, 1.0) for at in "xy" for item in ("a b", "é/%")]
     assert len(interactions.fingerprint) == 32
     assert interactions.columns == Columns("user_id", "item_id", "plays", "ts", "title", "segment")
     assert interactions.notes == []

@@ -272,6 +272,17 @@ def test_each_segment_has_its_own_list_of_known_items() -> None:
     assert lists["y"].items.tolist() == [1]
 
 
+def test_lists_of_segments_are_as_recent_as_the_overall_one() -> None:
+    days = pl.DataFrame(
+        {"segment": "x", "item": ["a", "a", "b", "c"], "day": [100, 90, 100, None], "weight": [1.0, 9.0, 2.0, 9.0]}
+    )
+    lists = popular_by_segment(days, ["a", "b", "c"], 5)
+    assert (lists["x"].items.tolist(), lists["x"].scores.tolist()) == ([0, 2, 1], [10, 9, 2])
+    recent = popular_by_segment(days, ["a", "b", "c"], 5, half_life_days=2)["x"]
+    assert recent.items.tolist() == [1, 0, 2]
+    assert recent.scores.tolist() == pytest.approx([2, 1 + 9 / 32, 9 / 32])
+
+
 def test_too_many_segments_and_too_short_lists_are_refused() -> None:
     segments = pl.DataFrame({"segment": [str(at) for at in range(1001)], "item": "a", "weight": 1.0})
     with pytest.raises(DataError, match="has 1,001 different values; at most 1,000"):
