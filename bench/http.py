@@ -15,7 +15,7 @@ from hotplate.bench.options import HttpOptions, parse_rate, parse_seconds, parse
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.report import Report
 from hotplate.stores.connect import opened
-from hotplate.stores.keys import USER
+from hotplate.stores.encoding import USER
 from hotplate.stores.urls import redacted
 
 COMPARED = 500  # responses of a round to compare with the store

@@ -12,9 +12,8 @@ from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import load_decode
 from hotplate.stores.connect import opened
-from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode
+from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Item, decode, encode
 from hotplate.stores.errors import StoreError
-from hotplate.stores.keys import OVERALL, POPULAR, USER
 from hotplate.stores.store import Plan, Reader, Row
 from hotplate.stores.verification import load_manifest
 

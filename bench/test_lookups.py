@@ -17,9 +17,8 @@ from hotplate.bench.process import RedisServer
 from hotplate.serve.embedded import open_sync
 from hotplate.serve.reader import TieredReader
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import OFFSET_BYTES, decode, encode
+from hotplate.stores.encoding import OFFSET_BYTES, USER, decode, encode
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.keys import USER
 from hotplate.stores.store import Reader, Store
 from tests.support.lane import MemoryTransport, Pair, connected
 

@@ -28,8 +28,7 @@ from hotplate.bench.conftest import (
 from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.process import ROOT, RedisServer, Server
 from hotplate.serve.access.keys import READ, create
-from hotplate.stores.encoding import OFFSET_BYTES
-from hotplate.stores.keys import USER
+from hotplate.stores.encoding import OFFSET_BYTES, USER
 
 ROUNDS = 5
 IMPORTS = 3

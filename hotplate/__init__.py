@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # also parsed by `_homes`
     from hotplate.stores.catalogue import dump as dump_catalogue
     from hotplate.stores.catalogue import parse as parse_catalogue
     from hotplate.stores.connect import connect
-    from hotplate.stores.encoding import Item
+    from hotplate.stores.encoding import META, Item
     from hotplate.stores.errors import (
         CanaryRunning,
         CatalogueUnreadable,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:  # also parsed by `_homes`
         StoreThrottled,
         StoreUnavailable,
     )
-    from hotplate.stores.keys import META
     from hotplate.stores.store import Diagnosed, Finding, Level, LocalReader, Observer, Plan, Reader, Row, Slot, Store
 
     __version__: str
@@ -98,7 +97,7 @@ def _load(name: str, home: str, there: str) -> object:
     try:
         return getattr(import_module(home), there)
     except ModuleNotFoundError as error:
-        from hotplate.stores.extras import install_command  # noqa: PLC0415 -- as `typing`
+        from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as `typing`
 
         command = install_command("offline" if home.startswith("hotplate.offline") else "server")
         message = f"hotplate.{name} needs {error.name}, which is not installed; install it with: {command}"

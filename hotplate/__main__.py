@@ -18,7 +18,7 @@ def main() -> None:
     try:
         from hotplate.cli.main import main as run  # noqa: PLC0415 -- slow to load
     except ModuleNotFoundError as error:  # only the client is installed
-        from hotplate.stores.extras import install_command  # noqa: PLC0415 -- as above
+        from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as above
 
         sys.exit(f"{error.name} is not installed; install it with: {install_command('server')}")
     if heard:

@@ -30,7 +30,7 @@ from hotplate.offline.input.files import (
 from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, id_reasons, open_tables, text_of, titles_of
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
-from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.manifest import MAX_POPULAR_LISTS
 from hotplate.stores.store import Plan, Row
 

@@ -22,9 +22,8 @@ from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import Factors, SparkParams
 from hotplate.offline.train.engine import engine_of
 from hotplate.offline.train.popularity import Popularity
-from hotplate.stores.encoding import SCORE_DECIMALS
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, SCORE_DECIMALS, USER
 from hotplate.stores.factors import PIECE_BYTES, Description, ItemEntry, description_row, pieces
-from hotplate.stores.keys import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.store import Plan, Row
 
 _BATCH = 4096

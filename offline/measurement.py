@@ -12,9 +12,8 @@ from hotplate.offline.input.matrix import Indices
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import Decode, Item, cut, decode
+from hotplate.stores.encoding import USER, Decode, Item, cut, decode
 from hotplate.stores.errors import ReleaseCorrupt, StoreError
-from hotplate.stores.keys import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 

@@ -19,7 +19,7 @@ from hotplate.offline.model import Model
 from hotplate.offline.train.engine import with_recency
 from hotplate.offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
 from hotplate.offline.train.ranking import recommend
-from hotplate.stores.keys import OVERALL
+from hotplate.stores.encoding import OVERALL
 
 # In list lengths; short lists are ranked again, deeper.
 _FIRST_DEPTH = 2

@@ -16,9 +16,8 @@ import orjson
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.watched import WatchedFiles
-from hotplate.stores.encoding import encode_id
+from hotplate.stores.encoding import ITEM, USER, check_id, encode_id
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.keys import ITEM, USER, check_id
 
 MAX_BYTES = 16 << 20
 # A background thread sleeps after each batch of lines to release the GIL.

@@ -17,9 +17,8 @@ from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.states import Reporter
 from hotplate.serve.watched import following
-from hotplate.stores.encoding import Item, decode
+from hotplate.stores.encoding import ITEM, OVERALL, USER, Item, check_id, decode
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.keys import ITEM, OVERALL, USER, check_id
 
 # Maximum wait for the first read of each store.
 FIRST_READ_S = 1.0

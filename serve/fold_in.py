@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import OFFSET_BYTES, SCORE_DECIMALS, Checksum, Item, encode_id
-from hotplate.stores.errors import ReleaseCorrupt, StoreThrottled
-from hotplate.stores.extras import extra_installed
+from hotplate.stores.encoding import FACTORS, OFFSET_BYTES, SCORE_DECIMALS, Checksum, Item, encode_id
+from hotplate.stores.errors import ReleaseCorrupt, StoreThrottled, extra_installed
 from hotplate.stores.factors import Description, piece_key, read_description, read_piece
-from hotplate.stores.keys import FACTORS
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader, read_one
 from hotplate.stores.verification import read_present

@@ -18,9 +18,21 @@ from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import OFFSET_BYTES, SEPARATOR, Item, cut, cut_without, decode, encode, ids_of, is_empty
+from hotplate.stores.encoding import (
+    ITEM,
+    OFFSET_BYTES,
+    OVERALL,
+    SEPARATOR,
+    USER,
+    Item,
+    cut,
+    cut_without,
+    decode,
+    encode,
+    ids_of,
+    is_empty,
+)
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.keys import ITEM, OVERALL, USER
 from hotplate.stores.store import LocalReader, Reader, Slot
 
 log = logging.getLogger(__name__)

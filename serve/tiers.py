@@ -29,10 +29,9 @@ from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import BothCounts, ReleaseCounts, ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.deadlines import TaskDeadlines
 from hotplate.stores.errors import PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, Reader, Slot
-from hotplate.stores.throttle import Backoff
+from hotplate.stores.timing import Backoff, TaskDeadlines
 from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)

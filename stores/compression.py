@@ -15,15 +15,17 @@ import zstandard
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
+    DICTIONARY,
     HEADER_BYTES,
+    META,
     NO_OFFSET,
     OFFSET_BYTES,
+    POPULAR,
     Checksum,
     Decode,
     is_empty,
 )
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused
-from hotplate.stores.keys import DICTIONARY, META, POPULAR
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
 from hotplate.stores.store import LocalReader, Plan, Reader, Row, Store, read_one
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 from urllib.parse import parse_qsl, urlencode
 
-from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreMisused
-from hotplate.stores.extras import extra_installed
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreMisused, extra_installed
 from hotplate.stores.file import store as file_store
 from hotplate.stores.store import Observer, Store
 from hotplate.stores.urls import redacted, scheme_of, split

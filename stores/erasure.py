@@ -17,9 +17,8 @@ import msgspec
 import orjson
 
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum
+from hotplate.stores.encoding import META, NO_OFFSET, OFFSET_BYTES, USER, Checksum
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused
-from hotplate.stores.keys import META, USER
 from hotplate.stores.store import Reader, Row, read_one
 
 ID: Final = ReleaseId("erased-users")

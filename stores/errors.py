@@ -15,6 +15,9 @@ StoreError
 └── ReleaseCorrupt
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 HEAL = "`hotplate releases repair` heals it from another store; or publish again"
 
 
@@ -89,3 +92,17 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return "it is not of the form that hotplate writes" if isinstance(error, TypeError | AttributeError) else str(error)
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs *extra*; pip adds it to the installed hotplate, wherever that came from."""
+    return f"pip install 'hotplate[{extra}]'"
+
+
+@contextmanager
+def extra_installed(extra: str) -> Iterator[None]:
+    """Translate ModuleNotFoundError into StoreMisused with the install command."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise StoreMisused(f"{error.name} is not installed; install it with: {install_command(extra)}") from error

@@ -15,8 +15,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from hotplate.stores.encoding import FACTORS
 from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.keys import FACTORS
 from hotplate.stores.store import Row
 
 PIECE_BYTES = 64 << 10  # a row of this size costs over a hundred request units in Cosmos DB

@@ -1,9 +1,15 @@
-"""Scratch folders, each with one owner; those of killed processes are removed by the next process.
+"""Scratch folders and locks, and the memory of mapped files.
 
-The owner holds an flock on the file `.lock` in its folder, and removes that once the folder is renamed to its place.
+A folder has one owner, and those of killed processes are removed by the next process. Its owner holds an
+flock on the file `.lock` in it, and removes that once the folder is renamed to its place.
+
+LMDB hides the address of a map, so it is read from /proc.
 """
 
+import ctypes
+import errno
 import fcntl
+import mmap
 import os
 import re
 import secrets
@@ -12,12 +18,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 
 LOCK = ".lock"
 # The rest of a folder's name after the prefix.
 _MARK = re.compile(r"\d+-[0-9a-f]{8}")
 _LOCK_POLL_S = 0.002
+# Share of free memory to use; the rest is for growth.
+SHARE_OF_ROOM = 0.9
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 @contextmanager
@@ -151,3 +166,43 @@ def _remove(folder: Path) -> None:
             each.unlink(missing_ok=True)
     (folder / LOCK).unlink(missing_ok=True)
     folder.rmdir()
+
+
+def mapped_at(path: Path, inode: int) -> int:
+    """Return the address of a file mapped by this process; OSError if it is unknown."""
+    whole_path = str(path.resolve())
+    for line in (_PROC / "self" / "maps").read_text().splitlines():
+        address, _, offset, _, number, *name = line.split(maxsplit=5)
+        # Layered file systems show another inode; unlinked files have longer names.
+        if name and path.name in name[0] and (int(number) == inode or name[0] == whole_path) and int(offset, 16) == 0:
+            return int(address.partition("-")[0], 16)
+    raise OSError(errno.ENOENT, f"{path} is not among the maps of this process")
+
+
+def release_map(path: Path, inode: int, size: int, at_once: int | None = None) -> None:
+    """Remove pages of a mapped file from the page table, but not from the page cache."""
+    with suppress(OSError):
+        start, step = mapped_at(path, inode), at_once or size
+        for place in range(0, size, step):
+            _libc.madvise(start + place, min(step, size - place), mmap.MADV_DONTNEED)
+
+
+def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
+    """Return the bytes of files that fit in memory; inf if unknown. Page cache counts as free."""
+    room = _numbers(proc / "meminfo").get("MemAvailable:", inf) * 1024
+    inner = next((name[4:] for name in _numbers(proc / "self" / "cgroup") if name.startswith("0::/")), "")
+    for group in ((cgroups / inner), *(cgroups / inner).parents):
+        limit = next(iter(_numbers(group / "memory.max")), "max")
+        if limit.isdecimal():
+            stat, used = _numbers(group / "memory.stat"), next(iter(_numbers(group / "memory.current")), "0")
+            room = min(room, int(limit) - int(used) + stat.get("active_file", 0) + stat.get("inactive_file", 0))
+    return max(0.0, room * SHARE_OF_ROOM)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Return the number, or 0, after the first word of each line; empty if the file cannot be read."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0]: int(words[1]) if words[1:] else 0 for words in lines if words}

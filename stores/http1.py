@@ -11,8 +11,7 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from hotplate.stores.deadlines import Deadlines
-from hotplate.stores.throttle import Backoff
+from hotplate.stores.timing import Backoff, Deadlines
 
 Tag = TypeVar("Tag")
 FailureKind = Literal["connect", "reset", "malformed", "timeout"]

@@ -19,7 +19,7 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.store import ProvisionedStore, Store
-from hotplate.stores.throttle import Backoff
+from hotplate.stores.timing import Backoff
 from hotplate.stores.verification import OnProgress, named, read_servable, unreported
 
 log = logging.getLogger(__name__)

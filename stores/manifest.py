@@ -9,9 +9,21 @@ import orjson
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from hotplate.stores.catalogue import RecordFormat, ReleaseId
-from hotplate.stores.encoding import ENCODINGS, HEADER_BYTES, NO_OFFSET, OFFSET_BYTES, Checksum
+from hotplate.stores.encoding import (
+    ENCODINGS,
+    HEADER_BYTES,
+    ITEM,
+    MANIFEST,
+    META,
+    NO_OFFSET,
+    OFFSET_BYTES,
+    OVERALL,
+    POPULAR,
+    USER,
+    Checksum,
+    check_kind,
+)
 from hotplate.stores.errors import HEAL, ReleaseCorrupt
-from hotplate.stores.keys import ITEM, MANIFEST, META, OVERALL, POPULAR, USER, check_kind
 from hotplate.stores.store import Row
 
 FORMAT = 2

@@ -19,7 +19,7 @@ from typing import Any
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
-from hotplate.stores.encoding import Checksum
+from hotplate.stores.encoding import META, Checksum
 from hotplate.stores.erasure import erased_from
 from hotplate.stores.errors import (
     HeldBack,
@@ -31,7 +31,6 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.folders import temporary_folder
-from hotplate.stores.keys import META
 from hotplate.stores.lifecycle import activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
 from hotplate.stores.store import Diagnosed, Plan, Row, Store

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from hotplate.stores.catalogue import DraftRef, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.compression import EncodedRows
+from hotplate.stores.encoding import MANIFEST, META
 from hotplate.stores.erasure import erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
-from hotplate.stores.keys import MANIFEST, META
 from hotplate.stores.lifecycle import scale_down
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.publication import WriteResult, begin, go_live, new_copier, take_over, write

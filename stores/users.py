@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
+from hotplate.stores.encoding import USER
 from hotplate.stores.erasure import ID, KEY, NOBODY, ErasedUsers, parse_erased, read_erased, row_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
-from hotplate.stores.keys import USER
 from hotplate.stores.lifecycle import SWAP_ATTEMPTS, change
 from hotplate.stores.manifest import Manifest, Tally, compare
 from hotplate.stores.store import Plan, ProvisionedStore, RowEraser, Store, read_one

@@ -10,10 +10,9 @@ from math import inf
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import Checksum, Decode, is_empty
+from hotplate.stores.encoding import MANIFEST, META, OVERALL, POPULAR, Checksum, Decode, is_empty
 from hotplate.stores.erasure import ErasedUsers, erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.keys import MANIFEST, META, OVERALL, POPULAR
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, read_manifest
 from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
 

@@ -26,8 +26,7 @@ from hotplate.stores.cosmos.rows import DEFINITION, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore, open_containers
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
-from hotplate.stores.encoding import Checksum, Item, encode
-from hotplate.stores.keys import OVERALL, POPULAR, USER
+from hotplate.stores.encoding import OVERALL, POPULAR, USER, Checksum, Item, encode
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Observer, Plan, Row
 

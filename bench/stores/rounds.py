@@ -21,7 +21,7 @@ from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
-from hotplate.stores.keys import USER
+from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Row, Store

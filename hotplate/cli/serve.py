@@ -93,7 +93,7 @@ def lookup(
     """
     from hotplate.serve.embedded import Lists
     from hotplate.serve.reader import TieredReader
-    from hotplate.stores.keys import check_id
+    from hotplate.stores.encoding import check_id
 
     async def read(opened: "Store") -> "Recommendations":
         reader = TieredReader({"store": opened}, budget_s=10.0)

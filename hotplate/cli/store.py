@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from hotplate.stores.catalogue import Catalogue
+    from hotplate.stores.doctor import Survey
     from hotplate.stores.file.backup import BackupResult
     from hotplate.stores.file.store import LmdbStore
-    from hotplate.stores.rebuild import Survey
     from hotplate.stores.store import Store
     from hotplate.stores.verification import OnProgress
 
@@ -121,9 +121,9 @@ def rebuild(
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
     from hotplate.stores.catalogue import Catalogue, ReleaseId
+    from hotplate.stores.doctor import rebuild as write_catalogue
+    from hotplate.stores.doctor import survey
     from hotplate.stores.errors import StoreError
-    from hotplate.stores.rebuild import rebuild as write_catalogue
-    from hotplate.stores.rebuild import survey
 
     wanted = None if live is None else ReleaseId(live)
     with progress_bars() as on_progress:

@@ -273,8 +273,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     from hotplate.bench.errors import BenchFailed, BenchMisused
     from hotplate.offline.errors import DataError, GateFailed, SettingError
     from hotplate.serve.errors import EventsFailed, ServiceMisused
-    from hotplate.stores.errors import HeldBack, StoreError, StoreMisused
-    from hotplate.stores.extras import install_command
+    from hotplate.stores.errors import HeldBack, StoreError, StoreMisused, install_command
 
     if isinstance(error, typer.TyperException):
         return error.format_message() or "say what to do; the help has been printed", error.exit_code

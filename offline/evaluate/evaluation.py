@@ -28,7 +28,7 @@ from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
 from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
 from hotplate.offline.train.similar import fit as fit_similar
-from hotplate.stores.keys import OVERALL
+from hotplate.stores.encoding import OVERALL
 
 # More users would cost more than the fit. The pairs (users times items) are bounded, too, but never below the minimum
 # number of users.

@@ -36,9 +36,8 @@ from hotplate.offline.train.popularity import Popularity, by_popularity
 from hotplate.report import Report, Row, TextTable
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import Item
+from hotplate.stores.encoding import OVERALL, POPULAR, USER, Item
 from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.keys import OVERALL, POPULAR, USER
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
 

@@ -13,7 +13,7 @@ import polars as pl
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES, choose_columns, find_column, number_in, read_time, time_format
 from hotplate.offline.input.files import DataFile, DataSource, Format, data_errors, input_files, named_paths
-from hotplate.stores.keys import MAX_ID_BYTES
+from hotplate.stores.encoding import MAX_ID_BYTES
 
 # Columns added to a scan: the row's index, and its malformed part, if any: fields after the last, or a line not JSON.
 ROW = "\0row"

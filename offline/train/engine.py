@@ -16,7 +16,7 @@ from hotplate.offline.train import als, popularity
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours, fit_ease, fit_neighbours
 from hotplate.offline.train.popularity import Popularity, PopularityParams, Recency
-from hotplate.stores.file.memory import room_bytes
+from hotplate.stores.folders import room_bytes
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.matrix import Floats, UserItems, check_user_items
 from hotplate.offline.train.als import Factors, SparkParams, confidences
-from hotplate.stores.file.memory import room_bytes
+from hotplate.stores.folders import room_bytes
 
 # Stands for the master given to `spark-submit`.
 SUBMITTED = "submitted"

@@ -34,7 +34,7 @@ from hotplate.offline.train.item_based import EASEParams, NeighbourParams, Neigh
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.repeats import RepeatSearch
 from hotplate.offline.train.repeats import search as choose_repeats
-from hotplate.stores.file.memory import room_bytes
+from hotplate.stores.folders import room_bytes
 from hotplate.stores.verification import OnProgress, unreported
 
 # A larger log is sampled by user.

@@ -32,8 +32,8 @@ from hotplate.serve.metrics import (
     ReleaseRole,
 )
 from hotplate.serve.problems import Problem, overloaded
+from hotplate.stores.encoding import MAX_ID_BYTES
 from hotplate.stores.event_log import line_of
-from hotplate.stores.keys import MAX_ID_BYTES
 
 # Per request.
 MAX_EVENTS = 1000

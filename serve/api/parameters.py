@@ -12,9 +12,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, Status
-from hotplate.stores.encoding import Item
+from hotplate.stores.encoding import MAX_ID_BYTES, OVERALL, Item, check_id
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.keys import MAX_ID_BYTES, OVERALL, check_id
 
 MAX_N = 1000
 # Limits of a batch: users, and items of all users.

@@ -28,8 +28,8 @@ from hotplate.serve.api.parameters import (
 )
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, TieredReader
+from hotplate.stores.encoding import MAX_ID_BYTES, check_id
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
-from hotplate.stores.keys import MAX_ID_BYTES, check_id
 
 # Swagger 2.0, with the names of Azure ML's servers.
 SIGNATURE: dict[str, Any] = orjson.loads((files("hotplate.serve.api") / "swagger.json").read_bytes())

@@ -32,7 +32,7 @@ from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, RequestSpan, use_span
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.keys import ITEM, OVERALL, USER
+from hotplate.stores.encoding import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
 # Limits of remembered header blocks and lines, and of response heads.

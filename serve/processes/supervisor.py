@@ -40,10 +40,10 @@ from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import SharedStates
 from hotplate.serve.tiers import tier_names
 from hotplate.stores.connect import connect
+from hotplate.stores.errors import extra_installed
 from hotplate.stores.event_log import LogSegment
-from hotplate.stores.extras import extra_installed
-from hotplate.stores.file.memory import room_bytes
-from hotplate.stores.throttle import Backoff
+from hotplate.stores.folders import room_bytes
+from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
 

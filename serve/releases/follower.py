@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.releases.served import BothCounts, ServedCanary, ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
+from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import NOBODY, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.keys import MANIFEST
-from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Diagnosed, LocalReader, Reader, read_one
-from hotplate.stores.throttle import Backoff
+from hotplate.stores.timing import Backoff, SharedCall
 from hotplate.stores.verification import named
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from xxhash import xxh3_64_intdigest
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.stores.catalogue import Canary, Release, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import Decode
-from hotplate.stores.keys import USER
+from hotplate.stores.encoding import USER, Decode
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import read_servable

@@ -32,7 +32,7 @@ from hotplate.serve.metrics import OTHER, REQUEST_TIMES, Labels, Metric, Metrics
 from hotplate.serve.settings import CONNECTION_STRING, TelemetrySettings
 from hotplate.serve.telemetry.exposition import Snapshot, take_snapshot
 from hotplate.serve.telemetry.spans import Span, system_of
-from hotplate.stores.extras import extra_installed
+from hotplate.stores.errors import extra_installed
 from hotplate.stores.store import Attribute
 
 log = logging.getLogger(__name__)

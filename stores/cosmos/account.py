@@ -32,8 +32,8 @@ from hotplate.stores.cosmos.rows import DEFINITION
 from hotplate.stores.cosmos.signed import CosmosItem, SignedClient
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError
-from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Observer
+from hotplate.stores.timing import SharedCall
 
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO

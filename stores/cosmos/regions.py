@@ -17,7 +17,7 @@ from hotplate.stores.cosmos.requests import RequestBuilder
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError
 from hotplate.stores.http1 import Response, Transport
-from hotplate.stores.shared_call import SharedCall
+from hotplate.stores.timing import SharedCall
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from hotplate.stores.cosmos.errors import CosmosUnavailable, first_line, store_closed
 from hotplate.stores.cosmos.url import KEY, Address
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.shared_call import SharedCall
+from hotplate.stores.timing import SharedCall
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential

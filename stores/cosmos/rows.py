@@ -24,6 +24,7 @@ from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES, Charges
 from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten, SignedClient, VersionedItem
+from hotplate.stores.encoding import META, KeySpan, bounds, check_kind, merged, pack
 from hotplate.stores.errors import (
     ReleaseConflict,
     ReleaseCorrupt,
@@ -32,9 +33,8 @@ from hotplate.stores.errors import (
     StoreThrottled,
     StoreUnavailable,
 )
-from hotplate.stores.keys import META, KeySpan, bounds, check_kind, merged, pack
 from hotplate.stores.store import BATCH_ROWS, Row, not_found, sealed, taken_over
-from hotplate.stores.throttle import RETRY_PAUSES_S, Backoff, RateLimiter, Retrier
+from hotplate.stores.timing import RETRY_PAUSES_S, Backoff, RateLimiter, Retrier
 
 T = TypeVar("T")
 

@@ -19,8 +19,7 @@ from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUn
 from hotplate.stores.cosmos.rows import CONTAINER, Budget, ReleaseRows, container_of, item_bytes, name_of, value_of
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, CosmosItem, ItemWritten, SignedClient, VersionedItem
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
-from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.extras import extra_installed
+from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreMisused, StoreUnavailable, extra_installed
 from hotplate.stores.store import (
     Diagnosed,
     Finding,

@@ -20,11 +20,10 @@ from typing import NoReturn
 import lmdb
 
 from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.encoding import MANIFEST, META
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreFull
-from hotplate.stores.file import file_format, memory
-from hotplate.stores.file.release import translated
-from hotplate.stores.folders import flush, take_lock
-from hotplate.stores.keys import MANIFEST, META
+from hotplate.stores.file.release import append_sums, overhead, translated
+from hotplate.stores.folders import flush, release_map, take_lock
 from hotplate.stores.store import Row, not_found, sealed
 
 # Address space reserved for a draft: at least, and as a multiple of its estimated size.
@@ -94,7 +93,7 @@ class DraftFile:
 
     def seal(self, path: Path) -> None:
         """Append the sums, flush the file, and rename it to *path*; blocks for long."""
-        with self._claimed(file_format.overhead(self._needed), last=True):
+        with self._claimed(overhead(self._needed), last=True):
             self._remove_points()
             size = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
             self._env.close()
@@ -109,7 +108,7 @@ class DraftFile:
         with self.path.open("r+b", buffering=0) as file:
             if os.fstat(file.fileno()).st_ino != self._inode:
                 raise not_found(self._draft)
-            file_format.append_sums(file.fileno(), size)
+            append_sums(file.fileno(), size)
             try:
                 os.fsync(file.fileno())
             except OSError as error:
@@ -171,7 +170,7 @@ class DraftFile:
         self._mapped_bytes += written
         if self._mapped_bytes > WRITTEN_BYTES:
             self._mapped_bytes = 0
-            memory.release(self.path, self._inode, self._env.info()["map_size"])
+            release_map(self.path, self._inode, self._env.info()["map_size"])
 
     def _remove_points(self) -> None:
         with self._env.begin(write=True) as txn, txn.cursor() as cursor:
@@ -248,7 +247,7 @@ def file_bytes(rows: int, payload_bytes: int) -> int:
         row_bytes = PAGE_BYTES / ((PAGE_BYTES - PAGE_HEADER_BYTES) // node)
     branches = 1.03
     size = 16 * PAGE_BYTES + int(rows * row_bytes * branches)
-    return size + file_format.overhead(size)
+    return size + overhead(size)
 
 
 def lock_path(draft: Path) -> Path:

@@ -16,9 +16,8 @@ import hiredis
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.url import RedisAddress
-from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Slot
-from hotplate.stores.throttle import Backoff
+from hotplate.stores.timing import Backoff, SharedCall
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from redis.crc import key_slot
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, fields_of
-from hotplate.stores.redis.layout import Keys
 from hotplate.stores.redis.topology import OnlyServer, RedisNode, Sentinels, Topology, replicas_in
 from hotplate.stores.redis.url import RedisAddress
+from hotplate.stores.redis.writer import Keys
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
 

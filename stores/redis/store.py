@@ -22,11 +22,9 @@ from typing import Any, NamedTuple, cast
 
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_committed
-from hotplate.stores.deadlines import Deadlines
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.connection import VALUES, PipelinedConnection, Redirected, Sender, is_primary
-from hotplate.stores.redis.layout import BUCKETS, SEALED, Keys, check_owned, state_of, unsealed
 from hotplate.stores.redis.topology import (
     CONTROL_WAIT_S,
     SEAL_WAIT_S,
@@ -38,7 +36,7 @@ from hotplate.stores.redis.topology import (
     wait_for_replicas,
 )
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
-from hotplate.stores.redis.writer import RowsLost, Writer
+from hotplate.stores.redis.writer import BUCKETS, SEALED, Keys, RowsLost, Writer, check_owned, state_of, unsealed
 from hotplate.stores.store import (
     Diagnosed,
     Finding,
@@ -52,7 +50,7 @@ from hotplate.stores.store import (
     sealed,
     traced_call,
 )
-from hotplate.stores.throttle import Retrier
+from hotplate.stores.timing import Deadlines, Retrier
 from hotplate.stores.urls import scheme_of
 
 READ_TIMEOUT_S = 1.0  # callers pass shorter ones for lookups

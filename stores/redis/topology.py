@@ -29,9 +29,8 @@ from hotplate.stores.redis.connection import (
     fields_of,
 )
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress, SentinelAddress, show
-from hotplate.stores.shared_call import SharedCall
 from hotplate.stores.store import Finding, Level
-from hotplate.stores.throttle import Backoff
+from hotplate.stores.timing import Backoff, SharedCall
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hotplate.stores.extras import install_command
+from hotplate.stores.errors import install_command
 from tests.support.command import failed, hotplate, hotplate_process, json_of
 from tests.support.service import until
 

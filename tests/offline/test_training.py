@@ -19,7 +19,7 @@ from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, most_popular
 from hotplate.offline.train.tuning import TuneOptions, tune
 from hotplate.offline.training import TrainSettings, train
-from hotplate.stores.keys import OVERALL
+from hotplate.stores.encoding import OVERALL
 
 PARAMS = ALSParams(factors=16, iterations=5)
 

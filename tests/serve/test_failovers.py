@@ -10,8 +10,8 @@ from redis.crc import key_slot
 
 from hotplate.serve.reader import EncodedList, TieredReader
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.keys import USER
-from hotplate.stores.redis.layout import Keys
+from hotplate.stores.encoding import USER
+from hotplate.stores.redis.writer import Keys
 from tests.support.readers import USERS, lists, reading, until
 from tests.support.redis_cluster import PRIMARIES, RedisCluster, running_cluster
 from tests.support.redis_sentinel import sentinel_deployment

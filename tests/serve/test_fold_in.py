@@ -31,11 +31,10 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.item_factors import ItemFactors
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import FoldedIn, TieredReader
-from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode_id
+from hotplate.stores.encoding import FACTORS, OFFSET_BYTES, Item, decode, encode_id
 from hotplate.stores.errors import StoreThrottled
 from hotplate.stores.factors import read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.keys import FACTORS
 from hotplate.stores.store import Reader
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore

@@ -25,6 +25,7 @@ from hotplate.stores.compression import (
 )
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
+    DICTIONARY,
     HEADER_BYTES,
     NO_OFFSET,
     OFFSET_BYTES,
@@ -35,7 +36,6 @@ from hotplate.stores.encoding import (
     is_empty,
 )
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
-from hotplate.stores.keys import DICTIONARY
 from hotplate.stores.manifest import MAX_POPULAR_BYTES
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.verification import load_manifest

@@ -13,14 +13,18 @@ from hotplate.stores.encoding import (
     OFFSET_BYTES,
     Checksum,
     Item,
+    KeySpan,
     body_of,
+    bounds,
     cut,
     decode,
     encode,
     is_empty,
+    merged,
+    pack,
+    unpack,
 )
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
-from hotplate.stores.keys import KeySpan, bounds, merged, pack, unpack
 from tests.support.property import explored
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.encoding import HEADER_BYTES, NO_OFFSET, Checksum
+from hotplate.stores.encoding import HEADER_BYTES, MANIFEST, NO_OFFSET, Checksum
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
-from hotplate.stores.keys import MANIFEST
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, describe, read_manifest
 from hotplate.stores.store import Row
 from tests.support.property import explored

@@ -9,6 +9,8 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
+from hotplate.stores.doctor import rebuild, survey
+from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     RefusedByGates,
@@ -18,8 +20,6 @@ from hotplate.stores.errors import (
     StoreMisused,
 )
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.keys import MANIFEST
-from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify

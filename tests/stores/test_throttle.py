@@ -5,9 +5,8 @@ import time
 
 import pytest
 
-from hotplate.stores.deadlines import TICK_S, TaskDeadlines
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.throttle import MIN_PAUSE_S, Backoff, Pacer, Retrier
+from hotplate.stores.timing import MIN_PAUSE_S, TICK_S, Backoff, Pacer, Retrier, TaskDeadlines
 from tests.support.virtual import virtual
 
 

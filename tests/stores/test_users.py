@@ -10,11 +10,11 @@ import pytest
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication, users
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, State, dump, parse
+from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.erasure import MAX_ERASED, ErasedUsers, erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import erase_users, find_users

@@ -42,10 +42,9 @@ from hotplate.stores.catalogue import (
     follows,
 )
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
+from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, Item, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.keys import OVERALL
 from hotplate.stores.redis.writer import RowsLost
 from hotplate.stores.store import Plan, Row, Slot, Store, not_found
 from hotplate.stores.verification import verify

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from hotplate.stores.encoding import META
 from hotplate.stores.errors import ReleaseConflict
-from hotplate.stores.keys import META
 from hotplate.stores.store import (
     LocalReader,
     Plan,

@@ -9,7 +9,7 @@ import schemathesis
 
 from hotplate.serve.api.parameters import MAX_BATCH_ITEMS, MAX_BODY_BYTES
 from hotplate.serve.settings import Limits
-from hotplate.stores.keys import MAX_ID_BYTES
+from hotplate.stores.encoding import MAX_ID_BYTES
 
 
 def fits(value: object) -> bool:

@@ -11,8 +11,7 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
 from hotplate.stores.connect import connect
 from hotplate.stores.doctor import examine
-from hotplate.stores.encoding import OFFSET_BYTES, Checksum, body_of
-from hotplate.stores.keys import META
+from hotplate.stores.encoding import META, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.store import Finding, Plan, Row, Store
 from hotplate.stores.verification import load_manifest
 from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, write

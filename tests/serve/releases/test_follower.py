@@ -14,9 +14,8 @@ from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
-from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, body_of
+from hotplate.stores.encoding import MANIFEST, NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.errors import ReleaseNotFound
-from hotplate.stores.keys import MANIFEST
 from hotplate.stores.store import Reader
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore

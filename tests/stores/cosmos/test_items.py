@@ -17,8 +17,8 @@ from hotplate.stores.cosmos.rows import (
     to_item,
     value_of,
 )
+from hotplate.stores.encoding import KINDS, MAX_ID_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
-from hotplate.stores.keys import KINDS, MAX_ID_BYTES
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_ID_BYTES).filter(
     lambda text: len(text.encode()) <= MAX_ID_BYTES

@@ -8,11 +8,10 @@ from typing import NamedTuple
 import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.file import memory
 from hotplate.stores.file import release as release_module
-from hotplate.stores.file.memory import room_bytes
 from hotplate.stores.file.release import ReleaseFile
 from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.folders import SHARE_OF_ROOM, room_bytes
 from hotplate.stores.store import Row
 from tests.support.page_cache import PAGE, absent_pages, evict
 from tests.support.stores import publish, ref_of
@@ -84,7 +83,7 @@ async def test_a_warmed_file_is_in_memory(cold: Published) -> None:
 async def test_what_cannot_stay_in_memory_is_not_read_before_it_is_requested(
     cold: Published, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(memory, "room_bytes", lambda: 0.0)
+    monkeypatch.setattr(release_module, "room_bytes", lambda: 0.0)
     await cold.store.warm(cold.ref)
     assert "fit into memory" in caplog.text
     assert absent_pages(cold.path) > cold.path.stat().st_size / PAGE / 2
@@ -98,13 +97,13 @@ def test_room_is_what_the_machine_and_the_cgroup_have_left_files_included(tmp_pa
     inner.mkdir(parents=True)
     assert room_bytes(proc, groups) == float("inf")
     (proc / "meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:   2000 kB\n")
-    assert room_bytes(proc, groups) == 2000 * 1024 * memory.SHARE_OF_ROOM
+    assert room_bytes(proc, groups) == 2000 * 1024 * SHARE_OF_ROOM
     (proc / "self" / "cgroup").write_text("4:memory:/old\n0::/pod/container\n")
     (inner / "memory.max").write_text("max\n")
     (inner.parent / "memory.max").write_text("1000000\n")
     (inner.parent / "memory.current").write_text("900000\n")
     (inner.parent / "memory.stat").write_text("anon 400000\nactive_file 100000\ninactive_file 200000\n")
-    assert room_bytes(proc, groups) == 400_000 * memory.SHARE_OF_ROOM
+    assert room_bytes(proc, groups) == 400_000 * SHARE_OF_ROOM
 
 
 def mapped_bytes() -> int:

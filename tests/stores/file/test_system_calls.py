@@ -9,7 +9,7 @@ import pytest
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
-from hotplate.stores.file import file_format
+from hotplate.stores.file.release import find_damage, read_sums
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.store import Plan, Row
 from tests.support.system_calls import Killed, Process, Schedule, finish, patch_calls, run, schedules
@@ -166,9 +166,9 @@ def sealed_keys(folder: Path) -> set[str]:
     assert names(folder / "releases") == {f"{ONE.incarnation}.mdb"}
     path = folder / "releases" / f"{ONE.incarnation}.mdb"
     with path.open("rb") as file:
-        sums = file_format.read_sums(file.fileno())
+        sums = read_sums(file.fileno())
         assert sums is not None
-        assert file_format.find_damage(file.fileno(), sums, 0) == []
+        assert find_damage(file.fileno(), sums, 0) == []
     with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as env, env.begin() as txn:
         return {key.decode() for key in txn.cursor().iternext(values=False)}
 

@@ -22,10 +22,10 @@ from hotplate.stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from hotplate.stores.redis.layout import BUCKETS, Keys
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.topology import Topology
 from hotplate.stores.redis.url import parse_cluster
+from hotplate.stores.redis.writer import BUCKETS, Keys
 from hotplate.stores.store import Level, Plan, Row
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.readers import lists, reading

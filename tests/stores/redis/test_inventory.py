@@ -99,7 +99,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
         made.reached.set()
         await made.ended.wait()
 
-    monkeypatch.setattr("hotplate.stores.throttle.Pacer.pause_s", lambda *_: PAUSE_S * made.are_made)
+    monkeypatch.setattr("hotplate.stores.timing.Pacer.pause_s", lambda *_: PAUSE_S * made.are_made)
     monkeypatch.setattr(asyncio, "sleep", paused)
     return made
 

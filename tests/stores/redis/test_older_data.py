@@ -8,8 +8,8 @@ import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.lifecycle import prune
-from hotplate.stores.redis.layout import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.writer import Keys
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_cluster import ClusterNode, RedisCluster, running_cluster
 from tests.support.stores import FIRST, draft_of, look, publish, ref
