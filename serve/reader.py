@@ -20,14 +20,12 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import (
     ITEM,
-    OFFSET_BYTES,
     OVERALL,
     SEPARATOR,
     USER,
     Item,
     cut,
     cut_without,
-    decode,
     encode,
     ids_of,
     is_empty,
@@ -263,26 +261,29 @@ class TieredReader:
             if self._fold_in is not None and served is not None and served.factors is not None:
                 basket = served.factors.known(items)
                 found = await self._fold_in.recommend(served.factors, basket, n, denied, excluded) if basket else []
-                return self._folded_in((tier, served), found, len(basket), len(different), segment)
+                return self._folded_in((tier, served), found, (len(basket), len(different)), segment)
         weights = dict.fromkeys(different, 0.0)
         for newer, (item, weight) in enumerate(reversed(items)):
             weights[item] += (1.0 if weight is None else weight) * RECENCY**newer
-        origin, lists = await self._similar_many(different)
-        found = from_similar(lists, weights, n, denied, excluded)
-        return self._folded_in(origin, found, len(lists), len(different), segment)
+        origin, slots = await self._similar_many(different)
+        lists = {item: slot for item, slot in slots.items() if isinstance(slot, bytes) and not is_empty(slot)}
+        found = await from_similar(lists, weights, n, denied, excluded)
+        failed = next((slot for slot in slots.values() if isinstance(slot, StoreError)), None)
+        return self._folded_in(origin, found, (len(lists), len(different)), segment, failed)
 
     def _folded_in(
-        self, origin: Origin | None, found: Sequence[Item], known: int, items: int, segment: str
+        self, origin: Origin | None, found: Sequence[Item], counts: tuple[int, int], segment: str, failed: Slot = None
     ) -> FoldedIn:
         if origin is None:
             encoded = self._unread(segment, NO_KEY)
         elif found:
             encoded = self._hit(origin, "fold-in", NO_KEY, encode(found), segment)
         else:
-            encoded = self._fallback(*origin, NO_KEY, None, segment)
+            encoded = self._fallback(*origin, NO_KEY, failed, segment)
+        known, items = counts
         return FoldedIn(encoded, known, items - known)
 
-    async def _similar_many(self, items: Collection[str]) -> tuple[Origin | None, dict[str, list[Item]]]:
+    async def _similar_many(self, items: Collection[str]) -> tuple[Origin | None, dict[str, Slot]]:
         """Read lists of similar items of one release; its origin is None if no tier could be read."""
         read = list[tuple[Origin, Sequence[str], Sequence[Slot]]]()
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(items)
@@ -291,10 +292,7 @@ class TieredReader:
         if not read:
             return None, {}
         origin, read_keys, slots = read[0]  # one tier and, as canaries are of users, one release
-        bodies = {key: slot for key, slot in zip(read_keys, slots, strict=True) if isinstance(slot, bytes)}
-        return origin, {
-            key.removeprefix(ITEM): decode(body[OFFSET_BYTES:]) for key, body in bodies.items() if not is_empty(body)
-        }
+        return origin, {key.removeprefix(ITEM): slot for key, slot in zip(read_keys, slots, strict=True)}
 
     def cut(
         self,

@@ -28,10 +28,11 @@ from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confiden
 from hotplate.offline.train.popularity import most_popular
 from hotplate.serve import fold_in
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.fold_in import from_similar
 from hotplate.serve.item_factors import ItemFactors
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import FoldedIn, TieredReader
-from hotplate.stores.encoding import FACTORS, OFFSET_BYTES, Item, decode, encode_id
+from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, Item, decode, encode, encode_id
 from hotplate.stores.errors import StoreThrottled
 from hotplate.stores.factors import read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
@@ -235,6 +236,33 @@ async def test_without_factors_the_lists_of_similar_items_are_summed_up(memory: 
         found = await each.fold_in(basket, 5, frozenset([encode_id(best[1])]))
         assert (found.found.source, found.known, found.unknown) == ("fold-in", 2, 1)
         assert ids(found) == [best[0], *best[2:6]]
+
+
+async def test_a_large_basket_lets_others_run_and_takes_equal_parts_of_its_lists() -> None:
+    lists = {f"i{n}": encode([Item(id=f"{n}-{rank}", score=1 / (rank + 1)) for rank in range(500)]) for n in range(200)}
+    turns = list[int]()
+
+    async def others() -> None:
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    found = await from_similar(lists, dict.fromkeys(lists, 1.0), 100_000)
+    task.cancel()
+    assert len(turns) >= 4
+    assert {item["id"] for item in found} == {f"{n}-{rank}" for n in range(200) for rank in range(25)}
+
+
+async def test_a_list_that_cannot_be_read_is_an_error(memory: MemoryStore) -> None:
+    await publish_model(memory, model(), fold_in=False)
+    for release in memory.releases.values():
+        row = release.rows[ITEM + "i003"]
+        release.rows[ITEM + "i003"] = row[:-1] + bytes([row[-1] ^ 1])
+    reader = await opened(memory)
+    found = await reader.fold_in([("i003", None), ("who", None)], 5)
+    assert (found.found.source, found.found.status, found.known, found.unknown) == ("popular", "error", 0, 2)
+    assert ids(await reader.fold_in([("i003", None), ("i007", None)], 5))
 
 
 async def test_a_damaged_piece_costs_the_factors_and_nothing_else(memory: MemoryStore) -> None:
