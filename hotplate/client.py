@@ -1,7 +1,4 @@
-"""Client of the HTTP service, with a deadline for each call and popular lists as a fallback.
-
-Importing it loads neither the service nor a store.
-"""
+"""Client of the HTTP service, with deadlines and popular lists as a fallback; loads neither service nor store."""
 
 import asyncio
 import json
@@ -24,13 +21,13 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 0.2
 CONNECTIONS = 50
-# Shorter than the idle timeout of the service.
-IDLE_S = 60.0
+IDLE_S = 60.0  # shorter than the idle timeout of the service
 # Remembered popular lists: items of each, segments, age at which they are read again, and pause after a failure.
 REMEMBERED_ITEMS = 100
 REMEMBERED_SEGMENTS = 100
 REFRESH_S = 60.0
 REFRESH_AGAIN_S = 1.0
+MAX_ANSWER_BYTES = 32 << 20
 # Statuses 4xx that refuse no request, and those that a remembered list replaces.
 TRANSIENT = {408, 429}
 DENIED = {401, 403, 404}
@@ -57,9 +54,8 @@ class RequestRefused(ClientError):
 class Answer:
     """One list, best item first.
 
-    *source* is `personal`, `similar`, `fold-in` or `popular`, or `memory` for a remembered popular list, which has the
-    *failure*. In a batch, *status* is `ok`, `unknown`, or `error`. *segment* is that of a popular list, empty for the
-    overall list.
+    *source* is `personal`, `similar`, `fold-in`, `popular`, or `memory` for a remembered popular list with a *failure*.
+    In a batch, *status* is `ok`, `unknown`, or `error`. *segment* is that of a popular list, empty for the overall one.
     """
 
     items: "list[Item]"
@@ -73,11 +69,7 @@ class Answer:
 
 
 class ListOptions(TypedDict, total=False):
-    """Options of a call.
-
-    *fields* are returned, such as `("id", "score")`. *segment* is that of the popular list that replaces a missing
-    list; not for `similar`.
-    """
+    """Options of a call. *segment* is that of the popular list that replaces a missing list; not for `similar`."""
 
     exclude: Collection[str]
     fields: Sequence[str]
@@ -208,9 +200,14 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     async def _send(self, call: _Call) -> list[Answer] | ClientError:
         request = call.request(f"{self._url}/v1/")
         request["headers"] += self._headers
-        response = await self._pool.request(**request, extensions={"trace": _closing_failed_handshakes()})
+        extensions, body = {"trace": _closing_failed_handshakes()}, bytearray()
+        async with self._pool.stream(**request, extensions=extensions) as response:
+            async for piece in response.aiter_stream():
+                body += piece
+                if len(body) > MAX_ANSWER_BYTES:
+                    return ServiceUnavailable(f"{self._url}: the answer has more than {MAX_ANSWER_BYTES} bytes")
         try:
-            decoded = json.loads(response.content)
+            decoded = json.loads(body)
             if response.status == 200:
                 lists = list(zip(decoded.get("results", [decoded]), call.expected, strict=True))
                 if all(expected.items() <= one.items() for one, expected in lists):
@@ -257,14 +254,17 @@ class Client(Background[AsyncClient]):
 
     def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
         options["ssl_context"] = AsyncClient(url, **options).ssl_context  # checks the arguments
-        make = partial(AsyncClient, url, **options)
-        super().__init__(make, lambda: ServiceUnavailable("the client was closed"))
+        super().__init__(partial(AsyncClient, url, **options), lambda: ServiceUnavailable("the client was closed"))
 
     recommendations = blocking(AsyncClient.recommendations)
     batch = blocking(AsyncClient.batch)
     similar = blocking(AsyncClient.similar)
     popular = blocking(AsyncClient.popular)
-    fold_in = blocking(AsyncClient.fold_in)
+
+    def fold_in(self, items: Basket, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
+        """See `AsyncClient.fold_in`."""
+        basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
+        return self._run(lambda client: client.fold_in(basket, n, **options))
 
 
 def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[Any, Any, None]]:

@@ -133,7 +133,6 @@ class SyncLists(Background[Lists]):
     """
 
     personal_many = blocking(Lists.personal_many)
-    fold_in = blocking(Lists.fold_in)
 
     def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.personal`."""
@@ -144,6 +143,13 @@ class SyncLists(Background[Lists]):
         """See `Lists.similar`."""
         found = self._halted(_at_hand, ITEM + check_id(item), "similar", n)
         return found or self._run(lambda lists: lists.similar(item, n))
+
+    def fold_in(
+        self, items: Iterable[str] | Mapping[str, float], n: int = DEFAULT_N, *, segment: str = OVERALL
+    ) -> Recommendations:
+        """See `Lists.fold_in`."""
+        basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
+        return self._run(lambda lists: lists.fold_in(basket, n, segment=segment))
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.popular`."""

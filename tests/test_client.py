@@ -254,6 +254,13 @@ def test_a_failure_is_repeated_once_on_another_connection(proxy: FaultyProxy, co
     assert len(proxy.requests) == 4
 
 
+def test_a_lazy_basket_is_read_in_the_callers_thread(service: Service) -> None:
+    here = threading.get_ident()
+    with hotplate.Client(service.url, timeout_s=AMPLE_S) as client:
+        found = client.fold_in(item for item in ["a"] if threading.get_ident() == here)
+    assert (ids(found), found.source) == (["b", "c"], "fold-in")
+
+
 def test_a_closed_client_raises_service_unavailable(service: Service) -> None:
     with hotplate.Client(service.url, timeout_s=AMPLE_S) as client:
         assert client.popular().items
@@ -296,6 +303,17 @@ def test_an_empty_list_is_not_remembered(proxy: FaultyProxy, connect: Open, monk
     proxy.fault = DROPPED
     found = client.recommendations("42", timeout_s=AMPLE_S)
     assert (found.source, bool(found.items)) == ("memory", True)
+
+
+def test_an_answer_without_an_end_is_cut_off(
+    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = learnt(connect, proxy.url)
+    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 10)
+    proxy.fault = TRICKLED_BODY
+    found = in_time(partial(client.recommendations, "42", timeout_s=AMPLE_S))
+    assert (found.source, bool(found.items)) == ("memory", True)
+    assert "more than 10 bytes" in found.failure
 
 
 def test_a_list_that_its_caller_changes_is_remembered_as_it_was(proxy: FaultyProxy, connect: Open) -> None:

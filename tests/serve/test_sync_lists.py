@@ -100,6 +100,8 @@ def test_every_method_answers_as_that_of_the_async_lists_does(url: str) -> None:
         assert lists.personal("42", n=1).items == [{"id": "a", "score": 1.0, "title": "Title a"}]
         assert ids(lists.personal("nobody", segment="France")) == ["vin", "pain"]
         assert lists.fold_in(["nothing like it"]).source == "popular"
+        here = threading.get_ident()  # a query set of Django is not read beside a running loop
+        assert ids(lists.fold_in(item for item in ["a"] if threading.get_ident() == here)) == ["b", "c"]
         with pytest.raises(hotplate.StoreMisused, match="n must be at least 1"):
             lists.personal("42", n=0)
         with pytest.raises(hotplate.StoreMisused):
