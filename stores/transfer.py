@@ -107,10 +107,11 @@ async def _write_copy(
     on_progress: OnProgress,
     prepare: bool = False,
 ) -> WriteResult:
-    erased = await erased_from(source)
-    await take_over_erasures(target, erased)
+    await take_over_erasures(target, await erased_from(source))
 
     async def finish(tally: Tally, _begun: Manifest | None) -> Manifest:
+        erased = await erased_from(source)  # also users erased since the copy began
+        await take_over_erasures(target, erased)
         await check_copied(target, manifest, tally, absent=erased.rows.get(manifest.release, 0))
         return manifest
 

@@ -99,6 +99,29 @@ async def test_a_copy_of_a_release_that_is_there_takes_erasures_along() -> None:
     assert await is_erased(target, "7")
 
 
+class Erasing(MemoryStore):
+    """A target during whose first put a user is erased from the source."""
+
+    source: Store
+    erasures = 0
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        if not self.erasures:
+            self.erasures += 1
+            await erase_users(self.source, ["7"])
+        await super().put(draft, rows, part)
+
+
+@on_every_store
+async def test_a_user_who_is_erased_during_a_copy_is_erased_in_the_target(open_store: OpenStore) -> None:
+    target = Erasing()
+    target.source = open_store()
+    release = await published(target.source)
+    await copy(target.source, target, release)
+    assert await is_erased(target, "7")
+    await verify(target, await ref_of(target, release))
+
+
 async def test_copy_applies_target_erasures_unknown_to_the_source(folder: LmdbStore) -> None:
     target = MemoryStore()
     await published(target)
