@@ -26,8 +26,9 @@ from hotplate.stores.file.release import append_sums, overhead, translated
 from hotplate.stores.folders import flush, release_map, take_lock
 from hotplate.stores.store import Row, not_found, sealed
 
-# Address space reserved for a draft: at least, and as a multiple of its estimated size.
+# Address space reserved for a draft: at least, under a limit of it (`ulimit -v`), and as a multiple of its size.
 MAP_BYTES = 1 << 36
+LEAST_MAP_BYTES = 1 << 28
 MAP_FACTOR = 4
 
 # A page holds at least two rows; larger values get separate pages.
@@ -63,8 +64,10 @@ class DraftFile:
         self._lock = lock
         self._needed = needed
         self._busy = threading.Lock()
-        map_size = max(MAP_BYTES, MAP_FACTOR * needed)
-        self._env = lmdb.open(str(path), subdir=False, sync=False, lock=False, map_size=map_size, max_dbs=0)
+        try:
+            self._env = _open(path, max(MAP_BYTES, MAP_FACTOR * needed))
+        except lmdb.MemoryError:
+            self._env = _open(path, max(LEAST_MAP_BYTES, MAP_FACTOR * needed))
         self._inode = path.stat().st_ino
         self._mapped_bytes = 0
         self.closed = False
@@ -221,6 +224,10 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
                 lock_file.unlink(missing_ok=True)
             _unlock(lock)
             raise
+
+
+def _open(path: Path, map_size: int) -> lmdb.Environment:
+    return lmdb.open(str(path), subdir=False, sync=False, lock=False, map_size=map_size, max_dbs=0)
 
 
 def check_unsealed(sealed_path: Path, draft: DraftRef) -> None:

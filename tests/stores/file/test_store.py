@@ -10,6 +10,7 @@ import pytest
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.file import draft as file_draft
 from hotplate.stores.file import store as file_store
 from hotplate.stores.file.draft import file_bytes
 from hotplate.stores.file.store import LmdbStore
@@ -72,6 +73,13 @@ async def test_the_estimated_size_of_a_file_suffices_and_is_not_far_off(store: L
 
 
 async def test_more_rows_than_planned_are_written_all_the_same(store: LmdbStore) -> None:
+    assert len(await published_rows(store, await publish(store, ROWS[:400], 1, plan=Plan(1, 1)))) == 400
+
+
+async def test_a_draft_is_written_under_a_limit_of_address_space(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_draft, "MAP_BYTES", 1 << 50)  # no process has as much
     assert len(await published_rows(store, await publish(store, ROWS[:400], 1, plan=Plan(1, 1)))) == 400
 
 
