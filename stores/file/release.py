@@ -131,12 +131,17 @@ def check_head(file: int, sums: Sums, name: str) -> None:
 
 
 def find_damage(file: int, sums: Sums, start: int, size: int = STRIDE_BYTES) -> list[int]:
-    """Check *size* bytes from *start*; return the numbers of changed blocks."""
-    return [
-        number
-        for number in range(start // BLOCK_BYTES, -(-min(start + size, sums.size) // BLOCK_BYTES))
-        if _block_sum(file, number, sums.size) != sums.blocks[number * _SUM_BYTES : (number + 1) * _SUM_BYTES]
-    ]
+    """Check *size* bytes from *start*; return the numbers of blocks that changed, or cannot be read."""
+    numbers = range(start // BLOCK_BYTES, -(-min(start + size, sums.size) // BLOCK_BYTES))
+    return [number for number in numbers if not _is_whole(file, number, sums)]
+
+
+def _is_whole(file: int, number: int, sums: Sums) -> bool:
+    try:
+        found = _block_sum(file, number, sums.size)
+    except OSError:
+        return False
+    return found == sums.blocks[number * _SUM_BYTES : (number + 1) * _SUM_BYTES]
 
 
 def _block_sum(file: int, number: int, size: int) -> bytes:
@@ -296,18 +301,18 @@ class ReleaseFile:
 
         If the file is damaged, its pages are read without LMDB from then on.
         """
-        room = room_bytes()
+        room, damaged = room_bytes(), list[int]()
         try:
-            damaged = await damaged_blocks(self.path, room, pause_s)
+            await find_damaged_blocks(self.path, damaged, room, pause_s)
+            if self._meta.size > room:
+                size_mb, room_mb = self._meta.size / 1e6, room / 1e6
+                log.warning("%s has %.0f MB, of which %.0f MB fit into memory", self.path, size_mb, room_mb)
         except ReleaseCorrupt as error:
             log.warning("%s; it may be served all the same", error)
-            return
-        if self._meta.size > room:
-            size_mb, room_mb = self._meta.size / 1e6, room / 1e6
-            log.warning("%s has %.0f MB, of which %.0f MB fit into memory", self.path, size_mb, room_mb)
-        if damaged and not self._damaged and (sums := read_sums(self._file)):
-            log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
-            self._damaged, self.read = True, PagedFile(self._file, self._meta, sums).get
+        finally:  # also if the caller's time is up
+            if damaged and not self._damaged and (sums := read_sums(self._file)):
+                log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
+                self._damaged, self.read = True, PagedFile(self._file, self._meta, sums).get
 
     @classmethod
     def begin_in_child(cls) -> None:
@@ -378,17 +383,17 @@ def check_size(path: Path) -> Meta:
 
 async def check_whole(path: Path) -> None:
     """Compare every block of a sealed file with its sum; ReleaseCorrupt, with the place, if one changed."""
-    for number in await damaged_blocks(path):
+    await find_damaged_blocks(path, damaged := list[int]())
+    for number in damaged:
         start = number * BLOCK_BYTES
         raise ReleaseCorrupt(
             f"{path} is damaged between bytes {start} and {start + BLOCK_BYTES}; {HEAL}, and check the disk"
         )
 
 
-async def damaged_blocks(path: Path, up_to: float = inf, pause_s: float = 0.0) -> list[int]:
-    """Read a file up to *up_to* in threads; return the numbers of changed blocks. ReleaseCorrupt for damaged sums."""
+async def find_damaged_blocks(path: Path, damaged: list[int], up_to: float = inf, pause_s: float = 0.0) -> None:
+    """Read a file up to *up_to* in threads; add changed blocks to *damaged*. ReleaseCorrupt for damaged sums."""
     await asyncio.to_thread(check_size, path)
-    damaged = list[int]()
     with translated(path), path.open("rb", buffering=0) as file:
         sums = read_sums(file.fileno())
         if sums is None:
@@ -396,7 +401,6 @@ async def damaged_blocks(path: Path, up_to: float = inf, pause_s: float = 0.0) -
         for start in range(0, int(min(sums.size, up_to)), STRIDE_BYTES):
             damaged += await asyncio.to_thread(find_damage, file.fileno(), sums, start)
             await asyncio.sleep(pause_s)
-    return damaged
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Damaged files: what is whole is served, what is not is an error, and no changed byte stays unseen."""
 
 import asyncio
+import errno
 import os
 import random
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from hotplate.stores.catalogue import DraftRef, ReleaseId
 from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.file.release import BLOCK_BYTES, ReleaseFile
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Diagnosed, Plan, Row
 from tests.support.soak import SEED, scaled
@@ -69,6 +71,34 @@ async def test_a_damaged_page_fails_its_own_keys_only(
     with pytest.raises(ReleaseCorrupt, match=r"user:001000.*hotplate releases verify"):
         store.get(RELEASE, KEYS[1000])
     assert store.get(RELEASE, KEYS[1999]) == KEYS[1999].encode() * 8
+
+
+async def test_damage_that_was_found_before_warming_was_ended_is_known(store: LmdbStore) -> None:
+    path = await sealed(store.folder)
+    flip(path, path.read_bytes().rindex(KEYS[1000].encode()))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await ReleaseFile.open(path).warm(pause_s=3600.0)
+    assert isinstance((await store.get_many(RELEASE, [KEYS[1000]]))[0], ReleaseCorrupt)
+
+
+async def test_a_block_that_the_disk_cannot_read_fails_its_own_keys_only(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = await sealed(store.folder, large=20)
+    bad, read = path.read_bytes().index(KEYS[10].encode() * 800) // BLOCK_BYTES, os.pread
+
+    def pread(file: int, size: int, place: int) -> bytes:
+        if place // BLOCK_BYTES <= bad <= (place + size - 1) // BLOCK_BYTES and size <= BLOCK_BYTES:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(file, size, place)
+
+    monkeypatch.setattr(os, "pread", pread)
+    await store.warm(RELEASE)
+    slots = await store.get_many(RELEASE, KEYS)
+    failed = [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)]
+    assert KEYS[10] in failed
+    assert len(failed) < 1000
 
 
 async def test_a_damaged_page_that_one_thread_reads_fails_no_key_of_another(tmp_path: Path) -> None:
