@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from types import UnionType
@@ -19,6 +20,8 @@ import typer
 from hotplate.stores.options import Argument, Flag
 
 PREFIX = "HOTPLATE_"
+# Similarity from which a variable counts as misspelt.
+ALIKE = 0.9
 METAVARS = {bool: " ", int: "N", float: "X", str: "TEXT", Path: "PATH"}
 # Typer keeps line breaks within a paragraph.
 LINE_BREAK = re.compile(r"(?<!\n)\n *(?!\n)")
@@ -189,6 +192,7 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
 
     @wraps(function)
     def verb(**given: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
+        _warn_of_misspelt_variables(settings)
         parsed = given | {each.name: each.from_typer(given[each.name]) for each in settings}
         others = {name: value for name, value in parsed.items() if name not in in_groups}
         return function(**others, **{name: build(kind, parsed) for name, kind in groups.items()})
@@ -243,6 +247,7 @@ def from_table(
     for plain, (key, _) in given.items():
         if plain not in known:
             raise SettingError(f"{where} has no key {key}; it may have {', '.join(known)}.")
+    _warn_of_misspelt_variables(known.values())
     values = dict[str, Any]()
     for key, each in known.items():
         try:
@@ -264,6 +269,13 @@ def _anchored(value: Any, folder: Path) -> Any:  # noqa: ANN401 -- of any type
     from hotplate.offline.input.files import url_of
 
     return folder / value if isinstance(value, Path) and url_of(value) is None else value
+
+
+def _warn_of_misspelt_variables(settings: Iterable[Setting]) -> None:
+    known = {each.variable for each in settings if each.variable}
+    for name in sorted(os.environ.keys() - known):
+        if name.startswith(PREFIX) and (nearest := get_close_matches(name, known, 1, ALIKE)):
+            typer.echo(f"hotplate: {name} sets no option here; did you mean {nearest[0]}?", err=True)
 
 
 def _epilog(settings: list[Setting]) -> str:

@@ -147,6 +147,8 @@ def read_job(pipeline: PipelineFile) -> "Job":
         Target.of(given.register or "any")
     training = train.settings_of(given)
     _check_gates(gates, training)
+    if flags.fold_in:
+        _check_factors(training, f"{pipeline.path}, [publish]")
     require_both(flags.max_per_category, flags.categories)
     url = chosen_store(publishing.store)
     inputs = [*_paths_in(given), *_paths_in(flags)]
@@ -173,6 +175,15 @@ def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
     known = metric_names() | {"similar": ["hit_rate"]}
     measured = {table: dict.fromkeys(names, 0.0) for table, names in known.items()} if is_evaluated else None
     check(list(gates), measured, knows_catalogue=True)
+
+
+def _check_factors(training: "TrainSettings", where: str) -> None:
+    from hotplate.offline.errors import SettingError
+    from hotplate.offline.train.als import ALSParams
+
+    searched = training.tuning
+    if not (isinstance(training.params, ALSParams) if searched is None else searched.engine == "als"):
+        raise SettingError(f'{where}: fold_in needs item factors; write engine = "als" in [train].')
 
 
 def _paths_in(given: object) -> list[Path]:

@@ -221,6 +221,8 @@ def _shape(table: Table, request: _Request) -> TableShape:
     values += [table.text(name).alias(role) for role in _TEXTS if (name := getattr(columns, role)) is not None]
     ids = ("user", "item", *([] if columns.segment is None else ["segment"]))
     left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({role: role for role in ids})
+    again = (pl.col("user") == str(columns.user)) & (pl.col("item") == str(columns.item))
+    left_out["header again"] = again.fill_null(value=False)
     bad, value, weight = dict[str, tuple[str, str]](), pl.lit(1.0), pl.col("weight")
     if columns.count is not None:
         left_out[f"no {columns.count}"] = pl.col("count").is_null()

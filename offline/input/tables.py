@@ -114,6 +114,8 @@ def _open(file: DataFile, form: Format) -> Table:
         added = {key: value for key, value in {**file.keys, EXTRA: None}.items() if key not in names}
         frame = frame.with_columns(pl.lit(value, pl.String).alias(key) for key, value in added.items())
         schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
+        if not schema:
+            raise DataError(f'{file} has no columns, and no JSON object such as {{"user": 1, "item": 2}}.')
         return Table(file, frame, schema, form, first_row, fault)
 
 
@@ -173,6 +175,7 @@ def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
 
 def _object(line: str) -> bytes:
     """Return a *line* of JSON, or an object with a malformed one as EXTRA."""
+    line = line.removeprefix("\ufeff")
     try:
         is_object = not line.strip() or isinstance(orjson.loads(line), dict)
     except orjson.JSONDecodeError:
@@ -345,4 +348,12 @@ def parse_filter(text: str) -> Filter:
         raise SettingError(
             f"The filter {text!r} cannot be read; write a column, one of = != > >= < <= ~ !~, and a value: quantity>0."
         )
-    return Filter(text, parts[1], parts[2], parts[3].strip())
+    operator, value = parts[2], parts[3].strip()
+    if operator[0] in "<>" and number_in(value) is None and not value[:1].isdigit():
+        raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
+    if "~" in operator:
+        try:
+            pl.select(pl.lit("").str.contains(value))
+        except pl.exceptions.ComputeError as error:
+            raise SettingError(f"The filter {text!r} has a regular expression that cannot be read.") from error
+    return Filter(text, parts[1], operator, value)

@@ -148,3 +148,9 @@ def test_demo_accepts_custom_data_and_rejects_a_busy_port_before_training(clicks
         done = hotplate("demo", "--data", clicks, "--port", str(taken.getsockname()[1]))
     failed(done, "cannot be listened on")
     assert done.stdout == ""
+
+
+def test_a_misspelt_variable_is_reported_with_the_nearest_one(tmp_path: Path) -> None:
+    done = hotplate("serve", "--store", f"file://{tmp_path}", "--keys", tmp_path / "none", HOTPLATE_WORKRES="3")
+    assert "HOTPLATE_WORKRES" in done.stderr
+    assert "HOTPLATE_WORKERS" in done.stderr

@@ -229,6 +229,25 @@ def test_a_pipeline_that_cannot_end_well_is_refused_before_it_trains(
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize(
+    ("train", "code"), [("", 2), ("engine = 'ease'\nno_tune = true", 2), ("engine = 'als'", 0), ("no_tune = true", 0)]
+)
+def test_a_run_that_publishes_factors_trains_an_engine_that_has_some(
+    train: str, code: int, folder_url: str, tmp_path: Path
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    publish = f'[publish]\nstore = "{folder_url}"\nfold_in = true'
+    pipeline.write_text(f'[train]\ndata = "clicks.csv"\n{train}\n{publish}\n[run]\nwork = "work"\n')
+    done = hotplate("run", pipeline, "--check")
+    assert done.returncode == code, done.stderr
+    assert ("fold_in needs item factors" in done.stderr) == bool(code)
+
+
+def test_a_misspelt_variable_of_a_run_is_reported_too(folder_url: str, tmp_path: Path) -> None:
+    done = hotplate("run", write_pipeline(tmp_path, folder_url), "--check", HOTPLATE_RUN_WIAT="3")
+    assert (done.returncode, "did you mean HOTPLATE_RUN_WAIT?" in done.stderr) == (0, True), done.stderr
+
+
 def test_check_reads_options_of_all_kinds_and_runs_nothing(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url, "[gates]\nsimilar.hit_rate = 0.01")
     options = "[train]\nwhere = 'n>0'\nevent_weights = {view = 1, buy = 5}"

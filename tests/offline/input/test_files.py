@@ -54,6 +54,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "user\na\n", "looks like the item"),
     ("a.parquet", parquet(pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]})), "The column 'user' of"),
     ("a.jsonl", '{"user": 1, "item": 2}\n[1, 2]\n', "a.jsonl, row 2: '[1, 2]' is not a JSON object"),
+    ("a.jsonl", "{'user': 1, 'item': 2}\n", "a.jsonl has no columns, and no JSON object such as"),
     ("a.jsonl", '{"user": [1], "item": 2}\n{"user": [2], "item": 3}\n', "The column 'user' of"),
     ("a.jsonl", '{"user": 1, "item": 2, "weight": "x"}\n{"user": 1, "item": 2}\n', "a.jsonl, row 1, column 'weight'"),
     ("a.jsonl", '{"user": 1, "item": 2}\n{"user": 1, "item": 1e400}\n', "a.jsonl, row 2: "),

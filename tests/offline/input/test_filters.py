@@ -49,7 +49,7 @@ def test_a_filter_keeps_the_rows_that_meet_it(text: str, rows: list[int]) -> Non
     assert kept(text) == rows
 
 
-@pytest.mark.parametrize("text", ["", "quantity", ">5", " =5", "~x"])
+@pytest.mark.parametrize("text", ["", "quantity", ">5", " =5", "~x", "quantity>", "quantity>many", "code!~[z-a]"])
 def test_a_filter_that_makes_no_sense_is_refused_by_name(text: str) -> None:
     with pytest.raises(SettingError, match="The filter ") as raised:
         parse_filter(text)

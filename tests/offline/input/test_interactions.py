@@ -276,6 +276,11 @@ def test_unknown_events_are_named_with_the_most_frequent_first(tmp_path: Path) -
     assert "events without a weight are 'View', none, 'cart'; weigh those that count" in read.notes[0]
 
 
+def test_a_header_that_is_repeated_is_no_user(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item\nu,i\nuser,item\nv,i\n")
+    assert read_interactions(file).left_out == {"header again": 1}
+
+
 def test_two_sources_of_weights_are_a_misuse(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,weight,event\nu,i,1,view\nv,j,1,view\n")
     with pytest.raises(SettingError, match="A row's weight has several sources"):

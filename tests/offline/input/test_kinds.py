@@ -74,6 +74,8 @@ def test_malformed_json_lines_are_bad_rows_that_are_left_out_and_shown(tmp_path:
     read = read_interactions(write(tmp_path / "a.jsonl", "".join(lines)), form=Format(max_bad_rows=0.002))
     assert (read.rows, read.left_out) == (2999, {"malformed row": 3}), "a blank line is no row"
     assert 'a.jsonl, row 6: \'{"user": 1, "item"\' is not a JSON object; ' in read.notes[0]
+    marked = write(tmp_path / "b.jsonl", "\ufeff" + lines[0] + lines[1])
+    assert read_interactions(marked).rows == 2, "a byte order mark is no fault"
     with pytest.raises(DataError, match=r"3 of the 2,999 rows of .*a\.jsonl are bad, and at most 0\.020%"):
         read_interactions(tmp_path / "a.jsonl", form=Format(max_bad_rows=0.0002))
 
