@@ -255,7 +255,7 @@ class TieredReader:
         """
         if not items:
             return FoldedIn(self.popular(segment), 0, 0)
-        denied, different = self.deny_list.current.items, {item for item, _ in items}
+        denied, different = self.deny_list.current.items, dict.fromkeys(item for item, _ in items)
         for tier in self.tiers:
             served = tier.follower.served
             if self._fold_in is not None and served is not None and served.factors is not None:
