@@ -16,7 +16,7 @@ from statistics import median
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import MANIFEST
-from hotplate.stores.erasure import NOBODY, ErasedUsers
+from hotplate.stores.erasure import NOBODY, ErasedUsers, erased_from
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     RefusedByGates,
@@ -56,6 +56,10 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         return findings
     sentence = f"generation {catalogue.generation:,}, releases: {len(catalogue.releases):,}"
     findings += [_clock(catalogue, before, clock()), Finding(Level.OK, "catalogue", sentence)]
+    try:
+        await erased_from(store)
+    except StoreError as error:
+        findings.append(Finding(Level.ERROR, "erased users", str(error)))
     return [*findings, *await _live(store, catalogue), *await _left_over(store, catalogue)]
 
 

@@ -157,6 +157,6 @@ def parse_erased(value: bytes) -> ErasedUsers:
 
 def _lost(why: str) -> ReleaseCorrupt:
     return ReleaseCorrupt(
-        f"the record of erased users cannot be read, so nothing new is served: {why}; restore the store from a backup, "
-        f"or see `hotplate users` in the documentation of security"
+        f"the record of erased users cannot be read, so nothing new is served: {why}; restore a backup into a new "
+        f"store, or see `hotplate users` in the documentation of security"
     )

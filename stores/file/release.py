@@ -10,7 +10,7 @@ order). Measured: requests for a list with a flipped byte ended 25 workers in 26
 A sealed release: an LMDB file, mapped read-only and shared by all stores of a process.
 
 Reading past the end of a truncated file kills the process (SIGBUS), as may a scan of a damaged page: the size is
-checked before mapping, and all checksums before scanning. A damaged page fails only its keys. After a failed read LMDB
+checked before mapping, and all checksums before scanning. A damaged block fails only its keys. After a failed read LMDB
 refuses others in the transaction, so a new one begins, and other threads read again. Page faults block the event loop,
 so a release is read into memory before it is served.
 """

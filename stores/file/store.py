@@ -336,6 +336,8 @@ def _examine(folder: Path) -> list[Finding]:
         _may("read", [folder, folder / "catalogue.json", releases, *sorted(folder.glob("releases/*.mdb"))], os.R_OK),
         _may("publish", written, os.W_OK),
     ]
+    if existing != folder:
+        findings[0] = Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
     kind = _kind(existing.resolve())
     if kind in NETWORK:
         sentence = f"{kind}, over a network, where locks and memory maps are not reliable; use a local disk"

@@ -19,6 +19,7 @@ from hotplate.stores.doctor import examine
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Finding, Level, Plan, Row, Store
+from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
@@ -176,3 +177,20 @@ async def test_live_since_is_the_activation_time_and_not_the_end_of_a_canary(clo
     await life.abort(store)
     said = (await one(store, "live", clock))[1]
     assert f"{live}, live since {datetime.fromtimestamp(went_live, UTC):%Y-%m-%d %H:%M:%S}Z" in said
+
+
+async def test_a_folder_that_does_not_exist_is_said_to(tmp_path: Path) -> None:
+    level, sentence = await one(LmdbStore(tmp_path / "typo"), "may read")
+    assert (level, sentence) == (Level.OK, f"{tmp_path / 'typo'} does not exist yet; the first publish makes it")
+
+
+async def test_a_damaged_record_of_erased_users_is_an_error(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await publish(store)
+    await erase_users(store, ["7"])
+    record = (await store.catalogue()).erased
+    assert record is not None
+    path = tmp_path / "releases" / f"{record.incarnation}.mdb"
+    path.write_bytes(path.read_bytes().replace(b"groups", b"grouqs"))
+    level, sentence = await one(LmdbStore(tmp_path), "erased users")
+    assert (level, "restore a backup into a new store" in sentence) == (Level.ERROR, True)
