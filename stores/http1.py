@@ -22,6 +22,8 @@ CONNECT_S = 2.0
 PAUSE_S = (0.05, 2.0)
 # Idle connections are closed: load balancers drop them silently.
 IDLE_S = 60.0
+# After a reset, connections idle for this time are probably dead, too.
+STALE_S = 2.0
 
 END_OF_HEAD = b"\r\n\r\n"
 
@@ -206,8 +208,7 @@ class ConnectionPool:
         now = loop.time()
         pending = Pending(loop=loop)
         due = self._deadlines.add(pending, now + timeout_s)
-        while self._idle and self._idle[0].sent_at < now - IDLE_S:  # longest idle first
-            self._idle[0].close()
+        self._close_idle(now - IDLE_S)
         if self._idle:
             self._send(self._idle.pop(), message, pending, now)
         else:
@@ -269,6 +270,10 @@ class ConnectionPool:
         self._backoff = self._backoff or Backoff(*PAUSE_S)
         self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
 
+    def _close_idle(self, before: float) -> None:
+        while self._idle and self._idle[0].sent_at < before:  # longest idle first
+            self._idle[0].close()
+
     def on_ready(self, connection: ClientConnection[Pending]) -> None:
         self._open.add(connection)
         connection.sent_at = connection.sent_at or asyncio.get_running_loop().time()
@@ -286,8 +291,10 @@ class ConnectionPool:
 
     def on_failure(self, tag: Pending, kind: FailureKind) -> None:
         connection = self._carriers.get(tag)
-        if kind == "reset" and connection is not None and not connection.responses:
-            self._pause()
+        if kind == "reset" and connection is not None:
+            self._close_idle(connection.sent_at - STALE_S)
+            if not connection.responses:
+                self._pause()
         self._fail(tag, kind)
 
     def on_closed(self, connection: ClientConnection[Pending], *, unsolicited: bool) -> None:

@@ -157,8 +157,8 @@ class Account:
         self.write, self.readable = writable[0], sorted(readable, key=lambda region: region.name != self._preferred)
         if before and before != self.regions:
             log.warning("%s: its regions are now %s", self._where, ", ".join(self.regions))
-        policy = listed.get("userConsistencyPolicy") or {}
-        self.has_sessions = policy.get("defaultConsistencyLevel") in SESSION_CONSISTENCIES
+        policy = listed.get("userConsistencyPolicy")
+        self.has_sessions = isinstance(policy, dict) and policy.get("defaultConsistencyLevel") in SESSION_CONSISTENCIES
         self.multiple_write_regions = listed.get("enableMultipleWriteLocations") is True or len(writable) > 1
 
     def _regions(self, locations: Any) -> list[Region]:  # noqa: ANN401 -- any JSON value

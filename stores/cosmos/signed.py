@@ -23,7 +23,7 @@ from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, TokenSign
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response, Transport
-from hotplate.stores.store import Observer, traced_call
+from hotplate.stores.store import Observer, TracedCall, traced_call
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -121,7 +121,8 @@ class SignedClient:
             if other is None or loop.time() + pause_s > due_s - MIN_ATTEMPT_S:
                 raise
         except asyncio.CancelledError:
-            account.failed(region, "timeout", began_s)
+            if loop.time() >= (began_s + due_s) / 2:  # earlier, it says nothing about the region
+                account.failed(region, "timeout", began_s)
             raise
         await asyncio.sleep(pause_s)
         return await self._read_in(other, container, name, due_s), other is account.write
@@ -209,10 +210,8 @@ class SignedClient:
             charge_ru = errors.charge_in(response)
             if self._observer is not None:
                 self._observer.charged(charge_ru)
-            if (call := traced_call.get()) is not None:
-                before = call.attributes.get(CHARGE)
-                call.attributes[CHARGE] = charge_ru + (before if isinstance(before, float) else 0.0)
-                call.attributes |= {"db.response.status_code": str(response.status), REGIONS: (region.name,)}
+            if name and (call := traced_call.get()) is not None:
+                _describe(call, region.name, response.status, charge_ru)
             # A 404 with a substatus is not about the item.
             if response.status in expected and (response.status != 404 or not errors.refusal_in(response).substatus):
                 return parse(response, name)
@@ -222,8 +221,8 @@ class SignedClient:
                 self._account.refresh_early()
             raise errors.count(errors.no_response(failure, self._where), self._observer) from failure
         except ValueError as malformed:
-            wrong = CosmosUnavailable(f"{self._where} sent a malformed response: {malformed}", "malformed")
-            raise errors.count(wrong, self._observer) from malformed
+            sentence = f"{self._where} sent a malformed response: {errors.first_line(str(malformed))}"
+            raise errors.count(CosmosUnavailable(sentence, "malformed"), self._observer) from malformed
         except CosmosUnavailable as no_token:
             raise errors.count(no_token, self._observer) from None
         raise errors.count(error, self._observer)
@@ -237,6 +236,15 @@ class SignedClient:
         return error
 
 
+def _describe(call: TracedCall, region: str, status: int, charge_ru: float) -> None:
+    regions, charged = call.attributes.get(REGIONS), call.attributes.get(CHARGE)
+    call.attributes |= {
+        "db.response.status_code": str(status),
+        REGIONS: tuple(dict.fromkeys([*(regions if isinstance(regions, tuple) else ()), region])),
+        CHARGE: charge_ru + (charged if isinstance(charged, float) else 0.0),
+    }
+
+
 def _item(response: Response, name: str) -> CosmosItem | None:
     return errors.item_in(response, name) if response.status == 200 else None
 
@@ -245,8 +253,8 @@ def _versioned(response: Response, name: str) -> VersionedItem:
     now = parsedate_to_datetime((response.header(b"date") or b"").decode("latin-1")).timestamp()
     item = _item(response, name)
     etag = "" if item is None else item.get("_etag")
-    if etag is None:
-        raise ValueError("an item without etag")
+    if not isinstance(etag, str):
+        raise ValueError("an item without etag")  # noqa: TRY004 -- malformed, like invalid JSON
     return VersionedItem(item, etag, now)
 
 

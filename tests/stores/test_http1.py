@@ -97,6 +97,34 @@ async def test_connection_that_may_be_closing_is_not_used_again(
     assert opened == 2
 
 
+async def test_after_a_reset_connections_that_were_idle_as_well_are_not_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hotplate.stores.http1.STALE_S", 0.0)
+    opened = forgotten = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        number = opened
+        while await reader.readuntil(b"\r\n\r\n"):
+            if number <= forgotten:  # as by a load balancer that has lost its table
+                writer.transport.abort()
+                break
+            await asyncio.sleep(0.05)
+            writer.write(ANSWER)
+
+    async with listening(serve) as port:
+        pool = ConnectionPool("127.0.0.1", port)
+        await asyncio.gather(*(pool.request(REQUEST, 5) for _ in range(4)))
+        forgotten = opened
+        assert forgotten > 1
+        with pytest.raises(RequestFailed, match="reset"):
+            await pool.request(REQUEST, 5)
+        assert (await pool.request(REQUEST, 5)).body == b"ok"
+        await pool.close()
+
+
 class Wire(asyncio.Transport):
     """A connection to nobody: what is written goes nowhere."""
 

@@ -114,6 +114,14 @@ async def test_an_account_that_makes_no_sense_is_malformed(
     assert await kind_of(client.read("c", "a", 2.0)) == "malformed"
 
 
+@pytest.mark.parametrize("policy", [None, "Session", [1]])
+async def test_an_account_without_a_known_consistency_is_read_all_the_same(
+    raw: ScriptedServer, client: SignedClient, policy: object
+) -> None:
+    raw.properties, raw.responses = {"userConsistencyPolicy": policy}, [answer(200, ITEM)]
+    assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
+
+
 async def test_a_session_is_requested_only_where_the_account_has_them(
     raw: ScriptedServer, client: SignedClient
 ) -> None:

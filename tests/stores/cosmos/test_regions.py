@@ -11,9 +11,10 @@ import pytest
 from hotplate.bench.process import free_port
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.regions import MAX_FAILURES, REFRESH_INTERVAL_S
-from hotplate.stores.cosmos.signed import SignedClient
+from hotplate.stores.cosmos.signed import CHARGE, REGIONS, SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.http1 import RequestFailed, Response
+from hotplate.stores.store import TracedCall, traced_call
 from tests.support.cosmos_account import Account, Counted, container_in, kind_of
 from tests.support.cosmos_raw import ScriptedServer, answer, refusal, scripted
 from tests.support.virtual import VirtualLoop, in_virtual_time
@@ -154,6 +155,30 @@ def test_still_slow_region_is_probed_occasionally_until_it_is_fast() -> None:
         assert found_there == ({"id": NAME}, False)
 
     in_two_regions(work)
+
+
+def test_callers_that_soon_give_up_say_nothing_about_a_region() -> None:
+    async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
+        delays_s["1"] = 0.1
+        for _ in range(2 * MAX_FAILURES):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await client.read("c", NAME, 1.0)
+        assert await client.read_nearest("c", NAME, 1.0) == ({"id": NAME}, False)
+
+    in_two_regions(work)
+
+
+async def test_a_traced_read_names_all_regions_that_it_contacted(observer: Counted) -> None:
+    async with scripted(refusal(503, 0)) as away, scripted(answer(200, ITEM)) as here:
+        here.properties = {"readableLocations": [location("Away", away.port), location("Here", here.port)]}
+        client = SignedClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d", {}), observer)
+        call = TracedCall()
+        reset = traced_call.set(call)
+        await client.read("c", NAME, 5.0)
+        traced_call.reset(reset)
+        assert (call.attributes[REGIONS], call.attributes[CHARGE]) == (("Away", "Here"), 2.0)
+        await client.close()
 
 
 async def test_a_region_that_cannot_be_connected_is_left_at_once(
