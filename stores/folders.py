@@ -205,4 +205,4 @@ def _numbers(path: Path) -> dict[str, int]:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
         return {}
-    return {words[0]: int(words[1]) if words[1:] else 0 for words in lines if words}
+    return {words[0]: int(words[1]) if words[1:] and words[1].isdecimal() else 0 for words in lines if words}

@@ -98,7 +98,7 @@ def test_room_is_what_the_machine_and_the_cgroup_have_left_files_included(tmp_pa
     assert room_bytes(proc, groups) == float("inf")
     (proc / "meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:   2000 kB\n")
     assert room_bytes(proc, groups) == 2000 * 1024 * SHARE_OF_ROOM
-    (proc / "self" / "cgroup").write_text("4:memory:/old\n0::/pod/container\n")
+    (proc / "self" / "cgroup").write_text("4:memory:/old name\n0::/pod/container\n")
     (inner / "memory.max").write_text("max\n")
     (inner.parent / "memory.max").write_text("1000000\n")
     (inner.parent / "memory.current").write_text("900000\n")
