@@ -47,7 +47,6 @@ AMPLE_S = 60.0
 NEVER_S = 100.0
 REFUSAL = b'{"type":"urn:hotplate:problem:overloaded","title":"x","status":503,"detail":"too many batches wait"}'
 SILENCES = (SILENT, TRICKLED_HEAD, TRICKLED_BODY)
-NESTED = answer(200, b"[" * 100_000)
 Open = Callable[..., Any]
 
 

@@ -20,7 +20,7 @@ from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.process import Server, StoreCounts
 from hotplate.bench.stores.report import report
-from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup, StoreRuns, store_names
+from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup, StoreRuns
 from hotplate.offline import publish
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
@@ -163,16 +163,6 @@ def test_reads_are_priced_by_cpu_and_by_what_the_store_is_paid_for() -> None:
     needed = 1_200  # RU/s: 800 reads of 1 RU, at 70 % use, in steps of 100
     assert cost(EMULATED, cpu_hour=1.0) - cpu == pytest.approx(needed / 100 * 0.008 / 3600 / rate * 1e9)
     assert cost("redis://a", cpu_hour=1.0) - cpu == pytest.approx(2 * 0.016 / 3600 / rate * 1e9)
-
-
-def test_stores_are_named_by_kind_and_by_url_where_two_are_alike() -> None:
-    sdk = EMULATED + "?client=sdk"
-    assert store_names(["file:///a", "redis://h", EMULATED, sdk]) == [
-        "files", "Redis", "Cosmos DB, emulated", "Cosmos DB through the SDK, emulated",
-    ]  # fmt: skip
-    assert store_names(["redis://:secret@a:1", "redis://b:2"]) == ["Redis redis://a:1", "Redis redis://b:2"]
-    one_server = ["redis://a/0?prefix=x", "redis://a/0?prefix=y"]
-    assert store_names(one_server) == ["Redis redis://a/0 (1)", "Redis redis://a/0 (2)"]
 
 
 def test_publishes_of_one_model_are_compared_and_a_store_without_one_is_filled(tmp_path: Path) -> None:

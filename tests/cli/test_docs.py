@@ -104,12 +104,6 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
         assert not heading or heading in headings(target), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_table_is_broken_by_a_blank_line(page: Path) -> None:
-    for rows in re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE):
-        assert re.match(r".*\n\|[-|: ]+\|\n", rows), rows
-
-
 def headings(page: Path) -> set[str]:
     """Return the headings of a page as links name them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)

@@ -105,14 +105,6 @@ def test_items_that_no_list_names_count_in_an_import_once_a_file_names_them(tmp_
 # what is said of it
 
 
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_a_bound_is_held_by_what_equals_it_or_is_on_its_good_side(value: float, bound: float) -> None:
-    floor, ceiling = (gate.verdict(value) for gate in gates(coverage=bound, popular_share=bound))
-    assert (floor.passed, ceiling.passed) == (value >= bound, value <= bound)
-    assert (" is below " in str(floor)) == (value < bound)
-    assert (" is above " in str(ceiling)) == (value > bound)
-
-
 @pytest.mark.parametrize(
     ("table", "part"),
     [
@@ -127,12 +119,6 @@ def test_a_bound_is_held_by_what_equals_it_or_is_on_its_good_side(value: float, 
 def test_a_bound_that_makes_no_sense_is_a_sentence_that_names_it(table: dict[str, object], part: str) -> None:
     with pytest.raises(SettingError, match=part):
         parse_gates(table, "gates.toml")
-
-
-@pytest.mark.parametrize("name", ["coverge", "drop.ndgc", "overlap@"])
-def test_an_unknown_gate_is_named_with_those_that_are_known(name: str) -> None:
-    with pytest.raises(SettingError, match=rf"no gate {name} \(0.5\); known are coverage, .*ndcg"):
-        check(parse_gates({name: 0.5}, "test"), METRICS, knows_catalogue=True)
 
 
 def test_gate_without_its_evaluation_or_catalogue_is_reported_by_name() -> None:

@@ -16,7 +16,7 @@ from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.offline.list_encoder import ListEncoder, RankedLists
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.publish import PublishSettings, publish
-from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Item, decode, encode
+from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row
 from hotplate.stores.verification import verify
@@ -204,13 +204,6 @@ def test_a_batch_has_the_bytes_of_its_lists_encoded_item_by_item(
         Row(f"user:{place:04}", encode(item(*catalogue[number], score) for number, score in each))
         for place, each in enumerate(lists)
     ]
-
-
-def test_an_offset_that_four_digits_cannot_say_is_none() -> None:
-    title = "x" * 6_600
-    bodies = [row.value for row in ListEncoder(["a"], [title]).rows("user:", ranked([[(0, 1.0)] * 9, [(0, 1.0)] * 12]))]
-    assert bodies == [encode([item("a", title, 1.0)] * length) for length in (9, 12)]
-    assert bodies[0][:4] > NO_OFFSET == bodies[1][:4]
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])

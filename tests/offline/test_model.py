@@ -94,15 +94,6 @@ def test_a_model_is_replaced_as_a_whole_and_nothing_is_left_beside_it(model: Mod
     assert not (tmp_path / "model" / "stray").exists()
 
 
-def test_the_folder_describes_itself(model: Model, tmp_path: Path) -> None:
-    save(model, tmp_path / "model")
-    description = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert (description["format"], description["engine"], description["users"]) == (3, "als", 50)
-    assert description["params"]["factors"] == 4
-    assert set(description["versions"]) == {"hotplate", "implicit", "numpy", "polars", "scipy"}
-    assert not list((tmp_path / "model").glob("*.pkl"))
-
-
 def test_what_is_no_model_is_never_overwritten(model: Model, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="holds other things than a model"):
@@ -170,16 +161,3 @@ def test_a_model_of_another_format_is_refused(content: str, sentence: str, tmp_p
     (tmp_path / "model.json").write_text(content)
     with pytest.raises(DataError, match=sentence):
         load(tmp_path)
-
-
-def test_a_folder_that_is_missing_or_no_model_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There is no model folder"):
-        load(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"is not a model: it has no model\.json"):
-        load(tmp_path)
-
-
-def test_a_saved_model_has_the_id_of_the_one_in_memory(model: Model, tmp_path: Path) -> None:
-    save(model, tmp_path / "model")
-    assert load(tmp_path / "model").id == model.id
-    assert replace(model, created_at=datetime.now(UTC)).id != model.id

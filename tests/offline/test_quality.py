@@ -6,12 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hotplate.offline import quality
 from hotplate.offline.evaluate.evaluation import evaluate
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import to_matrix
-from hotplate.offline.quality import DATA_SETS, PAGE, PIECES, DataSet, Trainings, time_rows
+from hotplate.offline.quality import DATA_SETS, PIECES, DataSet, Trainings, time_rows
 from hotplate.offline.train.als import ALSParams
 from tests.support.paths import DATA
 
@@ -68,12 +67,3 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
     figures = [[float(cell.split()[0]) for cell in row[3:]] for row in pieces]
     assert [float(cell) for cell in mean[3:]] == pytest.approx(np.mean(figures, axis=0), abs=1e-4)
     assert all(row[-1] in row[-3:-1] for row in figures), "what is typed is one of the two columns before it"
-
-
-def test_without_the_data_it_says_so_and_leaves_the_docs_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = PAGE.read_text()
-    assert quality.main([str(tmp_path)]) == 0
-    assert f"Online Retail is skipped: {tmp_path}/online-retail" in capsys.readouterr().out
-    assert PAGE.read_text() == before

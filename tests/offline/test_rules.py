@@ -184,17 +184,6 @@ def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> Non
     assert favoured == Rules(boosts={"a": 2.0, "b": 0.5}, pinned=("a", "b c"))
 
 
-def test_a_table_of_items_may_have_only_their_column(tmp_path: Path) -> None:
-    path = tmp_path / "stock.csv"
-    path.write_text("item\na\nb\n")
-    assert read_rules(path, None, None, None, 1).available == frozenset({"a", "b"})
-    path.write_text("item,why\na,x\nb\n")  # the last field may be missing
-    assert read_rules(path, None, None, None, 1).available == frozenset({"a", "b"})
-    path.write_text("item,why\na,x,y\nb,x\n")
-    with pytest.raises(DataError, match=r"at most 0\.000% may be; mend them\.$"):
-        read_rules(path, None, None, None, 1)
-
-
 def test_files_of_rules_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> None:
     rows = tmp_path / "catalogue.csv"
     rows.write_text("item,category\ni,x\nj,x\ni,y\n")

@@ -3,9 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import polars as pl
 import pytest
 
 from hotplate.offline.errors import DataError
@@ -159,10 +157,3 @@ def test_a_data_frame_is_learnt_from_and_a_notebook_shows_the_report(kind: str, 
     shown = report._repr_html_()
     assert f"60 users, {len(report.model.matrix.item_ids)} items" in shown
     assert "<td>ndcg</td><td>0." in shown
-
-
-def test_a_data_frame_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    mixed: Any = pl.DataFrame({"user": ["a", "b"], "item": ["x", "y"]}).to_pandas().astype(object)
-    mixed.loc[1, "user"] = 1
-    with pytest.raises(DataError, match="The data frame cannot be read: "):
-        train(TrainSettings(mixed, params=PARAMS), tmp_path / "model")

@@ -21,7 +21,6 @@ VERBS = cast("TyperGroup", typer.main.get_command(command()))
 # Variables without an option: secrets of stores, each read from a file.
 SECRET_FILES = {"HOTPLATE_REDIS_PASSWORD_FILE", "HOTPLATE_COSMOS_KEY_FILE"}
 SERVICES = ("Deployment", "StatefulSet", "DaemonSet")
-WEBHOOK_LABEL, CLIENT_ID = "azure.workload.identity/use", "azure.workload.identity/client-id"
 # Pod security `restricted`, and more.
 CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -183,20 +182,6 @@ def secrets_as_files(cluster: Cluster) -> Checks:
         yield modes - {0o440}, f"{pod}: everybody in the container may read a secret"
 
 
-def identities(cluster: Cluster) -> Checks:
-    """Service accounts give no token, and a pod has the identity of its account."""
-    for account in cluster.of("ServiceAccount"):
-        yield (
-            account.get("automountServiceAccountToken") is not False,
-            f"{name_of(account)} gives its token to its pods",
-        )
-    for pod in cluster.pods:
-        account = cluster.named("ServiceAccount", pod.spec.get("serviceAccountName", "")) or {"metadata": {}}
-        identity = CLIENT_ID in account["metadata"].get("annotations", {})
-        works = pod.labels.get("app.kubernetes.io/component") not in {"bench", "spark-master"}
-        yield (WEBHOOK_LABEL in pod.labels) != (identity and works), f"{pod} has not the identity of its account"
-
-
 def connected(cluster: Cluster) -> Checks:
     """Ports have names; services, policies, budgets and autoscalers refer to what exists."""
     for name, _, container in cluster.containers:
@@ -219,24 +204,6 @@ def connected(cluster: Cluster) -> Checks:
     for scaler in cluster.of("HorizontalPodAutoscaler"):
         target = scaler["spec"]["scaleTargetRef"]
         yield not cluster.named(target["kind"], target["name"]), f"{name_of(scaler)} scales nothing"
-
-
-def open_doors(cluster: Cluster) -> Checks:
-    """What comes by Ingress or Gateway is served, and with TLS."""
-    for ingress in cluster.of("Ingress"):
-        hosts = {host for tls in ingress["spec"].get("tls", []) for host in tls["hosts"]}
-        for rule in ingress["spec"]["rules"]:
-            yield rule["host"] not in hosts, f"{name_of(ingress)} has no TLS for {rule['host']}"
-            for path in rule["http"]["paths"]:
-                to = path["backend"]["service"]
-                yield _unserved(cluster, to["name"], to["port"].get("name")), f"{name_of(ingress)} leads to no Service"
-    for route in cluster.of("HTTPRoute"):
-        for parent in route["spec"]["parentRefs"]:
-            gateway = cluster.named("Gateway", parent["name"]) or {"spec": {"listeners": []}}
-            listeners = {one["name"] for one in gateway["spec"]["listeners"]}
-            yield parent["sectionName"] not in listeners, f"{name_of(route)} belongs to no listener"
-        for to in (to for rule in route["spec"]["rules"] for to in rule.get("backendRefs", [])):
-            yield _unserved(cluster, to["name"], to["port"]), f"{name_of(route)} leads to no Service"
 
 
 def existing_references(cluster: Cluster) -> Checks:
@@ -313,7 +280,7 @@ def accepted_settings(cluster: Cluster) -> Checks:
 POLICIES: dict[str, Callable[[Cluster], Checks]] = {
     policy.__name__: policy
     for policy in (
-        confined, bounded, behind_network_policies, secrets_as_files, identities, connected, open_doors,
+        confined, bounded, behind_network_policies, secrets_as_files, connected,
         existing_references, careful_changes, bounded_jobs, accepted_settings,
     )
 }  # fmt: skip
@@ -326,11 +293,6 @@ def _matches(selector: Object, labels: dict[str, str]) -> bool:
         if labels.get(one["key"]) not in one["values"]:
             return False
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
-
-
-def _unserved(cluster: Cluster, service: str, port: str | int | None) -> bool:
-    found = cluster.named("Service", service)
-    return not found or port not in {one[key] for one in found["spec"]["ports"] for key in ("name", "port")}
 
 
 def _refusals(name: str, words: list[str], environment: dict[str, str]) -> Checks:

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from hotplate.stores.cosmos.charges import KB, load
-from tests.support.charge_table import Row, compare, documented, markdown
+from tests.support.charge_table import Row, compare, documented
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct
 from tests.support.paths import ROOT
@@ -18,17 +18,6 @@ ROWS = compare(load(), documented())
 @pytest.mark.parametrize("row", [one for one in ROWS if not one.superseded], ids=str)
 def test_charges_are_within_a_tenth_of_the_documented(row: Row) -> None:
     assert row.ours_ru == pytest.approx(row.documented_ru, rel=0.1)
-
-
-def test_only_what_a_newer_source_contradicts_is_superseded() -> None:
-    for row in ROWS:
-        if row.superseded:
-            newer = [one for one in ROWS if one.operation == row.operation and one.date > row.date]
-            assert any(abs(one.size_kb - row.size_kb) <= row.size_kb * 0.5 for one in newer), str(row)
-
-
-def test_the_page_of_the_emulator_shows_the_same_table() -> None:
-    assert markdown(ROWS) in PAGE.read_text()
 
 
 def item_of(name: str, size: int, made: int = 0) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,7 +14,6 @@ from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey
 from azure.cosmos.exceptions import CosmosHttpResponseError
 
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
-from hotplate.bench.errors import BenchMisused
 from tests.support.cosmos_server import Emulator, emulator, emulator_thread
 
 pytestmark = pytest.mark.filterwarnings(
@@ -133,20 +131,3 @@ def test_the_emulators_own_pages_and_options() -> None:
         assert container.read_item("a", "a")["id"] == "a"
         page("PUT", "faults", [])
         container.create_item({"id": "b"})
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (EmulatorSettings(port=0, certificate=Path("never.pem")), "--certificate needs --tls"),
-        (
-            EmulatorSettings(port=0, consistency="Total"),
-            "no such consistency: Total; there are Strong, BoundedStaleness",
-        ),
-        (EmulatorSettings(port=0, key="???"), "not base64"),
-        (EmulatorSettings(port=0, key=""), "empty"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused_before_it_listens(settings: EmulatorSettings, message: str) -> None:
-    with pytest.raises(BenchMisused, match=message), emulator_thread(settings):
-        pass

@@ -9,7 +9,6 @@ import pytest
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.http import HttpResponse
-from hotplate.bench.errors import BenchMisused
 from hotplate.stores.cosmos.url import EMULATOR_KEY
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, signed, substatus
@@ -59,24 +58,6 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
         refused = direct.request("GET", ITEM, headers=key | headers)
         assert refused.status == 401
         assert EMULATOR_KEY.encode() not in refused.body
-
-
-@pytest.mark.parametrize(
-    ("name", "item", "status"),
-    [
-        ("a", {"id": "a", "pad": "x" * (2 << 20)}, 413),
-        ("a", {"id": "b"}, 400),
-        ("a", {}, 400),
-        ("a/b", {"id": "a/b"}, 400),
-        ("x" * 1024, {"id": "x" * 1024}, 400),
-        ("a", [1], 400),
-        ("a", b'{"id":"a","n":NaN}', 400),
-        ("a", b'{"id":"a","n":' + b"[" * 300 + b"]" * 300 + b"}", 400),
-    ],
-)
-def test_what_cannot_be_an_item_is_refused(direct: Direct, name: str, item: object, status: int) -> None:
-    assert direct.item("POST", name, item).status == status
-    assert len(direct.container.documents) == 0
 
 
 def test_a_spent_second_is_429_until_the_next(direct: Direct, clock: FakeClock) -> None:
@@ -140,22 +121,6 @@ def test_a_condition_without_an_index_costs_what_it_loads(
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"defaultTtl": 5},
-        {"uniqueKeyPolicy": {"uniqueKeys": [{"paths": ["/a"]}]}},
-        {"partitionKey": {"paths": ["/a", "/b"], "kind": "MultiHash", "version": 2}},
-        {"indexingPolicy": {"indexingMode": "lazy"}},
-        {"id": "a/b"},
-    ],
-)
-def test_containers_that_are_not_emulated_are_refused(direct: Direct, settings: dict[str, object]) -> None:
-    resource = {"id": "new", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **settings}
-    assert direct.request("POST", "/dbs/d/colls/", resource).status == 400
-    assert list(direct.service.account.databases["d"].containers) == ["c"]
-
-
-@pytest.mark.parametrize(
     ("kind", "status", "sub"),
     [
         ("throttle", 429, 3200),
@@ -196,12 +161,6 @@ def test_drawn_delays_have_the_percentiles_that_were_given() -> None:
     drawn = quantiles((delay_s() for _ in range(100_000)), n=100)
     assert drawn[49] == pytest.approx(0.004, rel=0.02)
     assert drawn[98] == pytest.approx(0.010, rel=0.03)
-
-
-@pytest.mark.parametrize("text", ["", "4ms", "p50=4ms", "p50=10ms,p99=4ms", "p50=0ms,p99=4ms", "p50=4ms,p99=100s"])
-def test_a_latency_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(BenchMisused, match="--latency"):
-        parse_latency(text)
 
 
 def test_only_the_data_plane_is_delayed_and_refusals_with_it() -> None:

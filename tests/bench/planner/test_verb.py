@@ -38,15 +38,6 @@ def sources(facts: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each["source"] for each in facts["inputs"]}
 
 
-def test_one_figure_is_explained() -> None:
-    done = plan(*LEAST, "--why", "serve_ru")
-    lines = done.stdout.splitlines()
-    assert lines[0] == "serve_ru: 800 RU/s = max(round_up(reads_ru, 100), least_ru)"
-    assert any(line.strip() == "peak_rps: 500 requests/s   [flag]" for line in lines)
-    assert any("the file of charges" in line for line in lines)
-    assert "there is no figure 'speed'" in plan(*LEAST, "--why", "speed").stderr
-
-
 def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "shop.toml"
     file.write_text("users = 1_000\npeak_rps = 10\nkept = 3\nprofile = [" + "1, " * 23 + "4]\n")

@@ -13,7 +13,6 @@ from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.ru.levels import (
     BURST,
     CALM,
-    CURVE,
     OVERLOAD,
     Level,
     Sweep,
@@ -26,7 +25,6 @@ from hotplate.bench.ru.levels import (
 from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
 from hotplate.report import Report, Row
-from hotplate.report_page import page
 from tests.support.virtual import simulate
 
 URL = "cosmos+http://127.0.0.1:8081/bench"
@@ -161,28 +159,6 @@ def row(made: Report, figure: str, subject: str = "400 RU/s") -> Row:
     found = made.row(subject, figure)
     assert found is not None
     return found
-
-
-def test_the_table_has_every_figure_of_a_level_and_names_the_assumption() -> None:
-    made = reported(measured(400))
-    assert "EMULATED" in made.head
-    assert "p50=4ms,p99=10ms" in made.head
-    assert row(made, "reads/s").value == pytest.approx(400, rel=0.02)
-    assert row(made, "reads/s per 100 RU/s").value == pytest.approx(100, rel=0.02)
-    assert row(made, "lists published/s").value == 64
-    assert row(made, "p99").note == "assumed"
-    assert row(made, "p99").value == pytest.approx(4_000, rel=0.1)
-    assert row(made, "429s at 110 % load").value == pytest.approx(0.091, abs=0.02)
-    month = load_prices().ru_hours(400 * 730)
-    assert row(made, "USD/month manual").value == pytest.approx(month)
-    assert row(made, "USD/month autoscale").note == "of 1,000 RU/s"
-    assert row(made, "USD per billion reads").value == pytest.approx(month / (400 * 730 * 3600) * 1e9, rel=0.02)
-    assert "take 400 RU/s" in made.notes[0]
-    (plot,) = made.plots
-    assert plot.below is not None
-    assert [len(each.curves) for each in (plot, plot.below)] == [1, 1]
-    assert [len(each.curves[0].x) for each in (plot, plot.below)] == [len(CURVE) + 2] * 2
-    assert "EMULATED" in page(made)
 
 
 def test_the_database_is_our_own_in_the_account_that_was_named() -> None:

@@ -200,19 +200,3 @@ def test_the_file_says_what_the_account_charges(measured: MeasuredCharges, their
     assert found.size_system_properties is OURS.size_system_properties
     assert found.create(2048, 0) == expected.create(2048, 0)
     assert found.replace(1024, 2048, 0, 0) == pytest.approx(expected.replace(1024, 2048, 0, 0), abs=0.02)
-
-
-def test_what_was_not_measured_is_ours_and_the_file_says_so(measured: MeasuredCharges) -> None:
-    text = measured.to_toml()
-    assert "local emulator, not Azure" in text
-    assert f"term = {OURS.write_term:g}  # not measured: ours" in text
-    assert f"strong_factor = {OURS.read_strong_factor:g}  # not measured: ours" in text
-    assert measured.points("read")[2:] == [point for point in OURS.read_points if point[0] > 2]
-
-
-def test_the_command_prints_the_coefficients_that_it_writes(url: str, tmp_path: Path) -> None:
-    file = tmp_path / "charges.toml"
-    done = hotplate("bench", "charges", "--store", url, "--sizes", "1", "--yes", "--out", str(file))
-    assert done.returncode == 0, done.stderr
-    assert "read_missing: 1.5" in done.stdout
-    assert load(file).read_missing == 1.5

@@ -1,8 +1,5 @@
 """The built-in sample: the same for the same seed, long-tailed, readable, and worth personal lists."""
 
-import pytest
-
-from hotplate.offline.errors import SettingError
 from hotplate.offline.input.sample import sample
 
 
@@ -20,9 +17,3 @@ def test_a_sample_has_distinct_readable_titles_and_a_long_tail() -> None:
     assert counts.head(60).sum() > 0.25 * frame.height
     assert (frame.get_column("weight") >= 1).all()
     assert frame.get_column("time").is_sorted()
-
-
-@pytest.mark.parametrize(("users", "items"), [(9, 100), (100, 9)])
-def test_a_sample_that_is_too_small_is_refused(users: int, items: int) -> None:
-    with pytest.raises(SettingError, match="at least 10"):
-        sample(users, items)

@@ -1,14 +1,11 @@
 """ALS: what is its own beside what every engine promises, and its objective on Spark, as far as it is known without."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.matrix import Indices
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, fit
-from tests.support.command import failed, hotplate
 from tests.support.interactions import checkerboard
 
 SIZE = 50
@@ -22,12 +19,6 @@ def everyone() -> Indices:
 @pytest.fixture(scope="module")
 def factors() -> Factors:
     return fit(checkerboard(SIZE), PARAMS)
-
-
-def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, factors: Factors) -> None:
-    whole, _ = factors.recommend(checkerboard(SIZE), everyone(), 6)
-    monkeypatch.setattr("hotplate.offline.train.ranking._RANKED_AT_ONCE", 7)
-    assert (factors.recommend(checkerboard(SIZE), everyone(), 6)[0] == whole).all()
 
 
 def test_a_fit_is_the_same_for_the_same_seed_and_reports_every_iteration(factors: Factors) -> None:
@@ -58,7 +49,3 @@ def test_spark_folds_no_users_in() -> None:
     factors = np.zeros((6, 2), dtype=np.float32)
     with pytest.raises(SettingError, match="another split than held-out-users"):
         Factors(factors, factors, SparkParams(factors=2)).fold_in(checkerboard(6))
-
-
-def test_a_master_is_for_spark_alone(tmp_path: Path) -> None:
-    failed(hotplate("train", "x.csv", "--master", "local[2]", "--out", tmp_path / "m"), "--engine spark", code=2)

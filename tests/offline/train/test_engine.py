@@ -137,13 +137,6 @@ def test_users_who_were_not_learnt_from_are_folded_in_by_what_they_have(personal
 
 
 @pytest.mark.parametrize("params", ENGINES, ids=described)
-def test_learning_twice_gives_the_same_lists(params: Params, board: UserItems) -> None:
-    one, two = (fit(board, params).recommend(board, everyone(), 9) for _ in range(2))
-    assert np.array_equal(one[0], two[0])
-    assert np.array_equal(one[1], two[1])
-
-
-@pytest.mark.parametrize("params", ENGINES, ids=described)
 def test_a_matrix_that_cannot_be_learnt_from_is_refused(params: Params, board: UserItems) -> None:
     with pytest.raises(TypeError, match="csr_matrix"):
         fit(board.tocsc(), params)
@@ -184,14 +177,6 @@ WRONG: list[tuple[type[Params], str, object, str]] = [
     (NeighbourParams, "neighbours", 1, "neighbours is 1; it must be at least 2"),
     (NeighbourParams, "walk_alpha", 0.0, "walk_alpha is 0.0 and walk_beta 0.3; both are at most 2"),
 ]
-
-
-@pytest.mark.parametrize(("params", "name", "value", "sentence"), WRONG)
-def test_parameters_that_make_no_sense_are_refused_by_name(
-    params: type[Params], name: str, value: object, sentence: str
-) -> None:
-    with pytest.raises(SettingError, match=sentence):
-        params(**{name: value})  # type: ignore[arg-type]  # the wrong value is the point
 
 
 def with_times(board: UserItems) -> Times:
