@@ -367,4 +367,5 @@ def translated(error: BaseException, where: str) -> StoreError:
     if code in MEANINGS:
         kind, sentence = MEANINGS[code]
         return kind(sentence.format(where=where, text=text))
-    return StoreUnavailable(f"{where} refused: {text if code == 'ERR' else error}")
+    said, _, _ = (text if code == "ERR" else str(error)).partition(", with args beginning with")  # perhaps a password
+    return StoreUnavailable(f"{where} refused: {said}")

@@ -113,6 +113,15 @@ async def test_a_reply_after_the_last_that_was_waited_for_ends_the_connection() 
             await asyncio.sleep(0.01)
 
 
+async def test_a_server_that_repeats_an_unknown_command_shows_no_password() -> None:
+    said = b"-ERR unknown command `HELLO`, with args beginning with: `2`, `AUTH`, `shop`, `S3CRET`, `SETNAME`\r\n"
+    async with scripted(lambda _command: b"", said) as server, asyncio.timeout(SOON_S):
+        store = open_url(f"redis://shop:S3CRET@127.0.0.1:{server.port}/0")
+        with pytest.raises(StoreUnavailable, match=r"unknown command `HELLO`$"):
+            await store.catalogue()
+        await store.close()
+
+
 async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> None:
     replies = {b"GET": b"+OK\r\n$-1\r\n", b"TIME": array(b"1795202475", b"0"), b"HELLO": b"*0\r\n"}
     async with reading(lambda command: replies[command[0]]) as (_, store):
