@@ -291,6 +291,7 @@ class Reconnector:
         self._backoff = Backoff(*PAUSES_S)
         self._retry_at = 0.0
         self._error = ""
+        self._is_closed = False
 
     @property
     def current(self) -> PipelinedConnection | None:
@@ -305,6 +306,8 @@ class Reconnector:
         """Return the connection; concurrent callers share one attempt to open it."""
         if (current := self.current) is not None:
             return current
+        if self._is_closed:
+            raise StoreUnavailable(f"{self.where} was closed")
         if not self._opening.is_running:
             self._note_end()
             if asyncio.get_running_loop().time() < self._retry_at:
@@ -312,7 +315,8 @@ class Reconnector:
         return await self._opening.result()
 
     async def close(self) -> None:
-        """Close the connection, or stop opening it."""
+        """Close the connection, or stop opening it; none is opened afterwards."""
+        self._is_closed = True
         await self._opening.close()
         if self._connection is not None:
             await self._connection.close()

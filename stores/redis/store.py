@@ -77,7 +77,7 @@ _Replies = asyncio.Future[list[Slot]]
 
 class _Sent(NamedTuple):
     places: list[int]
-    connection: PipelinedConnection
+    connection: PipelinedConnection | None  # if it was open
     replies: _Replies
 
 
@@ -167,10 +167,10 @@ class ClusterLookups:
                 by_node[node] = [place]
         sent, others = list[_Sent](), list[int]()
         for node, places in by_node.items():
-            if node is None or (connection := self._nodes.at(node).current) is None:
+            if node is None:
                 others += places
             else:
-                sent.append(_Sent(places, connection, connection.get_each([names[place] for place in places])))
+                sent.append(_Sent(places, *self._send(node, [names[place] for place in places])))
         found = list[Slot]([None]) * len(names)
         others += await self._receive(sent, found, until_s)
         if others:
@@ -178,6 +178,16 @@ class ClusterLookups:
             for place, value in zip(others, values, strict=True):
                 found[place] = value
         return found
+
+    def _send(self, node: RedisNode, names: list[bytes]) -> tuple[PipelinedConnection | None, _Replies]:
+        server = self._nodes.at(node)
+        if (connection := server.current) is not None:
+            return connection, connection.get_each(names)
+
+        async def send_later() -> list[Slot]:
+            return await (await server.connection()).get_each(names)
+
+        return None, asyncio.create_task(send_later())
 
     async def _receive(self, sent: Sequence[_Sent], found: list[Slot], until_s: float | None) -> list[int]:
         """Store replies in *found*; return the positions that were redirected or lost with their connection."""
@@ -194,7 +204,7 @@ class ClusterLookups:
                         raise
                     values = [self._late()] * len(places)
                 if not VALUES.issuperset(map(type, values)):
-                    lost = Redirected if connection.error is None else StoreUnavailable
+                    lost = Redirected if connection is None or connection.error is None else StoreUnavailable
                     again += [place for place, value in zip(places, values, strict=True) if isinstance(value, lost)]
                     values = [self._part(value) if isinstance(value, StoreUnavailable) else value for value in values]
                 for place, value in zip(places, values, strict=True):
@@ -208,7 +218,7 @@ class ClusterLookups:
         return again
 
     async def _read_one(self, name: bytes, until_s: float | None) -> Slot:
-        """Read a value from a node that is not connected, or following redirections."""
+        """Read a value on a new connection, or following redirections."""
         found: Slot
         try:
             async with asyncio.timeout_at(until_s):
@@ -297,9 +307,9 @@ class RedisStore(Diagnosed, RowEraser):
                 await self._servers.confirm()
 
     async def close(self) -> None:
-        await self._servers.close()
         for opened in (self._reads, self._nodes, self._writes):
             await opened.close()
+        await self._servers.close()  # last: calls that fail schedule a discovery
 
     async def warnings(self) -> list[str]:
         found = [(server, (await examination.measure(server)).eviction()) for server in await self._nodes.primaries()]

@@ -71,6 +71,26 @@ def state_beside(name: str) -> str:
     return name[: name.index("}:") + 2] + "@state"
 
 
+async def test_first_batch_takes_a_task_per_node_and_none_outlives_the_store(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    await write(store, FIRST, USERS)
+    before, most = len(asyncio.all_tasks()), 0
+    for is_awaited in (True, False):
+        other = open_url(redis_cluster.url(prefix=prefix))
+        await other.catalogue()  # finds the nodes
+        read = asyncio.create_task(other.get_many(ref(FIRST), [row.key for row in USERS]))
+        while is_awaited and not read.done():
+            await asyncio.sleep(0)
+            most = max(most, len(asyncio.all_tasks()) - before)
+        await asyncio.sleep(0)
+        await other.close()
+        await asyncio.wait([read])
+        assert not is_awaited or read.result() == [row.value for row in USERS]
+        assert len(asyncio.all_tasks()) == before
+    assert 0 < most < 20
+
+
 async def test_release_on_all_nodes_uses_single_server_layout_and_erases_fully(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
