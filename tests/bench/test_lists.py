@@ -15,10 +15,3 @@ def test_lists_are_as_long_as_the_shape_states_and_as_different_as_real_ones(ite
     for found in (decode(body[OFFSET_BYTES:]) for body in values[:50]):
         assert len({item["id"] for item in found}) == items
         assert [item["score"] for item in found] == sorted((item["score"] for item in found), reverse=True)
-
-
-def test_rows_are_as_many_as_planned_and_in_order() -> None:
-    shape = Shape(10, 20)
-    rows = [row for batch in shape.batches(shape.values()) for row in batch]
-    assert len(rows) == shape.plan.rows
-    assert [row.key for row in rows] == sorted(row.key for row in rows)

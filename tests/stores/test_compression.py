@@ -15,7 +15,6 @@ from hotplate.serve.releases.follower import Follower
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import (
-    FEWEST_LISTS,
     MAX_LIST_BYTES,
     Encoder,
     decompressor,
@@ -107,17 +106,6 @@ async def test_the_room_that_is_reserved_is_near_what_is_needed() -> None:
     assert made.plan.payload_bytes == pytest.approx(manifest.bytes, rel=0.2)
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, FEWEST_LISTS - 2])
-async def test_a_handful_of_lists_is_compressed_without_a_dictionary(count: int) -> None:
-    store, rows = MemoryStore(), rows_of(count)
-    release = await publish_compressed(store, rows)
-    ref = await ref_of(store, release)
-    decode = await load_decode(store, ref, await load_manifest(store, ref))
-    opened = [decode(row.key, store.get(ref, row.key) or b"")[OFFSET_BYTES:] for row in rows]
-    assert opened == [row.value for row in rows]
-    assert len(store.get(ref, DICTIONARY) or b"") == HEADER_BYTES
-
-
 def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:
     (row,) = Encoder(CHECKSUM, DICTIONARIES[1]).rows([Row("user:1", body_of(lists(1)[0]))])
     payload = row.value[HEADER_BYTES:]
@@ -151,14 +139,6 @@ def test_what_no_reader_would_open_is_not_published(dictionary: bytes | None) ->
         Encoder(CHECKSUM, dictionary).rows(
             [Row(f"popular:{n}", b"0000" + b"x" * (MAX_POPULAR_BYTES // 4)) for n in range(5)]
         )
-
-
-@pytest.mark.parametrize("dictionary", [None, *DICTIONARIES])
-@pytest.mark.parametrize("key", ["user:1", "item:1", "popular:"])
-@pytest.mark.parametrize("value", [b"", b"000", a_list("a"), a_list("a", "b")])
-def test_what_is_no_body_is_not_published(key: str, value: bytes, dictionary: bytes | None) -> None:
-    with pytest.raises(StoreMisused, match=f"the value of '{key}' is not a body"):
-        Encoder(CHECKSUM, dictionary).rows([Row("user:0", body_of(b"")), Row(key, value)])
 
 
 @given(st.lists(st.tuples(st.sampled_from(["user:", "item:", "popular:", "meta:"]), st.binary(max_size=900))))

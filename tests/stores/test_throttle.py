@@ -6,7 +6,7 @@ import time
 import pytest
 
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.timing import MIN_PAUSE_S, TICK_S, Backoff, Pacer, Retrier, TaskDeadlines
+from hotplate.stores.timing import MIN_PAUSE_S, TICK_S, Pacer, Retrier, TaskDeadlines
 from tests.support.virtual import virtual
 
 
@@ -15,14 +15,6 @@ def test_pauses_keep_a_writer_to_its_share_of_the_time() -> None:
     pauses_s = [pacer.pause_s(latency_s) for _ in range(1000)]
     assert sum(pauses_s) == pytest.approx(3 * latency_s * 1000, rel=0.01)
     assert all(pause_s == 0 or pause_s >= MIN_PAUSE_S for pause_s in pauses_s)
-
-
-def test_backoff_doubles_up_to_its_limit_with_jitter_and_resets_on_success() -> None:
-    backoff = Backoff(0.05, 2.0)
-    for expected_s in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0):
-        assert expected_s / 2 <= backoff.next_s() <= expected_s
-    backoff.reset()
-    assert backoff.next_s() <= 0.05
 
 
 async def test_step_is_retried_while_its_store_is_down_but_not_if_the_error_is_permanent() -> None:

@@ -1,8 +1,5 @@
 """A client's rate, which all workers share, however unevenly its requests reach them."""
 
-import multiprocessing
-import os
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -27,32 +24,6 @@ def test_a_rate_is_one_for_all_workers_of_a_service(folder: Path) -> None:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 4, "they are not ready")
         statuses = Counter(service.get("/v1/popular", X_API_Key=key).status for _ in range(40))
     assert statuses == {200: 1, 429: 39}
-
-
-@pytest.mark.alone  # what is admitted is compared with the time that passes
-def test_rate_holds_over_processes_with_many_requests_each() -> None:
-    shared, rate, seconds = SharedRates(), 5_000.0, 1.5
-    reading, writing = os.pipe()
-    start = time.monotonic() + 0.2
-
-    def take(pause_s: float) -> None:
-        bucket, admitted = shared.buckets([client("web", rate)])["web"], 0
-        while (now := time.monotonic()) < start + seconds:
-            admitted += now >= start and bucket.take() == 0.0
-            while time.monotonic() < now + pause_s:  # as between two requests
-                pass
-        os.write(writing, admitted.to_bytes(8))
-
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=take, args=(pause_s,)) for pause_s in (2e-5, 2e-5, 0.005)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    admitted = sum(int.from_bytes(os.read(reading, 8)) for _ in processes)
-    os.close(reading)
-    os.close(writing)
-    assert admitted == pytest.approx(rate * (1 + seconds), rel=0.1)
 
 
 def test_buckets_are_per_client_and_consistent_across_workers_in_any_order() -> None:

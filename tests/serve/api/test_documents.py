@@ -106,15 +106,6 @@ def test_the_document_is_asked_for_again_and_saved_by_its_etag(service: Service)
         assert service.get(f"{path}?n=1").status == 400
 
 
-def test_the_files_of_the_page_are_kept_for_a_week(service: Service) -> None:
-    for path, media in (("/docs/swagger-ui-bundle.js", "text/javascript"), ("/docs/favicon-32x32.png", "image/png")):
-        answer = service.get(path)
-        assert (answer.status, answer.headers["content-type"]) == (200, media)
-        assert answer.headers["cache-control"] == "public, max-age=604800"
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert service.get(path, If_None_Match=f"W/{answer.headers['etag']}").status == 304
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_schemathesis_finds_nothing(folder: Path, tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from urllib.parse import quote
 
 import pytest
 
-from hotplate.serve.api.cors import Cors
-from hotplate.stores.errors import StoreMisused
 from tests.support.limited_service import counted
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 
@@ -250,9 +248,3 @@ def test_a_preflight_names_what_a_page_may_send(service: Service) -> None:
     assert answer.headers["access-control-allow-credentials"] == "true"  # without it, browsers send no beacon
     for refused in ({"Origin": "https://evil.example", **asks}, {"Origin": ORIGIN}, asks):
         assert service.request("OPTIONS", "/v1/recommendations", None, **refused).status == 405
-
-
-def test_what_is_no_origin_stops_the_start() -> None:
-    for origin in ("*", "null", "shop.example", "https://shop.example/", "https://a@b", "http://a:x"):
-        with pytest.raises(StoreMisused, match="is not an origin"):
-            Cors([ORIGIN, origin])

@@ -97,17 +97,6 @@ def tier_of(service: Service) -> Any:  # noqa: ANN401 -- JSON is whatever it is
     return tier
 
 
-def test_a_list_is_shown_with_where_it_came_from(service: Service, releases: list[str]) -> None:
-    found = service.admin("/console/user?id=42").json
-    assert [item["id"] for item in found["items"]] == ["b", "b"]
-    assert (found["source"], found["status"], found["tier"]) == ("personal", "ok", "file")
-    assert found["release"] == releases[1]
-    unknown = service.admin("/console/user?id=nobody").json
-    assert (unknown["source"], unknown["status"]) == ("popular", "unknown")
-    for path in ("/console/user", "/console/user?id=", "/console/user?who=42"):
-        assert service.admin(path).status == 400
-
-
 def client_of(service: Service, name: str) -> dict[str, Any] | None:
     clients = service.admin("/console/keys").json["clients"]
     return next((client for client in clients if client["name"] == name), None)

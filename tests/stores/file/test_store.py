@@ -12,12 +12,10 @@ from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.file import draft as file_draft
 from hotplate.stores.file import store as file_store
-from hotplate.stores.file.draft import file_bytes
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.urls import redacted
-from hotplate.stores.verification import load_manifest
 from tests.support.clock import FakeClock
 from tests.support.stores import publish, published_rows, ref_of
 
@@ -64,14 +62,6 @@ async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(s
     await reader.close()
 
 
-@pytest.mark.parametrize("size", [10, 300, 560, 600, 1500, 2100, 5000])
-async def test_the_estimated_size_of_a_file_suffices_and_is_not_far_off(store: LmdbStore, size: int) -> None:
-    rows = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * size) for n in range(5000))]
-    release = await ref_of(store, await publish(store, rows, len(rows)))
-    found = (store.folder / "releases" / f"{release.incarnation}.mdb").stat().st_size
-    assert found <= file_bytes(len(rows), (await load_manifest(store, release)).bytes) <= 1.6 * found
-
-
 async def test_more_rows_than_planned_are_written_all_the_same(store: LmdbStore) -> None:
     assert len(await published_rows(store, await publish(store, ROWS[:400], 1, plan=Plan(1, 1)))) == 400
 
@@ -90,12 +80,6 @@ async def test_a_stuck_lock_is_an_error_and_not_a_hang(store: LmdbStore, monkeyp
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(StoreUnavailable, match="held"):
             await publish(store, ROWS[:2])
-
-
-async def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreUnavailable, match="cannot be"):
-        await publish(LmdbStore(tmp_path / "file" / "store"), ROWS[:2])
 
 
 @pytest.mark.parametrize(

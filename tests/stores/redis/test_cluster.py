@@ -19,7 +19,6 @@ from hotplate.stores.errors import (
     ReleaseConflict,
     ReleaseNotFound,
     StoreError,
-    StoreMisused,
     StoreUnavailable,
 )
 from hotplate.stores.redis.store import RedisStore, open_url
@@ -30,7 +29,7 @@ from hotplate.stores.store import Level, Plan, Row
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import ClusterNode, RedisCluster
-from tests.support.redis_server import SOON_S, RedisServer, commands_in, users_of_the_guide
+from tests.support.redis_server import SOON_S, commands_in, users_of_the_guide
 from tests.support.service import publish_to
 from tests.support.stores import FIRST, publish, ref, scanned, write
 from tests.support.streams import listening
@@ -251,13 +250,6 @@ async def test_a_seed_that_is_gone_is_passed_over_and_none_at_all_is_a_sentence(
         ):
             await call
     await lonely.close()
-
-
-async def test_one_server_given_as_a_cluster_is_a_sentence(redis_server: RedisServer) -> None:
-    store = connect(f"redis+cluster://127.0.0.1:{redis_server.port}/")
-    with pytest.raises(StoreMisused, match="is not a node of a cluster; write redis://"):
-        await store.catalogue()
-    await store.close()
 
 
 async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists(

@@ -126,19 +126,6 @@ async def test_the_estimated_memory_is_the_memory_taken(redis: RedisStore, redis
         redis_server.execute_command("CONFIG", "SET", "maxmemory", "0")
 
 
-async def test_a_policy_that_drops_lists_is_reported(redis: RedisStore, redis_server: RedisServer) -> None:
-    assert await redis.warnings() == []
-    redis_server.execute_command("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lru")
-    try:
-        (sentence,) = await redis.warnings()
-        assert "allkeys-lru" in sentence
-        assert "noeviction" in sentence
-        redis_server.execute_command("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
-        assert await redis.warnings() == []
-    finally:
-        redis_server.execute_command("CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "noeviction")
-
-
 async def test_a_certificate_of_an_unknown_authority_is_refused(redis_server: RedisServer) -> None:
     store = connect(f"rediss://127.0.0.1:{redis_server.tls_port}")
     with pytest.raises(StoreUnavailable, match="certificate verify failed"):

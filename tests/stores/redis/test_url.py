@@ -16,12 +16,6 @@ def test_a_url_may_name_user_password_port_database_and_prefix() -> None:
     assert "p@ss" not in repr(address)
 
 
-def test_what_a_url_leaves_out_has_its_ordinary_value() -> None:
-    address = parse("rediss://db.example", {})
-    assert (address.port, address.db, address.prefix, address.tls) == (6379, 0, "hotplate", True)
-    assert (address.user, address.password, address.ca) == (None, None, None)
-
-
 def test_password_is_read_from_environment_or_file_and_url_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("from a file\n")
     from_file = {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "secret")}
