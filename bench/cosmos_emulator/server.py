@@ -32,6 +32,8 @@ from hotplate.stores.cosmos.url import EMULATOR_KEY
 REGIONS = ("Emulated West", "Emulated East")
 PAGES = "/__emulation/"
 CERTIFICATE_LIFE = timedelta(days=30)
+# Until connections that were just accepted are known.
+ACCEPTING_S = 0.01
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
 
 
@@ -97,6 +99,7 @@ async def running(
     finally:
         for listener in listeners:
             listener.close()
+        await asyncio.sleep(ACCEPTING_S)
         for connection in list(emulator.connections):
             connection.reset()
 

@@ -258,12 +258,13 @@ async def test_a_job_outlasts_its_rate_and_ends_where_its_key_is_not_known(folde
 
 async def test_a_job_does_not_wait_for_lists_that_are_damaged(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    damaged = {f"user:{user}": a_list("damaged list") for user in ("7", "8")}
-    await publish_lists(store, damaged | {f"user:{user}": a_list("whole") for user in range(10, 30)})
+    damaged = {f"user:{user}": a_list("damaged list") for user in ("15", "150")}
+    whole = {f"user:{user}": a_list(*map(str, range(10))) for user in range(1000, 3000)}  # many blocks
+    await publish_lists(store, dict(sorted((whole | damaged).items())))
     for file in store.rglob("*.mdb"):
         file.write_bytes(file.read_bytes().replace(b"damaged list", b"DAMAGED LIST"))
     with running(store) as service:
-        elements = scored(service, ["7", "8"])
+        elements = scored(service, ["15", "150"])
     assert [(one["status"], one["source"]) for one in elements] == [("error", "popular")] * 2
 
 

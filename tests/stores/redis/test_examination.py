@@ -62,7 +62,7 @@ async def test_eviction_memory_and_persistence_are_reported_per_server_config(tm
         for subject, part in (
             ("memory", "raise maxmemory"),
             ("may publish", "maxmemory"),
-            ("room", "none for another release"),
+            ("room", "another release like the live one may not fit"),
         ):
             assert (found[subject].level, part in found[subject].sentence) == (Level.WARNING, True), found[subject]
         assert found["may read"].level == Level.OK
