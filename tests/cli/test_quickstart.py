@@ -8,7 +8,8 @@ import secrets
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,6 @@ from hotplate.bench.process import SERVER_PORTS, claim_port, free_port
 from tests.support.balancer import balanced
 from tests.support.paths import ROOT
 from tests.support.redis_server import running
-from tests.support.service import until
 
 
 def transcript(page: str) -> str:
@@ -149,13 +149,18 @@ def test_the_transcript_runs_under_load_without_one_failed_request(tmp_path: Pat
         )  # fmt: skip
         # The balancer probes ten times a second: the default of 5 s is for those that take longer.
         done = thread.submit(run, tmp_path, f"{script}\n{STAYS}", TERM="dumb", HOTPLATE_DRAIN_DELAY="0.5")
-        until(lambda: done.done() or (tmp_path / "deployed").exists())
+        wait_for(tmp_path / "deployed", done)
         key = tmp_path / "key"
         headers = lambda: {"X-API-Key": key.read_text().strip()}  # noqa: E731 -- read anew for each request
         with balanced(a, b, path="/v1/recommendations/7", callers=2, headers=headers) as balancer:
             balancer.ports.append(c)
-            until(lambda: done.done() or (tmp_path / "over").exists())
+            wait_for(tmp_path / "over", done)
         (tmp_path / "over").unlink()
         done.result()
     assert set(balancer.outcomes) == {"200"}, balancer.outcomes
     assert balancer.outcomes["200"] > 1000
+
+
+def wait_for(path: Path, done: Future[str]) -> None:
+    while not (done.done() or path.exists()):  # `run` ends after 200 s
+        time.sleep(0.1)
