@@ -12,7 +12,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
+from hotplate.cli.flags import settings_of
 from hotplate.cli.main import command
+from hotplate.cli.run import RunSettings
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused
 from tests.support.kubernetes import Object
@@ -261,7 +263,8 @@ def bounded_jobs(cluster: Cluster) -> Checks:
 
 def accepted_settings(cluster: Cluster) -> Checks:
     """The parser accepts every container's command and environment; files of settings are in mounted folders."""
-    known = set(_variables(VERBS)) | SECRET_FILES
+    runs = {each.variable for each in settings_of(RunSettings) if each.variable}
+    known = {*_variables(VERBS), *runs, *SECRET_FILES}
     for name, _, container in cluster.containers:
         environment, mounts = cluster.environment(container), container.get("volumeMounts", [])
         unknown = {key for key in environment if key.startswith("HOTPLATE_")} - known
