@@ -173,7 +173,7 @@ BODIES = st.binary(max_size=40) | st.sampled_from([b"\r\n", b"\n\n", b"\r\n\r\n"
 PARTS = st.lists(BODIES.filter(bool), max_size=4)
 SURPLUS = st.sampled_from([b"H", b"0\r\n\r\n", ANSWER, ANSWER[:-1], ANSWER * 2]) | st.binary(
     min_size=1, max_size=40
-).filter(lambda surplus: surplus.strip(b"\r\n"))
+).filter(lambda surplus: surplus[:1] not in b"\r\n")  # behind chunks, an empty line is not told from trailers
 
 
 @st.composite
