@@ -71,11 +71,11 @@ def _write(source: ModelLists, store: str, settings: PublishSettings) -> Written
 class Job:
     """The configuration of a scheduled run.
 
-    rules     called after the training
-    track     log the model to MLflow
-    register  NAME or NAME@ALIAS of MLflow; a live release sets the alias
-    inputs    files and folders; unchanged bytes need no run
-    options   digest of everything else
+    rules     reads the rules, after the training
+    track     whether to log the model to MLflow
+    register  NAME or NAME@ALIAS in MLflow; the outcome `published` sets the alias
+    inputs    files and folders; if their bytes and *options* are unchanged, no run is needed
+    options   digest of all options
     """
 
     name: str

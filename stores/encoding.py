@@ -10,7 +10,8 @@ lists are cut at separators without parsing.
     opened body     OFFSET ‖ list
 
 The checksum is 48 bits of xxh3_64(key ‖ body) in base64, seeded by the release's id, so it also detects values of
-another key or release. The offset, four hex digits, is the end of the tenth item, so the usual cut is a slice.
+another key or release. The offset, four hex digits, is the length in bytes of the list's first ten items, so the usual
+cut is a slice; `0000` above 65,535.
 """
 
 import re

@@ -200,8 +200,8 @@ def evaluate_engine(
 ) -> EngineResult:
     """Fit one engine on the train part and measure its lists on the test part.
 
-    Users without a list are served the *popular* items, by default those with the most users. *make* may replace
-    both kinds of lists.
+    Users without a list are served popular items: those with the most users or, given *popular* and times, by its
+    half-life. *make* computes the lists, and the lists as served, instead.
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:

@@ -108,9 +108,9 @@ def read_interactions(
 ) -> Interactions:
     """Read files, folders, URLs and data frames with the same columns.
 
-    A row weighs its weight column, its event by *event_weights*, or 1. With `columns.count` each distinct value counts
-    once, at its first time. Negative quantities are cancellations, see `take_back`. Raises DataError, and SettingError
-    for contradictory options.
+    A row's weight is its weight column, its event's weight in *event_weights*, or 1. With `columns.count`, a user and
+    an item weigh the number of distinct values, each at its first time. Negative quantities are cancellations, see
+    `take_back`. Raises DataError, and SettingError for contradictory options.
     """
     source, title_paths = named_paths(paths), [] if titles is None else [titles]
     guessed = [*([] if titles else ["title"]), *([] if weighting == "binary" else ["weight"])]

@@ -43,7 +43,8 @@ _SECRETS = (
 class LogStream(io.TextIOBase):
     """Writes lines to a file descriptor without blocking; created before the first fork.
 
-    A line that does not fit into the pipe is dropped and counted; the rest of one that fits in part is written first.
+    A line that does not fit into the pipe is dropped and counted. If only part of a line fits, its rest is written
+    before any other line.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -31,8 +31,8 @@ PARAMETERS = {
 class RedisAddress:
     """One database of one server, and the prefix of keys in it.
 
-    `shown` is the URL without secrets, `certified_as` the name in the server's certificate, if it is not the host. With
-    `is_primary`, a server in another role is refused.
+    `shown` is the URL without secrets, `certified_as` the name that the server's certificate must hold, if it is not
+    the host. With `is_primary`, connecting to a replica raises StoreUnavailable.
     """
 
     shown: str

@@ -1,12 +1,12 @@
-"""Names of all keys of a deployment.
+"""Names of all keys of a deployment; braces are literal.
 
 {PREFIX}:catalogue                the catalogue, JSON
-{PREFIX}:incarnations             set of incarnations with data, and of replication histories of searched primaries
-PREFIX:{INCARNATION.B}:KIND:ID    one row, a string without expiry
-PREFIX:{INCARNATION.B}:@state     `draft:WRITER` or `sealed`; a release exists while these keys do
-PREFIX:{INCARNATION.0}:@keys      packed keys of each acknowledged batch
+{PREFIX}:incarnations             set: incarnations with data, and `@REPLICATION_ID` of each searched primary
+PREFIX:{INCARNATION.B}:KIND:ID    string without expiry: one row
+PREFIX:{INCARNATION.B}:@state     string: `draft:WRITER` or `sealed`; a release exists while these keys do
+PREFIX:{INCARNATION.0}:@keys      list: the packed keys of each acknowledged batch
 PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which are not in order
-PREFIX:{INCARNATION.0}:@points    hash of the last acknowledged key of each part
+PREFIX:{INCARNATION.0}:@points    hash: the last acknowledged key by part
 
 The bucket B is xxh3_64(KIND:ID) mod 256. A cluster keeps keys with the same text in braces in one slot. On one server
 all states change together, so only the first is read.
