@@ -170,12 +170,18 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         """Return the popular list. Call it at start with a longer `timeout_s`, to have it remembered."""
         return (await self._run("popular", n, options))[0]
 
-    async def fold_in(self, items: Basket, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
-        """Return a list for a visitor's basket of items, or of weights by item."""
+    async def fold_in(
+        self, items: Basket, n: int = 10, *, recency: float | None = None, **options: Unpack[ListOptions]
+    ) -> Answer:
+        """Return a list for a visitor's basket of items, or of weights by item, the newest last.
+
+        *recency* is the factor of an item's weight for each newer one, above 0 and at most 1 (any order).
+        """
         basket: list[Any] = list(items)
         if isinstance(items, Mapping):
             basket = [{"id": item, "weight": weight} for item, weight in items.items()]
-        return (await self._run("recommendations/fold-in", n, options, body={"items": basket}))[0]
+        body = {"items": basket} | ({} if recency is None else {"recency": recency})
+        return (await self._run("recommendations/fold-in", n, options, body=body))[0]
 
     async def _run(self, path: str, n: int, options: Mapping[str, Any], **request: Any) -> list[Answer]:  # noqa: ANN401 -- fields of a _Call
         others = {"timeout_s": self._timeout_s, **options}
@@ -261,10 +267,12 @@ class Client(Background[AsyncClient]):
     similar = blocking(AsyncClient.similar)
     popular = blocking(AsyncClient.popular)
 
-    def fold_in(self, items: Basket, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
+    def fold_in(
+        self, items: Basket, n: int = 10, *, recency: float | None = None, **options: Unpack[ListOptions]
+    ) -> Answer:
         """See `AsyncClient.fold_in`."""
         basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
-        return self._run(lambda client: client.fold_in(basket, n, **options))
+        return self._run(lambda client: client.fold_in(basket, n, recency=recency, **options))
 
 
 def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[Any, Any, None]]:

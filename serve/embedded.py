@@ -13,6 +13,7 @@ from typing import Self, TypedDict, Unpack
 from hotplate.background import Background, blocking
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.fold_in import RECENCY
 from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.states import Reporter
@@ -84,17 +85,24 @@ class Lists:
         return self.decoded(await self._here.similar(check_id(item)), n)
 
     async def fold_in(
-        self, items: Iterable[str] | Mapping[str, float], n: int = DEFAULT_N, *, segment: str = OVERALL
+        self,
+        items: Iterable[str] | Mapping[str, float],
+        n: int = DEFAULT_N,
+        *,
+        segment: str = OVERALL,
+        recency: float = RECENCY,
     ) -> Recommendations:
         """Return a list for a visitor with *items*, perhaps with weights, or the popular list if none is known.
 
-        Without item factors, from the lists of similar items, in which later *items* weigh more. Raises StoreThrottled
-        if too many visitors wait.
+        The newest item is the last; a weight counts times *recency* (above 0, at most 1) for each newer item. Without
+        item factors, from the lists of similar items. Raises StoreThrottled if too many visitors wait.
         """
         _check_n(n)
+        if not 0 < recency <= 1:
+            raise StoreMisused(f"recency is a factor above 0 and at most 1, not {recency}")
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
-        return self.decoded((await self._here.fold_in(basket, n, segment=segment)).found, n)
+        return self.decoded((await self._here.fold_in(basket, n, segment=segment, recency=recency)).found, n)
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """Return the popular list of *segment*, or the overall one, from memory."""
@@ -145,11 +153,16 @@ class SyncLists(Background[Lists]):
         return found or self._run(lambda lists: lists.similar(item, n))
 
     def fold_in(
-        self, items: Iterable[str] | Mapping[str, float], n: int = DEFAULT_N, *, segment: str = OVERALL
+        self,
+        items: Iterable[str] | Mapping[str, float],
+        n: int = DEFAULT_N,
+        *,
+        segment: str = OVERALL,
+        recency: float = RECENCY,
     ) -> Recommendations:
         """See `Lists.fold_in`."""
         basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
-        return self._run(lambda lists: lists.fold_in(basket, n, segment=segment))
+        return self._run(lambda lists: lists.fold_in(basket, n, segment=segment, recency=recency))
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """See `Lists.popular`."""

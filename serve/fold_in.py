@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
@@ -34,7 +34,7 @@ MAX_BYTES = 512 << 20
 PIECES_AT_ONCE = 16
 # Visitors in the queue of the thread, at about 5 ms each.
 MAX_WAITING = 16
-# Factor of an item's weight for each newer one in the basket.
+# Default factor of an item's weight for each newer one in the basket.
 RECENCY = 0.9
 # Similar items that are summed up for a visitor, and before other requests run: some milliseconds, and one or two.
 MAX_ITEMS = 5000
@@ -49,6 +49,17 @@ def load_numpy() -> None:
         os.environ.setdefault(name, "1")
     with extra_installed("fold-in"):
         import_module("numpy")
+
+
+def summed_weights(items: Sequence[tuple[str, float | None]], usual: float, recency: float) -> dict[str, float]:
+    """Return the weight of each different item, the newest first; *usual* replaces None.
+
+    Each of *items*, the newest last, counts by its weight times *recency* for every newer one.
+    """
+    weights = dict[str, float]()
+    for newer, (item, weight) in enumerate(reversed(items)):
+        weights[item] = weights.get(item, 0.0) + (usual if weight is None else weight) * recency**newer
+    return weights
 
 
 async def from_similar(

@@ -3,7 +3,7 @@
 A visitor's factors are solved for by one step of alternating least squares with fixed items. Needs numpy, an extra.
 """
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -63,14 +63,9 @@ class ItemFactors:
         categories = [-1 if entry.category is None else entry.category for entry in self._entries]
         self._categories = np.unique([-1, *categories], return_inverse=True)[1][1:]
 
-    def known(self, items: Iterable[tuple[str, float | None]]) -> dict[int, float]:
-        """Return the rows of known items with their summed weights."""
-        basket = dict[int, float]()
-        for item, weight in items:
-            row = self._rows.get(item)
-            if row is not None:
-                basket[row] = basket.get(row, 0.0) + (self.description.weight if weight is None else weight)
-        return basket
+    def known(self, weights: Mapping[str, float]) -> dict[int, float]:
+        """Return the weights of known items by their rows."""
+        return {self._rows[item]: weight for item, weight in weights.items() if item in self._rows}
 
     def recommend(
         self, basket: dict[int, float], n: int, denied: Container[bytes] = (), excluded: Collection[bytes] = ()

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.fold_in import RECENCY, FoldIn, from_similar
+from hotplate.serve.fold_in import RECENCY, FoldIn, from_similar, summed_weights
 from hotplate.serve.lookups import Lookups, Origin
 from hotplate.serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, ReleaseRole
 from hotplate.serve.releases.served import ServedRelease
@@ -246,30 +246,29 @@ class TieredReader:
         n: int,
         excluded: frozenset[bytes] = frozenset(),
         segment: str = OVERALL,
+        recency: float = RECENCY,
     ) -> FoldedIn:
-        """Compute *n* items from a visitor's *items* and their weights (None for the usual one).
+        """Compute *n* items from a visitor's *items* and their weights (None for the usual one), the newest last.
 
-        Weights of a repeated item are added up. The visitor's, denied and *excluded* items are left out. Without item
-        factors, sums up the lists of similar items, in which later *items* weigh more. If nothing is left, returns the
-        popular list of *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
+        A weight counts times *recency* for each newer item, and those of a repeated item are added up. The visitor's,
+        denied and *excluded* items are left out. Without item factors, sums up the lists of similar items. If nothing
+        is left, returns the popular list of *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
         """
         if not items:
             return FoldedIn(self.popular(segment), 0, 0)
-        denied, different = self.deny_list.current.items, dict.fromkeys(item for item, _ in items)
+        denied, weights = self.deny_list.current.items, summed_weights(items, 1.0, recency)
         for tier in self.tiers:
             served = tier.follower.served
             if self._fold_in is not None and served is not None and served.factors is not None:
-                basket = served.factors.known(items)
+                usual = served.factors.description.weight
+                basket = served.factors.known(summed_weights(items, usual, recency))
                 found = await self._fold_in.recommend(served.factors, basket, n, denied, excluded) if basket else []
-                return self._folded_in((tier, served), found, (len(basket), len(different)), segment)
-        weights = dict.fromkeys(different, 0.0)
-        for newer, (item, weight) in enumerate(reversed(items)):
-            weights[item] += (1.0 if weight is None else weight) * RECENCY**newer
-        origin, slots = await self._similar_many(different)
+                return self._folded_in((tier, served), found, (len(basket), len(weights)), segment)
+        origin, slots = await self._similar_many(weights)
         lists = {item: slot for item, slot in slots.items() if isinstance(slot, bytes) and not is_empty(slot)}
         found = await from_similar(lists, weights, n, denied, excluded)
         failed = next((slot for slot in slots.values() if isinstance(slot, StoreError)), None)
-        return self._folded_in(origin, found, (len(lists), len(different)), segment, failed)
+        return self._folded_in(origin, found, (len(lists), len(weights)), segment, failed)
 
     def _folded_in(
         self, origin: Origin | None, found: Sequence[Item], counts: tuple[int, int], segment: str, failed: Slot = None

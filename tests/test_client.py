@@ -139,7 +139,7 @@ def calls(client: Any) -> list[Callable[..., Any]]:  # noqa: ANN401 -- either cl
         partial(client.batch, ["42", "nobody"]),
         partial(client.similar, "a"),
         partial(client.popular),
-        partial(client.fold_in, {"a": 2.0}),
+        partial(client.fold_in, {"a": 2.0}, recency=0.5),
     ]
 
 

@@ -113,7 +113,7 @@ class Handlers:
         body = parse_fold_in(await read_body(request))
         items = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
         try:
-            result = await self._reader.fold_in(items, body.n, _excluded(body.exclude), body.segment)
+            result = await self._reader.fold_in(items, body.n, _excluded(body.exclude), body.segment, body.recency)
         except StoreThrottled as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None

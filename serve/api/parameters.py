@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from hotplate.serve.fold_in import RECENCY
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, Status
 from hotplate.stores.encoding import MAX_ID_BYTES, OVERALL, Item, check_id
@@ -107,6 +108,10 @@ class FoldInBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=
             description="The visitor's items, the newest last; weights of a repeated item are added up.",
         ),
     ]
+    recency: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Factor of an item's weight for each newer item; 1: any order."),
+    ] = RECENCY
 
 
 ReleaseName = Annotated[str, Meta(description="The release id of the list.")]

@@ -20,88 +20,14 @@ from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, un
 
 GUIDE = "docs/integration.md"
 FIRST, SCRIPT, NOTEBOOK = examples(GUIDE, "The lists in a Python program")
-((FLASK,), (DJANGO,), (FASTAPI,)) = (examples(GUIDE, framework) for framework in ("Flask", "Django", "FastAPI"))
+(FLASK,) = examples(GUIDE, "Flask")
 
-DJANGO_SETTINGS = """
-from types import SimpleNamespace
-
-import django
-from django.conf import settings
-
-def signed_in(get_response):
-    def middleware(request):
-        pk = request.GET.get("user")
-        request.user = SimpleNamespace(pk=int(pk) if pk else None)
-        request.auser = auser = lambda: asyncio.sleep(0, request.user)
-        return get_response(request)
-    return middleware
-
-settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["testserver"], MIDDLEWARE=[f"{__name__}.signed_in"])
-django.setup()
-"""
-DJANGO_SYNC = """
-from django.test import Client
-from django.urls import path
-
-urlpatterns = [path("", home)]
-
-def get(query):
-    response = Client().get("/?" + query)
-    assert response.status_code == 200
-    return [item["id"] for item in response.json()["items"]]
-"""
-DJANGO_ASYNC = """
-from asgiref.sync import async_to_sync
-from django.test import AsyncClient
-from django.urls import path
-
-urlpatterns = [path("", home_async)]
-
-def get(query):
-    response = async_to_sync(AsyncClient().get)("/?" + query)
-    assert response.status_code == 200
-    return [item["id"] for item in response.json()["items"]]
-"""
-FASTAPI_SERVED = """
-import asyncio, json
-
-async def call(query):
-    sent = []
-    async def receive():
-        return {"type": "http.request"}
-    async def send(message):
-        sent.append(message)
-    scope = {"type": "http", "method": "GET", "path": "/", "query_string": query.encode(), "headers": []}
-    await app(scope, receive, send)
-    assert sent[0]["status"] == 200
-    return [item["id"] for item in json.loads(b"".join(message.get("body", b"") for message in sent))]
-
-runner = asyncio.Runner()
-started = app.router.lifespan_context(app)
-runner.run(started.__aenter__())
-
-def get(query):
-    return runner.run(call(query))
-
-import atexit
-atexit.register(lambda: runner.run(started.__aexit__(None, None, None)))
-"""
 FLASK_SERVED = """
 def get(query):
     response = app.test_client().get("/?" + query)
     assert response.status_code == 200
     return [item["id"] for item in response.json]
 """
-VIEWS = pytest.mark.parametrize(
-    ("before", "example", "after"),
-    [
-        (DJANGO_SETTINGS, DJANGO, DJANGO_SYNC),
-        (DJANGO_SETTINGS, DJANGO, DJANGO_ASYNC),
-        ("", FASTAPI, FASTAPI_SERVED),
-        ("", FLASK, FLASK_SERVED),
-    ],
-    ids=["django", "django-async", "fastapi", "flask"],
-)
 
 
 @pytest.fixture
@@ -136,28 +62,9 @@ async def test_the_notebook_has_a_loop_of_its_own_that_runs(tmp_path: Path) -> N
         assert [item["id"] for item in eval(last, cell)] == ["a", "b"]
 
 
-@VIEWS
-def test_a_view_answers_from_the_live_release(folder: Path, before: str, example: str, after: str) -> None:
-    flip = """
-print(*get(""), "|", *get("user=42"), flush=True)
-while get("user=42") != ["c"]:
-    pass
-"""
-    program = "\n".join([before, on(folder, example), after, flip])
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        publish(folder, "c")
-        process.communicate(timeout=UNTIL_S)
-    assert (process.returncode, first) == (0, "p1 p2 p3 | a b\n")
-
-
 @pytest.mark.parametrize("url", ["file:///nonexistent", "redis://127.0.0.1:1/0"])
-@VIEWS
-def test_a_view_starts_and_answers_without_a_live_release(before: str, example: str, after: str, url: str) -> None:
-    program = "\n".join(
-        [before, example.replace("file:///var/lib/hotplate", url), after, "print(get(''), get('user=42'))"]
-    )
+def test_flask_starts_and_answers_without_a_live_release(url: str) -> None:
+    program = FLASK.replace("file:///var/lib/hotplate", url) + FLASK_SERVED + "print(get(''), get('user=42'))"
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=ROOT, timeout=UNTIL_S
     )

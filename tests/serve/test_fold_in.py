@@ -28,7 +28,7 @@ from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confiden
 from hotplate.offline.train.popularity import most_popular
 from hotplate.serve import fold_in
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.fold_in import from_similar
+from hotplate.serve.fold_in import RECENCY, from_similar, summed_weights
 from hotplate.serve.item_factors import ItemFactors
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import FoldedIn, TieredReader
@@ -147,22 +147,21 @@ NAMED = st.lists(st.tuples(st.integers(-5, ITEMS - 1), st.sampled_from([None, 0.
 
 
 @few
-@given(NAMED, st.randoms())
-def test_basket_order_is_irrelevant_and_weights_of_repeated_items_add_up(
-    named: list[tuple[int, float | None]], draw: random.Random
+@given(NAMED, st.sampled_from([0.5, 0.9, 1.0]), st.randoms())
+def test_weights_of_an_item_add_up_and_order_counts_only_with_recency(
+    named: list[tuple[int, float | None]], recency: float, draw: random.Random
 ) -> None:
     factors = loaded_once()
     items = [(f"i{number:03}", weight) for number, weight in named]
+    weights = Counter[str]()
+    for place, (item, weight) in enumerate(items, 1):
+        weights[item] += (2.0 if weight is None else weight) * recency ** (len(items) - place)  # type: ignore[assignment]  # floats
+    assert summed_weights(items, 2.0, recency) == pytest.approx(dict(weights))
     shuffled = list(items)
     draw.shuffle(shuffled)
-    basket = factors.known(items)
-    weights = Counter[int]()
-    for number, weight in named:
-        if number >= 0:
-            weights[number] += factors.description.weight if weight is None else weight  # type: ignore[assignment]  # floats
-    assert basket == pytest.approx(dict(weights))
-    if basket:
-        found, again = factors.recommend(basket, 10), factors.recommend(factors.known(shuffled), 10)
+    baskets = [factors.known(summed_weights(each, 1.0, 1.0)) for each in (items, shuffled)]
+    if baskets[0]:
+        found, again = (factors.recommend(basket, 10) for basket in baskets)
         assert scores_of(found) == pytest.approx(scores_of(again), abs=2 * TOLERANCE)
         assert not {item["id"] for item in found} & {item for item, _ in items}
         scores = [item["score"] for item in found]
@@ -212,7 +211,7 @@ async def test_a_basket_gets_a_list_and_one_of_strangers_the_popular_one(memory:
     (tmp_path / "denied").write_text("item:i007\n")
     release = await publish_model(memory, model())
     reader = await opened(memory, deny_list=DenyListFile(tmp_path / "denied"))
-    everything = [item["id"] for item in loaded_once().recommend({3: 1.0, 4: 2.0}, ITEMS)]
+    everything = [item["id"] for item in loaded_once().recommend({3: RECENCY**3, 4: 2 * RECENCY}, ITEMS)]
     found = await reader.fold_in([("i003", 1.0), ("who", None), ("i004", 2.0), ("who", 1.0)], 5, frozenset([b'"i008"']))
     assert (found.found.source, found.found.served.id, found.known, found.unknown) == ("fold-in", release, 2, 1)
     assert ids(found) == [item for item in everything if item not in {"i007", "i008"}][:5]
@@ -228,7 +227,7 @@ async def test_without_factors_the_lists_of_similar_items_are_summed_up(memory: 
     await publish_model(memory, model(), fold_in=False)
     basket = [("i003", None), ("who", 2.0), ("i007", 3.0), ("i003", None)]
     reader, expected = await opened(memory), dict[str, float]()
-    for item, weight in (("i003", 1 + 0.9**3), ("i007", 3 * 0.9)):
+    for item, weight in (("i003", 1 + RECENCY**3), ("i007", 3 * RECENCY)):
         for other in decode((await reader.similar(item)).body[OFFSET_BYTES:]):
             expected[other["id"]] = expected.get(other["id"], 0.0) + weight * other["score"]
     best = sorted(expected.keys() - {"i003", "i007"}, key=lambda item: (-expected[item], item))
@@ -314,7 +313,7 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
 
         status, body = post({"items": ["i003", {"id": "i004", "weight": 2}, "who"], "n": 2.0})
         fields = json.loads(body)
-        expected = [item["id"] for item in loaded_once().recommend({3: 1.0, 4: 2.0}, 2)]
+        expected = [item["id"] for item in loaded_once().recommend({3: RECENCY**2, 4: 2 * RECENCY}, 2)]
         assert status == 200
         assert [item["id"] for item in fields.pop("items")] == expected
         assert fields == {"known": 2, "unknown": 1, "release": release, "source": "fold-in", "tier": "file"}
@@ -324,6 +323,7 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
             ({}, "items"),
             ({"items": [{"id": "i003", "weight": 0}]}, "items[0].weight cannot be used: expected `float` > 0.0"),
             ({"items": ["i003"] * 201}, "of length <= 200"),
+            ({"items": ["i003"], "recency": 0}, "recency cannot be used: expected `float` > 0.0"),
             ({"items": ["i003"], "users": ["1"]}, "unknown field `users`; POST /v1/recommendations/fold-in takes"),
         ):
             status, body = post(wrong)

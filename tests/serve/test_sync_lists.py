@@ -104,6 +104,8 @@ def test_every_method_answers_as_that_of_the_async_lists_does(url: str) -> None:
         assert ids(lists.fold_in(item for item in ["a"] if threading.get_ident() == here)) == ["b", "c"]
         with pytest.raises(hotplate.StoreMisused, match="n must be at least 1"):
             lists.personal("42", n=0)
+        with pytest.raises(hotplate.StoreMisused, match="recency is a factor"):
+            lists.fold_in(["a"], recency=0)
         with pytest.raises(hotplate.StoreMisused):
             lists.similar("")
         for user in (42, None, b"42"):

@@ -5,9 +5,10 @@ import re
 from tests.support.paths import ROOT
 
 
-def examples(page: str, heading: str = "") -> list[str]:
-    """Return the Python programs of a page, or of its part below a heading."""
+def examples(page: str, heading: str = "", language: str = "python") -> list[str]:
+    """Return the programs of a page, or of its part between a heading and the next one."""
     text = (ROOT / page).read_text()
     if heading:
-        text = re.split(r"^## ", text.partition(f"\n## {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        text = re.split(rf"^##+ {heading}$", text, maxsplit=1, flags=re.MULTILINE)[1]
+        text = re.split(r"^##+ ", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)

@@ -150,12 +150,3 @@ def test_the_python_program_prints_a_list(service: Service) -> None:
     assert STATED in code
     code = code.replace(STATED, f"127.0.0.1:{service.port}").replace("KEY", "key").replace("0.25", "60")
     assert run(sys.executable, "-c", code.replace("timeout_s=5", "")).strip() == "personal ['0', '1', '2']"
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the PATH")
-def test_javascript_example_prints_a_list_and_tolerates_a_down_service(service: Service, tmp_path: Path) -> None:
-    module = tmp_path / "program.mjs"
-    module.write_text(program("js", service))
-    assert json.loads(run("node", str(module))) == ["0", "1", "2"]
-    module.write_text(program("js", service).replace(str(service.port), "1"))
-    assert json.loads(run("node", str(module))) == []
