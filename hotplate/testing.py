@@ -312,8 +312,8 @@ class StoreContract:
             await begin(writer, release)
             await step(writer, changes.commit(await writer.catalogue(), draft_of(release), gates))
         await step(writer, changes.activate(await writer.catalogue(), FIRST))
-        for percent in (2.5, 50.0):
-            written = await step(writer, changes.start_canary(await writer.catalogue(), SECOND, percent))
+        for percent, days in ((2.5, None), (50.0, 14)):
+            written = await step(writer, changes.start_canary(await writer.catalogue(), SECOND, percent, days))
             found = await reader.catalogue()
             assert (found, found.canary) == (written, Canary(SECOND, percent, salt=SECOND))
         await step(writer, changes.abort(await writer.catalogue(), SECOND))

@@ -281,7 +281,8 @@ class Attempt:
         manifest = await load_manifest(store, entry.ref)
         if entry.state is State.READY and self._job.publishing.activate and not _refusal(manifest):
             try:
-                await activate(store, run.release, end_canary=self._job.publishing.end_canary)
+                publishing = self._job.publishing
+                await activate(store, run.release, arm=publishing.arm, end_canary=publishing.end_canary)
             except HeldBack as error:
                 return manifest, error
         return manifest, None

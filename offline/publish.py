@@ -13,7 +13,7 @@ from hotplate.offline.gates import Gate, GateVerdict, check, depth_of, failures,
 from hotplate.offline.measurement import Items, Measurement, Observe, ignore
 from hotplate.offline.threads import DaemonThreads
 from hotplate.stores import publication
-from hotplate.stores.catalogue import DraftRef, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import Arm, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.errors import HeldBack
 from hotplate.stores.lifecycle import prune
@@ -69,6 +69,7 @@ class PublishSettings:
     gates       gates, or bounds by name, as {"ndcg": 0.15}
     force       go live despite failed gates
     end_canary  end a running canary
+    arm         the arm of a running experiment that gets the release
     """
 
     encoding: str | None = None
@@ -78,6 +79,7 @@ class PublishSettings:
     gates: Sequence[Gate] | Mapping[str, float] = ()
     force: bool = False
     end_canary: bool = False
+    arm: Arm = "A"
 
     @property
     def bounds(self) -> Sequence[Gate]:
@@ -113,10 +115,12 @@ async def publish(
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
     If a gate fails, or another release is the canary, the release stays ready and nothing is pruned. Gates compare with
-    the live release of *live_in*, by default *store*. *observer* gets the charges of other processes, *on_progress*
-    (rows written, rows in all). Raises StoreError, and SettingError for gates that cannot be judged.
+    the arm's release in *live_in*, by default *store*. *observer* gets the charges of other processes, *on_progress*
+    (rows written, rows in all). Raises StoreError, as HeldBack for arm B without an experiment, and SettingError for
+    gates that cannot be judged.
     """
     settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
+    (await (live_in or store).catalogue()).ref_of(settings.arm)
     review = _GateCheck(source, settings, store, live_in or store, steps) if settings.gates else None
     lists = None if review is None else review.lists
     encoding, resume = settings.encoding or default_encoding(store), settings.resume
@@ -135,6 +139,7 @@ async def publish(
         encoding=encoding,
         live=settings.activate,
         refused_by=None if review is None else review.refused_by,
+        arm=settings.arm,
         end_canary=settings.end_canary,
         resume=ReleaseId(resume) if isinstance(resume, str) else resume,
         others=others,
@@ -184,7 +189,7 @@ class _GateCheck:
     async def _judge(self) -> tuple[ReleaseRef | None, list[GateVerdict]]:
         if self._judged is None:
             with timed(self._steps, "gates"):
-                live = (await self._store.catalogue()).live_ref
+                live = (await self._store.catalogue()).ref_of(self._settings.arm)
                 metrics = self._origin.get("metrics")
                 self._judged = live, await judge(self._gates, metrics, self.lists, self._reader, live)
         return self._judged

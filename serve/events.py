@@ -20,6 +20,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.errors import EventsFailed, ServiceMisused
+from hotplate.serve.experiments import ArmEvents
 from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION, ReleaseRole
 from hotplate.stores.event_log import (
     LogSegment,
@@ -56,6 +57,7 @@ class WrittenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     release: str = ""
     request_id: str = ""
     position: int | None = None
+    value: float | None = None
 
 
 class QueueFull(Exception):
@@ -314,8 +316,10 @@ class EventReport:
     rows: list[ListedItems]
 
 
-def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> EventReport:
-    """Count the events in the closed segments at *url*, as for fsspec, once per event id.
+def report(
+    url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None, *, arms: ArmEvents | None = None
+) -> EventReport:
+    """Count the events in the closed segments at *url*, as for fsspec, once per event id, also in *arms*.
 
     Takes about 100 bytes of memory per event. Raises ServiceMisused and EventsFailed.
     """
@@ -335,6 +339,8 @@ def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _to
                 continue
             seen.add(identity)
             types[event.type] += 1
+            if arms is not None:
+                arms.add(event.type, event.user, event.time, event.value)
             if event.type in (IMPRESSION, CLICK):
                 for position in _positions(event):
                     for row in (ALL, position):

@@ -10,18 +10,21 @@ its own data. A served release and the draft that repairs it share an id.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from enum import StrEnum
-from typing import Annotated, NamedTuple, NewType
+from typing import Annotated, Literal, NamedTuple, NewType
 
 import msgspec
 import orjson
 from msgspec import Meta, Struct
-from xxhash import xxh3_64_hexdigest
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
-from hotplate.stores.errors import CanaryRunning, CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
+from hotplate.stores.errors import CanaryRunning, CatalogueUnreadable, HeldBack, ReleaseConflict, ReleaseNotFound
 
 ReleaseId = NewType("ReleaseId", str)
+
+# Of an experiment: A is the live release, B the canary.
+Arm = Literal["A", "B"]
 
 
 class ReleaseRef(NamedTuple):
@@ -100,12 +103,32 @@ class Release:
 class Canary:
     """The release that a share of the users, by the hash of *salt* and id, see instead of the live one.
 
-    *salt* is the release's id: all tiers choose the same users.
+    *salt* is the release's id: all tiers choose the same users. A later release of arm B keeps it.
     """
 
     release: ReleaseId
     percent: Annotated[float, Meta(gt=0, lt=100)]
     salt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """An experiment: arm B is the canary, arm A the live release, and both may get new releases.
+
+    *ends_at* is its horizon, *ended_at* when it was ended, *previous* the incarnation that arm B had before.
+    """
+
+    salt: str
+    percent: float
+    started_at: float
+    ends_at: float
+    previous: str = ""
+    ended_at: float | None = None
+
+    def arm_of(self, user: str) -> Arm:
+        """Return a user's arm: the canary's users have B."""
+        below = round(self.percent / 100 * 2**64)
+        return "B" if xxh3_64_intdigest((user + self.salt).encode()) < below else "A"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +143,8 @@ class Erased:
 class Catalogue:
     """The record as an immutable value.
 
-    *now* is the store's clock at the read, *primary* false if a lagging replica was read; neither is stored.
+    *experiment* is the running or the last one. *now* is the store's clock at the read, *primary* false if a lagging
+    replica was read; neither is stored.
     """
 
     store_id: str = ""
@@ -129,6 +153,7 @@ class Catalogue:
     releases: tuple[Release, ...] = ()
     canary: Canary | None = None
     erased: Erased | None = None
+    experiment: Experiment | None = None
     now: float = field(default=0.0, compare=False)
     primary: bool = field(default=True, compare=False)
 
@@ -163,6 +188,17 @@ class Catalogue:
     def canary_entry(self) -> Release | None:
         """The entry of the canary's release."""
         return None if self.canary is None else self.find(self.canary.release)
+
+    @property
+    def running(self) -> Experiment | None:
+        """The running experiment."""
+        return None if self.experiment is None or self.experiment.ended_at is not None else self.experiment
+
+    def ref_of(self, arm: Arm) -> ReleaseRef | None:
+        """Return an arm's release; HeldBack for B if no experiment is running."""
+        if arm == "B" and self.running is None:
+            raise HeldBack("no experiment is running in this store; `hotplate releases canary --days` starts one")
+        return self.live_ref if arm == "A" else self.served[-1]
 
     @property
     def served(self) -> tuple[ReleaseRef, ...]:
@@ -287,25 +323,32 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
     return replace(catalogue, releases=(*others, ready))
 
 
-def activate(catalogue: Catalogue, release: ReleaseId, *, end_canary: bool = False) -> Catalogue:
-    """Make a committed release live; CanaryRunning while another is the canary, unless *end_canary* is true."""
+def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_canary: bool = False) -> Catalogue:
+    """Make a committed release live, or that of arm B.
+
+    Raises CanaryRunning while another is the canary, unless *end_canary* is true, or it is arm B, which goes on. For
+    arm B, raises HeldBack if no experiment is running, and ReleaseConflict for the live release.
+    """
     entry, canary = catalogue.find(release), catalogue.canary
-    if entry.state is State.LIVE:
-        return catalogue
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; activate it once it is committed")
-    if canary is not None and canary.release != release and not end_canary:
+    if arm == "B":
+        return _renew_arm_b(catalogue, entry)
+    if entry.state is State.LIVE:
+        return catalogue
+    if canary is not None and canary.release != release and not end_canary and catalogue.running is None:
         raise CanaryRunning(
             f"release {canary.release} is the canary, of {canary.percent:g} %, so {release} stays {entry.state}; "
             f"promote or abort the canary first, or end it with --end-canary"
         )
-    return _live(_retire(_without_canary(catalogue), State.SUPERSEDED), replace(entry, refused_by=()))
+    return _live(catalogue, replace(entry, refused_by=()), State.SUPERSEDED, end_canary=end_canary)
 
 
-def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Catalogue:
+def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days: float | None = None) -> Catalogue:
     """Show a committed release to *percent* of the users, or change the canary's share.
 
-    Raises ReleaseConflict for a draft or the live release, if nothing is live, and while another is the canary.
+    With *days*, this starts an experiment, whose share is fixed. Raises ReleaseConflict for a draft or the live
+    release, if nothing is live, while another is the canary, and while an experiment is running.
     """
     entry, canary = catalogue.find(release), catalogue.canary
     if entry.state is State.DRAFT:
@@ -314,11 +357,14 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Ca
         raise ReleaseConflict(f"release {release} is live, so all users see it; name another as the canary")
     if catalogue.live is None:
         raise ReleaseConflict("nothing is live to compare a canary with; activate a release first")
-    if canary is not None and canary.release != release:
+    if canary is not None and (canary.release != release or catalogue.running is not None):
         raise ReleaseConflict(
             f"release {canary.release} is the canary, of {canary.percent:g} %; promote or abort it before another"
         )
-    return replace(catalogue, canary=Canary(release, percent, salt=release))
+    started, now = replace(catalogue, canary=Canary(release, percent, salt=release)), float(catalogue.now)
+    if days is None:
+        return started
+    return replace(started, experiment=Experiment(release, float(percent), now, now + days * 86_400))
 
 
 def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
@@ -332,7 +378,7 @@ def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 
 
 def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """Withdraw the live release, restore the one before it, and end the canary.
+    """Withdraw the live release, restore the one before it, and end a canary, but not an experiment.
 
     Raises ReleaseConflict if *expected* is not live.
     """
@@ -343,7 +389,7 @@ def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
         raise ReleaseNotFound(
             "there is no earlier release to roll back to; `hotplate releases list` shows the releases"
         )
-    return _live(_retire(_without_canary(catalogue), State.WITHDRAWN), previous[-1])
+    return _live(catalogue, previous[-1], State.WITHDRAWN)
 
 
 def prune(
@@ -356,11 +402,14 @@ def prune(
     """Mark lapsed drafts, and releases that are neither live nor kept and past their grace, as `dropping`.
 
     Also incarnations without an entry that were *present* before the catalogue was read, as entries precede data. Kept
-    are the canary, the *keep* releases live before, and ready ones: always, or for *keep_ready_s*.
+    are the canary, arm B's previous release, the *keep* releases live before, and ready ones: always, or for
+    *keep_ready_s*.
     """
     kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[str]()
     if (canary := catalogue.canary_entry) is not None:
         kept.add(canary.incarnation)
+    if catalogue.running is not None:
+        kept.add(catalogue.running.previous)
 
     def is_unneeded(entry: Release) -> bool:
         if entry.incarnation in kept or (entry.superseded_at or 0.0) + grace_s > catalogue.now:
@@ -441,7 +490,26 @@ def _with_canary(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 def _without_canary(catalogue: Catalogue) -> Catalogue:
     if (entry := catalogue.canary_entry) is None:
         return catalogue
-    return replace(_with(catalogue, replace(entry, superseded_at=catalogue.now)), canary=None)
+    running = catalogue.running
+    experiment = catalogue.experiment if running is None else replace(running, ended_at=catalogue.now)
+    changed = _with(catalogue, replace(entry, superseded_at=catalogue.now))
+    return replace(changed, canary=None, experiment=experiment)
+
+
+def _renew_arm_b(catalogue: Catalogue, entry: Release) -> Catalogue:
+    catalogue.ref_of("B")
+    before, canary, running = catalogue.canary_entry, catalogue.canary, catalogue.running
+    if entry.state is State.LIVE:
+        raise ReleaseConflict(f"release {entry.id} is live, as that of arm A; publish another for arm B")
+    if before is None or canary is None or running is None or before.id == entry.id:
+        return catalogue
+    left = State.WITHDRAWN if before.state is State.READY else before.state  # no target of a rollback
+    chosen = State.READY if entry.state is State.WITHDRAWN else entry.state
+    changed = _with(catalogue, replace(before, state=left, superseded_at=catalogue.now))
+    renewed = replace(running, previous=before.incarnation)
+    return replace(
+        _with(changed, replace(entry, state=chosen)), canary=replace(canary, release=entry.id), experiment=renewed
+    )
 
 
 def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
@@ -451,10 +519,12 @@ def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
     )
 
 
-def _live(catalogue: Catalogue, entry: Release) -> Catalogue:
-    others = (other for other in catalogue.releases if other.incarnation != entry.incarnation)
+def _live(catalogue: Catalogue, entry: Release, left: State, *, end_canary: bool = False) -> Catalogue:
+    goes_on = catalogue.running is not None and catalogue.served[-1].id != entry.id and not end_canary
+    retired = _retire(catalogue if goes_on else _without_canary(catalogue), left)
+    others = (other for other in retired.releases if other.incarnation != entry.incarnation)
     changed = replace(entry, state=State.LIVE, superseded_at=None, live_since=catalogue.now)
-    return replace(catalogue, releases=(*others, changed))
+    return replace(retired, releases=(*others, changed))
 
 
 class RecordFormat(Struct):
@@ -472,6 +542,7 @@ class _Record(Struct):
     entries: tuple[Release, ...]
     checksum: str
     erased: Erased | None = None
+    experiment: Experiment | None = None
 
 
 def dump(catalogue: Catalogue) -> bytes:
@@ -487,6 +558,7 @@ def dump(catalogue: Catalogue) -> bytes:
             "entries": catalogue.releases,
             "checksum": _checksum(catalogue),
             **({} if catalogue.erased is None else {"erased": catalogue.erased}),
+            **({} if catalogue.experiment is None else {"experiment": catalogue.experiment}),
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
     )
@@ -508,7 +580,8 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
             )
         found = msgspec.json.decode(record, type=_Record)
         catalogue = Catalogue(
-            found.store_id, found.generation, found.token, found.entries, found.canary, found.erased, now
+            *(found.store_id, found.generation, found.token, found.entries, found.canary, found.erased),
+            *(found.experiment, now),
         )
         canary = catalogue.canary_entry
     except (msgspec.MsgspecError, ValueError, RecursionError, ReleaseNotFound) as error:
@@ -521,6 +594,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         or len(incarnations) != len(catalogue.releases)
         or (written == FORMAT_ERASED) != (catalogue.erased is not None)
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
+        or (catalogue.running is not None and canary is None)
     ):
         raise unreadable("contradicts itself")
     if found.checksum != _checksum(catalogue):
@@ -546,4 +620,5 @@ def _checksum(catalogue: Catalogue) -> str:
     ]
     shown = None if canary is None else (canary.release, float(canary.percent), canary.salt)
     erased = () if catalogue.erased is None else ((catalogue.erased.incarnation, catalogue.erased.count),)
-    return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries, *erased)))
+    tried = () if catalogue.experiment is None else (astuple(catalogue.experiment),)
+    return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries, *erased, *tried)))

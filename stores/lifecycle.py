@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import GRACE_S, Catalogue, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     RefusedByGates,
@@ -32,23 +32,31 @@ UNCLEAR_SWAPS = 2
 # Time limit of reads that settle an unclear swap.
 SETTLE_S = 5.0
 
+# Of an experiment.
+MAX_DAYS = 366
+
 # First and longest pause after a lost race.
 SWAP_PAUSES_S = (0.001, 0.1)
 
 
 async def activate(
-    store: Store, release: ReleaseId, *, end_canary: bool = False, force: bool = False, though_refused: bool = False
+    store: Store,
+    release: ReleaseId,
+    *,
+    arm: Arm = "A",
+    end_canary: bool = False,
+    force: bool = False,
+    though_refused: bool = False,
 ) -> bool:
-    """Prepare a committed release and make it live; return whether it was not live before.
+    """Prepare a committed release and make it live, or that of arm B; return whether it was not before.
 
-    Raises CanaryRunning while another release is the canary, unless *end_canary* is true; RefusedByGates, unless
-    *though_refused* is true; ReleaseCorrupt if it cannot be served, unless *force* is true.
+    Raises errors as `catalogue.activate`; RefusedByGates, unless *though_refused* is true; ReleaseCorrupt if it cannot
+    be served, unless *force* is true.
     """
-    seen = await store.catalogue()
-    changes.activate(seen, release, end_canary=end_canary)
-    entry, step = seen.find(release), partial(changes.activate, release=release, end_canary=end_canary)
-    await _serve(store, entry, step, force=force, though_refused=though_refused)
-    return entry.state is not State.LIVE
+    seen, step = await store.catalogue(), partial(changes.activate, release=release, arm=arm, end_canary=end_canary)
+    is_changed = step(seen) != seen
+    await _serve(store, seen.find(release), step, force=force, though_refused=though_refused)
+    return is_changed
 
 
 async def prepare_served(store: Store, found: Catalogue) -> None:
@@ -86,7 +94,7 @@ async def _serve(
 
 
 async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
-    """Make the release that was live before live again, and return it; a canary ends.
+    """Make the release that was live before live again, and return it; a canary ends, an experiment does not.
 
     Raises ReleaseConflict if *if_live* is given and is not live; ReleaseCorrupt if the release cannot be served, unless
     *force* is true.
@@ -100,22 +108,30 @@ async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: boo
 
 
 async def start_canary(
-    store: Store, release: ReleaseId, percent: float, *, force: bool = False, though_refused: bool = False
+    store: Store,
+    release: ReleaseId,
+    percent: float,
+    days: float | None = None,
+    *,
+    force: bool = False,
+    though_refused: bool = False,
 ) -> None:
     """Prepare a committed release and show it to *percent* of the users, or change the canary's share.
 
-    Raises StoreMisused for an invalid share; ReleaseNotFound and ReleaseConflict as `catalogue.start_canary`;
-    RefusedByGates and ReleaseCorrupt as `activate`.
+    With *days*, start an experiment. Raises StoreMisused for an invalid share; ReleaseNotFound and ReleaseConflict as
+    `catalogue.start_canary`; RefusedByGates and ReleaseCorrupt as `activate`.
     """
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
+    if days is not None and not 0 < days <= MAX_DAYS:
+        raise StoreMisused(f"an experiment takes at most {MAX_DAYS} days, not {days:g}")
     seen = await store.catalogue()
-    entry = changes.start_canary(seen, release, percent).find(release)
+    entry = changes.start_canary(seen, release, percent, days).find(release)
 
     def started(found: Catalogue) -> Catalogue:
         if seen.canary is not None and found.canary is None:
             raise ReleaseConflict(f"release {release} is not the canary any more; see why before you start it again")
-        return changes.start_canary(found, release, percent)
+        return changes.start_canary(found, release, percent, days)
 
     await _serve(store, entry, started, force=force, though_refused=though_refused)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import LEASE_S, Catalogue, DraftRef, ReleaseId
+from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, ReleaseId
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.encoding import META, Checksum
 from hotplate.stores.erasure import erased_from
@@ -109,6 +109,7 @@ async def publish(
     encoding: str = "json",
     live: bool = True,
     refused_by: RefusedBy | None = None,
+    arm: Arm = "A",
     end_canary: bool = False,
     resume: ReleaseId | DraftRef | None = None,
     others: ParallelWriters | None = None,
@@ -117,8 +118,9 @@ async def publish(
     """Write a release, verify it, commit it and, unless *live* is false, activate it.
 
     *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows; *others* write further rows; *plan*
-    counts all. *refused_by* defaults to the gates in the manifest. While another release is the canary, the release
-    stays ready (`held_back`), unless *end_canary* is true. *on_progress* gets lists written and in all.
+    counts all. *refused_by* defaults to the gates in the manifest. While another release is the canary, unless that is
+    arm B or *end_canary* is true, and for arm B without an experiment, the release stays ready (`held_back`).
+    *on_progress* gets lists written and in all.
 
     A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until the first
     `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. The caller is the
@@ -144,18 +146,18 @@ async def publish(
         draft = await (begin(store, await new_id(store)) if resume is None else take_over(store, resume))
     result = await write(store, draft, encode, finish=finish, others=others, refused_by=refused_by)
     if live:
-        return await go_live(store, result, end_canary=end_canary)
+        return await go_live(store, result, arm=arm, end_canary=end_canary)
     await scale_down(store, draft.release)
     return result
 
 
 async def go_live(
-    store: Store, result: WriteResult, *, end_canary: bool = False, though_refused: bool = False
+    store: Store, result: WriteResult, *, arm: Arm = "A", end_canary: bool = False, though_refused: bool = False
 ) -> WriteResult:
-    """Activate a written release, unless a canary or its gates hold it back."""
+    """Activate a written release, for an arm, unless a canary or its gates hold it back."""
     release, started = result.manifest.release, time.perf_counter()
     try:
-        await activate(store, release, end_canary=end_canary, though_refused=though_refused)
+        await activate(store, release, arm=arm, end_canary=end_canary, though_refused=though_refused)
     except HeldBack as error:
         await scale_down(store, (await store.catalogue()).find(release).ref)
         return replace(result, held_back=error)

@@ -43,6 +43,7 @@ Encoding = Literal["json", "zstd"]
 Keep = Annotated[int, Flag("Releases to keep before the live one.", at_least=0)]
 DryRun = Annotated[bool, Flag("Write nothing; print rows, bytes and gates.")]
 EndCanary = Annotated[bool, Flag("Go live, and end a canary that runs.", env=False)]
+Arm = Annotated[Literal["A", "B"], Flag("The arm of a running experiment.", env=False)]
 
 # Panels of `--help`.
 GATES = "Conditions for going live"
@@ -85,6 +86,7 @@ class ReleaseFlags:
     ] = ()
     force: Annotated[bool, Flag("Go live even if a gate fails; the release records that.", GATES, env=False)] = False
     end_canary: EndCanary = False
+    arm: Arm = "A"
     max_ru: MaxRu = None
     dry_run: DryRun = False
     as_json: Json = False
@@ -95,7 +97,9 @@ class ReleaseFlags:
         from hotplate.offline.publish import PublishSettings
 
         url, bounds = limit_ru(self.store, self.max_ru), read_gates(self.gates, self.gate)
-        how = PublishSettings(self.encoding, self.activate, self.keep, self.resume, bounds, self.force, self.end_canary)
+        how = PublishSettings(
+            *(self.encoding, self.activate, self.keep, self.resume, bounds, self.force, self.end_canary, self.arm)
+        )
         return PublishOptions(url, how, self.dry_run, self.as_json)
 
 
@@ -160,6 +164,8 @@ def publish(
     Example: hotplate publish model --store file:///var/lib/hotplate
 
     Many users: hotplate publish model --store redis://HOST:6379/0 --master spark://HOST:7077
+
+    Arm B of an experiment: hotplate publish other-model --store file:///var/lib/hotplate --arm B
 
     Rows, bytes and gates alone: hotplate publish model --store file:///var/lib/hotplate --dry-run
     """
@@ -329,7 +335,8 @@ def _print_dry_run(plan: "Plan", simulated: "WriteResult", options: PublishOptio
 def _print_release(written: "Written", meter: RequestUnitMeter, options: PublishOptions, imported: str | None) -> None:
     from hotplate.offline.gates import recorded
 
-    manifest, live = written.result.manifest, options.settings.activate and written.refused is None
+    manifest, arm = written.result.manifest, options.settings.arm
+    is_active = options.settings.activate and written.refused is None
     read: dict[str, Any] = {"rows": 0, "left_out": {}, "notes": []}
     read |= {name: manifest.about[name] for name in read if name in manifest.about}
     forced, verdicts = recorded(manifest)
@@ -337,7 +344,8 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
         facts = {
             "store": shown_store(options.store, as_json=True),
             "release": manifest,
-            "live": live,
+            "live": is_active and arm == "A",
+            "arm": arm,
             "seconds": round(written.seconds, 3),
             "rows_written_before": written.result.skipped,
             "erased": written.erased,
@@ -349,7 +357,7 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
         print_rows_read(imported, **read)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
     size = f"{manifest.bytes / 1e6:,.1f} MB"
-    state = "live" if live else "ready"
+    state = "ready" if not is_active else "live" if arm == "A" else "arm B"
     where = shown_store(options.store)
     out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:

@@ -10,7 +10,7 @@ import typer
 
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
-from hotplate.cli.publish import EndCanary, Keep, print_gates
+from hotplate.cli.publish import Arm, EndCanary, Keep, print_gates
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
@@ -66,7 +66,7 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
     """
     found = with_store(store, lambda opened: opened.catalogue())
     if as_json:
-        facts = {name: getattr(found, name) for name in ("live", "canary", "generation")}
+        facts = {name: getattr(found, name) for name in ("live", "canary", "experiment", "generation")}
         print_json(facts | {"releases": found.distinct})
         return
     rows = [
@@ -122,27 +122,31 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 def activate(
     release: ReleaseArgument,
     store: StoreUrl = None,
+    arm: Arm = "A",
     end_canary: EndCanary = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Make a committed release live.
+    """Make a committed release live, or that of arm B.
 
     Its manifest, popular lists and a sample of its rows are read first. While another release is the canary, or if
     gates refused it at publishing, nothing is changed, and the exit code is 3.
 
     Example: hotplate releases activate 20261120T064200Z-7f3a
     """
-    from hotplate.releases import activate as act
+    from hotplate.stores.catalogue import ReleaseId
+    from hotplate.stores.lifecycle import activate as act
 
-    changed = act(chosen_store(store), release, end_canary=end_canary, force=force)
-    state = "is live" if changed else "was live already, and nothing was changed,"
-    _print_done(store, {"live": release}, f"{release} {state}", as_json=as_json)
+    step = partial(act, release=ReleaseId(release), arm=arm, end_canary=end_canary, force=force, though_refused=force)
+    changed = with_store(store, step)
+    role = "live" if arm == "A" else "arm B"
+    state = f"is {role}" if changed else f"was {role} already, and nothing was changed,"
+    _print_done(store, {role.replace(" ", "_").lower(): release}, f"{release} {state}", as_json=as_json)
 
 
 @app.command()
 def rollback(store: StoreUrl = None, force: Force = False, as_json: Json = False) -> None:
-    """Make the release that was live before live again; no data moves, and a canary ends.
+    """Make the release that was live before live again; no data moves, and a canary ends, but not an experiment.
 
     Its manifest, popular lists and a sample of its rows are read first.
 
@@ -159,6 +163,7 @@ def canary(
     release: ReleaseArgument,
     store: StoreUrl = None,
     percent: Annotated[float, Flag("The share of the users who see it; may be changed later.")] = 5.0,
+    days: Annotated[float | None, Flag("Start an experiment of so many days, with a fixed share.", env=False)] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -167,13 +172,18 @@ def canary(
     Users are chosen by the hash of their ids, so each sees the same release in every process. End it with `hotplate
     releases promote` or `abort`.
 
+    With --days it is arm B of an experiment: `publish` and `publish --arm B` renew either arm, no user changes the arm,
+    and `hotplate events report --goal` compares the arms when the days are over.
+
     Example: hotplate releases canary 20261121T064200Z-09c1 --percent 5
+
+    An experiment: hotplate releases canary 20261121T064200Z-09c1 --percent 50 --days 14
     """
     from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.lifecycle import start_canary as act
 
     chosen = ReleaseId(release)
-    with_store(store, lambda opened: act(opened, chosen, percent, force=force, though_refused=force))
+    with_store(store, lambda opened: act(opened, chosen, percent, days, force=force, though_refused=force))
     fields = {"canary": {"release": release, "percent": percent}}
     _print_done(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
 
@@ -349,8 +359,11 @@ async def find_manifest(store: "Store", release: str | None) -> "Manifest":
 
 def _state(found: "Catalogue", entry: "Release") -> str:
     state = f"refused by {', '.join(entry.refused_by)}" if entry.refused_by and entry.state == "ready" else entry.state
+    if (running := found.running) is not None and found.live_entry == entry:
+        state = f"{state}, arm A"
     if found.canary is not None and found.canary_entry == entry:
-        state = f"{state}, canary of {found.canary.percent:g} %"
+        role = "canary" if running is None else f"arm B until {_time(running.ends_at)},"
+        state = f"{state}, {role} of {found.canary.percent:g} %"
     return state
 
 

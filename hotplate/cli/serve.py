@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from shlex import quote as quoted
@@ -32,6 +33,7 @@ from hotplate.stores.options import Argument, Flag
 if TYPE_CHECKING:
     from hotplate.serve.embedded import Recommendations
     from hotplate.serve.events import ListedItems
+    from hotplate.serve.experiments import ArmEvents, Comparison
     from hotplate.stores.store import Store
 
 keys = Verbs(
@@ -257,22 +259,35 @@ def ship(
 
 @events.command()
 def report(
-    source: Annotated[str, Argument("A folder of closed segments, or its URL.", "FOLDER|URL")], as_json: Json = False
+    source: Annotated[str, Argument("A folder of closed segments, or its URL.", "FOLDER|URL")],
+    goal: Annotated[
+        str | None, Flag("Compare an experiment's arms by a type of event, or its value: buy:value.", env=False)
+    ] = None,
+    min_effect: Annotated[float, Flag("The smallest change worth finding, in percent.", at_least=0.1)] = 5.0,
+    store: StoreUrl = None,
+    as_json: Json = False,
 ) -> None:
     """Report the click-through rate by release, role (live, canary or other) and position in the list.
 
     Duplicates by event id count once. Intervals (95 %) assume independent impressions, and are too narrow if a few
-    users saw many items.
+    users saw many items. With --goal, compare the arms of the store's running or last experiment instead, by user.
 
     Example: hotplate events report /var/lib/hotplate/events
+
+    An experiment: hotplate events report /var/lib/hotplate/events --goal buy:value --min-effect 3
     """
     from hotplate.serve.events import report as count
+    from hotplate.serve.experiments import VERDICTS
 
+    arms = None if goal is None else with_store(store, _read_experiment)
     with progress_bars() as on_progress:
-        found = count(source, partial(on_progress, "report"))
+        found = count(source, partial(on_progress, "report"), arms=arms)
+    verdict, compared = (None, []) if arms is None or goal is None else arms.compare(goal, min_effect / 100)
     if as_json:
         rows = [{**row._asdict(), "ctr": row.ctr, "interval": row.interval} for row in found.rows]
-        print_json({each.name: getattr(found, each.name) for each in fields(found)} | {"rows": rows})
+        facts = {each.name: getattr(found, each.name) for each in fields(found)} | {"rows": rows}
+        of_arms = {} if arms is None else {"experiment": arms.experiment, "verdict": verdict, "goals": compared}
+        print_json(facts | of_arms)
         return
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(found.types.items()))
     out.print(
@@ -286,7 +301,31 @@ def report(
     for number, what, reason in left_out:
         if number:
             out.print(f"  {number:,} {what} left out: {reason}")
-    out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), map(_cells, found.rows)))
+    if arms is None or verdict is None:
+        out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), map(_cells, found.rows)))
+        return
+    needed = f"users for ±{min_effect:g} % of A"
+    out.print(table(("per user", "A", "B", "B minus A, 95 %", needed), map(_compared_cells, compared)))
+    users = f"{compared[0].a.users:,} users of A, {compared[0].b.users:,} of B"
+    ends = datetime.fromtimestamp(arms.experiment.ends_at, UTC)
+    out.print(f"{users}; horizon {ends:%Y-%m-%d %H:%MZ}; {goal}: {VERDICTS[verdict]}")
+
+
+async def _read_experiment(store: "Store") -> "ArmEvents":
+    from hotplate.serve.experiments import ArmEvents
+    from hotplate.stores.erasure import read_erased
+    from hotplate.stores.errors import ReleaseNotFound
+
+    found = await store.catalogue()
+    if found.experiment is None:
+        raise ReleaseNotFound("no experiment was started in this store; `hotplate releases canary --days` starts one")
+    return ArmEvents(found.experiment, found.now, await read_erased(store, found))
+
+
+def _compared_cells(found: "Comparison") -> tuple[str, ...]:
+    interval = "" if found.interval is None else "{:+.4g} to {:+.4g}".format(*found.interval)
+    needed = "" if found.users_needed is None else "{:,} and {:,}".format(*found.users_needed)
+    return found.goal, f"{found.a.mean:.4g}", f"{found.b.mean:.4g}", interval, needed
 
 
 def _cells(row: "ListedItems") -> tuple[str, ...]:

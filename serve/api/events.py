@@ -58,6 +58,10 @@ Position = Annotated[
     float, Meta(ge=1, le=100_000, multiple_of=1, description="The place of the first item in the list, from 1.")
 ]
 Time = Annotated[float, Meta(ge=0, lt=1e11, description="When it happened, as Unix time in seconds; by default now.")]
+Value = Annotated[
+    float,
+    Meta(ge=-1e12, le=1e12, description="The value of the whole event, as the price paid; experiments sum it up."),
+]
 OptionalId = Annotated[str, Meta(max_length=MAX_ID_BYTES)]
 
 
@@ -76,6 +80,7 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
     release: Annotated[OptionalId, Meta(description="The release that the answer named.")] = ""
     request_id: Annotated[OptionalId, Meta(description="The `X-Request-Id` of the answer.")] = ""
     position: Position | None = None
+    value: Value | None = None
     time: Time | None = None
 
 
@@ -199,6 +204,7 @@ class EventsHandler:
                         event.release,
                         event.request_id,
                         position_of(event),
+                        event.value,
                     )
                 )
             )

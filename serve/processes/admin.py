@@ -405,6 +405,7 @@ async def _read_catalogue(url: str) -> JsonObject:
         "live": found.live,
         "previous": _previous(found),
         "canary": found.canary and {"release": found.canary.release, "percent": found.canary.percent},
+        "experiment": found.experiment,
         "generation": found.generation,
         "releases": [
             {"release": entry.id} | {field: getattr(entry, field) for field in RELEASE_FIELDS}

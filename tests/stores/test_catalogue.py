@@ -9,6 +9,7 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import (
     GRACE_S,
     LEASE_S,
+    Arm,
     Canary,
     Catalogue,
     DraftRef,
@@ -18,7 +19,7 @@ from hotplate.stores.catalogue import (
     follows,
     parse,
 )
-from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
+from hotplate.stores.errors import CatalogueUnreadable, HeldBack, ReleaseConflict, ReleaseNotFound
 
 A, B, C = ReleaseId("a"), ReleaseId("b"), ReleaseId("c")
 
@@ -179,6 +180,57 @@ def test_while_a_canary_runs_no_other_release_goes_live_but_by_a_rollback() -> N
     assert changes.activate(with_canary(), B) == with_canary(), "it is live already"
     assert changes.activate(with_canary(), C).live == C, "the canary itself may go live"
     assert changes.rollback(with_canary(), B).live == A
+
+
+def with_arms() -> Catalogue:
+    """Return a catalogue in which b is arm A and c, which was refused, is arm B, at 50 % for 14 days."""
+    return changes.start_canary(changes.commit(evolved(), draft(C), ("ndcg",)), C, 50, 14)
+
+
+def renewed(found: Catalogue, release: str, arm: Arm) -> Catalogue:
+    """Publish another release for an arm, 20 minutes later."""
+    new = draft(ReleaseId(release))
+    written = changes.commit(changes.begin(replace(found, now=found.now + 1200), new), new)
+    return changes.activate(written, new.id, arm=arm)
+
+
+def test_both_arms_get_new_releases_while_assignment_and_horizon_stay() -> None:
+    found = with_arms()
+    for night in range(3):
+        for arm in ("A", "B"):
+            found = changes.prune(renewed(found, f"{arm}{night}", arm))
+            assert parse(dump(replace(found, generation=1)), now=found.now, where="here").canary == found.canary
+    assert (found.live, found.canary) == ("A2", Canary(ReleaseId("B2"), 50, salt="c"))
+    assert replace(found.experiment, previous="") == with_arms().experiment  # type: ignore[type-var]  # is running
+    left = {entry.id: entry.state for entry in found.releases if entry.state is not State.DROPPING}
+    assert left == {"A1": "superseded", "A2": "live", "B1": "withdrawn", "B2": "ready"}
+    back = changes.activate(found, ReleaseId("B1"), arm="B")
+    assert (back.canary_entry, back.live) == (replace(back.find(ReleaseId("B1")), state=State.READY), "A2")
+
+
+def test_a_rollback_concerns_arm_a_and_the_experiment_ends_by_promote_or_abort() -> None:
+    found = renewed(with_arms(), "b2", "B")
+    back = changes.rollback(found, B)
+    assert (back.live, back.canary, back.running) == (A, found.canary, found.experiment)
+    b2 = ReleaseId("b2")
+    for ended, live in ((changes.promote(found, b2), b2), (changes.abort(found, b2), B)):
+        assert (ended.live, ended.canary, ended.running) == (live, None, None)
+        assert ended.experiment == replace(found.experiment, ended_at=found.now)  # type: ignore[type-var]  # it was
+        with pytest.raises(HeldBack):
+            changes.activate(ended, C, arm="B")
+    assert changes.rollback(changes.promote(found, b2), b2).live == B
+    assert changes.activate(found, A, end_canary=True).running is None
+
+
+def test_the_share_of_an_experiment_is_fixed_and_its_arms_have_different_releases() -> None:
+    with pytest.raises(ReleaseConflict, match="promote or abort it"):
+        changes.start_canary(with_arms(), C, 60)
+    with pytest.raises(ReleaseConflict, match="is live"):
+        changes.activate(with_arms(), B, arm="B")
+    with pytest.raises(ReleaseConflict, match="still being written"):
+        changes.activate(changes.begin(with_arms(), draft(ReleaseId("d"))), ReleaseId("d"), arm="B")
+    with pytest.raises(HeldBack):
+        changes.activate(with_canary(), A, arm="B")
 
 
 def test_a_canary_is_not_pruned_before_its_grace_is_over() -> None:

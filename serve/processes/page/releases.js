@@ -7,6 +7,7 @@ const EVERY_MS = 15_000;
 const COMMITTED = ["ready", "superseded", "withdrawn"];
 const KINDS = { live: "good", dropping: "warn" };
 
+const isExperiment = (tier) => tier.experiment?.ended_at === null;
 const refusedBy = (one) => (one?.state === "ready" ? one.refused_by.join(", ") : "");
 /** The ends of a question and of a button for a release that gates may have refused, and the parameter of the request. */
 const despite = (by) => (by ? [`, refused by ${by}`, " all the same", { force: "true" }] : ["", "", {}]);
@@ -51,7 +52,8 @@ function tierOf(tier) {
 function states(tier, one) {
   const by = refusedBy(one);
   const found = [by ? pill(`refused by ${by}`, "bad") : pill(one.state, KINDS[one.state])];
-  if (tier.canary?.release === one.release) found.push(" ", pill(`canary, ${tier.canary.percent} %`, "warn"));
+  if (tier.canary?.release === one.release)
+    found.push(" ", pill(`${isExperiment(tier) ? "arm B" : "canary"}, ${tier.canary.percent} %`, "warn"));
   return found;
 }
 
@@ -64,7 +66,8 @@ function changes(tier, one) {
 function canaryOf(tier) {
   if (!tier.canary) return null;
   return h("div", { class: "notice warn row" },
-    h("span", { class: "grow" }, "Canary: ", code(tier.canary.release), ` for ${tier.canary.percent} % of the users.`),
+    h("span", { class: "grow" }, isExperiment(tier) ? ["Arm B until ", time(tier.experiment.ends_at)] : "Canary", ": ",
+      code(tier.canary.release), ` for ${tier.canary.percent} % of the users.`),
     tier.changeable ? [button("Promote…", () => endCanary(tier, "promote")), button("Abort…", () => endCanary(tier, "abort"))]
       : null);
 }

@@ -1,0 +1,193 @@
+"""Experiments: sticky arms under nightly publishes, and a report that is right about chance."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.experiments import ArmEvents, Sample, users_needed, welch_interval
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.releases.served import ServedCanary
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import Arm, Canary, Experiment, ReleaseId
+from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.event_log import LogSegment, line_of
+from hotplate.stores.store import Row
+from hotplate.stores.users import erase_users
+from tests.support.command import failed, hotplate, json_of, succeeded
+from tests.support.service import a_list
+from tests.support.stores import OpenStore, publish, ref_of
+
+NAMES = [str(number) for number in range(40)]
+START, END = 1_000_000.0, 1_000_000.0 + 14 * 86_400
+
+
+def rows(word: str) -> list[Row]:
+    """Return lists of a release for all users, which name it."""
+    return [Row("popular:", a_list(f"{word}-popular")), *(Row(f"user:{name}", a_list(word)) for name in sorted(NAMES))]
+
+
+async def answers(reader: TieredReader) -> dict[str, tuple[ReleaseId, str]]:
+    """Return the release and the first item of each user's list, read alone and in a batch."""
+    await reader.tiers[0].follower.refresh()
+    alone = [await reader.personal(name) for name in NAMES]
+    for found in (alone, await reader.personal_many(NAMES)):
+        assert [one.served.id for one in found] == [one.served.id for one in alone]
+    items = [json.loads(one.body[OFFSET_BYTES:].split(b"\n")[0])["id"] for one in alone]
+    return {name: (one.served.id, item) for name, one, item in zip(NAMES, alone, items, strict=True)}
+
+
+@pytest.mark.parametrize("open_store", ["file", "redis"], indirect=True)
+async def test_users_keep_their_arm_while_both_arms_are_published_every_night(open_store: OpenStore) -> None:
+    store = open_store()
+    await publish(store, rows("A"))
+    first = await publish(store, rows("B"), live=False)
+    await life.start_canary(store, first, 50, 14)
+    experiment = (await store.catalogue()).experiment
+    assert experiment is not None
+    arms = {name: experiment.arm_of(name) for name in NAMES}
+    assert 10 <= sum(arm == "B" for arm in arms.values()) <= 30
+    reader = TieredReader({"tier": open_store()})
+    assert {name: item for name, (_, item) in (await answers(reader)).items()} == arms
+    for night in range(2):
+        for arm in ("A", "B"):
+            await publish(store, rows(f"{arm}{night}"), arm=arm)
+        assert {name: item for name, (_, item) in (await answers(reader)).items()} == {
+            name: f"{arm}{night}" for name, arm in arms.items()
+        }
+        await life.prune(store, grace_s=0)
+    found = await store.catalogue()
+    assert (len(found.committed), found.experiment and found.experiment.salt) == (4, first)
+    await erase_users(store, NAMES[:2])
+    await life.rollback(store)
+    now = await answers(reader)
+    for name in NAMES[:2]:
+        assert now[name][1] == ("A0-popular" if arms[name] == "A" else "B1-popular")
+    assert {name: item for name, (_, item) in now.items() if name not in NAMES[:2]} == {
+        name: "A0" if arm == "A" else "B1" for name, arm in arms.items() if name not in NAMES[:2]
+    }
+
+
+@pytest.mark.parametrize("open_store", ["file", "redis"], indirect=True)
+async def test_arm_a_answers_for_an_arm_b_that_cannot_be_served(open_store: OpenStore) -> None:
+    store = open_store()
+    await publish(store, rows("A"))
+    await life.start_canary(store, await publish(store, rows("B"), live=False), 50, 14)
+    await store.erase(await ref_of(store, await publish(store, rows("lost"), arm="B")))
+    found = await answers(TieredReader({"tier": open_store()}))
+    assert {item for _, item in found.values()} == {"A"}
+
+
+def test_the_report_assigns_users_as_the_service_does() -> None:
+    experiment = Experiment("salt", 30, START, END)
+    canary = ServedCanary(Canary(ReleaseId("r"), 30, "salt"), None, 0.0)  # type: ignore[arg-type]  # no lookup is made
+    for name in map(str, range(1000)):
+        assert (experiment.arm_of(name) == "B") == canary.includes(f"user:{name}")
+
+
+def sample(values: np.ndarray) -> Sample:
+    return Sample(len(values), float(values.mean()), float(values.var(ddof=1)))
+
+
+@pytest.mark.parametrize("kind", ["clicks", "value"])
+def test_a_thousand_experiments_without_an_effect_have_few_winners(kind: str) -> None:
+    rng, users, winners = np.random.default_rng(7), [str(number) for number in range(1500)], 0
+    for number in range(1000):
+        values = rng.negative_binomial(0.3, 0.1, len(users)).astype(float)
+        if kind == "value":  # 8 % buy, and the amounts have a heavy tail
+            values = rng.binomial(1, 0.08, len(users)) * rng.lognormal(3.0, 1.2, len(users))
+        experiment = Experiment(f"salt {number}", 50, START, END)
+        in_b = np.array([experiment.arm_of(user) == "B" for user in users])
+        low, high = welch_interval(sample(values[~in_b]), sample(values[in_b]))
+        winners += low > 0 or high < 0
+    assert 30 <= winners <= 70
+
+
+def test_with_the_users_needed_four_of_five_experiments_find_the_change() -> None:
+    rng, share, change = np.random.default_rng(7), 0.3, 0.1
+    drawn = sample(rng.lognormal(1.0, 1.0, 100_000))
+    needed = users_needed(drawn, drawn._replace(variance=drawn.variance * (1 + change) ** 2), share, change)
+    assert needed is not None
+    assert needed[1] / sum(needed) == pytest.approx(share, abs=0.001)
+    found = 0
+    for _ in range(400):
+        a, b = (
+            sample(factor * rng.lognormal(1.0, 1.0, users))
+            for users, factor in zip(needed, (1, 1 + change), strict=True)
+        )
+        found += welch_interval(a, b)[0] > 0
+    assert 0.74 <= found / 400 <= 0.86
+
+
+def filled(experiment: Experiment, now: float, bought: dict[Arm, float], only: str = "AB") -> ArmEvents:
+    """Return the events of 400 users who see a list; of each arm, a half buys."""
+    events = ArmEvents(experiment, now)
+    for number in range(400):
+        user = f"u{number}"
+        arm = experiment.arm_of(user)
+        if arm in only:
+            events.add("impression", user, START, None)
+        if number % 2:
+            events.add("buy", user, START + 1, bought[arm] + number / 100)
+            events.add("buy", user, END, 1e9)
+            events.add("buy", f"unseen {user}", START + 1, 1e9)
+    return events
+
+
+def test_a_verdict_needs_the_horizon_and_the_shares_of_users_that_were_set() -> None:
+    running = Experiment("salt", 50, START, END)
+    equal: dict[Arm, float] = {"A": 5.0, "B": 5.0}
+    better: dict[Arm, float] = {"A": 5.0, "B": 9.0}
+    worse: dict[Arm, float] = {"A": 9.0, "B": 5.0}
+    for experiment, now, bought, only, verdict in (
+        (running, END - 1, better, "AB", "early"),
+        (running, END, better, "AB", "B"),
+        (running, END, worse, "AB", "A"),
+        (running, END, equal, "AB", "none"),
+        (running, END, better, "A", "wrong ratio"),
+        (Experiment("salt", 50, START, END, ended_at=END - 1), END, better, "AB", "stopped"),
+        (Experiment("salt", 50, START, END, ended_at=END + 1), END + 1, better, "AB", "B"),
+    ):
+        said, (count, value) = filled(experiment, now, bought, only).compare("buy:value", 0.05)
+        assert (said, count.goal, value.goal) == (verdict, "buy", "buy:value")
+        assert (value.interval is None) == (verdict not in ("A", "B", "none"))
+        assert value.a.users + value.b.users == sum(running.arm_of(f"u{n}") in only for n in range(400))
+    assert count.a.mean == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(ServiceMisused, match="it has buy, buy:value"):
+        filled(running, END, equal).compare("sale", 0.05)
+
+
+def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
+    store, log = f"file://{tmp_path}/store", tmp_path / "log"
+    lists = tmp_path / "lists.csv"
+    lists.write_text("user,item,score\n1,a,2\n1,b,1\n")
+    log.mkdir()
+    report = ("events", "report", log, "--store", store, "--goal", "buy:value", "--min-effect", "10")
+    succeeded("import", lists, "--store", store)
+    failed(hotplate(*report), "No experiment was started in this store")
+    failed(hotplate("import", lists, "--store", store, "--arm", "B"), "No experiment is running", code=3)
+    other = json_of("import", lists, "--no-activate", "--store", store)["release"]["release"]
+    failed(hotplate("releases", "canary", other, "--days", "inf", "--store", store), "at most 366 days", code=2)
+    assert "50 % of the users" in succeeded(
+        "releases", "canary", other, "--percent", "50", "--days", "14", "--store", store
+    )
+    assert "is live" in succeeded("import", lists, "--store", store)
+    assert "is arm B" in succeeded("import", lists, "--store", store, "--arm", "B")
+    listed = succeeded("releases", "list", "--store", store)
+    assert "live, arm A" in listed
+    assert "ready, arm B until " in listed
+    started = json_of("releases", "list", "--store", store)["experiment"]["started_at"]
+    segment = LogSegment(log)
+    for number in range(200):
+        event = {"time": started + 1, "user": str(number), "items": ["a"], "role": "live"}
+        segment.append([line_of(json.dumps(event | {"type": "impression", "id": f"i{number}"}).encode())])
+        segment.append([line_of(json.dumps(event | {"type": "buy", "id": f"b{number}", "value": number % 7}).encode())])
+    segment.close()
+    assert "buy:value: no verdict before the horizon" in succeeded(*report)
+    found = json_of(*report)
+    assert (found["verdict"], found["goals"][1]["interval"], found["experiment"]["salt"]) == ("early", None, other)
+    assert succeeded("releases", "activate", other, "--arm", "B", "--store", store).startswith(f"{other} is arm B")
+    succeeded("releases", "promote", other, "--store", store)
+    assert json_of(*report)["verdict"] == "stopped"
