@@ -5,8 +5,8 @@ Releases are in the order of their last commit or activation. Times are epoch se
     draft → ready → live → superseded → dropping
                       └──→ withdrawn ──────┘        left by a rollback or a repair; never a rollback's target
 
-Ids are for people; data are named by incarnations. Every begin draws a new one, so a late writer or eraser touches only
-its own data. A served release and the draft that repairs it share an id.
+Ids are for people; data are named by incarnations. Each new draft draws one, so late writers and erasers of another
+draft cannot touch its data. A served release and the draft that repairs it share an id.
 """
 
 from collections.abc import Collection

@@ -74,8 +74,9 @@ def run(
 ) -> None:
     """Train, evaluate, publish, check gates, activate and prune, as one job, suitable for cron.
 
-    The same command resumes an interrupted run. If neither files nor options have changed since the last run, nothing
-    is done. Prints one line of JSON at the end. The environment sets keys, too: HOTPLATE_RUN_WAIT is wait of [run].
+    While files and options are unchanged, the same command resumes an interrupted run, and does nothing after a
+    finished one. Prints one line of JSON at the end. The environment overrides keys: HOTPLATE_RUN_WAIT is wait of
+    [run].
 
     Exits with 3 if a gate or a running canary keeps the release from going live; after the end of the canary, the same
     command activates the release.

@@ -4,8 +4,8 @@ DIR/catalogue.json              the catalogue (`CatalogueFile`)
 DIR/releases/INCARNATION.mdb    a sealed release (`release.py`)
 DIR/releases/INCARNATION.draft  a draft, with its writer's lock, INCARNATION.lock (`draft.py`)
 
-A draft is sealed by a rename. A sealed file is never written to, so its map can always be read. Calls that may wait for
-the disk run in threads, because leases must be renewed.
+A draft is sealed by a rename. A sealed file is never written to, so its map can always be read. Flushing, swapping,
+erasing and checking run in threads, because leases must be renewed meanwhile; `get`, `get_many` and `put` do not.
 """
 
 import asyncio

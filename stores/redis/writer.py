@@ -93,8 +93,8 @@ return 1
 class ReleaseKeys:
     """Names of one release's keys.
 
-    `heads` begin the names of rows by bucket, `slots` are their cluster slots, `steps` the states that change together.
-    The first bucket has `state`, `points` by part, and `lists` of packed keys: of rows, and of `meta` rows.
+    `heads` are the prefixes of row names by bucket, `slots` their cluster slots, `steps` the groups of state keys, one
+    a bucket, that change atomically. `state`, `points` and `lists` (of rows, of `meta` rows) are the first bucket's.
     """
 
     def __init__(self, prefix: str, incarnation: str, *, clustered: bool) -> None:
