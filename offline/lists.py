@@ -177,13 +177,14 @@ class ModelLists:
         ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return
-        allowed, categories = self._ruled.allowed, self._ruled.categories
+        allowed, categories, multipliers = self._ruled.allowed, self._ruled.categories, self._ruled.multipliers
         entries = (
             ItemEntry(
                 item,
                 self._titles[place],
                 allowed=allowed is None or bool(allowed[place]),
                 category=None if categories is None or categories[place] < 0 else int(categories[place]),
+                multiplier=1.0 if multipliers is None else float(f"{multipliers[place]:.6g}"),
             )
             for place, item in enumerate(self.model.matrix.item_ids)
         )

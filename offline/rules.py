@@ -130,6 +130,12 @@ class RuledLists:
         return others
 
     @property
+    def multipliers(self) -> Floats | None:
+        """Factors of users' scores by item, from recency and boosts."""
+        found: Floats | None = getattr(self._model.ranker, "recent", None)
+        return found
+
+    @property
     def available(self) -> int:
         """Number of available items."""
         ids, available = self._model.matrix.item_ids, self._rules.available

@@ -37,6 +37,7 @@ class ItemFactors:
         self._categories: RowNumbers = np.empty(0, dtype=np.intp)
         """Category of each row from 1; 0 for none."""
 
+        self._multipliers: npt.NDArray[np.float32] = np.empty(0, dtype=np.float32)
         self._gram: npt.NDArray[np.float64] = np.empty((0, 0))
 
     def check_whole(self) -> None:
@@ -59,6 +60,7 @@ class ItemFactors:
             rows = self._matrix[start : start + ROWS_AT_ONCE].astype(np.float64)
             gram += rows.T @ rows
         self._gram = gram
+        self._multipliers = np.array([entry.multiplier for entry in self._entries], dtype=np.float32)
         self._banned = np.flatnonzero([not entry.allowed for entry in self._entries])
         categories = [-1 if entry.category is None else entry.category for entry in self._entries]
         self._categories = np.unique([-1, *categories], return_inverse=True)[1][1:]
@@ -75,7 +77,7 @@ class ItemFactors:
         Ids are by `encode_id`. Takes some milliseconds, mostly without the GIL.
         """
         own = np.array(list(basket), dtype=np.intp)
-        scores = self._matrix @ self._solve(own, np.array(list(basket.values())))
+        scores = self._matrix @ self._solve(own, np.array(list(basket.values()))) * self._multipliers
         if self._denied[0] is not denied:
             self._denied = denied, _rows_in(self._entries if denied else (), denied)
         scores[own] = scores[self._banned] = scores[self._denied[1]] = -np.inf

@@ -41,12 +41,13 @@ class Description(Struct, frozen=True):
 
 
 class ItemEntry(Struct, frozen=True, array_like=True):
-    """An item, and whether it may be recommended."""
+    """An item, whether it may be recommended, and the *multiplier* of its scores: recency and boosts."""
 
     id: str
     title: str | None = None
     allowed: bool = True
     category: int | None = None
+    multiplier: float = 1.0
 
 
 def piece_key(number: int) -> str:

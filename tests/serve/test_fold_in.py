@@ -190,6 +190,16 @@ def test_each_category_has_its_best_items_up_to_its_cap(left_out: set[int], n: i
     assert [item["id"] for item in found] == expected[:n]
 
 
+def test_scores_are_multiplied_by_recency_and_boosts() -> None:
+    ranker, recent = model().ranker, np.linspace(0.1, 1, ITEMS, dtype=np.float32)
+    assert isinstance(ranker, Factors)
+    factors = loaded(replace(model(), ranker=replace(ranker, recent=recent)), Rules(boosts={"i005": 3.0}))
+    found = scores_of(factors.recommend({0: 1.0}, ITEMS))
+    for item, score in scores_of(loaded_once().recommend({0: 1.0}, ITEMS)).items():
+        boost = 3 if item == "i005" else 1
+        assert found[item] == pytest.approx(score * recent[int(item[1:])] * boost, abs=2 * TOLERANCE)
+
+
 async def publish_model(store: LmdbStore | MemoryStore, of: Model, *, fold_in: bool = True) -> str:
     return (await publish(ModelLists(of, ListSettings(fold_in=fold_in)), store)).result.manifest.release
 
