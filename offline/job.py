@@ -73,7 +73,7 @@ class Job:
 
     rules     reads the rules, after the training
     track     whether to log the model to MLflow
-    register  NAME or NAME@ALIAS in MLflow; the outcome `published` sets the alias
+    register  NAME or NAME@ALIAS in MLflow; a release that goes live sets the alias
     inputs    files and folders; if their bytes and *options* are unchanged, no run is needed
     options   digest of all options
     """
@@ -247,7 +247,8 @@ class Attempt:
             erased = run_on(job.store, lambda it: prune(it, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s))
         summary = self.summary | _result(manifest, held_back) | {"erased": erased, "seconds": folder.run.seconds}
         if tracked is not None:
-            _record(tracked, job.store, manifest.release, is_live=summary["outcome"] == "published")
+            is_live = summary["outcome"] == "published" and job.publishing.activate
+            _record(tracked, job.store, manifest.release, is_live=is_live)
         if held_back is None:  # else the next attempt continues here
             folder.finish(summary)
         self.summary |= summary

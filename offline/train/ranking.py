@@ -13,6 +13,7 @@ from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 
 # Bounds memory; `topk` holds a hundred rows per core.
 _RANKED_AT_ONCE = 4096
+_SPARSE_AT_ONCE = 1024  # a row may have a hundred thousand scores
 ScoreTable = npt.NDArray[Any]
 RankerT = TypeVar("RankerT")
 
@@ -78,8 +79,8 @@ def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allow
     require_at_least("The length of a list", n)
     items = np.full((len(rows), n), -1, dtype=np.int32)
     found = np.zeros((len(rows), n), dtype=np.float32)
-    for start in range(0, len(rows), _RANKED_AT_ONCE):
-        scores = score(rows[start : start + _RANKED_AT_ONCE])
+    for start in range(0, len(rows), _SPARSE_AT_ONCE):
+        scores = score(rows[start : start + _SPARSE_AT_ONCE])
         kept = scores.data > 0 if allowed is None else (scores.data > 0) & allowed[scores.indices]
         of_row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))[kept]
         ids, values = scores.indices[kept], scores.data[kept]

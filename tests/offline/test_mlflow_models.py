@@ -87,9 +87,11 @@ work = "work"
     assert (done["outcome"], done["tracked"]) == ("published", "models:/shop/1"), done
     write(pipeline, text + "[gates]\noverlap = 1.0\ncoverage = 1.0\nshortest_list = 900\n")
     assert json.loads(hotplate("run", pipeline).stdout.splitlines()[-1])["outcome"] == "refused"
+    write(pipeline, text.replace("[publish]", "[publish]\nactivate = false"))
+    assert json.loads(hotplate("run", pipeline).stdout.splitlines()[-1])["outcome"] == "published"
     client = mlflow.MlflowClient()
     assert str(client.get_model_version_by_alias("shop", "champion").version) == "1"
-    assert len(client.search_model_versions("name = 'shop'")) == 2
+    assert len(client.search_model_versions("name = 'shop'")) == 3
 
 
 def test_an_alias_and_latest_are_one_version_for_all_of_a_publish(folder: Path) -> None:
