@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 TIMEOUT_S = 0.2
 CONNECTIONS = 50
 IDLE_S = 60.0  # shorter than the idle timeout of the service
-# Remembered popular lists: items of each, segments, age at which they are read again, and pause after a failure.
+# Remembered popular lists: items of each, lists, age at which they are read again, and pause after a failure.
 REMEMBERED_ITEMS = 100
-REMEMBERED_SEGMENTS = 100
+REMEMBERED_LISTS = 100
 REFRESH_S = 60.0
 REFRESH_AGAIN_S = 1.0
 MAX_ANSWER_BYTES = 32 << 20
@@ -69,9 +69,14 @@ class Answer:
 
 
 class ListOptions(TypedDict, total=False):
-    """Options of a call. *segment* is that of the popular list that replaces a missing list; not for `similar`."""
+    """Options of a call.
+
+    *where* are conditions on item attributes, as `category:shoes,price<50`. *segment* is that of the popular list that
+    replaces a missing list; not for `similar`.
+    """
 
     exclude: Collection[str]
+    where: str
     fields: Sequence[str]
     timeout_s: float
     segment: str
@@ -97,14 +102,17 @@ class _Call:
     body: dict[str, Any] | None = None
     segment: str = ""
     exclude: Collection[str] = ()
+    where: str = ""
     fields: Sequence[str] = ()
 
     def request(self, url: str) -> dict[str, Any]:
         if self.body is None:
-            lists = [("exclude", self.exclude), ("fields", self.fields), ("segment", filter(None, [self.segment]))]
+            texts = [("where", filter(None, [self.where])), ("segment", filter(None, [self.segment]))]
+            lists = [("exclude", self.exclude), ("fields", self.fields), *texts]
             query = [f"{name}={joined}" for name, values in lists if (joined := ",".join(map(_quoted, values)))]
             return {"method": "GET", "url": f"{url}{self.path}?{'&'.join([f'n={self.n}', *query])}", "headers": []}
-        options = {"exclude": list(self.exclude), "fields": ",".join(self.fields), "segment": self.segment}
+        options = {"exclude": list(self.exclude), "fields": ",".join(self.fields)}
+        options |= {"where": self.where, "segment": self.segment}
         content = json.dumps(self.body | {"n": self.n} | {name: one for name, one in options.items() if one}).encode()
         left_ms = int(min(max(1.0, (self.until - time.monotonic()) * 1000), 60_000.0))
         headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(left_ms))]
@@ -138,8 +146,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         self._key = key
         self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
         self._timeout_s = timeout_s
-        self._popular = dict[str, Answer]()
-        self._due = dict[str, float]()  # when to read a segment's popular list again
+        self._popular = dict[tuple[str, str], Answer]()  # by segment and `where`
+        self._due = dict[tuple[str, str], float]()  # when to read it again
         is_plain = parts.scheme == "http"
         self.ssl_context = ssl_context or (None if is_plain else httpcore2.default_ssl_context())  # slow: not in a call
         self._pool = httpcore2.AsyncConnectionPool(
@@ -229,17 +237,20 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
     async def _refresh(self, call: _Call) -> None:
         """Read due popular lists, each in half of the time left."""
-        for segment in {"", call.segment}:
+        for key in {("", call.where), (call.segment, call.where)}:
             now = time.monotonic()
-            is_known = segment in self._due or len(self._due) < REMEMBERED_SEGMENTS
-            if is_known and self._due.get(segment, 0.0) <= now < call.until:
-                self._due[segment] = now + REFRESH_AGAIN_S
-                found = await self._try(_Call("popular", REMEMBERED_ITEMS, (now + call.until) / 2, segment=segment))
+            room = REMEMBERED_LISTS // 2 if key[1] else REMEMBERED_LISTS  # conditions may vary without end
+            is_known = key in self._due or len(self._due) < room
+            if is_known and self._due.get(key, 0.0) <= now < call.until:
+                self._due[key] = now + REFRESH_AGAIN_S
+                half = _Call("popular", REMEMBERED_ITEMS, (now + call.until) / 2, segment=key[0], where=key[1])
+                found = await self._try(half)
                 if isinstance(found, list) and found[0].items:
-                    self._popular[segment], self._due[segment] = found[0], now + REFRESH_S
+                    self._popular[key], self._due[key] = found[0], now + REFRESH_S
 
     def _stand_in(self, call: _Call, error: ClientError) -> list[Answer]:
-        known = [self._popular[name] for name in (call.segment, "") if name in self._popular]
+        keys = (call.segment, call.where), ("", call.where)
+        known = [self._popular[key] for key in keys if key in self._popular]
         if isinstance(error, RequestRefused) and (error.status not in DENIED or not known):
             raise error
         if not known:

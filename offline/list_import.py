@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.files import (
@@ -65,6 +66,7 @@ class ImportSettings:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     form: Format = field(default_factory=Format)
     length: int = 20
+    attributes: DataSource | None = None
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -154,6 +156,7 @@ class ImportedLists:
         self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
+        self._attributes, self._about_attributes = read_attributes(settings.attributes)
 
     def plan(self) -> Plan:
         """See `ListSource`."""
@@ -162,7 +165,9 @@ class ImportedLists:
         sorted_lists = [self._users, self._similar]
         payload = sum(int(sizes[: len(lists.in_lists)] @ lists.in_lists) for lists in sorted_lists)
         rows = sum(lists.owners for lists in sorted_lists) + len(self._popular.owners)
-        return Plan(rows, payload + len(self._popular.items) * int(sizes.max()) + rows * 32)
+        payload += len(self._popular.items) * int(sizes.max()) + rows * 32
+        meta_bytes = sum(len(row.value) for row in self._attributes)
+        return Plan(rows + len(self._attributes), payload + meta_bytes, meta_bytes)
 
     def about(self) -> dict[str, Any]:
         """See `ListSource`."""
@@ -174,6 +179,7 @@ class ImportedLists:
             "rows": self.rows,
             "left_out": self.left_out,
             "notes": self._notes,
+            **self._about_attributes,
         }
 
     def items(self) -> Items:
@@ -190,6 +196,7 @@ class ImportedLists:
         for lists in self._users.read():
             observe(lists.owners, lists.items, lists.lengths)
             yield from self._rows(USER, lists)
+        yield from ([row] for row in self._attributes)
 
     def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
         return (self._encoder.rows(kind, batch) for batch in lists.batches(_BATCH))

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import as_published
+from hotplate.offline.input.files import DataSource
 from hotplate.offline.input.matrix import Floats, Indices
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
@@ -41,6 +43,7 @@ class ListSettings:
 
     keep_seen   recommend items that users have
     fold_in     publish item factors, for visitors
+    attributes  a file of items and their attributes, for filters of requests
     force       publish even if `Rules.available` has less than half of the items
     """
 
@@ -49,6 +52,7 @@ class ListSettings:
     rules: Rules = field(default_factory=Rules)
     fold_in: bool = False
     force: bool = False
+    attributes: DataSource | None = None
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -74,6 +78,7 @@ class ModelLists:
         self._encoder = ListEncoder(ids, self._titles)
         self._ruled = RuledLists(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
         self._popular = self._ruled.popular()
+        self._attributes, self._about_attributes = read_attributes(settings.attributes)
         if not self._ruled.catalogue:
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
         available = self._ruled.available
@@ -108,6 +113,8 @@ class ModelLists:
         entry_bytes = int(item_bytes) + 4 * factors
         meta_bytes = len(matrix.item_ids) * entry_bytes if self._settings.fold_in else 0
         meta_rows = 2 + meta_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes) if meta_bytes else 0
+        meta_bytes += sum(len(row.value) for row in self._attributes)
+        meta_rows += len(self._attributes)
         return Plan(rows + meta_rows, rows * (list_bytes + 32) + meta_bytes, meta_bytes)
 
     def about(self) -> dict[str, Any]:
@@ -125,6 +132,7 @@ class ModelLists:
             "keep_seen": self._settings.keep_seen,
             "rules": self._ruled.about(),
             "fold_in": self._settings.fold_in,
+            **self._about_attributes,
         }
 
     def items(self) -> Items:
@@ -137,7 +145,7 @@ class ModelLists:
         yield from self.similar(0, len(self.model.matrix.item_ids))
         yield self.popular()
         yield from self.personal(observe)
-        yield from self.factors()
+        yield from self.meta()
 
     def similar(self, start: int, stop: int) -> Iterator[list[Row]]:
         """Yield the rows of similar items from *start* to *stop*."""
@@ -172,8 +180,9 @@ class ModelLists:
             return np.zeros(len(items), dtype=np.bool_)
         return np.asarray((items == head).all(axis=1))
 
-    def factors(self) -> Iterator[list[Row]]:
-        """Yield the rows of item factors, if *fold_in*."""
+    def meta(self) -> Iterator[list[Row]]:
+        """Yield the rows of item attributes, if any, and of item factors, if *fold_in*."""
+        yield from ([row] for row in self._attributes)
         ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return

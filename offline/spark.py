@@ -75,7 +75,7 @@ class SparkLists(PartedSource):
     def own(self) -> Iterator[list[Row]]:
         """See `PartedSource`."""
         yield self._lists.popular()
-        yield from self._lists.factors()
+        yield from self._lists.meta()
 
     def sample(self) -> list[Row]:
         """See `PartedSource`."""

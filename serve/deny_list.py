@@ -2,16 +2,23 @@
 
 One `item:ID` or `user:ID` per line; blank lines and `#` comments are ignored. An id with spaces around it or a leading
 quote is written as a JSON string.
+
+Overrides, in another watched file, deny items, too, and replace values of item attributes: CSV with a header or JSON
+lines, as `{"item": "42", "stock": 0, "deny": true}`. An empty cell or null overrides nothing.
 """
 
+import csv
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import orjson
 
 from hotplate.serve.errors import ServiceMisused
@@ -23,30 +30,38 @@ MAX_BYTES = 16 << 20
 # A background thread sleeps after each batch of lines to release the GIL.
 LINES_AT_ONCE = 64
 PAUSE_S = 2e-4
+# Per worker: about 25 MB.
+MAX_OVERRIDES = 200_000
+DENIED = {"true": True, "1": True, "false": False, "0": False, "": False}
+
+# Texts and numbers by attribute and item (`encode_id`).
+Overrides = Mapping[str, Mapping[bytes, str]]
+NO_OVERRIDES: Overrides = {}
+
+_decode_row = msgspec.json.Decoder(dict[str, str | int | float | bool | None]).decode
 
 
 class DenyListInvalid(ServiceMisused):
-    """A deny-list cannot be parsed. The message contains no id, which may be personal."""
+    """A file cannot be parsed. The message contains no id, which may be personal."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenyList:
-    """The entries of one version of the file."""
+    """The entries of one version of the files."""
 
     users: frozenset[str] = frozenset()
     items: frozenset[bytes] = frozenset()
     """Encoded by `encode_id`."""
 
+    overrides: Overrides = field(default_factory=lambda: NO_OVERRIDES)
+
 
 def parse(content: bytes) -> DenyList:
     """Parse a deny-list; raises DenyListInvalid. A million lines take some seconds."""
-    pauses = threading.current_thread() is not threading.main_thread()
     users, items = set[str](), set[bytes]()
     add: dict[str, Callable[[str], None]] = {USER: users.add, ITEM: lambda item: items.add(encode_id(item))}
     content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    for number, raw in enumerate(BytesIO(content), 1):
-        if pauses and number % LINES_AT_ONCE == 0:
-            time.sleep(PAUSE_S)
+    for number, raw in _paced(BytesIO(content)):
         try:
             line = raw.decode().strip()
             if not line or line.startswith("#"):
@@ -63,16 +78,64 @@ def parse(content: bytes) -> DenyList:
     return DenyList(frozenset(users), frozenset(items))
 
 
+def parse_overrides(content: bytes) -> DenyList:
+    """Parse overrides; raises DenyListInvalid."""
+    values, denied, count, number = dict[str, dict[bytes, str]](), set[bytes](), 0, 0
+    try:
+        text = content.decode("utf-8-sig")
+        is_json, lines = text.lstrip().startswith("{"), filter(str.strip, text.split("\n"))
+        for number, row in _paced(lines if is_json else csv.DictReader(StringIO(text, newline=""), strict=True)):  # noqa: B007 -- for errors
+            cells = {name.strip(): _text_of(cell) for name, cell in (_decode_row(row) if is_json else row).items()}
+            item = encode_id(check_id(cells.pop("item")))
+            if DENIED[cells.pop("deny", "").lower()]:
+                denied.add(item)
+            for name, value in cells.items():
+                if value:
+                    values.setdefault(name, {})[item] = sys.intern(value)
+                    count += 1
+            if count > MAX_OVERRIDES:
+                break
+    except (ValueError, LookupError, AttributeError, StoreMisused, csv.Error):
+        raise DenyListInvalid(
+            f"row {number} is none; a row has an item, attributes, and perhaps deny, which is true or false"
+        ) from None
+    if count > MAX_OVERRIDES:
+        raise DenyListInvalid(f"it has over {MAX_OVERRIDES:,} values; publish the item attributes again")
+    return DenyList(items=frozenset(denied), overrides=values)
+
+
+def _text_of(cell: str | float | None) -> str:
+    return "" if cell is None else cell if isinstance(cell, str) else orjson.dumps(cell).decode()
+
+
+def _paced(lines: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Number lines from 1, with pauses in a background thread."""
+    pauses = threading.current_thread() is not threading.main_thread()
+    for number, line in enumerate(lines, 1):
+        if pauses and number % LINES_AT_ONCE == 0:
+            time.sleep(PAUSE_S)
+        yield number, line
+
+
 class DenyListFile:
-    """The deny-list in a watched file; one per process."""
+    """The deny-list and the overrides in watched files; one per process."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Read the file, if any; raises ServiceMisused."""
+    def __init__(self, path: Path | None = None, overrides: Path | None = None) -> None:
+        """Read the files, if any; raises ServiceMisused."""
         self.current = DenyList()
-        self.watched = [] if path is None else [WatchedFiles([path], partial(self._load, path), max_bytes=MAX_BYTES)]
+        """Of both files."""
 
-    def _load(self, path: Path, contents: Sequence[bytes]) -> None:
+        self._parts = [self.current, self.current]
+        self.watched = [
+            WatchedFiles([each], partial(self._load, number, each), max_bytes=MAX_BYTES)
+            for number, each in enumerate((path, overrides))
+            if each is not None
+        ]
+
+    def _load(self, number: int, path: Path, contents: Sequence[bytes]) -> None:
         try:
-            self.current = parse(contents[0])
+            self._parts[number] = (parse, parse_overrides)[number](contents[0])
         except DenyListInvalid as error:
-            raise DenyListInvalid(f"the deny-list {path} cannot be used: {error}") from None
+            raise DenyListInvalid(f"{('the deny-list', 'overrides')[number]} {path} cannot be used: {error}") from None
+        listed, live = self._parts
+        self.current = DenyList(listed.users, listed.items | live.items, live.overrides)

@@ -1,7 +1,7 @@
 """`hotplate.open` and `hotplate.open_sync`: lists of the live release inside another program."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Self, TypedDict, Unpack
 from hotplate.background import Background, blocking
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.filters import ItemFilter, filter_of
 from hotplate.serve.fold_in import RECENCY
 from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
 from hotplate.serve.settings import BUDGET_S
@@ -40,11 +41,27 @@ class Recommendations:
     """Of a popular list, empty for the overall one."""
 
 
+class FilterOptions(TypedDict, total=False):
+    """Ids to leave out, and conditions on item attributes, as `category:shoes,price<50`.
+
+    Popular items that pass them fill the list up to *n*.
+    """
+
+    exclude: Collection[str]
+    where: str
+
+
+class ListOptions(FilterOptions, total=False):
+    """Options of a call; *segment* is that of the popular list, by default the overall one."""
+
+    segment: str
+
+
 class Lists:
     """The lists of the live release, as the service answers them.
 
     Entering waits until each store was tried once. Methods raise NotReady while no release is served, and StoreMisused
-    for an invalid id or count, outside the block, or on another event loop.
+    for an invalid id, count or filter, outside the block, or on another event loop.
     """
 
     def __init__(self, reader: TieredReader, timeout_s: float = FIRST_READ_S) -> None:
@@ -69,28 +86,28 @@ class Lists:
         self._loop = None
         await self._entered.__aexit__(kind, error, trace)
 
-    async def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
-        """Return a user's list, or for an unknown user the popular list of *segment*."""
-        return self.decoded(await self._here.personal(check_id(user), segment), n)
+    async def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
+        """Return a user's list, or for an unknown user the popular list of the segment."""
+        return self.decoded(await self._here.personal(check_id(user), _segment(options)), n, options)
 
     async def personal_many(
-        self, users: Sequence[str], n: int = DEFAULT_N, *, segment: str = OVERALL
+        self, users: Sequence[str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
     ) -> list[Recommendations]:
         """Return the lists of many users in order, of one release or its canary."""
-        found = await self._here.personal_many([check_id(user) for user in users], segment)
-        return [self.decoded(one, n) for one in found]
+        found = await self._here.personal_many([check_id(user) for user in users], _segment(options))
+        return [self.decoded(one, n, options) for one in found]
 
-    async def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
+    async def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
         """Return the items similar to *item*, or for an unknown item the popular list."""
-        return self.decoded(await self._here.similar(check_id(item)), n)
+        return self.decoded(await self._here.similar(check_id(item)), n, options)
 
     async def fold_in(
         self,
         items: Iterable[str] | Mapping[str, float],
         n: int = DEFAULT_N,
         *,
-        segment: str = OVERALL,
         recency: float = RECENCY,
+        **options: Unpack[ListOptions],
     ) -> Recommendations:
         """Return a list for a visitor with *items*, perhaps with weights, or the popular list if none is known.
 
@@ -102,16 +119,17 @@ class Lists:
             raise StoreMisused(f"recency is a factor above 0 and at most 1, not {recency}")
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
-        return self.decoded((await self._here.fold_in(basket, n, segment=segment, recency=recency)).found, n)
+        found = await self._here.fold_in(basket, n, _filter(options), _segment(options), recency)
+        return self.decoded(found.found, n, options)
 
-    def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
-        """Return the popular list of *segment*, or the overall one, from memory."""
-        return self.decoded(self._here.popular(segment), n)
+    def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
+        """Return the popular list of the segment, or the overall one, from memory."""
+        return self.decoded(self._here.popular(_segment(options)), n, options)
 
-    def decoded(self, encoded: EncodedList, n: int) -> Recommendations:
-        """Return the first *n* items of an encoded list."""
+    def decoded(self, encoded: EncodedList, n: int, options: FilterOptions | None = None) -> Recommendations:
+        """Return the first *n* items of an encoded list that pass the filters."""
         _check_n(n)
-        items = decode(self.reader.cut(encoded, n))
+        items = decode(self.reader.cut(encoded, n, _filter(options or {})))
         segment = encoded.segment if encoded.source == "popular" else None
         return Recommendations(
             items, encoded.source, encoded.served.id, encoded.tier, encoded.served.is_canary, segment
@@ -142,40 +160,52 @@ class SyncLists(Background[Lists]):
 
     personal_many = blocking(Lists.personal_many)
 
-    def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
+    def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.personal`."""
-        found = self._halted(_at_hand, USER + check_id(user), "personal", n, segment)
-        return found or self._run(lambda lists: lists.personal(user, n, segment=segment))
+        found = self._halted(_at_hand, USER + check_id(user), "personal", n, options, segment=_segment(options))
+        return found or self._run(lambda lists: lists.personal(user, n, **options))
 
-    def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
+    def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
         """See `Lists.similar`."""
-        found = self._halted(_at_hand, ITEM + check_id(item), "similar", n)
-        return found or self._run(lambda lists: lists.similar(item, n))
+        found = self._halted(_at_hand, ITEM + check_id(item), "similar", n, options)
+        return found or self._run(lambda lists: lists.similar(item, n, **options))
 
     def fold_in(
         self,
         items: Iterable[str] | Mapping[str, float],
         n: int = DEFAULT_N,
         *,
-        segment: str = OVERALL,
         recency: float = RECENCY,
+        **options: Unpack[ListOptions],
     ) -> Recommendations:
         """See `Lists.fold_in`."""
         basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
-        return self._run(lambda lists: lists.fold_in(basket, n, segment=segment, recency=recency))
+        return self._run(lambda lists: lists.fold_in(basket, n, recency=recency, **options))
 
-    def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
+    def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.popular`."""
-        return self._halted(lambda lists: lists.decoded(lists.reader.popular(segment), n))
+        return self._halted(lambda lists: lists.decoded(lists.reader.popular(_segment(options)), n, options))
 
     def prometheus_text(self) -> bytes:
         """See `Lists.prometheus_text`."""
         return self._halted(Lists.prometheus_text)
 
 
-def _at_hand(lists: Lists, key: str, source: str, n: int, segment: str = OVERALL) -> Recommendations | None:
+def _at_hand(
+    lists: Lists, key: str, source: str, n: int, options: FilterOptions, *, segment: str = OVERALL
+) -> Recommendations | None:
     found = lists.reader.get_nowait(key, source, segment)
-    return None if found is None else lists.decoded(found, n)
+    return None if found is None else lists.decoded(found, n, options)
+
+
+def _segment(options: ListOptions) -> str:
+    return options.get("segment", OVERALL)
+
+
+def _filter(options: FilterOptions) -> ItemFilter:
+    if wrong := options.keys() - ListOptions.__optional_keys__:
+        raise TypeError(f"a list takes exclude, where and segment, not {wrong.pop()}")
+    return filter_of([check_id(item) for item in options.get("exclude", ())], options.get("where", ""))
 
 
 class Options(TypedDict, total=False):

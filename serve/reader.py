@@ -9,20 +9,25 @@ from functools import partial
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+from hotplate.serve.consumed import Consumed
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.filters import NO_FILTER, NO_FILTERS, ItemFilter, ReleaseFilters
 from hotplate.serve.fold_in import RECENCY, FoldIn, from_similar, summed_weights
 from hotplate.serve.lookups import Lookups, Origin
 from hotplate.serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, ReleaseRole
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.tiers import StoreObserver, Tier, loop_time, tier_names
+from hotplate.stores.attributes import ABOUT
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import (
     ITEM,
+    NO_OFFSET,
     OVERALL,
     SEPARATOR,
     USER,
+    IdSet,
     Item,
     cut,
     cut_without,
@@ -40,6 +45,8 @@ BUDGET_S_PER_USER = 0.0005
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
 DEFAULT_N = 10
+# Items of a computed list to which `where` is applied.
+FILTERED = 200
 # Key of a computed list.
 NO_KEY = ""
 
@@ -78,6 +85,9 @@ class EncodedList(NamedTuple):
     segment: str = OVERALL
     """Of a popular list (OVERALL if the requested segment has none), otherwise of the request."""
 
+    hidden: IdSet | None = None
+    """Items that the user consumed."""
+
 
 class FoldedIn(NamedTuple):
     """A list for a basket, and the numbers of known and unknown items in it."""
@@ -108,6 +118,7 @@ class TieredReader:
         budget_s: float = BUDGET_S,
         metrics: Metrics | None = None,
         deny_list: DenyListFile | None = None,
+        consumed: Consumed | None = None,
         cache_bytes: int = 0,
         fold_in: bool = False,
         kept: tuple[str, ServedRelease] | None = None,
@@ -124,6 +135,7 @@ class TieredReader:
             observers = [StoreObserver(name, self.metrics) for name in names]
             stores = dict(zip(names, map(connect, stores, observers), strict=True))
         self.deny_list = deny_list or DenyListFile()
+        self.consumed = consumed
         remote = sum(not isinstance(store, LocalReader) for store in stores.values())
         part = cache_bytes // max(1, remote)
         self._fold_in = FoldIn() if fold_in else None
@@ -229,7 +241,7 @@ class TieredReader:
 
     async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
         """Read a user's list, or the popular list of *segment* for an unknown or denied user."""
-        return await self._read_one(USER + user, "personal", segment)
+        return self.hiding(user, await self._read_one(USER + user, "personal", segment))
 
     async def similar(self, item: str) -> EncodedList:
         """Read the items similar to *item*; without any, the popular list."""
@@ -244,19 +256,21 @@ class TieredReader:
         self,
         items: Sequence[tuple[str, float | None]],
         n: int,
-        excluded: frozenset[bytes] = frozenset(),
+        only: ItemFilter = NO_FILTER,
         segment: str = OVERALL,
         recency: float = RECENCY,
     ) -> FoldedIn:
         """Compute *n* items from a visitor's *items* and their weights (None for the usual one), the newest last.
 
         A weight counts times *recency* for each newer item, and those of a repeated item are added up. The visitor's,
-        denied and *excluded* items are left out. Without item factors, sums up the lists of similar items. If nothing
-        is left, returns the popular list of *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
+        denied and excluded items are left out; for `where`, which `cut` applies, at least FILTERED are computed.
+        Without item factors, sums up the lists of similar items. If nothing is left, returns the popular list of
+        *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
         """
         if not items:
             return FoldedIn(self.popular(segment), 0, 0)
         denied, weights = self.deny_list.current.items, summed_weights(items, 1.0, recency)
+        excluded, n = only.exclude, max(n, FILTERED) if only.where else n
         for tier in self.tiers:
             served = tier.follower.served
             if self._fold_in is not None and served is not None and served.factors is not None:
@@ -297,23 +311,54 @@ class TieredReader:
         self,
         encoded: EncodedList,
         n: int,
-        excluded: frozenset[bytes] = frozenset(),
+        only: ItemFilter = NO_FILTER,
         shorten: Callable[[bytes], bytes] | None = None,
     ) -> bytes:
-        """Return the first *n* items of a list that are neither denied nor *excluded* (ids as by `encode_id`).
+        """Return the first *n* items of a list that are not denied and pass a filter.
 
-        Popular items, marked by their source, fill shorter lists. *shorten* removes fields.
+        Popular items, marked by their source, fill a list that lost items up to *n*, and any list under a filter.
+        *shorten* removes fields. Raises StoreMisused for an invalid `where`, and StoreUnavailable if the attributes of
+        the items cannot be read.
         """
-        denied = self.deny_list.current.items
-        items = cut(encoded.body, n)
-        if not excluded and (not denied or denied.isdisjoint(ids_of(items))):
-            return items if shorten is None else shorten(items)
-        items = cut_without(encoded.body, n, denied, excluded)
-        more = _popular_to_fill(encoded, items, n, denied, excluded)
+        denied, served, body = self.deny_list.current.items, encoded.served, encoded.body
+        if only is NO_FILTER and encoded.hidden is None:
+            items = cut(body, n)
+            if not denied or denied.isdisjoint(ids_of(items)):
+                return items if shorten is None else shorten(items)
+        left_out = [ids for ids in (denied, only.exclude, encoded.hidden) if ids]
+        if encoded.source == "popular":
+            items = cut_without(self._popular_under(served, encoded.segment, only.where), n, *left_out)
+        else:
+            rejected = (
+                [self._filters_of(served).rejected(only.where, self.deny_list.current.overrides)] if only.where else []
+            )
+            items = cut_without(body, n, *left_out, *rejected)
+        kept, more = frozenset(ids_of(items)), b""
+        if len(kept) < (n if only.exclude or only.where else min(n, len(ids_of(body)))):
+            for segment in dict.fromkeys((encoded.segment, OVERALL)):
+                found = cut_without(self._popular_under(served, segment, only.where), n - len(kept), kept, *left_out)
+                more = SEPARATOR.join(filter(None, [more, found]))
+                kept = kept.union(ids_of(found))
         if shorten is not None:
             items, more = shorten(items), shorten(more)
         marked = (line[:-1] + b',"source":"popular"}' for line in more.split(SEPARATOR) if line)
         return SEPARATOR.join([*filter(None, [items]), *marked])
+
+    def _popular_under(self, served: ServedRelease, segment: str, where: str) -> bytes:
+        body = served.popular.get(segment, NO_OFFSET)
+        if not where:
+            return body
+        return self._filters_of(served).popular(segment, body, where, self.deny_list.current.overrides)
+
+    def _filters_of(self, served: ServedRelease) -> ReleaseFilters:
+        if served.filters is NO_FILTERS and ABOUT in served.manifest.about:
+            raise StoreUnavailable(f"the item attributes of release {served.id} cannot be read for now")
+        return served.filters
+
+    def hiding(self, user: str, encoded: EncodedList) -> EncodedList:
+        """Return the list of *user* without items that the user consumed."""
+        hidden = None if self.consumed is None else self.consumed.hidden_from(user)
+        return encoded if hidden is None else encoded._replace(hidden=hidden)
 
     async def personal_many(
         self, users: Sequence[str], segment: str = OVERALL, *, must_read: bool = False
@@ -325,7 +370,7 @@ class TieredReader:
         wanted = [user for user in dict.fromkeys(users) if not self._is_hidden(USER + user)]
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
         found = await self._read_many([USER + user for user in wanted], segment, deadline, must_read=must_read)
-        if len(wanted) == len(users):
+        if len(wanted) == len(users) and self.consumed is None:
             return found
         by_user = dict(zip(wanted, found, strict=True))
         of_role = {one.served.is_canary: one for one in reversed(found)}
@@ -335,7 +380,7 @@ class TieredReader:
             read = of_role.get(first.served.is_canary)
             return first if read is None else _popular(read.tier, read.served, segment, "unknown")
 
-        return [by_user.get(user) or unknown(user) for user in users]
+        return [self.hiding(user, by_user.get(user) or unknown(user)) for user in users]
 
     async def _read_many(
         self, keys: Sequence[str], segment: str, deadline: float, *, must_read: bool
@@ -443,18 +488,6 @@ def _popular(tier: str, served: ServedRelease, segment: str, status: Status) -> 
     if segment not in served.popular:
         segment = OVERALL
     return EncodedList(tier, served, "popular", served.popular[segment], status, segment)
-
-
-def _popular_to_fill(encoded: EncodedList, items: bytes, n: int, *left_out: frozenset[bytes]) -> bytes:
-    """Return popular items for a shortened list that was full before."""
-    kept, more = frozenset(ids_of(items)), b""
-    if len(kept) < min(n, len(ids_of(encoded.body))):
-        for segment in dict.fromkeys((encoded.segment, OVERALL)):
-            if popular := encoded.served.popular.get(segment):
-                found = cut_without(popular, n - len(kept), kept, *left_out)
-                more = SEPARATOR.join(filter(None, [more, found]))
-                kept = kept.union(ids_of(found))
-    return more
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

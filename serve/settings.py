@@ -145,10 +145,20 @@ class ServiceSettings:
         Path | None,
         Flag("Lines of item:ID and user:ID that are never shown.", ANSWERS, metavar="FILE"),
     ] = None
+    overrides: Annotated[
+        Path | None,
+        Flag("Live values of item attributes, and denied items: CSV or JSON lines.", ANSWERS, metavar="FILE"),
+    ] = None
     fold_in: Annotated[bool, Flag("Fold visitors in by item factors (`publish --fold-in`).", ANSWERS)] = False
     events: Annotated[Path | None, Flag("Accept POST /v1/events and write events here.", ANSWERS, metavar="FOLDER")] = (
         None
     )
+    hide_consumed: Annotated[
+        tuple[str, ...],
+        Flag(
+            "Hide items from a user for hours after an event of this type; repeatable.", ANSWERS, metavar="TYPE=HOURS"
+        ),
+    ] = ()
     cors_origins: Annotated[
         tuple[str, ...], Flag("Allow web pages of this origin; repeatable.", CALLERS, "cors-origin", metavar="URL")
     ] = ()

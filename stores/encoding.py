@@ -19,8 +19,8 @@ import struct
 import zlib
 from binascii import b2a_base64
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
-from typing import NamedTuple, Required, TypedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, Required, TypedDict
 
 import orjson
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
@@ -54,10 +54,19 @@ KINDS = ("item", "meta", "popular", "user")
 
 MANIFEST = META + "manifest"
 DICTIONARY = META + "dictionary"
+ATTRIBUTES = META + "attributes"
 FACTORS = META + "factors"
 MAX_ID_BYTES = 256
 OVERALL = ""
 _HEADER = struct.Struct(">HH")  # lengths of the first and last key
+
+
+class IdSet(Protocol):
+    """Ids of items, by `encode_id`."""
+
+    def __contains__(self, identifier: bytes, /) -> bool:
+        """Return whether the id is one of them."""
+        ...
 
 
 class Item(TypedDict, total=False):
@@ -105,15 +114,19 @@ def cut(body: bytes, n: int) -> bytes:
     return SEPARATOR.join(lines[:n])
 
 
-def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
-    """Return the first *n* items that are not in *left_out* (by `encode_id`)."""
+def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
+    """Return the first *n* items that are in none of *left_out*."""
     lines = list[bytes]()
     for line in body[OFFSET_BYTES:].split(SEPARATOR):
         if len(lines) == n:
             break
-        found = _ID.match(line)
-        if found and not any(found[1] in ids for ids in left_out):
-            lines.append(line)
+        if found := _ID.match(line):
+            identifier = found[1]
+            for ids in left_out:
+                if identifier in ids:
+                    break
+            else:
+                lines.append(line)
     return SEPARATOR.join(lines)
 
 

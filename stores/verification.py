@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 
+from hotplate.stores.attributes import ItemAttributes, piece_keys
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import MANIFEST, META, OVERALL, POPULAR, Checksum, Decode, is_empty
+from hotplate.stores.encoding import MANIFEST, META, OFFSET_BYTES, OVERALL, POPULAR, Checksum, Decode, is_empty
 from hotplate.stores.erasure import ErasedUsers, erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, read_manifest
@@ -178,6 +179,7 @@ class Servable:
     decode: Decode
     popular: dict[str, bytes]
     damaged: tuple[str, ...]
+    attributes: ItemAttributes | None = None
 
 
 async def read_servable(
@@ -186,7 +188,7 @@ async def read_servable(
     """Read the parts of a release that serving it needs; *erased* as for `verify`.
 
     Raises ReleaseNotFound if the data are gone; StoreUnavailable after *deadline_s*; ReleaseCorrupt if a file was cut,
-    or the manifest, dictionary, overall popular list or most of the sample is missing or damaged.
+    or the manifest, dictionary, overall popular list, item attributes or most of the sample is missing or damaged.
     """
     try:
         async with asyncio.timeout(deadline_s):
@@ -218,7 +220,16 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
         raise ReleaseCorrupt(f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; publish again")
     if OVERALL not in popular:
         raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; publish again")
-    return Servable(manifest, decode, popular, tuple(damaged))
+    return Servable(manifest, decode, popular, tuple(damaged), await _read_attributes(reader, release, manifest))
+
+
+async def _read_attributes(reader: Reader, release: ReleaseRef, manifest: Manifest) -> ItemAttributes | None:
+    pieces, check = list[bytes](), Checksum(release.id).open
+    async for key, value in read_present(reader, release, piece_keys(manifest.about)):
+        if isinstance(value, ReleaseCorrupt):
+            raise value
+        pieces.append(check(key, value)[OFFSET_BYTES:])
+    return ItemAttributes(b"".join(pieces)) if pieces else None
 
 
 async def _open(

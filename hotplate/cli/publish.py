@@ -73,6 +73,9 @@ class ReleaseFlags:
 
     store: StoreUrl = None
     list_length: Annotated[int, Flag("Items in each list, at most.", at_least=1, at_most=1000)] = 20
+    item_attributes: Annotated[
+        Path | None, Flag("A file of items and columns that `where` of a request may filter by.", metavar="FILE")
+    ] = None
     encoding: Annotated[Encoding | None, Flag("By default json in files, zstd elsewhere.")] = None
     activate: Annotated[bool, Flag("Make the release live once it is written.")] = True
     keep: Keep = 1
@@ -163,6 +166,8 @@ def publish(
 
     Example: hotplate publish model --store file:///var/lib/hotplate
 
+    Filters of requests: hotplate publish model --store file:///var/lib/hotplate --item-attributes items.parquet
+
     Many users: hotplate publish model --store redis://HOST:6379/0 --master spark://HOST:7077
 
     Arm B of an experiment: hotplate publish other-model --store file:///var/lib/hotplate --arm B
@@ -174,7 +179,8 @@ def publish(
     from hotplate.stores.folders import temporary_folder
 
     options, master = flags.to_options(), flags.master
-    settings = ListSettings(flags.list_length, flags.keep_seen, flags.read_rules(), flags.fold_in, flags.force)
+    how = (flags.list_length, flags.keep_seen, flags.read_rules(), flags.fold_in, flags.force, flags.item_attributes)
+    settings = ListSettings(*how)
 
     def read(folder: Path, report: "OnStage") -> ModelLists:
         return ModelLists(load(folder), settings).measure(partial(report, "measure"))
@@ -217,7 +223,7 @@ def import_lists(flags: ImportFlags) -> None:
     columns = {role: getattr(flags, f"{role}_column") for role in ("user", "item", "score", "title")}
     settings = ImportSettings(
         *(flags.lists[0] if flags.lists else None, flags.lists[1:], flags.popular, flags.similar, flags.titles),
-        *(columns, flags.text.to_format(), flags.list_length),
+        *(columns, flags.text.to_format(), flags.list_length, flags.item_attributes),
     )
     with temporary_folder("import") as scratch:
         read = named_paths(flags.lists or [path for path in (flags.similar, flags.popular) if path is not None][:1])
@@ -365,6 +371,8 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
     for name, counted in manifest.about.get("rules", {}).items():
         listed = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counted.items())
         out.print(f"  {name.replace('_', ' ')}: {listed}")
+    if attributes := manifest.about.get("item_attributes"):
+        out.print(f"  item attributes: {', '.join(f'{name} ({kind})' for name, kind in attributes['columns'].items())}")
     metrics = manifest.about.get("metrics") or {}
     if "as_trained" in metrics:
         now, before = (found["model"]["ndcg"] for found in (metrics, metrics["as_trained"]))

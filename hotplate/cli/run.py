@@ -154,12 +154,13 @@ def read_job(pipeline: PipelineFile) -> "Job":
     url = chosen_store(publishing.store)
     inputs = [*_paths_in(given), *_paths_in(flags)]
     options = orjson.dumps([given, flags, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
+    lists = ListSettings(flags.list_length, flags.keep_seen, fold_in=flags.fold_in, force=flags.force)
     return Job(
         name=pipeline.name,
         store=url,
         training=training,
         publishing=replace(publishing.settings, gates=gates),
-        lists=ListSettings(flags.list_length, flags.keep_seen, fold_in=flags.fold_in, force=flags.force),
+        lists=replace(lists, attributes=flags.item_attributes),
         rules=flags.read_rules,
         track=given.track,
         register=given.register,

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
 from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, parse_body, read_body
+from hotplate.serve.consumed import Consumed
 from hotplate.serve.events import DiskFailed, EventWriter, QueueFull, WrittenEvent
 from hotplate.serve.metrics import (
     CLICK,
@@ -137,6 +138,7 @@ class EventsHandler:
         role_of: Callable[[str], ReleaseRole],
         metrics: Metrics,
         origins: Sequence[str] = (),
+        consumed: Consumed | None = None,
         *,
         with_keys: bool = False,
     ) -> None:
@@ -149,6 +151,7 @@ class EventsHandler:
         self.writer = writer
         self._role_of = role_of
         self._metrics = metrics
+        self._consumed = consumed
         self._prefix = secrets.token_hex(6)
         self._count = count(1)
 
@@ -185,6 +188,8 @@ class EventsHandler:
             ) from None
         self._count_events(events, DURABLE)
         for event in events:
+            if self._consumed is not None:
+                self._consumed.add(event.type, event.user, event.items, event.time)
             if event.type in (IMPRESSION, CLICK):
                 self._metrics.count_listed(event.type, roles[event.release], position_of(event), len(event.items))
         return web.Response(body=_encode(EventsAnswer(len(events))), headers=HEADERS)

@@ -26,13 +26,14 @@ from hotplate.serve.api.parameters import (
     read_body,
 )
 from hotplate.serve.errors import ServiceFinding
-from hotplate.serve.problems import overloaded
-from hotplate.serve.reader import EncodedList, TieredReader
+from hotplate.serve.filters import ItemFilter, filter_of
+from hotplate.serve.problems import bad_parameter, overloaded
+from hotplate.serve.reader import EncodedList, NotReady, TieredReader
 from hotplate.serve.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
 from hotplate.serve.telemetry.spans import ListOrigin
 from hotplate.serve.watched import WatchedFiles
-from hotplate.stores.encoding import encode_id, without_titles
-from hotplate.stores.errors import StoreThrottled
+from hotplate.stores.encoding import without_titles
+from hotplate.stores.errors import StoreMisused, StoreThrottled, StoreUnavailable
 
 if TYPE_CHECKING:
     from hotplate.serve.events import EventWriter
@@ -81,7 +82,7 @@ class Handlers:
         self.draining = False
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/recommendations/{user}?n=&exclude=&fields=&segment=`."""
+        """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=`."""
         user, query = parse_id(raw_id, "user"), PERSONAL.parse(raw_query)
         encoded = await self._reader.personal(user, query.segment)
         headers = list_headers(encoded, "personal", PRIVATE)
@@ -93,10 +94,10 @@ class Handlers:
         batch = parse_batch(await read_body(request))
         answers = await self._reader.personal_many(batch.users, batch.segment)
         named = releases(answers) or {RELEASE: self._reader.release()}
-        excluded, release, size = _excluded(batch.exclude), named[RELEASE], max(1, PIECE_ITEMS // batch.n)
+        only, release, size = _filter_of(batch), named[RELEASE], max(1, PIECE_ITEMS // batch.n)
         elements = results(
             ((user, encoded, batch.n) for user, encoded in zip(batch.users, answers, strict=True)),
-            lambda encoded, n: self._items(encoded, n, excluded, batch.fields),
+            lambda encoded, n: self._items(encoded, n, only, batch.fields),
         )
         media = MSGPACK if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower() else JSON
         if media == MSGPACK:
@@ -113,7 +114,7 @@ class Handlers:
         body = parse_fold_in(await read_body(request))
         items = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
         try:
-            result = await self._reader.fold_in(items, body.n, _excluded(body.exclude), body.segment, body.recency)
+            result = await self._reader.fold_in(items, body.n, _filter_of(body), body.segment, body.recency)
         except StoreThrottled as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
@@ -122,14 +123,14 @@ class Handlers:
         return web.Response(body=answer, headers=list_headers(result.found, "fold-in", NO_STORE))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/similar/{item}?n=&exclude=&fields=`."""
+        """`GET /v1/similar/{item}?n=&exclude=&where=&fields=`."""
         item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
         encoded = await self._reader.similar(item)
         headers = list_headers(encoded, "similar", self.shared)
         return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, headers)
 
     async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /v1/popular?n=&exclude=&fields=&segment=`."""
+        """`GET /v1/popular?n=&exclude=&where=&fields=&segment=`."""
         query = POPULAR.parse(raw_query)
         encoded = self._reader.popular(query.segment)
         return self._answer(request, b"", encoded, query, list_headers(encoded, "popular", self.shared))
@@ -161,9 +162,14 @@ class Handlers:
             found.append(ServiceFinding("events", self._writer.warning))
         return found
 
-    def _items(self, encoded: EncodedList, n: int, excluded: frozenset[bytes], fields: str) -> bytes:
+    def _items(self, encoded: EncodedList, n: int, only: ItemFilter, fields: str) -> bytes:
         shorten = None if fields == ALL_FIELDS else partial(without_titles, scores=fields == "id,score")
-        return self._reader.cut(encoded, n, excluded, shorten)
+        try:
+            return self._reader.cut(encoded, n, only, shorten)
+        except StoreMisused as error:
+            raise bad_parameter(str(error)) from None
+        except StoreUnavailable as error:
+            raise NotReady(str(error)) from None
 
     def _answer(
         self, request: web.BaseRequest, subject: bytes, encoded: EncodedList, query: ListQuery, headers: dict[str, str]
@@ -177,7 +183,7 @@ class Handlers:
         return web.Response(body=body, headers=headers)
 
     def _list(self, request: web.BaseRequest, subject: bytes, encoded: EncodedList, query: ListQuery) -> bytes:
-        items = self._items(encoded, query.n, _excluded(query.exclude), query.fields)
+        items = self._items(encoded, query.n, _filter_of(query), query.fields)
         request[FOUND] = encoded, items
         return list_body(subject, list_head(encoded), items)
 
@@ -225,10 +231,10 @@ def results(
     wanted: Iterable[tuple[str, EncodedList, int]], cut: Callable[[EncodedList, int], bytes]
 ) -> Iterator[bytes]:
     """Yield the result of each user; *cut* cuts a list to a number of items."""
-    rests = dict[tuple[str, int, int], bytes]()
-    """Head and popular items by status, release and number of items."""
+    rests = dict[tuple[str, int, int, int], bytes]()
+    """Head and popular items by status, release, number of items, and hidden ones."""
     for user, encoded, n in wanted:
-        kind, is_own = (encoded.status, id(encoded.served), n), encoded.status == "ok"
+        kind, is_own = (encoded.status, id(encoded.served), n, id(encoded.hidden)), encoded.status == "ok"
         rest = rests.get(kind)
         items = cut(encoded, n) if is_own or rest is None else b""
         if rest is None:
@@ -248,8 +254,8 @@ async def in_pieces(
     return pieces
 
 
-def _excluded(ids: Sequence[str]) -> frozenset[bytes]:
-    return frozenset(map(encode_id, ids)) if ids else frozenset()
+def _filter_of(query: ListQuery) -> ItemFilter:
+    return filter_of(query.exclude, query.where)
 
 
 def _packed_head(release: str, count: int) -> bytes:

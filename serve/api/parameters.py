@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from hotplate.serve.filters import EXAMPLE, MAX_WHERE_CHARS
 from hotplate.serve.fold_in import RECENCY
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, Status
@@ -51,6 +52,14 @@ Excluded = Annotated[
         "items. In a query, ids are separated by commas; a comma in an id is written %2C.",
     ),
 ]
+Where = Annotated[
+    str,
+    Meta(
+        max_length=MAX_WHERE_CHARS,
+        description=f"Conditions on item attributes, as `{EXAMPLE}`; all must hold. Operators are : !: < <= > >=; a "
+        "value with a comma, bar or quote is a JSON string. Popular items that meet them fill the list up to n.",
+    ),
+]
 Segment = Annotated[
     str,
     Meta(
@@ -70,6 +79,7 @@ class ListQuery(Struct, frozen=True):
 
     n: Count = DEFAULT_N
     exclude: Excluded = ()
+    where: Where = ""
     fields: Fields = ALL_FIELDS
 
 

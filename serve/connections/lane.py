@@ -162,6 +162,7 @@ class Lane:
         self._dispatcher = dispatcher
         self._guard = dispatcher.guard
         self._reader = dispatcher.reader
+        self._cut, self._hides = self._reader.cut, self._reader.consumed is not None
         self._observe = dispatcher.metrics.observe
         self._access_log = dispatcher.access_log
         self._tracer = dispatcher.tracer
@@ -244,7 +245,9 @@ class Lane:
         frame = self._frames.get((kind.source, served.ref, served.is_canary, encoded.source, encoded.tier))
         if frame is None:
             frame = self._frame(kind, encoded)
-        items = self._reader.cut(encoded, n)
+        if self._hides and kind.key == USER:
+            encoded = self._reader.hiding(raw_id.decode(), encoded)
+        items = self._cut(encoded, n)
         body = list_body(kind.subject % raw_id if raw_id else b"", frame.middle, items)
         etag, size = xxh3_64_hexdigest(body), len(body)
         request_id = given_id or self._dispatcher.request_ids.new()

@@ -28,6 +28,7 @@ from hotplate.serve.access.oidc import verifier_of
 from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
+from hotplate.serve.consumed import Consumed
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
@@ -97,7 +98,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     missing package.
     """
     _check(settings)
-    deny_list = DenyListFile(settings.deny_list)
+    deny_list = DenyListFile(settings.deny_list, settings.overrides)
     settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
     raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
@@ -114,6 +115,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         guard,
         certificate,
         deny_list,
+        _consumed(settings),
         Metrics(settings.workers, tier_names(settings.stores)),
         SharedStates(settings.workers, len(settings.stores)),
         SharedLog(),
@@ -123,6 +125,16 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     context.stderr.take_over(logging.getLogger(), sys.stderr)
     logging.getLogger().addHandler(context.log)
     _Supervisor(context, listeners, partial(announce, addresses)).run()
+
+
+def _consumed(settings: ServiceSettings) -> Consumed | None:
+    if not settings.hide_consumed:
+        return None
+    if settings.events is None:
+        raise ServiceMisused("--hide-consumed learns from events; name their folder with --events")
+    consumed = Consumed(settings.hide_consumed)
+    consumed.restore(settings.events)
+    return consumed
 
 
 def _check(settings: ServiceSettings) -> None:

@@ -19,6 +19,7 @@ from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.lane import Lane
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer
+from hotplate.serve.consumed import Consumed
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.events import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
@@ -58,6 +59,7 @@ class ProcessContext:
     guard: Guard
     certificate: Certificate | None
     deny_list: DenyListFile
+    consumed: Consumed | None
     metrics: Metrics
     states: SharedStates
     log: SharedLog
@@ -152,6 +154,7 @@ async def _opened(
         budget_s=settings.budget_s,
         metrics=context.metrics,
         deny_list=context.deny_list,
+        consumed=context.consumed,
         cache_bytes=settings.cache_mb << 20,
         fold_in=settings.fold_in,
         kept=context.states.last_kept(),
@@ -178,7 +181,7 @@ async def _opened(
         writer, with_keys = EventWriter(settings.events), context.guard.knows_clients
         stack.push_async_callback(writer.close)
         origins, role_of = settings.cors_origins, partial(_role_of, reader)
-        events = EventsHandler(writer, role_of, context.metrics, origins, with_keys=with_keys)
+        events = EventsHandler(writer, role_of, context.metrics, origins, reader.consumed, with_keys=with_keys)
     for task in reader.following:
         task.add_done_callback(stop.request_at_once)  # only a defect ends it; a new worker is better than stale lists
     return reader, Dispatcher(

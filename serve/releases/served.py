@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.stores.catalogue import Canary, Release, ReleaseId, ReleaseRef
@@ -59,6 +60,7 @@ class ServedRelease:
     """Keys found damaged when it was loaded."""
 
     factors: "ItemFactors | None" = None
+    filters: ReleaseFilters = NO_FILTERS
     is_canary: bool = False
     number: int = field(default_factory=count().__next__, compare=False)
     """Differs for each load, which may have other lists."""
@@ -75,9 +77,9 @@ async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedR
     """Load a release, and its item factors with *fold_in*; raises StoreError."""
     found = await read_servable(reader, live.ref)
     factors = None if fold_in is None else await fold_in.load(reader, live.ref, found.manifest)
-    return ServedRelease(
-        live.ref, live.writer, found.manifest, found.popular, found.decode, found.damaged, factors=factors
-    )
+    filters = NO_FILTERS if found.attributes is None else ReleaseFilters(found.attributes)
+    parts = found.manifest, found.popular, found.decode, found.damaged
+    return ServedRelease(live.ref, live.writer, *parts, factors=factors, filters=filters)
 
 
 class ReleaseCounts(NamedTuple):

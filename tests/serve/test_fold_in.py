@@ -28,6 +28,7 @@ from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confiden
 from hotplate.offline.train.popularity import most_popular
 from hotplate.serve import fold_in
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.filters import ItemFilter
 from hotplate.serve.fold_in import RECENCY, from_similar, summed_weights
 from hotplate.serve.item_factors import ItemFactors
 from hotplate.serve.metrics import LOOKUPS
@@ -72,7 +73,7 @@ def model(seed: int = 1, title: str = "Title") -> Model:
 def loaded(of: Model, rules: Rules | None = None) -> ItemFactors:
     """Return the factors of a model as they are in memory after a publish."""
     settings = ListSettings(rules=rules or Rules(), fold_in=True)
-    rows = dict(row for batch in ModelLists(of, settings).factors() for row in batch)
+    rows = dict(row for batch in ModelLists(of, settings).meta() for row in batch)
     factors = ItemFactors(read_description(rows.pop(FACTORS)))
     for key in sorted(rows):
         factors.add(*read_piece(rows[key], factors.description.factors))
@@ -222,7 +223,9 @@ async def test_a_basket_gets_a_list_and_one_of_strangers_the_popular_one(memory:
     release = await publish_model(memory, model())
     reader = await opened(memory, deny_list=DenyListFile(tmp_path / "denied"))
     everything = [item["id"] for item in loaded_once().recommend({3: RECENCY**3, 4: 2 * RECENCY}, ITEMS)]
-    found = await reader.fold_in([("i003", 1.0), ("who", None), ("i004", 2.0), ("who", 1.0)], 5, frozenset([b'"i008"']))
+    found = await reader.fold_in(
+        [("i003", 1.0), ("who", None), ("i004", 2.0), ("who", 1.0)], 5, ItemFilter(frozenset([b'"i008"']))
+    )
     assert (found.found.source, found.found.served.id, found.known, found.unknown) == ("fold-in", release, 2, 1)
     assert ids(found) == [item for item in everything if item not in {"i007", "i008"}][:5]
     assert decode(found.found.body[OFFSET_BYTES:])[0].get("title") == f"Title {ids(found)[0]}"
@@ -242,7 +245,7 @@ async def test_without_factors_the_lists_of_similar_items_are_summed_up(memory: 
             expected[other["id"]] = expected.get(other["id"], 0.0) + weight * other["score"]
     best = sorted(expected.keys() - {"i003", "i007"}, key=lambda item: (-expected[item], item))
     for each in (reader, await opened(RemoteStore(memory))):
-        found = await each.fold_in(basket, 5, frozenset([encode_id(best[1])]))
+        found = await each.fold_in(basket, 5, ItemFilter(frozenset([encode_id(best[1])])))
         assert (found.found.source, found.known, found.unknown) == ("fold-in", 2, 1)
         assert ids(found) == [best[0], *best[2:6]]
 

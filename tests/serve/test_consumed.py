@@ -1,0 +1,130 @@
+"""What a user bought or dismissed: hidden from that user alone, in all workers, for some hours, and after a restart."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotplate.serve.consumed import HOUR_S, Consumed
+from hotplate.serve.errors import ServiceMisused
+from hotplate.stores.encoding import encode_id
+from tests.support.service import Service, a_list, publish_lists, running, until
+
+LISTS = {
+    "user:1": a_list("a", "b", "c"), "user:2": a_list("a", "b", "c"), "item:a": a_list("b", "c"),
+    "popular:": a_list("a", "p1", "p2", "p3"),
+}  # fmt: skip
+NAMES = st.sampled_from(["1", "2", "é", "a,b", 'quo"te'])
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["buy", "dismiss", "view"]), NAMES, NAMES, st.integers(-60, 60)), max_size=30
+)
+HIDING = ("--hide-consumed", "buy=24", "--hide-consumed", "dismiss=1", "--workers", "2")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def service(store: Path) -> Iterator[Service]:
+    with running(store, "--events", str(store.parent / "events"), *HIDING) as service:
+        yield service
+
+
+def report(service: Service, kind: str, user: str, *items: str, **fields: float) -> None:
+    event = {"type": kind, "user": user, "items": items, **fields}
+    body = json.dumps({"events": [event]}).encode()
+    assert service.request("POST", "/v1/events", body, Content_Type="application/json").status == 200
+
+
+def shown(service: Service, path: str) -> list[str]:
+    """Return the items that all of several connections, which the workers share, get."""
+    answers = [service.get(path).json["items"] for _ in range(8)]
+    (found,) = {tuple(item["id"] for item in items) for items in answers}
+    return list(found)
+
+
+@given(EVENTS)
+def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list[tuple[str, str, str, int]]) -> None:
+    hours = {"buy": 24.0, "dismiss": 1.0}
+    consumed, now = Consumed([f"{kind}={number}" for kind, number in hours.items()]), time.time()
+    expected = defaultdict[str, set[str]](set)
+    for kind, user, item, age_h in events:
+        consumed.add(kind, user, [item], now - age_h * HOUR_S)
+        if max(0, age_h) < hours.get(kind, 0.0):
+            expected[user].add(item)
+    for user in ("1", "2", "é", "a,b", 'quo"te', "other"):
+        hidden = consumed.hidden_from(user)
+        found = {item for item in ("1", "2", "é", "a,b", 'quo"te') if hidden and encode_id(item) in hidden}
+        assert found == expected[user]
+
+
+def test_a_full_table_forgets_the_pairs_that_expire_first() -> None:
+    consumed = Consumed(["buy=1"])
+    items = [f"{n}" for n in range(1_000)]
+    for user in range(2_000):
+        consumed.add("buy", f"{user}", items, None)
+    hidden = consumed.hidden_from("1999")
+    assert hidden is not None
+    assert sum(encode_id(item) in hidden for item in items) > 900
+
+
+def test_consumed_items_disappear_at_once_from_lists_of_that_user(service: Service) -> None:
+    path = "/v1/recommendations"
+    assert shown(service, f"{path}/1?n=3") == ["a", "b", "c"]
+    report(service, "buy", "1", "a", "c")
+    report(service, "dismiss", "1", "p1")
+    report(service, "click", "1", "b")
+    assert shown(service, f"{path}/1?n=3") == ["b", "p2", "p3"]
+    assert shown(service, f"{path}/1?n=2&exclude=b&fields=id") == ["p2", "p3"]
+    assert shown(service, f"{path}/2?n=3") == ["a", "b", "c"]
+    assert shown(service, "/v1/similar/a") == ["b", "c"]
+    report(service, "buy", "nobody", "a")
+    assert shown(service, f"{path}/nobody") == ["p1", "p2", "p3"]
+    body = b'{"users": ["stranger", "nobody", "1", "2", "nobody"], "n": 2}'
+    results = service.request("POST", path, body).json["results"]
+    assert [[item["id"] for item in one["items"]] for one in results] == [
+        ["a", "p1"], ["p1", "p2"], ["b", "p2"], ["a", "b"], ["p1", "p2"],
+    ]  # fmt: skip
+    scored = service.request("POST", "/score", b'{"data": [["1", 1], ["nobody", 1]]}').json
+    assert [[item["id"] for item in one["items"]] for one in scored] == [["b"], ["p1"]]
+
+
+def test_events_that_are_too_old_hide_nothing(service: Service) -> None:
+    report(service, "dismiss", "1", "a", time=time.time() - 2 * HOUR_S)
+    report(service, "buy", "1", "b", time=time.time() - 2 * HOUR_S)
+    assert shown(service, "/v1/recommendations/1?n=2") == ["a", "c"]
+
+
+def test_consumed_items_stay_hidden_after_a_kill_and_a_restart(store: Path) -> None:
+    options = ("--events", str(store.parent / "events"), *HIDING)
+    with running(store, *options) as first:
+        report(first, "buy", "1", "a")
+        before = first.workers()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(first.workers()) == 2 and not set(before) & set(first.workers()))
+        until(first.is_ready)
+        assert shown(first, "/v1/recommendations/1?n=2") == ["b", "c"]
+        report(first, "buy", "2", "b")
+        first.process.kill()
+        first.process.wait()
+    with running(store, *options) as second:
+        assert shown(second, "/v1/recommendations/1?n=2") == ["b", "c"]
+        assert shown(second, "/v1/recommendations/2?n=2") == ["a", "c"]
+
+
+@pytest.mark.parametrize("text", ["buy", "buy=", "=24", "buy=0", "buy=nan", "buy=99999"])
+def test_an_option_that_cannot_be_meant_is_refused(text: str) -> None:
+    with pytest.raises(ServiceMisused, match="as buy=24"):
+        Consumed([text])

@@ -1,0 +1,271 @@
+"""`where` and `exclude`: what conditions mean, and that popular items which meet them fill every list."""
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import compress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import hotplate
+from hotplate.serve.deny_list import DenyListInvalid, parse_overrides
+from hotplate.serve.filters import Condition, Rejected, parse_where
+from hotplate.stores.attributes import ItemAttributes, encode_attributes
+from hotplate.stores.encoding import encode_id
+from hotplate.stores.errors import StoreMisused
+from tests.support.service import Answer, Service, a_list, publish_lists, running, until
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+NAMES = st.text("abcä_.-9", min_size=1, max_size=8)
+CONDITIONS = st.builds(
+    Condition, NAMES, st.sampled_from([":", "!:"]), st.lists(TEXTS, min_size=1, max_size=3).map(tuple)
+) | st.builds(Condition, NAMES, st.sampled_from(["<", "<=", ">", ">="]), TEXTS.map(lambda text: (text,)))
+
+PRICES = [None, 10.0, 20.0, 30.0, 40.0]
+COLOURS = ["red", "blue", None, "red", "pale, blue"]
+IDS = [f"i{n}" for n in range(5)]
+
+
+def table_of(**columns: list[Any]) -> ItemAttributes:
+    rows, _ = encode_attributes(IDS, columns)
+    return ItemAttributes(b"".join(row.value for row in rows))
+
+
+TABLE = table_of(price=PRICES, colour=COLOURS)
+
+COLUMNS = ("price", "category", "stock")
+ITEMS = {
+    "shoe1": (20.0, "shoes", 3.0), "shoe2": (80.0, "shoes", 1.0), "shoe3": (30.0, "shoes", 0.0),
+    "hat1": (10.0, "hats", 5.0), "hat2": (15.0, "hats, caps", 2.0),
+    "top1": (25.0, "shoes", 9.0), "top2": (60.0, "hats", 9.0), "vip1": (5.0, "shoes", 9.0),
+}  # fmt: skip
+LISTS = {
+    "user:1": a_list("shoe1", "shoe2", "shoe3", "hat1", "unheard-of"),
+    "item:shoe1": a_list("shoe2", "hat1"),
+    "popular:": a_list("top1", "hat2", "top2"),
+    "popular:vip": a_list("vip1", "hat1"),
+}
+
+
+def publish(folder: Path, items: dict[str, Any] = ITEMS, lists: dict[str, bytes] = LISTS) -> str:
+    columns = {name: [values[place] for values in items.values()] for place, name in enumerate(COLUMNS)}
+    rows, about = encode_attributes(list(items), columns)
+    return asyncio.run(publish_lists(folder, {**lists, **dict(rows)}, about=about))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("filters") / "store"
+    publish(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    with running(folder) as running_service:
+        yield running_service
+
+
+def ids(answer: Answer) -> list[str]:
+    assert answer.status == 200, answer.body
+    return [item["id"] + ("+" if "source" in item else "") for item in answer.json["items"]]
+
+
+def quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@given(st.lists(CONDITIONS, min_size=1, max_size=4))
+@example([Condition("price", "<=", ("5",)), Condition("b", ":", ('a"|,', "\\", ""))])
+def test_any_conditions_are_parsed_as_they_were_written(conditions: list[Condition]) -> None:
+    text = ",".join(f"{each.column}{each.operator}{'|'.join(map(quoted, each.values))}" for each in conditions)
+    assert parse_where(text) == tuple(conditions)
+
+
+@given(TEXTS | st.text('ab:!<>=,|" \\', max_size=12))
+@example('a:"' + '\\"' * 400)
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    with suppress(StoreMisused):
+        assert all(each.values for each in parse_where(text))
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("price<30", "i1 i2"),
+        ("price<=30.0", "i1 i2 i3"),
+        ("price>2e1", "i3 i4"),
+        ("price>=20,price<40", "i2 i3"),
+        ("price:10|40", "i1 i4"),
+        ("price!:10|40", "i2 i3"),
+        ("colour:red", "i0 i3"),
+        ("colour:green", ""),
+        ("colour!:red", "i1 i4"),
+        (' colour : "pale, blue" | blue ', "i1 i4"),
+        ("colour:red,price>0", "i3"),
+    ],
+)
+def test_items_without_a_value_meet_no_condition(where: str, expected: str) -> None:
+    rejected = Rejected(TABLE, where)
+    assert [item for item in [*IDS, "unheard-of"] if encode_id(item) not in rejected] == expected.split()
+
+
+@given(
+    replaced=st.lists(st.booleans(), min_size=5, max_size=5),
+    where=st.sampled_from(["price<25", "price!:20", "colour:red", "colour!:blue"]),
+)
+def test_overrides_replace_values_of_some_items(replaced: list[bool], where: str) -> None:
+    changed = list(compress(IDS, replaced))
+    values = {"price": {encode_id(item): "20" for item in changed}, "colour": {encode_id(i): "blue" for i in changed}}
+    prices = [20.0 if one else old for one, old in zip(replaced, PRICES, strict=True)]
+    colours = ["blue" if one else old for one, old in zip(replaced, COLOURS, strict=True)]
+    live, published = Rejected(TABLE, where, values), Rejected(table_of(price=prices, colour=colours), where)
+    assert [encode_id(item) in live for item in IDS] == [encode_id(item) in published for item in IDS]
+
+
+@pytest.mark.parametrize(
+    ("where", "sentence"),
+    [
+        ("size:4", "no attribute 'size' in this release; they have price, category, stock"),
+        ("category<x", "category< takes an attribute of numbers"),
+        ("price:cheap", "price is a number"),
+        ("price<nan", "price is a number"),
+        ("price<1|2", "and one value"),
+        ("price", "cannot be read at 'price'"),
+        ("price<1,", "cannot be read"),
+        ("category:|", "cannot be read"),
+        ("price:" + "|".join(map(str, range(101))), "100 values"),
+    ],
+)
+def test_an_invalid_condition_is_refused_with_a_sentence(service: Service, where: str, sentence: str) -> None:
+    answer = service.get(f"/v1/recommendations/1?where={quote(where)}")
+    assert (answer.status, answer.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
+    assert sentence in answer.json["detail"]
+
+
+def test_lists_are_filtered_and_filled_with_popular_items_under_the_filter(service: Service) -> None:
+    path = "/v1/recommendations/1?where="
+    assert ids(service.get(f"{path}category:shoes")) == ["shoe1", "shoe2", "shoe3", "top1+"]
+    assert ids(service.get(f"{path}category:shoes,price<50,stock>0")) == ["shoe1", "top1+"]
+    assert ids(service.get(f"{path}price<26&segment=vip&n=4")) == ["shoe1", "hat1", "vip1+", "top1+"]
+    assert ids(service.get(f"{path}price<26&n=1")) == ["shoe1"]
+    assert ids(service.get(f"{path}{quote('category:' + quoted('hats, caps'))}")) == ["hat2+"]
+    assert ids(service.get(f"{path}category:none")) == []
+    assert ids(service.get(f"{path}stock>0&exclude=top1,shoe1&fields=id")) == ["shoe2", "hat1", "hat2+", "top2+"]
+    unknown = service.get("/v1/recommendations/nobody?where=category:shoes&segment=vip").json
+    assert [item["id"] for item in unknown["items"]] == ["vip1", "top1"]
+    assert unknown["source"] == "popular"
+    assert ids(service.get("/v1/similar/shoe1?where=category:hats")) == ["hat1", "top2+"]
+    assert ids(service.get("/v1/popular?where=category:hats")) == ["top2"]
+
+
+def test_excluded_items_are_replaced_up_to_n_however_short_the_list_is(service: Service) -> None:
+    assert ids(service.get("/v1/similar/shoe1?n=3")) == ["shoe2", "hat1"]
+    assert ids(service.get("/v1/similar/shoe1?n=3&exclude=hat1")) == ["shoe2", "top1+", "hat2+"]
+    assert ids(service.get("/v1/similar/shoe1?n=3&exclude=nothing")) == ["shoe2", "hat1", "top1+"]
+
+
+def test_bodies_take_conditions_too(service: Service) -> None:
+    many = {"users": ["1", "nobody"], "where": "category:shoes,price<50", "n": 3}
+    answer = service.request("POST", "/v1/recommendations", json.dumps(many).encode()).json["results"]
+    assert [[item["id"] for item in one["items"]] for one in answer] == [["shoe1", "shoe3", "top1"], ["top1"]]
+    folded = service.request(
+        "POST", "/v1/recommendations/fold-in", b'{"items": ["shoe1"], "n": 2, "where": "category:hats"}'
+    )
+    assert ids(folded) == ["hat1", "top2+"]
+    wrong = service.request("POST", "/v1/recommendations", b'{"users": ["1"], "where": "size:4"}')
+    assert (wrong.status, "no attribute 'size'" in wrong.json["detail"]) == (400, True)
+
+
+def test_conditions_follow_the_live_release(tmp_path: Path) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    with running(tmp_path / "store") as service:
+        refused = service.get("/v1/popular?where=price<50")
+        assert (refused.status, "no item attributes" in refused.json["detail"]) == (400, True)
+        publish(tmp_path / "store")
+        until(lambda: service.get("/v1/popular?where=price<50").status == 200)
+        assert ids(service.get("/v1/popular?where=price<50")) == ["top1", "hat2"]
+        publish(tmp_path / "store", {"top2": (1.0, "hats", 1.0)})
+        until(lambda: ids(service.get("/v1/popular?where=price<50")) == ["top2"])
+
+
+def test_library_and_client_filter_as_the_service_does(folder: Path, service: Service) -> None:
+    url = f"file://{folder}"
+    with hotplate.open_sync(url) as lists, hotplate.Client(service.url, timeout_s=60) as client:
+        options: dict[str, Any] = {"where": "category:shoes,price<50", "exclude": ["shoe3"]}
+        for found in (lists.personal("1", **options), client.recommendations("1", **options)):
+            assert [item["id"] for item in found.items] == ["shoe1", "top1"]
+        for many in (lists.personal_many(["1"], 1, **options), client.batch(["1"], 1, **options)):
+            assert [item["id"] for item in many[0].items] == ["shoe1"]
+        for found in (lists.fold_in(["shoe1"], where="stock:1"), client.fold_in(["shoe1"], where="stock:1")):
+            assert [item["id"] for item in found.items] == ["shoe2"]
+        for found in (lists.similar("shoe1", where="stock:1"), lists.popular(where="category:shoes")):
+            assert len(found.items) == 1
+        with pytest.raises(hotplate.StoreMisused, match="no attribute 'size'"):
+            lists.popular(where="size:4")
+        with pytest.raises(hotplate.RequestRefused, match="no attribute 'size'"):
+            client.popular(where="size:4")
+
+
+def test_overrides_apply_at_once_and_a_broken_file_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    def replace(text: str) -> None:
+        (tmp_path / "new").write_text(text)
+        (tmp_path / "new").replace(tmp_path / "live.csv")
+
+    replace("item,stock,category,deny\nshoe1,0,,\nunheard-of,7,shoes,\n")
+    with running(folder, "--overrides", str(tmp_path / "live.csv")) as service:
+        in_stock = partial(service.get, "/v1/recommendations/1?where=category:shoes,stock>0")
+        assert ids(in_stock()) == ["shoe2", "unheard-of", "top1+"]
+        replace('{"item": "shoe1", "stock": null, "deny": false}\n{"item": "shoe2", "deny": true, "size": 4.5}\n')
+        until(lambda: ids(in_stock()) == ["shoe1", "top1+"])
+        assert ids(service.get("/v1/recommendations/1?n=2")) == ["shoe1", "shoe3"]
+        replace("item,stock\nshoe1,0,7\n")
+        until(lambda: service.get("/readyz").json["status"] == "degraded")
+        assert ids(in_stock()) == ["shoe1", "top1+"]
+        until(lambda: "row 1 is none; a row has an item" in service.log.read_text())
+
+
+VALUES = st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["red", "a,b", 'q"uo', "é\n"])
+OVERRIDES = st.lists(
+    st.fixed_dictionaries(
+        {"item": st.text('abé ,"', min_size=1)}, optional={"stock": VALUES, "deny": st.none() | st.booleans()}
+    ),
+    max_size=6,
+)
+
+
+@given(OVERRIDES)
+def test_overrides_mean_the_same_as_csv_and_as_json_lines(rows: list[dict[str, Any]]) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["item", "stock", "deny"])
+    writer.writeheader()
+    writer.writerows({name: str(v).lower() if isinstance(v, bool) else v for name, v in row.items()} for row in rows)
+    from_csv = parse_overrides(table.getvalue().encode())
+    from_json = parse_overrides("".join(json.dumps(row) + "\n" for row in rows).encode())
+    assert from_csv == from_json
+    assert from_csv.items == {encode_id(row["item"]) for row in rows if row.get("deny")}
+
+
+@given(st.binary(max_size=60) | st.text('{}[]":,itemdny01\n', max_size=60).map(str.encode))
+def test_any_file_of_overrides_is_parsed_or_refused(content: bytes) -> None:
+    with suppress(DenyListInvalid):
+        parse_overrides(content)
+
+
+def test_client_remembers_popular_lists_by_condition(folder: Path) -> None:
+    with running(folder) as service, hotplate.Client(service.url, timeout_s=60) as client:
+        client.popular(where="category:shoes")
+        service.stop()
+        kept = client.recommendations("1", where="category:shoes")
+        assert ([item["id"] for item in kept.items], kept.source) == (["top1"], "memory")
+        with pytest.raises(hotplate.ServiceUnavailable):
+            client.recommendations("1", where="category:hats")
