@@ -5,11 +5,11 @@ one user are not independent (Deng, Knoblich and Lu 2018, "Applying the Delta Me
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple
 
-from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import IMPRESSION
 from hotplate.stores.catalogue import Arm, Experiment
 from hotplate.stores.encoding import USER
@@ -19,16 +19,6 @@ from hotplate.stores.erasure import NOBODY, ErasedUsers
 # users (Fabijan et al. 2019, "Diagnosing Sample Ratio Mismatch").
 Z_INTERVAL, Z_POWER, Z_RATIO = 1.959964, 0.841621, 3.290527
 
-# The verdicts on a goal, as sentences; without an arm or `none`, it was not judged.
-VERDICTS = {
-    "A": "arm A has more",
-    "B": "arm B has more",
-    "none": "no difference was found",
-    "early": "no verdict before the horizon",
-    "stopped": "no verdict, as it was ended before the horizon",
-    "wrong ratio": "no verdict, as the arms do not have their shares of the users (p < 0.001); see what loses events",
-}
-
 
 class Sample(NamedTuple):
     """The users of an arm, their mean value and its variance between users."""
@@ -37,16 +27,11 @@ class Sample(NamedTuple):
     mean: float
     variance: float
 
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A goal by arm: events of a type per user, or their value; with the verdict, or without one, the interval."""
-
-    goal: str
-    a: Sample
-    b: Sample
-    interval: tuple[float, float] | None
-    users_needed: tuple[int, int] | None
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Sample":
+        """Return the sample of one value per user."""
+        mean = sum(values) / max(1, len(values))
+        return cls(len(values), mean, sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
 
 
 def welch_interval(a: Sample, b: Sample) -> tuple[float, float]:
@@ -71,54 +56,56 @@ def users_needed(a: Sample, b: Sample, share: float, min_effect: float) -> tuple
     return round(users * (1 - share)) + 1, round(users * share) + 1
 
 
-class ArmEvents:
-    """Sums an experiment's events by user, of users with an impression; about 200 bytes per user and goal."""
+@dataclass(frozen=True, slots=True)
+class ArmReport:
+    """Users, means per user, and users that a decision needs, by arm A and B; the interval needs a verdict."""
 
-    def __init__(self, experiment: Experiment, now: float, erased: ErasedUsers = NOBODY) -> None:
+    experiment: Experiment
+    goal: str
+    users: tuple[int, int]
+    means: tuple[float, float]
+    interval: tuple[float, float] | None
+    users_needed: tuple[int, int] | None
+    verdict: str
+
+
+class ArmEvents:
+    """Sums by user the events of a type, or their value (`buy:value`); about 300 bytes per user."""
+
+    def __init__(self, experiment: Experiment, goal: str, now: float, erased: ErasedUsers = NOBODY) -> None:
         """*now* is the store's time."""
-        self.experiment, self._now, self._erased = experiment, now, erased
-        self._arms = dict[str, Arm]()
-        self._sums = defaultdict[str, defaultdict[str, float]](lambda: defaultdict(float))
+        self._experiment, self._goal, self._now, self._erased = experiment, goal, now, erased
+        self._kind, self._is_value = goal.removesuffix(":value"), goal.endswith(":value")
+        self._arms, self._sums = dict[str, Arm](), defaultdict[str, float](float)
 
     def add(self, kind: str, user: str, time: float, value: float | None) -> None:
-        """Count an event of this type between the start and the horizon."""
-        if not self.experiment.started_at <= time < self.experiment.ends_at:
+        """Count an event between the start and the horizon; only users with an impression are reported."""
+        if not self._experiment.started_at <= time < self._experiment.ends_at:
             return
-        if kind != IMPRESSION:
-            self._sums[kind][user] += 1
-            if value is not None:
-                self._sums[f"{kind}:value"][user] += value
-        elif user not in self._arms and not self._erased.covers(USER + user):
-            self._arms[user] = self.experiment.arm_of(user)
+        if kind == self._kind:
+            self._sums[user] += (value or 0.0) if self._is_value else 1.0
+        elif kind == IMPRESSION and user not in self._arms and not self._erased.covers(USER + user):
+            self._arms[user] = self._experiment.arm_of(user)
 
-    def compare(self, goal: str, min_effect: float) -> tuple[str, list[Comparison]]:
-        """Compare the arms by all goals, and judge one; ServiceMisused if it has no events."""
-        if goal not in self._sums:
-            known = ", ".join(sorted(self._sums)) or "nothing so far"
-            raise ServiceMisused(f"the experiment has no events for --goal {goal}; it has {known}")
-        verdict, share = self._judge(goal), self.experiment.percent / 100
-        found = list[Comparison]()
-        for name in sorted(self._sums):
-            a, b = self._sample("A", name), self._sample("B", name)
-            interval = welch_interval(a, b) if verdict in ("A", "B", "none") else None
-            found.append(Comparison(name, a, b, interval, users_needed(a, b, share, min_effect)))
-        return verdict, found
+    def report(self, min_effect: float) -> ArmReport:
+        """Compare the arms; *min_effect* is a share of A's mean."""
+        a, b = (
+            Sample.of([self._sums.get(user, 0.0) for user, each in self._arms.items() if each == arm]) for arm in "AB"
+        )
+        share, users, interval = self._experiment.percent / 100, (a.users, b.users), welch_interval(a, b)
+        if (reason := self._undecided(users)) is None:
+            verdict = "B has more" if interval[0] > 0 else "A has more" if interval[1] < 0 else "no difference"
+        needed, shown = users_needed(a, b, share, min_effect), None if reason else interval
+        return ArmReport(self._experiment, self._goal, users, (a.mean, b.mean), shown, needed, reason or verdict)
 
-    def _sample(self, arm: Arm, goal: str) -> Sample:
-        values = [value for user, value in self._sums[goal].items() if self._arms.get(user) == arm]
-        users = sum(each == arm for each in self._arms.values())
-        mean = sum(values) / max(1, users)
-        squares = sum((value - mean) ** 2 for value in values) + (users - len(values)) * mean**2
-        return Sample(users, mean, squares / max(1, users - 1))
-
-    def _judge(self, goal: str) -> str:
-        experiment, a, b = self.experiment, self._sample("A", goal), self._sample("B", goal)
-        if experiment.ended_at is not None and experiment.ended_at < experiment.ends_at:
-            return "stopped"
-        if self._now < experiment.ends_at:
-            return "early"
-        share, users = experiment.percent / 100, a.users + b.users
-        if abs(b.users - share * users) > Z_RATIO * sqrt(users * share * (1 - share)):
-            return "wrong ratio"
-        low, high = welch_interval(a, b)
-        return "B" if low > 0 else "A" if high < 0 else "none"
+    def _undecided(self, users: tuple[int, int]) -> str | None:
+        ended_at, ends_at = self._experiment.ended_at, self._experiment.ends_at
+        if ended_at is not None and ended_at < ends_at:
+            return "no verdict: ended before the horizon"
+        if self._now < ends_at:
+            return "no verdict: before the horizon"
+        if not self._sums:
+            return "no verdict: no such events"
+        share, both = self._experiment.percent / 100, sum(users)
+        is_unlike = abs(users[1] - share * both) > Z_RATIO * sqrt(both * share * (1 - share))
+        return "no verdict: one arm loses users (p < 0.001)" if is_unlike else None

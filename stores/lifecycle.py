@@ -32,9 +32,6 @@ UNCLEAR_SWAPS = 2
 # Time limit of reads that settle an unclear swap.
 SETTLE_S = 5.0
 
-# Of an experiment.
-MAX_DAYS = 366
-
 # First and longest pause after a lost race.
 SWAP_PAUSES_S = (0.001, 0.1)
 
@@ -123,8 +120,6 @@ async def start_canary(
     """
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
-    if days is not None and not 0 < days <= MAX_DAYS:
-        raise StoreMisused(f"an experiment takes at most {MAX_DAYS} days, not {days:g}")
     seen = await store.catalogue()
     entry = changes.start_canary(seen, release, percent, days).find(release)
 

@@ -163,7 +163,7 @@ def canary(
     release: ReleaseArgument,
     store: StoreUrl = None,
     percent: Annotated[float, Flag("The share of the users who see it; may be changed later.")] = 5.0,
-    days: Annotated[float | None, Flag("Start an experiment of so many days, with a fixed share.", env=False)] = None,
+    days: Annotated[float | None, Flag("Of an experiment.", at_least=0, at_most=366, env=False)] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -362,8 +362,8 @@ def _state(found: "Catalogue", entry: "Release") -> str:
     if (running := found.running) is not None and found.live_entry == entry:
         state = f"{state}, arm A"
     if found.canary is not None and found.canary_entry == entry:
-        role = "canary" if running is None else f"arm B until {_time(running.ends_at)},"
-        state = f"{state}, {role} of {found.canary.percent:g} %"
+        role, until = ("canary", "") if running is None else ("arm B", f" until {_time(running.ends_at)}")
+        state = f"{state}, {role} of {found.canary.percent:g} %{until}"
     return state
 
 

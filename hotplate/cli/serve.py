@@ -32,8 +32,8 @@ from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from hotplate.serve.embedded import Recommendations
-    from hotplate.serve.events import ListedItems
-    from hotplate.serve.experiments import ArmEvents, Comparison
+    from hotplate.serve.events import EventReport, ListedItems
+    from hotplate.serve.experiments import ArmEvents
     from hotplate.stores.store import Store
 
 keys = Verbs(
@@ -277,18 +277,28 @@ def report(
     An experiment: hotplate events report /var/lib/hotplate/events --goal buy:value --min-effect 3
     """
     from hotplate.serve.events import report as count
-    from hotplate.serve.experiments import VERDICTS
 
-    arms = None if goal is None else with_store(store, _read_experiment)
+    arms = None if goal is None else with_store(store, partial(_arm_events, goal))
     with progress_bars() as on_progress:
         found = count(source, partial(on_progress, "report"), arms=arms)
-    verdict, compared = (None, []) if arms is None or goal is None else arms.compare(goal, min_effect / 100)
+    compared = None if arms is None else arms.report(min_effect / 100)
     if as_json:
         rows = [{**row._asdict(), "ctr": row.ctr, "interval": row.interval} for row in found.rows]
         facts = {each.name: getattr(found, each.name) for each in fields(found)} | {"rows": rows}
-        of_arms = {} if arms is None else {"experiment": arms.experiment, "verdict": verdict, "goals": compared}
-        print_json(facts | of_arms)
+        print_json(facts if compared is None else facts | {"arms": compared})
         return
+    _print_counts(found)
+    if compared is None:
+        out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), map(_cells, found.rows)))
+        return
+    arm_a, arm_b = zip(compared.users, compared.means, compared.users_needed or ("", ""), strict=True)
+    headings = ("arm", "users", f"{goal} per user", f"users to find ±{min_effect:g} %")
+    out.print(table(headings, (("A", *arm_a), ("B", *arm_b))))
+    change = "" if compared.interval is None else ", B minus A {:+.4g} to {:+.4g} (95 %)".format(*compared.interval)
+    out.print(f"{compared.verdict}{change}; horizon {datetime.fromtimestamp(compared.experiment.ends_at, UTC):%F %RZ}")
+
+
+def _print_counts(found: "EventReport") -> None:
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(found.types.items()))
     out.print(
         f"{counted(found.events, 'event')} in {counted(found.segments, 'segment')}{f': {types}' if types else ''}"
@@ -301,17 +311,9 @@ def report(
     for number, what, reason in left_out:
         if number:
             out.print(f"  {number:,} {what} left out: {reason}")
-    if arms is None or verdict is None:
-        out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), map(_cells, found.rows)))
-        return
-    needed = f"users for ±{min_effect:g} % of A"
-    out.print(table(("per user", "A", "B", "B minus A, 95 %", needed), map(_compared_cells, compared)))
-    users = f"{compared[0].a.users:,} users of A, {compared[0].b.users:,} of B"
-    ends = datetime.fromtimestamp(arms.experiment.ends_at, UTC)
-    out.print(f"{users}; horizon {ends:%Y-%m-%d %H:%MZ}; {goal}: {VERDICTS[verdict]}")
 
 
-async def _read_experiment(store: "Store") -> "ArmEvents":
+async def _arm_events(goal: str, store: "Store") -> "ArmEvents":
     from hotplate.serve.experiments import ArmEvents
     from hotplate.stores.erasure import read_erased
     from hotplate.stores.errors import ReleaseNotFound
@@ -319,13 +321,7 @@ async def _read_experiment(store: "Store") -> "ArmEvents":
     found = await store.catalogue()
     if found.experiment is None:
         raise ReleaseNotFound("no experiment was started in this store; `hotplate releases canary --days` starts one")
-    return ArmEvents(found.experiment, found.now, await read_erased(store, found))
-
-
-def _compared_cells(found: "Comparison") -> tuple[str, ...]:
-    interval = "" if found.interval is None else "{:+.4g} to {:+.4g}".format(*found.interval)
-    needed = "" if found.users_needed is None else "{:,} and {:,}".format(*found.users_needed)
-    return found.goal, f"{found.a.mean:.4g}", f"{found.b.mean:.4g}", interval, needed
+    return ArmEvents(found.experiment, goal, found.now, await read_erased(store, found))
 
 
 def _cells(row: "ListedItems") -> tuple[str, ...]:

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.experiments import ArmEvents, Sample, users_needed, welch_interval
+from hotplate.serve.experiments import ArmEvents, ArmReport, Sample, users_needed, welch_interval
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.served import ServedCanary
 from hotplate.stores import lifecycle as life
@@ -88,6 +87,7 @@ def test_the_report_assigns_users_as_the_service_does() -> None:
 
 
 def sample(values: np.ndarray) -> Sample:
+    """Return `Sample.of(values)`, by NumPy."""
     return Sample(len(values), float(values.mean()), float(values.var(ddof=1)))
 
 
@@ -121,9 +121,9 @@ def test_with_the_users_needed_four_of_five_experiments_find_the_change() -> Non
     assert 0.74 <= found / 400 <= 0.86
 
 
-def filled(experiment: Experiment, now: float, bought: dict[Arm, float], only: str = "AB") -> ArmEvents:
-    """Return the events of 400 users who see a list; of each arm, a half buys."""
-    events = ArmEvents(experiment, now)
+def report(experiment: Experiment, now: float, bought: dict[Arm, float], only: str = "AB", goal: str = "") -> ArmReport:
+    """Return the report on 400 users who see a list; of each arm, a half buys."""
+    events = ArmEvents(experiment, goal or "buy:value", now)
     for number in range(400):
         user = f"u{number}"
         arm = experiment.arm_of(user)
@@ -133,7 +133,7 @@ def filled(experiment: Experiment, now: float, bought: dict[Arm, float], only: s
             events.add("buy", user, START + 1, bought[arm] + number / 100)
             events.add("buy", user, END, 1e9)
             events.add("buy", f"unseen {user}", START + 1, 1e9)
-    return events
+    return events.report(0.05)
 
 
 def test_a_verdict_needs_the_horizon_and_the_shares_of_users_that_were_set() -> None:
@@ -142,21 +142,22 @@ def test_a_verdict_needs_the_horizon_and_the_shares_of_users_that_were_set() -> 
     better: dict[Arm, float] = {"A": 5.0, "B": 9.0}
     worse: dict[Arm, float] = {"A": 9.0, "B": 5.0}
     for experiment, now, bought, only, verdict in (
-        (running, END - 1, better, "AB", "early"),
-        (running, END, better, "AB", "B"),
-        (running, END, worse, "AB", "A"),
-        (running, END, equal, "AB", "none"),
-        (running, END, better, "A", "wrong ratio"),
-        (Experiment("salt", 50, START, END, ended_at=END - 1), END, better, "AB", "stopped"),
-        (Experiment("salt", 50, START, END, ended_at=END + 1), END + 1, better, "AB", "B"),
+        (running, END - 1, better, "AB", "no verdict: before"),
+        (running, END, better, "AB", "B has more"),
+        (running, END, worse, "AB", "A has more"),
+        (running, END, equal, "AB", "no difference"),
+        (running, END, better, "A", "no verdict: one arm loses"),
+        (Experiment("salt", 50, START, END, ended_at=END - 1), END, better, "AB", "no verdict: ended"),
+        (Experiment("salt", 50, START, END, ended_at=END + 1), END + 1, better, "AB", "B has more"),
     ):
-        said, (count, value) = filled(experiment, now, bought, only).compare("buy:value", 0.05)
-        assert (said, count.goal, value.goal) == (verdict, "buy", "buy:value")
-        assert (value.interval is None) == (verdict not in ("A", "B", "none"))
-        assert value.a.users + value.b.users == sum(running.arm_of(f"u{n}") in only for n in range(400))
-    assert count.a.mean == pytest.approx(0.5, abs=0.1)
-    with pytest.raises(ServiceMisused, match="it has buy, buy:value"):
-        filled(running, END, equal).compare("sale", 0.05)
+        found = report(experiment, now, bought, only)
+        assert found.verdict.startswith(verdict)
+        assert (found.interval is None) == verdict.startswith("no verdict")
+        assert sum(found.users) == sum(running.arm_of(f"u{n}") in only for n in range(400))
+    counted = report(running, END, better, goal="buy")
+    assert counted.means == pytest.approx((0.5, 0.5), abs=0.1)
+    assert counted.verdict == "no difference"
+    assert report(running, END, better, goal="sale").verdict == "no verdict: no such events"
 
 
 def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
@@ -164,12 +165,12 @@ def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
     lists = tmp_path / "lists.csv"
     lists.write_text("user,item,score\n1,a,2\n1,b,1\n")
     log.mkdir()
-    report = ("events", "report", log, "--store", store, "--goal", "buy:value", "--min-effect", "10")
+    command = ("events", "report", log, "--store", store, "--goal", "buy:value", "--min-effect", "10")
     succeeded("import", lists, "--store", store)
-    failed(hotplate(*report), "No experiment was started in this store")
+    failed(hotplate(*command), "No experiment was started in this store")
     failed(hotplate("import", lists, "--store", store, "--arm", "B"), "No experiment is running", code=3)
     other = json_of("import", lists, "--no-activate", "--store", store)["release"]["release"]
-    failed(hotplate("releases", "canary", other, "--days", "inf", "--store", store), "at most 366 days", code=2)
+    failed(hotplate("releases", "canary", other, "--days", "inf", "--store", store), "--days", code=2)
     assert "50 % of the users" in succeeded(
         "releases", "canary", other, "--percent", "50", "--days", "14", "--store", store
     )
@@ -177,7 +178,7 @@ def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
     assert "is arm B" in succeeded("import", lists, "--store", store, "--arm", "B")
     listed = succeeded("releases", "list", "--store", store)
     assert "live, arm A" in listed
-    assert "ready, arm B until " in listed
+    assert "ready, arm B of 50 % until 20" in listed
     started = json_of("releases", "list", "--store", store)["experiment"]["started_at"]
     segment = LogSegment(log)
     for number in range(200):
@@ -185,9 +186,9 @@ def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
         segment.append([line_of(json.dumps(event | {"type": "impression", "id": f"i{number}"}).encode())])
         segment.append([line_of(json.dumps(event | {"type": "buy", "id": f"b{number}", "value": number % 7}).encode())])
     segment.close()
-    assert "buy:value: no verdict before the horizon" in succeeded(*report)
-    found = json_of(*report)
-    assert (found["verdict"], found["goals"][1]["interval"], found["experiment"]["salt"]) == ("early", None, other)
+    assert "no verdict: before the horizon; horizon 20" in succeeded(*command)
+    found = json_of(*command)["arms"]
+    assert (found["interval"], found["experiment"]["salt"], sum(found["users"])) == (None, other, 200)
     assert succeeded("releases", "activate", other, "--arm", "B", "--store", store).startswith(f"{other} is arm B")
     succeeded("releases", "promote", other, "--store", store)
-    assert json_of(*report)["verdict"] == "stopped"
+    assert json_of(*command)["arms"]["verdict"] == "no verdict: ended before the horizon"
