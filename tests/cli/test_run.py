@@ -1,8 +1,6 @@
 """`hotplate run`: from data to a live release, once for each state of the data, and resumed wherever it is cut off."""
 
 import json
-import multiprocessing
-import os
 import random
 import secrets
 import signal
@@ -10,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -19,23 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from hotplate.__main__ import main
 from hotplate.offline.input.sample import sample
 from hotplate.offline.job import opened
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import run_on
 from tests.support.command import failed, hotplate, json_of
+from tests.support.forked import Forked
 from tests.support.soak import SEED, scaled
 from tests.support.stores import lapse
 
 if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["hotplate.cli.main", "hotplate.offline.job", "hotplate.offline.publish", "hotplate.stores.redis.store"]
-)
 
 
 @pytest.fixture(params=["file", "redis"])
@@ -292,25 +284,14 @@ def test_metrics_are_written_and_pushed_and_a_down_gateway_fails_no_run(folder_u
     assert succeeded[0] in text.splitlines()
 
 
-def _run(pipeline: str, output: str) -> None:
-    """Be the command in a process of its own."""
-    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
-    os.dup2(1, 2)
-    sys.argv = ["hotplate", "run", pipeline]
-    main()
-
-
-def stopped(pipeline: Path, after_s: float, number: signal.Signals) -> int | None:
+def stopped(pipeline: Path, after_s: float, number: signal.Signals) -> int:
     """Run a pipeline, send it a signal *after_s* from its first step, and return how it ended."""
-    process = _context.Process(target=_run, args=(str(pipeline), str(pipeline.with_name("output"))))
-    process.start()
-    while process.is_alive() and not pipeline.with_name("work").exists():
+    process = Forked("run", pipeline, output=pipeline.with_name("output"))
+    while process.poll() is None and not pipeline.with_name("work").exists():
         time.sleep(0.001)
     time.sleep(after_s)  # no condition can be waited for: it is any instant
-    with suppress(ProcessLookupError):
-        os.kill(process.pid or 0, number)
-    process.join(60)
-    return process.exitcode
+    process.send_signal(number)
+    return process.wait(60)
 
 
 @pytest.mark.soak

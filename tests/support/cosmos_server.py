@@ -4,15 +4,17 @@ import asyncio
 import base64
 import hmac
 import os
-import subprocess
-import sys
+import re
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
 from queue import SimpleQueue
+from tempfile import TemporaryDirectory
 from urllib.parse import quote, unquote
 
 import orjson
@@ -23,7 +25,7 @@ from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmula
 from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.stores.cosmos.charges import load
 from hotplate.stores.cosmos.url import EMULATOR_KEY
-from tests.support.paths import ROOT
+from tests.support.forked import Forked
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,18 @@ class Emulator:
 @contextmanager
 def emulator(*options: str) -> Iterator[Emulator]:
     """Start `hotplate cosmos-emulator` on a free port."""
-    command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", "0", "--json", *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with TemporaryDirectory() as folder:
+        output = Path(folder, "printed")
+        output.touch()
+        process = Forked("cosmos-emulator", "--port", "0", "--json", *options, output=output)
         try:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            line = process.stdout.readline()
-            assert line, process.stderr.read().decode()
-            yield Emulator(orjson.loads(line)["endpoint"], process.pid)
+            while not (found := re.search(r"^\{.*\}$", output.read_text(), re.MULTILINE)):
+                assert process.poll() is None, output.read_text()
+                time.sleep(0.01)
+            yield Emulator(orjson.loads(found[0])["endpoint"], process.pid)
         finally:
-            process.terminate()
-            process.communicate(timeout=60)
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
 @contextmanager

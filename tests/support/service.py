@@ -19,8 +19,10 @@ from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row, Store
+from tests.support.forked import Forked
 from tests.support.stores import as_bodies
 
+# Of a process that a test begins in a way of its own; otherwise one is forked, which is cheaper.
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
 # What options can override: any free ports, a stop without a delay, and each answer out of a store.
 DEFAULTS = ("--port", "0", "--admin-port", "0", "--health-port", "0", "--drain-delay", "0", "--cache-mb", "0")
@@ -70,7 +72,7 @@ def status_of(port: int, path: str, method: str = "GET", *, timeout_s: float = U
 
 @dataclass(slots=True)
 class Service:
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     port: int
     admin_port: int
     health_port: int
@@ -131,25 +133,30 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, *options: str, launcher: Sequence[str] = LAUNCHER) -> Iterator[Service]:
+def running(folder: Path, *options: str, launcher: Sequence[str] = ()) -> Iterator[Service]:
     """Run `hotplate serve` on the store in *folder* and any free port, until the block ends."""
     with serving(folder.parent, "--store", f"file://{folder}", *options, launcher=launcher) as service:
         yield service
 
 
 @contextmanager
-def serving(logs: Path, *options: str, launcher: Sequence[str] = LAUNCHER) -> Iterator[Service]:
+def serving(logs: Path, *options: str, launcher: Sequence[str] = ()) -> Iterator[Service]:
     """Run `hotplate serve` with *options* on any free port, until the block ends; its log goes to the folder *logs*."""
-    with started(logs, [*launcher, *DEFAULTS, *options]) as service:
+    command = [*DEFAULTS, *options]
+    with started(logs, [*launcher, *command] if launcher else ["serve", *command], forked=not launcher) as service:
         yield service
 
 
 @contextmanager
-def started(logs: Path, command: Sequence[str]) -> Iterator[Service]:
+def started(logs: Path, command: Sequence[str], *, forked: bool = False) -> Iterator[Service]:
     """Run a command that serves, and says where, until the block ends; its log goes to the folder *logs*."""
     log = logs / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stderr=stream, stdout=subprocess.DEVNULL)
+        process = (
+            Forked(*command, output=log)
+            if forked
+            else subprocess.Popen(command, stderr=stream, stdout=subprocess.DEVNULL)
+        )
     try:
         yield Service(process, *_ports(process, log), log)
     finally:
@@ -170,7 +177,7 @@ def _name_of(pid: int) -> str:
         return ""
 
 
-def _ports(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int, int]:
+def _ports(process: subprocess.Popen[bytes] | Forked, log: Path) -> tuple[int, int, int]:
     url = r"https?://[][0-9.:]+:(\d+)"
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
