@@ -7,20 +7,21 @@
     shortest_list               minimum length of the lists
     overlap, overlap@N          minimum mean share of a user's first N items in common with the live release
     popular_share, …@N          maximum share of slots taken by the first N overall popular items
+    KEPT                        minimum of what is kept of the live release, as in LEAST_KEPT
 
 N defaults to 10. `model.NAME` is a metric with the name of a gate.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.list_encoder import MAX_LENGTH
-from hotplate.offline.measurement import Measurement, overlaps
+from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.manifest import Manifest
@@ -40,6 +41,17 @@ _POPULAR = "popular_share"
 _OF_LISTS = (_COVERAGE, _USERS, _SHORTEST, _OVERLAP, _POPULAR)
 # Compared items of a list by default: the number served by default.
 DEPTH = 10
+
+# Gates of every publish over a live release, against accidents; a bound of 0 only reports.
+LEAST_KEPT = {
+    "users_kept": 0.5,  # share of its users who still have a list, estimated from a sample
+    "items_kept": 0.5,  # share of the items in its sampled and popular lists that are still known
+    "length_kept": 0.5,  # mean length of users' lists by that of its lists, or by a shorter --list-length
+    "popular_length_kept": 0.5,  # the same of the overall popular list
+    "popular_kept": 0.0,  # share of its popular items that are still popular
+}
+# Shares of fewer users or items are not judged.
+LEAST_COMPARED = 50
 
 _AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
 
@@ -64,6 +76,12 @@ class Gate:
         if measured is not None:
             passed = measured <= self.bound if self.at_most else measured >= self.bound
         return GateVerdict(self.name, measured, self.bound, self.at_most, passed, note)
+
+
+DEFAULTS = (
+    *(Gate(name, bound, name) for name, bound in LEAST_KEPT.items()),
+    Gate(f"{_OVERLAP}@{DEPTH}", 0.0, _OVERLAP, depth=DEPTH),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +124,12 @@ def parse_gates(table: Mapping[str, object], where: str) -> tuple[Gate, ...]:
     return tuple(_parse(name, bound, where) for name, bound in _flat(table))
 
 
+def with_defaults(gates: Sequence[Gate]) -> tuple[Gate, ...]:
+    """Return *gates*, and DEFAULTS for other subjects."""
+    own = {gate.subject for gate in gates}
+    return (*gates, *(gate for gate in DEFAULTS if gate.subject not in own))
+
+
 def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_catalogue: bool) -> None:
     """Raise SettingError for gates on unknown metrics or an unknown catalogue."""
     known = _numbers(metrics)
@@ -113,33 +137,29 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
         if gate.subject == _COVERAGE and not knows_catalogue:
             raise SettingError("Gate coverage: the number of items is unknown; list them all with --titles.")
         if gate.metric and _value(known, gate.metric) is None:
-            names = [*_OF_LISTS, *(name.removeprefix("model.") for name in known)]
+            names = [*_OF_LISTS, *LEAST_KEPT, *(name.removeprefix("model.") for name in known)]
             hint = f"known are {', '.join(names)}, and {_DROP}. before a metric"
             lacking = "" if known else "; these lists have no evaluation, and other gates need its metrics"
             raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {hint}{lacking}.")
 
 
 async def judge(
-    gates: Sequence[Gate],
-    metrics: Mapping[str, Any] | None,
-    lists: Measurement,
-    reader: Reader,
-    live: ReleaseRef | None,
+    gates: Sequence[Gate], origin: Mapping[str, Any], lists: Measurement, reader: Reader, live: ReleaseRef | None
 ) -> list[GateVerdict]:
-    """Judge each gate by the evaluation *metrics*, *lists*, and the release *live* of *reader*.
+    """Judge each gate by the metrics of *origin*, *lists*, and the release *live* of *reader*.
 
-    Comparisons pass if nothing is live, and fail if the live release is damaged. Raises StoreError.
+    Comparisons pass if nothing is live. If the live release is damaged, those not by default fail. Raises StoreError.
     """
-    compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP)]
-    verdicts = {gate.name: _of_release(gate, metrics, lists) for gate in gates if gate not in compared}
+    compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP, *LEAST_KEPT)]
+    verdicts = {gate.name: _of_release(gate, origin.get("metrics"), lists) for gate in gates if gate not in compared}
     if live is None:
         verdicts |= {gate.name: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
     elif compared:
         try:
-            verdicts |= await _against(compared, metrics, lists, reader, live)
+            verdicts |= await _against(compared, origin, lists, reader, live)
         except (ReleaseCorrupt, ReleaseNotFound) as error:
             note = f"the live release {live.id} cannot be read ({error})"
-            verdicts |= {gate.name: gate.verdict(None, note) for gate in compared}
+            verdicts |= {gate.name: gate.verdict(None, note, passed=gate in DEFAULTS) for gate in compared}
     return [verdicts[gate.name] for gate in gates]
 
 
@@ -179,21 +199,55 @@ def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measuremen
 
 
 async def _against(
-    gates: Sequence[Gate], metrics: Mapping[str, Any] | None, lists: Measurement, reader: Reader, live: ReleaseRef
+    gates: Sequence[Gate], origin: Mapping[str, Any], lists: Measurement, reader: Reader, live: ReleaseRef
 ) -> dict[str, GateVerdict]:
-    manifest, sample = await load_manifest(reader, live), lists.sample()
-    depths = [gate.depth for gate in gates if gate.subject == _OVERLAP]
-    users, shares = await overlaps(reader, live, manifest, sample, depths) if depths else (0, {})
-    verdicts = {}
-    for gate in gates:
-        if gate.subject == _DROP:
-            verdicts[gate.name] = _drop(gate, metrics or {}, manifest)
-        elif users:
-            verdicts[gate.name] = gate.verdict(shares[gate.depth], f"of {users:,} users, with {live.id}")
-        else:
-            none = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
-            verdicts[gate.name] = gate.verdict(None, none)
+    manifest, kept = await load_manifest(reader, live), [gate for gate in gates if gate.subject != _DROP]
+    verdicts = {gate.name: _drop(gate, origin.get("metrics") or {}, manifest) for gate in gates if gate not in kept}
+    if kept:
+        is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in kept)
+        sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
+        found = await read_live(reader, live, manifest, sample)
+        shares = _shares(lists, sample, manifest, found, origin.get("list_length", MAX_LENGTH))
+        for gate in kept:
+            if gate.subject == _OVERLAP:
+                verdicts[gate.name] = _overlap(gate, sample, found, live)
+            else:
+                verdicts[gate.name] = gate.verdict(*shares[gate.subject], passed=True)
     return verdicts
+
+
+def _overlap(gate: Gate, sample: Mapping[str, Sequence[str]], found: LiveLists, live: ReleaseRef) -> GateVerdict:
+    if not found.users:
+        none = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
+        return gate.verdict(None, none, passed=not gate.bound)
+    share = overlap(sample, found.users, gate.depth)
+    return gate.verdict(share, f"of {len(found.users):,} users, with {live.id}")
+
+
+def _shares(
+    lists: Measurement, sample: Sized, live: Manifest, found: LiveLists, list_length: int
+) -> dict[str, tuple[float | None, str]]:
+    """Return what is kept of *live*, with a note, by subject of LEAST_KEPT; None if too little was live."""
+    had, read = live.counts.get("user", 0), [len(items) for items in found.users.values()]
+    still = min(had, round(len(read) / (len(sample) or 1) * lists.users_with_lists))
+    items = set(found.popular).union(*found.users.values())
+    known, popular = lists.known(items), set(lists.popular).intersection(found.popular)
+    length, before = lists.mean_length, min(sum(read) / (len(read) or 1), list_length)
+    popular_before = min(len(found.popular), list_length)
+    shares = {
+        "users_kept": (still, had, had, f"about {still:,} of {had:,} users with a list"),
+        "items_kept": (len(known), len(items), len(items), f"{len(known):,} of {len(items):,} items in live lists"),
+        "length_kept": (length, before, len(read), f"{length:.1f} items in a list after {before:.1f}"),
+        "popular_length_kept": (
+            *(len(lists.popular), popular_before, len(items)),
+            f"{len(lists.popular)} popular items after {len(found.popular)}",
+        ),
+        "popular_kept": (len(popular), len(found.popular), len(items), f"{len(popular)} of {len(found.popular)} items"),
+    }
+    return {
+        subject: (now / then, note) if then and size >= LEAST_COMPARED else (None, f"too little to judge: {note}")
+        for subject, (now, then, size, note) in shares.items()
+    }
 
 
 def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest) -> GateVerdict:
@@ -222,7 +276,7 @@ def _parse(name: str, bound: object, where: str) -> Gate:
         if not 1 <= depth <= MAX_LENGTH:
             raise SettingError(f"{where}: {name} is of {depth} items; it must be of 1 to {MAX_LENGTH}.")
         gate = Gate(f"{found[1]}@{depth}", bound, found[1], depth=depth)
-    elif name in _OF_LISTS:
+    elif name in (*_OF_LISTS, *LEAST_KEPT):
         gate = Gate(name, bound, name)
     low, high = (1, MAX_LENGTH) if gate.subject == _SHORTEST else (0, 1)
     if gate.subject != _METRIC and not low <= bound <= high:

@@ -1,6 +1,6 @@
 """Measures of users' lists, and their overlap with the live release."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -12,13 +12,15 @@ from hotplate.offline.input.matrix import Indices
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import USER, Decode, Item, cut, decode
+from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode, Item, cut, decode
 from hotplate.stores.errors import ReleaseCorrupt, StoreError
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 
 # For a mean overlap precise to 0.01.
 SAMPLED_USERS = 5_000
+# The same to 0.02, read from the live release by every publish.
+COMPARED_USERS = 500
 
 # Called with users, the concatenated items of their lists, and the lengths.
 Observe = Callable[[Sequence[str], Indices, Indices], None]
@@ -94,15 +96,29 @@ class Measurement:
         """The share of the catalogue in any list."""
         return float(np.count_nonzero(self._times) / (self._items.catalogue or 1))
 
+    @property
+    def mean_length(self) -> float:
+        """The mean length of the lists, without empty ones."""
+        return float(self._times.sum() / (self.users_with_lists or 1))
+
+    @property
+    def popular(self) -> list[str]:
+        """The overall popular list."""
+        return [self._items.ids[item] for item in self._items.popular.tolist()]
+
+    def known(self, items: set[str]) -> set[str]:
+        """Return which *items* are in the catalogue, or in any list if that is unknown."""
+        return items.intersection(self._items.ids)
+
     def popular_share(self, first: int) -> float:
         """Return the share of all slots taken by the *first* popular items."""
         return float(self._times[self._items.popular[:first]].sum() / (self._times.sum() or 1))
 
-    def sample(self) -> dict[str, list[str]]:
+    def sample(self, at_most: int = SAMPLED_USERS) -> dict[str, list[str]]:
         """Return the first items of sampled lists; the sample depends on user ids alone."""
         self._trim()
         ids = self._items.ids
-        return {user: [ids[item] for item in items.tolist()] for _, user, items in self._sampled}
+        return {user: [ids[item] for item in items.tolist()] for _, user, items in self._sampled[:at_most]}
 
     def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
         """Keep users with the lowest hashes, a uniform sample."""
@@ -122,22 +138,31 @@ class Measurement:
             self._below = self._sampled[-1][0]
 
 
-async def overlaps(
-    reader: Reader, release: ReleaseRef, manifest: Manifest, lists: Mapping[str, Sequence[str]], depths: Sequence[int]
-) -> tuple[int, dict[int, float]]:
-    """Return the number of *lists* that *release* has too, and by depth the mean share of common items.
+class LiveLists(NamedTuple):
+    """The overall *popular* list of a release, and the lists of some *users*."""
 
-    The share refers to the longer list, cut to that depth. Damaged lists are skipped. Raises ReleaseCorrupt for other
-    damage, and StoreError.
+    popular: list[str]
+    users: dict[str, list[str]]
+
+
+async def read_live(reader: Reader, release: ReleaseRef, manifest: Manifest, users: Iterable[str]) -> LiveLists:
+    """Read the lists of *users* that *release* has; damaged ones are skipped.
+
+    Raises ReleaseCorrupt for other damage, and StoreError.
     """
     open_value = await load_decode(reader, release, manifest)
-    compared, shared = 0, dict.fromkeys(depths, 0.0)
-    async for user, found in read_lists(reader, release, open_value, [USER + user for user in lists], max(depths)):
-        if not isinstance(found, ReleaseCorrupt):
-            compared += 1
-            for depth in shared:
-                shared[depth] += common(lists[user][:depth], [item["id"] for item in found][:depth])
-    return compared, {depth: total / (compared or 1) for depth, total in shared.items()}
+    keys = [POPULAR + OVERALL, *(USER + user for user in users)]
+    found = {
+        name: [item["id"] for item in items]
+        async for name, items in read_lists(reader, release, open_value, keys)
+        if not isinstance(items, ReleaseCorrupt)
+    }
+    return LiveLists(found.pop(OVERALL, []), found)
+
+
+def overlap(lists: Mapping[str, Sequence[str]], others: Mapping[str, Sequence[str]], depth: int) -> float:
+    """Return the mean share of common items of the users of *others*, in the longer list, cut to *depth*."""
+    return sum(common(lists[user][:depth], items[:depth]) for user, items in others.items()) / (len(others) or 1)
 
 
 async def read_lists(

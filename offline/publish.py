@@ -9,8 +9,19 @@ from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 from hotplate.offline.errors import GateFailed
-from hotplate.offline.gates import Gate, GateVerdict, check, depth_of, failures, judge, parse_gates, record, recorded
-from hotplate.offline.measurement import Items, Measurement, Observe, ignore
+from hotplate.offline.gates import (
+    Gate,
+    GateVerdict,
+    check,
+    depth_of,
+    failures,
+    judge,
+    parse_gates,
+    record,
+    recorded,
+    with_defaults,
+)
+from hotplate.offline.measurement import Items, Measurement, Observe
 from hotplate.offline.threads import DaemonThreads
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Arm, DraftRef, ReleaseId, ReleaseRef
@@ -54,7 +65,7 @@ class PartedSource(Source, Protocol):
         """Return typical rows for a compression dictionary."""
 
     async def write_parts(
-        self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
+        self, context: PartContext, lists: Measurement, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
         """Write parts from 1 on, measure users' lists in *lists*, and return the sum; raises StoreError."""
 
@@ -114,31 +125,30 @@ async def publish(
 ) -> Written:
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
-    If a gate fails, or another release is the canary, the release stays ready and nothing is pruned. Gates compare with
-    the arm's release in *live_in*, by default *store*. *observer* gets the charges of other processes, *on_progress*
-    (rows written, rows in all). Raises StoreError, as HeldBack for arm B without an experiment, and SettingError for
-    gates that cannot be judged.
+    If a gate fails, or another release is the canary, the release stays ready and nothing is pruned. Gates, given or by
+    default (`gates.LEAST_KEPT`), compare with the arm's release in *live_in*, by default *store*. *observer* gets the
+    charges of other processes, *on_progress* (rows written, rows in all). Raises StoreError, as HeldBack for arm B
+    without an experiment, and SettingError for gates that cannot be judged.
     """
     settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
     (await (live_in or store).catalogue()).ref_of(settings.arm)
-    review = _GateCheck(source, settings, store, live_in or store, steps) if settings.gates else None
-    lists = None if review is None else review.lists
+    review = _GateCheck(source, settings, store, live_in or store, steps)
     encoding, resume = settings.encoding or default_encoding(store), settings.resume
     if isinstance(source, ListSource):
-        rows, others = source.batches(ignore if lists is None else lists.add), None
+        rows, others = source.batches(review.lists.add), None
     else:
         sample = [] if encoding == "json" else source.sample()
         rows = source.own()
-        write = partial(source.write_parts, lists=lists, observer=observer, on_progress=on_progress)
+        write = partial(source.write_parts, lists=review.lists, observer=observer, on_progress=on_progress)
         others = ParallelWriters(sample, write)
     result = await publication.publish(
         store,
         prefetched(rows, steps),
         plan=source.plan(),
-        about=source.about() if review is None else review.about,
+        about=review.about,
         encoding=encoding,
         live=settings.activate,
-        refused_by=None if review is None else review.refused_by,
+        refused_by=review.refused_by,
         arm=settings.arm,
         end_canary=settings.end_canary,
         resume=ReleaseId(resume) if isinstance(resume, str) else resume,
@@ -146,7 +156,7 @@ async def publish(
         on_progress=on_progress,
     )
     steps |= result.seconds
-    refusal = "" if review is None else await review.refusal(result.manifest)
+    refusal = await review.refusal(result.manifest)
     refused = GateFailed(refusal, result) if refusal else result.held_back
     took, erased = perf_counter() - started, list[ReleaseId]()
     if refused is None:
@@ -159,17 +169,19 @@ class _GateCheck:
     def __init__(
         self, source: Source, settings: PublishSettings, store: Store, reader: Reader, steps: dict[str, float]
     ) -> None:
-        self._settings, self._gates = settings, settings.bounds
+        self._settings, self._own = settings, settings.bounds
+        self._gates = with_defaults(self._own)
         self._store, self._reader, self._steps = store, reader, steps
         self._origin, items = source.about(), source.items()
-        check(self._gates, self._origin.get("metrics"), knows_catalogue=items.catalogue is not None)
+        check(self._own, self._origin.get("metrics"), knows_catalogue=items.catalogue is not None)
         self.lists = Measurement(items, depth_of(self._gates))
         self._judged: tuple[ReleaseRef | None, list[GateVerdict]] | None = None
 
     async def about(self) -> dict[str, Any]:
         """Return origin and verdicts, once lists are measured."""
         live, verdicts = await self._judge()
-        return self._origin | {"gates": record(verdicts, live, forced=self._settings.force)}
+        gates = {"gates": record(verdicts, live, forced=self._settings.force)} if verdicts else {}
+        return self._origin | gates
 
     async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
         _, verdicts = await self._judge()
@@ -190,8 +202,8 @@ class _GateCheck:
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)
-                metrics = self._origin.get("metrics")
-                self._judged = live, await judge(self._gates, metrics, self.lists, self._reader, live)
+                gates = self._own if live is None else self._gates
+                self._judged = live, await judge(gates, self._origin, self.lists, self._reader, live)
         return self._judged
 
 

@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.lists import Block, ModelLists, blocks_of, rows_of
-from hotplate.offline.measurement import Items, ListCounts, Measurement, ignore
+from hotplate.offline.measurement import Items, ListCounts, Measurement
 from hotplate.offline.publish import PartedSource, prefetched
 from hotplate.offline.threads import DaemonThreads
 from hotplate.offline.train.spark import cause_of
@@ -84,12 +84,12 @@ class SparkLists(PartedSource):
         return list(chain.from_iterable(chain(some.similar(0, min(items, _SAMPLED)), some.personal())))
 
     async def write_parts(
-        self, context: PartContext, lists: Measurement | None, observer: Observer | None, on_progress: OnProgress
+        self, context: PartContext, lists: Measurement, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
         """See `PartedSource`; the first failure cancels waiting parts."""
         blocks = [*self._of_items, *self._of_users]
         noted, total = self._context.accumulator(_NOTHING, _Noting()), self.plan().rows
-        job = _PublishJob(self._shared, context, self._url, None if lists is None else lists.depth)
+        job = _PublishJob(self._shared, context, self._url, lists.depth)
         work = partial(_write, job, noted)
         running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run, blocks, work)
         try:
@@ -109,7 +109,7 @@ class SparkLists(PartedSource):
                 running.add_done_callback(lambda ended: ended.exception())  # retrieves the error of the cancelled job
 
     def _sum(
-        self, parts: "list[_MeasuredPart]", wanted: int, lists: Measurement | None, observer: Observer | None
+        self, parts: "list[_MeasuredPart]", wanted: int, lists: Measurement, observer: Observer | None
     ) -> WrittenPart:
         if len(parts) != wanted:
             raise StoreUnavailable(f"Spark returned {len(parts)} of {wanted} parts of {redacted(self._url)}")
@@ -117,8 +117,7 @@ class SparkLists(PartedSource):
         for written, counts, charges in parts:
             everything.merge(written.tally)
             rows += written.rows
-            if lists is not None and counts is not None:
-                lists.merge(counts)
+            lists.merge(counts)
             if observer is not None:
                 observer.charged(charges.ru)
                 for kind in charges.failures:
@@ -135,7 +134,7 @@ class _PublishJob:
     lists: "Broadcast[ModelLists]"
     context: PartContext
     url: str
-    depth: int | None
+    depth: int
 
 
 class _Noted(NamedTuple):
@@ -168,7 +167,7 @@ class _ChargeCounter:
 
 class _MeasuredPart(NamedTuple):
     written: WrittenPart
-    counts: ListCounts | None
+    counts: ListCounts
     charges: _ChargeCounter
 
 
@@ -187,13 +186,12 @@ def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_M
 
 async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
     lists, charges = job.lists.value, _ChargeCounter()
-    measured = None if job.depth is None else Measurement(lists.items(), job.depth)
-    rows = rows_of(lists, block, ignore if measured is None else measured.add)
+    measured = Measurement(lists.items(), job.depth)
+    rows = rows_of(lists, block, measured.add)
     store = connect(job.url, charges)
     try:
         async with aclosing(prefetched(rows, {})) as bodies:
             written = await write_part(store, job.context, block.part, bodies)
     finally:
         await store.close()
-    counts = None if measured is None else measured.counts()
-    return _MeasuredPart(written, counts, charges)
+    return _MeasuredPart(written, measured.counts(), charges)

@@ -85,7 +85,7 @@ class ReleaseFlags:
     gates: Annotated[Path | None, Flag("The bounds in this TOML file must hold.", GATES, metavar="FILE")] = None
     gate: Annotated[
         tuple[str, ...],
-        Flag("As ndcg=0.2, drop.ndcg=0.05, coverage=0.3, overlap=0.2; repeatable.", GATES, metavar="NAME=BOUND"),
+        Flag("As ndcg=0.2, drop.ndcg=0.05, overlap=0.2, users_kept=0.1; repeatable.", GATES, metavar="NAME=BOUND"),
     ] = ()
     force: Annotated[bool, Flag("Go live even if a gate fails; the release records that.", GATES, env=False)] = False
     end_canary: EndCanary = False
@@ -162,7 +162,8 @@ def publish(
 ) -> None:
     """Compute every list of a model and publish them atomically as one release; old releases are erased.
 
-    Exits with 3 if a gate or a running canary keeps the release from going live.
+    Exits with 3 if a gate or a running canary keeps the release from going live. By default, gates refuse a release
+    that lost more than half of the live users or items.
 
     Example: hotplate publish model --store file:///var/lib/hotplate
 
@@ -211,7 +212,7 @@ def import_lists(flags: ImportFlags) -> None:
     """Publish computed lists: rows of user, item and score, in any order; they may exceed memory.
 
     Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores. Exits with 3 if a gate or
-    a running canary keeps the release from going live.
+    a running canary keeps the release from going live, as for `publish`.
 
     Example: hotplate import lists.parquet --titles titles.csv --store file:///var/lib/hotplate
     """

@@ -212,7 +212,7 @@ def _default_folder(pipeline: Path) -> Path:
 def _print_steps(job: "Job", folder: Path) -> None:
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.publishing.bounds)
     out.print(f"train on {', '.join(map(str, job.training.data))}, in {folder}")
-    out.print(f"publish lists of {job.lists.length} to {redacted(job.store)}; gates: {bounds or 'none'}")
+    out.print(f"publish lists of {job.lists.length} to {redacted(job.store)}; gates: {bounds or 'those by default'}")
 
 
 @contextmanager

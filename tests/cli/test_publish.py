@@ -54,7 +54,7 @@ def test_dry_run_writes_nothing_and_a_publish_reports_what_it_spent(
     done = spent("publish", model, "--store", cosmos, "--max-ru", "1000")
     assert done["request_units"] > 6 * rehearsed["rows"]  # written for 5, read back for 1
     assert done["throttled"] == 0
-    text = succeeded("import", lists, "--store", cosmos)
+    text = succeeded("import", lists, "--store", cosmos, "--force")  # of other users
     assert "is live" in text
     assert "read back once; 0 refused (429)" in text
 
@@ -134,6 +134,11 @@ def test_bad_model_exits_with_3_and_is_not_live_unless_forced(tmp_path: Path) ->
         "shortest_list": (5, True),
         "overlap@10": (0.2, False),
         "popular_share@10": (0.7, True),
+        "users_kept": (0.5, True),
+        "items_kept": (0.5, True),
+        "length_kept": (0.5, True),
+        "popular_length_kept": (0.5, True),
+        "popular_kept": (0.0, True),
     }
     assert all(isinstance(each["measured"], float | int) for each in facts["gates"])
     assert live_in(store) == live
@@ -176,6 +181,31 @@ def test_imported_lists_pass_gates_too_and_have_no_metrics(tmp_path: Path) -> No
     failed(hotplate("import", lists, "--store", store, "--gate", "ndcg=0.1"), "have no evaluation", code=2)
     failed(hotplate("import", lists, "--store", store, "--gate", "coverage=0.1"), "--titles", code=2)
     failed(hotplate("import", lists, "--store", store, "--gate", "overlap=2"), "between 0 and 1", code=2)
+
+
+def test_lost_users_and_items_are_refused_without_any_gate(tmp_path: Path) -> None:
+    lists, store = tmp_path / "lists.csv", f"file://{tmp_path}/store"
+    publish = ("import", lists, "--store", store)
+
+    def rows(users: int, items: int) -> str:
+        lines = (f"u{user},i{(user * 8 + place) % items},{9 - place}" for user in range(users) for place in range(8))
+        return "\n".join(["user,item,score", *lines]) + "\n"
+
+    lists.write_text(rows(100, 800))
+    assert "kept" not in succeeded(*publish), "nothing is live to compare with"
+    live = live_in(store)
+    lists.write_text(rows(100, 2))
+    refused = hotplate(*publish)
+    failed(refused, "Gate items_kept: 0.0025 is below 0.5 (2 of 800 items in live lists)", "--force", code=3)
+    assert re.search(r"users_kept +1 +≥ 0.5 +passed +about 100 of 100 users with a list", refused.stdout)
+    dry = {each["gate"]: each["passed"] for each in json_of(*publish, "--dry-run", code=3)["gates"]}
+    assert (dry["users_kept"], dry["items_kept"]) == (True, False)
+    lists.write_text(rows(9, 800))
+    failed(hotplate(*publish), "Gate users_kept: 0.09 is below 0.5 (about 9 of 100 users with a list)", code=3)
+    assert live_in(store) == live
+    succeeded(*publish, "--gate", "users_kept=0.05", "--gate", "items_kept=0.05")
+    lists.write_text(rows(100, 2))
+    succeeded(*publish, "--force")
 
 
 def test_gate_rejects_release_degraded_by_rules_and_reports_model_metric(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_a_rollback_onto_a_file_that_was_cut_is_refused_unless_forced(tmp_path: 
 def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path, url: str, lists: Path) -> None:
     live, canary = releases(tmp_path / "store"), releases(tmp_path / "store", live=False)
     assert hotplate("releases", "canary", canary, "--store", url).returncode == 0
-    done = hotplate("import", lists, "--store", url)
+    done = hotplate("import", lists, "--store", url, "--force")  # of other users
     assert (done.returncode, "is ready" in done.stdout) == (3, True)
     assert f"Release {canary} is the canary" in done.stderr
     found = catalogue_of(url)
@@ -223,7 +223,7 @@ def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path
     new = found["releases"][-1]["id"]  # type: ignore[index]  # JSON
     failed(hotplate("releases", "activate", new, "--store", url), "promote or abort the canary first", code=3)
     succeeded("releases", "copy", "--from", url, "--to", f"file://{tmp_path}/other", new)
-    assert hotplate("import", lists, "--end-canary", "--store", url).returncode == 0
+    assert hotplate("import", lists, "--end-canary", "--force", "--store", url).returncode == 0
     assert catalogue_of(url)["canary"] is None
 
 
