@@ -126,19 +126,20 @@ lock: .venv/dev ## resolve the requirements again (needs uv)
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch .venv/demo $@
 
+# Few of the modules are imported, and those are compiled then.
 .venv/k8s: requirements/k8s.lock .ci/k8s-tools | .venv/dev
 	@echo "Installing what the checks of k8s/ need (a minute on a first run) ..."
-	@$(PIP_INSTALL) --require-hashes -r requirements/k8s.lock
+	@$(PIP_INSTALL) --no-compile --require-hashes -r requirements/k8s.lock
 	@.ci/k8s-tools .venv/bin
 	@touch $@
 
 .venv/site: requirements/docs.lock | .venv/dev
-	@$(PIP_INSTALL) --require-hashes -r requirements/docs.lock
+	@$(PIP_INSTALL) --no-compile --require-hashes -r requirements/docs.lock
 	@touch $@
 
 .venv/spark: requirements/spark.lock | .venv/dev
 	@echo "Installing what Spark needs (several minutes on a first run) ..."
-	@$(PIP_INSTALL) --require-hashes -r requirements/spark.lock
+	@$(PIP_INSTALL) --no-compile --require-hashes -r requirements/spark.lock
 	@touch $@
 
 clean: ## remove the environment, caches and results

@@ -1,6 +1,8 @@
 """What runs hotplate, in Kubernetes and elsewhere: started as it says, and valid by a schema if there is one."""
 
 import asyncio
+import copy
+import functools
 import json
 import os
 import re
@@ -249,9 +251,14 @@ def test_azure_machine_learning_loads_the_batch_job_and_its_pipeline_can_run(mon
     assert "hotplate run nightly.toml" in component.command
 
 
-def bicep(file: str) -> Any:  # noqa: ANN401 -- a tree
-    """Parse one of the Bicep files."""
+@functools.cache
+def _parsed(file: str) -> Any:  # noqa: ANN401 -- a tree
     return pycep.BicepParser().parse(text=(TARGETS / "azure" / file).read_text())
+
+
+def bicep(file: str) -> Any:  # noqa: ANN401 -- a tree
+    """Return what one of the Bicep files says; each caller gets a tree of its own."""
+    return copy.deepcopy(_parsed(file))
 
 
 def resources() -> dict[str, Any]:

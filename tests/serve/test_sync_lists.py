@@ -247,7 +247,7 @@ def test_forked_process_follows_releases_before_and_after_use_by_parent(
     assert (process.returncode, out, err) == (0, f"{second}\n", "")
 
 
-THREADS, CALLS, FLIPS, FORKS, LATE_S = 8, 50_000, scaled(20), 5, 2.0
+THREADS, CALLS, FLIPS, FORKS, LATE_S = 8, 25_000, scaled(10), 5, 2.0
 
 
 @pytest.mark.alone

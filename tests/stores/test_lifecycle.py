@@ -28,7 +28,7 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(1800)]
         *(("memory", 30), ("file", 3), ("redis", 3), ("cosmos", 2)),
         *(
             pytest.param(store, scaled(examples), id=f"{store}-soak", marks=SOAK)
-            for store, examples in (("memory", 1_500), ("file", 60), ("redis", 60), ("cosmos", 40))
+            for store, examples in (("memory", 600), ("file", 31), ("redis", 31), ("cosmos", 31))
         ),
     ],
     indirect=["interleaved"],

@@ -37,4 +37,5 @@ def build(folder: str) -> str:
 
 def built(folder: str) -> list[Object]:
     """Return the objects that kustomize builds of a folder below k8s/; each caller gets objects of its own."""
-    return [found for found in yaml.safe_load_all(build(folder)) if found]
+    # libyaml, ten times as fast as the loader in Python
+    return [found for found in yaml.load_all(build(folder), yaml.CSafeLoader) if found]

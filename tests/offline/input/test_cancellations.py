@@ -138,7 +138,7 @@ def check_rows_after_the_cut(
     assert by_ids(parts.train, matrix) == pytest.approx(by_ids(before.user_items, before), rel=1e-5)
 
 
-@depths(60, 500)
+@depths(30, 200)
 def test_rows_after_the_cut_affect_neither_training_data_nor_matrix_users(examples: int) -> None:
     check_rows_after_the_cut(LEAK, 1, 0.4, "sum", None)
     explore(

@@ -93,7 +93,7 @@ def known(runner: asyncio.Runner, pair: Pair) -> list[bytes]:
     return [GET.replace(HOST, HOST + (name % etag if b"%b" in name else name) + b"\r\n") for name in names]
 
 
-@depths(500, 50_000)
+@depths(400, 15_000)
 @pytest.mark.timeout(3600)
 def test_whatever_comes_is_answered_as_aiohttp_answers_it(
     takes: Callable[[bytes], bool], same: Callable[..., None], known: list[bytes], examples: int

@@ -143,7 +143,7 @@ async def test_a_scan_and_a_check_of_a_damaged_file_say_where(store: LmdbStore) 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("large", "changes"), [(20, 200), pytest.param(2, scaled(20_000), id="soak", marks=pytest.mark.soak)]
+    ("large", "changes"), [(20, 200), pytest.param(2, scaled(8_000), id="soak", marks=pytest.mark.soak)]
 )
 async def test_any_one_byte_that_is_changed_is_found(tmp_path: Path, large: int, changes: int) -> None:
     path, draw = await sealed(tmp_path, large=large), random.Random(SEED)
@@ -256,7 +256,7 @@ asyncio.run(main(Path(sys.argv[1]), ReleaseRef(*sys.argv[2:4]), *map(int, sys.ar
 """
 
 
-@pytest.mark.parametrize("changes", [60, pytest.param(scaled(400), id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("changes", [30, pytest.param(scaled(150), id="soak", marks=pytest.mark.soak)])
 async def test_reading_a_damaged_file_that_was_warmed_ends_no_process(tmp_path: Path, changes: int) -> None:
     await sealed(tmp_path, large=20)
     reader = [sys.executable, "-c", READER, str(tmp_path), *RELEASE, str(changes), str(SEED)]
