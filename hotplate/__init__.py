@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # also parsed by `_homes`
     from hotplate.releases import activate, copy, prune, rollback, verify
     from hotplate.serve.embedded import Lists, Recommendations, SyncLists, open_sync
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
-    from hotplate.serve.reader import NotReady
+    from hotplate.serve.reader import NotReady, UnknownList
     from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
     from hotplate.stores.catalogue import dump as dump_catalogue
     from hotplate.stores.catalogue import parse as parse_catalogue
@@ -56,8 +56,8 @@ __all__ = [
     "Recommendations", "RefusedByGates", "ReleaseConflict", "ReleaseCorrupt", "ReleaseId", "ReleaseNotFound",
     "ReleaseRef", "RequestRefused", "Row", "Rules", "ServiceUnavailable", "SettingError", "Slot", "SplitOptions",
     "Store", "StoreError", "StoreFull", "StoreMisused", "StoreThrottled", "StoreUnavailable", "SyncLists",
-    "TrainReport", "TrainSettings", "TuneOptions", "Written", "__version__", "activate", "connect", "copy",
-    "dump_catalogue", "load_model", "open", "open_sync", "parse_catalogue", "prune", "publish", "rollback",
+    "TrainReport", "TrainSettings", "TuneOptions", "UnknownList", "Written", "__version__", "activate", "connect",
+    "copy", "dump_catalogue", "load_model", "open", "open_sync", "parse_catalogue", "prune", "publish", "rollback",
     "run", "train", "verify",
 ]  # fmt: skip
 

@@ -56,6 +56,7 @@ class Answer:
 
     *source* is `personal`, `similar`, `fold-in`, `popular`, or `memory` for a remembered popular list with a *failure*.
     In a batch, *status* is `ok`, `unknown`, or `error`. *segment* is that of a popular list, empty for the overall one.
+    *list* is the name of the list, empty for a default list without one.
     """
 
     items: "list[Item]"
@@ -66,13 +67,14 @@ class Answer:
     status: str | None = None
     failure: str | None = None
     segment: str | None = None
+    list: str = ""
 
 
 class ListOptions(TypedDict, total=False):
     """Options of a call.
 
     *where* are conditions on item attributes, as `category:shoes,price<50`. *segment* is that of the popular list that
-    replaces a missing list; not for `similar`.
+    replaces a missing list; not for `similar`. *list* is the name of a list.
     """
 
     exclude: Collection[str]
@@ -80,6 +82,7 @@ class ListOptions(TypedDict, total=False):
     fields: Sequence[str]
     timeout_s: float
     segment: str
+    list: str
 
 
 class ClientOptions(TypedDict, total=False):
@@ -104,15 +107,16 @@ class _Call:
     exclude: Collection[str] = ()
     where: str = ""
     fields: Sequence[str] = ()
+    list: str = ""
 
     def request(self, url: str) -> dict[str, Any]:
         if self.body is None:
-            texts = [("where", filter(None, [self.where])), ("segment", filter(None, [self.segment]))]
-            lists = [("exclude", self.exclude), ("fields", self.fields), *texts]
-            query = [f"{name}={joined}" for name, values in lists if (joined := ",".join(map(_quoted, values)))]
+            single = {"where": [self.where], "segment": [self.segment], "list": [self.list]}
+            given = {"exclude": self.exclude, "fields": self.fields, **single}
+            query = [f"{name}={joined}" for name, values in given.items() if (joined := ",".join(map(_quoted, values)))]
             return {"method": "GET", "url": f"{url}{self.path}?{'&'.join([f'n={self.n}', *query])}", "headers": []}
-        options = {"exclude": list(self.exclude), "fields": ",".join(self.fields)}
-        options |= {"where": self.where, "segment": self.segment}
+        options = {"exclude": [*self.exclude], "fields": ",".join(self.fields)}
+        options |= {"where": self.where, "segment": self.segment, "list": self.list}
         content = json.dumps(self.body | {"n": self.n} | {name: one for name, one in options.items() if one}).encode()
         left_ms = int(min(max(1.0, (self.until - time.monotonic()) * 1000), 60_000.0))
         headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(left_ms))]
@@ -146,8 +150,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         self._key = key
         self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
         self._timeout_s = timeout_s
-        self._popular = dict[tuple[str, str], Answer]()  # by segment and `where`
-        self._due = dict[tuple[str, str], float]()  # when to read it again
+        self._popular = dict[tuple[str, str, str], Answer]()  # by list, segment and `where`
+        self._due = dict[tuple[str, str, str], float]()  # when to read it again
         is_plain = parts.scheme == "http"
         self.ssl_context = ssl_context or (None if is_plain else httpcore2.default_ssl_context())  # slow: not in a call
         self._pool = httpcore2.AsyncConnectionPool(
@@ -195,6 +199,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         others = {"timeout_s": self._timeout_s, **options}
         until = time.monotonic() + others.pop("timeout_s")
         call = _Call(path, n, until, **others, **request)
+        if call.list:
+            call = replace(call, expected=[{**one, "list": call.list} for one in call.expected])
         found = await self._try(call)
         await self._refresh(call)
         return self._stand_in(call, found) if isinstance(found, ClientError) else found
@@ -237,19 +243,19 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
     async def _refresh(self, call: _Call) -> None:
         """Read due popular lists, each in half of the time left."""
-        for key in {("", call.where), (call.segment, call.where)}:
+        for key in {(call.list, "", call.where), (call.list, call.segment, call.where)}:
             now = time.monotonic()
-            room = REMEMBERED_LISTS // 2 if key[1] else REMEMBERED_LISTS  # conditions may vary without end
+            room = REMEMBERED_LISTS // 2 if call.where else REMEMBERED_LISTS  # conditions may vary without end
             is_known = key in self._due or len(self._due) < room
             if is_known and self._due.get(key, 0.0) <= now < call.until:
                 self._due[key] = now + REFRESH_AGAIN_S
-                half = _Call("popular", REMEMBERED_ITEMS, (now + call.until) / 2, segment=key[0], where=key[1])
-                found = await self._try(half)
+                half = _Call("popular", REMEMBERED_ITEMS, (now + call.until) / 2, segment=key[1], where=call.where)
+                found = await self._try(replace(half, list=call.list))
                 if isinstance(found, list) and found[0].items:
                     self._popular[key], self._due[key] = found[0], now + REFRESH_S
 
     def _stand_in(self, call: _Call, error: ClientError) -> list[Answer]:
-        keys = (call.segment, call.where), ("", call.where)
+        keys = [(call.list, segment, call.where) for segment in (call.segment, "")]
         known = [self._popular[key] for key in keys if key in self._popular]
         if isinstance(error, RequestRefused) and (error.status not in DENIED or not known):
             raise error
@@ -300,7 +306,7 @@ def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[An
 
 
 def _answer(decoded: dict[str, Any]) -> Answer:
-    optional = {name: decoded[name] for name in ("canary", "status", "segment") if name in decoded}
+    optional = {name: decoded[name] for name in ("canary", "status", "segment", "list") if name in decoded}
     items = [item for item in decoded["items"] if item["id"]]
     return Answer(items, decoded["source"], decoded["release"], decoded["tier"], **optional)
 

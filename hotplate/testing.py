@@ -24,6 +24,7 @@ import pytest_asyncio
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import body_of
+from hotplate.stores.erasure import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError
 from hotplate.stores.lifecycle import prune, rollback
 from hotplate.stores.publication import begin as begin_release
@@ -392,3 +393,21 @@ class StoreContract:
         found = await find_users(store, ["1", "2"])
         assert found.erased == ("1",)
         assert "2" in found.holding[first]
+
+    async def test_named_lists_are_verified_read_and_erased_with_their_release(self, store: Store) -> None:
+        body = body_of(b'{"id":"x","score":1}')
+        keys = ["item@basket:x", "popular:", "popular@basket:", "popular@basket:é", "user:1", "user@basket:1"]
+
+        async def rows() -> AsyncIterator[Sequence[Row]]:
+            yield [Row(key, body) for key in keys]
+
+        release = (await publish(store, rows(), plan=Plan(len(keys), 400), about={})).manifest.release
+        entry = (await store.catalogue()).find(release)
+        assert (await verify(store, entry.ref)).named == {"basket": ("é",)}
+        assert len([slot for slot in await store.get_many(entry.ref, keys) if isinstance(slot, bytes)]) == len(keys)
+        assert [row.key async for row in store.scan(entry.ref)] == [*keys[:1], "meta:manifest", *keys[1:]]
+        assert (await find_users(store, ["1"])).lists == {release: ("basket",)}
+        await erase_users(store, ["1"])
+        await verify(store, entry.ref)
+        erased = await erased_from(store)
+        assert [key for key in keys if erased.covers(key)] == ["user:1", "user@basket:1"]

@@ -9,13 +9,14 @@
     popular_share, …@N          maximum share of slots taken by the first N overall popular items
     KEPT                        minimum of what is kept of the live release, as in LEAST_KEPT
 
-N defaults to 10. `model.NAME` is a metric with the name of a gate.
+N defaults to 10. `model.NAME` is a metric with the name of a gate. `LIST:NAME` is a gate of one named list; others
+are of each list.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
 from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.encoding import USER, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
@@ -143,10 +145,33 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
             raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {hint}{lacking}.")
 
 
+def check_names(gates: Sequence[Gate], names: Iterable[str]) -> None:
+    """Raise SettingError for a gate of a list that is not among *names*."""
+    known = {*names}
+    for gate in gates:
+        name, colon, _ = gate.name.rpartition(":")
+        if colon and name not in known:
+            raise SettingError(f"Gate {gate.name} is of the list {name!r}, which is not published here.")
+
+
+def gates_of(gates: Sequence[Gate], name: str) -> list[Gate]:
+    """Return the gates of the list *name*: its own, such as `basket:ndcg`, and for other metrics those of all lists."""
+    prefix = f"{name}:"
+    own = [replace(gate, name=gate.name.removeprefix(prefix)) for gate in gates if gate.name.startswith(prefix)]
+    known = {gate.name for gate in own}
+    return [*own, *(gate for gate in gates if ":" not in gate.name and gate.name not in known)]
+
+
 async def judge(
-    gates: Sequence[Gate], origin: Mapping[str, Any], lists: Measurement, reader: Reader, live: ReleaseRef | None
+    gates: Sequence[Gate],
+    origin: Mapping[str, Any],
+    lists: Measurement,
+    reader: Reader,
+    live: ReleaseRef | None,
+    *,
+    name: str = "",
 ) -> list[GateVerdict]:
-    """Judge each gate by the metrics of *origin*, *lists*, and the release *live* of *reader*.
+    """Judge each gate by the metrics of *origin*, *lists*, and the list *name* of the release *live* of *reader*.
 
     Comparisons pass if nothing is live. If the live release is damaged, those not by default fail. Raises StoreError.
     """
@@ -156,7 +181,7 @@ async def judge(
         verdicts |= {gate.name: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
     elif compared:
         try:
-            verdicts |= await _against(compared, origin, lists, reader, live)
+            verdicts |= await _against(compared, origin, lists, reader, live, name=name)
         except (ReleaseCorrupt, ReleaseNotFound) as error:
             note = f"the live release {live.id} cannot be read ({error})"
             verdicts |= {gate.name: gate.verdict(None, note, passed=gate in DEFAULTS) for gate in compared}
@@ -199,15 +224,27 @@ def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measuremen
 
 
 async def _against(
-    gates: Sequence[Gate], origin: Mapping[str, Any], lists: Measurement, reader: Reader, live: ReleaseRef
+    gates: Sequence[Gate],
+    origin: Mapping[str, Any],
+    lists: Measurement,
+    reader: Reader,
+    live: ReleaseRef,
+    *,
+    name: str,
 ) -> dict[str, GateVerdict]:
     manifest, kept = await load_manifest(reader, live), [gate for gate in gates if gate.subject != _DROP]
-    verdicts = {gate.name: _drop(gate, origin.get("metrics") or {}, manifest) for gate in gates if gate not in kept}
+    stored = manifest.stored_name(name)
+    if stored is None:
+        none = f"the live release {live.id} has no list {name}"
+        return {gate.name: gate.verdict(None, none, passed=True) for gate in gates}
+    metrics = origin.get("metrics") or {}
+    verdicts = {gate.name: _drop(gate, metrics, manifest, stored) for gate in gates if gate not in kept}
     if kept:
         is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in kept)
         sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
-        found = await read_live(reader, live, manifest, sample)
-        shares = _shares(lists, sample, manifest, found, origin.get("list_length", MAX_LENGTH))
+        found = await read_live(reader, live, manifest, sample, stored)
+        had = manifest.counts.get(prefix_of(USER, stored)[:-1], 0)
+        shares = _shares(lists, sample, had, found, origin.get("list_length", MAX_LENGTH))
         for gate in kept:
             if gate.subject == _OVERLAP:
                 verdicts[gate.name] = _overlap(gate, sample, found, live)
@@ -225,10 +262,10 @@ def _overlap(gate: Gate, sample: Mapping[str, Sequence[str]], found: LiveLists, 
 
 
 def _shares(
-    lists: Measurement, sample: Sized, live: Manifest, found: LiveLists, list_length: int
+    lists: Measurement, sample: Sized, had: int, found: LiveLists, list_length: int
 ) -> dict[str, tuple[float | None, str]]:
-    """Return what is kept of *live*, with a note, by subject of LEAST_KEPT; None if too little was live."""
-    had, read = live.counts.get("user", 0), [len(items) for items in found.users.values()]
+    """Return what is kept of *had* live lists, with a note, by subject of LEAST_KEPT; None if too little was live."""
+    read = [len(items) for items in found.users.values()]
     still = min(had, round(len(read) / (len(sample) or 1) * lists.users_with_lists))
     items = set(found.popular).union(*found.users.values())
     known, popular = lists.known(items), set(lists.popular).intersection(found.popular)
@@ -250,8 +287,8 @@ def _shares(
     }
 
 
-def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest) -> GateVerdict:
-    before_metrics = live.about.get("metrics") or {}
+def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
+    before_metrics = live.about_of(stored).get("metrics") or {}
     now, before = (_value(_numbers(each), gate.metric) for each in (metrics, before_metrics))
     if now is None or before is None:
         return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
@@ -265,6 +302,10 @@ def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest) -> GateVerdict
 
 
 def _parse(name: str, bound: object, where: str) -> Gate:
+    of_list, colon, name = name.rpartition(":")
+    if colon:
+        gate = _parse(name, bound, where)
+        return replace(gate, name=f"{of_list}:{gate.name}")
     if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
         raise SettingError(f"{where}: the bound of {name} is {bound!r}; it must be a number.")
     first, _, rest = name.partition(".")

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -17,7 +17,7 @@ from hotplate.offline.gates import failures, recorded
 from hotplate.offline.input.files import state_of
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
-from hotplate.offline.publish import PublishSettings, Written, timed
+from hotplate.offline.publish import NamedLists, PublishSettings, Written, as_source, timed
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
@@ -42,8 +42,11 @@ _STATE_FORMAT = 1
 _MODEL = "model-"
 
 
+AnyModel = Model | Path | str
+
+
 def publish(
-    model: Model | Path | str,
+    model: AnyModel | Mapping[str, AnyModel],
     store: str | Store,
     settings: PublishSettings | None = None,
     lists: ListSettings | None = None,
@@ -52,18 +55,25 @@ def publish(
 ) -> Written:
     """Publish all lists of *model*, or of a model folder, as one release, and prune old releases.
 
-    *store* is a URL, or an unused Store, which gets closed. *on_progress* is called with (rows written, rows in all).
+    Models by name make named lists, of which the first is the default one. *store* is a URL, or an unused Store, which
+    gets closed. *on_progress* is called with (rows written, rows in all).
     Raises GateFailed or CanaryRunning if the release is not live, DataError, SettingError and StoreError.
     """
-    loaded = model if isinstance(model, Model) else load(Path(model))
-    source = ModelLists(loaded, lists or ListSettings()).measure()
+    models, of_all = model if isinstance(model, Mapping) else {"": model}, lists or ListSettings()
+    sources = dict[str, ModelLists]()
+    for name, each in models.items():
+        loaded, of_list = each if isinstance(each, Model) else load(Path(each)), name if sources else ""
+        sources[name] = ModelLists(
+            loaded, of_all if not of_list else replace(of_all, fold_in=False, attributes=None), of_list
+        )
+    source = as_source({name: each.measure() for name, each in sources.items()})
     written = run_on(store, lambda it: publish_lists(source, it, settings, on_progress=on_progress))
     if written.refused is not None:
         raise written.refused
     return written
 
 
-def _write(source: ModelLists, store: str, settings: PublishSettings) -> Written:
+def _write(source: ModelLists | NamedLists, store: str, settings: PublishSettings) -> Written:
     return run_on(store, lambda it: publish_lists(source, it, settings))
 
 
@@ -72,6 +82,7 @@ class Job:
     """The configuration of a scheduled run.
 
     rules     reads the rules, after the training
+    named     of each list besides the default one, the model (None for that of the run), and reads its settings
     track     whether to log the model to MLflow
     register  NAME or NAME@ALIAS in MLflow; a release that goes live sets the alias
     inputs    files and folders; if their bytes and *options* are unchanged, no run is needed
@@ -84,6 +95,7 @@ class Job:
     publishing: PublishSettings
     lists: ListSettings
     rules: Callable[[], Rules]
+    named: Mapping[str, tuple[Path | None, Callable[[], ListSettings]]]
     track: bool
     register: str | None
     inputs: Sequence[Path]
@@ -197,7 +209,7 @@ class Attempt:
         *,
         train: Callable[[TrainSettings, Path], TrainReport] = train,
         measure: Callable[[ModelLists], ModelLists] = ModelLists.measure,
-        write: Callable[[ModelLists, str, PublishSettings], Written] = _write,
+        write: Callable[[ModelLists | NamedLists, str, PublishSettings], Written] = _write,
     ) -> None:
         self.summary: dict[str, Any] = {"pipeline": job.name, "store": redacted(job.store), "outcome": "failed"}
         self._job, self._wait_s, self._keep_ready_s = job, wait_s, keep_ready_s
@@ -261,12 +273,15 @@ class Attempt:
                 return run_on(job.store, partial(self._activate, run))
         with folder.step("measure") as within:
             with timed(within, "load"):
-                lists = ModelLists(load(folder.model), replace(job.lists, rules=job.rules()))
-            self._measure(lists)
+                model = load(folder.model)
+                lists = {"": ModelLists(model, replace(job.lists, rules=job.rules()))}
+                for name, (path, settings) in job.named.items():
+                    lists[name] = ModelLists(model if path is None else load(path), settings(), name)
+            source = as_source({name: self._measure(each) for name, each in lists.items()})
         draft = run_on(job.store, lambda it: begin(it, run.release, writer=RUNNER + run.id))
         try:
             with folder.step("publish") as within:
-                written = self._write(lists, job.store, replace(job.publishing, resume=draft))
+                written = self._write(source, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
         except ReleaseConflict:  # begun with other lists
             folder.record(replace(folder.run, options=""))

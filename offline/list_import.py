@@ -31,7 +31,7 @@ from hotplate.offline.input.files import (
 from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, id_reasons, open_tables, text_of, titles_of
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of
 from hotplate.stores.manifest import MAX_POPULAR_LISTS
 from hotplate.stores.store import Plan, Row
 
@@ -119,10 +119,13 @@ class SortedLists:
 
 
 class ImportedLists:
-    """A ListSource of imported files, sorted into *folder*; only item ids stay in memory."""
+    """A ListSource of imported files, sorted into *folder*; only item ids stay in memory.
 
-    def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage") -> None:
-        self._settings = settings
+    *name* is that of a named list, empty for the default one.
+    """
+
+    def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage", name: str = "") -> None:
+        self._settings, self._name = settings, name
         given = [] if settings.lists is None else [settings.lists, *settings.more]
         others = [[] if path is None else [path] for path in (settings.similar, settings.popular, settings.titles)]
         numbers = ItemNumbers()
@@ -199,7 +202,8 @@ class ImportedLists:
         yield from ([row] for row in self._attributes)
 
     def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
-        return (self._encoder.rows(kind, batch) for batch in lists.batches(_BATCH))
+        prefix = prefix_of(kind, self._name)
+        return (self._encoder.rows(prefix, batch) for batch in lists.batches(_BATCH))
 
 
 def read_scored(

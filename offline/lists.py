@@ -24,7 +24,7 @@ from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import Factors, SparkParams
 from hotplate.offline.train.engine import engine_of
 from hotplate.offline.train.popularity import Popularity
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, SCORE_DECIMALS, USER
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, SCORE_DECIMALS, USER, prefix_of
 from hotplate.stores.factors import PIECE_BYTES, Description, ItemEntry, description_row, pieces
 from hotplate.stores.store import Plan, Row
 
@@ -59,18 +59,19 @@ class ListSettings:
 
 
 class ModelLists:
-    """A ListSource of one model.
+    """A ListSource of one model, for the named list *name*, or the default one.
 
     Raises SettingError for an engine without factors to fold in, and DataError if the rules leave too few items.
     """
 
-    def __init__(self, model: Model, settings: ListSettings) -> None:
+    def __init__(self, model: Model, settings: ListSettings, name: str = "") -> None:
         if settings.fold_in and not isinstance(model.ranker, Factors):
             raise SettingError(
                 f"Folding in needs item factors, and the engine {engine_of(model.params)} learns none; train with "
                 "--engine als."
             )
         self.model = model
+        self._name = name
         self._metrics = model.metrics
         self._settings = settings
         ids = model.matrix.item_ids
@@ -161,7 +162,7 @@ class ModelLists:
             items=np.concatenate([popular.items for popular in ranked]),
             scores=np.concatenate([popular.scores for popular in ranked]).astype(np.float64).round(SCORE_DECIMALS),
         )
-        return self._encoder.rows(POPULAR, lists)
+        return self._encoder.rows(prefix_of(POPULAR, self._name), lists)
 
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield the rows of users in order; *observe* gets their lists."""
@@ -230,7 +231,8 @@ class ModelLists:
             items=items[present],
             scores=scores[present].astype(np.float64).round(SCORE_DECIMALS),
         )
-        return (self._encoder.rows(kind, part) for part in lists.batches(_BATCH))
+        prefix = prefix_of(kind, self._name)
+        return (self._encoder.rows(prefix, part) for part in lists.batches(_BATCH))
 
 
 def _ranges(start: int, stop: int) -> Iterator[Indices]:

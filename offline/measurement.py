@@ -12,7 +12,7 @@ from hotplate.offline.input.matrix import Indices
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode, Item, cut, decode
+from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode, Item, cut, decode, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt, StoreError
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
@@ -145,13 +145,16 @@ class LiveLists(NamedTuple):
     users: dict[str, list[str]]
 
 
-async def read_live(reader: Reader, release: ReleaseRef, manifest: Manifest, users: Iterable[str]) -> LiveLists:
-    """Read the lists of *users* that *release* has; damaged ones are skipped.
+async def read_live(
+    reader: Reader, release: ReleaseRef, manifest: Manifest, users: Iterable[str], stored: str = ""
+) -> LiveLists:
+    """Read the lists of *users* that *release* has, of the name *stored* in keys; damaged ones are skipped.
 
     Raises ReleaseCorrupt for other damage, and StoreError.
     """
     open_value = await load_decode(reader, release, manifest)
-    keys = [POPULAR + OVERALL, *(USER + user for user in users)]
+    prefix = prefix_of(USER, stored)
+    keys = [prefix_of(POPULAR, stored) + OVERALL, *(prefix + user for user in users)]
     found = {
         name: [item["id"] for item in items]
         async for name, items in read_lists(reader, release, open_value, keys)

@@ -1,20 +1,23 @@
 """Publishing lists as a release; a thread computes the next batch."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+import heapq
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from hotplate.offline.errors import GateFailed
+from hotplate.offline.errors import GateFailed, SettingError
 from hotplate.offline.gates import (
     Gate,
     GateVerdict,
     check,
+    check_names,
     depth_of,
     failures,
+    gates_of,
     judge,
     parse_gates,
     record,
@@ -26,6 +29,7 @@ from hotplate.offline.threads import DaemonThreads
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Arm, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
+from hotplate.stores.encoding import MAX_LISTS, check_list
 from hotplate.stores.errors import HeldBack
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import Manifest
@@ -47,7 +51,6 @@ class Source(Protocol):
         """Return the lists' items."""
 
 
-@runtime_checkable
 class ListSource(Source, Protocol):
     """Lists of a model, or imported ones."""
 
@@ -55,6 +58,10 @@ class ListSource(Source, Protocol):
         """Yield all rows in ascending order of key bytes, `meta` rows last; *observe* gets the users' lists."""
 
 
+S = TypeVar("S", bound=ListSource)
+
+
+@runtime_checkable
 class PartedSource(Source, Protocol):
     """Lists that other processes write as parts of one draft."""
 
@@ -71,13 +78,54 @@ class PartedSource(Source, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class NamedLists:
+    """The lists of one release by name; the first is the default one, whose name may be empty.
+
+    Each but the first makes the rows of its name.
+    """
+
+    sources: Mapping[str, ListSource]
+
+    def __post_init__(self) -> None:
+        for name in filter(None, self.sources):
+            check_list(name)
+        if len(self.sources) > MAX_LISTS:
+            raise SettingError(f"A release has at most {MAX_LISTS} lists, not {len(self.sources)}.")
+
+    def plan(self) -> Plan:
+        """See `Source`."""
+        plans = [each.plan() for each in self.sources.values()]
+        rows, payload, meta = (sum(sizes) for sizes in zip(*map(_sizes, plans), strict=True))
+        return Plan(rows, payload, meta)
+
+    def about(self) -> dict[str, Any]:
+        """See `Source`; that of the default list, and those of others by name."""
+        (default, about), *others = ((name, each.about()) for name, each in self.sources.items())
+        return about | ({"list": default} if default else {}) | ({"lists": dict(others)} if others else {})
+
+
+def as_source(lists: Mapping[str, S]) -> S | NamedLists:
+    """Return the lists of one release; those of a default list alone without a name are their own source."""
+    return lists[""] if [*lists] == [""] else NamedLists(lists)
+
+
+def _sizes(plan: Plan) -> tuple[int, int, int]:
+    return plan.rows, plan.payload_bytes, plan.meta_bytes
+
+
+def _merged(sources: Iterable[Iterator[list[Row]]]) -> Iterator[list[Row]]:
+    """Merge batches by key: each is of one kind, and those of another list are of another kind."""
+    return heapq.merge(*(filter(None, each) for each in sources), key=lambda rows: rows[0].key)
+
+
+@dataclass(frozen=True, slots=True)
 class PublishSettings:
     """How lists are published.
 
     encoding    `json` or `zstd`; None for the default of the store
     keep        number of previously live releases to keep
     resume      a draft to continue with the same lists and settings, as its writer if a DraftRef
-    gates       gates, or bounds by name, as {"ndcg": 0.15}
+    gates       gates, or bounds by name, as {"ndcg": 0.15}; {"basket:ndcg": 0.1} is of the list `basket`
     force       go live despite failed gates
     end_canary  end a running canary
     arm         the arm of a running experiment that gets the release
@@ -115,7 +163,7 @@ class Written:
 
 
 async def publish(
-    source: ListSource | PartedSource,
+    source: ListSource | PartedSource | NamedLists,
     store: Store,
     settings: PublishSettings | None = None,
     *,
@@ -134,12 +182,13 @@ async def publish(
     (await (live_in or store).catalogue()).ref_of(settings.arm)
     review = _GateCheck(source, settings, store, live_in or store, steps)
     encoding, resume = settings.encoding or default_encoding(store), settings.resume
-    if isinstance(source, ListSource):
-        rows, others = source.batches(review.lists.add), None
+    if not isinstance(source, PartedSource):
+        sources = source.sources if isinstance(source, NamedLists) else {"": source}
+        rows, others = _merged(each.batches(review.lists[name].add) for name, each in sources.items()), None
     else:
         sample = [] if encoding == "json" else source.sample()
         rows = source.own()
-        write = partial(source.write_parts, lists=review.lists, observer=observer, on_progress=on_progress)
+        write = partial(source.write_parts, lists=review.lists[""], observer=observer, on_progress=on_progress)
         others = ParallelWriters(sample, write)
     result = await publication.publish(
         store,
@@ -167,14 +216,23 @@ async def publish(
 
 class _GateCheck:
     def __init__(
-        self, source: Source, settings: PublishSettings, store: Store, reader: Reader, steps: dict[str, float]
+        self,
+        source: Source | NamedLists,
+        settings: PublishSettings,
+        store: Store,
+        reader: Reader,
+        steps: dict[str, float],
     ) -> None:
-        self._settings, self._own = settings, settings.bounds
-        self._gates = with_defaults(self._own)
+        self._settings, self._origin = settings, source.about()
         self._store, self._reader, self._steps = store, reader, steps
-        self._origin, items = source.about(), source.items()
-        check(self._own, self._origin.get("metrics"), knows_catalogue=items.catalogue is not None)
-        self.lists = Measurement(items, depth_of(self._gates))
+        self.lists = dict[str, Measurement]()
+        self._of_lists = dict[str, tuple[list[Gate], dict[str, Any]]]()
+        sources = _named(source)
+        check_names(settings.bounds, sources)
+        for name, each in sources.items():
+            own, items, origin = gates_of(settings.bounds, name), each.items(), each.about()
+            check(own, origin.get("metrics"), knows_catalogue=items.catalogue is not None)
+            self.lists[name], self._of_lists[name] = Measurement(items, depth_of(with_defaults(own))), (own, origin)
         self._judged: tuple[ReleaseRef | None, list[GateVerdict]] | None = None
 
     async def about(self) -> dict[str, Any]:
@@ -202,9 +260,17 @@ class _GateCheck:
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)
-                gates = self._own if live is None else self._gates
-                self._judged = live, await judge(gates, self._origin, self.lists, self._reader, live)
+                verdicts = list[GateVerdict]()
+                for place, (name, (own, origin)) in enumerate(self._of_lists.items()):
+                    gates = own if live is None else with_defaults(own)
+                    judged = await judge(gates, origin, self.lists[name], self._reader, live, name=name)
+                    verdicts += [replace(each, gate=f"{name}:{each.gate}") for each in judged] if place else judged
+                self._judged = live, verdicts
         return self._judged
+
+
+def _named(source: Source | NamedLists) -> Mapping[str, Source]:
+    return source.sources if isinstance(source, NamedLists) else {"": source}
 
 
 async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:

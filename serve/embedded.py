@@ -40,15 +40,19 @@ class Recommendations:
     segment: str | None = None
     """Of a popular list, empty for the overall one."""
 
+    list: str = ""
+    """The name of the list; empty for a default list without one."""
+
 
 class FilterOptions(TypedDict, total=False):
-    """Ids to leave out, and conditions on item attributes, as `category:shoes,price<50`.
+    """Ids to leave out, conditions on item attributes, as `category:shoes,price<50`, and the name of a list.
 
     Popular items that pass them fill the list up to *n*.
     """
 
     exclude: Collection[str]
     where: str
+    list: str
 
 
 class ListOptions(FilterOptions, total=False):
@@ -60,8 +64,9 @@ class ListOptions(FilterOptions, total=False):
 class Lists:
     """The lists of the live release, as the service answers them.
 
-    Entering waits until each store was tried once. Methods raise NotReady while no release is served, and StoreMisused
-    for an invalid id, count or filter, outside the block, or on another event loop.
+    Entering waits until each store was tried once. Methods raise NotReady while no release is served, UnknownList if
+    the release lacks the named *list*, and StoreMisused for an invalid id, count or filter, outside the block, or on
+    another event loop.
     """
 
     def __init__(self, reader: TieredReader, timeout_s: float = FIRST_READ_S) -> None:
@@ -88,18 +93,18 @@ class Lists:
 
     async def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """Return a user's list, or for an unknown user the popular list of the segment."""
-        return self.decoded(await self._here.personal(check_id(user), _segment(options)), n, options)
+        return self.decoded(await self._here.personal(check_id(user), *_place(options)), n, options)
 
     async def personal_many(
         self, users: Sequence[str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
     ) -> list[Recommendations]:
         """Return the lists of many users in order, of one release or its canary."""
-        found = await self._here.personal_many([check_id(user) for user in users], _segment(options))
+        found = await self._here.personal_many([check_id(user) for user in users], *_place(options))
         return [self.decoded(one, n, options) for one in found]
 
     async def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
         """Return the items similar to *item*, or for an unknown item the popular list."""
-        return self.decoded(await self._here.similar(check_id(item)), n, options)
+        return self.decoded(await self._here.similar(check_id(item), options.get("list", "")), n, options)
 
     async def fold_in(
         self,
@@ -119,12 +124,13 @@ class Lists:
             raise StoreMisused(f"recency is a factor above 0 and at most 1, not {recency}")
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
-        found = await self._here.fold_in(basket, n, _filter(options), _segment(options), recency)
+        segment, name = _place(options)
+        found = await self._here.fold_in(basket, n, _filter(options), segment, recency, name=name)
         return self.decoded(found.found, n, options)
 
     def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """Return the popular list of the segment, or the overall one, from memory."""
-        return self.decoded(self._here.popular(_segment(options)), n, options)
+        return self.decoded(self._here.popular(*_place(options)), n, options)
 
     def decoded(self, encoded: EncodedList, n: int, options: FilterOptions | None = None) -> Recommendations:
         """Return the first *n* items of an encoded list that pass the filters."""
@@ -132,7 +138,7 @@ class Lists:
         items = decode(self.reader.cut(encoded, n, _filter(options or {})))
         segment = encoded.segment if encoded.source == "popular" else None
         return Recommendations(
-            items, encoded.source, encoded.served.id, encoded.tier, encoded.served.is_canary, segment
+            items, encoded.source, encoded.served.id, encoded.tier, encoded.served.is_canary, segment, encoded.name
         )
 
     def prometheus_text(self) -> bytes:
@@ -162,12 +168,12 @@ class SyncLists(Background[Lists]):
 
     def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.personal`."""
-        found = self._halted(_at_hand, USER + check_id(user), "personal", n, options, segment=_segment(options))
+        found = self._halted(_at_hand, (USER, check_id(user)), "personal", n, options)
         return found or self._run(lambda lists: lists.personal(user, n, **options))
 
     def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
         """See `Lists.similar`."""
-        found = self._halted(_at_hand, ITEM + check_id(item), "similar", n, options)
+        found = self._halted(_at_hand, (ITEM, check_id(item)), "similar", n, options)
         return found or self._run(lambda lists: lists.similar(item, n, **options))
 
     def fold_in(
@@ -184,7 +190,7 @@ class SyncLists(Background[Lists]):
 
     def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.popular`."""
-        return self._halted(lambda lists: lists.decoded(lists.reader.popular(_segment(options)), n, options))
+        return self._halted(lambda lists: lists.decoded(lists.reader.popular(*_place(options)), n, options))
 
     def prometheus_text(self) -> bytes:
         """See `Lists.prometheus_text`."""
@@ -192,19 +198,22 @@ class SyncLists(Background[Lists]):
 
 
 def _at_hand(
-    lists: Lists, key: str, source: str, n: int, options: FilterOptions, *, segment: str = OVERALL
+    lists: Lists, row: tuple[str, str], source: str, n: int, options: ListOptions | FilterOptions
 ) -> Recommendations | None:
-    found = lists.reader.get_nowait(key, source, segment)
-    return None if found is None else lists.decoded(found, n, options)
+    segment, name = _place(options)
+    key, fallback = lists.reader.placed(*row, segment, name)
+    found = lists.reader.get_nowait(key, source, fallback)
+    return None if found is None else lists.decoded(lists.reader.count_list(found, name), n, options)
 
 
-def _segment(options: ListOptions) -> str:
-    return options.get("segment", OVERALL)
+def _place(options: ListOptions | FilterOptions) -> tuple[str, str]:
+    """Return the segment and the name of the list."""
+    return str(options.get("segment", OVERALL)), options.get("list", "")
 
 
 def _filter(options: FilterOptions) -> ItemFilter:
     if wrong := options.keys() - ListOptions.__optional_keys__:
-        raise TypeError(f"a list takes exclude, where and segment, not {wrong.pop()}")
+        raise TypeError(f"a list takes exclude, where, segment and list, not {wrong.pop()}")
     return filter_of([check_id(item) for item in options.get("exclude", ())], options.get("where", ""))
 
 

@@ -58,6 +58,7 @@ class WrittenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: str = ""
     position: int | None = None
     value: float | None = None
+    list: str = ""
 
 
 class QueueFull(Exception):

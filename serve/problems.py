@@ -70,6 +70,11 @@ def not_ready(detail: str) -> Problem:
     return Problem(503, "not-ready", detail, {"Retry-After": "1"})
 
 
+def unknown_list(detail: str) -> Problem:
+    """Return the problem of a name that no list of the release has."""
+    return Problem(404, "unknown-list", detail)
+
+
 def overloaded(detail: str) -> Problem:
     """Return the refusal of an overloaded service."""
     pause_s = random.randint(*RETRY_AFTER_S)  # noqa: S311 -- not cryptographic

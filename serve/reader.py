@@ -25,6 +25,7 @@ from hotplate.stores.encoding import (
     ITEM,
     NO_OFFSET,
     OVERALL,
+    POPULAR,
     SEPARATOR,
     USER,
     IdSet,
@@ -34,8 +35,12 @@ from hotplate.stores.encoding import (
     encode,
     ids_of,
     is_empty,
+    list_of,
+    overall_of,
+    prefix_of,
+    user_of,
 )
-from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.store import LocalReader, Reader, Slot
 
 log = logging.getLogger(__name__)
@@ -49,10 +54,14 @@ DEFAULT_N = 10
 FILTERED = 200
 # Key of a computed list.
 NO_KEY = ""
+# Key of the popular list for everybody, in the default list.
+EVERYBODY = POPULAR + OVERALL
 
 # Found, absent, or unreadable.
 Status = Literal["ok", "unknown", "error"]
 
+
+_OUTCOMES: dict[Status, int] = {"ok": HIT, "unknown": MISS, "error": ERROR}
 
 # Deadline of the request's caller, by `loop_time`.
 _read_by = ContextVar[float | None]("_read_by", default=None)
@@ -72,6 +81,10 @@ class NotReady(StoreError):
     """No tier serves a release yet."""
 
 
+class UnknownList(StoreMisused):
+    """No served release has a list of this name."""
+
+
 class EncodedList(NamedTuple):
     """A list as bytes, with its tier, release and source."""
 
@@ -82,11 +95,21 @@ class EncodedList(NamedTuple):
     """An opened value, as `TieredReader.cut` takes it."""
 
     status: Status = "ok"
-    segment: str = OVERALL
-    """Of a popular list (OVERALL if the requested segment has none), otherwise of the request."""
+    fallback: str = EVERYBODY
+    """Key of this popular list (that for everybody if the requested segment has none), or of the one to fill it up."""
 
     hidden: IdSet | None = None
     """Items that the user consumed."""
+
+    @property
+    def segment(self) -> str:
+        """The segment of `fallback`."""
+        return self.fallback.partition(":")[2]
+
+    @property
+    def name(self) -> str:
+        """The name of the list in its release; empty for a default list without one."""
+        return list_of(self.fallback) or self.served.manifest.default_list
 
 
 class FoldedIn(NamedTuple):
@@ -101,7 +124,7 @@ class FoldedIn(NamedTuple):
 Deliver = Callable[[EncodedList], None]
 
 
-# Source, segment of the fallback, and callback.
+# Source, key of the fallback, and callback.
 _ListWaiter = tuple[str, str, Deliver]
 
 
@@ -192,14 +215,27 @@ class TieredReader:
         """Return the first release that is served, or the kept one; raises NotReady."""
         return self._first().served.id
 
-    def get_nowait(self, key: str, source: str, segment: str = OVERALL, *, late: bool = False) -> EncodedList | None:
+    def placed(self, kind: str, identifier: str, segment: str = OVERALL, name: str = "") -> tuple[str, str]:
+        """Return the keys of a row in the list *name*, and of its popular list; raises UnknownList and NotReady.
+
+        The release that is served to a user decides which lists there are.
+        """
+        if not name:
+            return kind + identifier, POPULAR + segment
+        served = self._first(key=kind + identifier).served
+        stored = served.manifest.stored_name(name)
+        if stored is None:
+            raise _unknown(name, served)
+        return prefix_of(kind, stored) + identifier, prefix_of(POPULAR, stored) + segment
+
+    def get_nowait(self, key: str, source: str, fallback: str = EVERYBODY, *, late: bool = False) -> EncodedList | None:
         """Return the list of *key*, called *source*, or None (not counted) if that needs I/O; raises NotReady.
 
         Local stores, cached rows and hidden users need no I/O. *late* passes over tiers that need it.
         """
         if self._is_hidden(key):
             self.metrics.count_lookup("popular", "miss")
-            return self._first(segment, "unknown", key)
+            return self._first(fallback, "unknown", key)
         missed: Origin | None = None
         tried: tuple[ReleaseId, ...] = ()
         for tier in self.tiers:
@@ -214,17 +250,17 @@ class TieredReader:
                     continue
                 return None
             if slot is not None and not is_empty(slot):
-                return self._hit((tier, served), source, key, slot, segment)
+                return self._hit((tier, served), source, key, slot, fallback)
             tried = (*tried, served.id)
             missed = missed or (tier, served)
         if missed is None:
-            return self._unread(segment, key)
-        return self._fallback(*missed, key, None, segment)
+            return self._unread(fallback, key)
+        return self._fallback(*missed, key, None, fallback)
 
     def _is_hidden(self, key: str) -> bool:
         """Whether a user is denied, or erased from any tier, as others may be older."""
         denied = self.deny_list.current.users
-        if denied and key.startswith(USER) and key[len(USER) :] in denied:
+        if denied and user_of(key) in denied:
             return True
         for tier in self.tiers:
             erased = tier.follower.erased
@@ -232,25 +268,37 @@ class TieredReader:
                 return True
         return False
 
-    def submit(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
+    def submit(self, key: str, source: str, fallback: str, deliver: Deliver) -> None:
         """Read *key* after `get_nowait`, with all others of this loop iteration; calls *deliver* once, later.
 
-        If the read fails, it gets the popular list of *segment*, with status `error`.
+        If the read fails, it gets the popular list with the key *fallback*, with status `error`.
         """
-        self._lookups.add(key, (source, segment, deliver))
+        self._lookups.add(key, (source, fallback, deliver))
 
-    async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
-        """Read a user's list, or the popular list of *segment* for an unknown or denied user."""
-        return self.hiding(user, await self._read_one(USER + user, "personal", segment))
+    async def personal(self, user: str, segment: str = OVERALL, name: str = "") -> EncodedList:
+        """Read a user's list, or the popular list of *segment* for an unknown or denied user.
 
-    async def similar(self, item: str) -> EncodedList:
+        *name* is that of a named list. This and other methods with a *name* raise UnknownList.
+        """
+        key, fallback = self.placed(USER, user, segment, name)
+        return self.hiding(user, self.count_list(await self._read_one(key, "personal", fallback), name))
+
+    async def similar(self, item: str, name: str = "") -> EncodedList:
         """Read the items similar to *item*; without any, the popular list."""
-        return await self._read_one(ITEM + item, "similar", OVERALL)
+        key, fallback = self.placed(ITEM, item, OVERALL, name)
+        return self.count_list(await self._read_one(key, "similar", fallback), name)
 
-    def popular(self, segment: str = OVERALL) -> EncodedList:
+    def popular(self, segment: str = OVERALL, name: str = "") -> EncodedList:
         """Return the popular list of a segment, or the overall one."""
         self.metrics.count_lookup("popular", "hit")
-        return self._first(segment)
+        return self.count_list(self._first(self.placed(POPULAR, segment, segment, name)[1]), name)
+
+    def count_list(self, found: EncodedList, name: str) -> EncodedList:
+        """Count a list if it was requested by its *name*, and return it."""
+        if name:
+            counts = found.served.by_list.setdefault(found.name, [0] * len(LOOKUP_OUTCOMES))
+            counts[_OUTCOMES[found.status]] += 1
+        return found
 
     async def fold_in(
         self,
@@ -259,53 +307,56 @@ class TieredReader:
         only: ItemFilter = NO_FILTER,
         segment: str = OVERALL,
         recency: float = RECENCY,
+        *,
+        name: str = "",
     ) -> FoldedIn:
         """Compute *n* items from a visitor's *items* and their weights (None for the usual one), the newest last.
 
         A weight counts times *recency* for each newer item, and those of a repeated item are added up. The visitor's,
         denied and excluded items are left out; for `where`, which `cut` applies, at least FILTERED are computed.
-        Without item factors, sums up the lists of similar items. If nothing is left, returns the popular list of
-        *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
+        Without item factors, which only the default list has, sums up the lists of similar items. If nothing is left,
+        returns the popular list of *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
         """
         if not items:
-            return FoldedIn(self.popular(segment), 0, 0)
+            return FoldedIn(self.popular(segment, name), 0, 0)
+        prefix, fallback = self.placed(ITEM, "", segment, name)
         denied, weights = self.deny_list.current.items, summed_weights(items, 1.0, recency)
         excluded, n = only.exclude, max(n, FILTERED) if only.where else n
         for tier in self.tiers:
             served = tier.follower.served
-            if self._fold_in is not None and served is not None and served.factors is not None:
+            if self._fold_in is not None and prefix == ITEM and served is not None and served.factors is not None:
                 usual = served.factors.description.weight
                 basket = served.factors.known(summed_weights(items, usual, recency))
                 found = await self._fold_in.recommend(served.factors, basket, n, denied, excluded) if basket else []
-                return self._folded_in((tier, served), found, (len(basket), len(weights)), segment)
-        origin, slots = await self._similar_many(weights)
+                return self._folded_in((tier, served), found, (len(basket), len(weights)), fallback)
+        origin, slots = await self._similar_many(weights, prefix)
         lists = {item: slot for item, slot in slots.items() if isinstance(slot, bytes) and not is_empty(slot)}
         found = await from_similar(lists, weights, n, denied, excluded)
         failed = next((slot for slot in slots.values() if isinstance(slot, StoreError)), None)
-        return self._folded_in(origin, found, (len(lists), len(weights)), segment, failed)
+        return self._folded_in(origin, found, (len(lists), len(weights)), fallback, failed)
 
     def _folded_in(
-        self, origin: Origin | None, found: Sequence[Item], counts: tuple[int, int], segment: str, failed: Slot = None
+        self, origin: Origin | None, found: Sequence[Item], counts: tuple[int, int], fallback: str, failed: Slot = None
     ) -> FoldedIn:
         if origin is None:
-            encoded = self._unread(segment, NO_KEY)
+            encoded = self._unread(fallback, NO_KEY)
         elif found:
-            encoded = self._hit(origin, "fold-in", NO_KEY, encode(found), segment)
+            encoded = self._hit(origin, "fold-in", NO_KEY, encode(found), fallback)
         else:
-            encoded = self._fallback(*origin, NO_KEY, failed, segment)
+            encoded = self._fallback(*origin, NO_KEY, failed, fallback)
         known, items = counts
-        return FoldedIn(encoded, known, items - known)
+        return FoldedIn(_present(encoded), known, items - known)
 
-    async def _similar_many(self, items: Collection[str]) -> tuple[Origin | None, dict[str, Slot]]:
+    async def _similar_many(self, items: Collection[str], prefix: str) -> tuple[Origin | None, dict[str, Slot]]:
         """Read lists of similar items of one release; its origin is None if no tier could be read."""
         read = list[tuple[Origin, Sequence[str], Sequence[Slot]]]()
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(items)
-        keys = [ITEM + item for item in items]
+        keys = [prefix + item for item in items]
         await self._lookups.read_many(keys, deadline, lambda *group: read.append(group), _read_by.get())
         if not read:
             return None, {}
         origin, read_keys, slots = read[0]  # one tier and, as canaries are of users, one release
-        return origin, {key.removeprefix(ITEM): slot for key, slot in zip(read_keys, slots, strict=True)}
+        return origin, {key.removeprefix(prefix): slot for key, slot in zip(read_keys, slots, strict=True)}
 
     def cut(
         self,
@@ -327,7 +378,7 @@ class TieredReader:
                 return items if shorten is None else shorten(items)
         left_out = [ids for ids in (denied, only.exclude, encoded.hidden) if ids]
         if encoded.source == "popular":
-            items = cut_without(self._popular_under(served, encoded.segment, only.where), n, *left_out)
+            items = cut_without(self._popular_under(served, encoded.fallback, only.where), n, *left_out)
         else:
             rejected = (
                 [self._filters_of(served).rejected(only.where, self.deny_list.current.overrides)] if only.where else []
@@ -335,8 +386,8 @@ class TieredReader:
             items = cut_without(body, n, *left_out, *rejected)
         kept, more = frozenset(ids_of(items)), b""
         if len(kept) < (n if only.exclude or only.where else min(n, len(ids_of(body)))):
-            for segment in dict.fromkeys((encoded.segment, OVERALL)):
-                found = cut_without(self._popular_under(served, segment, only.where), n - len(kept), kept, *left_out)
+            for fallback in dict.fromkeys((encoded.fallback, overall_of(encoded.fallback))):
+                found = cut_without(self._popular_under(served, fallback, only.where), n - len(kept), kept, *left_out)
                 more = SEPARATOR.join(filter(None, [more, found]))
                 kept = kept.union(ids_of(found))
         if shorten is not None:
@@ -344,11 +395,11 @@ class TieredReader:
         marked = (line[:-1] + b',"source":"popular"}' for line in more.split(SEPARATOR) if line)
         return SEPARATOR.join([*filter(None, [items]), *marked])
 
-    def _popular_under(self, served: ServedRelease, segment: str, where: str) -> bytes:
-        body = served.popular.get(segment, NO_OFFSET)
+    def _popular_under(self, served: ServedRelease, fallback: str, where: str) -> bytes:
+        body = served.popular.get(fallback, NO_OFFSET)
         if not where:
             return body
-        return self._filters_of(served).popular(segment, body, where, self.deny_list.current.overrides)
+        return self._filters_of(served).popular(fallback, body, where, self.deny_list.current.overrides)
 
     def _filters_of(self, served: ServedRelease) -> ReleaseFilters:
         if served.filters is NO_FILTERS and ABOUT in served.manifest.about:
@@ -361,79 +412,84 @@ class TieredReader:
         return encoded if hidden is None else encoded._replace(hidden=hidden)
 
     async def personal_many(
-        self, users: Sequence[str], segment: str = OVERALL, *, must_read: bool = False
+        self, users: Sequence[str], segment: str = OVERALL, name: str = "", *, must_read: bool = False
     ) -> list[EncodedList]:
         """Read the lists of many users, in order, from one tier, in its live release or canary.
 
         If no tier can be read, all get the popular list of *segment*; *must_read* raises StoreUnavailable instead.
         """
+        _, fallback = self.placed(POPULAR, segment, segment, name)
+        prefix = prefix_of(USER, list_of(fallback))
         wanted = [user for user in dict.fromkeys(users) if not self._is_hidden(USER + user)]
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
-        found = await self._read_many([USER + user for user in wanted], segment, deadline, must_read=must_read)
+        found = await self._read_many([prefix + user for user in wanted], fallback, deadline, must_read=must_read)
+        if name:
+            for one in found:
+                self.count_list(one, name)
         if len(wanted) == len(users) and self.consumed is None:
             return found
         by_user = dict(zip(wanted, found, strict=True))
         of_role = {one.served.is_canary: one for one in reversed(found)}
 
         def unknown(user: str) -> EncodedList:
-            first = self._first(segment, "unknown", USER + user)
+            first = self._first(fallback, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
-            return first if read is None else _popular(read.tier, read.served, segment, "unknown")
+            return first if read is None else _present(self._popular(read.tier, read.served, fallback, "unknown"))
 
         return [self.hiding(user, by_user.get(user) or unknown(user)) for user in users]
 
     async def _read_many(
-        self, keys: Sequence[str], segment: str, deadline: float, *, must_read: bool
+        self, keys: Sequence[str], fallback: str, deadline: float, *, must_read: bool
     ) -> list[EncodedList]:
         found = dict[str, EncodedList]()
 
         def take_all(origin: Origin, group: Sequence[str], slots: Sequence[Slot]) -> None:
-            found.update(zip(group, self._lists(origin, group, slots, segment), strict=True))
+            found.update(zip(group, self._lists(origin, group, slots, fallback), strict=True))
 
         _, failure = await self._lookups.read_many(keys, deadline, take_all, _read_by.get())
         if len(found) < len(keys):
-            self._first(segment)  # raises NotReady
+            self._first(fallback)  # raises NotReady
             if must_read and (failure is not None or self.first_served is None):
                 raise StoreUnavailable("no store can be read for now") from failure
-        return [found[key] if key in found else self._unread(segment, key) for key in keys]
+        return [_present(found[key] if key in found else self._unread(fallback, key)) for key in keys]
 
-    def _lists(self, origin: Origin, keys: Sequence[str], slots: Sequence[Slot], segment: str) -> list[EncodedList]:
+    def _lists(self, origin: Origin, keys: Sequence[str], slots: Sequence[Slot], fallback: str) -> list[EncodedList]:
         tier, served = origin
         lists = [
-            EncodedList(tier.name, served, "personal", slot, "ok", segment)
+            EncodedList(tier.name, served, "personal", slot, "ok", fallback)
             if isinstance(slot, bytes) and not is_empty(slot)
-            else self._fallback(tier, served, key, slot, segment)
+            else self._fallback(tier, served, key, slot, fallback)
             for key, slot in zip(keys, slots, strict=True)
         ]
         self._count(origin, "personal", HIT, USER, sum(one.status == "ok" for one in lists))
         return lists
 
-    async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
-        found = self.get_nowait(key, source, segment)
+    async def _read_one(self, key: str, source: str, fallback: str) -> EncodedList:
+        found = self.get_nowait(key, source, fallback)
         if found is not None:
             return found
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
-        waiter = source, segment, partial(_resolve, future)
+        waiter = source, fallback, partial(_resolve, future)
         self._lookups.add(key, waiter)
         if (deadline := _read_by.get()) is None:
-            return await future
+            return _present(await future)
         try:
             async with asyncio.timeout_at(deadline):
-                return await future
+                return _present(await future)
         except TimeoutError:
             self._lookups.leave(key, waiter)
-            return self.get_nowait(key, source, segment, late=True) or self._unread(segment, key)
+            return _present(self.get_nowait(key, source, fallback, late=True) or self._unread(fallback, key))
 
     def _complete(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
         if len(waiters) > 1 and origin is not None:
             self.metrics.count(self.metrics.cached[origin[0].name, CACHE_SHARED], len(waiters) - 1)
-        for source, segment, deliver in waiters:
+        for source, fallback, deliver in waiters:
             if origin is None:
-                found = self._unread(segment, key)
+                found = self._unread(fallback, key)
             elif body is None:
-                found = self._fallback(*origin, key, None, segment)
+                found = self._fallback(*origin, key, None, fallback)
             else:
-                found = self._hit(origin, source, key, body, segment)
+                found = self._hit(origin, source, key, body, fallback)
             try:
                 deliver(found)
             except Exception:  # others still wait
@@ -443,36 +499,48 @@ class TieredReader:
         tier, served = origin
         self.metrics.count_lookup(source, LOOKUP_OUTCOMES[outcome], lists)
         served.lookups[outcome] += lists
-        if tier.follower.canary is not None and key.startswith(USER):
+        if tier.follower.canary is not None and user_of(key) is not None:
             role: ReleaseRole = CANARY if served.is_canary else LIVE
             self.metrics.count(self.metrics.canary[tier.name, role, LOOKUP_OUTCOMES[outcome]], lists)
 
-    def _hit(self, origin: Origin, source: str, key: str, body: bytes, segment: str) -> EncodedList:
+    def _hit(self, origin: Origin, source: str, key: str, body: bytes, fallback: str) -> EncodedList:
         tier, served = origin
         self._count(origin, source, HIT, key)
-        return EncodedList(tier.name, served, source, body, "ok", segment)
+        return EncodedList(tier.name, served, source, body, "ok", fallback)
 
-    def _fallback(self, tier: Tier, served: ServedRelease, key: str, slot: Slot, segment: str) -> EncodedList:
+    def _fallback(self, tier: Tier, served: ServedRelease, key: str, slot: Slot, fallback: str) -> EncodedList:
         status: Status = "error" if isinstance(slot, StoreError) else "unknown"
         self._count((tier, served), "popular", ERROR if status == "error" else MISS, key)
-        return _popular(tier.name, served, segment, status)
+        return self._popular(tier.name, served, fallback, status)
 
-    def _unread(self, segment: str, key: str) -> EncodedList:
+    def _unread(self, fallback: str, key: str) -> EncodedList:
         """Return the popular list after all tiers failed; raises NotReady."""
-        found = self._first(segment, "error", key)
+        found = self._first(fallback, "error", key)
         tier = next(tier for tier in self.tiers if tier.name == found.tier)
         self._count((tier, found.served), "popular", ERROR, key)
         return found
 
-    def _first(self, segment: str = OVERALL, status: Status = "ok", key: str = "") -> EncodedList:
+    def _first(self, fallback: str = EVERYBODY, status: Status = "ok", key: str = "") -> EncodedList:
         """Return the popular list of the first tier with a release for *key*."""
         for tier in self.tiers:
             served = tier.follower.served_for(key)
             if served is not None:
-                return _popular(tier.name, served, segment, status)
+                return self._popular(tier.name, served, fallback, status)
         if self.kept is not None:
-            return _popular(*self.kept, segment, status)
+            return self._popular(*self.kept, fallback, status)
         raise self._not_ready()
+
+    def _popular(self, tier: str, served: ServedRelease, fallback: str, status: Status) -> EncodedList:
+        """Return a popular list of *served*, or, if that lacks the list, of another release; empty if all lack it."""
+        if fallback not in served.popular:
+            fallback = overall_of(fallback)
+            if fallback not in served.popular:
+                others = ((each.name, other) for each in self.tiers for other in each.follower.all_served)
+                found = next(((name, other) for name, other in others if fallback in other.popular), None)
+                if found is None:  # gone since the request began
+                    return EncodedList(tier, served, "popular", NO_OFFSET, status, fallback)
+                tier, served = found
+        return EncodedList(tier, served, "popular", served.popular[fallback], status, fallback)
 
     def _not_ready(self) -> NotReady:
         errors = "; ".join(tier.error for tier in self.tiers if tier.error)
@@ -484,10 +552,16 @@ def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
         future.set_result(found)
 
 
-def _popular(tier: str, served: ServedRelease, segment: str, status: Status) -> EncodedList:
-    if segment not in served.popular:
-        segment = OVERALL
-    return EncodedList(tier, served, "popular", served.popular[segment], status, segment)
+def _present(found: EncodedList) -> EncodedList:
+    """Return *found*; raises UnknownList if no release has the list."""
+    if is_empty(found.body):
+        raise _unknown(found.name, found.served)
+    return found
+
+
+def _unknown(name: str, served: ServedRelease) -> UnknownList:
+    has = ", ".join(filter(None, [served.manifest.default_list, *served.manifest.named])) or "no named lists"
+    return UnknownList(f"release {served.id} has no list {name!r}; it has {has}")
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

@@ -94,6 +94,8 @@ class WorkerState(msgspec.Struct, frozen=True):
     connections: int = 0
     findings: list[ServiceFinding] = msgspec.field(default_factory=list[ServiceFinding])
     certificate_expires_at: float | None = None
+    by_list: dict[str, dict[str, list[int]]] = msgspec.field(default_factory=dict[str, dict[str, list[int]]])
+    """`lookups` by release and requested name of a list."""
 
     @property
     def silent_s(self) -> float:
@@ -261,6 +263,7 @@ class Reporter:
             lag_s=lag_s,
             tiers=[_tier_state(tier) for tier in self._tiers],
             lookups=self._lookups(),
+            by_list=self._by_list(),
         )
         return msgspec.structs.replace(state, **self._more())
 
@@ -269,6 +272,14 @@ class Reporter:
         for served in (served for tier in self._tiers for served in tier.follower.all_served):
             known = counts.get(served.id, [0] * len(served.lookups))
             counts[served.id] = [a + b for a, b in zip(known, served.lookups, strict=True)]
+        return counts
+
+    def _by_list(self) -> dict[str, dict[str, list[int]]]:
+        counts = dict[str, dict[str, list[int]]]()
+        for served in (served for tier in self._tiers for served in tier.follower.all_served if served.by_list):
+            known = counts.setdefault(served.id, {})
+            for name, own in served.by_list.items():
+                known[name] = [a + b for a, b in zip(known.get(name, [0] * len(own)), own, strict=True)]
         return counts
 
 

@@ -20,7 +20,6 @@ from hotplate.stores.encoding import (
     META,
     NO_OFFSET,
     OFFSET_BYTES,
-    POPULAR,
     Checksum,
     Decode,
     is_empty,
@@ -43,7 +42,8 @@ MATCHED_BYTES = 8
 MAX_LIST_BYTES = 4 << 20
 _MAX_BODY_BYTES = OFFSET_BYTES + MAX_LIST_BYTES
 _NO_BODY = b"g"  # above all bodies, which begin with hex digits
-_SPECIAL = (META, POPULAR)
+_POPULAR = ("popular:", "popular@")
+_SPECIAL = (META, *_POPULAR)
 
 
 def default_encoding(store: Store) -> str:
@@ -88,7 +88,7 @@ class Encoder:
         size = len(body) - OFFSET_BYTES
         if size > MAX_LIST_BYTES:
             raise StoreMisused(f"the list of {key!r} has {size} bytes; a list has at most {MAX_LIST_BYTES}")
-        if key.startswith(POPULAR):
+        if key.startswith(_POPULAR):
             self._popular_bytes += size
             if self._popular_bytes > MAX_POPULAR_BYTES:
                 raise StoreMisused(f"the popular lists have over {MAX_POPULAR_BYTES} bytes; use fewer segments")

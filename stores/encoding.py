@@ -1,5 +1,7 @@
 r"""Keys, `KIND:ID`, and the encoding of lists, stored values and lists of keys.
 
+A release may have named lists besides the default one; their kinds end in their name: `user@basket:ID`.
+
 A list of keys takes two bytes a key instead of twenty, and knows its range.
 
 A list is `{"id":"…","score":…,"title":"…"}` joined by `,\n`, without brackets. JSON escapes control characters, so
@@ -51,6 +53,8 @@ ITEM = "item:"
 POPULAR = "popular:"
 META = "meta:"
 KINDS = ("item", "meta", "popular", "user")
+# Kinds that named lists have, too.
+LISTED = ("item", "popular", "user")
 
 MANIFEST = META + "manifest"
 DICTIONARY = META + "dictionary"
@@ -58,6 +62,10 @@ ATTRIBUTES = META + "attributes"
 FACTORS = META + "factors"
 MAX_ID_BYTES = 256
 OVERALL = ""
+MAX_LISTS = 20  # with names, in one release
+MAX_LIST_NAME = 32
+_is_list_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}").fullmatch
+_NAMED_USER = "user@"
 _HEADER = struct.Struct(">HH")  # lengths of the first and last key
 
 
@@ -183,9 +191,44 @@ def check_id(identifier: str) -> str:
     return identifier
 
 
+def check_list(name: str) -> str:
+    """Return the *name* of a list; StoreMisused unless it has 1 to 32 ASCII letters, digits, `-` and `_`."""
+    if not _is_list_name(name):
+        raise StoreMisused(
+            f"{name[:MAX_ID_BYTES]!r} is not the name of a list, which has 1 to {MAX_LIST_NAME} letters, digits, - "
+            f"and _, and begins with a letter or digit"
+        )
+    return name
+
+
+def prefix_of(kind: str, name: str) -> str:
+    """Return how keys of *kind* (USER, ITEM or POPULAR) begin in the list *name*, empty for the default list."""
+    return f"{kind[:-1]}@{name}:" if name else kind
+
+
+def list_of(key: str) -> str:
+    """Return the name of the list of a key, or of its kind; empty for the default list."""
+    return key.partition(":")[0].partition("@")[2]
+
+
+def overall_of(key: str) -> str:
+    """Return the key of the popular list for everybody, in the list of a popular list's key."""
+    return key[: key.index(":") + 1]
+
+
+def user_of(key: str) -> str | None:
+    """Return the id in the key of a user's list, else None."""
+    if key.startswith(USER):
+        return key[len(USER) :]
+    return key.partition(":")[2] if key.startswith(_NAMED_USER) else None
+
+
 def check_kind(kind: str) -> str:
     """Return *kind*; StoreMisused if it is unknown."""
-    if kind not in KINDS:
+    if kind in KINDS:
+        return kind
+    base, at, name = kind.partition("@")
+    if base not in LISTED or not at or not _is_list_name(name):
         raise StoreMisused(f"{kind!r} is not a kind of key; keys start with {', '.join(KINDS)} and a colon")
     return kind
 

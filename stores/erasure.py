@@ -17,7 +17,7 @@ import msgspec
 import orjson
 
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import META, NO_OFFSET, OFFSET_BYTES, USER, Checksum
+from hotplate.stores.encoding import META, NO_OFFSET, OFFSET_BYTES, USER, Checksum, user_of
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.store import Reader, Row, read_one
 
@@ -56,10 +56,11 @@ class ErasedUsers:
         return bool(self.groups)
 
     def covers(self, key: str) -> bool:
-        """Return whether *key* is the row of an erased user; 1 µs per salt."""
-        if not key.startswith(USER):
+        """Return whether *key* is the row of an erased user, in any list; 1 µs per salt."""
+        user = user_of(key)
+        if user is None:
             return False
-        identifier = key[len(USER) :].encode("utf-8", "surrogatepass")
+        identifier = user.encode("utf-8", "surrogatepass")
         return any(_hash(salt, identifier) in hashes for salt, hashes in self.groups.items())
 
     @property

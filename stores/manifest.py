@@ -1,6 +1,6 @@
 """The manifest: the description of a release, with sums that show whether its rows are complete."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,30 +12,35 @@ from hotplate.stores.catalogue import RecordFormat, ReleaseId
 from hotplate.stores.encoding import (
     ENCODINGS,
     HEADER_BYTES,
-    ITEM,
     MANIFEST,
+    MAX_LISTS,
     META,
     NO_OFFSET,
     OFFSET_BYTES,
     OVERALL,
     POPULAR,
-    USER,
     Checksum,
     check_kind,
+    check_list,
+    list_of,
+    prefix_of,
 )
 from hotplate.stores.errors import HEAL, ReleaseCorrupt
 from hotplate.stores.store import Row
 
 FORMAT = 2
+# Of releases with named lists, which earlier versions refuse.
+FORMAT_WITH_NAMES = 3
 MAX_POPULAR_LISTS = 1001
 MAX_POPULAR_BYTES = 8 << 20
 
 # Rows of the sample, chosen by the smallest hashes of their keys.
 SAMPLE_ROWS = 64
 _HASHES = 1 << 64
+_SAMPLED = ("user", "item")
 
-# Parts of a release's origin that determine its lists, besides the model.
-_AS_PUBLISHED = ("list_length", "keep_seen", "rules")
+# Parts of a list's origin that determine it.
+_AS_PUBLISHED = ("model", "list_length", "keep_seen", "rules")
 
 
 @dataclass(slots=True)
@@ -45,7 +50,9 @@ class Tally:
     counts: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     digest: int = 0
-    segments: list[str] = field(default_factory=list)
+    popular: list[str] = field(default_factory=list)
+    """Keys of popular lists."""
+
     popular_bytes: int = 0
     left_out: int = 0
     """Rows of erased users that were not added."""
@@ -82,7 +89,7 @@ class Tally:
             self.counts[kind] = self.counts.get(kind, 0) + count
         self.bytes += other.bytes
         self.digest = (self.digest + other.digest) % (1 << 128)
-        self.segments += other.segments
+        self.popular += other.popular
         self.popular_bytes += other.popular_bytes
         self.left_out += other.left_out
         self._draw(other.drawn)
@@ -93,7 +100,8 @@ class Tally:
         size = digest = length = 0
         length_bytes = b""
         drawn, hash_of = list[tuple[int, str]](), xxh3_64_intdigest
-        below = self._draws_below() if kind + ":" in (USER, ITEM) else 0
+        base = kind.partition("@")[0]
+        below = self._draws_below() if base in _SAMPLED else 0
         for key, value in rows:
             raw = key.encode()
             if len(raw) != length:  # rarely
@@ -108,8 +116,8 @@ class Tally:
         if rows:
             self.counts[kind] = self.counts.get(kind, 0) + len(rows)
         self._draw(drawn)
-        if kind + ":" == POPULAR:
-            self.segments += [key.removeprefix(POPULAR) for key, _ in rows]
+        if base + ":" == POPULAR:
+            self.popular += [key for key, _ in rows]
             self.popular_bytes += sum(len(value) for _, value in rows)
 
     def _draws_below(self) -> int:
@@ -135,6 +143,30 @@ class Manifest:
     """Keys read before the release is served."""
 
     about: dict[str, Any]
+    named: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Segments of each list besides the default one, by its name."""
+
+    @property
+    def default_list(self) -> str:
+        """The name of the default list, empty if it has none."""
+        name: str = self.about.get("list", "")
+        return name
+
+    def stored_name(self, name: str) -> str | None:
+        """Return the name of a list in keys, empty for the default list; None if the release lacks it."""
+        if not name or name == self.default_list:
+            return ""
+        return name if name in self.named else None
+
+    @property
+    def popular_keys(self) -> list[str]:
+        """The keys of the popular lists of all lists."""
+        segments = {"": self.segments, **self.named}
+        return [prefix_of(POPULAR, name) + each for name in segments for each in (OVERALL, *segments[name])]
+
+    def count(self, kind: str) -> int:
+        """Return the number of rows of *kind* (`user`, `item`, …) in all lists."""
+        return count_of(self.counts, kind)
 
     @property
     def rows(self) -> int:
@@ -151,9 +183,19 @@ class Manifest:
         if self.release == other.release:
             return (self.counts, self.digest) == (other.counts, other.digest)
         ours, theirs = (
-            (each.model, each.counts, *(each.about.get(name) for name in _AS_PUBLISHED)) for each in (self, other)
+            [
+                each.counts,
+                each.default_list,
+                *([each.about_of(name).get(field) for field in _AS_PUBLISHED] for name in names),
+            ]
+            for each, names in ((self, ["", *self.named]), (other, ["", *other.named]))
         )
-        return self.model is not None and ours == theirs
+        return all(self.about_of(name).get("model") for name in ("", *self.named)) and ours == theirs
+
+    def about_of(self, stored: str) -> dict[str, Any]:
+        """Return the origin of the list of this name in keys."""
+        named: dict[str, dict[str, Any]] = self.about.get("lists", {})
+        return named.get(stored, {}) if stored else self.about
 
     @property
     def refused_by(self) -> tuple[str, ...]:
@@ -164,17 +206,36 @@ class Manifest:
     @property
     def key_row(self) -> Row:
         """The row of the manifest, which is written last."""
-        record = orjson.dumps({"format": FORMAT} | asdict(self))
+        fields = asdict(self)
+        if not self.named:
+            del fields["named"]
+        record = orjson.dumps({"format": FORMAT_WITH_NAMES if self.named else FORMAT} | fields)
         return Row(MANIFEST, Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
+
+
+def count_of(counts: Mapping[str, int], kind: str) -> int:
+    """Return the number of rows of *kind* in all lists."""
+    return sum(count for name, count in counts.items() if name.partition("@")[0] == kind)
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
     """Make the manifest of tallied rows; ReleaseCorrupt if popular lists lack the overall one or exceed the limits."""
-    if OVERALL not in tally.segments:
-        raise ReleaseCorrupt(f"release {release} has no popular list for everybody; add a row {POPULAR!r}")
-    if len(tally.segments) > MAX_POPULAR_LISTS or tally.popular_bytes > MAX_POPULAR_BYTES:
+    names = {"", *map(list_of, tally.counts), *about.get("lists", ())}
+    if default := about.get("list", ""):
+        check_list(default)
+    segments = dict[str, list[str]]()
+    for name in sorted(names):
+        prefix = prefix_of(POPULAR, check_list(name) if name else name)
+        segments[name] = sorted(key.removeprefix(prefix) for key in tally.popular if key.startswith(prefix))
+        if OVERALL not in segments[name]:
+            of_list = f"the list {name!r} of release {release}" if name else f"release {release}"
+            raise ReleaseCorrupt(f"{of_list} has no popular list for everybody; add a row {prefix!r}")
+        segments[name] = [segment for segment in segments[name] if segment != OVERALL]
+    if len(names) > MAX_LISTS or default in names - {""}:
+        raise ReleaseCorrupt(f"release {release} has more than {MAX_LISTS} lists, or two of one name")
+    if len(tally.popular) > MAX_POPULAR_LISTS or tally.popular_bytes > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(
-            f"release {release} has {len(tally.segments)} popular lists of {tally.popular_bytes} bytes; "
+            f"release {release} has {len(tally.popular)} popular lists of {tally.popular_bytes} bytes; "
             f"at most {MAX_POPULAR_LISTS} of {MAX_POPULAR_BYTES} bytes in all are kept in memory: use fewer segments"
         )
     return Manifest(
@@ -184,9 +245,10 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
         counts=dict(sorted(tally.counts.items())),
         bytes=tally.bytes,
         digest=f"{tally.digest:032x}",
-        segments=tuple(sorted(segment for segment in tally.segments if segment != OVERALL)),
+        segments=tuple(segments.pop("")),
         sample=tuple(key for _, key in tally.drawn),
         about=about,
+        named={name: tuple(each) for name, each in segments.items()},
     )
 
 
@@ -196,8 +258,11 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
         raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
     try:
         record = Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:]
-        if (written := msgspec.json.decode(record, type=RecordFormat).format) != FORMAT:
-            raise ReleaseCorrupt(f"release {release} has format {written}, and this one reads {FORMAT}; upgrade")
+        written = msgspec.json.decode(record, type=RecordFormat).format
+        if written not in {FORMAT, FORMAT_WITH_NAMES}:
+            raise ReleaseCorrupt(
+                f"release {release} has format {written}, and this one reads {FORMAT_WITH_NAMES}; upgrade"
+            )
         manifest = msgspec.json.decode(record, type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ReleaseCorrupt(f"the manifest of release {release} cannot be read ({error}); {HEAL}") from error

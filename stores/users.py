@@ -3,29 +3,31 @@
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
-from hotplate.stores.encoding import USER
+from hotplate.stores.encoding import USER, list_of, prefix_of, user_of
 from hotplate.stores.erasure import ID, KEY, NOBODY, ErasedUsers, parse_erased, read_erased, row_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import SWAP_ATTEMPTS, change
-from hotplate.stores.manifest import Manifest, Tally, compare
+from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Plan, ProvisionedStore, RowEraser, Store, read_one
-from hotplate.stores.verification import read_slots
+from hotplate.stores.verification import load_manifest, read_slots
 
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
     """The result of an erasure, or of a search.
 
-    *holding* are the releases that still have rows of given users; *being_written* are drafts, which were not searched.
+    *holding* are the releases that still have rows of given users, *lists* the named lists with some of these rows;
+    *being_written* are drafts, which were not searched.
     """
 
     erased: tuple[str, ...]
     holding: Mapping[ReleaseId, tuple[str, ...]]
     being_written: tuple[ReleaseId, ...]
     deleted: int = 0
+    lists: Mapping[ReleaseId, tuple[str, ...]] = field(default_factory=dict)
 
 
 async def read_record(store: Store, incarnation: str) -> ErasedUsers | None:
@@ -66,12 +68,12 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     Rows are deleted if the store can. Raises ReleaseNotFound if nothing was ever published.
     """
     wanted = list(dict.fromkeys(users))
-    keys = [USER + user for user in wanted]
     counted = dict[ReleaseId, list[str]]()
 
     async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
         # A RowEraser has erased users' rows only in releases written since.
-        fresh = keys if isinstance(store, RowEraser) else [key for key in keys if not known.covers(key)]
+        by_row = isinstance(store, RowEraser)
+        fresh = [user for user in wanted if by_row or not known.covers(USER + user)]
         counted.clear()
         counted.update(await _holding(store, found, fresh))
         return known.with_users(wanted, {release: len(there) for release, there in counted.items()})
@@ -90,10 +92,16 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
     found = await store.catalogue()
     erased = await read_erased(store, found)
     wanted = list(dict.fromkeys(users))
-    held = await _holding(store, found, [USER + user for user in wanted])
+    held = await _holding(store, found, wanted)
     drafts = tuple(entry.id for entry in found.releases if entry.state is State.DRAFT)
-    holding = {release: tuple(key[len(USER) :] for key in there) for release, there in held.items() if there}
-    return Erasure(tuple(user for user in wanted if erased.covers(USER + user)), holding, drafts)
+    holding = {
+        release: tuple(dict.fromkeys(user for key in there if (user := user_of(key)) is not None))
+        for release, there in held.items()
+        if there
+    }
+    lists = {release: tuple(dict.fromkeys(filter(None, map(list_of, there)))) for release, there in held.items()}
+    marked = tuple(user for user in wanted if erased.covers(USER + user))
+    return Erasure(marked, holding, drafts, lists={release: names for release, names in lists.items() if names})
 
 
 async def take_over_erasures(target: Store, erased: ErasedUsers) -> None:
@@ -111,8 +119,12 @@ async def check_copied(target: Store, manifest: Manifest, tally: Tally, *, absen
 
     Records their number for `verify`.
     """
-    missing = manifest.counts.get("user", 0) - tally.counts.get("user", 0)
-    others_differ = manifest.counts | {"user": 0} != tally.counts | {"user": 0}
+    missing = manifest.count("user") - count_of(tally.counts, "user")
+    others, theirs = (
+        {kind: count for kind, count in each.items() if user_of(f"{kind}:") is None}
+        for each in (manifest.counts, tally.counts)
+    )
+    others_differ = others != theirs
     if not missing or others_differ or not tally.left_out <= missing <= tally.left_out + absent:
         compare(manifest, tally)
         return
@@ -150,10 +162,16 @@ async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitab
     raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
-async def _holding(store: Store, found: Catalogue, keys: Sequence[str]) -> dict[ReleaseId, list[str]]:
+async def _holding(store: Store, found: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[str]]:
+    """Return the keys of the users' rows in all lists, by release."""
     held = dict[ReleaseId, list[str]]()
     for entry in found.committed:
         with suppress(ReleaseNotFound):  # pruned since
+            try:
+                names = (await load_manifest(store, entry.ref)).named
+            except ReleaseCorrupt:
+                names = {}
+            keys = [prefix_of(USER, name) + user for name in ("", *names) for user in users]
             there = [key async for key, slot in read_slots(store, entry.ref, keys) if slot is not None]
             if len(there) >= len(held.get(entry.id, ())):
                 held[entry.id] = there

@@ -3,7 +3,8 @@
 import asyncio
 import struct
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -11,10 +12,21 @@ from math import inf
 from hotplate.stores.attributes import ItemAttributes, piece_keys
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import MANIFEST, META, OFFSET_BYTES, OVERALL, POPULAR, Checksum, Decode, is_empty
+from hotplate.stores.encoding import (
+    MANIFEST,
+    META,
+    OFFSET_BYTES,
+    OVERALL,
+    POPULAR,
+    Checksum,
+    Decode,
+    is_empty,
+    list_of,
+    prefix_of,
+)
 from hotplate.stores.erasure import ErasedUsers, erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, read_manifest
+from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, count_of, read_manifest
 from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
 
 # Limits of a chunk; bytes are of values, and approximate.
@@ -91,7 +103,7 @@ async def verify(
             damaged = await _damaged(store, release, manifest, rows_per_s)
             missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
             deleted = 0
-            if users := missing.get("user"):
+            if users := count_of(missing, "user"):
                 known = await erased_from(store) if erased is None else erased
                 deleted = min(users, known.rows.get(release.id, 0))
             lost = sum(missing.values()) - deleted
@@ -171,8 +183,8 @@ async def read_present(
 class Servable:
     """The parts of a release that are read before it is served.
 
-    *decode* opens values, except of `meta` rows. *popular* has opened, nonempty bodies by segment, one for OVERALL.
-    *damaged* are keys of popular lists and the sample, too few to refuse the release.
+    *decode* opens values, except of `meta` rows. *popular* has opened, nonempty bodies by key, one for everybody in
+    each list. *damaged* are keys of popular lists and the sample, too few to refuse the release.
     """
 
     manifest: Manifest
@@ -204,22 +216,27 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
         await reader.check_size(release)
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
-    keys = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
-    bodies, damaged = await _open(reader, release, [*keys, *manifest.sample], decode)
+    keys = manifest.popular_keys
+    essential = [prefix_of(POPULAR, name) + OVERALL for name in ("", *manifest.named)]
+    bodies, damaged = await _open(reader, release, [*keys, *manifest.sample], decode, essential)
     if damaged:
         erased = await erased_from(reader) if erased is None else erased
         damaged = [key for key in damaged if not erased.covers(key)]
-    unreadable = len(set(manifest.sample).intersection(damaged))
-    if unreadable > 1 and 2 * unreadable > len(manifest.sample):
-        raise ReleaseCorrupt(
-            f"release {release.id} cannot be read: {unreadable} of the {len(manifest.sample)} rows of its sample are "
-            f"missing or damaged; {HEAL}"
-        )
-    popular = {key.removeprefix(POPULAR): bodies[key] for key in keys if key in bodies and not is_empty(bodies[key])}
+    sampled, unreadable = (Counter(map(list_of, each)) for each in (manifest.sample, set(manifest.sample) & {*damaged}))
+    for name, lost in unreadable.items():
+        if lost > 1 and 2 * lost > sampled[name]:
+            of_list = f" of the list {name!r}" if name else ""
+            raise ReleaseCorrupt(
+                f"release {release.id} cannot be read: {lost} of the {sampled[name]} rows of its sample{of_list} are "
+                f"missing or damaged; {HEAL}"
+            )
+    popular = {key: bodies[key] for key in keys if key in bodies and not is_empty(bodies[key])}
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; publish again")
-    if OVERALL not in popular:
-        raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; publish again")
+    if empty := [key for key in essential if key not in popular]:
+        raise ReleaseCorrupt(
+            f"release {release.id} has an empty popular list for everybody, {empty[0]!r}; publish again"
+        )
     return Servable(manifest, decode, popular, tuple(damaged), await _read_attributes(reader, release, manifest))
 
 
@@ -233,7 +250,7 @@ async def _read_attributes(reader: Reader, release: ReleaseRef, manifest: Manife
 
 
 async def _open(
-    reader: Reader, release: ReleaseRef, keys: Sequence[str], decode: Decode
+    reader: Reader, release: ReleaseRef, keys: Sequence[str], decode: Decode, essential: Container[str]
 ) -> tuple[dict[str, bytes], list[str]]:
     bodies, damaged = dict[str, bytes](), list[str]()
     async for key, value in read_present(reader, release, keys):
@@ -242,7 +259,7 @@ async def _open(
                 raise value
             bodies[key] = decode(key, value)
         except ReleaseCorrupt:
-            if key == POPULAR + OVERALL:
+            if key in essential:
                 raise
             damaged.append(key)
     return bodies, damaged

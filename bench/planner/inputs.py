@@ -269,17 +269,23 @@ def _stay(found: Report, subjects: Sequence[str]) -> dict[str, object]:
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:
-    """Read lists by kind, mean size and encoding from a manifest; sizes include popular lists and `meta`."""
+    """Read lists by kind, mean size and encoding from a manifest; sizes include popular lists and `meta`.
+
+    Users and items count once for each named list that has them.
+    """
     rows = sum(manifest.counts.values())
     mean_bytes = manifest.bytes / max(1, rows)
     key_bytes = KEY_BYTES + fmean([len(key.partition(":")[2].encode()) for key in manifest.sample] or [0])
     values: dict[str, object] = {
-        "users": manifest.counts.get("user", 0),
-        "items": manifest.counts.get("item", 0),
+        "users": manifest.count("user"),
+        "items": manifest.count("item"),
         "list_bytes": max(1.0, round(mean_bytes - key_bytes, 1)),
         "encoding": manifest.encoding,
     }
-    source = f"measured: manifest of {manifest.release} in {store}, {rows:,} rows of {manifest.bytes:,} bytes"
+    names = (
+        f" of the lists {', '.join([manifest.default_list or 'default', *manifest.named])}" if manifest.named else ""
+    )
+    source = f"measured: manifest of {manifest.release} in {store}, {rows:,} rows{names} of {manifest.bytes:,} bytes"
     return InputSource(source, values, f"{{name}} of {manifest.release}")
 
 

@@ -1,12 +1,13 @@
 """`hotplate publish` and `hotplate import`: from a model, or from computed lists, to a live release."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
+from hotplate.cli.flags import from_table, settings_of
 from hotplate.cli.terminal import (
     Json,
     Master,
@@ -26,10 +27,11 @@ from hotplate.cli.terminal import (
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from hotplate.offline.lists import ModelLists
-    from hotplate.offline.publish import ListSource, PartedSource, PublishSettings, Written
+    from hotplate.offline.list_import import ImportSettings
+    from hotplate.offline.lists import ListSettings, ModelLists
+    from hotplate.offline.publish import ListSource, NamedLists, PartedSource, PublishSettings, Written
     from hotplate.offline.rules import Rules
     from hotplate.offline.training import OnStage
     from hotplate.stores.catalogue import ReleaseId
@@ -71,6 +73,15 @@ class PublishOptions:
 class ReleaseFlags:
     """Flags of `publish` and `import`, and keys of [publish]."""
 
+    named: Annotated[
+        tuple[str, ...],
+        Flag(
+            "A named list: a SOURCE as of the default list, or a .toml file of its options; repeatable.",
+            name="list",
+            env=False,
+            metavar="NAME=SOURCE",
+        ),
+    ] = ()
     store: StoreUrl = None
     list_length: Annotated[int, Flag("Items in each list, at most.", at_least=1, at_most=1000)] = 20
     item_attributes: Annotated[
@@ -108,8 +119,12 @@ class ReleaseFlags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishFlags(ReleaseFlags):
-    """The flags of `publish`."""
+    """The arguments and flags of `publish`."""
 
+    model: Annotated[
+        Path | None,
+        Argument("A folder that `hotplate train` wrote, or a model of MLflow, as models:/shop@champion.", "[MODEL]"),
+    ] = None
     fold_in: Annotated[bool, Flag("Publish item factors too, for `serve --fold-in`.", name="fold-in/--no-fold-in")] = (
         False
     )
@@ -131,6 +146,13 @@ class PublishFlags(ReleaseFlags):
 
         names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "pin")
         return read_rules(**{name: getattr(self, name) for name in names})
+
+    def to_settings(self, *, is_default: bool = True) -> "ListSettings":
+        """Return the settings of a list, for the default one with factors and attributes; raises as `read_rules`."""
+        from hotplate.offline.lists import ListSettings
+
+        settings = ListSettings(self.list_length, self.keep_seen, self.read_rules(), force=self.force)
+        return replace(settings, fold_in=self.fold_in, attributes=self.item_attributes) if is_default else settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +176,52 @@ class ImportFlags(ReleaseFlags):
     text: TextFormat = field(default_factory=TextFormat)
 
 
-def publish(
-    model: Annotated[
-        Path, Argument("A folder that `hotplate train` wrote, or a model of MLflow, as models:/shop@champion.", "MODEL")
-    ],
-    flags: PublishFlags,
-) -> None:
+F = TypeVar("F", PublishFlags, ImportFlags)
+# Options that a list of its own cannot have.
+OF_THE_RELEASE = {each.name for each in fields(ReleaseFlags)} - {"list_length", "force"} | {"fold_in", "master"}
+
+
+def read_named(flags: F) -> dict[str, F]:
+    """Return the flags of each `--list`, those of *flags* unless its file has others; raises SettingError."""
+    from hotplate.offline.errors import SettingError, read_toml
+
+    found = dict[str, F]()
+    for text in flags.named:
+        name, equals, source = text.partition("=")
+        if not equals or not source or name in found:
+            raise SettingError(f"--list: {text!r} is not NAME=SOURCE with a new name, such as basket=model2.")
+        path = Path(source)
+        if path.suffix == ".toml":
+            found[name] = named_flags(flags, name, read_toml(path), source, path.absolute().parent)
+        else:
+            found[name] = _with_source(flags, name, path)
+    return found
+
+
+def named_flags(flags: F, name: str, keys: "Mapping[str, Any]", where: str, folder: Path) -> F:
+    """Return *flags* with the *keys* of one list; SettingError as `from_table`."""
+    own = from_table(type(flags), keys, where, folder, OF_THE_RELEASE)
+    given = {key.replace("-", "_") for key in keys}
+    changed = {each.name: getattr(own, each.name) for each in settings_of(type(flags)) if each.key in given}
+    return replace(_with_source(flags, name), **changed)
+
+
+def _with_source(flags: F, name: str, path: Path | None = None) -> F:
+    """Return *flags* of the list *name*, made of one source; SettingError for an invalid name."""
+    from hotplate.offline.errors import SettingError
+    from hotplate.stores.encoding import check_list
+    from hotplate.stores.errors import StoreMisused
+
+    try:
+        check_list(name)
+    except StoreMisused as error:
+        raise SettingError(f"--list: {error}.") from error
+    if isinstance(flags, PublishFlags):
+        return replace(flags, model=path or flags.model)
+    return replace(flags, lists=() if path is None else (path,), similar=None, popular=None)
+
+
+def publish(flags: PublishFlags) -> None:
     """Compute every list of a model and publish them atomically as one release; old releases are erased.
 
     Exits with 3 if a gate or a running canary keeps the release from going live. By default, gates refuse a release
@@ -174,38 +236,70 @@ def publish(
     Arm B of an experiment: hotplate publish other-model --store file:///var/lib/hotplate --arm B
 
     Rows, bytes and gates alone: hotplate publish model --store file:///var/lib/hotplate --dry-run
+
+    Several lists, the first is the default: hotplate publish --list home=model --list basket=model2
     """
-    from hotplate.offline.lists import ListSettings, ModelLists
+    from hotplate.offline.errors import SettingError
+
+    options = flags.to_options()
+    lists = ({} if flags.model is None else {"": flags}) | read_named(flags)
+    if not lists or any(each.model is None for each in lists.values()):
+        raise SettingError("There is nothing to publish; give a model, or --list NAME=MODEL.")
+    if flags.master is not None and flags.named:
+        raise SettingError("Named lists are computed in this process; leave out --master.")
+    settings = {name: each.to_settings(is_default=not place) for place, (name, each) in enumerate(lists.items())}
+    models = {name: str(each.model) for name, each in lists.items()}
+    with _folders_of(models) as (folders, uris), _computed_on(flags.master, options) as source:
+        publish_lists(
+            lambda report: source(_model_lists(folders, settings, report)),
+            options,
+            on_written=partial(_record, uris, chosen_store(flags.store)),
+        )
+
+
+def _model_lists(
+    folders: "Mapping[str, Path]", settings: "Mapping[str, ListSettings]", report: "OnStage"
+) -> "ModelLists | NamedLists":
+    from hotplate.offline.lists import ModelLists
     from hotplate.offline.model import load
+    from hotplate.offline.publish import as_source
+
+    models = {folder: load(folder) for folder in {*folders.values()}}
+    names = dict(zip(folders, ["", *[*folders][1:]], strict=True))
+    sources = {
+        name: ModelLists(models[folder], settings[name], names[name]).measure(partial(report, "measure"))
+        for name, folder in folders.items()
+    }
+    return as_source(sources)
+
+
+@contextmanager
+def _folders_of(models: "Mapping[str, str]") -> "Iterator[tuple[dict[str, Path], list[str]]]":
+    """Yield the model folders by list, with those of MLflow fetched, and the resolved URIs of the latter."""
+    of_mlflow = {name: uri for name, uri in models.items() if uri.startswith(("models:/", "runs:/"))}
+    folders = {name: Path(model) for name, model in models.items()}
+    if not of_mlflow:
+        yield folders, []
+        return
+    from hotplate.offline import mlflow_models
     from hotplate.stores.folders import temporary_folder
 
-    options, master = flags.to_options(), flags.master
-    how = (flags.list_length, flags.keep_seen, flags.read_rules(), flags.fold_in, flags.force, flags.item_attributes)
-    settings = ListSettings(*how)
+    uris = {name: interruptible(partial(mlflow_models.resolve, uri)) for name, uri in of_mlflow.items()}
+    with temporary_folder("model") as scratch:
+        for place, (name, uri) in enumerate(uris.items()):
+            folders[name] = interruptible(partial(mlflow_models.fetch, uri, scratch / str(place)))
+        yield folders, [*uris.values()]
 
-    def read(folder: Path, report: "OnStage") -> ModelLists:
-        return ModelLists(load(folder), settings).measure(partial(report, "measure"))
 
-    uri = str(model)
-    if not uri.startswith(("models:/", "runs:/")):
-        with _computed_on(master, options) as source:
-            publish_lists(lambda report: source(read(model, report)), options)
-        return
+def _record(uris: "Sequence[str]", store: str, release: "ReleaseId") -> None:
+    for uri in uris:
+        from hotplate.offline import mlflow_models
+        from hotplate.offline.errors import DataError
 
-    from hotplate.offline import mlflow_models
-    from hotplate.offline.errors import DataError
-
-    uri = interruptible(lambda: mlflow_models.resolve(uri))
-
-    def record(release: "ReleaseId") -> None:
         try:
-            mlflow_models.record_release(uri, chosen_store(flags.store), release)
+            mlflow_models.record_release(uri, store, release)
         except DataError as error:  # the release is published
             err.print(f"The release was not recorded in MLflow: {error}")
-
-    with temporary_folder("model") as scratch, _computed_on(master, options) as source:
-        folder = interruptible(lambda: mlflow_models.fetch(uri, scratch))
-        publish_lists(lambda report: source(read(folder, report)), options, on_written=record)
 
 
 def import_lists(flags: ImportFlags) -> None:
@@ -215,26 +309,46 @@ def import_lists(flags: ImportFlags) -> None:
     a running canary keeps the release from going live, as for `publish`.
 
     Example: hotplate import lists.parquet --titles titles.csv --store file:///var/lib/hotplate
+
+    Another list in the same release: hotplate import home.parquet --list email=email.parquet
     """
     from hotplate.offline.input.files import named_paths
-    from hotplate.offline.list_import import ImportedLists, ImportSettings
+    from hotplate.offline.list_import import ImportedLists
+    from hotplate.offline.publish import as_source
     from hotplate.stores.folders import temporary_folder
 
-    options = flags.to_options()
-    columns = {role: getattr(flags, f"{role}_column") for role in ("user", "item", "score", "title")}
-    settings = ImportSettings(
-        *(flags.lists[0] if flags.lists else None, flags.lists[1:], flags.popular, flags.similar, flags.titles),
-        *(columns, flags.text.to_format(), flags.list_length, flags.item_attributes),
-    )
+    options, named = flags.to_options(), read_named(flags)
+    has_default = bool(flags.lists or flags.similar or flags.popular or not named)
+    lists = ({"": flags} if has_default else {}) | named
+    settings = {name: _import_settings(each, is_default=not place) for place, (name, each) in enumerate(lists.items())}
+
+    def read(folder: Path, on_progress: "OnStage") -> "ImportedLists | NamedLists":
+        found = dict[str, ImportedLists]()
+        for place, (name, each) in enumerate(settings.items()):
+            (own := folder / str(place)).mkdir()
+            found[name] = ImportedLists(each, own, on_progress, name if place else "")
+        return as_source(found)
+
+    first = next(iter(lists.values()))
     with temporary_folder("import") as scratch:
-        read = named_paths(flags.lists or [path for path in (flags.similar, flags.popular) if path is not None][:1])
-        publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, read)
+        paths = named_paths(first.lists or [path for path in (first.similar, first.popular) if path is not None][:1])
+        publish_lists(partial(read, scratch), options, paths)
+
+
+def _import_settings(flags: ImportFlags, *, is_default: bool) -> "ImportSettings":
+    from hotplate.offline.list_import import ImportSettings
+
+    columns = {role: getattr(flags, f"{role}_column") for role in ("user", "item", "score", "title")}
+    return ImportSettings(
+        *(flags.lists[0] if flags.lists else None, flags.lists[1:], flags.popular, flags.similar, flags.titles),
+        *(columns, flags.text.to_format(), flags.list_length, flags.item_attributes if is_default else None),
+    )
 
 
 @contextmanager
 def _computed_on(
     master: str | None, options: PublishOptions
-) -> "Iterator[Callable[[ModelLists], ListSource | PartedSource]]":
+) -> "Iterator[Callable[[ModelLists | NamedLists], ListSource | PartedSource | NamedLists]]":
     if master is None:
         yield lambda lists: lists
         return
@@ -247,11 +361,11 @@ def _computed_on(
     url = chosen_store(options.store)
     check_store(url)
     with spark_session(master) as session:
-        yield lambda lists: SparkLists(lists, session, url)
+        yield lambda lists: SparkLists(cast("ModelLists", lists), session, url)  # not NamedLists
 
 
 def publish_lists(
-    read: "Callable[[OnStage], ListSource | PartedSource]",
+    read: "Callable[[OnStage], ListSource | PartedSource | NamedLists]",
     options: PublishOptions,
     imported: str | None = None,
     on_written: "Callable[[ReleaseId], None]" = lambda _: None,
@@ -274,7 +388,9 @@ def publish_lists(
 
 
 def write_lists(
-    read: "Callable[[OnStage], ListSource | PartedSource]", options: PublishOptions, imported: str | None = None
+    read: "Callable[[OnStage], ListSource | PartedSource | NamedLists]",
+    options: PublishOptions,
+    imported: str | None = None,
 ) -> "Written":
     """Publish the lists that *read* returns, prune old releases, and print the result.
 
@@ -303,7 +419,7 @@ async def _check_store(store: "Store") -> None:
 
 
 async def _rehearse(
-    lists: "ListSource | PartedSource", options: PublishOptions, report: "OnProgress", store: "Store"
+    lists: "ListSource | PartedSource | NamedLists", options: PublishOptions, report: "OnProgress", store: "Store"
 ) -> "tuple[Plan, WriteResult]":
     """Write to a stand-in for *store*, compared with the live release of the store itself."""
     from hotplate.offline.publish import publish

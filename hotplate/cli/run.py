@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from hotplate.offline.gates import Gate
     from hotplate.offline.job import Attempt, Job
     from hotplate.offline.lists import ModelLists
-    from hotplate.offline.publish import PublishSettings, Written
+    from hotplate.offline.publish import NamedLists, PublishSettings, Written
     from hotplate.offline.training import TrainSettings
 
 DAY_S = 86_400
 PUSH_TIMEOUT_S = 10.0
 OUTCOMES = ("published", "unchanged", "refused", "failed", "interrupted")
-TABLES = ("train", "publish", "gates", "run")
+TABLES = ("train", "publish", "lists", "gates", "run")
 # Flags of `train` and `publish` that a pipeline cannot set.
-OF_THE_RUN = ("resume", "master", "dry_run", "as_json")
+OF_THE_RUN = ("resume", "master", "dry_run", "as_json", "model", "named")
 
 _flag = partial(Flag, prefix="RUN_")
 
@@ -69,7 +69,7 @@ class PipelineFile:
 
 
 def run(
-    pipeline: Annotated[Path, Argument("A TOML file of the tables train, publish, gates and run.", "PIPELINE")],
+    pipeline: Annotated[Path, Argument("A TOML file of the tables train, publish, lists, gates and run.", "PIPELINE")],
     check: Annotated[bool, Flag("Read the pipeline, print its steps, and do nothing.", env=False)] = False,
 ) -> None:
     """Train, evaluate, publish, check gates, activate and prune, as one job, suitable for cron.
@@ -130,7 +130,7 @@ def read_pipeline(path: Path) -> PipelineFile:
 def read_job(pipeline: PipelineFile) -> "Job":
     """Return the job of a pipeline; SettingError for invalid or contradicting options."""
     from hotplate.offline.errors import SettingError
-    from hotplate.offline.gates import parse_gates
+    from hotplate.offline.gates import check_names, parse_gates
     from hotplate.offline.job import Job
     from hotplate.offline.lists import ListSettings
     from hotplate.offline.rules import require_both
@@ -146,14 +146,16 @@ def read_job(pipeline: PipelineFile) -> "Job":
         from hotplate.offline.mlflow_models import Target  # fails now if MLflow is not installed
 
         Target.of(given.register or "any")
+    named = read_lists(pipeline, flags)
+    check_names(gates, ["", *named])
     training = train.settings_of(given)
     _check_gates(gates, training)
     if flags.fold_in:
         _check_factors(training, f"{pipeline.path}, [publish]")
     require_both(flags.max_per_category, flags.categories)
     url = chosen_store(publishing.store)
-    inputs = [*_paths_in(given), *_paths_in(flags)]
-    options = orjson.dumps([given, flags, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
+    inputs = [path for each in (given, flags, *named.values()) for path in _paths_in(each)]
+    options = orjson.dumps([given, flags, named, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
     lists = ListSettings(flags.list_length, flags.keep_seen, fold_in=flags.fold_in, force=flags.force)
     return Job(
         name=pipeline.name,
@@ -162,11 +164,24 @@ def read_job(pipeline: PipelineFile) -> "Job":
         publishing=replace(publishing.settings, gates=gates),
         lists=replace(lists, attributes=flags.item_attributes),
         rules=flags.read_rules,
+        named={name: (each.model, partial(each.to_settings, is_default=False)) for name, each in named.items()},
         track=given.track,
         register=given.register,
         inputs=inputs,
         options=xxhash.xxh3_128_hexdigest(options),
     )
+
+
+def read_lists(pipeline: PipelineFile, flags: publish.PublishFlags) -> dict[str, publish.PublishFlags]:
+    """Return the flags of each table [lists.NAME], those of [publish] unless it has others; raises SettingError."""
+    from hotplate.offline.errors import SettingError
+
+    found, folder = dict[str, publish.PublishFlags](), pipeline.path.absolute().parent
+    for name, keys in pipeline.tables["lists"].items():
+        if not isinstance(keys, dict):
+            raise SettingError(f"{pipeline.path}: write the list {name} as a table, [lists.{name}].")
+        found[name] = publish.named_flags(flags, name, keys, f"{pipeline.path}, [lists.{name}]", folder)
+    return found
 
 
 def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
@@ -198,7 +213,7 @@ def _measured(lists: "ModelLists") -> "ModelLists":
         return lists.measure(partial(on_progress, "measure"))
 
 
-def _write_lists(lists: "ModelLists", store: str, settings: "PublishSettings") -> "Written":
+def _write_lists(lists: "ModelLists | NamedLists", store: str, settings: "PublishSettings") -> "Written":
     return publish.write_lists(lambda _: lists, publish.PublishOptions(store, settings, dry_run=False, as_json=False))
 
 
@@ -212,7 +227,10 @@ def _default_folder(pipeline: Path) -> Path:
 def _print_steps(job: "Job", folder: Path) -> None:
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.publishing.bounds)
     out.print(f"train on {', '.join(map(str, job.training.data))}, in {folder}")
-    out.print(f"publish lists of {job.lists.length} to {redacted(job.store)}; gates: {bounds or 'those by default'}")
+    named = f", and {', '.join(job.named)}," if job.named else ""
+    out.print(
+        f"publish lists of {job.lists.length}{named} to {redacted(job.store)}; gates: {bounds or 'those by default'}"
+    )
 
 
 @contextmanager

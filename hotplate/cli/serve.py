@@ -87,11 +87,14 @@ def lookup(
     store: StoreUrl = None,
     n: Annotated[int, Flag("Show this many items.", name="-n", at_least=1, at_most=1000)] = 10,
     segment: Annotated[str, Flag("Fall back to the popular list of this segment.")] = "",
+    name: Annotated[str, Flag("The name of a list; by default the default list.", name="list")] = "",
     as_json: Json = False,
 ) -> None:
     """Show the list that the service would answer for one user.
 
     Example: hotplate lookup 12347 -n 5
+
+    A named list: hotplate lookup 12347 --list basket
     """
     from hotplate.serve.embedded import Lists
     from hotplate.serve.reader import TieredReader
@@ -100,14 +103,15 @@ def lookup(
     async def read(opened: "Store") -> "Recommendations":
         reader = TieredReader({"store": opened}, budget_s=10.0)
         await reader.tiers[0].follower.refresh()
-        return Lists(reader).decoded(await reader.personal(check_id(user), segment), n)
+        return Lists(reader).decoded(await reader.personal(check_id(user), segment, name), n)
 
     found = with_store(store, read)
-    canary = {"canary": True} if found.canary else {}
+    more: dict[str, object] = ({"canary": True} if found.canary else {}) | ({"list": found.list} if found.list else {})
     rows = [(item["id"], item["score"], item.get("title")) for item in found.items]
     print_result(
-        {"user": user, "release": found.release, **canary, "source": found.source, "items": found.items},
-        f"{user}: {found.source}, release {found.release}{', the canary' if found.canary else ''}",
+        {"user": user, "release": found.release, **more, "source": found.source, "items": found.items},
+        f"{user}: {found.source}{' in ' * bool(found.list)}{found.list}, release {found.release}"
+        f"{', the canary' if found.canary else ''}",
         table(("item", "score", "title"), rows),
         as_json=as_json,
     )
@@ -141,7 +145,7 @@ def demo(
             trained = interruptible(lambda: train(TrainSettings(path=data), folder / "model", on_progress))
         print_report(trained)
         url = f"file://{folder / 'store'}"
-        publish(folder / "model", PublishFlags(store=url))
+        publish(PublishFlags(model=folder / "model", store=url))
         user, item = trained.model.matrix.user_ids[0], trained.model.matrix.item_ids[0]
         configure_logging()
         settings = ServiceSettings((url,), host, port, admin_port=0, health_port=0, admin_store=url, anonymous=True)

@@ -13,6 +13,7 @@ from hotplate.stores.options import Flag
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.store import Store
     from hotplate.stores.users import Erasure
 
@@ -98,7 +99,7 @@ def _print(
     if done.deleted:
         sentences.append(f"{counted(done.deleted, 'row')} deleted")
     sentences += [
-        f"release {release} holds {', '.join(map(repr, held))} until it is pruned"
+        f"release {release} holds {', '.join(map(repr, held))}{_in_lists(done, release)} until it is pruned"
         for release, held in done.holding.items()
     ]
     sentences += [f"release {release} is being written, and was not searched" for release in done.being_written]
@@ -107,6 +108,11 @@ def _print(
     where = {"store": shown_store(places.store, as_json=True)}
     facts = asdict(done) | where | {"elsewhere": elsewhere, "not_checked": unchecked}
     print_result(facts, *sentences, as_json=places.as_json)
+
+
+def _in_lists(done: "Erasure", release: "ReleaseId") -> str:
+    names = done.lists.get(release)
+    return f", also in the list {', '.join(names)}," if names else ""
 
 
 def _in_model(folder: Path, users: "Sequence[str]") -> list[str]:

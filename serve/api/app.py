@@ -24,8 +24,8 @@ from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.scoring import Scoring, refusal
 from hotplate.serve.metrics import OTHER, request_cell
-from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready
-from hotplate.serve.reader import NotReady, TieredReader
+from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready, unknown_list
+from hotplate.serve.reader import NotReady, TieredReader, UnknownList
 from hotplate.serve.telemetry.access_log import AccessLog, report
 from hotplate.serve.telemetry.spans import RequestRecord, Tracer, use_span
 from hotplate.serve.watched import WatchedFiles
@@ -117,9 +117,11 @@ def handler_of(route: Route | None, method: str) -> RouteHandler:
     return handler
 
 
-def _refused(route: Route | None, error: Problem | NotReady | ClientGone) -> web.Response:
+def _refused(route: Route | None, error: Problem | NotReady | UnknownList | ClientGone) -> web.Response:
     if isinstance(error, ClientGone):
         return web.Response(status=CLIENT_GONE)  # not sent
+    if isinstance(error, UnknownList):
+        error = unknown_list(str(error))
     problem = error if isinstance(error, Problem) else not_ready(str(error))
     return (refusal(problem) if route is not None and route.scoring else problem).response()
 
@@ -210,7 +212,7 @@ class Dispatcher:
                     response = await self._respond(request, route, raw_id, query, gate)
                 else:
                     response = _refused(route, refusal)
-            except (Problem, NotReady, ClientGone) as error:
+            except (Problem, NotReady, UnknownList, ClientGone) as error:
                 response = _refused(route, error)
             except Exception:
                 log.exception("request %s failed", request_id)

@@ -33,7 +33,7 @@ from hotplate.serve.metrics import (
     ReleaseRole,
 )
 from hotplate.serve.problems import Problem, overloaded
-from hotplate.stores.encoding import MAX_ID_BYTES
+from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME
 from hotplate.stores.event_log import line_of
 
 # Per request.
@@ -83,6 +83,7 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
     position: Position | None = None
     value: Value | None = None
     time: Time | None = None
+    list: Annotated[str, Meta(max_length=MAX_LIST_NAME, description="The name of the list, as in the answer.")] = ""
 
 
 class EventsBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -210,6 +211,7 @@ class EventsHandler:
                         event.request_id,
                         position_of(event),
                         event.value,
+                        event.list,
                     )
                 )
             )

@@ -82,9 +82,9 @@ class Handlers:
         self.draining = False
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=`."""
+        """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=&list=`."""
         user, query = parse_id(raw_id, "user"), PERSONAL.parse(raw_query)
-        encoded = await self._reader.personal(user, query.segment)
+        encoded = await self._reader.personal(user, query.segment, query.list)
         headers = list_headers(encoded, "personal", PRIVATE)
         return self._answer(request, b'"user":%b,' % orjson.dumps(user), encoded, query, headers)
 
@@ -92,7 +92,7 @@ class Handlers:
         """`POST /v1/recommendations`."""
         BATCH.parse(raw_query)
         batch = parse_batch(await read_body(request))
-        answers = await self._reader.personal_many(batch.users, batch.segment)
+        answers = await self._reader.personal_many(batch.users, batch.segment, batch.list)
         named = releases(answers) or {RELEASE: self._reader.release()}
         only, release, size = _filter_of(batch), named[RELEASE], max(1, PIECE_ITEMS // batch.n)
         elements = results(
@@ -114,7 +114,8 @@ class Handlers:
         body = parse_fold_in(await read_body(request))
         items = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
         try:
-            result = await self._reader.fold_in(items, body.n, _filter_of(body), body.segment, body.recency)
+            only, options = _filter_of(body), (body.segment, body.recency)
+            result = await self._reader.fold_in(items, body.n, only, *options, name=body.list)
         except StoreThrottled as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
@@ -123,16 +124,16 @@ class Handlers:
         return web.Response(body=answer, headers=list_headers(result.found, "fold-in", NO_STORE))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/similar/{item}?n=&exclude=&where=&fields=`."""
+        """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=`."""
         item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
-        encoded = await self._reader.similar(item)
+        encoded = await self._reader.similar(item, query.list)
         headers = list_headers(encoded, "similar", self.shared)
         return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, headers)
 
     async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /v1/popular?n=&exclude=&where=&fields=&segment=`."""
+        """`GET /v1/popular?n=&exclude=&where=&fields=&segment=&list=`."""
         query = POPULAR.parse(raw_query)
-        encoded = self._reader.popular(query.segment)
+        encoded = self._reader.popular(query.segment, query.list)
         return self._answer(request, b"", encoded, query, list_headers(encoded, "popular", self.shared))
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
@@ -213,13 +214,15 @@ def list_head(encoded: EncodedList) -> bytes:
     """Return the part of a list answer between subject and items."""
     release, source, tier = encoded.served.id.encode(), encoded.source.encode(), encoded.tier.encode()
     canary = b'"canary":true,' if encoded.served.is_canary else b""
+    name = b'"list":"%b",' % encoded.name.encode() if encoded.name else b""
     segment = b'"segment":%b,' % orjson.dumps(encoded.segment) if encoded.source == "popular" else b""
-    return b'"release":"%b",%b"source":"%b",%b"tier":"%b","items":[' % (release, canary, source, segment, tier)
+    parts = release, canary, name, source, segment, tier
+    return b'"release":"%b",%b%b"source":"%b",%b"tier":"%b","items":[' % parts
 
 
 def found_in(encoded: EncodedList, items: bytes) -> ListOrigin:
     """Return the origin of a list, for logs and spans."""
-    return ListOrigin(encoded.served.id, encoded.source, encoded.tier, items)
+    return ListOrigin(encoded.served.id, encoded.source, encoded.tier, items, encoded.name)
 
 
 def is_known(etag: str, known: str) -> bool:

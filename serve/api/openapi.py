@@ -60,6 +60,7 @@ STATUSES = {
     400: "The request is invalid; `detail` gives the reason.",
     401: "A key is required, or the given one is unknown.",
     403: "The key may not do this.",
+    404: "The release has no list of this name.",
     413: "The body is too large.",
     415: "The body is compressed; send it as it is.",
     429: "The client's rate limit is used up.",

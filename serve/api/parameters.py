@@ -14,7 +14,7 @@ from hotplate.serve.filters import EXAMPLE, MAX_WHERE_CHARS
 from hotplate.serve.fold_in import RECENCY
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, Status
-from hotplate.stores.encoding import MAX_ID_BYTES, OVERALL, Item, check_id
+from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, Item, check_id
 from hotplate.stores.errors import StoreMisused
 
 MAX_N = 1000
@@ -68,6 +68,13 @@ Segment = Annotated[
         "this segment.",
     ),
 ]
+ListName = Annotated[
+    str,
+    Meta(
+        max_length=MAX_LIST_NAME,
+        description="The name of a list of the release, such as `basket`; by default the default list.",
+    ),
+]
 Fields = Annotated[
     Literal["id", "id,score", "id,score,title"], Meta(description="The fields of items to return; by default all.")
 ]
@@ -81,6 +88,7 @@ class ListQuery(Struct, frozen=True):
     exclude: Excluded = ()
     where: Where = ""
     fields: Fields = ALL_FIELDS
+    list: ListName = ""
 
 
 class SegmentQuery(ListQuery, frozen=True):
@@ -131,6 +139,9 @@ Source = Annotated[
     Literal["personal", "similar", "popular"], Meta(description="The kind of list; `popular` is the fallback.")
 ]
 UsedSegment = Annotated[str | UnsetType, Meta(description="The segment of a popular list; empty for the overall list.")]
+UsedList = Annotated[
+    str | UnsetType, Meta(description="The name of the list; absent for a default list without a name.")
+]
 UserStatus = Annotated[
     Status,
     Meta(
@@ -154,6 +165,7 @@ class PopularAnswer(Struct, frozen=True):
     tier: TierName
     items: list[ListedItem]
     segment: UsedSegment = UNSET
+    list: UsedList = UNSET
 
 
 class SimilarAnswer(PopularAnswer, frozen=True, kw_only=True):
@@ -187,6 +199,7 @@ class FoldInAnswer(Struct, frozen=True):
     tier: TierName
     items: list[ListedItem]
     segment: UsedSegment = UNSET
+    list: UsedList = UNSET
 
 
 class BatchAnswer(Struct, frozen=True):
@@ -213,7 +226,7 @@ class Operation:
     body: type[Struct] | None = None
 
 
-_READ = (200, 304, 400, 503)
+_READ = (200, 304, 400, 404, 503)
 FOLD_IN = "/v1/recommendations/fold-in"
 OPERATIONS = (
     Operation(
@@ -222,11 +235,11 @@ OPERATIONS = (
     ),
     Operation(
         "POST", "/v1/recommendations", "The lists of many users",
-        BatchAnswer, (200, 400, 413, 415, 503), (JSON, MSGPACK), body=BatchBody,
+        BatchAnswer, (200, 400, 404, 413, 415, 503), (JSON, MSGPACK), body=BatchBody,
     ),
     Operation(
         "POST", FOLD_IN, "A list computed from a basket of items",
-        FoldInAnswer, (200, 400, 413, 415, 503), body=FoldInBody,
+        FoldInAnswer, (200, 400, 404, 413, 415, 503), body=FoldInBody,
     ),
     Operation(
         "GET", "/v1/similar/{item}", "Similar items; for an unknown item the popular list",

@@ -28,11 +28,11 @@ from hotplate.serve.api.app import Dispatcher, RequestIds, is_request_id
 from hotplate.serve.api.handlers import PRIVATE, found_in, is_known, list_body, list_head, list_headers
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
 from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded
-from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady
+from hotplate.serve.reader import DEFAULT_N, EVERYBODY, EncodedList, NotReady
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, RequestSpan, use_span
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import ITEM, OVERALL, USER
+from hotplate.stores.encoding import ITEM, USER
 
 MAX_BYTES = 4096
 # Limits of remembered header blocks and lines, and of response heads.
@@ -236,7 +236,7 @@ class Lane:
             return self._made(request, encoded)
         span = request[-1]
         with nullcontext() if span is None else use_span(span):
-            self._reader.submit(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
+            self._reader.submit(key, source, EVERYBODY, lambda read: deliver(self._made(request, read)))
         return PENDING
 
     def _made(self, request: _Request, encoded: EncodedList) -> bytes:

@@ -30,13 +30,13 @@ from hotplate.serve.access.auth import Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN, create, load, revoke
 from hotplate.serve.api.app import Gate, RequestIds, Route, by_template, handler_of
 from hotplate.serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
-from hotplate.serve.api.parameters import Id, QueryParser
+from hotplate.serve.api.parameters import Id, ListName, QueryParser
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.metrics import ROLES, Metrics
-from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready
+from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready, unknown_list
 from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext, background
-from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader
+from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader, UnknownList
 from hotplate.serve.releases.served import BothCounts, click_interval
 from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import Exposition
@@ -100,6 +100,7 @@ class _StateQuery(Struct, frozen=True):
 
 class _UserQuery(Struct, frozen=True):
     id: Id = ""
+    list: ListName = ""
 
 
 class _KeyQuery(Struct, frozen=True):
@@ -366,15 +367,19 @@ class Admin:
             raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror}") from None
 
     async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/user?id=`: a user's list and its origin."""
-        user = USER.parse(raw_query).id
-        if not user:
+        """`GET /console/user?id=&list=`: a user's list and its origin."""
+        query = USER.parse(raw_query)
+        if not query.id:
             raise bad_parameter("id is missing; give that of a user, as id=42")
         reader = await self._open()
         started = time.perf_counter()
-        found = await reader.personal(user)
+        try:
+            found = await reader.personal(query.id, name=query.list)
+        except UnknownList as error:
+            raise unknown_list(str(error)) from None
         took_ms = round((time.perf_counter() - started) * 1000, 3)
         listed = {"source": found.source, "status": found.status, "release": found.served.id, "tier": found.tier}
+        listed |= {"list": found.name} if found.name else {}
         return json_of(listed | {"took_ms": took_ms, "items": decode(reader.cut(found, DEFAULT_N))})
 
     async def _open(self) -> TieredReader:

@@ -15,7 +15,7 @@ from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.stores.catalogue import Canary, Release, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import USER, Decode
+from hotplate.stores.encoding import USER, Decode, user_of
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import read_servable
@@ -53,7 +53,7 @@ class ServedRelease:
 
     manifest: Manifest
     popular: dict[str, bytes]
-    """Opened bodies by segment; `OVERALL` always exists, and none is empty."""
+    """Opened bodies by key; each list has one for everybody, and none is empty."""
 
     decode: Decode
     damaged: tuple[str, ...] = ()
@@ -66,6 +66,8 @@ class ServedRelease:
     """Differs for each load, which may have other lists."""
 
     lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
+    by_list: dict[str, list[int]] = field(default_factory=dict, compare=False)
+    """The lookups of lists that were requested by name."""
 
     @property
     def id(self) -> ReleaseId:
@@ -182,7 +184,8 @@ class ServedCanary:
 
     def includes(self, key: str) -> bool:
         """Return whether a row is of a canary's user."""
-        return key.startswith(USER) and xxh3_64_intdigest((key[_AFTER_KIND:] + self._salt).encode()) < self._below
+        user = key[_AFTER_KIND:] if key.startswith(USER) else user_of(key)
+        return user is not None and xxh3_64_intdigest((user + self._salt).encode()) < self._below
 
     def judge(self, now: float, counts: BothCounts) -> str | None:
         """Return how the canary was worse in this window, or None."""

@@ -54,8 +54,9 @@ class AccessLog:
         if record.client is not None:
             fields["client"] = record.client
         if record.found is not None:
-            release, source, tier, _ = record.found
+            release, source, tier, _, name = record.found
             fields |= {"release": release, "source": source, "tier": tier, "items": record.found.item_count}
+            fields |= {"list": name} if name else {}
         if record.user is not None and self._users != "none":
             fields["user"] = record.user if self._users == "plain" else self._hash_of(record.user)
         if span is not None:

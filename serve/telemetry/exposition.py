@@ -60,6 +60,12 @@ def _lookups(state: WorkerState | None) -> Values:
         yield from (((release, what), count) for what, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
 
 
+def _by_list(state: WorkerState | None) -> Values:
+    for release, lists in ({} if state is None else state.by_list).items():
+        for name, counts in lists.items():
+            yield from (((release, name, what), count) for what, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
+
+
 def _releases(state: WorkerState | None) -> Values:
     for tier in () if state is None else state.tiers:
         for release, role in ((tier.canary, CANARY), (tier.release, LIVE)):
@@ -115,6 +121,8 @@ STATE_TABLE = (
     StateMetric("hotplate_certificate_expiry_timestamp_seconds", "Expiry of the TLS certificate, as Unix time.", "",
                 _each(lambda state: state.certificate_expires_at)),
     StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome", _lookups, "counter"),
+    StateMetric("hotplate_list_lookups", "Lists looked up by the name of a list.", "release list outcome", _by_list,
+                "counter"),
     StateMetric("hotplate_worker_open_fds", "Open file descriptors of a worker.", "", _process(_open_fds)),
     StateMetric("hotplate_worker_max_fds", "Limit of open file descriptors.", "", _process(_max_fds)),
     StateMetric("hotplate_worker_major_page_faults", "Page faults of a worker that waited for a disk.", "",

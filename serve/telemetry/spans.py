@@ -58,6 +58,8 @@ class ListOrigin(NamedTuple):
     tier: str
     items: bytes
     """Comma-separated JSON."""
+    name: str = ""
+    """Of a named list."""
 
     @property
     def item_count(self) -> int:
@@ -161,7 +163,7 @@ class RequestSpan:
         if record.client:
             attributes["hotplate.client"] = record.client
         if record.found is not None:
-            release, source, tier, _ = record.found
+            release, source, tier, _, _ = record.found
             attributes |= {"hotplate.release": release, "hotplate.source": source, "hotplate.tier": tier}
         failed = record.status >= 500
         if failed:

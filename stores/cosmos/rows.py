@@ -88,7 +88,7 @@ def name_of(key: str) -> str:
     """
     kind, colon, identifier = key.partition(":")
     encoded = urlsafe_b64encode(identifier.encode("utf-8", "surrogatepass")).decode()
-    return f"{check_kind(kind if colon else '')}.{encoded.rstrip('=')}"
+    return f"{check_kind(kind if colon else '').replace('@', '.')}.{encoded.rstrip('=')}"
 
 
 def to_item(name: str, value: bytes) -> CosmosItem:
@@ -247,7 +247,8 @@ class ReleaseRows:
         async def erase(key: str) -> None:
             nonlocal deleted
             delete = partial(self._items.delete, container, name_of(key))
-            deleted += (await self._budget.spend(self._charges.delete(0, 0), delete, _charge_of)).done
+            done = (await self._budget.spend(self._charges.delete(0, 0), delete, _charge_of)).done
+            deleted += done  # after the await, during which others count
 
         await self.state(release)
         await for_each(keys, erase)

@@ -26,7 +26,7 @@ def http_server(respond: Respond, media: str = "application/json") -> Iterator[s
 
         do_POST = do_GET  # noqa: N815 -- the library's name for it
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the library's name for it
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -42,7 +42,7 @@ from hotplate.stores.catalogue import (
     follows,
 )
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, Item, encode
+from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.redis.writer import RowsLost
@@ -612,7 +612,7 @@ class Interleaved(RuleBasedStateMachine):
 
     def check_lists(self, served: ServedRelease, slots: Sequence[Slot]) -> None:
         """Each list is the one that was published under its key in this very release."""
-        bodies = {"popular:": served.popular[OVERALL]}
+        bodies = {"popular:": served.popular["popular:"]}
         incarnation = served.ref.incarnation
         for key, slot in zip(KEYS[: len(slots)], slots, strict=True):
             assert slot is not None or incarnation in self.excused | self.lost, f"{key} is missing in {served.ref}"

@@ -151,9 +151,9 @@ async function tryIt(event) {
   event.preventDefault();
   const place = byId("try-result");
   try {
-    const found = await request(path("console/user", { id: byId("try-id").value }));
+    const found = await request(path("console/user", { id: byId("try-id").value, list: byId("try-list").value }));
     show(place, h("p", { class: "facts-line" }, pill(found.source, found.status === "ok" ? "good" : "warn"), " out of ",
-      code(found.release), `, tier ${found.tier}, read in ${found.took_ms} ms`),
+      code(found.release), found.list ? `, list ${found.list}` : "", `, tier ${found.tier}, read in ${found.took_ms} ms`),
     SENTENCES[found.status] ? notice("warn", SENTENCES[found.status]) : null,
     found.items.length ? table("Items of the list", [
       ["#", (item) => String(found.items.indexOf(item) + 1)],

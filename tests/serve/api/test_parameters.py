@@ -68,7 +68,7 @@ def test_any_body_is_understood_or_refused(body: bytes) -> None:
     [
         ("n=0", "n cannot be used: expected `int` >= 1"),
         ("n=" + "9" * 100, "n cannot be used"),
-        ("k=3", "unknown field `k`; GET /v1/popular takes n, exclude, where, fields, segment"),
+        ("k=3", "unknown field `k`; GET /v1/popular takes n, exclude, where, fields, list, segment"),
         ("n=3&n=3", "n is given twice"),
         ("fields=title", "fields cannot be used"),
         ("segment=" + "x" * 257, "segment cannot be used: expected `str` of length <= 256"),

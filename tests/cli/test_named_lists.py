@@ -1,0 +1,119 @@
+"""Named lists from the command line and from a pipeline file: one release, each list by its own options."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hotplate as library
+from tests.support.command import failed, hotplate, json_of, succeeded
+from tests.support.interactions import write
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"file://{tmp_path / 'store'}"
+
+
+@pytest.fixture
+def basket(tmp_path: Path, model: Path) -> Path:
+    write(tmp_path / "never.txt", "p01\np02\n")
+    return write(tmp_path / "basket.toml", f'model = "{model}"\nlist_length = 3\nexclude = "never.txt"\n')
+
+
+def looked_up(url: str, name: str) -> list[str]:
+    found: Any = json_of("lookup", "u001", "--store", url, "--list", name)
+    assert found["list"] == name
+    return [item["id"] for item in found["items"]]
+
+
+def test_models_are_published_as_named_lists_of_one_release(url: str, model: Path, basket: Path) -> None:
+    done = json_of("publish", "--list", f"home={model}", "--list", f"basket={basket}", "--store", url)
+    manifest = done["release"]
+    assert (manifest["about"]["list"], list(manifest["named"])) == ("home", ["basket"])
+    assert manifest["counts"]["user"] == manifest["counts"]["user@basket"] > 0
+    assert (len(looked_up(url, "home")), len(looked_up(url, "basket"))) == (10, 3)
+    assert (
+        json_of("lookup", "u001", "--store", url)["items"]
+        == json_of("lookup", "u001", "--store", url, "--list", "home")["items"]
+    )
+    failed(hotplate("lookup", "u001", "--store", url, "--list", "nothing"), "it has home, basket", code=2)
+    assert "also in the list basket" in succeeded("users", "find", "u001", "--store", url)
+    assert "of the lists home, basket" in succeeded(
+        "plan", "--from-release", url, "--peak-rps", "100", "--why", "users_then"
+    )
+    assert library.verify(url).named == {"basket": tuple(manifest["segments"])}
+
+
+def test_a_default_list_needs_no_name_and_gates_apply_to_each_list(url: str, model: Path, basket: Path) -> None:
+    both = ("publish", model, "--list", f"basket={basket}", "--store", url)
+    refused = hotplate(*both, "--gate", "shortest_list=4")
+    failed(refused, "basket:shortest_list", code=3)
+    verdicts = json_of(*both, "--gate", "shortest_list=4", "--gate", "basket:shortest_list=2", "--gate", "overlap=0.9")[
+        "gates"
+    ]
+    gates = ["shortest_list", "overlap@10", "basket:shortest_list", "basket:overlap@10"]
+    assert {one["gate"]: one["passed"] for one in verdicts} == dict.fromkeys(gates, True)
+    again = json_of(*both, "--gate", "overlap=0.9")["gates"]
+    measured = {one["gate"]: one["measured"] for one in again}
+    assert {measured[gate] for gate in ("overlap@10", "basket:overlap@10", "basket:users_kept")} == {1}
+    failed(hotplate(*both, "--gate", "email:coverage=0.1"), "is of the list 'email'", code=2)
+    plain = json_of("publish", model, "--store", url)["release"]
+    assert plain["named"] == {}
+    assert not plain["about"].keys() & {"list", "lists"}
+
+
+@pytest.mark.parametrize("given", ["basket", "=model", "a/b=model", "basket="])
+def test_an_invalid_name_or_source_is_refused(url: str, model: Path, given: str) -> None:
+    failed(hotplate("publish", model, "--list", given, "--store", url), "--list", code=2)
+
+
+def test_nothing_to_publish_is_refused(url: str) -> None:
+    failed(hotplate("publish", "--store", url), "give a model, or --list NAME=MODEL", code=2)
+
+
+def test_computed_lists_are_imported_by_name(url: str, tmp_path: Path) -> None:
+    home = write(tmp_path / "home.csv", "user,item,score\n1,a,0.9\n1,b,0.5\n2,b,0.8\n")
+    email = write(tmp_path / "email.csv", "user,item,score\n1,c,0.9\n3,d,0.5\n")
+    write(tmp_path / "popular.csv", "item,score,segment\nz,1,\ny,1,France\n")
+    options = write(tmp_path / "email.toml", 'lists = "email.csv"\npopular = "popular.csv"\n')
+    manifest = json_of("import", home, "--list", f"email={options}", "--store", url)["release"]
+    assert manifest["counts"] == {"popular": 1, "popular@email": 2, "user": 2, "user@email": 2}
+    assert json_of("lookup", "1", "--store", url, "--list", "email")["items"][0]["id"] == "c"
+    assert json_of("lookup", "2", "--store", url, "--list", "email")["items"][0]["id"] == "z"
+    assert json_of("lookup", "9", "--store", url)["items"][0]["id"] == "b"
+    json_of("import", "--list", f"home={home}", "--list", f"email={email}", "--store", url)
+    assert json_of("lookup", "1", "--store", url)["list"] == "home"
+
+
+def test_a_pipeline_publishes_its_named_lists(url: str, tmp_path: Path, clicks: Path, model: Path) -> None:
+    never = write(tmp_path / "never.txt", "p01\n")
+    text = f"""
+        [train]
+        data = "{clicks}"
+        params = "factors=4,iterations=1"
+        [publish]
+        store = "{url}"
+        [lists.basket]
+        exclude = "{never}"
+        list_length = 4
+        [lists.email]
+        model = "{model}"
+        [gates]
+        "email:shortest_list" = 2
+        [run]
+        work = "{tmp_path / "work"}"
+        """
+    pipeline = write(tmp_path / "nightly.toml", text)
+    assert "basket, email" in succeeded("run", pipeline, "--check")
+    done = json.loads(succeeded("run", pipeline))
+    assert (done["outcome"], done["gates"][0]["gate"]) == ("published", "email:shortest_list")
+    assert done["lists"]["user@basket"] == done["lists"]["user@email"] == done["lists"]["user"]
+    assert (len(looked_up(url, "basket")), len(looked_up(url, "email"))) == (4, 10)
+    assert json.loads(succeeded("run", pipeline))["outcome"] == "unchanged"
+    write(never, "p02\n")
+    assert json.loads(succeeded("run", pipeline))["outcome"] == "published"
+    failed(
+        hotplate("run", write(tmp_path / "wrong.toml", text.replace("list_length", "keep"))), "has no key keep", code=2
+    )

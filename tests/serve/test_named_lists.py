@@ -1,0 +1,182 @@
+"""Named lists as callers ask for them: one name, one list, and 404 for any other name."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hotplate
+from hotplate.client import Client, RequestRefused
+from hotplate.serve.filters import filter_of
+from hotplate.serve.reader import TieredReader, UnknownList
+from hotplate.stores import lifecycle as life
+from hotplate.stores.encoding import OFFSET_BYTES, decode
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.store import Reader, Row
+from hotplate.stores.users import erase_users
+from tests.support.clock import FakeClock
+from tests.support.memory_store import MemoryStore
+from tests.support.remote import RemoteStore
+from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.stores import publish
+from tests.support.virtual import virtual
+
+ABOUT = {"list": "home", "lists": {"basket": {}}}
+LISTS = {
+    "item:a": a_list("home similar"),
+    "item@basket:a": a_list("basket similar"),
+    "popular:": a_list("home popular"),
+    "popular@basket:": a_list("basket popular", "second"),
+    "popular@basket:France": a_list("vin"),
+    "user:1": a_list("home 1"),
+    "user@basket:1": a_list("basket 1"),
+    "user@basket:2": a_list("basket 2"),
+}
+
+
+async def release(store: MemoryStore, lists: dict[str, bytes] = LISTS, *, live: bool = True) -> hotplate.ReleaseId:
+    return await publish(store, [Row(key, value) for key, value in lists.items()], about=ABOUT, live=live)
+
+
+async def over(*stores: Reader) -> TieredReader:
+    reader = TieredReader({f"tier{place}": store for place, store in enumerate(stores)}, budget_s=0.1)
+    for tier in reader.tiers:
+        await tier.follower.refresh()
+    return reader
+
+
+def first(found: object) -> tuple[str, str, str]:
+    return decode(found.body[OFFSET_BYTES:])[0]["id"], found.source, found.name  # type: ignore[attr-defined]
+
+
+@virtual
+@pytest.mark.parametrize("is_remote", [False, True])
+async def test_each_list_has_its_own_users_items_and_popular_lists(
+    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
+) -> None:
+    await release(memory)
+    reader = await over(remote if is_remote else memory)
+    assert first(await reader.personal("1")) == first(await reader.personal("1", name="home"))
+    assert first(await reader.personal("1")) == ("home 1", "personal", "home")
+    assert first(await reader.personal("1", name="basket")) == ("basket 1", "personal", "basket")
+    assert first(await reader.personal("2")) == ("home popular", "popular", "home")
+    assert first(await reader.personal("3", "France", "basket")) == ("vin", "popular", "basket")
+    assert first(await reader.similar("a", "basket")) == ("basket similar", "similar", "basket")
+    assert first(await reader.similar("b", "basket")) == ("basket popular", "popular", "basket")
+    assert first(reader.popular("Spain", "basket")) == ("basket popular", "popular", "basket")
+    assert first((await reader.fold_in([("a", None)], 5, name="basket")).found)[2] == "basket"
+    many = await reader.personal_many(["1", "2", "9", "1"], name="basket")
+    assert [first(one)[0] for one in many] == ["basket 1", "basket 2", "basket popular", "basket 1"]
+    shortened = reader.cut(await reader.personal("1", name="basket"), 2, filter_of(["basket 1"], ""))
+    assert [item["id"] for item in decode(shortened)] == ["basket popular", "second"]
+    for ask in (
+        reader.personal("1", name="nothing"),
+        reader.similar("a", "Basket"),
+        reader.personal_many(["1"], name="x"),
+    ):
+        with pytest.raises(UnknownList, match="it has home, basket"):
+            await ask
+    with pytest.raises(UnknownList):
+        reader.popular(name="nothing")
+
+
+@virtual
+async def test_an_erased_or_denied_user_is_unknown_in_each_list(memory: MemoryStore) -> None:
+    await release(memory)
+    await erase_users(memory, ["1"])
+    reader = await over(memory)
+    assert first(await reader.personal("1", name="basket")) == ("basket popular", "popular", "basket")
+    assert first((await reader.personal_many(["1", "2"], name="basket"))[0])[0] == "basket popular"
+
+
+@virtual
+async def test_a_tier_or_canary_without_the_list_never_answers_with_another(
+    memory: MemoryStore, remote: RemoteStore, clock: FakeClock
+) -> None:
+    await release(memory)
+    older = MemoryStore(clock)
+    await publish(older)
+    reader = await over(remote, older)
+    remote.failure = StoreUnavailable("gone")
+    assert first(await reader.personal("1", name="basket")) == ("basket popular", "popular", "basket")
+    assert first((await reader.personal_many(["1"], name="basket"))[0])[0] == "basket popular"
+    remote.failure = None
+    canary = await publish(memory, [Row("popular:", a_list("canary")), Row("user:1", a_list("canary 1"))], live=False)
+    await life.start_canary(memory, canary, 99.9999)
+    reader = await over(memory)
+    with pytest.raises(UnknownList):
+        await reader.personal("1", name="basket")
+    assert first((await reader.personal_many(["1"], name="basket"))[0])[0] == "basket popular"
+
+
+@virtual
+async def test_a_list_that_goes_while_it_is_read_is_unknown(memory: MemoryStore, remote: RemoteStore) -> None:
+    await release(memory)
+    reader = await over(remote)
+    remote.delay_s = 5
+    asked = asyncio.ensure_future(reader.personal("9", name="basket"))
+    await asyncio.sleep(0.01)
+    remote.delay_s = 0
+    await publish(memory)
+    await reader.tiers[0].follower.refresh()
+    with pytest.raises(UnknownList):
+        await asked
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("named") / "store"
+    asyncio.run(publish_lists(folder, LISTS, about=ABOUT))
+    with running(folder) as started:
+        yield started
+
+
+def test_a_list_is_asked_for_by_name(service: Service) -> None:
+    plain, named = service.get("/v1/recommendations/1").json, service.get("/v1/recommendations/1?list=basket").json
+    assert (plain["items"][0]["id"], plain["list"]) == ("home 1", "home")
+    assert (named["items"][0]["id"], named["list"]) == ("basket 1", "basket")
+    assert service.get("/v1/recommendations/1?list=home").json == plain
+    assert service.get("/v1/similar/a?list=basket").json["items"][0]["id"] == "basket similar"
+    assert service.get("/v1/popular?list=basket&segment=France").json["items"][0]["id"] == "vin"
+    body = json.dumps({"users": ["2", "9"], "list": "basket"}).encode()
+    many = service.request("POST", "/v1/recommendations", body).json["results"]
+    assert [(one["items"][0]["id"], one["list"]) for one in many] == [
+        ("basket 2", "basket"),
+        ("basket popular", "basket"),
+    ]
+    folded = service.request("POST", "/v1/recommendations/fold-in", b'{"items":["zzz"],"list":"basket"}').json
+    assert (folded["source"], folded["list"]) == ("popular", "basket")
+
+
+@pytest.mark.parametrize("path", ["/v1/recommendations/1", "/v1/similar/a", "/v1/popular"])
+def test_an_unknown_name_is_404_and_no_other_list(service: Service, path: str) -> None:
+    answer = service.get(f"{path}?list=nothing")
+    assert (answer.status, answer.json["type"]) == (404, "urn:hotplate:problem:unknown-list")
+    assert "home, basket" in answer.json["detail"]
+
+
+def test_metrics_console_and_events_know_the_name(service: Service) -> None:
+    for _ in range(3):
+        assert service.get("/v1/recommendations/2?list=basket").status == 200
+    shown = service.admin("/console/user?id=2&list=basket").json
+    assert (shown["items"][0]["id"], shown["list"]) == ("basket 2", "basket")
+    assert service.admin("/console/user?id=2&list=nothing").status == 404
+
+
+def test_client_and_library_take_the_name(service: Service, tmp_path: Path) -> None:
+    with Client(service.url, timeout_s=30) as client:
+        assert client.recommendations("1", list="basket").items[0]["id"] == "basket 1"
+        assert [one.list for one in client.batch(["1", "9"], list="basket")] == ["basket", "basket"]
+        assert client.popular(list="basket", segment="France").items[0]["id"] == "vin"
+        with pytest.raises(RequestRefused, match="unknown-list"):
+            client.recommendations("1", list="nothing")
+    asyncio.run(publish_lists(tmp_path / "store", LISTS, about=ABOUT))
+    with hotplate.open_sync(f"file://{tmp_path / 'store'}") as lists:
+        assert lists.personal("1", list="basket").list == "basket"
+        assert lists.personal_many(["1"], list="basket")[0].items[0]["id"] == "basket 1"
+        assert lists.similar("a", list="basket").items[0]["id"] == "basket similar"
+        assert lists.popular(list="home").items[0]["id"] == "home popular"
+        with pytest.raises(hotplate.UnknownList):
+            lists.personal("1", list="nothing")
