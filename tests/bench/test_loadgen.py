@@ -32,7 +32,7 @@ def stalled_percentile_us(percent: float) -> float:
 
 @pytest.mark.parametrize("seed", [None, 7], ids=["evenly spaced", "Poisson"])
 def test_an_open_loop_finds_the_percentiles_of_a_server_that_stalls(seed: int | None) -> None:
-    load = Load(url=URL, requests=Gets("/"), rate=1000, seed=seed, duration_s=40, connections=200)
+    load = Load(url=URL, requests=Gets("/"), rate=1000, seed=seed, duration_s=20, connections=200)
     latency = simulate(load, stalls_each_second).latency
     assert latency.percentile_us(99) == pytest.approx(stalled_percentile_us(99), rel=0.02)
     assert latency.percentile_us(99.9) == pytest.approx(stalled_percentile_us(99.9), rel=0.02)
@@ -94,7 +94,7 @@ def serve_at(rate: float, capacity: float) -> Result:
         free_s = max(free_s, arrival_s) + 1 / capacity
         return free_s
 
-    return simulate(Load(url="http://h", requests=Gets("/"), rate=rate, duration_s=4, connections=500), one_by_one)
+    return simulate(Load(url="http://h", requests=Gets("/"), rate=rate, duration_s=2, connections=500), one_by_one)
 
 
 def trials(measure: Callable[[float], Result]) -> list[Trial]:

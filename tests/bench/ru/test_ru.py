@@ -86,8 +86,17 @@ def measured(
     return measure_level(level, attempt, emulated=emulated, time_left=time_left)
 
 
-@pytest.mark.parametrize(("ru", "charge_ru"), [(400, 1.0), (400, 1.67), (1_000, 1.14)])
-@pytest.mark.parametrize("offset_s", [0.0, 0.37])
+@pytest.mark.parametrize(
+    ("ru", "charge_ru", "offset_s"),
+    [
+        (400, 1.0, 0.0),
+        (400, 1.67, 0.0),
+        (400, 1.67, 0.37),
+        (1_000, 1.14, 0.37),
+        pytest.param(400, 1.0, 0.37, marks=pytest.mark.soak),
+        pytest.param(1_000, 1.14, 0.0, marks=pytest.mark.soak),
+    ],
+)
 def test_a_window_of_ten_seconds_gains_no_second_of_budget(ru: int, charge_ru: float, offset_s: float) -> None:
     found = measured(ru, charge_ru, offset_s=offset_s)
     assert not found.computed
