@@ -63,6 +63,7 @@ def test_every_package_is_installed_by_hash() -> None:
         assert "--require-hashes" in command or "--no-deps" in command
 
 
+@pytest.mark.timeout(900)  # of a slow index of packages
 @pytest.mark.parametrize("name", ["serve", "offline"])
 def test_locked_requirements_install_into_a_clean_environment(tmp_path: Path, name: str) -> None:
     python = tmp_path / "clean/bin/python"

@@ -1,9 +1,9 @@
 """The file of keys, by the command that changes it and by the services that follow it."""
 
 import json
+import os
 import re
 import shlex
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import pytest
 
 from hotplate.serve.access.keys import create, load
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
-from tests.support.command import failed, hotplate, hotplate_process
+from tests.support.command import failed, hotplate
+from tests.support.forked import Forked
 from tests.support.service import running, until
 
 USER = "/v1/recommendations/42"
@@ -68,12 +69,9 @@ def test_a_name_that_could_break_a_header_or_a_log_is_refused(keys: Path, name: 
 
 
 def test_processes_that_change_the_file_at_once_lose_nothing(keys: Path) -> None:
-    def make(index: int) -> int:
-        options = ("--scope", "read", "--keys", keys)
-        return hotplate_process("keys", "create", f"client-{index}", *options).returncode
-
-    with ThreadPoolExecutor(4) as threads:
-        assert set(threads.map(make, range(4))) == {0}
+    create_one = ("keys", "create", "--scope", "read", "--keys", keys)
+    processes = [Forked(*create_one, f"client-{index}", output=Path(os.devnull)) for index in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
     assert {client.name for client in load(keys)} == {f"client-{index}" for index in range(4)}
     assert {path.name for path in keys.parent.iterdir()} == {"keys.json", "keys.json.lock"}
 
