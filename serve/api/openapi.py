@@ -75,7 +75,7 @@ OPENAPI = QueryParser(NoQuery, "GET /openapi.json")
 DOCS = QueryParser(NoQuery, "GET /docs")
 EXAMPLES: dict[object, object] = {
     BatchBody: {"users": ["42", "43"], "n": 3},
-    FoldInBody: {"items": ["42", {"id": "43", "weight": 2}], "n": 3, "recency": 0.9},
+    FoldInBody: {"items": ["42", {"id": "43", "weight": 2}], "n": 3, "recency": 0.7},
     ScoreBody: SCORE_EXAMPLE,
     events.EventsBody: events.EXAMPLE,
 }
