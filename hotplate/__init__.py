@@ -44,7 +44,19 @@ if TYPE_CHECKING:  # also parsed by `_homes`
         StoreThrottled,
         StoreUnavailable,
     )
-    from hotplate.stores.store import Diagnosed, Finding, Level, LocalReader, Observer, Plan, Reader, Row, Slot, Store
+    from hotplate.stores.store import (
+        Diagnosed,
+        Finding,
+        Level,
+        LocalReader,
+        Observer,
+        Plan,
+        Reader,
+        ReplicatedReader,
+        Row,
+        Slot,
+        Store,
+    )
 
     __version__: str
 
@@ -54,10 +66,11 @@ __all__ = [
     "GateFailed", "Item", "Level", "ListSettings", "Lists", "LocalReader", "Model", "NeighbourParams", "NotReady",
     "Observer", "PartUnavailable", "Plan", "PopularityParams", "PublishSettings", "Reader", "Recency",
     "Recommendations", "RefusedByGates", "ReleaseConflict", "ReleaseCorrupt", "ReleaseId", "ReleaseNotFound",
-    "ReleaseRef", "RequestRefused", "Row", "Rules", "ServiceUnavailable", "SettingError", "Slot", "SplitOptions",
-    "Store", "StoreError", "StoreFull", "StoreMisused", "StoreThrottled", "StoreUnavailable", "SyncLists",
-    "TrainReport", "TrainSettings", "TuneOptions", "UnknownList", "Written", "__version__", "activate", "connect",
-    "copy", "dump_catalogue", "load_model", "open", "open_sync", "parse_catalogue", "prune", "publish", "rollback",
+    "ReleaseRef", "ReplicatedReader", "RequestRefused", "Row", "Rules", "ServiceUnavailable", "SettingError", "Slot",
+    "SplitOptions", "Store", "StoreError", "StoreFull", "StoreMisused", "StoreThrottled", "StoreUnavailable",
+    "SyncLists", "TrainReport", "TrainSettings", "TuneOptions", "UnknownList", "Written", "__version__", "activate",
+    "connect", "copy", "dump_catalogue", "load_model", "open", "open_sync", "parse_catalogue", "prune", "publish",
+    "rollback",
     "run", "train", "verify",
 ]  # fmt: skip
 

@@ -37,6 +37,7 @@ SHED = (
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
+HEDGE_OUTCOMES = (HEDGE_WON, HEDGE_LOST) = "won", "lost"
 SOURCES = ("personal", "similar", "popular", "fold-in")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
@@ -112,6 +113,8 @@ CHARGED_RU = Metric("hotplate_store_request_units", "RU charged by a store.", _S
 CHARGED = Metric("hotplate_store_charged_responses", "Responses of a store with a charge.", _STORE, shown="attempts")
 THROTTLES = Metric("hotplate_store_throttled", "Attempts that a store throttled.",
                    _STORE, shown="attempts")
+HEDGES = Metric("hotplate_store_hedged_reads", "Late reads that were sent once more, to a replica or another region.",
+                {"store": TIERS, "outcome": HEDGE_OUTCOMES}, shown="counted")
 FAILED = Metric("hotplate_store_failures", "Attempts that failed otherwise, including retried ones.",
                 {"store": TIERS, "kind": FAILURES}, shown="attempts")
 EVENT_COUNTS = Metric("hotplate_events", "Events reported.", {"type": EVENT_TYPES, "outcome": EVENT_OUTCOMES})
@@ -122,7 +125,7 @@ DROPPED_LINES = Metric("hotplate_log_lines_dropped",
 # The first two must not depend on the tiers, see LOOKUPS and REQUESTS.
 TABLE = (
     LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, CANARY_LOOKUPS, CANARY_TIMES, SHED_COUNTS,
-    CHARGES, CHARGED_RU, CHARGED, THROTTLES, FAILED, EVENT_COUNTS, IMPRESSIONS, CLICKS,
+    CHARGES, CHARGED_RU, CHARGED, THROTTLES, HEDGES, FAILED, EVENT_COUNTS, IMPRESSIONS, CLICKS,
     DROPPED_LINES,
 )
 # fmt: on

@@ -100,6 +100,19 @@ class LocalReader(ABC):
         """Load a release into memory, paced: `get` must not wait for a disk."""
 
 
+class ReplicatedReader(ABC):
+    """A store that can be read at a second place, for hedged reads: replicas, or another region."""
+
+    @property
+    @abstractmethod
+    def has_replicas(self) -> bool:
+        """Whether a second place is known now."""
+
+    @abstractmethod
+    async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
+        """Read like `Reader.get_many` at another place, which may lag: what is absent there proves nothing."""
+
+
 class Store(Reader, Protocol):
     """The whole contract, for publishing and operating."""
 

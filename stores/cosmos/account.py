@@ -201,6 +201,10 @@ class SdkClient(SignedClient):
         super().__init__(address, observer)
         self._sdk = CosmosAccount(address, observer)
 
+    @property
+    def has_second_region(self) -> bool:
+        return False  # the SDK chooses the region
+
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
         """Read like `read`; the second value is False, because the SDK does not name the region."""
         return await self._sdk.read(container, name, timeout_s), False

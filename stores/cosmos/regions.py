@@ -122,6 +122,11 @@ class Account:
                 return region
         return self.readable[0] if self.readable else self.server
 
+    def second(self, now: float) -> Region | None:
+        """Return the region after the nearest one, for a second read at the same time, if any."""
+        usable = [region for region in self.readable if now >= region.skip_until]
+        return usable[1] if len(usable) > 1 else None
+
     def succeeded(self, region: Region) -> None:
         """Record a success after a failure."""
         if region.failures >= MAX_FAILURES and len(self.readable) > 1:

@@ -27,6 +27,7 @@ from hotplate.stores.store import (
     Observer,
     Plan,
     ProvisionedStore,
+    ReplicatedReader,
     Row,
     RowEraser,
     Slot,
@@ -99,7 +100,7 @@ def open_containers(address: Address, observer: Observer | None = None) -> Conta
     )
 
 
-class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
+class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
     """One database of one account, on one event loop."""
 
     batch = 64  # half of a client's connections
@@ -155,6 +156,15 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser):
             return None if item is None else value_of(item)
         except StoreError as error:
             return error
+
+    @property
+    def has_replicas(self) -> bool:
+        return self._items.has_second_region
+
+    async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
+        container = container_of(release)
+        reads = (self._items.read_elsewhere(container, name_of(key), timeout_s) for key in keys)
+        return [None if item is None else value_of(item) for item in await asyncio.gather(*reads)]
 
     async def catalogue(self) -> Catalogue:
         item, _, now = await self._read_catalogue()

@@ -106,6 +106,8 @@ class PipelinedConnection(asyncio.Protocol):
         sent = [self.send_command(b"HELLO", 2, *login, b"SETNAME", b"hotplate")]
         if address.db:
             sent.append(self.send_command(b"SELECT", address.db))
+        if address.reads_replica:
+            sent.append(self.send_command(b"READONLY"))
         greeting, *_ = await asyncio.gather(*sent)
         if address.is_primary and not is_primary(greeting):
             raise StoreUnavailable(f"{self.where} is not a primary, or no longer")

@@ -42,6 +42,7 @@ from hotplate.stores.store import (
     Finding,
     Level,
     Plan,
+    ReplicatedReader,
     Row,
     RowEraser,
     Slot,
@@ -261,6 +262,34 @@ class ClusterLookups:
         return PartUnavailable(str(error))
 
 
+class ReplicaLookups:
+    """Reads values from replicas, without the state of the release, as none of them proves that a key is absent."""
+
+    def __init__(self, keys: Keys, nodes: Nodes) -> None:
+        self._keys = keys
+        self._nodes = nodes
+
+    async def get(self, release: ReleaseRef, keys: Sequence[str]) -> list[Slot]:
+        """See `ReplicatedReader.get_many_elsewhere`; the caller applies the timeout."""
+        names, topology = self._keys.release(release), self._nodes.topology
+        rows, buckets = names.located(keys)
+        by_node = dict[RedisNode, list[int]]()
+        for place, bucket in enumerate(buckets):
+            if (node := topology.replica_of(names.slots[bucket])) is None:
+                raise StoreUnavailable(f"no replica of {topology.shown} has slot {names.slots[bucket]}")
+            by_node.setdefault(node, []).append(place)
+        found = list[Slot]([None]) * len(keys)
+
+        async def read(node: RedisNode, places: list[int]) -> None:
+            connection = await self._nodes.at(node).connection()
+            values = await connection.get_each([rows[place] for place in places])
+            for place, value in zip(places, values, strict=True):
+                found[place] = value
+
+        await asyncio.gather(*(read(*each) for each in by_node.items()))
+        return found
+
+
 def _cancel(pending: tuple[_Replies, ...]) -> None:
     for replies in pending:
         replies.cancel()
@@ -273,7 +302,7 @@ async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- any r
         return None
 
 
-class RedisStore(Diagnosed, RowEraser):
+class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
     """A Redis store with separate connections for lookups, control and writing."""
 
     batch = coalesce = 256
@@ -292,12 +321,22 @@ class RedisStore(Diagnosed, RowEraser):
         self._lookups, self._scans = lookups(keys, self._reads), lookups(keys, self._nodes)
         for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=for_s)
+        self._replicas = Nodes(self._servers, READ_TIMEOUT_S, replicas=True)
+        self._replica_lookups = ReplicaLookups(keys, self._replicas)
         self._writer = Writer(self._writes, keys, Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S))
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
             self._common.describe(call, *(("GET", len(keys)) if self._clustered else ("MGET",)))
         return await self._lookups.get(release, keys, timeout_s)
+
+    @property
+    def has_replicas(self) -> bool:
+        return self._servers.has_replicas
+
+    async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
+        del timeout_s  # applied by the caller
+        return await self._replica_lookups.get(release, keys)
 
     async def catalogue(self) -> Catalogue:
         record, now, primary = await self._nodes.run(self._keys.catalogue, self._read_catalogue)
@@ -330,7 +369,7 @@ class RedisStore(Diagnosed, RowEraser):
                 await self._servers.confirm()
 
     async def close(self) -> None:
-        for opened in (self._reads, self._nodes, self._writes):
+        for opened in (self._reads, self._nodes, self._writes, self._replicas):
             await opened.close()
         await self._servers.close()  # last: calls that fail schedule a discovery
 

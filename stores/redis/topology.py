@@ -60,10 +60,11 @@ class RedisNode(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """The primary of each slot, and all nodes."""
+    """The primary of each slot, all nodes, and the replicas of each primary."""
 
     owners: list[RedisNode | None]
     nodes: set[RedisNode]
+    replicas: dict[RedisNode, list[RedisNode]]
 
 
 class OnlyServer:
@@ -73,6 +74,7 @@ class OnlyServer:
         self.shown = address.shown
         self.loaded = True
         self.primaries: Sequence[RedisNode] = (RedisNode(address.host, address.port),)
+        self.has_replicas = False
         self._address = address
 
     async def load(self) -> None:
@@ -90,6 +92,15 @@ class OnlyServer:
         """Return the address of a server, with credentials."""
         del node
         return self._address
+
+    def replica_of(self, slot: int) -> RedisNode | None:
+        """Return a random replica of the server of a slot; None if none is known."""
+        del slot
+        return None
+
+    def replica_address(self, node: RedisNode) -> RedisAddress:
+        """Return the address of a replica."""
+        return replace(self.address(node), is_primary=False)
 
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
         """Record a redirection by *said_by*; return its target."""
@@ -182,7 +193,7 @@ class Topology(_Discovered):
     def __init__(self, cluster: ClusterAddress) -> None:
         super().__init__(cluster.node)
         self._cluster = cluster
-        self._slots = Slots([None] * SLOTS, set())
+        self._slots = Slots([None] * SLOTS, set(), {})
 
     def owners(self, slots: Sequence[int]) -> Sequence[RedisNode | None]:
         owners = self._slots.owners
@@ -193,6 +204,13 @@ class Topology(_Discovered):
 
     def address(self, node: RedisNode) -> RedisAddress:
         return self._cluster.at(*node)
+
+    def replica_of(self, slot: int) -> RedisNode | None:
+        owner = self._slots.owners[slot]
+        return _any_of(self._slots.replicas.get(owner, ()) if owner else ())
+
+    def replica_address(self, node: RedisNode) -> RedisAddress:
+        return replace(self.address(node), reads_replica=True)
 
     def apply_redirect(self, redirected: Redirected, said_by: RedisNode) -> RedisNode:
         target = RedisNode(redirected.host or said_by.host, redirected.port)
@@ -221,6 +239,7 @@ class Topology(_Discovered):
             log.info("the nodes of %s serve other slots than before", self.shown)
         self._slots = best
         self.primaries = sorted({owner for owner in best.owners if owner is not None})
+        self.has_replicas = any(best.replicas.values())
 
     async def _ask_one(self, node: RedisNode) -> Slots:
         address = self.address(node)
@@ -239,28 +258,34 @@ class Topology(_Discovered):
 
 
 def _slots_of(reply: object, said_by: RedisNode) -> Slots:
-    found = Slots([None] * SLOTS, set())
+    found = Slots([None] * SLOTS, set(), {})
     for (start, end), servers in parse_cluster_slots(reply, current_host=said_by.host).items():
         nodes = [RedisNode(str(host), int(port)) for host, port in (servers["primary"], *servers["replicas"])]
         if not 0 <= start <= end < SLOTS:
             raise ValueError(f"slots {start} to {end} do not exist")
         found.owners[start : end + 1] = [nodes[0]] * (end + 1 - start)
         found.nodes.update(nodes)
+        found.replicas[nodes[0]] = sorted(nodes[1:])
     return found
 
 
-class Nodes:
-    """One connection to each server."""
+def _any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:
+    return random.choice(nodes) if nodes else None  # noqa: S311 -- spreads load
 
-    def __init__(self, topology: OnlyServer, timeout_s: float) -> None:
+
+class Nodes:
+    """One connection to each server; those of *replicas* only read."""
+
+    def __init__(self, topology: OnlyServer, timeout_s: float, *, replicas: bool = False) -> None:
         self.topology = topology
+        self._address = topology.replica_address if replicas else topology.address
         self._timeout_s = timeout_s
         self._reconnectors = dict[RedisNode, Reconnector]()
 
     def at(self, node: RedisNode) -> Reconnector:
         """Return the connection to a node."""
         if (known := self._reconnectors.get(node)) is None:
-            known = self._reconnectors[node] = Reconnector(self.topology.address(node), self._timeout_s)
+            known = self._reconnectors[node] = Reconnector(self._address(node), self._timeout_s)
         return known
 
     async def primaries(self) -> list[Reconnector]:
@@ -362,6 +387,10 @@ class Sentinels(_Discovered):
         shown = f"{self.shown} ({node})"
         return replace(self._server.server, shown=shown, host=node.host, port=node.port, is_primary=True)
 
+    def replica_of(self, slot: int) -> RedisNode | None:
+        del slot
+        return _any_of(self._replicas)
+
     async def confirm(self) -> None:
         states, errors = await self._ask()
         if len(errors) >= len(states):
@@ -410,6 +439,7 @@ class Sentinels(_Discovered):
             raise StoreUnavailable(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
         _, primary, self._replicas = max(states)
         before, self.primaries = self.primaries, (primary,)
+        self.has_replicas = bool(self._replicas)
         if before not in ((), self.primaries):
             log.warning("the primary of %s is at %s now", self.shown, self.primaries[0])
         return states, errors

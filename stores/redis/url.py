@@ -32,7 +32,8 @@ class RedisAddress:
     """One database of one server, and the prefix of keys in it.
 
     `shown` is the URL without secrets, `certified_as` the name that the server's certificate must hold, if it is not
-    the host. With `is_primary`, connecting to a replica raises StoreUnavailable.
+    the host. With `is_primary`, connecting to a replica raises StoreUnavailable; with `reads_replica`, the replica of a
+    cluster answers reads itself.
     """
 
     shown: str
@@ -46,6 +47,7 @@ class RedisAddress:
     password: str | None = field(default=None, repr=False)
     certified_as: str | None = None
     is_primary: bool = False
+    reads_replica: bool = False
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
         """Add OpenTelemetry's attributes for Redis to *call*."""

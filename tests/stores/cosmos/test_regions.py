@@ -77,6 +77,23 @@ async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_eac
     assert found == f"{EAST} can be read again"
 
 
+async def test_second_read_goes_to_the_region_after_the_nearest(two_regions: Account, client: SignedClient) -> None:
+    assert client.has_second_region
+    call = TracedCall()
+    reset = traced_call.set(call)
+    try:
+        found = await client.read_elsewhere("c", NAME, 5.0)
+    finally:
+        traced_call.reset(reset)
+    assert (found or {})["id"] == NAME
+    assert call.attributes[REGIONS] == (WEST,)
+    for _ in range(MAX_FAILURES):
+        two_regions.inject_faults({"kind": "region-gone", "region": 1})
+        await client.read("c", NAME, 5.0)
+    with pytest.raises(CosmosUnavailable, match="no other region"):
+        await client.read_elsewhere("c", NAME, 5.0)
+
+
 class Silent:
     """A server that takes its time over each answer; one that takes for ever is not listed by the account."""
 

@@ -269,6 +269,26 @@ async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists
     redis_cluster.wait_until(redis_cluster.is_whole)
 
 
+async def test_replicas_answer_a_service_while_no_primary_does(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    await write(store, FIRST, USERS)
+    service = open_url(users_of_the_guide(prefix, redis_cluster.execute_everywhere, redis_cluster.url)["serve"])
+    assert await service.get_many(ref(FIRST), ["user:000007"]) == [USERS[7].value]
+    assert service.has_replicas
+    primaries = redis_cluster.primaries
+    for node in primaries:
+        node.server.send_signal(signal.SIGSTOP)
+    try:
+        found = await service.get_many_elsewhere(ref(FIRST), [row.key for row in USERS[:50]], timeout_s=5.0)
+    finally:
+        for node in primaries:
+            node.server.send_signal(signal.SIGCONT)
+    assert found == [row.value for row in USERS[:50]]
+    await service.close()
+    redis_cluster.wait_until(redis_cluster.is_whole)
+
+
 async def test_the_doctor_sees_a_sound_cluster_with_the_rights_of_a_publisher(
     redis_cluster: RedisCluster, prefix: str
 ) -> None:

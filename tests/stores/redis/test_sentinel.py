@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -126,6 +127,21 @@ class TestSentinelStore(StoreContract):
             monkeypatch.setenv("HOTPLATE_REDIS_SENTINEL_PASSWORD", deployment.password)
         url = deployment.url(secrets.token_hex(4))
         return lambda: open_url(url)
+
+
+async def test_replica_answers_while_the_primary_does_not(
+    deployment: SentinelDeployment, stores: AsyncExitStack
+) -> None:
+    store = opened(stores, deployment.url(secrets.token_hex(4)))
+    await write(store, FIRST, [ONE, TWO])
+    assert store.has_replicas
+    primary = deployment.primary
+    primary.send_signal(signal.SIGSTOP)
+    try:
+        found = await store.get_many_elsewhere(ref(FIRST), BOTH, timeout_s=5.0)
+    finally:
+        primary.send_signal(signal.SIGCONT)
+    assert found == [b"one", b"two", None]
 
 
 async def test_the_doctor_names_what_a_failover_would_lack(

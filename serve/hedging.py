@@ -1,0 +1,95 @@
+"""Hedged reads: a late read is sent once more, to a replica or another region, and the first answer wins.
+
+As by Dean and Barroso, "The Tail at Scale" (2013), and the long-tail retries of Venice: after the running 95th
+percentile, and for at most a tenth of the reads.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.encoding import Decode
+from hotplate.stores.store import Reader, ReplicatedReader, Slot
+
+# Share of reads that take longer than the delay, its relative change by a late read, its first value and bounds.
+LATE = 0.05
+STEP = 0.02
+FIRST_S = 0.005
+BOUNDS_S = 0.001, 0.1  # uvloop counts milliseconds
+# Share of reads that may be sent once more, and how many of them in a row.
+HEDGED = 0.1
+BURST = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class _Race:
+    task: asyncio.Task[object] | None
+    release: ReleaseRef
+    keys: Sequence[str]
+    timeout_s: float
+    decode: Decode
+    is_late: bool = False
+    is_over: bool = False
+    second: asyncio.Task[None] | None = None
+    slots: list[Slot] | None = None
+    """Of the second read, once it has won."""
+
+
+class Hedge:
+    """Reads of one store, in one worker, on one loop; *count* gets whether each second read has won."""
+
+    def __init__(self, reader: Reader, replicas: ReplicatedReader, count: Callable[[bool], None]) -> None:
+        """*reader* and *replicas* are the same store."""
+        self._reader, self._replicas, self._count = reader, replicas, count
+        self._delay_s, self._tokens = FIRST_S, BURST
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether there is a second place to read."""
+        return self._replicas.has_replicas
+
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, timeout_s: float
+    ) -> list[Slot]:
+        """Read like `Reader.get_many`; a second read wins only with an intact value of each key.
+
+        A replica may lag, so only the first read tells that something is absent. The slower read is cancelled.
+        """
+        race = _Race(asyncio.current_task(), release, keys, timeout_s, decode)
+        timer = asyncio.get_running_loop().call_later(self._delay_s, self._read_again, race)
+        self._tokens = min(BURST, self._tokens + HEDGED)
+        try:
+            return await self._reader.get_many(release, keys, timeout_s=timeout_s)
+        except asyncio.CancelledError:
+            if race.slots is None or race.task is None or race.task.uncancel() > 0:
+                raise  # cancelled from outside
+            return race.slots
+        finally:
+            race.is_over = True
+            timer.cancel()
+            low, high = BOUNDS_S
+            change = 1 + STEP * (1 - LATE) if race.is_late else 1 - STEP * LATE
+            self._delay_s = min(high, max(low, self._delay_s * change))
+            if race.second is not None:
+                race.second.cancel()
+                self._count(race.slots is not None)
+
+    def _read_again(self, race: _Race) -> None:
+        race.is_late = True
+        if self._tokens >= 1 and not race.is_over:
+            self._tokens -= 1
+            race.second = asyncio.create_task(self._read_elsewhere(race))
+
+    async def _read_elsewhere(self, race: _Race) -> None:
+        try:
+            slots = await self._replicas.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
+            for key, slot in zip(race.keys, slots, strict=True):
+                if not isinstance(slot, bytes):
+                    return
+                race.decode(key, slot)  # checks key and release
+        except Exception:  # noqa: BLE001 -- the first read will tell
+            return
+        if not race.is_over and race.task is not None:
+            race.slots = slots
+            race.task.cancel()
