@@ -226,6 +226,12 @@ def test_a_kustomization_of_ones_own_as_the_docs_show_it_obeys_all_policies(tmp_
     assert {pod.containers[0]["image"].partition("/")[0] for pod in Cluster(objects).pods} == {"registry.shop.example"}
 
 
+def test_the_ingress_hashes_by_user_as_nginx_was_seen_to() -> None:
+    ingress = Good(whole("redis"))["Ingress", "hotplate"]
+    key = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/upstream-hash-by"]
+    assert f"# hash {key} consistent;" in (ROOT / "docs/examples/nginx.conf").read_text()
+
+
 class Good:
     """A good deployment, to be spoiled: what is looked for most often, by name."""
 

@@ -37,8 +37,8 @@ from tests.support.service import Service, a_list, publish_to, serving
 
 pytestmark = pytest.mark.k8s
 
-# What Prometheus itself adds: whether a target answers, and where a series comes from.
-FOREIGN = {"up"}
+# What Prometheus itself adds (whether a target answers, where a series comes from), and what the backup's unit writes.
+FOREIGN = {"up", "hotplate_backup_last_success_timestamp_seconds"}
 TARGET = {"job": "hotplate", "namespace": "shop", "pod": "hotplate-a"}
 TESTS = sorted(MONITORING.glob("tests/*.yaml"))
 ALERTS = rules("alert")
@@ -208,16 +208,3 @@ def test_what_rules_and_panels_name_is_on_the_metrics_of_a_real_service(scraped:
         missing = [selector for selector in selectors(expression) if not exists(selector, known)]
         assert missing == [], expression
         assert grouping_labels(expression) <= labels | {"le"}, expression
-
-
-def test_prometheus_takes_what_the_docs_show_for_a_vm(tmp_path: Path) -> None:
-    section = (ROOT / "docs" / "monitoring.md").read_text().partition("## Prometheus on a VM\n")[2]
-    (command,) = re.findall(r"^    (sed .*\n.*)$", section, re.MULTILINE)
-    (configuration,) = re.findall(r"```yaml\n(rule_files:.*?)```", section, re.DOTALL)
-    (tmp_path / "hotplate.key").write_text("key")
-    moved = f"{tmp_path}/"
-    subprocess.run(command.replace("/etc/prometheus/", moved), shell=True, check=True, cwd=ROOT)
-    (tmp_path / "prometheus.yml").write_text(configuration.replace("/etc/prometheus/", moved))
-    promtool("check", "config", tmp_path / "prometheus.yml")
-    rules = (tmp_path / "hotplate-rules.yaml").read_text()
-    assert len(re.findall(r"runbook_url: https://\S+#hotplate\w+\n", rules)) == len(ALERTS)

@@ -36,7 +36,8 @@ class Ground:
     @property
     def variables(self) -> dict[str, str]:
         stores = {name: f"file://{self.folder / name.lower()}" for name in ("STORE", "OTHER")}
-        return stores | {"RELEASE": self.release, "KEYS": str(self.folder / "keys.json"), "KEY": "unused"}
+        named = {"BACKUP": str(self.folder / "other"), "KEYS": str(self.folder / "keys.json")}
+        return stores | named | {"RELEASE": self.release, "KEY": "unused"}
 
     def copied(self, to: Path) -> "Ground":
         """Return a copy that may be changed."""
@@ -72,6 +73,8 @@ def test_a_command_does_what_it_should(line: str, ground: Ground, tmp_path: Path
     words = [re.sub(r"\$(\w+)", lambda found: variables[found[1]], word) for word in shlex.split(line)[1:]]
     if "rebuild" in words:
         (tmp_path / "ground" / "store" / "catalogue.json").unlink()
+    if "restore" in words:
+        shutil.rmtree(tmp_path / "ground" / "store")
     done = hotplate(*words)
     assert done.returncode == 0, done.stderr
 

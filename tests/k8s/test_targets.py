@@ -30,7 +30,7 @@ ENTRYPOINT = "/opt/hotplate/bin/hotplate"
 # Where the health listener is if nothing else is said; the health check of the image looks there.
 HEALTH_PORT = 8091
 # Where a file of a target keeps what a test has in a folder of its own, and what it reads that no test can reach.
-DATA, KEYS, FAR_AWAY = "/var/lib/hotplate", "/etc/hotplate/keys", r"^(cosmos|rediss)://.*"
+DATA, KEYS, FAR_AWAY = "/var/lib/hotplate", "/etc/hotplate/keys", r"^(cosmos|rediss?)://.*"
 # The properties of Azure's resources, as the library of each service knows them.
 MODELS = {
     "Microsoft.Authorization/roleAssignments": "authorization.RoleAssignmentCreateParameters",
@@ -109,6 +109,14 @@ def systemd() -> Target:
     return Target(command, environment, {"/livez": HEALTH_PORT, "/readyz": HEALTH_PORT}, stop_s)
 
 
+def compose() -> Target:
+    one = read("compose/compose.yaml")["services"]["hotplate"]
+    # The image's health check is the probe.
+    return Target(
+        [ENTRYPOINT, "serve"], one["environment"], {"/livez": HEALTH_PORT}, float(one["stop_grace_period"][:-1])
+    )
+
+
 def kubernetes() -> Target:
     """Return how the pods of the edge start, which read a folder as the others do here."""
     objects = built("overlays/edge")
@@ -125,7 +133,7 @@ def kubernetes() -> Target:
     )
 
 
-ALL = [container_instances, container_apps, azure_ml, iot_edge, systemd, kubernetes]
+ALL = [container_instances, container_apps, azure_ml, iot_edge, systemd, compose, kubernetes]
 
 
 def here(environment: dict[str, str], folder: Path) -> list[str]:
@@ -309,10 +317,16 @@ def test_cosmos_account_disables_key_auth_and_federates_kubernetes_pods() -> Non
     assert accounts == {"system:serviceaccount:hotplate:hotplate", "system:serviceaccount:hotplate:hotplate-publisher"}
 
 
-@pytest.mark.parametrize("unit", ["hotplate.service", "hotplate-run@nightly.service", "hotplate-run@nightly.timer"])
+UNITS = (
+    "hotplate.service",
+    *(f"hotplate-{name}.{kind}" for name in ("run@nightly", "backup") for kind in ("service", "timer")),
+)
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_systemd_takes_the_units_and_finds_little_that_they_could_do(unit: str, tmp_path: Path) -> None:
     analyze = tool("systemd-analyze")
-    for path in (TARGETS / "systemd").iterdir():
+    for path in (TARGETS / "systemd").glob("hotplate*"):
         text = path.read_text().replace(ENTRYPOINT, str(Path(sys.executable).parent / "hotplate"))
         (tmp_path / path.name.replace("@.", "@nightly.")).write_text(text)
     ran = subprocess.run([analyze, "verify", str(tmp_path / unit)], capture_output=True, text=True, check=False)

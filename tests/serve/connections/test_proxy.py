@@ -21,15 +21,19 @@ pytestmark = pytest.mark.skipif(not all(map(shutil.which, ("nginx", "curl"))), r
 
 
 @contextmanager
-def proxied(service: Service, folder: Path) -> Iterator[int]:
-    """Run nginx with the example, its port and files exchanged for ones of this test; yields the port."""
+def proxied(folder: Path, *services: Service) -> Iterator[int]:
+    """Run nginx with the example, its port and files exchanged for ones of this test; yields the port.
+
+    With several services it hashes by user. Its log has a line of method, path and service for each request.
+    """
     port = free_port()
     certify(folder)
     for made, named in (("server.pem", "tls.crt"), ("server.key", "tls.key")):
         (folder / made).rename(folder / named)
     example = EXAMPLE.read_text()
     for stated, used in {
-        "127.0.0.1:8080": f"127.0.0.1:{service.port}",
+        "server 127.0.0.1:8080;": " ".join(f"server 127.0.0.1:{service.port};" for service in services),
+        "# hash ": "hash " if len(services) > 1 else "# hash ",
         "listen 8443": f"listen 127.0.0.1:{port}",
         "/etc/hotplate": str(folder),
     }.items():
@@ -40,7 +44,8 @@ def proxied(service: Service, folder: Path) -> Iterator[int]:
     )
     (folder / "nginx.conf").write_text(
         f"pid {folder}/nginx.pid; daemon off; worker_processes 1; error_log {folder}/error.log;\n"
-        f"events {{}}\nhttp {{ access_log off; {temporary}\n{example}\n}}\n"
+        f"events {{}}\nhttp {{ log_format services '$request_method $uri $upstream_addr';\n"
+        f"access_log {folder}/access.log services; {temporary}\n{example}\n}}\n"
     )
     process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")], stderr=subprocess.PIPE)
     try:
@@ -75,7 +80,7 @@ def curl(folder: Path, port: int, path: str, *options: str) -> tuple[str, int, b
 
 async def test_example_proxy_serves_http2_and_keeps_upstream_connections_alive(tmp_path: Path) -> None:
     await publish_lists(tmp_path / "store", {"user:1": a_list("a", "b")})
-    with running(tmp_path / "store") as service, proxied(service, tmp_path) as port:
+    with running(tmp_path / "store") as service, proxied(tmp_path, service) as port:
         version, status, body = curl(tmp_path, port, "/v1/recommendations/1?n=1")
         assert (version, status) == ("2", 200)
         assert [item["id"] for item in json.loads(body)["items"]] == ["a"]
@@ -87,3 +92,21 @@ async def test_example_proxy_serves_http2_and_keeps_upstream_connections_alive(t
         assert curl(tmp_path, port, "/metrics")[1] == 404, "what is for operators is not passed on"
         service.stop()
         assert curl(tmp_path, port, "/v1/popular")[1] == 502, "an error of a service that is away is the proxy's"
+
+
+async def test_hashing_sends_a_user_to_one_service_and_spreads_batches(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    await publish_lists(store, {})
+    with running(store) as one, running(store) as other, proxied(tmp_path, one, other) as port:
+        for user in range(12):
+            for n in (1, 2):
+                assert curl(tmp_path, port, f"/v1/recommendations/{user}?n={n}")[1] == 200
+            batch = ("--data", json.dumps({"users": [str(user)]}), "--header", "content-type: application/json")
+            assert curl(tmp_path, port, "/v1/recommendations", *batch)[1] == 200
+    lines = {tuple(line.split()) for line in (tmp_path / "access.log").read_text().splitlines()}
+    requested = [(method, path) for method, path, _ in lines]
+    assert len({service for method, _, service in lines if method == "GET"}) == 2
+    assert {each: requested.count(each) for each in requested} == {
+        ("POST", "/v1/recommendations"): 2,
+        **{("GET", f"/v1/recommendations/{user}"): 1 for user in range(12)},
+    }

@@ -141,7 +141,7 @@ async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases
 async def test_the_page_is_accessible_in_both_themes_and_on_a_phone(
     service: Service, tmp_path: Path, theme: str, width: int, pytestconfig: pytest.Config
 ) -> None:
-    axe = installed(pytestconfig, "axe-core", AXE) / "node_modules/axe-core/axe.min.js"
+    axe = installed(pytestconfig, f"axe-core@{AXE}") / "node_modules/axe-core/axe.min.js"
     async with console(service, tmp_path, theme=theme, width=width) as page:
         await page.evaluate("document.getElementById('try-id').value = 'nobody'")
         await click(page, "Show")

@@ -1,0 +1,152 @@
+"""The kit for one machine: backups by the unit, Prometheus with its configuration on a real service, and compose."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import pytest
+import yaml
+
+from hotplate.bench.process import free_port
+from hotplate.serve.access.keys import create
+from tests.support.command import hotplate
+from tests.support.kubernetes import K8S, tool
+from tests.support.monitoring import panel_expressions
+from tests.support.paths import ROOT
+from tests.support.service import a_list, publish_lists, running, until
+
+pytestmark = pytest.mark.k8s
+SYSTEMD, COMPOSE = K8S / "targets/systemd", K8S / "targets/compose"
+# What panels show of runs, remote stores and their caches, certificates and refusals, none of which is here.
+ELSEWHERE = re.compile("hotplate_(run|store|cache|certificate|shed)_")
+
+
+def commands(unit: Path, name: str) -> list[str]:
+    """Return the commands of a unit, as a shell takes them."""
+    lines = [line.partition("=") for line in unit.read_text().splitlines()]
+    return [value.lstrip("-").replace("%%", "%").replace(" {} ", " '{}' ") for key, _, value in lines if key == name]
+
+
+def test_the_unit_of_backups_keeps_a_week_and_says_when_it_succeeded(tmp_path: Path) -> None:
+    asyncio.run(publish_lists(tmp_path / "hotplate", {"user:42": a_list("a", "b")}))
+    backups, metrics = tmp_path / "hotplate-backups", tmp_path / "prometheus/node-exporter"
+    metrics.mkdir(parents=True)
+    old, recent = (backups / name for name in ("20260101T000000Z", "20260102T000000Z"))
+    for folder in (old, recent):
+        folder.mkdir(parents=True)
+    subprocess.run(["touch", "--date", "9 days ago", str(old)], check=True)
+    unit = SYSTEMD / "hotplate-backup.service"
+    script = "\n".join(["set -e", "export KEEP_DAYS=7", *commands(unit, "ExecStart"), *commands(unit, "ExecStartPost")])
+    script = script.replace("/opt/hotplate/bin/hotplate", f"{Path(sys.executable).parent}/hotplate")
+    environment = {"HOTPLATE_STORE": f"file://{tmp_path}/hotplate", "PATH": "/usr/bin:/bin"}
+    subprocess.run(["sh", "-c", script.replace("/var/lib", str(tmp_path))], env=environment, check=True)
+    (made,) = set(backups.iterdir()) - {recent}
+    assert hotplate("releases", "verify", "--store", f"file://{made}").returncode == 0
+    (path,) = metrics.iterdir()
+    name, value = path.read_text().split()
+    assert (path.suffix, name) == (".prom", "hotplate_backup_last_success_timestamp_seconds")
+    assert abs(time.time() - int(value)) < 3600
+
+
+def replace(path: Path, texts: dict[str, str]) -> None:
+    """Replace texts of a file, all of which are there."""
+    found = path.read_text()
+    for stated, used in texts.items():
+        assert stated in found
+        found = found.replace(stated, used)
+    path.write_text(found)
+
+
+def asked(url: str, **query: str) -> Any:  # noqa: ANN401 -- JSON is whatever it is
+    """Return what Prometheus's HTTP API answers."""
+    with urlopen(f"{url}?{urlencode(query)}", timeout=30) as response:
+        return json.load(response)["data"]
+
+
+def fires(url: str, alert: str) -> bool:
+    """Return whether an alert fires for this machine; while Prometheus starts, none does."""
+    with suppress(URLError, ConnectionError):
+        found = [(one["labels"]["alertname"], one["state"]) for one in asked(f"{url}/alerts")["alerts"]]
+        return (alert, "firing") in found
+    return False
+
+
+def empty_panels(url: str) -> set[str]:
+    """Return the panels that show nothing, of those that a service on files has something for."""
+    return {
+        panel
+        for panel, expression in panel_expressions()
+        if not ELSEWHERE.search(expression) and not asked(f"{url}/query", query=expression)["result"]
+    }
+
+
+def test_prometheus_scrapes_with_the_key_fires_an_alert_and_fills_the_panels(tmp_path: Path) -> None:
+    installer = [str(SYSTEMD / "install-monitoring"), "https://shop.example/runbook"]
+    subprocess.run(installer, env=os.environ | {"DESTDIR": str(tmp_path)}, check=True)
+    folder, keys, port = tmp_path / "etc/prometheus", tmp_path / "keys.json", free_port()
+    admin, web = (create(keys, name, [scope]).key for name, scope in (("prometheus", "admin"), ("web", "read")))
+    (folder / "hotplate.key").write_text(admin)
+    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b")}))
+    with running(tmp_path / "store", "--keys", str(keys), "--admin-host", "0.0.0.0") as service:
+        replace(
+            folder / "hotplate-rules.yaml",
+            {"(hotplate_release_age_seconds) > 180000": "(hotplate_release_age_seconds) > 0"},
+        )
+        replace(
+            folder / "prometheus.yml",
+            {
+                "/etc/prometheus": str(folder),
+                "_interval: 30s": "_interval: 1s",
+                "127.0.0.1:8090": f"127.0.0.1:{service.admin_port}",
+            },
+        )
+        command = [tool("prometheus"), f"--config.file={folder}/prometheus.yml"]
+        command += [f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address=127.0.0.1:{port}"]
+        with (tmp_path / "prometheus.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}/api/v1"
+            until(lambda: fires(url, "HotplateReleaseTooOld"), "no alert fires")
+            for user in ("42", "1"):
+                assert service.get(f"/v1/recommendations/{user}", X_API_Key=web).status == 200
+            assert service.get("/v1/popular").status == 401
+            until(lambda: not empty_panels(url), "panels are empty")
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def test_compose_is_valid_and_mounts_what_there_is() -> None:
+    command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(COMPOSE / "compose.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    images = {one["image"] for one in services.values() if "build" in one}
+    assert images == {f"hotplate:{version}", f"hotplate-offline:{version}"}
+    bound = [volume.split(":")[0] for one in services.values() for volume in one["volumes"] if volume.startswith(".")]
+    made = {path for path in bound if path.split("/")[1] in {"data", "keys", "secrets"}}  # by the lines of the docs
+    assert [path for path in bound if path not in made and not (COMPOSE / path).exists()] == []
+
+
+def test_prometheus_of_compose_takes_its_configuration_and_rules(tmp_path: Path) -> None:
+    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    script, _, _ = services["prometheus"]["command"][0].replace("$$", "$").partition("exec ")
+    script = script.replace("/etc/hotplate", str(K8S / "monitoring")).replace("/tmp/", f"{tmp_path}/")
+    subprocess.run(["sh", "-ec", script], env=services["prometheus"]["environment"] | {"PATH": "/bin"}, check=True)
+    configuration = (COMPOSE / "prometheus.yml").read_text().replace("/tmp/", f"{tmp_path}/")
+    (tmp_path / "prometheus.yml").write_text(configuration.replace("/etc/prometheus", str(tmp_path)))
+    (tmp_path / "hotplate.key").write_text("key")
+    done = subprocess.run([tool("promtool"), "check", "config", str(tmp_path / "prometheus.yml")], check=False)
+    assert done.returncode == 0
