@@ -35,6 +35,7 @@ from hotplate.stores.encoding import (
     encode,
     ids_of,
     is_empty,
+    length_of,
     list_of,
     overall_of,
     prefix_of,
@@ -384,12 +385,14 @@ class TieredReader:
                 [self._filters_of(served).rejected(only.where, self.deny_list.current.overrides)] if only.where else []
             )
             items = cut_without(body, n, *left_out, *rejected)
+        wanted = n if only.exclude or only.where else min(n, length_of(body))
+        if length_of(items) >= wanted:
+            return items if shorten is None else shorten(items)
         kept, more = frozenset(ids_of(items)), b""
-        if len(kept) < (n if only.exclude or only.where else min(n, len(ids_of(body)))):
-            for fallback in dict.fromkeys((encoded.fallback, overall_of(encoded.fallback))):
-                found = cut_without(self._popular_under(served, fallback, only.where), n - len(kept), kept, *left_out)
-                more = SEPARATOR.join(filter(None, [more, found]))
-                kept = kept.union(ids_of(found))
+        for fallback in dict.fromkeys((encoded.fallback, overall_of(encoded.fallback))):
+            found = cut_without(self._popular_under(served, fallback, only.where), n - len(kept), kept, *left_out)
+            more = SEPARATOR.join(filter(None, [more, found]))
+            kept = kept.union(ids_of(found))
         if shorten is not None:
             items, more = shorten(items), shorten(more)
         marked = (line[:-1] + b',"source":"popular"}' for line in more.split(SEPARATOR) if line)

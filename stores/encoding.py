@@ -42,6 +42,7 @@ MAX_OFFSET = 0xFFFF
 
 # Quotes within an item are escaped, so `{"id":` only occurs at its start.
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
+_ID_BEGINS = len(b'{"id":')
 _ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 
 # From a key and its stored value to the opened body; raises ReleaseCorrupt.
@@ -128,13 +129,14 @@ def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
     for line in body[OFFSET_BYTES:].split(SEPARATOR):
         if len(lines) == n:
             break
-        if found := _ID.match(line):
-            identifier = found[1]
-            for ids in left_out:
-                if identifier in ids:
-                    break
-            else:
-                lines.append(line)
+        identifier = line[_ID_BEGINS : line.find(b'"', _ID_BEGINS + 1) + 1]  # in half the time of a match
+        if b"\\" in identifier:
+            identifier = ids_of(line)[0]
+        for ids in left_out:
+            if identifier in ids:
+                break
+        else:
+            lines += [line] if identifier else []
     return SEPARATOR.join(lines)
 
 
@@ -152,6 +154,11 @@ def encode_id(identifier: str) -> bytes:
 def ids_of(items: bytes) -> list[bytes]:
     """Return the ids of a list, by `encode_id`; 1.4 µs for ten items."""
     return _ID.findall(items)
+
+
+def length_of(items: bytes) -> int:
+    """Return the number of items of a list, also of a body; 0 only for no bytes."""
+    return items.count(SEPARATOR) + 1 if items else 0
 
 
 def is_empty(body: bytes) -> bool:

@@ -59,6 +59,8 @@ def serve(
     """Serve the live release of a store over HTTP, and follow it from release to release.
 
     Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
+
+    Live stock: hotplate serve --overrides stock.csv --events /var/lib/events --hide-consumed buy=24
     """
     from hotplate.serve.errors import ServiceMisused
     from hotplate.serve.processes.supervisor import Addresses

@@ -36,7 +36,7 @@ MAX_REFUSAL_CHARS = 200
 MAX_DIGITS = 9
 # Number of cached queries, and their maximum length.
 REMEMBERED = 1024
-REMEMBERED_CHARS = 64
+REMEMBERED_CHARS = 256
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 

@@ -17,10 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import hotplate
+from hotplate.serve import filters
 from hotplate.serve.deny_list import DenyListInvalid, parse_overrides
-from hotplate.serve.filters import Condition, Rejected, parse_where
+from hotplate.serve.filters import Condition, Rejected, ReleaseFilters, parse_where
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
-from hotplate.stores.encoding import encode_id
+from hotplate.stores.encoding import Item, decode, encode, encode_id
 from hotplate.stores.errors import StoreMisused
 from tests.support.service import Answer, Service, a_list, publish_lists, running, until
 
@@ -214,6 +215,19 @@ def test_library_and_client_filter_as_the_service_does(folder: Path, service: Se
             lists.popular(where="size:4")
         with pytest.raises(hotplate.RequestRefused, match="no attribute 'size'"):
             client.popular(where="size:4")
+
+
+@pytest.mark.parametrize("most", [0, 2, 1_000])
+def test_what_is_remembered_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(filters, "MAX_VERDICTS", most)
+    monkeypatch.setattr(filters, "MAX_BOUND", most)
+    bound, body = ReleaseFilters(TABLE), encode([Item(id=item) for item in IDS])
+    for overrides in ({}, {"price": {encode_id("i0"): "15"}}):
+        for where in ("price<25", "colour:red", "price<25", "price>=30") * 2:
+            kept = [item for item in IDS if encode_id(item) not in Rejected(TABLE, where, overrides)]
+            rejected = bound.rejected(where, overrides)
+            assert [item for item in IDS * 2 if encode_id(item) not in rejected] == kept * 2
+            assert [item["id"] for item in decode(bound.popular("", body, where, overrides)[4:])] == kept
 
 
 def test_overrides_apply_at_once_and_a_broken_file_changes_nothing(folder: Path, tmp_path: Path) -> None:
