@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -30,12 +30,12 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import Arm, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import MAX_LISTS, check_list
-from hotplate.stores.errors import HeldBack
+from hotplate.stores.errors import HeldBack, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import ParallelWriters, PartContext, WriteResult, WrittenPart
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
-from hotplate.stores.verification import OnProgress, unreported
+from hotplate.stores.verification import OnProgress, load_manifest, unreported
 
 
 class Source(Protocol):
@@ -265,8 +265,19 @@ class _GateCheck:
                     gates = own if live is None else with_defaults(own)
                     judged = await judge(gates, origin, self.lists[name], self._reader, live, name=name)
                     verdicts += [replace(each, gate=f"{name}:{each.gate}") for each in judged] if place else judged
-                self._judged = live, verdicts
+                self._judged = live, verdicts if live is None else [*verdicts, *await self._lists_kept(live)]
         return self._judged
+
+    async def _lists_kept(self, live: ReleaseRef) -> list[GateVerdict]:
+        """Return a failed verdict if the live release has lists with names that this one lacks."""
+        with suppress(ReleaseCorrupt, ReleaseNotFound):
+            manifest = await load_manifest(self._reader, live)
+            before = {*filter(None, [manifest.default_list]), *manifest.named}
+            if lost := before - self.lists.keys():
+                note = f"without {', '.join(sorted(lost))} of {live.id}"
+                kept = 1 - len(lost) / len(before)
+                return [GateVerdict("lists_kept", kept, 1.0, at_most=False, passed=False, note=note)]
+        return []
 
 
 def _named(source: Source | NamedLists) -> Mapping[str, Source]:

@@ -49,7 +49,7 @@ def test_models_are_published_as_named_lists_of_one_release(url: str, model: Pat
 def test_a_default_list_needs_no_name_and_gates_apply_to_each_list(url: str, model: Path, basket: Path) -> None:
     both = ("publish", model, "--list", f"basket={basket}", "--store", url)
     refused = hotplate(*both, "--gate", "shortest_list=4")
-    failed(refused, "basket:shortest_list", code=3)
+    failed(refused, "basket:shortest_list: 3 is below 4", code=3)
     verdicts = json_of(*both, "--gate", "shortest_list=4", "--gate", "basket:shortest_list=2", "--gate", "overlap=0.9")[
         "gates"
     ]
@@ -59,7 +59,8 @@ def test_a_default_list_needs_no_name_and_gates_apply_to_each_list(url: str, mod
     measured = {one["gate"]: one["measured"] for one in again}
     assert {measured[gate] for gate in ("overlap@10", "basket:overlap@10", "basket:users_kept")} == {1}
     failed(hotplate(*both, "--gate", "email:coverage=0.1"), "is of the list 'email'", code=2)
-    plain = json_of("publish", model, "--store", url)["release"]
+    failed(hotplate("publish", model, "--store", url), "lists_kept: 0 is below 1 (without basket of", code=3)
+    plain = json_of("publish", model, "--store", url, "--force")["release"]
     assert plain["named"] == {}
     assert not plain["about"].keys() & {"list", "lists"}
 
