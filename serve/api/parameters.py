@@ -128,7 +128,7 @@ class FoldInBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=
     ]
     recency: Annotated[
         float,
-        Meta(gt=0, le=1, description="Factor of an item's weight for each newer item; 1: any order."),
+        Meta(gt=0, le=1, description="Factor of an item's weight for each newer item; 1 ignores the order."),
     ] = RECENCY
 
 

@@ -107,6 +107,7 @@ def hit_rates(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("read", "days", "gamma"), [(ratings, 2, 2.0), (invoices, 16, 0.5)], ids=["movies", "retail"])
 def test_folded_in_lists_have_more_of_the_next_items_than_popular_ones(
     read: Callable[[], pl.DataFrame], days: int, gamma: float, tmp_path: Path
