@@ -195,7 +195,7 @@ def test_a_work_folder_has_one_run_at_a_time(folder_url: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("[run]", "[trian]\n[run]", "has trian, but may have the tables [train], [publish], [gates], [run] only."),
+        ("[run]", "[trian]\n[run]", "has trian, but may have the tables [train], [publish], [lists], "),
         ("[run]", "[[gates]]\ncoverage = 1\n[run]", "has gates, but may have the tables [train]"),
         ("[run]", "[gates]\ncoverage = 2\n[run]", "coverage is 2; it must lie between 0 and 1"),
         ("[run]", "[run]\nwiat = 3", "[run] has no key wiat; it may have work, wait, "),
