@@ -11,6 +11,7 @@ Times are in seconds since 1970. A full bucket forgets the pair that expires fir
 import logging
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from mmap import mmap
 from pathlib import Path
 
@@ -107,7 +108,15 @@ class Consumed:
             if time.monotonic() > ends:
                 log.warning("older events than of %s were not read in %.0f s: they hide nothing", path.name, RESTORE_S)
                 return
-            for line in SegmentReader(path.read_bytes()) if path.stat().st_mtime > oldest else ():
+            for line in SegmentReader(_read_since(oldest, path)):
                 if any(kind in line for kind in kinds):
                     event = decode(line)
                     self.add(event.type, event.user, event.items, event.time)
+
+
+def _read_since(oldest: float, path: Path) -> bytes:
+    """Read a segment that changed since *oldest*; another process may close it, which renames it, or ship it."""
+    for each in (path, path.with_name(path.name.removeprefix("."))):
+        with suppress(FileNotFoundError):
+            return each.read_bytes() if each.stat().st_mtime > oldest else b""
+    return b""

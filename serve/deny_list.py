@@ -84,7 +84,10 @@ def parse_overrides(content: bytes) -> DenyList:
     try:
         text = content.decode("utf-8-sig")
         is_json, lines = text.lstrip().startswith("{"), filter(str.strip, text.split("\n"))
-        for number, row in _paced(lines if is_json else csv.DictReader(StringIO(text, newline=""), strict=True)):  # noqa: B007 -- for errors
+        table = csv.DictReader(StringIO(text, newline=""), strict=True)
+        if text.strip() and not is_json:
+            [name.strip() for name in table.fieldnames or ()].index("item")  # or ValueError, as for a JSON array
+        for number, row in _paced(lines if is_json else table):  # noqa: B007 -- for errors
             cells = {name.strip(): _text_of(cell) for name, cell in (_decode_row(row) if is_json else row).items()}
             item = encode_id(check_id(cells.pop("item")))
             if DENIED[cells.pop("deny", "").lower()]:
@@ -105,7 +108,7 @@ def parse_overrides(content: bytes) -> DenyList:
 
 
 def _text_of(cell: str | float | None) -> str:
-    return "" if cell is None else cell if isinstance(cell, str) else orjson.dumps(cell).decode()
+    return "" if cell is None else cell if isinstance(cell, str) else str(cell).lower()
 
 
 def _paced(lines: Iterable[Any]) -> Iterator[tuple[int, Any]]:

@@ -104,7 +104,8 @@ class Lists:
 
     async def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
         """Return the items similar to *item*, or for an unknown item the popular list."""
-        return self.decoded(await self._here.similar(check_id(item), options.get("list", "")), n, options)
+        found = await self._here.similar(check_id(item), options.get("list", ""))
+        return self.decoded(found.without([item], _filter(options)), n, options)
 
     async def fold_in(
         self,
@@ -124,9 +125,9 @@ class Lists:
             raise StoreMisused(f"recency is a factor above 0 and at most 1, not {recency}")
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
-        segment, name = _place(options)
-        found = await self._here.fold_in(basket, n, _filter(options), segment, recency, name=name)
-        return self.decoded(found.found, n, options)
+        (segment, name), only = _place(options), _filter(options)
+        found = (await self._here.fold_in(basket, n, only, segment, recency, name=name)).found
+        return self.decoded(found.without([item for item, _ in basket], only), n, options)
 
     def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """Return the popular list of the segment, or the overall one, from memory."""
@@ -203,7 +204,10 @@ def _at_hand(
     segment, name = _place(options)
     key, fallback = lists.reader.placed(*row, segment, name)
     found = lists.reader.get_nowait(key, source, fallback)
-    return None if found is None else lists.decoded(lists.reader.count_list(found, name), n, options)
+    if found is None:
+        return None
+    own = row[1:] if row[0] == ITEM else ()
+    return lists.decoded(lists.reader.count_list(found, name).without(own, _filter(options)), n, options)
 
 
 def _place(options: ListOptions | FilterOptions) -> tuple[str, str]:

@@ -19,6 +19,8 @@ from hotplate.stores.erasure import NOBODY, ErasedUsers
 # users (Fabijan et al. 2019, "Diagnosing Sample Ratio Mismatch").
 Z_INTERVAL, Z_POWER, Z_RATIO = 1.959964, 0.841621, 3.290527
 
+LEAST_USERS = 30  # of each arm, for a mean that is nearly normal
+
 
 class Sample(NamedTuple):
     """The users of an arm, their mean value and its variance between users."""
@@ -84,7 +86,7 @@ class ArmEvents:
             return
         if kind == self._kind:
             self._sums[user] += (value or 0.0) if self._is_value else 1.0
-        elif kind == IMPRESSION and user not in self._arms and not self._erased.covers(USER + user):
+        if kind == IMPRESSION and user not in self._arms and not self._erased.covers(USER + user):
             self._arms[user] = self._experiment.arm_of(user)
 
     def report(self, min_effect: float) -> ArmReport:
@@ -107,5 +109,6 @@ class ArmEvents:
         if not self._sums:
             return "no verdict: no such events"
         share, both = self._experiment.percent / 100, sum(users)
-        is_unlike = abs(users[1] - share * both) > Z_RATIO * sqrt(both * share * (1 - share))
-        return "no verdict: one arm loses users (p < 0.001)" if is_unlike else None
+        if abs(users[1] - share * both) > Z_RATIO * sqrt(both * share * (1 - share)):
+            return "no verdict: one arm loses users (p < 0.001)"
+        return f"no verdict: fewer than {LEAST_USERS} users of an arm" if min(users) < LEAST_USERS else None

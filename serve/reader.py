@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -33,6 +33,7 @@ from hotplate.stores.encoding import (
     cut,
     cut_without,
     encode,
+    encode_id,
     ids_of,
     is_empty,
     length_of,
@@ -100,7 +101,11 @@ class EncodedList(NamedTuple):
     """Key of this popular list (that for everybody if the requested segment has none), or of the one to fill it up."""
 
     hidden: IdSet | None = None
-    """Items that the user consumed."""
+    """Items not to show: those that the user consumed, or that a filtered list is for."""
+
+    def without(self, items: Iterable[str], only: ItemFilter) -> "EncodedList":
+        """Hide the *items* of the request from a filtered list, as popular ones would fill it."""
+        return self if only is NO_FILTER else self._replace(hidden=frozenset(map(encode_id, items)))
 
     @property
     def segment(self) -> str:

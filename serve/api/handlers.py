@@ -120,13 +120,14 @@ class Handlers:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
         subject = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
-        answer = self._list(request, subject, result.found, body)
-        return web.Response(body=answer, headers=list_headers(result.found, "fold-in", NO_STORE))
+        found = result.found.without([item for item, _ in items], only)
+        answer = self._list(request, subject, found, body)
+        return web.Response(body=answer, headers=list_headers(found, "fold-in", NO_STORE))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=`."""
         item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
-        encoded = await self._reader.similar(item, query.list)
+        encoded = (await self._reader.similar(item, query.list)).without([item], _filter_of(query))
         headers = list_headers(encoded, "similar", self.shared)
         return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, headers)
 

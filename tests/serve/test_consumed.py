@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hotplate.serve.consumed import HOUR_S, Consumed
 from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.encoding import encode_id
+from hotplate.stores.event_log import LogSegment, line_of
 from tests.support.service import Service, a_list, publish_lists, running, until
 
 LISTS = {
@@ -122,6 +123,21 @@ def test_consumed_items_stay_hidden_after_a_kill_and_a_restart(store: Path) -> N
     with running(store, *options) as second:
         assert shown(second, "/v1/recommendations/1?n=2") == ["b", "c"]
         assert shown(second, "/v1/recommendations/2?n=2") == ["a", "c"]
+
+
+def test_a_restart_reads_segments_that_another_process_closes_or_ships_meanwhile(tmp_path: Path) -> None:
+    segment = LogSegment(tmp_path)
+    event = {"id": "1", "time": time.time(), "type": "buy", "user": "1", "items": ["a"], "role": "live"}
+    segment.append([line_of(json.dumps(event, separators=(",", ":")).encode())])
+    segment.close()
+    (closed,) = tmp_path.iterdir()
+    (tmp_path / f".{closed.name}").symlink_to("closed meanwhile")
+    (tmp_path / "20200101T000000Z-00000000-00000000.events.zst").symlink_to("shipped meanwhile")
+    consumed = Consumed(["buy=1"])
+    consumed.restore(tmp_path)
+    hidden = consumed.hidden_from("1")
+    assert hidden is not None
+    assert encode_id("a") in hidden
 
 
 @pytest.mark.parametrize("text", ["buy", "buy=", "=24", "buy=0", "buy=nan", "buy=99999"])

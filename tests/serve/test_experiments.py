@@ -154,6 +154,12 @@ def test_a_verdict_needs_the_horizon_and_the_shares_of_users_that_were_set() -> 
         assert found.verdict.startswith(verdict)
         assert (found.interval is None) == verdict.startswith("no verdict")
         assert sum(found.users) == sum(running.arm_of(f"u{n}") in only for n in range(400))
+    few = ArmEvents(running, "buy", END)
+    for number in range(40):
+        few.add("impression", f"u{number}", START, None)
+        few.add("buy", "u1", START, None)
+    assert few.report(0.05).verdict == "no verdict: fewer than 30 users of an arm"
+    assert sum(report(running, END, better, goal="impression").users) == 400
     counted = report(running, END, better, goal="buy")
     assert counted.means == pytest.approx((0.5, 0.5), abs=0.1)
     assert counted.verdict == "no difference"

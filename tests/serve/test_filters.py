@@ -175,6 +175,20 @@ def test_excluded_items_are_replaced_up_to_n_however_short_the_list_is(service: 
     assert ids(service.get("/v1/similar/shoe1?n=3&exclude=nothing")) == ["shoe2", "hat1", "top1+"]
 
 
+def test_popular_items_that_the_request_names_fill_nothing(tmp_path: Path) -> None:
+    publish(tmp_path / "store", lists=LISTS | {"item:top1": a_list("hat1", "top2")})
+    basket = {"items": ["top1", "unheard-of"], "where": "stock>0"}
+    options: dict[str, Any] = {"exclude": ["hat1"]}
+    with running(tmp_path / "store") as service:
+        assert ids(service.get("/v1/similar/top1?where=stock>0")) == ["hat1", "top2", "hat2+"]
+        assert ids(service.get("/v1/similar/unheard-of?exclude=top2&n=2")) == ["top1", "hat2"]
+        folded = service.request("POST", "/v1/recommendations/fold-in", json.dumps(basket).encode())
+        assert ids(folded) == ["hat1", "top2", "hat2+"]
+    with hotplate.open_sync(f"file://{tmp_path}/store") as lists:
+        for found in (lists.similar("top1", **options), lists.fold_in(["top1"], **options)):
+            assert [item["id"] for item in found.items] == ["top2", "hat2"]
+
+
 def test_bodies_take_conditions_too(service: Service) -> None:
     many = {"users": ["1", "nobody"], "where": "category:shoes,price<50", "n": 3}
     answer = service.request("POST", "/v1/recommendations", json.dumps(many).encode()).json["results"]
@@ -248,7 +262,7 @@ def test_overrides_apply_at_once_and_a_broken_file_changes_nothing(folder: Path,
         until(lambda: "row 1 is none; a row has an item" in service.log.read_text())
 
 
-VALUES = st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["red", "a,b", 'q"uo', "é\n"])
+VALUES = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.sampled_from(["red", "a,b", 'q"uo', "é\n"])
 OVERRIDES = st.lists(
     st.fixed_dictionaries(
         {"item": st.text('abé ,"', min_size=1)}, optional={"stock": VALUES, "deny": st.none() | st.booleans()}
@@ -258,6 +272,7 @@ OVERRIDES = st.lists(
 
 
 @given(OVERRIDES)
+@example([{"item": "a", "stock": 10**30}])
 def test_overrides_mean_the_same_as_csv_and_as_json_lines(rows: list[dict[str, Any]]) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, ["item", "stock", "deny"])
@@ -267,6 +282,12 @@ def test_overrides_mean_the_same_as_csv_and_as_json_lines(rows: list[dict[str, A
     from_json = parse_overrides("".join(json.dumps(row) + "\n" for row in rows).encode())
     assert from_csv == from_json
     assert from_csv.items == {encode_id(row["item"]) for row in rows if row.get("deny")}
+
+
+def test_a_file_of_overrides_without_a_column_of_items_is_refused() -> None:
+    for content in (b'[{"item": "a", "stock": 0}]', b"sku,stock\n"):
+        with pytest.raises(DenyListInvalid):
+            parse_overrides(content)
 
 
 @given(st.binary(max_size=60) | st.text('{}[]":,itemdny01\n', max_size=60).map(str.encode))
