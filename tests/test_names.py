@@ -1,7 +1,5 @@
 """Names in backticks in docstrings and comments exist: in code, in a string, as a module, or in VOCABULARY."""
 
-import ast
-import io
 import re
 import tokenize
 from collections.abc import Iterator
@@ -25,20 +23,15 @@ def modules() -> Iterator[Path]:
 
 def names_and_prose(path: Path) -> tuple[set[str], list[str]]:
     """Return the names and words of a module's code, and its docstrings and comments."""
-    text = path.read_text()
-    nodes = list(ast.walk(ast.parse(text)))
-    strings = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    alone = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
-    prose = [str(node.value) for node in strings if id(node) in alone]
-    names = {*path.relative_to(ROOT).with_suffix("").parts}
-    for node in strings:
-        if id(node) not in alone:
-            names.update(re.findall(r"\w+", str(node.value)))
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.NAME:
-            names.add(token.string)
-        elif token.type == tokenize.COMMENT:
-            prose.append(token.string)
+    names, prose, begins = {*path.relative_to(ROOT).with_suffix("").parts}, list[str](), True
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and begins):
+                prose.append(token.string)
+            else:
+                names.update(re.findall(r"\w+", token.string))
+            if token.type not in {tokenize.COMMENT, tokenize.NL}:
+                begins = token.type in {tokenize.ENCODING, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
     return names, prose
 
 
