@@ -21,19 +21,25 @@ Z_INTERVAL, Z_POWER, Z_RATIO = 1.959964, 0.841621, 3.290527
 
 LEAST_USERS = 30  # of each arm, for a mean that is nearly normal
 
+# Beyond it, more than 7 % of experiments without an effect had a winner, in simulations.
+MAX_SKEWNESS = 0.2
+
 
 class Sample(NamedTuple):
-    """The users of an arm, their mean value and its variance between users."""
+    """The users of an arm, and mean, variance and third central moment of their values."""
 
     users: int
     mean: float
     variance: float
+    third: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Sample":
         """Return the sample of one value per user."""
-        mean = sum(values) / max(1, len(values))
-        return cls(len(values), mean, sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
+        users = max(1, len(values))
+        mean = sum(values) / users
+        variance, third = (sum((value - mean) ** power for value in values) for power in (2, 3))
+        return cls(len(values), mean, variance / max(1, users - 1), third / users)
 
 
 def welch_interval(a: Sample, b: Sample) -> tuple[float, float]:
@@ -47,6 +53,13 @@ def welch_interval(a: Sample, b: Sample) -> tuple[float, float]:
     quantile = z + (z**3 + z) / 4 * inverse + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * inverse**2
     difference, half = b.mean - a.mean, quantile * sqrt(of_a + of_b)
     return difference - half, difference + half
+
+
+def skewness(a: Sample, b: Sample) -> float:
+    """Return the skewness of the difference of means, which is small in arms of the same size."""
+    third = (a.third * a.users + b.third * b.users) / (a.users + b.users) * (b.users**-2 - a.users**-2)
+    variance = a.variance / a.users + b.variance / b.users
+    return third / variance**1.5 if variance else 0.0
 
 
 def users_needed(a: Sample, b: Sample, share: float, min_effect: float) -> tuple[int, int] | None:
@@ -95,12 +108,12 @@ class ArmEvents:
             Sample.of([self._sums.get(user, 0.0) for user, each in self._arms.items() if each == arm]) for arm in "AB"
         )
         share, users, interval = self._experiment.percent / 100, (a.users, b.users), welch_interval(a, b)
-        if (reason := self._undecided(users)) is None:
+        if (reason := self._undecided(a, b)) is None:
             verdict = "B has more" if interval[0] > 0 else "A has more" if interval[1] < 0 else "no difference"
         needed, shown = users_needed(a, b, share, min_effect), None if reason else interval
         return ArmReport(self._experiment, self._goal, users, (a.mean, b.mean), shown, needed, reason or verdict)
 
-    def _undecided(self, users: tuple[int, int]) -> str | None:
+    def _undecided(self, a: Sample, b: Sample) -> str | None:
         ended_at, ends_at = self._experiment.ended_at, self._experiment.ends_at
         if ended_at is not None and ended_at < ends_at:
             return "no verdict: ended before the horizon"
@@ -108,7 +121,9 @@ class ArmEvents:
             return "no verdict: before the horizon"
         if not self._sums:
             return "no verdict: no such events"
-        share, both = self._experiment.percent / 100, sum(users)
-        if abs(users[1] - share * both) > Z_RATIO * sqrt(both * share * (1 - share)):
+        share, both = self._experiment.percent / 100, a.users + b.users
+        if abs(b.users - share * both) > Z_RATIO * sqrt(both * share * (1 - share)):
             return "no verdict: one arm loses users (p < 0.001)"
-        return f"no verdict: fewer than {LEAST_USERS} users of an arm" if min(users) < LEAST_USERS else None
+        if min(a.users, b.users) < LEAST_USERS:
+            return f"no verdict: fewer than {LEAST_USERS} users of an arm"
+        return "no verdict: too few users for such values" if abs(skewness(a, b)) > MAX_SKEWNESS else None

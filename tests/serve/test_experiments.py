@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hotplate.serve.experiments import ArmEvents, ArmReport, Sample, users_needed, welch_interval
+from hotplate.serve.experiments import (
+    MAX_SKEWNESS,
+    ArmEvents,
+    ArmReport,
+    Sample,
+    skewness,
+    users_needed,
+    welch_interval,
+)
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.served import ServedCanary
 from hotplate.stores import lifecycle as life
@@ -88,21 +96,23 @@ def test_the_report_assigns_users_as_the_service_does() -> None:
 
 def sample(values: np.ndarray) -> Sample:
     """Return `Sample.of(values)`, by NumPy."""
-    return Sample(len(values), float(values.mean()), float(values.var(ddof=1)))
+    third = ((values - values.mean()) ** 3).mean()
+    return Sample(len(values), float(values.mean()), float(values.var(ddof=1)), float(third))
 
 
-@pytest.mark.parametrize("kind", ["clicks", "value"])
-def test_a_thousand_experiments_without_an_effect_have_few_winners(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "percent"), [("clicks", 50), ("value", 50), ("value", 10)])
+def test_a_thousand_experiments_without_an_effect_have_few_winners(kind: str, percent: float) -> None:
     rng, users, winners = np.random.default_rng(7), [str(number) for number in range(1500)], 0
     for number in range(1000):
         values = rng.negative_binomial(0.3, 0.1, len(users)).astype(float)
         if kind == "value":  # 8 % buy, and the amounts have a heavy tail
             values = rng.binomial(1, 0.08, len(users)) * rng.lognormal(3.0, 1.2, len(users))
-        experiment = Experiment(f"salt {number}", 50, START, END)
+        experiment = Experiment(f"salt {number}", percent, START, END)
         in_b = np.array([experiment.arm_of(user) == "B" for user in users])
-        low, high = welch_interval(sample(values[~in_b]), sample(values[in_b]))
-        winners += low > 0 or high < 0
-    assert 30 <= winners <= 70
+        a, b = sample(values[~in_b]), sample(values[in_b])
+        low, high = welch_interval(a, b)
+        winners += abs(skewness(a, b)) <= MAX_SKEWNESS and (low > 0 or high < 0)
+    assert (30 if percent == 50 else 0) <= winners <= 70
 
 
 def test_with_the_users_needed_four_of_five_experiments_find_the_change() -> None:
@@ -159,6 +169,11 @@ def test_a_verdict_needs_the_horizon_and_the_shares_of_users_that_were_set() -> 
         few.add("impression", f"u{number}", START, None)
         few.add("buy", "u1", START, None)
     assert few.report(0.05).verdict == "no verdict: fewer than 30 users of an arm"
+    rare = ArmEvents(Experiment("salt", 10, START, END), "buy", END)
+    for number in range(600):
+        rare.add("impression", f"u{number}", START, None)
+        rare.add("buy", f"u{number - number % 60}", START, None)
+    assert rare.report(0.05).verdict == "no verdict: too few users for such values"
     assert sum(report(running, END, better, goal="impression").users) == 400
     counted = report(running, END, better, goal="buy")
     assert counted.means == pytest.approx((0.5, 0.5), abs=0.1)
