@@ -236,11 +236,12 @@ class Attempt:
         return self.summary
 
     async def _run_of(self, last: Run, inputs: str, store: Store) -> Run:
-        if (last.options, last.inputs) == (self._job.options, inputs):
-            found = await store.catalogue()
-            # An empty store may have replaced the last one.
-            if last.outcome is None or found.live or any(entry.id == last.release for entry in found.releases):
-                return last
+        found = await store.catalogue()
+        found.ref_of(self._job.publishing.arm)
+        # An empty store may have replaced the last one.
+        is_known = last.outcome is None or found.live or any(entry.id == last.release for entry in found.releases)
+        if is_known and (last.options, last.inputs) == (self._job.options, inputs):
+            return last
         return Run(secrets.token_hex(4), self._job.options, inputs, await new_id(store))
 
     def _finish(self, folder: RunFolder) -> None:

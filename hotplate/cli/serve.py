@@ -297,7 +297,8 @@ def report(
     if compared is None:
         out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), map(_cells, found.rows)))
         return
-    arm_a, arm_b = zip(compared.users, compared.means, compared.users_needed or ("", ""), strict=True)
+    means = [f"{mean:.4g}" for mean in compared.means]
+    arm_a, arm_b = zip(compared.users, means, compared.users_needed or ("", ""), strict=True)
     headings = ("arm", "users", f"{goal} per user", f"users to find ±{min_effect:g} %")
     out.print(table(headings, (("A", *arm_a), ("B", *arm_b))))
     change = "" if compared.interval is None else ", B minus A {:+.4g} to {:+.4g} (95 %)".format(*compared.interval)

@@ -138,6 +138,20 @@ def test_run_does_not_replace_a_running_canary_and_goes_live_after_it_ends(folde
     assert summary_of(hotplate("run", pipeline))["outcome"] == "unchanged"
 
 
+def test_run_for_arm_b_renews_it_and_trains_nothing_without_an_experiment(folder_url: str, tmp_path: Path) -> None:
+    live = summary_of(hotplate("run", write_pipeline(tmp_path, folder_url)))["release"]
+    first = json_of("import", tmp_path / "clicks.csv", "--no-activate", "--store", folder_url)["release"]["release"]
+    pipeline = tmp_path / "arm-b.toml"
+    pipeline.write_text((tmp_path / "nightly.toml").read_text().replace("[run]", 'arm = "B"\n\n[run]'))
+    refused = hotplate("run", pipeline)
+    assert (refused.returncode, "model" in summary_of(refused)) == (3, False)
+    assert "No experiment is running" in refused.stderr
+    assert hotplate("releases", "canary", first, "--days", "14", "--store", folder_url).returncode == 0
+    done = summary_of(hotplate("run", pipeline))
+    found = catalogue_of(folder_url)
+    assert (done["outcome"], found.live, found.canary and found.canary.release) == ("published", live, done["release"])
+
+
 def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
