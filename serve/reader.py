@@ -300,11 +300,24 @@ class TieredReader:
         return self.count_list(self._first(self.placed(POPULAR, segment, segment, name)[1]), name)
 
     def count_list(self, found: EncodedList, name: str) -> EncodedList:
-        """Count a list if it was requested by its *name*, and return it."""
+        """Count a list if it was requested by its *name*, and return it.
+
+        If the release that it was read from has another default list, returns the popular list of *name* instead;
+        raises UnknownList if no release has the list.
+        """
+        if name and found.name != name:
+            found = self._popular_named(name, found)
         if name:
-            counts = found.served.by_list.setdefault(found.name, [0] * len(LOOKUP_OUTCOMES))
+            counts = found.served.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))
             counts[_OUTCOMES[found.status]] += 1
         return found
+
+    def _popular_named(self, name: str, read: EncodedList) -> EncodedList:
+        for tier in self.tiers:
+            for served in tier.follower.all_served:
+                if (stored := served.manifest.stored_name(name)) is not None:
+                    return self._popular(tier.name, served, prefix_of(POPULAR, stored) + read.segment, "error")
+        raise _unknown(name, read.served)
 
     async def fold_in(
         self,
@@ -334,15 +347,22 @@ class TieredReader:
                 usual = served.factors.description.weight
                 basket = served.factors.known(summed_weights(items, usual, recency))
                 found = await self._fold_in.recommend(served.factors, basket, n, denied, excluded) if basket else []
-                return self._folded_in((tier, served), found, (len(basket), len(weights)), fallback)
+                return self._folded_in((tier, served), found, (len(basket), len(weights)), fallback, name=name)
         origin, slots = await self._similar_many(weights, prefix)
         lists = {item: slot for item, slot in slots.items() if isinstance(slot, bytes) and not is_empty(slot)}
         found = await from_similar(lists, weights, n, denied, excluded)
         failed = next((slot for slot in slots.values() if isinstance(slot, StoreError)), None)
-        return self._folded_in(origin, found, (len(lists), len(weights)), fallback, failed)
+        return self._folded_in(origin, found, (len(lists), len(weights)), fallback, failed, name=name)
 
     def _folded_in(
-        self, origin: Origin | None, found: Sequence[Item], counts: tuple[int, int], fallback: str, failed: Slot = None
+        self,
+        origin: Origin | None,
+        found: Sequence[Item],
+        counts: tuple[int, int],
+        fallback: str,
+        failed: Slot = None,
+        *,
+        name: str,
     ) -> FoldedIn:
         if origin is None:
             encoded = self._unread(fallback, NO_KEY)
@@ -351,7 +371,7 @@ class TieredReader:
         else:
             encoded = self._fallback(*origin, NO_KEY, failed, fallback)
         known, items = counts
-        return FoldedIn(_present(encoded), known, items - known)
+        return FoldedIn(self.count_list(_present(encoded), name), known, items - known)
 
     async def _similar_many(self, items: Collection[str], prefix: str) -> tuple[Origin | None, dict[str, Slot]]:
         """Read lists of similar items of one release; its origin is None if no tier could be read."""
@@ -432,8 +452,7 @@ class TieredReader:
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
         found = await self._read_many([prefix + user for user in wanted], fallback, deadline, must_read=must_read)
         if name:
-            for one in found:
-                self.count_list(one, name)
+            found = [self.count_list(one, name) for one in found]
         if len(wanted) == len(users) and self.consumed is None:
             return found
         by_user = dict(zip(wanted, found, strict=True))
@@ -444,7 +463,7 @@ class TieredReader:
             read = of_role.get(first.served.is_canary)
             return first if read is None else _present(self._popular(read.tier, read.served, fallback, "unknown"))
 
-        return [self.hiding(user, by_user.get(user) or unknown(user)) for user in users]
+        return [self.hiding(user, by_user.get(user) or self.count_list(unknown(user), name)) for user in users]
 
     async def _read_many(
         self, keys: Sequence[str], fallback: str, deadline: float, *, must_read: bool

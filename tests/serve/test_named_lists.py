@@ -112,6 +112,27 @@ async def test_a_tier_or_canary_without_the_list_never_answers_with_another(
 
 
 @virtual
+async def test_a_release_with_another_default_list_answers_by_name(memory: MemoryStore, remote: RemoteStore) -> None:
+    await release(memory)
+    swapped = [("popular:", "B"), ("popular@home:", "H"), ("user:1", "B 1"), ("user@home:1", "H 1")]
+    rows, about = [Row(key, a_list(item)) for key, item in swapped], {"list": "basket", "lists": {"home": {}}}
+    reader = await over(remote)
+    remote.delay_s = 0.01
+    asked = [asyncio.ensure_future(reader.personal("1", name="home")) for _ in range(2)]
+    await asyncio.sleep(0)
+    await publish(memory, rows, about=about)
+    await reader.tiers[0].follower.refresh()
+    assert {first(found)[2] for found in await asyncio.gather(*asked)} == {"home"}
+    canary = await release(memory, live=False)
+    await life.start_canary(memory, canary, 99.9999)
+    reader = await over(memory)
+    for name in ("home", "basket"):
+        assert first(await reader.personal("1", name=name)) == (f"{name} 1", "personal", name)
+        assert {first(one)[2] for one in await reader.personal_many(["1", "9"], name=name)} == {name}
+        assert first((await reader.fold_in([("a", None)], 5, name=name)).found)[2] == name
+
+
+@virtual
 async def test_a_list_that_goes_while_it_is_read_is_unknown(memory: MemoryStore, remote: RemoteStore) -> None:
     await release(memory)
     reader = await over(remote)
