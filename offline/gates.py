@@ -170,10 +170,12 @@ async def judge(
     live: ReleaseRef | None,
     *,
     name: str = "",
+    is_default: bool = True,
 ) -> list[GateVerdict]:
     """Judge each gate by the metrics of *origin*, *lists*, and the list *name* of the release *live* of *reader*.
 
-    Comparisons pass if nothing is live. If the live release is damaged, those not by default fail. Raises StoreError.
+    A default list with a new name is compared with the default list. Comparisons pass if nothing is live. If the live
+    release is damaged, those not by default fail. Raises StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP, *LEAST_KEPT)]
     verdicts = {gate.name: _of_release(gate, origin.get("metrics"), lists) for gate in gates if gate not in compared}
@@ -181,7 +183,7 @@ async def judge(
         verdicts |= {gate.name: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
     elif compared:
         try:
-            verdicts |= await _against(compared, origin, lists, reader, live, name=name)
+            verdicts |= await _against(compared, origin, lists, reader, live, name=name, is_default=is_default)
         except (ReleaseCorrupt, ReleaseNotFound) as error:
             note = f"the live release {live.id} cannot be read ({error})"
             verdicts |= {gate.name: gate.verdict(None, note, passed=gate in DEFAULTS) for gate in compared}
@@ -231,9 +233,12 @@ async def _against(
     live: ReleaseRef,
     *,
     name: str,
+    is_default: bool,
 ) -> dict[str, GateVerdict]:
     manifest, kept = await load_manifest(reader, live), [gate for gate in gates if gate.subject != _DROP]
     stored = manifest.stored_name(name)
+    if stored is None and is_default:
+        stored = ""
     if stored is None:
         none = f"the live release {live.id} has no list {name}"
         return {gate.name: gate.verdict(None, none, passed=True) for gate in gates}

@@ -263,7 +263,8 @@ class _GateCheck:
                 verdicts = list[GateVerdict]()
                 for place, (name, (own, origin)) in enumerate(self._of_lists.items()):
                     gates = own if live is None else with_defaults(own)
-                    judged = await judge(gates, origin, self.lists[name], self._reader, live, name=name)
+                    measured = self.lists[name]
+                    judged = await judge(gates, origin, measured, self._reader, live, name=name, is_default=not place)
                     verdicts += [replace(each, gate=f"{name}:{each.gate}") for each in judged] if place else judged
                 self._judged = live, verdicts if live is None else [*verdicts, *await self._lists_kept(live)]
         return self._judged

@@ -18,7 +18,7 @@ from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.measurement import Items, Measurement
 from hotplate.offline.model import Model
-from hotplate.offline.publish import PublishSettings, publish
+from hotplate.offline.publish import NamedLists, PublishSettings, publish
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore
@@ -238,6 +238,14 @@ async def test_lists_that_shrank_are_refused_and_usual_changes_go_live(
     verdicts = {each.gate: each for each in recorded(written.result.manifest)[1]}
     assert verdicts["overlap@10"].passed
     assert verdicts["popular_kept"].measured == min(popular, 100) / 100
+
+
+async def test_a_default_list_that_gets_a_name_is_compared_with_the_live_one(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await publish(imported(tmp_path / "live", ROWS), store)
+    few = imported(tmp_path / "few", [row for row in ROWS if row[0] < "u040"])
+    written = await publish(NamedLists({"home": few}), store)
+    assert "gate users_kept: 0.4 is below 0.5" in str(written.refused)
 
 
 async def test_shorter_lists_on_request_and_a_damaged_or_tiny_live_release_are_no_accident(
