@@ -152,7 +152,7 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
     learnt = past.matrix()
     # Cancelled pairs of the cut stay, untested, even if chosen again.
     held_back &= ~are_among(cells_of(learnt), cells_of(user_items))
-    train = core(learnt, options.min_per_user, options.min_per_item)
+    train = past.core(learnt, options.min_per_user, options.min_per_item)
     if options.repeats:
         again = history.pairs_after(until)
         return Parts(train, past.only(train), train, _known(again, np.ones(again.nnz, dtype=np.bool_), train, options))

@@ -92,6 +92,13 @@ class History:
         cells = (np.cumsum(users) - 1)[of_user[rows]] * shape[1] + (np.cumsum(items) - 1)[of_item[rows]]
         return replace(self._only(rows), shape=shape, cells=cells)
 
+    def core(self, pairs: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
+        """Return the k-core of *pairs*, those of `matrix`; the mean weight is that of the pairs kept."""
+        kept = core(pairs, min_per_user, min_per_item)
+        if self.weighing.half_life is None or kept.nnz in (0, pairs.nnz):
+            return kept
+        return self.only(kept).matrix()
+
     def first_times(self, user_items: UserItems) -> Times:
         """Return the first time of each pair of *user_items*, in the order of its data."""
         rows = self._standing()
@@ -193,7 +200,7 @@ def to_matrix(
     shape = len(users), len(items)
     history = _history(log, user_codes.astype(np.int64) * len(items) + item_codes, shape, weighing or Weighing())
     everything = history.matrix()
-    user_items = core(everything, min_per_user, min_per_item)
+    user_items = history.core(everything, min_per_user, min_per_item)
     if not user_items.nnz:
         raise DataError(
             f"Nothing is left of {everything.nnz:,} pairs ({len(users):,} users, {len(items):,} items) once each user "

@@ -97,6 +97,11 @@ class RedisCluster:
         of_node = (range(start, end + 1) for start, end, primary, *_ in ranges if primary[1] == node.port)
         return {slot for slots in of_node for slot in slots}
 
+    def is_named(self, node: ClusterNode) -> bool:
+        """Whether any node that is alive says that *node* serves slots."""
+        ranges = [ranges for each in self.alive for ranges in each.server.execute_command("CLUSTER", "SLOTS")]
+        return any(primary[1] == node.port for _, _, primary, *_ in ranges)
+
     def keys(self, pattern: str) -> list[str]:
         return sorted(key for node in self.primaries for key in node.server.execute_command("KEYS", pattern))
 

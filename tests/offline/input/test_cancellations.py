@@ -92,6 +92,8 @@ rows = st.tuples(
 # The only purchase of a user, and of an item, is cancelled after the cut.
 LEAK = [("w", "c", 1.0, 1), ("w", "c", -1.0, 9)]
 LEAK += [(user, item, 1.0, day) for day, (user, item) in enumerate(product("uv", "abd"), start=1)]
+# A pair that the minimum leaves out is no part of the mean weight.
+SCALE = [("u", "a", 0.5, 1), ("u", "b", 0.5, 0), ("u", "c", 0.5, 0), ("w", "a", 0.5, 2), ("w", "b", 0.5, 2)]
 logs = st.lists(rows, min_size=6, max_size=40)
 
 
@@ -141,6 +143,7 @@ def check_rows_after_the_cut(
 @depths(30, 200)
 def test_rows_after_the_cut_affect_neither_training_data_nor_matrix_users(examples: int) -> None:
     check_rows_after_the_cut(LEAK, 1, 0.4, "sum", None)
+    check_rows_after_the_cut(SCALE, 2, 0.25, "sum", timedelta(days=2))
     explore(
         check_rows_after_the_cut,
         examples,
