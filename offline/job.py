@@ -17,7 +17,7 @@ from hotplate.offline.gates import failures, recorded
 from hotplate.offline.input.files import state_of
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
-from hotplate.offline.publish import NamedLists, PublishSettings, Written, as_source, timed
+from hotplate.offline.publish import NamedLists, PublishSettings, Written, as_source, names_in_keys, timed
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
@@ -61,11 +61,10 @@ def publish(
     """
     models, of_all = model if isinstance(model, Mapping) else {"": model}, lists or ListSettings()
     sources = dict[str, ModelLists]()
-    for name, each in models.items():
-        loaded, of_list = each if isinstance(each, Model) else load(Path(each)), name if sources else ""
-        sources[name] = ModelLists(
-            loaded, of_all if not of_list else replace(of_all, fold_in=False, attributes=None), of_list
-        )
+    for name, stored in names_in_keys(models).items():
+        of_list = replace(of_all, fold_in=False, attributes=None) if stored else of_all
+        each = models[name]
+        sources[name] = ModelLists(each if isinstance(each, Model) else load(Path(each)), of_list, stored)
     source = as_source({name: each.measure() for name, each in sources.items()})
     written = run_on(store, lambda it: publish_lists(source, it, settings, on_progress=on_progress))
     if written.refused is not None:

@@ -59,6 +59,7 @@ class ListSource(Source, Protocol):
 
 
 S = TypeVar("S", bound=ListSource)
+AnySource = TypeVar("AnySource", bound=Source)
 
 
 @runtime_checkable
@@ -107,6 +108,11 @@ class NamedLists:
 def as_source(lists: Mapping[str, S]) -> S | NamedLists:
     """Return the lists of one release; those of a default list alone without a name are their own source."""
     return lists[""] if [*lists] == [""] else NamedLists(lists)
+
+
+def names_in_keys(names: Iterable[str]) -> dict[str, str]:
+    """Return the name in keys of each list: empty for the first, the default one."""
+    return {name: name if place else "" for place, name in enumerate(names)}
 
 
 def _sizes(plan: Plan) -> tuple[int, int, int]:
@@ -183,7 +189,7 @@ async def publish(
     review = _GateCheck(source, settings, store, live_in or store, steps)
     encoding, resume = settings.encoding or default_encoding(store), settings.resume
     if not isinstance(source, PartedSource):
-        sources = source.sources if isinstance(source, NamedLists) else {"": source}
+        sources = _named(source)
         rows, others = _merged(each.batches(review.lists[name].add) for name, each in sources.items()), None
     else:
         sample = [] if encoding == "json" else source.sample()
@@ -281,7 +287,7 @@ class _GateCheck:
         return []
 
 
-def _named(source: Source | NamedLists) -> Mapping[str, Source]:
+def _named(source: AnySource | NamedLists) -> Mapping[str, AnySource | ListSource]:
     return source.sources if isinstance(source, NamedLists) else {"": source}
 
 

@@ -100,7 +100,7 @@ def parse_overrides(content: bytes) -> DenyList:
                 break
     except (ValueError, LookupError, AttributeError, StoreMisused, csv.Error):
         raise DenyListInvalid(
-            f"row {number} is none; a row has an item, attributes, and perhaps deny, which is true or false"
+            f"row {number} cannot be read; a row has an item, attributes, and perhaps deny, which is true or false"
         ) from None
     if count > MAX_OVERRIDES:
         raise DenyListInvalid(f"it has over {MAX_OVERRIDES:,} values; publish the item attributes again")

@@ -13,7 +13,7 @@ from typing import Self, TypedDict, Unpack
 from hotplate.background import Background, blocking
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.filters import ItemFilter, filter_of
+from hotplate.serve.filters import NO_FILTER, ItemFilter, filter_of
 from hotplate.serve.fold_in import RECENCY
 from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
 from hotplate.serve.settings import BUDGET_S
@@ -93,19 +93,22 @@ class Lists:
 
     async def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """Return a user's list, or for an unknown user the popular list of the segment."""
-        return self.decoded(await self._here.personal(check_id(user), *_place(options)), n, options)
+        only = _filter(options)
+        return self.decoded(await self._here.personal(check_id(user), *_place(options)), n, only)
 
     async def personal_many(
         self, users: Sequence[str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
     ) -> list[Recommendations]:
         """Return the lists of many users in order, of one release or its canary."""
+        only = _filter(options)
         found = await self._here.personal_many([check_id(user) for user in users], *_place(options))
-        return [self.decoded(one, n, options) for one in found]
+        return [self.decoded(one, n, only) for one in found]
 
     async def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
         """Return the items similar to *item*, or for an unknown item the popular list."""
+        only = _filter(options)
         found = await self._here.similar(check_id(item), options.get("list", ""))
-        return self.decoded(found.without([item], _filter(options)), n, options)
+        return self.decoded(found.without([item], only), n, only)
 
     async def fold_in(
         self,
@@ -127,16 +130,16 @@ class Lists:
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
         (segment, name), only = _place(options), _filter(options)
         found = (await self._here.fold_in(basket, n, only, segment, recency, name=name)).found
-        return self.decoded(found.without([item for item, _ in basket], only), n, options)
+        return self.decoded(found.without([item for item, _ in basket], only), n, only)
 
     def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """Return the popular list of the segment, or the overall one, from memory."""
-        return self.decoded(self._here.popular(*_place(options)), n, options)
+        return self.decoded(self._here.popular(*_place(options)), n, _filter(options))
 
-    def decoded(self, encoded: EncodedList, n: int, options: FilterOptions | None = None) -> Recommendations:
-        """Return the first *n* items of an encoded list that pass the filters."""
+    def decoded(self, encoded: EncodedList, n: int, only: ItemFilter = NO_FILTER) -> Recommendations:
+        """Return the first *n* items of an encoded list that pass a filter."""
         _check_n(n)
-        items = decode(self.reader.cut(encoded, n, _filter(options or {})))
+        items = decode(self.reader.cut(encoded, n, only))
         segment = encoded.segment if encoded.source == "popular" else None
         return Recommendations(
             items, encoded.source, encoded.served.id, encoded.tier, encoded.served.is_canary, segment, encoded.name
@@ -191,7 +194,8 @@ class SyncLists(Background[Lists]):
 
     def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.popular`."""
-        return self._halted(lambda lists: lists.decoded(lists.reader.popular(*_place(options)), n, options))
+        only = _filter(options)
+        return self._halted(lambda lists: lists.decoded(lists.reader.popular(*_place(options)), n, only))
 
     def prometheus_text(self) -> bytes:
         """See `Lists.prometheus_text`."""
@@ -206,8 +210,8 @@ def _at_hand(
     found = lists.reader.get_nowait(key, source, fallback)
     if found is None:
         return None
-    own = row[1:] if row[0] == ITEM else ()
-    return lists.decoded(lists.reader.count_list(found, name).without(own, _filter(options)), n, options)
+    own, only = row[1:] if row[0] == ITEM else (), _filter(options)
+    return lists.decoded(lists.reader.as_named(found, name).without(own, only), n, only)
 
 
 def _place(options: ListOptions | FilterOptions) -> tuple[str, str]:

@@ -287,23 +287,23 @@ class TieredReader:
         *name* is that of a named list. This and other methods with a *name* raise UnknownList.
         """
         key, fallback = self.placed(USER, user, segment, name)
-        return self.hiding(user, self.count_list(await self._read_one(key, "personal", fallback), name))
+        return self.hiding(user, self.as_named(await self._read_one(key, "personal", fallback), name))
 
     async def similar(self, item: str, name: str = "") -> EncodedList:
         """Read the items similar to *item*; without any, the popular list."""
         key, fallback = self.placed(ITEM, item, OVERALL, name)
-        return self.count_list(await self._read_one(key, "similar", fallback), name)
+        return self.as_named(await self._read_one(key, "similar", fallback), name)
 
     def popular(self, segment: str = OVERALL, name: str = "") -> EncodedList:
         """Return the popular list of a segment, or the overall one."""
         self.metrics.count_lookup("popular", "hit")
-        return self.count_list(self._first(self.placed(POPULAR, segment, segment, name)[1]), name)
+        return self.as_named(self._first(self.placed(POPULAR, segment, segment, name)[1]), name)
 
-    def count_list(self, found: EncodedList, name: str) -> EncodedList:
-        """Count a list if it was requested by its *name*, and return it.
+    def as_named(self, found: EncodedList, name: str) -> EncodedList:
+        """Return a list that was requested by *name*, which may be empty, and count it by that name.
 
-        If the release that it was read from has another default list, returns the popular list of *name* instead;
-        raises UnknownList if no release has the list.
+        If the release that it was read from has another default list, this is the popular list of *name* instead.
+        Raises UnknownList if no release has the list.
         """
         if name and found.name != name:
             found = self._popular_named(name, found)
@@ -339,15 +339,16 @@ class TieredReader:
         if not items:
             return FoldedIn(self.popular(segment, name), 0, 0)
         prefix, fallback = self.placed(ITEM, "", segment, name)
-        denied, weights = self.deny_list.current.items, summed_weights(items, 1.0, recency)
+        denied = self.deny_list.current.items
         excluded, n = only.exclude, max(n, FILTERED) if only.where else n
         for tier in self.tiers:
             served = tier.follower.served
             if self._fold_in is not None and prefix == ITEM and served is not None and served.factors is not None:
-                usual = served.factors.description.weight
-                basket = served.factors.known(summed_weights(items, usual, recency))
+                weights = summed_weights(items, served.factors.description.weight, recency)
+                basket = served.factors.known(weights)
                 found = await self._fold_in.recommend(served.factors, basket, n, denied, excluded) if basket else []
                 return self._folded_in((tier, served), found, (len(basket), len(weights)), fallback, name=name)
+        weights = summed_weights(items, 1.0, recency)
         origin, slots = await self._similar_many(weights, prefix)
         lists = {item: slot for item, slot in slots.items() if isinstance(slot, bytes) and not is_empty(slot)}
         found = await from_similar(lists, weights, n, denied, excluded)
@@ -371,7 +372,7 @@ class TieredReader:
         else:
             encoded = self._fallback(*origin, NO_KEY, failed, fallback)
         known, items = counts
-        return FoldedIn(self.count_list(_present(encoded), name), known, items - known)
+        return FoldedIn(self.as_named(_present(encoded), name), known, items - known)
 
     async def _similar_many(self, items: Collection[str], prefix: str) -> tuple[Origin | None, dict[str, Slot]]:
         """Read lists of similar items of one release; its origin is None if no tier could be read."""
@@ -452,7 +453,7 @@ class TieredReader:
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
         found = await self._read_many([prefix + user for user in wanted], fallback, deadline, must_read=must_read)
         if name:
-            found = [self.count_list(one, name) for one in found]
+            found = [self.as_named(one, name) for one in found]
         if len(wanted) == len(users) and self.consumed is None:
             return found
         by_user = dict(zip(wanted, found, strict=True))
@@ -463,7 +464,7 @@ class TieredReader:
             read = of_role.get(first.served.is_canary)
             return first if read is None else _present(self._popular(read.tier, read.served, fallback, "unknown"))
 
-        return [self.hiding(user, by_user.get(user) or self.count_list(unknown(user), name)) for user in users]
+        return [self.hiding(user, by_user.get(user) or self.as_named(unknown(user), name)) for user in users]
 
     async def _read_many(
         self, keys: Sequence[str], fallback: str, deadline: float, *, must_read: bool

@@ -99,6 +99,22 @@ class Release:
         return left_s if left_s <= LEASE_S + LEASE_SLACK_S else 0.0
 
 
+class UserShare(NamedTuple):
+    """A share of the users: those for whom the hash of id and *salt* is less than *below*."""
+
+    salt: str
+    below: int
+
+    @classmethod
+    def of(cls, percent: float, salt: str) -> "UserShare":
+        """Return a share of *percent*."""
+        return cls(salt, round(percent / 100 * 2**64))
+
+    def includes(self, user: str) -> bool:
+        """Return whether a user belongs to it; the same in all processes."""
+        return xxh3_64_intdigest((user + self.salt).encode()) < self.below
+
+
 @dataclass(frozen=True, slots=True)
 class Canary:
     """The release that a share of the users, by the hash of *salt* and id, see instead of the live one.
@@ -127,8 +143,7 @@ class Experiment:
 
     def arm_of(self, user: str) -> Arm:
         """Return a user's arm: the canary's users have B."""
-        below = round(self.percent / 100 * 2**64)
-        return "B" if xxh3_64_intdigest((user + self.salt).encode()) < below else "A"
+        return "B" if UserShare.of(self.percent, self.salt).includes(user) else "A"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from hotplate.stores.encoding import (
     META,
     NO_OFFSET,
     OFFSET_BYTES,
+    POPULAR,
     Checksum,
     Decode,
     is_empty,
@@ -42,7 +43,7 @@ MATCHED_BYTES = 8
 MAX_LIST_BYTES = 4 << 20
 _MAX_BODY_BYTES = OFFSET_BYTES + MAX_LIST_BYTES
 _NO_BODY = b"g"  # above all bodies, which begin with hex digits
-_POPULAR = ("popular:", "popular@")
+_POPULAR = (POPULAR, POPULAR[:-1] + "@")
 _SPECIAL = (META, *_POPULAR)
 
 

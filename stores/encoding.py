@@ -65,8 +65,8 @@ MAX_ID_BYTES = 256
 OVERALL = ""
 MAX_LISTS = 20  # with names, in one release
 MAX_LIST_NAME = 32
-_is_list_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}").fullmatch
-_NAMED_USER = "user@"
+_is_list_name = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_LIST_NAME - 1}}}").fullmatch
+_NAMED_USER = USER[:-1] + "@"
 _HEADER = struct.Struct(">HH")  # lengths of the first and last key
 
 
@@ -136,7 +136,8 @@ def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
             if identifier in ids:
                 break
         else:
-            lines += [line] if identifier else []
+            if identifier:
+                lines.append(line)
     return SEPARATOR.join(lines)
 
 

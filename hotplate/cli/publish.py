@@ -240,6 +240,7 @@ def publish(flags: PublishFlags) -> None:
     Several lists, the first is the default: hotplate publish --list home=model --list basket=model2
     """
     from hotplate.offline.errors import SettingError
+    from hotplate.offline.publish import names_in_keys
 
     options = flags.to_options()
     lists = ({} if flags.model is None else {"": flags}) | read_named(flags)
@@ -247,7 +248,7 @@ def publish(flags: PublishFlags) -> None:
         raise SettingError("There is nothing to publish; give a model, or --list NAME=MODEL.")
     if flags.master is not None and flags.named:
         raise SettingError("Named lists are computed in this process; leave out --master.")
-    settings = {name: each.to_settings(is_default=not place) for place, (name, each) in enumerate(lists.items())}
+    settings = {name: lists[name].to_settings(is_default=not stored) for name, stored in names_in_keys(lists).items()}
     models = {name: str(each.model) for name, each in lists.items()}
     with _folders_of(models) as (folders, uris), _computed_on(flags.master, options) as source:
         publish_lists(
@@ -262,13 +263,12 @@ def _model_lists(
 ) -> "ModelLists | NamedLists":
     from hotplate.offline.lists import ModelLists
     from hotplate.offline.model import load
-    from hotplate.offline.publish import as_source
+    from hotplate.offline.publish import as_source, names_in_keys
 
     models = {folder: load(folder) for folder in {*folders.values()}}
-    names = dict(zip(folders, ["", *[*folders][1:]], strict=True))
     sources = {
-        name: ModelLists(models[folder], settings[name], names[name]).measure(partial(report, "measure"))
-        for name, folder in folders.items()
+        name: ModelLists(models[folders[name]], settings[name], stored).measure(partial(report, "measure"))
+        for name, stored in names_in_keys(folders).items()
     }
     return as_source(sources)
 
@@ -314,19 +314,20 @@ def import_lists(flags: ImportFlags) -> None:
     """
     from hotplate.offline.input.files import named_paths
     from hotplate.offline.list_import import ImportedLists
-    from hotplate.offline.publish import as_source
+    from hotplate.offline.publish import as_source, names_in_keys
     from hotplate.stores.folders import temporary_folder
 
     options, named = flags.to_options(), read_named(flags)
     has_default = bool(flags.lists or flags.similar or flags.popular or not named)
     lists = ({"": flags} if has_default else {}) | named
-    settings = {name: _import_settings(each, is_default=not place) for place, (name, each) in enumerate(lists.items())}
+    names = names_in_keys(lists)
+    settings = {name: _import_settings(each, is_default=not names[name]) for name, each in lists.items()}
 
     def read(folder: Path, on_progress: "OnStage") -> "ImportedLists | NamedLists":
         found = dict[str, ImportedLists]()
         for place, (name, each) in enumerate(settings.items()):
             (own := folder / str(place)).mkdir()
-            found[name] = ImportedLists(each, own, on_progress, name if place else "")
+            found[name] = ImportedLists(each, own, on_progress, names[name])
         return as_source(found)
 
     first = next(iter(lists.values()))

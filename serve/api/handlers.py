@@ -86,7 +86,9 @@ class Handlers:
         user, query = parse_id(raw_id, "user"), PERSONAL.parse(raw_query)
         encoded = await self._reader.personal(user, query.segment, query.list)
         headers = list_headers(encoded, "personal", PRIVATE)
-        return self._answer(request, b'"user":%b,' % orjson.dumps(user), encoded, query, headers)
+        return self._answer(
+            request, b'"user":%b,' % orjson.dumps(user), encoded, query, headers, only=_filter_of(query)
+        )
 
     async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations`."""
@@ -121,21 +123,23 @@ class Handlers:
             raise overloaded(str(error)) from None
         subject = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
         found = result.found.without([item for item, _ in items], only)
-        answer = self._list(request, subject, found, body)
+        answer = self._list(request, subject, found, body, only)
         return web.Response(body=answer, headers=list_headers(found, "fold-in", NO_STORE))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=`."""
         item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
-        encoded = (await self._reader.similar(item, query.list)).without([item], _filter_of(query))
+        only = _filter_of(query)
+        encoded = (await self._reader.similar(item, query.list)).without([item], only)
         headers = list_headers(encoded, "similar", self.shared)
-        return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, headers)
+        return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, headers, only=only)
 
     async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /v1/popular?n=&exclude=&where=&fields=&segment=&list=`."""
         query = POPULAR.parse(raw_query)
         encoded = self._reader.popular(query.segment, query.list)
-        return self._answer(request, b"", encoded, query, list_headers(encoded, "popular", self.shared))
+        headers = list_headers(encoded, "popular", self.shared)
+        return self._answer(request, b"", encoded, query, headers, only=_filter_of(query))
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /livez`: the process answers."""
@@ -174,9 +178,16 @@ class Handlers:
             raise NotReady(str(error)) from None
 
     def _answer(
-        self, request: web.BaseRequest, subject: bytes, encoded: EncodedList, query: ListQuery, headers: dict[str, str]
+        self,
+        request: web.BaseRequest,
+        subject: bytes,
+        encoded: EncodedList,
+        query: ListQuery,
+        headers: dict[str, str],
+        *,
+        only: ItemFilter,
     ) -> web.Response:
-        body = self._list(request, subject, encoded, query)
+        body = self._list(request, subject, encoded, query, only)
         headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
         known = request.headers.get(hdrs.IF_NONE_MATCH)
         if known is not None and is_known(etag, known):
@@ -184,8 +195,10 @@ class Handlers:
             return web.Response(status=304, headers=headers)
         return web.Response(body=body, headers=headers)
 
-    def _list(self, request: web.BaseRequest, subject: bytes, encoded: EncodedList, query: ListQuery) -> bytes:
-        items = self._items(encoded, query.n, _filter_of(query), query.fields)
+    def _list(
+        self, request: web.BaseRequest, subject: bytes, encoded: EncodedList, query: ListQuery, only: ItemFilter
+    ) -> bytes:
+        items = self._items(encoded, query.n, only, query.fields)
         request[FOUND] = encoded, items
         return list_body(subject, list_head(encoded), items)
 

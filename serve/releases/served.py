@@ -9,12 +9,10 @@ from itertools import accumulate, count
 from operator import sub
 from typing import TYPE_CHECKING, NamedTuple
 
-from xxhash import xxh3_64_intdigest
-
 from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import BUCKETS_S
-from hotplate.stores.catalogue import Canary, Release, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import Canary, Release, ReleaseId, ReleaseRef, UserShare
 from hotplate.stores.encoding import USER, Decode, user_of
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
@@ -164,7 +162,7 @@ def _slow_from(reads: tuple[float, ...]) -> int:
 class ServedCanary:
     """The canary of one tier at one share."""
 
-    __slots__ = ("_before", "_below", "_salt", "_window_ends", "began_with", "record", "served")
+    __slots__ = ("_before", "_share", "_window_ends", "began_with", "record", "served")
 
     def __init__(
         self,
@@ -178,14 +176,13 @@ class ServedCanary:
         self.record = record
         self.served = served
         self.began_with = began_with or counts
-        self._salt = record.salt
-        self._below = round(record.percent / 100 * 2**64)
+        self._share = UserShare.of(record.percent, record.salt)
         self._window_ends, self._before = now + WINDOW_S, counts
 
     def includes(self, key: str) -> bool:
         """Return whether a row is of a canary's user."""
         user = key[_AFTER_KIND:] if key.startswith(USER) else user_of(key)
-        return user is not None and xxh3_64_intdigest((user + self._salt).encode()) < self._below
+        return user is not None and self._share.includes(user)
 
     def judge(self, now: float, counts: BothCounts) -> str | None:
         """Return how the canary was worse in this window, or None."""

@@ -259,7 +259,7 @@ def test_overrides_apply_at_once_and_a_broken_file_changes_nothing(folder: Path,
         replace("item,stock\nshoe1,0,7\n")
         until(lambda: service.get("/readyz").json["status"] == "degraded")
         assert ids(in_stock()) == ["shoe1", "top1+"]
-        until(lambda: "row 1 is none; a row has an item" in service.log.read_text())
+        until(lambda: "row 1 cannot be read; a row has an item" in service.log.read_text())
 
 
 VALUES = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.sampled_from(["red", "a,b", 'q"uo', "é\n"])
