@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import pytest
 import uvloop
 
 from hotplate.bench.bare import COPIED, ROUTE, fetch
-from hotplate.bench.lists import MAX_POPULAR, POPULAR_SOURCE, Shape
+from hotplate.bench.lists import MAX_POPULAR, POPULAR_SOURCE, Shape, publish_rows
 from hotplate.bench.process import (
     RedisServer,
     Server,
@@ -37,9 +37,7 @@ from hotplate.bench.process import (
     serving,
 )
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.connect import connect
-from hotplate.stores.publication import publish
-from hotplate.stores.store import Row
+from hotplate.stores.connect import run_on
 
 # pytest-benchmark publishes no types.
 Benchmark: TypeAlias = Any
@@ -101,23 +99,8 @@ class Filled:
 
 def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> Filled:
     """Publish lists of *shape*, with bodies from *values*."""
-
-    async def rows() -> AsyncIterator[list[Row]]:
-        for batch in shape.batches(values):
-            yield batch
-
-    async def published() -> ReleaseRef:
-        store = connect(url)
-        try:
-            await publish(store, rows(), plan=shape.plan, about={})
-            live = (await store.catalogue()).live_ref
-            if live is None:
-                raise RuntimeError("nothing is live after a publish")
-            return live
-        finally:
-            await store.close()
-
-    return Filled(url, shape, asyncio.run(published()))
+    release = run_on(url, lambda store: publish_rows(store, shape.batches(values), shape.plan))
+    return Filled(url, shape, release)
 
 
 def executable(name: str) -> str:

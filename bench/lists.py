@@ -1,6 +1,6 @@
 """Generated lists, and the comparison of responses with a store's lists."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -8,14 +8,16 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import orjson
 
+from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.result import ResponseSample, Result
-from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.connect import opened
 from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Item, decode, encode
 from hotplate.stores.errors import StoreError
-from hotplate.stores.store import Plan, Reader, Row
-from hotplate.stores.verification import load_manifest
+from hotplate.stores.publication import publish
+from hotplate.stores.store import Plan, Reader, Row, Store
+from hotplate.stores.verification import OnProgress, load_manifest, unreported
 
 ITEMS = 9_000
 DISTINCT = 4_096
@@ -64,6 +66,26 @@ def _item(number: int, score: float) -> Item:
 def key_of(user: int) -> str:
     """Return a user's key; keys sort by number."""
     return f"{USER}{user:08d}"
+
+
+async def publish_rows(
+    store: Store, batches: Iterable[Sequence[Row]], plan: Plan, encoding: str = "json", report: OnProgress = unreported
+) -> ReleaseRef:
+    """Publish rows in ascending order of keys, and return the live release."""
+
+    async def rows() -> AsyncIterator[Sequence[Row]]:
+        for batch in batches:
+            yield batch
+
+    await publish(store, rows(), plan=plan, about={}, encoding=encoding, on_progress=report)
+    return await live_in(store)
+
+
+async def live_in(store: Store) -> ReleaseRef:
+    """Return the live release, which was there before. Raises BenchFailed."""
+    if (live := (await store.catalogue()).live_ref) is None:
+        raise BenchFailed("another process removed the live release of a store")
+    return live
 
 
 DEFAULT_N = 10

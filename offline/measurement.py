@@ -13,9 +13,10 @@ from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode, Item, cut, decode, prefix_of
-from hotplate.stores.errors import ReleaseCorrupt, StoreError
+from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
+from hotplate.stores.verification import read_slots
 
 # For a mean overlap precise to 0.01.
 SAMPLED_USERS = 5_000
@@ -172,21 +173,17 @@ async def read_lists(
     reader: Reader, release: ReleaseRef, open_value: Decode, keys: Sequence[str], depth: int = MAX_LENGTH
 ) -> AsyncIterator[tuple[str, list[Item] | ReleaseCorrupt]]:
     """Yield the *keys* found in *release*, without their kind, with their first items or damage; raises StoreError."""
-    for start in range(0, len(keys), reader.batch):
-        chunk = keys[start : start + reader.batch]
-        for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
-            if slot is None:
-                continue
-            found: list[Item] | ReleaseCorrupt
-            try:
-                if isinstance(slot, StoreError):
-                    raise slot
-                found = decode(cut(open_value(key, slot), depth))
-            except ReleaseCorrupt as error:
-                found = error
-            except ValueError as error:
-                found = ReleaseCorrupt(f"the row {key!r} is not a list ({error}); publish the release again")
-            yield key.partition(":")[2], found
+    async for key, slot in read_slots(reader, release, keys):
+        if slot is None:
+            continue
+        found: list[Item] | ReleaseCorrupt
+        try:
+            found = slot if isinstance(slot, ReleaseCorrupt) else decode(cut(open_value(key, slot), depth))
+        except ReleaseCorrupt as error:
+            found = error
+        except ValueError as error:
+            found = ReleaseCorrupt(f"the row {key!r} is not a list ({error}); publish the release again")
+        yield key.partition(":")[2], found
 
 
 def common(one: Sequence[str], other: Sequence[str]) -> float:

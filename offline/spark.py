@@ -32,7 +32,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.manifest import Tally
 from hotplate.stores.publication import PartContext, WrittenPart, write_part
-from hotplate.stores.store import Observer, Plan, Row
+from hotplate.stores.store import ChargeCounter, Observer, Plan, Row
 from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import OnProgress
 
@@ -153,22 +153,10 @@ class _Noting(AccumulatorParam):  # type: ignore[misc]  # pyspark is not typed
         return _Noted(value1.rows + value2.rows, value1.failed or value2.failed)
 
 
-class _ChargeCounter:
-    def __init__(self) -> None:
-        self.ru = 0.0
-        self.failures = list[str]()
-
-    def charged(self, ru: float) -> None:
-        self.ru += ru
-
-    def failed(self, kind: str) -> None:
-        self.failures.append(kind)
-
-
 class _MeasuredPart(NamedTuple):
     written: WrittenPart
     counts: ListCounts
-    charges: _ChargeCounter
+    charges: ChargeCounter
 
 
 def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
@@ -185,7 +173,7 @@ def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_M
 
 
 async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
-    lists, charges = job.lists.value, _ChargeCounter()
+    lists, charges = job.lists.value, ChargeCounter()
     measured = Measurement(lists.items(), job.depth)
     rows = rows_of(lists, block, measured.add)
     store = connect(job.url, charges)

@@ -188,6 +188,22 @@ class Observer(Protocol):
         """Count a failed attempt, retried or not; *kind* is one of a few words defined by the store."""
 
 
+@dataclass(slots=True)
+class ChargeCounter:
+    """An Observer that sums up request units, and remembers the kinds of failed attempts."""
+
+    ru: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+    def charged(self, ru: float) -> None:
+        """See `Observer`."""
+        self.ru += ru
+
+    def failed(self, kind: str) -> None:
+        """See `Observer`."""
+        self.failures.append(kind)
+
+
 Attribute = str | int | float | tuple[str, ...]
 
 

@@ -18,6 +18,7 @@ from azure.cosmos.exceptions import CosmosResourceNotFoundError
 
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.lists import publish_rows
 from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.cosmos.charges import KB
@@ -27,8 +28,7 @@ from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore, open_containers
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Checksum, Item, encode
-from hotplate.stores.publication import publish
-from hotplate.stores.store import Observer, Plan, Row
+from hotplate.stores.store import ChargeCounter, Observer, Plan, Row
 
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
@@ -85,20 +85,6 @@ def partition_of(name: str, parts: int) -> int:
     return int(effective_key(name), 16) * parts // V2_SPAN
 
 
-@dataclass(slots=True)
-class RequestUnits:
-    """An `Observer` that sums up charges."""
-
-    ru: float = 0.0
-
-    def charged(self, ru: float) -> None:
-        """Add a charge."""
-        self.ru += ru
-
-    def failed(self, kind: str) -> None:
-        """Do nothing."""
-
-
 class Published(NamedTuple):
     """A release, and its charge per list."""
 
@@ -144,18 +130,11 @@ class Sandbox:
         return asyncio.run(self._publish(lists))
 
     async def _publish(self, lists: SizedLists) -> Published:
-        rows, spent = lists.rows(), RequestUnits()
-
-        async def batches() -> AsyncIterator[list[Row]]:
-            for start in range(0, len(rows), BATCH):
-                yield rows[start : start + BATCH]
-
+        rows, spent = lists.rows(), ChargeCounter()
+        batches = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
         async with _opened(self.address, spent) as store:
             plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
-            await publish(store, batches(), plan=plan, about={})
-            live = (await store.catalogue()).live_ref
-        if live is None:
-            raise BenchFailed(f"the release published to {self.address.shown} is not live")
+            live = await publish_rows(store, batches, plan)
         return Published(live, spent.ru / lists.count)
 
     def scale(self, release: ReleaseRef, ru: int) -> None:

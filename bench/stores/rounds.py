@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from hotplate.bench import process
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.lists import CheckResult, Shape, check_answers, popular_complaint
+from hotplate.bench.lists import CheckResult, Shape, check_answers, live_in, popular_complaint, publish_rows
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import ResponseSample, Result
@@ -23,8 +23,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.publication import publish
-from hotplate.stores.store import Row, Store
+from hotplate.stores.store import Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
@@ -177,22 +176,16 @@ async def _share_lists(
             source = stores[0]
             notes.append(f"Lists of {LIST_LENGTH} items are generated for {users:,} users.")
             display.start(f"writing lists for {users:,} users into {next(iter(named.values()))}")
-            await _publish_made_up(source, users, display)
-        release = await _live(source)
+            shape = Shape(users, LIST_LENGTH)
+            await publish_rows(source, shape.batches(shape.values()), shape.plan, "zstd", display.step)
+        release = await live_in(source)
         for name, store in zip(named.values(), stores, strict=True):
             if (await store.catalogue()).live_ref is None:
                 display.start(f"writing the lists into {name}")
                 await copy(source, store, release.id, on_progress=display.step)
-        manifests = [await load_manifest(store, await _live(store)) for store in stores]
+        manifests = [await load_manifest(store, await live_in(store)) for store in stores]
         ids = await _first_users(source, release, users)
     return manifests, ids, notes
-
-
-async def _live(store: Store) -> ReleaseRef:
-    found = (await store.catalogue()).live_ref
-    if found is None:
-        raise BenchMisused("another process removed the live release of a store")
-    return found
 
 
 async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None]) -> None:
@@ -209,16 +202,6 @@ async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live
                 "are not of one model; publish one model to both, or bring one release into both: hotplate releases "
                 "copy ID --from URL --to URL"
             )
-
-
-async def _publish_made_up(store: Store, users: int, display: ProgressDisplay) -> None:
-    shape = Shape(users, LIST_LENGTH)
-
-    async def batches() -> AsyncIterator[list[Row]]:
-        for rows in shape.batches(shape.values()):
-            yield rows
-
-    await publish(store, batches(), plan=shape.plan, about={}, encoding="zstd", on_progress=display.step)
 
 
 async def _first_users(store: Store, release: ReleaseRef, most: int) -> list[str]:

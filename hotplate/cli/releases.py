@@ -22,7 +22,6 @@ from hotplate.cli.terminal import (
     shown_store,
     table,
     with_store,
-    with_stores,
 )
 from hotplate.stores.options import Flag
 
@@ -258,6 +257,7 @@ def copy(
     Example: hotplate releases copy --from file:///var/lib/hotplate --to redis://localhost:6379/0
     """
     from hotplate.releases import find_release
+    from hotplate.stores.connect import run_between
     from hotplate.stores.transfer import copy as copy_release
 
     target, meter = limit_ru(target, max_ru) or target, RequestUnitMeter()
@@ -268,7 +268,7 @@ def copy(
 
     with progress_bars(meter.progress) as on_progress:
         report = partial(on_progress, "copy")
-        done = with_stores(source, target, act, meter)
+        done = run_between(chosen_store(source), chosen_store(target), act, meter)
     live = activate and done.held_back is None
     counts = {"rows_written": done.rows, "rows_there": done.skipped, "repaired": done.repaired}
     state = f"{'live' if live else 'ready'}{' and repaired' if done.repaired else ''}"
@@ -330,6 +330,7 @@ def repair(
     Example: hotplate releases repair --from redis://localhost:6379/0 --store file:///var/lib/hotplate
     """
     from hotplate.releases import find_release
+    from hotplate.stores.connect import run_between
     from hotplate.stores.transfer import repair as rewrite
 
     with progress_bars() as on_progress:
@@ -338,7 +339,7 @@ def repair(
             chosen = await find_release(damaged, release)
             return await rewrite(damaged, opened, chosen.id, on_progress=partial(on_progress, "repair"))
 
-        done = with_stores(source, chosen_store(store), act)
+        done = run_between(chosen_store(source), chosen_store(store), act)
     fields = {"release": done.manifest, "rows_written": done.rows}
     sentence = f"{done.rows:,} rows of {done.manifest.release} were written again"
     _print_done(store, fields, sentence, as_json=as_json)

@@ -239,15 +239,6 @@ def with_store(
     return run_on(chosen_store(url), act, observer, must_exist=not may_be_new)
 
 
-def with_stores(
-    source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
-) -> T:
-    """Run *act* on two stores, and close them."""
-    from hotplate.stores.connect import run_between
-
-    return run_between(chosen_store(source), chosen_store(target), act, observer)
-
-
 def interruptible(work: Callable[[], T]) -> T:
     """Run *work* in a thread, so that Ctrl-C works during a long C call.
 
