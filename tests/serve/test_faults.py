@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cosmos_account import Account, emulated_account
+from tests.support.limited_service import counted
 from tests.support.readers import WAIT_S, lists, reading, until_read
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
@@ -86,7 +87,7 @@ async def test_a_redis_that_is_emptied_leaves_popular_lists_until_the_next_publi
         assert (await until_read(reader, "redis")).served.id == second
 
 
-async def test_service_started_with_redis_down_serves_only_from_a_local_tier(
+async def test_redis_that_is_down_at_the_start_or_later_is_seen_and_survived(
     tmp_path: Path, redis: RedisServer
 ) -> None:
     await publish_to(redis.url(), {"user:1": a_list("far")})
@@ -100,6 +101,15 @@ async def test_service_started_with_redis_down_serves_only_from_a_local_tier(
         redis.start()
         until(alone.is_ready, "the service is not ready")
         assert alone.get("/v1/recommendations/1").json["tier"] == "redis"
+        redis.kill()
+
+        def is_seen() -> bool:
+            assert alone.get("/v1/recommendations/1").json["source"] == "popular"
+            failures = counted(alone, "hotplate_store_operation_duration_seconds_count", outcome="error")
+            return failures > 0 and counted(alone, "hotplate_breaker_open") == counted(alone, "hotplate_degraded") == 1
+
+        until(is_seen, "operators do not see the outage")
+        assert alone.is_ready()
 
 
 TIER = "cosmos+http"

@@ -1,7 +1,6 @@
 """`hotplate.open_sync`: lists for programs without an event loop, from any thread, and after a fork."""
 
 import asyncio
-import json
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import hotplate
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
-from tests.support.soak import scaled
 
 LISTS = {"user:42": a_list("a", "b", "c"), "item:a": a_list("b", "c"), "popular:France": a_list("vin", "pain")}
 
@@ -245,36 +243,3 @@ def test_forked_process_follows_releases_before_and_after_use_by_parent(
         second = asyncio.run(publish_to(url, LISTS))
         out, err = process.communicate("go on\n", timeout=UNTIL_S)
     assert (process.returncode, out, err) == (0, f"{second}\n", "")
-
-
-THREADS, CALLS, FLIPS, FORKS, LATE_S = 8, 25_000, scaled(10), 5, 2.0
-
-
-@pytest.mark.alone
-@pytest.mark.soak
-def test_no_call_is_stale_whatever_thread_and_process_it_comes_from(tmp_path: Path) -> None:
-    folder, stop = tmp_path / "store", tmp_path / "stop"
-    releases, live_since = [publish(folder)], list[float]()
-    numbers = map(str, (THREADS, CALLS // (THREADS * (1 + FORKS)) + 1, FORKS))
-    command = [sys.executable, "-m", "tests.support.sync_callers", f"file://{folder}", str(stop), *numbers]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        try:
-            for _ in range(FLIPS):
-                time.sleep(1)
-                releases.append(publish(folder))
-                live_since.append(time.monotonic())
-            time.sleep(2)
-        finally:
-            stop.touch()
-        out, _ = process.communicate(timeout=UNTIL_S)
-    reports = [json.loads(line) for line in out.splitlines()]
-    assert (process.returncode, len(reports)) == (0, 1 + FORKS)
-    assert [report["errors"] for report in reports] == [[]] * len(reports)
-    last_calls = [report["last"] for report in reports]
-    assert any(releases[-1] in last for last in last_calls)
-    assert all(
-        last.get(old, 0.0) - since <= LATE_S
-        for last in last_calls
-        for old, since in zip(releases, live_since, strict=False)
-    )
-    assert sum(report["calls"] for report in reports) >= CALLS

@@ -1,4 +1,4 @@
-"""Releases that change, and stores put back from an older copy or with a rebuilt catalogue, while they are served."""
+"""Releases that change, and stores that are deleted or whose catalogue is rebuilt, while they are served."""
 
 import asyncio
 import json
@@ -60,27 +60,6 @@ def until_ready(service: Service, release: str) -> None:
         return {(state["status"], state.get("release")) for state in service.states()} == {("ready", release)}
 
     until(is_so, f"{release} is not served by all")
-
-
-@pytest.mark.soak
-async def test_workers_follow_a_restored_folder_and_agree_with_later_workers(tmp_path: Path) -> None:
-    store, copy = tmp_path / "store", tmp_path / "copy"
-    first = await publish_to(f"file://{store}", lists("r1"))
-    shutil.copytree(store, copy)
-    second = await publish_to(f"file://{store}", lists("r2"))
-    with running(store, "--workers", "2") as service:
-        until_ready(service, second)
-        with requested(service) as releases:
-            shutil.rmtree(store)
-            shutil.copytree(copy, store)
-            until_ready(service, first)
-        assert set(releases) <= {first, second}
-        with running(store) as later:
-            until_ready(later, first)
-        assert service.log.read_text().count("the store was restored from an older copy") == 2  # once a worker
-        third = await publish_to(f"file://{store}", lists("r3"))
-        until_ready(service, third)
-    assert '"level":"error"' not in service.log.read_text()
 
 
 async def test_rebuilt_catalogue_is_followed_by_workers_and_rejects_old_writers(tmp_path: Path) -> None:
