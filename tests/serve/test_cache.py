@@ -161,7 +161,7 @@ async def test_deny_list_applies_before_the_cache_and_item_filters_after_it(stor
 def test_a_service_shows_what_its_cache_spares_the_store(tmp_path: Path, redis_server: RedisServer) -> None:
     url = redis_server.url(prefix="cached")
     asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "popular:": a_list("p")}))
-    with serving(tmp_path, "--store", url, "--cache-mb", "1") as service:
+    with serving(tmp_path, "--store", url, "--cache-mb", "1", "--budget", "60") as service:
         for _ in range(10):
             assert service.get("/v1/recommendations/1").json["source"] == "personal"
         until(lambda: samples(service, "hotplate_cache_bytes"), "the cache is not in the metrics")

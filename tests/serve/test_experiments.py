@@ -56,7 +56,7 @@ async def test_users_keep_their_arm_while_both_arms_are_published_every_night(op
     assert experiment is not None
     arms = {name: experiment.arm_of(name) for name in NAMES}
     assert 10 <= sum(arm == "B" for arm in arms.values()) <= 30
-    reader = TieredReader({"tier": open_store()})
+    reader = TieredReader({"tier": open_store()}, budget_s=60)
     assert {name: item for name, (_, item) in (await answers(reader)).items()} == arms
     for night in range(2):
         for arm in ("A", "B"):
@@ -83,7 +83,7 @@ async def test_arm_a_answers_for_an_arm_b_that_cannot_be_served(open_store: Open
     await publish(store, rows("A"))
     await life.start_canary(store, await publish(store, rows("B"), live=False), 50, 14)
     await store.erase(await ref_of(store, await publish(store, rows("lost"), arm="B")))
-    found = await answers(TieredReader({"tier": open_store()}))
+    found = await answers(TieredReader({"tier": open_store()}, budget_s=60))
     assert {item for _, item in found.values()} == {"A"}
 
 

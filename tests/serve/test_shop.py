@@ -158,7 +158,7 @@ def test_each_page_shows_lists_or_fewer_but_never_fails(tmp_path: Path, name: st
             return [*homes, ask("/products/7"), ask("/basket", lines=LINES)]
 
         assert pages() == [[]] * 5, "the service is down"
-        with serving(tmp_path, "--store", redis.url(), "--port", str(port)):
+        with serving(tmp_path, "--store", redis.url(), "--port", str(port), "--budget", "60"):
             assert pages() == [[]] * 5, "no release is live"
             asyncio.run(publish_to(redis.url(), LISTS))
             until(lambda: ask("/") == POPULAR)

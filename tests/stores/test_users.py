@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,10 +258,10 @@ async def test_a_prune_during_a_restore_takes_no_record_that_is_named_later(fold
     await erase_users(other, ["6"])
 
     def pruned(_done: int, _total: int) -> None:
-        asyncio.run_coroutine_threadsafe(life.prune(other, grace_s=0.0), loop)
+        prunes.append(asyncio.run_coroutine_threadsafe(life.prune(other, grace_s=0.0), loop))
 
-    loop = asyncio.get_running_loop()
+    loop, prunes = asyncio.get_running_loop(), list[Future[list[ReleaseId]]]()
     await restore(tmp_path / "backup", other, pruned, over=True)
-    await asyncio.sleep(0.1)
+    await asyncio.gather(*map(asyncio.wrap_future, prunes), return_exceptions=True)
     assert [user for user in "567" if await is_erased(other, user)] == ["6", "7"]
     await other.close()
