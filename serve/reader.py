@@ -447,11 +447,17 @@ class TieredReader:
 
         If no tier can be read, all get the popular list of *segment*; *must_read* raises StoreUnavailable instead.
         """
-        _, fallback = self.placed(POPULAR, segment, segment, name)
-        prefix = prefix_of(USER, list_of(fallback))
+        _, live = self.placed(POPULAR, segment, segment, name)
+
+        def fallback_of(user: str) -> str:
+            """Return the key in the release that is served to the user, whose default list may be another one."""
+            stored = self._first(key=USER + user).served.manifest.stored_name(name) if name else None
+            return live if stored is None else prefix_of(POPULAR, stored) + segment
+
         wanted = [user for user in dict.fromkeys(users) if not self._is_hidden(USER + user)]
+        fallbacks = {prefix_of(USER, list_of(key)) + user: key for user in wanted for key in (fallback_of(user),)}
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
-        found = await self._read_many([prefix + user for user in wanted], fallback, deadline, must_read=must_read)
+        found = await self._read_many(fallbacks, deadline, must_read=must_read)
         if name:
             found = [self.as_named(one, name) for one in found]
         if len(wanted) == len(users) and self.consumed is None:
@@ -460,33 +466,35 @@ class TieredReader:
         of_role = {one.served.is_canary: one for one in reversed(found)}
 
         def unknown(user: str) -> EncodedList:
+            fallback = fallback_of(user)
             first = self._first(fallback, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
-            return first if read is None else _present(self._popular(read.tier, read.served, fallback, "unknown"))
+            return _present(first if read is None else self._popular(read.tier, read.served, fallback, "unknown"))
 
         return [self.hiding(user, by_user.get(user) or self.as_named(unknown(user), name)) for user in users]
 
-    async def _read_many(
-        self, keys: Sequence[str], fallback: str, deadline: float, *, must_read: bool
-    ) -> list[EncodedList]:
+    async def _read_many(self, fallbacks: Mapping[str, str], deadline: float, *, must_read: bool) -> list[EncodedList]:
+        """Read keys, each with that of its fallback."""
         found = dict[str, EncodedList]()
 
         def take_all(origin: Origin, group: Sequence[str], slots: Sequence[Slot]) -> None:
-            found.update(zip(group, self._lists(origin, group, slots, fallback), strict=True))
+            found.update(zip(group, self._lists(origin, group, slots, fallbacks), strict=True))
 
-        _, failure = await self._lookups.read_many(keys, deadline, take_all, _read_by.get())
-        if len(found) < len(keys):
-            self._first(fallback)  # raises NotReady
+        _, failure = await self._lookups.read_many([*fallbacks], deadline, take_all, _read_by.get())
+        if len(found) < len(fallbacks):
+            self._first()  # raises NotReady
             if must_read and (failure is not None or self.first_served is None):
                 raise StoreUnavailable("no store can be read for now") from failure
-        return [_present(found[key] if key in found else self._unread(fallback, key)) for key in keys]
+        return [_present(found.get(key) or self._unread(fallback, key)) for key, fallback in fallbacks.items()]
 
-    def _lists(self, origin: Origin, keys: Sequence[str], slots: Sequence[Slot], fallback: str) -> list[EncodedList]:
+    def _lists(
+        self, origin: Origin, keys: Sequence[str], slots: Sequence[Slot], fallbacks: Mapping[str, str]
+    ) -> list[EncodedList]:
         tier, served = origin
         lists = [
-            EncodedList(tier.name, served, "personal", slot, "ok", fallback)
+            EncodedList(tier.name, served, "personal", slot, "ok", fallbacks[key])
             if isinstance(slot, bytes) and not is_empty(slot)
-            else self._fallback(tier, served, key, slot, fallback)
+            else self._fallback(tier, served, key, slot, fallbacks[key])
             for key, slot in zip(keys, slots, strict=True)
         ]
         self._count(origin, "personal", HIT, USER, sum(one.status == "ok" for one in lists))
@@ -561,13 +569,14 @@ class TieredReader:
     def _popular(self, tier: str, served: ServedRelease, fallback: str, status: Status) -> EncodedList:
         """Return a popular list of *served*, or, if that lacks the list, of another release; empty if all lack it."""
         if fallback not in served.popular:
-            fallback = overall_of(fallback)
-            if fallback not in served.popular:
+            overall = overall_of(fallback)
+            if overall not in served.popular:
                 others = ((each.name, other) for each in self.tiers for other in each.follower.all_served)
-                found = next(((name, other) for name, other in others if fallback in other.popular), None)
+                found = next(((name, other) for name, other in others if overall in other.popular), None)
                 if found is None:  # gone since the request began
-                    return EncodedList(tier, served, "popular", NO_OFFSET, status, fallback)
-                tier, served = found
+                    return EncodedList(tier, served, "popular", NO_OFFSET, status, overall)
+                (tier, served), status = found, "error"
+            fallback = fallback if fallback in served.popular else overall
         return EncodedList(tier, served, "popular", served.popular[fallback], status, fallback)
 
     def _not_ready(self) -> NotReady:

@@ -101,7 +101,8 @@ async def test_a_tier_or_canary_without_the_list_never_answers_with_another(
     reader = await over(remote, older)
     remote.failure = StoreUnavailable("gone")
     assert first(await reader.personal("1", name="basket")) == ("basket popular", "popular", "basket")
-    assert first((await reader.personal_many(["1"], name="basket"))[0])[0] == "basket popular"
+    (unread,) = await reader.personal_many(["1"], "France", "basket")
+    assert (first(unread), unread.status) == (("vin", "popular", "basket"), "error")
     remote.failure = None
     canary = await publish(memory, [Row("popular:", a_list("canary")), Row("user:1", a_list("canary 1"))], live=False)
     await life.start_canary(memory, canary, 99.9999)
@@ -128,7 +129,8 @@ async def test_a_release_with_another_default_list_answers_by_name(memory: Memor
     reader = await over(memory)
     for name in ("home", "basket"):
         assert first(await reader.personal("1", name=name)) == (f"{name} 1", "personal", name)
-        assert {first(one)[2] for one in await reader.personal_many(["1", "9"], name=name)} == {name}
+        many = [first(one)[:2] for one in await reader.personal_many(["1", "9"], name=name)]
+        assert many == [(f"{name} 1", "personal"), (f"{name} popular", "popular")]
         assert first((await reader.fold_in([("a", None)], 5, name=name)).found)[2] == name
 
 
