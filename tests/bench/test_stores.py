@@ -165,7 +165,7 @@ def test_reads_are_priced_by_cpu_and_by_what_the_store_is_paid_for() -> None:
     assert cost("redis://a", cpu_hour=1.0) - cpu == pytest.approx(2 * 0.016 / 3600 / rate * 1e9)
 
 
-def test_publishes_of_one_model_are_compared_and_a_store_without_one_is_filled(tmp_path: Path) -> None:
+def test_publishes_of_one_model_are_compared_and_an_empty_store_is_filled(tmp_path: Path) -> None:
     model, urls, empty = checkerboard_model(), [f"file://{tmp_path}/{name}" for name in "ab"], f"file://{tmp_path}/c"
     published = [publish_model(model, url) for url in urls]
     assert published[0] != published[1]

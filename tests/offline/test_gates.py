@@ -248,7 +248,7 @@ async def test_a_default_list_that_gets_a_name_is_compared_with_the_live_one(tmp
     assert "gate users_kept: 0.4 is below 0.5" in str(written.refused)
 
 
-async def test_shorter_lists_on_request_and_a_damaged_or_tiny_live_release_are_no_accident(
+async def test_short_lists_on_request_and_a_damaged_live_release_are_no_accident(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = MemoryStore()

@@ -128,7 +128,7 @@ def test_lists_that_keep_what_users_have_count_their_own_rows() -> None:
     assert item not in [each["id"] for each in decode(without[f"user:{name}"])]
 
 
-async def test_releases_and_their_copies_say_whether_they_have_the_lists_of_one_model() -> None:
+async def test_releases_and_copies_say_whether_they_are_of_one_model() -> None:
     model, target = checkerboard_model(), MemoryStore()
     later = replace(model, created_at=model.created_at + timedelta(days=1))
     stores = [MemoryStore() for _ in range(4)]

@@ -125,7 +125,7 @@ def test_consumed_items_stay_hidden_after_a_kill_and_a_restart(store: Path) -> N
         assert shown(second, "/v1/recommendations/2?n=2") == ["a", "c"]
 
 
-def test_a_restart_reads_segments_that_another_process_closes_or_ships_meanwhile(tmp_path: Path) -> None:
+def test_a_restart_reads_segments_that_others_close_or_ship_meanwhile(tmp_path: Path) -> None:
     segment = LogSegment(tmp_path)
     event = {"id": "1", "time": time.time(), "type": "buy", "user": "1", "items": ["a"], "role": "live"}
     segment.append([line_of(json.dumps(event, separators=(",", ":")).encode())])

@@ -72,7 +72,7 @@ async def timed(reader: TieredReader, user: str) -> tuple[str, bytes, float]:
 
 
 @virtual
-async def test_late_read_is_answered_by_the_replica_and_the_slower_one_is_cancelled(store: TwoPlaces) -> None:
+async def test_a_late_read_is_answered_by_the_replica_and_the_slower_is_cancelled(store: TwoPlaces) -> None:
     reader = await opened(store)
     store.late, before = 100, store.cancelled
     status, body, took_s = await timed(reader, "2")

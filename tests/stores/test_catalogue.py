@@ -208,7 +208,7 @@ def test_both_arms_get_new_releases_while_assignment_and_horizon_stay() -> None:
     assert (back.canary_entry, back.live) == (replace(back.find(ReleaseId("B1")), state=State.READY), "A2")
 
 
-def test_a_rollback_concerns_arm_a_and_the_experiment_ends_by_promote_or_abort() -> None:
+def test_a_rollback_concerns_arm_a_and_promote_or_abort_end_experiments() -> None:
     found = renewed(with_arms(), "b2", "B")
     back = changes.rollback(found, B)
     assert (back.live, back.canary, back.running) == (A, found.canary, found.experiment)
@@ -222,7 +222,7 @@ def test_a_rollback_concerns_arm_a_and_the_experiment_ends_by_promote_or_abort()
     assert changes.activate(found, A, end_canary=True).running is None
 
 
-def test_the_share_of_an_experiment_is_fixed_and_its_arms_have_different_releases() -> None:
+def test_an_experiment_has_a_fixed_share_and_arms_of_different_releases() -> None:
     with pytest.raises(ReleaseConflict, match="promote or abort it"):
         changes.start_canary(with_arms(), C, 60)
     with pytest.raises(ReleaseConflict, match="is live"):

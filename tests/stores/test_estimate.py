@@ -35,7 +35,7 @@ async def test_rows_and_bytes_are_those_that_are_put_and_nothing_is_written(tmp_
     assert not (tmp_path / "new").exists()
 
 
-async def test_what_does_not_fit_or_cannot_be_served_is_refused_as_a_publish_would_be(
+async def test_what_does_not_fit_or_cannot_be_served_is_refused_as_by_a_publish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def too_much(store: Store) -> Manifest:

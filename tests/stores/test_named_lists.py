@@ -92,7 +92,7 @@ async def test_erased_users_are_erased_from_each_list(open_store: OpenStore) -> 
     assert (await load_manifest(store, await ref_of(store, later))).count("user") == 117
 
 
-async def test_an_earlier_version_refuses_a_release_with_names_and_reads_one_without(tmp_path: Path) -> None:
+async def test_an_earlier_version_refuses_a_release_with_names_and_no_other(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "store")
     with_names, without = await publish(store, ROWS), await publish(store)
     formats = [

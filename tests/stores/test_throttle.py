@@ -17,7 +17,7 @@ def test_pauses_keep_a_writer_to_its_share_of_the_time() -> None:
     assert all(pause_s == 0 or pause_s >= MIN_PAUSE_S for pause_s in pauses_s)
 
 
-async def test_step_is_retried_while_its_store_is_down_but_not_if_the_error_is_permanent() -> None:
+async def test_a_step_is_retried_while_its_store_is_down_but_not_for_other_errors() -> None:
     lost = StoreUnavailable("rows are gone")
     lost.permanent = True
     failures, taken = [StoreUnavailable("down"), lost], list[str]()

@@ -43,24 +43,6 @@ async def is_erased(store: Store, user: str) -> bool:
 
 
 @on_every_store
-async def test_an_erased_user_stays_erased_after_a_rollback_and_a_publish(open_store: OpenStore) -> None:
-    store = open_store()
-    first, second = await published(store), await published(store)
-    before = await store.catalogue()
-    done = await erase_users(store, ["7", "nobody"])
-    assert done.erased == ("7", "nobody")
-    after = await store.catalogue()
-    assert (after.generation, after.live) == (before.generation + 1, second)
-    assert await life.rollback(store) == first
-    third = await published(store)
-    assert await is_erased(store, "7")
-    assert not await is_erased(store, "6")
-    assert third not in (await find_users(store, ["7"])).holding
-    await life.prune(store, keep=0, grace_s=0.0)
-    assert await is_erased(store, "7"), "the record was pruned"
-
-
-@on_every_store
 async def test_rows_of_erased_users_are_not_missing(open_store: OpenStore) -> None:
     store = open_store()
     release = await ref_of(store, await published(store))

@@ -136,7 +136,7 @@ def in_two_regions(work: Callable[[SignedClient, dict[str, float]], Coroutine[No
     [lambda client: client.replace("c", {"id": NAME}, "e"), lambda client: client.read_fresh("c", NAME)],
     ids=["write", "fresh read"],
 )
-def test_write_region_that_never_answers_is_replaced_by_the_one_that_the_account_lists(
+def test_a_write_region_that_never_answers_is_replaced_by_the_listed_one(
     act: Callable[[SignedClient], Awaitable[object]],
 ) -> None:
     async def work(client: SignedClient, delays_s: dict[str, float]) -> None:

@@ -230,7 +230,7 @@ async def lose(account: SimulatedAccount, store: CosmosStore, release: ReleaseId
     ],
 )
 @simulated
-async def test_what_an_account_has_lost_is_found_by_a_verify_and_healed_by_a_repair(
+async def test_what_an_account_has_lost_is_found_by_verify_and_healed_by_repair(
     account: SimulatedAccount, what: str, names: set[str]
 ) -> None:
     store, live = await published(account)

@@ -101,7 +101,7 @@ async def test_the_room_for_the_next_catalogue_is_taken_again_once_there_is_some
     await store.close()
 
 
-async def test_a_catalogue_that_outgrew_its_room_is_pruned_on_a_disk_that_others_fill(
+async def test_a_catalogue_that_outgrew_its_room_is_pruned_on_a_full_disk(
     disk: Path, store: LmdbStore, clock: FakeClock
 ) -> None:
     await publish(store, SMALL, 100, plan=UNDERSTATED)
