@@ -108,12 +108,13 @@ class BatchBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
-    """An item of a basket with its weight."""
+    """An item of a basket, perhaps with its weight."""
 
     id: Id
     weight: Annotated[
-        float, Meta(gt=0, le=MAX_WEIGHT, description="As of an interaction in training; by default the usual one.")
-    ]
+        Annotated[float, Meta(gt=0, le=MAX_WEIGHT)] | None,
+        Meta(description="As of an interaction in training; by default the usual one."),
+    ] = None
 
 
 class FoldInBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -324,7 +324,7 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
             assert answer.headers.get("cache-control") == ("no-store" if answer.status == 200 else None)
             return answer.status, answer.body
 
-        status, body = post({"items": ["i003", {"id": "i004", "weight": 2}, "who"], "n": 2.0})
+        status, body = post({"items": ["i003", {"id": "i004", "weight": 2}, {"id": "who"}], "n": 2.0})
         fields = json.loads(body)
         expected = [item["id"] for item in loaded_once().recommend({3: RECENCY**2, 4: 2 * RECENCY}, 2)]
         assert status == 200
