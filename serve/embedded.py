@@ -216,10 +216,12 @@ def _at_hand(
 
 def _place(options: ListOptions | FilterOptions) -> tuple[str, str]:
     """Return the segment and the name of the list."""
-    return str(options.get("segment", OVERALL)), options.get("list", "")
+    return (str(options.get("segment", OVERALL)), options.get("list", "")) if options else (OVERALL, "")
 
 
 def _filter(options: FilterOptions) -> ItemFilter:
+    if not options:
+        return NO_FILTER
     if wrong := options.keys() - ListOptions.__optional_keys__:
         raise TypeError(f"a list takes exclude, where, segment and list, not {wrong.pop()}")
     return filter_of([check_id(item) for item in options.get("exclude", ())], options.get("where", ""))

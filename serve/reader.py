@@ -296,8 +296,9 @@ class TieredReader:
 
     def popular(self, segment: str = OVERALL, name: str = "") -> EncodedList:
         """Return the popular list of a segment, or the overall one."""
+        found = self._first(self.placed(POPULAR, segment, segment, name)[1])
         self.metrics.count_lookup("popular", "hit")
-        return self.as_named(self._first(self.placed(POPULAR, segment, segment, name)[1]), name)
+        return self.as_named(found, name)
 
     def as_named(self, found: EncodedList, name: str) -> EncodedList:
         """Return a list that was requested by *name*, which may be empty, and count it by that name.
@@ -305,9 +306,11 @@ class TieredReader:
         If the release that it was read from has another default list, this is the popular list of *name* instead.
         Raises UnknownList if no release has the list.
         """
-        if name and found.name != name:
-            found = self._popular_named(name, found)
         if name:
+            if found.name != name:
+                found = self._popular_named(name, found)
+            if is_empty(found.body):  # gone since the request began
+                raise _unknown(name, found.served)
             counts = found.served.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))
             counts[_OUTCOMES[found.status]] += 1
         return found
@@ -372,7 +375,7 @@ class TieredReader:
         else:
             encoded = self._fallback(*origin, NO_KEY, failed, fallback)
         known, items = counts
-        return FoldedIn(self.as_named(_present(encoded), name), known, items - known)
+        return FoldedIn(self.as_named(encoded, name), known, items - known)
 
     async def _similar_many(self, items: Collection[str], prefix: str) -> tuple[Origin | None, dict[str, Slot]]:
         """Read lists of similar items of one release; its origin is None if no tier could be read."""
@@ -469,7 +472,7 @@ class TieredReader:
             fallback = fallback_of(user)
             first = self._first(fallback, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
-            return _present(first if read is None else self._popular(read.tier, read.served, fallback, "unknown"))
+            return first if read is None else self._popular(read.tier, read.served, fallback, "unknown")
 
         return [self.hiding(user, by_user.get(user) or self.as_named(unknown(user), name)) for user in users]
 
@@ -485,7 +488,7 @@ class TieredReader:
             self._first()  # raises NotReady
             if must_read and (failure is not None or self.first_served is None):
                 raise StoreUnavailable("no store can be read for now") from failure
-        return [_present(found.get(key) or self._unread(fallback, key)) for key, fallback in fallbacks.items()]
+        return [found.get(key) or self._unread(fallback, key) for key, fallback in fallbacks.items()]
 
     def _lists(
         self, origin: Origin, keys: Sequence[str], slots: Sequence[Slot], fallbacks: Mapping[str, str]
@@ -508,13 +511,13 @@ class TieredReader:
         waiter = source, fallback, partial(_resolve, future)
         self._lookups.add(key, waiter)
         if (deadline := _read_by.get()) is None:
-            return _present(await future)
+            return await future
         try:
             async with asyncio.timeout_at(deadline):
-                return _present(await future)
+                return await future
         except TimeoutError:
             self._lookups.leave(key, waiter)
-            return _present(self.get_nowait(key, source, fallback, late=True) or self._unread(fallback, key))
+            return self.get_nowait(key, source, fallback, late=True) or self._unread(fallback, key)
 
     def _complete(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
         if len(waiters) > 1 and origin is not None:
@@ -573,7 +576,7 @@ class TieredReader:
             if overall not in served.popular:
                 others = ((each.name, other) for each in self.tiers for other in each.follower.all_served)
                 found = next(((name, other) for name, other in others if overall in other.popular), None)
-                if found is None:  # gone since the request began
+                if found is None:
                     return EncodedList(tier, served, "popular", NO_OFFSET, status, overall)
                 (tier, served), status = found, "error"
             fallback = fallback if fallback in served.popular else overall
@@ -587,13 +590,6 @@ class TieredReader:
 def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
     if not future.done():
         future.set_result(found)
-
-
-def _present(found: EncodedList) -> EncodedList:
-    """Return *found*; raises UnknownList if no release has the list."""
-    if is_empty(found.body):
-        raise _unknown(found.name, found.served)
-    return found
 
 
 def _unknown(name: str, served: ServedRelease) -> UnknownList:

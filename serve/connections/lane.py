@@ -4,7 +4,7 @@
 or read differently:
 
 - The bytes are one whole request: their first empty line is their end.
-- The request line is a GET with an id that needs no decoding, at most `?n=`, and HTTP/1.1.
+- The request line is a GET with an id that needs no decoding, at most `n` and `list`, and HTTP/1.1.
 - Each header has a listed name, occurs once, and has visible ASCII. Headers are not listed if they announce a body,
   change the protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms).
 - Only facts that header bytes determine are remembered. Keys, rates, the deny-list, the live release and draining are
@@ -25,14 +25,15 @@ from xxhash import xxh3_64_hexdigest
 from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.app import Dispatcher, RequestIds, is_request_id
-from hotplate.serve.api.handlers import PRIVATE, found_in, is_known, list_body, list_head, list_headers
+from hotplate.serve.api.handlers import PRIVATE, SIMILAR, found_in, is_known, list_body, list_head, list_headers
+from hotplate.serve.api.parameters import ListQuery
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
-from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded
-from hotplate.serve.reader import DEFAULT_N, EVERYBODY, EncodedList, NotReady
+from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded, unknown_list
+from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady, UnknownList
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, RequestSpan, use_span
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import ITEM, USER
+from hotplate.stores.encoding import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
 # Limits of remembered header blocks and lines, and of response heads.
@@ -43,7 +44,8 @@ PENDING = b""
 END = b"\r\n\r\n"
 
 _line = re.compile(
-    rb"GET /v1/(?:(recommendations|similar)/([A-Za-z0-9_~.:@-]{1,128})|popular)(?:\?n=([1-9][0-9]{0,2}))? HTTP/1\.1\r\n"
+    rb"GET /v1/(?:(recommendations|similar)/([A-Za-z0-9_~.:@-]{1,128})|popular)"
+    rb"(?:\?([a-z]+=[A-Za-z0-9_&=-]{1,128}))? HTTP/1\.1\r\n"
 ).match
 _value = re.compile(rb"[ \t]?([\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)").fullmatch
 
@@ -103,8 +105,11 @@ class _AnswerFrame(NamedTuple):
     middle: bytes
 
 
-# Start time, kind, id in the path, n, headers, caller, and span if sampled; a tuple for speed.
-_Request = tuple[float, _ListRoute, bytes, int, _Headers, str | None, RequestSpan | None]
+# The parameters of a request without a query.
+_PLAIN = DEFAULT_N, ""
+
+# Start time, kind, id in the path, n and name of the list, headers, caller, and span if sampled; a tuple for speed.
+_Request = tuple[float, _ListRoute, bytes, tuple[int, str], _Headers, str | None, RequestSpan | None]
 
 
 class AnswerWriter:
@@ -176,7 +181,8 @@ class Lane:
         self._writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
         self._blocks = dict[bytes, _Headers]()
         self._lines = dict[bytes, tuple[int, str | None]]()
-        self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _AnswerFrame]()
+        self._queries = dict[bytes, tuple[int, str]]()
+        self._frames = dict[tuple[str, ReleaseRef, bool, str, str, str], _AnswerFrame]()
 
     def answer(self, data: bytes, now: float, deliver: Callable[[bytes], None]) -> bytes | None:
         """Return the answer to a request that arrived *now*; None if it is not plain.
@@ -188,23 +194,36 @@ class Lane:
             return None
         block = data[line.end() :]
         headers = self._blocks.get(block) or self._read(block)
-        if headers is None:
+        name, raw_id, raw_query = line.groups()
+        query = _PLAIN if raw_query is None else self._queries.get(raw_query) or self._parse(raw_query)
+        if headers is None or query is None:
             return None
-        name, raw_id, digits = line.groups()
         kind, guard = self._kinds[name], self._guard
-        n = DEFAULT_N if digits is None else int(digits)
         try:
             caller = guard.caller(headers[0])
             if not isinstance(caller, Caller):
                 return None  # a token that must be verified
             guard.charge(caller, READ)
         except Problem as problem:
-            return self._refused((now, kind, b"", n, headers, None, self._span(headers)), problem)
-        request = now, kind, raw_id or b"", n, headers, caller.name, self._span(headers)
+            return self._refused((now, kind, b"", query, headers, None, self._span(headers)), problem)
+        request = now, kind, raw_id or b"", query, headers, caller.name, self._span(headers)
         try:
             return self._answer_list(request, deliver)
-        except NotReady:
+        except (NotReady, UnknownList):
             return None
+
+    def _parse(self, raw: bytes) -> tuple[int, str] | None:
+        """Return *n* and the name of the list; None for other parameters."""
+        try:
+            query = SIMILAR.parse(raw.decode())
+        except Problem:
+            return None
+        if query != ListQuery(n=query.n, list=query.list):
+            return None
+        if len(self._queries) >= MAX_REMEMBERED:
+            self._queries.clear()
+        self._queries[raw] = found = query.n, query.list
+        return found
 
     def _span(self, headers: _Headers) -> RequestSpan | None:
         return None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
@@ -227,22 +246,27 @@ class Lane:
             report(record, self._access_log if is_logged else None, span)
 
     def _answer_list(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
-        kind = request[1]
+        _, kind, raw_id, (_, name), *_ = request
         if not kind.key:
-            return self._made(request, self._reader.popular())
-        key, source = kind.key + request[2].decode(), kind.source
-        encoded = self._reader.get_nowait(key, source)
+            return self._made(request, self._reader.popular(OVERALL, name))
+        key, fallback = self._reader.placed(kind.key, raw_id.decode(), OVERALL, name)
+        encoded, source = self._reader.get_nowait(key, kind.source, fallback), kind.source
         if encoded is not None:
             return self._made(request, encoded)
         span = request[-1]
         with nullcontext() if span is None else use_span(span):
-            self._reader.submit(key, source, EVERYBODY, lambda read: deliver(self._made(request, read)))
+            self._reader.submit(key, source, fallback, lambda read: deliver(self._made(request, read)))
         return PENDING
 
     def _made(self, request: _Request, encoded: EncodedList) -> bytes:
-        started, kind, raw_id, n, (_, given_id, known, _, _), _, span = request
-        served = encoded.served
-        frame = self._frames.get((kind.source, served.ref, served.is_canary, encoded.source, encoded.tier))
+        started, kind, raw_id, (n, name), (_, given_id, known, _, _), _, span = request
+        if name:
+            try:
+                encoded = self._reader.as_named(encoded, name)
+            except UnknownList as error:  # gone since it was read
+                return self._refused(request, unknown_list(str(error)))
+        served, fallback = encoded.served, encoded.fallback
+        frame = self._frames.get((kind.source, served.ref, served.is_canary, encoded.source, encoded.tier, fallback))
         if frame is None:
             frame = self._frame(kind, encoded)
         if self._hides and kind.key == USER:
@@ -262,13 +286,13 @@ class Lane:
         return self._writer.write(head, request_id, took_s, content, f'{etag}"\r\n')
 
     def _frame(self, kind: _ListRoute, encoded: EncodedList) -> _AnswerFrame:
-        served, source, tier = encoded.served, encoded.source, encoded.tier
+        served, source, tier, fallback = encoded.served, encoded.source, encoded.tier, encoded.fallback
         if len(self._frames) >= MAX_FRAMES:
             self._frames.clear()
         content, *others = list_headers(encoded, kind.source, kind.cache).items()
         first = "{}: {}\r\n".format(*content)
         lines = _lines(dict(others)) + 'ETag: "'
-        self._frames[kind.source, served.ref, served.is_canary, source, tier] = frame = _AnswerFrame(
+        self._frames[kind.source, served.ref, served.is_canary, source, tier, fallback] = frame = _AnswerFrame(
             f"HTTP/1.1 200 OK\r\n{first}{lines}".encode(),
             f"HTTP/1.1 304 Not Modified\r\n{lines}".encode(),
             list_head(encoded),

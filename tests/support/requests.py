@@ -38,7 +38,7 @@ VALUES = [
 COLONS = [":", ":  ", " : ", ":\t", "", ": \t", "::"]
 ENDS = ["\n", "\r", " \r\n", "\r\n ", "\r\n\t", "\x00\r\n"]
 USER = "/v1/recommendations/"
-TARGETS = [f"{USER}1", f"{USER}2?n=3", "/v1/popular", "/v1/similar/1"] * 12 + [
+TARGETS = [f"{USER}1", f"{USER}2?n=3", "/v1/popular", "/v1/similar/1", f"{USER}2?list=basket"] * 12 + [
     f"{USER}1", f"{USER}1?n=5", f"{USER}nobody", f"{USER}empty", f"{USER}1?n=999", f"{USER}1?n=1000",
     f"{USER}1?n=1001", f"{USER}1?n=0", f"{USER}1?n=05", f"{USER}1?n=5&n=6", f"{USER}1?m=5", f"{USER}1?", f"{USER}1#x",
     f"{USER}..", f"{USER}.", USER, f"{USER}1/", f"{USER}/1", f"{USER}%31", f"{USER}a%20b", f"{USER}a b", f"{USER}ü",
@@ -46,7 +46,10 @@ TARGETS = [f"{USER}1", f"{USER}2?n=3", "/v1/popular", "/v1/similar/1"] * 12 + [
     "/v1/popular", "/v1/popular?n=3", "/v1/popular/", "/v1/popular/1", "/v1/popularity", "/livez",
     "/v1/similar/1", "/v1/similar/1?n=2", "/v1/similar/nothing", "/v1/similar/", "/v1/similar/../recommendations/1",
     "//v1/recommendations/1", f"{USER}1?segment=fr", f"{USER}1?n=5%00", f"{USER}1;n=5", f"{USER}1&n=5",
-    f"{USER}1?n=\xb2",
+    f"{USER}1?n=\xb2", f"{USER}1?list=basket&n=2", f"{USER}2?n=2&list=basket", "/v1/popular?list=basket",
+    f"{USER}1?list=", f"{USER}1?list=nothing", "/v1/popular?list=nothing", f"{USER}1?list=basket&list=basket",
+    "/v1/similar/1?list=basket", f"{USER}1?list=bas%6bet",
+    f"{USER}1?list=basket&where=", f"{USER}1?n=1&n=2&list=basket", f"{USER}1?fields=id",
 ]  # fmt: skip
 METHODS = ["HEAD", "POST", "get", "GET ", "OPTIONS", "G", "\r\nGET", "\nGET", " GET"]
 VERSIONS = ["HTTP/1.0", "HTTP/2.0", "HTTP/1.1 ", "http/1.1", "HTTP/1.10", "HTTP/1.01", ""]

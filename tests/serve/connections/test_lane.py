@@ -21,6 +21,7 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Row, Slot
 from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange
@@ -31,10 +32,12 @@ from tests.support.requests import CORPUS, END, GET, HOST, REAL, pieces
 from tests.support.service import a_list
 from tests.support.soak import SEED
 from tests.support.stores import as_bodies
+from tests.support.stores import publish as publish_rows
 
 LISTS = {f"user:{n}": a_list(*(f"{n}-{m}" for m in range(20))) for n in range(5)} | {
     "user:..": a_list("dots"), "user:empty": b"", "user:a b": a_list("b"), "user:a.b@c:d~e_f-g": a_list("c"),
     "item:1": a_list("2", "3"), "popular:": a_list(*map(str, range(15))),
+    "user@basket:2": a_list("basket"), "popular@basket:": a_list(*map(str, range(9))),
 }  # fmt: skip
 
 
@@ -60,7 +63,7 @@ async def reader_of(store: MemoryStore, *, awaited: bool = False, denied: Path |
     async def rows() -> AsyncIterator[Sequence[Row]]:
         yield as_bodies(sorted(Row(key, value) for key, value in LISTS.items()))
 
-    await publish(store, rows(), plan=Plan(len(LISTS), 10_000), about={})
+    await publish(store, rows(), plan=Plan(len(LISTS), 10_000), about={"lists": {"basket": {}}})
     return TieredReader({"store": RemoteStore(store) if awaited else store}, deny_list=DenyListFile(denied))
 
 
@@ -238,7 +241,8 @@ class GatedStore(RemoteStore):
         self.gate.set()
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        await self.gate.wait()
+        if keys[0].startswith("user"):
+            await self.gate.wait()
         return await super().get_many(release, keys, timeout_s=timeout_s)
 
 
@@ -290,3 +294,16 @@ async def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() 
         while connection.state is State.STORE:
             await asyncio.sleep(0)
         assert not transport.written
+
+
+async def test_a_named_list_that_is_gone_when_the_store_answers_is_unknown() -> None:
+    async with gated() as (pair, store):
+        _, transport = await waiting(pair, store.gate, GET.replace(b"/1 ", b"/2?list=basket "))
+        await publish_rows(store.inner, [Row("popular:", a_list("new"))])
+        await pair.reader.tiers[0].follower.refresh()
+        store.failure = StoreUnavailable("gone")
+        store.gate.set()
+        while not transport.written:
+            await asyncio.sleep(0)
+        assert b" 404 " in transport.written
+        assert b"has no list 'basket'" in transport.written
