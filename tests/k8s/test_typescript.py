@@ -16,13 +16,16 @@ from tests.support.service import a_list, publish_lists, running
 pytestmark = pytest.mark.k8s
 SECTION = (ROOT / "docs" / "integration.md").read_text().partition("## TypeScript\n")[2].partition("\n## ")[0]
 PACKAGES = re.findall(r"[\w-]+@\d+\.\d+\.\d+", SECTION)
-(GENERATE,) = re.findall(r"^    npx (.*)$", SECTION, re.MULTILINE)
+GENERATE, COMPILE = re.findall(r"^    npx (.*)$", SECTION, re.MULTILINE)
 (PROGRAM,) = re.findall(r"```ts\n(.*?)```", SECTION, re.DOTALL)
-COMPILE = "tsc --strict --target es2022 --lib es2022,dom,dom.iterable --types --module nodenext lists.ts"
 # More that the types know; `@ts-expect-error` fails where there is no error.
 MORE = """
 const { data } = await service.POST("/v1/recommendations", { body: { users: ["42"], n: 1 } });
 console.log(JSON.stringify(data?.results.map((one) => one.items.map((item) => item.id))));
+const rest = await service.GET("/v1/recommendations/{user}", {
+  params: { path: { user: "42" }, query: { n: 2, exclude: ["a", "b"] } },
+});
+console.log(JSON.stringify(rest.data?.items.map((item) => item.id)));
 // @ts-expect-error -- no such route
 void service.GET("/v1/recommendations/{person}", { params: { path: { person: "42" } } });
 // @ts-expect-error -- no such parameter
@@ -51,4 +54,4 @@ def test_generated_types_compile_and_refuse_what_the_api_lacks(pytestconfig: pyt
         program = (PROGRAM + MORE).replace(stated, used).replace("timeout(250)", "timeout(60000)")
         (tmp_path / "lists.ts").write_text(program)
         run(COMPILE)
-        assert run("node lists.js").splitlines()[:2] == ['["a","b","c"]', '[["a"]]']
+        assert run("node lists.js").splitlines()[:3] == ['["a","b","c"]', '[["a"]]', '["c","d"]']
