@@ -24,6 +24,7 @@ import uvloop
 from hotplate.bench.bare import COPIED, ROUTE, fetch
 from hotplate.bench.lists import MAX_POPULAR, POPULAR_SOURCE, Shape, publish_rows
 from hotplate.bench.process import (
+    REDIS_SERVER,
     RedisServer,
     Server,
     emulator_serving,
@@ -31,7 +32,6 @@ from hotplate.bench.process import (
     free_port,
     on_core,
     read_samples,
-    redis_installed,
     redis_serving,
     service_serving,
     serving,
@@ -139,8 +139,7 @@ def files(shape: Shape, values: list[bytes], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     """Run a redis-server."""
-    if not redis_installed():
-        pytest.skip("redis-server is not installed; on Debian or Ubuntu: apt-get install redis-server")
+    executable(REDIS_SERVER)
     with redis_serving() as server:
         yield server
 

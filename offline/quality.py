@@ -24,7 +24,7 @@ from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, described, params_from
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
-from hotplate.report import markdown_page
+from hotplate.report import markdown_page, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -156,35 +156,29 @@ def _ndcg(parts: Parts, params: Params) -> npt.NDArray[np.float64]:
     return measure_users(recommend_all(fit_parts(parts, params), parts, 10), parts.test).values["ndcg"]
 
 
-def time_rows(data: DataSet, trainings: Trainings) -> Iterator[str]:
+def time_rows(data: DataSet, trainings: Trainings) -> Iterator[Sequence[str]]:
     """Yield a row for each piece, and their mean."""
     pieces = [measure_piece(trainings, share) for share in PIECES]
     for share, piece in zip(PIECES, pieces, strict=True):
         cells = [f"{value:.4f}" for value in piece.ndcg.values()]
         cells[-1] += f" ± {piece.half:.4f}, {piece.described}"
-        yield _row(data.name, f"{share:.0%}", f"{piece.users:,}", *cells)
+        yield data.name, f"{share:.0%}", f"{piece.users:,}", *cells
     means = {name: float(np.mean([piece.ndcg[name] for piece in pieces])) for name in pieces[0].ndcg}
-    yield _row(data.name, "mean", "", *(f"{value:.4f}" for value in means.values()))
+    yield data.name, "mean", "", *(f"{value:.4f}" for value in means.values())
 
 
-def draw_rows(data: DataSet, trainings: Trainings) -> Iterator[str]:
+def draw_rows(data: DataSet, trainings: Trainings) -> Iterator[Sequence[str]]:
     """Yield a row for each random draw."""
     for draw in DRAWS:
         report = trainings.report(str(trainings.piece(1.0)), *CORE_OPTIONS, *draw.options, "-k", str(draw.k))
         value = report["evaluation"]["model"][draw.metric]
         popular = report["evaluation"]["baselines"].get("popularity", report["evaluation"]["model"])[draw.metric]
         low, high = report["evaluation"]["intervals"][draw.metric]
-        yield _row(
-            data.name, draw.name, f"{popular:.4f}", f"{value:.4f} ± {(high - low) / 2:.4f}, {_described(report)}"
-        )
+        yield data.name, draw.name, f"{popular:.4f}", f"{value:.4f} ± {(high - low) / 2:.4f}, {_described(report)}"
 
 
 def _described(report: dict[str, Any]) -> str:
     return described(params_from(report["engine"], report["params"]))
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -194,8 +188,7 @@ def main(arguments: Sequence[str]) -> int:
         ("data", "first pairs", "users", *FIXED, RECENT, PERSONAL, TYPED),
         ("data", "random draw, which flatters", "popularity", TYPED),
     )
-    tables = [[_row(*heading), "|" + "---|" * len(heading)] for heading in headings]
-    missing = False
+    times, draws, missing = list[Sequence[str]](), list[Sequence[str]](), False
     for data in DATA_SETS:
         file = data_at / data.file
         if not file.exists():
@@ -204,12 +197,12 @@ def main(arguments: Sequence[str]) -> int:
             continue
         with tempfile.TemporaryDirectory() as made:
             trainings = Trainings(data, file, Path(made))
-            tables[0] += time_rows(data, trainings)
-            tables[1] += draw_rows(data, trainings)
-    written = "\n\n".join("\n".join(rows) for rows in tables)
+            times += time_rows(data, trainings)
+            draws += draw_rows(data, trainings)
+    written = "\n".join(map(markdown_table, headings, (times, draws)))
     print(written)
     if not missing:
-        PAGE.write_text(markdown_page(PAGE.read_text(), written + "\n", "quality"))
+        PAGE.write_text(markdown_page(PAGE.read_text(), written, "quality"))
     return 0
 
 

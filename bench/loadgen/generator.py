@@ -45,15 +45,7 @@ Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick until it returns None
 
 
 async def sleep_until_due(tick: Tick) -> None:
-    """Call *tick* at each due time, by a timerfd (~50 µs late) or the loop's timer (~1 ms)."""
-    if hasattr(ctypes.CDLL(None), "timerfd_create"):
-        await _sleep_by_kernel(tick)
-    else:
-        while tick() is not None:  # noqa: ASYNC110 -- the clock is awaited
-            await asyncio.sleep(LOOP_TICK_S)
-
-
-async def _sleep_by_kernel(tick: Tick) -> None:
+    """Call *tick* at each due time, by a timerfd: ~50 µs late, where the loop's timer is ~1 ms late."""
     libc = ctypes.CDLL(None, use_errno=True)
     # os.timerfd_create needs Python 3.13.
     timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)

@@ -186,14 +186,14 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     return SourcedInputs(Inputs(**values), sources)
 
 
-def hourly_shares(profile: str | Sequence[float]) -> tuple[float, ...]:
+def hourly_shares(profile: str | Sequence[float], label: str = "profile") -> tuple[float, ...]:
     """Return 24 rates, or a named shape, as shares of the busiest hour."""
     if isinstance(profile, str):
         if profile in SHAPES:
             return SHAPES[profile]
-        raise PlanMisused(f"profile {profile!r} is none of {', '.join(SHAPES)}; it may also be 24 numbers")
+        raise PlanMisused(f"{label} {profile!r} is none of {', '.join(SHAPES)}; it may also be 24 numbers")
     if len(profile) != HOURS or min(profile) < 0 or max(profile) <= 0:
-        raise PlanMisused("profile takes 24 numbers from 0, not all 0")
+        raise PlanMisused(f"{label} takes 24 numbers from 0, not all 0")
     return tuple(rate / max(profile) for rate in profile)
 
 
@@ -329,12 +329,8 @@ def _parsed(value: object) -> float:
 def _profile(value: object, label: str) -> str | tuple[float, ...]:
     listed = value.split(",") if isinstance(value, str) and "," in value else value
     try:
-        if isinstance(listed, list | tuple):
-            listed = tuple(float(each) for each in listed)
-        elif not isinstance(listed, str):
-            raise PlanMisused(f"profile is {value!r}; it takes a shape's name, or 24 numbers")
-        hourly_shares(listed)
-    except ValueError as error:  # PlanMisused is one
-        sentence = str(error) if isinstance(error, PlanMisused) else f"profile is {value!r}; it takes 24 numbers"
-        raise PlanMisused(sentence.replace("profile", label, 1)) from error
-    return listed
+        shape = listed if isinstance(listed, str) else tuple(map(float, listed))  # type: ignore[call-overload]  # TOML
+    except (TypeError, ValueError) as error:
+        raise PlanMisused(f"{label} is {value!r}; it takes a shape's name, or 24 numbers") from error
+    hourly_shares(shape, label)
+    return shape

@@ -113,54 +113,48 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
     """Measure in a temporary database. Raises BenchFailed and StoreError."""
     on_progress("creating a container")
     with sandbox(planned.url, MANUAL_MIN) as account, account.container(CONTAINER, MANUAL_MIN) as container:
-        running = _Measurement(container, ours)
         by_size = list[Charge]()
         for size_kb in planned.sizes_kb:
             on_progress(f"items of {size_kb} KB")
-            by_size += running.by_size(size_kb)
-        small = {"read_missing": running.missing(), "write_replace_share": _replace_share(by_size)}
+            by_size += _by_size(container, ours, size_kb)
+        small = {
+            "read_missing": median(_missing(container) for _ in range(TIMES)),
+            "write_replace_share": _replace_share(by_size),
+        }
     subject = redacted(planned.url) + (" (local emulator, not Azure)" if is_emulated(planned.url) else "")
     return MeasuredCharges(subject, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), by_size, small, ours)
 
 
-class _Measurement:
-    def __init__(self, container: ContainerProxy, ours: Charges) -> None:
-        self._container = container
-        self._ours = ours
-
-    def by_size(self, size_kb: int) -> Iterator[Charge]:
-        ours, size, container = self._ours, size_kb * KB, self._container
-        found = dict[str, list[float]]()
-        for body in _bodies(size_kb, TIMES):
-            name = body["id"]
-            requests: Mapping[str, Callable[..., object]] = {
-                "create": partial(container.create_item, body),
-                "read": partial(container.read_item, name, name),
-                "upsert": partial(container.upsert_item, body),
-                "delete": partial(container.delete_item, name, name),
-            }
-            for operation, request in requests.items():
-                received = list[Mapping[str, Any]]()
-                request(response_hook=lambda headers, *_, received=received: received.append(headers))
-                found.setdefault(operation, []).append(_charge(received[-1]))
-        known = {
-            "create": ours.create(size, 0),
-            "read": ours.read(size),
-            "upsert": ours.replace(size, size, 0, 0),
-            "delete": ours.delete(size, 0),
+def _by_size(container: ContainerProxy, ours: Charges, size_kb: int) -> Iterator[Charge]:
+    size, found = size_kb * KB, dict[str, list[float]]()
+    for body in _bodies(size_kb, TIMES):
+        name = body["id"]
+        requests: Mapping[str, Callable[..., object]] = {
+            "create": partial(container.create_item, body),
+            "read": partial(container.read_item, name, name),
+            "upsert": partial(container.upsert_item, body),
+            "delete": partial(container.delete_item, name, name),
         }
-        for operation, charges in found.items():
-            yield Charge(operation, size_kb, median(charges), known[operation])
+        for operation, request in requests.items():
+            received = list[Mapping[str, Any]]()
+            request(response_hook=lambda headers, *_, received=received: received.append(headers))
+            found.setdefault(operation, []).append(_charge(received[-1]))
+    known = {
+        "create": ours.create(size, 0),
+        "read": ours.read(size),
+        "upsert": ours.replace(size, size, 0, 0),
+        "delete": ours.delete(size, 0),
+    }
+    for operation, charges in found.items():
+        yield Charge(operation, size_kb, median(charges), known[operation])
 
-    def missing(self) -> float:
-        return median(self._missing() for _ in range(TIMES))
 
-    def _missing(self) -> float:
-        try:
-            self._container.read_item("absent", "absent")
-        except CosmosResourceNotFoundError as error:
-            return _charge(error.headers or {})
-        raise BenchFailed("the item `absent` exists; use an empty account")
+def _missing(container: ContainerProxy) -> float:
+    try:
+        container.read_item("absent", "absent")
+    except CosmosResourceNotFoundError as error:
+        return _charge(error.headers or {})
+    raise BenchFailed("the item `absent` exists; use an empty account")
 
 
 def _charge(headers: Mapping[str, Any]) -> float:

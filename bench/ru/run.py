@@ -150,7 +150,7 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     except KeyboardInterrupt:  # within a trial the generator handles it
         running.interrupted = True
     except (BenchFailed, StoreError) as error:
-        if not running.has_results:
+        if not running.found:
             raise
         return replace(running.report, failures=(*running.report.failures, str(error)))
     return running.report
@@ -161,18 +161,14 @@ class _Running:
         self._planned = planned
         self._display = display
         self._began_s = time.monotonic()
-        self._found = list[Level]()
+        self.found = list[Level]()
         self._publish_ru = dict[int, float]()
         self._regions = 1
         self.interrupted = False
 
     @property
-    def has_results(self) -> bool:
-        return bool(self._found)
-
-    @property
     def report(self) -> Report:
-        made = Sweep(self._planned.options, tuple(self._found), self._publish_ru, self._regions, self.interrupted)
+        made = Sweep(self._planned.options, tuple(self.found), self._publish_ru, self._regions, self.interrupted)
         return levels.report(made, load_prices())
 
     def _time_left(self, takes_s: float) -> bool:
@@ -219,7 +215,7 @@ class _Running:
                 tried = partial(attempt, level)
                 measured = levels.measure_level(level, tried, emulated=emulated, time_left=left)
                 undriven = f"this machine does not drive {level.ru:,} RU/s" if measured.unproven else ""
-            self._found.append(measured)
+            self.found.append(measured)
             if any(each.result.interrupted for each in measured.trials):
                 self.interrupted = True
                 return

@@ -279,17 +279,13 @@ def _latency(each: Summary) -> Figure:
     return each.latencies[DECISIVE]
 
 
-def _cpu(each: Summary) -> Figure:
-    return each.cpu
-
-
 def answer(stores: Sequence[Summary]) -> str:
     """Name the fastest store, the least CPU, and costs."""
     timed = [each for each in stores if each.has_own_latency]
     parts = [_least(timed, _latency, f"at {DECISIVE}", "fastest", "slower")] if timed else []
     if len(timed) < len(stores):
         parts += [] if timed else ["the latencies are assumed"]
-    parts.append(_least(stores, _cpu, "in CPU a request", "cheapest", "more"))
+    parts.append(_least(stores, lambda each: each.cpu, "in CPU a request", "cheapest", "more"))
     costs = [f"{format_value(each.cost)} {each.currency} from {each.name}" for each in stores if each.cost is not None]
     parts.append(f"a billion reads cost {', '.join(costs)}")
     text = "; ".join(parts)

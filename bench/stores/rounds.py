@@ -232,14 +232,6 @@ class RoundSettings:
     full_s: float = 0.0
     """Seconds of full load for each store and round."""
 
-    def rate_of(self, one: Candidate) -> float:
-        """Return requests/s: fewer through the SDK."""
-        return min(self.rate, SDK_RATE) if through_sdk(one.url) else self.rate
-
-    def duration_of(self, one: Candidate) -> float:
-        """Return seconds of reads in a round: up to twice as long at a lower rate."""
-        return self.duration_s * min(2.0, self.rate / self.rate_of(one))
-
 
 @dataclass(frozen=True, slots=True)
 class ServiceRun:
@@ -350,7 +342,8 @@ class Rounds:
 
     def _load(self, one: Candidate, number: int) -> Load:
         settings = self._settings
-        rate, duration_s = settings.rate_of(one), settings.duration_of(one)
+        rate = min(settings.rate, SDK_RATE) if through_sdk(one.url) else settings.rate
+        duration_s = settings.duration_s * min(2.0, settings.rate / rate)
         return Load(
             url=one.service.url,
             requests=Gets(PATH, RequestKeys(self._setup.users, settings.draw, seed=number)),
