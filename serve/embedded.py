@@ -15,10 +15,10 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.filters import NO_FILTER, ItemFilter, filter_of
 from hotplate.serve.fold_in import RECENCY
-from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader
+from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader, background
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.states import Reporter
-from hotplate.serve.watched import following
+from hotplate.serve.watched import follow
 from hotplate.stores.encoding import ITEM, OVERALL, USER, Item, check_id, decode
 from hotplate.stores.errors import StoreMisused
 
@@ -79,7 +79,7 @@ class Lists:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.reader)
-            await stack.enter_async_context(following(self.reader.deny_list.watched))
+            await stack.enter_async_context(background(follow(self.reader.deny_list.watched)))
             self._loop = asyncio.get_running_loop()
             await self.reader.wait_until_attempted(self._timeout_s)
             self._entered = stack.pop_all()

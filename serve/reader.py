@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from hotplate.serve.consumed import Consumed
 from hotplate.serve.deny_list import DenyListFile
@@ -29,7 +29,6 @@ from hotplate.stores.encoding import (
     SEPARATOR,
     USER,
     IdSet,
-    Item,
     cut,
     cut_without,
     encode,
@@ -344,38 +343,29 @@ class TieredReader:
         prefix, fallback = self.placed(ITEM, "", segment, name)
         denied = self.deny_list.current.items
         excluded, n = only.exclude, max(n, FILTERED) if only.where else n
+        origin: Origin | None
+        failed: Slot = None
         for tier in self.tiers:
             served = tier.follower.served
             if self._fold_in is not None and prefix == ITEM and served is not None and served.factors is not None:
                 weights = summed_weights(items, served.factors.description.weight, recency)
                 basket = served.factors.known(weights)
                 found = await self._fold_in.recommend(served.factors, basket, n, denied, excluded) if basket else []
-                return self._folded_in((tier, served), found, (len(basket), len(weights)), fallback, name=name)
-        weights = summed_weights(items, 1.0, recency)
-        origin, slots = await self._similar_many(weights, prefix)
-        lists = {item: slot for item, slot in slots.items() if isinstance(slot, bytes) and not is_empty(slot)}
-        found = await from_similar(lists, weights, n, denied, excluded)
-        failed = next((slot for slot in slots.values() if isinstance(slot, StoreError)), None)
-        return self._folded_in(origin, found, (len(lists), len(weights)), fallback, failed, name=name)
-
-    def _folded_in(
-        self,
-        origin: Origin | None,
-        found: Sequence[Item],
-        counts: tuple[int, int],
-        fallback: str,
-        failed: Slot = None,
-        *,
-        name: str,
-    ) -> FoldedIn:
+                origin, known = (tier, served), len(basket)
+                break
+        else:
+            weights = summed_weights(items, 1.0, recency)
+            origin, slots = await self._similar_many(weights, prefix)
+            lists = {item: slot for item, slot in slots.items() if isinstance(slot, bytes) and not is_empty(slot)}
+            found, known = await from_similar(lists, weights, n, denied, excluded), len(lists)
+            failed = next((slot for slot in slots.values() if isinstance(slot, StoreError)), None)
         if origin is None:
             encoded = self._unread(fallback, NO_KEY)
         elif found:
             encoded = self._hit(origin, "fold-in", NO_KEY, encode(found), fallback)
         else:
             encoded = self._fallback(*origin, NO_KEY, failed, fallback)
-        known, items = counts
-        return FoldedIn(self.as_named(encoded, name), known, items - known)
+        return FoldedIn(self.as_named(encoded, name), known, len(weights) - known)
 
     async def _similar_many(self, items: Collection[str], prefix: str) -> tuple[Origin | None, dict[str, Slot]]:
         """Read lists of similar items of one release; its origin is None if no tier could be read."""
@@ -604,6 +594,18 @@ async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: 
     finally:
         for task in waiting:
             task.cancel()
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run a coroutine until the block ends."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(partial(log_defect, "work in the background has ended"))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def log_defect(what: str, task: asyncio.Task[None]) -> None:

@@ -5,8 +5,7 @@ The content is read every POLL_S and compared by hash, so any way to replace a f
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from xxhash import xxh3_128_digest
@@ -87,18 +86,8 @@ class WatchedFiles:
             raise ServiceMisused(f"{self.name} cannot be used: its content leads to {type(error).__name__}") from error
 
 
-@asynccontextmanager
-async def following(watched: Sequence[WatchedFiles]) -> AsyncIterator[None]:
-    """Apply changes of files until the block ends."""
-    task = asyncio.create_task(_follow(watched))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _follow(watched: Sequence[WatchedFiles]) -> None:
+async def follow(watched: Sequence[WatchedFiles]) -> None:
+    """Apply changes of files, until cancelled."""
     while True:
         await asyncio.sleep(POLL_S)
         for each in watched:

@@ -147,11 +147,8 @@ class TokenVerifier:
             found = jwt.PyJWKSet.from_dict(keys).keys
         except (TimeoutError, ClientError, ValueError, jwt.PyJWTError) as error:
             raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
-        return {key.key_id: key for key in found if key.key_id and _verifies(key)}
-
-
-def _verifies(key: "PyJWK") -> bool:
-    return key.key_type in ("RSA", "EC") and key.public_key_use in (None, "sig")
+        usable = (key for key in found if key.key_type in ("RSA", "EC") and key.public_key_use in (None, "sig"))
+        return {key.key_id: key for key in usable if key.key_id}
 
 
 def verifier_of(issuer: str | None, audience: str | None) -> VerifyToken | None:

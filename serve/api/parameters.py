@@ -188,19 +188,14 @@ class UserResult(PersonalAnswer, frozen=True, kw_only=True):
     status: UserStatus
 
 
-class FoldInAnswer(Struct, frozen=True):
+class FoldInAnswer(PopularAnswer, frozen=True, kw_only=True):
     """A list for a basket."""
 
     known: Annotated[int, Meta(description="How many different items the release knows.")]
     unknown: Annotated[int, Meta(description="How many it does not know, and ignores.")]
-    release: ReleaseName
-    source: Annotated[
+    source: Annotated[  # type: ignore[assignment]  # other values than of a stored list
         Literal["fold-in", "popular"], Meta(description="`popular` if no item is known, or nothing is left to show.")
     ]
-    tier: TierName
-    items: list[ListedItem]
-    segment: UsedSegment = UNSET
-    list: UsedList = UNSET
 
 
 class BatchAnswer(Struct, frozen=True):

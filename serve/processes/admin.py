@@ -35,16 +35,16 @@ from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.metrics import ROLES, Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready, unknown_list
-from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext, background
-from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader, UnknownList
+from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext
+from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader, UnknownList, background
 from hotplate.serve.releases.served import BothCounts, click_interval
 from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
-from hotplate.serve.watched import following
+from hotplate.serve.watched import follow
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseId
-from hotplate.stores.connect import connect
+from hotplate.stores.connect import opened
 from hotplate.stores.encoding import decode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused
 from hotplate.stores.lifecycle import abort, activate, promote, rollback, start_canary
@@ -178,7 +178,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
         report = MetricReport(telemetry, context.metrics, context.settings.scheme)
         report.start()
     async with (
-        following(context.watched),
+        background(follow(context.watched)),
         admin.opened,
         background(Reporter(()).run(partial(context.states.write, context.settings.workers))),
     ):
@@ -310,11 +310,8 @@ class Admin:
                 "no-admin-store",
                 "this service may not change releases; start it with --admin-store URL, or use `hotplate releases`",
             )
-        store = connect(self._settings.admin_store)
-        try:
+        async with opened(self._settings.admin_store) as store:
             done = await change.act(store, release, given)
-        finally:
-            await store.close()
         release = ReleaseId(done) if isinstance(done, str) else release
         log.warning("an operator %s, release %s, over HTTP", change.done, release)
         return json_of({"release": release})
@@ -397,12 +394,8 @@ class Admin:
 
 async def _read_catalogue(url: str) -> JsonObject:
     try:
-        store = connect(url)
-        try:
-            async with asyncio.timeout(CATALOGUE_S):
-                found = await store.catalogue()
-        finally:
-            await store.close()
+        async with opened(url) as store, asyncio.timeout(CATALOGUE_S):
+            found = await store.catalogue()
     except (TimeoutError, StoreError) as error:
         return {"error": str(error) or f"the catalogue could not be read in {CATALOGUE_S:.0f} s"}
     return {

@@ -5,12 +5,12 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_bytes
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hotplate.serve.access.auth import Guard
 from hotplate.serve.access.tls import Certificate
@@ -24,13 +24,13 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.events import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
 from hotplate.serve.processes.logs import LogStream, SharedLog
-from hotplate.serve.reader import NotReady, TieredReader, log_defect
+from hotplate.serve.reader import NotReady, TieredReader, background
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState, short
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time
-from hotplate.serve.watched import WatchedFiles, following
+from hotplate.serve.watched import WatchedFiles, follow
 
 if TYPE_CHECKING:
     from hotplate.serve.telemetry.export import SpanQueue
@@ -168,7 +168,7 @@ async def _opened(
         stack.push_async_callback(_flush, spans, stop)
         tracer = Tracer(telemetry.sampling, spans.add, settings.scheme)
     await stack.enter_async_context(reader)
-    await stack.enter_async_context(following(context.watched))
+    await stack.enter_async_context(background(follow(context.watched)))
     access_log = events = None
     if settings.access_log_share:
         access_log = AccessLog(
@@ -247,18 +247,6 @@ async def _drain(
     else:
         await server.drain(ends_at - loop_time())
     await server.close(ends_at - loop_time())
-
-
-@asynccontextmanager
-async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run a coroutine until the block ends."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(partial(log_defect, "work in the background has ended"))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _flush(spans: "SpanQueue", stop: _ShutdownSignals) -> None:

@@ -73,14 +73,6 @@ def _releases(state: WorkerState | None) -> Values:
                 yield (tier.tier, release, role), 1
 
 
-def _age_s(tier: TierState, _: WorkerState) -> float | None:
-    return None if tier.written_at is None else max(0.0, time.time() - tier.written_at)
-
-
-def _catalogue_age_s(tier: TierState, state: WorkerState) -> float:
-    return tier.catalogue_age_s + (state.silent_s if state.silent_s > SILENT_S else 0.0)
-
-
 def _process(read: Callable[[Path], float]) -> Callable[[WorkerState | None], Values]:
 
     def value(state: WorkerState) -> float | None:
@@ -90,10 +82,6 @@ def _process(read: Callable[[Path], float]) -> Callable[[WorkerState | None], Va
             return None
 
     return _each(value)
-
-
-def _open_fds(process: Path) -> float:
-    return sum(1 for _ in (process / "fd").iterdir())
 
 
 def _max_fds(process: Path) -> float:
@@ -123,20 +111,21 @@ STATE_TABLE = (
     StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome", _lookups, "counter"),
     StateMetric("hotplate_list_lookups", "Lists looked up by the name of a list.", "release list outcome", _by_list,
                 "counter"),
-    StateMetric("hotplate_worker_open_fds", "Open file descriptors of a worker.", "", _process(_open_fds)),
+    StateMetric("hotplate_worker_open_fds", "Open file descriptors of a worker.", "",
+                _process(lambda process: len([*(process / "fd").iterdir()]))),
     StateMetric("hotplate_worker_max_fds", "Limit of open file descriptors.", "", _process(_max_fds)),
     StateMetric("hotplate_worker_major_page_faults", "Page faults of a worker that waited for a disk.", "",
                 _process(_major_faults), "counter"),
     StateMetric("hotplate_release_info", "1 for a release that is served.", "store release role", _releases),
     StateMetric("hotplate_release_age_seconds", "Time since the served release was written.", "store",
-                _of_tiers(_age_s)),
+                _of_tiers(lambda tier, _: tier.written_at and max(0.0, time.time() - tier.written_at))),
     StateMetric("hotplate_breaker_open", "1 while the circuit breaker of a store is open.", "store",
                 _of_tiers(lambda tier, _: tier.breaker_open)),
     StateMetric("hotplate_canary_stopped",
                 "1 if a worker stopped serving the canary because it is worse than the live release.", "store",
                 _of_tiers(lambda tier, _: tier.canary_stopped)),
     StateMetric("hotplate_catalogue_age_seconds", "Time since the catalogue of a store was last confirmed.", "store",
-                _of_tiers(_catalogue_age_s)),
+                _of_tiers(lambda tier, state: tier.catalogue_age_s + state.silent_s * (state.silent_s > SILENT_S))),
     StateMetric("hotplate_cache_bytes", "Size of a worker's cache of a store.", "store",
                 _of_tiers(lambda tier, _: tier.cache_bytes)),
 )
