@@ -4,7 +4,7 @@ import asyncio
 import heapq
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -95,9 +95,8 @@ class NamedLists:
 
     def plan(self) -> Plan:
         """See `Source`."""
-        plans = [each.plan() for each in self.sources.values()]
-        rows, payload, meta = (sum(sizes) for sizes in zip(*map(_sizes, plans), strict=True))
-        return Plan(rows, payload, meta)
+        plans = (astuple(each.plan()) for each in self.sources.values())
+        return Plan(*map(sum, zip(*plans, strict=True)))
 
     def about(self) -> dict[str, Any]:
         """See `Source`; that of the default list, and those of others by name."""
@@ -113,10 +112,6 @@ def as_source(lists: Mapping[str, S]) -> S | NamedLists:
 def names_in_keys(names: Iterable[str]) -> dict[str, str]:
     """Return the name in keys of each list: empty for the first, the default one."""
     return {name: name if place else "" for place, name in enumerate(names)}
-
-
-def _sizes(plan: Plan) -> tuple[int, int, int]:
-    return plan.rows, plan.payload_bytes, plan.meta_bytes
 
 
 def _merged(sources: Iterable[Iterator[list[Row]]]) -> Iterator[list[Row]]:

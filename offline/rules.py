@@ -88,7 +88,9 @@ def read_rules(
     return Rules(
         None if available is None else frozenset(_read_available(available)),
         frozenset() if exclude is None else frozenset(_read_items(exclude)),
-        {} if categories is None else _read_categories(categories),
+        {}
+        if categories is None
+        else _once(read_text(categories, ["item", "category"]).drop_nulls(), categories, "in two categories"),
         max_per_category,
         min_history,
         {} if boost is None else _read_boosts(boost),
@@ -329,10 +331,6 @@ def _stock_column(path: Path) -> str | None:
     with input_files([path]) as files:
         names = open_tables(files, Format())[0].schema
     return next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
-
-
-def _read_categories(path: Path) -> dict[str, str]:
-    return _once(read_text(path, ["item", "category"]).drop_nulls(), path, "in two categories")
 
 
 def _read_boosts(path: Path) -> dict[str, float]:

@@ -21,7 +21,7 @@ from hotplate.offline.measurement import Items, ListCounts, Measurement
 from hotplate.offline.publish import PartedSource, prefetched
 from hotplate.offline.threads import DaemonThreads
 from hotplate.offline.train.spark import cause_of
-from hotplate.stores.connect import connect, share_of
+from hotplate.stores.connect import opened, share_of
 from hotplate.stores.errors import (
     ReleaseConflict,
     ReleaseNotFound,
@@ -176,10 +176,6 @@ async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
     lists, charges = job.lists.value, ChargeCounter()
     measured = Measurement(lists.items(), job.depth)
     rows = rows_of(lists, block, measured.add)
-    store = connect(job.url, charges)
-    try:
-        async with aclosing(prefetched(rows, {})) as bodies:
-            written = await write_part(store, job.context, block.part, bodies)
-    finally:
-        await store.close()
+    async with opened(job.url, charges) as store, aclosing(prefetched(rows, {})) as bodies:
+        written = await write_part(store, job.context, block.part, bodies)
     return _MeasuredPart(written, measured.counts(), charges)

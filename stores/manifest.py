@@ -101,7 +101,7 @@ class Tally:
         length_bytes = b""
         drawn, hash_of = list[tuple[int, str]](), xxh3_64_intdigest
         base = kind.partition("@")[0]
-        below = self._draws_below() if base in _SAMPLED else 0
+        below = 0 if base not in _SAMPLED else _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
         for key, value in rows:
             raw = key.encode()
             if len(raw) != length:  # rarely
@@ -119,9 +119,6 @@ class Tally:
         if base + ":" == POPULAR:
             self.popular += [key for key, _ in rows]
             self.popular_bytes += sum(len(value) for _, value in rows)
-
-    def _draws_below(self) -> int:
-        return _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
 
     def _draw(self, rows: list[tuple[int, str]]) -> None:
         if rows:

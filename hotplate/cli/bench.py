@@ -12,7 +12,7 @@ import typer
 
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import FAILED, Json, err, out, print_json, require_folder, table
+from hotplate.cli.terminal import FAILED, Json, err, out, print_json, require_folder, show_report, table
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
@@ -51,14 +51,9 @@ def _run(measure: "Callable[[ProgressDisplay], Report]", written: Path, *, as_js
 
 def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
     """Print a report from the file *name*, and exit with its code."""
-    from hotplate.report import print_report, to_json
-
-    if as_json:
-        print_json(to_json(report))
-    else:
-        print_report(report, out)
-        if name is not None:
-            out.print(f"The rest is in {name}.json and {name}.html.")
+    show_report(report, as_json=as_json)
+    if name is not None and not as_json:
+        out.print(f"The rest is in {name}.json and {name}.html.")
     raise typer.Exit(report.exit_code)
 
 

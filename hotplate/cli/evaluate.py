@@ -12,9 +12,9 @@ from hotplate.cli.terminal import (
     Json,
     interruptible,
     out,
-    print_json,
     print_rows_read,
     require_folder,
+    show_report,
     with_store,
 )
 from hotplate.stores.options import Argument, Flag
@@ -69,7 +69,7 @@ def lists(
     choices, found = interruptible(work)
     if not flags.as_json:
         print_rows_read(str(truth), choices.rows, choices.left_out)
-    _print(found, as_json=flags.as_json)
+    show_report(found, as_json=flags.as_json)
 
 
 @app.command()
@@ -85,7 +85,7 @@ def report(
     from hotplate.offline.evaluate.reports import model_report
 
     if as_json:
-        _print(interruptible(lambda: model_report(model)), as_json=True)
+        show_report(interruptible(lambda: model_report(model)), as_json=True)
         return
     from hotplate.report_page import save_page
 
@@ -117,17 +117,8 @@ def compare(
         return evaluator.compare(one, other)
 
     found = interruptible(work)
-    _print(found, as_json=flags.as_json)
+    show_report(found, as_json=flags.as_json)
     raise typer.Exit(found.exit_code)
-
-
-def _print(found: "Report", *, as_json: bool) -> None:
-    from hotplate.report import print_report, to_json
-
-    if as_json:
-        print_json(to_json(found))
-    else:
-        print_report(found, out)
 
 
 def _hold(

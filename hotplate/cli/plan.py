@@ -11,7 +11,7 @@ import typer
 
 from hotplate.bench.planner import inputs
 from hotplate.cli.flags import signed
-from hotplate.cli.terminal import Json, err, out, print_json, require_folder, with_store
+from hotplate.cli.terminal import Json, err, out, require_folder, show_report, with_store
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ def plan(flags: PlanFlags, **given: str | None) -> None:
 
 def _finish(made: "CapacityPlan", prices: Path, compared: "Baseline | None", flags: PlanFlags) -> None:
     from hotplate.bench.planner.review import BOUND_PERCENT, report, to_toml
-    from hotplate.report import print_report, to_json
 
     if flags.why is not None and flags.why not in made.figures:
         raise inputs.PlanMisused(f"--why: there is no figure {flags.why!r}; known are {', '.join(made.figures)}")
@@ -99,12 +98,10 @@ def _finish(made: "CapacityPlan", prices: Path, compared: "Baseline | None", fla
         report_page.save(found, flags.report)
     if flags.save is not None:
         flags.save.write_text(to_toml(made, compared.bound_percent if compared else BOUND_PERCENT))
-    if flags.as_json:
-        print_json(to_json(found))
-    elif flags.why is not None:
+    if flags.why is not None and not flags.as_json:
         _print_formulas(made, flags.why)
     else:
-        print_report(found, out)
+        show_report(found, as_json=flags.as_json)
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 

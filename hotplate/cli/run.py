@@ -251,25 +251,23 @@ def _metrics_sent(summary: dict[str, Any], settings: RunSettings) -> Iterator[No
         raise
     finally:
         summary["ended_at"] = time()
-        for target, send in ((settings.textfile, _write_metrics), (settings.push, _push_metrics)):
+        targets: list[Path | str | None] = [settings.textfile, settings.push]
+        for target in filter(None, targets):
             try:
-                if target is not None:
-                    send(str(target), summary)
+                _send_metrics(target, summary)
             except (OSError, ValueError, HTTPException) as error:
                 reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # which contains the URL
                 err.print(f"hotplate: the metrics could not be sent to {redacted(str(target))}: {reason}")
 
 
-def _push_metrics(url: str, summary: Mapping[str, Any]) -> None:
-    from prometheus_client import push_to_gateway
+def _send_metrics(target: Path | str, summary: Mapping[str, Any]) -> None:
+    from prometheus_client import push_to_gateway, write_to_textfile
 
-    push_to_gateway(url, "hotplate_run", _registry(summary), {"pipeline": summary["pipeline"]}, timeout=PUSH_TIMEOUT_S)
-
-
-def _write_metrics(path: str, summary: Mapping[str, Any]) -> None:
-    from prometheus_client import write_to_textfile
-
-    write_to_textfile(path, _registry(summary))
+    if isinstance(target, Path):
+        write_to_textfile(str(target), _registry(summary))
+        return
+    key = {"pipeline": summary["pipeline"]}
+    push_to_gateway(target, "hotplate_run", _registry(summary), key, timeout=PUSH_TIMEOUT_S)
 
 
 def _registry(summary: Mapping[str, Any]) -> "CollectorRegistry":

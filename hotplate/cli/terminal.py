@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from hotplate.offline.input.files import Format
     from hotplate.offline.training import OnStage
+    from hotplate.report import Report
     from hotplate.stores.store import Observer, Store
 
 T = TypeVar("T")
@@ -100,6 +101,16 @@ def print_result(fields: object, *text: object, as_json: bool) -> None:
         return
     for each in text:
         out.print(each)
+
+
+def show_report(report: "Report", *, as_json: bool) -> None:
+    """Print a report as JSON, or as text."""
+    from hotplate.report import print_report, to_json
+
+    if as_json:
+        print_json(to_json(report))
+    else:
+        print_report(report, out)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

@@ -171,6 +171,7 @@ def evaluate_parts(
     model = evaluate_engine(parts, params, k, on_iteration, popular=popular, make=make)
     others = [each for each in baselines if engine_of(each) != model.engine]
     results = tuple(evaluate_engine(parts, each, k, popular=popular) for each in others)
+    differences = [model.per_user - each.per_user for each in results]
     known = users_per_item(parts.train) > 0
     found_similar = None
     if similar is not None:
@@ -183,7 +184,7 @@ def evaluate_parts(
         model=model,
         baselines=results,
         cold_pairs=int(np.count_nonzero(~known[parts.test.indices])),
-        leads=tuple(_lead(model.per_user - each.per_user) for each in results),
+        leads=tuple(Lead(float(np.mean(each)), interval(each)) for each in differences),
         drawn_from=testable if testable > most else None,
         similar=found_similar,
     )
@@ -231,10 +232,6 @@ def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], N
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
     """Return lists [users, k] of users with test items; -1 for others, and after the end."""
     return for_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k)[0])
-
-
-def _lead(differences: Values) -> Lead:
-    return Lead(float(np.mean(differences)), interval(differences))
 
 
 def as_published(

@@ -477,10 +477,10 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
         for times in _past([params.alpha for params in als], 2, 0.5):
             found.append(replace(best, regularization=times * best.regularization, alpha=times * best.alpha))
     for times in _past([params.regularization for params in ease], 3, 1 / 3):
-        found.append(EASEParams(_rounded(times * ease[0].regularization)))
+        found.append(EASEParams(float(f"{times * ease[0].regularization:.3g}")))
     alike = [params.neighbours for params in neighbours if params.weighting == neighbours[0].weighting]
     for times in _past(alike, 5, 0.5):
-        number = int(np.clip(times * alike[0], 2, _most_neighbours(items)))
+        number = int(np.clip(times * alike[0], 2, max(2, min(items, _MOST_SIMILARITIES // items))))
         found.append(replace(neighbours[0], neighbours=number))
     for walk in [params for params in neighbours if params.weighting == "rp3beta"][:1]:
         for alpha, beta in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
@@ -506,17 +506,13 @@ def more_recency(params: Params, tried: Mapping[Params, float]) -> list[Params]:
         near = [(days * _STEP, gamma), (days / _STEP, gamma)]
         near += [] if isinstance(params, PopularityParams) else [(days, gamma * _STEP), (days, gamma / _STEP)]
     found = [
-        _with_timing(params, days, gamma)
+        PopularityParams(days)
+        if isinstance(params, PopularityParams)
+        else replace(params, recency=Recency(days, gamma))
         for days, gamma in near
         if _SHORTEST_DAYS <= days <= _LONGEST_DAYS and _LEAST_GAMMA <= gamma <= _MOST_GAMMA
     ]
     return [each for each in found if each not in tried]
-
-
-def _with_timing(params: Params, days: float, gamma: float) -> Params:
-    if isinstance(params, PopularityParams):
-        return PopularityParams(days)
-    return replace(params, recency=Recency(days, gamma))
 
 
 def _timing(params: Params) -> tuple[float, float]:
@@ -524,11 +520,3 @@ def _timing(params: Params) -> tuple[float, float]:
         return params.half_life_days or 1.0, 1.0
     recency = recency_of(params)
     return (1.0, 1.0) if recency is None else (recency.half_life_days, recency.gamma)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")
-
-
-def _most_neighbours(items: int) -> int:
-    return max(2, min(items, _MOST_SIMILARITIES // items))
