@@ -79,7 +79,7 @@ class ItemFactors:
         own = np.array(list(basket), dtype=np.intp)
         scores = self._matrix @ self._solve(own, np.array(list(basket.values()))) * self._multipliers
         if self._denied[0] is not denied:
-            self._denied = denied, _rows_in(self._entries if denied else (), denied)
+            self._denied = denied, np.flatnonzero([encode_id(each.id) in denied for each in self._entries if denied])
         scores[own] = scores[self._banned] = scores[self._denied[1]] = -np.inf
         if excluded:
             scores[[row for one in excluded if (row := self._rows.get(orjson.loads(one))) is not None]] = -np.inf
@@ -127,10 +127,6 @@ def _are_first(categories: RowNumbers, most: int) -> npt.NDArray[np.bool_]:
     are_first = np.empty(len(order), dtype=np.bool_)
     are_first[order] = (places < most) | (ordered == 0)
     return are_first
-
-
-def _rows_in(entries: Sequence[ItemEntry], ids: Container[bytes]) -> RowNumbers:
-    return np.flatnonzero([encode_id(entry.id) in ids for entry in entries])
 
 
 def _item(entry: ItemEntry, score: float) -> Item:

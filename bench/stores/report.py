@@ -69,8 +69,8 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
         if options.urls:
             return _measure(options.urls, (), options, settings, display)
         display.start("starting a folder, a Redis and an emulator of Cosmos DB")
-        with own_stores(options.latency) as own:
-            return _measure(own.urls, (*own.notes, LOOPBACK), options, settings, display)
+        with own_stores(options.latency) as (urls, notes):
+            return _measure(urls, (*notes, LOOPBACK), options, settings, display)
     except KeyboardInterrupt:
         return Report(kind="stores", sentence="Nothing was measured.", interrupted=True, machine=describe())
 

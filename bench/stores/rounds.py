@@ -88,16 +88,9 @@ class Setup:
     notes: tuple[str, ...] = ()
 
 
-class OwnStores(NamedTuple):
-    """Stores started here, and notes for the report."""
-
-    urls: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
 @contextmanager
-def own_stores(latency: str) -> Iterator[OwnStores]:
-    """Start a folder, a Redis if installed, and an emulator (listed twice)."""
+def own_stores(latency: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Start a folder, a Redis if installed, and an emulator (listed twice); yield URLs and notes for the report."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
         urls, notes = [f"file://{folder}/store"], list[str]()
@@ -108,7 +101,7 @@ def own_stores(latency: str) -> Iterator[OwnStores]:
         else:
             notes.append(f"Redis is left out: {process.REDIS_MISSING}.")
         cosmos = stack.enter_context(own_cosmos(latency, EMULATOR_RU))
-        yield OwnStores((*urls, cosmos, f"{cosmos}&client=sdk"), tuple(notes))
+        yield [*urls, cosmos, f"{cosmos}&client=sdk"], notes
 
 
 @contextmanager

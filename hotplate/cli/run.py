@@ -251,23 +251,23 @@ def _metrics_sent(summary: dict[str, Any], settings: RunSettings) -> Iterator[No
         raise
     finally:
         summary["ended_at"] = time()
-        targets: list[Path | str | None] = [settings.textfile, settings.push]
-        for target in filter(None, targets):
+        for target in (settings.textfile, settings.push):
             try:
-                _send_metrics(target, summary)
+                if target is not None:
+                    _send_metrics(target, summary)
             except (OSError, ValueError, HTTPException) as error:
                 reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # which contains the URL
                 err.print(f"hotplate: the metrics could not be sent to {redacted(str(target))}: {reason}")
 
 
-def _send_metrics(target: Path | str, summary: Mapping[str, Any]) -> None:
+def _send_metrics(target: object, summary: Mapping[str, Any]) -> None:
     from prometheus_client import push_to_gateway, write_to_textfile
 
     if isinstance(target, Path):
         write_to_textfile(str(target), _registry(summary))
         return
     key = {"pipeline": summary["pipeline"]}
-    push_to_gateway(target, "hotplate_run", _registry(summary), key, timeout=PUSH_TIMEOUT_S)
+    push_to_gateway(str(target), "hotplate_run", _registry(summary), key, timeout=PUSH_TIMEOUT_S)
 
 
 def _registry(summary: Mapping[str, Any]) -> "CollectorRegistry":

@@ -47,15 +47,6 @@ SLICES = 10
 TICK_S = 0.1
 # Time to read the last answer: closing with unread bytes would reset the connection.
 LINGER_S = 1.0
-# Undocumented names of aiohttp, each with a test; pyproject.toml bounds the version.
-UNDOCUMENTED = {
-    BaseProtocol: ("transport", "pause_writing", "resume_writing", "connection_lost"),
-    HttpRequestParser: ("feed_data",),
-    RawRequestMessage: ("version", "should_close", "upgrade", "chunked", "_replace"),
-    StreamReader: ("is_eof", "set_exception", "exception"),
-    StreamWriter: ("drain", "output_size"),
-    web.BaseRequest: ("message", "payload", "protocol", "payload_writer", "task", "loop"),
-}
 
 
 class State(Enum):

@@ -13,6 +13,7 @@ import orjson
 from hotplate.serve.metrics import METHODS, OTHER
 from hotplate.serve.settings import timestamp
 from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan
+from hotplate.stores.encoding import length_of
 
 
 class AccessLog:
@@ -54,8 +55,8 @@ class AccessLog:
         if record.client is not None:
             fields["client"] = record.client
         if record.found is not None:
-            release, source, tier, _, name = record.found
-            fields |= {"release": release, "source": source, "tier": tier, "items": record.found.item_count}
+            release, source, tier, items, name = record.found
+            fields |= {"release": release, "source": source, "tier": tier, "items": length_of(items)}
             fields |= {"list": name} if name else {}
         if record.user is not None and self._users != "none":
             fields["user"] = record.user if self._users == "plain" else self._hash_of(record.user)

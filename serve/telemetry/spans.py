@@ -13,8 +13,6 @@ from random import getrandbits
 from time import perf_counter, time_ns
 from typing import NamedTuple, TypeVar
 
-import orjson
-
 from hotplate.serve.metrics import METHODS, OTHER
 from hotplate.serve.settings import Sampling
 from hotplate.stores.store import Attribute, TracedCall, traced_call
@@ -57,14 +55,9 @@ class ListOrigin(NamedTuple):
     source: str
     tier: str
     items: bytes
-    """Comma-separated JSON."""
+    """As encoded in a list."""
     name: str = ""
     """Of a named list."""
-
-    @property
-    def item_count(self) -> int:
-        """Number of items."""
-        return len(orjson.loads(b"[%b]" % self.items))
 
 
 class RequestRecord(NamedTuple):

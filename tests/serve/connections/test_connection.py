@@ -10,8 +10,11 @@ from time import monotonic
 import orjson
 import pytest
 from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpRequestParser, RawRequestMessage, StreamWriter
+from aiohttp.streams import StreamReader
 
-from hotplate.serve.connections.connection import TRANSITIONS, UNDOCUMENTED, Connection, State
+from hotplate.serve.connections.connection import TRANSITIONS, Connection, State
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
@@ -23,6 +26,15 @@ from tests.support.remote import publish
 from tests.support.service import a_list
 from tests.support.stores import as_bodies, batches
 
+# Names of aiohttp that connections use though it documents none; pyproject.toml bounds the version.
+UNDOCUMENTED = {
+    BaseProtocol: ("transport", "pause_writing", "resume_writing", "connection_lost"),
+    HttpRequestParser: ("feed_data",),
+    RawRequestMessage: ("version", "should_close", "upgrade", "chunked", "_replace"),
+    StreamReader: ("is_eof", "set_exception", "exception"),
+    StreamWriter: ("drain", "output_size"),
+    web.BaseRequest: ("message", "payload", "protocol", "payload_writer", "task", "loop"),
+}
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 LIST = b"GET /v1/popular HTTP/1.1\r\nHost: a\r\n\r\n"
 BODY = b'{"users": ["1"]}' + b" " * 30_000
