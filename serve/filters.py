@@ -14,7 +14,7 @@ from functools import partial
 from math import isfinite, nan
 from typing import Any, NamedTuple
 
-import orjson
+import msgspec
 
 from hotplate.serve.deny_list import NO_OVERRIDES, Overrides
 from hotplate.stores.attributes import Column, ItemAttributes
@@ -79,8 +79,8 @@ def _unquoted(value: str) -> str:
     if value and '"' not in value:
         return value
     try:
-        return str(orjson.loads(value))
-    except orjson.JSONDecodeError:
+        return msgspec.json.decode(value, type=str)
+    except msgspec.MsgspecError:
         raise StoreMisused(f"where has the value {value[:40]}, which is not a JSON string; see {EXAMPLE}") from None
 
 

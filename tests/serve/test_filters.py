@@ -143,6 +143,7 @@ def test_overrides_replace_values_of_some_items(replaced: list[bool], where: str
         ("price<1|2", "and one value"),
         ("price", "cannot be read at 'price'"),
         ("price<1,", "cannot be read"),
+        ('colour:["red"]', "not a JSON string"),
         ("category:|", "cannot be read"),
         ("price:" + "|".join(map(str, range(101))), "100 values"),
     ],
