@@ -51,7 +51,7 @@ BUDGET_S_PER_USER = 0.0005
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
 DEFAULT_N = 10
-# Items of a computed list to which `where` is applied.
+# Items of a list to which `where` is applied: of a computed one, and as estimated of stored ones.
 FILTERED = 200
 # Key of a computed list.
 NO_KEY = ""

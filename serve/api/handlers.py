@@ -28,7 +28,7 @@ from hotplate.serve.api.parameters import (
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.filters import ItemFilter, filter_of
 from hotplate.serve.problems import bad_parameter, overloaded
-from hotplate.serve.reader import EncodedList, NotReady, TieredReader
+from hotplate.serve.reader import FILTERED, EncodedList, NotReady, TieredReader
 from hotplate.serve.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
 from hotplate.serve.telemetry.spans import ListOrigin
 from hotplate.serve.watched import WatchedFiles
@@ -96,7 +96,8 @@ class Handlers:
         batch = parse_batch(await read_body(request))
         answers = await self._reader.personal_many(batch.users, batch.segment, batch.list)
         named = releases(answers) or {RELEASE: self._reader.release()}
-        only, release, size = _filter_of(batch), named[RELEASE], max(1, PIECE_ITEMS // batch.n)
+        only, release = _filter_of(batch), named[RELEASE]
+        size = max(1, PIECE_ITEMS // (max(batch.n, FILTERED) if only.where else batch.n))
         elements = results(
             ((user, encoded, batch.n) for user, encoded in zip(batch.users, answers, strict=True)),
             lambda encoded, n: self._items(encoded, n, only, batch.fields),

@@ -20,9 +20,12 @@ import hotplate
 from hotplate.serve import filters
 from hotplate.serve.deny_list import DenyListInvalid, parse_overrides
 from hotplate.serve.filters import Condition, Rejected, ReleaseFilters, parse_where
+from hotplate.serve.reader import TieredReader
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
 from hotplate.stores.encoding import Item, decode, encode, encode_id
 from hotplate.stores.errors import StoreMisused
+from tests.support.lane import Pair, connected
+from tests.support.requests import post
 from tests.support.service import Answer, Service, a_list, publish_lists, running, until
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -200,6 +203,20 @@ def test_bodies_take_conditions_too(service: Service) -> None:
     assert ids(folded) == ["hat1", "top2+"]
     wrong = service.request("POST", "/v1/recommendations", b'{"users": ["1"], "where": "size:4"}')
     assert (wrong.status, "no attribute 'size'" in wrong.json["detail"]) == (400, True)
+
+
+async def test_other_requests_run_between_the_lists_of_a_filtered_batch(folder: Path) -> None:
+    async with Pair(TieredReader([f"file://{folder}"])) as pair:
+        turns = list[int]()
+        for where in ("", "price<0"):
+            _, transport = connected(pair.plain)
+            body = json.dumps({"users": ["1"] * 300, "n": 1, "where": where})
+            transport.feed(post(b"/v1/recommendations", body.encode()))
+            turns.append(0)
+            while not transport.written:
+                await asyncio.sleep(0)
+                turns[-1] += 1
+        assert turns[1] > turns[0] + 40
 
 
 def test_conditions_follow_the_live_release(tmp_path: Path) -> None:
