@@ -1,21 +1,22 @@
 """The measurement of a service: rounds, a search for the highest rate, or a sweep of batches."""
 
-import asyncio
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.http_report import HttpPlan, HttpRuns, Trial, highest, parse_objective, report
-from hotplate.bench.lists import MAX_POPULAR, check_answers
+from hotplate.bench.lists import MAX_POPULAR, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.options import HttpOptions, parse_rate, parse_seconds, parse_share, require_positive
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.report import Report
-from hotplate.stores.connect import opened
+from hotplate.stores.connect import run_on
 from hotplate.stores.encoding import USER
+from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
 COMPARED = 500  # responses of a round to compare with the store
@@ -70,7 +71,7 @@ def parse_keys(options: HttpOptions) -> RequestKeys:
     elif options.users is not None:
         ids = [str(number) for number in range(options.users)]
     elif options.store is not None:
-        ids = asyncio.run(_users_in(options.store))
+        ids = run_on(options.store, partial(_users_in, options.store))
     else:
         raise BenchMisused("give the users to request: --users N, --keys-file FILE or --store URL")
     in_turn_or_uniform = InTurn() if options.keys_file is not None else Uniform()
@@ -78,12 +79,11 @@ def parse_keys(options: HttpOptions) -> RequestKeys:
     return RequestKeys(tuple(ids), draw, parse_share(options.unknown))
 
 
-async def _users_in(url: str) -> list[str]:
-    async with opened(url) as store:
-        live = (await store.catalogue()).live_ref
-        if live is None:
-            raise BenchMisused(f"nothing is live in {redacted(url)}, so it has no users whose lists could be requested")
-        return [key.removeprefix(USER) async for key, _ in store.scan(live) if key.startswith(USER)]
+async def _users_in(url: str, store: Store) -> list[str]:
+    live = (await store.catalogue()).live_ref
+    if live is None:
+        raise BenchMisused(f"nothing is live in {redacted(url)}, so it has no users whose lists could be requested")
+    return [key.removeprefix(USER) async for key, _ in store.scan(live) if key.startswith(USER)]
 
 
 def _headers(given: Sequence[str]) -> Mapping[str, str]:
@@ -172,7 +172,7 @@ class _HttpMeasurement:
 
     def report(self) -> Report:
         store = self._plan.options.store
-        checked = asyncio.run(check_answers(store, self._samples)) if store else None
+        checked = run_on(store, partial(check_samples, samples=self._samples)) if store else None
         return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, self.interrupted))
 
     def _attempt(self, rate: float) -> Trial:

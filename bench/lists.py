@@ -12,7 +12,6 @@ from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.connect import opened
 from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Item, decode, encode
 from hotplate.stores.errors import StoreError
 from hotplate.stores.publication import publish
@@ -141,14 +140,8 @@ def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -
     )
 
 
-async def check_answers(url: str, samples: Sequence[ResponseSample]) -> CheckResult:
-    """Compare *samples* with their release in the store at *url*."""
-    async with opened(url) as store:
-        return await check_samples(store, samples)
-
-
 async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
-    """Compare *samples* with *store*; error responses are skipped."""
+    """Compare *samples* with their releases in *store*; error responses are skipped."""
     made, by_release = _Comparison(store), dict[str, list[ReceivedList]]()
     for sample in samples:
         if sample.status >= 400:

@@ -9,18 +9,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 from hotplate.bench import process
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.lists import CheckResult, Shape, check_answers, live_in, popular_complaint, publish_rows
+from hotplate.bench.lists import CheckResult, Shape, check_samples, live_in, popular_complaint, publish_rows
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.connect import COSMOS, REDIS, opened
+from hotplate.stores.connect import COSMOS, REDIS, opened, run_on
 from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Store
@@ -294,7 +295,11 @@ class Rounds:
                 self._interrupted = True
         self._display.start("comparing answers with the stores")
         stores = tuple(
-            StoreRuns(one, tuple(self._runs[one.name]), asyncio.run(check_answers(one.url, self._samples[one.name])))
+            StoreRuns(
+                one,
+                tuple(self._runs[one.name]),
+                run_on(one.url, partial(check_samples, samples=self._samples[one.name])),
+            )
             for one in self._setup.candidates
         )
         return Measured(stores, self._interrupted)
