@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.serve.experiments import ArmEvents
-from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION, ReleaseRole
+from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION, POSITIONS, ReleaseRole
 from hotplate.stores.event_log import (
     LogSegment,
     SegmentReader,
@@ -41,7 +41,7 @@ MAX_QUEUED_BYTES = 16 << 20
 CLOSE_S = 3.0
 # For a 95 % interval.
 Z = 1.96
-ALL, MORE, UNKNOWN = "all", "more", "unknown"
+ALL = "all"
 
 
 class WrittenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -349,7 +349,9 @@ def report(
                         counts[event.type == CLICK] += 1
         damaged += reader.damaged
         on_progress(number + 1, len(names))
-    rows = [ListedItems(*group, *places[group]) for group in sorted(places, key=_order)]
+    order = (ALL, *POSITIONS)
+    groups = sorted(places, key=lambda group: (*group[:2], order.index(group[2])))
+    rows = [ListedItems(*group, *places[group]) for group in groups]
     open_segments = sum(map(is_open_segment, everything))
     return EventReport(len(names), open_segments, len(seen), duplicates, damaged, dict(types), rows)
 
@@ -357,10 +359,4 @@ def report(
 def _positions(event: WrittenEvent) -> Iterator[str]:
     for place in range(len(event.items)):
         position = None if event.position is None else event.position + place
-        yield UNKNOWN if position is None else str(position) if position <= COUNTED_POSITIONS else MORE
-
-
-def _order(group: tuple[str, str, str]) -> tuple[str, str, int]:
-    release, role, position = group
-    names = (ALL, *map(str, range(1, COUNTED_POSITIONS + 1)), MORE, UNKNOWN)
-    return release, role, names.index(position)
+        yield POSITIONS[-1 if position is None else min(position, COUNTED_POSITIONS + 1) - 1]

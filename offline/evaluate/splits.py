@@ -154,8 +154,8 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
     held_back &= ~are_among(cells_of(learnt), cells_of(user_items))
     train = past.core(learnt, options.min_per_user, options.min_per_item)
     if options.repeats:
-        again = history.pairs_after(until)
-        return Parts(train, past.only(train), train, _known(again, np.ones(again.nnz, dtype=np.bool_), train, options))
+        user_items = history.pairs_after(until)
+        held_back = np.ones(user_items.nnz, dtype=np.bool_)
     return Parts(train, past.only(train), train, _known(user_items, held_back, train, options))
 
 

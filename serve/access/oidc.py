@@ -17,6 +17,8 @@ from hotplate.serve.access.auth import Caller, VerifyToken, is_loopback, refused
 from hotplate.serve.access.keys import NAME, SCOPES
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.timing import SharedCall
 
 if TYPE_CHECKING:
     from jwt import PyJWK
@@ -62,8 +64,7 @@ class TokenVerifier:
         self._keys: dict[str, PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
         self._failure: str | None = None
-        self._fetching: asyncio.Task[None] | None = None
-        """Shared refresh; it survives cancellation of the request that started it."""
+        self._fetching = SharedCall(self._refresh, lambda: StoreUnavailable("the keys are no longer fetched"))
         self._verdicts = dict[bytes, _TokenVerdict]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
@@ -107,11 +108,10 @@ class TokenVerifier:
     async def _key(self, identifier: str) -> "PyJWK":
         """Fetch keys first if the key is unknown or they are stale."""
         is_fresh = time.monotonic() < self._fetched_at + FRESH_S
-        if identifier not in self._keys or not (is_fresh or self._fetching):
-            if self._fetching is None and time.monotonic() >= self._tried_at + (REFRESH_S if self._keys else RETRY_S):
-                self._fetching = asyncio.create_task(self._refresh())
-            if self._fetching is not None:
-                await asyncio.shield(self._fetching)
+        if identifier not in self._keys or not (is_fresh or self._fetching.is_running):
+            may_start = time.monotonic() >= self._tried_at + (REFRESH_S if self._keys else RETRY_S)
+            if may_start or self._fetching.is_running:
+                await self._fetching.result()
         if identifier in self._keys:
             return self._keys[identifier]
         if not self._keys:
@@ -133,7 +133,6 @@ class TokenVerifier:
             self._keys = keys
         finally:
             self._tried_at = time.monotonic()
-            self._fetching = None
 
     async def _fetch(self) -> "dict[str, PyJWK]":
         import jwt  # noqa: PLC0415 -- an extra

@@ -136,9 +136,7 @@ class RequestIds:
     def of(self, request: web.BaseRequest) -> str:
         """Return the caller's id if it is valid, or a new one."""
         given = request.headers.get(GIVEN_ID)
-        if given is not None and is_request_id(given):
-            return given
-        return self.new()
+        return given if given is not None and is_request_id(given) else self.new()
 
     def new(self) -> str:
         """Return a new id."""

@@ -188,13 +188,7 @@ class Handlers:
         *,
         only: ItemFilter,
     ) -> web.Response:
-        body = self._list(request, subject, encoded, query, only)
-        headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
-        known = request.headers.get(hdrs.IF_NONE_MATCH)
-        if known is not None and is_known(etag, known):
-            del headers["Content-Type"]
-            return web.Response(status=304, headers=headers)
-        return web.Response(body=body, headers=headers)
+        return conditional(request, self._list(request, subject, encoded, query, only), headers)
 
     def _list(
         self, request: web.BaseRequest, subject: bytes, encoded: EncodedList, query: ListQuery, only: ItemFilter
@@ -238,6 +232,16 @@ def list_head(encoded: EncodedList) -> bytes:
 def found_in(encoded: EncodedList, items: bytes) -> ListOrigin:
     """Return the origin of a list, for logs and spans."""
     return ListOrigin(encoded.served.id, encoded.source, encoded.tier, items, encoded.name)
+
+
+def conditional(request: web.BaseRequest, body: bytes, headers: dict[str, str]) -> web.Response:
+    """Answer with *body* and its ETag, or with 304 if the caller has it."""
+    headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
+    known = request.headers.get(hdrs.IF_NONE_MATCH)
+    if known is None or not is_known(etag, known):
+        return web.Response(body=body, headers=headers)
+    del headers["Content-Type"]
+    return web.Response(status=304, headers=headers)
 
 
 def is_known(etag: str, known: str) -> bool:

@@ -9,9 +9,9 @@ import openapi_ui_bundles
 import orjson
 from aiohttp import web
 from msgspec import Struct
-from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.api import events
+from hotplate.serve.api.handlers import conditional
 from hotplate.serve.api.parameters import JSON, OPERATIONS, BatchBody, FoldInBody, Id, NoQuery, Operation, QueryParser
 from hotplate.serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody
 from hotplate.serve.problems import CONTENT_TYPE, Problem
@@ -190,7 +190,8 @@ def _schema(kind: object, components: Schema) -> Schema:
 def _operation(one: Operation, schemas: Schema) -> Schema:
     name = "_".join([one.method.lower(), *re.findall(r"\w+", one.path)])
     described: Schema = {"operationId": name, "summary": one.summary, "responses": _responses(one, schemas)}
-    if parameters := [*_path_parameters(one, schemas), *_query_parameters(one)]:
+    path = {"name": one.path_parameter, "in": "path", "required": True, "schema": _schema(Id, schemas), "example": "42"}
+    if parameters := [*([path] if one.path_parameter else []), *_query_parameters(one)]:
         described["parameters"] = parameters
     if one.body is not None:
         content = {"schema": _schema(one.body, schemas), "example": EXAMPLES[one.body]}
@@ -210,14 +211,6 @@ def _responses(one: Operation, schemas: Schema) -> Schema:
     }
 
 
-def _path_parameters(one: Operation, schemas: Schema) -> list[Schema]:
-    if one.path_parameter is None:
-        return []
-    return [
-        {"name": one.path_parameter, "in": "path", "required": True, "schema": _schema(Id, schemas), "example": "42"}
-    ]
-
-
 def _query_parameters(one: Operation) -> list[Schema]:
     (_,), components = msgspec.json.schema_components([one.query])
     return [
@@ -229,8 +222,6 @@ def _query_parameters(one: Operation) -> list[Schema]:
 
 def unless_known(request: web.BaseRequest, body: bytes, media: str, cache: str) -> web.Response:
     """Answer with *body*, or with 304 if the caller has it."""
-    etag = f'"{xxh3_64_hexdigest(body)}"'
-    headers = {"Cache-Control": cache, "ETag": etag, "X-Content-Type-Options": "nosniff"}
-    if etag in request.headers.get("If-None-Match", ""):
-        return web.Response(status=304, headers=headers)
-    return web.Response(body=body, headers={"Content-Type": media, **headers})
+    return conditional(
+        request, body, {"Content-Type": media, "Cache-Control": cache, "X-Content-Type-Options": "nosniff"}
+    )
