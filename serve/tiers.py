@@ -366,7 +366,7 @@ class Tier:
         timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE if self._local is None else None
         try:
             hedge = self._hedge
-            if timeout_s is None or hedge is None or not hedge.is_possible or len(keys) > self.keys_a_call:
+            if timeout_s is None or hedge is None or not hedge.replicas.has_replicas or len(keys) > self.keys_a_call:
                 reading = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
             else:
                 reading = hedge.get_many(served.ref, keys, served.decode, timeout_s=timeout_s)
