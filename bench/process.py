@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 import random
-import shutil
 import signal
 import socket
 import ssl
@@ -277,11 +276,6 @@ def store_counts(service: Server) -> StoreCounts:
 def is_emulated(url: str) -> bool:
     """Return whether a store's URL names an emulator."""
     return scheme_of(url) in EMULATED_SCHEMES
-
-
-def redis_installed() -> bool:
-    """Return whether redis-server is on the PATH."""
-    return shutil.which(REDIS_SERVER) is not None
 
 
 def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":

@@ -51,7 +51,7 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
     pooled = Histogram.merged(seconds)
     by_round = (Histogram.of(each.latencies_s) for each in results)
     values = tuple(each.percentile_us(percent) for each in by_round if each.count)
-    if percent < 100 and not pooled.has_enough_samples(percent):
+    if percent < 100 and pooled.count * (100 - percent) / 100 < ENOUGH_SAMPLES - 1e-9:
         return Figure(None, values, note=TOO_FEW_ANSWERS if pooled.count else "nothing was answered")
     value = pooled.percentile_us(percent)
     if len(seconds) < MIN_ROUNDS:

@@ -81,10 +81,6 @@ class Histogram:
         wanted = max(np.floor(percent * self.count / 100 + 0.5), 1)
         return min(float(_highest_us()[np.searchsorted(np.cumsum(self._counts), wanted)]), self.max_us)
 
-    def has_enough_samples(self, percent: float) -> bool:
-        """Return whether ENOUGH_SAMPLES lie beyond *percent*."""
-        return self.count * (100 - percent) / 100 >= ENOUGH_SAMPLES - 1e-9
-
     def spectrum(self) -> list[tuple[float, float]]:
         """Return percent and µs of each recorded value, ascending."""
         seen = np.flatnonzero(self._counts)

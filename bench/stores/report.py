@@ -218,10 +218,12 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     stores = [summarise(store, rate, prices) for store in measured.stores]
     broken = [complaint for store in measured.stores for complaint in store.complaints]
     rounds = len(measured.stores[0].runs)
+    complained = " and ".join(each.name for each in stores if each.store.complaints)
+    unsound = f"There is no verdict: {complained} did not serve the users' own lists."
     emulated = any(each.candidate.emulated for each in measured.stores)
     return Report(
         kind="stores",
-        sentence=answer(stores) if rounds and not broken else _unanswered(stores, rounds),
+        sentence=answer(stores) if rounds and not broken else unsound if rounds else "Nothing was measured.",
         rows=tuple(row for each in stores for row in each.rows()),
         head=EMULATED.format(latency=f"the latency {options.latency}" if not options.urls else "its latency")
         * emulated,
@@ -237,13 +239,6 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         },
         machine=describe(),
     )
-
-
-def _unanswered(stores: Sequence[Summary], rounds: int) -> str:
-    if not rounds:
-        return "Nothing was measured."
-    unsound = [each.name for each in stores if each.store.complaints]
-    return f"There is no verdict: {' and '.join(unsound)} did not serve the users' own lists."
 
 
 def _notes(options: StoresOptions, stores: Sequence[Summary], rounds: int) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -74,11 +75,6 @@ class Candidate:
         """Whether reads cost request units."""
         return scheme_of(self.url) in COSMOS
 
-    @property
-    def can_take_full_load(self) -> bool:
-        """Whether full load is allowed: a real account would charge it."""
-        return self.emulated or not self.metered
-
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -95,7 +91,7 @@ def own_stores(latency: str) -> Iterator[tuple[list[str], list[str]]]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
         urls, notes = [f"file://{folder}/store"], list[str]()
-        if process.redis_installed():
+        if shutil.which(process.REDIS_SERVER):
             redis = stack.enter_context(process.redis_serving(process.STORE_CORE))
             stack.enter_context(process.before_others(redis.process))
             urls.append(redis.url())
@@ -327,7 +323,8 @@ class Rounds:
         for one in self._setup.candidates[:: -1 if number % 2 else 1]:
             load = self._load(one, number)
             run = self._read(worker, one, load)
-            if self._settings.full_s and one.can_take_full_load and not self._interrupted:
+            is_free = one.emulated or not one.metered  # a real account would charge full load
+            if self._settings.full_s and is_free and not self._interrupted:
                 full_s = self._settings.full_s
                 busy = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, sample_every=0)
                 run = replace(run, full=self._read(worker, one, busy))
