@@ -93,7 +93,7 @@ class LogSegment:
 class SegmentReader:
     """Iterates once over the events (JSON) of a segment, skipping damage.
 
-    Then `damaged` counts unreadable lines and gaps between whole frames, and `whole_bytes` is the end of the last.
+    Then `damaged` counts unreadable lines, gaps between whole frames, and a torn end; `whole_bytes` is all but that.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -114,7 +114,7 @@ class SegmentReader:
         start, is_damaged = 0, False
         while start >= 0:
             content, end = _frame(self._data, start)
-            if content is None:  # damaged if another frame follows, else torn
+            if content is None:
                 is_damaged = True
                 start = self._data.find(_FRAME_BEGINS, start + 1)
                 continue
@@ -124,6 +124,7 @@ class SegmentReader:
             yield content
             if start == len(self._data):
                 return
+        self.damaged += 1
 
 
 def segments(folder: Path) -> list[Path]:
