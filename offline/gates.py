@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hotplate.offline.errors import SettingError, read_toml
-from hotplate.offline.list_encoder import MAX_LENGTH
+from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import USER, prefix_of
@@ -49,7 +49,7 @@ LEAST_KEPT = {
     "users_kept": 0.5,  # share of its users who still have a list, estimated from a sample
     "items_kept": 0.5,  # share of the items in its sampled and popular lists that are still known
     "length_kept": 0.5,  # mean length of users' lists by that of its lists, or by a shorter --list-length
-    "popular_length_kept": 0.5,  # the same of the overall popular list
+    "popular_length_kept": 0.5,  # the length of the overall popular list
     "popular_kept": 0.0,  # share of its popular items that are still popular
 }
 # Shares of fewer users or items are not judged.
@@ -275,7 +275,7 @@ def _shares(
     items = set(found.popular).union(*found.users.values())
     known, popular = lists.known(items), set(lists.popular).intersection(found.popular)
     length, before = lists.mean_length, min(sum(read) / (len(read) or 1), list_length)
-    popular_before = min(len(found.popular), list_length)
+    popular_before = min(len(found.popular), max(list_length, POPULAR_LENGTH))
     shares = {
         "users_kept": (still, had, had, f"about {still:,} of {had:,} users with a list"),
         "items_kept": (len(known), len(items), len(items), f"{len(known):,} of {len(items):,} items in live lists"),

@@ -16,6 +16,8 @@ from hotplate.stores.store import Row
 
 # The longest list that the service answers.
 MAX_LENGTH = 1000
+# Of popular lists.
+POPULAR_LENGTH = 100
 
 # Items encoded at once, unless a list has more; fits into the CPU's cache.
 _ITEMS_AT_ONCE = 1 << 17

@@ -29,7 +29,7 @@ from hotplate.offline.input.files import (
     named_paths,
 )
 from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, id_reasons, open_tables, text_of, titles_of
-from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
+from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of
 from hotplate.stores.manifest import MAX_POPULAR_LISTS
@@ -43,7 +43,6 @@ PARTITION_ROWS = 1_000_000
 # Beyond it, partitions get larger.
 MAX_PARTITIONS = 250
 _SAMPLED_OWNERS = 200_000
-POPULAR_LENGTH = 100
 _NO_NUMBER = "score that is not a number"
 _BATCH = 4096
 # Estimated bytes of a score and an item's JSON.

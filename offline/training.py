@@ -20,7 +20,7 @@ from hotplate.offline.input.files import DataSource, Format, named_paths
 from hotplate.offline.input.interactions import Interactions, read_interactions
 from hotplate.offline.input.matrix import History, Matrix, UserItems, Weighting, to_matrix
 from hotplate.offline.input.tables import parse_filter
-from hotplate.offline.list_encoder import check_length
+from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import LEFT_OUT, Model, check_target, save
 from hotplate.offline.publish import timed
 from hotplate.offline.train.als import ALSParams
@@ -67,7 +67,7 @@ class TrainSettings:
     k: int = 10
     params: Params = field(default_factory=ALSParams)
     tuning: TuneOptions | None = None
-    popular_length: int = 100
+    popular_length: int = POPULAR_LENGTH
 
     @property
     def data(self) -> list[DataSource]:

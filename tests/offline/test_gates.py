@@ -224,7 +224,7 @@ def imported(folder: Path, rows: Sequence[tuple[str, str, int]], popular: int = 
         ([(f"x{user}", item, score) for user, item, score in ROWS], 100, "gate users_kept: 0 is below 0.5"),
         ([(user, f"x{item}", score) for user, item, score in ROWS], 100, "gate items_kept: 0.25 is below 0.5 (100 of"),
         ([row for row in ROWS if row[2] > 6], 100, "gate length_kept: 0.3 is below 0.5 (3.0 items in a list after 10"),
-        (ROWS, 4, "gate popular_length_kept: 0.2 is below 0.5 (4 popular items after 100)"),
+        (ROWS, 40, "gate popular_length_kept: 0.4 is below 0.5 (40 popular items after 100)"),
     ],
 )
 async def test_lists_that_shrank_are_refused_and_usual_changes_go_live(
