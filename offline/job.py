@@ -21,7 +21,7 @@ from hotplate.offline.publish import NamedLists, PublishSettings, Written, as_so
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
-from hotplate.stores.catalogue import ReleaseId, State
+from hotplate.stores.catalogue import Arm, ReleaseId, State
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack, RefusedByGates, ReleaseConflict, reason_of
 from hotplate.stores.folders import LOCK, flush, take_lock
@@ -257,7 +257,8 @@ class Attempt:
         manifest, held_back = self._publish(folder)
         with folder.step("prune"):
             erased = run_on(job.store, lambda it: prune(it, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s))
-        summary = self.summary | _result(manifest, held_back) | {"erased": erased, "seconds": folder.run.seconds}
+        summary = self.summary | _result(manifest, held_back, job.publishing.arm)
+        summary |= {"erased": erased, "seconds": folder.run.seconds}
         if tracked is not None:
             is_live = summary["outcome"] == "published" and job.publishing.activate
             _record(tracked, job.store, manifest.release, is_live=is_live)
@@ -333,7 +334,7 @@ def _record(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool)
         mlflow_models.set_alias(tracked)
 
 
-def _result(manifest: Manifest, held_back: HeldBack | None) -> dict[str, Any]:
+def _result(manifest: Manifest, held_back: HeldBack | None, arm: Arm) -> dict[str, Any]:
     measured = (manifest.about.get("metrics") or {}).get("model", {})
     found: dict[str, Any] = {
         "outcome": "published",
@@ -341,13 +342,14 @@ def _result(manifest: Manifest, held_back: HeldBack | None) -> dict[str, Any]:
         "gates": [asdict(verdict) for verdict in recorded(manifest)[1]],
         "lists": manifest.counts,
     }
-    if sentence := _refusal(manifest) or str(held_back or ""):
+    if sentence := _refusal(manifest, arm) or str(held_back or ""):
         found |= {"outcome": "refused", "error": sentence}
     return found
 
 
-def _refusal(manifest: Manifest) -> str:
+def _refusal(manifest: Manifest, arm: Arm = "A") -> str:
     forced, verdicts = recorded(manifest)
     failed = "" if forced else failures(verdicts)
-    by_hand = f"to activate it anyway: hotplate releases activate --force {manifest.release}"
-    return failed and f"{failed}; release {manifest.release} was written and is not live; {by_hand}"
+    place, option = ("arm B", " --arm B") if arm == "B" else ("live", "")
+    by_hand = f"to activate it anyway: hotplate releases activate --force {manifest.release}{option}"
+    return failed and f"{failed}; release {manifest.release} was written and is not {place}; {by_hand}"

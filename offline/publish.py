@@ -251,10 +251,11 @@ class _GateCheck:
     async def refusal(self, manifest: Manifest) -> str:
         live, verdicts = await self._judge()
         failed = "" if self._settings.force and recorded(manifest)[0] else failures(verdicts)
+        place, option = ("arm B", " --arm B") if self._settings.arm == "B" else ("live", "")
         stays = "" if live is None else f", and {live.id} still is"
         return failed and (
-            f"{failed}; release {manifest.release} was written and is not live{stays}; publish again "
-            f"with --force, or activate it by hand: hotplate releases activate --force {manifest.release}"
+            f"{failed}; release {manifest.release} was written and is not {place}{stays}; publish again "
+            f"with --force, or activate it by hand: hotplate releases activate --force {manifest.release}{option}"
         )
 
     async def _judge(self) -> tuple[ReleaseRef | None, list[GateVerdict]]:

@@ -119,8 +119,8 @@ class ArmEvents:
             return "no verdict: ended before the horizon"
         if self._now < ends_at:
             return "no verdict: before the horizon"
-        if not self._sums:
-            return "no verdict: no such events"
+        if not (a.mean or b.mean):  # also if events lack a value, or name other users than impressions do
+            return f"no verdict: no {self._goal} of users with an impression"
         share, both = self._experiment.percent / 100, a.users + b.users
         if abs(b.users - share * both) > Z_RATIO * sqrt(both * share * (1 - share)):
             return "no verdict: one arm loses users (p < 0.001)"

@@ -374,7 +374,8 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days:
         raise ReleaseConflict("nothing is live to compare a canary with; activate a release first")
     if canary is not None and (canary.release != release or catalogue.running is not None):
         raise ReleaseConflict(
-            f"release {canary.release} is the canary, of {canary.percent:g} %; promote or abort it before another"
+            f"release {canary.release} is {'arm B' if catalogue.running else 'the canary'}, of {canary.percent:g} %; "
+            f"promote or abort it first"
         )
     started, now = replace(catalogue, canary=Canary(release, percent, salt=release)), float(catalogue.now)
     if days is None:

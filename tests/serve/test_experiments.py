@@ -178,7 +178,9 @@ def test_a_verdict_needs_the_horizon_and_the_shares_of_users_that_were_set() -> 
     counted = report(running, END, better, goal="buy")
     assert counted.means == pytest.approx((0.5, 0.5), abs=0.1)
     assert counted.verdict == "no difference"
-    assert report(running, END, better, goal="sale").verdict == "no verdict: no such events"
+    for goal in ("sale", "sale:value", "impression:value"):
+        verdict = report(running, END, better, goal=goal).verdict
+        assert verdict == f"no verdict: no {goal} of users with an impression"
 
 
 def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
@@ -197,6 +199,9 @@ def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
     )
     assert "is live" in succeeded("import", lists, "--store", store)
     assert "is arm B" in succeeded("import", lists, "--store", store, "--arm", "B")
+    failed(hotplate("releases", "canary", other, "--store", store), "is arm B, of 50 %; promote or abort it first")
+    refused = hotplate("import", lists, "--store", store, "--arm", "B", "--gate", "shortest_list=3")
+    failed(refused, "and is not arm B, and ", "hotplate releases activate --force ", " --arm B", code=3)
     listed = succeeded("releases", "list", "--store", store)
     assert "live, arm A" in listed
     assert "ready, arm B of 50 % until 20" in listed
