@@ -51,9 +51,13 @@ async def test_rows_of_erased_users_are_not_missing(open_store: OpenStore) -> No
     assert (await read_servable(store, release)).damaged == ()
 
 
-async def test_a_row_that_is_lost_shows_beside_those_that_were_erased() -> None:
+async def test_a_row_that_is_lost_shows_beside_those_that_were_erased(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     release = await ref_of(store, await published(store))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "erase_rows", None)  # interrupted
+        with pytest.raises(TypeError):
+            await erase_users(store, ["7"])
     assert (await erase_users(store, ["7"])).deleted == 1
     await store.erase_rows(release, ["user:3"])
     with pytest.raises(ReleaseCorrupt, match="1 of 10 rows are missing"):
