@@ -34,6 +34,8 @@ def read_attributes(path: DataSource | None) -> tuple[list[Row], dict[str, Any]]
         columns = [name for name in names if name != item]
         if wrong := next((name for name in columns if not _NAME.fullmatch(name)), None):
             raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
+        if not columns:
+            raise DataError(f"{source} has a column of items alone; add columns of attributes to filter by")
         with data_errors(source):
             rows = Rows([_shape(table, item, columns) for table in tables], source)
             ids, *values = rows.kept.drop(ROW).collect(engine="streaming")

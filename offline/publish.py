@@ -27,6 +27,7 @@ from hotplate.offline.gates import (
 from hotplate.offline.measurement import Items, Measurement, Observe
 from hotplate.offline.threads import DaemonThreads
 from hotplate.stores import publication
+from hotplate.stores.attributes import columns_of
 from hotplate.stores.catalogue import Arm, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import MAX_LISTS, check_list
@@ -268,19 +269,23 @@ class _GateCheck:
                     measured = self.lists[name]
                     judged = await judge(gates, origin, measured, self._reader, live, name=name, is_default=not place)
                     verdicts += [replace(each, gate=f"{name}:{each.gate}") for each in judged] if place else judged
-                self._judged = live, verdicts if live is None else [*verdicts, *await self._lists_kept(live)]
+                self._judged = live, verdicts if live is None else [*verdicts, *await self._names_kept(live)]
         return self._judged
 
-    async def _lists_kept(self, live: ReleaseRef) -> list[GateVerdict]:
-        """Return a failed verdict if the live release has lists with names that this one lacks."""
+    async def _names_kept(self, live: ReleaseRef) -> list[GateVerdict]:
+        """Return failed verdicts if the live release has names of lists, or item attributes, that this one lacks."""
+        verdicts = list[GateVerdict]()
         with suppress(ReleaseCorrupt, ReleaseNotFound):
             manifest = await load_manifest(self._reader, live)
-            before = {*filter(None, [manifest.default_list]), *manifest.named}
-            if lost := before - self.lists.keys():
-                note = f"without {', '.join(sorted(lost))} of {live.id}"
-                kept = 1 - len(lost) / len(before)
-                return [GateVerdict("lists_kept", kept, 1.0, at_most=False, passed=False, note=note)]
-        return []
+            lists = {*filter(None, [manifest.default_list]), *manifest.named}
+            for gate, before, now in (
+                ("lists_kept", lists, self.lists.keys()),
+                ("attributes_kept", columns_of(manifest.about).keys(), columns_of(self._origin).keys()),
+            ):
+                if lost := before - now:
+                    note, kept = f"without {', '.join(sorted(lost))} of {live.id}", 1 - len(lost) / len(before)
+                    verdicts.append(GateVerdict(gate, kept, 1.0, at_most=False, passed=False, note=note))
+        return verdicts
 
 
 def _named(source: AnySource | NamedLists) -> Mapping[str, AnySource | ListSource]:

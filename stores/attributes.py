@@ -110,6 +110,12 @@ def _stored(name: str, values: list[Any]) -> _StoredColumn:
     return _StoredColumn(name, array("I", map(numbers.__getitem__, values)).tobytes(), texts)
 
 
+def columns_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return the kinds of the columns, by the origin in a manifest; none if it has no attributes."""
+    kinds: dict[str, str] = about.get(ABOUT, {"columns": {}})["columns"]
+    return kinds
+
+
 def piece_keys(about: Mapping[str, Any]) -> list[str]:
     """Return the keys of the pieces, by the origin in a manifest."""
     return [f"{ATTRIBUTES}/{number:06}" for number in range(about.get(ABOUT, {"pieces": 0})["pieces"])]

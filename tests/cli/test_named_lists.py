@@ -65,6 +65,18 @@ def test_a_default_list_needs_no_name_and_gates_apply_to_each_list(url: str, mod
     assert not plain["about"].keys() & {"list", "lists"}
 
 
+def test_a_release_without_item_attributes_of_the_live_one_is_refused(url: str, model: Path, tmp_path: Path) -> None:
+    items = write(tmp_path / "items.csv", "item,price,stock\np01,5,1\n")
+    fewer = write(tmp_path / "fewer.csv", "item,price\np01,5\n")
+    json_of("publish", model, "--store", url, "--item-attributes", items)
+    json_of("publish", model, "--list", f"basket={model}", "--store", url, "--item-attributes", items)
+    refused = hotplate("publish", model, "--store", url, "--list", f"basket={model}", "--item-attributes", fewer)
+    failed(refused, "attributes_kept: 0.5 is below 1 (without stock of", code=3)
+    forgotten = hotplate("publish", model, "--store", url, "--list", f"basket={model}")
+    failed(forgotten, "attributes_kept: 0 is below 1 (without price, stock of", code=3)
+    json_of("publish", model, "--store", url, "--list", f"basket={model}", "--force")
+
+
 @pytest.mark.parametrize("given", ["basket", "=model", "a/b=model", "basket="])
 def test_an_invalid_name_or_source_is_refused(url: str, model: Path, given: str) -> None:
     failed(hotplate("publish", model, "--list", given, "--store", url), "--list", code=2)

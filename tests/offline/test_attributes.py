@@ -42,6 +42,7 @@ def test_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:
         ("item,deny\na,1\n", "has a column 'deny'"),
         ("item,price\na,1\nb,2\na,3\n", "item 'a' has two rows"),
         ("what,price\na,1\n", "looks like the item"),
+        ("item\na\n", "of items alone"),
         ("item,price\na,1,5\n", "bad"),
     ],
 )
