@@ -99,8 +99,9 @@ def parse_overrides(content: bytes) -> DenyList:
             if count > MAX_OVERRIDES:
                 break
     except (ValueError, LookupError, AttributeError, StoreMisused, csv.Error):
+        where = f"row {number}" if number else "the header"
         raise DenyListInvalid(
-            f"row {number} cannot be read; a row has an item, attributes, and perhaps deny, which is true or false"
+            f"{where} cannot be read; a row has an item, attributes, and perhaps deny, which is true or false"
         ) from None
     if count > MAX_OVERRIDES:
         raise DenyListInvalid(f"it has over {MAX_OVERRIDES:,} values; publish the item attributes again")

@@ -108,7 +108,7 @@ class Lists:
         """Return the items similar to *item*, or for an unknown item the popular list."""
         only = _filter(options)
         found = await self._here.similar(check_id(item), options.get("list", ""))
-        return self.decoded(found.without([item], only), n, only)
+        return self.decoded(self._here.beside([item], found, only), n, only)
 
     async def fold_in(
         self,
@@ -130,7 +130,7 @@ class Lists:
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
         (segment, name), only = _place(options), _filter(options)
         found = (await self._here.fold_in(basket, n, only, segment, recency, name=name)).found
-        return self.decoded(found.without([item for item, _ in basket], only), n, only)
+        return self.decoded(self._here.beside([item for item, _ in basket], found, only), n, only)
 
     def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """Return the popular list of the segment, or the overall one, from memory."""
@@ -211,7 +211,7 @@ def _at_hand(
     if found is None:
         return None
     own, only = row[1:] if row[0] == ITEM else (), _filter(options)
-    return lists.decoded(lists.reader.as_named(found, name).without(own, only), n, only)
+    return lists.decoded(lists.reader.beside(own, lists.reader.as_named(found, name), only), n, only)
 
 
 def _place(options: ListOptions | FilterOptions) -> tuple[str, str]:

@@ -100,11 +100,7 @@ class EncodedList(NamedTuple):
     """Key of this popular list (that for everybody if the requested segment has none), or of the one to fill it up."""
 
     hidden: IdSet | None = None
-    """Items not to show: those that the user consumed, or that a filtered list is for."""
-
-    def without(self, items: Iterable[str], only: ItemFilter) -> "EncodedList":
-        """Hide the *items* of the request from a filtered list, as popular ones would fill it."""
-        return self if only is NO_FILTER else self._replace(hidden=frozenset(map(encode_id, items)))
+    """Items not to show: those that the user consumed, or that a list which may be filled is for."""
 
     @property
     def segment(self) -> str:
@@ -432,6 +428,11 @@ class TieredReader:
         """Return the list of *user* without items that the user consumed."""
         hidden = None if self.consumed is None else self.consumed.hidden_from(user)
         return encoded if hidden is None else encoded._replace(hidden=hidden)
+
+    def beside(self, items: Iterable[str], encoded: EncodedList, only: ItemFilter = NO_FILTER) -> EncodedList:
+        """Return a list for *items* without them if popular items may fill it, which these may be."""
+        is_filled = only is not NO_FILTER or self.deny_list.current.items
+        return encoded._replace(hidden=frozenset(map(encode_id, items))) if is_filled else encoded
 
     async def personal_many(
         self, users: Sequence[str], segment: str = OVERALL, name: str = "", *, must_read: bool = False

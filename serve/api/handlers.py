@@ -123,7 +123,7 @@ class Handlers:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
         subject = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
-        found = result.found.without([item for item, _ in items], only)
+        found = self._reader.beside([item for item, _ in items], result.found, only)
         answer = self._list(request, subject, found, body, only)
         return web.Response(body=answer, headers=list_headers(found, "fold-in", NO_STORE))
 
@@ -131,7 +131,7 @@ class Handlers:
         """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=`."""
         item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
         only = _filter_of(query)
-        encoded = (await self._reader.similar(item, query.list)).without([item], only)
+        encoded = self._reader.beside([item], await self._reader.similar(item, query.list), only)
         headers = list_headers(encoded, "similar", self.shared)
         return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, headers, only=only)
 

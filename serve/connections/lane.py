@@ -271,6 +271,8 @@ class Lane:
             frame = self._frame(kind, encoded)
         if self._hides and kind.key == USER:
             encoded = self._reader.hiding(raw_id.decode(), encoded)
+        elif kind.key == ITEM:
+            encoded = self._reader.beside((raw_id.decode(),), encoded)
         items = self._cut(encoded, n)
         body = list_body(kind.subject % raw_id if raw_id else b"", frame.middle, items)
         etag, size = xxh3_64_hexdigest(body), len(body)
