@@ -192,13 +192,15 @@ function startUse({ url, reads_take_a_key: takesKey }) {
   byId("base-url").value = reachable.href.replace(/\/$/, "");
   const draw = () => {
     const base = byId("base-url").value.replace(/\/+$/, "");
-    const list = `${base}/v1/recommendations/${encodeURIComponent(byId("try-id").value.trim() || "42")}?n=10`;
+    const name = encodeURIComponent(byId("try-list").value.trim());
+    const list = `${base}/v1/recommendations/${encodeURIComponent(byId("try-id").value.trim() || "42")}?n=10`
+      + (name && `&list=${name}`);
     show(byId("snippet"), h("code", {}, SNIPPETS[byId("language").value](list, takesKey)));
     const link = (to) => h("a", { href: `${base}${to}` }, to);
     show(byId("use-about"), takesKey ? "Requests take a key of the scope read. " : "Requests take no key here. ",
       "All routes: ", link("/docs"), ", ", link("/openapi.json"), ".");
   };
-  for (const id of ["base-url", "language", "try-id"]) byId(id).addEventListener("input", draw);
+  for (const id of ["base-url", "language", "try-id", "try-list"]) byId(id).addEventListener("input", draw);
   draw();
 }
 

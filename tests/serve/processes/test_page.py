@@ -100,7 +100,9 @@ async def test_an_operator_activates_rolls_back_and_tries_a_user(
         await click(page, "Show")
         await page.until(f"document.querySelector('#try-result .facts-line')?.innerText.includes('{candidate}')")
         assert "Title <img src=x>" in await page.evaluate("document.querySelector('#try-result tbody').innerText")
-        assert "/v1/recommendations/42?n=10" in await page.evaluate("document.getElementById('snippet').innerText")
+        await page.evaluate("byId = document.getElementById.bind(document); byId('try-list').value = 'basket'")
+        snippet = "byId('try-list').dispatchEvent(new Event('input')); byId('snippet').innerText"
+        assert "/v1/recommendations/42?n=10&list=basket" in await page.evaluate(snippet)
         links = "[...document.querySelectorAll('#use-about a')].map((each) => each.href)"
         assert await page.evaluate(links) == [f"{service.url}/docs", f"{service.url}/openapi.json"]
         await click(page, "Roll back…")
