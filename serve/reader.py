@@ -445,11 +445,13 @@ class TieredReader:
 
         def fallback_of(user: str) -> str:
             """Return the key in the release that is served to the user, whose default list may be another one."""
-            stored = self._first(key=USER + user).served.manifest.stored_name(name) if name else None
+            stored = self._first(key=USER + user).served.manifest.stored_name(name)
             return live if stored is None else prefix_of(POPULAR, stored) + segment
 
         wanted = [user for user in dict.fromkeys(users) if not self._is_hidden(USER + user)]
-        fallbacks = {prefix_of(USER, list_of(key)) + user: key for user in wanted for key in (fallback_of(user),)}
+        fallbacks = dict.fromkeys([USER + user for user in wanted], live)
+        if name:
+            fallbacks = {prefix_of(USER, list_of(key)) + user: key for user in wanted for key in (fallback_of(user),)}
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
         found = await self._read_many(fallbacks, deadline, must_read=must_read)
         if name:
@@ -460,7 +462,7 @@ class TieredReader:
         of_role = {one.served.is_canary: one for one in reversed(found)}
 
         def unknown(user: str) -> EncodedList:
-            fallback = fallback_of(user)
+            fallback = fallback_of(user) if name else live
             first = self._first(fallback, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
             return first if read is None else self._popular(read.tier, read.served, fallback, "unknown")
