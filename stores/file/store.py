@@ -97,7 +97,8 @@ class CatalogueFile:
             with suppress(FileNotFoundError):
                 freed = self.path.stat().st_size
             with suppress(FileNotFoundError):
-                if self._spare.stat().st_nlink > 1:  # a copy of the folder shares it
+                # A copy of the folder shares it, or it is what another user, such as root, wrote.
+                if self._spare.stat().st_nlink > 1 or not os.access(self._spare, os.W_OK, effective_ids=True):
                     self._spare.unlink()
             self._spare.touch(0o644)
             with self._spare.open("r+b", buffering=0) as spare:

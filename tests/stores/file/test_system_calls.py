@@ -1,6 +1,8 @@
 """Processes that share a folder, with their system calls in each order; one is killed at each."""
 
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -118,6 +120,21 @@ def test_reads_during_two_swaps_see_one_of_them_and_never_go_back(folders: Folde
         assert [outcome for outcome in reader.outcomes if outcome not in order] == [], swapper.calls
         assert sorted(reader.outcomes, key=order.index) == reader.outcomes
         assert read(folder) == THIRDS
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_user_swaps_in_its_folder_after_root() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        CatalogueFile(folder).swap(FIRST, lambda record: record is None)
+        for path in (folder, folder / "catalogue.lock"):
+            os.chown(path, 65534, -1)
+        os.seteuid(65534)
+        try:
+            CatalogueFile(folder).swap(SECOND, lambda record: record is not None)
+        finally:
+            os.seteuid(0)
+        assert read(folder) == SECOND
 
 
 @MORE_SWITCHES
