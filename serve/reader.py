@@ -302,10 +302,8 @@ class TieredReader:
         Raises UnknownList if no release has the list.
         """
         if name:
-            if found.name != name:
+            if found.name != name or is_empty(found.body):  # perhaps the default list since the request began
                 found = self._popular_named(name, found)
-            if is_empty(found.body):  # gone since the request began
-                raise _unknown(name, found.served)
             counts = found.served.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))
             counts[_OUTCOMES[found.status]] += 1
         return found

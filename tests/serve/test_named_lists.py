@@ -124,6 +124,14 @@ async def test_a_release_with_another_default_list_answers_by_name(memory: Memor
     await publish(memory, rows, about=about)
     await reader.tiers[0].follower.refresh()
     assert {first(found)[2] for found in await asyncio.gather(*asked)} == {"home"}
+    late = asyncio.ensure_future(reader.personal("1", name="home"))
+    remote.delay_s = 0.05
+    await asyncio.sleep(0.001)
+    remote.delay_s = 0.0
+    await release(memory)
+    await reader.tiers[0].follower.refresh()
+    remote.failure = StoreUnavailable("gone")
+    assert first(await late) == ("home popular", "popular", "home")
     canary = await release(memory, live=False)
     await life.start_canary(memory, canary, 99.9999)
     reader = await over(memory)
