@@ -30,9 +30,11 @@ def proxied(folder: Path, *services: Service) -> Iterator[int]:
     certify(folder)
     for made, named in (("server.pem", "tls.crt"), ("server.key", "tls.key")):
         (folder / made).rename(folder / named)
-    example = EXAMPLE.read_text()
+    example, limits = EXAMPLE.read_text(), "max_fails=20 fail_timeout=1s"
     for stated, used in {
-        "server 127.0.0.1:8080;": " ".join(f"server 127.0.0.1:{service.port};" for service in services),
+        f"server 127.0.0.1:8080 {limits};": " ".join(
+            f"server 127.0.0.1:{service.port} {limits};" for service in services
+        ),
         "# hash ": "hash " if len(services) > 1 else "# hash ",
         "listen 8443": f"listen 127.0.0.1:{port}",
         "/etc/hotplate": str(folder),
