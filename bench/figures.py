@@ -5,6 +5,7 @@ Arguments are files of `make bench` (the latest RUNS are kept), and a JSON repor
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,13 +83,14 @@ def keep(files: Iterable[Path], folder: Path) -> None:
 def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
     """Return the figures of one or several runs."""
     found: dict[str, Line] = {}
+    counts = Counter(each["name"] for run in runs for each in run["benchmarks"])
     for run in runs:
         subject = ""
         for each in run["benchmarks"]:
             for what, unit, values in _figures(each):
                 subject = subject if what.startswith("the same") else what.partition(":")[0]
                 line = found.setdefault(f"{subject}: {what}", Line(what, unit, [], each["group"]))
-                line.values.extend([median(values)] if len(runs) > 1 else values)
+                line.values.extend([median(values)] if counts[each["name"]] > 1 else values)
     return list(found.values())
 
 

@@ -107,13 +107,6 @@ def test_get_from_redis_and_webdis(
         compare(benchmark, names, (service, ours), (webdis, theirs))
 
 
-def test_get_from_redis(benchmark: Benchmark, redis: Filled, files: Filled) -> None:
-    requests = random_gets(ROUTE + "{user}", ids(redis.shape.users))
-    with service_of(redis.url) as service, service_of(files.url) as other:
-        names = f"a GET among {redis.shape.users:,} users in Redis", "the same from files"
-        compare(benchmark, names, (service, requests), (other, requests))
-
-
 def write_lists(path: Path, users: int) -> None:
     """Write shuffled, unique rows of user, item and score."""
     draw = np.random.default_rng(0)
