@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -427,10 +427,10 @@ class TieredReader:
         hidden = None if self.consumed is None else self.consumed.hidden_from(user)
         return encoded if hidden is None else encoded._replace(hidden=hidden)
 
-    def beside(self, items: Iterable[str], encoded: EncodedList, only: ItemFilter = NO_FILTER) -> EncodedList:
-        """Return a list for *items* without them if popular items may fill it, which these may be."""
-        is_filled = only is not NO_FILTER or self.deny_list.current.items
-        return encoded._replace(hidden=frozenset(map(encode_id, items))) if is_filled else encoded
+    def beside(self, items: Collection[str], encoded: EncodedList, only: ItemFilter = NO_FILTER) -> EncodedList:
+        """Return a list for *items* without them if it has popular items or may be filled with them."""
+        has_popular = encoded.source == "popular" or only is not NO_FILTER or self.deny_list.current.items
+        return encoded._replace(hidden=frozenset(map(encode_id, items))) if items and has_popular else encoded
 
     async def personal_many(
         self, users: Sequence[str], segment: str = OVERALL, name: str = "", *, must_read: bool = False

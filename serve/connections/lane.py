@@ -167,8 +167,7 @@ class Lane:
         self._dispatcher = dispatcher
         self._guard = dispatcher.guard
         self._reader = dispatcher.reader
-        self._cut = self._reader.cut
-        self._hides = self._reader.consumed is not None or bool(self._reader.deny_list.watched)
+        self._cut, self._hides = self._reader.cut, self._reader.consumed is not None
         self._observe = dispatcher.metrics.observe
         self._access_log = dispatcher.access_log
         self._tracer = dispatcher.tracer
@@ -270,11 +269,11 @@ class Lane:
         frame = self._frames.get((kind.source, served.ref, served.is_canary, encoded.source, encoded.tier, fallback))
         if frame is None:
             frame = self._frame(kind, encoded)
-        if self._hides:
-            if kind.key == USER:
+        if kind.key == USER:
+            if self._hides:
                 encoded = self._reader.hiding(raw_id.decode(), encoded)
-            elif kind.key == ITEM:
-                encoded = self._reader.beside((raw_id.decode(),), encoded)
+        elif kind.key:
+            encoded = self._reader.beside((raw_id.decode(),), encoded)
         items = self._cut(encoded, n)
         body = list_body(kind.subject % raw_id if raw_id else b"", frame.middle, items)
         etag, size = xxh3_64_hexdigest(body), len(body)

@@ -188,6 +188,8 @@ def test_popular_items_that_the_request_names_fill_nothing(tmp_path: Path) -> No
         assert ids(service.get("/v1/similar/unheard-of?exclude=top2&n=2")) == ["top1", "hat2"]
         folded = service.request("POST", "/v1/recommendations/fold-in", json.dumps(basket).encode())
         assert ids(folded) == ["hat1", "top2", "hat2+"]
+        for query in ("?n=2", "?n=2&fields=id"):  # by the fast lane and not
+            assert ids(service.get(f"/v1/similar/top2{query}")) == ["top1", "hat2"]
     (denied := tmp_path / "denied.txt").write_text("item:hat1\n")
     with running(tmp_path / "store", "--deny-list", str(denied)) as service:
         for query in ("", "?n=2&fields=id"):  # by the fast lane and not
@@ -195,6 +197,7 @@ def test_popular_items_that_the_request_names_fill_nothing(tmp_path: Path) -> No
     with hotplate.open_sync(f"file://{tmp_path}/store") as lists:
         for found in (lists.similar("top1", **options), lists.fold_in(["top1"], **options)):
             assert [item["id"] for item in found.items] == ["top2", "hat2"]
+        assert "top2" not in [item["id"] for item in lists.fold_in(["top2"]).items]
 
 
 def test_bodies_take_conditions_too(service: Service) -> None:
