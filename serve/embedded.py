@@ -210,8 +210,12 @@ def _at_hand(
     found = lists.reader.get_nowait(key, source, fallback)
     if found is None:
         return None
-    own, only = row[1:] if row[0] == ITEM else (), _filter(options)
-    return lists.decoded(lists.reader.beside(own, lists.reader.as_named(found, name), only), n, only)
+    only = _filter(options)
+    if name:
+        found = lists.reader.as_named(found, name)
+    if source == "similar":
+        found = lists.reader.beside(row[1:], found, only)
+    return lists.decoded(found, n, only)
 
 
 def _place(options: ListOptions | FilterOptions) -> tuple[str, str]:

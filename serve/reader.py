@@ -110,7 +110,8 @@ class EncodedList(NamedTuple):
     @property
     def name(self) -> str:
         """The name of the list in its release; empty for a default list without one."""
-        return list_of(self.fallback) or self.served.manifest.default_list
+        stored = list_of(self.fallback) if "@" in self.fallback else ""
+        return stored or self.served.manifest.default_list
 
 
 class FoldedIn(NamedTuple):

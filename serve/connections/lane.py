@@ -29,7 +29,7 @@ from hotplate.serve.api.handlers import PRIVATE, SIMILAR, found_in, is_known, li
 from hotplate.serve.api.parameters import ListQuery
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
 from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded, unknown_list
-from hotplate.serve.reader import DEFAULT_N, EncodedList, NotReady, UnknownList
+from hotplate.serve.reader import DEFAULT_N, EVERYBODY, EncodedList, NotReady, UnknownList
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, RequestSpan, use_span
 from hotplate.stores.catalogue import ReleaseRef
@@ -246,14 +246,15 @@ class Lane:
             report(record, self._access_log if is_logged else None, span)
 
     def _answer_list(self, request: _Request, deliver: Callable[[bytes], None]) -> bytes:
-        _, kind, raw_id, (_, name), *_ = request
+        _, kind, raw_id, (_, name), _, _, span = request
         if not kind.key:
             return self._made(request, self._reader.popular(OVERALL, name))
-        key, fallback = self._reader.placed(kind.key, raw_id.decode(), OVERALL, name)
+        key, fallback = kind.key + raw_id.decode(), EVERYBODY
+        if name:
+            key, fallback = self._reader.placed(kind.key, raw_id.decode(), OVERALL, name)
         encoded, source = self._reader.get_nowait(key, kind.source, fallback), kind.source
         if encoded is not None:
             return self._made(request, encoded)
-        span = request[-1]
         with nullcontext() if span is None else use_span(span):
             self._reader.submit(key, source, fallback, lambda read: deliver(self._made(request, read)))
         return PENDING
