@@ -42,7 +42,6 @@ MAX_OFFSET = 0xFFFF
 
 # Quotes within an item are escaped, so `{"id":` only occurs at its start.
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
-_ID_BEGINS = len(b'{"id":')
 _ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 
 # From a key and its stored value to the opened body; raises ReleaseCorrupt.
@@ -125,19 +124,16 @@ def cut(body: bytes, n: int) -> bytes:
 
 def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
     """Return the first *n* items that are in none of *left_out*."""
-    lines = list[bytes]()
-    for line in body[OFFSET_BYTES:].split(SEPARATOR):
+    items, lines = body[OFFSET_BYTES:], list[bytes]()
+    for found, line in zip(_ID.finditer(items), items.split(SEPARATOR), strict=False):  # no id in an empty list
         if len(lines) == n:
             break
-        identifier = line[_ID_BEGINS : line.find(b'"', _ID_BEGINS + 1) + 1]  # in half the time of a match
-        if b"\\" in identifier:
-            identifier = ids_of(line)[0]
+        identifier = found[1]
         for ids in left_out:
             if identifier in ids:
                 break
         else:
-            if identifier:
-                lines.append(line)
+            lines.append(line)
     return SEPARATOR.join(lines)
 
 
