@@ -314,9 +314,10 @@ class _Supervisor:
         log.warning("%s ended with %d; another starts in %.1f s", child.name, code, pause_s)
 
     def _end_silent(self) -> None:
-        """Abort a silent child, which logs its stack.
+        """Abort a silent child, which logs its stack, and kill it in the next turn.
 
-        Only one worker at a time, after the last new one has reported: all may wait for the same resource.
+        A stopped process is not continued, as it would accept connections before it handles SIGABRT. Only one worker
+        at a time, after the last new one has reported: all may wait for the same resource.
         """
         silent_s = self._health.silent_s
         silent = [one for one in self._children if one.pid and silent_s[one.number] > self._patience_s(one)]
@@ -329,10 +330,9 @@ class _Supervisor:
             os.kill(child.pid, signal.SIGKILL)
             return
         child.is_aborted = True
-        said = "%s (process %d) has said nothing for %.0f s and is ended; its stack follows"
+        said = "%s (process %d) has said nothing for %.0f s and is ended; its stack follows unless it is stopped"
         log.error(said, child.name, child.pid, silent_s[child.number])
         os.kill(child.pid, signal.SIGABRT)
-        os.kill(child.pid, signal.SIGCONT)  # a stopped process handles SIGABRT only after this
 
     def _patience_s(self, child: _Child) -> float:
         is_needed = child is self._admin or not self._context.states.is_another_answering(child.number)
