@@ -48,12 +48,20 @@ def report(service: Service, keys: dict[str, str]) -> Report:
     return lambda sent: service.request("POST", "/v1/events", sent, X_API_Key=keys["events"])
 
 
+@pytest.fixture
+def open_service(folder: Path, tmp_path: Path, release: str) -> Iterator[Service]:
+    """A service on loopback without keys, as on a developer's machine."""
+    assert release
+    with running(folder / "store", "--events", str(tmp_path / "log")) as running_service:
+        yield running_service
+
+
 def counted(service: Service, name: str, *labels: str) -> dict[tuple[str, ...], float]:
     return {tuple(one.labels[label] for label in labels): one.value for one in samples(service, name) if one.value}
 
 
 def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
-    service: Service, report: Report, folder: Path, release: str
+    open_service: Service, tmp_path: Path, release: str
 ) -> None:
     shown = [str(item) for item in range(12)]
     events: list[dict[str, object]] = [
@@ -62,20 +70,24 @@ def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
         {"type": "click", "user": "é", "items": ["8"], "release": "gone", "id": "mine"},
         {"type": "buy", "user": "42", "items": ["7", "8"]},
     ]
-    answer = report(json.dumps({"events": events}).encode())
+    sent = json.dumps({"events": events}).encode()
+    answer = open_service.request("POST", "/v1/events", sent, Content_Type="application/json")
     assert (answer.status, answer.json, answer.headers["cache-control"]) == (200, {"durable": 4}, "no-store")
-    first, second, third, fourth = written(folder / "log")
+    first, second, third, fourth = written(tmp_path / "log")
     assert (first["items"], first["role"], first["request_id"], first["position"]) == (shown, "live", "r1", 1)
     assert (second["position"], second["time"], second["release"]) == (2, 1_790_000_000.5, release)
     assert (third["id"], third["role"], third["user"], "position" in third) == ("mine", "other", "é", False)
     assert (fourth["type"], fourth["items"]) == ("buy", ["7", "8"])
     assert len({event["id"] for event in (first, second, third, fourth)}) == 4
-    assert counted(service, "hotplate_events_total", "type", "outcome") == {
+    assert counted(open_service, "hotplate_events_total", "type", "outcome") == {
         ("impression", "durable"): 1, ("click", "durable"): 2, ("custom", "durable"): 1,
     }  # fmt: skip
     impressions = {("live", str(place)): 1 for place in range(1, 11)} | {("live", "more"): 2}
-    assert counted(service, "hotplate_impressions_total", "role", "position") == impressions
-    assert counted(service, "hotplate_clicks_total", "role", "position") == {("live", "2"): 1, ("other", "unknown"): 1}
+    assert counted(open_service, "hotplate_impressions_total", "role", "position") == impressions
+    assert counted(open_service, "hotplate_clicks_total", "role", "position") == {
+        ("live", "2"): 1,
+        ("other", "unknown"): 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,14 +123,6 @@ def test_events_take_a_scope_of_their_own(service: Service, keys: dict[str, str]
     assert service.get("/v1/popular", X_API_Key=keys["events"]).status == 403
     assert service.get("/v1/events", X_API_Key=keys["events"]).headers["allow"] == "POST"
     assert service.request("POST", "/v1/events", b" " * ((1 << 20) + 1), X_API_Key=keys["events"]).status == 413
-
-
-@pytest.fixture
-def open_service(folder: Path, tmp_path: Path, release: str) -> Iterator[Service]:
-    """A service on loopback without keys, as on a developer's machine."""
-    assert release
-    with running(folder / "store", "--events", str(tmp_path / "log")) as running_service:
-        yield running_service
 
 
 def test_a_page_of_another_site_cannot_send_events_to_a_service_without_keys(
