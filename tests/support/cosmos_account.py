@@ -4,7 +4,7 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -21,20 +21,6 @@ from tests.support.cosmos_server import Emulator, emulator
 
 NAME = "user.YQ"
 ITEM = {"id": NAME, "v": 1}
-
-
-@dataclass
-class Counted:
-    """An observer that remembers."""
-
-    ru: float = 0.0
-    kinds: list[str] = field(default_factory=list)
-
-    def charged(self, ru: float) -> None:
-        self.ru += ru
-
-    def failed(self, kind: str) -> None:
-        self.kinds.append(kind)
 
 
 @dataclass(frozen=True)

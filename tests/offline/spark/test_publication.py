@@ -21,8 +21,8 @@ from hotplate.offline.spark import SparkLists
 from hotplate.offline.train.spark import spark_session
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.store import Row
-from tests.support.cosmos_account import Account, Counted
+from hotplate.stores.store import ChargeCounter, Row
+from tests.support.cosmos_account import Account
 from tests.support.redis_server import RedisServer
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 from tests.support.stores import lapse, published_rows
@@ -134,7 +134,7 @@ async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
 async def test_executors_write_cosmos_too_and_what_they_were_charged_is_counted(
     session: SparkSession, cosmos_http: Account
 ) -> None:
-    model, url, charged = model_of(300), cosmos_http.url(secrets.token_hex(4), ru="30000"), Counted()
+    model, url, charged = model_of(300), cosmos_http.url(secrets.token_hex(4), ru="30000"), ChargeCounter()
     store = connect(url)
     source = SparkLists(lists_of(model), session, url)
     result = (await publish(source, store, PublishSettings("json"), observer=charged)).result

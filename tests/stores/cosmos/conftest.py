@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from hotplate.stores.store import ChargeCounter
 from tests.support.azure import AzureAccount, azure_account
-from tests.support.cosmos_account import Account, Counted
+from tests.support.cosmos_account import Account
 from tests.support.cosmos_raw import ScriptedServer, scripted
 
 
@@ -16,8 +17,8 @@ def account(cosmos_https: Account) -> Account:
 
 
 @pytest.fixture
-def observer() -> Counted:
-    return Counted()
+def observer() -> ChargeCounter:
+    return ChargeCounter()
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
-from hotplate.stores.store import Row, Store
+from hotplate.stores.store import ChargeCounter, Row, Store
 from hotplate.testing import FIRST, OpenStore, StoreContract, ref, write
-from tests.support.cosmos_account import Account, Counted
+from tests.support.cosmos_account import Account
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 
 ROWS = [Row("popular:", b'{"id":"p"}'), Row("user:1", b'{"id":"a"}')]
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # th
 
 
 @pytest.fixture
-async def containers(cosmos_http: Account, observer: Counted) -> AsyncIterator[CosmosAccount]:
+async def containers(cosmos_http: Account, observer: ChargeCounter) -> AsyncIterator[CosmosAccount]:
     """A database of its own."""
     made = CosmosAccount(cosmos_http.address(f"d{secrets.token_hex(4)}"), observer)
     for _ in range(2):
@@ -31,7 +31,7 @@ async def containers(cosmos_http: Account, observer: Counted) -> AsyncIterator[C
 
 
 @pytest.fixture
-async def scripted_account(raw: ScriptedServer, observer: Counted) -> AsyncIterator[CosmosAccount]:
+async def scripted_account(raw: ScriptedServer, observer: ChargeCounter) -> AsyncIterator[CosmosAccount]:
     """An account that responds as the test says."""
     made = CosmosAccount(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
     yield made
@@ -49,7 +49,7 @@ async def test_containers_are_made_listed_and_dropped_once(containers: CosmosAcc
     assert await containers.list_containers() == ["serverless"]
 
 
-async def test_throughput_is_read_and_changed(containers: CosmosAccount, observer: Counted) -> None:
+async def test_throughput_is_read_and_changed(containers: CosmosAccount, observer: ChargeCounter) -> None:
     await containers.create_container("c", Throughput(4000))
     assert await containers.offer("c") == Offer(Throughput(4000), 400, pending=False)
     await containers.scale("c", Throughput(500))
@@ -57,13 +57,13 @@ async def test_throughput_is_read_and_changed(containers: CosmosAccount, observe
     await containers.create_container("auto", Throughput(4000, autoscale=True))
     await containers.scale("auto", Throughput(6000, autoscale=True))
     assert await containers.offer("auto") == Offer(Throughput(6000, autoscale=True), 1000, pending=False)
-    assert observer.kinds == []
+    assert observer.failures == []
     with pytest.raises(CosmosUnavailable, match="400 … 1000000") as error:
         await containers.scale("c", Throughput(300))
     assert error.value.kind == "refused"
 
 
-async def test_what_is_not_there_is_reported_as_missing(containers: CosmosAccount, observer: Counted) -> None:
+async def test_what_is_not_there_is_reported_as_missing(containers: CosmosAccount, observer: ChargeCounter) -> None:
     for work in (
         containers.scale("gone", Throughput(500)),
         containers.offer("gone"),
@@ -71,7 +71,7 @@ async def test_what_is_not_there_is_reported_as_missing(containers: CosmosAccoun
     ):
         with pytest.raises(ContainerMissing):
             await work
-    assert observer.kinds == []
+    assert observer.failures == []
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ async def test_what_is_not_there_is_reported_as_missing(containers: CosmosAccoun
     ],
 )
 async def test_what_no_service_answers_is_an_error(
-    raw: ScriptedServer, scripted_account: CosmosAccount, observer: Counted, response: bytes, kind: str
+    raw: ScriptedServer, scripted_account: CosmosAccount, observer: ChargeCounter, response: bytes, kind: str
 ) -> None:
     raw.responses = [response]
     with pytest.raises(CosmosUnavailable) as error:
         await scripted_account.create_database()
-    assert (error.value.kind, observer.kinds) == (kind, [kind])
+    assert (error.value.kind, observer.failures) == (kind, [kind])
 
 
 async def test_containers_are_made_in_the_region_that_takes_writes() -> None:
@@ -107,12 +107,12 @@ async def test_containers_are_made_in_the_region_that_takes_writes() -> None:
 
 
 async def test_a_serverless_account_has_no_offers(
-    raw: ScriptedServer, scripted_account: CosmosAccount, observer: Counted
+    raw: ScriptedServer, scripted_account: CosmosAccount, observer: ChargeCounter
 ) -> None:
     message = "Reading or replacing offers is not supported for serverless accounts."
     raw.responses = [answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}'), refusal(400, 0, message)]
     assert await scripted_account.offer("c") is None
-    assert observer.kinds == []
+    assert observer.failures == []
 
 
 @pytest.mark.soak
@@ -124,15 +124,15 @@ class TestThroughTheSdk(StoreContract):
 
 
 @pytest.fixture
-async def stored(cosmos_http: Account) -> AsyncIterator[tuple[Store, Counted]]:
-    counted = Counted()
+async def stored(cosmos_http: Account) -> AsyncIterator[tuple[Store, ChargeCounter]]:
+    counted = ChargeCounter()
     store = connect(cosmos_http.url(secrets.token_hex(4), ru="1000", client="sdk"), counted)
     await write(store, FIRST, ROWS)
     yield store, counted
     await store.close()
 
 
-async def test_the_sdk_reads_lists_and_absent_keys(stored: tuple[Store, Counted], cosmos_http: Account) -> None:
+async def test_the_sdk_reads_lists_and_absent_keys(stored: tuple[Store, ChargeCounter], cosmos_http: Account) -> None:
     store, counted = stored
     found = await store.get_many(ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=5.0)
     assert found == [ROWS[1].value, None, ROWS[0].value]
@@ -143,7 +143,7 @@ async def test_the_sdk_reads_lists_and_absent_keys(stored: tuple[Store, Counted]
 
 
 async def test_what_is_refused_and_what_is_late_fails_the_slot(
-    stored: tuple[Store, Counted], cosmos_http: Account
+    stored: tuple[Store, ChargeCounter], cosmos_http: Account
 ) -> None:
     store, counted = stored
     await store.get_many(ref(FIRST), ["user:1"], timeout_s=5.0)
@@ -153,7 +153,7 @@ async def test_what_is_refused_and_what_is_late_fails_the_slot(
             await store.get_many(ref(FIRST), ["user:1"], timeout_s=5.0)
     finally:
         cosmos_http.inject_faults()
-    assert counted.kinds[-1] == "forbidden"
+    assert counted.failures[-1] == "forbidden"
     with pytest.raises(StoreUnavailable, match="in time"):
         await store.get_many(ref(FIRST), ["user:1"], timeout_s=1e-6)
 

@@ -15,14 +15,15 @@ from hotplate.stores.cosmos.errors import (
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreFull
-from tests.support.cosmos_account import Counted, kind_of
+from hotplate.stores.store import ChargeCounter
+from tests.support.cosmos_account import kind_of
 from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal
 
 ITEM = b'{"id":"a","v":1}'
 
 
 @pytest.fixture
-async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[SignedClient]:
+async def client(raw: ScriptedServer, observer: ChargeCounter) -> AsyncIterator[SignedClient]:
     made = SignedClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
     yield made
     await made.close()
@@ -61,11 +62,11 @@ async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[Signed
     ],
 )
 async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
-    raw: ScriptedServer, client: SignedClient, observer: Counted, response: bytes, kind: str
+    raw: ScriptedServer, client: SignedClient, observer: ChargeCounter, response: bytes, kind: str
 ) -> None:
     raw.responses = [response]
     assert await kind_of(client.read("c", "a", 2.0)) == kind
-    assert observer.kinds == [kind] * (2 if kind in TRANSIENT else 1)
+    assert observer.failures == [kind] * (2 if kind in TRANSIENT else 1)
     raw.responses = [answer(200, ITEM)]
     await asyncio.sleep(0.06)  # connections that end without a response are not opened again at once
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
@@ -77,24 +78,24 @@ async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
     ids=["in its body", "in its head"],
 )
 async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
-    raw: ScriptedServer, client: SignedClient, observer: Counted, response: bytes
+    raw: ScriptedServer, client: SignedClient, observer: ChargeCounter, response: bytes
 ) -> None:
     raw.responses = [response, answer(200, ITEM)]
     await client.account()
     assert await kind_of(client.read("c", "a", 0.05)) == "timeout"
-    assert observer.kinds == ["timeout"]
+    assert observer.failures == ["timeout"]
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
 async def test_a_response_that_is_cut_anywhere_is_no_item(
-    raw: ScriptedServer, client: SignedClient, observer: Counted
+    raw: ScriptedServer, client: SignedClient, observer: ChargeCounter
 ) -> None:
     whole = answer(200, ITEM)
     for length in range(len(whole)):
         raw.responses = [whole, whole[:length] + CUT, whole]
         for _ in range(2):
             assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
-    assert observer.kinds == ["reset"] * len(whole)
+    assert observer.failures == ["reset"] * len(whole)
 
 
 @pytest.mark.parametrize(

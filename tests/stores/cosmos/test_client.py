@@ -13,7 +13,8 @@ from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreUnavailable
-from tests.support.cosmos_account import Account, Counted, container_in
+from hotplate.stores.store import ChargeCounter
+from tests.support.cosmos_account import Account, container_in
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}
 Open = Callable[[Address], SignedClient]
@@ -27,7 +28,7 @@ ATTEMPTS: dict[str, Callable[[SignedClient], Awaitable[object]]] = {
 
 
 @pytest.fixture
-async def opened(observer: Counted) -> AsyncIterator[Open]:
+async def opened(observer: ChargeCounter) -> AsyncIterator[Open]:
     """Open clients that are closed at the end, twice, as closing twice does nothing."""
     clients = list[SignedClient]()
 
@@ -62,7 +63,7 @@ def containers(made: tuple[SignedClient, CosmosAccount]) -> CosmosAccount:
 
 
 async def test_every_answer_is_counted_with_its_charge(
-    account: Account, client: SignedClient, observer: Counted
+    account: Account, client: SignedClient, observer: ChargeCounter
 ) -> None:
     before_ru, ours_ru = account.spent_ru(), observer.ru
     await client.create("c", ITEM)
@@ -72,7 +73,7 @@ async def test_every_answer_is_counted_with_its_charge(
     await client.read_fresh("c", "none")
     await client.replace("c", ITEM, '"never"')
     assert observer.ru - ours_ru == pytest.approx(account.spent_ru() - before_ru)
-    assert observer.kinds == []
+    assert observer.failures == []
 
 
 @pytest.mark.parametrize("operation", sorted(ATTEMPTS))
@@ -80,7 +81,7 @@ async def test_every_answer_is_counted_with_its_charge(
 async def test_a_write_is_one_attempt_a_read_two_and_no_line_in_a_log(
     account: Account,
     client: SignedClient,
-    observer: Counted,
+    observer: ChargeCounter,
     caplog: pytest.LogCaptureFixture,
     *,
     kind: str,
@@ -92,9 +93,9 @@ async def test_a_write_is_one_attempt_a_read_two_and_no_line_in_a_log(
     before = account.requests(operation)
     with caplog.at_level(logging.DEBUG), pytest.raises(StoreUnavailable) as error:
         await ATTEMPTS[operation](client)
-    assert set(observer.kinds) == {{"throttle": "throttled", "reset": "reset"}.get(kind, "unavailable")}
-    assert account.requests(operation) - before == len(observer.kinds)
-    assert len(observer.kinds) == (2 if operation == "read item" else 1)
+    assert set(observer.failures) == {{"throttle": "throttled", "reset": "reset"}.get(kind, "unavailable")}
+    assert account.requests(operation) - before == len(observer.failures)
+    assert len(observer.failures) == (2 if operation == "read item" else 1)
     assert kind != "throttle" or getattr(error.value, "retry_after_s", None) == 0.25
     loud = [record for record in caplog.records if record.name != "asyncio" and record.levelno >= logging.INFO]
     assert loud == []
@@ -102,7 +103,7 @@ async def test_a_write_is_one_attempt_a_read_two_and_no_line_in_a_log(
 
 
 async def test_the_error_of_a_wrong_key_names_what_to_do_and_not_the_key(
-    account: Account, opened: Open, observer: Counted
+    account: Account, opened: Open, observer: ChargeCounter
 ) -> None:
     wrong = "d3JvbmcgYnV0IGxvbmcgZW5vdWdoIHRvIGJlIGEga2V5"
     client = opened(replace(account.address("d"), key=wrong))
@@ -111,4 +112,4 @@ async def test_the_error_of_a_wrong_key_names_what_to_do_and_not_the_key(
             await request
         assert error.value.kind == "unauthorized"
         assert wrong not in str(error.value)
-    assert set(observer.kinds) == {"unauthorized"}
+    assert set(observer.failures) == {"unauthorized"}

@@ -14,8 +14,8 @@ from hotplate.stores.cosmos.regions import MAX_FAILURES, REFRESH_INTERVAL_S
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.http1 import RequestFailed, Response
-from hotplate.stores.store import TracedCall, traced_call
-from tests.support.cosmos_account import Account, Counted, container_in, kind_of
+from hotplate.stores.store import ChargeCounter, TracedCall, traced_call
+from tests.support.cosmos_account import Account, container_in, kind_of
 from tests.support.cosmos_raw import ScriptedServer, answer, refusal, scripted
 from tests.support.virtual import VirtualLoop, in_virtual_time
 
@@ -32,7 +32,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def client(two_regions: Account, observer: Counted) -> AsyncIterator[SignedClient]:
+async def client(two_regions: Account, observer: ChargeCounter) -> AsyncIterator[SignedClient]:
     """One that prefers the region that is not written, with an item in a container `c`."""
     two_regions.inject_faults()
     address = two_regions.address(f"d{secrets.token_hex(4)}", region=EAST)
@@ -186,7 +186,7 @@ def test_callers_that_soon_give_up_say_nothing_about_a_region() -> None:
     in_two_regions(work)
 
 
-async def test_a_traced_read_names_all_regions_that_it_contacted(observer: Counted) -> None:
+async def test_a_traced_read_names_all_regions_that_it_contacted(observer: ChargeCounter) -> None:
     async with scripted(refusal(503, 0)) as away, scripted(answer(200, ITEM)) as here:
         here.properties = {"readableLocations": [location("Away", away.port), location("Here", here.port)]}
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d", {}), observer)
@@ -199,21 +199,21 @@ async def test_a_traced_read_names_all_regions_that_it_contacted(observer: Count
 
 
 async def test_a_region_that_cannot_be_connected_is_left_at_once(
-    observer: Counted, caplog: pytest.LogCaptureFixture
+    observer: ChargeCounter, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with scripted(answer(200, ITEM)) as raw:
         raw.properties = {"readableLocations": [location("Away", free_port()), location("Here", raw.port)]}
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
         for _ in range(5):
             assert await client.read("c", NAME, 5.0) == {"id": NAME}
-        assert observer.kinds.count("connect") >= 1
+        assert observer.failures.count("connect") >= 1
         shown = f"cosmos+http://127.0.0.1:{raw.port}/d"
         messages = [record.message for record in caplog.records]
         assert messages == [f"{shown}: Away cannot be read (connect)"]
         await client.close()
 
 
-async def test_regions_follow_what_the_account_lists(observer: Counted, caplog: pytest.LogCaptureFixture) -> None:
+async def test_regions_follow_what_the_account_lists(observer: ChargeCounter, caplog: pytest.LogCaptureFixture) -> None:
     async with scripted(answer(200, ITEM)) as here, scripted(answer(200, ITEM)) as there:
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d?region=There", {}), observer)
         await client.read("c", NAME, 5.0)
@@ -234,7 +234,7 @@ async def test_regions_follow_what_the_account_lists(observer: Counted, caplog: 
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time(observer: Counted) -> None:
+async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time(observer: ChargeCounter) -> None:
     async with scripted(refusal(403, 3)) as old, scripted(answer(201, ITEM)) as new:
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{old.port}/d", {}), observer)
         await client.account()
@@ -249,7 +249,7 @@ async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time
 
 @pytest.mark.usefixtures("hasty")
 async def test_account_is_read_through_its_regions_if_its_endpoint_is_down(
-    observer: Counted, raw: ScriptedServer
+    observer: ChargeCounter, raw: ScriptedServer
 ) -> None:
     raw.responses = [answer(200, ITEM)]
     async with scripted(answer(200, ITEM)) as front:

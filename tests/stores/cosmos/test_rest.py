@@ -12,7 +12,8 @@ from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreMisused
-from tests.support.cosmos_account import NAME, Account, Counted, emulated_account, filled
+from hotplate.stores.store import ChargeCounter
+from tests.support.cosmos_account import NAME, Account, emulated_account, filled
 from tests.support.tcp_proxy import through
 
 KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
@@ -24,7 +25,7 @@ def account() -> Iterator[Account]:
         yield running
 
 
-async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, observer: Counted) -> None:
+async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, observer: ChargeCounter) -> None:
     path = tmp_path / "key"
     path.write_text(KEY + "\n")
     with emulated_account(None, "--key-file", str(path)) as account:
@@ -37,7 +38,7 @@ async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, ob
 
 
 async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothing(
-    account: Account, observer: Counted
+    account: Account, observer: ChargeCounter
 ) -> None:
     address = await filled(account)
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
@@ -47,11 +48,11 @@ async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothin
         await asyncio.sleep(0)  # they are sent, on connections that have ended
         proxy.reset()
         assert all(await asyncio.gather(*reading))
-        assert set(observer.kinds) == {"reset"}
+        assert set(observer.failures) == {"reset"}
         await client.close()
 
 
-async def test_a_server_that_went_away_is_tried_by_one_at_a_time(account: Account, observer: Counted) -> None:
+async def test_a_server_that_went_away_is_tried_by_one_at_a_time(account: Account, observer: ChargeCounter) -> None:
     address = await filled(account)
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
         client = SignedClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
@@ -68,7 +69,7 @@ async def test_a_server_that_went_away_is_tried_by_one_at_a_time(account: Accoun
         await client.close()
 
 
-async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer: Counted) -> None:
+async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer: ChargeCounter) -> None:
     certificate = tmp_path / "ca.pem"
     with emulated_account(certificate, "--host", "0.0.0.0") as account:
         port = account.emulator.endpoint.rpartition(":")[2].strip("/")
@@ -80,7 +81,7 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer
         await client.close()
 
 
-def test_a_file_that_certifies_nothing_is_refused(tmp_path: Path, observer: Counted) -> None:
+def test_a_file_that_certifies_nothing_is_refused(tmp_path: Path, observer: ChargeCounter) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(StoreMisused, match=r"ca\.pem, which should certify cosmos\+https://h:1/d"):
         SignedClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)

@@ -12,9 +12,10 @@ from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.requests import TOKEN_PAUSE_S
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Address
+from hotplate.stores.store import ChargeCounter
 from tests.support.azure import AzureAccount, Identity
 from tests.support.clock import FakeClock
-from tests.support.cosmos_account import NAME, Account, Counted, filled, kind_of
+from tests.support.cosmos_account import NAME, Account, filled, kind_of
 
 
 @pytest.fixture
@@ -31,7 +32,9 @@ Entra = tuple[SignedClient, Identity, FakeClock]
 
 
 @pytest.fixture
-async def entra(account: Account, server: AzureAccount, observer: Counted, clock: FakeClock) -> AsyncIterator[Entra]:
+async def entra(
+    account: Account, server: AzureAccount, observer: ChargeCounter, clock: FakeClock
+) -> AsyncIterator[Entra]:
     """A client by token, on a clock that the test holds, beginning now."""
     address = await keyless(account)
     credential = Identity(server, clock=clock)
@@ -51,7 +54,7 @@ async def test_a_token_lets_in_is_kept_and_is_for_this_account(entra: Entra) -> 
 
 
 async def test_token_is_renewed_in_background_and_kept_until_expiry_on_failure(
-    entra: Entra, observer: Counted, caplog: pytest.LogCaptureFixture
+    entra: Entra, observer: ChargeCounter, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, credential, clock = entra
     await client.read("c", NAME, 5.0)
@@ -72,11 +75,11 @@ async def test_token_is_renewed_in_background_and_kept_until_expiry_on_failure(
     credential.error = ""
     clock.now += TOKEN_PAUSE_S + 1
     assert await client.read("c", NAME, 5.0) is not None
-    assert observer.kinds == ["unauthorized"]
+    assert observer.failures == ["unauthorized"]
 
 
 async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(
-    account: Account, server: AzureAccount, observer: Counted
+    account: Account, server: AzureAccount, observer: ChargeCounter
 ) -> None:
     class Slow(Identity):
         async def get_token(self, *scopes: str, **options: object) -> AccessToken:
