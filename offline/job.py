@@ -17,7 +17,7 @@ from hotplate.offline.gates import failures, recorded
 from hotplate.offline.input.files import state_of
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
-from hotplate.offline.publish import NamedLists, PublishSettings, Written, as_source, names_in_keys, timed
+from hotplate.offline.publish import NamedLists, PublishSettings, Written, as_source, names_in_keys, place_of, timed
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
@@ -350,6 +350,6 @@ def _result(manifest: Manifest, held_back: HeldBack | None, arm: Arm) -> dict[st
 def _refusal(manifest: Manifest, arm: Arm = "A") -> str:
     forced, verdicts = recorded(manifest)
     failed = "" if forced else failures(verdicts)
-    place, option = ("arm B", " --arm B") if arm == "B" else ("live", "")
+    place, option = place_of(arm)
     by_hand = f"to activate it anyway: hotplate releases activate --force {manifest.release}{option}"
     return failed and f"{failed}; release {manifest.release} was written and is not {place}; {by_hand}"

@@ -110,6 +110,11 @@ def as_source(lists: Mapping[str, S]) -> S | NamedLists:
     return lists[""] if [*lists] == [""] else NamedLists(lists)
 
 
+def place_of(arm: Arm) -> tuple[str, str]:
+    """Return what a release of an arm becomes, and the option of `releases activate` for it."""
+    return ("arm B", " --arm B") if arm == "B" else ("live", "")
+
+
 def names_in_keys(names: Iterable[str]) -> dict[str, str]:
     """Return the name in keys of each list: empty for the first, the default one."""
     return {name: name if place else "" for place, name in enumerate(names)}
@@ -252,7 +257,7 @@ class _GateCheck:
     async def refusal(self, manifest: Manifest) -> str:
         live, verdicts = await self._judge()
         failed = "" if self._settings.force and recorded(manifest)[0] else failures(verdicts)
-        place, option = ("arm B", " --arm B") if self._settings.arm == "B" else ("live", "")
+        place, option = place_of(self._settings.arm)
         stays = "" if live is None else f", and {live.id} still is"
         return failed and (
             f"{failed}; release {manifest.release} was written and is not {place}{stays}; publish again "

@@ -442,15 +442,15 @@ class TieredReader:
         """
         _, live = self.placed(POPULAR, segment, segment, name)
 
-        def fallback_of(user: str) -> str:
-            """Return the key in the release that is served to the user, whose default list may be another one."""
-            stored = self._first(key=USER + user).served.manifest.stored_name(name)
-            return live if stored is None else prefix_of(POPULAR, stored) + segment
+        def placed(user: str) -> tuple[str, str]:
+            """Return the keys in the release that is served to the user; if that lacks the list, as in the live one."""
+            try:
+                return self.placed(USER, user, segment, name)
+            except UnknownList:
+                return prefix_of(USER, list_of(live)) + user, live
 
         wanted = [user for user in dict.fromkeys(users) if not self._is_hidden(USER + user)]
-        fallbacks = dict.fromkeys([USER + user for user in wanted], live)
-        if name:
-            fallbacks = {prefix_of(USER, list_of(key)) + user: key for user in wanted for key in (fallback_of(user),)}
+        fallbacks = dict(map(placed, wanted)) if name else dict.fromkeys([USER + user for user in wanted], live)
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
         found = await self._read_many(fallbacks, deadline, must_read=must_read)
         if name:
@@ -461,7 +461,7 @@ class TieredReader:
         of_role = {one.served.is_canary: one for one in reversed(found)}
 
         def unknown(user: str) -> EncodedList:
-            fallback = fallback_of(user) if name else live
+            _, fallback = placed(user)
             first = self._first(fallback, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
             return first if read is None else self._popular(read.tier, read.served, fallback, "unknown")

@@ -118,14 +118,16 @@ STATE_TABLE = (
                 _process(_major_faults), "counter"),
     StateMetric("hotplate_release_info", "1 for a release that is served.", "store release role", _releases),
     StateMetric("hotplate_release_age_seconds", "Time since the served release was written.", "store",
-                _of_tiers(lambda tier, _: tier.written_at and max(0.0, time.time() - tier.written_at))),
+                _of_tiers(lambda tier, _: None if tier.written_at is None
+                          else max(0.0, time.time() - tier.written_at))),
     StateMetric("hotplate_breaker_open", "1 while the circuit breaker of a store is open.", "store",
                 _of_tiers(lambda tier, _: tier.breaker_open)),
     StateMetric("hotplate_canary_stopped",
                 "1 if a worker stopped serving the canary because it is worse than the live release.", "store",
                 _of_tiers(lambda tier, _: tier.canary_stopped)),
     StateMetric("hotplate_catalogue_age_seconds", "Time since the catalogue of a store was last confirmed.", "store",
-                _of_tiers(lambda tier, state: tier.catalogue_age_s + state.silent_s * (state.silent_s > SILENT_S))),
+                _of_tiers(lambda tier, state: tier.catalogue_age_s
+                          + (state.silent_s if state.silent_s > SILENT_S else 0.0))),
     StateMetric("hotplate_cache_bytes", "Size of a worker's cache of a store.", "store",
                 _of_tiers(lambda tier, _: tier.cache_bytes)),
 )
