@@ -180,7 +180,7 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
         values["peak_rps"], sources["peak_rps"] = max(profile), f"the busiest hour of the profile, {sources['profile']}"
     missing = [name for name in NOBODY if name not in values]
     if missing == list(NOBODY) and "have_ru" in values:
-        return SourcedInputs(Inputs(**{**NOBODY, **values}), sources, carries_only=True)
+        return SourcedInputs(Inputs(**{**NOBODY, "hot_share": 0.0, **values}), sources, carries_only=True)
     if missing:
         raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {REQUIRED}")
     return SourcedInputs(Inputs(**values), sources)

@@ -34,6 +34,7 @@ OVERLAP_HOURS = 1  # of a publish, with both releases scaled
 EXACT_RANKS = 1_000  # lower ranks of the Zipf law are integrated
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
+SKEW = "the hottest user, and an even share of the others"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
 SERVERLESS = "https://learn.microsoft.com/azure/cosmos-db/serverless-performance, read 2026-11-22; no promise"
 DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-region: accounts since 2023-11-15"
@@ -192,7 +193,9 @@ def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
     wanted = n("publish_ru") if inputs.publish_ru is not None else total / (n("window_hours") * 3600)
     reserved = least(url.MAX_RU, most(url.MANUAL_MIN, ceiling(wanted, url.MANUAL_STEP)))
     reserved = t.derive("publish_ru_s", "RU/s", reserved)
-    t.derive("publish_hours", "hours", total / reserved / 3600)
+    hours = t.derive("publish_hours", "hours", total / reserved / 3600)
+    source = "hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s"
+    t.derive("publish_billed_hours", "hours", hours + 1, source=source)
     t.derive("publishes", "a month", term(HOURS_A_MONTH) / n("refresh_hours"))
     t.derive("release_gb", "GB", n("rows") * n("item_bytes") / GB)
     source = "live, kept and, while it is written, the next"
@@ -213,8 +216,7 @@ def _serving(t: FigureTable) -> None:
 def _serving_with(t: FigureTable, partitions: int) -> float:
     n = t.term
     t.enter("partitions", partitions, "partitions", "as many as follow from it: both agree")
-    source = "the hottest user, and an even share of the others"
-    t.derive("skew", "", n("hot_user") * (n("partitions") - 1) + 1, source=source)
+    t.derive("skew", "", _skew(t, n("partitions")), source=SKEW)
     t.derive("reads_plain_ru", "RU/s", n("reads_s") * n("mean_read_ru"))
     t.derive("reads_ru", "RU/s", n("reads_plain_ru") * n("skew") / n("ru_utilisation"))
     rounded = ceiling(n("reads_ru"), url.MANUAL_STEP)
@@ -227,6 +229,10 @@ def _serving_with(t: FigureTable, partitions: int) -> float:
     new = t.derive("new_partitions", "partitions", ceiling(creation / url.INITIAL_PARTITION_RU), source=PARTITIONS)
     found = most(new, n("partitions_by_gb"), ceiling(least(url.MAX_RU, serve) / url.PARTITION_RU))
     return t.derive("partitions", "partitions", found, source="they stay, whatever RU/s are taken away").value
+
+
+def _skew(t: FigureTable, partitions: Term) -> Term:
+    return t.term("hot_user") * (partitions - 1) + 1
 
 
 def _shares(t: FigureTable) -> None:
@@ -242,10 +248,15 @@ def _shares(t: FigureTable) -> None:
 
 
 def _carried(t: FigureTable, inputs: Inputs, month: str) -> None:
-    n = t.term
-    ru = t.derive("carried_ru", "RU/s", n("serve_ru") if inputs.have_ru is None else n("have_ru"))
+    n, ru, skew = t.term, t.term("serve_ru"), t.term("skew")
+    if inputs.have_ru is not None:
+        ru = n("have_ru")
+        found = most(n("partitions_by_gb"), ceiling(ru / url.INITIAL_PARTITION_RU))
+        found = t.derive("have_partitions", "partitions", found, source=PARTITIONS)
+        skew = t.derive("have_skew", "", _skew(t, found), source=SKEW)
+    ru = t.derive("carried_ru", "RU/s", ru)
     source = "the highest rate without a 429, if nothing else is read or written"
-    reads = t.derive("carried_reads", "reads/s", ru / n("mean_read_ru") / n("skew"), source=source)
+    reads = t.derive("carried_reads", "reads/s", ru / n("mean_read_ru") / skew, source=source)
     t.derive("carried_mean", "reads/s", reads * n("ru_utilisation"), source="with room for peaks within the hour")
     lists = ru / (n("list_write_ru") + n("read_back_ru"))
     t.derive("carried_lists", "lists/s", lists, source="each list is written and read back")
@@ -266,7 +277,11 @@ def _pods(t: FigureTable, inputs: Inputs, month: str) -> None:
     answered = t.derive("pod_capacity", "requests/s", answered)
     t.derive("pods_by_capacity", "pods", ceiling(n("peak_region") / answered / n("pod_utilisation")))
     t.derive("pods_region", "pods", most(n("pods_by_little"), n("pods_by_capacity"), n("min_pods")))
-    target = n("pod_utilisation") * least(answered, n("pod_concurrency") * 1000 / n("request_ms"))
+    used, source = n("pod_utilisation"), ""
+    if inputs.zones > 1:
+        used, source = used * (n("zones") - 1) / n("zones"), "room for the load of a lost zone"
+    used = t.derive("hpa_utilisation", "share", used, source=source)
+    target = used * least(answered, n("pod_concurrency") * 1000 / n("request_ms"))
     target = t.derive("hpa_pod_rps", "requests/s", target, source="the less by both; pods are added above it")
     source = "room for twice the busiest hour, and for one lost pod"
     t.derive("hpa_most_pods", "pods", most(n("min_pods"), ceiling(n("peak_region") * 2 / target) + 1), source=source)
@@ -285,7 +300,7 @@ def _manual_cost(t: FigureTable, inputs: Inputs, month: str) -> None:
     source = "each process polls the catalogue"
     t.derive("polls_ru", "RU/s", polls, source=source)
     hours = (n("serve_ru") + n("kept") * n("least_ru") + CONTROL_RU) * HOURS_A_MONTH
-    hours += n("publishes") * (n("creation_ru") * ceiling(n("publish_hours")) + n("serve_ru") * OVERLAP_HOURS)
+    hours += n("publishes") * (n("creation_ru") * n("publish_billed_hours") + n("serve_ru") * OVERLAP_HOURS)
     source = "live, kept and control all month; each publish its hours, and one in which two releases can serve"
     hours = t.derive("manual_ru_hours", "RU/s-hours", hours, source=source)
     cost = hours / 100 * n("price_ru_hour") * n("ru_factor") * n("regions")
@@ -317,7 +332,7 @@ def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
     mean = t.derive("autoscale_mean_ru", "RU/s", fmean(reached_ru(inputs, top.value, now.value)), formula, DYNAMIC)
     formula = "a tenth of the lowest top that may be set after publish_ru_s"
     t.derive("autoscale_idle_ru", "RU/s", autoscale_top(0, highest, gb) / FLOOR, formula)
-    other = n("publishes") * (n("publish_ru_s") * ceiling(n("publish_hours")) + mean * OVERLAP_HOURS) / HOURS_A_MONTH
+    other = n("publishes") * (n("publish_ru_s") * n("publish_billed_hours") + mean * OVERLAP_HOURS) / HOURS_A_MONTH
     source = "publishes, kept releases and hours with two of them, as a mean over the month"
     t.derive("autoscale_other_ru", "RU/s", other + n("kept") * n("autoscale_idle_ru"), source=source)
     fixed = _manual(t, term(CONTROL_RU)) + n("storage_cost")
@@ -400,8 +415,9 @@ def _totals(t: FigureTable, inputs: Inputs, month: str) -> None:
 def _today(t: FigureTable, month: str) -> None:
     n = t.term
     t.derive("short_ru", "RU/s", most(0, n("serve_ru") - n("have_ru")))
-    have, reads, skew, partitions = (t[name].number for name in ("have_ru", "reads_plain_ru", "skew", "partitions"))
-    formula = "reads of the busiest hour above what each of partitions has of have_ru, by reads_plain_ru; skew"
+    names = ("have_ru", "reads_plain_ru", "have_skew", "have_partitions")
+    have, reads, skew, partitions = (t[name].number for name in names)
+    formula = "reads of the busiest hour above the share of have_ru of have_partitions, by reads_plain_ru; have_skew"
     refused = refused_share(have, reads, skew, int(partitions))
     t.derive("refused_reads", "share", refused, formula, "reads alone, without headroom; retries make it worse")
     t.derive("today_use", "share", n("reads_plain_ru") / n("have_ru"), source="reads in the busiest hour")

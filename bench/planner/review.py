@@ -10,7 +10,7 @@ from hotplate.bench.planner.figures import explain, two_digits
 from hotplate.bench.planner.inputs import HOURS, KNOWN, InputSource, PlanMisused, hourly_shares, read_toml
 from hotplate.bench.planner.plan import CONTROL_RU, CapacityPlan, reached_ru
 from hotplate.report import Curve, Plot, Report, Row, TextTable, format_value
-from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
+from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU
 
 # Outside of all figures.
 NOT_PRICED = (
@@ -59,7 +59,7 @@ OUTLINE = {
         "in a region, the most of these": "pods_region", "in a zone": "pods_zone", "in all": "pods",
     },
     "Autoscaler of a region": {
-        "target: CPU of a pod": "pod_utilisation", "target: requests of a pod": "hpa_pod_rps",
+        "target: CPU of a pod": "hpa_utilisation", "target: requests of a pod": "hpa_pod_rps",
         "pods at most": "hpa_most_pods",
     },
     "Cost a month": {
@@ -120,14 +120,17 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
 
 def shortage(plan: CapacityPlan) -> Iterator[str]:
     """Yield a sentence if `have_ru` is too little for the load."""
-    if plan.sourced.carries_only or "short_ru" not in plan.figures or not (short := plan.number("short_ru")):
+    if plan.sourced.carries_only or "short_ru" not in plan.figures:
         return
-    refused = plan.number("refused_reads")
-    if refused:
-        count = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
-        yield f"short by {short:,.0f} RU/s: {count} reads get 429"
-    else:
+    short, refused = plan.number("short_ru"), round(plan.number("refused_reads"), 6)
+    lost = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
+    if short and refused:
+        yield f"short by {short:,.0f} RU/s: {lost} reads get 429"
+    elif short:
         yield f"short by {short:,.0f} RU/s: the busiest hour fits as a mean, its peaks get 429"
+    elif refused:
+        have, partitions = plan.number("have_ru"), plan.number("have_partitions")
+        yield f"{have:,.0f} RU/s are split over {partitions:,.0f} partitions: {lost} reads get 429"
 
 
 def _answer(plan: CapacityPlan) -> str:
@@ -247,11 +250,11 @@ def _day_plot(plan: CapacityPlan) -> Plot:
 def warnings(plan: CapacityPlan) -> Iterator[str]:
     """Yield the plan's warnings."""
     inputs = plan.inputs
-    hot = plan.number("hot_key_ru")
-    if hot > PARTITION_RU:
+    hot, skew, partitions = (plan.number(name) for name in ("hot_key_ru", "skew", "partitions"))
+    if hot > INITIAL_PARTITION_RU * inputs.ru_utilisation or skew >= 2:
         yield (
-            f"the hottest user alone takes {hot:,.0f} RU/s, and a partition has at most {PARTITION_RU:,}: answer it "
-            f"from a cache"
+            f"the hottest user alone takes {hot:,.0f} RU/s; as each of {partitions:,.0f} partitions gets as "
+            f"many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
         )
     if max(plan.number("serve_ru"), plan.number("publish_ru_s")) >= MAX_RU:
         yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"

@@ -312,7 +312,7 @@ def test_the_shipped_autoscaler_has_the_numbers_of_the_guides_plan() -> None:
     planned = {each["name"]: each["value"] for each in facts["inputs"] + facts["figures"]}
     cpu, requests = (metric[metric["type"].lower()]["target"] for metric in SHIPPED["metrics"])
     assert (SHIPPED["minReplicas"], SHIPPED["maxReplicas"]) == (planned["min_pods"], planned["hpa_most_pods"])
-    assert cpu["averageUtilization"] == 100 * planned["pod_utilisation"]
+    assert cpu["averageUtilization"] == 100 * planned["hpa_utilisation"]
     assert float(requests["averageValue"]) == planned["hpa_pod_rps"]
 
 

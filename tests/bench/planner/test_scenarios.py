@@ -1,11 +1,13 @@
 """Plans of extreme loads, compared with independent sums of published charges and prices."""
 
 from math import ceil
+from statistics import fmean
 
 import pytest
 
 from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES, refused_share
 from hotplate.bench.planner.review import report, warnings
+from hotplate.bench.ru.run import database_cost
 from hotplate.stores.cosmos.rows import item_bytes, name_of, to_item
 from tests.support.planning import a_plan
 
@@ -60,7 +62,7 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
             "publish_ru_s": 16_700,
             "new_partitions": 3,
             "serve_ru": 400,
-            "manual_cost": manual(400, 400, 16_700) + storage(10_000_000),
+            "manual_cost": manual(400, 400, 16_700 * 2) + storage(10_000_000),
         },
     ),
     "one hot user on nine partitions": (
@@ -85,7 +87,7 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
             "least_ru": 1_000,
             "publish_hours": 1e9 * ROW_RU / 10_000 / 3600,
             "redis_gb": 1e9 * (700 + 5 + 10 + 28 + 80) * 1.08 * 3 / 1e9,
-            "manual_cost": manual(1_000, 1_000, 10_000 * 167, publishes=730 / 168) + storage(1e9),
+            "manual_cost": manual(1_000, 1_000, 10_000 * 167.7, publishes=730 / 168) + storage(1e9),
         },
     ),
     "two regions with failover, manual": (
@@ -137,9 +139,20 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
         {"peak_rps": 5_000, "have_ru": 400, "hot_share": None},
         {"serve_ru": 7_200, "short_ru": 6_800, "refused_reads": 1 - 400 / 5_000, "over_ru": 0},
     ),
+    "50,000 RU/s of today, and a hot user": (
+        {"peak_rps": 700, "have_ru": 50_000, "hot_share": 0.1},  # nine partitions, of which one gets 0.1 + 0.1 of all
+        {"partitions": 1, "carried_reads": 50_000 / 1.8, "carried_mean": 35_000 / 1.8},
+    ),
     "pods that were measured, in three zones": (
-        {"peak_rps": 1_000, "pod_rps": 100, "zones": 3},  # 1,000 / 100 / 0.6: 17; two zones carry them
-        {"pods_region": 17, "pods": 3 * ceil(17 / 2), "pods_cost": 27 * 0.048 * 730},
+        # 1,000 / 100 / 0.6: 17; two zones carry them, also of the 25 that the autoscaler keeps
+        {"peak_rps": 1_000, "pod_rps": 100, "zones": 3},
+        {
+            "pods_region": 17,
+            "pods": 3 * ceil(17 / 2),
+            "pods_cost": 27 * 0.048 * 730,
+            "hpa_utilisation": 0.4,
+            "hpa_pod_rps": 40,
+        },
     ),
 }
 
@@ -213,6 +226,10 @@ def test_the_shortage_follows_from_what_reads_need() -> None:
     # Without headroom, what is provisioned is what reads need.
     made = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
     assert made.sentence == "short by 6,400 RU/s: 94 of 100 reads get 429"
+    # A container of 6,100 RU/s has two partitions, of which one gets 0.9 + 0.05 of the reads, 3,800 of 4,000.
+    split = report(a_plan(peak_rps=4_000, have_ru=6_100, hot_share=0.9), "prices.toml")
+    assert split.sentence == "6,100 RU/s are split over 2 partitions: 19 of 100 reads get 429"
+    assert split.exit_code == 3
     headroom = report(a_plan(peak_rps=700, have_ru=800), "prices.toml")
     assert headroom.sentence == "short by 200 RU/s: the busiest hour fits as a mean, its peaks get 429"
     # Two partitions of 500 RU/s each, of which one gets 800 of 1,000 reads/s: 300 are refused.
@@ -222,7 +239,22 @@ def test_the_shortage_follows_from_what_reads_need() -> None:
 
 
 def test_ru_alone_tell_what_they_carry() -> None:
-    carries = report(a_plan(users=None, peak_rps=None, have_ru=6_000), "prices.toml")
-    assert carries.sentence == "6,000 RU/s carry 6,000 reads/s, 4,200 with room for peaks, or 1,000 lists published/s"
+    carries = report(a_plan(users=None, peak_rps=None, hot_share=None, have_ru=9_000), "prices.toml")
+    assert carries.sentence == "9,000 RU/s carry 9,000 reads/s, 6,300 with room for peaks, or 1,500 lists published/s"
     assert carries.exit_code == 0
-    assert {row.note: row.value for row in carries.rows}["carried_cost"] == pytest.approx(6_000 * RU_MONTH)
+    assert {row.note: row.value for row in carries.rows}["carried_cost"] == pytest.approx(9_000 * RU_MONTH)
+
+
+@pytest.mark.parametrize("hot_share", [0.3, 0.27])  # 4,500 RU/s of 15,000 are in no plan; 4,050 multiply it
+def test_a_user_who_needs_a_partition_is_named(hot_share: float) -> None:
+    (first, *_) = warnings(a_plan(peak_rps=15_000, hot_share=hot_share))
+    assert first.startswith(f"the hottest user alone takes {15_000 * hot_share:,.0f} RU/s; as each of ")
+    assert not any("hottest" in each for each in warnings(a_plan(peak_rps=15_000, hot_share=0.1)))
+
+
+def test_a_publish_is_billed_by_the_hours_of_the_clock() -> None:
+    plan = a_plan(users=10_000_000, window_hours=2)
+    took_s = plan.number("publish_hours") * 3600
+    starts = [database_cost(400, 1, plan.prices, now, took_s)[1] for now in range(0, 3600, 10)]
+    hours = fmean(int(each.rpartition(" ")[2]) for each in starts)
+    assert plan.number("publish_billed_hours") == pytest.approx(hours, rel=0.01)
