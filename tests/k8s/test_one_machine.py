@@ -47,10 +47,22 @@ def test_the_unit_of_backups_keeps_a_week_and_says_when_it_succeeded(tmp_path: P
         folder.mkdir(parents=True)
     subprocess.run(["touch", "--date", "9 days ago", str(old)], check=True)
     unit = SYSTEMD / "hotplate-backup.service"
-    script = "\n".join(["set -e", "export KEEP_DAYS=7", *commands(unit, "ExecStart"), *commands(unit, "ExecStartPost")])
+    steps = [each for name in ("ExecStartPre", "ExecStart", "ExecStartPost") for each in commands(unit, name)]
+    script = "\n".join(["set -e", "export KEEP_DAYS=7", *steps])
     script = script.replace("/opt/hotplate/bin/hotplate", f"{Path(sys.executable).parent}/hotplate")
-    environment = {"HOTPLATE_STORE": f"file://{tmp_path}/hotplate", "PATH": "/usr/bin:/bin"}
-    subprocess.run(["sh", "-c", script.replace("/var/lib", str(tmp_path))], env=environment, check=True)
+
+    def backed_up(store: Path) -> bool:
+        environment = {"HOTPLATE_STORE": f"file://{store}", "PATH": "/usr/bin:/bin"}
+        command = ["sh", "-c", script.replace("/var/lib", str(tmp_path))]
+        return subprocess.run(command, env=environment, check=False).returncode == 0
+
+    assert not backed_up(tmp_path / "none")
+    (path,) = metrics.iterdir()
+    assert abs(time.time() - int(path.read_text().split()[1])) < 3600, "the alert waits from the first attempt on"
+    path.write_text("hotplate_backup_last_success_timestamp_seconds 1\n")
+    assert not backed_up(tmp_path / "none")
+    assert path.read_text().endswith(" 1\n")
+    assert backed_up(tmp_path / "hotplate")
     (made,) = set(backups.iterdir()) - {recent}
     assert hotplate("releases", "verify", "--store", f"file://{made}").returncode == 0
     (path,) = metrics.iterdir()
