@@ -401,5 +401,7 @@ async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
             await reader.warm(release)
     except TimeoutError:
         log.warning("release %s is served before all of it is in memory: %.0f s were too short", release.id, WARM_S)
+    except StoreError:
+        return  # loading it reports the error, without harm to the other release
     else:
         log.info("release %s was brought into memory in %.1f s", release.id, clock() - started)

@@ -272,14 +272,17 @@ class LmdbStore(LocalReader, Diagnosed):
         return found
 
     def _removed(self, found: Catalogue) -> ReleaseNotFound | None:
-        """Return an error if the file of a mapped release was removed."""
+        """Return an error if the file of the mapped live release was removed; unmap that of a removed canary."""
         for release in found.served:
             path = self._sealed_path(release)
             with translated(path):
-                if release.incarnation in self._files and not path.exists():
-                    return ReleaseNotFound(
-                        f"{path} was removed while release {release.id} is served from it; restore it, or publish again"
-                    )
+                if release.incarnation not in self._files or path.exists():
+                    continue
+            if release == found.live_ref:
+                return ReleaseNotFound(
+                    f"{path} was removed while release {release.id} is served from it; restore it, or publish again"
+                )
+            self._files.pop(release.incarnation).close()  # its users get the live release
         return None
 
     def _claimed(self, draft: DraftRef) -> DraftFile:

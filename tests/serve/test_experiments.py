@@ -1,6 +1,8 @@
 """Experiments: sticky arms under nightly publishes, and a report that is right about chance."""
 
+import asyncio
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +79,34 @@ async def test_users_keep_their_arm_while_both_arms_are_published_every_night(op
     }
 
 
-@pytest.mark.parametrize("open_store", ["file", "redis"], indirect=True)
-async def test_arm_a_answers_for_an_arm_b_that_cannot_be_served(open_store: OpenStore) -> None:
+@pytest.mark.parametrize(
+    ("open_store", "harm"),
+    [("redis", "erased"), ("file", "erased"), ("file", "cut"), ("file", "removed while mapped")],
+    indirect=["open_store"],
+)
+async def test_arm_a_answers_for_an_arm_b_that_cannot_be_served(
+    open_store: OpenStore, tmp_path: Path, harm: str
+) -> None:
     store = open_store()
     await publish(store, rows("A"))
     await life.start_canary(store, await publish(store, rows("B"), live=False), 50, 14)
-    await store.erase(await ref_of(store, await publish(store, rows("lost"), arm="B")))
-    found = await answers(TieredReader({"tier": open_store()}, budget_s=60))
-    assert {item for _, item in found.values()} == {"A"}
+    lost = await ref_of(store, await publish(store, rows("lost"), arm="B"))
+    file = tmp_path / "store" / "releases" / f"{lost.incarnation}.mdb"
+    if harm == "erased":
+        await store.erase(lost)
+    await store.close()
+    if harm == "cut":
+        os.truncate(file, 5000)
+    async with TieredReader({"tier": open_store()}, budget_s=60, warm=True) as reader:
+        await reader.wait_until_ready(20)
+        file.unlink(missing_ok=True)
+        second = await publish(open_store(), rows("A2"), arm="A")
+        async with asyncio.timeout(20):
+            while reader.release() != second:
+                await asyncio.sleep(0.01)
+        assert {*(await answers(reader)).values()} == {(second, "A2")}
+        (found,) = reader.tiers[0].follower.findings
+        assert (found.source, lost.id in found.sentence) == ("canary", True)
 
 
 def test_the_report_assigns_users_as_the_service_does() -> None:
