@@ -198,7 +198,7 @@ class Follower:
         live = catalogue.live_entry
         if live is None or not follows(catalogue, self._seen):
             return
-        entries = [entry for entry in (live, catalogue.canary_entry) if entry is not None]
+        entries = [entry for entry in (live, catalogue.canary_entry) if entry is not None and entry != self._stopped]
         unread = [entry for entry in entries if self._is_new(entry) and not self._is_canary(entry)]
         if isinstance(self._reader, LocalReader):
             for one in unread if warm else ():

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import given
@@ -139,10 +140,11 @@ async def test_unloadable_canary_leaves_users_on_the_live_release_until_it_loads
 
 @virtual
 async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
-    memory: MemoryStore, caplog: pytest.LogCaptureFixture
+    memory: MemoryStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(memory, "warm", warm := AsyncMock())
     live, canary = await with_canary(memory, users=range(USERS // 2))
-    async with TieredReader({"tier": memory}) as reader:
+    async with TieredReader({"tier": memory}, warm=True) as reader:
         await reader.wait_until_ready(5)
         (tier,) = reader.tiers
         for _ in range(10):
@@ -155,8 +157,8 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
         assert 'hotplate_canary_stopped{store="tier",worker="0"} 1.0' in text
         assert 'role="canary"' in text
         await life.start_canary(memory, canary, 90)  # the same, at another share
-        await tier.follower.refresh()
-        assert tier.follower.canary is None
+        await asyncio.sleep(CANARY_S)
+        assert (tier.follower.canary, warm.await_count) == (None, 2)
         await life.abort(memory)
         await tier.follower.refresh()
         assert tier.follower.findings == []
