@@ -117,12 +117,17 @@ def handler_of(route: Route | None, method: str) -> RouteHandler:
     return handler
 
 
+def problem_of(error: Problem | NotReady | UnknownList) -> Problem:
+    """Return the problem that answers *error*."""
+    if isinstance(error, UnknownList):
+        return unknown_list(str(error))
+    return error if isinstance(error, Problem) else not_ready(str(error))
+
+
 def _refused(route: Route | None, error: Problem | NotReady | UnknownList | ClientGone) -> web.Response:
     if isinstance(error, ClientGone):
         return web.Response(status=CLIENT_GONE)  # not sent
-    if isinstance(error, UnknownList):
-        error = unknown_list(str(error))
-    problem = error if isinstance(error, Problem) else not_ready(str(error))
+    problem = problem_of(error)
     return (refusal(problem) if route is not None and route.scoring else problem).response()
 
 

@@ -24,11 +24,11 @@ from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
-from hotplate.serve.api.app import Dispatcher, RequestIds, is_request_id
+from hotplate.serve.api.app import Dispatcher, RequestIds, is_request_id, problem_of
 from hotplate.serve.api.handlers import PRIVATE, SIMILAR, found_in, is_known, list_body, list_head, list_headers
 from hotplate.serve.api.parameters import ListQuery
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
-from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded, unknown_list
+from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded
 from hotplate.serve.reader import DEFAULT_N, EVERYBODY, EncodedList, NotReady, UnknownList
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, RequestSpan, use_span
@@ -209,8 +209,8 @@ class Lane:
         request = now, kind, raw_id or b"", query, headers, caller.name, self._span(headers)
         try:
             return self._answer_list(request, deliver)
-        except (NotReady, UnknownList):
-            return None
+        except (NotReady, UnknownList) as error:
+            return self._refused(request, problem_of(error))
 
     def _parse(self, raw: bytes) -> tuple[int, str] | None:
         """Return *n* and the name of the list; None for other parameters."""
@@ -265,7 +265,7 @@ class Lane:
             try:
                 encoded = self._reader.as_named(encoded, name)
             except UnknownList as error:  # gone since it was read
-                return self._refused(request, unknown_list(str(error)))
+                return self._refused(request, problem_of(error))
         served, fallback = encoded.served, encoded.fallback
         frame = self._frames.get((kind.source, served.ref, served.is_canary, encoded.source, encoded.tier, fallback))
         if frame is None:

@@ -188,6 +188,8 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
         for key in (None, "wrong", "a.b.c", good, slow, operator, good, slow, slow)
         for header in [b"" if key is None else b"X-API-Key: %b\r\n" % key.encode()]
     ]
+    once = create(keys, "once", ["read"], 0.4).key
+    sent.append(sent[3].replace(b"/1 ", b"/1?list=nothing ").replace(good.encode(), once.encode()))
 
     def counted(reader: TieredReader) -> Counter[tuple[str, ...]]:
         found = reader.metrics.counted(REQUEST_TIMES)
@@ -200,7 +202,7 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
             before = counted(reader)
             answers = await exchange(server, sent)
             statuses = [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", answers)]
-            assert statuses == [401, 401, 401, 200, 200, 403, 200, 429, 429, 200]
+            assert statuses == [401, 401, 401, 200, 200, 403, 200, 429, 429, 404, 200]
             assert re.findall(rb"Retry-After: (\d+)", answers) == [b"3", b"3"]
             counts.append(counted(reader) - before)
         assert counts[0] == counts[1]
