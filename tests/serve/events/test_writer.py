@@ -14,6 +14,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from hotplate.serve.api.events import EventsHandler, resolved
+from hotplate.serve.consumed import Consumed
 from hotplate.serve.events import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
@@ -79,10 +80,10 @@ async def test_any_error_of_a_segment_is_a_refusal_and_the_next_events_are_writt
 
 
 @asynccontextmanager
-async def taking(folder: Path) -> AsyncIterator[tuple[Metrics, str]]:
+async def taking(folder: Path, consumed: Consumed | None = None) -> AsyncIterator[tuple[Metrics, str]]:
     """Take events in this process; yields the counters and the URL."""
     writer, metrics = EventWriter(folder), Metrics(1, [])
-    handler = EventsHandler(writer, lambda _: "live", metrics)
+    handler = EventsHandler(writer, lambda _: "live", metrics, consumed=consumed)
 
     async def answer(request: web.Request) -> web.Response:
         try:
@@ -95,6 +96,16 @@ async def taking(folder: Path) -> AsyncIterator[tuple[Metrics, str]]:
     async with running_app(app) as url:
         yield metrics, url
     await writer.close()
+
+
+async def test_others_have_turns_while_the_items_of_many_events_are_hidden(tmp_path: Path) -> None:
+    consumed, turns, headers = Consumed(["buy=24"]), 0, {"Content-Type": "application/json"}
+    async with taking(tmp_path, consumed) as (_, url), ClientSession() as session:
+        sent = asyncio.ensure_future(session.post(url, data=body(*map(str, range(20)), kind="buy"), headers=headers))
+        while consumed.hidden_from("u19") is None:
+            turns += consumed.hidden_from("u0") is not None and not sent.done()
+            await asyncio.sleep(0)
+        assert (turns > 10, (await sent).status) == (True, 200)
 
 
 async def test_events_are_rejected_and_counted_if_the_queue_is_full_or_disk_slow(
