@@ -438,7 +438,8 @@ class TieredReader:
     ) -> list[EncodedList]:
         """Read the lists of many users, in order, from one tier, in its live release or canary.
 
-        If no tier can be read, all get the popular list of *segment*; *must_read* raises StoreUnavailable instead.
+        If no tier can be read, those that are not cached get the popular list of *segment*; *must_read* raises
+        StoreUnavailable instead.
         """
         _, live = self.placed(POPULAR, segment, segment, name)
 
@@ -480,6 +481,10 @@ class TieredReader:
             self._first()  # raises NotReady
             if must_read and (failure is not None or self.first_served is None):
                 raise StoreUnavailable("no store can be read for now") from failure
+            unread = [key for key in fallbacks if key not in found]
+            for tier in [tier for tier in self.tiers if tier.follower.served is not None][:1]:  # some may be cached
+                for served, group in tier.follower.grouped(unread):
+                    take_all((tier, served), group, [tier.get(served, key) for key in group])
         return [found.get(key) or self._unread(fallback, key) for key, fallback in fallbacks.items()]
 
     def _lists(

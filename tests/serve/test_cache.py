@@ -102,9 +102,14 @@ async def test_cached_lists_are_served_during_store_outage_and_others_fall_throu
     await publish(store.inner, "first", users=range(3))
     local = MemoryStore(clock)
     await publish(local, "second", users=range(5))
-    reader = await over(remote=store, local=local)
-    assert text(await reader.personal("1")) == "first for 1"
+    reader, alone = await over(remote=store, local=local), await over(remote=store)
+    for each in (reader, alone):
+        assert text(await each.personal("1")) == "first for 1"
     store.failure = StoreUnavailable("gone")
+    many = await alone.personal_many(["1", "2"])
+    assert [(one.source, one.status) for one in many] == [("personal", "ok"), ("popular", "error")]
+    with pytest.raises(StoreUnavailable):
+        await alone.personal_many(["1", "2"], must_read=True)
     answers = await asyncio.gather(*(reader.personal(user) for user in ("1", "2")))
     assert [(one.tier, text(one)) for one in answers] == [("remote", "first for 1"), ("local", "second for 2")]
 
