@@ -465,9 +465,12 @@ class TieredReader:
             _, fallback = placed(user)
             first = self._first(fallback, "unknown", USER + user)
             read = of_role.get(first.served.is_canary)
+            self.metrics.count_lookup("popular", "miss")
             return first if read is None else self._popular(read.tier, read.served, fallback, "unknown")
 
-        return [self.hiding(user, by_user.get(user) or self.as_named(unknown(user), name)) for user in users]
+        hidden = [user for user in dict.fromkeys(users) if user not in by_user]
+        by_user |= {user: self.as_named(unknown(user), name) for user in hidden}
+        return [self.hiding(user, by_user[user]) for user in users]
 
     async def _read_many(self, fallbacks: Mapping[str, str], deadline: float, *, must_read: bool) -> list[EncodedList]:
         """Read keys, each with that of its fallback."""

@@ -261,7 +261,7 @@ class Lane:
 
     def _made(self, request: _Request, encoded: EncodedList) -> bytes:
         started, kind, raw_id, (n, name), (_, given_id, known, _, _), _, span = request
-        if name:
+        if name and kind.key:  # `popular` has counted its own
             try:
                 encoded = self._reader.as_named(encoded, name)
             except UnknownList as error:  # gone since it was read

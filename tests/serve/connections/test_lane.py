@@ -19,6 +19,7 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
+from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
@@ -298,8 +299,10 @@ async def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() 
         assert not transport.written
 
 
-async def test_a_named_list_that_is_gone_when_the_store_answers_is_unknown() -> None:
+async def test_a_named_list_is_counted_once_and_unknown_once_it_is_gone() -> None:
     async with gated() as (pair, store):
+        await exchange(pair.lane, [GET.replace(b"recommendations/1", b"popular?list=basket")])
+        assert [*Reporter(pair.reader.tiers).state().by_list.values()] == [{"basket": [1, 0, 0]}]
         _, transport = await waiting(pair, store.gate, GET.replace(b"/1 ", b"/2?list=basket "))
         await publish_rows(store.inner, [Row("popular:", a_list("new"))])
         await pair.reader.tiers[0].follower.refresh()
