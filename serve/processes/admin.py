@@ -382,8 +382,11 @@ class Admin:
     async def _open(self) -> TieredReader:
         async with self._opening:
             if self._reader is None:
-                given = self._settings  # without shared metrics: these look-ups are not traffic
-                reader = TieredReader(given.stores, budget_s=given.budget_s, deny_list=self._context.deny_list)
+                given, context = self._settings, self._context
+                # Without shared metrics: these look-ups are not traffic.
+                reader = TieredReader(
+                    given.stores, budget_s=given.budget_s, deny_list=context.deny_list, consumed=context.consumed
+                )
                 self._reader = await self.opened.enter_async_context(reader)
             try:
                 await self._reader.wait_until_ready(OPEN_S)

@@ -87,6 +87,7 @@ def test_consumed_items_disappear_at_once_from_lists_of_that_user(service: Servi
     report(service, "dismiss", "1", "p1")
     report(service, "click", "1", "b")
     assert shown(service, f"{path}/1?n=3") == ["b", "p2", "p3"]
+    assert [item["id"] for item in service.admin("/console/user?id=1").json["items"]] == ["b", "p2", "p3"]
     assert shown(service, f"{path}/1?n=2&exclude=b&fields=id") == ["p2", "p3"]
     assert shown(service, f"{path}/2?n=3") == ["a", "b", "c"]
     assert shown(service, "/v1/similar/a") == ["b", "c"]
