@@ -255,8 +255,11 @@ def open_lists(
     """
     if not urls:
         raise StoreMisused("no store is named; pass a URL such as file:///var/lib/hotplate")
-    for name, seconds in (("budget_s", budget_s), ("timeout_s", timeout_s)):
-        if not seconds >= 0:  # also false for nan
+    for name, seconds, is_valid in (
+        ("budget_s", budget_s, 0 <= budget_s < inf),  # also false for nan
+        ("timeout_s", timeout_s, timeout_s >= 0),
+    ):
+        if not is_valid:
             raise StoreMisused(f"{name} is a number of seconds, not {seconds}")
     try:
         denied = DenyListFile(None if deny_list is None else Path(deny_list))

@@ -96,9 +96,9 @@ class ServiceSettings:
     workers: Annotated[
         int, Flag("Processes that share the port; one per core is best.", LISTENING, at_least=1, at_most=256)
     ] = 1
-    budget_s: Annotated[float, Flag("Seconds for all store reads of a request.", STORES, "budget", at_least=0.001)] = (
-        BUDGET_S
-    )
+    budget_s: Annotated[
+        float, Flag("Seconds for all store reads of a request.", STORES, "budget", at_least=0.001, at_most=3600)
+    ] = BUDGET_S
     cache_mb: Annotated[int, Flag("MiB of remote lists cached per worker; 0 disables it.", STORES, at_least=0)] = 64
 
     drain_delay_s: Annotated[

@@ -65,7 +65,7 @@ def test_an_empty_url_is_refused_and_is_not_the_default_store(model: Path, tmp_p
 
 
 def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -> None:
-    for arguments in (["lookup", "42", "-n", "0"], ["serve", "--port", "99999"], ["nosuchverb"], ["train"]):
+    for arguments in (["lookup", "42", "-n", "0"], ["serve", "--budget", "inf"], ["nosuchverb"], ["train"]):
         done = hotplate(*arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     done = hotplate("releases", "verify", "--json", "--store", f"file://{tmp_path}/nothing")

@@ -154,8 +154,9 @@ def test_what_cannot_be_opened_raises_what_open_raises(tmp_path: Path) -> None:
         hotplate.open_sync("ftp://nowhere")
     with pytest.raises(hotplate.StoreMisused, match="no store is named"):
         hotplate.open_sync()
-    with pytest.raises(hotplate.StoreMisused, match="budget_s is a number of seconds"):
-        hotplate.open_sync(url, budget_s=float("nan"))
+    for budget_s in (float("nan"), float("inf")):
+        with pytest.raises(hotplate.StoreMisused, match="budget_s is a number of seconds"):
+            hotplate.open_sync(url, budget_s=budget_s)
     with pytest.raises(hotplate.StoreMisused, match=r"none\.txt"):
         hotplate.open_sync(url, deny_list=tmp_path / "none.txt")
     lists = hotplate.open_sync("redis://127.0.0.1:1/0", timeout_s=0.05)
