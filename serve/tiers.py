@@ -370,7 +370,7 @@ class Tier:
                 reading = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
             else:
                 reading = hedge.get_many(served.ref, keys, served.decode, timeout_s=timeout_s)
-            spans = sampled_requests.get()
+            spans = sampled_requests.get() if self._local is None else ()
             slots = await (traced(reading, spans, self.name, len(keys)) if spans else reading)
             outcome = "ok"
         except ReleaseNotFound:

@@ -197,6 +197,11 @@ def test_shared_read_is_a_child_span_of_the_first_linked_to_the_others(*, lane: 
     assert all(span.attributes["hotplate.source"] == "personal" for span in servers)
 
 
+def test_a_batch_from_files_has_no_span_of_a_store() -> None:
+    reader = TieredReader({"file": asyncio.run(remote()).inner})
+    assert [span.is_server for span in recorded(reader, post(b'{"users":["1","2"]}'))] == [True]
+
+
 def test_what_fails_says_why_and_what_stands_in_for_it() -> None:
     first = asyncio.run(remote())
     reader = TieredReader({"cosmos": first, "redis": asyncio.run(remote())})
