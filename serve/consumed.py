@@ -108,7 +108,12 @@ class Consumed:
             if time.monotonic() > ends:
                 log.warning("older events than of %s were not read in %.0f s: they hide nothing", path.name, RESTORE_S)
                 return
-            for line in SegmentReader(_read_since(oldest, path)):
+            try:
+                segment = _read_since(oldest, path)
+            except OSError as error:
+                log.warning("the events of %s cannot be read, and hide nothing: %s", path, error.strerror)
+                continue
+            for line in SegmentReader(segment):
                 if any(kind in line for kind in kinds):
                     event = decode(line)
                     self.add(event.type, event.user, event.items, event.time)

@@ -126,7 +126,7 @@ def test_consumed_items_stay_hidden_after_a_kill_and_a_restart(store: Path) -> N
         assert shown(second, "/v1/recommendations/2?n=2") == ["a", "c"]
 
 
-def test_a_restart_reads_segments_that_others_close_or_ship_meanwhile(tmp_path: Path) -> None:
+def test_a_restart_reads_segments_that_others_close_or_ship(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     segment = LogSegment(tmp_path)
     event = {"id": "1", "time": time.time(), "type": "buy", "user": "1", "items": ["a"], "role": "live"}
     segment.append([line_of(json.dumps(event, separators=(",", ":")).encode())])
@@ -134,11 +134,13 @@ def test_a_restart_reads_segments_that_others_close_or_ship_meanwhile(tmp_path: 
     (closed,) = tmp_path.iterdir()
     (tmp_path / f".{closed.name}").symlink_to("closed meanwhile")
     (tmp_path / "20200101T000000Z-00000000-00000000.events.zst").symlink_to("shipped meanwhile")
+    (tmp_path / "29990101T000000Z-00000000-00000000.events.zst").mkdir()
     consumed = Consumed(["buy=1"])
     consumed.restore(tmp_path)
     hidden = consumed.hidden_from("1")
     assert hidden is not None
     assert encode_id("a") in hidden
+    assert "00000000.events.zst cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["buy", "buy=", "=24", "buy=0", "buy=nan", "buy=99999"])
