@@ -392,6 +392,11 @@ class Admin:
                 await self._reader.wait_until_ready(OPEN_S)
             except NotReady as error:
                 raise not_ready(str(error)) from None
+        states = [tier for state in self._context.states.all() if state is not None for tier in state.tiers]
+        stopped = {tier.tier for tier in states if tier.canary_stopped}  # here, nothing is judged
+        for tier in self._reader.tiers:
+            if tier.name in stopped:
+                tier.follower.leave_canary()
         return self._reader
 
 

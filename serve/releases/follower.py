@@ -177,6 +177,10 @@ class Follower:
         """Counts since the start of the canary."""
         return None if self.canary is None else self._canary_counts().since(self.canary.began_with)
 
+    def leave_canary(self) -> None:
+        """Serve the live release to all users until the canary is loaded again."""
+        self.canary = None
+
     def drop_canary(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""
         if self.canary is not None and self.canary.served is gone:

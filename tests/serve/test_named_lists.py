@@ -12,7 +12,6 @@ from hotplate.client import Client, RequestRefused
 from hotplate.serve.filters import filter_of
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import TieredReader, UnknownList
-from hotplate.serve.states import Reporter
 from hotplate.stores import lifecycle as life
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 from hotplate.stores.errors import StoreUnavailable
@@ -93,7 +92,6 @@ async def test_an_erased_or_denied_user_is_unknown_in_each_list(memory: MemorySt
     many = await reader.personal_many(["1", "2", "1"], name="basket")
     assert [first(one)[0] for one in many] == ["basket popular", "basket 2", "basket popular"]
     assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [2]
-    assert [*Reporter(reader.tiers).state().by_list.values()] == [{"basket": [1, 2, 0]}]
 
 
 @virtual

@@ -72,10 +72,9 @@ def test_the_state_names_workers_tiers_and_the_latest_lines_of_the_log(service: 
 
 def test_what_a_canary_counts_is_shown_beside_the_live_release(tmp_path: Path) -> None:
     lists = {f"user:{user}": a_list("a") for user in range(100)}
-    live, canary = (asyncio.run(publish_lists(tmp_path / "store", lists, live=live)) for live in (True, False))
-    with running(
-        tmp_path / "store", "--admin-store", f"file://{tmp_path}/store", "--events", f"{tmp_path}/events"
-    ) as one:
+    store, given = tmp_path / "store", ("--admin-store", f"file://{tmp_path}/store", "--events", f"{tmp_path}/events")
+    live, canary = (asyncio.run(publish_lists(store, each, live=each is lists)) for each in (lists, {}))
+    with running(store, *given) as one:
         one.admin(f"/v1/releases/{canary}/canary?percent=50", "POST")
         until(lambda: "canary" in tier_of(one))
         for user in range(20):
@@ -90,6 +89,10 @@ def test_what_a_canary_counts_is_shown_beside_the_live_release(tmp_path: Path) -
         low, high = found["live"]["interval"]
         assert 0 == low < 0.25 < high
         assert found["canary"]["interval"] is None
+        for user in [*range(100)] * 3:
+            one.get(f"/v1/recommendations/{user}")
+        until(lambda: "not used any more" in str(tier_of(one)))
+        assert {one.admin(f"/console/user?id={user}").json["release"] for user in range(20)} == {live}
 
 
 def tier_of(service: Service) -> Any:  # noqa: ANN401 -- JSON is whatever it is
