@@ -24,7 +24,7 @@ from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import USER, prefix_of
+from hotplate.stores.encoding import ITEM, USER, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
@@ -49,6 +49,7 @@ LEAST_KEPT = {
     "users_kept": 0.5,  # share of its users who still have a list, estimated from a sample
     "items_kept": 0.5,  # share of the items in its sampled and popular lists that are still known
     "length_kept": 0.5,  # mean length of users' lists by that of its lists, or by a shorter --list-length
+    "similar_kept": 0.5,  # number of lists of similar items
     "popular_length_kept": 0.5,  # the length of the overall popular list
     "popular_kept": 0.0,  # share of its popular items that are still popular
 }
@@ -248,7 +249,7 @@ async def _against(
         is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in kept)
         sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
         found = await read_live(reader, live, manifest, sample, stored)
-        had = manifest.counts.get(prefix_of(USER, stored)[:-1], 0)
+        had = [manifest.counts.get(prefix_of(kind, stored)[:-1], 0) for kind in (USER, ITEM)]
         shares = _shares(lists, sample, had, found, origin.get("list_length", MAX_LENGTH))
         for gate in kept:
             if gate.subject == _OVERLAP:
@@ -267,9 +268,13 @@ def _overlap(gate: Gate, sample: Mapping[str, Sequence[str]], found: LiveLists, 
 
 
 def _shares(
-    lists: Measurement, sample: Sized, had: int, found: LiveLists, list_length: int
+    lists: Measurement, sample: Sized, counts: Sequence[int], found: LiveLists, list_length: int
 ) -> dict[str, tuple[float | None, str]]:
-    """Return what is kept of *had* live lists, with a note, by subject of LEAST_KEPT; None if too little was live."""
+    """Return what is kept of the live lists, with a note, by subject of LEAST_KEPT; None if too little was live.
+
+    *counts* are the numbers of live users' lists and of live lists of similar items.
+    """
+    had, had_similar = counts
     read = [len(items) for items in found.users.values()]
     still = min(had, round(len(read) / (len(sample) or 1) * lists.users_with_lists))
     items = set(found.popular).union(*found.users.values())
@@ -280,6 +285,10 @@ def _shares(
         "users_kept": (still, had, had, f"about {still:,} of {had:,} users with a list"),
         "items_kept": (len(known), len(items), len(items), f"{len(known):,} of {len(items):,} items in live lists"),
         "length_kept": (length, before, len(read), f"{length:.1f} items in a list after {before:.1f}"),
+        "similar_kept": (
+            *(min(lists.similar, had_similar), had_similar, had_similar),
+            f"{lists.similar:,} lists of similar items after {had_similar:,}",
+        ),
         "popular_length_kept": (
             *(len(lists.popular), popular_before, len(items)),
             f"{len(lists.popular)} popular items after {len(found.popular)}",

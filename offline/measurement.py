@@ -57,6 +57,7 @@ class Measurement:
         """Keep the first *depth* items of sampled lists."""
         self.users = 0
         self.users_with_lists = 0
+        self.similar = 0  # lists of similar items
         self.shortest: int | None = None
         self._items = items
         self._times = np.zeros(len(items.ids), dtype=np.int64)

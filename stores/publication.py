@@ -47,8 +47,8 @@ DRAFT_POLL_S = 1.0
 # Makes the manifest, or compares the rows with that of an earlier attempt.
 Finish = Callable[[Tally, Manifest | None], Awaitable[Manifest]]
 
-# A manifest's origin, or a function called once all rows are written.
-About = dict[str, Any] | Callable[[], Awaitable[dict[str, Any]]]
+# A manifest's origin, or a function of the sums over all rows.
+About = dict[str, Any] | Callable[[Tally], Awaitable[dict[str, Any]]]
 
 # Returns the gates that refuse a release; called again when a draft is resumed.
 RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
@@ -131,7 +131,7 @@ async def publish(
     async def finish(tally: Tally, begun: Manifest | None) -> Manifest:
         if begun is not None:
             return _same(begun, tally)
-        origin = about if isinstance(about, dict) else await about()
+        origin = about if isinstance(about, dict) else await about(tally)
         created_at = (await store.catalogue()).now
         return describe(draft.id, tally, created_at=created_at, encoding=encoding, about=origin)
 

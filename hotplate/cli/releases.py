@@ -162,7 +162,7 @@ def canary(
     release: ReleaseArgument,
     store: StoreUrl = None,
     percent: Annotated[float, Flag("The share of the users who see it; may be changed later.")] = 5.0,
-    days: Annotated[float | None, Flag("Of an experiment.", at_least=0, at_most=366, env=False)] = None,
+    days: Annotated[float | None, Flag("Of an experiment.", at_least=0.01, at_most=366, env=False)] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -200,7 +200,15 @@ async def test_a_live_release_that_cannot_be_compared_with_fails_its_gates(monke
 ROWS = [(f"u{user:03}", f"i{(user * 5 + place) % 400:03}", 9 - place) for user in range(100) for place in range(10)]
 
 
-def imported(folder: Path, rows: Sequence[tuple[str, str, int]], popular: int = 100, length: int = 20) -> ImportedLists:
+def imported(
+    folder: Path,
+    rows: Sequence[tuple[str, str, int]],
+    popular: int = 100,
+    length: int = 20,
+    *,
+    similar: Path | None = None,
+    name: str = "",
+) -> ImportedLists:
     """Import rows of user, item and score, and popular items from the first on."""
     folder.mkdir(exist_ok=True)
     files = folder / "lists.csv", folder / "popular.csv"
@@ -211,8 +219,8 @@ def imported(folder: Path, rows: Sequence[tuple[str, str, int]], popular: int = 
         strict=True,
     ):
         file.write_text("\n".join([heading, *(",".join(map(str, row)) for row in lines)]) + "\n")
-    settings = ImportSettings(files[0], popular=files[1], length=length)
-    return ImportedLists(settings, folder, lambda *_: None)
+    settings = ImportSettings(files[0], popular=files[1], similar=similar, length=length)
+    return ImportedLists(settings, folder, lambda *_: None, name)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +246,19 @@ async def test_lists_that_shrank_are_refused_and_usual_changes_go_live(
     verdicts = {each.gate: each for each in recorded(written.result.manifest)[1]}
     assert verdicts["overlap@10"].passed
     assert verdicts["popular_kept"].measured == min(popular, 100) / 100
+
+
+async def test_a_release_without_the_lists_of_similar_items_is_refused(tmp_path: Path) -> None:
+    store, similar = MemoryStore(), tmp_path / "similar.csv"
+    similar.write_text("item,other,score\n" + "".join(f"i{item:03},i000,1\n" for item in range(1, 81)))
+    made = imported(tmp_path / "live", ROWS, similar=similar)
+    email = imported(tmp_path / "email", ROWS, similar=similar, name="email")
+    both = NamedLists({"": made, "email": email})
+    await publish(both, store)
+    fewer = NamedLists({"": made, "email": imported(tmp_path / "fewer", ROWS, name="email")})
+    refused = (await publish(fewer, store)).refused
+    assert "gate email:similar_kept: 0 is below 0.5 (0 lists of similar items after 80)" in str(refused)
+    assert (await publish(both, store)).refused is None
 
 
 async def test_a_default_list_that_gets_a_name_is_compared_with_the_live_one(tmp_path: Path) -> None:
