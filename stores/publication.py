@@ -34,6 +34,7 @@ from hotplate.stores.folders import temporary_folder
 from hotplate.stores.lifecycle import activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
 from hotplate.stores.store import Diagnosed, Plan, Row, Store
+from hotplate.stores.users import write_record
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
 log = logging.getLogger(__name__)
@@ -389,8 +390,12 @@ async def _abandon(store: Store, draft: DraftRef) -> None:
 async def rehearse(store: Store, run: Callable[[Store], Awaitable[Manifest]]) -> Plan:
     """Run a publish against a stand-in for *store*, and return its rows; StoreFull if it cannot fit."""
     with temporary_folder("rehearsal") as folder:
-        stand_in = _StandIn(folder, store, await store.catalogue())
+        found, erased = await store.catalogue(), await erased_from(store)
+        stand_in = _StandIn(folder, store, found)
         try:
+            if found.generation:
+                record = await write_record(stand_in, erased) if erased else None
+                CatalogueFile(folder).replace(replace(found, erased=record))
             manifest = await run(stand_in)
         finally:
             await stand_in.close()
@@ -405,8 +410,6 @@ class _StandIn(LmdbStore):
         clock = asyncio.get_running_loop().time
         began = clock()
         super().__init__(folder, lambda: catalogue.now + clock() - began)
-        if catalogue.generation:
-            CatalogueFile(folder).replace(catalogue)
         self._store = store
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:

@@ -12,6 +12,7 @@ from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import rehearse
 from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.users import erase_users
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import batches
 
@@ -33,6 +34,13 @@ async def test_rows_and_bytes_are_those_that_are_put_and_nothing_is_written(tmp_
         assert found.payload_bytes == pytest.approx(payload_bytes, abs=20)  # the time in the manifest has more digits
         assert (await store.catalogue()).releases == ()
     assert not (tmp_path / "new").exists()
+
+
+async def test_users_who_were_erased_are_not_in_a_rehearsal(tmp_path: Path) -> None:
+    for store in (LmdbStore(tmp_path / "files"), MemoryStore()):
+        await publish(store)
+        await erase_users(store, ["0007", "0008"])
+        assert (await rehearse(store, publish)).rows == len(ROWS) + 1 - 2
 
 
 async def test_what_does_not_fit_or_cannot_be_served_is_refused_as_by_a_publish(
