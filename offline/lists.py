@@ -16,7 +16,7 @@ from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import as_published
 from hotplate.offline.input.files import DataSource
-from hotplate.offline.input.matrix import Floats, Indices
+from hotplate.offline.input.matrix import Floats, Indices, UserItems
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.model import Model, Users
@@ -90,9 +90,9 @@ class ModelLists:
             )
 
     @property
-    def keep_seen(self) -> bool:
-        """Whether lists may hold items that their users have."""
-        return self._settings.keep_seen
+    def own(self) -> UserItems | None:
+        """What users' own interactions add to scores [users, items], if lists may hold items that users have."""
+        return self._ruled.own
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
         """Measure the published lists, with another fit if they differ from the evaluated ones; returns self."""
@@ -252,12 +252,11 @@ class Block(NamedTuple):
 def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
     """Divide items and users into blocks, numbered from 1 in key order, by the model's size alone."""
     model = lists.model
-    own = model.own_counts() if lists.keep_seen else None
     spans = list(_spans(len(model.matrix.item_ids)))
     of_items = [Block(part, start, stop, None) for part, (start, stop) in enumerate(spans, 1)]
     spans = list(_spans(len(model.matrix.user_ids)))
     of_users = [
-        Block(part, start, stop, model.users(start, stop, own))
+        Block(part, start, stop, model.users(start, stop, lists.own))
         for part, (start, stop) in enumerate(spans, len(of_items) + 1)
     ]
     return of_items, of_users

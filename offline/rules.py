@@ -102,7 +102,7 @@ class RuledLists:
     """Ranks the items of one model under rules: [rows, length], best first, -1 with score 0 after the end.
 
     Popular items fill shortened lists. *allowed* is the mask of items, None for all; *categories* are numbers by item,
-    negative for uncategorized, None without a cap.
+    negative for uncategorized, None without a cap; *own* counts [users, items] are added to scores.
     """
 
     def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
@@ -115,7 +115,7 @@ class RuledLists:
         self.allowed = _allowed(rules, ids)
         self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
         self._history = np.diff(model.matrix.user_items.indptr)
-        self._own = self._counted(model) if keep_seen else None
+        self.own = self._counted(model) if keep_seen else None
         counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
         self._popularity = Popularity((counts if self._boosts is None else counts * self._boosts).astype(np.float32))
         columns = {item: column for column, item in enumerate(ids)}
@@ -128,7 +128,7 @@ class RuledLists:
         others = copy(self)
         others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
         others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
-        others._own = own  # noqa: SLF001 -- as above
+        others.own = own
         return others
 
     @property
@@ -197,13 +197,13 @@ class RuledLists:
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
         matrix, options = self._model.matrix, {"keep_seen": self._keep_seen}
-        if self._own is None:
+        if self.own is None:
             items, scores = self._model.ranker.recommend(
                 matrix.user_items, users, depth, allowed=self.allowed, **options
             )
         else:
             items, scores = recommend(
-                self._model.ranker, matrix.user_items, users, depth, allowed=self.allowed, own=self._own, **options
+                self._model.ranker, matrix.user_items, users, depth, allowed=self.allowed, own=self.own, **options
             )
         short = np.flatnonzero(items[:, -1] < 0)
         if self._rules.shorten and len(short):

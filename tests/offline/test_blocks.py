@@ -3,9 +3,11 @@
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from hotplate.offline import lists as offline_lists
+from hotplate.offline.input.matrix import History
 from hotplate.offline.lists import Block, ListSettings, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Measurement
 from hotplate.offline.rules import Rules
@@ -36,9 +38,13 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_lists, "_LEAST_IN_BLOCK", 13)
 
 
+@pytest.mark.parametrize("keep_seen", [False, True])
 @pytest.mark.parametrize("rules", [Rules(), RULES, FAVOURS], ids=["free", "ruled", "favouring"])
-def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules) -> None:
-    lists = ModelLists(model_of(60), ListSettings(length=7, rules=rules))
+def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: bool) -> None:  # noqa: FBT001
+    model = model_of(60)
+    history = History.of(model.matrix.user_items, np.arange(300))
+    model = replace(model, matrix=replace(model.matrix, history=history))
+    lists = ModelLists(model, ListSettings(length=7, rules=rules, keep_seen=keep_seen))
     blocks, common = divided(lists), shared(lists)
     assert [block.part for block in blocks] == list(range(1, len(blocks) + 1))
     assert len(blocks) == 4 + 5
