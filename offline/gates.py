@@ -24,7 +24,6 @@ from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import ITEM, USER, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
@@ -50,11 +49,14 @@ LEAST_KEPT = {
     "items_kept": 0.5,  # share of the items in its sampled and popular lists that are still known
     "length_kept": 0.5,  # mean length of users' lists by that of its lists, or by a shorter --list-length
     "similar_kept": 0.5,  # number of lists of similar items
+    "segments_kept": 0.5,  # share of its segments that still have a popular list
     "popular_length_kept": 0.5,  # the length of the overall popular list
     "popular_kept": 0.0,  # share of its popular items that are still popular
 }
 # Shares of fewer users or items are not judged.
 LEAST_COMPARED = 50
+# Of a larger release, the sample may hardly meet live users, even if all are kept.
+_LEAST_MET = 20
 
 _AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
 
@@ -249,8 +251,7 @@ async def _against(
         is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in kept)
         sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
         found = await read_live(reader, live, manifest, sample, stored)
-        had = [manifest.counts.get(prefix_of(kind, stored)[:-1], 0) for kind in (USER, ITEM)]
-        shares = _shares(lists, sample, had, found, origin.get("list_length", MAX_LENGTH))
+        shares = _shares(lists, sample, found, origin.get("list_length", MAX_LENGTH))
         for gate in kept:
             if gate.subject == _OVERLAP:
                 verdicts[gate.name] = _overlap(gate, sample, found, live)
@@ -268,26 +269,28 @@ def _overlap(gate: Gate, sample: Mapping[str, Sequence[str]], found: LiveLists, 
 
 
 def _shares(
-    lists: Measurement, sample: Sized, counts: Sequence[int], found: LiveLists, list_length: int
+    lists: Measurement, sample: Sized, found: LiveLists, list_length: int
 ) -> dict[str, tuple[float | None, str]]:
-    """Return what is kept of the live lists, with a note, by subject of LEAST_KEPT; None if too little was live.
-
-    *counts* are the numbers of live users' lists and of live lists of similar items.
-    """
-    had, had_similar = counts
+    """Return what is kept of the live lists, with a note, by subject of LEAST_KEPT; None if too little was live."""
+    had, segments = found.had, found.segments & lists.segments
     read = [len(items) for items in found.users.values()]
     still = min(had, round(len(read) / (len(sample) or 1) * lists.users_with_lists))
+    is_met = len(sample) * had >= _LEAST_MET * lists.users_with_lists
     items = set(found.popular).union(*found.users.values())
     known, popular = lists.known(items), set(lists.popular).intersection(found.popular)
     length, before = lists.mean_length, min(sum(read) / (len(read) or 1), list_length)
     popular_before = min(len(found.popular), max(list_length, POPULAR_LENGTH))
     shares = {
-        "users_kept": (still, had, had, f"about {still:,} of {had:,} users with a list"),
+        "users_kept": (still, had, had * is_met, f"about {still:,} of {had:,} users with a list"),
         "items_kept": (len(known), len(items), len(items), f"{len(known):,} of {len(items):,} items in live lists"),
         "length_kept": (length, before, len(read), f"{length:.1f} items in a list after {before:.1f}"),
         "similar_kept": (
-            *(min(lists.similar, had_similar), had_similar, had_similar),
-            f"{lists.similar:,} lists of similar items after {had_similar:,}",
+            *(min(lists.similar, found.similar), found.similar, found.similar),
+            f"{lists.similar:,} lists of similar items after {found.similar:,}",
+        ),
+        "segments_kept": (
+            *(len(segments), len(found.segments), len(items)),
+            f"{len(segments):,} of {len(found.segments):,} segments",
         ),
         "popular_length_kept": (
             *(len(lists.popular), popular_before, len(items)),

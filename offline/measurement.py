@@ -12,7 +12,7 @@ from hotplate.offline.input.matrix import Indices
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode, Item, cut, decode, prefix_of
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, Decode, Item, cut, decode, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
@@ -58,6 +58,7 @@ class Measurement:
         self.users = 0
         self.users_with_lists = 0
         self.similar = 0  # lists of similar items
+        self.segments = set[str]()  # of popular lists
         self.shortest: int | None = None
         self._items = items
         self._times = np.zeros(len(items.ids), dtype=np.int64)
@@ -141,10 +142,13 @@ class Measurement:
 
 
 class LiveLists(NamedTuple):
-    """The overall *popular* list of a release, and the lists of some *users*."""
+    """The overall *popular* list of a release, lists of some *users*, and numbers of users' and items' lists."""
 
     popular: list[str]
     users: dict[str, list[str]]
+    segments: set[str]
+    had: int
+    similar: int
 
 
 async def read_live(
@@ -162,7 +166,9 @@ async def read_live(
         async for name, items in read_lists(reader, release, open_value, keys)
         if not isinstance(items, ReleaseCorrupt)
     }
-    return LiveLists(found.pop(OVERALL, []), found)
+    segments = {*(manifest.named[stored] if stored else manifest.segments)}
+    counts = (manifest.counts.get(prefix_of(kind, stored)[:-1], 0) for kind in (USER, ITEM))
+    return LiveLists(found.pop(OVERALL, []), found, segments, *counts)
 
 
 def overlap(lists: Mapping[str, Sequence[str]], others: Mapping[str, Sequence[str]], depth: int) -> float:

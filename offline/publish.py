@@ -30,7 +30,7 @@ from hotplate.stores import publication
 from hotplate.stores.attributes import columns_of
 from hotplate.stores.catalogue import Arm, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
-from hotplate.stores.encoding import ITEM, MAX_LISTS, check_list, prefix_of
+from hotplate.stores.encoding import ITEM, MAX_LISTS, POPULAR, check_list, prefix_of
 from hotplate.stores.errors import HeldBack, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import Manifest, Tally
@@ -244,18 +244,18 @@ class _GateCheck:
 
     async def about(self, tally: Tally) -> dict[str, Any]:
         """Return origin and verdicts, once lists are measured."""
-        live, verdicts = await self._judge(tally.counts)
+        live, verdicts = await self._judge(tally.counts, tally.popular)
         gates = {"gates": record(verdicts, live, forced=self._settings.force)} if verdicts else {}
         return self._origin | gates
 
     async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
-        _, verdicts = await self._judge(manifest.counts)
+        _, verdicts = await self._judge(manifest.counts, manifest.popular_keys)
         is_forced = self._settings.force and recorded(manifest)[0]
         now = () if is_forced else tuple(each.gate for each in verdicts if not each.passed)
         return tuple(dict.fromkeys((*manifest.refused_by, *now)))
 
     async def refusal(self, manifest: Manifest) -> str:
-        live, verdicts = await self._judge(manifest.counts)
+        live, verdicts = await self._judge(manifest.counts, manifest.popular_keys)
         failed = "" if self._settings.force and recorded(manifest)[0] else failures(verdicts)
         place, option = place_of(self._settings.arm)
         stays = "" if live is None else f", and {live.id} still is"
@@ -264,15 +264,18 @@ class _GateCheck:
             f"with --force, or activate it by hand: hotplate releases activate --force {manifest.release}{option}"
         )
 
-    async def _judge(self, counts: Mapping[str, int]) -> tuple[ReleaseRef | None, list[GateVerdict]]:
+    async def _judge(
+        self, counts: Mapping[str, int], popular: Sequence[str]
+    ) -> tuple[ReleaseRef | None, list[GateVerdict]]:
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
                 for place, (name, (own, origin)) in enumerate(self._of_lists.items()):
                     gates = own if live is None else with_defaults(own)
-                    measured = self.lists[name]
-                    measured.similar = counts.get(prefix_of(ITEM, name if place else "")[:-1], 0)
+                    measured, prefix = self.lists[name], prefix_of(POPULAR, stored := name if place else "")
+                    measured.similar = counts.get(prefix_of(ITEM, stored)[:-1], 0)
+                    measured.segments = {key.removeprefix(prefix) for key in popular if key.startswith(prefix)}
                     judged = await judge(gates, origin, measured, self._reader, live, name=name, is_default=not place)
                     verdicts += [replace(each, gate=f"{name}:{each.gate}") for each in judged] if place else judged
                 self._judged = live, verdicts if live is None else [*verdicts, *await self._names_kept(live)]

@@ -138,6 +138,7 @@ def test_bad_model_exits_with_3_and_is_not_live_unless_forced(tmp_path: Path) ->
         "items_kept": (0.5, True),
         "length_kept": (0.5, True),
         "similar_kept": (0.5, True),
+        "segments_kept": (0.5, True),
         "popular_length_kept": (0.5, True),
         "popular_kept": (0.0, True),
     }

@@ -208,14 +208,15 @@ def imported(
     *,
     similar: Path | None = None,
     name: str = "",
+    segments: Sequence[str] = ("",),
 ) -> ImportedLists:
     """Import rows of user, item and score, and popular items from the first on."""
     folder.mkdir(exist_ok=True)
     files = folder / "lists.csv", folder / "popular.csv"
     for file, heading, lines in zip(
         files,
-        ("user,item,score", "item,score"),
-        (rows, [(f"i{item:03}", 400 - item) for item in range(popular)]),
+        ("user,item,score", "segment,item,score"),
+        (rows, [(segment, f"i{item:03}", 400 - item) for segment in segments for item in range(popular)]),
         strict=True,
     ):
         file.write_text("\n".join([heading, *(",".join(map(str, row)) for row in lines)]) + "\n")
@@ -246,6 +247,23 @@ async def test_lists_that_shrank_are_refused_and_usual_changes_go_live(
     verdicts = {each.gate: each for each in recorded(written.result.manifest)[1]}
     assert verdicts["overlap@10"].passed
     assert verdicts["popular_kept"].measured == min(popular, 100) / 100
+
+
+async def test_a_release_that_grew_a_lot_is_not_judged_by_the_few_live_users_in_its_sample(tmp_path: Path) -> None:
+    store, settings = MemoryStore(), PublishSettings(gates={"users_kept": 1})
+    await publish(imported(tmp_path / "live", ROWS), store)
+    grown = [*ROWS, *((f"v{user:04}", item, score) for user in range(3_000) for _, item, score in ROWS[:5])]
+    written = await publish(imported(tmp_path / "grown", grown), store, settings)
+    assert written.refused is None
+    assert "too little to judge: about " in recorded(written.result.manifest)[1][0].note
+
+
+async def test_a_release_without_half_of_the_segments_is_refused(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await publish(imported(tmp_path / "live", ROWS, segments=["", "DE", "FR", "IT"]), store)
+    written = await publish(imported(tmp_path / "new", ROWS, segments=["", "de", "FR", "it"]), store)
+    assert "gate segments_kept: 0.3333 is below 0.5 (1 of 3 segments)" in str(written.refused)
+    assert (await publish(imported(tmp_path / "some", ROWS, segments=["", "FR", "IT"]), store)).refused is None
 
 
 async def test_a_release_without_the_lists_of_similar_items_is_refused(tmp_path: Path) -> None:
