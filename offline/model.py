@@ -171,9 +171,22 @@ def check_target(path: Path) -> None:
 
 
 def load(path: Path | str) -> Model:
-    """Read a model folder; DataError if it is missing, damaged, or of another format."""
+    """Read a model folder, again if it is replaced meanwhile.
+
+    Raises DataError if it is missing, damaged, or of another format.
+    """
     path = Path(path)
     description = describe(path)
+    try:
+        model = _load(path, description)
+    except DataError:
+        if describe(path) == description:
+            raise
+        return load(path)
+    return model if describe(path) == description else load(path)
+
+
+def _load(path: Path, description: dict[str, Any]) -> Model:
     with _load_errors(path):
         params = params_from(description["engine"], description["params"])
         items = pl.read_parquet(path / "items.parquet", glob=False)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from hotplate.offline.errors import DataError
@@ -140,6 +141,23 @@ def test_a_model_with_a_part_cut_or_missing_is_refused(
     with pytest.raises(DataError, match=r"is cut or changed|is incomplete or damaged") as raised:
         load(tmp_path / "model")
     assert name in str(raised.value)
+
+
+@pytest.mark.parametrize("part", ["items.parquet", "gone.parquet"])
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    path, read = tmp_path / "model", pl.read_parquet
+    save(model, path)
+
+    def replaced(*_: object, **__: object) -> pl.DataFrame:
+        monkeypatch.setattr(pl, "read_parquet", read)
+        save(replace(model, titles={}, created_at=datetime(2027, 1, 1, tzinfo=UTC)), path)
+        return read(path / part)
+
+    monkeypatch.setattr(pl, "read_parquet", replaced)
+    loaded = load(path)
+    assert (loaded.created_at.year, loaded.titles) == (2027, {})
 
 
 def test_parts_of_two_models_are_an_error(model: Model, tmp_path: Path) -> None:
