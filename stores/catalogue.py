@@ -354,7 +354,7 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_ca
     if canary is not None and canary.release != release and not end_canary and catalogue.running is None:
         raise CanaryRunning(
             f"release {canary.release} is the canary, of {canary.percent:g} %, so {release} stays {entry.state}; "
-            f"promote or abort the canary first, or end it with --end-canary"
+            f"promote or abort the canary first, or end it with `hotplate releases activate {release} --end-canary`"
         )
     return _live(catalogue, replace(entry, refused_by=()), State.SUPERSEDED, end_canary=end_canary)
 

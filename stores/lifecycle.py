@@ -70,7 +70,7 @@ async def _serve(
     if entry.refused_by and not though_refused:
         raise RefusedByGates(
             f"release {release.id} was refused by {', '.join(entry.refused_by)} when it was published, so it stays "
-            f"{entry.state}; --force, or `?force=true` over HTTP, overrides this"
+            f"{entry.state}; --force of activate, canary and promote, or `?force=true` over HTTP, overrides this"
         )
     if not force:
         try:

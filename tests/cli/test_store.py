@@ -222,7 +222,11 @@ def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path
     assert (found["live"], found["canary"]) == (live, {"release": canary, "percent": 5.0, "salt": canary})
     new = found["releases"][-1]["id"]  # type: ignore[index]  # JSON
     failed(hotplate("releases", "activate", new, "--store", url), "promote or abort the canary first", code=3)
-    succeeded("releases", "copy", "--from", url, "--to", f"file://{tmp_path}/other", new)
+    other = f"file://{tmp_path}/other"
+    succeeded("releases", "copy", "--from", url, "--to", other, new)
+    there = releases(tmp_path / "other")
+    copied = hotplate("releases", "copy", "--from", other, "--to", url, there)
+    failed(copied, f"end it with `hotplate releases activate {there} --end-canary`", code=3)
     assert hotplate("import", lists, "--end-canary", "--force", "--store", url).returncode == 0
     assert catalogue_of(url)["canary"] is None
 

@@ -190,6 +190,7 @@ async def test_copy_of_a_refused_release_stays_ready_until_forced_in_the_source(
     await copy(source, target, good)
     held = await copy(source, target, bad)
     assert isinstance(held.held_back, RefusedByGates)
+    assert "--force of activate, canary and promote" in str(held.held_back)
     found = await open_store().catalogue()
     assert (found.live, found.find(bad).refused_by) == (good, GATES)
     await life.activate(source, bad, though_refused=True)
