@@ -6,7 +6,7 @@ Rows are partitioned by owner on disk, and each partition is sorted in memory.
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ import polars as pl
 
 from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import choose_columns
+from hotplate.offline.input.columns import choose_columns, usual_column
 from hotplate.offline.input.files import (
     DataFile,
     DataSource,
@@ -132,12 +132,14 @@ class ImportedLists:
             files, similar_files, popular_files, title_files = (
                 stack.enter_context(input_files(paths)) for paths in (given, *others)
             )
-            scored = read_scored(files, named_paths(given), settings.columns, settings.form) if files else None
+            columns, form = settings.columns, settings.form
+            wanted = {**columns, "title": None} if title_files else columns
+            scored = read_scored(files, named_paths(given), wanted, form) if files else None
             similar = popular = None
             if similar_files:
-                similar = read_scored(similar_files, named_paths(others[0]), {}, Format(), owner="item", item="other")
+                similar = read_scored(similar_files, named_paths(others[0]), {}, form, owner="item", item="other")
             if popular_files:
-                popular = read_scored(popular_files, named_paths(others[1]), {}, Format(), owner="segment")
+                popular = read_scored(popular_files, named_paths(others[1]), {}, form, owner="segment")
             self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
             report = partial(on_progress, "similar")
             self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
@@ -145,9 +147,7 @@ class ImportedLists:
             self._popular = _popular(popular, counted, numbers, max(settings.length, POPULAR_LENGTH))
             titles = {} if scored is None else titles_of(scored.kept, named_paths(given))
             if title_files:
-                named = {role: settings.columns.get(role) for role in ("item", "title")}
-                titled = text_of(title_files, named_paths(others[2]), ("item", "title"), **named)
-                titles = titles_of(titled.lazy(), named_paths(others[2]))
+                titles = _titles(title_files, named_paths(others[2]), columns, form)
             self._fingerprint = fingerprint([*files, *popular_files, *similar_files, *title_files])
         read = [rows for rows in (scored, similar, popular) if rows is not None]
         self.rows, self.left_out = read[0].total, dict(read[0].left_out)
@@ -218,7 +218,7 @@ def read_scored(
 
     Returns rows [owner: str, item: str, score: f64, and title: str if present]. *named* are columns by role, others are
     guessed; *owner* and *item* are roles. Rows without an owner or item are left out, but a missing segment is the
-    overall one. Raises DataError, also for a score that is not finite.
+    overall one; a score that is not finite makes a bad row. Raises DataError.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
@@ -241,6 +241,15 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     left_out = id_reasons({owner: "owner", item: "item"})
     left_out[_NO_NUMBER] = ~pl.col("score").is_finite().fill_null(value=False)
     return TableShape(table, values, left_out, {_NO_NUMBER: (name, "is not a finite number")})
+
+
+def _titles(files: Sequence[DataFile], source: str, columns: Mapping[str, str | None], form: Format) -> dict[str, str]:
+    """Read titles; the files may have a header though the lists have none."""
+    named = {role: columns.get(role) for role in ("item", "title")}
+    names = list(open_tables(files, replace(form, header=True))[0].schema)
+    has_header = form.header or all((name or usual_column(role, names)) in names for role, name in named.items())
+    titled = text_of(files, source, list(named), named, replace(form, header=has_header))
+    return titles_of(titled.lazy(), source)
 
 
 def _popular(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:

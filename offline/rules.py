@@ -30,7 +30,7 @@ _CELLS = 1 << 22
 _MAX_BOOST = 1_000_000
 _STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
 _IN_STOCK = ["true", "yes", "in stock", "instock"]
-_OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock", ""]
+_OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock"]
 # Items without a category are not capped.
 _NO_CATEGORY = -1
 
@@ -303,18 +303,19 @@ def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
     return first
 
 
-def _read_items(path: Path) -> list[str]:
+def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
     if path.suffix.lower() != ".txt":
-        return read_text(path, ["item"]).get_column("item").to_list()
+        return read_text(path, ["item"], may_be_empty=may_be_empty).get_column("item").to_list()
     with input_files([path]) as files, data_errors(named_paths([path])):
-        return [line.strip() for file in files for line in file.path.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for file in files for line in file.path.read_text("utf-8-sig").splitlines()]
+    return [*filter(None, lines)]
 
 
 def _read_available(path: Path) -> list[str]:
     stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
     if stock is None:
-        return _read_items(path)
-    frame = read_text(path, ["item"], stock=stock)
+        return _read_items(path, may_be_empty=False)
+    frame = read_text(path, ["item"], {"stock": stock})
     text = pl.col("stock").str.strip_chars().str.to_lowercase()
     amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0)
     frame = frame.with_columns(amount=amount.otherwise(text.cast(pl.Float64, strict=False)))
@@ -335,7 +336,7 @@ def _stock_column(path: Path) -> str | None:
 
 def _read_boosts(path: Path) -> dict[str, float]:
     boost = pl.col("boost")
-    frame = read_text(path, ["item", "boost"]).with_columns(boost.cast(pl.Float64, strict=False))
+    frame = read_text(path, ["item", "boost"], may_be_empty=True).with_columns(boost.cast(pl.Float64, strict=False))
     wrong = frame.filter(~((boost > 0) & (boost <= _MAX_BOOST)).fill_null(value=False)).get_column("item").sort()
     if len(wrong):
         bounds = f"above zero and at most {_MAX_BOOST:,}"

@@ -55,6 +55,8 @@ _FEWEST_USERS = 10
 _EPOCH, _EARLIEST = (datetime(year, 1, 1) for year in (1970, 1971))  # noqa: DTZ001 -- naive UTC
 # Rounds sums of quantities such as 0.1.
 _DECIMALS = 6
+# The service keeps their popular lists in memory.
+_MAX_SEGMENTS = 1000
 # As fast as the default of polars, with less memory.
 _ROWS_AT_ONCE = 20_000
 
@@ -113,8 +115,10 @@ def read_interactions(
     `take_back`. Raises DataError, and SettingError for contradictory options.
     """
     source, title_paths = named_paths(paths), [] if titles is None else [titles]
-    guessed = [*([] if titles else ["title"]), *([] if weighting == "binary" else ["weight"])]
-    request = _Request(columns or Columns(), event_weights, [parse_filter(text) for text in where], guessed)
+    given = columns or Columns()
+    guessed = [*([] if title_paths else ["title"]), *([] if weighting == "binary" else ["weight"])]
+    wanted = replace(given, title=None) if title_paths else given
+    request = _Request(wanted, event_weights, [parse_filter(text) for text in where], guessed)
     with (
         input_files(paths) as files,
         input_files(title_paths) as title_files,
@@ -127,12 +131,13 @@ def read_interactions(
         first, last = rows.facts.get("first"), rows.facts.get("last")
         if first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
+        chosen = _with_few_segments(rows.kept, chosen, notes, is_named=given.segment is not None)
         any_cancelled = rows.facts.get("cancellations", 0) > 0
         log = _log(rows.kept, chosen, weighting, source, any_cancelled=any_cancelled)
         titled = rows.kept
         if title_files:
-            named = {"item": chosen.item, "title": request.columns.title}
-            titled = text_of(title_files, named_paths(title_paths), ("item", "title"), **named).lazy()
+            named = {"item": chosen.item, "title": given.title}
+            titled = text_of(title_files, named_paths(title_paths), ("item", "title"), named).lazy()
         return Interactions(
             log,
             Weighing(weighting, half_life),
@@ -320,6 +325,20 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
     )
     others = log.join(cancelled, on=pair, how="anti")
     return pl.concat([others, found], how="diagonal").drop("quantity")
+
+
+def _with_few_segments(kept: pl.LazyFrame, columns: Columns, notes: list[str], *, is_named: bool) -> Columns:
+    """Leave out a segment of too many values, with a note; DataError if it *is_named*."""
+    if columns.segment is None:
+        return columns
+    count = kept.select(pl.col("segment").drop_nulls().n_unique()).collect(engine="streaming").item()
+    if count <= _MAX_SEGMENTS:
+        return columns
+    many = f"the segment column {columns.segment!r} has {count:,} different values, and at most {_MAX_SEGMENTS:,} "
+    if is_named:
+        raise DataError(f"{many}can have a list each; name a column with fewer.")
+    notes.append(f"{many}can have a list each; it is left out")
+    return replace(columns, segment=None)
 
 
 def _segments(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import escape
 from io import BytesIO
 from typing import Any
@@ -270,25 +270,38 @@ class Rows:
         return marked.drop(EXTRA, *(name for name in left_out if name in names)).with_columns(alike)
 
 
-def read_text(path: DataSource, roles: Sequence[str], **named: str | None) -> pl.DataFrame:
+def read_text(
+    path: DataSource, roles: Sequence[str], named: Mapping[str, str | None] | None = None, *, may_be_empty: bool = False
+) -> pl.DataFrame:
     """Return columns of a small file or folder as `text_of`."""
     with input_files([path]) as files:
-        return text_of(files, named_paths([path]), roles, **named)
+        return text_of(files, named_paths([path]), roles, named, may_be_empty=may_be_empty)
 
 
-def text_of(files: Sequence[DataFile], source: str, roles: Sequence[str], **named: str | None) -> pl.DataFrame:
+def text_of(
+    files: Sequence[DataFile],
+    source: str,
+    roles: Sequence[str],
+    named: Mapping[str, str | None] | None = None,
+    form: Format | None = None,
+    *,
+    may_be_empty: bool = False,
+) -> pl.DataFrame:
     """Return columns of *files* as text, by role: those *named*, and *roles* by their usual names.
 
-    Rows without an item are left out. Raises DataError for a bad row.
+    Rows without an item are left out. Raises DataError for a bad row, and for no rows, unless they *may_be_empty*.
     """
-    tables = open_tables(files, Format(max_bad_rows=0))
+    tables = open_tables(files, replace(form or Format(), max_bad_rows=0))
     available = list(tables[0].schema)
-    named = named | ({} if named.get("item") in available else {"item": None})
-    columns = choose_columns(named, available, source, guessed=roles, required=roles)
+    given = dict(named or {})
+    given |= {} if given.get("item") in available else {"item": None}
+    columns = choose_columns(given, available, source, guessed=roles, required=roles)
     order = dict.fromkeys([*roles, *columns])
     missing = {"no item": pl.col("item").is_null()}
     shapes = [TableShape(table, [table.text(columns[role]).alias(role) for role in order], missing) for table in tables]
     with data_errors(source):
+        if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
+            return pl.DataFrame(schema=dict.fromkeys(order, pl.String()))
         return Rows(shapes, source).kept.drop(ROW).collect(engine="streaming")
 
 

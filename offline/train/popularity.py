@@ -26,8 +26,6 @@ from hotplate.offline.input.matrix import (
 )
 from hotplate.offline.train import ranking
 
-# The service keeps them all in memory.
-MAX_SEGMENTS = 1000
 # Bounds memory. The depth grows by _DEEPER for users with most of its head.
 _RANKED_AT_ONCE = 4096
 _DEEPER = 4
@@ -177,16 +175,9 @@ def popular_by_segment(
 ) -> dict[str, Popular]:
     """Return the *n* most popular items by segment of *segments* [segment, item, day, weight], in order of segment.
 
-    Weights may be halved per half-life before the newest day. Items not among *item_ids* are ignored. Raises DataError
-    for more than 1,000 segments.
+    Weights may be halved per half-life before the newest day. Items not among *item_ids* are ignored.
     """
     require_at_least("The length of the popular list", n)
-    count = segments.get_column("segment").n_unique()
-    if count > MAX_SEGMENTS:
-        raise DataError(
-            f"The segment column has {count:,} different values; at most {MAX_SEGMENTS:,} can have a list each. "
-            "Name a column with fewer."
-        )
     if half_life_days is not None:
         began = (segments.get_column("day") * DAY_US).fill_null(NO_TIME).to_numpy()
         segments = segments.with_columns(pl.col("weight") * pl.Series(decay(began, half_life_days)))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hotplate.offline import list_import
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES
+from hotplate.offline.input.files import Format
 from hotplate.offline.list_encoder import ListEncoder, RankedLists
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.publish import PublishSettings, publish
@@ -120,6 +121,19 @@ def test_popular_similar_and_titles_come_from_files_of_their_own(tmp_path: Path)
     (tmp_path / "popular.csv").write_text("segment,item,score\nfr,b,7\n")
     made = imported(tmp_path, tmp_path / "lists.csv", popular=tmp_path / "popular.csv")
     assert rows_of(made)["popular:"] == [("a", 1.0), ("b", 1.0)]
+
+
+@pytest.mark.parametrize(("titles", "title"), [("a|-|An A\n", "3"), ("caption|sku\nAn A|a\n", "caption")])
+def test_all_files_of_an_import_have_one_format(tmp_path: Path, titles: str, title: str) -> None:
+    rows = {"lists": "u|a|1\n", "popular": "a|8\n", "similar": "a|b|0.5\na|c|x\n", "titles": titles}
+    files = {name: tmp_path / f"{name}.csv" for name in rows}
+    for name, text in rows.items():
+        files[name].write_text(text)
+    form = Format("|", header=False, max_bad_rows=0.5)
+    made = imported(tmp_path, files.pop("lists"), **files, form=form, columns={"title": title})
+    assert rows_of(made) == {"item:a": [("b", 0.5)], "popular:": [("a", 8.0)], "user:u": [("a", 1.0)]}
+    values = {row.key: decode(row.value[OFFSET_BYTES:]) for batch in made.batches() for row in batch}
+    assert values["user:u"][0]["title"] == "An A"
 
 
 def test_lists_of_similar_items_alone_are_a_release(tmp_path: Path) -> None:

@@ -79,10 +79,11 @@ def test_available_items_are_those_with_stock(tmp_path: Path, rows: str, left: f
     assert read_rules(path, None, None, None, 1).available == left
 
 
-def test_a_stock_that_is_no_number_is_refused_with_its_item(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stock", "shown"), [("many", "'many'"), ("", "None")])
+def test_a_stock_that_is_no_number_is_refused_with_its_item(tmp_path: Path, stock: str, shown: str) -> None:
     path = tmp_path / "stock.csv"
-    path.write_text("item,stock\na,3\nb,many\n")
-    with pytest.raises(DataError, match="'many' as the stock of item 'b'"):
+    path.write_text(f"item,stock\na,3\nb,{stock}\n")
+    with pytest.raises(DataError, match=f"{shown} as the stock of item 'b'; write a number, true or false"):
         read_rules(path, None, None, None, 1)
 
 
@@ -180,8 +181,13 @@ def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> Non
     assert rules == Rules(frozenset({"17", "18", "19"}), frozenset({"a", "b c"}), {"17": "x", "19": "y"}, 2, 3)
     assert read_rules(None, None, None, None, 1) == Rules()
     rows.write_text("item,boost\na,2\nb,0.5\n")
+    lines.write_text("\ufeffa\n\n  b c \n", encoding="utf-8")
     favoured = read_rules(None, None, None, None, 1, boost=rows, pin=lines)
     assert favoured == Rules(boosts={"a": 2.0, "b": 0.5}, pinned=("a", "b c"))
+    rows.write_text("item,boost\n")
+    assert read_rules(None, rows, None, None, 1, boost=rows, pin=rows) == Rules()
+    with pytest.raises(DataError, match=r"0 rows of .*catalogue\.csv"):
+        read_rules(rows, None, None, None, 1)
 
 
 def test_files_of_rules_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> None:

@@ -184,12 +184,23 @@ def test_weighting_is_applied_to_the_sum(tmp_path: Path) -> None:
     assert named.left_out == {"weight zero or less": 1}
 
 
+def test_a_segment_of_too_many_values_is_left_out_unless_it_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,segment\n" + "".join(f"u{n},i,{n}\n" for n in range(1001)))
+    read = read_interactions(file)
+    assert (read.segments, read.columns.segment) == (None, None)
+    assert "the segment column 'segment' has 1,001 different values, and at most 1,000" in read.notes[0]
+    with pytest.raises(DataError, match=r"1,001 different values.*name a column with fewer"):
+        read_interactions(file, columns=Columns(segment="segment"))
+
+
 def test_a_file_of_titles_has_its_own_names_for_columns(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,movie,name\nu,1,ignored\nv,2,ignored\n")
     titles = write(tmp_path / "movies.csv", 'movie_id,name,genre\n1,"Heat, again",x\n2,Up,y\n3,Other,z\n')
     interactions = read_interactions(file, titles=titles)
     assert interactions.titles == {"1": "Heat, again", "2": "Up", "3": "Other"}
     assert interactions.fingerprint != read_interactions(file).fingerprint
+    named = read_interactions(file, titles=titles, columns=Columns(title="genre"))
+    assert named.titles == {"1": "x", "2": "y", "3": "z"}
 
 
 @pytest.mark.parametrize(

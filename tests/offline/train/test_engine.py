@@ -268,10 +268,7 @@ def test_lists_of_segments_are_as_recent_as_the_overall_one() -> None:
     assert recent.scores.tolist() == pytest.approx([2, 1 + 9 / 32, 9 / 32])
 
 
-def test_too_many_segments_and_too_short_lists_are_refused() -> None:
-    segments = pl.DataFrame({"segment": [str(at) for at in range(1001)], "item": "a", "weight": 1.0})
-    with pytest.raises(DataError, match="has 1,001 different values; at most 1,000"):
-        popular_by_segment(segments, ["a"], 5)
+def test_too_short_popular_lists_are_refused() -> None:
     with pytest.raises(SettingError, match="popular list is 0"):
         most_popular(to_matrix(PAIRS), 0)
 
