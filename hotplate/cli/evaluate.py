@@ -107,7 +107,7 @@ def compare(
 ) -> None:
     """Test whether B is better than A, by the difference of each user's two lists.
 
-    Exit codes: 0 B is not significantly worse; 1 failed; 2 the two cannot be compared; 3 B is worse.
+    Exit codes: 0 B is not significantly worse; 1 failed; 3 B is worse.
 
     Example: hotplate evaluate compare old.parquet new.parquet --truth test.csv
     """

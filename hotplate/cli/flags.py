@@ -256,10 +256,10 @@ def from_table(
                 found = _anchored(each.from_toml(given[key][1]), folder)
         except ValueError as error:
             raise SettingError(f"{where}: {key}: {error}.") from error
+        if each.default is MISSING and found in (None, ()):
+            raise SettingError(f"{where} needs the key {key}.")
         if found is not None:
             values[each.name] = found
-        elif each.default is MISSING:
-            raise SettingError(f"{where} needs the key {key}.")
     return build(settings, values)
 
 

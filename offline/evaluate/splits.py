@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.matrix import (
     NO_TIME,
     History,
@@ -64,6 +64,7 @@ class SplitOptions:
             raise SettingError(f"The split {self.kind!r} is not known; choose one of {', '.join(SPLIT_KINDS)}.")
         if not 0 < self.test_share < 1:
             raise SettingError(f"The test share is {self.test_share}; it must lie between 0 and 1, such as 0.25.")
+        require_at_least("seed", self.seed, 0)
         if not 1 <= self.pieces <= _MOST_PIECES:
             raise SettingError(f"A log is cut into 1 to {_MOST_PIECES} pieces, not into {self.pieces}.")
 

@@ -217,6 +217,7 @@ def test_a_work_folder_has_one_run_at_a_time(folder_url: str, tmp_path: Path) ->
         ("[run]", "[run", "is not TOML"),
         ("[train]", "[train]\nmin_per_usr = 3", "[train] has no key min_per_usr; it may have "),
         ("[train]", "[train]\nmin-per-user = 0", "[train]: min_per_user: 0 cannot be read: Expected `int` >= 1"),
+        ('data = "clicks.csv"', "data = []", "[train] needs the key data"),
         ("[train]", "[train]\nout = 'model'", "[train] has no key out"),
         ("[train]", '[train]\nhalf_life = "often"', "The half-life 'often' cannot be read"),
         ("[train]", '[train]\nwhere = "quantity"', "'quantity'"),

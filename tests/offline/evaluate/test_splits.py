@@ -166,6 +166,7 @@ def test_given_parts_test_nothing_that_is_learnt_from() -> None:
         (lambda: SplitOptions("by-day"), "The split 'by-day' is not known; choose one of by-time, by-item,"),  # type: ignore[arg-type]  # as a file could say
         *((lambda share=share: SplitOptions("random", share), "test share") for share in (0.0, 1.0, -1.0, 2.0)),
         (lambda: SplitOptions("random", float("nan")), "test share"),
+        (lambda: SplitOptions("random", seed=-1), "seed is -1"),
     ],
 )
 def test_options_that_make_no_split_are_refused(make: Callable[[], SplitOptions], sentence: str) -> None:
