@@ -21,7 +21,7 @@ from hotplate.stores.errors import ReleaseCorrupt, StoreThrottled, extra_install
 from hotplate.stores.factors import Description, piece_key, read_description, read_piece
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader, read_one
-from hotplate.stores.verification import read_present
+from hotplate.stores.verification import read_pieces
 
 if TYPE_CHECKING:
     from hotplate.serve.item_factors import ItemFactors
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 # For each release and worker: a million items of 128 factors.
 MAX_BYTES = 512 << 20
-# Bounds the wait of other reads.
-PIECES_AT_ONCE = 16
 # Visitors in the queue of the thread, at about 5 ms each.
 MAX_WAITING = 16
 # Default factor of an item's weight for each newer one in the basket; docs/serving.md compares it with 1.
@@ -110,28 +108,21 @@ class FoldIn:
                 log.warning("release %s has no item factors: publish it with --fold-in to fold visitors in", release.id)
                 return None
             description = read_description(Checksum(manifest.release).open(FACTORS, stored)[OFFSET_BYTES:])
-            factors = await self._load_pieces(reader, release, manifest, description)
+            factors = await self._load_pieces(reader, release, description)
         except (ReleaseCorrupt, ValueError) as error:
             log.warning("release %s has no item factors that can be used: %s", release.id, error)
             return None
         await asyncio.to_thread(factors.finish)
         return self._loaded.setdefault(manifest.digest, factors)  # another tier may have loaded them
 
-    async def _load_pieces(
-        self, reader: Reader, release: ReleaseRef, manifest: Manifest, description: Description
-    ) -> "ItemFactors":
+    async def _load_pieces(self, reader: Reader, release: ReleaseRef, description: Description) -> "ItemFactors":
         from hotplate.serve.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy, an extra
 
         if (size := 4 * description.items * description.factors) > MAX_BYTES:
             raise ReleaseCorrupt(f"they have {size} bytes, and at most {MAX_BYTES} are loaded")
-        factors, check = ItemFactors(description), Checksum(manifest.release).open
-        keys = [piece_key(number) for number in range(description.pieces)]
-        for start in range(0, len(keys), PIECES_AT_ONCE):
-            async for key, value in read_present(reader, release, keys[start : start + PIECES_AT_ONCE]):
-                if isinstance(value, ReleaseCorrupt):
-                    raise value
-                factors.add(*read_piece(check(key, value)[OFFSET_BYTES:], description.factors))
-            await asyncio.sleep(0)  # a local store never yields
+        factors = ItemFactors(description)
+        async for piece in read_pieces(reader, release, [piece_key(number) for number in range(description.pieces)]):
+            factors.add(*read_piece(piece, description.factors))
         factors.check_whole()
         return factors
 

@@ -1,6 +1,7 @@
 """Item attributes of a release: found by id as they were published, on every store; a damaged table is never served."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 
 from hotplate.stores import attributes
 from hotplate.stores.attributes import ABOUT, ItemAttributes, encode_attributes, piece_keys
+from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import encode_id
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
-from hotplate.stores.store import Row
+from hotplate.stores.store import Row, Slot
 from hotplate.stores.verification import read_servable
+from tests.support.memory_store import MemoryStore
 from tests.support.stores import OpenStore, on_every_store, publish, ref_of
 
 IDS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), min_size=1, unique=True)
@@ -73,3 +76,18 @@ async def test_a_release_is_served_with_its_attributes_or_not_at_all(open_store:
     assert (await store.catalogue()).live == whole
     without = await publish(store, lists)
     assert (await read_servable(store, await ref_of(store, without))).attributes is None
+
+
+async def test_attributes_are_read_at_most_16_pieces_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attributes, "PIECE_BYTES", 1_000)
+    rows, about = encode_attributes(ITEMS, COLUMNS)
+    store, read = MemoryStore(), list[int]()
+    found = await ref_of(store, await publish(store, [Row("popular:", b'{"id":"i1"}'), *rows], about=about))
+
+    async def counted(release: ReleaseRef, keys: Sequence[str], **_: object) -> list[Slot]:
+        read.append(sum(key in piece_keys(about) for key in keys))
+        return [store.get(release, key) for key in keys]
+
+    monkeypatch.setattr(store, "get_many", counted)
+    assert (await read_servable(store, found)).attributes is not None
+    assert sum(read) == len(rows) > max(read) == 16
