@@ -196,7 +196,7 @@ class ConnectionPool:
         self._open = set[ClientConnection[Pending]]()
         self._waiting = deque[tuple[bytes, Pending]]()
         self._opening = set[asyncio.Task[None]]()
-        self._deadlines = Deadlines(self._fail)
+        self._deadlines = Deadlines(self._expire)
         self._backoff: Backoff | None = None
         """Set while connects fail, or end before a response."""
 
@@ -204,6 +204,7 @@ class ConnectionPool:
         self._connect_error: OSError | UnicodeError | None = None
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
+        """If cancelled, its connection stays in use until the response, which is dropped, or the deadline."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         pending = Pending(loop=loop)
@@ -217,9 +218,8 @@ class ConnectionPool:
         try:
             return await pending
         finally:
-            due.discard(pending)
-            if (connection := self._carriers.pop(pending, None)) is not None and connection.tag is pending:
-                connection.fail("timeout")  # the caller gave up
+            if not pending.cancelled():
+                due.discard(pending)
 
     def _send(self, connection: ClientConnection[Pending], message: bytes, pending: Pending, now: float) -> None:
         connection.sent_at = now
@@ -236,7 +236,13 @@ class ConnectionPool:
             connection.fail("reset")
         await asyncio.sleep(0)  # sockets are closed in the next iteration
 
-    def _fail(self, pending: Pending, kind: FailureKind = "timeout", cause: Exception | None = None) -> None:
+    def _expire(self, pending: Pending) -> None:
+        if (connection := self._carriers.get(pending)) is not None:
+            connection.fail("timeout")
+        else:
+            self._fail(pending, "timeout")
+
+    def _fail(self, pending: Pending, kind: FailureKind, cause: Exception | None = None) -> None:
         if not pending.done():
             failure = RequestFailed(kind, self._server[0])
             failure.__cause__ = cause
@@ -286,11 +292,12 @@ class ConnectionPool:
 
     def on_response(self, connection: ClientConnection[Pending], tag: Pending) -> None:
         self._backoff = None
+        self._carriers.pop(tag, None)
         if not tag.done():
             tag.set_result(Response(connection.status, connection.head, connection.body))
 
     def on_failure(self, tag: Pending, kind: FailureKind) -> None:
-        connection = self._carriers.get(tag)
+        connection = self._carriers.pop(tag, None)
         if kind == "reset" and connection is not None:
             self._close_idle(connection.sent_at - STALE_S)
             if not connection.responses:

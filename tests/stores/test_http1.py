@@ -63,13 +63,30 @@ async def test_disconnect_raises_reset_and_unreachable_server_raises_connect_err
             await nowhere.request(REQUEST, 5)
 
 
-async def test_a_caller_that_gives_up_leaves_no_answer_for_the_next() -> None:
-    async with serving(b"", ANSWER[:-1], ANSWER) as (pool, _):
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(pool.request(REQUEST, 5), LATE_S)
-        with pytest.raises(RequestFailed, match="timeout"):
-            await pool.request(REQUEST, LATE_S)
+@pytest.mark.parametrize(
+    ("late", "timeout_s", "used"), [(ANSWER.replace(b"ok", b"no"), 5, 1), (ANSWER[:-1], LATE_S, 2)]
+)
+async def test_cancelled_request_keeps_its_connection_until_answer_or_deadline(
+    late: bytes, timeout_s: float, used: int
+) -> None:
+    heard = list[asyncio.StreamWriter]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            heard.append(writer)
+            writer.write(ANSWER if len(heard) > 1 else b"")
+
+    async with listening(serve) as port:
+        pool = ConnectionPool("127.0.0.1", port, size=1)
+        cancelled = asyncio.create_task(pool.request(REQUEST, timeout_s))
+        while not heard:
+            await asyncio.sleep(0.001)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        heard[0].write(late)
         assert (await pool.request(REQUEST, 5)).body == b"ok"
+        await pool.close()
+    assert len(set(heard)) == used
 
 
 @pytest.mark.parametrize(
