@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from hotplate.stores import catalogue as catalogue_record
@@ -114,6 +115,8 @@ class ServerLookups:
 
 class BucketLost(ReleaseNotFound, PartUnavailable):
     """A bucket is missing or not sealed; others may be whole, so no circuit opens."""
+
+    permanent = True
 
 
 class ClusterLookups:
@@ -471,13 +474,19 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         await asyncio.gather(*(self._servers.wait_replicated(connection, done, SEAL_WAIT_S) for connection in used))
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        await self.prepare(release)
+        await self._retrier.call(partial(self.prepare, release))
         async for keys in self._writer.chunks(release):
-            for key, slot in zip(keys, await self._scans.get(release, keys), strict=True):
-                if isinstance(slot, StoreError):
-                    raise slot
-                if slot is not None:
-                    yield Row(key, slot)
+            for row in await self._retrier.call(partial(self._read_rows, release, keys)):
+                yield row
+
+    async def _read_rows(self, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
+        rows = list[Row]()
+        for key, slot in zip(keys, await self._scans.get(release, keys), strict=True):
+            if isinstance(slot, StoreError):
+                raise slot
+            if slot is not None:
+                rows.append(Row(key, slot))
+        return rows
 
     async def prepare(self, release: ReleaseRef) -> None:
         states = await self._states(release)

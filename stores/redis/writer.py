@@ -362,8 +362,7 @@ class Writer:
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
-        execute = self._nodes.execute_command
-        async for keys in merged(await self._spans(release), lambda at: execute(b"LINDEX", at.source, at.place)):
+        async for keys in merged(await self._spans(release), lambda at: self._execute(b"LINDEX", at.source, at.place)):
             for start in range(0, len(keys), MAX_KEYS):
                 yield keys[start : start + MAX_KEYS]
 
@@ -424,7 +423,7 @@ class Writer:
         spans = list[KeySpan]()
         for source in self._keys.release(release).lists:
             start = 0
-            while found := await self._nodes.execute_command(b"LRANGE", source, start, start + SPANS - 1):
+            while found := await self._execute(b"LRANGE", source, start, start + SPANS - 1):
                 spans += (KeySpan(*bounds(packed), source, start + place) for place, packed in enumerate(found))
                 start += len(found)
         return spans

@@ -218,6 +218,24 @@ async def test_an_erase_goes_on_once_a_slot_has_moved(
     assert redis_cluster.keys(f"*{prefix}*") == []
 
 
+async def test_scan_goes_on_once_all_slots_are_served(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    await write(store, FIRST, USERS)
+    keys, rows, found = Keys(prefix).release(ref(FIRST)), store.scan(ref(FIRST)), list[Row]()
+    lost = [(redis_cluster.owner(keys.heads[bucket]).server, str(keys.slots[bucket])) for bucket in (0, 9)]
+
+    def change(verb: str) -> None:
+        for server, slot in lost:
+            server.execute_command("CLUSTER", verb, slot)
+
+    for wanted in (1, len(USERS) - 1):  # as during an election: of states, then of lists of keys and of rows
+        change("DELSLOTS")
+        asyncio.get_running_loop().call_later(0.1, change, "ADDSLOTS")
+        found += [await anext(rows) for _ in range(wanted)]
+    assert found == USERS
+
+
 async def test_a_cluster_that_never_answered_is_asked_with_pauses() -> None:
     asked = list[bytes]()
 
