@@ -284,8 +284,8 @@ async def _verify(store: Store, draft: DraftRef, result: WriteResult) -> None:
         if not result.skipped or draft.writer.startswith(COPIER):
             raise
         raise ReleaseConflict(
-            f"release {draft.id} was begun with other lists than these, or the store has lost rows of it; it was "
-            f"dropped: publish them as a new release"
+            f"release {draft.id} was begun with other lists than these, or before a user was erased, or the store has "
+            f"lost rows of it; it was dropped: publish them as a new release"
         ) from error
 
 
@@ -340,7 +340,8 @@ def _same(manifest: Manifest, tally: Tally) -> Manifest:
         return compare(manifest, tally)
     except ReleaseCorrupt as error:
         raise _Refused(
-            f"these are other lists than release {manifest.release} was begun with; publish them as a new release"
+            f"these are other lists than release {manifest.release} was begun with, or a user was erased since; "
+            f"publish them as a new release"
         ) from error
 
 

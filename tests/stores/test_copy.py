@@ -10,6 +10,7 @@ from hotplate.stores.catalogue import DraftRef, ReleaseId, State
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy
+from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -120,6 +121,13 @@ async def test_resuming_with_other_rows_commits_nothing(clock: FakeClock) -> Non
     with pytest.raises(ReleaseConflict, match=r"was begun with other lists than these.*publish them as a new release"):
         await resume(store, await draft_in(store), other)
     assert (await store.catalogue()).releases == ()
+
+
+async def test_resuming_after_an_erasure_names_it_and_commits_nothing(clock: FakeClock) -> None:
+    store = await interrupted(clock, 5)
+    await erase_users(store, ["00000"])
+    with pytest.raises(ReleaseConflict, match=r"before a user was erased.*publish them as a new release"):
+        await resume(store, await draft_in(store))
 
 
 async def test_only_a_draft_can_be_resumed(clock: FakeClock) -> None:
