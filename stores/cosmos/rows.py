@@ -16,6 +16,7 @@ from binascii import Error as NotBase64
 from binascii import a2b_base64, b2a_base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from math import inf
 from typing import Any, TypeVar
 
 import orjson
@@ -132,22 +133,31 @@ class Budget(Retrier):
         self._clock = clock
         self._limiter = RateLimiter(clock, rate_ru)
         self._admission = asyncio.Lock()
+        self._visible_at = dict[str, float]()
 
-    async def until_visible(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Call *step* like `call`, also while a new container is not visible."""
-        began_at, backoff = self._clock(), Backoff(*RETRY_PAUSES_S)
+    def created(self, container: str) -> None:
+        """Wait for a new container in `until_visible`."""
+        self._visible_at[container] = self._clock() + CONTAINER_VISIBLE_S
+
+    def erased(self, container: str) -> None:
+        """Wait no more for a container."""
+        self._visible_at.pop(container, None)
+
+    async def until_visible(self, container: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Call *step* like `call`, also while its new container is not visible."""
+        backoff = Backoff(*RETRY_PAUSES_S)
         while True:
             try:
                 return await self.call(step)
             except ContainerMissing:
-                if self._clock() - began_at > CONTAINER_VISIBLE_S:
+                if self._clock() > self._visible_at.get(container, -inf):
                     raise
             await asyncio.sleep(backoff.next_s())
 
     async def spend(
-        self, expected_ru: float, request: Callable[[], Awaitable[T]], charge_ru: Callable[[T], float]
+        self, container: str, expected_ru: float, request: Callable[[], Awaitable[T]], charge_ru: Callable[[T], float]
     ) -> T:
-        """Send a request like `call`, within the budget."""
+        """Send a request like `until_visible`, within the budget."""
 
         async def limited() -> T:
             async with self._admission:  # in order
@@ -165,7 +175,7 @@ class Budget(Retrier):
             self._limiter.correct(charge_ru(done) - expected_ru)
             return done
 
-        return await self.call(limited)
+        return await self.until_visible(container, limited)
 
 
 class ReleaseRows:
@@ -184,7 +194,7 @@ class ReleaseRows:
         for known in [key for key in self._last if key[0] == container]:
             del self._last[known]  # the draft may have been erased
         state = {"id": STATE, "state": DRAFT, "writer": draft.writer}
-        if (await self._budget.until_visible(partial(self._items.create, container, state))).done:
+        if (await self._budget.until_visible(container, partial(self._items.create, container, state))).done:
             return
 
         async def take_over(item: CosmosItem) -> CosmosItem | None:
@@ -247,7 +257,7 @@ class ReleaseRows:
         async def erase(key: str) -> None:
             nonlocal deleted
             delete = partial(self._items.delete, container, name_of(key))
-            done = (await self._budget.spend(self._charges.delete(0, 0), delete, _charge_of)).done
+            done = (await self._budget.spend(container, self._charges.delete(0, 0), delete, _charge_of)).done
             deleted += done  # after the await, during which others count
 
         await self.state(release)
@@ -342,7 +352,7 @@ class ReleaseRows:
 
     async def _create(self, container: str, item: CosmosItem) -> bool:
         create = partial(self._items.create, container, item)
-        return (await self._budget.spend(self._charges.create(item_bytes(item), 0), create, _charge_of)).done
+        return (await self._budget.spend(container, self._charges.create(item_bytes(item), 0), create, _charge_of)).done
 
     async def state(self, release: AnyRef) -> CosmosItem:
         """Return the state of a release or draft. Raises ReleaseNotFound."""
@@ -360,13 +370,15 @@ class ReleaseRows:
         """Compare and set the state, unless *change* returns None. Raises ReleaseNotFound."""
         container = container_of(draft)
         while True:
-            item, etag, _ = await self._budget.call(partial(self._items.read_fresh, container, STATE))
+            read = partial(self._items.read_fresh, container, STATE)
+            item, etag, _ = await self._budget.until_visible(container, read)
             if item is None:
                 raise not_found(draft)
             changed = await change(_ours(item))
             if changed is None:
                 return
-            if (await self._budget.call(partial(self._items.replace, container, changed, etag))).done:
+            replace = partial(self._items.replace, container, changed, etag)
+            if (await self._budget.until_visible(container, replace)).done:
                 return
 
     async def _find_last(self, container: str, series: str) -> int:
@@ -399,7 +411,7 @@ class ReleaseRows:
 
     async def _read(self, container: str, name: str) -> CosmosItem | None:
         read = partial(self._items.read_fresh, container, name)
-        return (await self._budget.spend(self._charges.read(0), read, self._read_charge)).item
+        return (await self._budget.spend(container, self._charges.read(0), read, self._read_charge)).item
 
     def _read_charge(self, found: VersionedItem) -> float:
         if found.item is None:

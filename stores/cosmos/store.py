@@ -150,7 +150,8 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         """Read one key; without a timeout, retry like a write."""
         try:
             if timeout_s is None:
-                item = await self._budget.call(partial(self._items.read, container, name, DEADLINE_S))
+                read = partial(self._items.read, container, name, DEADLINE_S)
+                item = await self._budget.until_visible(container, read)
             else:
                 item = await self._items.read(container, name, timeout_s)
             return None if item is None else value_of(item)
@@ -171,15 +172,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return self._parsed(item, now)
 
     async def _read_catalogue(self) -> VersionedItem:
-        async def read() -> VersionedItem:
-            try:
-                found = await self._items.read_fresh(CONTROL, CATALOGUE)
-            except ContainerMissing:
-                return VersionedItem(None, "", self._clock() + self._ahead_s)
-            self._ahead_s = found.now - self._clock()
-            return found
-
-        return await self._budget.call(read)
+        try:
+            found = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, CATALOGUE))
+        except ContainerMissing:
+            return VersionedItem(None, "", self._clock() + self._ahead_s)
+        self._ahead_s = found.now - self._clock()
+        return found
 
     def _parsed(self, item: CosmosItem | None, now: float) -> Catalogue:
         if item is None:
@@ -326,6 +324,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         except ContainerMissing:
             await self._budget.call(self._containers.create_database)
             await self._budget.call(create)
+        self._budget.created(container)
 
     async def prepare(self, release: ReleaseRef) -> None:
         """Wait for the throughput to serve with; see `Store.prepare`."""
@@ -384,10 +383,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         except ContainerMissing:
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
             await self._create_container(CONTROL, throughput)
-            return await self._budget.until_visible(create)
+            return await self._budget.until_visible(CONTROL, create)
 
     async def erase(self, release: ReleaseRef) -> None:
-        await self._budget.call(partial(self._containers.delete_container, container_of(release)))
+        container = container_of(release)
+        self._budget.erased(container)
+        await self._budget.call(partial(self._containers.delete_container, container))
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         return await self._rows.erase(release, keys)

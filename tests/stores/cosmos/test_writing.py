@@ -150,13 +150,16 @@ async def test_a_replica_that_is_behind_is_read_again(account: SimulatedAccount)
 
 
 @pytest.mark.parametrize("unseen_s", [0.5, 20.0])
+@pytest.mark.parametrize(("operation", "share"), [("create item", 1.0), ("create item", 0.3), ("read item", 0.3)])
 @simulated
-async def test_a_publish_waits_until_its_containers_are_seen(account: SimulatedAccount, unseen_s: float) -> None:
-    account.inject_faults({"kind": "missing", "operation": "create item", "for_s": unseen_s})
+async def test_a_publish_waits_until_its_containers_are_seen(
+    account: SimulatedAccount, operation: str, share: float, unseen_s: float
+) -> None:
+    account.inject_faults({"kind": "missing", "operation": operation, "for_s": unseen_s, "share": share})
     store = account.store()
     manifest = (await publication.publish(store, batches(ROWS[:11]), plan=Plan(11, 100), about={})).manifest
     assert (await store.catalogue()).live == manifest.release
-    assert account.answers(404, "create item") > 1
+    assert account.answers(404, operation) > 1
 
 
 @simulated
