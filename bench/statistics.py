@@ -47,7 +47,9 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
 
     The interval needs five seconds, or five shorter rounds.
     """
-    seconds = [Histogram.of(second.latencies_s) for each in results for second in each.seconds if second.due]
+    seconds = [
+        Histogram.of(second.latencies_s) for each in results for second in each.seconds if second.latencies_s.size
+    ]
     pooled = Histogram.merged(seconds)
     by_round = (Histogram.of(each.latencies_s) for each in results)
     values = tuple(each.percentile_us(percent) for each in by_round if each.count)

@@ -133,8 +133,6 @@ class Recorder:
 
     def seconds(self) -> tuple[Second, ...]:
         """Return the run by second; late responses belong to the last."""
-        if len(self._marks) > 1 and self._marks[-1][0] == self.due:
-            self._marks.pop()
         self.mark()
         latencies_s = np.array(self._latencies_s, dtype=np.float32)
         return tuple(
@@ -254,7 +252,7 @@ class LoadGenerator:
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self._clock()
-            if now_s >= self._next_mark_s:
+            if self._next_mark_s <= min(now_s, self._end_s - SWEEP_S):  # no second after the end
                 self._next_mark_s += 1
                 self._recorder.mark()
             oldest_s = now_s - self._load.timeout_s

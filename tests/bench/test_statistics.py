@@ -39,6 +39,22 @@ def test_a_percentile_is_that_of_all_answers_of_all_rounds() -> None:
     assert found.low < 1e5  # 24 seconds with two stalls do not rule out one
 
 
+def test_answers_after_the_last_due_second_are_in_the_percentile() -> None:
+    """Of a service that stalled at the end, the slowest 200 of 2,000 answers were left out."""
+    load = Load(url="http://h", requests=Gets("/"), rate=400, duration_s=5, connections=300)
+    made = simulate(load, lambda arrival_s: (1008 if arrival_s >= 1004.5 else arrival_s) + FAST_S)
+    assert len(made.seconds) == 5
+    assert made.ok == 2_000
+    assert percentile([made], 99).value == pytest.approx(3.45e6, rel=0.01)
+
+
+def test_a_percentile_of_a_service_that_died_is_that_of_its_answers() -> None:
+    made = a_round(duration_s=8)
+    silent = [replace(each, latencies_s=each.latencies_s[:0]) for each in made.seconds[3:]]
+    found = percentile([replace(made, seconds=(*made.seconds[:3], *silent))], 99)
+    assert found.value == pytest.approx(FAST_S * 1e6, rel=0.01)
+
+
 def test_a_percentile_needs_ten_answers_beyond_it() -> None:
     one = a_round(duration_s=1.9)
     assert percentile([one], 99) == replace(percentile([one], 99), value=None, note="fewer than 10 answers beyond it")
