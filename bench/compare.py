@@ -36,16 +36,15 @@ def read(path: Path) -> Report:
 
 
 def compare(first: Report, second: Report, decides: str = "p99") -> Report:
-    """Compare two reports; a regression makes the result `broken`."""
+    """Compare two reports; a regression makes the result `broken`. Raises BenchMisused if they do not tell."""
     figures = {row.figure: _figure(row) for row in first.rows if row.unit in {"us", "/s"} and row.values}
     others = {row.figure: _figure(row) for row in second.rows}
     changes = {name: compared(one, others[name]) for name, one in figures.items() if name in others}
     if decides not in changes:
         raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(changes)}")
     rows = [row for name in changes for row in _rows(name, figures[name], others[name], changes[name], decides)]
-    sentence, regression = _verdict(decides, changes[decides])
-    if errors := _more_errors(first, second):
-        sentence, regression = f"A regression: {errors}.", errors
+    errors = _more_errors(first, second)
+    sentence, regression = (f"A regression: {errors}.", errors) if errors else _verdict(decides, changes[decides])
     return Report(
         kind="compare",
         sentence=sentence,
@@ -82,7 +81,7 @@ def _more_errors(first: Report, second: Report) -> str:
 
 def _verdict(name: str, change: Figure) -> tuple[str, str]:
     if change.value is None or change.low is None or change.high is None:
-        return f"It is not known whether {name} changed: {change.note}.", ""
+        raise BenchMisused(f"{name} cannot be compared: {change.note}; repeat both 5 times or more, or for longer")
     changed = f"{name} changed by {_percent(change.value)} ({_percent(change.low)} to {_percent(change.high)})"
     if change.low > 1 / (1 + MATTERS) and change.high < 1 + MATTERS:
         return f"No difference that matters: {changed}.", ""

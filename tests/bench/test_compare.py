@@ -56,9 +56,12 @@ def test_a_stall_in_few_rounds_is_never_called_no_difference() -> None:
     assert "No difference that matters" not in found.sentence
 
 
-def test_few_or_unequal_rounds_decide_nothing() -> None:
-    assert "fewer than 5 rounds" in compare(a_report([1, 2]), a_report([1, 2])).sentence
-    assert "no pairs" in compare(a_report(BASE), a_report(BASE[1:])).sentence
+def test_few_or_unequal_rounds_cannot_be_compared() -> None:
+    with pytest.raises(BenchMisused, match="fewer than 5 rounds"):
+        compare(a_report([1, 2]), a_report([1, 2]))
+    with pytest.raises(BenchMisused, match="no pairs"):
+        compare(a_report(BASE), a_report(BASE[1:]))
+    assert compare(a_report([1, 2]), a_report([1, 2], errors=0.01)).exit_code == 3
     with pytest.raises(BenchMisused, match="p42 is not in both"):
         compare(a_report(BASE), a_report(BASE), "p42")
 
