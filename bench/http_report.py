@@ -38,15 +38,22 @@ class Objective:
 
     def judge(self, result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return broken bounds, and reasons not to blame the service."""
-        broken, doubts = self.errors_beyond(result.error_share), list(result.invalid_reasons)
+        broken, doubts = self.judge_latency([result])
+        return (*self.errors_beyond(result.error_share), *broken), (*result.invalid_reasons, *doubts)
+
+    def judge_latency(self, results: Sequence[Result]) -> tuple[list[str], list[str]]:
+        """Return bounds broken by pooled percentiles, and those broken by the generator's lateness."""
+        broken, doubts = list[str](), list[str]()
+        latency = Histogram.merged(each.latency for each in results)
+        lag = Histogram.merged(each.lag for each in results)
         for name, bound_us in self.latency_us.items():
-            found_us, late_us = (each.percentile_us(PERCENTS[name]) for each in (result.latency, result.lag))
+            found_us, late_us = (each.percentile_us(PERCENTS[name]) for each in (latency, lag))
             beyond = f"{name} {format_value(found_us, 'us')}, bound {format_value(bound_us, 'us')}"
             if found_us > bound_us and late_us > found_us / 2:
                 doubts.append(f"{beyond}, but the generator itself was {format_value(late_us, 'us')} late")
             elif found_us > bound_us:
                 broken.append(beyond)
-        return tuple(broken), tuple(doubts)
+        return broken, doubts
 
     def errors_beyond(self, share: float) -> list[str]:
         """Return a sentence if too large a *share* of requests failed."""
@@ -197,24 +204,23 @@ def _popular_row(subject: str, results: Sequence[Result]) -> list[Row]:
 class _Rounds:
     def __init__(self, runs: HttpRuns) -> None:
         self._plan, self._trials, self._rounds = runs.plan, runs.trials, runs.rounds
-        self._best = highest(runs.trials)
-        ended = first_outside(runs.trials)
+        found, ended, objective = highest(runs.trials), first_outside(runs.trials), runs.plan.objective
         self._limited = " and ".join(ended.doubts) if ended and ended.unclear else ""
+        due, good = (sum(getattr(each, name) for each in runs.rounds) for name in ("due", "ok"))
+        self.broken, self._late = objective.errors_beyond((due - good) / max(1, due)), list[str]()
+        if found:
+            beyond, self._late = objective.judge_latency(runs.rounds)
+            self.broken = [f"the rounds at {found.at:,.4g} requests/s: {each}" for each in (*self.broken, *beyond)]
+        elif runs.trials:
+            why = f": at {ended.at:,.4g} requests/s {' and '.join(ended.broken or ended.doubts)}" if ended else ""
+            self.broken.append(f"no rate was inside the objective {objective}{why}")
+        self._best = None if self.broken else found
 
     @property
     def failures(self) -> list[str]:
         numbered = enumerate(self._rounds, 1)
-        return [f"round {number}: {reason}" for number, each in numbered for reason in each.invalid_reasons]
-
-    @property
-    def broken(self) -> list[str]:
-        due, good = (sum(getattr(each, name) for each in self._rounds) for name in ("due", "ok"))
-        found = self._plan.objective.errors_beyond((due - good) / max(1, due))
-        if self._trials and not self._best:
-            ended = first_outside(self._trials)
-            why = f": at {ended.at:,.4g} requests/s {' and '.join(ended.broken or ended.doubts)}" if ended else ""
-            found.append(f"no rate was inside the objective {self._plan.objective}{why}")
-        return found
+        reasons = [f"round {number}: {reason}" for number, each in numbered for reason in each.invalid_reasons]
+        return [*reasons, *(f"all rounds: {each}" for each in self._late)]
 
     @property
     def sentence(self) -> str:

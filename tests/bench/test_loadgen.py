@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from hotplate.bench.http import search
-from hotplate.bench.http_report import Objective, Trial, first_outside, highest, knee
+from hotplate.bench.http import make_plan, search
+from hotplate.bench.http_report import HttpRuns, Objective, Trial, first_outside, highest, knee, report
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import HIGHEST_US, Histogram, Result
-from tests.support.virtual import VirtualLoop, simulate
+from hotplate.bench.options import HttpOptions
+from tests.support.virtual import VirtualLoop, delayed, simulate
 
 URL = "http://simulated:80"
 SERVICE_S = 0.001
@@ -119,10 +119,7 @@ def test_the_search_finds_the_highest_rate_inside_the_objective() -> None:
 def test_a_late_generator_is_no_limit_of_the_service() -> None:
     def on_a_busy_machine(rate: float) -> Result:
         found = serve_at(rate, 1000)
-        if rate <= 500:
-            return found
-        seconds = tuple(replace(each, latencies_s=each.latencies_s + np.float32(0.03)) for each in found.seconds)
-        return replace(found, seconds=seconds, lags_s=found.lags_s + np.float32(0.03))
+        return found if rate <= 500 else delayed(found)
 
     tried = trials(on_a_busy_machine)
     best, ended = highest(tried), first_outside(tried)
@@ -131,6 +128,21 @@ def test_a_late_generator_is_no_limit_of_the_service() -> None:
     assert ended is not None
     assert ended.unclear
     assert any("the generator" in doubt for doubt in ended.doubts)
+
+
+@pytest.mark.parametrize(("measure", "code"), [(serve_at, 3), (lambda *of: delayed(serve_at(*of), 0.005), 1)])
+def test_a_rate_is_the_highest_only_if_its_rounds_are_inside(measure: Callable[..., Result], code: int) -> None:
+    """The rounds at the rate that a search found had a p99 above the objective, and the exit code was 0."""
+    plan = make_plan(HttpOptions(url=URL, users=9, find_max=True, slo="p99=2ms"))
+    best = Trial(at=900, result=serve_at(900, 1000))
+    inside = report(HttpRuns(plan, (best,), (best.result,) * 2, None, interrupted=False))
+    assert (inside.exit_code, inside.row(URL, "highest rate").value) == (0, 900)  # type: ignore[union-attr]  # it has one
+    made = report(
+        HttpRuns(plan, (best,), (best.result, measure(1_100 if code == 3 else 900, 1000)), None, interrupted=False)
+    )
+    assert made.exit_code == code
+    assert "The highest rate inside" not in made.sentence
+    assert "p99" in made.complaints[0]
 
 
 @pytest.fixture(scope="module")

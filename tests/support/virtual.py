@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from hotplate.bench.loadgen.generator import LoadConnection, LoadGenerator
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.result import Result
@@ -133,3 +135,10 @@ def simulate(
 
     found = in_virtual_time(work)  # in which nobody waits for a core, however busy the machine is
     return replace(found, cpu_share=0.0)
+
+
+def delayed(result: Result, late_s: float = 0.03) -> Result:
+    """Return *result* as of a generator that sent each request *late_s* late."""
+    late = np.float32(late_s)
+    seconds = tuple(replace(each, latencies_s=each.latencies_s + late) for each in result.seconds)
+    return replace(result, seconds=seconds, lags_s=result.lags_s + late)
