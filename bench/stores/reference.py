@@ -80,7 +80,7 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
         rows.append(Row(found.name, "RU/s used", "", needed.used_ru))
         sentence += (
             f" The load uses {needed.used_ru:,.0f} RU/s, so {needed.needed_ru:,} are enough: {needed.month:,.0f} "
-            f"{prices.currency} a month instead of {prices.ru_hours(RU * 730):,.0f} for {RU:,}."
+            f"{prices.currency} a month in one region instead of {prices.ru_hours(RU * 730):,.0f} for {RU:,}."
         )
     measured_some = bool(store.runs) and not store.complaints
     return Report(

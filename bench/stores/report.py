@@ -11,6 +11,8 @@ from hotplate.bench.lists import popular_complaint, popular_counts
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.figures import round_up
+from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
+from hotplate.bench.planner.plan import calculate
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
@@ -33,15 +35,14 @@ from hotplate.bench.stores.rounds import (
 )
 from hotplate.report import Curve, Plot, Report, Row, format_value
 from hotplate.stores.connect import REDIS
+from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
 from hotplate.stores.urls import redacted, scheme_of
 
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 DECISIVE = "p99"
 RATE, CPU, COST = "requests/s and core", "CPU a request", "cost of a billion reads"
-UTILISATION = 0.7  # of hourly RU/s and GETs/s, as in the planner
-NODES = 2  # of a Redis with a replica
-RELEASES = 3  # in Redis: live, kept and draft
+UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
 BILLION = 1e9
 ASSUMED = "assumed"
 EMULATED = (
@@ -55,8 +56,8 @@ METHOD = (
 )
 COST_NOTE = (
     "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; for Cosmos DB also manual "
-    "RU/s at 70 % use; for Redis also two nodes of the smallest Azure Managed Redis for the rate and three releases, "
-    "which could serve far more. List prices, without memory, storage and idle pods."
+    "RU/s in one region at 70 % use; for Redis also two nodes of the cheapest Azure Managed Redis for the rate and "
+    "three releases, which could serve far more. List prices, without memory, storage and idle pods."
 )
 PATIENT = f"Services of emulated stores wait {EMULATED_BUDGET_S:g} s for a read, not 50 ms: they share this machine."
 
@@ -106,9 +107,9 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
 
 
 class Cost(NamedTuple):
-    """The cost of a billion reads, and its main part."""
+    """The cost of a billion reads, and its main part; None if unknown."""
 
-    amount: float
+    amount: float | None
     note: str = ""
 
 
@@ -128,16 +129,18 @@ def needs(read_ru: float, rate: float, prices: Prices) -> Needs:
 
 def cost_of(one: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
     """Return the cost of a billion reads at *rate* requests/s."""
-    cpu = cpu_us * BILLION / 1e6 / 3600 * prices.cpu_hour.amount
+    month, note = 0.0, "CPU"
     if one.metered and read_ru is not None:
         found = needs(read_ru, rate, prices)
-        return Cost(cpu + found.month / (rate * HOURS_A_MONTH * 3600) * BILLION, f"{found.needed_ru:,} RU/s")
-    if scheme_of(one.url) in REDIS:
-        gb = RELEASES * one.manifest.bytes / 1e9
-        fitting = [each for each in prices.redis if each.gets_s * UTILISATION >= rate and each.gb >= gb]
-        size = (fitting or prices.redis[-1:])[0]
-        return Cost(cpu + NODES * size.hour.amount / (rate * 3600) * BILLION, f"{NODES} nodes {size.name}")
-    return Cost(cpu, "CPU")
+        month, note = found.month, f"{found.needed_ru:,} RU/s"
+    elif scheme_of(one.url) in REDIS:
+        sourced = merge([from_release(one.manifest, one.name), InputSource("--rate", {"peak_rps": rate})])
+        planned = calculate(sourced, prices, load_charges()).figures
+        if not planned["redis_cost"].unit:
+            return Cost(None, "no size is enough")
+        month, note = planned["redis_cost"].number, f"{planned['redis_nodes']} {planned['redis_size']}"
+    cpu = cpu_us * BILLION / 1e6 / 3600 * prices.cpu_hour.amount
+    return Cost(cpu + month / (rate * HOURS_A_MONTH * 3600) * BILLION, note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +285,7 @@ def answer(stores: Sequence[Summary]) -> str:
         parts += [] if timed else ["the latencies are assumed"]
     parts.append(_least(stores, lambda each: each.cpu, "in CPU a request", "cheapest", "more"))
     costs = [f"{format_value(each.cost)} {each.currency} from {each.name}" for each in stores if each.cost is not None]
-    parts.append(f"a billion reads cost {', '.join(costs)}")
+    parts += [f"a billion reads cost {', '.join(costs)}"] if costs else []
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 

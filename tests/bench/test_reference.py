@@ -44,7 +44,7 @@ def test_the_published_row_stands_beside_the_measured_one() -> None:
     assert rate is not None
     assert rate.value == pytest.approx(RATE, rel=0.1)
     assert "published median 60 ms" in made.sentence
-    assert "so 400 are enough: 23 USD a month instead of 642 for 11,000" in made.sentence
+    assert "so 400 are enough: 23 USD a month in one region instead of 642 for 11,000" in made.sentence
     assert made.exit_code == 0
 
 

@@ -70,11 +70,13 @@ def a_run(answer_s: float, sources: Mapping[str, int] | None = None) -> Result:
     return replace(made, seen={"source": sources or {"personal": made.ok}}, samples=())
 
 
+SMALL_RELEASE = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})
+
+
 def store_runs(name: str, url: str, runs: list[Result], cpu_us: float = 50.0, wrong: int = 0) -> StoreRuns:
-    manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})
     units = StoreCounts(200.0, 200, 0) if url.startswith("cosmos") else None
     made = [ServiceRun(each, cpu_us * 1e-6 * each.ok * (1 + n / 100), units) for n, each in enumerate(runs)]
-    candidate = Candidate(name, url, manifest, Server("http://simulated", 0))
+    candidate = Candidate(name, url, SMALL_RELEASE, Server("http://simulated", 0))
     return StoreRuns(candidate, tuple(made), CheckResult(5, wrong, 0, ()))
 
 
@@ -163,6 +165,18 @@ def test_reads_are_priced_by_cpu_and_by_what_the_store_is_paid_for() -> None:
     needed = 1_200  # RU/s: 800 reads of 1 RU, at 70 % use, in steps of 100
     assert cost(EMULATED, cpu_hour=1.0) - cpu == pytest.approx(needed / 100 * 0.008 / 3600 / rate * 1e9)
     assert cost("redis://a", cpu_hour=1.0) - cpu == pytest.approx(2 * 0.016 / 3600 / rate * 1e9)
+
+
+@pytest.mark.parametrize(("users", "note"), [(1_400_000, "2 nodes B3"), (1_000_000_000_000, "no size is enough")])
+def test_redis_is_priced_in_the_size_that_the_planner_chooses(users: int, note: str) -> None:
+    """Keys, overhead and reserved memory were left out, and what no size holds was priced as the largest."""
+    manifest = replace(SMALL_RELEASE, counts={"user": users}, bytes=100 * users)
+    store = store_runs("Redis", "redis://a", steady(0.002))
+    made = summary(replace(store, candidate=replace(store.candidate, manifest=manifest)))
+    row = made.row("Redis", FIGURES[-1])
+    assert row is not None
+    assert row.note == note
+    assert (row.value is None) is ("cost" not in made.sentence) is ("nodes" not in note)
 
 
 def test_publishes_of_one_model_are_compared_and_an_empty_store_is_filled(tmp_path: Path) -> None:
