@@ -19,6 +19,7 @@ LOWEST_US = 1
 HIGHEST_US = 60_000_000
 DIGITS = 3
 ENOUGH_SAMPLES = 10  # beyond a percentile
+P99_SAMPLES = 100 * ENOUGH_SAMPLES
 
 Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
 
@@ -186,11 +187,7 @@ class Result:
             found.append(
                 f"sent {self.sent:,} of the {self.due:,} requests that were due; {self.dropped:,} were dropped"
             )
-        late_us, p99_us = self.lag.percentile_us(99), self.latency.percentile_us(99)
-        if p99_us and late_us > LATE_US and late_us > p99_us / 2:
-            late, p99 = format_value(late_us, "us"), format_value(p99_us, "us")
-            found.append(f"the generator itself was {late} late at p99, of a latency of {p99}")
-        return found
+        return [*found, *lateness([self])]
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON, with latencies as an HDR histogram."""
@@ -205,3 +202,13 @@ class Result:
             "invalid_reasons": self.invalid_reasons,
             "histogram": self.latency.encoded,
         }
+
+
+def lateness(results: Sequence[Result], at_least: int = 1) -> list[str]:
+    """Return a sentence if the pooled p99 is mostly the generator's lateness; empty below *at_least* answers."""
+    latency, lag = Histogram.merged(each.latency for each in results), Histogram.merged(each.lag for each in results)
+    late_us, p99_us = lag.percentile_us(99), latency.percentile_us(99)
+    if latency.count < at_least or late_us <= max(LATE_US, p99_us / 2):
+        return []
+    late, p99 = format_value(late_us, "us"), format_value(p99_us, "us")
+    return [f"the generator itself was {late} late at p99, of a latency of {p99}"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hotplate.bench.lists import MAX_POPULAR
-from hotplate.bench.loadgen.result import SENT_BOUND, Result
+from hotplate.bench.loadgen.result import P99_SAMPLES, SENT_BOUND, Result, lateness
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.process import describe, is_emulated
@@ -69,11 +69,18 @@ class Trial:
         """Whether the generator kept up."""
         return sum(second.sent for second in self.result.seconds) >= SENT_BOUND * self.due
 
+    @cached_property
+    def late(self) -> str:
+        """A sentence if the p99 is mostly the generator's lateness."""
+        return "".join(lateness([self.result], P99_SAMPLES))
+
 
 def trial(share: float, rate: float, result: Result, throttled: int) -> Trial:
     """Return a trial with a run's counted seconds."""
     seconds = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
-    return Trial(share, rate, replace(result, seconds=seconds), throttled)
+    first = sum(second.due for second in result.seconds[:LEAD_S])
+    lags_s = result.lags_s[first : first + sum(second.due for second in seconds)]
+    return Trial(share, rate, replace(result, seconds=seconds, lags_s=lags_s), throttled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +159,8 @@ def _judged(level: Level, *, emulated: bool) -> Level:
 
 def _judged_calm(level: Level, *, emulated: bool) -> Level:
     made = level.trials[-1]
-    if made.result.interrupted or made.refused <= MAX_POPULAR:
-        return replace(level, unproven="", broken="")
+    if made.result.interrupted or made.late or made.refused <= MAX_POPULAR:
+        return replace(level, unproven="" if made.result.interrupted else made.late, broken="")
     sentence = f"{100 * made.refused:.1f} % of the requests got no list from the store at 90 % load"
     return replace(level, unproven=f"on this machine {sentence}") if emulated else replace(level, broken=sentence)
 
@@ -272,7 +279,7 @@ def _plot(sweep: Sweep) -> Plot:
         trials = sorted({each.share: each for each in level.trials}.values(), key=lambda each: each.share)
         offered = tuple(each.rate for each in trials)
         accepted = tuple(each.accepted_s for each in trials)
-        latencies_us = tuple(percentile([each.result], 99).value for each in trials)
+        latencies_us = tuple(None if each.late else percentile([each.result], 99).value for each in trials)
         if level.computed:
             offered = tuple(share * level.capacity_s for share in (*CURVE, 1.0, OVERLOAD))
             accepted, latencies_us = tuple(min(each, level.capacity_s) for each in offered), (None,) * len(offered)

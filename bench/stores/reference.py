@@ -75,22 +75,21 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
         rows.append(Row(found.name, "requests/s", "", rate))
     rows.append(found.cpu.row(found.name, "CPU a request", "us"))
     sentence = _sentence(found.name, found.latencies, emulated=store.candidate.emulated)
-    if (charge := read_ru(store)) is not None and not store.complaints:
+    if (charge := read_ru(store)) is not None and store.sound:
         needed = needs(charge, RATE, prices)
         rows.append(Row(found.name, "RU/s used", "", needed.used_ru))
         sentence += (
             f" The load uses {needed.used_ru:,.0f} RU/s, so {needed.needed_ru:,} are enough: {needed.month:,.0f} "
             f"{prices.currency} a month in one region instead of {prices.ru_hours(RU * 730):,.0f} for {RU:,}."
         )
-    measured_some = bool(store.runs) and not store.complaints
     return Report(
         kind="reference",
-        sentence=sentence if measured_some else "There is no verdict: see below.",
+        sentence=sentence if store.sound else "There is no verdict: see below.",
         rows=tuple(rows),
         head=EMULATED.format(latency=f"the latency {options.latency}") if store.candidate.emulated else "",
         notes=(*notes, METHOD),
         broken=tuple(store.complaints),
-        failures=() if store.runs or measured.interrupted else ("no round was made",),
+        failures=tuple(store.failures) if store.runs or measured.interrupted else ("no round was made",),
         interrupted=measured.interrupted,
         configuration=options.to_json(),
         machine=describe(),

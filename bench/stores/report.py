@@ -191,7 +191,7 @@ def read_ru(store: StoreRuns) -> float | None:
 
 def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
     """Summarise the runs of one store."""
-    if store.complaints or not store.runs:
+    if not store.sound:
         unknown = Figure(None, note="not measured" if not store.runs else "see below")
         return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, None, unknown.note, prices.currency)
     latencies = {name: percentile(store.results, percent) for name, percent in PERCENTILES.items()}
@@ -220,20 +220,24 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         prices = replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
     stores = [summarise(store, rate, prices) for store in measured.stores]
     broken = [complaint for store in measured.stores for complaint in store.complaints]
+    failures = [failure for store in measured.stores for failure in store.failures]
     rounds = len(measured.stores[0].runs)
     complained = " and ".join(each.name for each in stores if each.store.complaints)
-    unsound = f"There is no verdict: {complained} did not serve the users' own lists."
+    why = f"{complained} did not serve the users' own lists" if broken else "see below"
+    sentence = "Nothing was measured." if not rounds else f"There is no verdict: {why}."
+    if all(each.sound for each in measured.stores):
+        sentence = answer(stores)
     emulated = any(each.candidate.emulated for each in measured.stores)
     return Report(
         kind="stores",
-        sentence=answer(stores) if rounds and not broken else unsound if rounds else "Nothing was measured.",
+        sentence=sentence,
         rows=tuple(row for each in stores for row in each.rows()),
         head=EMULATED.format(latency=f"the latency {options.latency}" if not options.urls else "its latency")
         * emulated,
         plots=tuple(plots(stores)),
         notes=(*notes, *setup.notes, *_notes(options, stores, rounds), COST_NOTE.format(rate=rate), METHOD),
         broken=tuple(broken),
-        failures=() if rounds or measured.interrupted else ("no round was made",),
+        failures=tuple(failures) if rounds or measured.interrupted else ("no round was made",),
         interrupted=measured.interrupted,
         configuration=options.to_json()
         | {

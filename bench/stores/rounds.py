@@ -19,7 +19,7 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import CheckResult, Shape, check_samples, live_in, popular_complaint, publish_rows
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
-from hotplate.bench.loadgen.result import ResponseSample, Result
+from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened, run_on
@@ -261,6 +261,16 @@ class StoreRuns:
         if self.checked.wrong:
             found.append(f"{self.checked.wrong} of {self.checked.compared} compared answers were wrong")
         return [f"{self.candidate.name}: {each}" for each in found]
+
+    @property
+    def failures(self) -> list[str]:
+        """A sentence if the generator was too late to measure this store."""
+        return [f"{self.candidate.name}: {each}" for each in lateness(self.results, P99_SAMPLES)]
+
+    @property
+    def sound(self) -> bool:
+        """Whether there are figures."""
+        return bool(self.runs) and not self.complaints and not self.failures
 
 
 class Measured(NamedTuple):

@@ -18,15 +18,15 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate
 from tests.support.service import a_list, publish_lists
-from tests.support.virtual import simulate
+from tests.support.virtual import delayed, simulate
 
 NAME = "Cosmos DB, emulated"
 
 
-def measured(popular: int = 0) -> Measured:
+def measured(late_s: float = 0.0) -> Measured:
     load = Load(url="http://h", requests=Gets("/"), rate=180, seed=1, duration_s=10, connections=200)
-    made = simulate(load, lambda arrival_s: arrival_s + 0.005)
-    made = replace(made, seen={"source": {"personal": made.ok - popular, "popular": popular}}, samples=())
+    made = delayed(simulate(load, lambda arrival_s: arrival_s + 0.005), late_s)
+    made = replace(made, seen={"source": {"personal": made.ok}}, samples=())
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 10}, 5_000, "", (), (), {})
     candidate = Candidate(NAME, "cosmos+http://127.0.0.1:1/d?ru=11000", manifest, Server("http://h", 0))
     run = ServiceRun(made, 1e-4 * made.ok, StoreCounts(1.0 * made.ok, made.ok, 0))
@@ -46,6 +46,9 @@ def test_the_published_row_stands_beside_the_measured_one() -> None:
     assert "published median 60 ms" in made.sentence
     assert "so 400 are enough: 23 USD a month in one region instead of 642 for 11,000" in made.sentence
     assert made.exit_code == 0
+    late = report(ReferenceOptions(), measured(late_s=0.03))
+    assert (late.exit_code, late.sentence) == (1, "There is no verdict: see below.")
+    assert late.row(NAME, "p50").value is None  # type: ignore[union-attr]  # it has one
 
 
 def test_what_a_rate_needs_is_rounded_up_and_priced() -> None:

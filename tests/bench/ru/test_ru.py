@@ -25,7 +25,7 @@ from hotplate.bench.ru.levels import (
 from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
 from hotplate.report import Report, Row
-from tests.support.virtual import simulate
+from tests.support.virtual import delayed, simulate
 
 URL = "cosmos+http://127.0.0.1:8081/bench"
 OWN = b'{"source":"personal"}'
@@ -146,6 +146,19 @@ def test_what_this_machine_cannot_drive_is_computed_not_the_accounts_limit(*, em
     assert rows["p99"].value is None
     assert rows["p99"].note == "COMPUTED"
     assert all(row.value is not None for name, row in rows.items() if name not in {"p50", "p99"})
+
+
+def test_a_level_at_which_the_generator_is_late_has_no_latency() -> None:
+    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    attempt = Account(400, 1.0).attempt(level, 3)
+
+    def late(share: float) -> Trial:
+        made = attempt(share)
+        return replace(made, result=delayed(made.result)) if share == CALM else made
+
+    made = reported(measure_level(level, late, emulated=True, time_left=lambda: True))
+    assert row(made, "p99").value is None
+    assert any("the generator itself was 30 ms late" in note for note in made.notes)
 
 
 def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
