@@ -134,10 +134,8 @@ def read_interactions(
         chosen = _with_few_segments(rows.kept, chosen, notes, is_named=given.segment is not None)
         any_cancelled = rows.facts.get("cancellations", 0) > 0
         log = _log(rows.kept, chosen, weighting, source, any_cancelled=any_cancelled)
-        titled = rows.kept
-        if title_files:
-            named = {"item": chosen.item, "title": given.title}
-            titled = text_of(title_files, named_paths(title_paths), ("item", "title"), named).lazy()
+        named = {"item": chosen.item, "title": given.title}
+        titled = text_of(title_files, named_paths(title_paths), [*named], named).lazy() if title_files else rows.kept
         return Interactions(
             log,
             Weighing(weighting, half_life),

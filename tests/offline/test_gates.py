@@ -258,23 +258,16 @@ async def test_a_release_that_grew_a_lot_is_not_judged_by_the_few_live_users_in_
     assert "too little to judge: about " in recorded(written.result.manifest)[1][0].note
 
 
-async def test_a_release_without_half_of_the_segments_is_refused(tmp_path: Path) -> None:
-    store = MemoryStore()
-    await publish(imported(tmp_path / "live", ROWS, segments=["", "DE", "FR", "IT"]), store)
-    written = await publish(imported(tmp_path / "new", ROWS, segments=["", "de", "FR", "it"]), store)
-    assert "gate segments_kept: 0.3333 is below 0.5 (1 of 3 segments)" in str(written.refused)
-    assert (await publish(imported(tmp_path / "some", ROWS, segments=["", "FR", "IT"]), store)).refused is None
-
-
-async def test_a_release_without_the_lists_of_similar_items_is_refused(tmp_path: Path) -> None:
+async def test_a_release_without_the_lists_of_similar_items_or_segments_is_refused(tmp_path: Path) -> None:
     store, similar = MemoryStore(), tmp_path / "similar.csv"
     similar.write_text("item,other,score\n" + "".join(f"i{item:03},i000,1\n" for item in range(1, 81)))
     made = imported(tmp_path / "live", ROWS, similar=similar)
-    email = imported(tmp_path / "email", ROWS, similar=similar, name="email")
+    email = imported(tmp_path / "email", ROWS, similar=similar, name="email", segments=["", "DE", "FR", "IT"])
     both = NamedLists({"": made, "email": email})
     await publish(both, store)
-    fewer = NamedLists({"": made, "email": imported(tmp_path / "fewer", ROWS, name="email")})
-    refused = (await publish(fewer, store)).refused
+    fewer = imported(tmp_path / "fewer", ROWS, name="email", segments=["", "de", "FR", "it"])
+    refused = (await publish(NamedLists({"": made, "email": fewer}), store)).refused
+    assert "gate email:segments_kept: 0.3333 is below 0.5 (1 of 3 segments)" in str(refused)
     assert "gate email:similar_kept: 0 is below 0.5 (0 lists of similar items after 80)" in str(refused)
     assert (await publish(both, store)).refused is None
 
