@@ -144,11 +144,14 @@ def test_popular_lists_break_a_store_and_the_verdict() -> None:
     assert any("600 of 12,000 lists" in each for each in made.broken)
 
 
-def test_wrong_lists_and_errors_break_a_store() -> None:
+def test_wrong_lists_errors_and_a_late_generator_break_a_store() -> None:
     wrong = summary(store_runs("files", "file:///a", steady(0.002), wrong=1))
     assert wrong.broken == ("files: 1 of 5 compared answers were wrong",)
     failing = [replace(each, due=each.due + 100, dropped=100) for each in steady(0.002)]
     assert summary(store_runs("files", "file:///a", failing)).exit_code == 3
+    late = summary(store_runs("files", "file:///a", [delayed(each) for each in steady(0.002)]))
+    assert (late.exit_code, late.sentence) == (1, "There is no verdict: see below.")
+    assert "files: the generator itself was 30 ms late" in late.failures[0]
 
 
 def test_reads_are_priced_by_cpu_and_by_what_the_store_is_paid_for() -> None:
@@ -177,17 +180,6 @@ def test_redis_is_priced_in_the_size_that_the_planner_chooses(users: int, note: 
     assert row is not None
     assert row.note == note
     assert (row.value is None) is ("cost" not in made.sentence) is ("nodes" not in note)
-
-
-def test_a_late_generator_measures_no_store() -> None:
-    late = [delayed(each) for each in steady(0.002)]
-    made = summary(store_runs("files", "file:///a", steady(0.002)), store_runs("Redis", "redis://a", late))
-    assert made.exit_code == 1
-    assert "Redis: the generator itself was 30 ms late" in made.failures[0]
-    assert made.sentence == "There is no verdict: see below."
-    latency = made.row("Redis", "p99")
-    assert latency is not None
-    assert latency.value is None
 
 
 def test_publishes_of_one_model_are_compared_and_an_empty_store_is_filled(tmp_path: Path) -> None:
