@@ -14,10 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import lmdb
 import pytest
-
-from hotplate.stores.file.draft import DraftFile
 
 T = TypeVar("T")
 
@@ -52,7 +49,6 @@ class Process:
         self.calls = list[str]()
         self.waits_for_lock = self.killed = self.ended = False
         self.locks = set[int]()
-        self.maps = list[lmdb.Environment]()
         self.may_go_on = threading.Lock()
         self.may_go_on.acquire()
         self._work = work
@@ -70,8 +66,6 @@ class Process:
         self.ended = True
         for descriptor in list(self.locks):
             os.close(descriptor)
-        for env in self.maps:
-            env.close()
 
 
 @dataclass
@@ -236,7 +230,7 @@ def _patch_files(patch: pytest.MonkeyPatch) -> None:
 
 
 def _patch_writes(patch: pytest.MonkeyPatch) -> None:
-    write_at, map_open = os.pwrite, lmdb.open
+    write_at = os.pwrite
 
     def pwrite(descriptor: int, data: bytes, start: int) -> int:
         _before("pwrite")
@@ -246,16 +240,7 @@ def _patch_writes(patch: pytest.MonkeyPatch) -> None:
             _before("the rest of pwrite")  # others may see some pages of a write, and not all
         return half + write_at(descriptor, data[half:], start + half)
 
-    def open_map(path: str, **named: Any) -> lmdb.Environment:  # noqa: ANN401 -- as `lmdb.open` has it
-        _before("open map")
-        env = map_open(path, **named)
-        if process := _process():
-            process.maps.append(env)
-        return env
-
     patch.setattr(os, "pwrite", pwrite)
-    patch.setattr(lmdb, "open", open_map)
-    patch.setattr(DraftFile, "_write", _stepped("write rows", DraftFile._write))
 
 
 def _patch_locks(patch: pytest.MonkeyPatch) -> None:

@@ -6,18 +6,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import lmdb
 import pytest
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
-from hotplate.stores.file.release import find_damage, read_sums
+from hotplate.stores.errors import ReleaseConflict, StoreError
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Plan
 from tests.support.system_calls import Killed, Process, Schedule, finish, patch_calls, run, schedules
 
-ID = ReleaseId("20261120T064200Z-aaaa")
-ONE, OTHER, THIRD = (DraftRef(ID, "0123456789ab", writer) for writer in ("one", "other", "third"))
+DRAFT = DraftRef(ReleaseId("20261120T064200Z-aaaa"), "0123456789ab", "one")
 PLAN = Plan(10, 1000)
 
 Work = Callable[[], object]
@@ -36,7 +33,6 @@ THIRDS = grown(ONES, "third", 2)
 
 # How often a process may be left for the other; None is no limit.
 LIMITS = pytest.mark.parametrize("switches", [2, pytest.param(None, id="soak", marks=pytest.mark.soak)])
-MORE_SWITCHES = pytest.mark.parametrize("switches", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
 
 
 @pytest.fixture
@@ -137,11 +133,12 @@ def test_a_user_swaps_in_its_folder_after_root() -> None:
         assert read(folder) == SECOND
 
 
-@MORE_SWITCHES
+@pytest.mark.parametrize("switches", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
 def test_draft_created_during_a_catalogue_swap_does_not_affect_it(folders: Folders, switches: int) -> None:
     for schedule, folder in folders():
         (folder / "catalogue.spare").unlink()  # as after a full disk
-        swapper, _ = run(schedule, [swapping(folder, SECOND, ONES)], writing(folder, ONE, []), switches=switches)
+        create = [lambda at=folder: finish(LmdbStore(at).create(DRAFT, PLAN))]
+        swapper, _ = run(schedule, [swapping(folder, SECOND, ONES)], create, switches=switches)
         assert read(folder) == ONES, swapper.calls
 
 
@@ -151,78 +148,3 @@ def test_catalogue_can_be_swapped_after_a_kill_at_any_call_of_a_swap(folders: Fo
         works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
         check_swaps(folder, run(schedule, *works, switches=switches, kills=1))
         check_next_swap(folder)
-
-
-def writing(folder: Path, draft: DraftRef, rows: Sequence[str], *, seal: bool = False, late: str = "") -> list[Work]:
-    """Return what creates a draft, puts rows, each of which it returns, and closes it; or what else is said."""
-    store = LmdbStore(folder)
-
-    def put(key: str) -> str:
-        finish(store.put(draft, [Row(key, draft.writer.encode())]))
-        return key
-
-    last = [lambda: finish(store.seal(draft))] if seal else []
-    late_puts = [lambda: put(late)] if late else []
-    creates = [lambda: finish(store.create(draft, PLAN))]
-    puts = [lambda key=key: put(key) for key in rows]
-    return [*creates, *puts, *last, lambda: finish(store.close()), *late_puts, lambda: finish(store.close())]
-
-
-def acknowledged(processes: Sequence[Process]) -> set[str]:
-    return {outcome for process in processes for outcome in process.outcomes if isinstance(outcome, str)}
-
-
-def unexpected(processes: Sequence[Process], *expected: type[BaseException]) -> list[object]:
-    """Return the errors of processes that are of no expected kind."""
-    outcomes = [outcome for process in processes for outcome in process.outcomes]
-    return [each for each in outcomes if isinstance(each, BaseException) and not isinstance(each, expected)]
-
-
-def sealed_keys(folder: Path) -> set[str]:
-    """Return the keys of the one release that is in a folder, each byte of which is as it was sealed."""
-    assert names(folder / "releases") == {f"{ONE.incarnation}.mdb"}
-    path = folder / "releases" / f"{ONE.incarnation}.mdb"
-    with path.open("rb") as file:
-        sums = read_sums(file.fileno())
-        assert sums is not None
-        assert find_damage(file.fileno(), sums, 0) == []
-    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as env, env.begin() as txn:
-        return {key.decode() for key in txn.cursor().iternext(values=False)}
-
-
-@MORE_SWITCHES
-def test_a_draft_that_passes_from_one_writer_to_another_loses_no_row(folders: Folders, switches: int) -> None:
-    for schedule, folder in folders():
-        one = writing(folder, ONE, ["user:1"], late="user:2")
-        other = writing(folder, OTHER, ["user:3"], seal=True)
-        processes = run(schedule, one, other, switches=switches)
-        assert unexpected(processes, ReleaseConflict, ReleaseNotFound) == []
-        run(Schedule(), writing(folder, THIRD, [], seal=True))
-        assert sealed_keys(folder) == acknowledged(processes), [process.calls for process in processes]
-
-
-@MORE_SWITCHES
-def test_a_draft_that_is_erased_while_it_is_written_is_whole_or_gone(folders: Folders, switches: int) -> None:
-    for schedule, folder in folders():
-        processes = run(
-            schedule,
-            writing(folder, ONE, ["user:1"], seal=True),
-            [lambda at=folder: finish(LmdbStore(at).erase(ONE.release))],  # type: ignore[misc]
-            switches=switches,
-        )
-        assert unexpected(processes, ReleaseConflict, ReleaseNotFound) == []
-        if f"{ONE.incarnation}.mdb" in names(folder / "releases"):
-            assert sealed_keys(folder) == acknowledged(processes)
-        finish(LmdbStore(folder).erase(ONE.release))
-        assert names(folder / "releases") == set()
-        assert read(folder) == SECOND
-
-
-@pytest.mark.parametrize("kills", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
-def test_draft_can_be_resumed_after_its_writer_is_killed_at_any_call(folders: Folders, kills: int) -> None:
-    for schedule, folder in folders():
-        works = [writing(folder, draft, rows, seal=True) for draft, rows in ((ONE, ["user:1"]), (OTHER, ["user:2"]))]
-        processes = run(schedule, *works, switches=0, kills=kills)
-        assert unexpected(processes, ReleaseConflict, ReleaseNotFound, Killed) == []
-        run(Schedule(), writing(folder, THIRD, [], seal=True))
-        assert sealed_keys(folder) == acknowledged(processes), [process.calls for process in processes]
