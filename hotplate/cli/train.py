@@ -220,6 +220,7 @@ def print_report(report: "TrainReport") -> None:
         out.print(report.warning)
     data = facts["data"]
     print_rows_read(data["source"], data["rows"], data["left_out"], data["notes"])
+    out.print("  columns: " + ", ".join(f"{role}={name}" for role, name in data["columns"].items() if name))
     for what in ("users", "items", "pairs"):
         if facts[f"{what}_left_out"]:
             out.print(f"  {facts[f'{what}_left_out']:,} {what} left out: fewer than the minimum per user or per item")

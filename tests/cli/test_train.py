@@ -62,8 +62,7 @@ def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(click
     failed(hotplate("train", tmp_path / "timeless.csv", *plain, "--split", "by-time"), "needs times, and the data have")
     done = hotplate("train", tmp_path / "of-one-time.csv", *plain, "--split", "by-time")
     assert "leaves none to learn from, or none to test on: no evaluation." in done.stdout
-    done = hotplate("train", clicks, *plain, "--split", "by-item")
-    assert done.stderr == ""
+    assert hotplate("train", clicks, *plain, "--split", "by-item").stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -103,6 +102,7 @@ def trained(folder: Path, *arguments: str | Path) -> dict[str, Any]:
 def test_what_is_found_and_not_used_is_said_in_text_and_json(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,time", "u.1,x,", "U.1,y,", "v,x,2026-01-02", "v,NULL,2026-01-02")
     done = hotplate("train", file, "--out", tmp_path / "model", *QUICK, "--split", "none")
+    assert "columns: user=user, item=item, time=time\n" in done.stdout
     assert "note: 2 of 3 rows have no time" in done.stdout
     assert "1 left out: no item" in done.stdout
     report = trained(tmp_path, file, "--split", "none")
