@@ -51,7 +51,8 @@ KEPT = "public, max-age=604800"
 
 SCHEMAS, RESPONSES = "#/components/schemas/", "#/components/responses/"
 DESCRIPTION = """\
-Precomputed recommendations, out of one release at a time. No answer is empty: an unknown user gets the popular list.
+Precomputed recommendations, out of one release at a time. An unknown user gets the popular list; only filters that no
+item meets make a list empty.
 
 Errors are problems (RFC 9457) with a stable `type`. Every `GET` is a `HEAD`, too.\
 """
