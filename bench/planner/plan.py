@@ -319,7 +319,7 @@ def reached_ru(inputs: Inputs, top: float, busiest: float) -> list[float]:
 
 
 def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
-    """Reads spread evenly over regions, without headroom; an hour bills at least a tenth of the maximum."""
+    """Reads spread evenly over regions; an hour bills its highest RU/s, at least a tenth of the maximum."""
     n = t.term
     reads, publish, gb = (t[name].number for name in ("reads_ru", "publish_ru_s", "release_gb"))
     highest = autoscale_top(max(reads, publish), 0, 0)
@@ -327,7 +327,7 @@ def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
     source = "in each region; at least a tenth of the highest top ever"
     top = t.derive("autoscale_top_ru", "RU/s", autoscale_top(reads, highest, gb), formula, source)
     now = n("peak_then") / n("regions") * (term(1) - n("hit_rate")) * n("mean_read_ru")
-    now = t.derive("region_reads_ru", "RU/s", now)
+    now = t.derive("region_reads_ru", "RU/s", now / n("ru_utilisation"), source="the peak of the busiest hour")
     formula = "the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then"
     mean = t.derive("autoscale_mean_ru", "RU/s", fmean(reached_ru(inputs, top.value, now.value)), formula, DYNAMIC)
     formula = "a tenth of the lowest top that may be set after publish_ru_s"

@@ -96,13 +96,13 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
     ),
     "two regions that share, autoscale": (
         {"peak_rps": 7_000, "regions": 2, "region_share": 0.5},
-        {"autoscale_top_ru": 5_000, "autoscale_cost": 2 * autoscale(3_500, 100, 400) + storage(1_000, 2)},
+        {"autoscale_top_ru": 5_000, "autoscale_cost": 2 * autoscale(5_000, 100, 400) + storage(1_000, 2)},
     ),
     "an evening, autoscale": (
         {"peak_rps": 7_000, "profile": "evening"},
         {
-            "autoscale_mean_ru": sum(max(1_000, 7_000 * share) for share in EVENING) / 24,
-            "autoscale_cost": autoscale(sum(max(1_000, 7_000 * share) for share in EVENING) / 24, 100, 400)
+            "autoscale_mean_ru": sum(max(1_000, 10_000 * share) for share in EVENING) / 24,
+            "autoscale_cost": autoscale(sum(max(1_000, 10_000 * share) for share in EVENING) / 24, 100, 400)
             + storage(1_000),
         },
     ),
@@ -188,7 +188,7 @@ def test_a_difference_within_what_prices_are_known_to_is_a_tie() -> None:
     assert at(1).startswith("Cosmos DB by serverless is cheaper: ")
     assert at(34).startswith("a tie, ")  # 34 reads/s all month are 89 million RU, 22.4 USD
     assert "Redis: 23 (19 to 28) USD/month" in at(34)
-    assert at(100).startswith("Redis is cheaper: 23 (19 to 28) USD/month; Cosmos DB by autoscale: 43 (38 to 47)")
+    assert at(100).startswith("Redis is cheaper: 23 (19 to 28) USD/month; Cosmos DB by autoscale: 47 (42 to 51)")
 
 
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
