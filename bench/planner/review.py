@@ -52,7 +52,7 @@ OUTLINE = {
     },
     "Redis": {
         "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
-        "nodes of an instance": "redis_nodes",
+        "fullest by an even one": "redis_fullest", "nodes of an instance": "redis_nodes",
     },
     "Pods": {
         "by Little's law": "pods_by_little", "by what a pod can answer": "pods_by_capacity", "at least": "min_pods",

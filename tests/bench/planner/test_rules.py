@@ -15,10 +15,7 @@ from tests.support.property import depths, explore
 
 FUNCTIONS = {
     "ceil": lambda value: math.ceil(round(value, 9)),
-    "max": max,
-    "min": min,
-    "round_up": round_up,
-    "round": round,
+    **{each.__name__: each for each in (max, min, round, round_up, math.log, math.sqrt)},
 }
 VARIED = {
     "users": st.integers(1, 50_000_000),

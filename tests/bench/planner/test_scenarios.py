@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES, refused_share
+from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_BUCKETS, REDIS_ROW_BYTES, refused_share
 from hotplate.bench.planner.review import report, warnings
 from hotplate.bench.ru.run import database_cost
 from hotplate.stores.cosmos.rows import item_bytes, name_of, to_item
@@ -120,8 +120,8 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
         {"users_then": 1_000 * 1.02**12, "reads_ru": 7_000 * 1.02**12 * 0.5 / 0.7, "serve_ru": 6_400},
     ),
     "Redis by memory": (
-        {"users": 100_000_000, "list_bytes": 877},  # 324 GB, of 80 %: 405; B500 has 480
-        {"redis_gb": 324, "redis_size_gb": 480, "redis_cost": 2 * 480 * 0.026 * 730},
+        {"users": 30_000_000, "list_bytes": 877},  # the fullest of 48 shards: 1.7 * 97.2 / 48 GB, of 0.8 * 180 / 48
+        {"redis_gb": 97.2, "redis_fullest": 1.696, "redis_size_gb": 240, "redis_cost": 2 * 240 * 0.026 * 730},
     ),
     "zone redundancy, a gateway and Kubernetes": (
         {"peak_rps": 7_000, "ru_factor": 1.25, "gateway_month": 200, "cluster_month": 73},
@@ -220,6 +220,7 @@ def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -
 def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
     redis = pytest.importorskip("hotplate.stores.redis.examination")
     assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis.ROW_BYTES, redis.ALLOCATED)
+    assert pytest.importorskip("hotplate.stores.redis.writer").BUCKETS == REDIS_BUCKETS
 
 
 def test_the_shortage_follows_from_what_reads_need() -> None:
