@@ -183,7 +183,14 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
         return SourcedInputs(Inputs(**{**NOBODY, "hot_share": 0.0, **values}), sources, carries_only=True)
     if missing:
         raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {REQUIRED}")
-    return SourcedInputs(Inputs(**values), sources)
+    merged = SourcedInputs(Inputs(**values), sources)
+    regions, share = merged.inputs.regions, merged.inputs.region_share
+    if round(regions * share, 3) < 1:
+        raise PlanMisused(
+            f"region_share is {share:g}, so that {regions} regions answer {regions * share:.0%} of the requests; "
+            f"it must be at least {1 / regions:.4g}"
+        )
+    return merged
 
 
 def hourly_shares(profile: str | Sequence[float], label: str = "profile") -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 import ast
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ FUNCTIONS = {
     "ceil": lambda value: math.ceil(round(value, 9)),
     **{each.__name__: each for each in (max, min, round, round_up, math.log, math.sqrt)},
 }
-VARIED = {
+VARIED: dict[str, st.SearchStrategy[Any]] = {
     "users": st.integers(1, 50_000_000),
     "peak_rps": st.floats(0.1, 50_000),
     "items": st.integers(0, 1_000_000),
@@ -41,7 +42,9 @@ VARIED = {
     "have_ru": st.none() | st.integers(400, 100_000),
     "pod_rps": st.none() | st.floats(1, 10_000),
 }
-varied = st.fixed_dictionaries(VARIED)
+varied = st.fixed_dictionaries(VARIED).map(
+    lambda each: each | {"region_share": max(each["region_share"], 1 / each["regions"])}
+)
 Inputs = dict[str, object]
 
 

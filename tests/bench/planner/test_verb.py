@@ -54,6 +54,7 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
     [
         ([*LEAST, "--set", "kept"], "--set takes NAME=VALUE, not 'kept'"),
         ([*LEAST, "--set", "speed=1"], "--set speed is not an input of a plan"),
+        ([*LEAST, "--regions", "3", "--set", "region_share=0.3"], "3 regions answer 90% of the requests"),
         ([*LEAST, "--prices", "/none.toml"], "/none.toml: No such file"),
         ([*LEAST, "--from-release", "ftp://x"], "is not the URL of a store"),
         ([*LEAST, "--out", "/nowhere/at/all"], "no folder /nowhere/at"),
