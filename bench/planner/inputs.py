@@ -248,11 +248,13 @@ def _unsound(found: Report) -> str:
 
 
 def _measured_pod(found: Report, p99_ms: float | None) -> dict[str, object]:
+    # "rate" is the answered part of the requested rate, which says nothing of the capacity.
     for figure in ("highest rate", "rate"):
         kept = [row for row in found.rows if row.figure == figure and row.value and _keeps(found, row.subject, p99_ms)]
         if kept:
             best = max(kept, key=lambda row: row.value or 0)
-            return {"pod_rps": best.value, **_stay(found, [best.subject])}
+            rate = {"pod_rps": best.value} if figure == "highest rate" else {}
+            return rate | _stay(found, best.subject)
     return {}
 
 
@@ -261,7 +263,7 @@ def _measured_service(found: Report, _: float | None) -> dict[str, object]:
     ours = [subject for subject in cpus if not any(each in subject for each in OTHER_READERS)]
     if not ours:
         return {}
-    return {"request_cpu_us": round(max(cpus[subject] for subject in ours), 2), **_stay(found, ours)}
+    return {"request_cpu_us": round(max(cpus[subject] for subject in ours), 2)}
 
 
 def _keeps(found: Report, subject: str, p99_ms: float | None) -> bool:
@@ -269,10 +271,9 @@ def _keeps(found: Report, subject: str, p99_ms: float | None) -> bool:
     return p99_ms is None or (p99 is not None and p99.value is not None and p99.value <= p99_ms * 1000)
 
 
-def _stay(found: Report, subjects: Sequence[str]) -> dict[str, object]:
-    rows = [row for subject in subjects if (row := found.row(subject, "p50")) and "assumed" not in row.note]
-    measured = [row.value for row in rows if row.value]
-    return {"request_ms": round(max(measured) / 1000, 4)} if measured else {}
+def _stay(found: Report, subject: str) -> dict[str, object]:
+    median = found.row(subject, "p50")
+    return {"request_ms": round(median.value / 1000, 4)} if median and median.value else {}
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:

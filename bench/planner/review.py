@@ -267,7 +267,7 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
         yield f"a publish takes {hours:,.1f} hours, and the next begins after {inputs.refresh_hours:g}"
     yield from _partition_warnings(plan)
     if inputs.p99_ms is not None and inputs.pod_rps is None:
-        yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give a measurement with --from-report"
+        yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give --from-report of bench http --find-max"
     if inputs.zipf is None and inputs.hot_share is None:
         yield "all users are taken as equally busy; --zipf 0.9 shows a hot one's effect on its partition"
 
