@@ -277,17 +277,18 @@ def _stay(found: Report, subject: str) -> dict[str, object]:
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:
-    """Read lists by kind, mean size and encoding from a manifest; sizes include popular lists and `meta`.
+    """Read lists by kind, mean sizes and encoding from a manifest; sizes include popular lists and `meta`.
 
     Users and items count once for each named list that has them.
     """
     rows = sum(manifest.counts.values())
     mean_bytes = manifest.bytes / max(1, rows)
-    key_bytes = KEY_BYTES + fmean([len(key.partition(":")[2].encode()) for key in manifest.sample] or [0])
+    id_bytes = fmean([len(key.partition(":")[2].encode()) for key in manifest.sample] or [0])
     values: dict[str, object] = {
         "users": manifest.count("user"),
         "items": manifest.count("item"),
-        "list_bytes": max(1.0, round(mean_bytes - key_bytes, 1)),
+        "list_bytes": max(1.0, round(mean_bytes - KEY_BYTES - id_bytes, 1)),
+        "user_id_chars": max(1.0, id_bytes),
         "encoding": manifest.encoding,
     }
     names = (
