@@ -59,7 +59,10 @@ COST_NOTE = (
     "RU/s in one region at 70 % use; for Redis also two nodes of the cheapest Azure Managed Redis for the rate and "
     "three releases, which could serve far more. List prices, without memory, storage and idle pods."
 )
-PATIENT = f"Services of emulated stores wait {EMULATED_BUDGET_S:g} s for a read, not 50 ms: they share this machine."
+PATIENT = (
+    f"Services of emulated stores wait {EMULATED_BUDGET_S:g} s for a read, not 50 ms: they share this machine. At the "
+    f"assumed latency, {FULL_CONNECTIONS} connections may not fill a core: their CPU a request is an upper bound."
+)
 
 
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
