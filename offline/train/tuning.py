@@ -197,19 +197,19 @@ def tune(
     defaults = defaults or ALSParams()
     # The outer seed holds back the same pairs.
     inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=_CUTS, repeats=False)
-    searched = _drawn(user_items, history, inner)
-    splits = _splits(*searched, inner)
+    searched, past, inner = _drawn(user_items, history, inner)
+    splits = _splits(searched, past, inner)
     if not splits:
         return None
-    items, is_recent = searched[0].shape[1], inner.in_time and not tuning.cells
+    items, is_recent = searched.shape[1], inner.in_time and not tuning.cells
     budget = _Budget(splits, user_items, tuning)
     cells = budget.affordable(tuning.cells or default_cells(defaults, items, tuning.engine))
     on_notice(budget.announced(cells, inner.kind, evaluations, is_recent=is_recent))
-    users = searched[0].shape[0] if searched[0] is not user_items else None
+    users = searched.shape[0] if searched is not user_items else None
     if users:
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
     on_trial(0, len(cells))
-    known = _Trials(splits, k, kept, digest_of(*searched, inner, _EXPLORING, k))
+    known = _Trials(splits, k, kept, digest_of(searched, past, inner, _EXPLORING, k))
     trials = known.made
     known.run(cells, on_trial, int(is_recent))
     for _ in range(0 if tuning.cells else _EXTENSIONS):
@@ -230,8 +230,8 @@ def inner_parts(
 ) -> Parts | None:
     """Return one inner split, perhaps with *repeats* in its test; None if a part is empty."""
     inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=1, piece=0, repeats=repeats)
-    drawn = _drawn(user_items, history, inner)
-    parts = split(*drawn, inner).sampled(max(1, _RANKED // drawn[0].shape[1]), inner.seed)
+    drawn, past, inner = _drawn(user_items, history, inner)
+    parts = split(drawn, past, inner).sampled(max(1, _RANKED // drawn.shape[1]), inner.seed)
     return parts if parts.train.nnz and parts.test.nnz else None
 
 
@@ -251,10 +251,13 @@ def search_repeats(
     return choose_repeats(parts, fit_parts(parts, tried), k)
 
 
-def _drawn(user_items: UserItems, history: History | None, options: SplitOptions) -> tuple[UserItems, History | None]:
+def _drawn(
+    user_items: UserItems, history: History | None, options: SplitOptions
+) -> tuple[UserItems, History | None, SplitOptions]:
+    """Draw users, and leave out the minimum per item, which is of all users."""
     has = np.diff(user_items.indptr)
     if user_items.nnz <= _SEARCHED_PAIRS:
-        return user_items, history
+        return user_items, history, options
     order = np.random.default_rng(options.seed).permutation(len(has))
     users = np.zeros(len(has), dtype=np.bool_)
     users[order[: int(np.searchsorted(np.cumsum(has[order]), _SEARCHED_PAIRS))]] = True
@@ -262,7 +265,8 @@ def _drawn(user_items: UserItems, history: History | None, options: SplitOptions
     items = users_per_item(some) > 0
     some = some[:, items]
     some.has_canonical_format = True
-    return some, None if history is None else history.renumbered(users, items)
+    drawn = None if history is None else history.renumbered(users, items)
+    return some, drawn, replace(options, min_per_item=1)
 
 
 def _splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:

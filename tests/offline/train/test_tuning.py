@@ -251,8 +251,9 @@ def test_a_cell_whose_last_fit_is_too_long_is_left_out(matrix: Matrix, monkeypat
 def test_a_large_log_is_searched_on_a_draw_of_its_users(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.offline.train.tuning._SEARCHED_PAIRS", matrix.user_items.nnz // 2)
     notices: list[str] = []
-    found = search(matrix, SplitOptions("by-time"), on_notice=notices.append)
+    found = search(matrix, SplitOptions("by-time", min_per_user=2, min_per_item=20), on_notice=notices.append)
     assert found.users is not None
+    assert (found.split.min_per_user, found.split.min_per_item) == (2, 1), "the minimum per item is of all users"
     assert 30 <= found.users <= 50
     assert found.to_json()["users_searched"] == found.users
     assert f"the search is of {found.users} of 80 users" in notices[1]
