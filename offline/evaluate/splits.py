@@ -39,8 +39,8 @@ class SplitOptions:
     by-time           the last *test_share* of all pairs, those after the cut; train has only rows up to it
     by-item, by-user  a random *test_share* of each item's (or user's) pairs
     random            a random *test_share* of all pairs
-    held-out-users    *test_share* of the users are not in train; a fifth of their items is tested, the rest is folded
-                      in (strong generalisation: Liang et al., WWW 2018)
+    held-out-users    *test_share* of the users with 5 items or more are not in train; a fifth of their items is tested,
+                      the rest is folded in (strong generalisation: Liang et al., WWW 2018)
 
     Shares are rounded per group, half to even. A pair has the time of its first row; pairs without a time come first.
     Ties are in item order.
@@ -199,7 +199,7 @@ def _hold_out_users(
     eligible = np.flatnonzero(counts >= _MIN_HELD_OUT_ITEMS)
     generator = np.random.default_rng(options.seed)
     chosen = np.zeros(user_items.shape[0], dtype=np.bool_)
-    chosen[generator.permutation(eligible)[: round(options.test_share * np.count_nonzero(counts))]] = True
+    chosen[generator.permutation(eligible)[: round(options.test_share * len(eligible))]] = True
     rank, sizes = ranked(rows, generator.random(user_items.nnz))
     target = chosen[rows] & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
     train = core(part(user_items, ~chosen[rows]), options.min_per_user, options.min_per_item)
