@@ -46,6 +46,7 @@ _TEXTS = ("user", "item", "title", "segment", "count", "event")
 _UNKNOWN_EVENT = "unknown event"
 _NO_TIME = "time that cannot be read"
 _NO_NUMBER = "weight that is not a number"
+_NO_QUANTITY = "quantity that is not a number"
 _FUTURE = "in the future"
 # Thresholds of notes: rows without a time; one user's share, rows, and multiple of the mean weight; disjoint users.
 _TIMELESS_SHARE = 0.01
@@ -242,9 +243,11 @@ def _shape(table: Table, request: _Request) -> TableShape:
         }
         bad[_NO_NUMBER] = columns.weight, "is not a finite number"
     if columns.quantity is not None:
-        number = table.number(columns.quantity)
-        # An unknown quantity is 1; a cancellation has no weight.
-        values.append(pl.when(number.is_finite() & (number != 0)).then(number).otherwise(1.0).alias("quantity"))
+        number = pl.when(~table.is_absent(columns.quantity)).then(table.number(columns.quantity).fill_null(inf))
+        # A missing quantity, or 0, is 1; a cancellation has no weight.
+        values.append(pl.when(number != 0).then(number).otherwise(1.0).alias("quantity"))
+        left_out[_NO_QUANTITY] = ~pl.col("quantity").is_finite()
+        bad[_NO_QUANTITY] = columns.quantity, "is not a finite number"
         value = pl.when(number < 0).then(1.0).otherwise(value)
     values.append(value.alias("weight"))
     if columns.time is not None:
