@@ -238,12 +238,12 @@ class Evaluator:
         if served is not None:
             found["as_served"] = measure_users(as_served(lists, served), test).metrics
         missing = ranking.users - ranking.users_with_lists
-        better = found["popularity"] is not None and found["popularity"].ndcg > ranking.ndcg
+        better = found["popularity"] is not None and found["popularity"].ndcg > found["as_served"].ndcg
         notes = (
             f"{missing:,} of {ranking.users:,} users have no list" if missing else "",
             f"{seen:,} of the pairs are of items that the user had before" if seen else "",
             f"ratings of {predicted:,} pairs were predicted" if predicted else "",
-            "the popular items rank better than the lists" if better else "",
+            "the popular items rank better than the lists, as served" if better else "",
         )
         return Report(
             kind=f"evaluate {candidate.origin}",
@@ -328,7 +328,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
     subjects = {
         "ranking": "lists",
         "as_served": "lists, as served",
-        "popularity": "popularity",
+        "popularity": "popularity, as served",
         "rating": "scores as ratings",
     }
     for kind, metrics in found.items():

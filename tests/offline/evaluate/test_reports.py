@@ -5,13 +5,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.reports import (
-    Candidate,
-    Evaluator,
-    from_files,
-    read_history,
-    read_truth,
-)
+from hotplate.offline.evaluate.reports import Candidate, Evaluator, from_files, read_history, read_truth
 from hotplate.report import to_json
 
 TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
@@ -51,6 +45,11 @@ def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> Non
     rows = {(row["subject"], row["figure"]): row["value"] for row in facts["rows"]}
     assert rows["lists", "recall"] == ranking["recall"]
     assert rows["scores as ratings", "mae"] == facts["rating"]["mae"]
+    assert rows["popularity, as served", "ndcg"] == facts["popularity"]["ndcg"]
+    (one,) = written(tmp_path, one="user,item,score\nc,q,3\nc,x,2\nc,z,1\n")
+    sparse = evaluator.evaluate(from_files(one, evaluator.truth.pairs, 2, {}))
+    assert sparse.notes[0] == "2 of 3 users have no list"
+    assert not any("the popular items rank better" in note for note in sparse.notes), "both serve them"
 
 
 def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
