@@ -120,16 +120,19 @@ def choose(parts: Parts, half_life_days: float | None, k: int) -> SimilarParams:
     cells = [SimilarParams(shrink, recency) for recency in recencies for shrink in (20.0, 0.0)]
 
     def hit_rate(params: SimilarParams) -> float:
-        return measure(fit(parts.train, params, parts.train_times), params, parts, k).hit_rate
+        found = measure(fit(parts.train, params, parts.train_times), params, parts, k)
+        return found.hit_rate if found else 0.0
 
     return max(cells, key=hit_rate)
 
 
-def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult:
-    """Measure lists of *k* on users of *parts* with items before and after the cut."""
+def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
+    """Measure lists of *k* on users of *parts* with items in train and test; None if there are none."""
     users = np.flatnonzero((np.diff(parts.test.indptr) > 0) & (np.diff(parts.train.indptr) > 0))
+    if not len(users):
+        return None
     has = np.isin(rows_of(parts.train), users)
-    last = _first(parts.train, None if parts.train_times is None else -parts.train_times, _LAST) & has
+    last = _first(parts.train, None if parts.train_times is None else ~parts.train_times, _LAST) & has
     following = cells_of(parts.test)[_first(parts.test, parts.test_times, _NEXT)]
     of_user, items = rows_of(parts.train)[last], parts.train.indices[last]
     distinct, at = np.unique(items, return_inverse=True)
@@ -137,8 +140,7 @@ def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> Si
     found = lists[at]
     hits = (found >= 0) & are_among(following, of_user[:, None] * parts.test.shape[1] + found)
     per_user = np.bincount(of_user, hits.any(axis=1), parts.test.shape[0])[users] / np.bincount(of_user)[users]
-    rate = float(per_user.mean()) if len(users) else 0.0
-    return SimilarResult(params, k, rate, interval(per_user), len(users))
+    return SimilarResult(params, k, float(per_user.mean()), interval(per_user), len(users))
 
 
 def _first(pairs: UserItems, order: Times | None, most: int) -> Mask:

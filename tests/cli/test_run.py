@@ -264,6 +264,8 @@ def test_check_reads_options_of_all_kinds_and_runs_nothing(folder_url: str, tmp_
     assert str(tmp_path / "clicks.csv") in checked.stdout
     assert "similar.hit_rate ≥ 0.01" in checked.stdout
     assert not (tmp_path / "work").exists()
+    pipeline.write_text(pipeline.read_text().replace("[publish]", 'split = "held-out-users"\n[publish]'))
+    failed(hotplate("run", pipeline, "--check"), "There is no gate similar.hit_rate", code=2)
 
 
 def test_metrics_are_written_and_pushed_and_a_down_gateway_fails_no_run(folder_url: str, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.evaluation import evaluate
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import Matrix, Weighing
+from hotplate.offline.input.matrix import NO_TIME, History, Matrix, Weighing
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.similar import SimilarParams, choose, fit, measure
+from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, choose, fit, measure
 from tests.support.interactions import matrix_of
 
 
@@ -54,12 +54,18 @@ def test_cosines_are_damped_for_few_shared_users_and_scaled_by_recency() -> None
 def test_the_hit_rate_is_of_the_next_items_for_the_last_ones(series: Matrix) -> None:
     parts = split(series.user_items, series.history, SplitOptions("by-time"))
     params = SimilarParams(shrink=0)
-    found = measure(fit(series.user_items, params), params, parts, 7)
-    assert found.hit_rate == 1, "what was learnt from all data knows the series"
-    assert found.users == 40
-    nothing = measure(fit(parts.train, params), params, parts, 7)
-    assert nothing.hit_rate == 0, "the next parts were not known yet"
-    assert found.interval == (1, 1)
+    found, nothing = (measure(fit(each, params), params, parts, 7) for each in (series.user_items, parts.train))
+    assert found == SimilarResult(params, 7, 1.0, (1.0, 1.0), 40), "what was learnt from all data knows the series"
+    assert nothing == SimilarResult(params, 7, 0.0, (0.0, 0.0), 40), "the next parts were not known yet"
+    held_out = split(series.user_items, series.history, SplitOptions("held-out-users"))
+    assert measure(fit(held_out.train, params), params, held_out, 7) is None, "no user is in both parts"
+
+
+def test_an_item_without_a_time_is_the_first_of_a_user() -> None:
+    train, test = (csr_matrix(np.array([row], dtype=np.float32)) for row in ([1] * 6 + [0], [0] * 6 + [1]))
+    parts = Parts.of(train, test, History.of(train, np.array([NO_TIME, 1, 2, 3, 4, 5])))
+    similar = Similar(csr_matrix(([1.0], ([0], [6])), shape=(7, 7)))
+    assert measure(similar, SimilarParams(), parts, 1) == SimilarResult(SimilarParams(), 1, 0.0, None, 1)
 
 
 def test_an_evaluation_measures_similar_items_and_a_gate_can_be_set_on_them(series: Matrix) -> None:
