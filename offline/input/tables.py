@@ -22,6 +22,8 @@ _MALFORMED = "malformed row"
 _ROWS_SHOWN = 5
 _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
+_FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
+_QUOTED_LINE = rf"^\ufeff?{_FIELD}(?:\t{_FIELD})*\r?$"
 _FILTER = re.compile(r"\s*([^<>=!~]*[^<>=!~\s])\s*(>=|<=|==|!=|!~|=|~|>|<)(.*)", re.DOTALL)
 _COMPARISONS = {
     "=": pl.Expr.eq_missing, "==": pl.Expr.eq_missing, "!=": pl.Expr.ne_missing,
@@ -128,6 +130,8 @@ def _scan(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int, str]:
     if first.lstrip().startswith("{"):
         return _scan_json(file), 1, "is not a JSON object"
     how: dict[str, Any] = {"separator": _separator(first, form.delimiter), "has_header": form.header, "glob": False}
+    if how["separator"] == "\t" and not _is_quoted(file, first):
+        how["quote_char"] = None
     names = pl.scan_csv(file.path, infer_schema=False, **how).collect_schema().names()
     if not form.header:
         names = [f"column_{number}" for number in range(1, len(names) + 1)]
@@ -141,6 +145,18 @@ def _scan(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int, str]:
         **how,
     )
     return frame, 1 + form.header, "stands after the last field"
+
+
+def _is_quoted(file: DataFile, first: str) -> bool:
+    """Return whether quotes in a TSV file with this *first* line enclose fields (RFC 4180), or else are text.
+
+    If they enclose line breaks, most lines with a single quote lack fields.
+    """
+    line = pl.col("line")
+    odd = line.str.contains('"', literal=True) & ~line.str.contains(_QUOTED_LINE)
+    whole = (line.str.count_matches("\t", literal=True) == first.count("\t")).mean()
+    share = pl.scan_lines(file.path, glob=False).filter(odd).select(whole).collect(engine="streaming").item()
+    return first.startswith('"') or share is None or share <= 0.5
 
 
 def _separator(first: str, delimiter: str | None) -> str:

@@ -96,6 +96,16 @@ def test_any_id_survives_any_delimiter(weights: dict[tuple[str, str], int], sepa
         assert pairs_of(read_interactions(path)) == rows
 
 
+def test_quotes_in_tsv_are_text_unless_they_enclose_fields(tmp_path: Path) -> None:
+    rows = "user\titem\ttitle\nu\ta\t{}\nv\tb\t{}\nw\tc\t{}\n"
+    dump = write(tmp_path / "dump.tsv", rows.format('"Best of', '"Heroes" live', 'Vinyl 12"'))
+    assert read_interactions(dump).titles == {"a": '"Best of', "b": '"Heroes" live', "c": 'Vinyl 12"'}
+    quoted = write(tmp_path / "quoted.tsv", rows.format('"Best ""of"""', '"two\nlines"', '"a\ttab"'))
+    assert read_interactions(quoted).titles == {"a": 'Best "of"', "b": "two\nlines", "c": "a\ttab"}
+    with pytest.raises(DataError, match="cannot be read"):
+        read_interactions(write(tmp_path / "bad.tsv", '"user"\t"item"\n"u"\t"a"\n"v"\t"b"c"\n'))
+
+
 def test_an_explicit_delimiter_wins_over_the_guess(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,x^item\nu1,y^i1\nu2,y^i2\n")
     interactions = read_interactions(file, columns=Columns(user="user,x", item="item"), form=Format(delimiter="^"))
