@@ -260,7 +260,7 @@ class Attempt:
         summary = self.summary | _result(manifest, held_back, job.publishing.arm)
         summary |= {"erased": erased, "seconds": folder.run.seconds}
         if tracked is not None:
-            is_live = summary["outcome"] == "published" and job.publishing.activate
+            is_live = summary["outcome"] == "published" and job.publishing.activate and job.publishing.arm == "A"
             _record(tracked, job.store, manifest.release, is_live=is_live)
         if held_back is None:  # else the next attempt continues here
             folder.finish(summary)

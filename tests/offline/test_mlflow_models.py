@@ -71,27 +71,22 @@ def test_train_registers_and_publish_takes_the_version_by_its_alias(tmp_path: Pa
 def test_a_run_gives_the_alias_only_to_a_model_whose_release_is_live(tmp_path: Path) -> None:
     rows = "".join(f"u{at % 12},i{at * at % 17}\n" for at in range(200))
     write(tmp_path / "data.csv", "user,item\n" + rows)
-    text = f"""[train]
-data = "data.csv"
-engine = "popularity"
-no_tune = true
-split = "none"
-register = "shop@champion"
-[publish]
-store = "file://{tmp_path}/store"
-[run]
-work = "work"
-"""
-    pipeline = write(tmp_path / "nightly.toml", text)
-    done = json.loads(hotplate("run", pipeline).stdout.splitlines()[-1])
+    train = 'data = "data.csv"\nengine = "popularity"\nno_tune = true\nsplit = "none"\nregister = "shop@champion"'
+    text = f'[train]\n{train}\n[publish]\nstore = "file://{tmp_path}/store"\n[run]\nwork = "work"\n'
+
+    def run(pipeline: str) -> dict[str, str]:
+        done = hotplate("run", write(tmp_path / "nightly.toml", pipeline))
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    done = run(text)
     assert (done["outcome"], done["tracked"]) == ("published", "models:/shop/1"), done
-    write(pipeline, text + "[gates]\noverlap = 1.0\ncoverage = 1.0\nshortest_list = 900\n")
-    assert json.loads(hotplate("run", pipeline).stdout.splitlines()[-1])["outcome"] == "refused"
-    write(pipeline, text.replace("[publish]", "[publish]\nactivate = false"))
-    assert json.loads(hotplate("run", pipeline).stdout.splitlines()[-1])["outcome"] == "published"
+    assert run(text + "[gates]\noverlap = 1.0\ncoverage = 1.0\nshortest_list = 900\n")["outcome"] == "refused"
+    ready = run(text.replace("[publish]", "[publish]\nactivate = false"))
+    hotplate("releases", "canary", ready["release"], "--days", "14", "--store", f"file://{tmp_path}/store")
+    assert run(text.replace("[publish]", '[publish]\narm = "B"'))["outcome"] == ready["outcome"] == "published"
     client = mlflow.MlflowClient()
     assert str(client.get_model_version_by_alias("shop", "champion").version) == "1"
-    assert len(client.search_model_versions("name = 'shop'")) == 3
+    assert len(client.search_model_versions("name = 'shop'")) == 4
 
 
 def test_an_alias_and_latest_are_one_version_for_all_of_a_publish(folder: Path) -> None:
