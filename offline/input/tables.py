@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from glob import escape
 from io import BytesIO
 from typing import Any
@@ -360,10 +361,13 @@ class Filter:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
         compare, is_size = _COMPARISONS[self.operator], self.operator[0] in "<>"
-        if number is not None and (is_size or table.schema[name].is_numeric()):  # 2.5 equals 2.50
+        dtype, value = table.schema[name], self.value
+        if number is not None and not is_size and dtype.is_integer():  # floats beyond 2**53 do not hold every id
+            value = f"{Decimal(value).normalize():f}"
+        elif number is not None and (is_size or dtype.is_numeric()):  # 2.5 equals 2.50
             return compare(table.number(name), pl.lit(number)).fill_null(value=False)
         text = pl.when(text.str.contains(r"^\d")).then(text) if is_size else text.fill_null("")
-        return compare(text, pl.lit(self.value)).fill_null(value=False)
+        return compare(text, pl.lit(value)).fill_null(value=False)
 
 
 def parse_filter(text: str) -> Filter:
