@@ -80,6 +80,8 @@ class TelemetrySettings:
     """Of Application Insights; a secret."""
     instance: str = field(default_factory=lambda: str(uuid4()))
     """`service.instance.id` of all processes."""
+    started_ns: int = field(default_factory=time.time_ns)
+    """Start of cumulative metrics, whose counters survive the process that sends them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,8 +168,9 @@ class MetricReport:
         self._scheme = scheme
         self._resource = make_resource(settings)
         self._exporter = exporters_for(settings).metrics()
-        self._started_ns = time.time_ns()
-        self._before: Snapshot = {}
+        # What is counted already, a replaced process has sent.
+        self._before: Snapshot = take_snapshot(metrics) if settings.delta else {}
+        self._started_ns = time.time_ns() if settings.delta else settings.started_ns
         self._closing = Event()
         self._thread = Thread(target=self._run, name="metrics", daemon=True)
 

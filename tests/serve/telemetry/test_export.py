@@ -253,23 +253,27 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
     assert all(count >= 3 and ru >= 3 for _, count, ru in charges)
 
 
-def test_metrics_are_the_shared_counters_whole_or_what_is_new() -> None:
-    metrics = Metrics(2, ["redis"])
-    whole = MetricReport(SETTINGS, metrics, "https")
-    new = MetricReport(TelemetrySettings("otlp", SETTINGS.sampling, delta=True), metrics, "https")
+def test_metrics_are_the_shared_counters_whole_or_what_is_new_of_any_process() -> None:
+    metrics, delta = Metrics(2, ["redis"]), TelemetrySettings("otlp", SETTINGS.sampling, delta=True)
+    whole, new = (MetricReport(one, metrics, "https") for one in (SETTINGS, delta))
     for worker in (0, 1):
         metrics.use_slot(worker)
         metrics.observe(request_cell("/score", "POST", 503), 0.25)
     assert counted(whole) == counted(new) == [("http.server.request.duration", 2, 0.5)]
+    replaced, anew = (MetricReport(one, metrics, "https") for one in (SETTINGS, delta))
+    assert [point.start_time_unix_nano for _, point in points(replaced)] == [SETTINGS.started_ns]
     metrics.observe(metrics.store["redis", "get_many", "error"], 0.1)
-    assert counted(new) == [("db.client.operation.duration", 1, 0.1)]
+    assert counted(anew) == counted(new) == [("db.client.operation.duration", 1, 0.1)]
     assert len(counted(whole)) == 2
 
 
 def counted(report: MetricReport) -> list[tuple[str, int, float]]:
+    return [(name, point.count, point.sum) for name, point in points(report)]
+
+
+def points(report: MetricReport) -> list[tuple[str, Any]]:
     (found,) = report.data().resource_metrics[0].scope_metrics
-    points = [(metric.name, point) for metric in found.metrics for point in metric.data.data_points]
-    return [(name, getattr(point, "count", 0), getattr(point, "sum", 0.0)) for name, point in points]
+    return [(metric.name, point) for metric in found.metrics for point in metric.data.data_points]
 
 
 def test_a_service_sends_traces_of_all_its_ways_and_flushes_them_at_its_end(
@@ -321,8 +325,9 @@ def test_azure_monitor_receives_spans_and_metrics_and_key_is_never_logged(
         settings = azure(f"InstrumentationKey={INGESTION_KEY};IngestionEndpoint={sink.url}/")
         assert all_sent(settings, spans)
         metrics = Metrics(1, ["redis"])
+        report = MetricReport(settings, metrics, "http")
         metrics.observe(request_cell("/score", "POST", 200), 0.25)
-        MetricReport(settings, metrics, "http").send()
+        report.send()
         sent: dict[str, Any] = {one["data"]["baseType"]: one for one in sink.envelopes}
         sink.status = 500
         assert not all_sent(settings, spans)
