@@ -32,8 +32,8 @@ from hotplate.serve.metrics import (
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import BothCounts, ReleaseCounts, ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
-from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.errors import PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.errors import HEAL, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, Reader, ReplicatedReader, Slot
 from hotplate.stores.timing import Backoff, TaskDeadlines
 from hotplate.stores.urls import scheme_of
@@ -215,8 +215,7 @@ class Tier:
         self._got = metrics.store[name, "get", "ok"]
         self._deadlines = TaskDeadlines()
         self._fails_by_part = False
-        self._damage = dict[ReleaseRef, str]()
-        """The first damage by release."""
+        self._damaged = set[ReleaseRef]()
         self._open_because = ""
 
     @property
@@ -225,8 +224,8 @@ class Tier:
         found = self.follower.findings
         if self.breaker.is_open:
             found.append(ServiceFinding("circuit", self._open_because))
-        damage = (self._damage.get(one.ref) for one in self.follower.all_served)
-        found += [ServiceFinding("damage", sentence) for sentence in damage if sentence is not None]
+        damaged = (one.id for one in self.follower.all_served if one.ref in self._damaged)
+        found += [ServiceFinding("damage", _damage_of(release)) for release in damaged]
         return sorted(found, key=lambda finding: finding.source not in ERRORS)
 
     @property
@@ -376,13 +375,10 @@ class Tier:
         except ReleaseNotFound:
             outcome = "gone"
             raise
-        except StoreError as error:
-            self._examined(served, error)
-            raise
         except Exception as error:
-            if self._local is None:  # a defect, which says nothing of the values
+            if self._local is None and not isinstance(error, StoreError):  # a defect, which says nothing of the values
                 raise _Defect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
-            raise self._examined(served, error) from error
+            raise self._examined(served, error) from error.__cause__
         finally:
             took_s = perf_counter() - started
             self._metrics.observe(self._metrics.store[self.name, "get_many", outcome], took_s)
@@ -413,20 +409,22 @@ class Tier:
         """Return an error as a slot, and count damage; errors other than StoreError are damage."""
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
-        damage = error
-        if not isinstance(damage, ReleaseCorrupt):
-            damage = ReleaseCorrupt(f"a value cannot be read, the store failed with {type(error).__name__}")
         self._metrics.count_in(CORRUPT, self.name)
-        if served.ref not in self._damage:
-            known = {one.ref: self._damage[one.ref] for one in self.follower.all_served if one.ref in self._damage}
-            self._damage = known | {served.ref: f"release {served.id} is damaged in this store: {damage}"}
-            log.error("%s: %s", self.name, self._damage[served.ref], exc_info=None if damage is error else error)
+        damage = ReleaseCorrupt(_damage_of(served.id))
+        if served.ref not in self._damaged:
+            self._damaged = self._damaged.intersection(one.ref for one in self.follower.all_served) | {served.ref}
+            log.error("%s: %s", self.name, damage, exc_info=None if isinstance(error, ReleaseCorrupt) else error)
         return damage
 
     def _observe_canary(self, served: ServedRelease, took_s: float) -> None:
         if self.follower.canary is not None:
             role: ReleaseRole = CANARY if served.is_canary else LIVE
             self._metrics.observe(self._metrics.canary_reads[self.name, role], took_s)
+
+
+def _damage_of(release: ReleaseId) -> str:
+    """Return a sentence without the error, whose key may identify a user."""
+    return f"release {release} is damaged in this store; `hotplate releases verify` names rows; {HEAL}"
 
 
 def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:

@@ -31,7 +31,7 @@ from hotplate.stores.lifecycle import check_nothing_to_rebuild, is_sealed, prepa
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
 from hotplate.stores.users import read_record, write_record
-from hotplate.stores.verification import named, read_servable, verify
+from hotplate.stores.verification import counted, read_servable, verify
 
 MAX_SKEW_S = 2.0
 READS = 20
@@ -102,7 +102,7 @@ async def _served(store: Store, entry: Release, subject: str) -> tuple[list[Find
     size = f"{found.manifest.rows:,} rows, {found.manifest.bytes / 1e6:,.1f} MB"
     findings = [Finding(Level.OK, subject, f"{entry.id}{since or ''}: {size}")]
     if found.damaged:
-        findings.append(Finding(Level.ERROR, "rows", f"of {entry.id}, rows are missing or {named(found.damaged)}"))
+        findings.append(Finding(Level.ERROR, "rows", f"of {entry.id}, rows are missing or {counted(found.damaged)}"))
     return findings, found.manifest
 
 

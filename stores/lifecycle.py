@@ -20,7 +20,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.store import ProvisionedStore, Store
 from hotplate.stores.timing import Backoff
-from hotplate.stores.verification import OnProgress, named, read_servable, unreported
+from hotplate.stores.verification import OnProgress, counted, read_servable, unreported
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ async def _serve(
                 f"release {release.id} cannot be served, and nothing was changed: {error}; --force overrides this"
             ) from error
         if damaged:
-            log.warning("release %s can be served, but is %s", release.id, named(damaged))
+            log.warning("release %s can be served, but is %s", release.id, counted(damaged))
     await store.prepare(release)
     changed = await change(store, step, repeatable=False)
     await prepare_served(store, changed)

@@ -130,7 +130,8 @@ async def _damaged(store: Store, release: ReleaseRef, manifest: Manifest, rows_p
             except ReleaseCorrupt:
                 count += 1
                 first += [key][: NAMED - len(first)]
-    return f"{count:,} of {rows:,} rows are {_listed(first, count)}" if count else ""
+    more = f" and {count - NAMED:,} more" if count > NAMED else ""
+    return f"{count:,} of {rows:,} rows are damaged: {', '.join(map(repr, first))}{more}" if count else ""
 
 
 @contextmanager
@@ -143,15 +144,10 @@ def _as_damage(release: ReleaseRef) -> Iterator[None]:
         raise ReleaseCorrupt(f"release {release.id} is damaged and cannot be decoded ({what}); {HEAL}") from error
 
 
-def named(keys: Sequence[str]) -> str:
-    """Return a sentence with the first damaged keys."""
-    return f"{_listed(keys, len(keys))}; {HEAL}"
-
-
-def _listed(keys: Sequence[str], count: int) -> str:
-    listed = ", ".join(repr(key) for key in keys[:NAMED])
-    more = f" and {count - NAMED:,} more" if count > NAMED else ""
-    return f"damaged: {listed}{more}"
+def counted(keys: Sequence[str]) -> str:
+    """Return a sentence with the number of damaged keys, which are not named, as they may identify users."""
+    rows = f"{len(keys)} of its popular lists and sampled rows"
+    return f"damaged: {rows}; `hotplate releases verify` names them; {HEAL}"
 
 
 async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:

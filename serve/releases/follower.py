@@ -19,7 +19,7 @@ from hotplate.stores.erasure import NOBODY, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import Diagnosed, LocalReader, Reader, read_one
 from hotplate.stores.timing import Backoff, SharedCall
-from hotplate.stores.verification import named
+from hotplate.stores.verification import counted
 
 if TYPE_CHECKING:
     from hotplate.serve.fold_in import FoldIn
@@ -87,7 +87,7 @@ class Follower:
         if self.canary_stopped is not None:
             found.append(ServiceFinding("canary", self.canary_stopped))
         if self.served is not None and self.served.damaged:
-            found.append(ServiceFinding("rows", named(self.served.damaged)))
+            found.append(ServiceFinding("rows", counted(self.served.damaged)))
         return found
 
     @property
@@ -260,7 +260,7 @@ class Follower:
             self.ready.set()
             log.info("release %s is live", served.id, extra={"release": served.id})
             if served.damaged:
-                log.warning("release %s is %s", served.id, named(served.damaged))
+                log.warning("release %s is %s", served.id, counted(served.damaged))
         self._seen = found
         self._found["restored"] = []
         self._note_current()

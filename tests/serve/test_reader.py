@@ -219,7 +219,7 @@ async def test_a_store_that_keeps_failing_gets_no_requests_until_it_is_well(
 
 
 @pytest.mark.parametrize(
-    "raising", [ReleaseCorrupt("page 7 cannot be read"), RuntimeError("MDB_CORRUPTED")], ids=["corrupt", "foreign"]
+    "raising", [ReleaseCorrupt("'user:1' cannot be read"), RuntimeError("MDB_CORRUPTED")], ids=["corrupt", "foreign"]
 )
 @virtual
 async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
@@ -237,6 +237,7 @@ async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
         ("tier0", "personal", b"first for 0"), ("tier0", "popular", b"first"), ("tier0", "personal", b"first for 2"),
     ]  # fmt: skip
     assert "is damaged in this store" in str(reader.tiers[0].error)
+    assert "user:1" not in f"{caplog.text} {reader.tiers[0].error}"
     assert 'hotplate_store_corrupt_total{store="tier0"} 2.0' in Lists(reader).prometheus_text().decode()
     assert [record.levelname for record in caplog.records if record.levelname != "INFO"] == ["ERROR"]
     store.damaged = frozenset()

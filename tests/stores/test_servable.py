@@ -114,7 +114,7 @@ async def test_one_bad_row_of_the_sample_is_said_and_the_release_goes_live(
         del rows[key]
     with caplog.at_level(logging.WARNING):
         await verb(store, target)
-    assert f"release {target} can be served, but is damaged: '{key}'" in caplog.text
+    assert f"release {target} can be served, but is damaged: 1 of" in caplog.text
     found = await store.catalogue()
     assert target in (found.live, found.canary and found.canary.release)
 

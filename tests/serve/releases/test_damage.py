@@ -68,5 +68,5 @@ async def test_a_list_that_lies_under_another_key_is_nobodys_list(memory: Memory
     answers = await reader.personal_many([str(n) for n in range(5)])
     assert [answer.source for answer in answers] == ["personal", "popular", "popular", "personal", "personal"]
     assert {(await reader.personal(user)).source for user in ("1", "2")} == {"popular"}
-    assert "another key" in str(reader.tiers[0].error)
+    assert str(reader.tiers[0].error).startswith(f"release {release} is damaged in this store")
     assert not reader.tiers[0].breaker.is_open
