@@ -166,7 +166,7 @@ class Guard:
             if caller is self.anonymous:
                 detail = "this takes a key; send it as X-API-Key or as Authorization: Bearer"
                 raise Problem(401, "no-key", detail, {"WWW-Authenticate": REALM})
-            detail = f"this takes the scope {scope}, which the key or token lacks"
+            detail = f"this takes the scope {scope}, which the key or token of {caller.name} lacks"
             challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
             raise Problem(403, "missing-scope", detail, {"WWW-Authenticate": challenge})
         if caller.bucket is not None and (wait_s := caller.bucket.take()) > 0:

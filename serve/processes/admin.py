@@ -26,14 +26,14 @@ from aiohttp import web
 from msgspec import Meta, Struct
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from hotplate.serve.access.auth import Guard, is_loopback
+from hotplate.serve.access.auth import Bucket, Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN, create, load, revoke
-from hotplate.serve.api.app import Gate, RequestIds, Route, by_template, handler_of
+from hotplate.serve.api.app import CALLER, Gate, RequestIds, Route, by_template, handler_of
 from hotplate.serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
 from hotplate.serve.api.parameters import Id, ListName, QueryParser
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
-from hotplate.serve.metrics import ROLES, Metrics
+from hotplate.serve.metrics import OTHER, ROLES, Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready, unknown_list
 from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext
 from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader, UnknownList, background
@@ -60,6 +60,8 @@ log = logging.getLogger(__name__)
 CATALOGUE_S = 5.0
 OPEN_S = 5.0
 STOP_S = 2.0
+# Refused requests logged per second, at most.
+LOGGED_REFUSALS = 1.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 # A further one replaces the longest idle one, which cannot lock out operators.
 CONNECTIONS = 64
@@ -203,6 +205,7 @@ class Admin:
         self._context, self._settings = context, context.settings
         self._host, self._guard = host, guard
         self._exposition = Exposition(context.metrics, context.states.all)
+        self._refusals, self._refused = Bucket(memoryview(bytearray(8)).cast("d"), 0, LOGGED_REFUSALS), 0
         self._opening = asyncio.Lock()
         self._reader: TieredReader | None = None
         self._files = {each.name: each for each in FILES.iterdir()}
@@ -240,9 +243,11 @@ class Admin:
         try:
             self._refuse_other_pages(request, refusal)
             if self._guard is not None and path not in self._open_paths:
-                await self._guard.admit(request.headers, ADMIN)
+                request[CALLER] = await self._guard.admit(request.headers, ADMIN)
             response = await handler_of(route, request.method)(request, named[1] if named else "", query)
         except Problem as problem:
+            if problem.status in (401, 403):
+                self._log_refusal(request, OTHER if route is None else route.template, problem)
             response = problem.response()
         except (StoreError, ServiceMisused) as error:
             response = _problem(error).response()
@@ -253,6 +258,14 @@ class Admin:
         response.headers["X-Request-Id"] = request_id
         response.headers.setdefault("Cache-Control", "no-store")
         return response
+
+    def _log_refusal(self, request: web.BaseRequest, template: str, problem: Problem) -> None:
+        self._refused += 1
+        if not self._refusals.take():
+            address, *_ = (request.transport and request.transport.get_extra_info("peername")) or ("?",)
+            count, self._refused = self._refused, 0
+            said = "%s %s from %s was refused: %s (%d refused since the last such line)"
+            log.warning(said, request.method, template, address, problem.detail, count)
 
     def _refuse_other_pages(self, request: web.BaseRequest, refusal: Problem | None) -> None:
         """Refuse requests that pages of other sites make browsers send, also by DNS rebinding."""
@@ -300,7 +313,7 @@ class Admin:
         return json_of({"tiers": tiers})
 
     async def change(
-        self, change: _Change, query: QueryParser[Any], _: web.BaseRequest, raw_id: str, raw_query: str
+        self, change: _Change, query: QueryParser[Any], request: web.BaseRequest, raw_id: str, raw_query: str
     ) -> web.Response:
         """Answer one of CHANGES with the release that it was about."""
         given, release = query.parse(raw_query), ReleaseId(unquote(raw_id))
@@ -313,7 +326,7 @@ class Admin:
         async with opened(self._settings.admin_store) as store:
             done = await change.act(store, release, given)
         release = ReleaseId(done) if isinstance(done, str) else release
-        log.warning("an operator %s, release %s, over HTTP", change.done, release)
+        log.warning("%s %s, release %s, over HTTP", _operator(request), change.done, release)
         return json_of({"release": release})
 
     async def state(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
@@ -339,18 +352,18 @@ class Admin:
         found = [client.described() for client in clients]
         return json_of({"clients": None if self._settings.keys is None else found})
 
-    async def create_key(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+    async def create_key(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /console/keys?name=&scope=`: create a key, except with the scope admin."""
         query = KEY.parse(raw_query)
         made = await self._with_keys(lambda path: create(path, query.name, [query.scope]))
-        log.warning("an operator made the %s key of %s over HTTP", made.kind, made.client)
+        log.warning("%s made the %s key of %s over HTTP", _operator(request), made.kind, made.client)
         return json_of({"client": made.client, "kind": made.kind, "key": made.key})
 
-    async def revoke_key(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+    async def revoke_key(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /console/keys/revoke?name=`: revoke all keys of a client."""
         name = KEY.parse(raw_query).name
         await self._with_keys(lambda path: revoke(path, name))
-        log.warning("an operator revoked the keys of %s over HTTP", name)
+        log.warning("%s revoked the keys of %s over HTTP", _operator(request), name)
         return json_of({"revoked": name})
 
     async def _with_keys(self, act: Callable[[Path], T]) -> T:
@@ -424,6 +437,11 @@ def _previous(found: Catalogue) -> ReleaseId | None:
     with suppress(ReleaseNotFound, ReleaseConflict):
         return None if found.live is None else changes.rollback(found, found.live).live
     return None
+
+
+def _operator(request: web.BaseRequest) -> str:
+    caller = request.get(CALLER)
+    return "an operator" if caller is None else f"the operator {caller.name}"
 
 
 def _host_named(request: web.BaseRequest) -> str | None:

@@ -16,7 +16,7 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
 from hotplate.serve.settings import ServiceSettings
 from tests.support.command import failed, hotplate_process
-from tests.support.service import Answer, Service, a_list, publish_lists, running
+from tests.support.service import Answer, Service, a_list, publish_lists, running, until
 
 USER = "/v1/recommendations/42"
 PROBES = ("/livez", "/readyz", "/health/live", "/health/ready")
@@ -86,9 +86,22 @@ def test_a_wrong_key_is_refused_however_near_it_is(keyed: Keyed, folder: Path) -
 def test_a_key_of_another_scope_is_refused_with_the_scope_that_is_missing(keyed: Keyed) -> None:
     answer = keyed.service.admin("/metrics", X_API_Key=keyed.read)
     assert refused(answer, 403, "missing-scope").endswith('error="insufficient_scope", scope="admin"')
-    assert "the scope admin" in answer.json["detail"]
+    assert "the scope admin, which the key or token of read lacks" in answer.json["detail"]
     assert 'scope="read"' in refused(keyed.service.get(USER, X_API_Key=keyed.admin), 403, "missing-scope")
     assert keyed.service.admin("/metrics", X_API_Key=keyed.admin).status == 200
+
+
+def test_log_names_who_changed_something_and_whose_attempt_was_refused(keyed: Keyed) -> None:
+    def logged(method: str, key: str, said: str) -> bool:
+        keyed.service.admin("/console/keys?name=new", method, X_API_Key=key)
+        return said in keyed.service.log.read_text()
+
+    until(lambda: logged("POST", keyed.read, "POST /console/keys from 127.0.0.1 was refused: this takes the scope"))
+    until(lambda: logged("POST", keyed.admin, "the operator admin made the primary key of new over HTTP"))
+    before = keyed.service.log.read_text().count("was refused")
+    for _ in range(100):
+        assert keyed.service.admin("/metrics").status == 401
+    assert keyed.service.log.read_text().count("was refused") - before < 50
 
 
 def test_no_spelling_of_a_path_goes_around_the_key_or_out_of_the_docs(keyed: Keyed) -> None:
