@@ -42,6 +42,8 @@ NEVER_PAUSED = 1 << 30
 # room.
 WRITE_STEP_BYTES = 65_536
 CROWDED_WRITE_S = 1.0
+# A record of TLS.
+TLS_WRITE_BYTES = 16_384
 # Each tick of the sweep checks one of SLICES slices: each connection once a second.
 SLICES = 10
 TICK_S = 0.1
@@ -147,6 +149,17 @@ class ConnectionRegistry:
                 connection.check(now)
 
 
+class _TlsWriter(StreamWriter):
+    """Writes bodies in pieces: over TLS, uvloop takes a whole write, and does not count what is not sent of it."""
+
+    async def write_eof(self, chunk: bytes = b"") -> None:
+        """Write the last part of a body."""
+        for start in range(0, len(chunk), TLS_WRITE_BYTES):
+            await self.write(chunk[start : start + TLS_WRITE_BYTES])
+            await self.drain()
+        await super().write_eof()
+
+
 class Connection(BaseProtocol):
     """An asyncio protocol that makes aiohttp's objects when needed."""
 
@@ -193,6 +206,8 @@ class Connection(BaseProtocol):
         """See asyncio."""
         super().connection_made(transport)
         self.ssl_context = transport.get_extra_info("sslcontext")
+        if self.ssl_context is not None:
+            self._live.set_write_buffer_limits(high=TLS_WRITE_BYTES)
         self._go(State.IDLE)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -350,7 +365,7 @@ class Connection(BaseProtocol):
 
     async def _respond(self, message: RawRequestMessage, *, closes: bool) -> None:
         loop = asyncio.get_running_loop()
-        writer = StreamWriter(cast("Any", self), loop)
+        writer = (StreamWriter if self.ssl_context is None else _TlsWriter)(cast("Any", self), loop)
         request = web.BaseRequest(
             message, self._payload, cast("Any", self), writer, cast("Any", asyncio.current_task()), loop
         )
@@ -437,7 +452,8 @@ class Connection(BaseProtocol):
         if self._queued:
             self._check_reader(now)
         elif self.state is State.CLOSING:
-            if not self._live.get_write_buffer_size() and age_s > LINGER_S:
+            linger_s = LINGER_S if self.ssl_context is None else limits.write_s  # its transport may have unsent bytes
+            if not self._live.get_write_buffer_size() and age_s > linger_s:
                 self.cut()
             elif age_s > limits.write_s:
                 self._cut_slow_reader()
@@ -447,7 +463,10 @@ class Connection(BaseProtocol):
             self._registry.metrics.count_shed("slow_body")
             self._fail_body(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is State.IDLE and age_s > limits.idle_s:
-            self._live.close()
+            if self._live.is_closing():  # since the last check, because of unread bytes or TLS
+                self.cut()
+            else:
+                self._live.close()
 
     def _check_reader(self, now: float) -> None:
         limits, registry = self._registry.limits, self._registry

@@ -1,11 +1,8 @@
 """Alerts, dashboards and the runbook: they parse, they fire, and what they name is on `/metrics` of a real service."""
 
 import asyncio
-import http.client
 import re
-import ssl
 import subprocess
-import time
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,7 @@ from tests.support.monitoring import (
 )
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer, certify
-from tests.support.service import Service, a_list, publish_to, serving
+from tests.support.service import a_list, publish_to, serving, until
 
 pytestmark = pytest.mark.k8s
 
@@ -150,19 +147,15 @@ def scraped(redis_server: RedisServer, cosmos_http: Account, tmp_path_factory: p
     for url in urls:
         asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "item:a": a_list("b")}))
     options = [word for url in urls for word in ("--store", url)]
-    options += ["--cache-mb", "8"]
-    options += ["--tls-cert", f"{folder}/server.pem", "--tls-key", f"{folder}/server.key"]
+    options += ["--cache-mb", "8", "--tls-cert", f"{folder}/server.pem", "--tls-key", f"{folder}/server.key"]
     with serving(folder, *options) as service:
         for path in ("/v1/recommendations/1", "/v1/recommendations/2", "/v1/similar/a", "/v1/popular", "/nothing"):
-            get(service, path)
+            service.get(path)
         cosmos_http.inject_faults({"kind": "unavailable"})
-        get(service, "/v1/recommendations/3")
+        service.get("/v1/recommendations/3")
         cosmos_http.inject_faults()
-        deadline = time.monotonic() + 60
-        # Workers report once a second.
-        while "\nhotplate_release_lookups_total{" not in (page := service.admin("/metrics").body.decode()):
-            assert time.monotonic() < deadline, page
-            time.sleep(0.05)
+        until(lambda: b"\nhotplate_release_lookups_total{" in service.admin("/metrics").body)
+        page = service.admin("/metrics").body.decode()
     return [*series(page), *series(run_pipeline(folder))]
 
 
@@ -178,17 +171,6 @@ def run_pipeline(folder: Path) -> str:
     done = hotplate("run", folder / "nightly.toml")
     assert done.returncode == 0, done.stderr
     return (folder / "run.prom").read_text()
-
-
-def get(service: Service, path: str) -> None:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=60, context=context)
-    try:
-        connection.request("GET", path)
-        connection.getresponse().read()
-    finally:
-        connection.close()
 
 
 def exists(selector: Selector, known: list[Sample]) -> bool:

@@ -18,21 +18,18 @@ from pathlib import Path
 from prometheus_client.samples import Sample
 
 from hotplate.bench.process import read_samples
-from tests.support.service import Service, started
+from tests.support.redis_server import certify
+from tests.support.service import UNVERIFIED, Service, started
 
 WAIT_S = 30.0
 MB = 1 << 20
 
 
 @contextmanager
-def limited(
-    store: Path,
-    *,
-    files: int | None = None,
-    **limits: object,
-) -> Iterator[Service]:
+def limited(store: Path, *, files: int | None = None, tls: bool = False, **limits: object) -> Iterator[Service]:
     """Serve the store in a folder within *limits*, until the block ends."""
-    options = json.dumps({"store": f"file://{store}", "files": files, "limits": limits})
+    certify(store.parent)
+    options = json.dumps({"store": str(store), "files": files, "tls": tls, "limits": limits})
     with started(store.parent, [sys.executable, "-m", "tests.support.limited_service", options]) as service:
         yield service
 
@@ -69,14 +66,18 @@ def samples(service: Service, name: str = "", **labels: str) -> list[Sample]:
 
 
 @contextmanager
-def sockets(service: Service, count: int = 1) -> Iterator[list[socket.socket]]:
+def sockets(service: Service, count: int = 1, receive_bytes: int = 0) -> Iterator[list[socket.socket]]:
     """Open so many connections; they are reset at the end of the block, so that no port is left waiting."""
     with ExitStack() as stack:
-        opened = list[socket.socket]()
-        for _ in range(count):
-            one = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=WAIT_S))
+        opened = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for place, one in enumerate(opened):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            opened.append(one)
+            if receive_bytes:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            one.settimeout(WAIT_S)
+            one.connect(("127.0.0.1", service.port))
+            if service.tls:
+                opened[place] = stack.enter_context(UNVERIFIED.wrap_socket(one))
         yield opened
 
 
@@ -97,9 +98,11 @@ def main() -> None:
     if options["files"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options["files"], options["files"]))
     limits = Limits(**options["limits"])
+    pair = [Path(options["store"]).parent / name if options["tls"] else None for name in ("server.pem", "server.key")]
     settings = ServiceSettings(
-        (options["store"],), port=0, admin_port=0, health_port=0, drain_delay_s=0.0, limits=limits
-    )
+        (f"file://{options['store']}",), port=0, admin_port=0, health_port=0, drain_delay_s=0.0, limits=limits,
+        tls_cert=pair[0], tls_key=pair[1],
+    )  # fmt: skip
     said = "serving a store on %s, and for operators on %s; probes are answered on %s"
     serve(settings, lambda addresses: logging.getLogger(__name__).info(said, *addresses))
 

@@ -4,12 +4,14 @@ import http.client
 import json
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from tests.support.stores import as_bodies
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
 # What options can override: any free ports, a stop without a delay, and each answer out of a store.
 DEFAULTS = ("--port", "0", "--admin-port", "0", "--health-port", "0", "--drain-delay", "0", "--cache-mb", "0")
-
-
+UNVERIFIED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+UNVERIFIED.check_hostname, UNVERIFIED.verify_mode = False, ssl.CERT_NONE
+SECURE = partial(http.client.HTTPSConnection, context=UNVERIFIED)
 # How long a test waits for what is to come about.
 UNTIL_S = 60.0
 
@@ -77,6 +80,7 @@ class Service:
     admin_port: int
     health_port: int
     log: Path
+    tls: bool
 
     @property
     def url(self) -> str:
@@ -112,7 +116,8 @@ class Service:
         return states
 
     def _request(self, port: int, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        is_secure = self.tls and port == self.port
+        connection = (SECURE if is_secure else http.client.HTTPConnection)("127.0.0.1", port, timeout=60)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             response = connection.getresponse()
@@ -158,7 +163,8 @@ def started(logs: Path, command: Sequence[str], *, forked: bool = False) -> Iter
             else subprocess.Popen(command, stderr=stream, stdout=subprocess.DEVNULL)
         )
     try:
-        yield Service(process, *_ports(process, log), log)
+        ports = _ports(process, log)
+        yield Service(process, *ports, log, tls=re.search(rf"https://[^ ]+:{ports[0]},", log.read_text()) is not None)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -6,6 +6,7 @@ import json
 import resource
 import select
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -38,9 +39,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(store: Path) -> Iterator[Service]:
-    with limited(store, **SHORT) as running:
+def service(store: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
+    with limited(store, **SHORT, tls=getattr(request, "param", False)) as running:
         yield running
+
+
+over_both = pytest.mark.parametrize("service", [False, True], indirect=True, ids=["plain", "TLS"])
 
 
 @pytest.fixture(autouse=True)
@@ -115,12 +119,10 @@ def test_a_body_that_does_not_come_is_answered_408_and_holds_nobody_up(service: 
     assert shed(service, "slow_body") == before + 20
 
 
+@over_both
 def test_a_slow_reader_of_http_1_0_gets_all_of_a_large_answer(service: Service) -> None:
     head = b"POST /v1/recommendations HTTP/1.0\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BATCH)
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-        connection.settimeout(WAIT_S)
-        connection.connect(("127.0.0.1", service.port))
+    with sockets(service, receive_bytes=16_384) as (connection,):
         connection.sendall(head + BATCH)
         received = b""
         while chunk := connection.recv(40_000):
@@ -135,6 +137,20 @@ def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
         assert silent.recv(1) == used.recv(1) == b""
 
 
+@over_both
+def test_unread_answers_do_not_keep_an_idle_connection_open(service: Service) -> None:
+    before = shed(service, "slow_reader")
+    with sockets(service, 9, receive_bytes=4096) as (never, *some):
+        never.sendall(post(BATCH))
+        for count, connection in enumerate(some, 4):
+            for _ in range(10 * count):
+                connection.sendall(GET)
+        until(lambda: counted(service, "hotplate_worker_connections") > 0, "they are not counted")
+        until(lambda: counted(service, "hotplate_worker_connections") == 0, "they are not closed")
+    assert shed(service, "slow_reader") > before
+
+
+@over_both
 def test_many_that_never_read_neither_fill_the_memory_nor_starve_the_others(service: Service) -> None:
     before = shed(service, "slow_reader")
 
@@ -147,7 +163,7 @@ def test_many_that_never_read_neither_fill_the_memory_nor_starve_the_others(serv
     with ExitStack() as more, sockets(service, 100) as never:
         for connection in never:
             connection.setblocking(False)
-            with suppress(BlockingIOError):
+            with suppress(BlockingIOError, ssl.SSLWantWriteError):
                 connection.send(post(BATCH) * 20)
         for _ in range(30):
             assert service.get("/readyz").status == service.get("/v1/recommendations/1").status == 200
