@@ -67,7 +67,8 @@ def test_the_variables_of_every_sdk_are_settings() -> None:
     assert settings(OTEL_SDK_DISABLED="true") is None
     usual = settings()
     assert usual is not None
-    assert usual == TelemetrySettings("otlp", Sampling(1.0, parent_based=True), instance=usual.instance)
+    own = {"instance": usual.instance, "started_ns": usual.started_ns}
+    assert usual == TelemetrySettings("otlp", Sampling(1.0, parent_based=True), **own)  # type: ignore[arg-type]
     ratio = settings(OTEL_TRACES_SAMPLER="parentbased_traceidratio", OTEL_TRACES_SAMPLER_ARG="0.01")
     assert ratio is not None
     assert ratio.sampling == Sampling(0.01, parent_based=True)
