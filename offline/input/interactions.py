@@ -132,7 +132,7 @@ def read_interactions(
         first, last = rows.facts.get("first"), rows.facts.get("last")
         if first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
-        chosen = _with_few_segments(rows.kept, chosen, notes, is_named=given.segment is not None)
+        chosen = _with_few_segments(chosen, rows.facts.get("segments", 0), notes, is_named=given.segment is not None)
         any_cancelled = rows.facts.get("cancellations", 0) > 0
         log = _log(rows.kept, chosen, weighting, source, any_cancelled=any_cancelled)
         named = {"item": chosen.item, "title": given.title}
@@ -216,6 +216,8 @@ def _facts(columns: Columns) -> Iterator[pl.Expr]:
         yield from (time.min().alias("first"), time.max().alias("last"), time.null_count().alias("timeless"))
     if columns.quantity is not None:
         yield (pl.col("quantity") < 0).sum().alias("cancellations")
+    if columns.segment is not None:
+        yield pl.col("segment").drop_nulls().n_unique().alias("segments")
 
 
 def _shape(table: Table, request: _Request) -> TableShape:
@@ -328,11 +330,8 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([others, found], how="diagonal").drop("quantity")
 
 
-def _with_few_segments(kept: pl.LazyFrame, columns: Columns, notes: list[str], *, is_named: bool) -> Columns:
-    """Leave out a segment of too many values, with a note; DataError if it *is_named*."""
-    if columns.segment is None:
-        return columns
-    count = kept.select(pl.col("segment").drop_nulls().n_unique()).collect(engine="streaming").item()
+def _with_few_segments(columns: Columns, count: int, notes: list[str], *, is_named: bool) -> Columns:
+    """Leave out a segment column of too many values (*count*), with a note; DataError if it *is_named*."""
     if count <= _MAX_SEGMENTS:
         return columns
     many = f"the segment column {columns.segment!r} has {count:,} different values, and at most {_MAX_SEGMENTS:,} "
