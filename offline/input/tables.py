@@ -153,11 +153,13 @@ def _is_quoted(file: DataFile, first: str) -> bool:
 
     If they enclose line breaks, most lines with a single quote lack fields.
     """
+    if first.startswith('"'):
+        return True
     line = pl.col("line")
     odd = line.str.contains('"', literal=True) & ~line.str.contains(_QUOTED_LINE)
     whole = (line.str.count_matches("\t", literal=True) == first.count("\t")).mean()
     share = pl.scan_lines(file.path, glob=False).filter(odd).select(whole).collect(engine="streaming").item()
-    return first.startswith('"') or share is None or share <= 0.5
+    return share is None or share <= 0.5
 
 
 def _separator(first: str, delimiter: str | None) -> str:
