@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hotplate.bench.errors import BenchMisused
 from hotplate.report import Report, from_json
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
+from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
 from hotplate.stores.errors import reason_of
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ def _input(
     description: str,
     default: Any = MISSING,  # noqa: ANN401 -- any field type
     reason: str = "",
-    **bounds: Any,  # noqa: ANN401 -- low, high, choices, panel
+    **bounds: Any,  # noqa: ANN401 -- low, high, step, choices, panel
 ) -> Any:  # noqa: ANN401 -- as dataclasses.field
-    declared = {"low": 0, "high": 1 if unit == "share" else MOST, "choices": (), "panel": "", **bounds}
+    declared = {"low": 0, "high": 1 if unit == "share" else MOST, "step": None, "choices": (), "panel": "", **bounds}
     declared |= {"unit": unit, "description": description, "reason": reason}
     return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
 
@@ -91,12 +92,16 @@ class Inputs:
     zstd_share: float = _input("share", "that zstd leaves of JSON", 0.25, "161 of 656 B (docs/releases.md)", low=0.01)
     refresh_hours: float = _cosmos("hours", "from one publish to the next", 24.0, "daily", low=0.1)
     window_hours: float = _cosmos("hours", "that a publish may take", 1.0, "a guess", low=0.01)
-    publish_ru: int | None = _cosmos("RU/s", "reserved for publishing; none: what the window needs", None, low=1)
+    publish_ru: int | None = _cosmos(
+        "RU/s", "reserved for publishing; none: what the window needs", None, low=1, high=MAX_RU
+    )
     kept: int = _input("releases", "kept besides the live one, to roll back to", 1, "hotplate's default")
     system_bytes: int = _input("bytes", "that the service adds to an item", SYSTEM_BYTES, "seen; assumed to be charged")
     ru_utilisation: float = _input("share", "of RU/s used in an hour's mean", 0.7, "room for peaks within it", low=0.05)
     capacity: str = _cosmos("", "payment of RU/s in the total", "manual", "its cost is known", choices=CAPACITIES)
-    have_ru: int | None = _cosmos("RU/s", "provisioned by hand today", None, low=1)
+    have_ru: int | None = _cosmos(
+        "RU/s", "provisioned by hand today, in each region", None, low=MANUAL_MIN, high=MAX_RU, step=MANUAL_STEP
+    )
     request_ms: float = _input("ms", "of a request in a pod", 10.0, "the read SLA of Cosmos DB at p99", low=1e-3)
     pod_concurrency: int = _input("requests", "that a pod holds at once", 64, "a guess", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
@@ -308,7 +313,7 @@ def _drop_outdated_size(layers: Sequence[InputSource], values: dict[str, Any], s
 def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- any field type
     if known.name == "profile":
         return _profile(value, label)
-    choices, low, high = known.metadata["choices"], known.metadata["low"], known.metadata["high"]
+    choices = known.metadata["choices"]
     if choices:
         if value not in choices:
             raise PlanMisused(f"{label} is {value!r}, and must be {' or '.join(choices)}")
@@ -319,11 +324,22 @@ def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN4
         number = _parsed(value)
     except (TypeError, ValueError) as error:
         raise PlanMisused(f"{label} is {value!r}, and must be {expected}") from error
-    if not low <= number <= high:
-        raise PlanMisused(f"{label} is {number:g}, and must be at least {low:g} and at most {high:g}")
+    if not _within_bounds(known, number):
+        raise PlanMisused(f"{label} is {number:,.10g}, and must be {_bounds(known)}")
     if whole and number != int(number):
         raise PlanMisused(f"{label} is {number:g}, and must be {expected}")
     return int(number) if whole else number
+
+
+def _within_bounds(known: Field[Any], number: float) -> bool:
+    bounds = known.metadata
+    return bounds["low"] <= number <= bounds["high"] and (bounds["step"] is None or number % bounds["step"] == 0)
+
+
+def _bounds(known: Field[Any]) -> str:
+    bounds = known.metadata
+    limits = f"at least {bounds['low']:,.10g} and at most {bounds['high']:,.10g}"
+    return limits if bounds["step"] is None else f"{limits}, in steps of {bounds['step']}"
 
 
 def _parsed(value: object) -> float:

@@ -83,7 +83,7 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
     _workload(table, inputs)
     _charges(table, inputs, charges)
     _publishing(table, inputs, charges)
-    _serving(table)
+    _serving(table, inputs)
     _shares(table)
     _carried(table, inputs, month)
     _pods(table, inputs, month)
@@ -204,8 +204,15 @@ def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
     t.derive("stored_gb", "GB", n("release_gb") * n("copies"))
 
 
-def _serving(t: FigureTable) -> None:
+def new_partition_ru(inputs: Inputs) -> int:
+    """Return the RU/s for which a new container gets one physical partition."""
+    return url.PARTITION_RU if inputs.capacity == "autoscale" else url.INITIAL_PARTITION_RU
+
+
+def _serving(t: FigureTable, inputs: Inputs) -> None:
     """Skew and the number of partitions depend on each other: a fixed point."""
+    source = f"of a new container, {inputs.capacity}: {PARTITIONS}"
+    t.enter("new_partition_ru", new_partition_ru(inputs), "RU/s", source)
     by_gb = most(1, ceiling(t.term("release_gb") / PARTITION_GB))
     needed = t.derive("partitions_by_gb", "partitions", by_gb, source=LIMITS).value
     partitions = 0.0
@@ -227,7 +234,7 @@ def _serving_with(t: FigureTable, partitions: int) -> float:
     serve = t.derive("serve_ru", "RU/s", most(rounded, lowest))
     creation = least(url.MAX_RU, most(highest, serve))
     creation = t.derive("creation_ru", "RU/s", creation, source="what a container is created with")
-    new = t.derive("new_partitions", "partitions", ceiling(creation / url.INITIAL_PARTITION_RU), source=PARTITIONS)
+    new = t.derive("new_partitions", "partitions", ceiling(creation / n("new_partition_ru")), source=PARTITIONS)
     found = most(new, n("partitions_by_gb"), ceiling(least(url.MAX_RU, serve) / url.PARTITION_RU))
     return t.derive("partitions", "partitions", found, source="they stay, whatever RU/s are taken away").value
 
@@ -257,11 +264,12 @@ def _carried(t: FigureTable, inputs: Inputs, month: str) -> None:
         skew = t.derive("have_skew", "", _skew(t, found), source=SKEW)
     ru = t.derive("carried_ru", "RU/s", ru)
     source = "the highest rate without a 429, if nothing else is read or written"
-    reads = t.derive("carried_reads", "reads/s", ru / n("mean_read_ru") / skew, source=source)
+    reads = t.derive("carried_region_reads", "reads/s", ru / n("mean_read_ru") / skew, source=source)
+    reads = t.derive("carried_reads", "reads/s", reads * n("regions"), source="all regions together")
     t.derive("carried_mean", "reads/s", reads * n("ru_utilisation"), source="with room for peaks within the hour")
     lists = ru / (n("list_write_ru") + n("read_back_ru"))
-    t.derive("carried_lists", "lists/s", lists, source="each list is written and read back")
-    t.derive("carried_cost", month, _manual(t, ru), source="one container, manual, without storage")
+    t.derive("carried_lists", "lists/s", lists, source="each list is written once, for all regions, and read back")
+    t.derive("carried_cost", month, _manual(t, ru), source="one container, manual, all regions, without storage")
 
 
 def _manual(t: FigureTable, ru: Term) -> Term:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hotplate.bench.planner.figures import explain, two_digits
 from hotplate.bench.planner.inputs import HOURS, KNOWN, InputSource, PlanMisused, hourly_shares, read_toml
-from hotplate.bench.planner.plan import CONTROL_RU, CapacityPlan, reached_ru
+from hotplate.bench.planner.plan import CONTROL_RU, CapacityPlan, new_partition_ru, reached_ru
 from hotplate.report import Curve, Plot, Report, Row, TextTable, format_value
-from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU
+from hotplate.stores.cosmos.url import MAX_RU
 
 # Outside of all figures.
 NOT_PRICED = (
@@ -26,8 +26,9 @@ TODAY = {
     "of it for nothing": "over_cost",
 }  # fmt: skip
 CARRIED = {
-    "reads/s at most": "carried_reads", "reads/s with room for peaks": "carried_mean",
-    "or lists published/s": "carried_lists", "cost a month, manual": "carried_cost",
+    "reads/s at most, in each region": "carried_region_reads", "reads/s at most, in all": "carried_reads",
+    "reads/s with room for peaks, in all": "carried_mean", "or lists published/s": "carried_lists",
+    "cost a month, manual, in all": "carried_cost",
 }  # fmt: skip
 UNITS = {
     "an item": "item_bytes", "a read": "mean_read_ru", "a written list": "list_write_ru",
@@ -144,9 +145,11 @@ def _answer(plan: CapacityPlan) -> str:
 
 def _carries(plan: CapacityPlan) -> str:
     ru, reads, mean, lists = (plan.number(f"carried_{name}") for name in ("ru", "reads", "mean", "lists"))
+    regions = plan.inputs.regions
+    where = f" in each of {regions} regions" if regions > 1 else ""
     return (
-        f"{ru:,.0f} RU/s carry {format_value(reads)} reads/s, {format_value(mean)} with room for peaks, or "
-        f"{format_value(lists)} lists published/s"
+        f"{ru:,.0f} RU/s{where} carry {format_value(reads)} reads/s{' in all' if where else ''}, "
+        f"{format_value(mean)} with room for peaks, or {format_value(lists)} lists published/s"
     )
 
 
@@ -251,7 +254,7 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
     """Yield the plan's warnings."""
     inputs = plan.inputs
     hot, skew, partitions = (plan.number(name) for name in ("hot_key_ru", "skew", "partitions"))
-    if hot > INITIAL_PARTITION_RU * inputs.ru_utilisation or skew >= 2:
+    if hot > new_partition_ru(inputs) * inputs.ru_utilisation or skew >= 2:
         yield (
             f"the hottest user alone takes {hot:,.0f} RU/s; as each of {partitions:,.0f} partitions gets as "
             f"many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
@@ -274,7 +277,7 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
 
 def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
     created, serve = plan.number("new_partitions"), plan.number("serve_ru")
-    needed = max(plan.number("partitions_by_gb"), -(-serve // INITIAL_PARTITION_RU))
+    needed = max(plan.number("partitions_by_gb"), -(-serve // new_partition_ru(plan.inputs)))
     if created > needed:
         yield (
             f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, "

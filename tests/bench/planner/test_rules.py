@@ -39,7 +39,7 @@ VARIED: dict[str, st.SearchStrategy[Any]] = {
     "publish_ru": st.none() | st.integers(100, 200_000),
     "refresh_hours": st.floats(1, 200),
     "kept": st.integers(0, 3),
-    "have_ru": st.none() | st.integers(400, 100_000),
+    "have_ru": st.none() | st.integers(4, 1_000).map(lambda hundreds: 100 * hundreds),
     "pod_rps": st.none() | st.floats(1, 10_000),
 }
 varied = st.fixed_dictionaries(VARIED).map(

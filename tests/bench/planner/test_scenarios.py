@@ -5,6 +5,7 @@ from statistics import fmean
 
 import pytest
 
+from hotplate.bench.planner.inputs import PlanMisused
 from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_BUCKETS, REDIS_ROW_BYTES, refused_share
 from hotplate.bench.planner.review import report, warnings
 from hotplate.bench.ru.run import database_cost
@@ -199,6 +200,8 @@ def test_a_container_that_is_made_for_a_fast_publish_keeps_its_partitions() -> N
     assert any("9 partitions for life, and 1 would do" in each for each in warnings(fast))
     assert a_plan(publish_ru=6_000).number("new_partitions") == 1
     assert a_plan(publish_ru=6_100).number("new_partitions") == 2
+    assert a_plan(publish_ru=10_000, capacity="autoscale").number("new_partitions") == 1
+    assert a_plan(publish_ru=10_100, capacity="autoscale").number("new_partitions") == 2
     # 7,000 / 0.7 = 10,000 RU/s: a new container of them has 2, though 1 could carry them
     serving = a_plan(peak_rps=7_000)
     assert (serving.number("serve_ru"), serving.number("partitions")) == (10_000, 2)
@@ -244,6 +247,23 @@ def test_ru_alone_tell_what_they_carry() -> None:
     assert carries.sentence == "9,000 RU/s carry 9,000 reads/s, 6,300 with room for peaks, or 1,500 lists published/s"
     assert carries.exit_code == 0
     assert {row.note: row.value for row in carries.rows}["carried_cost"] == pytest.approx(9_000 * RU_MONTH)
+
+
+def test_reads_and_money_are_of_all_regions() -> None:
+    plan = a_plan(users=None, peak_rps=None, hot_share=None, have_ru=4_000, regions=3)
+    made = report(plan, "prices.toml")
+    figures = {row.note: row.value for row in made.rows}
+    assert figures["carried_region_reads"] == 4_000
+    assert figures["carried_reads"] == 12_000
+    assert figures["carried_cost"] == pytest.approx(3 * 4_000 * RU_MONTH)
+    assert made.sentence.startswith("4,000 RU/s in each of 3 regions carry 12,000 reads/s in all, 8,400 ")
+    assert made.sentence.endswith("or 667 lists published/s")
+
+
+@pytest.mark.parametrize("have_ru", ["1", "399", "450", "1_000_100", "1000M"])
+def test_ru_that_azure_does_not_provision_are_refused(have_ru: str) -> None:
+    with pytest.raises(PlanMisused, match=r"--have-ru is .* at least 400 and at most 1,000,000, in steps of 100$"):
+        a_plan(have_ru=have_ru)
 
 
 @pytest.mark.parametrize("hot_share", [0.3, 0.27])  # 4,500 RU/s of 15,000 are in no plan; 4,050 multiply it
