@@ -1,59 +1,168 @@
 """Item attributes of a release, read from a file of items."""
 
 import re
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import polars as pl
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.files import DataSource, Format, data_errors, input_files, named_paths
 from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, id_reasons, open_tables
-from hotplate.stores.attributes import encode_attributes
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.attributes import ABOUT, encode_attributes
+from hotplate.stores.errors import StoreMisused, did_you_mean
 from hotplate.stores.store import Row
+
+Kind = Literal["number", "text"]
 
 # As a condition of `where` can name it; `deny` is a column of overrides.
 _NAME = re.compile(r"(?!deny$)[\w.-]{1,64}")
 _ITEM = "item"
+# The number of the file that a row is from.
+_TABLE = "\0table"
+# A column of a text file is of numbers if at least this share of its cells are.
+_LEAST_NUMBERS = 0.95
+# Below this share, as for titles such as 1984, a column of texts needs no explanation.
+_FEW_NUMBERS = 0.1
+_CELLS_SHOWN = 5
+_DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$"
 
 
-def read_attributes(path: DataSource | None) -> tuple[list[Row], dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """The values of one attribute, float64 or text, with *notes* on doubtful cells."""
+
+    values: pl.Series
+    notes: list[str]
+
+    @property
+    def kind(self) -> Kind:
+        return "text" if self.values.dtype == pl.String else "number"
+
+
+def read_attributes(
+    path: DataSource | None, kinds: Mapping[str, str] | None = None
+) -> tuple[list[Row], dict[str, Any]]:
     """Read a file with a column of items, whose others are attributes; returns rows, and their entry in the manifest.
 
-    A column of a text file is one of numbers if all its values are; Booleans are texts. Raises DataError for a repeated
-    item, and for attributes that are too large or cannot be named in a filter.
+    *kinds* are `number` or `text`, by column. Else a column of a text file is one of numbers if 95 % of its cells are,
+    and columns of Parquet keep their types; Booleans are texts. A cell that is no number is missing in a column of
+    numbers, and the entry's `notes` show it. Raises DataError for a repeated item, and for attributes that are too
+    large or cannot be named in a filter, SettingError for kinds of unknown columns.
     """
+    wanted = dict(kinds or {})
     if path is None:
+        if wanted:
+            raise SettingError("--attribute is given without a file of attributes; give --item-attributes too.")
         return [], {}
     source = named_paths([path])
     with input_files([path]) as files:
         tables = open_tables(files, Format(max_bad_rows=0))
-        names = list(tables[0].schema)
-        item = choose_columns({}, names, source, guessed=[_ITEM], required=[_ITEM])[_ITEM]
-        columns = [name for name in names if name != item]
-        if wrong := next((name for name in columns if not _NAME.fullmatch(name)), None):
-            raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
-        if not columns:
-            raise DataError(f"{source} has a column of items alone; add columns of attributes to filter by")
+        schema = tables[0].schema
+        item = choose_columns({}, list(schema), source, guessed=[_ITEM], required=[_ITEM])[_ITEM]
+        columns = [name for name in schema if name != item]
+        _check_names(columns, wanted, source)
+        if tables[0].file.kind == "parquet":
+            wanted = {name: "number" if schema[name].is_numeric() else "text" for name in columns} | wanted
         with data_errors(source):
-            rows = Rows([_shape(table, item, columns) for table in tables], source)
-            ids, *values = rows.kept.drop(ROW).collect(engine="streaming")
-    if tables[0].file.kind != "parquet":
-        values = list(map(_numbers, values))
+            shapes = [_shape(table, number, item, columns, wanted) for number, table in enumerate(tables)]
+            kept = Rows(shapes, source).kept.collect(engine="streaming")
+        read = dict[str, _Column]()
+        for number, name in enumerate(columns):
+            cells = kept.select(ROW, _TABLE, cell=pl.col(f"{number}"))
+            read[name] = _typed(name, cells, wanted.get(name), tables)
+    return _encoded(kept.get_column(_ITEM), read, source)
+
+
+def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
+    """Parse `price=number` and `size=text`, also joined by commas; raises SettingError."""
+    kinds = dict[str, str]()
+    for part in (part for text in texts for part in text.split(",")):
+        name, _, kind = (piece.strip() for piece in part.partition("="))
+        if not name or kind not in get_args(Kind):
+            raise SettingError(f"--attribute: {part.strip()!r} is not NAME=number or NAME=text, such as price=number.")
+        kinds[name] = kind
+    return kinds
+
+
+def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) -> None:
+    if wrong := next((name for name in columns if not _NAME.fullmatch(name)), None):
+        raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
+    if not columns:
+        raise DataError(f"{source} has a column of items alone; add columns of attributes to filter by")
+    for name, kind in kinds.items():
+        if name not in columns:
+            others = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
+            raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {others}")
+
+
+def _shape(table: Table, place: int, item: str, columns: Sequence[str], wanted: Mapping[str, str]) -> TableShape:
+    values = [table.text(item).alias(_ITEM), pl.lit(place, pl.UInt16).alias(_TABLE)]
+    for number, name in enumerate(columns):
+        is_number = table.schema[name].is_numeric() and wanted.get(name) != "text"
+        value = table.number(name) if is_number else table.text(name)
+        values.append(value.alias(f"{number}"))
+    return TableShape(table, values, id_reasons({_ITEM: _ITEM}))
+
+
+def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
+    """Return the column *name* of *cells* [ROW, _TABLE, cell] as *wanted*, or by its share of numbers."""
+    values = cells.get_column("cell")
+    if values.dtype.is_numeric():
+        return _Column(values, [])
+    numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
+    numbers = numbers.set(~numbers.is_finite(), None)
+    others = cells.filter(values.is_not_null() & numbers.is_null())
+    present = values.count()
+    share = numbers.count() / present if present else 1.0
+    if wanted == "text" or (wanted is None and share < _LEAST_NUMBERS):
+        return _Column(values, _notes_on_texts(name, values, others, share, tables) if wanted is None else [])
+    if wanted == "number" and present and not numbers.count():
+        raise SettingError(
+            f"--attribute {name}=number: no cell is a number ({_shown(name, others.head(1), tables)}); leave it out, "
+            f"or mend the file."
+        )
+    if others.is_empty():
+        return _Column(numbers, [])
+    are = "cell is no number and" if others.height == 1 else "cells are no numbers and"
+    missing = "is missing" if others.height == 1 else "are missing"
+    return _Column(numbers, [f"{name} (number): {others.height:,} {are} {missing}: {_shown(name, others, tables)}"])
+
+
+def _notes_on_texts(
+    name: str, values: pl.Series, others: pl.DataFrame, share: float, tables: Sequence[Table]
+) -> list[str]:
+    """Explain why a column with numbers is a column of texts."""
+    commas = values.str.strip_chars().str.contains(_DECIMAL_COMMA).sum()
+    if commas >= _LEAST_NUMBERS * max(1, values.count()):
+        shown = _shown(name, others.head(1), tables)
+        return [f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"]
+    if share < _FEW_NUMBERS:
+        return []
+    note = (
+        f"{name} (text): {share:.0%} of its cells are numbers, and {_LEAST_NUMBERS:.0%} would make it one of numbers; "
+        f"--attribute {name}=number takes the others as missing: {_shown(name, others, tables)}"
+    )
+    return [note]
+
+
+def _shown(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
+    first = cells.sort(_TABLE, ROW).head(_CELLS_SHOWN)
+    places = list[str]()
+    for number, row in first.select(_TABLE, ROW).iter_rows():
+        places += tables[number].shown([row], name)
+    return ", ".join(places) + (", …" if cells.height > len(places) else "")
+
+
+def _encoded(ids: pl.Series, columns: Mapping[str, _Column], source: str) -> tuple[list[Row], dict[str, Any]]:
+    values = {name: column.values.to_list() for name, column in columns.items()}
+    texts = [name for name, column in columns.items() if column.kind == "text"]
     try:
-        return encode_attributes(ids.to_list(), dict(zip(columns, map(pl.Series.to_list, values), strict=True)))
+        rows, about = encode_attributes(ids.to_list(), values, texts)
     except StoreMisused as error:
         raise DataError(f"{source} cannot be published: {error}.") from error
-
-
-def _shape(table: Table, item: str, columns: list[str]) -> TableShape:
-    values = [table.number(name) if table.schema[name].is_numeric() else table.text(name) for name in columns]
-    named = [value.alias(f"{number}") for number, value in enumerate(values)]
-    return TableShape(table, [table.text(item).alias(_ITEM), *named], id_reasons({_ITEM: _ITEM}))
-
-
-def _numbers(texts: pl.Series) -> pl.Series:
-    """Return the column as numbers if all values are."""
-    numbers = texts.str.strip_chars().cast(pl.Float64, strict=False)
-    return numbers if numbers.is_finite().sum() == texts.count() else texts
+    if notes := [note for column in columns.values() for note in column.notes]:
+        about[ABOUT]["notes"] = notes
+    return rows, about

@@ -24,7 +24,7 @@ from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, did_you_mean
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
@@ -57,6 +57,32 @@ LEAST_KEPT = {
 LEAST_COMPARED = 50
 # Of a larger release, the sample may hardly meet live users, even if all are kept.
 _LEAST_MET = 20
+
+# What to do about a failed comparison with the live release, before it is forced.
+_REMEDIES = {
+    "lists_kept": "publish again with {lists} for each list that is missing",
+    "attributes_kept": "publish again with {attributes} of a file that has the missing columns",
+    "attribute_kinds": "mend these columns, or say how to read them with {kind}, and publish again",
+    "similar_kept": "check that the data, or the file of similar items, are complete",
+    "segments_kept": "check that the column, or the file, of segments is given and complete",
+    **dict.fromkeys(
+        ("users_kept", "items_kept", "length_kept", "popular_length_kept", "popular_kept"),
+        "check that the data are complete; if they are meant to shrink, give a lower bound, as {gate}",
+    ),
+}
+# Names of options in these sentences: of a command, and in a pipeline.
+AS_FLAGS = {
+    "lists": "--list NAME=SOURCE",
+    "attributes": "--item-attributes",
+    "kind": "--attribute NAME=number or NAME=text",
+    "gate": "--gate {name}=0.1",
+}
+AS_KEYS = {
+    "lists": "a table [lists.NAME]",
+    "attributes": "item_attributes in [publish]",
+    "kind": "attribute in [publish]",
+    "gate": "{name} = 0.1 in [gates]",
+}
 
 _AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
 
@@ -145,7 +171,8 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
             names = [*_OF_LISTS, *LEAST_KEPT, *(name.removeprefix("model.") for name in known)]
             hint = f"known are {', '.join(names)}, and {_DROP}. before a metric"
             lacking = "" if known else "; these lists have no evaluation, and other gates need its metrics"
-            raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {hint}{lacking}.")
+            others = did_you_mean(gate.metric, names) or f"{hint}{lacking}."
+            raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {others}")
 
 
 def check_names(gates: Sequence[Gate], names: Iterable[str]) -> None:
@@ -201,6 +228,17 @@ def depth_of(gates: Sequence[Gate]) -> int:
 def failures(verdicts: Sequence[GateVerdict]) -> str:
     """Describe the failed verdicts; empty if all passed."""
     return "; ".join(str(verdict) for verdict in verdicts if not verdict.passed)
+
+
+def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str:
+    """Say what mends the failed verdicts, by AS_FLAGS or AS_KEYS, each sentence with a semicolon; empty if unknown."""
+    sentences = dict[str, None]()
+    for verdict in verdicts:
+        remedy = _REMEDIES.get(verdict.gate.rpartition(":")[2])
+        if not verdict.passed and remedy is not None:
+            named = {option: text.format(name=verdict.gate) for option, text in options.items()}
+            sentences[remedy.format(**named)] = None
+    return "".join(f"{sentence}; " for sentence in sentences)
 
 
 def record(verdicts: Sequence[GateVerdict], live: ReleaseRef | None, *, forced: bool) -> dict[str, Any]:

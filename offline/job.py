@@ -13,7 +13,7 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.gates import failures, recorded
+from hotplate.offline.gates import AS_KEYS, failures, recorded, remedies
 from hotplate.offline.input.files import state_of
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
@@ -351,5 +351,9 @@ def _refusal(manifest: Manifest, arm: Arm = "A") -> str:
     forced, verdicts = recorded(manifest)
     failed = "" if forced else failures(verdicts)
     place, option = place_of(arm)
-    by_hand = f"to activate it anyway: hotplate releases activate --force {manifest.release}{option}"
-    return failed and f"{failed}; release {manifest.release} was written and is not {place}; {by_hand}"
+    if not failed:
+        return ""
+    return (
+        f"{failed}; release {manifest.release} was written and is not {place}; {remedies(verdicts, AS_KEYS)}only if it "
+        f"may go live as it is: hotplate releases activate --force {manifest.release}{option}"
+    )

@@ -54,7 +54,8 @@ _FRAME_BYTES = 20
 class ImportSettings:
     """The files of a release, and the length of its lists; *columns* are names by role, None to guess.
 
-    *lists* and *more* have the same columns. *similar* or *popular* alone suffice.
+    *lists* and *more* have the same columns. *similar* or *popular* alone suffice. *attribute_kinds* are `number` or
+    `text` by attribute, for those that are not to be guessed.
     """
 
     lists: DataSource | None = None
@@ -66,6 +67,7 @@ class ImportSettings:
     form: Format = field(default_factory=Format)
     length: int = 20
     attributes: DataSource | None = None
+    attribute_kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -158,7 +160,7 @@ class ImportedLists:
         self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
-        self._attributes, self._about_attributes = read_attributes(settings.attributes)
+        self._attributes, self._about_attributes = read_attributes(settings.attributes, settings.attribute_kinds)
 
     def plan(self) -> Plan:
         """See `ListSource`."""

@@ -3,7 +3,7 @@
 Blocks of users or items can be computed in several processes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -41,10 +41,11 @@ _MOST_BLOCKS = 2_000
 class ListSettings:
     """The length and rules of lists.
 
-    keep_seen   recommend items that users have
-    fold_in     publish item factors, for visitors
-    attributes  a file of items and their attributes, for filters of requests
-    force       publish even if `Rules.available` has less than half of the items
+    keep_seen        recommend items that users have
+    fold_in          publish item factors, for visitors
+    attributes       a file of items and their attributes, for filters of requests
+    attribute_kinds  `number` or `text` by attribute, for those that are not to be guessed
+    force            publish even if `Rules.available` has less than half of the items
     """
 
     length: int = 20
@@ -53,6 +54,7 @@ class ListSettings:
     fold_in: bool = False
     force: bool = False
     attributes: DataSource | None = None
+    attribute_kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -79,14 +81,14 @@ class ModelLists:
         self._encoder = ListEncoder(ids, self._titles)
         self._ruled = RuledLists(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
         self._popular = self._ruled.popular()
-        self._attributes, self._about_attributes = read_attributes(settings.attributes)
+        self._attributes, self._about_attributes = read_attributes(settings.attributes, settings.attribute_kinds)
         if not self._ruled.catalogue:
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
         available = self._ruled.available
         if available < LEAST_AVAILABLE * len(ids) and not settings.force:
             raise DataError(
-                f"Only {available:,} of the {len(ids):,} items of the model are available. If the file of available "
-                "items is complete, publish with --force."
+                f"Only {available:,} of the {len(ids):,} items of the model are available: check that the file of "
+                "available items is complete, and that its ids are those of the data; only if so, publish with --force."
             )
 
     @property

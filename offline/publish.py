@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from hotplate.offline.errors import GateFailed, SettingError
 from hotplate.offline.gates import (
+    AS_FLAGS,
     Gate,
     GateVerdict,
     check,
@@ -22,6 +23,7 @@ from hotplate.offline.gates import (
     parse_gates,
     record,
     recorded,
+    remedies,
     with_defaults,
 )
 from hotplate.offline.measurement import Items, Measurement, Observe
@@ -259,9 +261,13 @@ class _GateCheck:
         failed = "" if self._settings.force and recorded(manifest)[0] else failures(verdicts)
         place, option = place_of(self._settings.arm)
         stays = "" if live is None else f", and {live.id} still is"
-        return failed and (
-            f"{failed}; release {manifest.release} was written and is not {place}{stays}; publish again "
-            f"with --force, or activate it by hand: hotplate releases activate --force {manifest.release}{option}"
+        if not failed:
+            return ""
+        mend = remedies(verdicts, AS_FLAGS)
+        return (
+            f"{failed}; release {manifest.release} was written and is not {place}{stays}; {mend}only if it may go live "
+            f"as it is, publish again with --force, or activate it: "
+            f"hotplate releases activate --force {manifest.release}{option}"
         )
 
     async def _judge(
@@ -282,19 +288,31 @@ class _GateCheck:
         return self._judged
 
     async def _names_kept(self, live: ReleaseRef) -> list[GateVerdict]:
-        """Return failed verdicts if the live release has names of lists, or item attributes, that this one lacks."""
+        """Return failed verdicts for lists and item attributes that the live release has, or has of another kind."""
         verdicts = list[GateVerdict]()
         with suppress(ReleaseCorrupt, ReleaseNotFound):
             manifest = await load_manifest(self._reader, live)
             lists = {*filter(None, [manifest.default_list]), *manifest.named}
+            live_kinds = columns_of(manifest.about)
+            kinds = columns_of(self._origin)
             for gate, before, now in (
                 ("lists_kept", lists, self.lists.keys()),
-                ("attributes_kept", columns_of(manifest.about).keys(), columns_of(self._origin).keys()),
+                ("attributes_kept", live_kinds.keys(), kinds.keys()),
             ):
                 if lost := before - now:
-                    note, kept = f"without {', '.join(sorted(lost))} of {live.id}", 1 - len(lost) / len(before)
-                    verdicts.append(GateVerdict(gate, kept, 1.0, at_most=False, passed=False, note=note))
+                    note = f"without {', '.join(sorted(lost))} of {live.id}"
+                    verdicts.append(_failed(gate, 1 - len(lost) / len(before), note))
+            both = sorted(live_kinds.keys() & kinds.keys())
+            if changed := [name for name in both if kinds[name] != live_kinds[name]]:
+                listed = ", ".join(f"{name} is {kinds[name]}" for name in changed)
+                was = ", ".join(dict.fromkeys(live_kinds[name] for name in changed))
+                note = f"{listed}, and {was} in {live.id}"
+                verdicts.append(_failed("attribute_kinds", 1 - len(changed) / len(both), note))
         return verdicts
+
+
+def _failed(gate: str, kept: float, note: str) -> GateVerdict:
+    return GateVerdict(gate, kept, 1.0, at_most=False, passed=False, note=note)
 
 
 def _named(source: AnySource | NamedLists) -> Mapping[str, AnySource | ListSource]:

@@ -9,7 +9,7 @@ of pieces, and the kinds of the columns, under ABOUT.
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from math import nan
 from typing import Any, NamedTuple
@@ -79,17 +79,22 @@ class ItemAttributes:
         return row if row < len(self._hashes) and self._hashes[row] == hashed else -1
 
 
-def encode_attributes(ids: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> tuple[list[Row], dict[str, Any]]:
+def encode_attributes(
+    ids: Sequence[str], columns: Mapping[str, Sequence[Any]], texts: Collection[str] = ()
+) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows of a table, and its entry in the manifest's origin.
 
-    Columns have numbers or texts, None if missing. Raises StoreMisused for a repeated item, and for too large a table.
+    Columns have numbers or texts, None if missing; those named in *texts* are of texts even without any. Raises
+    StoreMisused for a repeated item, and for too large a table.
     """
     hashes = [xxh3_64_intdigest(encode_id(each)) for each in ids]
     order = sorted(range(len(ids)), key=hashes.__getitem__)
     for one, other in pairwise(order):
         if hashes[one] == hashes[other]:
             raise StoreMisused(f"item {ids[one]!r} has two rows of attributes; keep one for each item")
-    stored = tuple(_stored(name, [values[row] for row in order]) for name, values in columns.items())
+    stored = tuple(
+        _stored(name, [values[row] for row in order], is_text=name in texts) for name, values in columns.items()
+    )
     table = msgspec.msgpack.encode(_StoredTable(array("Q", map(hashes.__getitem__, order)).tobytes(), stored))
     if len(table) > MAX_BYTES:
         raise StoreMisused(
@@ -102,8 +107,8 @@ def encode_attributes(ids: Sequence[str], columns: Mapping[str, Sequence[Any]]) 
     return list(map(Row, piece_keys(about), pieces)), about
 
 
-def _stored(name: str, values: list[Any]) -> _StoredColumn:
-    if not any(isinstance(value, str) for value in values):
+def _stored(name: str, values: list[Any], *, is_text: bool) -> _StoredColumn:
+    if not is_text and not any(isinstance(value, str) for value in values):
         return _StoredColumn(name, array("d", (nan if value is None else value for value in values)).tobytes(), None)
     texts = (None, *sorted({value for value in values if value is not None}))
     numbers = {text: number for number, text in enumerate(texts)}

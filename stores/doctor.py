@@ -241,7 +241,7 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
     Raises ReleaseConflict if another process has written a catalogue since.
     """
     chosen = found.find(live)
-    advice = "name another release with --live, or say --force to have it live"
+    advice = "name another release with --live; only if there is none, --force makes it live as it is"
     if chosen.damage is not None and not force:
         raise ReleaseCorrupt(f"{chosen.damage}; {advice}")
     if (refused_by := chosen.manifest.refused_by) and not force:

@@ -15,8 +15,9 @@ StoreError
 └── ReleaseCorrupt
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 HEAL = "`hotplate releases repair` heals it from another store; or publish again"
 
@@ -92,6 +93,12 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return "it is not of the form that hotplate writes" if isinstance(error, TypeError | AttributeError) else str(error)
+
+
+def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """Return `did you mean data?`, or an empty text if no *known* name is as similar as *alike*, from 0 to 1."""
+    nearest = get_close_matches(word, list(known), 1, alike)
+    return f"did you mean {nearest[0]}?" if nearest else ""
 
 
 def install_command(extra: str) -> str:

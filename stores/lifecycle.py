@@ -70,7 +70,8 @@ async def _serve(
     if entry.refused_by and not though_refused:
         raise RefusedByGates(
             f"release {release.id} was refused by {', '.join(entry.refused_by)} when it was published, so it stays "
-            f"{entry.state}; --force of activate, canary and promote, or `?force=true` over HTTP, overrides this"
+            f"{entry.state}; `hotplate releases show {release.id}` says why. Publish again without the fault; only if "
+            "it may be served as it is: --force of activate, canary and promote, or `?force=true` over HTTP"
         )
     if not force:
         try:
@@ -80,7 +81,8 @@ async def _serve(
             if now is None or now.state is State.DROPPING:
                 raise ReleaseConflict(f"release {release.id} was pruned meanwhile") from error
             raise ReleaseCorrupt(
-                f"release {release.id} cannot be served, and nothing was changed: {error}; --force overrides this"
+                f"release {release.id} cannot be served, and nothing was changed: {error}. --force would serve it with "
+                "what can still be read"
             ) from error
         if damaged:
             log.warning("release %s can be served, but is %s", release.id, counted(damaged))

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from types import UnionType
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 import typer
 
+from hotplate.stores.errors import did_you_mean
 from hotplate.stores.options import Argument, Flag
 
 PREFIX = "HOTPLATE_"
@@ -246,7 +246,8 @@ def from_table(
     given = {key.replace("-", "_"): (key, value) for key, value in table.items()}
     for plain, (key, _) in given.items():
         if plain not in known:
-            raise SettingError(f"{where} has no key {key}; it may have {', '.join(known)}.")
+            others = did_you_mean(plain, known) or f"it may have {', '.join(known)}."
+            raise SettingError(f"{where} has no key {key}; {others}")
     _warn_of_misspelt_variables(known.values())
     values = dict[str, Any]()
     for key, each in known.items():
@@ -274,8 +275,8 @@ def _anchored(value: Any, folder: Path) -> Any:  # noqa: ANN401 -- of any type
 def _warn_of_misspelt_variables(settings: Iterable[Setting]) -> None:
     known = {each.variable for each in settings if each.variable}
     for name in sorted(os.environ.keys() - known):
-        if name.startswith(PREFIX) and (nearest := get_close_matches(name, known, 1, ALIKE)):
-            typer.echo(f"hotplate: {name} sets no option here; did you mean {nearest[0]}?", err=True)
+        if name.startswith(PREFIX) and (nearest := did_you_mean(name, known, ALIKE)):
+            typer.echo(f"hotplate: {name} sets no option here; {nearest}", err=True)
 
 
 def _epilog(settings: list[Setting]) -> str:

@@ -87,6 +87,10 @@ class ReleaseFlags:
     item_attributes: Annotated[
         Path | None, Flag("A file of items and columns that `where` of a request may filter by.", metavar="FILE")
     ] = None
+    attribute: Annotated[
+        tuple[str, ...],
+        Flag("Read a column as number or text, as price=number; else it is guessed.", metavar="NAME=KIND"),
+    ] = ()
     encoding: Annotated[Encoding | None, Flag("By default json in files, zstd elsewhere.")] = None
     activate: Annotated[bool, Flag("Make the release live once it is written.")] = True
     keep: Keep = 1
@@ -110,11 +114,17 @@ class ReleaseFlags:
         from hotplate.offline.gates import read_gates
         from hotplate.offline.publish import PublishSettings
 
-        url, bounds = limit_ru(self.store, self.max_ru), read_gates(self.gates, self.gate)
-        how = PublishSettings(
-            *(self.encoding, self.activate, self.keep, self.resume, bounds, self.force, self.end_canary, self.arm)
+        settings = PublishSettings(
+            encoding=self.encoding,
+            activate=self.activate,
+            keep=self.keep,
+            resume=self.resume,
+            gates=read_gates(self.gates, self.gate),
+            force=self.force,
+            end_canary=self.end_canary,
+            arm=self.arm,
         )
-        return PublishOptions(url, how, self.dry_run, self.as_json)
+        return PublishOptions(limit_ru(self.store, self.max_ru), settings, self.dry_run, self.as_json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +159,18 @@ class PublishFlags(ReleaseFlags):
 
     def to_settings(self, *, is_default: bool = True) -> "ListSettings":
         """Return the settings of a list, for the default one with factors and attributes; raises as `read_rules`."""
+        from hotplate.offline.attributes import parse_kinds
         from hotplate.offline.lists import ListSettings
 
         settings = ListSettings(self.list_length, self.keep_seen, self.read_rules(), force=self.force)
-        return replace(settings, fold_in=self.fold_in, attributes=self.item_attributes) if is_default else settings
+        if not is_default:
+            return settings
+        return replace(
+            settings,
+            fold_in=self.fold_in,
+            attributes=self.item_attributes,
+            attribute_kinds=parse_kinds(self.attribute),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,13 +355,22 @@ def import_lists(flags: ImportFlags) -> None:
 
 
 def _import_settings(flags: ImportFlags, *, is_default: bool) -> "ImportSettings":
+    from hotplate.offline.attributes import parse_kinds
     from hotplate.offline.list_import import ImportSettings
 
-    columns = {role: getattr(flags, f"{role}_column") for role in ("user", "item", "score", "title")}
-    return ImportSettings(
-        *(flags.lists[0] if flags.lists else None, flags.lists[1:], flags.popular, flags.similar, flags.titles),
-        *(columns, flags.text.to_format(), flags.list_length, flags.item_attributes if is_default else None),
+    settings = ImportSettings(
+        lists=flags.lists[0] if flags.lists else None,
+        more=flags.lists[1:],
+        popular=flags.popular,
+        similar=flags.similar,
+        titles=flags.titles,
+        columns={role: getattr(flags, f"{role}_column") for role in ("user", "item", "score", "title")},
+        form=flags.text.to_format(),
+        length=flags.list_length,
     )
+    if not is_default:
+        return settings
+    return replace(settings, attributes=flags.item_attributes, attribute_kinds=parse_kinds(flags.attribute))
 
 
 @contextmanager
@@ -444,11 +471,14 @@ def _print_dry_run(plan: "Plan", simulated: "WriteResult", options: PublishOptio
     _, verdicts = recorded(simulated.manifest)
     if options.as_json:
         where = shown_store(options.store, as_json=True)
-        facts = {"dry_run": True, "store": where, "rows": plan.rows, "bytes": plan.payload_bytes}
+        facts: dict[str, Any] = {"dry_run": True, "store": where, "rows": plan.rows, "bytes": plan.payload_bytes}
+        if attributes := simulated.manifest.about.get("item_attributes"):
+            facts["item_attributes"] = attributes
         print_json(facts | ({"gates": verdicts} if verdicts else {}))
     else:
         size = f"{plan.rows:,} rows, {plan.payload_bytes / 1e6:,.1f} MB"
         out.print(f"dry run, nothing is written: {size}, into {shown_store(options.store)}")
+        _print_attributes(simulated.manifest)
         print_gates(simulated.manifest, forced=options.settings.force)
     if not options.settings.force and (failed := failures(verdicts)):
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
@@ -489,8 +519,7 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
     for name, counted in manifest.about.get("rules", {}).items():
         listed = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counted.items())
         out.print(f"  {name.replace('_', ' ')}: {listed}")
-    if attributes := manifest.about.get("item_attributes"):
-        out.print(f"  item attributes: {', '.join(f'{name} ({kind})' for name, kind in attributes['columns'].items())}")
+    _print_attributes(manifest)
     metrics = manifest.about.get("metrics") or {}
     if "as_trained" in metrics:
         now, before = (found["model"]["ndcg"] for found in (metrics, metrics["as_trained"]))
@@ -499,6 +528,14 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed, in {where}")
     meter.print_totals(manifest.rows)
+
+
+def _print_attributes(manifest: "Manifest") -> None:
+    if attributes := manifest.about.get("item_attributes"):
+        kinds = ", ".join(f"{name} ({kind})" for name, kind in attributes["columns"].items())
+        out.print(f"  item attributes: {kinds}")
+        for note in attributes.get("notes", ()):
+            out.print(f"  note: {note}")
 
 
 def print_gates(manifest: "Manifest", *, forced: bool) -> None:

@@ -129,6 +129,7 @@ def read_pipeline(path: Path) -> PipelineFile:
 
 def read_job(pipeline: PipelineFile) -> "Job":
     """Return the job of a pipeline; SettingError for invalid or contradicting options."""
+    from hotplate.offline.attributes import parse_kinds
     from hotplate.offline.errors import SettingError
     from hotplate.offline.gates import check_names, parse_gates
     from hotplate.offline.job import Job
@@ -162,7 +163,7 @@ def read_job(pipeline: PipelineFile) -> "Job":
         store=url,
         training=training,
         publishing=replace(publishing.settings, gates=gates),
-        lists=replace(lists, attributes=flags.item_attributes),
+        lists=replace(lists, attributes=flags.item_attributes, attribute_kinds=parse_kinds(flags.attribute)),
         rules=flags.read_rules,
         named={name: (each.model, partial(each.to_settings, is_default=False)) for name, each in named.items()},
         track=given.track,

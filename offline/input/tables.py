@@ -89,12 +89,13 @@ class Table:
                 layout = time_format(present.get_column(name))
         return read_time(name, self.schema[name], layout)
 
-    def shown(self, rows: Sequence[int], column: str, fault: str) -> list[str]:
+    def shown(self, rows: Sequence[int], column: str, fault: str = "") -> list[str]:
         """Return the place and value of a *column* in some *rows*, with their *fault*."""
         found = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
         at = "" if column == EXTRA else f", column {column!r}"
         return [
-            f"{self.file}, row {row + self.first_row}{at}: {value!r:.80} {fault}" for row, value in found.iter_rows()
+            f"{self.file}, row {row + self.first_row}{at}: {value!r:.80} {fault}".rstrip()
+            for row, value in found.iter_rows()
         ]
 
 

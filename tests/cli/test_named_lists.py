@@ -74,7 +74,46 @@ def test_a_release_without_item_attributes_of_the_live_one_is_refused(url: str, 
     failed(refused, "attributes_kept: 0.5 is below 1 (without stock of", code=3)
     forgotten = hotplate("publish", model, "--store", url, "--list", f"basket={model}")
     failed(forgotten, "attributes_kept: 0 is below 1 (without price, stock of", code=3)
+    sentence = forgotten.stderr
+    assert sentence.index("publish again with --item-attributes") < sentence.index("--force"), sentence
     json_of("publish", model, "--store", url, "--list", f"basket={model}", "--force")
+
+
+def test_an_attribute_that_changes_its_kind_never_goes_live_unforced(
+    url: str, clicks: Path, model: Path, tmp_path: Path
+) -> None:
+    items = write(tmp_path / "items.csv", "item,price\np01,5\np02,7\n")
+    texts = write(tmp_path / "texts.csv", "item,price\np01,-\np02,on request\n")
+    live = json_of("publish", model, "--store", url, "--item-attributes", items)["release"]["release"]
+    refused = hotplate("publish", model, "--store", url, "--item-attributes", texts)
+    failed(refused, f"attribute_kinds: 0 is below 1 (price is text, and number in {live})", code=3)
+    sentence = refused.stderr
+    assert sentence.index("--attribute NAME=number") < sentence.index("--force"), sentence
+    ready = ("publish", model, "--store", url, "--item-attributes", texts, "--no-activate")
+    written = json_of(*ready, code=3)["release"]["release"]
+    failed(hotplate("releases", "canary", written, "--store", url), "refused by attribute_kinds", code=3)
+    assert json_of("lookup", "u001", "--store", url)["release"] == live
+    pipeline = f"""
+        [train]
+        data = "{clicks}"
+        params = "factors=4,iterations=1"
+        [publish]
+        store = "{url}"
+        item_attributes = "{texts}"
+        attribute = {{price = "text"}}
+        [run]
+        work = "{tmp_path / "work"}"
+        """
+    done = hotplate("run", write(tmp_path / "nightly.toml", pipeline))
+    assert done.returncode == 3
+    assert "attribute in [publish]" in done.stderr.splitlines()[-1]
+
+
+def test_a_list_that_is_missing_is_advised_before_force(url: str, model: Path) -> None:
+    json_of("publish", "--list", f"home={model}", "--list", f"basket={model}", "--store", url)
+    refused = hotplate("publish", "--list", f"home={model}", "--store", url)
+    failed(refused, "lists_kept", code=3)
+    assert refused.stderr.index("--list NAME=SOURCE") < refused.stderr.index("--force"), refused.stderr
 
 
 @pytest.mark.parametrize("given", ["basket", "=model", "a/b=model", "basket="])

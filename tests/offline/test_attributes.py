@@ -1,15 +1,20 @@
 """Item attributes from files: typed columns of one release, from `publish`, `import` and a pipeline."""
 
+import math
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 import hotplate as library
 from hotplate.offline.attributes import read_attributes
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.stores.attributes import ItemAttributes
+from hotplate.stores.encoding import encode_id
 from tests.support.command import failed, hotplate, json_of
 from tests.support.interactions import checkerboard_model
 
@@ -24,8 +29,98 @@ def items(tmp_path: Path) -> Path:
     return path
 
 
+def entry_of(path: Path, **kinds: str) -> dict[str, Any]:
+    entry: dict[str, Any] = read_attributes(path, kinds)[1]["item_attributes"]
+    return entry
+
+
+def write_column(path: Path, cells: Iterable[object]) -> Path:
+    rows = [f"p{number},{cell}\n" for number, cell in enumerate(cells)]
+    path.write_text("item,price\n" + "".join(rows))
+    return path
+
+
+def values_of(path: Path, **kinds: str) -> list[Any]:
+    rows, _ = read_attributes(path, kinds)
+    table = ItemAttributes(b"".join(row.value for row in rows))
+    column = table.columns["price"]
+    items = (encode_id(f"p{number}") for number in range(len(column.values)))
+    return [column.value(table.row_of(item)) for item in items]
+
+
 def test_columns_of_text_files_are_numbers_if_all_values_are(items: Path) -> None:
-    assert read_attributes(items)[1] == {"item_attributes": {"pieces": 1, "columns": KINDS}}
+    assert entry_of(items)["columns"] == KINDS
+
+
+def test_a_dash_among_prices_is_missing_and_shown_with_its_row(tmp_path: Path) -> None:
+    path = write_column(tmp_path / "items.csv", [*range(59), "-"])
+    entry = entry_of(path)
+    assert entry["columns"] == {"price": "number"}
+    assert entry["notes"] == [
+        f"price (number): 1 cell is no number and is missing: {path}, row 61, column 'price': '-'"
+    ]
+    *numbers, last = values_of(path)
+    assert numbers == list(range(59))
+    assert math.isnan(last)
+
+
+def test_a_column_of_sizes_is_of_texts_and_says_why(tmp_path: Path) -> None:
+    entry = entry_of(write_column(tmp_path / "items.csv", ["38", "39", "S", "M"]))
+    assert entry["columns"] == {"price": "text"}
+    (note,) = entry["notes"]
+    assert "50% of its cells are numbers" in note
+    assert "row 4, column 'price': 'S'" in note
+    assert "--attribute price=number" in note
+
+
+def test_numbers_with_decimal_commas_are_texts_and_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("item;price\na;1.234,50\nb;2,5\n")
+    entry = entry_of(path)
+    assert entry["columns"] == {"price": "text"}
+    assert "decimal commas" in entry["notes"][0]
+
+
+def test_many_other_cells_are_counted_and_the_first_shown(tmp_path: Path) -> None:
+    (note,) = entry_of(write_column(tmp_path / "items.csv", [*range(200), *["?"] * 8]))["notes"]
+    assert note.startswith("price (number): 8 cells are no numbers and are missing: ")
+    assert note.count("'?'") == 5
+
+
+def test_the_kind_of_a_column_can_be_given(tmp_path: Path) -> None:
+    half = write_column(tmp_path / "half.csv", [1, "x"])
+    assert values_of(half, price="text") == ["1", "x"]
+    assert values_of(half, price="number")[0] == 1
+    assert "notes" not in entry_of(half, price="text")
+    assert "1 cell is no number" in entry_of(half, price="number")["notes"][0]
+    empty = write_column(tmp_path / "empty.csv", ["", ""])
+    assert entry_of(empty, price="text")["columns"] == {"price": "text"}
+    frame = pl.DataFrame({"item": ["p0", "p1"], "price": [7.0, 2.5]})
+    frame.write_parquet(tmp_path / "items.parquet")
+    assert values_of(tmp_path / "items.parquet", price="text") == ["7", "2.5"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "sentence"),
+    [
+        ({"prise": "number"}, "no such column; did you mean price?"),
+        ({"price": "number"}, "no cell is a number .*row 2, column 'price': 'x'"),
+    ],
+)
+def test_a_kind_that_cannot_hold_is_refused(tmp_path: Path, kinds: dict[str, str], sentence: str) -> None:
+    path = write_column(tmp_path / "items.csv", ["x", "y"])
+    with pytest.raises(SettingError, match=sentence):
+        read_attributes(path, kinds)
+
+
+@pytest.mark.parametrize("text", ["price", "price=date", "=number"])
+def test_a_kind_is_given_by_name(items: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "lists.csv").write_text("user,item,score\nal,a,3\n")
+    options = ("--store", f"file://{tmp_path}/store", "--attribute", text)
+    failed(hotplate("import", tmp_path / "lists.csv", "--item-attributes", items, *options), "NAME=number", code=2)
+    failed(
+        hotplate("import", tmp_path / "lists.csv", *options[:2], "--attribute", "a=text"), "--item-attributes", code=2
+    )
 
 
 def test_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ async def test_unreadable_file_is_not_made_live_and_later_workers_still_serve(
     await store.close()
     spoil(path)
     store, before = LmdbStore(tmp_path), await store.catalogue()
-    with pytest.raises(ReleaseCorrupt, match=r"cannot be served, and nothing was changed: .*--force overrides this"):
+    with pytest.raises(ReleaseCorrupt, match=r"cannot be served, and nothing was changed: .*--force would serve it"):
         await verb(store, target)
     assert await store.catalogue() == before
     await store.close()
