@@ -17,6 +17,8 @@ class Proxy:
         """By how many seconds requests are delayed."""
         self.refusing = False
         """Whether new connections are closed at once."""
+        self.losing: bytes | None = None
+        """Part of requests whose reply is lost: the connection is cut once the reply has arrived here."""
         self.accepted = 0
         """How many connections were made in all."""
         self.port = 0
@@ -55,20 +57,28 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers.add(server_writer)
-        self._start(self._pump(reader, server_writer, delayed=True))
-        self._start(self._pump(server_reader, writer, delayed=False))
+        lost = asyncio.Event()
+        self._start(self._pump(reader, server_writer, lost, is_request=True))
+        self._start(self._pump(server_reader, writer, lost, is_request=False))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, delayed: bool) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, lost: asyncio.Event, *, is_request: bool
+    ) -> None:
         loop, due = asyncio.get_running_loop(), 0.0
         with suppress(OSError):
             while data := await source.read(1 << 16):
+                if is_request and self.losing is not None and self.losing in data:
+                    lost.set()
+                elif lost.is_set() and not is_request:
+                    sink.transport.abort()
+                    break
                 # Later than what came before, if only just: of timers that are due at once the order is not defined.
-                due = max(due + 1e-6, loop.time() + (self.delay_s if delayed else 0.0))
+                due = max(due + 1e-6, loop.time() + (self.delay_s if is_request else 0.0))
                 loop.call_at(due, sink.write, data)
         sink.close()
         self._writers.discard(sink)

@@ -18,9 +18,9 @@ from hotplate.stores.redis.url import parse_sentinel
 from hotplate.stores.store import Finding, Level, Row
 from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
-from tests.support.redis_server import SOON_S, array, commands_in
+from tests.support.redis_server import SOON_S
+from tests.support.scripted_sentinel import ScriptedSentinel, speaking
 from tests.support.stores import FIRST, OpenStore, begin, draft_of, ref, write
-from tests.support.streams import listening
 
 ONE, TWO = Row("user:1", b"one"), Row("user:2", b"two")
 BOTH = [ONE.key, TWO.key, "user:3"]
@@ -63,47 +63,6 @@ async def until_read(store: RedisStore, expected: Sequence[bytes | None], releas
                 await asyncio.sleep(0.01)
             else:
                 return
-
-
-class ScriptedSentinel:
-    """A sentinel that says what the test wants: an epoch, and the ports of the primary and of its replicas."""
-
-    def __init__(self, epoch: int, primary: int, *replicas: int) -> None:
-        self.epoch = epoch
-        self.primary = primary
-        self.replicas = replicas
-        self.up = True
-        self.port = 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async for command in commands_in(reader):
-            writer.write(self.reply(command))
-
-    def reply(self, command: list[bytes]) -> bytes:
-        if not self.up:
-            return b"-ERR not now\r\n"
-        match command:
-            case [b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", _]:
-                return array(b"127.0.0.1", b"%d" % self.primary)
-            case [b"SENTINEL", b"MASTER", _]:
-                return array(b"config-epoch", b"%d" % self.epoch)
-            case [b"SENTINEL", b"REPLICAS", _]:
-                each = (array(b"ip", b"127.0.0.1", b"port", b"%d" % port, b"flags", b"slave") for port in self.replicas)
-                return b"*%d\r\n" % len(self.replicas) + b"".join(each)
-            case [b"SENTINEL", b"CKQUORUM", _]:
-                return b"-NOQUORUM 1 usable Sentinels\r\n"
-            case _:
-                return b"+OK\r\n"
-
-
-@asynccontextmanager
-async def speaking(*sentinels: ScriptedSentinel) -> AsyncIterator[str]:
-    """Let these speak until the block ends, which gets their URL."""
-    async with AsyncExitStack() as stack:
-        for sentinel in sentinels:
-            sentinel.port = await stack.enter_async_context(listening(sentinel.serve))
-        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
-        yield f"redis+sentinel://{hosts}/{NAME}"
 
 
 @asynccontextmanager
