@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # also parsed by `_homes`
         StoreMisused,
         StoreThrottled,
         StoreUnavailable,
+        WrittenByNewer,
     )
     from hotplate.stores.store import (
         Diagnosed,
@@ -68,10 +69,9 @@ __all__ = [
     "Recommendations", "RefusedByGates", "ReleaseConflict", "ReleaseCorrupt", "ReleaseId", "ReleaseNotFound",
     "ReleaseRef", "ReplicatedReader", "RequestRefused", "Row", "Rules", "ServiceUnavailable", "SettingError", "Slot",
     "SplitOptions", "Store", "StoreError", "StoreFull", "StoreMisused", "StoreThrottled", "StoreUnavailable",
-    "SyncLists", "TrainReport", "TrainSettings", "TuneOptions", "UnknownList", "Written", "__version__", "activate",
-    "connect", "copy", "dump_catalogue", "load_model", "open", "open_sync", "parse_catalogue", "prune", "publish",
-    "rollback",
-    "run", "train", "verify",
+    "SyncLists", "TrainReport", "TrainSettings", "TuneOptions", "UnknownList", "Written", "WrittenByNewer",
+    "__version__", "activate", "connect", "copy", "dump_catalogue", "load_model", "open", "open_sync",
+    "parse_catalogue", "prune", "publish", "rollback", "run", "train", "verify",
 ]  # fmt: skip
 
 

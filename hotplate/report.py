@@ -222,7 +222,8 @@ def to_json(report: Report) -> dict[str, Any]:
 def from_json(facts: Mapping[str, Any]) -> Report:
     """Parse the result of `to_json`, without plots and tables; raises KeyError, TypeError or ValueError."""
     if facts["format"] != FORMAT:
-        raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
+        advice = "upgrade hotplate" if facts["format"] > FORMAT else "measure again"
+        raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}; {advice}")
     known = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
     rows = tuple(Row(**{**each, "values": tuple(each["values"])}) for each in facts["rows"])
     tuples = {name: tuple(known[name]) for name in TUPLES}

@@ -308,9 +308,9 @@ class Attempt:
 def _read_state(state: Path) -> tuple[Run, float | None]:
     try:
         fields = json.loads(state.read_bytes())
-        if fields["format"] != _STATE_FORMAT:
+        if fields["format"] > _STATE_FORMAT:
             raise DataError(
-                f"{state} has the format {fields['format']!r}, but this version reads {_STATE_FORMAT}; remove it."
+                f"{state} has the format {fields['format']}, but this version reads {_STATE_FORMAT}; upgrade hotplate."
             )
         return Run(**fields["run"]), fields["succeeded_at"]
     except FileNotFoundError:

@@ -222,8 +222,9 @@ def describe(path: Path) -> dict[str, Any]:
         description: dict[str, Any] = json.loads((path / _DESCRIPTION).read_text())
         found = description.get("format") if isinstance(description, dict) else None
         if found != FORMAT:
+            advice = "upgrade hotplate" if isinstance(found, int) and found > FORMAT else "train it again"
             raise DataError(
-                f"The model {path} has the format {found or 'unknown'}; this hotplate reads {FORMAT}: train it again."
+                f"The model {path} has the format {found or 'unknown'}; this hotplate reads {FORMAT}: {advice}."
             )
         params_from(description["engine"], description["params"])
         for name, size in description["files"].items():

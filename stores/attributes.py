@@ -19,10 +19,11 @@ from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from hotplate.stores.encoding import ATTRIBUTES, encode_id
-from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused, check_format
 from hotplate.stores.factors import PIECE_BYTES
 from hotplate.stores.store import Row
 
+FORMAT = 1
 ABOUT = "item_attributes"
 MAX_BYTES = 64 << 20  # in each worker: a million items of five columns
 
@@ -42,6 +43,11 @@ class _StoredTable(Struct, frozen=True):
     """uint64."""
 
     columns: tuple[_StoredColumn, ...]
+    format: int = FORMAT
+
+
+class _Format(Struct):
+    format: int = FORMAT
 
 
 class Column(NamedTuple):
@@ -61,8 +67,9 @@ class ItemAttributes:
     """The table of one release, immutable."""
 
     def __init__(self, table: bytes) -> None:
-        """Parse the pieces, joined; raises ReleaseCorrupt."""
+        """Parse the pieces, joined; raises ReleaseCorrupt, and WrittenByNewer for a newer format."""
         try:
+            check_format(msgspec.msgpack.decode(table, type=_Format).format, FORMAT, "the table of item attributes")
             stored = msgspec.msgpack.decode(table, type=_StoredTable)
             self._hashes = array("Q", stored.hashes)
             self.columns = {

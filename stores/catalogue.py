@@ -47,9 +47,15 @@ class DraftRef(NamedTuple):
         return ReleaseRef(self.id, self.incarnation)
 
 
-# An older hotplate, which would serve erased users, refuses format 3.
-FORMAT = 2
+# Formats of the record. A catalogue is written in the oldest one that can express it (`format_of`), so earlier versions
+# refuse, with "upgrade hotplate", only what they would misread. Whatever changes the meaning of a record, its checksum
+# included, takes the next number.
+#   2    releases and a canary; before format 4 also an experiment, and refused releases with either of two checksums
+#   3    the same with erased users, recorded as an incarnation
+#   4    with an experiment, a refused release, erased users recorded beside the catalogue, or a fenced drop
+FORMAT_PLAIN = 2
 FORMAT_ERASED = 3
+FORMAT = 4
 
 LEASE_S = 60.0
 
@@ -559,13 +565,32 @@ class _Record(Struct):
     checksum: str
     erased: Erased | None = None
     experiment: Experiment | None = None
+    refusals: str | None = None
+    """Of a pre-release of 0.3: the checksum of the refusals, which the other one leaves out."""
+
+
+class _Refusal(Struct):
+    incarnation: str
+    refused_by: tuple[str, ...] = ()
+    canary_stopped: str = ""
+
+
+class _Refusals(Struct):
+    entries: tuple[_Refusal, ...]
+
+
+def format_of(catalogue: Catalogue) -> int:
+    """Return the format in which a catalogue is written."""
+    if catalogue.experiment is not None or any(entry.refused_by for entry in catalogue.releases):
+        return FORMAT
+    return FORMAT_PLAIN if catalogue.erased is None else FORMAT_ERASED
 
 
 def dump(catalogue: Catalogue) -> bytes:
     """Encode a catalogue for storage."""
     return orjson.dumps(
         {
-            "format": FORMAT if catalogue.erased is None else FORMAT_ERASED,
+            "format": format_of(catalogue),
             "store_id": catalogue.store_id,
             "generation": catalogue.generation,
             "token": catalogue.token,
@@ -588,11 +613,16 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         return CatalogueUnreadable(f"the catalogue at {where} {reason}; {advice}", record, now)
 
     try:
-        written = msgspec.json.decode(record, type=RecordFormat).format
-        if written not in (FORMAT, FORMAT_ERASED):
-            advice = "upgrade hotplate" if written > FORMAT else "publish into a new store"
+        written = msgspec.json.decode(record, type=RecordFormat).format  # first: others may have other fields
+        if written > FORMAT:
             raise CatalogueUnreadable(
-                f"the catalogue at {where} has format {written} and this hotplate reads {FORMAT_ERASED}; {advice}"
+                f"the catalogue at {where} was written by a newer hotplate: it has format {written}, and this one "
+                f"reads {FORMAT}; upgrade hotplate, services before publishers"
+            )
+        if written < FORMAT_PLAIN:
+            raise CatalogueUnreadable(
+                f"the catalogue at {where} has format {written}, which this hotplate reads no more; publish into a new "
+                f"store"
             )
         found = msgspec.json.decode(record, type=_Record)
         catalogue = Catalogue(
@@ -608,17 +638,29 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         not 1 <= catalogue.generation < 1 << 63
         or living != ([found.live] if found.live else [])
         or len(incarnations) != len(catalogue.releases)
-        or (written == FORMAT_ERASED) != (catalogue.erased is not None)
+        or (written < FORMAT and (written == FORMAT_ERASED) != (catalogue.erased is not None))
         or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
         or (catalogue.running is not None and canary is None)
     ):
         raise unreadable("contradicts itself")
-    if found.checksum != _checksum(catalogue):
+    is_split = found.refusals is not None and written == FORMAT_PLAIN
+    if found.checksum != _checksum(catalogue, with_refusals=not is_split):
         raise unreadable("is damaged: its checksum is wrong")
+    if is_split and found.refusals != _refusals_checksum(msgspec.json.decode(record, type=_Refusals)):
+        raise unreadable("is damaged: the checksum of its refusals is wrong")
     return catalogue
 
 
-def _checksum(catalogue: Catalogue) -> str:
+def _refusals_checksum(found: _Refusals) -> str:
+    refusals = [
+        (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
+        for entry in found.entries
+        if entry.refused_by or entry.canary_stopped
+    ]
+    return xxh3_64_hexdigest(orjson.dumps(refusals))
+
+
+def _checksum(catalogue: Catalogue, *, with_refusals: bool = True) -> str:
     # Over values, not stored bytes: a store may reorder fields and write 1.0 as 1.
     canary = catalogue.canary
     entries = [
@@ -630,7 +672,7 @@ def _checksum(catalogue: Catalogue) -> str:
             entry.writer,
             None if entry.superseded_at is None else float(entry.superseded_at),
             None if entry.lease_until is None else float(entry.lease_until),
-            *filter(None, [entry.refused_by]),  # hotplate 0.2 had none
+            *filter(None, [entry.refused_by if with_refusals else ()]),  # hotplate 0.2 had none
         )
         for entry in catalogue.releases
     ]

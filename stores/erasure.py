@@ -16,9 +16,9 @@ from typing import Final
 import msgspec
 import orjson
 
-from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import Catalogue, RecordFormat, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import META, NO_OFFSET, OFFSET_BYTES, USER, Checksum, user_of
-from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused, check_format
 from hotplate.stores.store import Reader, Row, read_one
 
 ID: Final = ReleaseId("erased-users")
@@ -37,7 +37,6 @@ class _Group(msgspec.Struct):
 
 
 class _Record(msgspec.Struct):
-    format: int
     groups: list[_Group]
     rows: dict[str, int]
 
@@ -143,7 +142,10 @@ def row_of(users: ErasedUsers) -> Row:
 def parse_erased(value: bytes) -> ErasedUsers:
     """Parse a record; ReleaseCorrupt if it is invalid."""
     try:
-        record = msgspec.json.decode(Checksum(ID).open(KEY, value)[OFFSET_BYTES:], type=_Record)
+        stored = Checksum(ID).open(KEY, value)[OFFSET_BYTES:]
+        # First: others may have other fields.
+        check_format(msgspec.json.decode(stored, type=RecordFormat).format, FORMAT, "the record of erased users")
+        record = msgspec.json.decode(stored, type=_Record)
         groups = dict[bytes, frozenset[bytes]]()
         for group in record.groups:
             raw = base64.b64decode(group.hashes, validate=True)
@@ -151,8 +153,6 @@ def parse_erased(value: bytes) -> ErasedUsers:
             groups[bytes.fromhex(group.salt)] = frozenset(hashes)
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
         raise _lost(str(error)) from error
-    if record.format != FORMAT:
-        raise _lost(f"it has format {record.format}; upgrade hotplate")
     return ErasedUsers(groups, {ReleaseId(release): count for release, count in record.rows.items()})
 
 

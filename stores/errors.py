@@ -7,6 +7,7 @@ StoreError
 ├── StoreFull
 ├── StoreMisused
 ├── CatalogueUnreadable
+├── WrittenByNewer
 ├── ReleaseNotFound
 ├── ReleaseConflict
 │   └── HeldBack
@@ -64,6 +65,10 @@ class CatalogueUnreadable(StoreError):
         self.now = now
 
 
+class WrittenByNewer(StoreError):
+    """A record other than the catalogue has a format that only a newer hotplate reads. Never to be overwritten."""
+
+
 class ReleaseNotFound(StoreError):
     """The store does not hold the release."""
 
@@ -86,6 +91,15 @@ class RefusedByGates(HeldBack):
 
 class ReleaseCorrupt(StoreError):
     """Counts, bytes or digest of the rows differ from the manifest."""
+
+
+def check_format(found: int, newest: int, subject: str) -> None:
+    """Raise WrittenByNewer if a record of format *found* is newer than *newest*, the last that this hotplate reads."""
+    if found > newest:
+        raise WrittenByNewer(
+            f"{subject} was written by a newer hotplate: its format is {found}, and this one reads {newest}; upgrade "
+            f"hotplate"
+        )
 
 
 def reason_of(error: Exception) -> str:

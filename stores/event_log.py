@@ -3,6 +3,7 @@
     TIME-HOST-RANDOM.events.zst     closed
     .TIME-HOST-RANDOM.events.zst    open, or left by a killed writer
 
+The suffix names the format: `.events.zst` is the first, another one would be `.events2.zst`.
 A segment has one zstd frame per commit, so a kill tears at most the last. A line is 16 hex digits (xxh3_64 of the
 event's JSON), a space, the JSON. A writer holds an flock on its segment; whichever process acquires it closes the
 segment.
@@ -22,6 +23,7 @@ from socket import gethostname
 import zstandard
 from xxhash import xxh3_64_hexdigest, xxh32_hexdigest
 
+from hotplate.stores.errors import WrittenByNewer
 from hotplate.stores.folders import flush, is_at
 
 SUFFIX = ".events.zst"
@@ -32,6 +34,7 @@ LEVEL = 1  # 3 saves 4 % for twice the time
 CHECKSUM_CHARS = 16
 
 _NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}-[0-9a-f]{8}" + re.escape(SUFFIX))
+_NEWER = re.compile(r".+\.events\d+\.zst")
 _TIME = "%Y%m%dT%H%M%SZ"
 _FRAME_BEGINS = zstandard.FRAME_HEADER
 _CHUNK_BYTES = 16 << 10  # per call of the decoder, which copies unused input
@@ -128,8 +131,11 @@ class SegmentReader:
 
 
 def segments(folder: Path) -> list[Path]:
-    """Return the closed segments in *folder*, oldest first; raises OSError."""
-    return sorted(path for path in folder.iterdir() if is_segment(path.name))
+    """Return the closed segments in *folder*, oldest first; raises OSError, and WrittenByNewer for a newer format."""
+    paths = sorted(folder.iterdir())
+    if newer := [path for path in paths if _NEWER.fullmatch(path.name)]:
+        raise WrittenByNewer(f"the events {newer[0]} were written by a newer hotplate; upgrade hotplate")
+    return [path for path in paths if is_segment(path.name)]
 
 
 def is_segment(name: str) -> bool:

@@ -16,9 +16,10 @@ import msgspec
 from msgspec import Struct
 
 from hotplate.stores.encoding import FACTORS
-from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.errors import ReleaseCorrupt, check_format
 from hotplate.stores.store import Row
 
+FORMAT = 1
 PIECE_BYTES = 64 << 10  # a row of this size costs over a hundred request units in Cosmos DB
 _LENGTH = struct.Struct(">I")
 _FLOAT_BYTES = 4
@@ -38,6 +39,11 @@ class Description(Struct, frozen=True):
     alpha: float
     weight: float
     max_per_category: int | None = None
+    format: int = FORMAT
+
+
+class _Format(Struct):
+    format: int = FORMAT
 
 
 class ItemEntry(Struct, frozen=True, array_like=True):
@@ -84,8 +90,9 @@ def description_row(description: Description) -> Row:
 
 
 def read_description(body: bytes) -> Description:
-    """Parse a description; raises ReleaseCorrupt."""
+    """Parse a description; raises ReleaseCorrupt, and WrittenByNewer for a newer format."""
     try:
+        check_format(msgspec.json.decode(body, type=_Format).format, FORMAT, f"the row {FACTORS!r}")
         return msgspec.json.decode(body, type=Description)
     except msgspec.DecodeError as error:
         raise ReleaseCorrupt(f"the row {FACTORS!r} cannot be read ({error}); publish the release again") from error

@@ -25,7 +25,7 @@ from hotplate.stores.encoding import (
     list_of,
     prefix_of,
 )
-from hotplate.stores.errors import HEAL, ReleaseCorrupt
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, WrittenByNewer, check_format
 from hotplate.stores.store import Row
 
 FORMAT = 2
@@ -250,21 +250,20 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
 
 
 def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
-    """Parse a release's manifest; ReleaseCorrupt if it is missing or invalid."""
+    """Parse a release's manifest; ReleaseCorrupt if it is missing or invalid, WrittenByNewer for a newer format."""
     if value is None:
         raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
     try:
         record = Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:]
         written = msgspec.json.decode(record, type=RecordFormat).format
-        if written not in {FORMAT, FORMAT_WITH_NAMES}:
-            raise ReleaseCorrupt(
-                f"release {release} has format {written}, and this one reads {FORMAT_WITH_NAMES}; upgrade"
-            )
+        check_format(written, FORMAT_WITH_NAMES, f"release {release}")
+        if written < FORMAT:
+            raise ReleaseCorrupt(f"release {release} has format {written}, which this hotplate reads no more; {HEAL}")
         manifest = msgspec.json.decode(record, type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ReleaseCorrupt(f"the manifest of release {release} cannot be read ({error}); {HEAL}") from error
     if manifest.encoding not in ENCODINGS:
-        raise ReleaseCorrupt(f"release {release} is encoded in {manifest.encoding!r}; upgrade hotplate")
+        raise WrittenByNewer(f"release {release} is encoded in {manifest.encoding!r}; upgrade hotplate")
     return manifest
 
 

@@ -79,6 +79,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clients: Annotated[tuple[KeyHolder, ...], Meta(max_length=MAX_CLIENTS)]
 
 
+class _Format(msgspec.Struct):
+    format: int
+
+
 def digest_of(key: str) -> bytes:
     """Return the SHA-256 of a key, which may be any text."""
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
@@ -102,6 +106,9 @@ def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
         clients = msgspec.json.decode(text, type=_File).clients
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         _, is_placed, place = str(error).partition(" - at `$")  # what is before may quote the file
+        if _is_newer(text):
+            what = "they were written by a newer hotplate; upgrade hotplate"
+            is_placed = ""
         if is_placed:
             what = f"{place[:-1].removeprefix('.')} is not as it has to be"
     else:
@@ -111,6 +118,13 @@ def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
         elif not is_large:
             return clients
     raise KeysUnreadable(f"the keys in {path} cannot be used: {what}")
+
+
+def _is_newer(text: bytes) -> bool:
+    try:
+        return msgspec.json.decode(text, type=_Format).format > FORMAT
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
 
 
 @dataclass(frozen=True, slots=True)

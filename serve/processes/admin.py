@@ -46,7 +46,14 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import opened
 from hotplate.stores.encoding import decode
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused
+from hotplate.stores.errors import (
+    ReleaseConflict,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreError,
+    StoreMisused,
+    WrittenByNewer,
+)
 from hotplate.stores.lifecycle import abort, activate, promote, rollback, start_canary
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
@@ -457,7 +464,7 @@ def _problem(error: StoreError | ServiceMisused) -> Problem:
             return Problem(404, "no-such-release", str(error))
         case KeysUnreadable():
             return Problem(503, "keys-unreadable", str(error))
-        case ReleaseConflict() | ReleaseCorrupt() | StoreMisused() | ServiceMisused():
+        case ReleaseConflict() | ReleaseCorrupt() | WrittenByNewer() | StoreMisused() | ServiceMisused():
             return Problem(409, "conflict", str(error))
     return Problem(503, "store-failed", str(error), {"Retry-After": "5"})
 

@@ -126,10 +126,12 @@ def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
 
 
 def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
-    """Read the catalogue; an unreadable one counts as empty."""
+    """Read the catalogue; a damaged one counts as empty, but not one of a newer format."""
     try:
         return catalogue.read(now)
-    except CatalogueUnreadable:
+    except CatalogueUnreadable as error:
+        if error.record is None:
+            raise
         return Catalogue()
 
 

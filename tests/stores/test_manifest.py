@@ -10,7 +10,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import HEADER_BYTES, MANIFEST, NO_OFFSET, Checksum
-from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.errors import ReleaseCorrupt, WrittenByNewer
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, describe, read_manifest
 from hotplate.stores.store import Row
 from tests.support.property import explored
@@ -85,15 +85,15 @@ def test_a_manifest_reads_back() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format": 4}, "upgrade"),
-        ({"format": 1}, "has format 1, and this one reads 3"),
+        ({"format": 4}, "upgrade hotplate"),
+        ({"format": 1}, "has format 1, which this hotplate reads no more"),
         ({"encoding": "zstd-19"}, "upgrade"),
         ({"counts": None}, "cannot be read"),
     ],
 )
 def test_a_foreign_manifest_is_refused_with_a_reason(change: dict[str, object], sentence: str) -> None:
     fields = orjson.loads(manifest().key_row.value[HEADER_BYTES:]) | change
-    with pytest.raises(ReleaseCorrupt, match=sentence):
+    with pytest.raises((ReleaseCorrupt, WrittenByNewer), match=sentence):
         read_manifest(ID, Checksum(ID).seal(MANIFEST, NO_OFFSET + orjson.dumps(fields)))
 
 

@@ -165,7 +165,7 @@ async def test_missing_catalogue_is_written_and_a_newer_format_is_left_unchanged
         await survey(store)
     live = await publish(store, "live")
     catalogue = tmp_path / "store" / "catalogue.json"
-    catalogue.write_bytes(catalogue.read_bytes().replace(b'"format": 2', b'"format": 4'))
+    catalogue.write_bytes(catalogue.read_bytes().replace(b'"format": 2', b'"format": 9'))
     with pytest.raises(CatalogueUnreadable, match="upgrade hotplate"):
         await survey(store)
     catalogue.unlink()
