@@ -70,7 +70,7 @@ def page(report: Report) -> str:
         parts.append(_grouped_html(main) if report.listed else _matrix_html(main))
     parts += [f'<p class="note">{_escaped(note)}</p>' for note in report.notes]
     parts += [
-        f'<figure><h2>{_escaped(plot.title)}</h2><div class="scroll">{_drawn(plot)}</div>'
+        f'<figure><h2>{_escaped(plot.title)}</h2><div class="scroll">{draw(plot)}</div>'
         f"<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
         for plot in report.plots
     ]
@@ -139,7 +139,8 @@ def _cell(row: Row | None, *, unit: bool = True) -> str:
     return _escaped(value).replace(" ", "&nbsp;") + (f"<small>{_escaped(below)}</small>" if below else "")
 
 
-def _drawn(plot: Plot) -> str:
+def draw(plot: Plot) -> str:
+    """Return a plot as an SVG element; its colours are CSS variables of the page."""
     with rc_context(STYLE):
         panels = [plot] if plot.below is None else [plot, plot.below]
         figure = Figure(figsize=(WIDTH, HEIGHT * len(panels)))

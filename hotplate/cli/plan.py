@@ -1,23 +1,25 @@
 """`hotplate plan`: the capacity and cost of a load."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import parse_qsl, urlencode
 
 import typer
 
 from hotplate.bench.planner import inputs
 from hotplate.cli.flags import signed
 from hotplate.cli.terminal import Json, err, out, require_folder, show_report, with_store
-from hotplate.stores.options import Flag
+from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from hotplate.bench.planner.inputs import InputSource
     from hotplate.bench.planner.plan import CapacityPlan
     from hotplate.bench.planner.review import Baseline
+    from hotplate.stores.cosmos.charges import Charges
 
 _flag = partial(Flag, prefix="PLAN_")
 _measured = partial(_flag, panel="Measured, not assumed")
@@ -49,7 +51,13 @@ class PlanFlags:
     check: Annotated[Path | None, _output("Exit with 3 if a figure exceeds this saved plan by more than 10 %.")] = None
     save: Annotated[Path | None, _output("Write inputs and figures to a file for --check.")] = None
     report: Annotated[Path | None, _output("Write the report to this name with .json and .html.", name="out")] = None
+    open_page: Annotated[
+        bool, _output("Open the planner as a page, on loopback, until Ctrl-C; QUERY opens a page again.", name="open")
+    ] = False
     as_json: Json = False
+    query: Annotated[
+        str | None, Argument("Inputs as the page shows them, as 'users=1M&peak_rps=500'.", metavar="[QUERY]")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.source and self.check:
@@ -80,9 +88,13 @@ def plan(flags: PlanFlags, **given: str | None) -> None:
             return
     file, prices = flags.source or flags.check, prices or price_list.OURS
     baseline = None if file is None else read_baseline(file)
-    layers = _layers(baseline, flags, _command_line(flags.assume, given))
+    command_line = _command_line(flags, given)
+    layers = _layers(baseline, flags, command_line)
     charges = cosmos_charges.load(flags.charges or cosmos_charges.OURS)
-    made = calculate(inputs.merge(layers), price_list.load(prices), charges)
+    if flags.open_page:
+        _open_page(flags, layers, command_line, prices, charges)
+        return
+    made = calculate(inputs.merge([*layers, *command_line]), price_list.load(prices), charges)
     _finish(made, prices, baseline if flags.check else None, flags)
 
 
@@ -120,18 +132,54 @@ def _parameters() -> Iterator[inspect.Parameter]:
 signed(plan, list(_parameters()))
 
 
-def _command_line(assume: Sequence[str], flags: Mapping[str, str | None]) -> "list[InputSource]":
-    values = dict[str, object]()
-    for each in assume:
-        name, equals, value = each.partition("=")
+def _command_line(flags: PlanFlags, given: Mapping[str, str | None]) -> "list[InputSource]":
+    assumed = dict[str, object]()
+    for assumption in flags.assume:
+        name, equals, value = assumption.partition("=")
         if not equals:
-            raise inputs.PlanMisused(f"--set takes NAME=VALUE, not {each!r}")
-        values[name.strip()] = value.strip()
-    given = {name: value for name, value in flags.items() if value is not None}
-    return [inputs.InputSource("flag", values, "--set {name}"), inputs.InputSource("flag", given, "--{flag}")]
+            raise inputs.PlanMisused(f"--set takes NAME=VALUE, not {assumption!r}")
+        assumed[name.strip()] = value.strip()
+    values = {name: value for name, value in given.items() if value is not None}
+    layers = [inputs.InputSource("flag", assumed, "--set {name}"), inputs.InputSource("flag", values, "--{flag}")]
+    if flags.query is None:
+        return layers
+    query = dict(parse_qsl(flags.query.removeprefix("?")))
+    if not query:
+        raise inputs.PlanMisused(f"{flags.query!r} is not a query, as 'users=1M&peak_rps=500'")
+    return [inputs.InputSource("query", query, "{name} in the query"), *layers]
+
+
+def _open_page(
+    flags: PlanFlags, layers: "list[InputSource]", command_line: "list[InputSource]", prices: Path, charges: "Charges"
+) -> None:
+    from hotplate.bench.planner import planner_page
+    from hotplate.bench.planner import prices as price_list
+
+    named = {
+        "--from": flags.source or flags.check,
+        "--from-report": flags.from_report,
+        "--from-release": flags.from_release,
+        "--prices": None if prices == price_list.OURS else prices,
+        "--charges": flags.charges,
+    }
+    page = planner_page.PlannerPage(
+        layers=layers,
+        prices=price_list.load(prices),
+        prices_name=prices.name,
+        charges=charges,
+        options=[word for option, value in named.items() if value is not None for word in (option, str(value))],
+    )
+    given = {name: str(value) for layer in command_line for name, value in layer.values.items()}
+    planner_page.open_page(
+        page,
+        urlencode(given),
+        lambda url: err.print(f"the planner's page, until Ctrl-C: {url}"),
+        browser=err.is_terminal,
+    )
 
 
 def _layers(baseline: "Baseline | None", flags: PlanFlags, command_line: "list[InputSource]") -> "list[InputSource]":
+    """Return the inputs from files, a release and a report; those of the command line win over them."""
     from hotplate.cli.releases import find_manifest
     from hotplate.stores.urls import redacted
 
@@ -142,7 +190,7 @@ def _layers(baseline: "Baseline | None", flags: PlanFlags, command_line: "list[I
     if flags.from_report is not None:
         p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
         layers.append(inputs.from_report(flags.from_report, p99_ms))
-    return [*layers, *command_line]
+    return layers
 
 
 def _write_prices(region: str, currency: str, path: Path) -> Path:

@@ -1,0 +1,234 @@
+"""The planner as a page on loopback (`hotplate plan --open`).
+
+The page computes nothing itself. At each change of a form field it requests the plan of the query in its address, and
+shows what the command prints for the same inputs. The address contains a random token, the Host header is checked, and
+no request changes anything.
+"""
+
+import asyncio
+import secrets
+import shlex
+import signal
+import webbrowser
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from aiohttp import web
+
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.planner.inputs import KNOWN, NOBODY, SHAPES, InputSource, merge
+from hotplate.bench.planner.plan import CapacityPlan, calculate
+from hotplate.bench.planner.prices import Prices
+from hotplate.bench.planner.review import report, to_toml
+from hotplate.report import Plot, format_row
+from hotplate.report_page import draw
+from hotplate.stores.cosmos.charges import Charges
+
+HOST = "127.0.0.1"
+FILES = files("hotplate.bench.planner") / "page"
+MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+# Plots have inline styles; everything else comes from this server.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Longest query that is read, in characters.
+MAX_QUERY = 4096
+# The page's inputs and their labels; others keep the values given to the command.
+LABELS = {
+    "users": "Users",
+    "peak_rps": "Requests/s in the busiest hour",
+    "profile": "Shape of a day",
+    "hit_rate": "Share answered by a cache",
+    "regions": "Regions",
+    "consistency": "Consistency of reads",
+    "list_length": "Items in a list",
+    "encoding": "Encoding of lists",
+    "refresh_hours": "Hours between publishes",
+    "window_hours": "Hours that a publish may take",
+}
+HINTS = {
+    "peak_rps": "of all regions together",
+    "profile": "flat, evening, or 24 rates",
+    "hit_rate": "0 to 1",
+    "regions": "each holds all data",
+}
+# Shown if neither the command nor the query names a load.
+EXAMPLE = {"users": "1000000", "peak_rps": "500"}
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerPage:
+    """What the command was given, on which the page's inputs are laid.
+
+    layers   inputs from files, a report or a release
+    options  the options that named *layers* and prices, to print the equivalent command
+    plots    pictures of a report, shown below those of the plan
+    """
+
+    layers: Sequence[InputSource]
+    prices: Prices
+    prices_name: str
+    charges: Charges
+    options: Sequence[str] = ()
+    plots: Sequence[Plot] = ()
+
+    def fields(self, query: str) -> list[dict[str, Any]]:
+        """Return the form's fields with the values that *query* gives."""
+        given = self._given(query)
+        inputs = self._plan(given).inputs
+        fields = []
+        for name, label in LABELS.items():
+            choices = KNOWN[name].metadata["choices"]
+            value = getattr(inputs, name)
+            fields.append(
+                {
+                    "name": name,
+                    "label": label,
+                    "hint": HINTS.get(name, ""),
+                    "choices": list(SHAPES if name == "profile" else choices),
+                    "free": name == "profile",
+                    "value": ", ".join(f"{rate:g}" for rate in value) if isinstance(value, tuple) else value,
+                }
+            )
+        return fields
+
+    def answer(self, query: str) -> dict[str, Any]:
+        """Return the plan of *query* as the page shows it. Raises BenchMisused for an invalid input."""
+        given = self._given(query)
+        plan = self._plan(given)
+        planned = report(plan, self.prices_name)
+        table = [
+            {"group": subject, "rows": [[row.figure, *format_row(row)] for row in rows]}
+            for subject, rows in groupby(planned.rows, key=lambda row: row.subject)
+        ]
+        return {
+            "answer": planned.sentence,
+            "complaints": planned.complaints,
+            "notes": planned.notes,
+            "table": table,
+            "command": self.command(given),
+            "toml": to_toml(plan),
+            "query": urlencode(given),
+        }
+
+    def pictures(self, query: str) -> list[dict[str, str]]:
+        """Return the plan's plots as SVG elements."""
+        planned = report(self._plan(self._given(query)), self.prices_name)
+        return [
+            {"title": plot.title, "svg": draw(plot), "caption": plot.caption} for plot in (*planned.plots, *self.plots)
+        ]
+
+    def command(self, given: Mapping[str, str]) -> str:
+        """Return the command that prints this plan."""
+        words = ["hotplate", "plan", *self.options]
+        for name, value in given.items():
+            if KNOWN[name].metadata["panel"]:
+                words += [f"--{name.replace('_', '-')}", value]
+            else:
+                words += ["--set", f"{name}={value}"]
+        return shlex.join(words)
+
+    def _given(self, query: str) -> dict[str, str]:
+        if len(query) > MAX_QUERY:
+            raise BenchMisused(f"the query has {len(query):,} characters; at most {MAX_QUERY:,} are read")
+        given = dict(parse_qsl(query.removeprefix("?")))
+        if unknown := sorted(given.keys() - KNOWN.keys()):
+            raise BenchMisused(f"{unknown[0]!r} in the query is not an input of a plan")
+        named = set(given).union(*(layer.values for layer in self.layers))
+        if named.isdisjoint(NOBODY):
+            given = EXAMPLE | given
+        return given
+
+    def _plan(self, given: Mapping[str, str]) -> CapacityPlan:
+        query = InputSource("page", given, "{name}")
+        return calculate(merge([*self.layers, query]), self.prices, self.charges)
+
+
+def application(page: PlannerPage, token: str) -> web.Application:
+    """Return the page's routes, all below */TOKEN/*."""
+    drawing = asyncio.Lock()
+
+    async def file(request: web.Request) -> web.Response:
+        name = request.match_info.get("file") or "index.html"
+        resource = FILES / name
+        if name not in {entry.name for entry in FILES.iterdir()}:
+            raise web.HTTPNotFound
+        return web.Response(text=resource.read_text(), content_type=MEDIA[Path(name).suffix], charset="utf-8")
+
+    async def fields(request: web.Request) -> web.Response:
+        return _json(page.fields, request)
+
+    async def plan(request: web.Request) -> web.Response:
+        return _json(page.answer, request)
+
+    async def plots(request: web.Request) -> web.Response:
+        async with drawing:  # matplotlib's settings are global
+            return await asyncio.to_thread(_json, page.pictures, request)
+
+    served = web.Application(middlewares=[_guard])
+    served.router.add_get(f"/{token}/", file)
+    served.router.add_get(f"/{token}/fields", fields)
+    served.router.add_get(f"/{token}/plan", plan)
+    served.router.add_get(f"/{token}/plots", plots)
+    served.router.add_get(f"/{token}/page/{{file}}", file)
+    return served
+
+
+def _json(compute: Callable[[str], Any], request: web.Request) -> web.Response:
+    try:
+        return web.json_response(compute(request.query_string))
+    except BenchMisused as error:
+        return web.json_response({"error": str(error)}, status=422)
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Refuse other host names, which DNS rebinding would send, and forbid resources from elsewhere."""
+    host = request.host.rpartition(":")[0] or request.host
+    if host not in (HOST, "localhost"):
+        raise web.HTTPMisdirectedRequest(text="the Host header names neither 127.0.0.1 nor localhost")
+    response = await handler(request)
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+async def serve(page: PlannerPage, query: str, announce: Callable[[str], None]) -> None:
+    """Serve the page until SIGINT or SIGTERM; *announce* gets its address, which contains *query*."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    token = secrets.token_urlsafe(16)
+    runner = web.AppRunner(application(page, token), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, HOST, 0)
+        await site.start()
+        (_, port), *_ = runner.addresses
+        announce(f"http://{HOST}:{port}/{token}/?{query}".rstrip("?"))
+        await stopped.wait()
+    finally:
+        await runner.cleanup()
+
+
+def open_page(page: PlannerPage, query: str, announce: Callable[[str], None], *, browser: bool) -> None:
+    """Serve the page and, with *browser*, open it in the user's. Raises BenchMisused for an invalid *query*."""
+    page.answer(query)  # an invalid input is refused before a browser opens
+
+    def opened(url: str) -> None:
+        announce(url)
+        if browser:
+            webbrowser.open(url)
+
+    asyncio.run(serve(page, query, opened))

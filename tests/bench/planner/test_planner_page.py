@@ -1,0 +1,182 @@
+"""The planner as a page, in a real browser and by plain requests."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.browser import Page, opened
+from tests.support.command import hotplate, json_of
+from tests.support.npm import installed
+from tests.support.paths import ROOT
+
+AXE = "4.14.1"
+SERIOUS = ("serious", "critical")
+ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/\S*")
+QUERY = "users=2M&peak_rps=700&zipf=0.9"
+
+
+def address_of(lines: IO[str]) -> str:
+    for line in lines:
+        if (address := ADDRESS.search(line)) is not None:
+            return address[0]
+    raise AssertionError("the command ended without an address")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The address that `plan --open` prints, with its query; the command ends at Ctrl-C with exit code 0."""
+    command = [sys.executable, "-m", "hotplate", "plan", "--open", QUERY]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        watchdog = threading.Timer(120, process.kill)
+        watchdog.start()
+        try:
+            yield address_of(process.stderr)
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+            watchdog.cancel()
+
+
+@asynccontextmanager
+async def planner(address: str, folder: Path, *, theme: str = "light", width: int = 1280) -> AsyncIterator[Page]:
+    """Open the page and wait for its plots; at the end nothing was logged or requested elsewhere."""
+    async with opened("about:blank", folder) as page:
+        await page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        await page.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        await page.call("Page.navigate", url=address)
+        await page.until("document.querySelectorAll('#plots svg').length >= 2")
+        yield page
+        assert page.complaints == []
+        server = "{0.scheme}://{0.netloc}".format(urlsplit(address))
+        elsewhere = [url for url in page.requested if not url.startswith((server, "about:", "data:"))]
+        assert elsewhere == []
+
+
+def status_of(address: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60) as response:
+            status: int = response.status
+            return status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+async def changed(page: Page, name: str, value: str) -> None:
+    """Type a value into a field of the form."""
+    field = f"document.querySelector('#inputs [name={name}]')"
+    await page.evaluate(
+        f"{field}.value = {json.dumps(value)}; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+    )
+    await page.until(f"new URLSearchParams(location.search).get('{name}') === {json.dumps(value)}")
+
+
+def figures(facts: dict[str, Any]) -> dict[str, str]:
+    return {row["subject"] + "/" + row["figure"]: row["value"] for row in facts["rows"]}
+
+
+async def test_inputs_change_the_answer_to_that_of_the_command(address: str, tmp_path: Path) -> None:
+    async with planner(address, tmp_path) as page:
+        before = await page.evaluate("document.getElementById('answer').textContent")
+        assert before == json_of("plan", "--users", "2M", "--peak-rps", "700", "--zipf", "0.9")["sentence"]
+        await changed(page, "regions", "3")
+        await changed(page, "peak_rps", "4000")
+        await changed(page, "encoding", "json")
+        await page.until(f"document.getElementById('answer').textContent !== {json.dumps(before)}")
+        await page.until("document.getElementById('command').textContent.includes('--encoding json')")
+        command = shlex.split(await page.evaluate("document.getElementById('command').textContent"))
+        assert command[:2] == ["hotplate", "plan"]
+        expected = json_of(*command[1:])
+        assert await page.evaluate("document.getElementById('answer').textContent") == expected["sentence"]
+        shown = await page.evaluate("document.querySelectorAll('#table tbody tr th[scope=row]').length")
+        assert shown == len(expected["rows"])
+
+
+async def test_shown_query_file_and_command_give_the_same_plan(address: str, tmp_path: Path) -> None:
+    async with planner(address, tmp_path) as page:
+        await changed(page, "users", "5M")
+        await page.until("document.getElementById('again').textContent.includes('users=5M')")
+        again = shlex.split(await page.evaluate("document.getElementById('again').textContent"))
+        assert again[:3] == ["hotplate", "plan", "--open"]
+        file = tmp_path / "plan.toml"
+        file.write_text(await page.evaluate("document.getElementById('toml').textContent"))
+        shown = await page.evaluate("document.getElementById('answer').textContent")
+    by_query = json_of("plan", again[3])
+    by_file = json_of("plan", "--from", file)
+    assert by_query["sentence"] == by_file["sentence"] == shown
+    assert figures(by_query) == figures(by_file)
+
+
+async def test_invalid_input_is_explained_and_the_last_plan_stays(address: str, tmp_path: Path) -> None:
+    async with planner(address, tmp_path) as page:
+        before = await page.evaluate("document.getElementById('answer').textContent")
+        await changed(page, "regions", "a few")
+        problem = await page.until("document.querySelector('#problems .problem')?.textContent")
+        assert problem == "regions is 'a few', and must be a whole number"
+        assert await page.evaluate("document.getElementById('answer').textContent") == before
+        page.complaints.clear()  # the browser logs the refused request
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+async def test_page_fits_the_screen_and_is_accessible(
+    address: str, tmp_path: Path, pytestconfig: pytest.Config, theme: str, width: int
+) -> None:
+    axe = installed(pytestconfig, f"axe-core@{AXE}") / "node_modules/axe-core/axe.min.js"
+    async with planner(address, tmp_path, theme=theme, width=width) as page:
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await page.evaluate(axe.read_text() + "; 0")
+        violations = json.loads(await page.evaluate("axe.run().then((result) => JSON.stringify(result.violations))"))
+        serious = [
+            (violation["id"], [node["html"] for node in violation["nodes"]])
+            for violation in violations
+            if violation["impact"] in SERIOUS
+        ]
+        assert serious == []
+
+
+async def test_every_input_is_reached_by_the_keyboard(address: str, tmp_path: Path) -> None:
+    async with planner(address, tmp_path) as page:
+        names = await page.evaluate("[...document.querySelectorAll('#inputs [name]')].map((field) => field.name)")
+        reached = []
+        for _ in names:
+            for kind in ("keyDown", "keyUp"):
+                await page.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+            reached.append(await page.evaluate("document.activeElement.name"))
+        assert reached == names
+        assert len(names) == 10
+
+
+def test_only_loopback_hosts_with_the_token_are_answered(address: str) -> None:
+    parts = urlsplit(address)
+    root = f"{parts.scheme}://{parts.netloc}"
+    assert status_of(address) == 200
+    assert status_of(f"{root}{parts.path}", Host="localhost:80") == 200
+    assert status_of(f"{root}{parts.path}", Host="planner.example") == 421
+    assert status_of(f"{root}/plan?{QUERY}") == 404
+    assert status_of(f"{root}{parts.path}page/../planner_page.py") == 404
+    assert status_of(f"{root}{parts.path}plan?users={'9' * 5000}") == 422
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [("speed=1", "'speed' in the query is not an input"), ("users=none", "sers is 'none'"), ("&", "is not a query")],
+)
+def test_invalid_query_is_refused_before_a_page_opens(query: str, sentence: str) -> None:
+    done = hotplate("plan", "--open", query)
+    assert done.returncode == 2
+    assert sentence in done.stderr
