@@ -1,16 +1,17 @@
 """Memory of a server, and the findings of `hotplate store doctor`."""
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.connection import PipelinedConnection, Reconnector, connected, fields_of
-from hotplate.stores.redis.topology import OnlyServer, RedisNode, Sentinels, Topology, replicas_in
+from hotplate.stores.redis.client import Command, Server, Session
+from hotplate.stores.redis.servers import Cluster, RedisNode, Sentinels, replicas_in
+from hotplate.stores.redis.sessions import Sessions
 from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.redis.writer import Keys
 from hotplate.stores.store import Finding, Level, Plan
@@ -20,7 +21,6 @@ _ok = partial(Finding, Level.OK)
 _warning = partial(Finding, Level.WARNING)
 _error = partial(Finding, Level.ERROR)
 
-TIMEOUT_S = 5.0
 MUCH_USED = 0.9
 
 # Overhead of a row, its name before the key, and the allocator: within -10 and +13 % of `used_memory` (Redis 7).
@@ -30,8 +30,8 @@ ALLOCATED = 1.08
 
 # Settings of a cluster's nodes, their wrong values, and the consequences.
 COVERAGE = (
-    (b"cluster-require-full-coverage", "yes", "all nodes refuse to answer when one is lost; set no on each"),
-    (b"cluster-allow-reads-when-down", "no", "a node cut off from the others answers nothing; set yes on each"),
+    ("cluster-require-full-coverage", "yes", "all nodes refuse to answer when one is lost; set no on each"),
+    ("cluster-allow-reads-when-down", "no", "a node cut off from the others answers nothing; set yes on each"),
 )
 
 
@@ -45,7 +45,7 @@ class Memory:
     policy: str
 
     @classmethod
-    def of(cls, fields: Mapping[str, str]) -> "Memory":
+    def of(cls, fields: Mapping[str, Any]) -> "Memory":
         """Read the fields of INFO."""
         policy = fields.get("maxmemory_policy", "noeviction")
         used, limit, machine = (
@@ -81,13 +81,14 @@ class Memory:
         return _ok("memory", used)
 
 
-async def measure(server: Reconnector) -> Memory:
+async def measure(server: Server) -> Memory:
     """Read a server's memory; raises StoreError."""
-    return Memory.of(fields_of(await server.execute_command(b"INFO", b"memory")))
+    return Memory.of(await server.execute("INFO", "memory"))
 
 
-async def examine(servers: OnlyServer, keys: Keys) -> list[Finding]:
+async def examine(sessions: Sessions, keys: Keys) -> list[Finding]:
     """Examine each primary."""
+    servers = sessions.servers
     try:
         await servers.load()
     except StoreError as error:
@@ -97,7 +98,7 @@ async def examine(servers: OnlyServer, keys: Keys) -> list[Finding]:
     home, findings = servers.owner(key_slot(keys.catalogue.encode())), list[Finding]()
     for node in servers.primaries:
         try:
-            found = await _examine_server(servers, node, keys if node == home else None)
+            found = await _examine_server(sessions, node, keys if node == home else None)
         except StoreError as error:
             found = [_error("server", str(error))]
         name = f"{node}: " if len(servers.primaries) > 1 else ""
@@ -110,30 +111,30 @@ async def examine(servers: OnlyServer, keys: Keys) -> list[Finding]:
     return merged
 
 
-async def _examine_server(servers: OnlyServer, node: RedisNode, keys: Keys | None) -> list[Finding]:
-    address = servers.address(node)
-    async with connected(address, TIMEOUT_S) as connection:
+async def _examine_server(sessions: Sessions, node: RedisNode, keys: Keys | None) -> list[Finding]:
+    servers = sessions.servers
+    async with sessions.at(node).session() as session:
         try:
-            fields = fields_of(await connection.send_command(b"INFO"))
+            fields = await session.execute("INFO")
         except StoreMisused as error:
             found = [_warning("server", f"this user may not send INFO: {error}")]
         else:
-            persistence = _persistence(fields, await _setting(connection, b"save"))
+            persistence = _persistence(fields, await _setting(session, "save"))
             memory = Memory.of(fields)
             found = [_server(fields), _role(fields), memory.room(), memory.eviction(), persistence]
-            if isinstance(servers, Sentinels | Topology):
+            if isinstance(servers, Sentinels | Cluster):
                 found += _replication(fields)
-        if isinstance(servers, Topology):
-            found += await _cluster(connection)
+        if isinstance(servers, Cluster):
+            found += await _cluster(session)
         if keys is not None:
             # A replica ends the connection at the first write, so that comes last.
-            found += [_transport(address), await _reading(connection, keys), await _writing(connection, keys)]
+            found += [_transport(servers.address(node)), await _reading(session, keys), await _writing(session, keys)]
     return found
 
 
-async def _cluster(connection: PipelinedConnection) -> list[Finding]:
+async def _cluster(session: Session) -> list[Finding]:
     try:
-        fields = fields_of(await connection.send_command(b"CLUSTER", b"INFO"))
+        fields = await session.execute("CLUSTER INFO")
     except StoreMisused as error:
         return [_warning("cluster", f"this user may not send CLUSTER INFO: {error}")]
     found = [
@@ -144,55 +145,58 @@ async def _cluster(connection: PipelinedConnection) -> list[Finding]:
         sentence = f"it is not well, and {unserved:,} of {SLOTS:,} slots have no node, or one that has failed"
         found = [_error("cluster", f"{sentence}; see redis-cli --cluster check")]
     for setting, wrong, sentence in COVERAGE:
-        value = await _setting(connection, setting)
+        value = await _setting(session, setting)
         if value == wrong:
-            found.append(_warning("coverage", f"{setting.decode()} is {wrong}: {sentence}"))
+            found.append(_warning("coverage", f"{setting} is {wrong}: {sentence}"))
         elif value is None:
-            found.append(_ok("coverage", f"{setting.decode()} is unknown: CONFIG GET is not allowed"))
+            found.append(_ok("coverage", f"{setting} is unknown: CONFIG GET is not allowed"))
     return found
 
 
-async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:
+async def _reading(session: Session, keys: Keys) -> Finding:
     try:
-        await connection.send_command(b"MGET", keys.catalogue, keys.doctors)
-        await connection.send_command(b"TIME")
+        await session.execute("MGET", keys.catalogue, keys.doctors)
+        await session.execute("TIME")
     except StoreMisused as error:
         return _error("may read", f"no: {error}; docs/redis.md has the rights of a user that serves")
     return _ok("may read", "yes")
 
 
-async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
+async def _writing(session: Session, keys: Keys) -> Finding:
     """Queue and discard the commands of a publish; the server checks them when queued."""
     row = keys.doctors
-    commands: tuple[tuple[str | bytes | int, ...], ...] = (
-        (b"SET", keys.catalogue, b""), (b"DEL", row), (b"UNLINK", row), (b"RPUSH", row, b""), (b"HSET", row, b"0", b""),
-        (b"EVAL", b"return 1", 1, row), (b"MSET", row, b""), (b"DISCARD",),
+    commands: tuple[Command, ...] = (
+        ("SET", keys.catalogue, b""), ("DEL", row), ("UNLINK", row), ("RPUSH", row, b""), ("HSET", row, "0", b""),
+        ("EVAL", "return 1", 1, row), ("MSET", row, b""), ("DISCARD",),
     )  # fmt: skip
     try:
-        await connection.send_command(b"WATCH", row)
-        await connection.send_command(b"MULTI")
+        await session.execute("WATCH", row)
+        await session.execute("MULTI")
     except StoreMisused as error:  # without MULTI, commands would be executed
         return _warning("may publish", f"no, as is right for a service: {error}")
-    replies = await asyncio.gather(*(connection.send_command(*each) for each in commands), return_exceptions=True)
+    try:
+        replies = await session.replies(*commands)
+    except StoreError as error:  # of a replica
+        replies = [error]
     refused = [str(reply) for reply in replies if isinstance(reply, StoreError)]
     return _warning("may publish", f"no: {refused[0]}") if refused else _ok("may publish", "yes")
 
 
-async def _setting(connection: PipelinedConnection, name: bytes) -> str | None:
+async def _setting(session: Session, name: str) -> str | None:
     try:
-        found: list[bytes] = await connection.send_command(b"CONFIG", b"GET", name)
+        settings: dict[str, str] = await session.execute("CONFIG GET", name)
     except (StoreMisused, StoreUnavailable):  # managed services rename CONFIG
         return None
-    return found[1].decode() if len(found) > 1 else None
+    return settings.get(name)
 
 
-def _server(fields: Mapping[str, str]) -> Finding:
+def _server(fields: Mapping[str, Any]) -> Finding:
     name = "Valkey" if "valkey_version" in fields else "Redis"
     version = fields.get("valkey_version") or fields.get("redis_version", "of an unknown version")
     return _ok("server", f"{name} {version}, {fields.get('redis_mode', 'standalone')}")
 
 
-def _role(fields: Mapping[str, str]) -> Finding:
+def _role(fields: Mapping[str, Any]) -> Finding:
     if fields.get("role", "master") == "master":
         return _ok("role", f"primary, {fields.get('connected_slaves', '0')} replicas")
     if fields.get("master_link_status") != "up":
@@ -200,7 +204,7 @@ def _role(fields: Mapping[str, str]) -> Finding:
     return _warning("role", "a replica: serve from it, and publish to its primary")
 
 
-def _replication(fields: Mapping[str, str]) -> list[Finding]:
+def _replication(fields: Mapping[str, Any]) -> list[Finding]:
     replicas = replicas_in(fields)
     if not replicas:
         return [_error("replicas", "none follows the primary, so nothing can take over; add one")]
@@ -210,11 +214,11 @@ def _replication(fields: Mapping[str, str]) -> list[Finding]:
     return [_ok("replicas", f"{replicas} follow the primary"), guard]
 
 
-def _persistence(fields: Mapping[str, str], save_points: str | None) -> Finding:
+def _persistence(fields: Mapping[str, Any], save_points: str | None) -> Finding:
     saves = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
     if failed := [name for name in saves if fields.get(name, "ok") != "ok"]:
         return _error("persistence", f"the last save failed ({', '.join(failed)}); see the server's log and disk")
-    if fields.get("aof_enabled") == "1":
+    if fields.get("aof_enabled") == 1:
         return _ok("persistence", "appendonly: every change is on its disk within a second")
     if save_points == "":
         return _warning("persistence", "none: a restart loses all releases; set appendonly yes, or save")

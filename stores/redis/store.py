@@ -19,25 +19,27 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+
+from redis.exceptions import AskError
 
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_committed
-from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import StoreError
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.connection import VALUES, PipelinedConnection, Redirected, Sender, is_primary
-from hotplate.stores.redis.topology import (
+from hotplate.stores.redis.client import Session, is_primary
+from hotplate.stores.redis.lookups import ReplicaLookups, lookups_for
+from hotplate.stores.redis.multiplexed import Readers
+from hotplate.stores.redis.servers import (
     CONTROL_WAIT_S,
     SEAL_WAIT_S,
-    Nodes,
+    Cluster,
     OnlyServer,
-    RedisNode,
     Sentinels,
-    Topology,
     wait_for_replicas,
 )
+from hotplate.stores.redis.sessions import KeyedCommand, Sessions, evaluation
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
-from hotplate.stores.redis.writer import BUCKETS, SEALED, Keys, RowsLost, Writer, check_owned, state_of, unsealed
+from hotplate.stores.redis.writer import SEALED, Keys, RowsLost, Writer, check_owned, state_of, unsealed
 from hotplate.stores.store import (
     Diagnosed,
     Finding,
@@ -52,7 +54,7 @@ from hotplate.stores.store import (
     sealed,
     traced_call,
 )
-from hotplate.stores.timing import Deadlines, Retrier
+from hotplate.stores.timing import Retrier
 from hotplate.stores.urls import scheme_of
 
 READ_TIMEOUT_S = 1.0  # callers pass shorter ones for lookups
@@ -74,236 +76,6 @@ for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
 return state
 """
 
-_Replies = asyncio.Future[list[Slot]]
-
-
-class ServerLookups:
-    """Reads rows and the release's state by one MGET."""
-
-    def __init__(self, keys: Keys, nodes: Nodes) -> None:
-        self._keys = keys
-        self._nodes = nodes
-
-    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`; the caller applies *timeout_s*."""
-        del timeout_s
-        names = self._keys.release(release)
-        rows: Sequence[str | bytes]
-        try:
-            rows = names.rows(keys)
-        except UnicodeEncodeError:
-            rows, _ = names.located(keys)
-        servers = self._nodes.topology
-        if not servers.loaded:
-            await servers.load()
-        server = self._nodes.at(servers.primaries[0])
-        try:
-            connection = server.current or await server.connection()
-            try:
-                state, *values = await connection.mget(names.state, *rows)
-            except StoreUnavailable:
-                if connection.error is None:
-                    raise
-                state, *values = await (await server.connection()).mget(names.state, *rows)
-        except StoreUnavailable:
-            servers.schedule_refresh()
-            raise
-        if state is None or (state != SEALED and None in values):  # rows missing from a draft may still arrive
-            raise not_found(release)
-        return values
-
-
-class BucketLost(ReleaseNotFound, PartUnavailable):
-    """A bucket is missing or not sealed; others may be whole, so no circuit opens."""
-
-    permanent = True
-
-
-class ClusterLookups:
-    """Reads from the nodes that own the keys; a failing node fails only its keys."""
-
-    def __init__(self, keys: Keys, nodes: Nodes) -> None:
-        self._keys = keys
-        self._nodes = nodes
-        self._deadlines = Deadlines[tuple[_Replies, ...]](_cancel)
-
-    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`; a list counts as absent only if its bucket is sealed."""
-        until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        names = self._keys.release(release)
-        if not keys and await self._nodes.execute_command(b"GET", names.state) is None:
-            raise not_found(release)
-        rows, buckets = names.located(keys)
-        slots = await self._read(rows, [names.slots[bucket] for bucket in buckets], until_s)
-        if None in slots:
-            absent = sorted({bucket for bucket, slot in zip(buckets, slots, strict=True) if slot is None})
-            states = [names.raw_heads[bucket] + b"@state" for bucket in absent]
-            found = await self._read(states, [names.slots[bucket] for bucket in absent], until_s)
-            by_bucket = dict(zip(absent, found, strict=True))
-            for place, bucket in enumerate(buckets):
-                if slots[place] is None and (state := by_bucket[bucket]) != SEALED:
-                    lost = not_found(release) if state is None else unsealed(release, 1, BUCKETS)
-                    slots[place] = state if isinstance(state, StoreError) else BucketLost(str(lost))
-        if slots and all(isinstance(slot, StoreError) for slot in slots):
-            gone = next((slot for slot in slots if isinstance(slot, ReleaseNotFound)), slots[0])
-            raise cast("StoreError", gone)
-        return slots
-
-    async def _read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
-        """Read values by name and slot until *until_s* (loop clock); a failed or late one is an error.
-
-        Raises StoreError if the topology is unknown.
-        """
-        topology = self._nodes.topology
-        if not topology.loaded:
-            await topology.load()
-        owners, others = topology.owners(slots), list[int]()
-        if len(owners) == 1 and owners[0] is not None:  # in two thirds of the time of the general way
-            found = await self._receive_from_one(owners[0], names, until_s, others)
-        else:
-            found = await self._receive_from_many(owners, names, until_s, others)
-        if others:
-            values = await asyncio.gather(*(self._read_one(names[place], until_s) for place in others))
-            for place, value in zip(others, values, strict=True):
-                found[place] = value
-        return found
-
-    def _send(self, node: RedisNode, names: Sequence[bytes]) -> tuple[PipelinedConnection | None, _Replies]:
-        server = self._nodes.at(node)
-        if (connection := server.current) is not None:
-            return connection, connection.get_each(names)
-
-        async def send_later() -> list[Slot]:
-            return await (await server.connection()).get_each(names)
-
-        return None, asyncio.create_task(send_later())
-
-    async def _receive_from_one(
-        self, node: RedisNode, names: Sequence[bytes], until_s: float | None, others: list[int]
-    ) -> list[Slot]:
-        connection, replies = self._send(node, names)
-        pending = (replies,)
-        due = None if until_s is None else self._deadlines.add(pending, until_s)
-        try:
-            values = await self._values(replies, len(names))
-        finally:
-            if due is not None:
-                due.discard(pending)
-        if VALUES.issuperset(map(type, values)):
-            return values
-        return self._failed(values, connection, range(len(names)), others)
-
-    async def _receive_from_many(
-        self, owners: Sequence[RedisNode | None], names: Sequence[bytes], until_s: float | None, others: list[int]
-    ) -> list[Slot]:
-        """Read values from their *owners*; add the positions to *others* that have none, or were redirected or lost."""
-        by_node = dict[RedisNode | None, list[int]]()
-        for place, node in enumerate(owners):
-            if (places := by_node.get(node)) is not None:
-                places.append(place)
-            else:
-                by_node[node] = [place]
-        others += by_node.pop(None, ())
-        sent = [
-            (places, *self._send(node, [names[place] for place in places])) for node, places in by_node.items() if node
-        ]
-        pending = tuple([replies for _, _, replies in sent])
-        found = list[Slot]([None]) * len(names)
-        due = None if until_s is None else self._deadlines.add(pending, until_s)
-        try:
-            for places, connection, replies in reversed(sent):  # the last mostly replies last
-                values = await self._values(replies, len(places))
-                if not VALUES.issuperset(map(type, values)):
-                    values = self._failed(values, connection, places, others)
-                for place, value in zip(places, values, strict=True):
-                    found[place] = value
-        finally:
-            if due is not None:
-                due.discard(pending)
-            for replies in pending:
-                if not replies.cancel() and not replies.cancelled():
-                    replies.exception()  # mark as retrieved
-        return found
-
-    async def _values(self, replies: _Replies, count: int) -> list[Slot]:
-        """Return the values of one node, or its error for each."""
-        try:
-            return await replies
-        except StoreError as error:
-            return [error] * count
-        except asyncio.CancelledError:
-            if not replies.cancelled() or (task := asyncio.current_task()) is None or task.cancelling():
-                raise
-            return [self._late()] * count
-
-    def _failed(
-        self, values: list[Slot], connection: PipelinedConnection | None, places: Sequence[int], others: list[int]
-    ) -> list[Slot]:
-        """Return *values* as errors of their keys; add the positions to *others* that were redirected or lost."""
-        lost = Redirected if connection is None or connection.error is None else StoreUnavailable
-        others += [place for place, value in zip(places, values, strict=True) if isinstance(value, lost)]
-        return [self._part(value) if isinstance(value, StoreUnavailable) else value for value in values]
-
-    async def _read_one(self, name: bytes, until_s: float | None) -> Slot:
-        """Read a value on a new connection, or following redirections."""
-        found: Slot
-        try:
-            async with asyncio.timeout_at(until_s):
-                found = await self._nodes.execute_command(b"GET", name)
-        except TimeoutError:
-            found = self._part(self._late())
-        except StoreError as error:
-            found = self._part(error) if isinstance(error, StoreUnavailable) else error
-        return found
-
-    def _late(self) -> StoreUnavailable:
-        return StoreUnavailable(f"a node of {self._nodes.topology.shown} did not answer in time")
-
-    def _part(self, error: StoreUnavailable) -> PartUnavailable:
-        """Return the error of one key: other keys may be readable."""
-        self._nodes.topology.schedule_refresh()
-        return PartUnavailable(str(error))
-
-
-class ReplicaLookups:
-    """Reads values from replicas, without the state of the release, as none of them proves that a key is absent."""
-
-    def __init__(self, keys: Keys, nodes: Nodes) -> None:
-        self._keys = keys
-        self._nodes = nodes
-
-    async def get(self, release: ReleaseRef, keys: Sequence[str]) -> list[Slot]:
-        """See `ReplicatedReader.get_many_elsewhere`; the caller applies the timeout."""
-        names, topology = self._keys.release(release), self._nodes.topology
-        rows, buckets = names.located(keys)
-        by_node = dict[RedisNode, list[int]]()
-        for place, bucket in enumerate(buckets):
-            if (node := topology.replica_of(names.slots[bucket])) is None:
-                raise StoreUnavailable(f"no replica of {topology.shown} has slot {names.slots[bucket]}")
-            by_node.setdefault(node, []).append(place)
-        found = list[Slot]([None]) * len(keys)
-
-        async def read(node: RedisNode, places: list[int]) -> None:
-            connection = await self._nodes.at(node).connection()
-            values = await connection.get_each([rows[place] for place in places])
-            for place, value in zip(places, values, strict=True):
-                found[place] = value
-
-        await asyncio.gather(*(read(*each) for each in by_node.items()))
-        return found
-
-
-def _cancel(pending: tuple[_Replies, ...]) -> None:
-    for replies in pending:
-        replies.cancel()
-
-
-async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- any reply
-    try:
-        return await reply
-    except StoreError:
-        return None
-
 
 class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
     """A Redis store with separate connections for lookups, control and writing."""
@@ -315,18 +87,18 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         """*common* has the settings of all *servers*."""
         self._common = common
         self._servers = servers
-        self._clustered = isinstance(servers, Topology)
+        self._clustered = isinstance(servers, Cluster)
         self._keys = keys = Keys(common.prefix, clustered=self._clustered)
-        self._reads = Nodes(self._servers, READ_TIMEOUT_S)
-        self._nodes = Nodes(self._servers, TIMEOUT_S)
-        self._writes = Nodes(self._servers, TIMEOUT_S)
-        lookups = ClusterLookups if self._clustered else ServerLookups
-        self._lookups, self._scans = lookups(keys, self._reads), lookups(keys, self._nodes)
+        self._sessions = Sessions(servers, TIMEOUT_S)
+        self._reads = Readers(servers, READ_TIMEOUT_S)
+        self._scan_reads = Readers(servers, TIMEOUT_S)
+        self._replica_reads = Readers(servers, READ_TIMEOUT_S, replicas=True)
+        self._lookups = lookups_for(keys, self._reads, self._sessions)
+        self._scans = lookups_for(keys, self._scan_reads, self._sessions)
+        self._replica_lookups = ReplicaLookups(keys, self._replica_reads)
         for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=for_s)
-        self._replicas = Nodes(self._servers, READ_TIMEOUT_S, replicas=True)
-        self._replica_lookups = ReplicaLookups(keys, self._replicas)
-        self._writer = Writer(self._writes, keys, Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S))
+        self._writer = Writer(self._sessions, keys, Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S))
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
@@ -342,22 +114,18 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         return await self._replica_lookups.get(release, keys)
 
     async def catalogue(self) -> Catalogue:
-        record, now, primary = await self._nodes.run(self._keys.catalogue, self._read_catalogue)
+        record, now, primary = await self._sessions.run(self._keys.catalogue, self._read_catalogue)
         if record is None:
             return Catalogue(now=now, primary=primary)
         return replace(catalogue_record.parse(record, now=now, where=self._servers.shown), primary=primary)
 
-    async def _read_catalogue(self, connection: Sender) -> tuple[bytes | None, float, bool]:
-        record, time_, greeting = await asyncio.gather(
-            connection.send_command(b"GET", self._keys.catalogue),
-            connection.send_command(b"TIME"),
-            _optional(connection.send_command(b"HELLO", 2)),
-        )
-        try:
-            seconds, micros = time_
-            return record, int(seconds) + int(micros) / 1e6, is_primary(greeting)
-        except (TypeError, ValueError) as error:
-            raise connection.lose("replied to a read of the catalogue in an unknown format") from error
+    async def _read_catalogue(self, session: Session) -> tuple[bytes | None, float, bool]:
+        record, time_, greeting = await session.replies(("GET", self._keys.catalogue), ("TIME",), ("HELLO",))
+        for reply in (record, time_):
+            if isinstance(reply, StoreError | AskError):
+                raise reply
+        seconds, micros = time_
+        return record, seconds + micros / 1e6, is_primary(greeting)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen: Catalogue | None = None
@@ -372,16 +140,18 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
                 await self._servers.confirm()
 
     async def close(self) -> None:
-        for opened in (self._reads, self._nodes, self._writes, self._replicas):
+        for opened in (self._reads, self._scan_reads, self._replica_reads, self._sessions):
             await opened.close()
         await self._servers.close()  # last: calls that fail schedule a discovery
 
     async def warnings(self) -> list[str]:
-        found = [(server, (await examination.measure(server)).eviction()) for server in await self._nodes.primaries()]
-        return [f"{server.where}: {sentence}" for server, (level, _, sentence) in found if level == Level.ERROR]
+        found = [
+            (server, (await examination.measure(server)).eviction()) for server in await self._sessions.primaries()
+        ]
+        return [f"{server.address.shown}: {sentence}" for server, (level, _, sentence) in found if level == Level.ERROR]
 
     async def examine(self) -> list[Finding]:
-        return [*await self._servers.examine(), *await examination.examine(self._servers, self._keys)]
+        return [*await self._servers.examine(), *await examination.examine(self._sessions, self._keys)]
 
     async def incarnations(self) -> list[str]:
         return await self._writer.incarnations()
@@ -394,56 +164,51 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         del draft
-        servers = await self._nodes.primaries()
+        servers = await self._sessions.primaries()
         for server in servers:
-            (await examination.measure(server)).check(plan, len(servers), server.where)
+            (await examination.measure(server)).check(plan, len(servers), server.address.shown)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         await self._retrier.call(lambda: self._create(draft, plan))
 
     async def _create(self, draft: DraftRef, plan: Plan) -> None:
         keys, mine = self._keys.release(draft), state_of(draft)
-        if not await self._nodes.execute_command(b"EXISTS", keys.state):  # an existing draft holds part of *plan*
+        if not await self._sessions.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
             await self.check_room(draft, plan)
         await self._writer.add(draft.incarnation)
-        before, connection = await self._replace_state(keys.steps[0], mine, "unless", SEALED)
+        before = await self._sessions.run(keys.state, partial(self._claim_first, keys.steps[0], mine))
         if before == SEALED:
             raise sealed(draft)
-        await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
         await self._claim_others(draft)
         await self._writer.add(draft.incarnation)  # an erase may have removed it
         if before is None:
             self._writer.forget(draft)
 
+    async def _claim_first(self, step: Sequence[str], mine: bytes, session: Session) -> bytes | None:
+        """Replace the first state unless it is sealed; return the previous one."""
+        before: bytes | None = await session.execute(*_replacement(step, mine, "unless", SEALED).command)
+        if before != SEALED:
+            await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
+        return before
+
     async def _claim_others(self, draft: DraftRef) -> None:
         mine, keys = state_of(draft), self._keys.release(draft)
         while len(keys.steps) > 1:
             states = await self._states(draft)  # before the check, so REPLACE fails after another claim
-            check_owned(draft, await self._nodes.execute_command(b"GET", keys.state))
+            check_owned(draft, await self._sessions.execute("GET", keys.state))
             claimed = list(zip(keys.steps, states, strict=True))[1:]
             others = [(step, state) for step, state in claimed if state not in (mine, SEALED)]
             if not others:
                 return
-            await asyncio.gather(*(self._replace_state(step, mine, "if", state or b"") for step, state in others))
-
-    async def _replace_state(
-        self, step: Sequence[str], state: bytes, when: str, *states: bytes
-    ) -> tuple[bytes | None, Sender]:
-        """Return the previous state and the connection."""
-
-        async def replace_state(connection: Sender) -> tuple[bytes | None, Sender]:
-            return await connection.send_command(b"EVAL", REPLACE, len(step), *step, state, when, *states), connection
-
-        return await self._nodes.run(step[0], replace_state)
+            await self._sessions.execute_each([_replacement(step, mine, "if", state or b"") for step, state in others])
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         keys = self._keys.release(draft)
 
-        def read(connection: Sender) -> asyncio.Future[list[bytes | None]]:
-            get = connection.send_command
-            return asyncio.gather(get(b"HGET", keys.points, part), get(b"GET", keys.state))
+        async def read(session: Session) -> list[bytes | None]:
+            return await session.execute_all(("HGET", keys.points, part), ("GET", keys.state))
 
-        point, state = await self._nodes.run(keys.state, read)
+        point, state = await self._sessions.run(keys.state, read)
         check_owned(draft, state)
         self._writer.forget(draft)
         return None if point is None else point.decode()
@@ -456,22 +221,21 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         keys, mine = self._keys.release(draft), state_of(draft)
         first, *others = keys.steps
 
-        async def seal_first(connection: Sender) -> Sender:
-            await self._writer.check_kept(draft, connection)
-            before = await connection.send_command(b"EVAL", REPLACE, len(first), *first, SEALED, "if", mine)
+        async def wait(session: Session) -> None:
+            await self._servers.wait_replicated(session, f"release {draft.id} is written", SEAL_WAIT_S)
+
+        async def seal_first(session: Session) -> None:
+            await self._writer.check_kept(draft, session)
+            before = await session.execute(*_replacement(first, SEALED, "if", mine).command)
             if before != SEALED:
                 check_owned(draft, before)
-            return connection
+            await wait(session)
 
-        used = {await self._nodes.run(keys.state, seal_first)}
+        await self._sessions.run(keys.state, seal_first)
         # Of any writer: another may have started to seal.
-        sealing = (self._replace_state(step, SEALED, "unless", SEALED, b"") for step in others)
-        for before, connection in await asyncio.gather(*sealing):
-            if before is None:
-                raise not_found(draft)
-            used.add(connection)
-        done = f"release {draft.id} is written"
-        await asyncio.gather(*(self._servers.wait_replicated(connection, done, SEAL_WAIT_S) for connection in used))
+        sealing = [_replacement(step, SEALED, "unless", SEALED, b"") for step in others]
+        if None in await self._sessions.execute_each(sealing, then=wait):
+            raise not_found(draft)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self._retrier.call(partial(self.prepare, release))
@@ -499,43 +263,46 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         """See the contract; a commit waits for replicas. RowsLost if the release is incomplete."""
         releases = newly_committed(old, new)
 
-        async def change(connection: Sender) -> None:
+        async def change(session: Session) -> None:
             for release in () if self._clustered else releases:
-                state = await connection.send_command(b"GET", self._keys.release(release).state)
+                state = await session.execute("GET", self._keys.release(release).state)
                 if state not in (None, SEALED):
                     raise RowsLost(f"{self._servers.shown}: {unsealed(release, 1, 1)}")
-            record, now, _ = await self._read_catalogue(connection)
-            found = Catalogue() if record is None else catalogue_record.parse(record, now=now, where=connection.where)
+            record, now, _ = await self._read_catalogue(session)
+            found = Catalogue() if record is None else catalogue_record.parse(record, now=now, where=session.where)
             if found.version != old.version:
                 raise catalogue_changed()
-            await self._replace(connection, record, new)
+            await self._replace(session, record, new)
             if releases:
-                await self._servers.wait_replicated(connection, "the catalogue was changed")
+                await self._servers.wait_replicated(session, "the catalogue was changed")
 
         if releases:
             await self._servers.confirm()
-        await self._nodes.run(self._keys.catalogue, change)
+        await self._sessions.run(self._keys.catalogue, change)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        await self._nodes.run(self._keys.catalogue, lambda connection: self._replace(connection, record, new))
+        await self._sessions.run(self._keys.catalogue, lambda session: self._replace(session, record, new))
 
-    async def _replace(self, connection: Sender, record: bytes | None, new: Catalogue) -> None:
-        old, args = record or b"", (self._keys.catalogue, catalogue_record.dump(new))
-        if (await connection.send_command(b"EVAL", REPLACE, 1, *args, "if", old) or b"") != old:
+    async def _replace(self, session: Session, record: bytes | None, new: Catalogue) -> None:
+        old = record or b""
+        replacement = _replacement((self._keys.catalogue,), catalogue_record.dump(new), "if", old)
+        if (await session.execute(*replacement.command) or b"") != old:
             raise catalogue_changed()
-        await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
+        await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         await self.prepare(release)
         names, _ = self._keys.release(release).located(keys)
-        return sum(await asyncio.gather(*(self._nodes.execute_command(b"DEL", name) for name in names)))
+        return sum(await self._sessions.execute_each([KeyedCommand(name, ("DEL", name)) for name in names]))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:
         steps = self._keys.release(release).steps
-        found: list[bytes | None] = await asyncio.gather(
-            *(self._nodes.execute_command(b"GET", step[0]) for step in steps)
-        )
-        return found
+        return await self._sessions.execute_each([KeyedCommand(step[0], ("GET", step[0])) for step in steps])
+
+
+def _replacement(names: Sequence[str], value: bytes, when: str, *values: bytes) -> KeyedCommand:
+    """Return the command that replaces the values of keys in one slot, and returns the first key's previous one."""
+    return evaluation(REPLACE, names, value, when, *values)
 
 
 def open_url(url: str) -> RedisStore:
@@ -543,7 +310,7 @@ def open_url(url: str) -> RedisStore:
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
         cluster = parse_cluster(url)
-        return RedisStore(cluster.node, Topology(cluster))
+        return RedisStore(cluster.node, Cluster(cluster))
     if scheme.endswith("+sentinel"):
         behind = parse_sentinel(url)
         return RedisStore(behind.server, Sentinels(behind))

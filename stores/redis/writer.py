@@ -32,13 +32,15 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from redis.crc import key_slot
+from redis.exceptions import RedisError
 from xxhash import xxh3_64_intdigest
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.encoding import META, KeySpan, bounds, merged, pack, unpack
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.connection import Refusal, Sender, fields_of, translated
-from hotplate.stores.redis.topology import CONTROL_WAIT_S, Nodes, RedisNode, wait_for_replicas
+from hotplate.stores.redis.client import Session, translated
+from hotplate.stores.redis.servers import CONTROL_WAIT_S, wait_for_replicas
+from hotplate.stores.redis.sessions import KeyedCommand, Sessions, evaluation
 from hotplate.stores.store import Row, not_found, sealed, taken_over
 from hotplate.stores.timing import Pacer, Retrier
 
@@ -213,17 +215,17 @@ class Batch(NamedTuple):
 class Writer:
     """Puts batches one at a time, lists incarnations and keys, and erases releases, paced to spare readers."""
 
-    def __init__(self, nodes: Nodes, keys: Keys, retrier: Retrier) -> None:
-        self._nodes = nodes
+    def __init__(self, sessions: Sessions, keys: Keys, retrier: Retrier) -> None:
+        self._sessions = sessions
         self._keys = keys
         self._retrier = retrier
         self._lock = asyncio.Lock()
         self._pacer = Pacer(BUSY_SHARE)
-        self._alone = set[RedisNode]()
+        self._alone = set[tuple[str, int]]()
         """Nodes whose replicas do not keep up; not waited for before the seal."""
         self._points = dict[DraftRef, dict[int | str, str]]()
         """Last acknowledged key by draft and part."""
-        self._checked: Sender | None = None
+        self._checked: object = None
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a draft in order; raises as `Store.put`."""
@@ -232,7 +234,7 @@ class Writer:
         keys, meta_keys = self._keys.release(draft).lists
         each: tuple[tuple[str, Sequence[Row], int | str], ...] = ((keys, others, part), (meta_keys, meta, META_POINT))
         for source, of, point in each:
-            for some in _bounded(of, len(self._nodes.topology.primaries) or 1):
+            for some in _bounded(of, len(self._sessions.servers.primaries) or 1):
                 async with self._lock:
                     batch = Batch.of(some, source, point)
                     write = self._write_by_step if self._keys.clustered else self._write_at_once
@@ -244,27 +246,26 @@ class Writer:
         """Forget the resume points of a draft."""
         self._points.pop(draft, None)
 
-    async def check_kept(self, draft: DraftRef, connection: Sender, *sent: str) -> bytes | None:
-        """Return the draft's state; RowsLost if acknowledged rows are gone.
+    async def check_kept(self, draft: DraftRef, session: Session, *sent: str, watched: bool = False) -> bytes | None:
+        """Return the draft's state, which is *watched* from then on; RowsLost if acknowledged rows are gone.
 
         *sent*: last key of a batch that may have been written without acknowledgement. With it, rows are checked on new
         connections only: on the same one another writer may have advanced the resume point.
         """
         keys, points = self._keys.release(draft), self._points.get(draft, {})
-        if sent and connection is self._checked:
+        if sent and session.identity is self._checked:
             points = {}
         state: bytes | None
         found: list[bytes | None]
-        state, found = await asyncio.gather(
-            connection.send_command(b"GET", keys.state), connection.send_command(b"HMGET", keys.points, "", *points)
-        )
+        watch = [("WATCH", keys.state)] if watched else []
+        *_, state, found = await session.execute_all(*watch, ("GET", keys.state), ("HMGET", keys.points, "", *points))
         kept = all(
             point is not None and point.decode() in (last, *sent)
             for last, point in zip(points.values(), found[1:], strict=True)
         )
         if state == state_of(draft) and not kept:
-            raise RowsLost(f"{connection.where} has lost rows of release {draft.id} that it had acknowledged")
-        self._checked = connection
+            raise RowsLost(f"{session.where} has lost rows of release {draft.id} that it had acknowledged")
+        self._checked = session.identity
         return state
 
     async def _write_at_once(self, draft: DraftRef, batch: Batch) -> float:
@@ -273,68 +274,75 @@ class Writer:
         for name, row in zip(names, batch.rows, strict=True):
             pairs += (name, row.value)
 
-        async def transact(connection: Sender) -> float:
+        async def transact(session: Session) -> float:
             outcome = None
             while outcome is None:
-                watching = connection.send_command(b"WATCH", keys.state)
-                _, state = await asyncio.gather(watching, self.check_kept(draft, connection, batch.last))
-                check_owned(draft, state)
+                check_owned(draft, await self.check_kept(draft, session, batch.last, watched=True))
                 started = time.monotonic()
-                *_, outcome = await asyncio.gather(
-                    connection.send_command(b"MULTI"),
-                    connection.send_command(b"MSET", *pairs),
-                    connection.send_command(b"RPUSH", batch.source, batch.packed),
-                    connection.send_command(b"HSET", keys.points, batch.point, batch.last),
-                    connection.send_command(b"EXEC"),
+                *_, outcome = await session.execute_all(
+                    ("MULTI",),
+                    ("MSET", *pairs),
+                    ("RPUSH", batch.source, batch.packed),
+                    ("HSET", keys.points, batch.point, batch.last),
+                    ("EXEC",),
                 )
             for reply in outcome:
-                if isinstance(reply, Refusal):
-                    raise translated(reply, connection.where)
+                if isinstance(reply, RedisError):
+                    raise translated(reply, session.where)
             return self._pacer.pause_s(time.monotonic() - started)
 
-        return await self._nodes.run(keys.state, transact)
+        return await self._sessions.run(keys.state, transact)
 
     async def _write_by_step(self, draft: DraftRef, batch: Batch) -> float:
         keys, started = self._keys.release(draft), time.monotonic()
         names, _ = keys.located([row.key for row in batch.rows])
         values = dict(zip(names, (row.value for row in batch.rows), strict=True))
 
-        def put(state: str, of_step: list[bytes], connection: Sender) -> asyncio.Future[Any]:
-            args: list[str | bytes] = [state, *of_step, state_of(draft), *(values[name] for name in of_step)]
-            return connection.send_command(b"EVAL", PUT, len(of_step) + 1, *args)
+        def put(state: str, of_step: list[bytes]) -> KeyedCommand:
+            return evaluation(PUT, (state, *of_step), state_of(draft), *(values[name] for name in of_step))
+
+        writing_s = 0.0
+
+        async def replicate(session: Session) -> None:
+            nonlocal writing_s
+            writing_s = time.monotonic() - started
+            await self._replicate(session)
 
         by_step = keys.by_step(values)
-        sent = (self._nodes.run(state, partial(put, state, of_step)) for state, of_step in by_step.items())
-        for state in await asyncio.gather(*sent):
+        commands = [put(state, of_step) for state, of_step in by_step.items()]
+        for state in await self._sessions.execute_each(commands, then=replicate):
             check_owned(draft, state)
-        pause_s = self._pacer.pause_s(time.monotonic() - started)
-        await asyncio.gather(*map(self._replicate, self._nodes.topology.primaries))
+        pause_s = self._pacer.pause_s(writing_s)
 
-        async def note(connection: Sender) -> None:
-            check_owned(draft, await self.check_kept(draft, connection, batch.last))
-            names, args = (keys.state, batch.source, keys.points), (batch.packed, batch.point, batch.last)
-            check_owned(draft, await connection.send_command(b"EVAL", NOTE, 3, *names, state_of(draft), *args))
+        async def note(session: Session) -> None:
+            check_owned(draft, await self.check_kept(draft, session, batch.last))
+            _, command = evaluation(
+                NOTE, (keys.state, batch.source, keys.points), state_of(draft), batch.packed, batch.point, batch.last
+            )
+            check_owned(draft, await session.execute(*command))
 
-        await self._nodes.run(keys.state, note)
+        await self._sessions.run(keys.state, note)
         return pause_s
 
-    async def _replicate(self, node: RedisNode) -> None:
-        if node in self._alone:
+    async def _replicate(self, session: Session) -> None:
+        if session.node in self._alone:
             return
-        found = await self._nodes.run_at(node, partial(wait_for_replicas, wanted=1, timeout_s=CONTROL_WAIT_S))
+        found = await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
         if found is None or not found.acknowledged:
-            self._alone.add(node)
+            self._alone.add(session.node)
 
     async def incarnations(self) -> list[str]:
         """See the contract; adds what a search finds to the set, if this user may write."""
         histories = await self._histories()  # before the search, during which a server may restart
-        members: list[bytes] = await self._nodes.execute_command(b"SMEMBERS", self._keys.incarnations)
+        members: Iterable[bytes] = await self._sessions.execute("SMEMBERS", self._keys.incarnations)
         named = {member.decode() for member in members}
         searched = {name for name in named if name.startswith(HISTORY)}
         named -= searched
         if histories is not None and histories <= searched:
             return sorted(named)
-        log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._nodes.topology.shown)
+        log.debug(
+            "searching all keys of %s: a server was restarted or replaced, or is new", self._sessions.servers.shown
+        )
         found = set[str]()
         async for names in self._search(self._keys.any_pattern):
             found.update(filter(None, map(self._keys.incarnation_of, names)))
@@ -342,38 +350,38 @@ class Writer:
             for name in (found - named) | (histories or set()):
                 await self.add(name)
             for name in searched - (histories or set()):
-                await self._nodes.execute_command(b"SREM", self._keys.incarnations, name)
+                await self._sessions.execute("SREM", self._keys.incarnations, name)
         return sorted(named | found)
 
     async def _histories(self) -> set[str] | None:
-        servers = await self._nodes.primaries()
+        servers = await self._sessions.primaries()
         try:
-            found = await asyncio.gather(*(server.execute_command(b"INFO", b"replication") for server in servers))
+            found = await asyncio.gather(*(server.execute("INFO", "replication") for server in servers))
         except StoreMisused:
             return None
-        ids = [fields_of(each).get("master_replid") for each in found]
-        return {HISTORY + one for one in ids if one} if all(ids) else None
+        ids = [info.get("master_replid") for info in found]
+        return {f"{HISTORY}{history}" for history in ids if history} if all(ids) else None
 
     async def add(self, incarnation: str) -> None:
         """Record an incarnation before it holds data."""
         member = self._keys.incarnations, incarnation
-        if not await self._nodes.execute_command(b"SISMEMBER", *member):  # a full server refuses SADD even for members
-            await self._nodes.execute_command(b"SADD", *member)
+        if not await self._sessions.execute("SISMEMBER", *member):  # a full server refuses SADD even for members
+            await self._sessions.execute("SADD", *member)
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
-        async for keys in merged(await self._spans(release), lambda at: self._execute(b"LINDEX", at.source, at.place)):
+        async for keys in merged(await self._spans(release), lambda at: self._execute("LINDEX", at.source, at.place)):
             for start in range(0, len(keys), MAX_KEYS):
                 yield keys[start : start + MAX_KEYS]
 
     async def erase(self, release: ReleaseRef) -> None:
         """See the contract; ReleaseConflict if the release reappears."""
         keys, incarnation = self._keys.release(release), release.incarnation
-        is_listed = await self._execute(b"GET", keys.state) == SEALED and await self._execute(b"EXISTS", keys.lists[0])
-        is_named = await self._execute(b"SISMEMBER", self._keys.incarnations, incarnation)
+        is_listed = await self._execute("GET", keys.state) == SEALED and await self._execute("EXISTS", keys.lists[0])
+        is_named = await self._execute("SISMEMBER", self._keys.incarnations, incarnation)
         first, *others = keys.steps
         # First: ends reads and writes; a new claim starts empty.
-        ended = await asyncio.gather(*(self._execute(b"DEL", *step) for step in ((*first, keys.points), *others)))
+        ended = await asyncio.gather(*(self._execute("DEL", *step) for step in ((*first, keys.points), *others)))
         await self._erase_listed(release)
         is_left = not is_listed and (is_named or any(ended))
         while is_left:
@@ -382,18 +390,18 @@ class Writer:
                 await self._unlink(release, names)
                 is_left = self._keys.clustered  # a slot may have moved to a searched node
         self._check_gone(release, [await self._erase((keys.state, *keys.lists))])
-        await self._execute(b"SREM", self._keys.incarnations, incarnation)
-        if any(await asyncio.gather(*(self._execute(b"EXISTS", step[0]) for step in keys.steps))):
+        await self._execute("SREM", self._keys.incarnations, incarnation)
+        if any(await asyncio.gather(*(self._execute("EXISTS", step[0]) for step in keys.steps))):
             # A late writer claimed it: the next prune must find it.
             await self.add(incarnation)
 
-    async def _execute(self, command: bytes, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
-        return await self._retrier.call(lambda: self._nodes.execute_command(command, key, *args))
+    async def _execute(self, command: str, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
+        return await self._retrier.call(lambda: self._sessions.execute(command, key, *args))
 
     async def _erase_listed(self, release: ReleaseRef) -> None:
         keys, pacer = self._keys.release(release), Pacer(BUSY_SHARE)
         for source in keys.lists:
-            while (packed := await self._execute(b"LINDEX", source, -1)) is not None:
+            while (packed := await self._execute("LINDEX", source, -1)) is not None:
                 listed, started = unpack(packed), time.monotonic()
                 await self._unlink(release, keys.located(listed)[0])
                 self._check_gone(release, [await self._erase((keys.state, source), packed)])
@@ -409,12 +417,12 @@ class Writer:
         self._check_gone(release, await asyncio.gather(*erased))
 
     async def _erase(self, names: Sequence[str | bytes], *args: bytes) -> int:
-        return await self._retrier.call(lambda: self._nodes.evaluate(ERASE, names, *args))
+        return await self._retrier.call(lambda: self._sessions.evaluate(ERASE, names, *args))
 
     def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
         if not all(erased):
             raise ReleaseConflict(
-                f"release {release.id} is in {self._nodes.topology.shown} again: the server was restored from an "
+                f"release {release.id} is in {self._sessions.servers.shown} again: the server was restored from an "
                 f"older copy, or a late writer has claimed the draft. See `hotplate releases list`, and prune again"
             )
 
@@ -423,18 +431,17 @@ class Writer:
         spans = list[KeySpan]()
         for source in self._keys.release(release).lists:
             start = 0
-            while found := await self._execute(b"LRANGE", source, start, start + SPANS - 1):
+            while found := await self._execute("LRANGE", source, start, start + SPANS - 1):
                 spans += (KeySpan(*bounds(packed), source, start + place) for place, packed in enumerate(found))
                 start += len(found)
         return spans
 
     async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        for server in await self._nodes.primaries():
-            pacer, cursor = Pacer(BUSY_SHARE), b""
-            while cursor != b"0":
+        for server in await self._sessions.primaries():
+            pacer, cursor = Pacer(BUSY_SHARE), -1
+            while cursor != 0:
                 started = time.monotonic()
-                scan = (b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", MAX_KEYS)
-                cursor, found = await server.execute_command(*scan)
+                cursor, found = await server.execute("SCAN", max(0, cursor), "MATCH", pattern, "COUNT", MAX_KEYS)
                 pause_s = pacer.pause_s(time.monotonic() - started)
                 if found:
                     yield found

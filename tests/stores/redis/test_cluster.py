@@ -21,8 +21,8 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
+from hotplate.stores.redis.servers import Cluster
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.topology import Topology
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.redis.writer import BUCKETS, Keys
 from hotplate.stores.store import Level, Plan, Row
@@ -245,11 +245,11 @@ async def test_a_cluster_that_never_answered_is_asked_with_pauses() -> None:
             writer.write(b"-ERR not now\r\n" if command[0] == b"CLUSTER" else b"+OK\r\n")
 
     async with listening(serve) as port:
-        topology = Topology(parse_cluster(f"redis+cluster://127.0.0.1:{port}/"))
+        servers = Cluster(parse_cluster(f"redis+cluster://127.0.0.1:{port}/"))
         for _ in range(1000):
             with pytest.raises(StoreUnavailable, match="not now"):
-                await topology.load()
-        await topology.close()
+                await servers.load()
+        await servers.close()
     assert asked.count(b"CLUSTER") < 100
 
 

@@ -12,8 +12,8 @@ from hotplate.stores.catalogue import ReleaseId, commit
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import change
+from hotplate.stores.redis.servers import Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.topology import Sentinels
 from hotplate.stores.redis.url import parse_sentinel
 from hotplate.stores.store import Finding, Level, Row
 from hotplate.testing import StoreContract

@@ -1,0 +1,143 @@
+"""Commands to the servers of a deployment, by key.
+
+A cluster's redirections are followed here, because a session keeps its connection: redis-py sends ASKING as a separate
+command of a pool, and so perhaps over another connection than the command that it is for. A redirected command was
+refused, so it may be sent again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError
+
+from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
+from hotplate.stores.redis.client import Command, Server, Session
+from hotplate.stores.redis.servers import OnlyServer, RedisNode
+
+T = TypeVar("T")
+
+REDIRECTIONS = 8
+
+Then = Callable[[Session], Awaitable[object]]
+
+
+class KeyedCommand(NamedTuple):
+    """A command, and a key of the slot that it is for."""
+
+    key: str | bytes
+    command: Command
+
+
+def evaluation(script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> KeyedCommand:
+    """Return the command that runs a script on keys of one slot."""
+    return KeyedCommand(names[0], ("EVAL", script, len(names), *names, *args))
+
+
+class Sessions:
+    """Sends commands to the servers of a deployment."""
+
+    def __init__(self, servers: OnlyServer, timeout_s: float) -> None:
+        self.servers = servers
+        self._timeout_s = timeout_s
+        self._by_node = dict[RedisNode, Server]()
+
+    def at(self, node: RedisNode) -> Server:
+        """Return a server."""
+        if (known := self._by_node.get(node)) is None:
+            settings = self.servers.settings(node, None)
+            known = self._by_node[node] = Server(self.servers.address(node), settings, self._timeout_s)
+        return known
+
+    async def primaries(self) -> list[Server]:
+        """Return all primaries; raises StoreError."""
+        await self.servers.load()
+        return [self.at(node) for node in self.servers.primaries]
+
+    async def execute(self, command: str, key: str | bytes, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
+        """Send a command with one key; raises StoreError."""
+        return await self.run(key, lambda session: session.execute(command, key, *args))
+
+    async def evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
+        """Run a script on keys of one slot; raises StoreError."""
+        key, command = evaluation(script, names, *args)
+        return await self.run(key, lambda session: session.execute(*command))
+
+    async def run(self, key: str | bytes, work: Callable[[Session], Awaitable[T]]) -> T:
+        """Call *work* with a session for *key*; again at another node if the command was redirected."""
+        await self.servers.load()
+        slot = _slot_of(key)
+        node = self.servers.owner(slot)
+        is_asking = False
+        for _ in range(REDIRECTIONS):
+            if node is None:
+                raise PartUnavailable(f"no node of {self.servers.shown} serves slot {slot}; see hotplate store doctor")
+            try:
+                return await self._run_at(node, work, asking=is_asking)
+            except MovedError as moved:
+                node = await self.servers.move(moved, node)
+                is_asking = False
+            except AskError as ask:
+                node = RedisNode(ask.host or node.host, ask.port)
+                is_asking = True
+        raise PartUnavailable(f"the nodes of {self.servers.shown} disagree about slot {slot}")
+
+    async def execute_each(self, commands: Sequence[KeyedCommand], then: Then | None = None) -> list[Any]:
+        """Send commands to all nodes at once; return the replies, or raise the first error.
+
+        *then* is called with each session after its commands.
+        """
+        await self.servers.load()
+        by_node = dict[RedisNode | None, list[int]]()
+        for place, command in enumerate(commands):
+            by_node.setdefault(self.servers.owner(_slot_of(command.key)), []).append(place)
+        replies = dict[int, Any]()
+        redirected = by_node.pop(None, [])
+
+        async def send(node: RedisNode, places: Sequence[int]) -> None:
+            sent = [commands[place].command for place in places]
+            replies.update(
+                zip(places, await self._run_at(node, lambda session: _send(session, sent, then)), strict=True)
+            )
+
+        async def send_alone(place: int) -> None:
+            key, command = commands[place]
+            (replies[place],) = await self.run(key, lambda session: _send(session, [command], then, redirects=True))
+
+        await asyncio.gather(*(send(node, places) for node, places in by_node.items() if node is not None))
+        redirected += [place for place, reply in replies.items() if isinstance(reply, AskError)]
+        await asyncio.gather(*map(send_alone, redirected))
+        for reply in replies.values():
+            if isinstance(reply, StoreError):
+                raise reply
+        return [replies[place] for place in range(len(commands))]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for server in self._by_node.values():
+            await server.close()
+
+    async def _run_at(self, node: RedisNode, work: Callable[[Session], Awaitable[T]], *, asking: bool = False) -> T:
+        """Call *work* with a session at *node*; a failure triggers discovery."""
+        try:
+            async with self.at(node).session(asking=asking) as session:
+                return await work(session)
+        except StoreUnavailable:
+            self.servers.schedule_refresh()
+            raise
+
+
+async def _send(
+    session: Session, commands: Sequence[Command], then: Then | None, *, redirects: bool = False
+) -> list[Any]:
+    replies = await session.replies(*commands)
+    if redirects and isinstance(replies[0], AskError):
+        raise replies[0]
+    if then is not None:
+        await then(session)
+    return replies
+
+
+def _slot_of(key: str | bytes) -> int:
+    return key_slot(key.encode() if isinstance(key, str) else key)
