@@ -1,4 +1,4 @@
-"""Add README, CHANGELOG and CONTRIBUTING to the site as pages, and the linked files outside of docs/."""
+"""Add README, CHANGELOG and CONTRIBUTING to the site as pages, the linked files outside of docs/, and llms.txt."""
 
 import os
 import re
@@ -6,12 +6,16 @@ from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation, Section
 from mkdocs.structure.pages import Page
 
 LINK = re.compile(r"\[([^\]]+)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]+)?\)")
 # Pages outside of docs/, by their names on the site.
 PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 SOURCES = "source"
+TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
+HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
+INDEX = "llms.txt"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -28,6 +32,27 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for target in linked:
         files.append(File.generated(config, _in_site(target), abs_src_path=str(root / target)))
     return files
+
+
+def on_nav(nav: Navigation, *, config: MkDocsConfig, files: Files) -> Navigation:
+    """Add an index of all pages for language models, one line a page (https://llmstxt.org)."""
+    lines = [f"# {config.site_name}", "", f"> {config.site_description}"]
+    sections: dict[str, list[str]] = {}
+    for page in nav.pages:
+        title = page.parent.title if isinstance(page.parent, Section) else "The project"
+        sections.setdefault(title, []).append(_line_of(page.file))
+    for title, pages in sections.items():
+        lines += ["", f"## {title}", "", *pages]
+    files.append(File.generated(config, INDEX, content="\n".join(lines) + "\n"))
+    return nav
+
+
+def _line_of(page: File) -> str:
+    text = page.content_string
+    title = TITLE.search(text)
+    headings = "; ".join(HEADING.findall(text))
+    described = f": {headings}" if headings else ""
+    return f"- [{title[1] if title else page.name}]({page.url}){described}"
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
