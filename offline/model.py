@@ -17,7 +17,7 @@ import polars as pl
 from scipy.sparse import csr_matrix
 from xxhash import xxh3_64_hexdigest
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.matrix import Floats, History, Matrix, UserItems, Weighing
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
@@ -27,6 +27,7 @@ from hotplate.offline.train.repeats import RepeatParams, own_counts
 from hotplate.offline.train.similar import Similar
 from hotplate.stores.errors import reason_of
 from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
+from hotplate.stores.urls import local_path
 
 # Changes when older versions of hotplate cannot read the folder.
 FORMAT = 3
@@ -116,7 +117,7 @@ def save(model: Model, path: Path) -> None:
     Of two concurrent writers the later one wins. A crash between the two renames leaves the old model as .NAME.old-*,
     until the next save. Raises DataError if *path* holds something else or cannot be written.
     """
-    path = path.resolve()
+    path = _local(path).resolve()
     check_target(path)
     new, old = f".{path.name}.new-", f".{path.name}.old-"
     try:
@@ -159,7 +160,8 @@ def is_model(path: Path) -> bool:
 
 
 def check_target(path: Path) -> None:
-    """Raise DataError unless *path* is missing, an empty folder, or a model."""
+    """Raise DataError unless *path* is missing, an empty folder, or a model; SettingError for a URL."""
+    _local(path)
     try:
         names = {each.name for each in path.iterdir()}  # listed once; a writer may replace it
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -173,9 +175,9 @@ def check_target(path: Path) -> None:
 def load(path: Path | str) -> Model:
     """Read a model folder, again if it is replaced meanwhile.
 
-    Raises DataError if it is missing, damaged, or of another format.
+    Raises DataError if it is missing, damaged, or of another format, SettingError for a URL.
     """
-    path = Path(path)
+    path = _local(path)
     description = describe(path)
     try:
         model = _load(path, description)
@@ -210,6 +212,13 @@ def _load(path: Path, description: dict[str, Any]) -> Model:
             repeats=RepeatParams(**description["repeats"]),
             **kept,
         )
+
+
+def _local(path: Path | str) -> Path:
+    try:
+        return local_path(path)
+    except ValueError as error:
+        raise SettingError(f"The model's folder: {error}; a model of MLflow is models:/NAME@ALIAS.") from error
 
 
 def describe(path: Path) -> dict[str, Any]:

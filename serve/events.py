@@ -198,7 +198,7 @@ class SegmentFolder:
         """Open the folder at *url*; raises ServiceMisused."""
         import fsspec  # noqa: PLC0415 -- an extra
 
-        self.shown = redacted(url)
+        self.shown = redacted(url) if scheme_of(url) else url
         try:
             self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
@@ -213,7 +213,7 @@ class SegmentFolder:
         with self._errors("its listing"):
             if self._files.isdir(self._root):
                 return sorted(path.rpartition("/")[2] for path in self._files.find(self._root, maxdepth=1))
-        raise ServiceMisused(f"there is no folder {self.shown}; name one with segments of events")
+        raise ServiceMisused(f"the folder {self.shown} does not exist; name one with segments of events")
 
     def holds(self, name: str) -> bool:
         """Return whether a file of this name is here."""

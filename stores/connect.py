@@ -29,6 +29,12 @@ def default_url() -> str:
     return f"file://{Path(data).absolute() / 'hotplate'}"
 
 
+def is_store_url(url: str) -> bool:
+    """Return whether a store has the scheme of *url*."""
+    scheme = scheme_of(url)
+    return scheme in BUILT_IN or scheme in entry_points(group=GROUP).names
+
+
 def connect(url: str, observer: Observer | None = None) -> Store:
     """Open the store at *url* without I/O; StoreMisused for an unknown scheme or a malformed URL.
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 class Flag(NamedTuple):
     """A field given as a flag and, with *env*, as an environment variable: HOTPLATE_, *prefix* and the name.
 
-    *name* defaults to the field's name, *prefix* to that of the verb.
+    *name* defaults to the field's name, *prefix* to that of the verb. A path is one of this machine; with *urls*, also
+    a URL of an fsspec file system.
     """
 
     help: str
@@ -17,10 +18,12 @@ class Flag(NamedTuple):
     at_least: float | None = None
     at_most: float | None = None
     prefix: str | None = None
+    urls: bool = False
 
 
 class Argument(NamedTuple):
-    """A field given by position."""
+    """A field given by position; *urls* as of a Flag."""
 
     help: str
     metavar: str
+    urls: bool = False

@@ -9,6 +9,9 @@ from hotplate.stores.errors import StoreMisused
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
+# A URL, also one chained as simplecache::az://…, or shortened to one slash by pathlib.
+_LIKE_A_URL = re.compile(r"((?:[A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+
 # A query may hold secrets, and a ? before an @ may be the password's.
 END = re.compile(r"[?#]")
 END_BEHIND_AT = re.compile(r"[?#&=;]")
@@ -20,6 +23,23 @@ def scheme_of(url: str) -> str:
     """Return the scheme in lower case, or an empty string."""
     found = SCHEME.match(url)
     return found[1].lower() if found else ""
+
+
+def url_of(path: Path | str) -> str | None:
+    """Return *path* as a URL, None for a local path; a Path has lost one slash."""
+    parts = _LIKE_A_URL.fullmatch(str(path))
+    return None if parts is None else f"{parts[1].lower()}://{parts[2]}"
+
+
+def local_path(path: Path | str) -> Path:
+    """Return a path of this machine; ValueError for a URL, which would become a folder such as `./az:`."""
+    url = url_of(path)
+    if url is not None:
+        raise ValueError(
+            f"{redacted(url)} is a URL, but this has to be a path on this machine; copy the files with the tools of "
+            "that storage, or mount it"
+        )
+    return Path(path)
 
 
 def redacted(url: str) -> str:

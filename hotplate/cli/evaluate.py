@@ -34,7 +34,7 @@ app = Verbs(
     help="Measure lists against the choices of users, report on a model, and compare two.\n\n"
     "Example: hotplate evaluate lists.parquet test.csv --train train.csv",
 )
-ORIGIN = "Rows as `import` reads them, a model folder, or the URL of a store, with #RELEASE unless live."
+ORIGIN = "Rows as `import` reads them, also by URL, a model folder, or the URL of a store, with #RELEASE unless live."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,11 @@ class ListFlags:
 @app.command()
 def lists(
     origin: Annotated[str, Argument(ORIGIN, "LISTS")],
-    truth: Annotated[Path, Argument("A file, or a folder, of user and item: the choices.", "TRUTH")],
+    truth: Annotated[Path, Argument("A file, or a folder, of user and item: the choices.", "TRUTH", urls=True)],
     flags: ListFlags,
-    train: Annotated[Path | None, Flag("Earlier interactions, to measure popularity and coverage by.")] = None,
+    train: Annotated[
+        Path | None, Flag("Earlier interactions, to measure popularity and coverage by.", urls=True)
+    ] = None,
     rating_column: Annotated[str | None, Flag("Also measure scores as predictions of this column.")] = None,
 ) -> None:
     """Measure any lists against the choices of users; `lists` itself may be left out.
@@ -66,9 +68,11 @@ def lists(
         evaluator, (candidate,) = _hold(truth, [origin], flags, train, rating_column)
         return evaluator.truth, evaluator.evaluate(candidate)
 
+    from hotplate.offline.input.files import named_paths
+
     choices, found = interruptible(work)
     if not flags.as_json:
-        print_rows_read(str(truth), choices.rows, choices.left_out)
+        print_rows_read(named_paths([truth]), choices.rows, choices.left_out)
     show_report(found, as_json=flags.as_json)
 
 
@@ -102,7 +106,7 @@ def report(
 def compare(
     first: Annotated[str, Argument(f"The lists that may be worse: {ORIGIN}", "A")],
     second: Annotated[str, Argument("The lists that may be better, given in the same way.", "B")],
-    truth: Annotated[Path, Flag("Compare both with this file of user and item.")],
+    truth: Annotated[Path, Flag("Compare both with this file of user and item.", urls=True)],
     flags: ListFlags,
 ) -> None:
     """Test whether B is better than A, by the difference of each user's two lists.
@@ -140,9 +144,10 @@ def _candidate(origin: str, pairs: "pl.DataFrame", flags: ListFlags) -> "Candida
     from hotplate.offline.input.files import Format
     from hotplate.offline.model import is_model, load
     from hotplate.releases import find_release
+    from hotplate.stores.connect import is_store_url
     from hotplate.stores.urls import redacted
 
-    if "://" in origin:
+    if is_store_url(origin):
         url, _, release = origin.partition("#")
 
         async def read(opened: "Store") -> "Candidate":
@@ -150,8 +155,7 @@ def _candidate(origin: str, pairs: "pl.DataFrame", flags: ListFlags) -> "Candida
             return await from_release(opened, found, f"{redacted(url)}#{found.id}", pairs, flags.k)
 
         return with_store(url, read)
-    path = Path(origin)
-    if is_model(path):
-        return from_model(load(path), origin, pairs, flags.k)
+    if is_model(Path(origin)):
+        return from_model(load(origin), origin, pairs, flags.k)
     named = {"user": flags.user_column, "item": flags.item_column, "score": flags.score_column}
-    return from_files(path, pairs, flags.k, named, Format(flags.delimiter))
+    return from_files(origin, pairs, flags.k, named, Format(flags.delimiter))

@@ -18,6 +18,7 @@ import typer
 
 from hotplate.stores.errors import did_you_mean
 from hotplate.stores.options import Argument, Flag
+from hotplate.stores.urls import local_path, url_of
 
 PREFIX = "HOTPLATE_"
 # Similarity from which a variable counts as misspelt.
@@ -86,7 +87,12 @@ class Setting:
 
     def _info(self, choices: Sequence[str]) -> Any:  # noqa: ANN401 -- typer's own
         if isinstance(self.shown, Argument):
-            return typer.Argument(metavar=self.shown.metavar, help=self.shown.help, show_default=False)
+            return typer.Argument(
+                metavar=self.shown.metavar,
+                help=self.shown.help,
+                parser=self._parse if self.kind is Path else None,
+                show_default=False,
+            )
         flag = str(self.flag)
         if self.kind is bool and "/" not in flag and self.default is not False:
             flag += f"/--no-{flag.removeprefix('--')}"
@@ -96,7 +102,7 @@ class Setting:
             envvar=self.variable,
             show_envvar=False,
             help=self.shown.help,
-            parser=self._parse if choices or self.kind in (int, float) else None,
+            parser=self._parse if choices or self.kind in (int, float, Path) else None,
             rich_help_panel=self.shown.panel,
             show_default=self.default not in (MISSING, None, ()),
         )
@@ -127,6 +133,8 @@ class Setting:
     def read(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
         """Convert a text or TOML value to the setting's type; a ValueError names both."""
         kind = self.kind
+        if kind is Path and not self.shown.urls:
+            local_path(str(value))
         given = f"0{value}" if kind is float and str(value).startswith(".") else value  # msgspec reads no .5
         if kind in (int, float) and isinstance(self.shown, Flag):
             kind = Annotated[kind, msgspec.Meta(ge=self.shown.at_least, le=self.shown.at_most)]
@@ -141,6 +149,14 @@ class Setting:
             return self.read(text)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+
+
+def local_path_option(text: str | Path) -> Path:
+    """Parse an option of typer's own that is a path of this machine; BadParameter for a URL."""
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 class Verbs(typer.Typer):
@@ -267,8 +283,6 @@ def from_table(
 def _anchored(value: Any, folder: Path) -> Any:  # noqa: ANN401 -- of any type
     if isinstance(value, tuple):
         return tuple(_anchored(each, folder) for each in value)
-    from hotplate.offline.input.files import url_of
-
     return folder / value if isinstance(value, Path) and url_of(value) is None else value
 
 

@@ -85,7 +85,8 @@ class ReleaseFlags:
     store: StoreUrl = None
     list_length: Annotated[int, Flag("Items in each list, at most.", at_least=1, at_most=1000)] = 20
     item_attributes: Annotated[
-        Path | None, Flag("A file of items and columns that `where` of a request may filter by.", metavar="FILE")
+        Path | None,
+        Flag("A file of items and columns that `where` of a request may filter by.", metavar="FILE", urls=True),
     ] = None
     attribute: Annotated[
         tuple[str, ...],
@@ -133,7 +134,11 @@ class PublishFlags(ReleaseFlags):
 
     model: Annotated[
         Path | None,
-        Argument("A folder that `hotplate train` wrote, or a model of MLflow, as models:/shop@champion.", "[MODEL]"),
+        Argument(
+            "A folder that `hotplate train` wrote, or a model of MLflow, as models:/shop@champion.",
+            "[MODEL]",
+            urls=True,
+        ),
     ] = None
     fold_in: Annotated[bool, Flag("Publish item factors too, for `serve --fold-in`.", name="fold-in/--no-fold-in")] = (
         False
@@ -142,13 +147,21 @@ class PublishFlags(ReleaseFlags):
     keep_seen: Annotated[
         bool, Flag("Lists may contain items that the user has.", RULES, "keep-seen/--no-keep-seen")
     ] = False
-    available: Annotated[Path | None, Flag("Recommend only the items in this file.", RULES, metavar="FILE")] = None
-    exclude: Annotated[Path | None, Flag("Never recommend the items in this file.", RULES, metavar="FILE")] = None
-    categories: Annotated[Path | None, Flag("A file of item and category.", RULES, metavar="FILE")] = None
+    available: Annotated[
+        Path | None, Flag("Recommend only the items in this file.", RULES, metavar="FILE", urls=True)
+    ] = None
+    exclude: Annotated[
+        Path | None, Flag("Never recommend the items in this file.", RULES, metavar="FILE", urls=True)
+    ] = None
+    categories: Annotated[Path | None, Flag("A file of item and category.", RULES, metavar="FILE", urls=True)] = None
     max_per_category: Annotated[int | None, Flag("Items of a category in a list, at most.", RULES, at_least=1)] = None
     min_history: Annotated[int, Flag("Users with fewer items get the popular list.", RULES, at_least=1)] = 1
-    boost: Annotated[Path | None, Flag("A file of item and factor of its scores.", RULES, metavar="FILE")] = None
-    pin: Annotated[Path | None, Flag("The items in this file come first in every list.", RULES, metavar="FILE")] = None
+    boost: Annotated[
+        Path | None, Flag("A file of item and factor of its scores.", RULES, metavar="FILE", urls=True)
+    ] = None
+    pin: Annotated[
+        Path | None, Flag("The items in this file come first in every list.", RULES, metavar="FILE", urls=True)
+    ] = None
 
     def read_rules(self) -> "Rules":
         """Read the business rules; raises DataError and SettingError."""
@@ -182,15 +195,20 @@ class ImportFlags(ReleaseFlags):
         Argument(
             "Files of user, item, score: CSV, TSV, JSON lines (.gz, .zst), Parquet, folders, or URLs.",
             "[LISTS]",
+            urls=True,
         ),
     ] = ()
     user_column: Annotated[str | None, Flag("The column of the user.", INPUT)] = None
     item_column: Annotated[str | None, Flag("The column of the item.", INPUT)] = None
     score_column: Annotated[str | None, Flag("The column of the score.", INPUT)] = None
     title_column: Annotated[str | None, Flag("The column of the title.", INPUT)] = None
-    titles: Annotated[Path | None, Flag("A file of item and title, if the lists have no titles.", INPUT)] = None
-    popular: Annotated[Path | None, Flag("A file of popular items: item, score, optional segment.", INPUT)] = None
-    similar: Annotated[Path | None, Flag("A file of similar items: item, other item, score.", INPUT)] = None
+    titles: Annotated[Path | None, Flag("A file of item and title, if the lists have no titles.", INPUT, urls=True)] = (
+        None
+    )
+    popular: Annotated[
+        Path | None, Flag("A file of popular items: item, score, optional segment.", INPUT, urls=True)
+    ] = None
+    similar: Annotated[Path | None, Flag("A file of similar items: item, other item, score.", INPUT, urls=True)] = None
     text: TextFormat = field(default_factory=TextFormat)
 
 

@@ -120,7 +120,7 @@ def lookup(
 
 
 def demo(
-    data: Annotated[Path | None, Flag("Train on this file or folder instead of sample data.")] = None,
+    data: Annotated[Path | None, Flag("Train on this file or folder instead of sample data.", urls=True)] = None,
     host: Annotated[str, Flag("The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Flag("The port; 0 takes any free one.", at_least=0, at_most=65535)] = 8080,
 ) -> None:

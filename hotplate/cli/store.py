@@ -23,7 +23,7 @@ from hotplate.cli.terminal import (
     table,
     with_store,
 )
-from hotplate.stores.options import Flag
+from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -69,7 +69,7 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
 
 @app.command()
 def backup(
-    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that is new, or empty.")],
+    target: Annotated[Path, Argument("A folder that is new, or empty.", "FOLDER")],
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
@@ -87,7 +87,7 @@ def backup(
 
 @app.command()
 def restore(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder written by `hotplate store backup`.")],
+    source: Annotated[Path, Argument("A folder written by `hotplate store backup`.", "FOLDER")],
     store: StoreUrl = None,
     over: Annotated[bool, Flag("Restore over an existing store, which may be in use.", env=False)] = False,
     as_json: Json = False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hotplate.cli.flags import local_path_option
 from hotplate.cli.terminal import (
     Json,
     Master,
@@ -51,6 +52,7 @@ class TrainFlags:
         Argument(
             "CSV, TSV, JSON lines (.gz and .zst too), Parquet, events, folders of them, or URLs.",
             "DATA",
+            urls=True,
         ),
     ]
     user_column: Annotated[str | None, Flag("The column of the user.", COLUMNS)] = None
@@ -61,7 +63,7 @@ class TrainFlags:
     time_column: Annotated[str | None, Flag("The column of the time; none reads no times.", COLUMNS)] = None
     title_column: Annotated[str | None, Flag("The column of the title.", COLUMNS)] = None
     segment_column: Annotated[str | None, Flag("Each value in this column gets a popular list.", COLUMNS)] = None
-    titles: Annotated[Path | None, Flag("A file of item and title, if the data have no titles.")] = None
+    titles: Annotated[Path | None, Flag("A file of item and title, if the data have no titles.", urls=True)] = None
     event_weights: Annotated[str | None, Flag("The weights of events, as view=1,cart=3,buy=5.")] = None
     weighting: Annotated[
         Literal["sum", "binary", "log"],
@@ -107,6 +109,7 @@ def train(
         typer.Option(
             "--out",
             metavar="DIR",
+            parser=local_path_option,
             envvar="HOTPLATE_MODEL",
             show_envvar=False,
             help="Write the model to this folder; HOTPLATE_MODEL sets it, too.",

@@ -9,10 +9,12 @@ import typer
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import Json, StoreUrl, counted, print_result, shown_store, with_store
 from hotplate.stores.options import Flag
+from hotplate.stores.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from hotplate.serve.events import SegmentFolder
     from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.store import Store
     from hotplate.stores.users import Erasure
@@ -36,9 +38,30 @@ class Places:
         tuple[Path, ...], Flag("A model folder to search; repeatable.", name="model", metavar="FOLDER")
     ] = ()
     events: Annotated[
-        tuple[Path, ...], Flag("A folder of events to search; repeatable.", name="events", metavar="DIR")
+        tuple[str, ...], Flag("A folder of events to search, or its URL; repeatable.", name="events", metavar="DIR|URL")
     ] = ()
     as_json: Json = False
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalFolder:
+    """Events on this machine, read without fsspec, which is an extra."""
+
+    path: Path
+
+    @property
+    def shown(self) -> str:
+        return str(self.path)
+
+    def names(self) -> list[str]:
+        from hotplate.stores.errors import StoreMisused
+
+        if not self.path.is_dir():
+            raise StoreMisused(f"the folder {self.path} does not exist")
+        return sorted(file.name for file in self.path.iterdir())
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
 
 
 @app.command()
@@ -69,30 +92,39 @@ def find(users: Users, places: Places) -> None:
 def _act(
     act: "Callable[[Store, Sequence[str]], Awaitable[Erasure]]", users: "Sequence[str]", places: Places, state: str
 ) -> None:
+    from hotplate.serve.events import SegmentFolder
     from hotplate.stores.errors import StoreMisused
+    from hotplate.stores.event_log import is_open_segment
     from hotplate.stores.users import find_users
 
-    for path in (*places.backups, *places.models, *places.events):  # before anything is erased
+    for path in (*places.backups, *places.models):  # before anything is erased
         if not path.is_dir():
             raise StoreMisused(f"the folder {path} does not exist")
+    folders = [_LocalFolder(Path(url)) if url_of(url) is None else SegmentFolder(url) for url in places.events]
+    names = {folder: folder.names() for folder in folders}
     elsewhere = {str(path): _in_model(path, users) for path in places.models}
-    elsewhere |= {str(path): _in_events(path, users) for path in places.events}
+    elsewhere |= {folder.shown: _in_events(folder, names[folder], users) for folder in folders}
     for path in places.backups:
         holding = with_store(f"file://{path.absolute()}", lambda opened: find_users(opened, users)).holding
         elsewhere[str(path)] = sorted({user for of_release in holding.values() for user in of_release})
     done = with_store(places.store, lambda opened: act(opened, users))
-    _print(done, users, places, elsewhere, state)
+    has_open_segments = any(is_open_segment(name) for listed in names.values() for name in listed)
+    _print(done, users, places, elsewhere, state, has_open_segments=has_open_segments)
 
 
 def _print(
-    done: "Erasure", users: "Sequence[str]", places: Places, elsewhere: dict[str, list[str]], state: str
+    done: "Erasure",
+    users: "Sequence[str]",
+    places: Places,
+    elsewhere: dict[str, list[str]],
+    state: str,
+    *,
+    has_open_segments: bool,
 ) -> None:
-    from hotplate.stores.event_log import is_open_segment
-
     unchecked = ["other stores"]
     given = {"backups": places.backups, "model folders": places.models, "events": places.events}
     unchecked += [name for name, paths in given.items() if not paths]
-    if any(is_open_segment(path.name) for folder in places.events for path in folder.iterdir()):
+    if has_open_segments:
         unchecked.append("open segments of events")
     counted_users = f"{counted(len(done.erased), 'user')} of {len(set(users))}"
     sentences = [f"{counted_users} are {state} {shown_store(places.store)}"]
@@ -122,14 +154,14 @@ def _in_model(folder: Path, users: "Sequence[str]") -> list[str]:
     return [user for user in dict.fromkeys(users) if user in known]
 
 
-def _in_events(folder: Path, users: "Sequence[str]") -> list[str]:
+def _in_events(folder: "SegmentFolder | _LocalFolder", names: "Sequence[str]", users: "Sequence[str]") -> list[str]:
     import orjson
 
-    from hotplate.stores.event_log import SegmentReader, segments
+    from hotplate.stores.event_log import SegmentReader, is_segment
 
     wanted, found = set(users), set[str]()
-    for path in segments(folder):
-        for line in SegmentReader(path.read_bytes()):
+    for name in filter(is_segment, names):
+        for line in SegmentReader(folder.read(name)):
             user = orjson.loads(line).get("user")
             found |= {user} & wanted
     return [user for user in dict.fromkeys(users) if user in found]

@@ -25,7 +25,7 @@ from hotplate.offline.evaluate.metrics import (
 )
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.columns import choose_columns
-from hotplate.offline.input.files import Format, data_errors, find_files
+from hotplate.offline.input.files import DataSource, Format, data_errors, input_files, named_paths
 from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
 from hotplate.offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables
 from hotplate.offline.list_encoder import check_length
@@ -81,23 +81,24 @@ class Truth:
         return self.pairs.get_column("user").unique().sort()
 
 
-def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Truth:
-    """Read a file, or a folder of files of one kind.
+def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str | None = None) -> Truth:
+    """Read a file, a folder of files of one kind, or a URL of one.
 
     *named* are columns by role: user and item are guessed if None; a rating is read only if named, and averaged per
     pair. Raises DataError.
     """
-    tables = open_tables(find_files(path), Format(delimiter))
-    columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
-    shapes = [_shape(table, columns) for table in tables]
-    rows = Rows(shapes, str(path))
-    ratings = [pl.col("rating").mean()] if "rating" in columns else []
-    with data_errors(path):
+    source = named_paths([path])
+    with input_files([path]) as files, data_errors(source):
+        tables = open_tables(files, Format(delimiter))
+        columns = choose_columns(named, list(tables[0].schema), source, guessed=_ROLES, required=_ROLES)
+        shapes = [_shape(table, columns) for table in tables]
+        rows = Rows(shapes, source)
+        ratings = [pl.col("rating").mean()] if "rating" in columns else []
         pairs = rows.kept.group_by(_ROLES).agg(ratings).sort(_ROLES).collect(engine="streaming")
     return Truth(pairs, rows.total, rows.left_out)
 
 
-def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | None = None) -> Matrix:
+def read_history(path: DataSource, named: Mapping[str, str | None], delimiter: str | None = None) -> Matrix:
     """Read histories as `read_truth`; DataError for fewer than two users or items, too."""
     return to_matrix(read_truth(path, named, delimiter).pairs.with_columns(weight=pl.lit(1.0)))
 
@@ -131,15 +132,16 @@ class Candidate:
 
 
 def from_files(
-    path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
+    path: DataSource, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
     """Read rows of user, item and score; of duplicates the highest score counts, ties by item id."""
-    scored = read_scored(find_files(path), str(path), named, form or Format()).kept
+    source = named_paths([path])
     wanted = pairs.select(owner="user").unique().lazy()
-    once = scored.join(wanted, on="owner", how="semi").group_by(user="owner", item="item").agg(pl.col("score").max())
-    with data_errors(path):
+    with input_files([path]) as files, data_errors(source):
+        scored = read_scored(files, source, named, form or Format()).kept.join(wanted, on="owner", how="semi")
+        once = scored.group_by(user="owner", item="item").agg(pl.col("score").max())
         rows = once.sort("user", "score", "item", descending=[False, True, False]).collect(engine="streaming")
-    return Candidate(str(path), rows.group_by("user", maintain_order=True).head(k), _predictions(rows, pairs))
+    return Candidate(source, rows.group_by("user", maintain_order=True).head(k), _predictions(rows, pairs))
 
 
 def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:

@@ -1,6 +1,5 @@
 """Input files, local or remote, and their fingerprints."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ import xxhash
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.stores.folders import temporary_folder
-from hotplate.stores.urls import redacted, scheme_of
+from hotplate.stores.urls import redacted, scheme_of, url_of
 
 FileKind = Literal["text", "parquet", "events"]
 
@@ -31,7 +30,6 @@ class Frame(Protocol):
 DataSource: TypeAlias = Path | str | Frame
 
 _FRAME = "the data frame"
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt", ".data", ".dat", ".jsonl", ".ndjson", ".json"), "text"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
@@ -91,12 +89,6 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
         yield files
 
 
-def url_of(path: Path | str) -> str | None:
-    """Return *path* as a URL, None for a local path; a Path has lost one slash."""
-    found = _URL.fullmatch(str(path))
-    return None if found is None else f"{found[1]}://{found[2]}"
-
-
 def named_paths(paths: Sequence[DataSource]) -> str:
     """Return the input's name for messages."""
     names = [_FRAME if isinstance(path, Frame) else redacted(url_of(path) or "") or str(path) for path in paths]
@@ -131,7 +123,9 @@ def _fetched(url: str) -> Iterator[list[DataFile]]:
 
 @contextmanager
 def _fetching(url: str) -> Iterator[tuple[Any, str]]:
-    shown = redacted(url)
+    shown, scheme = redacted(url), scheme_of(url)
+    if scheme and scheme not in fsspec.available_protocols():
+        raise SettingError(f"{shown} cannot be read: fsspec knows no {scheme}://; it knows az, abfs, s3, gs and https.")
     try:
         files, root = fsspec.url_to_fs(url)
         yield files, root.rstrip("/")

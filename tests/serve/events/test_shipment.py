@@ -91,7 +91,7 @@ def test_a_place_that_cannot_be_is_a_sentence_and_nothing_is_removed(tmp_path: P
     for itself in (tmp_path, tmp_path / "link", f"simplecache::file://{tmp_path}"):
         with pytest.raises(ServiceMisused, match="itself"):
             ship(tmp_path, str(itself))
-    with pytest.raises(ServiceMisused, match="no folder"):
+    with pytest.raises(ServiceMisused, match="does not exist"):
         report(str(tmp_path / "none"))
     assert ids(tmp_path) == {"a"}
 
@@ -121,5 +121,5 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     assert rows[0]["ctr"] == pytest.approx(1 / 12)
     assert rows[0]["interval"] == pytest.approx([0.0149, 0.3539], abs=1e-4)
     assert hotplate("events", "ship", tmp_path, "--to", tmp_path / "there").returncode == 0
-    failed(hotplate("events", "report", tmp_path / "none"), "no folder", code=2)
+    failed(hotplate("events", "report", tmp_path / "none"), "does not exist", code=2)
     still_open.close()
