@@ -2,12 +2,13 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
-from py4j.protocol import Py4JError, Py4JJavaError
+from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
 from pyspark.errors import PySparkException
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
@@ -29,6 +30,14 @@ _LOOPBACK = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
 # order of sums.
 _PAIRS_PER_BLOCK = 500_000
 _BLOCKS = (2, 1000)
+# Iterations between checkpoints. Without, tasks carry the lineage of all iterations, and overflow Java's stack after
+# about 15.
+_CHECKPOINTED = 5
+_OVERFLOW = "StackOverflowError"
+_MORE_STACK = (
+    "on a cluster, set spark.checkpoint.dir to a folder that all of its machines reach, or give driver and executors a "
+    "larger stack (-Xss16m)"
+)
 
 
 def check_master(master: str | None, environment: Mapping[str, str] = os.environ) -> str:
@@ -45,7 +54,8 @@ def check_master(master: str | None, environment: Mapping[str, str] = os.environ
 def spark_session(master: str | None) -> Iterator[SparkSession]:
     """Yield a session with the settings of `spark-defaults.conf` and `spark-submit`.
 
-    Raises SettingError without a master, DataError if Spark cannot start.
+    A local session has a temporary folder for checkpoints; a cluster takes one from `spark.checkpoint.dir`, which all
+    of its machines reach. Raises SettingError without a master, DataError if Spark cannot start.
     """
     chosen = check_master(master)
     builder = SparkSession.builder.appName("hotplate").config("spark.ui.showConsoleProgress", "false")
@@ -62,17 +72,28 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
         session = builder.getOrCreate()
     except (Py4JError, PySparkException) as error:
         raise DataError(f"Spark cannot be started on {chosen}: {cause_of(error)}.") from error
-    try:
-        yield session
-    finally:
-        session.stop()
+    with tempfile.TemporaryDirectory(prefix="hotplate-spark-", ignore_cleanup_errors=True) as checkpoints:
+        context = session.sparkContext
+        if context.master.startswith("local") and context.getCheckpointDir() is None:
+            context.setCheckpointDir(checkpoints)
+        try:
+            yield session
+        finally:
+            with suppress(Py4JNetworkError, ConnectionError):  # Java has ended; what failed says so
+                session.stop()
 
 
 def cause_of(error: Exception) -> str:
-    """Return the first line of the error, or of its Java exception."""
+    """Return the first line of the error, or of its Java exception, and advice on ended and overflowed Java."""
     text = str(error)
+    if isinstance(error, Py4JNetworkError | ConnectionError):
+        return f"its Java process has ended ({text}), perhaps for lack of memory or stack; {_MORE_STACK}"
     if isinstance(error, Py4JJavaError):
         text = str(error.java_exception.getMessage() or error.java_exception)
+    if _OVERFLOW in text:
+        return (
+            f"Java's stack overflowed ({_OVERFLOW}), as tasks carry all iterations without a checkpoint; {_MORE_STACK}"
+        )
     return text.strip().partition("\n")[0].rstrip(".")
 
 
@@ -94,6 +115,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
         seed=params.seed,
         numUserBlocks=blocks,
         numItemBlocks=blocks,
+        checkpointInterval=_CHECKPOINTED,
         userCol="user",
         itemCol="item",
         ratingCol="rating",
@@ -104,7 +126,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
         factors = Factors(
             _collected(model.userFactors, users, params), _collected(model.itemFactors, items, params), params
         )
-    except Py4JJavaError as error:
+    except (Py4JJavaError, Py4JNetworkError, ConnectionError) as error:
         raise DataError(f"Spark could not learn: {cause_of(error)}.") from error
     if not (np.isfinite(factors.user_factors).all() and np.isfinite(factors.item_factors).all()):
         raise DataError(

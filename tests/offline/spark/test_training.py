@@ -40,18 +40,48 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
     assert (fit(board, params).recommend(board, users, 5)[0] == ranker.recommend(board, users, 5)[0]).all()
 
 
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("iterations", [15, 40])
+def test_many_iterations_end_with_finite_factors(iterations: int) -> None:
+    board, users = checkerboard(SIZE), np.arange(SIZE, dtype=np.int32)
+    ranker = fit(board, SparkParams(factors=3, reg_param=0.01, alpha=2.0, iterations=iterations))
+    assert ranker.recommend(board, users, 1)[0][:, 0].tolist() == list(range(SIZE))
+
+
+def test_without_checkpoints_the_error_names_the_setting_for_them(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("\n".join(["user,item", *checkerboard_lines(12)]))
+    command = ["train", str(tmp_path / "log.csv"), "--engine", "spark", "--master", "local[2]", "--split", "none"]
+    command += ["--params", "factors=3,iterations=60", "--out", str(tmp_path / "model")]
+    program = (
+        "from hotplate.offline.train import spark; spark._CHECKPOINTED = -1; import hotplate.__main__ as m; m.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 1
+    assert "Spark could not learn" in done.stderr
+    assert "set spark.checkpoint.dir" in done.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def checkerboard_lines(size: int) -> list[str]:
+    """Return rows of user and item: users have the other items of their parity."""
+    return [
+        f"u{user},i{item}" for user in range(size) for item in range(size) if (user - item) % 2 == 0 and user != item
+    ]
+
+
 def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_path: Path) -> None:
-    lines = [f"u{user},i{item}" for user in range(30) for item in range(30) if user % 2 == item % 2 and user != item]
-    (tmp_path / "log.csv").write_text("\n".join(["user,item", *lines]))
+    (tmp_path / "log.csv").write_text("\n".join(["user,item", *checkerboard_lines(30)]))
     submit = shutil.which("spark-submit", path=str(Path(sys.executable).parent))
     assert submit is not None
     command = [submit, "--master", "local[2]", str(ROOT / "hotplate" / "spark.py"), "train", str(tmp_path / "log.csv")]
-    command += ["--engine", "spark", "--params", "factors=3,iterations=2", "--out", str(tmp_path / "model")]
+    command += ["--engine", "spark", "--params", "factors=3", "--out", str(tmp_path / "model")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "by-item split" in done.stdout
     model = load(tmp_path / "model")
-    assert model.params == SparkParams(factors=3, iterations=2)
+    assert model.params == SparkParams(factors=3, iterations=15)
     assert model.metrics is not None
     assert model.metrics["baselines"].keys() == {"popularity", "neighbours"}
 
