@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # also parsed by `_homes`
         WrittenByNewer,
     )
     from hotplate.stores.store import (
+        CheckCatalogue,
         Diagnosed,
         Finding,
         Level,
@@ -62,8 +63,8 @@ if TYPE_CHECKING:  # also parsed by `_homes`
     __version__: str
 
 __all__ = [
-    "META", "ALSParams", "Answer", "AsyncClient", "CanaryRunning", "Catalogue", "CatalogueUnreadable", "Client",
-    "ClientError", "Columns", "DataError", "Diagnosed", "DraftRef", "EASEParams", "Finding",
+    "META", "ALSParams", "Answer", "AsyncClient", "CanaryRunning", "Catalogue", "CatalogueUnreadable",
+    "CheckCatalogue", "Client", "ClientError", "Columns", "DataError", "Diagnosed", "DraftRef", "EASEParams", "Finding",
     "GateFailed", "Item", "Level", "ListSettings", "Lists", "LocalReader", "Model", "NeighbourParams", "NotReady",
     "Observer", "PartUnavailable", "Plan", "PopularityParams", "PublishSettings", "Reader", "Recency",
     "Recommendations", "RefusedByGates", "ReleaseConflict", "ReleaseCorrupt", "ReleaseId", "ReleaseNotFound",

@@ -63,6 +63,11 @@ def ref(release: ReleaseId) -> ReleaseRef:
     return draft_of(release).release
 
 
+def unchecked(found: Catalogue) -> None:
+    """Allow an erase, whatever the catalogue says."""
+    del found
+
+
 async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
     """Create a draft, put *rows*, and seal it by default."""
     await store.create(draft_of(release), Plan(len(rows), 1000))
@@ -158,7 +163,7 @@ class StoreContract:
             await store.create(draft, Plan(1, 100))
             await store.put(draft, [Row("user:1", draft.incarnation.encode())])
             await store.seal(draft)
-        await store.erase(one.release)
+        await store.erase(one.release, unchecked)
         assert await store.get_many(other.release, ["user:1"]) == [b"other"]
         with pytest.raises(ReleaseNotFound):
             await store.get_many(one.release, ["user:1"])
@@ -259,9 +264,9 @@ class StoreContract:
         await write(store, FIRST, ROWS)
         await write(store, SECOND, ROWS[:1], seal=False)
         assert sorted(await store.incarnations()) == sorted(draft_of(one).incarnation for one in (FIRST, SECOND))
-        await open_handle().erase(ref(FIRST))
+        await open_handle().erase(ref(FIRST), unchecked)
         assert await store.incarnations() == [draft_of(SECOND).incarnation]
-        await store.erase(ref(SECOND))
+        await store.erase(ref(SECOND), unchecked)
         assert await store.incarnations() == []
 
     @pytest.mark.parametrize("seal", [True, False])
@@ -301,11 +306,37 @@ class StoreContract:
         store = open_handle()
         await write(store, FIRST, ROWS, seal=sealed)
         await write(store, SECOND, ROWS[:1])
-        await open_handle().erase(ref(FIRST))
-        await store.erase(ref(FIRST))
+        await open_handle().erase(ref(FIRST), unchecked)
+        await store.erase(ref(FIRST), unchecked)
         with pytest.raises(ReleaseNotFound):
             await open_handle().get_many(ref(FIRST), ["user:1"])
         assert await store.get_many(ref(SECOND), [ROWS[0].key]) == [ROWS[0].value]
+
+    @pytest.mark.parametrize("sealed", [True, False])
+    async def test_erase_deletes_nothing_that_the_catalogue_read_last_forbids(
+        self, open_handle: OpenStore, *, sealed: bool
+    ) -> None:
+        store = open_handle()
+        await begin(store, FIRST)
+        await write(store, FIRST, ROWS, seal=sealed)
+        seen = list[Catalogue]()
+
+        def refuse(found: Catalogue) -> None:
+            seen.append(found)
+            raise ReleaseConflict("it is live again")
+
+        for _ in range(2):
+            await step(store, changes.renew(await store.catalogue(), draft_of(FIRST)))
+            for handle in (store, open_handle()):
+                with pytest.raises(ReleaseConflict, match="live again"):
+                    await handle.erase(ref(FIRST), refuse)
+                assert seen[-1] == await store.catalogue()
+        if not sealed:
+            await store.put(draft_of(FIRST), [Row("user:later", b"later")])
+            await store.seal(draft_of(FIRST))
+        rows = ROWS if sealed else sorted([*ROWS, Row("user:later", b"later")], key=lambda row: row.key.encode())
+        assert await scanned(open_handle(), FIRST) == rows
+        assert await store.get_many(ref(FIRST), ["user:1", "user:absent"]) == [b"one", None]
 
     async def test_the_canary_is_stored_changed_and_ended(self, open_handle: OpenStore) -> None:
         writer, reader = open_handle(), open_handle()

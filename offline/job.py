@@ -24,7 +24,7 @@ from hotplate.offline.training import TrainReport, TrainSettings, train
 from hotplate.stores.catalogue import Arm, ReleaseId, State
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack, RefusedByGates, ReleaseConflict, reason_of
-from hotplate.stores.folders import LOCK, flush, take_lock
+from hotplate.stores.folders import LOCK, check_held, flush, take_lock
 from hotplate.stores.lifecycle import activate, prune
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import RUNNER, begin, new_id
@@ -131,8 +131,10 @@ class RunFolder:
     *succeeded_at* is in seconds since 1970. Raises DataError if the state cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: int) -> None:
+        """*lock* is the descriptor of the lock, held until the run ends."""
         self._path = path
+        self._lock = lock
         self.run, self.succeeded_at = _read_state(path / _STATE)
 
     @property
@@ -141,12 +143,16 @@ class RunFolder:
         return self._path / f"{_MODEL}{self.run.id}"
 
     def record(self, run: Run) -> None:
-        """Save the run durably and atomically."""
+        """Save the run durably and atomically; raises DataError if the lock was removed."""
         self.run = run
         new = self._path / f".{_STATE}.new"
         state = {"format": _STATE_FORMAT, "run": asdict(run), "succeeded_at": self.succeeded_at}
         new.write_text(json.dumps(state, indent=2) + "\n")
         flush(new)
+        try:
+            check_held(self._lock, self._path / LOCK)
+        except OSError as error:
+            raise DataError(f"{error}; another run may have begun in this folder. Run the job again.") from error
         new.replace(self._path / _STATE)
         flush(self._path)
 
@@ -189,7 +195,7 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
     except TimeoutError as error:
         raise DataError(f"Another run is using {path}; wait for its end, or set wait in [run].") from error
     try:
-        yield RunFolder(path)
+        yield RunFolder(path, lock)
     finally:
         os.close(lock)
 

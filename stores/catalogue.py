@@ -52,7 +52,7 @@ class DraftRef(NamedTuple):
 # included, takes the next number.
 #   2    releases and a canary; before format 4 also an experiment, and refused releases with either of two checksums
 #   3    the same with erased users, recorded as an incarnation
-#   4    with an experiment, a refused release, erased users recorded beside the catalogue, or a fenced drop
+#   4    with an experiment, a refused release, or erased users recorded beside the catalogue
 FORMAT_PLAIN = 2
 FORMAT_ERASED = 3
 FORMAT = 4

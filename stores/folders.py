@@ -109,6 +109,15 @@ def is_at(descriptor: int, path: Path) -> bool:
     return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
 
+def check_held(lock: int, path: Path) -> None:
+    """Raise OSError if the file of a held lock was removed or replaced, because another process may hold the new one.
+
+    Called just before a rename or a removal that the lock protects.
+    """
+    if not is_at(lock, path):
+        raise OSError(errno.ESTALE, "its lock file was removed while it was held, so nothing was changed", str(path))
+
+
 def flush(path: Path) -> None:
     """Make the contents of a file, or renames in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -271,9 +271,27 @@ def _unknown(unclear: StoreUnavailable) -> StoreUnavailable:
 
 
 async def drop(store: Store, release: ReleaseRef) -> None:
-    """Erase a release and remove it from the catalogue, if it is still `dropping`."""
+    """Erase a release and remove it from the catalogue, if it is still `dropping`.
+
+    Raises ReleaseConflict if the store returned to older data, in which the release is not `dropping`.
+    """
     entry = (await store.catalogue()).entry(release.incarnation)
     if entry is None or entry.state is not State.DROPPING:
         return
-    await store.erase(release)
+    try:
+        await store.erase(release, partial(_check_dropping, release))
+    except ReleaseConflict:
+        if (await store.catalogue()).entry(release.incarnation) is None:
+            return  # another process has erased it
+        raise
     await change(store, lambda found: changes.forget(found, release))
+
+
+def _check_dropping(release: ReleaseRef, found: Catalogue) -> None:
+    entry = found.entry(release.incarnation)
+    if entry is None or entry.state is not State.DROPPING:
+        state = "not in the catalogue" if entry is None else entry.state
+        raise ReleaseConflict(
+            f"release {release.id} is {state} again, so it was not erased: the store has returned to older data. See "
+            f"`hotplate releases list`, and prune again"
+        )

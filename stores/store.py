@@ -1,7 +1,7 @@
 """The store contract: a backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +15,9 @@ BATCH_ROWS = 1000
 
 # The result of reading a key; None if it is absent.
 Slot = bytes | None | StoreError
+
+# Raises ReleaseConflict if a catalogue does not allow what a store is about to do.
+CheckCatalogue = Callable[[Catalogue], None]
 
 
 class Row(NamedTuple):
@@ -152,8 +155,14 @@ class Store(Reader, Protocol):
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap."""
 
-    async def erase(self, release: ReleaseRef) -> None:
-        """Remove all rows of an incarnation, sealed or not, paced. Idempotent."""
+    async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
+        """Remove all rows of an incarnation, sealed or not, paced. Idempotent.
+
+        A server can return with older data at any moment, in which the release is live. So mark the data, or lock them;
+        then read the catalogue at the same place, and call *check*, which raises ReleaseConflict unless the release may
+        be erased; then delete only what is still marked or locked, again after each reconnection. If *check* raises,
+        the release stays readable.
+        """
 
     async def incarnations(self) -> list[str]:
         """Return the incarnations with data, even without a readable catalogue."""

@@ -16,6 +16,10 @@ _LIKE_A_URL = re.compile(r"((?:[A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+):/+(.*
 END = re.compile(r"[?#]")
 END_BEHIND_AT = re.compile(r"[?#&=;]")
 
+# A path in the parameter `ca`, which may hold an @, because it follows hosts that cannot be part of a password.
+_HOST = r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?"
+_CA = re.compile(rf"({SCHEME.pattern}(?:[^/?#@]*@)?{_HOST}(?:,{_HOST})*(?:/[^?#@]*)?\?(?:[^#@]*&)?ca=)([./][^#&]*)")
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -44,6 +48,7 @@ def local_path(path: Path | str) -> Path:
 
 def redacted(url: str) -> str:
     """Return *url* without credentials, even unescaped ones, and query."""
+    url = _escaped(url)
     scheme = scheme_of(url)
     start = f"{scheme}://" if scheme else ""
     _, at, shown = url[len(start) :].rpartition("@")
@@ -53,7 +58,7 @@ def redacted(url: str) -> str:
 def split(url: str) -> SplitResult:
     """Split a URL; StoreMisused if a password or parameter is not percent-encoded."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(_escaped(url))
     except ValueError:  # its message quotes the URL
         parts = None
     if parts is None or "@" in f"{parts.path}{parts.query}{parts.fragment}":
@@ -62,6 +67,11 @@ def split(url: str) -> SplitResult:
             f"or a parameter as %2F %3F %23 %5B %5D %40 and %25"
         )
     return parts
+
+
+def _escaped(url: str) -> str:
+    """Return *url* with an @ in the path of `ca` percent-encoded."""
+    return _CA.sub(lambda found: found[1] + found[3].replace("@", "%40"), url)
 
 
 def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import USER, list_of, prefix_of, user_of
@@ -159,8 +160,13 @@ async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitab
         except StoreUnavailable:
             raise  # unclear; a prune erases an unused record
         except ReleaseConflict:
-            await store.erase(ReleaseRef(ID, record.incarnation))
+            await store.erase(ReleaseRef(ID, record.incarnation), partial(_check_unused, record))
     raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
+
+
+def _check_unused(record: Erased, found: Catalogue) -> None:
+    if found.erased == record:
+        raise ReleaseConflict("the catalogue names this record of erased users")
 
 
 async def _holding(store: Store, found: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[str]]:

@@ -14,6 +14,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from shlex import quote
@@ -23,7 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
-from hotplate.stores.folders import flush, take_lock
+from hotplate.stores.folders import check_held, flush, take_lock
 
 T = TypeVar("T")
 
@@ -195,10 +196,11 @@ def _change(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> T:
     path = Path(os.path.realpath(path))  # keep a symlink in place
     _changed(path, step)  # a refused change creates neither folder nor lock
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(path.with_name(path.name + ".lock"), 0o600, LOCK_TIMEOUT_S)
+    lock_file = path.with_name(path.name + ".lock")
+    lock = take_lock(lock_file, 0o600, LOCK_TIMEOUT_S)
     try:
         result, text = _changed(path, step)
-        _write(path, text)
+        _write(path, text, before_rename=partial(check_held, lock, lock_file))
         return result
     finally:
         os.close(lock)
@@ -212,7 +214,7 @@ def _changed(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> tuple[T, 
     return result, text
 
 
-def _write(path: Path, text: bytes) -> None:
+def _write(path: Path, text: bytes, *, before_rename: Callable[[], None]) -> None:
     """Replace the file durably; owner, group and mode stay."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)  # left by a killed process, perhaps with other rights
@@ -229,5 +231,6 @@ def _write(path: Path, text: bytes) -> None:
     except OSError as error:
         new.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error  # an error of write() has no file name
+    before_rename()
     new.rename(path)
     flush(path.parent)

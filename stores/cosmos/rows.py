@@ -49,6 +49,8 @@ DEFINITION: dict[str, Any] = {
 STATE = "state"
 DRAFT = "draft"
 SEALED = "sealed"
+# Of that item: the tokens of erasures, which a restored container lacks.
+DROPPING = "dropping"
 # Kinds of series: rows, by part, with the resume point; and `meta` rows.
 ROWS = "rows"
 METAS = "metas"
@@ -278,6 +280,30 @@ class ReleaseRows:
         except ContainerMissing as error:
             raise not_found(draft) from error
 
+    async def mark_dropping(self, release: ReleaseRef, token: str) -> bool:
+        """Mark the state with the token of an erasure; return False if there is no state."""
+
+        async def mark(item: CosmosItem) -> CosmosItem:
+            return item | {DROPPING: [*item.get(DROPPING, ()), token]}
+
+        try:
+            await self._change_state(release, mark)
+        except (ContainerMissing, ReleaseNotFound):
+            return False
+        return True
+
+    async def check_dropping(self, release: ReleaseRef, token: str) -> None:
+        """Raise ReleaseConflict unless the state bears the mark of an erasure, or is gone."""
+        try:
+            found = await self._read(container_of(release), STATE)
+        except ContainerMissing:
+            return
+        if found is not None and token not in found.get(DROPPING, ()):
+            raise ReleaseConflict(
+                f"the container of release {release.id} was restored while it was being erased; see `hotplate releases "
+                f"list`, and prune again"
+            )
+
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         """See `Store.scan`."""
         container = container_of(release)
@@ -364,9 +390,7 @@ class ReleaseRows:
             raise not_found(release)
         return found
 
-    async def _change_state(
-        self, draft: DraftRef, change: Callable[[CosmosItem], Awaitable[CosmosItem | None]]
-    ) -> None:
+    async def _change_state(self, draft: AnyRef, change: Callable[[CosmosItem], Awaitable[CosmosItem | None]]) -> None:
         """Compare and set the state, unless *change* returns None. Raises ReleaseNotFound."""
         container = container_of(draft)
         while True:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from hotplate.stores.cosmos.signed import CHARGE, REGIONS, CosmosItem, ItemWritt
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreMisused, StoreUnavailable, extra_installed
 from hotplate.stores.store import (
+    CheckCatalogue,
     Diagnosed,
     Finding,
     Level,
@@ -385,10 +387,21 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             await self._create_container(CONTROL, throughput)
             return await self._budget.until_visible(CONTROL, create)
 
-    async def erase(self, release: ReleaseRef) -> None:
+    async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
+        """See `Store.erase`; containers are deleted without a condition, so each attempt looks at the mark again."""
         container = container_of(release)
+        token = secrets.token_hex(8)
         self._budget.erased(container)
-        await self._budget.call(partial(self._containers.delete_container, container))
+        is_marked = await self._rows.mark_dropping(release, token)
+
+        async def delete() -> None:
+            item, _, now = await self._read_catalogue()
+            check(self._parsed(item, now))
+            if is_marked:
+                await self._rows.check_dropping(release, token)
+            await self._containers.delete_container(container)
+
+        await self._budget.call(delete)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         return await self._rows.erase(release, keys)

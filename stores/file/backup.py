@@ -87,14 +87,14 @@ async def restore(
         releases = store.folder / "releases"
         with translated(releases), scratch_folder(releases, RESTORED) as scratch:
             copied = await _copy_all(files, names, scratch, on_progress)
-            with catalogue.locked():  # no erasure or prune in between
+            with catalogue.locked() as lock:  # no erasure or prune in between
                 present = _present(catalogue, found.now)
                 entries = tuple(replace(entry, incarnation=names[entry.incarnation]) for entry in found.releases)
                 restored = replace(found, releases=entries, erased=await _record_both(store, present, erased))
                 for path in (scratch / "releases").iterdir():
                     path.rename(releases / path.name)
                 flush(releases)
-                catalogue.replace(_merged(present, restored))
+                catalogue.replace(_merged(present, restored), lock)
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 

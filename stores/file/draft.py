@@ -23,7 +23,7 @@ from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import MANIFEST, META
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreFull
 from hotplate.stores.file.release import append_sums, overhead, translated
-from hotplate.stores.folders import flush, release_map, take_lock
+from hotplate.stores.folders import check_held, flush, release_map, take_lock
 from hotplate.stores.store import Row, not_found, sealed
 
 # Address space reserved for a draft: at least, under a limit of it (`ulimit -v`), and as a multiple of its size.
@@ -119,6 +119,7 @@ class DraftFile:
                     raise
                 self._remove()  # a second flush would succeed, although the pages are lost
                 raise StoreError(f"{self.path} could not be flushed; check the disk, and publish again") from error
+        check_held(self._lock, lock_path(self.path))
         self.path.rename(path)
         flush(path.parent)
         lock_path(self.path).unlink(missing_ok=True)
@@ -141,6 +142,7 @@ class DraftFile:
                 self._give_up()
                 raise not_found(self._draft)
             try:
+                check_held(self._lock, lock_path(self.path))
                 yield
             except (OSError, lmdb.Error) as error:
                 self._refuse(error, more)

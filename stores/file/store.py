@@ -20,8 +20,17 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, dump, par
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.file.draft import DraftFile, check_room, check_unsealed, file_bytes, lock_path, open_draft
 from hotplate.stores.file.release import CHECK_HOLDS_S, FAILURES, WARM_PAUSE_S, ReleaseFile, check_size, translated
-from hotplate.stores.folders import flush, is_abandoned, marked, remove_abandoned, take_lock, write_all
+from hotplate.stores.folders import (
+    check_held,
+    flush,
+    is_abandoned,
+    marked,
+    remove_abandoned,
+    take_lock,
+    write_all,
+)
 from hotplate.stores.store import (
+    CheckCatalogue,
     Diagnosed,
     Finding,
     Level,
@@ -55,7 +64,7 @@ class CatalogueFile:
     """The catalogue of one folder, swapped by a rename, also on a full disk.
 
     catalogue.json     the record, padded with newlines
-    catalogue.lock     locked during a swap
+    catalogue.lock     locked during a swap or an erase
     catalogue.spare    allocated blocks for the next record
 
     A swap takes the blocks of the next spare from those of the previous record.
@@ -65,6 +74,7 @@ class CatalogueFile:
         self.folder = folder
         self.path = folder / "catalogue.json"
         self._spare = folder / "catalogue.spare"
+        self._lock = folder / "catalogue.lock"
 
     def record(self) -> bytes | None:
         """Return the stored bytes, unchecked; None before the first swap."""
@@ -85,13 +95,16 @@ class CatalogueFile:
 
     def swap(self, new: Catalogue, is_expected: Callable[[bytes | None], bool]) -> None:
         """Replace the record if it is the expected one; blocks on the lock and the disk."""
-        with self.locked():
+        with self.locked() as lock:
             if not is_expected(self.record()):
                 raise catalogue_changed()
-            self.replace(new)
+            self.replace(new, lock)
 
-    def replace(self, new: Catalogue) -> None:
-        """Replace any record; the caller holds the lock."""
+    def replace(self, new: Catalogue, lock: int | None = None) -> None:
+        """Replace any record; *lock* is None in a folder that no other process knows.
+
+        Raises StoreUnavailable if the file of the lock was removed.
+        """
         record, freed = dump(new), 0
         with translated(self._spare):
             with suppress(FileNotFoundError):
@@ -104,6 +117,8 @@ class CatalogueFile:
             with self._spare.open("r+b", buffering=0) as spare:
                 write_all(spare.fileno(), record.ljust(os.fstat(spare.fileno()).st_size, b"\n"), 0)
                 os.fsync(spare.fileno())
+            if lock is not None:
+                self.check_locked(lock)
             self._spare.rename(self.path)
             flush(self.folder)
         room = -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES
@@ -114,20 +129,24 @@ class CatalogueFile:
                 os.posix_fallocate(spare.fileno(), 0, room)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock of the catalogue."""
-        path = self.folder / "catalogue.lock"
+    def locked(self) -> Iterator[int]:
+        """Hold the lock of the catalogue, and yield its descriptor."""
         with translated(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with translated(path):
+        with translated(self._lock):
             try:
-                descriptor = take_lock(path, 0o644, LOCK_TIMEOUT_S)
+                descriptor = take_lock(self._lock, 0o644, LOCK_TIMEOUT_S)
             except TimeoutError as error:
                 raise StoreUnavailable(str(error)) from error
         try:
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
+
+    def check_locked(self, lock: int) -> None:
+        """Raise StoreUnavailable if the file of a held lock was removed."""
+        with translated(self._lock):
+            check_held(lock, self._lock)
 
 
 class LmdbStore(LocalReader, Diagnosed):
@@ -251,12 +270,12 @@ class LmdbStore(LocalReader, Diagnosed):
     async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
         await asyncio.to_thread(self._catalogue.swap, new, lambda found: found == record)
 
-    async def erase(self, release: ReleaseRef) -> None:
+    async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
+        await asyncio.to_thread(self._remove, release, check)
         if draft := self._drafts.pop(release.incarnation, None):
             await asyncio.to_thread(draft.close)
         if file := self._files.pop(release.incarnation, None):
             file.close()
-        await asyncio.to_thread(self._remove, release)
 
     async def incarnations(self) -> list[str]:
         with translated(self._releases):
@@ -294,14 +313,17 @@ class LmdbStore(LocalReader, Diagnosed):
             raise not_found(draft)
         raise taken_over(draft)  # or never created by this handle
 
-    def _remove(self, release: ReleaseRef) -> None:
+    def _remove(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Unlink all files, the draft first, to fail a concurrent `seal`."""
-        if release.incarnation.startswith(RESTORED):
-            remove_abandoned(self._releases / _checked(release.incarnation))
         draft = self._draft_path(release)
-        with translated(draft):
-            for path in (draft, self._sealed_path(release), lock_path(draft)):
-                path.unlink(missing_ok=True)
+        with self._catalogue.locked() as lock:  # no swap or restore in between
+            check(self._catalogue.read(self.clock()))
+            self._catalogue.check_locked(lock)
+            with translated(draft):
+                for path in (draft, self._sealed_path(release), lock_path(draft)):
+                    path.unlink(missing_ok=True)
+        if release.incarnation.startswith(RESTORED):
+            remove_abandoned(self._releases / release.incarnation)
 
     def _open(self, release: ReleaseRef) -> ReleaseFile:
         file = self._files[release.incarnation] = ReleaseFile.open(self._sealed_path(release))

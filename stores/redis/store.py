@@ -41,6 +41,7 @@ from hotplate.stores.redis.sessions import KeyedCommand, Sessions, evaluation
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
 from hotplate.stores.redis.writer import SEALED, Keys, RowsLost, Writer, check_owned, state_of, unsealed
 from hotplate.stores.store import (
+    CheckCatalogue,
     Diagnosed,
     Finding,
     Level,
@@ -156,8 +157,12 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
     async def incarnations(self) -> list[str]:
         return await self._writer.incarnations()
 
-    async def erase(self, release: ReleaseRef) -> None:
-        await self._writer.erase(release)
+    async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
+        async def confirm() -> None:
+            await self._servers.confirm()
+            check(await self.catalogue())
+
+        await self._writer.erase(release, confirm)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._writer.put(draft, rows, part)

@@ -4,6 +4,7 @@
 {PREFIX}:incarnations             set: incarnations with data, and `@REPLICATION_ID` of each searched primary
 PREFIX:{INCARNATION.B}:KIND:ID    string without expiry: one row
 PREFIX:{INCARNATION.B}:@state     string: `draft:WRITER` or `sealed`; a release exists while these keys do
+PREFIX:{INCARNATION.B}:@dropping  set: tokens of the erasures that are about to delete this state
 PREFIX:{INCARNATION.0}:@keys      list: the packed keys of each acknowledged batch
 PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which are not in order
 PREFIX:{INCARNATION.0}:@points    hash: the last acknowledged key by part
@@ -18,15 +19,19 @@ each bucket while its state names the draft; once a replica has them, their keys
 advances. After a restart or failover a primary has a new replication history, and may hold erased data, so all keys are
 searched: 1 µs a key.
 
-Erasing deletes a release's state first; later commands check that no restored server or late writer has recreated it.
-Unless the state was `sealed`, the lists of keys may be incomplete, and rows are searched: ten times as long.
+A server may return with older data, in which a release that is being erased is live. So an erasure first marks each
+state with its token, then reads the catalogue, and deletes a state only if it still bears the mark, which an older
+copy lacks. Rows are deleted only while their state is absent, so that no command, sent again to a restored server or
+after a late writer has claimed the draft, deletes rows of a release. Unless the state was `sealed`, the lists of keys
+may be incomplete, and rows are searched: ten times as long.
 """
 
 import asyncio
 import logging
 import re
+import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -83,6 +88,21 @@ redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
 return state
 """
 
+# MARK and END: KEYS marks, first state, for END also the other states and the points; ARGV token. MARK does nothing
+# without a state; its SREM allows SADD on a full server. END returns -1 if a state lacks the mark, else the number of
+# deleted keys.
+MARK = """
+if redis.call('EXISTS', KEYS[2]) == 1 then
+    redis.call('SREM', KEYS[1], ARGV[1])
+    redis.call('SADD', KEYS[1], ARGV[1])
+end
+"""
+END = """
+local is_marked = redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 1
+if not is_marked and redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
+return redis.call('DEL', unpack(KEYS))
+"""
+
 # ERASE: KEYS state, names; or KEYS state, list; ARGV packed batch to remove, by value because others may erase, too.
 # Returns 0 if the state exists.
 ERASE = """
@@ -96,7 +116,8 @@ class ReleaseKeys:
     """Names of one release's keys.
 
     `heads` are the prefixes of row names by bucket, `slots` their cluster slots, `steps` the groups of state keys, one
-    a bucket, that change atomically. `state`, `points` and `lists` (of rows, of `meta` rows) are the first bucket's.
+    a bucket, that change atomically, and `marks` the key of erasures for each step. `state`, `points` and `lists` (of
+    rows, of `meta` rows) are the first bucket's.
     """
 
     def __init__(self, prefix: str, incarnation: str, *, clustered: bool) -> None:
@@ -105,6 +126,7 @@ class ReleaseKeys:
         self.slots = tuple(map(key_slot, self.raw_heads))
         states = tuple(head + "@state" for head in heads)
         self.steps = tuple((state,) for state in states) if clustered else (states,)
+        self.marks = tuple(step[0].removesuffix("@state") + "@dropping" for step in self.steps)
         self.state = states[0]
         self.points = heads[0] + "@points"
         self.lists = heads[0] + "@keys", heads[0] + "@meta"
@@ -374,14 +396,17 @@ class Writer:
             for start in range(0, len(keys), MAX_KEYS):
                 yield keys[start : start + MAX_KEYS]
 
-    async def erase(self, release: ReleaseRef) -> None:
-        """See the contract; ReleaseConflict if the release reappears."""
+    async def erase(self, release: ReleaseRef, confirm: Callable[[], Awaitable[None]]) -> None:
+        """Erase a release if *confirm* does not raise once its states are marked; see `Store.erase`.
+
+        Raises ReleaseConflict if the release reappears.
+        """
         keys, incarnation = self._keys.release(release), release.incarnation
         is_listed = await self._execute("GET", keys.state) == SEALED and await self._execute("EXISTS", keys.lists[0])
         is_named = await self._execute("SISMEMBER", self._keys.incarnations, incarnation)
-        first, *others = keys.steps
         # First: ends reads and writes; a new claim starts empty.
-        ended = await asyncio.gather(*(self._execute("DEL", *step) for step in ((*first, keys.points), *others)))
+        ended = await self._end(keys, confirm)
+        self._check_gone(release, [deleted >= 0 for deleted in ended])
         await self._erase_listed(release)
         is_left = not is_listed and (is_named or any(ended))
         while is_left:
@@ -394,6 +419,21 @@ class Writer:
         if any(await asyncio.gather(*(self._execute("EXISTS", step[0]) for step in keys.steps))):
             # A late writer claimed it: the next prune must find it.
             await self.add(incarnation)
+
+    async def _end(self, keys: ReleaseKeys, confirm: Callable[[], Awaitable[None]]) -> list[int]:
+        """Mark all states, and delete them once *confirm* allows it; return the replies of END."""
+        token = secrets.token_hex(8)
+        states = list(zip(keys.marks, keys.steps, strict=True))
+        await asyncio.gather(*(self._evaluate(MARK, (mark, step[0]), token) for mark, step in states))
+        try:
+            await self._retrier.call(confirm)
+        except StoreError:
+            with suppress(StoreError):  # a mark that stays does no harm
+                await asyncio.gather(*(self._execute("SREM", mark, token) for mark in keys.marks))
+            raise
+        first, *others = ((mark, *step) for mark, step in states)
+        ending = (self._evaluate(END, names, token) for names in ((*first, keys.points), *others))
+        return list(map(int, await asyncio.gather(*ending)))
 
     async def _execute(self, command: str, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         return await self._retrier.call(lambda: self._sessions.execute(command, key, *args))
@@ -417,7 +457,10 @@ class Writer:
         self._check_gone(release, await asyncio.gather(*erased))
 
     async def _erase(self, names: Sequence[str | bytes], *args: bytes) -> int:
-        return await self._retrier.call(lambda: self._sessions.evaluate(ERASE, names, *args))
+        return int(await self._evaluate(ERASE, names, *args))
+
+    async def _evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes) -> Any:  # noqa: ANN401 -- any reply
+        return await self._retrier.call(lambda: self._sessions.evaluate(script, names, *args))
 
     def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
         if not all(erased):

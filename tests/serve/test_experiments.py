@@ -27,7 +27,7 @@ from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, publish, ref_of
+from tests.support.stores import OpenStore, publish, ref_of, unchecked
 
 NAMES = [str(number) for number in range(40)]
 START, END = 1_000_000.0, 1_000_000.0 + 14 * 86_400
@@ -93,7 +93,7 @@ async def test_arm_a_answers_for_an_arm_b_that_cannot_be_served(
     lost = await ref_of(store, await publish(store, rows("lost"), arm="B"))
     file = tmp_path / "store" / "releases" / f"{lost.incarnation}.mdb"
     if harm == "erased":
-        await store.erase(lost)
+        await store.erase(lost, unchecked)
     await store.close()
     if harm == "cut":
         os.truncate(file, 5000)

@@ -23,7 +23,7 @@ from hotplate.stores.transfer import copy
 from hotplate.stores.verification import verify
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, as_bodies, on_every_store, published_values, ref_of
+from tests.support.stores import OpenStore, as_bodies, on_every_store, published_values, ref_of, unchecked
 
 FACTOR_BYTES = 4 * 256
 ITEMS = [(ItemEntry(f"i{n}", f"Title {n}" if n % 2 else None), bytes([n % 251]) * FACTOR_BYTES) for n in range(200)]
@@ -77,6 +77,6 @@ async def test_factors_are_stored_copied_checked_and_erased_as_all_rows_are(open
     await copy(store, target, release)
     assert await published_values(target, release) == await published_values(store, release)
     assert (await verify(target, await ref_of(target, release))).digest == written.manifest.digest
-    await store.erase(ref)
+    await store.erase(ref, unchecked)
     with pytest.raises(ReleaseNotFound):
         await store.get_many(ref, list(expected))

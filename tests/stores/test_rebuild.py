@@ -24,7 +24,7 @@ from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.service import refused_by
-from tests.support.stores import OpenStore, published_rows
+from tests.support.stores import OpenStore, published_rows, ref_of, unchecked
 from tests.support.stores import publish as publish_rows
 
 on_every_rebuildable_store = pytest.mark.parametrize("open_store", ["file", "redis", "cosmos+http"], indirect=True)
@@ -148,8 +148,8 @@ async def test_a_damaged_release_becomes_live_only_by_force(open_store: OpenStor
     store = open_store()
     live = await publish(store, "live")
     await half_lost(store, live, "e" * 12, "popular:")
-    before = await spoil(store)
-    await store.erase(before.find(live).ref)
+    await store.erase(await ref_of(store, live), unchecked)
+    await spoil(store)
     found = await survey(store)
     assert found.only() == live
     with pytest.raises(ReleaseCorrupt, match=r"rows are missing.*--force"):

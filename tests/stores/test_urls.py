@@ -1,6 +1,7 @@
 """What is shown of a store's URL, whoever wrote it and however wrongly: nothing that could be a secret."""
 
 import traceback
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -68,6 +69,8 @@ def test_no_error_of_opening_a_store_shows_a_secret(scheme: str, separator: str,
         ("redis://:pa/ss@cache/0", "redis://cache/0"),
         ("redis://:pa?ss@cache/0", "redis://cache/0"),
         ("redis://h/0?x=pa@ss&token=t", "redis://ss"),
+        ("rediss://u:p@[::1]:6379,h/0?prefix=a&ca=/etc/p@th/ca.pem", "rediss://[::1]:6379,h/0"),
+        ("rediss://:pa?ca=/ss@cache/0", "rediss://cache/0"),
         ("u:p@cache", "cache"),
         ("file:///var/lib/hotplate", "file:///var/lib/hotplate"),
         ("/var/lib/hotplate", "/var/lib/hotplate"),
@@ -82,3 +85,17 @@ def test_a_secret_that_is_not_escaped_is_refused_with_how_to_write_it() -> None:
         with pytest.raises(StoreMisused, match=r"ends in redis://cache/0 cannot be understood: write / \? # .* as %2F"):
             connect(url)
     assert split("redis://:a%2Fb@cache/0").password == "a%2Fb"
+
+
+@pytest.mark.parametrize(
+    "start", ["rediss://u:secret@host:6380/0", "rediss+cluster://host,[::1]:6380/", "rediss://host"]
+)
+def test_path_of_the_authority_may_hold_an_at(start: str, tmp_path: Path) -> None:
+    (tmp_path / "r@ot").mkdir()
+    ca = tmp_path / "r@ot" / "ca.pem"
+    with pytest.raises(StoreMisused, match=r"which should certify .*host.*, does not exist") as refused:
+        connect(f"{start}?prefix=a&ca={ca}")
+    assert str(ca) in str(refused.value)
+    assert "secret" not in str(refused.value)
+    ca.touch()
+    connect(f"{start}?prefix=a&ca={ca}")

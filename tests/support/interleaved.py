@@ -46,7 +46,7 @@ from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.redis.writer import RowsLost
-from hotplate.stores.store import Plan, Row, Slot, Store, not_found
+from hotplate.stores.store import CheckCatalogue, Plan, Row, Slot, Store, not_found
 from hotplate.stores.verification import verify
 from tests.support.cosmos_simulation import SimulatedAccount
 from tests.support.memory_store import MemoryStore
@@ -131,7 +131,8 @@ class Replica(MemoryStore):
 class ServerLike(MemoryStore):
     """Erases as a server does: what makes it a release first, then row by row, until it is a release again."""
 
-    async def erase(self, release: ReleaseRef) -> None:
+    async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
+        check(await self.catalogue())
         if (found := self.releases.get(release.incarnation)) is None:
             return
         found.writer, found.sealed, found.points = ERASED, False, {}
@@ -495,11 +496,9 @@ class Interleaved(RuleBasedStateMachine):
     def erasing(self, process: Process, release: ReleaseRef) -> None:
         entry = self.truth.entry(release.incarnation)
         left = self.left_live_at.get(release.incarnation)
-        if entry is not None and entry.state is not State.DROPPING:
-            if process.has_read:
-                self.wrong.append(f"{release} was erased, which is {entry.state}")
-            else:  # between its last look at the catalogue and now, the store was put back
-                self.lost.add(release.incarnation)
+        if entry is None or entry.state is not State.DROPPING:
+            state = "not in the catalogue" if entry is None else entry.state
+            self.wrong.append(f"{release} was erased by {process}, which is {state}")
         elif left is not None and self.clock() < left + GRACE_S:
             self.wrong.append(f"{release} was erased within its grace")
         self.erased.add(release.incarnation)

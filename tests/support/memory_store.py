@@ -9,6 +9,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.encoding import META
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import (
+    CheckCatalogue,
     LocalReader,
     Plan,
     Row,
@@ -107,7 +108,8 @@ class MemoryStore(LocalReader, RowEraser):
         for watcher in self.watchers:
             watcher.set()
 
-    async def erase(self, release: ReleaseRef) -> None:
+    async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
+        check(await self.catalogue())
         self.releases.pop(release.incarnation, None)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:

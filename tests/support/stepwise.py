@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.store import Plan, Reader, Row, Slot, Store
+from hotplate.stores.store import CheckCatalogue, Plan, Reader, Row, Slot, Store
 
 T = TypeVar("T")
 
@@ -261,14 +261,17 @@ class Stepped:
         swapped = partial(self._process.watch.swapped, self._process, old, new)
         await self._do(lambda: self._store.swap(old, new), swapped)
 
-    async def erase(self, release: ReleaseRef) -> None:
-        async def erase() -> None:
+    async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
+        def checked(found: Catalogue) -> None:
+            check(found)
             self._process.watch.erasing(self._process, release)
+
+        async def erase() -> None:
             task = asyncio.current_task()
             assert task is not None
             before = _ERASING.set((self._process, task))
             try:
-                await self._store.erase(release)
+                await self._store.erase(release, checked)
             finally:
                 _ERASING.reset(before)
 

@@ -14,11 +14,12 @@ from hotplate.stores.doctor import examine
 from hotplate.stores.encoding import META, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.store import Finding, Plan, Row, Store
 from hotplate.stores.verification import load_manifest
-from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, write
+from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, unchecked, write
 
 __all__ = (
     "FIRST", "LISTS", "SECOND", "OpenStore", "as_bodies", "batches", "begin", "draft_of", "lapse", "look",
-    "on_every_store", "publish", "published_rows", "published_values", "ref", "ref_of", "scanned", "step", "write",
+    "on_every_store", "publish", "published_rows", "published_values", "ref", "ref_of", "scanned", "step", "unchecked",
+    "write",
 )  # fmt: skip
 
 # For what is written once over any store. TLS and sockets are the contract suite's.

@@ -61,10 +61,11 @@ class Proxy:
         self._start(self._pump(reader, server_writer, lost, is_request=True))
         self._start(self._pump(server_reader, writer, lost, is_request=False))
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, lost: asyncio.Event, *, is_request: bool
@@ -88,10 +89,17 @@ class Proxy:
 async def through(target: int) -> AsyncIterator[Proxy]:
     """Run a proxy to *target* on loopback until the block ends."""
     proxy = Proxy(target)
+    async with listening(proxy):
+        yield proxy
+
+
+@asynccontextmanager
+async def listening(proxy: Proxy) -> AsyncIterator[None]:
+    """Take connections on loopback until the block ends."""
     server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
-        yield proxy
+        yield
     finally:
         server.close()
         await proxy.close()

@@ -12,7 +12,7 @@ from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from hotplate.stores.store import Plan, Row
 from tests.support.cosmos_simulation import SimulatedAccount, simulated
-from tests.support.stores import draft_of, ref
+from tests.support.stores import draft_of, ref, unchecked
 
 R = ReleaseId("20261120T064200Z-aaaa")
 KEYS = [f"user:{n}" for n in range(40)]
@@ -92,7 +92,7 @@ async def test_a_failure_is_tried_once_more_at_once(account: SimulatedAccount, k
 @simulated
 async def test_container_dropped_during_reads_is_a_missing_release(account: SimulatedAccount) -> None:
     store = await filled(account)
-    await account.store().erase(ref(R))
+    await account.store().erase(ref(R), unchecked)
     for keys in (KEYS, KEYS[:1]):
         with pytest.raises(ReleaseNotFound, match=f"release {R} is not in this store"):
             await store.get_many(ref(R), keys, timeout_s=0.05)

@@ -31,7 +31,7 @@ from tests.support.readers import lists, reading
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.redis_server import SOON_S, commands_in, users_of_the_guide
 from tests.support.service import publish_to
-from tests.support.stores import FIRST, publish, ref, scanned, write
+from tests.support.stores import FIRST, publish, ref, scanned, unchecked, write
 from tests.support.streams import listening
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
@@ -98,7 +98,7 @@ async def test_release_on_all_nodes_uses_single_server_layout_and_erases_fully(
     assert len(redis_cluster.keys(f"*{prefix}*")) == len(USERS) + 1 + BUCKETS + of_release + 1  # and the inventory
     for node in redis_cluster.primaries:
         assert len(node.server.execute_command("KEYS", f"*{prefix}*")) > len(USERS) // 6
-    await store.erase(ref(FIRST))
+    await store.erase(ref(FIRST), unchecked)
     assert redis_cluster.keys(f"*{prefix}*") == []
 
 
@@ -210,7 +210,7 @@ async def test_an_erase_goes_on_once_a_slot_has_moved(
 
     def between() -> None:
         if not erasing:
-            erasing.append(asyncio.run_coroutine_threadsafe(store.erase(ref(FIRST)), loop))
+            erasing.append(asyncio.run_coroutine_threadsafe(store.erase(ref(FIRST), unchecked), loop))
             time.sleep(0.5)  # in which the erase reaches the slot, whose keys are on two nodes
 
     await asyncio.to_thread(redis_cluster.migrate, moved, target, between=between)

@@ -15,7 +15,7 @@ from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import Row, Store
 from tests.support.redis_server import SOON_S, RedisServer, copied, put_back
-from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, write
+from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, unchecked, write
 
 POPULAR = Row("popular:", b"{}")
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2500)]
@@ -111,7 +111,7 @@ async def test_an_erase_takes_nothing_of_a_release_that_was_put_back_meanwhile(
     pauses.are_made = True
     copies = place.copied()
     async with asyncio.timeout(SOON_S):
-        erasing = asyncio.create_task(store.erase(ref(FIRST)))
+        erasing = asyncio.create_task(store.erase(ref(FIRST), unchecked))
         await pauses.reached.wait()
         assert len(place.of(ref(FIRST))) < sum(map(len, copies))
         place.put_back(copies)
@@ -141,7 +141,7 @@ async def test_a_sealed_release_is_erased_without_a_search(place: Place, store: 
     await write(store, FIRST, USERS)
     before = place.calls("scan")
     for release in (FIRST, FIRST, SECOND):
-        await store.erase(ref(release))
+        await store.erase(ref(release), unchecked)
     assert place.names(f"*{place.prefix}*") == []
     assert place.calls("scan") == before
 
@@ -154,7 +154,7 @@ async def test_an_erase_that_was_cut_short_is_finished_by_the_next(
     pauses.are_made = True
     for name in lost:
         place.execute("DEL", f"{place.prefix}:{{{ref(FIRST).incarnation}.0}}:{name}")
-    erasing = asyncio.create_task(store.erase(ref(FIRST)))
+    erasing = asyncio.create_task(store.erase(ref(FIRST), unchecked))
     async with asyncio.timeout(SOON_S):
         await pauses.reached.wait()
         erasing.cancel()
@@ -165,7 +165,7 @@ async def test_an_erase_that_was_cut_short_is_finished_by_the_next(
         for call in (store.get_many(ref(FIRST), ["user:absent"]), store.put(draft_of(FIRST), USERS[:1])):
             with pytest.raises(ReleaseNotFound):
                 await call
-        await asyncio.gather(store.erase(ref(FIRST)), store.erase(ref(FIRST)))
+        await asyncio.gather(store.erase(ref(FIRST), unchecked), store.erase(ref(FIRST), unchecked))
     assert place.of(ref(FIRST)) == []
     assert await store.incarnations() == []
 

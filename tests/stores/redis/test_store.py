@@ -16,7 +16,7 @@ from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
 from tests.support.redis_server import SOON_S, RedisServer, users_of_the_guide
 from tests.support.soak import SEED, scaled
-from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, write
+from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, unchecked, write
 from tests.support.tcp_proxy import through
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
@@ -80,7 +80,7 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
         server.put(draft, rows),
         server.seal(draft),
         server.swap(found, found),
-        server.erase(live.ref),
+        server.erase(live.ref, unchecked),
     ):
         with pytest.raises(StoreMisused, match="lacks a permission"):
             await call

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from hotplate import (
     META,
     Catalogue,
+    CheckCatalogue,
     Diagnosed,
     DraftRef,
     Plan,
@@ -113,8 +114,9 @@ class SqliteStore(Diagnosed):
             owner, key = CATALOGUE
             self._set(owner, Row(key, dump_catalogue(new)))
 
-    async def erase(self, release: ReleaseRef) -> None:
-        with self._connection() as connection:
+    async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
+        with self._transaction(), self._connection() as connection:
+            check(await self.catalogue())
             connection.execute("DELETE FROM rows WHERE owner = ?", (release.incarnation,))
 
     async def incarnations(self) -> list[str]:

@@ -1,0 +1,116 @@
+"""A lock whose file is removed while it is held: its holder changes nothing, as another process may hold the new."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hotplate.offline.errors import DataError
+from hotplate.offline.job import opened
+from hotplate.serve.access import keys as client_keys
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import Catalogue
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.folders import LOCK
+from hotplate.stores.store import Plan, Row
+from tests.support.stores import FIRST, SECOND, begin, draft_of, ref, scanned, unchecked, write
+
+ROWS = [Row(f"user:{number:03}", b"list") for number in range(20)]
+REMOVED = "lock file was removed while it was held"
+
+
+@pytest.fixture
+def at_first_flush(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Return a function that has another called at the first flush to the disk."""
+    flush = os.fsync
+
+    def arm(act: Callable[[], None]) -> None:
+        left = [act]
+
+        def flush_after(descriptor: int) -> None:
+            if left:
+                left.pop()()
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fsync", flush_after)
+
+    return arm
+
+
+async def test_swap_under_a_removed_lock_leaves_the_catalogue_of_the_other(
+    tmp_path: Path, at_first_flush: Callable[[Callable[[], None]], None]
+) -> None:
+    store, other = LmdbStore(tmp_path), LmdbStore(tmp_path)
+    found = await begin(store, FIRST)
+    first = changes.succeed(found, changes.begin(found, draft_of(SECOND)), "first", "here")
+    second = changes.succeed(found, found, "second", "here")
+
+    def replace_lock() -> None:
+        (tmp_path / "catalogue.lock").unlink()
+        asyncio.run(other.swap(found, second))
+
+    at_first_flush(replace_lock)
+    with pytest.raises(StoreUnavailable, match=REMOVED):
+        await store.swap(found, first)
+    assert (await store.catalogue()).token == "second"
+    await store.swap(second, changes.succeed(second, second, "third", "here"))
+
+
+async def test_erase_under_a_removed_lock_deletes_nothing(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await write(store, FIRST, ROWS)
+
+    def remove_lock(_: Catalogue) -> None:
+        (tmp_path / "catalogue.lock").unlink()
+
+    with pytest.raises(StoreUnavailable, match=REMOVED):
+        await store.erase(ref(FIRST), remove_lock)
+    assert await scanned(store, FIRST) == ROWS
+    await store.erase(ref(FIRST), unchecked)
+    assert await store.incarnations() == []
+
+
+@pytest.mark.parametrize("then", ["put", "seal"])
+async def test_writer_whose_lock_was_removed_leaves_the_draft_to_the_next(tmp_path: Path, then: str) -> None:
+    store, other = LmdbStore(tmp_path), LmdbStore(tmp_path)
+    await write(store, FIRST, ROWS[:10], seal=False)
+    (tmp_path / "releases" / f"{ref(FIRST).incarnation}.lock").unlink()
+    rows = [ROWS[10:]] if then == "put" else []
+    with pytest.raises(StoreUnavailable, match=REMOVED):
+        await getattr(store, then)(draft_of(FIRST), *rows)
+    await store.close()
+    await other.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+    await other.put(draft_of(FIRST), ROWS[10:])
+    await other.seal(draft_of(FIRST))
+    assert await scanned(other, FIRST) == ROWS
+    await other.close()
+
+
+def test_change_of_keys_under_a_removed_lock_leaves_those_of_the_other(
+    tmp_path: Path, at_first_flush: Callable[[Callable[[], None]], None]
+) -> None:
+    path = tmp_path / "keys.json"
+    client_keys.create(path, "web", scopes=("read",))
+
+    def replace_lock() -> None:
+        path.with_name("keys.json.lock").unlink()
+        client_keys.create(path, "other", scopes=("read",))
+
+    at_first_flush(replace_lock)
+    with pytest.raises(OSError, match=REMOVED):
+        client_keys.create(path, "first", scopes=("read",))
+    assert [client.name for client in client_keys.load(path)] == ["web", "other"]
+
+
+def test_run_whose_lock_was_removed_records_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path) as folder:
+        (tmp_path / LOCK).unlink()
+        with opened(tmp_path) as other:
+            other.record(other.run)
+        before = (tmp_path / "state.json").read_bytes()
+        with pytest.raises(DataError, match="another run may have begun"):
+            folder.record(folder.run)
+    assert (tmp_path / "state.json").read_bytes() == before
