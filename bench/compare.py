@@ -9,10 +9,16 @@ from pathlib import Path
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, compared
-from hotplate.report import Report, Row, format_value, from_json
+from hotplate.report import Column, Report, Row, format_value, from_json, rounded
 from hotplate.stores.errors import reason_of
 
 RATE = "rate"
+COLUMNS = (
+    Column("A", "A", "ms", digits=3),
+    Column("B", "B", "ms", digits=3),
+    Column("B / A", "B / A", digits=3),
+    Column("interval", "interval of 95 %", noted=True),
+)
 ERRORS = "errors and drops"
 MATTERS = 0.10  # smallest change
 MORE_ERRORS = 0.001  # largest increase of the error share
@@ -49,7 +55,8 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
         kind="compare",
         sentence=sentence,
         rows=tuple(rows),
-        notes=(f"{decides} decides; A and B are of all rounds, and the interval of B / A is of pairs of rounds.",),
+        columns=COLUMNS,
+        origins={"measured": f"all rounds of each; {decides} decides, and the others are for information"},
         broken=(regression,) if regression else (),
         machine=describe(),
         configuration={"A": first.configuration, "B": second.configuration},
@@ -57,16 +64,20 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
 
 
 def _figure(row: Row) -> Figure:
-    return Figure(row.value, row.values, row.low, row.high, row.note)
+    return Figure(row.value, row.values, row.low, row.high, row.note, row.without)
 
 
 def _rows(name: str, first: Figure, second: Figure, change: Figure, decides: str) -> list[Row]:
-    subject = "good answers/s" if name == RATE else name
+    subject = "good answers/s" if name == RATE else f"{name}, ms"
     unit, main = "" if name == RATE else "us", name in {decides, RATE, "p50", "p99"}
+    interval = change.note
+    if change.low is not None and change.high is not None:
+        interval = f"{rounded(change.low, 3)} to {rounded(change.high, 3)}"
     return [
         first.row(subject, "A", unit, main=main),
         second.row(subject, "B", unit, main=main),
         change.row(subject, "B / A", main=main),
+        Row(subject, "interval", note=interval, main=main),
     ]
 
 

@@ -13,7 +13,17 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from hotplate.bench.process import ROOT
-from hotplate.report import UNKNOWN, Report, format_value, from_json, markdown_page, markdown_table, to_json
+from hotplate.report import (
+    Column,
+    Report,
+    Row,
+    format_cell,
+    format_value,
+    from_json,
+    markdown_page,
+    markdown_table,
+    to_json,
+)
 
 FOLDER = ROOT / "bench" / "figures"
 README = ROOT / "README.md"
@@ -25,6 +35,7 @@ MACHINE = ("processor", "machine", "python_version", "system")
 CPU = ("brand_raw", "count")
 STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
 REPORTS = ("stores", "ru")
+CPU_TIMER = "process_time"
 # The README has reports and peers, docs/measuring.md the others.
 PEERS = "peers"
 # Columns that do not fit into the README.
@@ -62,6 +73,7 @@ def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
         | {name: machine["cpu"][name] for name in CPU if name in machine.get("cpu", {})},
         "benchmarks": [
             {name: each[name] for name in ("group", "name", "extra_info")}
+            | {"options": {"timer": each["options"]["timer"]}}
             | {"stats": {name: each["stats"][name] for name in STATS}}
             for each in facts["benchmarks"]
         ],
@@ -78,6 +90,11 @@ def keep(files: Iterable[Path], folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     for old in sorted(folder.glob("run-*.json"))[:-RUNS]:
         old.unlink()
+
+
+def of_one_cpu(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the runs on the CPU of the last one: figures of different CPUs have no common median."""
+    return [run for run in runs if run["machine"].get("brand_raw") == runs[-1]["machine"].get("brand_raw")]
 
 
 def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
@@ -97,31 +114,37 @@ def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
 def _figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[float]]]:
     info, stats = benchmark["extra_info"], benchmark["stats"]
     if "count" in info:
-        yield f"{info['what']}: CPU", "µs", [stats["median"] * 1e6 / info["count"]]
+        measure = "CPU" if benchmark["options"]["timer"] == CPU_TIMER else "wall time"
+        yield f"{info['what']}: {measure}", "µs", [stats["median"] * 1e6 / info["count"]]
     yield from info.get("figures", ())
 
 
 def table_of_report(report: Report) -> str:
-    """Return the main rows as a table, without OMITTED figures."""
-    main = [row for row in report.rows if row.main]
-    names = [name for name in dict.fromkeys(row.figure for row in main) if name not in OMITTED]
-    subjects = dict.fromkeys(row.subject for row in main)
-    head = f"{report.head}\n\n" if report.head else ""
-    rows = ([subject, *(_cell(report, subject, name) for name in names)] for subject in subjects)
-    return head + markdown_table(["", *names], rows)
+    """Return a report's answer and table, without OMITTED figures."""
+    columns = [column for column in report.columns if column.figure not in OMITTED]
+    names = [column.heading.replace("\n", " ") for column in columns]
+    rows = (
+        [subject, *(_cell(report.row(subject, column.figure), column) for column in columns)]
+        for subject in report.subjects
+    )
+    marks = "".join(f"\n{escaped(mark)} {explanation}\n" for mark, explanation in report.used_marks.items())
+    return f"{report.sentence}\n\n{markdown_table(['', *names], rows)}{marks}"
 
 
-def _cell(report: Report, subject: str, figure: str) -> str:
-    row = report.row(subject, figure)
-    if row is None or row.value is None:
-        return UNKNOWN
-    return f"{format_value(row.value, row.unit)}{f' ({row.note})' if row.note else ''}"
+def _cell(row: Row | None, column: Column) -> str:
+    mark = f" {escaped(row.mark)}" if row and row.mark and not column.noted else ""
+    return format_cell(row, column) + mark
+
+
+def escaped(mark: str) -> str:
+    """Return a mark as Markdown text."""
+    return f"\\{mark}"
 
 
 def write_tables(folder: Path, readme: Path, page: Path) -> None:
     """Write both pages' tables."""
     runs = [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
-    lines = lines_of(runs)
+    lines = lines_of(of_one_cpu(runs))
     peers = [[each.what, each.measured] for each in lines if each.group == PEERS]
     others = [[each.what, each.measured] for each in lines if each.group != PEERS]
     files = [file for name in REPORTS if (file := folder / f"{name}.json").exists()]

@@ -11,7 +11,7 @@ from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
 from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import mean, percentile, share
-from hotplate.report import Curve, Plot, Report, Row, format_value
+from hotplate.report import Column, Curve, Plot, Report, Row, format_value
 from hotplate.stores.urls import redacted
 
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
@@ -20,6 +20,22 @@ ERRORS = "errors"
 USUAL_ERRORS = 0.001
 NEAR = 0.9  # of the most users/s, for the recommended batch
 HINT = "; give --store URL, so that its users are requested"
+RATE_COLUMNS = (
+    Column("p50", "p50\nms", "ms"),
+    Column("p99", "p99\nms", "ms"),
+    Column("p99.9", "p99.9\nms", "ms"),
+    Column("rate", "answers\n/s", digits=4),
+    Column("errors and drops", "errors\n%", "%"),
+    Column("popular lists", "popular\n%", "%"),
+)
+BATCH_COLUMNS = (
+    Column("users", "users\n/s", digits=4),
+    Column("p50", "p50\nms", "ms"),
+    Column("p99", "p99\nms", "ms"),
+    Column("batches at a time", "batches\nat a time"),
+    Column("errors", "errors\n%", "%"),
+    Column("popular lists", "popular\n%", "%"),
+)
 INVALID = "These figures do not measure the service; see below."
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
 
@@ -189,7 +205,8 @@ def report(runs: HttpRuns) -> Report:
         broken=(*popular, *(each for each in summary.broken if not popular or "popular list" not in each), *wrong),
         failures=tuple(failures),
         interrupted=runs.interrupted,
-        listed=not plan.batches,
+        columns=BATCH_COLUMNS if plan.batches else RATE_COLUMNS,
+        origins={"measured": summary.method},
         configuration=plan.options.to_json(),
         machine=describe(),
         extra=summary.facts | ({"checked": asdict(checked)} if checked else {}),
@@ -233,7 +250,17 @@ class _Rounds:
             rate = f"{'at least ' * bool(self._limited)}{self._best.at:,.0f} requests/s"
             return f"The highest rate inside {self._plan.objective} is {rate}; there {named} is {latency}."
         rate = format_value(mean([each.ok_rate for each in self._rounds]).value or 0)
-        return f"{named} is {latency} at {rate} good answers/s."
+        errors = share([each.due - each.ok for each in self._rounds], [each.due for each in self._rounds]).value
+        failed = f", {format_value(errors, 'share')} errors" if errors else ", without errors"
+        return f"{named} is {latency} at {rate} good answers/s{failed}."
+
+    @property
+    def method(self) -> str:
+        load, rounds = self._plan.load, len(self._rounds)
+        return (
+            f"{rounds} round{'s' * (rounds != 1)} of {self._plan.options.duration}, open loop: latency counts from a "
+            f"request's due time; at most {load.connections} in flight"
+        )
 
     @property
     def rows(self) -> list[Row]:
@@ -324,9 +351,13 @@ class _Batches:
         ]
 
     @property
+    def method(self) -> str:
+        closed = "closed loop: latency counts from sending"
+        return f"{closed}; where the service refused more at a time (429, 503), fewer were sent"
+
+    @property
     def notes(self) -> list[str]:
-        closed = "Batches run in a closed loop: latency counts from sending."
-        return [f"{closed} Where the service refused more at a time (429, 503), fewer were sent."]
+        return []
 
     @property
     def plots(self) -> list[Plot]:

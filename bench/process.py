@@ -37,7 +37,7 @@ LIBRARIES = (
     "hotplate", "aiohttp", "hdrhistogram", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis",
     "uvloop",
 )  # fmt: skip
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 60.0
 SERVER_PORTS = (15_000, 32_000)  # below Linux's outgoing ports
 METRICS_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
@@ -251,26 +251,34 @@ def read_samples(url: str) -> "list[Sample]":
 
 
 class StoreCounts(NamedTuple):
-    """Request units, charged responses and 429s of a store."""
+    """Request units, charged responses, 429s and reads that missed their deadline of a store."""
 
     ru: float
     charged: int
     throttled: int
+    timeouts: int = 0
 
     def since(self, before: "StoreCounts") -> "StoreCounts":
         """Return the difference to *before*."""
-        counted = self.charged - before.charged, self.throttled - before.throttled
-        return StoreCounts(self.ru - before.ru, *counted)
+        return StoreCounts(
+            self.ru - before.ru,
+            self.charged - before.charged,
+            self.throttled - before.throttled,
+            self.timeouts - before.timeouts,
+        )
 
 
 def store_counts(service: Server) -> StoreCounts:
     """Read a service's counts; zeros without Cosmos DB. Raises OSError."""
     sums = dict[str, float]()
+    timeouts = 0.0
     for sample in read_samples(f"{service.admin_url}/metrics"):
         sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        if sample.name == "hotplate_store_failures_total" and sample.labels.get("kind") == "timeout":
+            timeouts += sample.value
     names = "request_units", "charged_responses", "throttled"
     ru, charged, throttled = (sums.get(f"hotplate_store_{name}_total", 0.0) for name in names)
-    return StoreCounts(ru, int(charged), int(throttled))
+    return StoreCounts(ru, int(charged), int(throttled), int(timeouts))
 
 
 def is_emulated(url: str) -> bool:
@@ -327,12 +335,18 @@ def _running(
             while not is_ready():
                 if process.poll() is not None or time.monotonic() > until:
                     output.seek(0)
-                    raise BenchFailed(f"{' '.join(command)} does not start: {output.read().decode()[-2000:]}")
+                    raise BenchFailed(_not_started(command, process.returncode, output.read()))
                 time.sleep(0.02)
             yield process
         finally:
             process.terminate()
             stop_process(process, group=True)
+
+
+def _not_started(command: Sequence[str], code: int | None, output: bytes) -> str:
+    what = f"did not answer within {READY_WITHIN_S:g} s" if code is None else f"ended at once, with exit code {code}"
+    printed = output.decode(errors="replace").strip()[-2000:]
+    return f"{' '.join(command)} {what}; it printed {printed or 'nothing'}"
 
 
 def free_port() -> int:

@@ -1,7 +1,9 @@
-"""Pooled percentiles, shares, means and ratios over rounds, with 95 % intervals.
+"""Pooled percentiles, shares and means over rounds, their ratios, and 95 % intervals.
 
-A mean of percentiles would hide a stall in few rounds. Intervals allow for autocorrelation: a block bootstrap over
-seconds for percentiles, an AR(1) model for means.
+One estimator gives a figure, its interval, and its comparison with another. The figure is of all rounds together: a
+mean of percentiles would hide a stall in few rounds. The jackknife, which leaves out one round at a time, says how much
+each round contributes, and Student's t of these contributions allows for autocorrelation between rounds. At 14 rounds
+of 800 answers it calls 3 to 7 of 100 equal pairs different, where a percentile bootstrap calls 9 to 20.
 """
 
 import math
@@ -19,62 +21,74 @@ from hotplate.report import Row
 MIN_ROUNDS = 5
 TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
 TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
-RESAMPLED = 1_000
 TAIL = 0.025
-# Lag-1 autocorrelations to average over, with a uniform prior.
+MOST_LOG = 700.0  # math.exp overflows above 709
+# Lag-1 autocorrelations to average over. The prior suits paired rounds, of 0.0 to 0.3: with a uniform one, an interval
+# of 14 rounds misses 1 to 3 % instead of 5 %, and finds half as many differences.
 RHOS = np.linspace(-0.95, 0.98, 41)
+PRIOR = (1 - RHOS) ** 0.75
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value over all rounds, those of each round, and the interval; None if unknown, as `note` explains."""
+    """A value over all rounds and its interval; None if unknown, as `note` explains.
+
+    values   by round
+    without  the value without each round, for comparisons
+    """
 
     value: float | None
     values: tuple[float, ...] = ()
     low: float | None = None
     high: float | None = None
     note: str = ""
+    without: tuple[float, ...] = ()
 
     def row(self, subject: str, figure: str, unit: str = "", *, main: bool = True) -> Row:
         """Return a row of a report."""
-        return Row(subject, figure, unit, self.value, self.values, self.low, self.high, self.note, main)
+        return Row(subject, figure, unit, self.value, self.values, self.low, self.high, self.note, main, self.without)
 
 
 def percentile(results: Sequence[Result], percent: float) -> Figure:
     """Return a percentile of all answers in µs; unknown with fewer than 10 beyond it.
 
-    The interval needs five seconds, or five shorter rounds.
+    The interval needs five rounds, or five seconds.
     """
-    seconds = [
-        Histogram.of(second.latencies_s) for each in results for second in each.seconds if second.latencies_s.size
-    ]
-    pooled = Histogram.merged(seconds)
-    by_round = (Histogram.of(each.latencies_s) for each in results)
-    values = tuple(each.percentile_us(percent) for each in by_round if each.count)
+    rounds = [Histogram.of(result.latencies_s) for result in results if result.ok]
+    seconds = [second.latencies_s for result in results for second in result.seconds if second.latencies_s.size]
+    pooled = Histogram.merged(rounds)
+    values = tuple(each.percentile_us(percent) for each in rounds)
     if percent < 100 and pooled.count * (100 - percent) / 100 < ENOUGH_SAMPLES - 1e-9:
         return Figure(None, values, note=TOO_FEW_ANSWERS if pooled.count else "nothing was answered")
     value = pooled.percentile_us(percent)
-    if len(seconds) < MIN_ROUNDS:
+    parts = rounds if len(rounds) >= MIN_ROUNDS else [Histogram.of(each) for each in seconds]
+    if len(parts) < MIN_ROUNDS:
         return Figure(value, values)
-    low, high = _resampled_percentiles(seconds, percent)
-    return Figure(value, values, min(low, value), max(high, value))
+    without = _percentiles_without(parts, percent)
+    low, high = _jackknife(value, without)
+    return Figure(value, values, low, high, without=without)
 
 
-def _resampled_percentiles(seconds: Sequence[Histogram], percent: float) -> tuple[float, float]:
-    highest_us, counts = Histogram.table(seconds)
-    length = max(1, round(len(seconds) ** (1 / 3)))
-    rng = np.random.default_rng(1)
-    starts = rng.integers(len(seconds), size=(RESAMPLED, -(-len(seconds) // length)))
-    drawn = ((starts[:, :, None] + np.arange(length)) % len(seconds)).reshape(RESAMPLED, -1)
-    found = np.empty(RESAMPLED)
-    for number, one in enumerate(drawn):
-        summed = np.cumsum(np.bincount(one, minlength=len(seconds)) @ counts)
-        wanted = max(1, math.floor(percent * summed[-1] / 100 + 0.5))
-        found[number] = highest_us[np.searchsorted(summed, wanted)]
-    low, high = np.quantile(found, (TAIL, 1 - TAIL))
-    return float(low), float(high)
+def _percentiles_without(parts: Sequence[Histogram], percent: float) -> tuple[float, ...]:
+    highest_us, counts = Histogram.table(parts)
+    cumulated = np.cumsum(counts.sum(axis=0) - counts, axis=1)
+    wanted = np.maximum(1, np.floor(percent * cumulated[:, -1] / 100 + 0.5))
+    places = [np.searchsorted(line, rank) for line, rank in zip(cumulated, wanted, strict=True)]
+    return tuple(highest_us[places].astype(float).tolist())
+
+
+def _jackknife(value: float, without: Sequence[float]) -> tuple[float, float]:
+    """Return the interval of a positive *value* on a logarithmic scale."""
+    if value <= 0 or min(without) <= 0:
+        return value, value
+    # Contributions of rounds: their mean is the value, but for bias.
+    log_value, count = math.log(value), len(without)
+    contributions = [count * log_value - (count - 1) * math.log(each) for each in without]
+    centre = math.fsum(contributions) / count
+    low, high = interval(contributions)
+    return math.exp(log_value + low - centre), math.exp(min(log_value + high - centre, MOST_LOG))
 
 
 def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
@@ -96,43 +110,34 @@ def mean(values: Sequence[float]) -> Figure:
     """Return the mean of rounds."""
     if not values:
         return Figure(None, note="nothing was measured")
-    value = math.fsum(values) / len(values)
-    if len(values) < MIN_ROUNDS:
-        return Figure(value, tuple(values))
+    total, count = math.fsum(values), len(values)
+    if count < MIN_ROUNDS:
+        return Figure(total / count, tuple(values))
+    without = tuple((total - each) / (count - 1) for each in values)
     low, high = interval(values)
-    return Figure(value, tuple(values), low, high)
-
-
-def ratio(first: Sequence[float], second: Sequence[float]) -> Figure:
-    """Return *second* / *first*, the geometric mean over paired rounds."""
-    if len(first) != len(second):
-        return Figure(None, note=f"{len(first)} rounds and {len(second)} are no pairs")
-    if len(first) < MIN_ROUNDS:
-        return Figure(None, note=TOO_FEW_ROUNDS)
-    if min(*first, *second) <= 0:
-        return Figure(None, note="it was zero in some rounds")
-    logs = [math.log(two / one) for one, two in zip(first, second, strict=True)]
-    found = mean(logs)
-    if found.value is None or found.low is None or found.high is None:
-        return Figure(None, note=found.note)
-    return Figure(math.exp(found.value), tuple(map(math.exp, logs)), math.exp(found.low), math.exp(found.high))
+    return Figure(total / count, tuple(values), low, high, without=without)
 
 
 def compared(first: Figure, second: Figure) -> Figure:
-    """Return *second* / *first* of pooled values; the interval of paired rounds is widened to include it."""
-    rounds = ratio(first.values, second.values)
+    """Return *second* / *first*; the rounds left out are paired."""
     if not first.value or not second.value:
         return Figure(None, note=first.note or second.note or "it was zero")
     value = second.value / first.value
-    if rounds.low is None or rounds.high is None:
-        return Figure(value, note=rounds.note)
-    return Figure(value, rounds.values, min(rounds.low, value), max(rounds.high, value))
+    if not first.without or not second.without:
+        return Figure(value, note=TOO_FEW_ROUNDS)
+    if len(first.without) != len(second.without):
+        return Figure(value, note=f"{len(first.without)} rounds and {len(second.without)} are no pairs")
+    if min(*first.without, *second.without) <= 0:
+        return Figure(value, note="it was zero in all rounds but one")
+    without = tuple(two / one for one, two in zip(first.without, second.without, strict=True))
+    low, high = _jackknife(value, without)
+    return Figure(value, (), low, high, without=without)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of the mean of at least two values.
 
-    Student's t of generalised least squares, averaged over autocorrelations by likelihood.
+    Student's t of generalised least squares, averaged over autocorrelations by likelihood and PRIOR.
     """
     y = np.asarray(values, dtype=np.float64)
     if np.ptp(y) == 0:
@@ -153,7 +158,7 @@ def _by_autocorrelation(y: Floats) -> tuple[Floats, Floats, Floats]:
     squares = np.maximum(((white - centres[:, None] * ones) ** 2).sum(axis=1), 1e-12)
     free = len(y) - 1
     logs = np.log(first) - np.log(information) / 2 - free / 2 * np.log(squares)
-    weights = np.exp(logs - logs.max())
+    weights = PRIOR * np.exp(logs - logs.max())
     return centres, np.sqrt(squares / free / information), weights / weights.sum()
 
 

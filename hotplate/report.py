@@ -1,23 +1,29 @@
-"""Reports of measurements, plans and evaluations: rows of figures, a sentence and plots, as text and as JSON.
+"""Reports of measurements, plans and evaluations: an answer, rows of figures and plots, as text and as JSON.
 
+The first line is the answer. Then comes one table that fits 80 columns, a line for each subject: `Column` declares it.
 Units are `us` (microseconds), `share` (0 to 1), or any text, printed unchanged. Also: generated tables in Markdown.
 """
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Column as RichColumn
+from rich.table import Table
+from rich.text import Text
 
 FORMAT = 3
 UNKNOWN = "—"
 # Wider than any table.
 ANY_WIDTH = 10_000
-TUPLES = ("notes", "broken", "failures")
+WHOLE = 100  # from here on, cells have no decimals
+TUPLES = ("notes", "method", "broken", "failures")
+# Factors between the unit of rows and that of a column.
+SCALES = {("us", "ms"): 1e-3, ("us", "µs"): 1.0, ("share", "%"): 100.0}
 MARKDOWN_END = "<!-- up to here -->\n"
 
 
@@ -28,8 +34,10 @@ class Row:
     value      the headline, for percentiles over all rounds pooled; None if unknown
     values     by round
     low, high  95 % interval
-    note       such as `assumed` or `COMPUTED`, or why the value is unknown
+    note       such as `assumed`, or why the value is unknown
     main       whether the first table shows the row
+    without    the value without each round, for comparisons
+    mark       a letter beside the value, explained by the report's `marks`
     """
 
     subject: str
@@ -41,6 +49,26 @@ class Row:
     high: float | None = None
     note: str = ""
     main: bool = True
+    without: tuple[float, ...] = ()
+    mark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the report's table.
+
+    figure   of the rows that it shows
+    heading  of at most two lines
+    unit     of the cells, if other than the rows': ms for us, % for share
+    digits   significant digits
+    noted    whether it shows the rows' notes instead of their values
+    """
+
+    figure: str
+    heading: str
+    unit: str = ""
+    digits: int = 2
+    noted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +118,31 @@ class TextTable:
 class Report:
     """The result of one experiment.
 
-    head      a heading, such as EMULATED
-    failures  what could not be measured
-    broken    what was measured and is not acceptable
-    listed    one line for each row instead of a matrix
-    extra     only in the JSON
+    sentence    the answer
+    columns     of the table; without, all main rows are shown
+    marks       explanations of the rows' marks
+    verdicts    comparisons of figures, by name
+    origins     what is measured, exact, assumed and priced
+    plot_first  whether the page begins with the first plot
+    method      how it was measured, on the page and in the JSON only
+    failures    what could not be measured
+    broken      what was measured and is not acceptable
+    listed      one line for each row instead of a matrix
+    extra       only in the JSON
     """
 
     kind: str
     sentence: str
     rows: tuple[Row, ...] = ()
-    head: str = ""
+    columns: tuple[Column, ...] = ()
+    marks: Mapping[str, str] = field(default_factory=dict)
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
     plots: tuple[Plot, ...] = ()
+    plot_first: bool = False
     tables: tuple[TextTable, ...] = ()
     notes: tuple[str, ...] = ()
+    method: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     interrupted: bool = False
@@ -126,6 +165,19 @@ class Report:
     def row(self, subject: str, figure: str) -> Row | None:
         """Return one row, or None."""
         return next((row for row in self.rows if (row.subject, row.figure) == (subject, figure)), None)
+
+    @property
+    def subjects(self) -> list[str]:
+        """The subjects of the table's lines."""
+        figures = {column.figure for column in self.columns}
+        return list(dict.fromkeys(row.subject for row in self.rows if row.main and row.figure in figures))
+
+    @property
+    def used_marks(self) -> dict[str, str]:
+        """The explanations of marks in the table."""
+        figures = {column.figure for column in self.columns}
+        used = {row.mark for row in self.rows if row.figure in figures}
+        return {mark: explanation for mark, explanation in self.marks.items() if mark in used}
 
 
 def format_value(value: float, unit: str = "") -> str:
@@ -156,6 +208,26 @@ def _digits(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def format_cell(row: Row | None, column: Column) -> str:
+    """Return a row's text in a column, without its mark."""
+    if row is None:
+        return ""
+    if column.noted:
+        return row.note
+    if row.value is None:
+        return UNKNOWN
+    return rounded(row.value * SCALES.get((row.unit, column.unit), 1.0), column.digits)
+
+
+def rounded(value: float, digits: int = 2) -> str:
+    """Format with significant digits, as a whole number from 100 on: 0.37, 1.6, 12, 3,992."""
+    nearest = float(f"{value:.{digits - 1}e}")
+    if nearest == 0 or not math.isfinite(nearest):
+        return f"{nearest:g}"
+    places = digits - 1 - math.floor(math.log10(abs(nearest)))
+    return f"{nearest:,.{0 if abs(nearest) >= WHOLE else max(0, places)}f}"
+
+
 def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
     """Return a row's value, and its interval and note; without *unit* only times and shares have one."""
     shown = row.unit if unit or row.unit in {"us", "share"} else ""
@@ -168,40 +240,75 @@ def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print head, sentence, main figures, notes and problems."""
-    if report.head:
-        console.print(escape(report.head), style="bold")
-    console.print(escape(report.sentence))
-    if rows := [row for row in report.rows if row.main]:
+    """Print answer, table, verdicts, origins, notes and problems."""
+    _print_wrapped(report.sentence, console)
+    if report.columns and report.rows:
+        console.print()
+        with console.capture() as printed:
+            console.print(_table(report))
+        console.print(Text("\n".join(line.rstrip() for line in printed.get().splitlines())))
+        for mark, explanation in report.used_marks.items():
+            _print_wrapped(f"{mark} {explanation}", console)
+    elif rows := [row for row in report.rows if row.main]:
         matrix = _matrix(rows)
         fits = console.measure(matrix, options=console.options.update(max_width=ANY_WIDTH)).minimum <= console.width
         console.print(matrix if fits and not report.listed else _grouped(rows))
+    if lines := {**report.verdicts, **report.origins}:
+        console.print()
+        indent = max(map(len, lines)) + 2
+        for label, text in lines.items():
+            _print_wrapped(f"{label:{indent}}{text}", console, indent)
     for note in report.notes:
-        console.print(escape(note))
+        _print_wrapped(note, console)
     for complaint in report.complaints:
-        console.print(escape(f"LOOK OUT: {complaint}"), style="bold red")
+        _print_wrapped(f"LOOK OUT: {complaint}", console, style="bold red")
+
+
+def _print_wrapped(text: str, console: Console, indent: int = 0, style: str = "") -> None:
+    """Print without breaking words: paths and URLs stay whole."""
+    wrapped = textwrap.wrap(
+        text, console.width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+    console.print(Text("\n".join(wrapped), style))
+
+
+def _table(report: Report) -> Table:
+    table = Table(RichColumn(overflow="fold"), box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    subjects = report.subjects
+    lines = []
+    for column in report.columns:
+        rows = [report.row(subject, column.figure) for subject in subjects]
+        has_marks = not column.noted and any(row.mark for row in rows if row)
+        space = "  " if has_marks else ""
+        heading = "\n".join(f"{line}{space}" for line in column.heading.split("\n"))
+        table.add_column(Text(heading), justify="left" if column.noted else "right", vertical="bottom")
+        marks = [f" {row.mark if row else '':1}" if has_marks else "" for row in rows]
+        lines.append([format_cell(row, column) + mark for row, mark in zip(rows, marks, strict=True)])
+    for subject, *cells in zip(subjects, *lines, strict=True):
+        table.add_row(Text(subject), *map(Text, cells))
+    return table
 
 
 def _matrix(rows: Sequence[Row]) -> Table:
     columns = headings(rows)
-    subjects = Column(overflow="fold")  # truncated, databases of one server would look the same
+    subjects = RichColumn(overflow="fold")  # truncated, databases of one server would look the same
     made = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in columns.values():
         made.add_column(heading, justify="right")
     cells = {(row.subject, row.figure): format_row(row, unit=False) for row in rows}
     for subject in dict.fromkeys(row.subject for row in rows):
         line = [cells.get((subject, figure), ("", "")) for figure in columns]
-        made.add_row(escape(subject), *(escape(f"{value}\n{below}".rstrip()) for value, below in line))
+        made.add_row(Text(subject), *(Text(f"{value}\n{below}".rstrip()) for value, below in line))
     return made
 
 
 def _grouped(rows: Sequence[Row]) -> Table:
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for subject, members in groupby(rows, key=lambda row: row.subject):
-        made.add_row(escape(subject), style="bold")
+        made.add_row(Text(subject), style="bold")
         for row in members:
             value, below = format_row(row)
-            made.add_row(escape(row.figure), escape(value), escape(below))
+            made.add_row(Text(row.figure), Text(value), Text(below))
     return made
 
 
@@ -225,10 +332,15 @@ def from_json(facts: Mapping[str, Any]) -> Report:
         advice = "upgrade hotplate" if facts["format"] > FORMAT else "measure again"
         raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}; {advice}")
     known = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
-    rows = tuple(Row(**{**each, "values": tuple(each["values"])}) for each in facts["rows"])
-    tuples = {name: tuple(known[name]) for name in TUPLES}
+    rows = tuple(
+        Row(**{**each, "values": tuple(each["values"]), "without": tuple(each.get("without", ()))})
+        for each in facts["rows"]
+    )
+    tuples = {name: tuple(known.get(name, ())) for name in TUPLES}
+    columns = tuple(Column(**each) for each in known.get("columns", ()))
     extra = {name: value for name, value in facts.items() if name not in {*known, "format", "exit_code"}}
-    return Report(**{**known, **tuples, "plots": (), "tables": (), "rows": rows, "extra": extra})
+    parsed = {"plots": (), "tables": (), "rows": rows, "columns": columns, "extra": extra}
+    return Report(**{**known, **tuples, **parsed})
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

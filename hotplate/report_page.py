@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from string import Template
@@ -18,7 +19,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from hotplate.report import Plot, Report, Row, TextTable, format_row, format_value, headings, to_json
+from hotplate.report import (
+    Column,
+    Plot,
+    Report,
+    Row,
+    TextTable,
+    format_cell,
+    format_row,
+    format_value,
+    headings,
+    to_json,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html")
 DETAILS = "All figures, configuration and machine"
@@ -58,31 +70,53 @@ def _write(path: Path, text: str) -> None:
 
 
 def page(report: Report) -> str:
-    """Return the page: head, sentence, main figures, notes, plots, and details."""
-    main = [row for row in report.rows if row.main]
-    parts = [f'<p class="head">{_escaped(report.head)}</p>'] if report.head else []
-    parts.append(f"<h1>{_escaped(report.sentence)}</h1>")
-    parts.append(f'<p class="soft">{_escaped(_origin(report))}</p>')
+    """Return the page: answer, table, verdicts, plots, and details."""
+    plots = [_figure(plot) for plot in report.plots]
+    first = [plots.pop(0)] if report.plot_first and plots else []
+    parts = [f"<h1>{_escaped(report.sentence)}</h1>", f'<p class="soft">{_escaped(_origin(report))}</p>']
     if report.complaints:
         reasons = "".join(f"<li>{_escaped(each)}</li>" for each in report.complaints)
         parts.append(f'<div class="bad"><strong>Look out:</strong><ul>{reasons}</ul></div>')
-    if main:
-        parts.append(_grouped_html(main) if report.listed else _matrix_html(main))
+    parts += [*first, *_main_table(report), _lines({**report.verdicts, **report.origins})]
     parts += [f'<p class="note">{_escaped(note)}</p>' for note in report.notes]
-    parts += [
+    parts += plots
+    parts += [_text_table(table) for table in report.tables]
+    parts += [f'<p class="note">{_escaped(sentence)}</p>' for sentence in report.method]
+    parts.append(_details(report))
+    return Template(TEMPLATE.read_text()).substitute(title=_escaped(report.sentence), body="\n".join(parts))
+
+
+def _main_table(report: Report) -> list[str]:
+    if report.columns and report.rows:
+        marks = (f'<p class="note">{_escaped(mark)} {_escaped(text)}</p>' for mark, text in report.used_marks.items())
+        return [_columns_html(report), *marks]
+    if main := [row for row in report.rows if row.main]:
+        return [_grouped_html(main) if report.listed else _matrix_html(main)]
+    return []
+
+
+def _lines(lines: Mapping[str, str]) -> str:
+    terms = "".join(f"<dt>{_escaped(label)}</dt><dd>{_escaped(text)}</dd>" for label, text in lines.items())
+    return f"<dl>{terms}</dl>" if terms else ""
+
+
+def _figure(plot: Plot) -> str:
+    return (
         f'<figure><h2>{_escaped(plot.title)}</h2><div class="scroll">{draw(plot)}</div>'
         f"<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
-        for plot in report.plots
-    ]
-    parts += [_text_table(table) for table in report.tables]
-    rest = [row for row in report.rows if not row.main]
+    )
+
+
+def _details(report: Report) -> str:
+    figures = {column.figure for column in report.columns}
+    rest = [row for row in report.rows if row.figure not in figures] if figures else []
+    rest = rest or [row for row in report.rows if not row.main]
     facts = "".join(
         f"<tr><th scope=row>{_escaped(name)}</th><td>{_escaped(_plain(value))}</td></tr>"
         for name, value in {**report.configuration, **report.machine}.items()
     )
     details = (_grouped_html(rest) if rest else "") + f'<div class="scroll"><table>{facts}</table></div>'
-    parts.append(f"<details><summary>{DETAILS}</summary>{details}</details>")
-    return Template(TEMPLATE.read_text()).substitute(title=_escaped(report.sentence), body="\n".join(parts))
+    return f"<details><summary>{DETAILS}</summary>{details}</details>"
 
 
 def _origin(report: Report) -> str:
@@ -95,6 +129,32 @@ def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
     return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _columns_html(report: Report) -> str:
+    names = [column.heading.replace("\n", " ") for column in report.columns]
+    head = "".join(f"<th scope=col>{_escaped(name)}</th>" for name in names)
+    lines = []
+    for subject in report.subjects:
+        cells = "".join(
+            f'<td data-figure="{_escaped(name)}">{_column_cell(report.row(subject, column.figure), column)}</td>'
+            for name, column in zip(names, report.columns, strict=True)
+        )
+        lines.append(f"<tr><th scope=row>{_escaped(subject)}</th>{cells}</tr>")
+    return (
+        '<div class="scroll" tabindex="0"><table class="matrix">'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _column_cell(row: Row | None, column: Column) -> str:
+    text = _escaped(format_cell(row, column)).replace(" ", "&nbsp;")
+    if row is None or column.noted or row.value is None:
+        return text
+    mark = f"&nbsp;{_escaped(row.mark)}" if row.mark else ""
+    low, high = (format_cell(replace(row, value=end), column) for end in (row.low, row.high))
+    interval = f"<small>{low} … {high}</small>" if row.low is not None and row.high is not None else ""
+    return f"{text}{mark}{interval}"
 
 
 def _matrix_html(rows: Sequence[Row]) -> str:

@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hotplate.report import Curve, Plot, Report, Row, format_value, from_json, print_report, to_json
+from hotplate.report import (
+    Column,
+    Curve,
+    Plot,
+    Report,
+    Row,
+    format_value,
+    from_json,
+    print_report,
+    rounded,
+    to_json,
+)
 from hotplate.report_page import page, save
 
 TEXT = st.text(max_size=20)
@@ -16,8 +27,11 @@ ROWS = st.builds(
     Row, TEXT, TEXT, st.sampled_from(["us", "share", "/s", "USD/month", ""]), st.none() | NUMBER,
     st.lists(NUMBER, max_size=3).map(tuple), st.none() | NUMBER, st.none() | NUMBER, TEXT, st.booleans(),
 )  # fmt: skip
+COLUMNS = st.builds(Column, TEXT, TEXT, st.sampled_from(["", "ms", "%"]), st.integers(1, 5), st.booleans())
 REPORTS = st.builds(
-    Report, kind=TEXT, sentence=TEXT, rows=st.lists(ROWS, max_size=5).map(tuple), head=TEXT,
+    Report, kind=TEXT, sentence=TEXT, rows=st.lists(ROWS, max_size=5).map(tuple),
+    columns=st.lists(COLUMNS, max_size=3).map(tuple),
+    marks=st.dictionaries(TEXT, TEXT, max_size=2), verdicts=st.dictionaries(TEXT, TEXT, max_size=2),
     notes=st.lists(TEXT, max_size=2).map(tuple),
     broken=st.lists(TEXT, max_size=2).map(tuple), interrupted=st.booleans(),
     listed=st.booleans(), configuration=st.dictionaries(TEXT, NUMBER, max_size=2),
@@ -26,7 +40,6 @@ REPORTS = st.builds(
 RU = Report(
     kind="ru",
     sentence="4,000 reads/s <within> p99 10 ms",
-    head="EMULATED",
     rows=(
         Row("400 RU/s", "reads/s", "/s", 400.2, low=399.0, high=401.0),
         Row("400 RU/s", "p99", "us", 10_300.0, note="assumed"),
@@ -63,13 +76,72 @@ def test_any_report_is_printed_and_laid_out(report: Report) -> None:
 
 @pytest.mark.parametrize("listed", [False, True])
 def test_the_terminal_shows_each_main_figure_once(*, listed: bool) -> None:
-    out = io.StringIO()
-    shown = Report(kind="ru", sentence=RU.sentence, rows=RU.rows, head=RU.head, listed=listed)
-    print_report(shown, Console(file=out, width=160))
-    text = out.getvalue()
-    assert [text.count(each) for each in ("EMULATED", "10.3 ms", "assumed", "COMPUTED", "not driven", "80 µs")] == [
-        1, 1, 1, 1, 1, 0,
+    text = printed(Report(kind="ru", sentence=RU.sentence, rows=RU.rows, listed=listed), width=160)
+    assert [text.count(each) for each in ("10.3 ms", "assumed", "COMPUTED", "not driven", "80 µs")] == [
+        1, 1, 1, 1, 0,
     ]  # fmt: skip
+
+
+def printed(report: Report, width: int) -> str:
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=width))
+    return out.getvalue()
+
+
+TABLE = Report(
+    kind="stores",
+    sentence="Fastest and cheapest: files (p99 1.6 ms, Redis 2.3), a copy on each server, as far as this machine says.",
+    rows=(
+        Row("files", "p99", "us", 1_554.0, low=1_290.0, high=1_870.0),
+        Row("files", "cost", "USD", 0.86, note="CPU only"),
+        Row("Redis", "p99", "us", 2_340.0), Row("Redis", "cost", "USD", 1_234.0, note="2 x B0"),
+        Row("Cosmos DB", "p99", "us", 11_096.0, mark="*"), Row("Cosmos DB", "cost", "USD", 36.96, note="1,200 RU/s"),
+        Row("azure-cosmos", "p99", "us", None), Row("azure-cosmos", "cost", "USD", 60.0),
+        Row("azure-cosmos", "hidden", "us", 5.0),
+    ),
+    columns=(
+        Column("p99", "p99\nms", "ms"), Column("cost", "USD per\n10^9 reads"), Column("cost", "paid for", noted=True)
+    ),
+    marks={"*": "assumed: the emulator waits", "=": "computed"},
+    verdicts={"p99": "files fastest"},
+    origins={"measured": "14 rounds of 1 s at 800/s", "besides": "regions, failover and replica lag: docs/stores.md"},
+)  # fmt: skip
+
+
+def test_a_table_has_one_line_for_each_subject_after_the_answer() -> None:
+    assert printed(TABLE, width=80).splitlines() == [
+        "Fastest and cheapest: files (p99 1.6 ms, Redis 2.3), a copy on each server, as",
+        "far as this machine says.",
+        "",
+        "                p99     USD per",
+        "                 ms  10^9 reads  paid for",
+        "files           1.6        0.86  CPU only",
+        "Redis           2.3       1,200  2 x B0",
+        "Cosmos DB      11 *          37  1,200 RU/s",
+        "azure-cosmos      —          60",
+        "* assumed: the emulator waits",
+        "",
+        "p99       files fastest",
+        "measured  14 rounds of 1 s at 800/s",
+        "besides   regions, failover and replica lag: docs/stores.md",
+    ]
+
+
+def test_the_page_shows_the_table_with_intervals_and_marks() -> None:
+    text = page(TABLE)
+    assert "1.6<small>1.3 … 1.9</small>" in text
+    assert "11&nbsp;*" in text
+    assert "* assumed: the emulator waits" in text
+    assert "computed" not in text
+    assert "<dt>besides</dt>" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(0.374, 2, "0.37"), (9.96, 2, "10"), (99.6, 2, "100"), (1_140.0, 2, "1,100"), (396.4, 5, "396"), (0.0, 2, "0")],
+)
+def test_cells_have_significant_digits(value: float, digits: int, text: str) -> None:
+    assert rounded(value, digits) == text
 
 
 def test_the_page_escapes_texts_and_loads_nothing() -> None:

@@ -1,7 +1,7 @@
 """Latencies and injected faults.
 
-Latencies are assumed; Azure documents only 10 ms for p99:
-https://learn.microsoft.com/azure/cosmos-db/consistency-levels#consistency-levels-and-latency
+Latencies are assumed. Azure promises a p99 below 10 ms for direct connectivity, and nothing for the gateway:
+https://learn.microsoft.com/azure/cosmos-db/monitor-server-side-latency
 """
 
 import random

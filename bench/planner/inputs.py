@@ -41,7 +41,7 @@ MOST = 1e12  # sums beyond it lose whole units
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound report
-OTHER_READERS = ("azure-cosmos", "through the SDK")  # subjects that other clients read
+OTHER_READERS = ("azure-cosmos", "by SDK")  # subjects that other clients read
 # Placeholders with --have-ru only.
 NOBODY: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
@@ -102,7 +102,7 @@ class Inputs:
     have_ru: int | None = _cosmos(
         "RU/s", "provisioned by hand today, in each region", None, low=MANUAL_MIN, high=MAX_RU, step=MANUAL_STEP
     )
-    request_ms: float = _input("ms", "of a request in a pod", 10.0, "the read SLA of Cosmos DB at p99", low=1e-3)
+    request_ms: float = _input("ms", "of a request in a pod", 10.0, "our p99 of Cosmos DB, a guess", low=1e-3)
     pod_concurrency: int = _input("requests", "that a pod holds at once", 64, "a guess", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
     request_cpu_us: float = _input("µs", "of CPU of a request", 30.0, "27.6 from files, 29.1 from Redis", low=0.1)

@@ -33,6 +33,8 @@ POLL_S = 2.0  # between polls of the catalogue, 1 RU each
 FLOOR = 10  # autoscale bills at least a tenth of its maximum
 OVERLAP_HOURS = 1  # of a publish, with both releases scaled
 EXACT_RANKS = 1_000  # lower ranks of the Zipf law are integrated
+BREAK_EVEN_STEPS = (-4, 13)  # half powers of ten: from 0.01 to 1,000,000 requests/s
+BREAK_EVEN_PRECISION = 1.01
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
 SKEW = "the hottest user, and an even share of the others"
@@ -443,6 +445,35 @@ def _today(t: FigureTable, month: str) -> None:
     over = t.derive("over_ru", "RU/s", most(0, n("have_ru") - n("serve_ru")))
     t.derive("today_cost", month, _manual(t, n("have_ru")))
     t.derive("over_cost", month, _manual(t, over))
+
+
+def usable_gb(plan: CapacityPlan) -> float:
+    """Return the GB of releases that the chosen size of Redis holds."""
+    size_gb, fullest = plan.number("redis_size_gb"), plan.number("redis_fullest")
+    return size_gb * (1 - plan.inputs.redis_reserved) / fullest if fullest else 0.0
+
+
+def break_even_rps(plan: CapacityPlan) -> float | None:
+    """Return the rate of the busiest hour from which on Redis costs less than the cheapest capacity of Cosmos DB.
+
+    0 if it always does, None if it never does.
+    """
+    rates = [10 ** (step / 2) for step in range(*BREAK_EVEN_STEPS)]
+    cheaper = [rate for rate in rates if _redis_is_cheaper(plan, rate)]
+    if not cheaper:
+        return None
+    if cheaper[0] == rates[0]:
+        return 0.0
+    low, high = rates[rates.index(cheaper[0]) - 1], cheaper[0]
+    while high / low > BREAK_EVEN_PRECISION:
+        middle = sqrt(low * high)
+        low, high = (low, middle) if _redis_is_cheaper(plan, middle) else (middle, high)
+    return high
+
+
+def _redis_is_cheaper(plan: CapacityPlan, rate: float) -> bool:
+    figures = plan.with_inputs(peak_rps=rate).figures
+    return bool(figures["redis_cost"].unit) and figures["redis_cost"].number < figures["cheapest_cost"].number
 
 
 def refused_share(have_ru: float, reads_ru: float, skew: float, partitions: int) -> float:

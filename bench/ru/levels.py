@@ -9,12 +9,12 @@ from functools import cached_property
 
 from hotplate.bench.lists import MAX_POPULAR
 from hotplate.bench.loadgen.result import P99_SAMPLES, SENT_BOUND, Result, lateness
-from hotplate.bench.options import SweepOptions
+from hotplate.bench.options import SweepOptions, describe_latency
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.process import describe, is_emulated
 from hotplate.bench.statistics import percentile
-from hotplate.report import Curve, Plot, Report, Row, format_value
-from hotplate.stores.cosmos.url import Throughput
+from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
+from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.urls import redacted
 
 # Load before and after the counted seconds.
@@ -22,14 +22,31 @@ LEAD_S = TAIL_S = 1
 OVERLOAD, CALM = 1.1, 0.9
 # Further points of the plot.
 CURVE = (0.3, 0.6)
+SERVICE_BUDGET_S = 0.05  # of `hotplate serve`, by default
+# Below this share of its reads, timeouts and not throughput limit a level.
+FEW = 0.1
 # Accepted deviation from RU/s ÷ charge.
 NEAR = 0.02
 # More than this share of provisioned RU/s is burst capacity.
 BURST = 1.03
-TRIES = 2
-COMPUTED, ASSUMED = "COMPUTED", "assumed"
+TRIES = 3
+# Share of a level's reads that this machine must drive to measure it, as CALM is the load of its latencies.
+REACHED = 0.93
+COMPUTED, ASSUMED, AT_LEAST = "computed", "assumed", "at least"
+ASSUMED_MARK, COMPUTED_MARK, AT_LEAST_MARK = "*", "=", "+"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
-SENTENCE = "Throughput by level of RU/s: single lists through hotplate serve without a cache"
+READS, PUBLISHED, REFUSED = "reads/s", "lists published/s", "429s at 110 % load"
+MANUAL, AUTOSCALE, BILLION = "USD/month manual", "USD/month autoscale", "USD per billion reads"
+COLUMNS = (
+    Column(READS, "reads\n/s", digits=5),
+    Column(PUBLISHED, "lists\nwritten/s", digits=3),
+    Column("p50", "p50\nms", "ms"),
+    Column("p99", "p99\nms", "ms"),
+    Column(REFUSED, "429s\n%", "%"),
+    Column(MANUAL, "USD/month\nmanual", digits=3),
+    Column(AUTOSCALE, "auto-\nscale", digits=3),
+    Column(BILLION, "USD per\n10^9 reads"),
+)
 
 
 def from_store(status: int, body: bytes) -> str | None:
@@ -48,6 +65,9 @@ class Trial:
     result: Result
     throttled: int
     """429s received in the whole trial; 50 in a row open the service's breaker."""
+
+    timeouts: int = 0
+    """Reads of the whole trial that missed the service's deadline."""
 
     @cached_property
     def due(self) -> int:
@@ -75,12 +95,12 @@ class Trial:
         return "".join(lateness([self.result], P99_SAMPLES))
 
 
-def trial(share: float, rate: float, result: Result, throttled: int) -> Trial:
+def trial(share: float, rate: float, result: Result, throttled: int, timeouts: int = 0) -> Trial:
     """Return a trial with a run's counted seconds."""
     seconds = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
     first = sum(second.due for second in result.seconds[:LEAD_S])
     lags_s = result.lags_s[first : first + sum(second.due for second in seconds)]
-    return Trial(share, rate, replace(result, seconds=seconds, lags_s=lags_s), throttled)
+    return Trial(share, rate, replace(result, seconds=seconds, lags_s=lags_s), throttled, timeouts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +114,11 @@ class Level:
     unproven: str = ""
     """Why this machine could not drive it."""
 
-    burst: str = ""
-    """Why it is computed: a trial exceeded the provisioned RU/s."""
+    limited: str = ""
+    """What this machine drove, if that is a little less."""
+
+    failed: str = ""
+    """Why it could not be measured: burst capacity, or an account that is too far away."""
 
     broken: str = ""
     """An account's error at 90 % load."""
@@ -108,7 +131,7 @@ class Level:
     @property
     def computed(self) -> bool:
         """Whether its figures are computed."""
-        return bool(self.unproven or self.burst)
+        return bool(self.unproven or self.failed)
 
     @property
     def reads_s(self) -> float:
@@ -116,8 +139,11 @@ class Level:
         return self.capacity_s if self.computed else self.at(OVERLOAD).accepted_s
 
     def at(self, share: float) -> Trial:
-        """Return the last trial at a share. Raises KeyError."""
-        return {each.share: each for each in self.trials}[share]
+        """Return the trial at a share that got most reads through. Raises KeyError."""
+        trials = [each for each in self.trials if each.share == share]
+        if not trials:
+            raise KeyError(share)
+        return max(trials, key=lambda each: each.accepted_s) if share == OVERLOAD else trials[-1]
 
 
 # Runs a trial at a share of capacity.
@@ -130,7 +156,9 @@ def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: 
         for number in range(TRIES):
             if number == 0 or time_left():
                 level = judge(replace(level, trials=(*level.trials, attempt(share))), emulated=emulated)
-            if level.trials[-1].result.interrupted or not (level.unproven or level.broken):
+            if level.trials[-1].result.interrupted or not (level.unproven or level.limited or level.broken):
+                break
+            if share == CALM and not (level.unproven or level.broken):
                 break
         if level.computed or level.trials[-1].result.interrupted:
             return level
@@ -141,20 +169,36 @@ def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: 
 
 
 def _judged(level: Level, *, emulated: bool) -> Level:
-    made, capacity_s = level.trials[-1], level.capacity_s
-    if made.result.interrupted:
+    last, best = level.trials[-1], level.at(OVERLOAD)
+    level = replace(level, unproven="", limited="")
+    if last.result.interrupted:
         return replace(level, unproven="it was interrupted")
-    if made.accepted_s > BURST * capacity_s:
-        spent = made.accepted_s * level.charge_ru
-        burst = (
-            f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, which idle partitions save for "
-            "five minutes. The level was not measured; turn burst capacity off"
-        )
-        return replace(level, unproven="", burst=burst)
-    missed = made.accepted_s < (1 - NEAR) * capacity_s
-    if missed and (emulated or not made.throttled or not made.sent):
-        return replace(level, unproven=f"this machine got {made.accepted_s:,.0f} of {capacity_s:,.0f} reads/s through")
-    return replace(level, unproven="")
+    if last.accepted_s > BURST * level.capacity_s:
+        return replace(level, failed=_burst(level, last))
+    if last.timeouts > last.throttled and last.accepted_s < FEW * level.capacity_s:
+        return replace(level, failed=_too_far(level, last))
+    missed = best.accepted_s < (1 - NEAR) * level.capacity_s
+    if not missed or not (emulated or not best.throttled or not best.sent):
+        return level
+    sentence = f"this machine got {best.accepted_s:,.0f} of {level.capacity_s:,.0f} reads/s through"
+    if best.accepted_s >= REACHED * level.capacity_s:
+        return replace(level, limited=sentence)
+    return replace(level, unproven=sentence)
+
+
+def _burst(level: Level, trial: Trial) -> str:
+    spent = trial.accepted_s * level.charge_ru
+    return (
+        f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, which idle partitions save for "
+        "five minutes. The level was not measured; turn burst capacity off"
+    )
+
+
+def _too_far(level: Level, trial: Trial) -> str:
+    return (
+        f"only {trial.accepted_s:,.0f} of {level.capacity_s:,.0f} reads/s were answered within the service's deadline "
+        f"of {1000 * SERVICE_BUDGET_S:g} ms: the account is too far away. Measure from a machine in its region"
+    )
 
 
 def _judged_calm(level: Level, *, emulated: bool) -> Level:
@@ -174,6 +218,8 @@ class Sweep:
     publish_ru: Mapping[int, float]
     regions: int
     interrupted: bool
+    region: str = ""
+    """The region that was read, if there are several."""
 
     @property
     def emulated(self) -> bool:
@@ -187,19 +233,23 @@ class Sweep:
 
 def report(sweep: Sweep, prices: Prices) -> Report:
     """Return the report of a sweep."""
-    levels, account, head = sweep.levels, sweep.options.account, ""
-    if sweep.emulated:
-        given = "are not Azure's" if account else f"are an assumption, {sweep.options.latency}"
-        head = f"EMULATED: charges, throughput and 429s are exact; latencies {given}, and what this machine adds"
+    levels, account = sweep.levels, sweep.options.account
     return Report(
         kind="ru",
-        sentence=SENTENCE,
-        head=head,
+        sentence=_answer(sweep, prices),
         rows=tuple(row for level in levels for row in (*_rows(sweep, level, prices), *_details(sweep, level))),
+        columns=COLUMNS,
+        marks={
+            ASSUMED_MARK: f"assumed: {describe_latency(sweep.options.latency)}; this machine adds the rest",
+            AT_LEAST_MARK: "at least: this machine drives no more",
+            COMPUTED_MARK: "computed: RU/s divided by the measured charge",
+        },
+        origins=_origins(sweep, prices),
         plots=(_plot(sweep),) if levels else (),
-        notes=(*_answer(sweep, prices), *_notes(sweep)),
+        plot_first=True,
+        notes=tuple(_notes(sweep)),
         broken=tuple(f"{sweep.subject(level)}: {level.broken}" for level in levels if level.broken),
-        failures=tuple(f"{sweep.subject(level)}: {level.burst}" for level in levels if level.burst),
+        failures=tuple(f"{sweep.subject(level)}: {level.failed}" for level in levels if level.failed),
         interrupted=sweep.interrupted,
         configuration=sweep.options.to_json(),
         machine=describe(),
@@ -207,21 +257,52 @@ def report(sweep: Sweep, prices: Prices) -> Report:
     )
 
 
+def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
+    measured = "reads/s and 429s at 110 % of the RU/s, p50 and p99 at 90 %; no cache"
+    if sweep.regions > 1:
+        measured += f"; reads of one region{f' ({sweep.region})' if sweep.region else ''}"
+    lines = {"measured": measured}
+    if charges := {level.size_kb: level.charge_ru for level in sweep.levels}:
+        what = ", ".join(
+            f"{charge:.2f} RU a read of {size} KB, {sweep.publish_ru[size]:.2f} a list written and read back"
+            for size, charge in charges.items()
+        )
+        lines["exact"] = f"by an emulator of Azure's charges: {what}" if sweep.emulated else what
+    regions = f", all {sweep.regions} regions" if sweep.regions > 1 else ""
+    price = prices.ru_hour
+    lines["priced"] = f"RU/s {price.date}, {price.region}{regions}, fully used; autoscale at its highest RU/s"
+    return lines
+
+
 def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
-    subject, note = sweep.subject(level), COMPUTED if level.computed else ""
+    subject = sweep.subject(level)
+    note, mark = _standing(level)
     month_usd = _month_usd(level, prices, sweep.regions)
-    autoscale = Throughput(level.ru, autoscale=True).rounded_up(level.ru).ru
-    autoscale_usd = prices.ru_hours(autoscale * HOURS_A_MONTH, autoscale=True, regions=sweep.regions)
-    refused = 1 - 1 / OVERLOAD if level.computed else level.at(OVERLOAD).refused
+    autoscale_usd = _autoscale_usd(level, prices, sweep.regions)
+    refused = 1 - 1 / OVERLOAD
+    is_measured = not level.computed and not level.limited
+    if is_measured:
+        refused = level.at(OVERLOAD).refused
     billion_usd = month_usd / (level.reads_s * SECONDS_A_MONTH) * 1e9 if level.reads_s else None
-    yield Row(subject, "reads/s", "", level.reads_s, note=note)
-    yield Row(subject, "reads/s per 100 RU/s", "", level.reads_s / level.ru * 100)
-    yield Row(subject, "lists published/s", "", level.ru / sweep.publish_ru[level.size_kb])
+    yield Row(subject, READS, "", level.reads_s, note=note, mark=mark)
+    yield Row(subject, "reads/s per 100 RU/s", "", level.reads_s / level.ru * 100, main=False)
+    yield Row(subject, PUBLISHED, "", level.ru / sweep.publish_ru[level.size_kb])
     yield from (_latency(sweep, level, percent) for percent in (50, 99))
-    yield Row(subject, "429s at 110 % load", "share", refused)
-    yield Row(subject, "USD/month manual", "", month_usd)
-    yield Row(subject, "USD/month autoscale", "", autoscale_usd, note="" if autoscale == level.ru else "of 1,000 RU/s")
-    yield Row(subject, "USD per billion reads", "", billion_usd)
+    yield Row(subject, REFUSED, "share", refused, mark="" if is_measured else COMPUTED_MARK)
+    yield Row(subject, MANUAL, "", month_usd)
+    yield Row(subject, AUTOSCALE, "", autoscale_usd)
+    yield Row(subject, BILLION, "", billion_usd)
+
+
+def _standing(level: Level) -> tuple[str, str]:
+    if level.computed:
+        return COMPUTED, COMPUTED_MARK
+    return (AT_LEAST, AT_LEAST_MARK) if level.limited else ("", "")
+
+
+def _autoscale_usd(level: Level, prices: Prices, regions: int) -> float:
+    autoscale = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN)).ru
+    return prices.ru_hours(autoscale * HOURS_A_MONTH, autoscale=True, regions=regions)
 
 
 def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
@@ -229,8 +310,9 @@ def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
     if level.computed or level.broken or CALM not in {each.share for each in level.trials}:
         return Row(sweep.subject(level), figure, "us", None, note=COMPUTED if level.computed else "not measured")
     found = percentile([level.at(CALM).result], percent)
-    note = ASSUMED if sweep.emulated and found.value is not None else found.note
-    return Row(sweep.subject(level), figure, "us", found.value, note=note)
+    is_assumed = sweep.emulated and found.value is not None
+    note, mark = (ASSUMED, ASSUMED_MARK) if is_assumed else (found.note, "")
+    return Row(sweep.subject(level), figure, "us", found.value, note=note, mark=mark)
 
 
 def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
@@ -249,27 +331,31 @@ def _month_usd(level: Level, prices: Prices, regions: int) -> float:
     return prices.ru_hours(level.ru * HOURS_A_MONTH, regions=regions)
 
 
-def _answer(sweep: Sweep, prices: Prices) -> Iterator[str]:
-    measured = [(level, _latency(sweep, level, 99).value) for level in sweep.levels if not level.computed]
-    known = [(level, p99_us) for level, p99_us in measured if p99_us is not None]
-    if known:
-        level, p99_us = max(known, key=lambda each: each[0].reads_s)
-        reads_s, usd = level.at(CALM).accepted_s, _month_usd(level, prices, sweep.regions)
-        yield (
-            f"{reads_s:,.0f} reads/s of {level.size_kb} KB within p99 {format_value(p99_us, 'us')} take "
-            f"{level.ru:,} RU/s: {usd:,.0f} USD a month (prices of {prices.ru_hour.date}, {prices.ru_hour.region})."
-        )
+def _answer(sweep: Sweep, prices: Prices) -> str:
+    """Say what 100 RU/s carry and cost, and what the highest level does."""
+    if not sweep.levels:
+        return "Nothing was measured."
+    level = sweep.levels[0]
+    hundred = 100 / level.charge_ru
+    usd = _month_usd(level, prices, sweep.regions) / level.ru * 100
+    top = max(sweep.levels, key=lambda each: (each.size_kb == level.size_kb, each.ru))
+    p99_us = _latency(sweep, top, 99).value
+    tail = "" if p99_us is None else f", p99 {format_value(p99_us, 'us')}{' assumed' * sweep.emulated}"
+    top_usd = _month_usd(top, prices, sweep.regions)
+    standing = {"": "", AT_LEAST: "at least ", COMPUTED: "(computed) "}[_standing(top)[0]]
+    return (
+        f"100 RU/s carry {rounded(hundred, 3)} reads/s of {level.size_kb} KB for {rounded(usd, 3)} USD a month; "
+        f"{top.ru:,} RU/s carry {standing}{top.reads_s:,.0f} for {top_usd:,.0f} USD{tail}."
+    )
 
 
 def _notes(sweep: Sweep) -> Iterator[str]:
-    yield "p50 and p99 are those of 90 % load; the costs are those of full use."
     reasons = dict[str, list[str]]()
     for level in sweep.levels:
-        if level.unproven:
-            reasons.setdefault(level.unproven, []).append(sweep.subject(level))
-    if reasons:
-        why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-        yield f"{COMPUTED} is RU/s ÷ the measured charge. {why}."
+        if reason := level.unproven or level.limited:
+            reasons.setdefault(reason, []).append(sweep.subject(level))
+    for reason, names in reasons.items():
+        yield f"{', '.join(names)}: {reason}."
 
 
 def _plot(sweep: Sweep) -> Plot:
@@ -280,6 +366,8 @@ def _plot(sweep: Sweep) -> Plot:
         offered = tuple(each.rate for each in trials)
         accepted = tuple(each.accepted_s for each in trials)
         latencies_us = tuple(None if each.late else percentile([each.result], 99).value for each in trials)
+        if level.broken:  # the table has no latency either
+            latencies_us = (None,) * len(offered)
         if level.computed:
             offered = tuple(share * level.capacity_s for share in (*CURVE, 1.0, OVERLOAD))
             accepted, latencies_us = tuple(min(each, level.capacity_s) for each in offered), (None,) * len(offered)

@@ -235,4 +235,5 @@ class _Running:
         self._display.start(f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
         before = process.store_counts(service)
         result = generator.run(load, on_the_second=True)
-        return levels.trial(share, rate, result, process.store_counts(service).since(before).throttled)
+        counted = process.store_counts(service).since(before)
+        return levels.trial(share, rate, result, counted.throttled, counted.timeouts)

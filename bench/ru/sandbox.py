@@ -21,7 +21,8 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import publish_rows
 from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.cosmos.charges import KB
+from hotplate.stores.cosmos.charges import KB, overhead_ru
+from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.errors import first_line
 from hotplate.stores.cosmos.rows import DEFINITION, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.signed import SignedClient
@@ -86,7 +87,7 @@ def partition_of(name: str, parts: int) -> int:
 
 
 class Published(NamedTuple):
-    """A release, and its charge per list."""
+    """A release, and the charge of a list: written and read back."""
 
     release: ReleaseRef
     list_ru: float
@@ -135,7 +136,9 @@ class Sandbox:
         async with _opened(self.address, spent) as store:
             plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
             live = await publish_rows(store, batches, plan)
-        return Published(live, spent.ru / lists.count)
+        item_size = item_bytes(to_item(rows[-1].key, rows[-1].value))
+        overhead = overhead_ru(load_charges(), len(rows), item_size)
+        return Published(live, (spent.ru - overhead) / len(rows))
 
     def scale(self, release: ReleaseRef, ru: int) -> None:
         """Scale a release's container, and wait. Raises StoreError."""

@@ -1,19 +1,28 @@
 """Microsoft's reference load on Cosmos DB, compared with its published figures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform
-from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
+from hotplate.bench.options import ReferenceOptions, describe_latency, parse_seconds, require_positive
+from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import Figure
-from hotplate.bench.stores.report import DECISIVE, EMULATED, needs, read_ru, summarise
+from hotplate.bench.stores.report import (
+    ASSUMED_MARK,
+    CPU,
+    LATENCY_COLUMNS,
+    Needs,
+    Summary,
+    needs,
+    read_ru,
+    summarise,
+)
 from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
-from hotplate.report import Report, Row, format_value
+from hotplate.report import Column, Report, Row, format_value
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
 
@@ -24,6 +33,13 @@ USERS, RATE, RU, MEDIAN_US = 200, 180.0, 11_000, 60_000.0
 ROUND_S = 5.0  # long enough for the blocks of a percentile's interval
 WARMUP_S = 3.0
 LISTS = 5_000
+NEEDED, MONTH = "RU/s", "USD a month"
+COLUMNS = (
+    *LATENCY_COLUMNS,
+    Column("requests/s", "requests\n/s", digits=3),
+    Column(NEEDED, "RU/s", digits=4),
+    Column(MONTH, "USD\na month", digits=3),
+)
 METHOD = (
     f"{RATE:g} requests/s, at random as from {USERS} users. The published figures are Microsoft's, measured in Azure "
     f"with another service ({SOURCE}); the difference shows no gain."
@@ -66,28 +82,18 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     (store,) = measured.stores
     prices = load_prices()
     found = summarise(store, RATE, prices)
-    rows = [Row(PUBLISHED, "p50", "us", MEDIAN_US), Row(PUBLISHED, "requests/s", "", RATE)]
-    rows.append(Row(PUBLISHED, "RU/s provisioned", "", float(RU)))
-    rows += [figure.row(found.name, name, "us") for name, figure in found.latencies.items()]
-    if store.runs:
-        results = store.results
-        rate = sum(each.ok for each in results) / sum(each.duration_s for each in results)
-        rows.append(Row(found.name, "requests/s", "", rate))
-    rows.append(found.cpu.row(found.name, "CPU a request", "us"))
-    sentence = _sentence(found.name, found.latencies, emulated=store.candidate.emulated)
-    if (charge := read_ru(store)) is not None and store.sound:
-        needed = needs(charge, RATE, prices)
-        rows.append(Row(found.name, "RU/s used", "", needed.used_ru))
-        sentence += (
-            f" The load uses {needed.used_ru:,.0f} RU/s, so {needed.needed_ru:,} are enough: {needed.month:,.0f} "
-            f"{prices.currency} a month in one region instead of {prices.ru_hours(RU * 730):,.0f} for {RU:,}."
-        )
+    charge = read_ru(store)
+    needed = needs(charge, RATE, prices) if charge is not None and store.sound else None
+    is_emulated = store.candidate.emulated
     return Report(
         kind="reference",
-        sentence=sentence if store.sound else "There is no verdict: see below.",
-        rows=tuple(rows),
-        head=EMULATED.format(latency=f"the latency {options.latency}") if store.candidate.emulated else "",
-        notes=(*notes, METHOD),
+        sentence=_answer(found, needed, prices) if store.sound else "There is no verdict: see below.",
+        rows=(*_published(prices), *_measured(found, needed)),
+        columns=COLUMNS,
+        marks={ASSUMED_MARK: f"assumed: {describe_latency(options.latency)}; this machine adds the rest"},
+        origins=_origins(found, needed, is_emulated=is_emulated),
+        notes=tuple(notes),
+        method=(METHOD,),
         broken=tuple(store.complaints),
         failures=tuple(store.failures) if store.runs or measured.interrupted else ("no round was made",),
         interrupted=measured.interrupted,
@@ -96,12 +102,43 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     )
 
 
-def _sentence(name: str, latencies: dict[str, Figure], *, emulated: bool) -> str:
-    p50, p99 = (latencies[each].value for each in ("p50", DECISIVE))
-    if p50 is None:
-        return f"{name} gave too few answers."
-    tail = "" if p99 is None else f", p99 {format_value(p99, 'us')}"
+def _published(prices: Prices) -> Iterator[Row]:
+    yield Row(PUBLISHED, "p50", "us", MEDIAN_US)
+    yield Row(PUBLISHED, "requests/s", "", RATE)
+    yield Row(PUBLISHED, NEEDED, "", float(RU))
+    yield Row(PUBLISHED, MONTH, "", prices.ru_hours(RU * HOURS_A_MONTH))
+
+
+def _measured(summary: Summary, needed: Needs | None) -> Iterator[Row]:
+    yield from summary.latency_rows()
+    if results := summary.store.results:
+        rate = sum(each.ok for each in results) / sum(each.duration_s for each in results)
+        yield Row(summary.name, "requests/s", "", rate)
+    if needed is not None:
+        yield Row(summary.name, NEEDED, "", float(needed.needed_ru))
+        yield Row(summary.name, MONTH, "", needed.month)
+        yield Row(summary.name, "RU/s used", "", needed.used_ru, main=False)
+    yield summary.cpu.row(summary.name, CPU, "us", main=False)
+
+
+def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
+    p50 = summary.latencies["p50"].value
+    median = "too few answers for a median" if p50 is None else f"p50 {format_value(p50, 'us')}"
+    assumed = ", assumed" * (not summary.has_own_latency and p50 is not None)
+    latency = f"{median}{assumed}; published {MEDIAN_US / 1000:g} ms"
+    if needed is None:
+        return f"{summary.name}: {latency}."
+    published = prices.ru_hours(RU * HOURS_A_MONTH)
     return (
-        f"{name}: p50 {format_value(p50, 'us')}{tail}{', of an assumed latency' if emulated else ''}; published "
-        f"median {MEDIAN_US / 1000:g} ms."
+        f"The reference's {RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a "
+        f"month), not {RU:,} ({published:,.0f}). {latency[:1].upper()}{latency[1:]}."
     )
+
+
+def _origins(summary: Summary, needed: Needs | None, *, is_emulated: bool) -> dict[str, str]:
+    lines = {"measured": f"{len(summary.store.runs)} rounds of {ROUND_S:g} s, at random times, by {USERS} connections"}
+    if needed is not None:
+        lines["exact"] = f"{needed.used_ru / RATE:.2f} RU a read; RU/s at 70 % use, in steps of 100"
+    published = "published figures are of another service in Azure: no gain"
+    lines["assumed"] = f"latencies; {published}" if is_emulated else published
+    return lines

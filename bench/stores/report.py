@@ -1,7 +1,6 @@
 """The comparison of stores by latency, CPU and cost."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,19 +8,19 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import popular_complaint, popular_counts
 from hotplate.bench.loadgen.load import Uniform, Zipf
-from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
+from hotplate.bench.options import StoresOptions, describe_latency, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.figures import round_up
 from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
-from hotplate.bench.planner.plan import calculate
+from hotplate.bench.planner.plan import CapacityPlan, break_even_rps, calculate, usable_gb
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import TOO_FEW_ANSWERS, Figure, mean, percentile, ratio, share
+from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS, Figure, mean, percentile, share
 from hotplate.bench.stores.rounds import (
-    EMULATED_BUDGET_S,
     FULL_CONNECTIONS,
     FULL_S,
+    PATIENCE_S,
     SDK_RATE,
     Candidate,
     Measured,
@@ -33,10 +32,12 @@ from hotplate.bench.stores.rounds import (
     prepared_stores,
     through_sdk,
 )
-from hotplate.report import Curve, Plot, Report, Row, format_value
+from hotplate.bench.stores.verdicts import Contender, Ranking, describe_stalls, rank
+from hotplate.report import Column, Curve, Plot, Report, Row, rounded
 from hotplate.stores.connect import REDIS
 from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
+from hotplate.stores.manifest import Manifest
 from hotplate.stores.urls import redacted, scheme_of
 
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
@@ -44,37 +45,43 @@ DECISIVE = "p99"
 RATE, CPU, COST = "requests/s and core", "CPU a request", "cost of a billion reads"
 UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
 BILLION = 1e9
-ASSUMED = "assumed"
-EMULATED = (
-    "EMULATED: Cosmos DB ran on this machine, and {latency} is an assumption; its request units and cost are exact"
+ASSUMED, ASSUMED_MARK = "assumed", "*"
+LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
+COLUMNS = (
+    *LATENCY_COLUMNS,
+    Column(CPU, "CPU a\nread, µs", "µs"),
+    Column(COST, "USD per\n10^9 reads"),
+    Column(COST, "paid for", noted=True),
 )
-LOOPBACK = "The stores ran on this machine: no network, no TLS, no replica."
 METHOD = (
-    "Open loop: latency counts from a request's due time. Percentiles pool all rounds. CPU is that of the service, one "
-    f"process without cache, at full load ({FULL_CONNECTIONS} connections in a closed loop); requests/s and core is "
-    "1,000,000 µs divided by it."
+    "Open loop: latency counts from a request's due time. Percentiles are of all rounds together. CPU is that of the "
+    f"service, one process without cache, at full load ({FULL_CONNECTIONS} connections in a closed loop); requests/s "
+    "and core is 1,000,000 µs divided by it. Intervals of 95 % are by the jackknife over rounds."
 )
 COST_NOTE = (
     "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; for Cosmos DB also manual "
     "RU/s in one region at 70 % use; for Redis also two nodes of the cheapest Azure Managed Redis for the rate and "
-    "three releases, which could serve far more. List prices, without memory, storage and idle pods."
+    "three releases, which could serve far more. List prices, without memory, storage and idle pods. The rate from "
+    "which on Redis costs less is the planner's, for daily publishing: hotplate plan."
 )
 PATIENT = (
-    f"Services of emulated stores wait {EMULATED_BUDGET_S:g} s for a read, not 50 ms: they share this machine. At the "
-    f"assumed latency, {FULL_CONNECTIONS} connections may not fill a core: their CPU a request is an upper bound."
+    f"The services wait {PATIENCE_S:g} s for a read, not 50 ms, so that slow reads count as slow. At an assumed "
+    f"latency, {FULL_CONNECTIONS} connections may not fill a core: that CPU a request is an upper bound."
 )
+ELSE_DECIDES = "regions, failover and replica lag decide, too: docs/stores.md"
+NO_VERDICT = "There is no verdict: {}."
 
 
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Compare stores. Raises BenchMisused for invalid options, BenchFailed and StoreError."""
     settings = parse_settings(options)
-    display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: at most {options.budget}")
+    display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: {options.budget} of measuring")
     try:
         if options.urls:
             return _measure(options.urls, (), options, settings, display)
         display.start("starting a folder, a Redis and an emulator of Cosmos DB")
         with own_stores(options.latency) as (urls, notes):
-            return _measure(urls, (*notes, LOOPBACK), options, settings, display)
+            return _measure(urls, notes, options, settings, display)
     except KeyboardInterrupt:
         return Report(kind="stores", sentence="Nothing was measured.", interrupted=True, machine=describe())
 
@@ -104,7 +111,7 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
         warmup_s=parse_seconds(options.warmup),
         draw=Uniform() if options.zipf is None else Zipf(options.zipf),
         rounds=float("inf") if options.repeat is None else options.repeat,
-        ends_s=time.monotonic() + parse_seconds(options.budget),
+        budget_s=parse_seconds(options.budget),
         full_s=FULL_S,
     )
 
@@ -130,18 +137,25 @@ def needs(read_ru: float, rate: float, prices: Prices) -> Needs:
     return Needs(rate * read_ru, needed, prices.ru_hours(needed * HOURS_A_MONTH))
 
 
+def plan_of(manifest: Manifest, name: str, rate: float, prices: Prices) -> CapacityPlan:
+    """Plan a release at *rate* requests/s around the clock."""
+    return calculate(
+        merge([from_release(manifest, name), InputSource("--rate", {"peak_rps": rate})]), prices, load_charges()
+    )
+
+
 def cost_of(one: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
     """Return the cost of a billion reads at *rate* requests/s."""
-    month, note = 0.0, "CPU"
+    month, note = 0.0, "CPU only"
     if one.metered and read_ru is not None:
         found = needs(read_ru, rate, prices)
         month, note = found.month, f"{found.needed_ru:,} RU/s"
     elif scheme_of(one.url) in REDIS:
-        sourced = merge([from_release(one.manifest, one.name), InputSource("--rate", {"peak_rps": rate})])
-        planned = calculate(sourced, prices, load_charges()).figures
+        planned = plan_of(one.manifest, one.name, rate, prices).figures
         if not planned["redis_cost"].unit:
             return Cost(None, "no size is enough")
-        month, note = planned["redis_cost"].number, f"{planned['redis_nodes']} {planned['redis_size']}"
+        nodes = planned["redis_nodes"].number
+        month, note = planned["redis_cost"].number, f"{nodes:g} x {planned['redis_size']}"
     cpu = cpu_us * BILLION / 1e6 / 3600 * prices.cpu_hour.amount
     return Cost(cpu + month / (rate * HOURS_A_MONTH * 3600) * BILLION, note)
 
@@ -167,22 +181,28 @@ class Summary:
         """Whether its latency is a real store's."""
         return not self.store.candidate.emulated
 
-    def rows(self) -> list[Row]:
-        """Return report rows."""
-        cpu_us, note = self.cpu.value, self.cpu.note
-        rows = [figure.row(self.name, name, "us") for name, figure in self.latencies.items()]
-        rows.append(Row(self.name, RATE, "/s", 1e6 / cpu_us if cpu_us else None, note=note))
-        rows.append(self.cpu.row(self.name, CPU, "us"))
-        rows.append(Row(self.name, COST, self.currency, self.cost, note=self.cost_note))
+    def latency_rows(self) -> Iterator[Row]:
+        """Yield the rows of percentiles, marked if they are assumed."""
+        for name, figure in self.latencies.items():
+            row = figure.row(self.name, name, "us")
+            is_assumed = not self.has_own_latency and figure.value is not None
+            yield replace(row, note=ASSUMED, mark=ASSUMED_MARK) if is_assumed else row
+
+    def rows(self) -> Iterator[Row]:
+        """Yield report rows."""
+        cpu_us = self.cpu.value
+        yield from self.latency_rows()
+        yield Row(self.name, RATE, "/s", 1e6 / cpu_us if cpu_us else None, note=self.cpu.note, main=False)
+        yield self.cpu.row(self.name, CPU, "us")
+        yield Row(self.name, COST, self.currency, self.cost, note=self.cost_note)
         results = self.store.results
         counts = [popular_counts(each) for each in results]
         popular = share([one for one, _ in counts], [of for _, of in counts])
         errors = share([each.due - each.ok for each in results], [each.due for each in results])
-        rows.append(popular.row(self.name, "popular lists", "share", main=False))
-        rows.append(errors.row(self.name, "errors", "share", main=False))
+        yield popular.row(self.name, "popular lists", "share", main=False)
+        yield errors.row(self.name, "errors", "share", main=False)
         if (charge_ru := read_ru(self.store)) is not None:
-            rows.append(Row(self.name, "RU a read", "RU", charge_ru, main=False))
-        return rows
+            yield Row(self.name, "RU a read", "RU", charge_ru, main=False)
 
 
 def read_ru(store: StoreRuns) -> float | None:
@@ -196,13 +216,8 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
     """Summarise the runs of one store."""
     if not store.sound:
         unknown = Figure(None, note="not measured" if not store.runs else "see below")
-        return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, None, unknown.note, prices.currency)
+        return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, None, "", prices.currency)
     latencies = {name: percentile(store.results, percent) for name, percent in PERCENTILES.items()}
-    if store.candidate.emulated:
-        latencies = {
-            name: Figure(found.value, found.values, note=ASSUMED if found.value is not None else found.note)
-            for name, found in latencies.items()
-        }
     cpu = _cpu_of(store)
     cost = cost_of(store.candidate, rate, read_ru(store), cpu.value or 0.0, prices)
     return Summary(store, latencies, cpu, cost.amount, cost.note, prices.currency)
@@ -222,25 +237,23 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     if options.cpu_hour is not None:
         prices = replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
     stores = [summarise(store, rate, prices) for store in measured.stores]
-    broken = [complaint for store in measured.stores for complaint in store.complaints]
-    failures = [failure for store in measured.stores for failure in store.failures]
     rounds = len(measured.stores[0].runs)
-    complained = " and ".join(each.name for each in stores if each.store.complaints)
-    why = f"{complained} did not serve the users' own lists" if broken else "see below"
-    sentence = "Nothing was measured." if not rounds else f"There is no verdict: {why}."
-    if all(each.sound for each in measured.stores):
-        sentence = answer(stores)
-    emulated = any(each.candidate.emulated for each in measured.stores)
+    failures = _failures(options, measured, rounds)
+    is_sound = rounds > 0 and all(each.sound for each in measured.stores)
+    comparison = Comparison(stores, rate, prices)
     return Report(
         kind="stores",
-        sentence=sentence,
+        sentence=comparison.answer if is_sound else _no_answer(stores, rounds),
         rows=tuple(row for each in stores for row in each.rows()),
-        head=EMULATED.format(latency=f"the latency {options.latency}" if not options.urls else "its latency")
-        * emulated,
+        columns=COLUMNS,
+        marks={ASSUMED_MARK: f"assumed: {_assumption(options)}; this machine adds the rest"},
+        verdicts=comparison.verdicts if is_sound else {},
+        origins=_origins(options, stores, measured, prices),
         plots=tuple(plots(stores)),
-        notes=(*notes, *setup.notes, *_notes(options, stores, rounds), COST_NOTE.format(rate=rate), METHOD),
-        broken=tuple(broken),
-        failures=tuple(failures) if rounds or measured.interrupted else ("no round was made",),
+        notes=(*notes, *_too_few_answers(stores)),
+        method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate)),
+        broken=tuple(complaint for store in measured.stores for complaint in store.complaints),
+        failures=tuple(failures),
         interrupted=measured.interrupted,
         configuration=options.to_json()
         | {
@@ -251,85 +264,166 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     )
 
 
-def _notes(options: StoresOptions, stores: Sequence[Summary], rounds: int) -> list[str]:
-    made = f"{rounds} rounds of {options.duration} for each store, at {options.rate} requests/s"
-    slower = f"; through the SDK at {SDK_RATE:g}" * any(through_sdk(each.store.candidate.url) for each in stores)
-    found = [f"{made}{slower}.", *([PATIENT] if any(not each.has_own_latency for each in stores) else [])]
-    for each in stores:
-        few = [name for name, figure in each.latencies.items() if figure.note == TOO_FEW_ANSWERS]
-        if few:
-            got = sum(result.ok for result in each.store.results)
-            found.append(
-                f"{each.name}: {got:,} answers are not enough for {' and '.join(few)}; a longer --budget helps."
-            )
-    return found
+def _failures(options: StoresOptions, measured: Measured, rounds: int) -> list[str]:
+    failures = [failure for store in measured.stores for failure in store.failures]
+    if measured.interrupted:
+        return failures
+    if not rounds:
+        return [*failures, "no round was made"]
+    if rounds < MIN_ROUNDS and options.repeat is None:
+        failures.append(
+            f"{rounds} rounds were made in {measured.took_s:.0f} s, and a verdict needs {MIN_ROUNDS}: this machine is "
+            "too busy, or --budget too short"
+        )
+    return failures
 
 
-Value = Callable[[Summary], Figure]
+def _no_answer(stores: Sequence[Summary], rounds: int) -> str:
+    if not rounds:
+        return "Nothing was measured."
+    complained = " and ".join(each.name for each in stores if each.store.complaints)
+    return NO_VERDICT.format(f"{complained} did not serve the users' own lists" if complained else "see below")
 
 
-def compared(first: Summary, other: Summary, value: Value) -> Figure:
-    """Return *other* / *first* over paired rounds."""
-    return ratio(value(first).values, value(other).values)
+def _assumption(options: StoresOptions) -> str:
+    if options.urls:
+        return "Cosmos DB is emulated, not Azure's"
+    return describe_latency(options.latency)
 
 
-def is_real(found: Figure, first: Figure, other: Figure) -> bool:
-    """Return whether interval and pooled values show the same difference."""
-    if found.low is None or found.high is None or first.value is None or other.value is None:
-        return False
-    return (found.low > 1 and other.value > first.value) or (found.high < 1 and other.value < first.value)
+def _origins(
+    options: StoresOptions, stores: Sequence[Summary], measured: Measured, prices: Prices
+) -> Mapping[str, str]:
+    rounds = len(measured.stores[0].runs)
+    made = f"{rounds} rounds of {options.duration} at {options.rate}/s"
+    slower = f" (by SDK {SDK_RATE:g}/s)" * any(through_sdk(each.store.candidate.url) for each in stores)
+    left_out = f", {measured.disturbed} disturbed ones left out" if measured.disturbed else ""
+    where = "" if options.urls else "; one machine: no network, TLS or replica"
+    origins = {"measured": f"{made}{slower}{left_out}{where}"}
+    charges = {round(charge, 2) for each in stores if (charge := read_ru(each.store)) is not None}
+    if charges:
+        origins["exact"] = f"request units: {' and '.join(f'{charge:.2f}' for charge in sorted(charges))} a read"
+    redis = next((f", Redis {size.hour.date}" for size in prices.redis), "")
+    origins["priced"] = f"RU/s {prices.ru_hour.date}{redis}; {prices.currency}, list prices"
+    origins["besides"] = ELSE_DECIDES
+    return origins
 
 
-def _latency(each: Summary) -> Figure:
-    return each.latencies[DECISIVE]
+def _too_few_answers(stores: Sequence[Summary]) -> Iterator[str]:
+    # azure-cosmos is read slowly, so it never has a p99.9.
+    usual = [store for store in stores if not through_sdk(store.store.candidate.url)]
+    names = {name for store in usual for name, figure in store.latencies.items() if figure.note == TOO_FEW_ANSWERS}
+    few = [name for name in PERCENTILES if name in names]
+    if few:
+        yield f"{' and '.join(few)}: too few answers; a longer --budget gives more."
 
 
-def answer(stores: Sequence[Summary]) -> str:
-    """Name the fastest store, the least CPU, and costs."""
-    timed = [each for each in stores if each.has_own_latency]
-    parts = [_least(timed, _latency, f"at {DECISIVE}", "fastest", "slower")] if timed else []
-    if len(timed) < len(stores):
-        parts += [] if timed else ["the latencies are assumed"]
-    parts.append(_least(stores, lambda each: each.cpu, "in CPU a request", "cheapest", "more"))
-    costs = [f"{format_value(each.cost)} {each.currency} from {each.name}" for each in stores if each.cost is not None]
-    parts += [f"a billion reads cost {', '.join(costs)}"] if costs else []
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The verdicts on sound stores, at *rate* reads a second."""
+
+    stores: Sequence[Summary]
+    rate: float
+    prices: Prices
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Lines on p50, p99, CPU, cost and stalls."""
+        lines = dict[str, str]()
+        for name in ("p50", DECISIVE):
+            if ranking := self._by_latency(name):
+                lines[name] = ranking.describe("fastest")
+        if ranking := rank([Contender(each.name, each.cpu) for each in self.stores]):
+            lines["CPU"] = ranking.describe("least")
+        if len(self._by_cost) > 1:
+            lines["cost"] = self._costs()
+        timed = [(each.name, each.store.results) for each in self.stores if each.has_own_latency]
+        if stalled := describe_stalls(timed):
+            lines["stalls"] = stalled
+        return lines
+
+    @property
+    def answer(self) -> str:
+        """The fastest and the cheapest store, and the rate from which on Redis costs less than Cosmos DB."""
+        fastest, speed = self._speed()
+        cheapest = self._by_cost[0].name if len(self._by_cost) > 1 else ""
+        if fastest and fastest == cheapest:
+            parts = [f"Fastest and cheapest: {fastest} ({speed}){self._where(fastest)}"]
+        else:
+            parts = [f"Fastest: {fastest} ({speed}){self._where(fastest)}" if fastest else speed]
+            parts += [f"Cheapest: {cheapest}{self._where(cheapest)}"] if cheapest else []
+        if shared := self._shared():
+            parts.append(f"Shared by servers: {shared}")
+        return f"{'. '.join(part[:1].upper() + part[1:] for part in parts)}."
+
+    @property
+    def _by_cost(self) -> list[Summary]:
+        return sorted((each for each in self.stores if each.cost is not None), key=lambda each: each.cost or 0.0)
+
+    def _costs(self) -> str:
+        least, *others = self._by_cost
+        times = ", ".join(f"{each.name} {rounded((each.cost or 0.0) / (least.cost or 1.0))} times" for each in others)
+        planned = self._redis_plan()
+        redis = f"; Redis for up to {rounded(usable_gb(planned))} GB in all" if planned else ""
+        return f"{least.name} least; {times}{redis}"
+
+    def _by_latency(self, name: str) -> Ranking | None:
+        return rank([Contender(each.name, each.latencies[name]) for each in self.stores if each.has_own_latency])
+
+    def _where(self, name: str) -> str:
+        is_local = any(each.name == name and scheme_of(each.store.candidate.url) == "file" for each in self.stores)
+        return ", a copy on each server" if is_local and len(self.stores) > 1 else ""
+
+    def _speed(self) -> tuple[str, str]:
+        """Return the store that is proven fastest, if any, and its figures."""
+        timed = [each for each in self.stores if each.has_own_latency]
+        if not timed:
+            return "", "Latencies are assumed"
+        if len(timed) == 1:
+            return "", f"{timed[0].name}: {_latencies(timed[0])}"
+        for name in (DECISIVE, "p50"):
+            ranking = self._by_latency(name)
+            if ranking and not ranking.alike:
+                least, *others = sorted(timed, key=lambda each: each.latencies[name].value or 0.0)
+                slower = ", ".join(f"{each.name} {_ms(each.latencies[name])}" for each in others)
+                return least.name, f"{name} {_ms(least.latencies[name])} ms, {slower}"
+        figures = ", ".join(f"{each.name} {_ms(each.latencies[DECISIVE])} ms" for each in timed)
+        return "", f"No difference in speed is proven ({DECISIVE}: {figures})"
+
+    def _redis_plan(self) -> CapacityPlan | None:
+        """Return the plan of the Redis, if there is one that is large enough, beside a Cosmos DB."""
+        redis = next((each for each in self.stores if scheme_of(each.store.candidate.url) in REDIS), None)
+        if redis is None or redis.cost is None or not any(each.store.candidate.metered for each in self.stores):
+            return None
+        return plan_of(redis.store.candidate.manifest, redis.name, self.rate, self.prices)
+
+    def _shared(self) -> str:
+        planned = self._redis_plan()
+        if planned is None:
+            return ""
+        from_rps = break_even_rps(planned)
+        if from_rps is None:
+            return "Cosmos DB, cheaper than Redis at any rate"
+        if not from_rps:
+            return "Redis, cheaper than Cosmos DB at any rate"
+        return f"Redis, cheaper than Cosmos DB from {rounded(from_rps)} reads/s on"
 
 
-def _least(stores: Sequence[Summary], value: Value, where: str, best: str, more: str) -> str:
-    known = sorted((each for each in stores if value(each).value is not None), key=lambda each: value(each).value or 0)
-    if not known:
-        return f"{where} there were too few answers"
-    first, others = known[0], known[1:]
-    shown = f"{where} {first.name} ({format_value(value(first).value or 0, 'us')})"
-    alike = [each for each in others if not is_real(compared(first, each, value), value(first), value(each))]
-    parts = [_times(first, each, value, more) for each in others if each not in alike]
-    if alike:
-        within = " and ".join(f"{each.name} ({_within(compared(first, each, value))})" for each in alike)
-        return ", ".join([f"{shown} cannot be told apart from {within}", *parts])
-    return ", ".join([f"{shown} is {best}" if others else shown, *parts])
+def _ms(figure: Figure) -> str:
+    return rounded((figure.value or 0.0) / 1000)
 
 
-def _times(first: Summary, other: Summary, value: Value, more: str) -> str:
-    ours, theirs = value(first).value or 1.0, value(other).value or 1.0
-    times = theirs / ours
-    return f"{other.name} {times:.1f} times" if times >= 2 else f"{other.name} {times - 1:.0%} {more}"
-
-
-def _within(found: Figure) -> str:
-    if found.low is None or found.high is None:
-        return "in so few rounds"
-    factor = max(found.high, 1 / found.low)
-    return f"within ±{max(1 - found.low, found.high - 1):.0%}" if factor < 2 else f"within a factor of {factor:,.0f}"
+def _latencies(store: Summary) -> str:
+    known = {name: figure for name, figure in store.latencies.items() if figure.value is not None}
+    return ", ".join(f"{name} {_ms(figure)} ms" for name, figure in known.items())
 
 
 def plots(stores: Sequence[Summary]) -> list[Plot]:
-    """Plot each store's p99 by round."""
+    """Plot each store's p99 by round, if the table has one."""
     curves = tuple(
-        Curve(each.name, tuple(float(n) for n in range(1, len(values) + 1)), tuple(values))
+        Curve(each.name, tuple(float(n) for n in range(1, len(figure.values) + 1)), tuple(figure.values))
         for each in stores
-        if (values := _latency(each).values)
+        if (figure := each.latencies[DECISIVE]).value is not None and figure.values
     )
     caption = "Of an emulated store, the latency is an assumption."
     plot = Plot(f"{DECISIVE} of each round", "round", DECISIVE, curves, y_unit="us", points=True, caption=caption)

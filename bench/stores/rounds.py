@@ -21,6 +21,7 @@ from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.statistics import MIN_ROUNDS
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened, run_on
 from hotplate.stores.encoding import USER
@@ -32,7 +33,6 @@ from hotplate.stores.verification import load_manifest
 
 PATH = "/v1/recommendations/{key}"
 COMPARED = 20  # responses of a round to compare with the store
-AFTER_S = 15.0  # for checks, report and shutdown
 SDK_RATE = 100.0  # azure-cosmos takes 1 ms of CPU a read
 # A mostly idle service takes several times as much CPU for each request. These connections stay
 # within EMULATOR_RU.
@@ -42,7 +42,8 @@ MAX_ERRORS = 0.001
 LIST_LENGTH = 20
 EMULATOR_RU = 10_000  # writes the lists in seconds
 STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")  # kept for services
-EMULATED_BUDGET_S = 1.0  # of an emulated store, which shares a core
+PATIENCE_S = 1.0  # that services wait for a read: after 50 ms, a slow read would become a fast popular list
+SPARE_BUDGETS = 2.0  # until when MIN_ROUNDS are waited for
 
 
 def through_sdk(url: str) -> bool:
@@ -124,13 +125,8 @@ def prepared_stores(
     command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
     with ExitStack() as stack:
         display.start(f"starting {len(urls)} services")
-        patient = ["--budget", f"{EMULATED_BUDGET_S:g}"]
-        services = [
-            stack.enter_context(
-                process.service_serving(command + patient * process.is_emulated(url), first, store_settings(url))
-            )
-            for url in urls
-        ]
+        command += ["--budget", f"{PATIENCE_S:g}"]
+        services = [stack.enter_context(process.service_serving(command, first, store_settings(url))) for url in urls]
         stack.enter_context(process.before_others(*services))
         candidates = map(Candidate, names, urls, manifests, services)
         yield Setup(tuple(candidates), tuple(ids), tuple(notes))
@@ -148,7 +144,7 @@ def store_names(urls: Sequence[str]) -> list[str]:
 def _kind(url: str) -> str:
     scheme = scheme_of(url)
     if scheme in COSMOS:
-        return "Cosmos DB" + " through the SDK" * through_sdk(url) + ", emulated" * (process.is_emulated(url))
+        return "Cosmos DB" + " by SDK" * through_sdk(url)
     return "files" if scheme == "file" else "Redis" if scheme in REDIS else f"{scheme}://"
 
 
@@ -209,14 +205,14 @@ async def _first_users(store: Store, release: ReleaseRef, most: int) -> list[str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSettings:
-    """Rounds end after `rounds` or at `ends_s` by `time.monotonic`."""
+    """Rounds end after `rounds`, or after `budget_s` seconds of measuring if there are MIN_ROUNDS."""
 
     rate: float
     duration_s: float
     warmup_s: float
     draw: KeyDraw
     rounds: float = math.inf
-    ends_s: float = math.inf
+    budget_s: float = math.inf
     poisson: bool = False
     connections: int = 64
     full_s: float = 0.0
@@ -274,10 +270,25 @@ class StoreRuns:
 
 
 class Measured(NamedTuple):
-    """All stores, with paired rounds."""
+    """All stores, with paired rounds.
+
+    disturbed  rounds that are left out, because the generator was late
+    took_s     of measuring
+    """
 
     stores: tuple[StoreRuns, ...]
     interrupted: bool
+    disturbed: int = 0
+    took_s: float = 0.0
+
+
+Round = dict[str, ServiceRun]
+
+
+def undisturbed(rounds: Sequence[Round]) -> Sequence[Round]:
+    """Return the rounds in which the generator was in time, if there are MIN_ROUNDS of them; else all."""
+    kept = [each for each in rounds if not any(lateness([run.result]) for run in each.values())]
+    return kept if len(kept) >= MIN_ROUNDS else rounds
 
 
 class Rounds:
@@ -287,28 +298,32 @@ class Rounds:
         self._setup = setup
         self._settings = settings
         self._display = display
-        self._runs = {one.name: list[ServiceRun]() for one in setup.candidates}
+        self._rounds = list[Round]()
         self._samples = {one.name: list[ResponseSample]() for one in setup.candidates}
         self._interrupted = False
 
     def run(self) -> Measured:
         """Make all rounds; Ctrl-C discards an incomplete one."""
         with LoadWorker(process.GENERATOR_CORE) as worker:
+            began_s = time.monotonic()
             try:
                 self._warm_up(worker)
-                self._run_all(worker)
+                began_s = time.monotonic()
+                self._run_all(worker, began_s)
             except KeyboardInterrupt:  # between two runs
                 self._interrupted = True
+            took_s = time.monotonic() - began_s
         self._display.start("comparing answers with the stores")
+        kept = undisturbed(self._rounds)
         stores = tuple(
             StoreRuns(
                 one,
-                tuple(self._runs[one.name]),
+                tuple(runs[one.name] for runs in kept),
                 run_on(one.url, partial(check_samples, samples=self._samples[one.name])),
             )
             for one in self._setup.candidates
         )
-        return Measured(stores, self._interrupted)
+        return Measured(stores, self._interrupted, len(self._rounds) - len(kept), took_s)
 
     def _warm_up(self, worker: LoadWorker) -> None:
         if self._settings.warmup_s:
@@ -316,17 +331,23 @@ class Rounds:
                 self._display.start(f"warming up {one.name}")
                 self._read(worker, one, replace(self._load(one, 0), duration_s=self._settings.warmup_s))
 
-    def _run_all(self, worker: LoadWorker) -> None:
-        began_s, made = time.monotonic(), 0
-        while made < self._settings.rounds and not self._interrupted:
-            left_s = self._settings.ends_s - AFTER_S - time.monotonic()
-            if made and left_s < (time.monotonic() - began_s) / made:
+    def _run_all(self, worker: LoadWorker, began_s: float) -> None:
+        while len(self._rounds) < self._settings.rounds and not self._interrupted:
+            spent_s = time.monotonic() - began_s
+            if not self._has_time(spent_s):
                 return
-            made += 1
-            self._run_round(worker, made, left_s)
+            self._run_round(worker, len(self._rounds) + 1, self._settings.budget_s - spent_s)
+
+    def _has_time(self, spent_s: float) -> bool:
+        """Return whether another round fits into the budget; fewer than MIN_ROUNDS may exceed it."""
+        if not self._rounds:
+            return True
+        are_few = len(undisturbed(self._rounds)) < MIN_ROUNDS
+        budget_s = self._settings.budget_s * (SPARE_BUDGETS if are_few else 1.0)
+        return spent_s + spent_s / len(self._rounds) <= budget_s
 
     def _run_round(self, worker: LoadWorker, number: int, left_s: float) -> None:
-        runs = dict[str, ServiceRun]()
+        runs = Round()
         left = "" if math.isinf(left_s) else f", {max(0.0, left_s):.0f} s left"
         names = ", ".join(one.name for one in self._setup.candidates)
         self._display.start(f"round {number}{left}: {names}")
@@ -343,7 +364,7 @@ class Rounds:
             runs[one.name] = run
         for name, run in runs.items():
             self._samples[name] += run.result.samples
-            self._runs[name].append(replace(run, result=replace(run.result, samples=())))
+        self._rounds.append({name: replace(run, result=replace(run.result, samples=())) for name, run in runs.items()})
 
     def _load(self, one: Candidate, number: int) -> Load:
         settings = self._settings

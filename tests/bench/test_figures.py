@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hotplate.bench.figures import RUNS, keep, stripped, write_tables
-from hotplate.report import Report, Row, to_json
+from hotplate.bench.figures import RUNS, keep, lines_of, of_one_cpu, stripped, write_tables
+from hotplate.report import Column, Report, Row, to_json
 from tests.support.paths import ROOT
 
 STATS = dict.fromkeys(("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations"), 1.0)
@@ -26,7 +26,7 @@ def test_every_benchmark_runs() -> None:
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def run(day: int, median_s: float = 0.002, ratio: float = 2.0) -> dict[str, Any]:
+def run(day: int, median_s: float = 0.002, ratio: float = 2.0, timer: str = "process_time") -> dict[str, Any]:
     """Return a result as pytest-benchmark saves it."""
     peer = {"figures": [["a GET: rate", "/s", [ratio * 10]], ["the same: rate against nginx", "times", [ratio]]]}
     return {
@@ -35,21 +35,41 @@ def run(day: int, median_s: float = 0.002, ratio: float = 2.0) -> dict[str, Any]
         "datetime": f"2026-11-{day:02}T06:00:00+00:00",
         "benchmarks": [
             {"group": "look-ups", "name": "test_read", "fullname": "/secret/path", "params": None,
-             "extra_info": {"what": "a read", "count": 1000}, "stats": STATS | {"median": median_s, "data": [1]}},
-            {"group": "peers", "name": "test_get", "fullname": "/secret/path", "extra_info": peer, "stats": STATS},
+             "extra_info": {"what": "a read", "count": 1000}, "options": {"timer": timer},
+             "stats": STATS | {"median": median_s, "data": [1]}},
+            {"group": "peers", "name": "test_get", "fullname": "/secret/path", "extra_info": peer,
+             "options": {"timer": "perf_counter"}, "stats": STATS},
         ],
     }  # fmt: skip
 
 
 def a_report() -> Report:
     rows = (
-        Row("redis", "p99", "us", 1500.0, note="assumed"),
+        Row("redis", "p99", "us", 1500.0, note="assumed", mark="*"),
         Row("redis", "CPU", "us", 30.0),
         Row("files", "p99", "us", None, note="too few"),
         Row("files", "hidden", "", 1.0, main=False),
     )
     machine = {"cpu": "EPYC", "system": "secret-host"}
-    return Report(kind="stores", sentence="s", rows=rows, machine=machine, configuration={"folder": "/secret"})
+    columns = (Column("p99", "p99\nms", "ms"), Column("CPU", "CPU, µs", "µs"))
+    return Report(
+        kind="stores", sentence="s", rows=rows, columns=columns, marks={"*": "assumed"}, machine=machine,
+        configuration={"folder": "/secret"},
+    )  # fmt: skip
+
+
+def test_only_a_measured_cpu_time_is_called_cpu() -> None:
+    """Wall time of a publish was published as its CPU: a mark of its own had no timer."""
+    assert lines_of([run(1)])[0].what == "a read: CPU"
+    assert lines_of([run(1, timer="perf_counter")])[0].what == "a read: wall time"
+
+
+def test_figures_of_different_cpus_are_not_merged() -> None:
+    """A table had "0.636 to 3.46 µs", of two kinds of CPU."""
+    runs = [stripped(run(day, median_s=0.001 * day)) for day in (1, 2, 3)]
+    runs[0]["machine"]["brand_raw"] = "Xeon"
+    (line, *_) = lines_of(of_one_cpu(runs))
+    assert line.values == [2.0, 3.0]
 
 
 def test_hosts_branches_and_paths_are_not_kept() -> None:
@@ -72,7 +92,9 @@ def test_the_latest_runs_become_tables_between_the_marks_of_both_pages(tmp_path:
     for path in (readme, page):
         path.write_text(MARKS)
     write_tables(folder, readme, page)
-    assert "| redis | 1.5 ms (assumed) | 30 µs |" in readme.read_text()
+    assert "|  | p99 ms | CPU, µs |" in readme.read_text()
+    assert "| redis | 1.5 \\* | 30 |" in readme.read_text()
+    assert "\n\\* assumed\n" in readme.read_text()
     assert "| the same: rate against nginx | 2 times (1 to 3) |" in readme.read_text()
     assert "a read: CPU" not in readme.read_text()
     assert "| a read: CPU | " in page.read_text()

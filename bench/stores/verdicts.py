@@ -1,0 +1,97 @@
+"""Comparisons of stores in words: which differ, by how much, and what else decides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hotplate.bench.loadgen.result import Result
+from hotplate.bench.statistics import Figure, compared
+from hotplate.report import rounded
+
+STALL_S = 0.1
+# Wider intervals say nothing.
+WIDEST = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One store's figure in a comparison."""
+
+    name: str
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A store's figure divided by the least one."""
+
+    name: str
+    ratio: Figure
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the interval excludes equality."""
+        low = self.ratio.low
+        return low is not None and low > 1
+
+    @property
+    def factor(self) -> str:
+        """Format the ratio with its interval, as `1.4 times (1.3 to 1.6)`."""
+        ratio, low, high = self.ratio.value or 0.0, self.ratio.low, self.ratio.high
+        times = f"{rounded(ratio)} times"
+        if low is None or high is None:
+            return f"{times} ({self.ratio.note})"
+        if high > WIDEST * low:
+            return f"{times} (the rounds differ too much for an interval)"
+        return f"{times} ({rounded(low)} to {rounded(high)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The store with the least figure, and the others' differences, ascending."""
+
+    least: Contender
+    differences: tuple[Difference, ...]
+
+    @property
+    def proven(self) -> tuple[Difference, ...]:
+        """Stores whose figure is larger."""
+        return tuple(difference for difference in self.differences if difference.is_proven)
+
+    @property
+    def alike(self) -> tuple[Difference, ...]:
+        """Stores for which no difference is proven."""
+        return tuple(difference for difference in self.differences if not difference.is_proven)
+
+    def describe(self, least: str) -> str:
+        """Return a line such as `files fastest; Redis 1.4 times (1.3 to 1.6)`."""
+        proven = [f"{each.name} {each.factor}" for each in self.proven]
+        if not self.alike:
+            return f"{self.least.name} {least}; {', '.join(proven)}"
+        names = " and ".join([self.least.name, *(each.name for each in self.alike)])
+        alike = ", ".join(f"{each.name} {each.factor}" for each in self.alike)
+        return "; ".join([f"{names}: no difference proven, {alike}", *proven])
+
+
+def rank(contenders: Sequence[Contender]) -> Ranking | None:
+    """Rank stores by a figure; None if fewer than two are known."""
+    known = [each for each in contenders if each.figure.value is not None]
+    if len(known) < 2:
+        return None
+    least, *others = sorted(known, key=lambda each: each.figure.value or 0.0)
+    return Ranking(least, tuple(Difference(each.name, compared(least.figure, each.figure)) for each in others))
+
+
+def stalls(results: Sequence[Result]) -> tuple[int, int]:
+    """Return how many seconds had an answer after more than STALL_S, and how many there were."""
+    seconds = [second for result in results for second in result.seconds if second.latencies_s.size]
+    return sum(bool(second.latencies_s.max() > STALL_S) for second in seconds), len(seconds)
+
+
+def describe_stalls(stores: Sequence[tuple[str, Sequence[Result]]]) -> str:
+    """Return a line such as `Redis 2 of 42 seconds above 100 ms`; empty without stalls."""
+    parts = []
+    for name, results in stores:
+        stalled, seconds = stalls(results)
+        if stalled:
+            parts.append(f"{name} {stalled} of {seconds} seconds above {1000 * STALL_S:g} ms")
+    return ", ".join(parts)
