@@ -3,8 +3,8 @@
 aiohttp's parser reads headers and bodies. The fast lane or aiohttp's request and response classes answer one request
 after the other.
 
-Unreadable requests, HTTP/1.0, Expect, Upgrade, CONNECT, chunked bodies and bodies that were not read close the
-connection.
+Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CONNECT, transfer codings other than
+`chunked`, expectations other than `100-continue`, and bodies that were not read close the connection.
 """
 
 import asyncio
@@ -42,6 +42,8 @@ NEVER_PAUSED = 1 << 30
 # room.
 WRITE_STEP_BYTES = 65_536
 CROWDED_WRITE_S = 1.0
+CONTINUE = "100-continue"
+CHUNKED = "chunked"
 # A record of TLS.
 TLS_WRITE_BYTES = 16_384
 # Each tick of the sweep checks one of SLICES slices: each connection once a second.
@@ -149,6 +151,16 @@ class ConnectionRegistry:
                 connection.check(now)
 
 
+def _may_keep_connection(message: RawRequestMessage) -> bool:
+    """Return whether another request may follow: the client allows it, and every server finds the same end."""
+    headers = message.headers
+    if message.should_close or message.version < HttpVersion11 or message.method == hdrs.METH_CONNECT:
+        return False
+    if any(expected.lower() != CONTINUE for expected in headers.getall(hdrs.EXPECT, ())):
+        return False
+    return not message.chunked or headers.getall(hdrs.TRANSFER_ENCODING) == [CHUNKED]
+
+
 class _TlsWriter(StreamWriter):
     """Writes bodies in pieces: over TLS, uvloop takes a whole write, and does not count what is not sent of it."""
 
@@ -164,8 +176,8 @@ class Connection(BaseProtocol):
     """An asyncio protocol that makes aiohttp's objects when needed."""
 
     __slots__ = (
-        "_buffer", "_held", "_is_ended", "_lane", "_left", "_payload", "_queued", "_registry", "_requests",
-        "_stalled", "_task", "accepting", "since", "ssl_context", "state",
+        "_body_tail", "_buffer", "_closes", "_held", "_is_ended", "_lane", "_left", "_payload", "_queued", "_registry",
+        "_requests", "_stalled", "_task", "accepting", "since", "ssl_context", "state",
     )  # fmt: skip
     peername = sockname = None  # read by aiohttp's requests
 
@@ -182,6 +194,8 @@ class Connection(BaseProtocol):
         self._requests: HttpRequestParser | None = None
         self._payload = EMPTY_PAYLOAD
         self._left = 0.0  # body bytes to come; inf if chunked
+        self._body_tail = b""  # the last bytes of a chunked body
+        self._closes = False  # after the current request
         self._is_ended = False  # the client half-closed
         self._task: asyncio.Task[None] | None = None
         self._held = self._queued = 0
@@ -333,12 +347,14 @@ class Connection(BaseProtocol):
             spoken = f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{version.major}.{version.minor}"
             self._refuse(Problem(status, name, spoken))
             return
-        is_odd = message.upgrade or message.chunked or hdrs.EXPECT in message.headers or version < HttpVersion11
-        closes = message.should_close or is_odd or message.method == hdrs.METH_CONNECT
         self._payload = payload
+        self._closes = not _may_keep_connection(message)
         self._left = inf if message.chunked else int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
+        self._body_tail = b""
+        if message.upgrade and payload.is_eof():
+            self._requests = None  # it waits for another protocol
         self._go(State.ANSWER if payload.is_eof() else State.BODY)
-        self._task = asyncio.get_running_loop().create_task(self._respond(message, closes=closes))
+        self._task = asyncio.get_running_loop().create_task(self._respond(message))
         if self.state is State.BODY and self._buffer:
             data, self._buffer = bytes(self._buffer), bytearray()
             self._feed_body(data)
@@ -346,24 +362,53 @@ class Connection(BaseProtocol):
     def _feed_body(self, data: bytes) -> None:
         if self._payload.exception() is not None or self._requests is None:
             return  # a refused body is discarded
-        size = min(len(data), self._left)
-        body, rest = data[: int(size)], data[int(size) :]
-        self._left -= size
         try:
-            self._requests.feed_data(body)
+            if self._left == inf:
+                rest = self._feed_chunked(self._requests, data)
+            else:
+                rest = self._feed_counted(self._requests, data)
         except HttpProcessingError as error:
-            if not self._payload.is_eof():  # otherwise it concerns bytes behind a chunked body
-                self._fail_body(unreadable(400, error.message))
-                return
+            self._fail_body(unreadable(400, error.message))
+            return
         if self._payload.is_eof():
+            # The parser may keep trailers, or wait for another protocol.
+            self._requests = None
             self._go(State.ANSWER)
             self._buffer += rest
+
+    def _feed_counted(self, requests: HttpRequestParser, data: bytes) -> bytes:
+        """Feed a body of known length; return the bytes behind it."""
+        size = int(min(len(data), self._left))
+        self._left -= size
+        requests.feed_data(data[:size])
+        return data[size:]
+
+    def _feed_chunked(self, requests: HttpRequestParser, data: bytes) -> bytes:
+        """Feed a chunked body; return the bytes behind it.
+
+        The parser does not tell where a body ends. As each ends with an empty line, the parser gets the bytes up to
+        the next empty line at a time. If a body ends elsewhere, the connection closes.
+        """
+        joined = self._body_tail + data
+        fed = len(self._body_tail)
+        self._body_tail = joined[1 - len(END) :]
+        at = joined.find(END)
+        while at >= 0:
+            end = at + len(END)
+            requests.feed_data(joined[fed:end])
+            fed = end
+            if self._payload.is_eof():
+                return joined[end:]
+            at = joined.find(END, at + 1)
+        requests.feed_data(joined[fed:])
+        self._closes |= self._payload.is_eof()
+        return b""
 
     def _fail_body(self, problem: Problem) -> None:
         if self._payload.exception() is None:
             self._payload.set_exception(problem)
 
-    async def _respond(self, message: RawRequestMessage, *, closes: bool) -> None:
+    async def _respond(self, message: RawRequestMessage) -> None:
         loop = asyncio.get_running_loop()
         writer = (StreamWriter if self.ssl_context is None else _TlsWriter)(cast("Any", self), loop)
         request = web.BaseRequest(
@@ -372,7 +417,7 @@ class Connection(BaseProtocol):
         try:
             await writer.drain()  # earlier answers first
             response = await self._registry.answer(request, self.since)
-            if closes or request.can_read_body:
+            if self._closes or request.can_read_body:
                 response.force_close()
             await response.prepare(request)
             await response.write_eof()

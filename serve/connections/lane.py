@@ -5,8 +5,8 @@ or read differently:
 
 - The bytes are one whole request: their first empty line is their end.
 - The request line is a GET with an id that needs no decoding, at most `n` and `list`, and HTTP/1.1.
-- Each header has a listed name, occurs once, and has visible ASCII. Headers are not listed if they announce a body,
-  change the protocol or request another kind of answer (Range, Origin, X-Request-Timeout-Ms).
+- Each header has a listed name, occurs once, and has visible ASCII. Headers are not listed if they announce a body or
+  request another kind of answer (Range, Origin, X-Request-Timeout-Ms). Offers to upgrade are ignored.
 - Only facts that header bytes determine are remembered. Keys, rates, the deny-list, the live release and draining are
   checked for each request, in the same objects as on aiohttp's path.
 """
@@ -48,6 +48,8 @@ _line = re.compile(
     rb"(?:\?([a-z]+=[A-Za-z0-9_&=-]{1,128}))? HTTP/1\.1\r\n"
 ).match
 _value = re.compile(rb"[ \t]?([\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)").fullmatch
+# Values of Connection that close nothing. Java's client offers HTTP/2 with the last two.
+_keeps_open = re.compile(rb"(?i:(?:keep-alive|upgrade|http2-settings)(?:, ?(?!$)|$))+").fullmatch
 
 # Headers that are read, that clients repeat, and that differ between requests.
 NAMES = ("X-API-Key", "Authorization", "X-Request-Id", "If-None-Match")
@@ -56,6 +58,7 @@ CONSTANT = (
     "Content-Type", "DNT", "Referer", "Priority", "Sec-GPC", "Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site",
     "Sec-Fetch-User", "Sec-CH-UA", "Sec-CH-UA-Mobile", "Sec-CH-UA-Platform", "X-Scheme", "X-Forwarded-Scheme",
     "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Envoy-Internal", "X-Envoy-Attempt-Count",
+    "Upgrade", "HTTP2-Settings",
 )  # fmt: skip
 CHANGING = (
     "traceparent", "tracestate", "baggage", "b3", "X-B3-TraceId", "X-B3-SpanId", "X-B3-ParentSpanId", "X-B3-Sampled",
@@ -336,7 +339,7 @@ class Lane:
             return None
         found = bit, value[1].decode() if bit & self._is_read else None
         if bit & IS_REMEMBERED:
-            if bit == CONNECTION and value[1].lower() != b"keep-alive":
+            if bit == CONNECTION and not _keeps_open(value[1]):
                 return None
             if len(self._lines) >= MAX_REMEMBERED:
                 self._lines.clear()

@@ -29,7 +29,8 @@ PLAIN = [
     ("X-Request-Id", "not an id"), ("If-None-Match", '"x"'), ("Authorization", "Bearer abc"),
 ]  # fmt: skip
 VALUES = [
-    "", " ", "x", "keep-alive", "close", "Keep-Alive", "upgrade", "keep-alive, upgrade", "0", "5", "+5", "0, 0",
+    "", " ", "x", "keep-alive", "close", "Keep-Alive", "upgrade", "keep-alive, upgrade", "Upgrade, HTTP2-Settings",
+    "upgrade, close", "upgrade,", "upgrade,keep-alive", "websocket", "0", "5", "+5", "0, 0",
     "chunked", "gzip, chunked", "chunked, identity", "100-continue", "h2c", "*/*", "application/json", "text/csv",
     "application/json;q=0", "text/html,*/*;q=0.8", "*", '"x"', 'W/"x", "y"', "https://shop.example", "Bearer abc",
     "Basic abc", "bearer", "a-good-id", "a bad id", "ü", "a\tb", "a\x01b", "a\x7fb", "a\x00b", "a\rb", "a\nb",
@@ -78,6 +79,9 @@ CORPUS = [
     LINE + b"Connection: close\r\n\r\n" + GET,
     LINE + b"Connection: keep-alive, close\r\n\r\n" + GET,
     LINE + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + GET,
+    LINE + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n\r\n" + GET,
+    LINE + b"Connection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n" + GET,
+    LINE + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\n{}" + GET,
     LINE + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n" + GET,
     LINE + b"Expect: 100-continue\r\n\r\n" + GET,
     b'POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nContent-Length: 15\r\n\r\n{"users":["1"]}' + GET,
@@ -126,6 +130,60 @@ POSTS = [
 ]
 _BEHIND = (GET, REAL, b"", GET + POSTS[0], POSTS[1] + GET)
 CORPUS += [one + two for one, two in zip(POSTS[::7], _BEHIND * 2, strict=False)]
+
+# Requests whose end servers have been known to find in two places: framing headers, and a body.
+SECRET = b"GET /v1/recommendations/2 HTTP/1.1\r\nHost: a\r\n\r\n"
+_CHUNKED = b"0\r\n\r\n" + SECRET
+_COUNTED = b"Content-Length: %d" % len(_CHUNKED)
+AMBIGUOUS = [
+    (headers, _CHUNKED)
+    for headers in (
+        _COUNTED + b"\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\n" + _COUNTED,
+        _COUNTED + b"\r\nTransfer-Encoding: Chunked",
+        _COUNTED + b"\r\nTransfer-Encoding: identity, chunked",
+        _COUNTED + b"\r\nTransfer-Encoding: chunked, identity",
+        _COUNTED + b"\r\nTransfer-Encoding : chunked",
+        _COUNTED + b"\r\nTransfer-Encoding:\x0bchunked",
+        _COUNTED + b"\r\nTransfer-Encoding:\x0cchunked",
+        _COUNTED + b"\r\nTransfer-Encoding: \x00chunked",
+        _COUNTED + b"\r\n Transfer-Encoding: chunked",
+        _COUNTED + b"\r\nTransfer-Encoding:\r\n chunked",
+        _COUNTED + b"\r\nTransfer-Encoding\r\n : chunked",
+        _COUNTED + b"\r\nX: y\rTransfer-Encoding: chunked",
+        _COUNTED + b"\r\nX: y\nTransfer-Encoding: chunked",
+        _COUNTED + b"\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        b"Transfer-Encoding: identity\r\n" + _COUNTED,
+        b"Transfer-Encoding: xchunked",
+        b"Transfer-Encoding: chunkedx",
+        b"Transfer-Encoding: 'chunked'",
+        b"Transfer-Encoding: chunked, chunked",
+        b"Content-Length: 5\r\n" + _COUNTED,
+        b"Content-Length: 5, %d" % len(_CHUNKED),
+        b"Content-Length: +5",
+        b"Content-Length: -5",
+        b"Content-Length: 0x5",
+        b"Content-Length: 5 5",
+        b"Content-Length: 99999999999999999999",
+    )
+] + [
+    (b"Transfer-Encoding: chunked", chunks + SECRET)
+    for chunks in (
+        b"0x0\r\n\r\n",
+        b"-0\r\n\r\n",
+        b"0\n\n",
+        b"0\r\r\n\n",
+        b"1\r\naX0\r\n\r\n",
+        b"10000000000000000\r\n",
+    )
+]
+# Lines with which such requests are sent, and of offers that change nothing.
+METHOD_LINES = (
+    b"GET /v1/popular HTTP/1.1\r\nHost: a\r\n",
+    b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\n",
+    b"POST /score HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
+)
 
 
 def request(random: Random) -> bytes:

@@ -139,13 +139,17 @@ def test_the_plainest_requests_are_the_lanes(
     runner: asyncio.Runner, pair: Pair, takes: Callable[[bytes], bool], known: list[bytes]
 ) -> None:
     similar, popular = GET.replace(b"recommendations", b"similar"), GET.replace(b"recommendations/1", b"popular?n=2")
-    for request in (GET, REAL, GET.replace(b"/1 ", b"/nobody "), similar, popular, *known):
+    java = GET.replace(
+        HOST, HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+    )
+    for request in (GET, REAL, GET.replace(b"/1 ", b"/nobody "), similar, popular, java, *known):
         assert takes(request)
         status = b"HTTP/1.1 304 " if request in known[:3] else b"HTTP/1.1 200 "
         assert runner.run(exchange(pair.lane, [request])).startswith(status)
     more = [
-        "Content-Length: 0", "Transfer-Encoding: chunked", "Expect: 100-continue", "Upgrade: h2c", "TE: x", "X: y",
-        "Connection: close", "Origin: null", "X-Request-Timeout-Ms: 5", "Range: bytes=0-1", "X-Other: a",
+        "Content-Length: 0", "Transfer-Encoding: chunked", "Expect: 100-continue", "TE: x", "X: y",
+        "Connection: close", "Connection: upgrade, close", "Connection: other", "Origin: null",
+        "X-Request-Timeout-Ms: 5", "Range: bytes=0-1", "X-Other: a",
     ]  # fmt: skip
     for line in more:
         assert not takes(GET.replace(HOST, HOST + line.encode() + b"\r\n"))

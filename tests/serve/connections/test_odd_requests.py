@@ -1,4 +1,4 @@
-"""Requests that are not plain: each gets its answer, and then its connection closes."""
+"""Requests that are not plain: which keep their connection, which close it, and which are refused."""
 
 import asyncio
 import json
@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from hotplate.serve.connections.connection import State
 from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
 from tests.support.lane import MemoryTransport, Pair, connected
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
+from tests.support.requests import AMBIGUOUS, METHOD_LINES
 
 GET = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n"
 USERS = json.dumps({"users": ["1"] * 1000, "n": 10}).encode()
@@ -38,16 +40,86 @@ def post(version: bytes, *headers: bytes) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + USERS
 
 
+def chunked(*headers: bytes, body: bytes = b'{"users":\r\n\r\n["1"]}', trailers: bytes = b"") -> bytes:
+    lines = (b"POST /v1/recommendations HTTP/1.1", b"Host: a", b"Transfer-Encoding: chunked", *headers)
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(body[at : at + 9]), body[at : at + 9]) for at in range(0, len(body), 9))
+    return b"\r\n".join(lines) + b"\r\n\r\n" + chunks + b"0\r\n" + trailers + b"\r\n"
+
+
+JAVA = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAEAAAAIAAAAA")
+WEBSOCKET = (b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Key: dGhlIHNhbXBsZQ==")
+
+
+def get(*headers: bytes) -> bytes:
+    return GET.replace(b"Host: a", b"\r\n".join((b"Host: a", *headers)))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        get(*JAVA),
+        get(*WEBSOCKET),
+        get(b"Expect: 100-continue"),
+        post(b"1.1", *JAVA),
+        post(b"1.1", *WEBSOCKET),
+        post(b"1.1", b"Expect: 100-continue"),
+        chunked(),
+        chunked(*JAVA),
+        chunked(*WEBSOCKET),
+        chunked(b"Expect: 100-continue"),
+        chunked(trailers=b"X-Checksum: 1\r\n"),
+    ],
+    ids=lambda sent: sent[:4].decode().strip() + sent.partition(b"Host: a\r\n")[2][:40].decode(),
+)
+async def test_odd_requests_with_a_certain_end_keep_their_connection(pair: Pair, sent: bytes) -> None:
+    for server in (pair.lane, pair.plain):
+        connection, transport = connected(server)
+        for _ in range(2):
+            transport.feed(sent)
+        transport.feed(GET)
+        async with asyncio.timeout(30):
+            while transport.written.count(b" 200 OK") < 3:
+                await asyncio.sleep(0.001)
+        assert b"Connection: close" not in transport.written
+        assert not transport.closed
+        assert connection.state is State.IDLE
+
+
+async def test_a_chunked_body_ends_in_the_same_place_wherever_it_is_cut(pair: Pair) -> None:
+    sent = chunked() + GET
+    for at in range(1, len(sent)):
+        _, transport = connected(pair.plain)
+        transport.feed(sent[:at])
+        await asyncio.sleep(0)
+        transport.feed(sent[at:])
+        async with asyncio.timeout(30):
+            while transport.written.count(b" 200 OK") < 2:
+                await asyncio.sleep(0)
+        assert not transport.closed
+        transport.close()
+
+
+async def test_trailers_of_a_body_are_no_headers_of_the_next_request(pair: Pair) -> None:
+    _, transport = connected(pair.plain)
+    transport.feed(chunked(trailers=b"X-Request-Id: from-a-trailer\r\n") + GET + get(b"X-Other: y"))
+    async with asyncio.timeout(30):
+        while transport.written.count(b" 200 OK") < 3:
+            await asyncio.sleep(0.001)
+    assert b"from-a-trailer" not in transport.written
+
+
 @pytest.mark.parametrize(
     "sent",
     [
         post(b"1.0", b"Connection: keep-alive"),
-        post(b"1.1", b"Expect: 100-continue"),
-        post(b"1.1", b"Connection: upgrade", b"Upgrade: h2c"),
+        post(b"1.1", b"Expect: a-miracle"),
+        post(b"1.1", b"Connection: upgrade, close", b"Upgrade: h2c"),
+        chunked(b"Connection: close"),
+        chunked().replace(b": chunked", b": gzip, chunked"),
     ],
-    ids=["1.0", "expect", "upgrade"],
+    ids=["1.0", "expect", "upgrade", "chunked", "coded"],
 )
-async def test_the_connection_of_an_odd_request_closes_after_its_answer(pair: Pair, sent: bytes) -> None:
+async def test_the_connection_of_other_odd_requests_closes_after_the_answer(pair: Pair, sent: bytes) -> None:
     for server in (pair.lane, pair.plain):
         _, transport = connected(server)
         transport.feed(sent)
@@ -55,6 +127,35 @@ async def test_the_connection_of_an_odd_request_closes_after_its_answer(pair: Pa
         assert b" 200 OK" in written
         assert b"Connection: close" in written or b"HTTP/1.0" in written
         assert b"keep-alive" not in written
+
+
+async def test_a_refused_request_that_waits_to_send_its_body_closes(pair: Pair) -> None:
+    _, transport = connected(pair.plain)
+    head, _, _ = post(b"1.1", b"Expect: 100-continue", b"Content-Encoding: gzip").partition(USERS)
+    transport.feed(head)
+    written = await answered(transport)
+    assert b" 415 " in written
+    assert b"Connection: close" in written
+    assert b"100 Continue" not in written
+
+
+@pytest.mark.parametrize("step", [pytest.param(23, id="quick"), pytest.param(1, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("line", METHOD_LINES, ids=["list", "batch", "upgrade"])
+@pytest.mark.timeout(3600)
+async def test_requests_with_two_ends_are_refused_and_close(pair: Pair, line: bytes, step: int) -> None:
+    for headers, body in AMBIGUOUS:
+        sent = line + headers + b"\r\n\r\n" + body
+        for server in (pair.lane, pair.plain):
+            for at in range(0, len(sent), step):
+                _, transport = connected(server)
+                transport.feed(sent[:at])
+                await asyncio.sleep(0)
+                transport.feed(sent[at:])
+                transport.feed(b"\r\n\r\n" + GET)
+                written = await answered(transport)
+                assert b'"user":"2"' not in written, (sent, at)
+                assert b'"user":"1"' not in written, (sent, at)
+                assert re.search(rb"HTTP/1.1 400 |Connection: close", written), (sent, at)
 
 
 async def test_expect_of_http_1_0_is_ignored(pair: Pair) -> None:

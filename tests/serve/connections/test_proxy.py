@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ import pytest
 from hotplate.bench.process import free_port
 from tests.support.paths import ROOT
 from tests.support.redis_server import certify
+from tests.support.requests import AMBIGUOUS, METHOD_LINES
 from tests.support.service import Service, a_list, publish_lists, running, until
 
 EXAMPLE = ROOT / "docs" / "examples" / "nginx.conf"
@@ -21,10 +23,11 @@ pytestmark = pytest.mark.skipif(not all(map(shutil.which, ("nginx", "curl"))), r
 
 
 @contextmanager
-def proxied(folder: Path, *services: Service) -> Iterator[int]:
+def proxied(folder: Path, *services: Service, settings: str = "") -> Iterator[int]:
     """Run nginx with the example, its port and files exchanged for ones of this test; yields the port.
 
-    With several services it hashes by user. Its log has a line of method, path and service for each request.
+    With several services it hashes by user. *settings* are added for all servers. Its log has a line of method, path
+    and service for each request.
     """
     port = free_port()
     certify(folder)
@@ -47,7 +50,7 @@ def proxied(folder: Path, *services: Service) -> Iterator[int]:
     (folder / "nginx.conf").write_text(
         f"pid {folder}/nginx.pid; daemon off; worker_processes 1; error_log {folder}/error.log;\n"
         f"events {{}}\nhttp {{ log_format services '$request_method $uri $upstream_addr';\n"
-        f"access_log {folder}/access.log services; {temporary}\n{example}\n}}\n"
+        f"access_log {folder}/access.log services; {temporary} {settings}\n{example}\n}}\n"
     )
     process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")], stderr=subprocess.PIPE)
     try:
@@ -112,3 +115,32 @@ async def test_hashing_sends_a_user_to_one_service_and_spreads_batches(tmp_path:
         ("POST", "/v1/recommendations"): 2,
         **{("GET", f"/v1/recommendations/{user}"): 1 for user in range(12)},
     }
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("settings", ["", "proxy_request_buffering off;"], ids=["buffered", "streamed"])
+async def test_ambiguous_requests_take_no_answer_of_other_clients(tmp_path: Path, settings: str) -> None:
+    await publish_lists(tmp_path / "store", {"user:1": a_list("a"), "user:2": a_list("b")})
+    with running(tmp_path / "store") as service, proxied(tmp_path, service, settings=settings) as port:
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+
+        def send(*pieces: bytes) -> None:
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+                context.wrap_socket(plain, server_hostname="127.0.0.1") as client,
+            ):
+                client.settimeout(0.05)
+                with suppress(OSError):
+                    for piece in pieces:
+                        client.sendall(piece)
+                    while client.recv(65_536):
+                        pass
+
+        for line in METHOD_LINES:
+            for headers, body in AMBIGUOUS:
+                head = line + headers + b"\r\n\r\n"
+                for pieces in ((head + body,), (head, body), (head[:-1], head[-1:] + body[:4], body[4:])):
+                    send(*pieces)
+                    _, status, answer = curl(tmp_path, port, "/v1/recommendations/1")
+                    assert (status, json.loads(answer)["user"]) == (200, "1"), (head, body)
