@@ -12,8 +12,9 @@ from time import perf_counter
 from typing import Protocol
 from urllib.parse import unquote
 
-from aiohttp import web
-from multidict import istr
+from aiohttp import hdrs, web
+from aiohttp.http import RawRequestMessage
+from multidict import CIMultiDictProxy, istr
 
 from hotplate.serve.access.auth import SCOPES_BY_ROUTE, Caller, Guard
 from hotplate.serve.access.keys import READ
@@ -22,12 +23,12 @@ from hotplate.serve.api.events import EventsHandler, resolved
 from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler, found_in
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
-from hotplate.serve.api.scoring import Scoring, refusal
+from hotplate.serve.api.scoring import Scoring, scoring_refusal
 from hotplate.serve.metrics import OTHER, request_cell
 from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready, unknown_list
 from hotplate.serve.reader import NotReady, TieredReader, UnknownList
 from hotplate.serve.telemetry.access_log import AccessLog, report
-from hotplate.serve.telemetry.spans import RequestRecord, Tracer, use_span
+from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, Tracer, use_span
 from hotplate.serve.watched import WatchedFiles
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def _refused(route: Route | None, error: Problem | NotReady | UnknownList | Clie
     if isinstance(error, ClientGone):
         return web.Response(status=CLIENT_GONE)  # not sent
     problem = problem_of(error)
-    return (refusal(problem) if route is not None and route.scoring else problem).response()
+    return (scoring_refusal(problem) if route is not None and route.scoring else problem).response()
 
 
 class RequestIds:
@@ -138,9 +139,9 @@ class RequestIds:
         self._prefix = secrets.token_hex(6)
         self._count = itertools.count(1)
 
-    def of(self, request: web.BaseRequest) -> str:
+    def of(self, headers: CIMultiDictProxy[str]) -> str:
         """Return the caller's id if it is valid, or a new one."""
-        given = request.headers.get(GIVEN_ID)
+        given = headers.get(GIVEN_ID)
         return given if given is not None and is_request_id(given) else self.new()
 
     def new(self) -> str:
@@ -184,6 +185,37 @@ class Dispatcher:
         """Report not ready, and close connections after their next answer."""
         self.draining = self.handlers.draining = True
 
+    def refuse(
+        self, message: RawRequestMessage, refusal: Callable[[], Problem], took_s: float
+    ) -> tuple[Problem, str] | None:
+        """Refuse a POST before its body is read; return the problem of its route, and the request's id.
+
+        None while draining, for unknown routes, and for pages of other origins, which need headers of CORS.
+        """
+        route, _ = self._routes.find(message.path, message.method)
+        if route is None or message.method not in route.methods or message.method != "POST":
+            return None
+        if self.draining or hdrs.ORIGIN in message.headers:
+            return None
+        problem = refusal()
+        if route.scoring:
+            problem = scoring_refusal(problem)
+        headers = message.headers
+        request_id = self.request_ids.of(headers)
+        self.metrics.observe(request_cell(route.template, "POST", problem.status), took_s)
+        is_logged = self.access_log is not None and self.access_log.due()
+        if is_logged or self.tracer is not None:
+            record = RequestRecord(
+                route.template, "POST", problem.status, took_s, len(problem.body), request_id, None, None, None
+            )
+            report(record, self.access_log if is_logged else None, self._begin_span(headers))
+        return problem, request_id
+
+    def _begin_span(self, headers: CIMultiDictProxy[str]) -> RequestSpan | None:
+        if self.tracer is None:
+            return None
+        return self.tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))
+
     async def _respond(
         self, request: web.BaseRequest, route: Route | None, raw_id: str, query: str, gate: Gate
     ) -> web.Response:
@@ -205,10 +237,8 @@ class Dispatcher:
         """Answer a raw path and query, or with *refusal*."""
         started = perf_counter()
         route, raw_id = self._routes.find(path, request.method)
-        request_id = self.request_ids.of(request)
-        span, headers = None, request.headers
-        if self.tracer is not None:
-            span = self.tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))
+        request_id = self.request_ids.of(request.headers)
+        span = self._begin_span(request.headers)
         with nullcontext() if span is None else use_span(span):
             try:
                 if refusal is None:

@@ -139,7 +139,7 @@ class Scoring:
         return web.Response(text="Healthy", headers={"Cache-Control": NO_STORE})
 
 
-def refusal(problem: Problem) -> Problem:
+def scoring_refusal(problem: Problem) -> Problem:
     """Return *problem* in the scoring contract: 503 if it is transient."""
     status, headers = problem.status, problem.headers
     if status in TRANSIENT:

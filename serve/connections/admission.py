@@ -1,5 +1,8 @@
 """Admission of batches by queueing delay, as in CoDel; each worker decides for itself.
 
+A batch is refused when it arrives if those that wait, at the pace of the last ones, already take the time that it may
+wait. If the pace falls, it is refused later.
+
 The delay is the lateness of an event loop timer, and the waiting time of batches. Of the lateness only the loop's CPU
 time counts: refusing does not shorten that of other processes.
 """
@@ -25,6 +28,8 @@ MIN_RUNNING = 1
 MAX_RUNNING = 64
 IDLE_SHARE = 0.5
 MAX_WAITING = 256
+# Weight of the last batch in the mean time between the ends of two batches.
+PACE_WEIGHT = 0.1
 
 
 class _Waiting(NamedTuple):
@@ -43,6 +48,8 @@ class Admission:
         self._waiting = deque[_Waiting]()
         self._waiting_since = 0.0
         self._refused_at = -inf
+        self._pace_s = 0.0
+        self._ended_at = -inf  # with others waiting
         self._timer: asyncio.TimerHandle | None = None
         self._due = self._cpu_s = 0.0
         self._is_late = False
@@ -56,6 +63,17 @@ class Admission:
         """Raise a Problem if *deadline*, by `time.monotonic`, has passed."""
         if monotonic() > deadline:
             raise self._refused("deadline", "the time that X-Request-Timeout-Ms gives has passed")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a batch that arrives now would wait too long."""
+        waiting = len(self._waiting)
+        return waiting >= MAX_WAITING or waiting * self._pace_s > self._allowed_s(monotonic())
+
+    def refuse(self) -> Problem:
+        """Count and return the refusal of a batch that would wait too long, or has."""
+        self._refused_at = monotonic()
+        return self._refused("batch_delay", "more batches come than can be answered in time")
 
     async def batch(self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]) -> T:
         """Do the work of a batch in its turn; raises Problem if too late, and ClientGone."""
@@ -73,11 +91,11 @@ class Admission:
         if self._has_room and not self._waiting:
             self._run()
             return
+        if self.is_full:
+            raise self.refuse()
         now = monotonic()
         if not self._waiting:
             self._waiting_since = now
-        if len(self._waiting) >= MAX_WAITING:
-            raise self._late()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(now, turn))
         try:
@@ -99,12 +117,20 @@ class Admission:
 
     def _end(self) -> None:
         self._running -= 1
+        now = monotonic()
+        if self._ended_at > -inf:
+            self._pace_s += PACE_WEIGHT * (now - self._ended_at - self._pace_s)
+        self._ended_at = now if self._waiting else -inf
         self._wake_waiters()
+
+    def _allowed_s(self, now: float) -> float:
+        """Return how long a batch may wait."""
+        stands = self._waiting and now - self._waiting_since > INTERVAL_S
+        return TARGET_S if stands or now - self._refused_at < INTERVAL_S else INTERVAL_S
 
     def _wake_waiters(self) -> None:
         now = monotonic()
-        stands = now - self._waiting_since > INTERVAL_S or now - self._refused_at < INTERVAL_S
-        allowed_s = TARGET_S if stands else INTERVAL_S
+        allowed_s = self._allowed_s(now)
         while self._waiting:
             since, turn = self._waiting[0]
             if not turn.done():
@@ -112,14 +138,10 @@ class Admission:
                     self._run()
                     turn.set_result(None)
                 elif now > since + allowed_s:
-                    turn.set_exception(self._late())
+                    turn.set_exception(self.refuse())
                 else:
                     break
             self._waiting.popleft()
-
-    def _late(self) -> Problem:
-        self._refused_at = monotonic()
-        return self._refused("batch_delay", "more batches come than can be answered in time")
 
     def _refused(self, reason: str, detail: str) -> Problem:
         self._count(reason)

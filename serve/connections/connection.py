@@ -9,6 +9,7 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from math import inf
@@ -36,6 +37,8 @@ MAX_LINE_BYTES = 8190
 BEHIND_BYTES = 65_536
 # Pipelined requests answered before other connections.
 LANES_AT_ONCE = 16
+# How long requests that a client sent behind a refused batch wait, at most: most of them would be refused, too.
+REFUSED_PAUSE_S = 0.1
 # The registry bounds bodies.
 NEVER_PAUSED = 1 << 30
 # A slow reader must take WRITE_STEP_BYTES in `Limits.write_s`, or in CROWDED_WRITE_S if answers fill half of their
@@ -62,6 +65,7 @@ class State(Enum):
     STORE = "the fast lane waits for a store"
     BODY = "a request is being answered, and its body is incomplete"
     ANSWER = "a complete request is being answered"
+    REFUSED = "a request is refused, and its body is discarded"
     CLOSING = "the last answer is written; input is discarded until the client has read it"
     CLOSED = "the transport is gone"
 
@@ -70,10 +74,11 @@ class State(Enum):
 TRANSITIONS = {
     State.OPENING: {State.IDLE},
     State.IDLE: {State.HEADER, State.STORE},
-    State.HEADER: {State.IDLE, State.STORE, State.BODY, State.ANSWER, State.CLOSING},
+    State.HEADER: {State.IDLE, State.STORE, State.BODY, State.ANSWER, State.REFUSED, State.CLOSING},
     State.STORE: {State.IDLE},
     State.BODY: {State.ANSWER, State.CLOSING},
     State.ANSWER: {State.IDLE, State.CLOSING},
+    State.REFUSED: {State.IDLE},
     State.CLOSING: set[State](),
     State.CLOSED: set[State](),
 }
@@ -89,14 +94,20 @@ class ConnectionRegistry:
         metrics: Metrics,
         writer: AnswerWriter,
         lane: Lane | None,
+        *,
         answer: Callable[[web.BaseRequest, float], Awaitable[web.StreamResponse]],
+        shed: Callable[[RawRequestMessage, float], bytes | None],
     ) -> None:
-        """*answer* is called with a request, and when it began by `time.monotonic`."""
+        """*answer* is called with a request, and when it began by `time.monotonic`.
+
+        *shed* is called with the header of a request with a body; it may return a refusal.
+        """
         self.limits = limits
         self.metrics = metrics
         self.writer = writer
         self.lane = lane
         self.answer = answer
+        self.shed = shed
         self.bytes_in_flight = 0
         """Of unanswered requests and unread answers."""
         self._room = min(limits.connections, room_for_connections())
@@ -236,29 +247,25 @@ class Connection(BaseProtocol):
             self._payload.set_exception(ConnectionResetError("the client has gone"))
 
     def eof_received(self) -> bool:
-        """Answer a GET of a client that half-closed; a POST is given up."""
+        """Answer a GET of a client that half-closed, and what follows a refusal; another POST is given up."""
         self._is_ended = True
+        is_refused = self.state is State.REFUSED and not self._left
         is_answering = self.state in (State.STORE, State.ANSWER) and self._payload is EMPTY_PAYLOAD
-        return is_answering and self._live.can_write_eof()  # TLS cannot half-close
+        return (is_answering or is_refused) and self._live.can_write_eof()  # TLS cannot half-close
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        if self.state is State.IDLE:
-            self.since = now = monotonic()
-            if self._lane is not None and not self._queued:
-                answer = self._lane.answer(data, now, self._deliver)
-                if answer and self.transport is not None:
-                    self.transport.write(answer)
-                    return
-                if answer is not None:
-                    self._go(State.STORE)
-                    return
-        elif self.state is State.BODY:
+        if self.state is State.IDLE and self._is_answered_by_lane(data):
+            return
+        if self.state is State.BODY:
             if self._payload.exception() is None:
                 self._count(len(data))
             self._feed_body(data)
             return
-        elif self.state is State.CLOSING or not data:  # aiohttp resumes reading with no data
+        if self.state is State.REFUSED and self._left:
+            self._discard_body(data)
+            return
+        if self.state is State.CLOSING or not data:  # aiohttp resumes reading with no data
             return
         self._buffer += data
         self._count(len(data))
@@ -266,6 +273,19 @@ class Connection(BaseProtocol):
             self._read_headers()
         if len(self._buffer) > BEHIND_BYTES and self.is_open:
             self._live.pause_reading()
+
+    def _is_answered_by_lane(self, data: bytes) -> bool:
+        self.since = now = monotonic()
+        if self._lane is None or self._queued:
+            return False
+        answer = self._lane.answer(data, now, self._deliver)
+        if answer is None:
+            return False
+        if answer and self.transport is not None:
+            self.transport.write(answer)
+        else:
+            self._go(State.STORE)
+        return True
 
     def pause_writing(self) -> None:
         """See asyncio."""
@@ -353,11 +373,40 @@ class Connection(BaseProtocol):
         self._body_tail = b""
         if message.upgrade and payload.is_eof():
             self._requests = None  # it waits for another protocol
+        refusal = self._shed(message)
+        if refusal is not None:
+            self._live.write(refusal)
+            self._payload = EMPTY_PAYLOAD
+            self._requests = None  # it waits for the body
+            self._go(State.REFUSED)
+            data, self._buffer = bytes(self._buffer), bytearray()
+            self._discard_body(data)
+            return
         self._go(State.ANSWER if payload.is_eof() else State.BODY)
         self._task = asyncio.get_running_loop().create_task(self._respond(message))
         if self.state is State.BODY and self._buffer:
             data, self._buffer = bytes(self._buffer), bytearray()
             self._feed_body(data)
+
+    def _shed(self, message: RawRequestMessage) -> bytes | None:
+        """Return the refusal of a request whose body can be discarded without a parser."""
+        is_counted = 0 < self._left < inf and hdrs.EXPECT not in message.headers
+        if self._closes or self._queued or not is_counted:
+            return None
+        return self._registry.shed(message, self.since)
+
+    def _discard_body(self, data: bytes) -> None:
+        size = int(min(len(data), self._left))
+        self._left -= size
+        self._buffer += data[size:]
+        if not self._left:
+            # At random, so that clients do not come back together.
+            pause_s = random.uniform(0, REFUSED_PAUSE_S) if self._buffer else 0.0  # noqa: S311 -- not cryptographic
+            asyncio.get_running_loop().call_later(pause_s, self._end_refusal)
+
+    def _end_refusal(self) -> None:
+        if self.is_open:
+            self._go_on()
 
     def _feed_body(self, data: bytes) -> None:
         if self._payload.exception() is not None or self._requests is None:
@@ -507,6 +556,9 @@ class Connection(BaseProtocol):
         elif self.state is State.BODY and age_s > limits.body_s and self._payload.exception() is None:
             self._registry.metrics.count_shed("slow_body")
             self._fail_body(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
+        elif self.state is State.REFUSED and age_s > limits.body_s:
+            self._registry.metrics.count_shed("slow_body")
+            self.cut()
         elif self.state is State.IDLE and age_s > limits.idle_s:
             if self._live.is_closing():  # since the last check, because of unread bytes or TLS
                 self.cut()

@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from msgspec import Meta, Struct
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -244,7 +245,7 @@ class Admin:
         gate: Gate | None = None,  # noqa: ARG002 -- no limits for operators
     ) -> web.Response:
         """Answer a request; *refusal* is of one that cannot be parsed."""
-        request_id = self.request_ids.of(request)
+        request_id = self.request_ids.of(request.headers)
         named = OF_RELEASE.fullmatch(path)
         route = self._routes.get(f"/v1/releases/{{id}}/{named[2]}" if named else path)
         try:
@@ -265,6 +266,9 @@ class Admin:
         response.headers["X-Request-Id"] = request_id
         response.headers.setdefault("Cache-Control", "no-store")
         return response
+
+    def refuse(self, _: RawRequestMessage, __: Callable[[], Problem], ___: float) -> None:
+        """No request of an operator is shed."""
 
     def _log_refusal(self, request: web.BaseRequest, template: str, problem: Problem) -> None:
         self._refused += 1

@@ -1,6 +1,7 @@
 """What a worker takes on and what it refuses: turns of batches, deadlines, clients that have gone, real overload."""
 
 import asyncio
+import re
 import threading
 import time
 from collections import Counter
@@ -9,12 +10,15 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 
+import orjson
 import pytest
 
 from hotplate.serve.connections.admission import TICK_S, Admission
+from hotplate.serve.connections.connection import State
 from hotplate.serve.problems import ClientGone, Problem
 from hotplate.serve.reader import TieredReader
-from tests.support.lane import Pair, exchange
+from hotplate.serve.telemetry.access_log import AccessLog
+from tests.support.lane import MemoryTransport, Pair, connected, exchange
 from tests.support.limited_service import limited, memory_mb, shed
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
@@ -123,6 +127,125 @@ async def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing(gate: G
     gate.end.set()
     assert await gate.batch("next") == "next"
     assert not gate.counted
+
+
+async def test_a_batch_is_refused_at_once_if_those_before_it_take_too_long(gate: Gate) -> None:
+    def work() -> None:
+        until_s = time.thread_time() + 0.02
+        while time.thread_time() < until_s:
+            pass
+
+    waiting = [gate.batch(str(n)) for n in range(5)]
+    await asyncio.sleep(0)
+    assert not gate.admission.is_full, "nothing is known of the pace"
+    gate.end.set()
+    while not all(one.done() for one in waiting):
+        work()
+        await asyncio.sleep(0)
+    gate.end.clear()
+    more = [gate.batch(str(n)) for n in range(20)]
+    await asyncio.sleep(0)
+    assert gate.admission.is_full
+    refused = [one for one in more if one.done()]
+    assert 10 < len(refused) < 20
+    assert all(isinstance(one.exception(), Problem) for one in refused)
+    assert not more[0].done(), "one always runs"
+    gate.end.set()
+    await asyncio.gather(*more, return_exceptions=True)
+
+
+BATCH = b'{"users":["1"]}'
+HEAD = b"POST %b HTTP/1.1\r\nHost: a\r\nX-Request-Id: page-17\r\nContent-Length: 15\r\n\r\n"
+GET = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.fixture
+def logged() -> list[str]:
+    """Lines of the access log."""
+    return []
+
+
+@pytest.fixture
+async def full(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> AsyncIterator[Pair]:
+    """Two servers with full queues of batches."""
+    store = MemoryStore()
+    await publish(store, "first")
+    monkeypatch.setattr("hotplate.serve.connections.admission.MAX_WAITING", 0)
+    async with Pair(TieredReader({"store": store}), access_log=AccessLog(1.0, write=logged.append)) as pair:
+        yield pair
+
+
+async def written(transport: MemoryTransport, answers: int) -> bytes:
+    async with asyncio.timeout(30):
+        while transport.written.count(b"HTTP/1.1 ") < answers:
+            await asyncio.sleep(0.001)
+    return bytes(transport.written)
+
+
+@pytest.mark.parametrize("path", [b"/v1/recommendations", b"/score"])
+async def test_a_batch_is_refused_before_its_body_is_read(full: Pair, path: bytes, logged: list[str]) -> None:
+    for server in (full.lane, full.plain):
+        connection, transport = connected(server)
+        transport.feed(HEAD % path)
+        answer = await written(transport, 1)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"X-Request-Id: page-17\r\n" in answer
+        assert b"Retry-After: " in answer
+        assert (b'"status_code":503' in answer) == (path == b"/score")
+        assert connection.state is State.REFUSED
+        for piece in (BATCH[:4], BATCH[4:] + GET[:9], GET[9:]):
+            transport.feed(piece)
+        assert b"HTTP/1.1 200 " in await written(transport, 2)
+        assert not transport.closed
+        assert server.registry.bytes_in_flight == 0
+    routes = [(line["route"], line["status"]) for line in map(orjson.loads, logged)]
+    assert routes.count((path.decode(), 503)) == 2
+
+
+async def test_wherever_a_refused_batch_is_cut_the_next_request_is_answered(full: Pair) -> None:
+    sent = HEAD % b"/v1/recommendations" + BATCH + GET
+    for at in range(1, len(sent)):
+        _, transport = connected(full.plain)
+        transport.feed(sent[:at])
+        await asyncio.sleep(0)
+        transport.feed(sent[at:])
+        assert re.findall(rb"HTTP/1.1 (\d+)", await written(transport, 2)) == [b"503", b"200"]
+        transport.close()
+
+
+async def test_other_requests_are_not_refused_for_a_full_queue(full: Pair) -> None:
+    for request, status in (
+        (GET, 200),
+        (HEAD % b"/nothing" + BATCH, 404),
+        (HEAD % b"/livez" + BATCH, 405),
+        (HEAD.replace(b"Content-Length", b"Content-Encoding: gzip\r\nContent-Length") % b"/score" + BATCH, 503),
+    ):
+        _, transport = connected(full.plain)
+        transport.feed(request)
+        assert (await written(transport, 1)).startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_a_body_that_does_not_follow_its_refusal_is_not_waited_for(full: Pair) -> None:
+    connection, transport = connected(full.plain)
+    transport.feed(HEAD % b"/v1/recommendations")
+    connection.check(monotonic() + 60)
+    assert transport.closed
+
+
+async def test_some_of_the_batches_that_many_clients_pipeline_are_answered() -> None:
+    store = MemoryStore()
+    await publish(store, "first")
+    body = b'{"users":[%b],"n":10}' % b",".join(b'"%d"' % n for n in range(200))
+    batch = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    async with Pair(TieredReader({"store": store})) as pair:
+        transports = [connected(pair.plain)[1] for _ in range(100)]
+        for transport in transports:
+            transport.feed(batch * 10)
+        statuses = Counter[bytes]()
+        for transport in transports:
+            statuses.update(re.findall(rb"HTTP/1.1 (\d+)", await written(transport, 10)))
+        assert statuses.keys() == {b"200", b"503"}
+        assert statuses.total() == 1000
 
 
 async def test_lists_are_read_for_no_longer_than_their_caller_waits() -> None:
