@@ -9,8 +9,9 @@ import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import choose_columns
-from hotplate.offline.input.files import DataSource, Format, data_errors, input_files, named_paths
-from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, id_reasons, open_tables
+from hotplate.offline.input.faults import data_errors
+from hotplate.offline.input.files import DataSource, Format, input_files, named_paths
+from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, bad_ids, id_reasons, open_tables
 from hotplate.stores.attributes import ABOUT, encode_attributes
 from hotplate.stores.errors import StoreMisused, did_you_mean
 from hotplate.stores.store import Row
@@ -66,7 +67,7 @@ def read_attributes(
         _check_names(columns, wanted, source)
         if tables[0].file.kind == "parquet":
             wanted = {name: "number" if schema[name].is_numeric() else "text" for name in columns} | wanted
-        with data_errors(source):
+        with data_errors(source, files):
             shapes = [_shape(table, number, item, columns, wanted) for number, table in enumerate(tables)]
             kept = Rows(shapes, source).kept.collect(engine="streaming")
         read = dict[str, _Column]()
@@ -104,7 +105,7 @@ def _shape(table: Table, place: int, item: str, columns: Sequence[str], wanted: 
         is_number = table.schema[name].is_numeric() and wanted.get(name) != "text"
         value = table.number(name) if is_number else table.text(name)
         values.append(value.alias(f"{number}"))
-    return TableShape(table, values, id_reasons({_ITEM: _ITEM}))
+    return TableShape(table, values, id_reasons({_ITEM: _ITEM}), bad_ids({_ITEM: item}))
 
 
 def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:

@@ -19,16 +19,26 @@ import polars as pl
 from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import choose_columns, usual_column
+from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import (
     DataFile,
     DataSource,
     Format,
-    data_errors,
     fingerprint,
     input_files,
     named_paths,
 )
-from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, id_reasons, open_tables, text_of, titles_of
+from hotplate.offline.input.tables import (
+    ROW,
+    Rows,
+    Table,
+    TableShape,
+    bad_ids,
+    id_reasons,
+    open_tables,
+    text_of,
+    titles_of,
+)
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of
@@ -242,7 +252,8 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
         values.append(table.text(columns["title"]).alias("title"))
     left_out = id_reasons({owner: "owner", item: "item"})
     left_out[_NO_NUMBER] = ~pl.col("score").is_finite().fill_null(value=False)
-    return TableShape(table, values, left_out, {_NO_NUMBER: (name, "is not a finite number")})
+    bad = bad_ids({role: columns[role] for role in (owner, item) if role in columns})
+    return TableShape(table, values, left_out, {**bad, _NO_NUMBER: (name, "is not a finite number")})
 
 
 def _titles(files: Sequence[DataFile], source: str, columns: Mapping[str, str | None], form: Format) -> dict[str, str]:

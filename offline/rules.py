@@ -12,7 +12,8 @@ import numpy.typing as npt
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
-from hotplate.offline.input.files import Format, data_errors, input_files, named_paths
+from hotplate.offline.input.faults import data_errors
+from hotplate.offline.input.files import Format, input_files, named_paths
 from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 from hotplate.offline.input.tables import open_tables, read_text
 from hotplate.offline.model import Model
@@ -306,7 +307,7 @@ def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
 def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
     if path.suffix.lower() != ".txt":
         return read_text(path, ["item"], may_be_empty=may_be_empty).get_column("item").to_list()
-    with input_files([path]) as files, data_errors(named_paths([path])):
+    with input_files([path]) as files, data_errors(named_paths([path]), files):
         lines = [line.strip() for file in files for line in file.path.read_text("utf-8-sig").splitlines()]
     return [*filter(None, lines)]
 

@@ -25,9 +25,10 @@ from hotplate.offline.evaluate.metrics import (
 )
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.columns import choose_columns
-from hotplate.offline.input.files import DataSource, Format, data_errors, input_files, named_paths
+from hotplate.offline.input.faults import data_errors
+from hotplate.offline.input.files import DataSource, Format, input_files, named_paths
 from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
-from hotplate.offline.input.tables import Rows, Table, TableShape, id_reasons, open_tables
+from hotplate.offline.input.tables import Rows, Table, TableShape, bad_ids, id_reasons, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
@@ -88,7 +89,7 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str
     pair. Raises DataError.
     """
     source = named_paths([path])
-    with input_files([path]) as files, data_errors(source):
+    with input_files([path]) as files, data_errors(source, files):
         tables = open_tables(files, Format(delimiter))
         columns = choose_columns(named, list(tables[0].schema), source, guessed=_ROLES, required=_ROLES)
         shapes = [_shape(table, columns) for table in tables]
@@ -105,7 +106,8 @@ def read_history(path: DataSource, named: Mapping[str, str | None], delimiter: s
 
 def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
     values = [table.text(columns[role]).alias(role) for role in _ROLES]
-    left_out, bad = id_reasons({role: role for role in _ROLES}), dict[str, tuple[str, str]]()
+    left_out = id_reasons({role: role for role in _ROLES})
+    bad = bad_ids({role: columns[role] for role in _ROLES})
     if "rating" in columns:
         name, rating = columns["rating"], pl.col("rating")
         number = table.number(name).fill_null(inf).fill_nan(None)
@@ -137,7 +139,7 @@ def from_files(
     """Read rows of user, item and score; of duplicates the highest score counts, ties by item id."""
     source = named_paths([path])
     wanted = pairs.select(owner="user").unique().lazy()
-    with input_files([path]) as files, data_errors(source):
+    with input_files([path]) as files, data_errors(source, files):
         scored = read_scored(files, source, named, form or Format()).kept.join(wanted, on="owner", how="semi")
         once = scored.group_by(user="owner", item="item").agg(pl.col("score").max())
         rows = once.sort("user", "score", "item", descending=[False, True, False]).collect(engine="streaming")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -14,10 +14,17 @@ NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
 NO_TIMES = "none"  # as the time column
 # Or milli-, micro- or nanoseconds, recognized by their size.
 EPOCH = "seconds since 1970"
+# BigQuery and PostgreSQL write " UTC".
+_ZONES = ("Z", "%#z", "", " UTC")
 _ISO_FORMATS = (
-    *(f"%Y-%m-%d{joined}%H:%M:%S%.f{zone}" for zone in ("Z", "%#z", "") for joined in "T "),
-    *("%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d"),
+    *(f"%Y-%m-%d{joined}{clock}{zone}" for clock in ("%H:%M:%S%.f", "%H:%M") for zone in _ZONES for joined in "T "),
+    "%Y-%m-%d",
+    *(f"%Y%m%dT{clock}{zone}" for clock in ("%H%M%S%.f", "%H%M") for zone in _ZONES),
+    "%Y%m%d%H%M%S",
+    "%Y%m%d",
 )
+# Other times are numbers in another format.
+EARLIEST, _LATEST = (datetime(year, 1, 1) for year in (1971, 2100))  # noqa: DTZ001 -- naive UTC
 # In order of preference, without case, spaces and punctuation.
 _COMMON_NAMES = {
     "user": "user uid username customer visitor member client account reviewer listener reader",
@@ -36,7 +43,7 @@ _COMMON_NAMES = {
 }
 _ID_ROLES = ("user", "item", "other", "category")
 # For files without a header.
-_NUMBERED = "column_"
+NUMBERED = "column_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ class Columns:
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
     """Return the column called *name*, ignoring case, or of that number without a header; DataError if missing."""
-    same = [column for column in available if column.casefold() in (name.casefold(), f"{_NUMBERED}{name}")]
+    same = [column for column in available if column.casefold() in (name.casefold(), f"{NUMBERED}{name}")]
     if name not in available and len(same) != 1:
         raise DataError(f"{source} has no column {name!r} for the {role}. Its columns are: {_listed(available)}.")
     return name if name in available else same[0]
@@ -75,7 +82,7 @@ def choose_columns(
     Without a header the *required* roles get the free columns in order. Raises DataError for a missing column or role.
     """
     chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
-    if available and available[0].startswith(_NUMBERED):
+    if available and available[0].startswith(NUMBERED):
         free = [column for column in available if column not in chosen.values()]
         chosen |= zip((role for role in required if role not in chosen), free, strict=False)
     for role in guessed:
@@ -101,12 +108,16 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
 
 
 def time_format(sample: pl.Series) -> str:
-    """Return the format that reads most of the *sample*: EPOCH or ISO 8601."""
-    if sample.dtype.is_numeric() or sample.is_empty():
+    """Return the format that reads most of the *sample* as times of our days: EPOCH or ISO 8601."""
+    if sample.is_empty():
         return EPOCH
     column, name = sample.to_frame(), sample.name
-    formats = (EPOCH, *_ISO_FORMATS)
-    return max(formats, key=lambda each: column.select(read_time(name, sample.dtype, each).count()).item())
+
+    def plausible(layout: str) -> int:
+        time = read_time(name, sample.dtype, layout)
+        return int(column.select(time.is_between(EARLIEST, _LATEST).sum()).item())
+
+    return max((EPOCH, *_ISO_FORMATS), key=plausible)
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
@@ -119,6 +130,8 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
     if layout == EPOCH:
         number = column if dtype.is_numeric() else column.str.strip_chars()
         return _from_epoch(number.cast(pl.Float64, strict=False))
+    if dtype.is_float():
+        column = column.cast(pl.Int64, strict=False)  # 20260101.0
     time = column.cast(pl.String).str.strip_chars().str.to_datetime(layout, time_unit="us", strict=False)
     return time.dt.replace_time_zone(None) if "%z" in layout or "%#z" in layout else time
 

@@ -12,6 +12,7 @@ import polars as pl
 import xxhash
 
 from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.faults import data_errors
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.urls import redacted, scheme_of, url_of
 
@@ -63,7 +64,8 @@ class DataFile:
 class Format:
     """How to read text files.
 
-    delimiter     None takes the most frequent of comma, semicolon and tab in the first line
+    delimiter     None takes that of a line `sep=;`, or the most frequent of comma, semicolon and tab in the first
+                  line, or else a bar
     time_format   such as %d/%m/%Y %H:%M; None for ISO 8601 or time since the epoch
     max_bad_rows  allowed share of malformed rows, and of rows with an invalid required number or time
     """
@@ -199,13 +201,3 @@ def state_of(paths: Iterable[Path]) -> str:
             there = sorted(path.rglob("*")) if path.is_dir() else [path]
             found.append(digest((str(file), file) for file in there if not file.is_dir()))
     return xxhash.xxh3_128_hexdigest("\n".join(found).encode())
-
-
-@contextmanager
-def data_errors(source: object) -> Iterator[None]:
-    """Raise errors of polars and the operating system as DataError."""
-    try:
-        yield
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
-        message = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{source} cannot be read or written: {message}.") from error

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import NO_TIMES, Columns, choose_columns, usual_column
+from hotplate.offline.input.columns import EARLIEST, NO_TIMES, NUMBERED, Columns, choose_columns, usual_column
+from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import (
     DataFile,
     DataSource,
     Format,
-    data_errors,
     fingerprint,
     input_files,
     named_paths,
@@ -28,12 +28,14 @@ from hotplate.offline.input.tables import (
     Rows,
     Table,
     TableShape,
+    bad_ids,
     id_reasons,
     open_tables,
     parse_filter,
     text_of,
     titles_of,
 )
+from hotplate.stores.errors import did_you_mean
 from hotplate.stores.event_log import SegmentReader
 
 _EVENT: dict[str, pl.DataType] = {
@@ -52,8 +54,12 @@ _FUTURE = "in the future"
 _TIMELESS_SHARE = 0.01
 _USER_SHARE, _USER_ROWS, _TIMES_THE_MEAN = 0.02, 2_000, 20
 _FEWEST_USERS = 10
-# Earlier times are numbers in another format.
-_EPOCH, _EARLIEST = (datetime(year, 1, 1) for year in (1970, 1971))  # noqa: DTZ001 -- naive UTC
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- naive UTC
+# Users and items that exports write for a missing value, in lower case; `columns.NULL_VALUES` are no values at all.
+_LIKE_MISSING = (
+    *("n/a", "#n/a", "na", "null", "(null)", "<null>", "[null]", "nil", "none", "nan", "undefined", "unknown"),
+    *("-", "--", "?", "\\n"),
+)
 # Rounds sums of quantities such as 0.1.
 _DECIMALS = 6
 # The service keeps their popular lists in memory.
@@ -124,7 +130,7 @@ def read_interactions(
         input_files(paths) as files,
         input_files(title_paths) as title_files,
         pl.Config(streaming_chunk_size=_ROWS_AT_ONCE),
-        data_errors(source),
+        data_errors(source, files),
     ):
         tables, notes = _tables(files, request, form or Format(), source)
         chosen, shapes = tables[0][1].columns, [_shape(*each) for each in tables]
@@ -147,7 +153,14 @@ def read_interactions(
             fingerprint([*files, *title_files]),
             None if first is None or last is None else (first, last),
             chosen,
-            [*notes, *_notes_of_rows(rows, chosen), *_notes_of_users(log)],
+            [
+                *notes,
+                *_notes_of_columns(tables[0][0], chosen),
+                *_notes_of_rows(rows, chosen),
+                *_notes_of_events(rows, event_weights),
+                *_notes_of_ids(log, chosen),
+                *_notes_of_users(log, chosen),
+            ],
         )
 
 
@@ -229,12 +242,16 @@ def _shape(table: Table, request: _Request) -> TableShape:
     left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({role: role for role in ids})
     again = (pl.col("user") == str(columns.user)) & (pl.col("item") == str(columns.item))
     left_out["header again"] = again.fill_null(value=False)
-    bad, value, weight = dict[str, tuple[str, str]](), pl.lit(1.0), pl.col("weight")
+    bad = bad_ids({role: str(getattr(columns, role)) for role in ids})
+    value = pl.lit(1.0)
+    weight = pl.col("weight")
+    explained = dict[str, str]()
     if columns.count is not None:
         left_out[f"no {columns.count}"] = pl.col("count").is_null()
     if event_weights is not None:
         value = table.text(columns.event).replace_strict(event_weights, default=None, return_dtype=pl.Float64)
         left_out[_UNKNOWN_EVENT] = weight.is_null()
+        explained[_UNKNOWN_EVENT] = "event"
     elif columns.weight is not None:
         number = table.number(columns.weight).fill_null(inf).fill_nan(inf)
         value = pl.when(~table.is_absent(columns.weight)).then(number)
@@ -255,14 +272,17 @@ def _shape(table: Table, request: _Request) -> TableShape:
     if columns.time is not None:
         time = table.time(columns.time)
         absent = table.is_absent(columns.time) | (time == _EPOCH).fill_null(value=False)
-        values += [pl.when(time >= _EARLIEST).then(time).alias("time"), absent.alias("timeless")]
+        values += [pl.when(time >= EARLIEST).then(time).alias("time"), absent.alias("timeless")]
         left_out[_NO_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
-        how = table.form.time_format or "ISO 8601 or seconds since 1970; give --time-format, or --time-column none"
+        how = (
+            table.form.time_format
+            or "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
+        )
         bad[_NO_TIME] = columns.time, f"is not a time as {how}"
         # Ages count from the newest row. A day allows for time zones.
         left_out[_FUTURE] = pl.col("time") > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
         bad[_FUTURE] = columns.time, "lies in the future"
-    return TableShape(table, values, left_out, bad)
+    return TableShape(table, values, left_out, bad, explained)
 
 
 def _log(
@@ -370,16 +390,53 @@ def _notes_of_rows(rows: Rows, columns: Columns) -> Iterator[str]:
         )
 
 
-def _notes_of_users(log: pl.DataFrame) -> Iterator[str]:
+def _notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
+    """Name the columns of a file without a header that are not used."""
+    used = set(asdict(columns).values())
+    unused = [name.removeprefix(NUMBERED) for name in table.schema if name.startswith(NUMBERED) and name not in used]
+    if unused:
+        named = f"column {unused[0]} is" if len(unused) == 1 else f"columns {unused[0]} to {unused[-1]} are"
+        yield (
+            f"{named} not used; --time-column, --weight-column and --title-column name them by number. If they are "
+            "further items of the user, write a line for each user and item"
+        )
+
+
+def _notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> Iterator[str]:
+    if event_weights is None:
+        return
+    weighed = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
+    others: Sequence[str] = []
+    if _UNKNOWN_EVENT in rows.left_out:
+        others = rows.values(_UNKNOWN_EVENT, "event").drop_nulls().to_list()
+    for event in event_weights.keys() - weighed:
+        yield f"no row kept has the event {event!r} of --event-weights; {did_you_mean(event, others)}".rstrip("; ")
+
+
+def _notes_of_ids(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
+    """Name ids that stand for a missing value."""
+    for role, name in (("user", columns.user), ("item", columns.item)):
+        weights = log.group_by(pl.col(role).cast(pl.String)).agg(pl.col("weight").sum())
+        shares = weights.with_columns(share=pl.col("weight") / pl.col("weight").sum())
+        is_like_missing = pl.col(role).str.to_lowercase().is_in(_LIKE_MISSING)
+        for value, share in shares.filter(is_like_missing).sort(role).select(role, "share").iter_rows():
+            yield (
+                f"the {role} {value!r} looks like a missing value, and counts as one {role} with {share:.1%} of the "
+                f"weight; leave it out: --where '{name}!={value}'"
+            )
+
+
+def _notes_of_users(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
     counted = log.group_by("user").agg(pl.col("weight").sum(), rows=pl.len())
     weight, share = pl.col("weight"), pl.col("weight") / pl.col("weight").sum()
     is_large = (weight >= _TIMES_THE_MEAN * weight.mean()) & ((share >= _USER_SHARE) | (pl.col("rows") >= _USER_ROWS))
-    many = counted.with_columns(share=share).filter(is_large).sort("share", descending=True).head(3)
+    is_known = ~pl.col("user").cast(pl.String).str.to_lowercase().is_in(_LIKE_MISSING)
+    many = counted.with_columns(share=share).filter(is_large & is_known).sort("share", descending=True).head(3)
     if not many.is_empty():
         users = ", ".join(f"{user!r} ({part:.1%})" for user, part in many.select("user", "share").iter_rows())
         yield (
             f"single users have many rows: {users}; if they are robots or stand for unknown visitors, "
-            "leave them out, as --where 'user!=ID'"
+            f"leave them out, as --where '{columns.user}!=ID'"
         )
     user = pl.col("user").to_physical()
     shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")

@@ -13,7 +13,8 @@ import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES, choose_columns, find_column, number_in, read_time, time_format
-from hotplate.offline.input.files import DataFile, DataSource, Format, data_errors, input_files, named_paths
+from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
+from hotplate.offline.input.files import DataFile, DataSource, Format, input_files, named_paths
 from hotplate.stores.encoding import MAX_ID_BYTES
 
 # Columns added to a scan: the row's index, and its malformed part, if any: fields after the last, or a line not JSON.
@@ -23,6 +24,10 @@ _MALFORMED = "malformed row"
 _ROWS_SHOWN = 5
 _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
+# Floats from 2**53 on, and what spreadsheets make of long numbers.
+_ROUNDED = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
+_UUID_BYTES = 16
+_UUID = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
 _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
 _QUOTED_LINE = rf"^\ufeff?{_FIELD}(?:\t{_FIELD})*\r?$"
 _FILTER = re.compile(r"\s*([^<>=!~]*[^<>=!~\s])\s*(>=|<=|==|!=|!~|=|~|>|<)(.*)", re.DOTALL)
@@ -59,6 +64,8 @@ class Table:
         if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
             raise DataError(f"The column {name!r} of {self.file} holds {dtype}, which is not a text; name another.")
         text = column.cast(pl.String)
+        if isinstance(dtype, pl.Decimal) and dtype.scale:
+            return text.str.replace(r"\.0+$", "")
         if dtype.is_float():
             # Floats beyond 2**53 do not hold every integer.
             whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
@@ -84,7 +91,7 @@ class Table:
         """Return the column as a naive UTC time, null if not in the format of the first rows, or in the one given."""
         layout = self.form.time_format
         if layout is None:
-            with data_errors(self.file):
+            with data_errors(self.file, [self.file]):
                 present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS).collect()
                 layout = time_format(present.get_column(name))
         return read_time(name, self.schema[name], layout)
@@ -112,7 +119,9 @@ def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
 
 
 def _open(file: DataFile, form: Format) -> Table:
-    with data_errors(file):
+    if file.kind == "text":
+        check_text(file)
+    with data_errors(file, [file]):
         frame, first_row, fault = _scan(file, form)
         names = frame.collect_schema().names()
         added = {key: value for key, value in {**file.keys, EXTRA: None}.items() if key not in names}
@@ -120,18 +129,36 @@ def _open(file: DataFile, form: Format) -> Table:
         schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
         if not schema:
             raise DataError(f'{file} has no columns, and no JSON object such as {{"user": 1, "item": 2}}.')
+        nested = [name for name, dtype in schema.items() if dtype == pl.List(pl.Struct)]
+        if file.kind == "text" and len(schema) == len(nested) == 1:
+            raise DataError(
+                f"{file} is one JSON object with the rows in {nested[0]!r}; write one row a line: "
+                f"jq -c '.{nested[0]}[]' {file.path.name} > lines.jsonl."
+            )
         return Table(file, frame, schema, form, first_row, fault)
 
 
 def _scan(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int, str]:
     """Return the frame, first row and fault of a Table."""
     if file.kind == "parquet":
-        return pl.scan_parquet(file.path, glob=False, row_index_name=ROW), 1, ""
-    head = pl.scan_lines(file.path, glob=False).head(1).collect().to_series()
-    first = str(next(iter(head), "")).removeprefix("\ufeff")
+        frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
+        return _with_texts_of_bytes(frame), 1, ""
+    head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series()
+    first, second, *_ = *map(str, head), "", ""
+    first = first.removeprefix("\ufeff")
+    named_separator = SEPARATOR_LINE.match(first)
+    skipped = 0 if named_separator is None else 1
     if first.lstrip().startswith("{"):
         return _scan_json(file), 1, "is not a JSON object"
-    how: dict[str, Any] = {"separator": _separator(first, form.delimiter), "has_header": form.header, "glob": False}
+    delimiter = form.delimiter
+    if named_separator is not None:
+        first, delimiter = second, delimiter or named_separator[1]
+    how: dict[str, Any] = {
+        "separator": _separator(first, delimiter),
+        "has_header": form.header,
+        "skip_lines": skipped,
+        "glob": False,
+    }
     if how["separator"] == "\t" and not _is_quoted(file, first):
         how["quote_char"] = None
     names = pl.scan_csv(file.path, infer_schema=False, **how).collect_schema().names()
@@ -146,7 +173,30 @@ def _scan(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int, str]:
         row_index_name=ROW,
         **how,
     )
-    return frame, 1 + form.header, "stands after the last field"
+    return frame, 1 + form.header + skipped, "stands after the last field"
+
+
+def _with_texts_of_bytes(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Return *frame* with UUIDs, and texts that are not marked as such, as texts; polars reads both as bytes."""
+    names = [name for name, dtype in frame.collect_schema().items() if dtype == pl.Binary]
+    if not names:
+        return frame
+    head = frame.select(names).head(_HEAD_ROWS).collect()
+    texts = list[pl.Expr]()
+    for name in names:
+        values = head.get_column(name).drop_nulls()
+        if all(map(_is_text, values)):
+            texts.append(pl.col(name).cast(pl.String))
+        elif (values.bin.size() == _UUID_BYTES).all():
+            texts.append(pl.col(name).bin.encode("hex").str.replace(_UUID, "$1-$2-$3-$4-$5").alias(name))
+    return frame.with_columns(texts)
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        return value.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _is_quoted(file: DataFile, first: str) -> bool:
@@ -165,7 +215,8 @@ def _is_quoted(file: DataFile, first: str) -> bool:
 
 def _separator(first: str, delimiter: str | None) -> str:
     if delimiter is None:
-        return max(_DELIMITERS, key=first.count)
+        is_among_bars = "|" in first and not any(map(first.count, _DELIMITERS))
+        return "|" if is_among_bars else max(_DELIMITERS, key=first.count)
     separator = "\t" if delimiter in ("\\t", "tab") else delimiter
     if len(separator) != 1 or not separator.isascii():
         raise SettingError(f"The delimiter {delimiter!r} cannot be used; give one ASCII character, such as ; or \\t.")
@@ -207,15 +258,17 @@ def _object(line: str) -> bytes:
 class TableShape:
     """How to read the rows of a *table*.
 
-    values    aliased expressions over the table's columns
-    left_out  conditions over the values by reason, in order
-    bad       column and fault, by reason
+    values     aliased expressions over the table's columns
+    left_out   conditions over the values by reason, in order
+    bad        column and fault, by reason
+    explained  a value, by reason, whose most frequent ones are named if nothing is left
     """
 
     table: Table
     values: Sequence[pl.Expr]
     left_out: Mapping[str, pl.Expr]
     bad: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    explained: Mapping[str, str] = field(default_factory=dict)
 
 
 class Rows:
@@ -234,7 +287,7 @@ class Rows:
         reasons = dict.fromkeys([_MALFORMED, *(reason for shape in shapes for reason in shape.left_out)])
         self._numbers = {reason: number for number, reason in enumerate(reasons, start=1)}
         self._all = pl.concat([self._shaped(*numbered, repeated) for numbered in enumerate(shapes)], how="diagonal")
-        with data_errors(source):
+        with data_errors(source, [shape.table.file for shape in shapes]):
             if repeated:
                 self._all = self._all.collect(engine="streaming").lazy()
             groups = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
@@ -244,8 +297,11 @@ class Rows:
         bad = self._bad_rows(source)
         self.notes = [f"bad rows are left out: {'; '.join(bad)}"] if bad else []
         if 0 not in found:
+            examples = [self._examples(reason, name) for reason, name in shapes[0].explained.items()]
+            if not self.total:
+                raise DataError(f"{source} has no rows, or a header alone.")
             counted = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
-            raise DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counted or 'it has none'}.")
+            raise DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counted}{''.join(examples)}.")
         self.facts: dict[str, Any] = found[0]
 
     @property
@@ -257,6 +313,12 @@ class Rows:
         """Return the values of *name* in rows left out for *reason*, most frequent first."""
         counted = self._only(reason).group_by(value=pl.col(name).cast(pl.String)).len()
         return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
+
+    def _examples(self, reason: str, name: str) -> str:
+        if reason not in self.left_out:
+            return ""
+        values = self.values(reason, name).head(_ROWS_SHOWN)
+        return f"; the most frequent {reason}s are " + ", ".join(f"{value!r:.80}" for value in values)
 
     def _bad_rows(self, source: str) -> list[str]:
         shown, count = list[str](), 0
@@ -319,7 +381,7 @@ def text_of(
     order = dict.fromkeys([*roles, *columns])
     missing = {"no item": pl.col("item").is_null()}
     shapes = [TableShape(table, [table.text(columns[role]).alias(role) for role in order], missing) for table in tables]
-    with data_errors(source):
+    with data_errors(source, files):
         if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
             return pl.DataFrame(schema=dict.fromkeys(order, pl.String()))
         return Rows(shapes, source).kept.drop(ROW).collect(engine="streaming")
@@ -329,7 +391,14 @@ def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
     """Return conditions to leave a row out for its *ids*, values by role."""
     absent = {f"no {role}": pl.col(value).is_null() for role, value in ids.items() if role != "segment"}
     sizes = {f"{role} id over {MAX_ID_BYTES} bytes": pl.col(value).str.len_bytes() for role, value in ids.items()}
-    return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}
+    rounded = {f"{role} id that was rounded": pl.col(value).str.contains(_ROUNDED) for role, value in ids.items()}
+    return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()} | rounded
+
+
+def bad_ids(columns: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return the bad rows among the conditions of `id_reasons`, as of a TableShape; *columns* are names by role."""
+    fault = "is a rounded number, so different ids may have become one; write ids as whole numbers or texts"
+    return {f"{role} id that was rounded": (name, fault) for role, name in columns.items()}
 
 
 def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import random
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,16 +39,28 @@ def parquet(frame: pl.DataFrame) -> bytes:
 
 
 FILES: list[tuple[str, str | bytes, str]] = [
-    ("a.csv", b"", "a.csv cannot be read or written: empty CSV."),
-    ("a.csv", "user,item\n", "Nothing is left of the 0 rows of"),
-    ("c.parquet", parquet(pl.read_csv(GOOD.encode()))[:-100], "c.parquet cannot be read"),
+    ("a.csv", b"", "a.csv is empty."),
+    ("a.csv", "user,item\n", "a.csv has no rows, or a header alone."),
+    ("c.parquet", parquet(pl.read_csv(GOOD.encode()))[:-100], "c.parquet is cut, as it has no end; copy it again"),
+    ("c.parquet", "user,item\na,b\n", "c.parquet is not Parquet, but begins with b'user'"),
     ("a.csv", "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n", "a.csv, row 3: '4' stands after the last field"),
-    ("a.csv", 'user,item\na,"b\na,c\n', "a.csv cannot be read or written: could not parse"),
-    ("b.csv", "user,item\ra,b\rb,c\r", r"Its columns are: user, item\ra, b\rb, c"),
+    ("a.csv", 'user,item\na,"b\na,c\n', """a.csv, line 2: 'a,"b' has a quote (") that is not closed; remove it"""),
+    ("a.csv", 'user,item\na,b\nu"5,c\n' + "a,c\n" * 99, "a.csv, line 3: "),
+    ("a.csv", 'user,item\na,"b\nc"\nd,"e\nf,g\nh,"i"\n', "a.csv, line 4: "),
+    ("b.csv", "user,item\ra,b\rb,c\r", r"b.csv ends its lines with CR alone; convert it: tr '\r' '\n' < b.csv"),
     ("a.csv", "a,b\nc,d\n", "If these are data, give --no-header"),
-    ("a.csv", UNKNOWN, "a.csv cannot be read or written: invalid utf8"),
-    ("b.csv", "user,item\na,b\n".encode("utf-16"), "b.csv cannot be read or written: invalid utf8"),
-    ("a.csv", b"user,item\nu,caf\xc3\xa9\nu,caf\xe9\nv,x\n", "a.csv cannot be read or written: invalid utf8"),
+    ("a.csv", UNKNOWN, "is not UTF-8; convert the file: iconv -f WINDOWS-1252"),
+    ("b.csv", "user,item\na,b\n".encode("utf-16"), "b.csv is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"),
+    ("b.csv", "user,item\na,b\n".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 b.csv"),
+    ("b.csv", "user,item\na,b\n".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 b.csv"),
+    ("a.csv", b"user,item\nu,caf\xc3\xa9\nu,caf\xe9\nv,x\n", r"a.csv, line 3: b'u,caf\xe9\n' is not UTF-8"),
+    ("a.csv", "<!DOCTYPE html>\n<p>Not found</p>\n", "a.csv is HTML or XML, perhaps the page of an error"),
+    ("a.csv", b"PK\x03\x04 workbook", "a.csv is an Excel workbook or a ZIP archive; save it as CSV"),
+    ("a.csv", parquet(pl.read_csv(GOOD.encode())), "a.csv is Parquet; let its name end in .parquet"),
+    ("a.json", '[{"user": 1, "item": 2}]', "a.json is a JSON array; write one object a line: jq -c '.[]' a.json"),
+    ("a.json", '[\n {"user": 1, "item": 2}\n]\n', "a.json is a JSON array; write one object a line"),
+    ("a.json", '{\n "user": 1,\n "item": 2\n}\n', "a.json is JSON with objects over several lines; write one a line"),
+    ("a.json", '{"data": [{"user": 1, "item": 2}]}', "with the rows in 'data'; write one row a line: jq -c '.data[]'"),
     ("a.xlsx", b"PK", "a.xlsx is not of a known kind"),
     ("a.csv", MISNAMED, "looks like the user; name it 'user' or give --user-column."),
     ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
@@ -140,3 +153,30 @@ def test_missing_fields_at_the_end_of_a_row_are_missing_values(tmp_path: Path) -
     read = read_interactions(write(tmp_path / "a.csv", 'user,item,title\nu,i\nv,j,one\n"w,w",k,\nw\n\n'))
     assert (read.rows, read.left_out, read.titles) == (5, {"no user": 1, "no item": 1}, {"j": "one"})
     assert {user for user, _, _ in pairs_of(read)} == {"u", "v", "w,w"}
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "\ufeffsep=;\n"])
+def test_a_line_that_names_the_delimiter_is_no_row(first: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", f"{first}user;item;weight\nu;i;1\nv;k;2\nv;j;x\n")
+    assert "a.csv, row 5, column 'weight': 'x' is not" in error_of(file)
+    read = read_interactions(file, form=Format(max_bad_rows=1))
+    assert pairs_of(read) == [("u", "i", 1.0), ("v", "k", 2.0)]
+
+
+def test_bars_are_delimiters_if_there_are_no_others(tmp_path: Path) -> None:
+    expected = [("u", "i", 1.0), ("v", "j", 1.0)]
+    bars = write(tmp_path / "a.csv", "user|item\nu|i\nv|j\n")
+    assert pairs_of(read_interactions(bars)) == expected
+    commas = write(tmp_path / "b.csv", "user,item|or|more\nu,i\nv,j\n")
+    assert pairs_of(read_interactions(commas, columns=Columns(item="item|or|more"))) == expected
+
+
+def test_uuids_and_unmarked_texts_of_parquet_are_texts(tmp_path: Path) -> None:
+    users = [uuid.UUID(int=number * 0x123456789ABCDEF0123456789AB) for number in (1, 2, 3)]
+    frame = pl.DataFrame({"user": [user.bytes for user in users], "item": [b"a", b"b", "caf\u00e9".encode()]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    read = read_interactions(tmp_path / "a.parquet")
+    assert {user for user, _, _ in pairs_of(read)} == set(map(str, users))
+    assert {item for _, item, _ in pairs_of(read)} == {"a", "b", "caf\u00e9"}
+    pl.DataFrame({"user": [b"\xff\x00", b"\xfe"], "item": ["a", "b"]}).write_parquet(tmp_path / "b.parquet")
+    assert "The column 'user' of" in error_of(tmp_path / "b.parquet")

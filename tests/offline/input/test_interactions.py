@@ -4,6 +4,7 @@ import gzip
 import math
 import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -102,7 +103,7 @@ def test_quotes_in_tsv_are_text_unless_they_enclose_fields(tmp_path: Path) -> No
     assert read_interactions(dump).titles == {"a": '"Best of', "b": '"Heroes" live', "c": 'Vinyl 12"'}
     quoted = write(tmp_path / "quoted.tsv", rows.format('"Best ""of"""', '"two\nlines"', '"a\ttab"'))
     assert read_interactions(quoted).titles == {"a": 'Best "of"', "b": "two\nlines", "c": "a\ttab"}
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"bad\.tsv, line 3: .* is not closed"):
         read_interactions(write(tmp_path / "bad.tsv", '"user"\t"item"\n"u"\t"a"\n"v"\t"b"c"\n'))
 
 
@@ -221,12 +222,38 @@ def test_a_file_of_titles_has_its_own_names_for_columns(tmp_path: Path) -> None:
         "2023-11-14T22:13:20Z",
         "2023-11-14T23:13:20+01:00",
         "2023-11-14T22:13:20.000",
+        "2023-11-14 22:13:20 UTC",
+        "2023-11-14 22:13:20.000000 UTC",
+        "2023-11-14T22:13:20+00",
+        "20231114T221320Z",
+        "20231114T231320+0100",
+        "20231114T221320",
+        "20231114221320",
     ],
 )
 def test_times_are_read_in_many_ways(text: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", f"user,item,time\nu,i,{text}\nv,j,\n")
     moment = datetime(2023, 11, 14, 22, 13, 20)  # noqa: DTZ001 -- naive UTC
     assert read_interactions(file).time_range == (moment, moment)
+
+
+@pytest.mark.parametrize(
+    "text", ["2023-11-14T22:13Z", "2023-11-14T23:13+01:00", "2023-11-14 22:13 UTC", "20231114T2213Z"]
+)
+def test_times_without_seconds_are_read(text: str, tmp_path: Path) -> None:
+    moment = datetime(2023, 11, 14, 22, 13)  # noqa: DTZ001 -- naive UTC
+    assert read_interactions(write(tmp_path / "a.csv", f"user,item,time\nu,i,{text}\nv,j,\n")).time_range == (
+        moment,
+        moment,
+    )
+
+
+@pytest.mark.parametrize("dtype", [pl.Int64, pl.Float64, pl.String])
+def test_days_as_eight_digits_are_read(dtype: pl.DataType, tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u", "v"], "item": ["i", "j"], "date": pl.Series([20260102, 20260103]).cast(dtype)})
+    frame.with_columns(pl.col("date").cast(pl.Int64).cast(dtype)).write_parquet(tmp_path / "a.parquet")
+    first, last = datetime(2026, 1, 2), datetime(2026, 1, 3)  # noqa: DTZ001 -- naive UTC
+    assert read_interactions(tmp_path / "a.parquet").time_range == (first, last)
 
 
 @pytest.mark.parametrize("fmt", ["csv", "parquet"])
@@ -257,7 +284,7 @@ def test_times_of_a_named_format_are_read(
         "3-Feb-2026",
         "46000,5",
         "0026-05-26",
-        "20260101",
+        "20261301",
     ],
 )
 def test_unreadable_times_are_rejected_with_their_row_and_a_remedy(text: str, tmp_path: Path) -> None:
@@ -333,3 +360,59 @@ def test_half_life_requires_times_and_undated_rows_count_as_oldest(tmp_path: Pat
     file = write(tmp_path / "timeless.csv", "user,item\nu,i\nv,j\n")
     with pytest.raises(DataError, match="has no times for the half-life; name their column with --time"):
         read_interactions(file, half_life=timedelta(days=1))
+
+
+@pytest.mark.parametrize("missing", ["N/A", "undefined", "(null)", "-", r"\N", "NA"])
+def test_an_id_that_looks_like_a_missing_value_is_named(missing: str, tmp_path: Path) -> None:
+    rows = "".join(f"u{at % 40},i{at % 9}\n" for at in range(90)) + f"{missing},i1\n" * 10
+    (note,) = read_interactions(write(tmp_path / "a.csv", "user_id,item\n" + rows)).notes
+    assert note.startswith(f"the user {missing!r} looks like a missing value, and counts as one user with 10.0%")
+    assert f"--where 'user_id!={missing}'" in note
+    left = read_interactions(tmp_path / "a.csv", where=[f"user_id!={missing}"])
+    assert (left.notes, left.left_out) == ([], {f"where user_id!={missing}": 10})
+
+
+def test_columns_that_are_not_used_are_named_without_a_header(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.txt", "1 2 4 7 9\n2 4 5 7\n3 2 9\n")
+    read = read_interactions(file, form=Format(delimiter=" ", header=False))
+    assert read.notes[0].startswith("columns 3 to 5 are not used; ")
+    assert "a line for each user and item" in read.notes[0]
+    columns = Columns(time="4", weight="3")
+    rated = write(tmp_path / "u.data", "1\t2\t5\t881250949\n2\t3\t4\t881250950\n")
+    notes = read_interactions(rated, columns=columns, form=Format(header=False)).notes
+    assert not any("not used" in note for note in notes)
+
+
+def test_a_misspelt_event_is_named_with_the_events_of_the_data(tmp_path: Path) -> None:
+    rows = "u,i,view\nv,i,view\nu,j,cart\nv,j,buy\nu,i,buy\n"
+    file = write(tmp_path / "a.csv", "user,item,event\n" + rows)
+    with pytest.raises(DataError, match=r"5 unknown event; the most frequent unknown events are 'buy', 'view', 'cart'"):
+        read_interactions(file, event_weights={"veiw": 1})
+    notes = read_interactions(file, event_weights={"veiw": 1, "buy": 5}).notes
+    assert "no row kept has the event 'veiw' of --event-weights; did you mean view?" in notes
+    assert not any("'buy'" in note for note in notes)
+
+
+def test_ids_that_were_rounded_are_refused(tmp_path: Path) -> None:
+    big = [2.0**53 + 2 * step for step in range(4)]
+    pl.DataFrame({"user": big, "item": list("abab")}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 1, column 'user': 9007199254740992.0 is a rounded number"):
+        read_interactions(tmp_path / "a.parquet")
+    pl.DataFrame({"user": list("abab"), "item": [1e17] * 4}).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"column 'item': 1e\+17 is a rounded number"):
+        read_interactions(tmp_path / "b.parquet")
+    file = write(tmp_path / "c.csv", "user,item\n1.2346E+11,a\n1.2347E+11,b\n")
+    with pytest.raises(DataError, match=r"'1\.2346E\+11' is a rounded number, so different ids may have become one"):
+        read_interactions(file)
+
+
+def test_ids_that_only_resemble_rounded_numbers_are_kept(tmp_path: Path) -> None:
+    ids = ["12E4", "1e5", "9007199254740993", "123456789012345678", "7.5e", "1.5"]
+    file = write(tmp_path / "a.csv", "user,item\n" + "".join(f"{user},i{at}\n" for at, user in enumerate(ids)))
+    assert {user for user, _, _ in pairs_of(read_interactions(file))} == {*ids}
+
+
+def test_whole_decimals_lose_their_point(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": [Decimal("7.00"), Decimal("7.50")], "item": ["a", "b"]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    assert {user for user, _, _ in pairs_of(read_interactions(tmp_path / "a.parquet"))} == {"7", "7.50"}

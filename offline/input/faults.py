@@ -1,0 +1,221 @@
+"""Why a file cannot be read: the cause, its line and a way out, in place of the messages of parsers."""
+
+import csv
+import gzip
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+
+import polars as pl
+import zstandard
+
+from hotplate.offline.errors import DataError
+
+HEAD_BYTES = 1 << 16
+# Excel's first line, which names the delimiter.
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*$')
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PARQUET = b"PAR1"
+_CUT = (EOFError, zlib.error, zstandard.ZstdError, OSError)
+# Beginnings of files that are no text, and what to do with them.
+_OTHERS = {
+    b"PK\x03\x04": "an Excel workbook or a ZIP archive; save it as CSV, or unpack it",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save it as CSV",
+    _PARQUET: "Parquet; let its name end in .parquet",
+    b"ORC": "ORC; write it as Parquet",
+    b"Obj\x01": "Avro; write it as Parquet",
+    b"ARROW1": "Arrow; write it as Parquet",
+    b"SQLite format 3": "a SQLite database; export its table as CSV",
+}
+_HTML = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
+_JSON_ARRAY = re.compile(rb'\s*\[\s*([{\["\]]|$)')
+_OPEN_BRACE = re.compile(rb"\s*\{\s*(\"[^\"]*\"\s*:\s*)?[\[{]?\s*$")
+# At least this share of NUL bytes is UTF-16 without a mark.
+_NUL_SHARE = 0.2
+# A quoted field does not have more lines.
+_FIELD_LINES = 1000
+_DELIMITERS = ",;\t|"
+
+
+class _File(Protocol):
+    """A DataFile."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def kind(self) -> str: ...
+
+
+def check_text(file: _File) -> None:
+    """Raise DataError if the beginning of a text file shows that it is of another kind."""
+    try:
+        with _opened(file.path) as stream:
+            head = stream.read(HEAD_BYTES)
+    except _CUT:
+        return  # reported by its reader
+    fault = _fault_of_head(file, head)
+    if fault is not None:
+        raise DataError(f"{file} {fault}.")
+
+
+@contextmanager
+def data_errors(source: object, files: Sequence[_File] = ()) -> Iterator[None]:
+    """Raise errors of polars and the operating system as DataError, explained by the contents of *files*."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, UnicodeError) as error:
+        for file in files:
+            fault = _fault_of_contents(file)
+            if fault is not None:
+                raise DataError(f"{file}{fault}.") from error
+        raise DataError(f"{source} cannot be read or written: {_first_line(error)}.") from error
+    except OSError as error:
+        if error.errno is None and any(map(_is_compressed, (file.path for file in files))):
+            raise DataError(f"{source} is cut or damaged ({_first_line(error)}); copy it again.") from error
+        raise DataError(f"{source} cannot be read or written: {error.strerror or _first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file, decompressed as polars does it: by its first bytes."""
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic.startswith(_GZIP):
+        return cast("BinaryIO", gzip.open(path, "rb"))
+    if magic == _ZSTD:
+        return cast("BinaryIO", zstandard.open(path, "rb"))
+    return path.open("rb")
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4).startswith((_GZIP, _ZSTD))
+
+
+def _fault_of_head(file: _File, head: bytes) -> str | None:
+    name = file.path.name
+    binary = next((kind for magic, kind in _OTHERS.items() if head.startswith(magic)), None)
+    encoding = _utf_16(head)
+    first = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0]
+    faults = {
+        "is empty": not head,
+        f"is {binary}": binary,
+        f"is UTF-16, not UTF-8; convert it: iconv -f {encoding} -t UTF-8 {name} > utf8-{name}": encoding,
+        "is HTML or XML, perhaps the page of an error or a login; download the data again": _HTML.match(head),
+        f"is a JSON array; write one object a line: jq -c '.[]' {name} > lines.jsonl": _JSON_ARRAY.match(head),
+        f"is JSON with objects over several lines; write one a line: jq -c . {name} > lines.jsonl": (
+            _OPEN_BRACE.match(first)
+        ),
+        f"ends its lines with CR alone; convert it: tr '\\r' '\\n' < {name} > lf-{name}": (
+            b"\n" not in head and b"\r" in head.rstrip()
+        ),
+    }
+    return next((fault for fault, is_so in faults.items() if is_so), None)
+
+
+def _utf_16(head: bytes) -> str | None:
+    """Return the encoding as iconv calls it, by the mark, or by the NUL bytes of ASCII characters."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    if head.count(0) <= _NUL_SHARE * len(head):
+        return None
+    return "UTF-16LE" if head[1::2].count(0) > head[::2].count(0) else "UTF-16BE"
+
+
+def _fault_of_contents(file: _File) -> str | None:
+    """Return what is wrong with a file that could not be parsed, to be put after its name; None if unknown."""
+    if file.kind == "parquet":
+        return _fault_of_parquet(file.path)
+    if file.kind != "text":
+        return None
+    try:
+        with _opened(file.path) as lines:
+            fault = _fault_of_lines(lines, file.path.name)
+    except _CUT:
+        return " is cut or damaged; copy it again"
+    if fault is None and _is_compressed(file.path):
+        return " is cut or damaged; copy it again"
+    return fault
+
+
+def _fault_of_parquet(path: Path) -> str | None:
+    with path.open("rb") as stream:
+        magic = stream.read(len(_PARQUET))
+        stream.seek(-min(len(_PARQUET), path.stat().st_size), 2)
+        end = stream.read()
+    if magic != _PARQUET:
+        return f" is not Parquet, but begins with {magic!r}; rename it by its kind, such as .csv"
+    return None if end == _PARQUET else " is cut, as it has no end; copy it again"
+
+
+def _fault_of_lines(lines: Iterable[bytes], name: str) -> str | None:
+    """Return the first line that is not UTF-8, or else whose quote is never closed."""
+    quoted = _Quotes()
+    for number, line in enumerate(lines, start=1):
+        try:
+            quoted.add(number, line.decode())
+        except UnicodeDecodeError as error:
+            part = line[max(0, error.start - 20) : error.end + 20]
+            return (
+                f", line {number}: {part!r} is not UTF-8; convert the file: "
+                f"iconv -f WINDOWS-1252 -t UTF-8 {name} > utf8-{name}"
+            )
+    if quoted.unclosed is None:
+        return None
+    number, text = quoted.unclosed
+    return (
+        f', line {number}: {text.rstrip()!r:.120} has a quote (") that is not closed; remove it, or enclose the '
+        'field in quotes and write those within as ""'
+    )
+
+
+class _Quotes:
+    """Finds the first line of CSV whose quote is not closed, by lines with an odd number of quotes."""
+
+    def __init__(self) -> None:
+        self._is_json = False
+        self._delimiter = ","
+        self._fields = 0
+        self._record = list[str]()
+        self._start = 0
+        self._found = False
+
+    @property
+    def unclosed(self) -> tuple[int, str] | None:
+        """The number and text of the line, after all lines were added."""
+        return (self._start, self._record[0]) if self._record else None
+
+    def add(self, number: int, text: str) -> None:
+        """Look at the next line."""
+        if number == 1:
+            self._is_json = text.lstrip("\ufeff").startswith("{")
+            self._delimiter = max(_DELIMITERS, key=text.count)
+            self._fields = text.count(self._delimiter) + 1
+        if self._found or self._is_json:
+            return
+        if self._record:
+            self._record.append(text)
+        if text.count('"') % 2:
+            if not self._record:
+                self._record = [text]
+                self._start = number
+            elif self._is_whole_record():
+                self._record = []
+            else:
+                self._found = True
+        self._found = self._found or len(self._record) > _FIELD_LINES
+
+    def _is_whole_record(self) -> bool:
+        try:
+            records = list(csv.reader(self._record, delimiter=self._delimiter, strict=True))
+        except csv.Error:
+            return False
+        return len(records) == 1 and len(records[0]) <= self._fields
