@@ -78,15 +78,19 @@ def context_of(account: EmulatedAccount, container: Container, request: Request,
 
 
 def read(context: RequestContext, item_id: str) -> HttpResponse:
-    """Read one item."""
+    """Read one item; 304, with the charge of an empty one, if it is that of `If-None-Match`."""
     request, key = context.request, key_of(context.request)
     document = context.container.documents.get(item_id, key)
     partition = document.partition if document is not None else context.partition_of(key)
     partition.admit(context.now, request.region)
     if document is None:
         raise context.charge_error(partition, context.not_found())
-    charge_ru = context.account.read_ru(document.size, strong=context.strong)
+    if_none_match = request.headers.get(b"if-none-match")
+    is_unchanged = if_none_match is not None and if_none_match.strip(b'"') in (b"*", document.etag.strip('"').encode())
+    charge_ru = context.account.read_ru(0 if is_unchanged else document.size, strong=context.strong)
     partition.charge(context.now, charge_ru, request.region)
+    if is_unchanged:
+        return HttpResponse(304, b"", context.headers(partition, document.etag), charge_ru)
     return HttpResponse(200, document.body, context.headers(partition, document.etag), charge_ru)
 
 

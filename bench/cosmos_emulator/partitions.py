@@ -29,10 +29,10 @@ V2_SPAN = 1 << 126
 
 
 def key_property(definition: object) -> str:
-    """Return the property of a container's `partitionKey`."""
+    """Return the property of a container's `partitionKey`; a version that is not given counts as 2."""
     match definition:
-        case {"paths": [str(path)], "version": 2, **rest} if re.fullmatch(r"/\w+", path):
-            if rest.get("kind", "Hash") == "Hash":
+        case {"paths": [str(path)], **rest} if re.fullmatch(r"/\w+", path):
+            if rest.get("kind", "Hash") == "Hash" and rest.get("version", 2) == 2:
                 return path[1:]
     raise HttpError(400, "the emulator supports a partitionKey of kind Hash, version 2, and one path")
 

@@ -1,6 +1,6 @@
 """Queries and feeds of items, with paging and charges.
 
-Supports `SELECT *` with properties equal to or IN parameters, joined by AND; others get 400.
+Supports `SELECT *` with properties equal to or IN parameters or literals, joined by AND; others get 400.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request
+from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, parse_json
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
 from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, Partition, encode, hash_of, key_of
 
@@ -21,11 +21,14 @@ STATEMENT = re.compile(
     r"\s*SELECT\s+\*\s+FROM\s+(?:\w+\s+)?(?P<alias>(?!WHERE\b)\w+)(?:\s+WHERE\s+(?P<where>.+?))?\s*",
     re.IGNORECASE | re.DOTALL,
 )
+# A parameter, or a literal as in JSON, but with either quotation mark.
+VALUE = r"""@\w+|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|-?\d+(?:\.\d+)?|true\b|false\b|null\b"""
 CONDITION = re.compile(
-    r"\s*(?P<alias>\w+)\.(?P<name>\w+)\s*(?:=\s*(?P<one>@\w+)|IN\s*\((?P<list>[\s,@\w]+)\))\s*(?P<and>AND\b)?",
+    rf"\s*(?P<alias>\w+)\.(?P<name>\w+)\s*"
+    rf"(?:=\s*(?P<one>{VALUE})|IN\s*\((?P<list>\s*(?:{VALUE})(?:\s*,\s*(?:{VALUE}))*\s*)\))\s*(?P<and>AND\b)?",
     re.IGNORECASE,
 )
-UNSUPPORTED = "the emulator supports only SELECT * with properties equal to or IN parameters, joined by AND"
+UNSUPPORTED = "the emulator supports only SELECT * with properties equal to or IN parameters or literals, joined by AND"
 
 # Accepted values by property.
 Conditions = Mapping[str, list[Any]]
@@ -50,13 +53,21 @@ def _conditions(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterato
     place, more = 0, True
     while more:
         found = CONDITION.match(text, place)
-        names = re.findall(r"@\w+", found["one"] or found["list"]) if found else []
-        if found is None or found["alias"].lower() != alias.lower() or not set(names) <= set(parameters):
+        values = re.findall(VALUE, found["one"] or found["list"], re.IGNORECASE) if found else []
+        is_known = all(value[0] != "@" or value in parameters for value in values)
+        if found is None or found["alias"].lower() != alias.lower() or not is_known:
             raise HttpError(400, f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
-        yield found["name"], [parameters[name] for name in names]
+        yield found["name"], [parameters[value] if value[0] == "@" else _literal(value) for value in values]
         place, more = found.end(), bool(found["and"])
     if place != len(text):
         raise HttpError(400, f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
+
+
+def _literal(text: str) -> object:
+    if text[0] == "'":
+        inner = text[1:-1].replace("\\'", "'").replace('"', '\\"')
+        text = f'"{inner}"'
+    return parse_json((text if text[0] == '"' else text.lower()).encode(), "a literal of the query")
 
 
 def meets(item: Mapping[str, Any], conditions: Conditions) -> bool:

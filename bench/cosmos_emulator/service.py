@@ -33,7 +33,11 @@ QUERY = b"application/query+json"
 SHAPES = ("dbs", "dbs/colls", "dbs/colls/docs", "dbs/colls/pkranges", "offers")
 NOUNS = {"dbs": "database", "colls": "container", "docs": "item", "offers": "offer", "pkranges": "range", "": "account"}
 VERBS = {"GET": "read", "PUT": "replace", "DELETE": "delete"}
-READS = ("read ", "list ", "query ")
+READS = ("read ", "list ", "query ", "plan ")
+NOT_EMULATED = {
+    "batch item": "transactional batches and bulk requests are not emulated; send one request an item",
+    "plan item": "this query is not emulated: only SELECT * with properties equal to or IN parameters or literals is",
+}
 
 ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], HttpResponse]] = {
     "read item": items.read,
@@ -56,12 +60,15 @@ class Authenticator:
         self._signer = hmac.new(secret, digestmod="sha256")
 
     def check(self, request: Request, resource_type: str, link: str, operation: str, now: float) -> None:  # noqa: ARG002 -- the key allows every operation
-        """Raise 401 for an invalid signature, or a date too far from *now*."""
+        """Raise 401 for an invalid signature or date, and 403 for a date too far from *now*."""
         date = request.header(b"x-ms-date") or request.header(b"date")
         seconds = _seconds_of(date)
-        if seconds is None or abs(seconds - now) > MAX_CLOCK_SKEW_S:
-            minutes = MAX_CLOCK_SKEW_S // 60
-            raise HttpError(401, f"x-ms-date must be an RFC 1123 date within {minutes} minutes of the server's clock")
+        if seconds is None:
+            raise HttpError(401, "x-ms-date must be a date as in RFC 1123")
+        if abs(seconds - now) > MAX_CLOCK_SKEW_S:
+            minutes, server_date = MAX_CLOCK_SKEW_S // 60, formatdate(now, usegmt=True)
+            message = f"The authorization token is not valid at the current time: {date[:40]} is not within {minutes}"
+            raise HttpError(403, f"{message} minutes of the server's clock, {server_date}")
         authorization, verb, date = request.header(b"authorization"), request.method.lower(), date.lower()
         signer = self._signer.copy()
         signer.update(f"{verb}\n{resource_type}\n{link}\n{date}\n\n".encode())
@@ -122,8 +129,10 @@ def operation_of(request: Request, route: ResourceRoute) -> str:
     is_query = request.headers.get(b"content-type", b"").lower().startswith(QUERY)
     if is_query or request.flag(b"x-ms-documentdb-isquery") or request.flag(b"x-ms-documentdb-query"):
         return f"query {noun}s"
-    if request.flag(b"x-ms-cosmos-is-batch-request") or request.flag(b"x-ms-cosmos-is-query-plan-request"):
-        return "other item"
+    if request.flag(b"x-ms-cosmos-is-batch-request"):
+        return "batch item"
+    if request.flag(b"x-ms-cosmos-is-query-plan-request"):
+        return "plan item"
     return f"{'upsert' if request.flag(b'x-ms-documentdb-is-upsert') else 'create'} {noun}"
 
 
@@ -226,7 +235,8 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
     if verb in ("list", "query"):
         return _list(account, request, operation, names)
     if operation not in resources.OPERATIONS:
-        raise HttpError(405, f"this emulation does not support {request.method[:20]} there")
+        message = NOT_EMULATED.get(operation, f"this emulation does not support {request.method[:20]} there")
+        raise HttpError(405, message)
     resource = resources.OPERATIONS[operation](account, request, *names)
     if verb == "delete":
         return HttpResponse(204, charge_ru=charges.metadata_write)
