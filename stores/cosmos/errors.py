@@ -62,7 +62,8 @@ SENTENCES: dict[ErrorKind, str] = {
     "unauthorized": "does not accept our credentials; check HOTPLATE_COSMOS_KEY, or the identity, and the clock",
     "forbidden": (
         "forbids this; give the identity the role Cosmos DB Built-in Data Contributor (Data Reader, to serve), or add "
-        "its address to the firewall, and check the clock; to change containers, add subscription= and resource_group= to the URL"
+        "its address to the firewall, and check the clock; to change containers, add subscription= and resource_group= "
+        "to the URL"
     ),
     "unavailable": "cannot answer for now",
     "refused": "refused",
