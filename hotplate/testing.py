@@ -24,12 +24,12 @@ import pytest_asyncio
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import body_of
-from hotplate.stores.erasure import erased_from
+from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError
 from hotplate.stores.lifecycle import prune, rollback
 from hotplate.stores.publication import begin as begin_release
 from hotplate.stores.publication import publish
-from hotplate.stores.store import Diagnosed, Level, LocalReader, Plan, Row, Store
+from hotplate.stores.store import Diagnosed, Level, LocalReader, Plan, RecordChange, Row, Store
 from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import verify
 
@@ -360,6 +360,27 @@ class StoreContract:
             with pytest.raises(ReleaseConflict):
                 await store.swap(impostor, successor)
         assert await store.catalogue() == found
+
+    async def test_records_are_swapped_with_the_catalogue_and_read_by_another_handle(
+        self, open_handle: OpenStore
+    ) -> None:
+        store, reader = open_handle(), open_handle()
+        assert await reader.records(["one", "other"]) == [None, None]
+        await begin(store, FIRST)
+        first = [RecordChange("one", None, b'1 "\x00\xff'), RecordChange("other", None, b"x" * 1_000_000)]
+        for records in (first, [RecordChange("one", first[0].after, b"2")]):
+            found = await store.catalogue()
+            await store.swap(found, changes.succeed(found, found, records[0].after.hex(), "here"), records)
+            assert await reader.records(["one", "absent"]) == [records[0].after, None]
+        assert await reader.records(["other"]) == [first[1].after]
+        found = await store.catalogue()
+        outdated = replace(found, token="outdated")
+        with pytest.raises(ReleaseConflict):
+            await store.swap(outdated, changes.succeed(found, found, "t", "here"), [RecordChange("one", b"2", b"3")])
+        assert await reader.records(["one"]) == [b"2"]
+        again = [RecordChange("one", b"1", b"2")]  # by an attempt whose reply was lost
+        await store.swap(found, changes.succeed(found, found, "again", "here"), again)
+        assert (await reader.records(["one"]), (await reader.catalogue()).token) == ([b"2"], "again")
 
     async def test_one_of_many_concurrent_swaps_wins(self, open_handle: OpenStore) -> None:
         await begin(open_handle(), FIRST)

@@ -8,7 +8,7 @@ EventsFailed                events could not be shipped or read; nothing is lost
 from typing import Literal, NamedTuple
 
 # Findings of ERRORS mean that lists cannot be read.
-FindingSource = Literal["store", "circuit", "damage", "restored", "canary", "rows", "file", "events"]
+FindingSource = Literal["store", "circuit", "damage", "restored", "canary", "erased users", "rows", "file", "events"]
 ERRORS = frozenset[FindingSource]({"store", "circuit", "damage"})
 
 

@@ -154,10 +154,21 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """The incarnation of the record of erased users, and their number."""
+    """The number of erased users, and what names their record.
+
+    Until format 4 the record was a row of an *incarnation*, empty since. *last* is the number of its last part, *token*
+    drawn for each change.
+    """
 
     incarnation: str
     count: int
+    last: int = 0
+    token: str = ""
+
+    @property
+    def stored(self) -> tuple[str | int, ...]:
+        """The fields that the catalogue's format has."""
+        return (self.incarnation, self.count) if self.incarnation else (self.count, self.last, self.token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +265,7 @@ class Catalogue:
     def incarnations(self) -> set[str]:
         """All incarnations, that of the erased users too."""
         named = {entry.incarnation for entry in self.releases}
-        return named if self.erased is None else named | {self.erased.incarnation}
+        return named | {self.erased.incarnation} if self.erased is not None and self.erased.incarnation else named
 
     def entry(self, incarnation: str) -> Release | None:
         """Return the entry of an incarnation, in any state."""
@@ -583,7 +594,9 @@ def format_of(catalogue: Catalogue) -> int:
     """Return the format in which a catalogue is written."""
     if catalogue.experiment is not None or any(entry.refused_by for entry in catalogue.releases):
         return FORMAT
-    return FORMAT_PLAIN if catalogue.erased is None else FORMAT_ERASED
+    if catalogue.erased is None:
+        return FORMAT_PLAIN
+    return FORMAT_ERASED if catalogue.erased.incarnation else FORMAT
 
 
 def dump(catalogue: Catalogue) -> bytes:
@@ -677,6 +690,6 @@ def _checksum(catalogue: Catalogue, *, with_refusals: bool = True) -> str:
         for entry in catalogue.releases
     ]
     shown = None if canary is None else (canary.release, float(canary.percent), canary.salt)
-    erased = () if catalogue.erased is None else ((catalogue.erased.incarnation, catalogue.erased.count),)
+    erased = () if catalogue.erased is None else (catalogue.erased.stored,)
     tried = () if catalogue.experiment is None else (astuple(catalogue.experiment),)
     return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries, *erased, *tried)))

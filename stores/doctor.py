@@ -16,7 +16,8 @@ from statistics import median
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import MANIFEST
-from hotplate.stores.erasure import NOBODY, ErasedUsers, erased_from
+from hotplate.stores.erasure import ErasedUsers
+from hotplate.stores.erasure_log import KEY, ErasureLog, erased_from, lost_sentence, parse_first_format, read_log
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     RefusedByGates,
@@ -30,7 +31,6 @@ from hotplate.stores.errors import (
 from hotplate.stores.lifecycle import check_nothing_to_rebuild, is_sealed, prepare_served
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
-from hotplate.stores.users import read_record, write_record
 from hotplate.stores.verification import counted, read_servable, verify
 
 MAX_SKEW_S = 2.0
@@ -57,7 +57,8 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
     sentence = f"generation {catalogue.generation:,}, releases: {len(catalogue.releases):,}"
     findings += [_clock(catalogue, before, clock()), Finding(Level.OK, "catalogue", sentence)]
     try:
-        await erased_from(store)
+        if lost := (await erased_from(store)).lost:
+            findings.append(Finding(Level.WARNING, "erased users", lost_sentence(lost)))
     except StoreError as error:
         findings.append(Finding(Level.ERROR, "erased users", str(error)))
     return [*findings, *await _live(store, catalogue), *await _left_over(store, catalogue)]
@@ -179,7 +180,7 @@ class Survey:
 
     releases: tuple[FoundRelease, ...]
     others: dict[str, str]
-    erased: ErasedUsers
+    erasures: ErasureLog
     record: bytes | None
     now: float
 
@@ -211,10 +212,17 @@ async def survey(
     Raises ReleaseConflict if the catalogue can be read; ReleaseNotFound without any sealed or the *wanted* release.
     """
     record, now = await _unreadable_record(store)
-    releases, others, erased = list[FoundRelease](), dict[str, str](), NOBODY
+    releases = list[FoundRelease]()
+    others = dict[str, str]()
+    erasures = await read_log(store)
+    erased = erasures.users
     for incarnation in await store.incarnations():
-        if (users := await read_record(store, incarnation)) is not None:
-            erased = erased.merged(users)
+        try:
+            if (value := await _read_row(store, incarnation, KEY)) is not None:
+                erased = erased.merged(parse_first_format(value))
+                continue
+        except ReleaseCorrupt as error:
+            erasures = replace(erasures, is_whole=False, damage=str(error))
             continue
         try:
             manifest = await _load_manifest(store, incarnation)
@@ -226,7 +234,8 @@ async def survey(
         drafts = f"; {len(others)} drafts or damaged releases cannot be used" if others else ""
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
     releases.sort(key=lambda one: one.manifest.created_at)
-    found = Survey(tuple(releases), others, erased, record, now)
+    erasures = replace(erasures, users=erased, is_whole=erasures.is_whole and erased == erasures.users)
+    found = Survey(tuple(releases), others, erasures, record, now)
     if wanted is not None:
         found.find(wanted)
     read = [await _read(store, one, erased, on_progress) for one in releases]
@@ -237,7 +246,8 @@ async def survey(
 async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
     """Write and return a catalogue with *live* live and the other *found* releases ready.
 
-    Unless *force* is true, raises ReleaseCorrupt if *live* is damaged, and RefusedByGates if its gates refused it.
+    Unless *force* is true, raises ReleaseCorrupt if *live* or the record of erased users is damaged, and RefusedByGates
+    if its gates refused it.
     Raises ReleaseConflict if another process has written a catalogue since.
     """
     chosen = found.find(live)
@@ -246,8 +256,13 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
         raise ReleaseCorrupt(f"{chosen.damage}; {advice}")
     if (refused_by := chosen.manifest.refused_by) and not force:
         raise RefusedByGates(f"release {live} was refused by {', '.join(refused_by)} when it was published; {advice}")
+    if found.erasures.damage is not None and not force:
+        raise ReleaseCorrupt(
+            f"{found.erasures.damage}, so erased users would be shown again; --force rebuilds with those that are "
+            f"left: erase the others again"
+        )
     await store.prepare(chosen.ref)
-    erased = await write_record(store, found.erased) if found.erased else None
+    erased, records = found.erasures.appended(found.erasures.users) if found.erasures.users else (None, [])
     new = changes.succeed(
         Catalogue(now=found.now),
         Catalogue(releases=tuple(_entries(found, chosen)), erased=erased, now=found.now),
@@ -256,9 +271,9 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
     )
     try:
         if found.record is None:
-            await store.swap(Catalogue(), new)
+            await store.swap(Catalogue(), new, records)
         else:
-            await store.replace_unreadable(found.record, new)
+            await store.replace_unreadable(found.record, new, records)
     except (ReleaseConflict, StoreUnavailable):
         if await _token(store) != new.token:  # otherwise only the reply was lost
             raise
@@ -278,6 +293,14 @@ async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
             "the catalogue can be read, so there is nothing to rebuild; see `hotplate releases activate`"
         )
     return None, found.now
+
+
+async def _read_row(store: Store, incarnation: str, key: str) -> bytes | None:
+    """Read a row of an unnamed incarnation; None also for drafts and damaged releases."""
+    try:
+        return await read_one(store, ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation), key)
+    except (ReleaseNotFound, ReleaseCorrupt):
+        return None
 
 
 async def _load_manifest(store: Store, incarnation: str) -> Manifest:

@@ -1,44 +1,97 @@
-"""Erased users: hashes of their ids, in one row of an incarnation that the catalogue names.
+"""Erased users: hashes of their ids, and the rows that releases lack since.
 
-An erasure writes a new incarnation and swaps the catalogue to it. Rollback, restore, copy and rebuild keep erasures.
-Unless the store is a RowEraser, releases keep the rows of erased users, whom readers treat as unknown. A release that
-lacks as many user rows as the record counts is complete.
+Rollback, restore, copy and rebuild keep erasures. Unless the store is a RowEraser, releases keep the rows of erased
+users, whom readers treat as unknown. `hotplate.stores.erasure_log` stores the record.
+
+Rows are deleted in three steps, so an interrupted erasure is neither forgotten nor counted twice: they become pending,
+by hashes of their keys and with their sums; they are deleted; their sums move to the deleted ones. `verify` is exact at
+any time, because it sees which pending rows are there.
 """
 
-import base64
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Final
 
-import msgspec
-import orjson
+from hotplate.stores.catalogue import Release, ReleaseRef
+from hotplate.stores.encoding import USER, Checksum, user_of
+from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
+from hotplate.stores.manifest import Manifest, Tally
+from hotplate.stores.store import Row
 
-from hotplate.stores.catalogue import Catalogue, RecordFormat, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import META, NO_OFFSET, OFFSET_BYTES, USER, Checksum, user_of
-from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused, check_format
-from hotplate.stores.store import Reader, Row, read_one
-
-ID: Final = ReleaseId("erased-users")
-KEY = META + "erased"
-FORMAT = 1
-
-# 1.1 MB as one row, which any store takes, and 8 MB in each serving process.
+# 1.1 MB in the store, which takes that as one row, and 8 MB in each serving process.
 MAX_ERASED = 100_000
+
+# 0.4 MB in the store.
+MAX_PENDING = 4_000
+
 HASH_BYTES = 8
 SALT_BYTES = 16
+_DIGESTS = 1 << 128
 
 
-class _Group(msgspec.Struct):
-    salt: str
-    hashes: str
+@dataclass(frozen=True, slots=True)
+class RowSums:
+    """Sums over rows, as in a Tally and a manifest."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    digest: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "RowSums":
+        """Sum up *rows*."""
+        tally = Tally()
+        tally.add(rows)
+        return cls(tally.counts, tally.bytes, tally.digest)
+
+    @classmethod
+    def lacking(cls, manifest: Manifest, tally: Tally) -> "RowSums":
+        """Return the sums over the rows that *manifest* has and *tally* lacks."""
+        counts = {kind: count - tally.counts.get(kind, 0) for kind, count in manifest.counts.items()}
+        digest = (int(manifest.digest, 16) - tally.digest) % _DIGESTS
+        return cls({kind: count for kind, count in counts.items() if count}, manifest.bytes - tally.bytes, digest)
+
+    def __add__(self, other: "RowSums") -> "RowSums":
+        counts = dict(Counter(self.counts) + Counter(other.counts))
+        return RowSums(counts, self.bytes + other.bytes, (self.digest + other.digest) % _DIGESTS)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return sum(self.counts.values())
+
+    def add_to(self, tally: Tally) -> None:
+        """Add these rows to *tally*."""
+        tally.merge(Tally(dict(self.counts), self.bytes, self.digest))
 
 
-class _Record(msgspec.Struct):
-    groups: list[_Group]
-    rows: dict[str, int]
+@dataclass(frozen=True, slots=True)
+class MissingRows:
+    """Rows of erased users that a release lacks."""
+
+    deleted: RowSums = RowSums()
+    pending: Mapping[bytes, RowSums] = field(default_factory=dict)
+    """Rows that are deleted or about to be, by the hash of their key."""
+
+    unsummed: int = 0
+    """At most so many rows were deleted without sums: damaged ones, and those that earlier versions counted."""
+
+    @property
+    def most(self) -> int:
+        """The number of rows that may be missing."""
+        return self.deleted.rows + len(self.pending) + self.unsummed
+
+    def settled(self, hashes: Collection[bytes]) -> "MissingRows":
+        """Return a copy in which the pending rows with these hashes are deleted ones."""
+        deleted = self.deleted
+        unsummed = self.unsummed
+        for hashed in self.pending.keys() & hashes:
+            deleted += self.pending[hashed]
+            unsummed += not self.pending[hashed].rows
+        pending = {hashed: sums for hashed, sums in self.pending.items() if hashed not in hashes}
+        return MissingRows(deleted, pending, unsummed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +101,11 @@ class ErasedUsers:
     groups: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
     """By salt: one of this store, one per store that was copied from."""
 
-    rows: Mapping[ReleaseId, int] = field(default_factory=dict)
-    """Number of erased users' rows in each release as written."""
+    rows: Mapping[str, MissingRows] = field(default_factory=dict)
+    """By incarnation; what earlier versions counted, by the release's id."""
+
+    lost: int = 0
+    """The number of ids that the catalogue counts, and the record has lost."""
 
     def __bool__(self) -> bool:
         return bool(self.groups)
@@ -68,96 +124,74 @@ class ErasedUsers:
         return sum(map(len, self.groups.values()))
 
     def merged(self, other: "ErasedUsers") -> "ErasedUsers":
-        """Return the union; StoreMisused if it exceeds MAX_ERASED."""
+        """Return the union."""
         groups = {
             salt: self.groups.get(salt, frozenset()) | other.groups.get(salt, frozenset())
             for salt in (*self.groups, *other.groups)
         }
-        return _bounded(ErasedUsers(groups, Counter(self.rows) | Counter(other.rows)))
+        return ErasedUsers(groups, {**other.rows, **self.rows})
 
-    def with_users(self, users: Iterable[str], rows: Mapping[ReleaseId, int]) -> "ErasedUsers":
-        """Return the union with *users*, with *rows* added; StoreMisused if it exceeds MAX_ERASED."""
+    def with_users(self, users: Iterable[str]) -> "ErasedUsers":
+        """Return the union with *users*."""
         salt = next(iter(self.groups), None) or secrets.token_bytes(SALT_BYTES)
         new = frozenset(_hash(salt, user.encode()) for user in users if not self.covers(USER + user))
-        groups = {**self.groups, salt: self.groups.get(salt, frozenset()) | new}
-        return _bounded(ErasedUsers(groups, Counter(self.rows) + Counter(rows)))
+        return replace(self, groups={**self.groups, salt: self.groups.get(salt, frozenset()) | new})
 
-    def of_releases(self, releases: Collection[ReleaseId]) -> "ErasedUsers":
-        """Return a copy without the counts of other releases."""
-        return replace(self, rows={name: count for name, count in self.rows.items() if count and name in releases})
+    def missing_from(self, release: ReleaseRef) -> MissingRows:
+        """Return the rows that a release lacks."""
+        return self.rows.get(release.incarnation) or self.rows.get(release.id) or MissingRows()
+
+    def with_rows(self, release: ReleaseRef, missing: MissingRows) -> "ErasedUsers":
+        """Return a copy with these rows of a release."""
+        return (
+            self
+            if missing == self.missing_from(release)
+            else replace(self, rows={**self.rows, release.incarnation: missing})
+        )
+
+    def with_pending(self, release: ReleaseRef, rows: Iterable[Row]) -> "ErasedUsers":
+        """Return a copy in which *rows*, which the release has, are pending."""
+        salt = next(iter(self.groups))
+        missing = self.missing_from(release)
+        pending = dict(missing.pending)
+        for row in rows:
+            if not self.hashes_of([row.key]) & pending.keys():
+                pending[_hash(salt, row.key.encode())] = _sums_of(release, row)
+        return self.with_rows(release, replace(missing, pending=pending))
+
+    def hashes_of(self, keys: Iterable[str]) -> set[bytes]:
+        """Return the hashes by which *keys* may be pending."""
+        return {_hash(salt, key.encode("utf-8", "surrogatepass")) for key in keys for salt in self.groups}
+
+    def of_releases(self, entries: Iterable[Release]) -> "ErasedUsers":
+        """Return a copy without the rows of other releases."""
+        names = {name for entry in entries for name in entry.ref}
+        return replace(self, rows={name: missing for name, missing in self.rows.items() if name in names})
+
+    def check_bounds(self) -> None:
+        """Raise StoreMisused if there are more users, or rows to be deleted, than a store keeps."""
+        if self.count > MAX_ERASED:
+            raise StoreMisused(
+                f"{self.count:,} users would be erased, and a store keeps {MAX_ERASED:,}; publish releases without "
+                f"them into a new store, and serve that"
+            )
+        if sum(len(missing.pending) for missing in self.rows.values()) > MAX_PENDING:
+            raise StoreMisused(
+                f"interrupted erasures have left more than {MAX_PENDING:,} rows to delete; give these commands again"
+            )
 
 
 NOBODY = ErasedUsers()
-
-
-async def read_erased(reader: Reader, found: Catalogue) -> ErasedUsers:
-    """Read the record that *found* names, if any. Raises StoreError."""
-    if found.erased is None:
-        return NOBODY
-    try:
-        value = await read_one(reader, ReleaseRef(ID, found.erased.incarnation), KEY)
-    except (ReleaseNotFound, ReleaseCorrupt) as error:
-        raise _lost(str(error)) from error
-    erased = None if value is None else parse_erased(value)
-    if erased is None or erased.count != found.erased.count:
-        raise _lost("it is missing, or a different one")
-    return erased
-
-
-async def erased_from(reader: Reader) -> ErasedUsers:
-    """Read the catalogue and its record, again if an erasure replaced it in between."""
-    found = await reader.catalogue()
-    try:
-        return await read_erased(reader, found)
-    except ReleaseCorrupt:
-        again = await reader.catalogue()
-        if again.erased == found.erased:
-            raise
-        return await read_erased(reader, again)
 
 
 def _hash(salt: bytes, identifier: bytes) -> bytes:
     return blake2b(identifier, digest_size=HASH_BYTES, key=salt).digest()
 
 
-def _bounded(users: ErasedUsers) -> ErasedUsers:
-    if users.count > MAX_ERASED:
-        raise StoreMisused(
-            f"{users.count:,} users would be erased, and a store keeps {MAX_ERASED:,}; publish releases without them "
-            f"into a new store, and serve that"
-        )
-    return users
-
-
-def row_of(users: ErasedUsers) -> Row:
-    """Return the row of a record."""
-    groups = [
-        {"salt": salt.hex(), "hashes": base64.b64encode(b"".join(sorted(hashes))).decode()}
-        for salt, hashes in sorted(users.groups.items())
-    ]
-    record = orjson.dumps({"format": FORMAT, "groups": groups, "rows": dict(users.rows)})
-    return Row(KEY, Checksum(ID).seal(KEY, NO_OFFSET + record))
-
-
-def parse_erased(value: bytes) -> ErasedUsers:
-    """Parse a record; ReleaseCorrupt if it is invalid."""
+def _sums_of(release: ReleaseRef, row: Row) -> RowSums:
+    """Return the sums of a row; empty ones if it is damaged, as the manifest's have another value."""
     try:
-        stored = Checksum(ID).open(KEY, value)[OFFSET_BYTES:]
-        # First: others may have other fields.
-        check_format(msgspec.json.decode(stored, type=RecordFormat).format, FORMAT, "the record of erased users")
-        record = msgspec.json.decode(stored, type=_Record)
-        groups = dict[bytes, frozenset[bytes]]()
-        for group in record.groups:
-            raw = base64.b64decode(group.hashes, validate=True)
-            hashes = (raw[place : place + HASH_BYTES] for place in range(0, len(raw), HASH_BYTES))
-            groups[bytes.fromhex(group.salt)] = frozenset(hashes)
-    except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
-        raise _lost(str(error)) from error
-    return ErasedUsers(groups, {ReleaseId(release): count for release, count in record.rows.items()})
-
-
-def _lost(why: str) -> ReleaseCorrupt:
-    return ReleaseCorrupt(
-        f"the record of erased users cannot be read, so nothing new is served: {why}; restore a backup into a new "
-        f"store, or see `hotplate users` in the documentation of security"
-    )
+        Checksum(release.id).open(row.key, row.value)
+    except ReleaseCorrupt:
+        return RowSums()
+    return RowSums.of([row])

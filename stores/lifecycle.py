@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.erasure_log import erased_from, read_incarnation
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     RefusedByGates,
@@ -18,7 +19,7 @@ from hotplate.stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from hotplate.stores.store import ProvisionedStore, Store
+from hotplate.stores.store import ProvisionedStore, RecordChange, Store
 from hotplate.stores.timing import Backoff
 from hotplate.stores.verification import OnProgress, counted, read_servable, unreported
 
@@ -170,7 +171,7 @@ async def prune(
     on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
     """Erase the releases that `catalogue.prune` marks, and return their ids; kept ones past their grace scale down."""
-    present = await store.incarnations()
+    present = await _unneeded(store)
     marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))
     dropped = [entry.ref for entry in marked.releases if entry.state is State.DROPPING]
     for number, release in enumerate(dropped):
@@ -180,6 +181,14 @@ async def prune(
         if entry.state in (State.SUPERSEDED, State.WITHDRAWN) and (entry.superseded_at or 0.0) + grace_s <= marked.now:
             await scale_down(store, entry.ref)
     return list(dict.fromkeys(release.id for release in dropped))
+
+
+async def _unneeded(store: Store) -> list[str]:
+    """Return the incarnations with data, without records of erased users while some of these are lost."""
+    present = await store.incarnations()
+    if not (await erased_from(store)).lost:
+        return present
+    return [name for name in present if await read_incarnation(store, name) is None]
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
@@ -193,18 +202,25 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
         await store.prepare(release)
 
 
-async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeatable: bool = True) -> Catalogue:
+async def change(
+    store: Store,
+    step: Callable[[Catalogue], Catalogue],
+    *,
+    repeatable: bool = True,
+    records: Sequence[RecordChange] = (),
+) -> Catalogue:
     """Apply a pure function to the catalogue by compare-and-set, again after a lost race.
 
     A swap without a clear result may still be made: then the next read finds its token, or the next swap loses against
-    it. After swaps by others, an idempotent (*repeatable*) step is applied again, else StoreUnavailable is raised.
-    Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
+    it. After swaps by others, an idempotent (*repeatable*) step is applied again, else StoreUnavailable is raised. With
+    *records*, which depend on what was read, a lost race soon raises ReleaseConflict. Raises CatalogueUnreadable if the
+    store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     made = dict[str, Catalogue]()
     unclear = list[StoreUnavailable]()
     unclear_from = ""
-    for _ in range(SWAP_ATTEMPTS):
+    for _ in range(UNCLEAR_SWAPS + 1 if records else SWAP_ATTEMPTS):
         old = await (_read_back(store, unclear[-1]) if unclear else store.catalogue())
         if old.token in made:
             return made[old.token]
@@ -220,7 +236,7 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeat
         new = changes.succeed(old, new, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
         made[new.token] = new
         try:
-            await store.swap(old, new)
+            await store.swap(old, new, records)
         except ReleaseConflict:
             await asyncio.sleep(backoff.next_s())
         except StoreUnavailable as error:

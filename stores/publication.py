@@ -20,7 +20,7 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, ReleaseId
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.encoding import META, Checksum
-from hotplate.stores.erasure import erased_from
+from hotplate.stores.erasure_log import erased_from, first_records, lost_sentence
 from hotplate.stores.errors import (
     HeldBack,
     ReleaseConflict,
@@ -34,7 +34,6 @@ from hotplate.stores.folders import temporary_folder
 from hotplate.stores.lifecycle import activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
 from hotplate.stores.store import Diagnosed, Plan, Row, Store
-from hotplate.stores.users import write_record
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
 log = logging.getLogger(__name__)
@@ -298,6 +297,8 @@ async def put_part(
 ) -> WrittenPart:
     """Put the unacknowledged rows of a part, without erased users."""
     erased = await erased_from(store)
+    if erased.lost and part == 0:
+        log.warning("%s", lost_sentence(erased.lost))
     point = await store.resume_point(context.draft, part) if context.puts else None
     tally = Tally()
     put = 0
@@ -395,8 +396,8 @@ async def rehearse(store: Store, run: Callable[[Store], Awaitable[Manifest]]) ->
         stand_in = _StandIn(folder, store, found)
         try:
             if found.generation:
-                record = await write_record(stand_in, erased) if erased else None
-                CatalogueFile(folder).replace(replace(found, erased=record))
+                named, records = first_records(erased) if erased else (None, [])
+                CatalogueFile(folder).replace(replace(found, erased=named), records)
             manifest = await run(stand_in)
         finally:
             await stand_in.close()

@@ -36,6 +36,14 @@ class Plan:
     meta_bytes: int = 0
 
 
+class RecordChange(NamedTuple):
+    """A record beside the catalogue to be written as *after*, if it is *before* (None: absent)."""
+
+    name: str
+    before: bytes | None
+    after: bytes
+
+
 class Reader(Protocol):
     """The contract for serving; an instance must not be shared by processes."""
 
@@ -55,6 +63,9 @@ class Reader(Protocol):
 
     async def catalogue(self) -> Catalogue:
         """Read the catalogue; generation 0 if nothing was ever published."""
+
+    async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        """Read records that swaps wrote beside the catalogue, by name."""
 
     def changes(self) -> AsyncIterator[Catalogue]:
         """Yield the catalogue now and after changes, maybe only the newest; can be called again after a StoreError."""
@@ -152,8 +163,12 @@ class Store(Reader, Protocol):
     async def prepare(self, release: ReleaseRef) -> None:
         """Make a sealed release ready to be live (warm, scaled). Idempotent."""
 
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap."""
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap.
+
+        *records*, of up to 2 MB, are written in the same atomic step, or else before it, in order and durably. Only
+        then does a store compare what they were before: ReleaseConflict for another value, but not for the new one.
+        """
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Remove all rows of an incarnation, sealed or not, paced. Idempotent.
@@ -167,7 +182,7 @@ class Store(Reader, Protocol):
     async def incarnations(self) -> list[str]:
         """Return the incarnations with data, even without a readable catalogue."""
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace a CatalogueUnreadable's *record* by *new*, as `swap`; ReleaseConflict if the stored bytes differ."""
 
 
@@ -253,6 +268,10 @@ class Diagnosed(ABC):
     @abstractmethod
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         """Raise StoreFull, with the numbers, if the plan cannot fit."""
+
+    async def check_durability(self) -> str | None:
+        """Return a sentence if the store may return with older data after a restart. Raises StoreError."""
+        return None
 
     async def warnings(self) -> list[str]:
         """Return a sentence, without secrets, per flaw. Raises StoreError."""

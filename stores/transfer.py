@@ -8,7 +8,7 @@ from dataclasses import replace
 from hotplate.stores.catalogue import DraftRef, Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.compression import EncodedRows
 from hotplate.stores.encoding import MANIFEST, META
-from hotplate.stores.erasure import erased_from
+from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.lifecycle import scale_down
 from hotplate.stores.manifest import Manifest, Tally
@@ -112,7 +112,8 @@ async def _write_copy(
     async def finish(tally: Tally, _begun: Manifest | None) -> Manifest:
         erased = await erased_from(source)  # also users erased since the copy began
         await take_over_erasures(target, erased)
-        await check_copied(target, manifest, tally, absent=erased.rows.get(manifest.release, 0))
+        absent = erased.missing_from(found).most + erased.lost * (1 + len(manifest.named))
+        await check_copied(target, draft, manifest, tally, absent=absent)
         return manifest
 
     async def read() -> EncodedRows:

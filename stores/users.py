@@ -1,19 +1,26 @@
 """Erasing users, and finding data that still contain them, in any store."""
 
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import USER, list_of, prefix_of, user_of
-from hotplate.stores.erasure import ID, KEY, NOBODY, ErasedUsers, parse_erased, read_erased, row_of
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
+from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.lifecycle import SWAP_ATTEMPTS, change
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
-from hotplate.stores.store import Plan, ProvisionedStore, RowEraser, Store, read_one
+from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
 from hotplate.stores.verification import load_manifest, read_slots
+
+# Users whose rows are pending together: at most as many rows as lists, some of which a store keeps for each.
+USERS_AT_ONCE = 40
+
+ATTEMPTS = 3
+
+# Returns what is to be erased, given the catalogue and what is.
+More = Callable[[Catalogue, ErasedUsers], Awaitable[ErasedUsers]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +28,8 @@ class Erasure:
     """The result of an erasure, or of a search.
 
     *holding* are the releases that still have rows of given users, *lists* the named lists with some of these rows;
-    *being_written* are drafts, which were not searched.
+    *being_written* are drafts, which were not searched. *lost* is the number of ids that the store's record has lost,
+    *warning* a sentence if this erasure may be lost with the store's data.
     """
 
     erased: tuple[str, ...]
@@ -29,38 +37,8 @@ class Erasure:
     being_written: tuple[ReleaseId, ...]
     deleted: int = 0
     lists: Mapping[ReleaseId, tuple[str, ...]] = field(default_factory=dict)
-
-
-async def read_record(store: Store, incarnation: str) -> ErasedUsers | None:
-    """Return the erased users recorded in an incarnation, even without a catalogue; None if it holds no record.
-
-    Raises ReleaseCorrupt for an unreadable record.
-    """
-    try:
-        value = await read_one(store, ReleaseRef(ID, incarnation), KEY)
-    except (ReleaseNotFound, ReleaseCorrupt):  # a draft or a damaged release
-        return None
-    return None if value is None else parse_erased(value)
-
-
-async def find_erased(store: Store) -> ErasedUsers:
-    """Return the union of all records of erased users, even without a catalogue."""
-    found = NOBODY
-    for incarnation in await store.incarnations():
-        found = found.merged(await read_record(store, incarnation) or NOBODY)
-    return found
-
-
-async def write_record(store: Store, users: ErasedUsers) -> Erased:
-    """Write a record, which a catalogue must then name."""
-    draft = DraftRef(ID, secrets.token_hex(6), f"erase-{secrets.token_hex(8)}")
-    row = row_of(users)
-    await store.create(draft, Plan(1, len(row.key) + len(row.value), len(row.value)))
-    await store.put(draft, [row])
-    await store.seal(draft)
-    if isinstance(store, ProvisionedStore):
-        await store.scale_down(draft.release)
-    return Erased(draft.incarnation, users.count)
+    lost: int = 0
+    warning: str | None = None
 
 
 async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
@@ -69,24 +47,55 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     Rows are deleted if the store can. Raises ReleaseNotFound if nothing was ever published.
     """
     wanted = list(dict.fromkeys(users))
-    counted = dict[ReleaseId, list[str]]()
 
-    async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        # A RowEraser has erased users' rows only in releases written since.
-        by_row = isinstance(store, RowEraser)
-        fresh = [user for user in wanted if by_row or not known.covers(USER + user)]
-        counted.clear()
-        counted.update(await _holding(store, found, fresh))
-        # Rows of an interrupted erasure are counted again: verify may then overlook as many lost rows.
-        return known.with_users(wanted, {release: len(there) for release, there in counted.items()})
+    async def mark(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
+        return known.with_users(wanted)
 
-    found = await _change(store, more)
     deleted = 0
-    if isinstance(store, RowEraser):  # only counted rows: others would be reported as missing
+    for _ in range(ATTEMPTS):
+        if isinstance(store, RowEraser):
+            for start in range(0, len(wanted), USERS_AT_ONCE):
+                deleted += await _delete_rows(store, store, mark, wanted[start : start + USERS_AT_ONCE])
+        else:
+            await _change(store, mark)
+        found = await find_users(store, wanted)
+        if len(found.erased) == len(wanted) and not (found.holding and isinstance(store, RowEraser)):
+            break  # else the store went back to older data, or a publish wrote rows meanwhile
+    warning = await store.check_durability() if isinstance(store, Diagnosed) else None
+    return replace(found, deleted=deleted, warning=warning)
+
+
+async def _delete_rows(store: Store, eraser: RowEraser, mark: More, users: Sequence[str]) -> int:
+    """Delete the rows of *users* once *mark* has erased them; return their number.
+
+    Rows that an interrupted call left pending are among them.
+    """
+    keys = dict[ReleaseRef, list[str]]()
+
+    async def add_pending(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
+        keys.clear()
+        known = await mark(found, known)
         for entry in found.committed:
             with suppress(ReleaseNotFound):  # pruned since
-                deleted += await store.erase_rows(entry.ref, counted.get(entry.id, ()))
-    return replace(await find_users(store, wanted), deleted=deleted)
+                candidates = await _keys_of(store, entry.ref, users)
+                rows = await _present(store, entry.ref, candidates)
+                known = known.with_pending(entry.ref, rows)
+                left = known.missing_from(entry.ref).pending
+                keys[entry.ref] = [key for key in candidates if known.hashes_of([key]) & left.keys()]
+        return known
+
+    async def settle(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
+        for release, deleted in keys.items():
+            known = known.with_rows(release, known.missing_from(release).settled(known.hashes_of(deleted)))
+        return known
+
+    await _change(store, add_pending)
+    count = 0
+    for release, of_release in keys.items():
+        with suppress(ReleaseNotFound):
+            count += await eraser.erase_rows(release, of_release)
+    await _change(store, settle)
+    return count
 
 
 async def find_users(store: Store, users: Sequence[str]) -> Erasure:
@@ -103,7 +112,8 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
     }
     lists = {release: tuple(dict.fromkeys(filter(None, map(list_of, there)))) for release, there in held.items()}
     marked = tuple(user for user in wanted if erased.covers(USER + user))
-    return Erasure(marked, holding, drafts, lists={release: names for release, names in lists.items() if names})
+    named = {release: names for release, names in lists.items() if names}
+    return Erasure(marked, holding, drafts, lists=named, lost=erased.lost)
 
 
 async def take_over_erasures(target: Store, erased: ErasedUsers) -> None:
@@ -116,10 +126,10 @@ async def take_over_erasures(target: Store, erased: ErasedUsers) -> None:
         await _change(target, more)
 
 
-async def check_copied(target: Store, manifest: Manifest, tally: Tally, *, absent: int) -> None:
+async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally: Tally, *, absent: int) -> None:
     """Raise ReleaseCorrupt if a copy lacks rows other than those of erased users, of which the source lacked *absent*.
 
-    Records their number for `verify`.
+    Records the sums of these rows for `verify`.
     """
     missing = manifest.count("user") - count_of(tally.counts, "user")
     others, theirs = (
@@ -132,41 +142,84 @@ async def check_copied(target: Store, manifest: Manifest, tally: Tally, *, absen
         return
 
     async def more(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        return replace(known, rows={**known.rows, manifest.release: max(missing, known.rows.get(manifest.release, 0))})
+        return known.with_rows(draft.release, MissingRows(RowSums.lacking(manifest, tally)))
 
     await _change(target, more)
 
 
-async def _change(store: Store, more: Callable[[Catalogue, ErasedUsers], Awaitable[ErasedUsers]]) -> Catalogue:
+async def accept_loss(store: Store) -> int:
+    """Count as erased only the users that the record has; return how many were lost."""
+    lost = 0
+
+    async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
+        nonlocal lost
+        lost = 0 if found.erased is None else max(0, found.erased.count - known.count)
+        return known
+
+    await _change(store, more, accepts_loss=True)
+    return lost
+
+
+async def _change(store: Store, more: More, *, accepts_loss: bool = False) -> Catalogue:
     for _ in range(SWAP_ATTEMPTS):
         found = await store.catalogue()
         if not found.generation:
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
-        known = await read_erased(store, found)
-        wanted = (await more(found, known)).of_releases({entry.id for entry in found.releases})
-        if wanted == known.of_releases({entry.id for entry in found.releases}):
+        log = await _read_whole(store, found)
+        wanted = (await more(found, log.users)).of_releases(found.releases)
+        is_named = _is_named(found, log)
+        loses = found.erased is not None and found.erased.count > log.users.count
+        if is_named and not (accepts_loss and loses) and wanted == log.users.of_releases(found.releases):
             return found
-        record = await write_record(store, wanted)
+        expected = 0 if accepts_loss or found.erased is None else found.erased.count
+        erased, records = log.appended(wanted, expected)
 
-        def step(current: Catalogue, seen: Catalogue = found, new: Erased = record) -> Catalogue:
+        def step(current: Catalogue, seen: Catalogue = found, new: Erased = erased) -> Catalogue:
             if current.erased == new:
                 return current  # made, but its reply was lost
-            if current.version != seen.version:  # a prune may have erased the new record
+            if current.version != seen.version:  # what is erased depends on the catalogue
                 raise ReleaseConflict("the catalogue has changed; try again")
             return replace(current, erased=new)
 
-        try:
-            return await change(store, step)
-        except StoreUnavailable:
-            raise  # unclear; a prune erases an unused record
-        except ReleaseConflict:
-            await store.erase(ReleaseRef(ID, record.incarnation), partial(_check_unused, record))
+        with suppress(ReleaseConflict):
+            return await change(store, step, records=records)
     raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
-def _check_unused(record: Erased, found: Catalogue) -> None:
-    if found.erased == record:
-        raise ReleaseConflict("the catalogue names this record of erased users")
+def _is_named(found: Catalogue, log: ErasureLog) -> bool:
+    """Return whether the catalogue names the last part, which an interrupted erasure may have written."""
+    if found.erased is None:
+        return log.last == 0
+    return bool(found.erased.incarnation) or found.erased.last == log.last
+
+
+async def _read_whole(store: Store, found: Catalogue) -> ErasureLog:
+    """Read the log, with records of format 1 until it replaces them, and all that are left if one is lost."""
+    log = await read_log(store)
+    users = log.users
+    if found.erased is not None and found.erased.incarnation:
+        users = users.merged(await read_incarnation(store, found.erased.incarnation) or users)
+    if found.erased is not None and found.erased.count > users.count:
+        users = users.merged(await find_erased(store))
+    return log if users == log.users else replace(log, users=users, is_whole=False)
+
+
+async def _keys_of(store: Store, release: ReleaseRef, users: Sequence[str]) -> list[str]:
+    """Return the keys of the users' rows, in all lists."""
+    try:
+        names = (await load_manifest(store, release)).named
+    except ReleaseCorrupt:
+        names = {}
+    return [prefix_of(USER, name) + user for name in ("", *names) for user in users]
+
+
+async def _present(store: Store, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
+    """Return the rows that a release has; a row that cannot be read has no value."""
+    return [
+        Row(key, b"" if isinstance(slot, ReleaseCorrupt) else slot)
+        async for key, slot in read_slots(store, release, keys)
+        if slot is not None
+    ]
 
 
 async def _holding(store: Store, found: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[str]]:
@@ -174,12 +227,8 @@ async def _holding(store: Store, found: Catalogue, users: Sequence[str]) -> dict
     held = dict[ReleaseId, list[str]]()
     for entry in found.committed:
         with suppress(ReleaseNotFound):  # pruned since
-            try:
-                names = (await load_manifest(store, entry.ref)).named
-            except ReleaseCorrupt:
-                names = {}
-            keys = [prefix_of(USER, name) + user for name in ("", *names) for user in users]
-            there = [key async for key, slot in read_slots(store, entry.ref, keys) if slot is not None]
+            keys = await _keys_of(store, entry.ref, users)
+            there = [row.key for row in await _present(store, entry.ref, keys)]
             if len(there) >= len(held.get(entry.id, ())):
                 held[entry.id] = there
     return held

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 from hotplate.stores.attributes import ItemAttributes, piece_keys
@@ -23,11 +24,16 @@ from hotplate.stores.encoding import (
     is_empty,
     list_of,
     prefix_of,
+    user_of,
 )
-from hotplate.stores.erasure import ErasedUsers, erased_from
+from hotplate.stores.erasure import ErasedUsers
+from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, count_of, read_manifest
 from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
+
+# Scans of a release, as erasures may change it meanwhile.
+SCANS = 3
 
 # Limits of a chunk; bytes are of values, and approximate.
 CHUNK_ROWS = 1000
@@ -97,25 +103,47 @@ async def verify(
     if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
         await store.check_integrity(release)
     with _as_damage(release):
-        manifest, tally = await load_manifest(store, release), Tally()
-        async for rows in read_rows(store, release, manifest, on_progress, rows_per_s=rows_per_s):
-            tally.add(rows)
-        try:
-            compare(manifest, tally)
-        except ReleaseCorrupt as error:
-            damaged = await _damaged(store, release, manifest, rows_per_s)
-            missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
-            deleted = 0
-            if users := count_of(missing, "user"):
-                known = await erased_from(store) if erased is None else erased
-                deleted = min(users, known.rows.get(release.id, 0))
-            lost = sum(missing.values()) - deleted
-            found = [f"{lost:,} of {manifest.rows + 1:,} rows are missing"] if lost else []
-            if found := [*found, damaged] if damaged else found:
-                raise ReleaseCorrupt(f"of release {release.id}, {' and '.join(found)}; {HEAL}") from error
-            if not deleted:
-                raise
+        manifest = await load_manifest(store, release)
+        rows = partial(read_rows, store, release, manifest, on_progress, rows_per_s=rows_per_s)
+        for scan in range(SCANS):
+            known = await erased_from(store) if erased is None else erased
+            tally, unsummed = await _tally(rows(), known, release)
+            unsummed += known.lost * (1 + len(manifest.named))  # a lost record may have counted their rows
+            try:
+                compare(manifest, tally)
+            except ReleaseCorrupt as error:
+                if scan < SCANS - 1 and erased is None and await _is_outdated(store, release, known):
+                    continue
+                missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
+                deleted = min(count_of(missing, "user"), unsummed)
+                lost = sum(missing.values()) - deleted
+                damaged = await _damaged(store, release, manifest, rows_per_s)
+                found = [f"{lost:,} of {manifest.rows + 1:,} rows are missing"] if lost else []
+                if found := [*found, damaged] if damaged else found:
+                    raise ReleaseCorrupt(f"of release {release.id}, {' and '.join(found)}; {HEAL}") from error
+                if not deleted:
+                    raise
+            break
     return manifest
+
+
+async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release: ReleaseRef) -> tuple[Tally, int]:
+    """Sum up rows, and those of erased users that are not there; return how many more may be missing, without sums."""
+    missing = erased.missing_from(release)
+    tally = Tally()
+    present = set[bytes]()
+    async for rows in chunks:
+        tally.add(rows)
+        if missing.pending:
+            present |= erased.hashes_of(row.key for row in rows if user_of(row.key) is not None)
+    deleted = missing.settled(missing.pending.keys() - present)
+    deleted.deleted.add_to(tally)
+    return tally, deleted.unsummed
+
+
+async def _is_outdated(store: Store, release: ReleaseRef, known: ErasedUsers) -> bool:
+    """Return whether an erasure has changed the missing rows of a release since *known* was read."""
+    return (await erased_from(store)).missing_from(release) != known.missing_from(release)
 
 
 async def _damaged(store: Store, release: ReleaseRef, manifest: Manifest, rows_per_s: float) -> str:
@@ -232,8 +260,9 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
         erased = await erased_from(reader) if erased is None else erased
         damaged = [key for key in damaged if not erased.covers(key)]
     sampled, unreadable = (Counter(map(list_of, each)) for each in (manifest.sample, set(manifest.sample) & {*damaged}))
+    lost_ids = 0 if erased is None else erased.lost
     for name, lost in unreadable.items():
-        if lost > 1 and 2 * lost > sampled[name]:
+        if lost > max(1, lost_ids) and 2 * lost > sampled[name]:
             of_list = f" of the list {name!r}" if name else ""
             raise ReleaseCorrupt(
                 f"release {release.id} cannot be read: {lost} of the {sampled[name]} rows of its sample{of_list} are "

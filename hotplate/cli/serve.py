@@ -322,7 +322,7 @@ def _print_counts(found: "EventReport") -> None:
 
 async def _arm_events(goal: str, store: "Store") -> "ArmEvents":
     from hotplate.serve.experiments import ArmEvents
-    from hotplate.stores.erasure import read_erased
+    from hotplate.stores.erasure_log import read_erased
     from hotplate.stores.errors import ReleaseNotFound
 
     found = await store.catalogue()

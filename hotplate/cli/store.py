@@ -141,6 +141,22 @@ def rebuild(
         raise outcome
 
 
+@app.command()
+def repair(store: StoreUrl = None, as_json: Json = False) -> None:
+    """Accept that a store has lost ids of erased users, whom it shows again; those that are left stay erased.
+
+    First erase the lost ids again, if you know them: `hotplate store doctor` says how many there are.
+
+    Example: hotplate store repair --store redis://localhost:6379/0
+    """
+    from hotplate.stores.users import accept_loss
+
+    lost = with_store(store, accept_loss)
+    facts = {"store": shown_store(store, as_json=True), "lost": lost}
+    what = f"{counted(lost, 'erased user')} less" if lost else "all of its erased users"
+    print_result(facts, f"{shown_store(store)} counts {what}", as_json=as_json)
+
+
 def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None, *, as_json: bool) -> None:
     if as_json:
         states = {} if rebuilt is None else {entry.incarnation: entry.state for entry in rebuilt.releases}

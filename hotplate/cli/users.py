@@ -121,6 +121,8 @@ def _print(
     *,
     has_open_segments: bool,
 ) -> None:
+    from hotplate.stores.erasure_log import lost_sentence
+
     unchecked = ["other stores"]
     given = {"backups": places.backups, "model folders": places.models, "events": places.events}
     unchecked += [name for name, paths in given.items() if not paths]
@@ -128,6 +130,10 @@ def _print(
         unchecked.append("open segments of events")
     counted_users = f"{counted(len(done.erased), 'user')} of {len(set(users))}"
     sentences = [f"{counted_users} are {state} {shown_store(places.store)}"]
+    if done.lost:
+        sentences.append(lost_sentence(done.lost))
+    if done.warning is not None:
+        sentences.append(f"warning: {done.warning}")
     if done.deleted:
         sentences.append(f"{counted(done.deleted, 'row')} deleted")
     sentences += [

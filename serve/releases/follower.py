@@ -15,7 +15,8 @@ from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.releases.served import BothCounts, ServedCanary, ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.encoding import MANIFEST
-from hotplate.stores.erasure import NOBODY, read_erased
+from hotplate.stores.erasure import NOBODY
+from hotplate.stores.erasure_log import lost_sentence, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import Diagnosed, LocalReader, Reader, read_one
 from hotplate.stores.timing import Backoff, SharedCall
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Findings that only another catalogue clears.
-FOLLOWED: tuple[FindingSource, ...] = ("restored", "canary")
+FOLLOWED: tuple[FindingSource, ...] = ("restored", "canary", "erased users")
 
 # Minimum between logs of repeated errors.
 LOG_EVERY_S = 60.0
@@ -55,6 +56,8 @@ class Follower:
         self.served: ServedRelease | None = None
         self.canary: ServedCanary | None = None
         self.erased = NOBODY
+        self._most_erased = 0
+        """The most erased users that the store has counted."""
         self.canary_stopped: str | None = None
         self.last_error: str | None = None
         self.attempted = asyncio.Event()
@@ -246,7 +249,7 @@ class Follower:
 
     async def _follow(self, found: Catalogue) -> None:
         if found.erased != (None if self._seen is None else self._seen.erased):
-            self.erased = await read_erased(self._reader, found)
+            await self._follow_erased(found)
         live, served = found.live_entry, self.served
         is_new = live is not None and self._is_new(live)
         if live is not None and is_new:
@@ -264,6 +267,17 @@ class Follower:
         self._seen = found
         self._found["restored"] = []
         self._note_current()
+
+    async def _follow_erased(self, found: Catalogue) -> None:
+        """Add the erased users of a store to those known, who stay hidden if the store was restored or lost some."""
+        stored = await read_erased(self._reader, found)
+        self.erased = self.erased.merged(stored)
+        self._most_erased = max(self._most_erased, stored.count + stored.lost)
+        lost = self._most_erased - stored.count
+        sentences = [lost_sentence(lost)] if lost else []
+        if sentences and sentences != self._found.get("erased users"):
+            log.warning("%s", sentences[0])
+        self._found["erased users"] = sentences
 
     async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
         """None also if the canary cannot be loaded."""

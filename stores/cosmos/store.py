@@ -17,7 +17,16 @@ from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.cosmos import charges
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.rows import CONTAINER, Budget, ReleaseRows, container_of, item_bytes, name_of, value_of
+from hotplate.stores.cosmos.rows import (
+    CONTAINER,
+    Budget,
+    ReleaseRows,
+    container_of,
+    item_bytes,
+    name_of,
+    to_item,
+    value_of,
+)
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, CosmosItem, ItemWritten, SignedClient, VersionedItem
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreMisused, StoreUnavailable, extra_installed
@@ -29,6 +38,7 @@ from hotplate.stores.store import (
     Observer,
     Plan,
     ProvisionedStore,
+    RecordChange,
     ReplicatedReader,
     Row,
     RowEraser,
@@ -185,6 +195,16 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         if item is None:
             return Catalogue(now=now)
         return catalogue_record.parse(_record_in(item), now=now, where=self._address.shown)
+
+    async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        async def read(name: str) -> bytes | None:
+            item, _, _ = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, name))
+            return None if item is None else value_of(item)
+
+        try:
+            return list(await asyncio.gather(*map(read, names)))
+        except ContainerMissing:
+            return [None] * len(names)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         await self._check_single_writer(POLL_S)
@@ -358,19 +378,21 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         except ContainerMissing as error:
             raise not_found(release) from error
 
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         if old.version == Catalogue().version:
-            await self._swap(partial(self._create_catalogue, new))
+            await self._swap(partial(self._create_catalogue, new, records))
             return
         item, etag, now = await self._read_catalogue()
         if self._parsed(item, now).version != old.version:
             raise catalogue_changed()
+        await self._write_records(records)
         await self._swap(partial(self._items.replace, CONTROL, _record(new), etag))
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         item, etag, _ = await self._read_catalogue()
         if item is None or _record_in(item) != record:
             raise catalogue_changed()
+        await self._write_records(records)
         await self._swap(partial(self._items.replace, CONTROL, _record(new), etag))
 
     async def _swap(self, write: Callable[[], Awaitable[ItemWritten]]) -> None:
@@ -378,13 +400,35 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         if not (await self._budget.call(write)).done:
             raise catalogue_changed()  # perhaps with our own attempt, after a lost response
 
-    async def _create_catalogue(self, new: Catalogue) -> ItemWritten:
+    async def _write_records(self, records: Sequence[RecordChange]) -> None:
+        """Compare and set records one by one; ReleaseConflict if one is neither as before nor written already."""
+        await self._check_single_writer()
+        for change in records:
+            read = partial(self._items.read_fresh, CONTROL, change.name)
+            found, etag, _ = await self._budget.until_visible(CONTROL, read)
+            value = None if found is None else value_of(found)
+            if value == change.after:  # by an attempt whose response was lost
+                continue
+            if value != change.before:
+                raise catalogue_changed()
+            item = to_item(change.name, change.after)
+            item_bytes(item)  # may raise
+            if found is None:
+                write = partial(self._items.create, CONTROL, item)
+            else:
+                write = partial(self._items.replace, CONTROL, item, etag)
+            if not (await self._budget.call(write)).done:
+                raise catalogue_changed()
+
+    async def _create_catalogue(self, new: Catalogue, records: Sequence[RecordChange]) -> ItemWritten:
         create = partial(self._items.create, CONTROL, _record(new))
         try:
+            await self._write_records(records)
             return await create()
         except ContainerMissing:
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
             await self._create_container(CONTROL, throughput)
+            await self._write_records(records)
             return await self._budget.until_visible(CONTROL, create)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId, State, abort
-from hotplate.stores.erasure import ErasedUsers, read_erased
+from hotplate.stores.erasure import ErasedUsers
+from hotplate.stores.erasure_log import NAMES, find_erased, read_erased, read_log
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     ReleaseConflict,
@@ -26,7 +27,7 @@ from hotplate.stores.file.draft import check_room
 from hotplate.stores.file.release import check_whole, translated
 from hotplate.stores.file.store import RESTORED, CatalogueFile, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
-from hotplate.stores.users import find_erased, write_record
+from hotplate.stores.store import RecordChange
 from hotplate.stores.verification import OnProgress, unreported
 
 T = TypeVar("T")
@@ -53,7 +54,9 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
         parent = target.parent
         with translated(parent), scratch_folder(parent, ".hotplate-backup-") as scratch:
             copied = await _copy_all(files, {each: each for each in files}, scratch, on_progress)
-            await _in_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
+            values = zip(NAMES, await store.records(NAMES), strict=True)
+            records = [RecordChange(name, None, value) for name, value in values if value is not None]
+            await _in_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)), records)
             with translated(target):
                 scratch.rename(target)
                 (target / LOCK).unlink(missing_ok=True)
@@ -90,21 +93,26 @@ async def restore(
             with catalogue.locked() as lock:  # no erasure or prune in between
                 present = _present(catalogue, found.now)
                 entries = tuple(replace(entry, incarnation=names[entry.incarnation]) for entry in found.releases)
-                restored = replace(found, releases=entries, erased=await _record_both(store, present, erased))
+                rows = {names.get(name, name): missing for name, missing in erased.rows.items()}
+                named, records = await _record_both(store, present, replace(erased, rows=rows))
+                restored = replace(found, releases=entries, erased=named)
                 for path in (scratch / "releases").iterdir():
                     path.rename(releases / path.name)
                 flush(releases)
-                catalogue.replace(_merged(present, restored), lock)
+                catalogue.replace(_merged(present, restored), records, lock)
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
-async def _record_both(store: LmdbStore, present: Catalogue, theirs: ErasedUsers) -> Erased | None:
-    """Return a record of the users erased from the store or the backup; None if there are none."""
+async def _record_both(
+    store: LmdbStore, present: Catalogue, theirs: ErasedUsers
+) -> tuple[Erased | None, list[RecordChange]]:
+    """Return the catalogue's entry, and the changes of records, for users erased from the store or the backup."""
     ours = await (read_erased(store, present) if present.generation else find_erased(store))
     both = ours.merged(theirs)
-    if not both or (both == ours and present.erased):
-        return present.erased
-    return await write_record(store, both)
+    if not both and not present.erased:
+        return None, []
+    log = replace(await read_log(store), is_whole=False)
+    return log.appended(both, max(ours.count + ours.lost, theirs.count + theirs.lost))
 
 
 def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:

@@ -1,6 +1,7 @@
 """The embedded store, `file://`: one LMDB file per release, shared by all processes of a machine.
 
 DIR/catalogue.json              the catalogue (`CatalogueFile`)
+DIR/records/NAME                a record beside it
 DIR/releases/INCARNATION.mdb    a sealed release (`release.py`)
 DIR/releases/INCARNATION.draft  a draft, with its writer's lock, INCARNATION.lock (`draft.py`)
 
@@ -36,6 +37,7 @@ from hotplate.stores.store import (
     Level,
     LocalReader,
     Plan,
+    RecordChange,
     Row,
     Slot,
     catalogue_changed,
@@ -66,6 +68,7 @@ class CatalogueFile:
     catalogue.json     the record, padded with newlines
     catalogue.lock     locked during a swap or an erase
     catalogue.spare    allocated blocks for the next record
+    records/NAME       a record beside the catalogue, durable before the catalogue that counts on it
 
     A swap takes the blocks of the next spare from those of the previous record.
     """
@@ -75,15 +78,17 @@ class CatalogueFile:
         self.path = folder / "catalogue.json"
         self._spare = folder / "catalogue.spare"
         self._lock = folder / "catalogue.lock"
+        self._records = folder / "records"
 
-    def record(self) -> bytes | None:
-        """Return the stored bytes, unchecked; None before the first swap."""
+    def record(self, name: str | None = None) -> bytes | None:
+        """Return the stored bytes, unchecked, of the catalogue or a record beside it; None if it was never written."""
+        path = self.path if name is None else self._records / name
         try:
-            return self.path.read_bytes()
+            return path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreUnavailable(f"{self.path} cannot be read: {error}") from error
+            raise StoreUnavailable(f"{path} cannot be read: {error}") from error
 
     def read(self, now: float) -> Catalogue:
         """Return the catalogue; an empty one before the first swap."""
@@ -93,18 +98,24 @@ class CatalogueFile:
         """Decode a record."""
         return Catalogue(now=now) if record is None else parse(record, now=now, where=str(self.path))
 
-    def swap(self, new: Catalogue, is_expected: Callable[[bytes | None], bool]) -> None:
+    def swap(
+        self,
+        new: Catalogue,
+        is_expected: Callable[[bytes | None], bool],
+        records: Sequence[RecordChange] = (),
+    ) -> None:
         """Replace the record if it is the expected one; blocks on the lock and the disk."""
         with self.locked() as lock:
             if not is_expected(self.record()):
                 raise catalogue_changed()
-            self.replace(new, lock)
+            self.replace(new, records, lock)
 
-    def replace(self, new: Catalogue, lock: int | None = None) -> None:
-        """Replace any record; *lock* is None in a folder that no other process knows.
+    def replace(self, new: Catalogue, records: Sequence[RecordChange] = (), lock: int | None = None) -> None:
+        """Replace any record, first those beside it; *lock* is None in a folder that no other process knows.
 
         Raises StoreUnavailable if the file of the lock was removed.
         """
+        self._write_records(records, lock)
         record, freed = dump(new), 0
         with translated(self._spare):
             with suppress(FileNotFoundError):
@@ -127,6 +138,22 @@ class CatalogueFile:
             with self._spare.open("r+b", buffering=0) as spare:
                 os.posix_fallocate(spare.fileno(), 0, min(freed or room, room))  # on a full disk, all that there is
                 os.posix_fallocate(spare.fileno(), 0, room)
+
+    def _write_records(self, records: Sequence[RecordChange], lock: int | None) -> None:
+        if not records:
+            return
+        with translated(self._records):
+            if not self._records.is_dir():
+                self._records.mkdir(parents=True)
+                flush(self.folder)
+            for change in records:
+                scratch = self._records / f".{change.name}"
+                scratch.write_bytes(change.after)
+                flush(scratch)
+                if lock is not None:
+                    self.check_locked(lock)
+                scratch.rename(self._records / change.name)
+                flush(self._records)
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -184,6 +211,9 @@ class LmdbStore(LocalReader, Diagnosed):
 
     async def catalogue(self) -> Catalogue:
         return self._current(self._catalogue.record())
+
+    async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        return [self._catalogue.record(name) for name in names]
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen, found = None, Catalogue()
@@ -261,14 +291,17 @@ class LmdbStore(LocalReader, Diagnosed):
         file = self._files.get(release.incarnation) or self._open(release)
         await file.warm(WARM_PAUSE_S if len(self._files) > 1 else 0.0)
 
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         parse_record = self._catalogue.parse
         await asyncio.to_thread(
-            self._catalogue.swap, new, lambda found: parse_record(found, new.now).version == old.version
+            self._catalogue.swap,
+            new,
+            lambda found: parse_record(found, new.now).version == old.version,
+            records,
         )
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        await asyncio.to_thread(self._catalogue.swap, new, lambda found: found == record)
+    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        await asyncio.to_thread(self._catalogue.swap, new, lambda found: found == record, records)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         await asyncio.to_thread(self._remove, release, check)

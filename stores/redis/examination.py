@@ -86,6 +86,15 @@ async def measure(server: Server) -> Memory:
     return Memory.of(await server.execute("INFO", "memory"))
 
 
+async def logs_changes(server: Server) -> bool:
+    """Return whether a server has an append-only file, or does not say; raises StoreUnavailable."""
+    try:
+        fields = await server.execute("INFO", "persistence")
+    except StoreMisused:
+        return True
+    return str(fields.get("aof_enabled", "1")) == "1"
+
+
 async def examine(sessions: Sessions, keys: Keys) -> list[Finding]:
     """Examine each primary."""
     servers = sessions.servers

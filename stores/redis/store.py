@@ -46,6 +46,7 @@ from hotplate.stores.store import (
     Finding,
     Level,
     Plan,
+    RecordChange,
     ReplicatedReader,
     Row,
     RowEraser,
@@ -75,6 +76,15 @@ if is_listed ~= (ARGV[2] == 'if') then return state end
 if state then redis.call('DEL', unpack(KEYS)) end
 for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
 return state
+"""
+
+# SWAP: KEYS catalogue, records; ARGV expected catalogue (empty: absent), new values of all. Returns the previous one.
+SWAP = """
+local found = redis.call('GET', KEYS[1])
+if (found or '') ~= ARGV[1] then return found end
+if found then redis.call('DEL', unpack(KEYS)) end
+for place, key in ipairs(KEYS) do redis.call('SET', key, ARGV[place + 1]) end
+return found
 """
 
 
@@ -128,6 +138,16 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         seconds, micros = time_
         return record, seconds + micros / 1e6, is_primary(greeting)
 
+    async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        async def read(session: Session) -> list[bytes | None]:
+            found = await session.replies(*(("GET", self._keys.record(name)) for name in names))
+            for reply in found:
+                if isinstance(reply, StoreError | AskError):
+                    raise reply
+            return found
+
+        return await self._sessions.run(self._keys.catalogue, read)
+
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen: Catalogue | None = None
         while True:
@@ -144,6 +164,15 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         for opened in (self._reads, self._scan_reads, self._replica_reads, self._sessions):
             await opened.close()
         await self._servers.close()  # last: calls that fail schedule a discovery
+
+    async def check_durability(self) -> str | None:
+        for server in await self._sessions.primaries():
+            if not await examination.logs_changes(server):
+                return (
+                    f"{server.address.shown} has no append-only file, so a restart may take changes back: set "
+                    f"appendonly yes, and erase again after a restart"
+                )
+        return None
 
     async def warnings(self) -> list[str]:
         found = [
@@ -264,7 +293,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         if missing := sum(state != SEALED for state in states):
             raise unsealed(release, missing, len(states))
 
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """See the contract; a commit waits for replicas. RowsLost if the release is incomplete."""
         releases = newly_committed(old, new)
 
@@ -277,7 +306,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
             found = Catalogue() if record is None else catalogue_record.parse(record, now=now, where=session.where)
             if found.version != old.version:
                 raise catalogue_changed()
-            await self._replace(session, record, new)
+            await self._replace(session, record, new, records)
             if releases:
                 await self._servers.wait_replicated(session, "the catalogue was changed")
 
@@ -285,12 +314,16 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
             await self._servers.confirm()
         await self._sessions.run(self._keys.catalogue, change)
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        await self._sessions.run(self._keys.catalogue, lambda session: self._replace(session, record, new))
+    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        await self._sessions.run(self._keys.catalogue, lambda session: self._replace(session, record, new, records))
 
-    async def _replace(self, session: Session, record: bytes | None, new: Catalogue) -> None:
+    async def _replace(
+        self, session: Session, record: bytes | None, new: Catalogue, records: Sequence[RecordChange]
+    ) -> None:
         old = record or b""
-        replacement = _replacement((self._keys.catalogue,), catalogue_record.dump(new), "if", old)
+        names = self._keys.catalogue, *(self._keys.record(change.name) for change in records)
+        values = catalogue_record.dump(new), *(change.after for change in records)
+        replacement = evaluation(SWAP, names, old, *values)
         if (await session.execute(*replacement.command) or b"") != old:
             raise catalogue_changed()
         await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)

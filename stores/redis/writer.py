@@ -1,6 +1,7 @@
 """Names of all keys of a deployment; braces are literal.
 
 {PREFIX}:catalogue                the catalogue, JSON
+{PREFIX}:erased…                  the record of erased users, written with the catalogue (`erasure_log`)
 {PREFIX}:incarnations             set: incarnations with data, and `@REPLICATION_ID` of each searched primary
 PREFIX:{INCARNATION.B}:KIND:ID    string without expiry: one row
 PREFIX:{INCARNATION.B}:@state     string: `draft:WRITER` or `sealed`; a release exists while these keys do
@@ -170,6 +171,10 @@ class Keys:
         self.doctors = f"{prefix}:{{{prefix}}}:doctor"
         self.any_pattern = f"{prefix}:{{*.*}}:*"
         self._release = lru_cache(KEPT)(partial(ReleaseKeys, prefix, clustered=clustered))
+
+    def record(self, name: str) -> str:
+        """Return the key of a record beside the catalogue, in its slot."""
+        return f"{{{self.prefix}}}:{name}"
 
     def release(self, release: ReleaseRef | DraftRef) -> ReleaseKeys:
         """Return the key names of a release; cached."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,10 @@ def test_users_are_erased_and_what_holds_them_is_named(tmp_path: Path) -> None:
     found = json_of("users", "find", "u7", "u8", "--json", *store)
     assert (found["erased"], found["store"]) == (["u7"], f"file://{folder}")
     failed(hotplate("users", "erase", "u7", "--store", f"file://{tmp_path}/none"), "Nothing was ever published")
+    shutil.rmtree(folder / "records")
+    assert "has lost 1 of them" in succeeded("users", "find", "u7", *store)
+    assert "1 erased user less" in succeeded("store", "repair", *store)
+    assert "all of its erased users" in succeeded("store", "repair", *store)
 
 
 def test_folders_that_hold_nothing_to_look_into_are_refused(tmp_path: Path) -> None:

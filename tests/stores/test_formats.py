@@ -22,7 +22,7 @@ from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, dump, parse
 from hotplate.stores.doctor import survey
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, Checksum
-from hotplate.stores.erasure import ID, KEY, parse_erased
+from hotplate.stores.erasure_log import ID, KEY, parse_first_format
 from hotplate.stores.errors import CatalogueUnreadable, WrittenByNewer
 from hotplate.stores.event_log import segments
 from hotplate.stores.factors import read_description
@@ -170,7 +170,7 @@ def read_newer_manifest() -> None:
 
 
 def read_newer_record_of_erased_users() -> None:
-    parse_erased(Checksum(ID).seal(KEY, NO_OFFSET + b'{"format":9,"users":{}}'))
+    parse_first_format(Checksum(ID).seal(KEY, NO_OFFSET + b'{"format":9,"users":{}}'))
 
 
 def read_newer_factors() -> None:

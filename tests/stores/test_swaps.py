@@ -1,6 +1,6 @@
 """A swap whose reply was lost is made once, whoever asks again; one that cannot be made says so."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -8,7 +8,7 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Catalogue, State
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.store import Store
+from hotplate.stores.store import RecordChange, Store
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import OpenStore, on_every_store, publish
 from tests.support.virtual import virtual
@@ -24,11 +24,11 @@ class Lossy:
         self._requests = requests
         monkeypatch.setattr(store, "swap", self.swap)
 
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         self.swaps += 1
         lost = self.swaps in self.lose
         if not (lost and self._requests):
-            await self._swap(old, new)
+            await self._swap(old, new, records)
         if lost:
             raise StoreUnavailable("the reply was lost")
 
@@ -83,9 +83,9 @@ async def test_store_lost_after_a_swap_reports_an_unknown_outcome(monkeypatch: p
 
     found = await store.catalogue()
 
-    async def swap_and_go(old: Catalogue, new: Catalogue) -> None:
+    async def swap_and_go(old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:
         monkeypatch.setattr(store, "catalogue", gone)
-        await gone(old, new)
+        await gone(old, new, records)
 
     monkeypatch.setattr(store, "swap", swap_and_go)
     with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
@@ -98,8 +98,8 @@ def overtake(store: Store, monkeypatch: pytest.MonkeyPatch, step: Callable[[], A
     """Have somebody else take a step after the next swap, whose reply is then lost."""
     swap = store.swap
 
-    async def overtaken(old: Catalogue, new: Catalogue) -> None:
-        await swap(old, new)
+    async def overtaken(old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:
+        await swap(old, new, records)
         monkeypatch.setattr(store, "swap", swap)
         await step()
         raise StoreUnavailable("the reply was lost")

@@ -12,6 +12,7 @@ from hotplate.stores.store import (
     CheckCatalogue,
     LocalReader,
     Plan,
+    RecordChange,
     Row,
     RowEraser,
     Slot,
@@ -41,6 +42,7 @@ class MemoryStore(LocalReader, RowEraser):
         self.current = catalogue or Catalogue()
         self.releases = dict[str, _StoredRelease]()
         self.watchers = set[asyncio.Event]()
+        self.beside = dict[str, bytes]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         return self.find(release).rows.get(key)
@@ -54,6 +56,9 @@ class MemoryStore(LocalReader, RowEraser):
 
     async def catalogue(self) -> Catalogue:
         return replace(self.current, now=self.clock())
+
+    async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        return [self.beside.get(name) for name in names]
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         changed = asyncio.Event()
@@ -101,10 +106,11 @@ class MemoryStore(LocalReader, RowEraser):
     async def prepare(self, release: ReleaseRef) -> None:
         self.find(release)
 
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         if self.current.version != old.version:
             raise catalogue_changed()
         self.current = new
+        self.beside |= {change.name: change.after for change in records}
         for watcher in self.watchers:
             watcher.set()
 
@@ -119,9 +125,9 @@ class MemoryStore(LocalReader, RowEraser):
     async def incarnations(self) -> list[str]:
         return list(self.releases)
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """See the contract; there is no record that could be damaged."""
-        del record, new
+        del record, new, records
         raise ReleaseConflict("the catalogue can be read")
 
     def _claimed(self, draft: DraftRef) -> _StoredRelease:

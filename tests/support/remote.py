@@ -43,6 +43,11 @@ class RemoteStore(Diagnosed):
             raise self.failure
         return replace(await self.inner.catalogue(), primary=self.primary)
 
+    async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        if self.failure:
+            raise self.failure
+        return await self.inner.records(names)
+
     async def changes(self) -> AsyncIterator[Catalogue]:
         if self.failure:
             raise self.failure

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.store import CheckCatalogue, Plan, Reader, Row, Slot, Store
+from hotplate.stores.store import CheckCatalogue, Plan, Reader, RecordChange, Row, Slot, Store
 
 T = TypeVar("T")
 
@@ -257,9 +257,12 @@ class Stepped:
     async def prepare(self, release: ReleaseRef) -> None:
         await self._do(lambda: self._store.prepare(release))
 
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         swapped = partial(self._process.watch.swapped, self._process, old, new)
-        await self._do(lambda: self._store.swap(old, new), swapped)
+        await self._do(lambda: self._store.swap(old, new, records), swapped)
+
+    async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        return await self._do(lambda: self._store.records(names))
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         def checked(found: Catalogue) -> None:
@@ -280,8 +283,8 @@ class Stepped:
     async def incarnations(self) -> list[str]:
         return await self._do(self._store.incarnations)
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
-        await self._do(lambda: self._store.replace_unreadable(record, new))
+    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        await self._do(lambda: self._store.replace_unreadable(record, new, records))
 
     async def _do(self, primitive: Callable[[], Awaitable[T]], done: Callable[[], None] = lambda: None) -> T:
         await self._process.pause()

@@ -17,6 +17,7 @@ from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.store import Reader
+from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
@@ -28,6 +29,7 @@ def backup(memory: MemoryStore) -> MemoryStore:
     """Copy all that a store holds."""
     copy = MemoryStore(memory.clock, memory.current)
     copy.releases = deepcopy(memory.releases)
+    copy.beside = dict(memory.beside)
     return copy
 
 
@@ -36,6 +38,7 @@ def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = Fa
     memory.current = copy.current
     if not only_catalogue:
         memory.releases = deepcopy(copy.releases)
+        memory.beside = dict(copy.beside)
     for watcher in memory.watchers:
         watcher.set()
 
@@ -199,6 +202,39 @@ async def test_store_restored_without_the_release_is_followed_and_logged_once(
     assert [record.getMessage() for record in caplog.records if "restored from" in record.getMessage()] == [
         follower.findings[0].sentence
     ]
+
+
+@virtual
+async def test_users_erased_before_a_restore_stay_hidden_and_are_counted(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        await erase_users(memory, ["1"])
+        copy = backup(memory)
+        await erase_users(memory, ["2", "3"])
+        await until(follower, await publish(memory, "second"))
+        restore(memory, copy)
+        await asyncio.sleep(2 * RESTORED_S)
+        assert [follower.erased.covers(f"user:{user}") for user in "1234"] == [True, True, True, False]
+        sentences = {finding.source: finding.sentence for finding in follower.findings}
+        assert "has lost 2 of them" in sentences["erased users"]
+        await erase_users(memory, ["2", "3"])
+        await until(follower, await publish(memory, "third"))
+        assert "erased users" not in {finding.source for finding in follower.findings}
+
+
+@virtual
+async def test_a_service_that_starts_without_the_record_of_erased_users_serves(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    await erase_users(memory, ["1"])
+    memory.beside.clear()
+    async with following(remote) as follower:
+        assert follower.served is not None
+        sentences = {finding.source: finding.sentence for finding in follower.findings}
+        assert "has lost 1 of them" in sentences["erased users"]
 
 
 @virtual

@@ -1,17 +1,25 @@
 """Nodes of a cluster that restart with older data: whatever they bring back, or leave behind elsewhere, is found."""
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.catalogue import Catalogue, ReleaseRef
+from hotplate.stores.erasure_log import erased_from
+from hotplate.stores.errors import StoreError
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.writer import Keys
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Plan, RecordChange, Row
+from hotplate.stores.transfer import copy
+from hotplate.stores.users import erase_users
+from hotplate.stores.verification import read_servable, verify
+from tests.support.memory_store import MemoryStore
 from tests.support.redis_cluster import ClusterNode, RedisCluster, running_cluster
+from tests.support.redis_server import running
 from tests.support.stores import FIRST, draft_of, look, publish, ref, unchecked
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(1500))]
@@ -84,6 +92,84 @@ async def test_a_pruned_release_that_an_older_node_brings_back_is_erased(
     await prune(store, keep=0, grace_s=0)
     assert keys_of(redis_cluster, prefix, first) == []
     assert keys_of(redis_cluster, prefix, second) == kept
+
+
+async def assert_unfrozen(store: RedisStore, user: str) -> None:
+    """Publish, erase, verify, copy and serve: what a catalogue without its record of erased users refused."""
+    await publish(store, ROWS)
+    await erase_users(store, [user])
+    found = await store.catalogue()
+    live = found.live_ref
+    assert live is not None
+    for entry in found.releases:
+        await verify(store, entry.ref)
+    await read_servable(store, live)
+    await copy(store, MemoryStore(), live.id)
+    await prune(store, keep=0, grace_s=0)
+    erased = await erased_from(store)
+    assert (erased.covers(f"user:{user}"), erased.lost) == (True, 0)
+
+
+async def test_the_record_of_erased_users_goes_back_with_the_catalogue(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    await publish(store, ROWS)
+    await erase_users(store, ["000003"])
+    home = redis_cluster.owner(Keys(prefix).catalogue)
+    saved = {node: save(node) for node in redis_cluster.primaries}
+    await erase_users(store, ["000007"])
+    for node in redis_cluster.primaries:
+        if node is not home:
+            restart_with(redis_cluster, node, saved[node])
+            assert (await erased_from(store)).covers("user:000007")
+    restart_with(redis_cluster, home, saved[home])
+    with suppress(StoreError):  # of the former connection
+        await store.catalogue()
+    erased = await erased_from(store)
+    assert [erased.covers(f"user:{user}") for user in ("000003", "000007")] == [True, False]
+    await assert_unfrozen(store, "000007")
+
+
+@pytest.mark.parametrize("swap", [1, 2])
+async def test_a_server_that_goes_back_within_an_erasure_freezes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: int
+) -> None:
+    with running(tmp_path) as server:
+        store = open_url(server.url())
+        await publish(store, ROWS)
+        await erase_users(store, ["000003"])
+        server.execute_command("SAVE")
+        swap_at_once = store.swap
+        swaps = 0
+
+        async def swap_after_restart(old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:
+            nonlocal swaps
+            swaps += 1
+            if swaps == swap:
+                server.kill()
+                server.start()
+            await swap_at_once(old, new, records)
+
+        monkeypatch.setattr(store, "swap", swap_after_restart)
+        done = await erase_users(store, ["000007"])
+        assert (done.erased, done.holding) == (("000007",), {})
+        monkeypatch.undo()
+        for entry in (await store.catalogue()).releases:
+            await verify(store, entry.ref)
+        await assert_unfrozen(store, "000007")
+        await store.close()
+
+
+@pytest.mark.parametrize(("options", "warns"), [((), True), (("--appendonly", "yes"), False)])
+async def test_an_erasure_warns_of_a_server_without_an_append_only_file(
+    tmp_path: Path, options: tuple[str, ...], *, warns: bool
+) -> None:
+    with running(tmp_path, *options) as server:
+        store = open_url(server.url())
+        await publish(store, ROWS[:2])
+        warning = (await erase_users(store, ["000000"])).warning
+        assert (warning is not None and "append-only" in warning) == warns
+        await store.close()
 
 
 async def test_rows_beyond_those_that_a_node_gone_back_lists_are_erased(

@@ -20,6 +20,7 @@ from hotplate import (
     Diagnosed,
     DraftRef,
     Plan,
+    RecordChange,
     ReleaseConflict,
     ReleaseNotFound,
     ReleaseRef,
@@ -56,6 +57,9 @@ class SqliteStore(Diagnosed):
         found = self._get(*CATALOGUE)
         now = time.time()
         return Catalogue(now=now) if found is None else parse_catalogue(found, now=now, where=str(self._path))
+
+    async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        return [self._get(CATALOGUE[0], name) for name in names]
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen: Catalogue | None = None
@@ -107,12 +111,11 @@ class SqliteStore(Diagnosed):
         if self._get(release.incarnation, "@sealed") is None:
             raise ReleaseNotFound(f"release {release.id} is not in this store")
 
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         with self._transaction():
             if (await self.catalogue()).version != old.version:
                 raise ReleaseConflict("the catalogue was changed by somebody else first")
-            owner, key = CATALOGUE
-            self._set(owner, Row(key, dump_catalogue(new)))
+            self._write_control(new, records)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         with self._transaction(), self._connection() as connection:
@@ -124,17 +127,20 @@ class SqliteStore(Diagnosed):
             found = connection.execute("SELECT DISTINCT owner FROM rows WHERE owner != ''")
             return [owner for (owner,) in found]
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue) -> None:
+    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         with self._transaction():
             if self._get(*CATALOGUE) != record:
                 raise ReleaseConflict("the catalogue was changed by somebody else first")
-            owner, key = CATALOGUE
-            self._set(owner, Row(key, dump_catalogue(new)))
+            self._write_control(new, records)
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         free = shutil.disk_usage(self._path.parent).free
         if plan.payload_bytes > free:
             raise StoreFull(f"release {draft.id} takes {plan.payload_bytes:,} bytes, and {free:,} are free")
+
+    def _write_control(self, new: Catalogue, records: Sequence[RecordChange]) -> None:
+        owner, key = CATALOGUE
+        self._set(owner, Row(key, dump_catalogue(new)), *(Row(change.name, change.after) for change in records))
 
     def _check_claim(self, draft: DraftRef) -> None:
         """Raise ReleaseConflict where a release is sealed, or another writer's; ReleaseNotFound where it is gone."""

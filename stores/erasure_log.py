@@ -1,0 +1,257 @@
+"""The record of erased users: a log in records beside the catalogue.
+
+    erased            all up to a part NUMBER, the base
+    erased-00 … 31    the last parts: what a change added to all before it; part NUMBER is in NUMBER mod 32
+
+A change writes the next part, after it has read all others; every 16 parts also a new base. The catalogue names the
+last part, and counts the hashes of ids. Where parts and catalogue are not written in one atomic step, parts come first:
+an interrupted change leaves a part that the catalogue does not name, and counts all the same.
+
+A lost record degrades a store: fewer ids than the catalogue counts are found (`ErasedUsers.lost`), and these must be
+erased again. Nothing is refused because of it.
+
+Until format 4 of the catalogue, the record was a row of an incarnation that the catalogue names.
+"""
+
+import base64
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+
+from hotplate.stores.catalogue import Catalogue, Erased, RecordFormat, ReleaseId, ReleaseRef
+from hotplate.stores.encoding import META, NO_OFFSET, OFFSET_BYTES, Checksum
+from hotplate.stores.erasure import HASH_BYTES, NOBODY, ErasedUsers, MissingRows, RowSums
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, check_format
+from hotplate.stores.store import Reader, RecordChange, Store, read_one
+
+ID: Final = ReleaseId("erased-users")
+
+# The row of a record in an incarnation, of format 1.
+KEY = META + "erased"
+FORMAT = 2
+
+BASE = "erased"
+PARTS = 32
+NAMES = (BASE, *(f"{BASE}-{slot:02}" for slot in range(PARTS)))
+
+# Parts since the base: new ones replace only parts that the base holds, also if it is written late.
+PARTS_SINCE_BASE = 16
+
+
+class _Group(msgspec.Struct):
+    salt: str
+    hashes: str
+
+
+class _Sums(msgspec.Struct):
+    counts: dict[str, int]
+    bytes: int
+    digest: str
+
+
+class _Missing(msgspec.Struct):
+    deleted: _Sums
+    pending: dict[str, _Sums]
+    unsummed: int
+
+
+class _Part(msgspec.Struct):
+    number: int
+    groups: list[_Group]
+    rows: dict[str, _Missing]
+    format: int = FORMAT
+
+
+class _FirstFormat(msgspec.Struct):
+    groups: list[_Group]
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureLog:
+    """The log as it was read.
+
+    *last* is the number of the last part, *base* that of the base, *stored* the bytes by name. Unless *is_whole*, the
+    base or a part after it is missing or unreadable: *damage* says why, *unreadable* are the names.
+    """
+
+    users: ErasedUsers
+    last: int = 0
+    base: int = 0
+    stored: dict[str, bytes] | None = None
+    is_whole: bool = False
+    damage: str | None = None
+    unreadable: tuple[str, ...] = ()
+
+    def appended(self, users: ErasedUsers, expected: int = 0) -> tuple[Erased, list[RecordChange]]:
+        """Return the catalogue's entry, and the changes of records, by which *users* become the erased ones.
+
+        *expected* is the count in the catalogue. Raises StoreMisused if there are too many.
+        """
+        users.check_bounds()
+        number = self.last + 1
+        part = f"{BASE}-{number % PARTS:02}"
+        records = list[RecordChange]()
+        if not self.is_whole or number > self.base + PARTS_SINCE_BASE:
+            records.append(self._change(BASE, self.last, self.users))
+        records.append(self._change(part, number, _added(self.users, users)))
+        records += [self._change(name, 0, NOBODY) for name in self.unreadable if name not in (BASE, part)]
+        return Erased("", max(expected, users.count), number, secrets.token_hex(8)), records
+
+    def _change(self, name: str, number: int, users: ErasedUsers) -> RecordChange:
+        return RecordChange(name, (self.stored or {}).get(name), _dump(name, number, users))
+
+
+async def read_log(reader: Reader) -> ErasureLog:
+    """Read the log, even without a catalogue. Raises StoreUnavailable, WrittenByNewer."""
+    stored = {name: value for name, value in zip(NAMES, await reader.records(NAMES), strict=True) if value is not None}
+    base = 0
+    users = NOBODY
+    has_base = False
+    damage: str | None = None
+    unreadable = list[str]()
+    parts = dict[int, ErasedUsers]()
+    for name, value in stored.items():
+        try:
+            number, part = _parse(name, value)
+        except ReleaseCorrupt as error:
+            damage = str(error)
+            unreadable.append(name)
+            continue
+        if name == BASE:
+            has_base = True
+            base = number
+            users = part
+        else:
+            parts[number] = part
+    later = sorted(number for number in parts if number > base)
+    for number in later:
+        users = parts[number].merged(users)
+    last = max([base, *later])
+    if stored and not (has_base and later == list(range(base + 1, last + 1))):
+        damage = damage or "a record of erased users is missing"
+    return ErasureLog(users, last, base, stored, bool(stored) and damage is None, damage, tuple(unreadable))
+
+
+async def read_erased(reader: Reader, found: Catalogue) -> ErasedUsers:
+    """Read the erased users whom *found* counts. Raises StoreUnavailable, WrittenByNewer."""
+    if found.erased is None:
+        return NOBODY
+    if found.erased.incarnation:
+        users = await read_incarnation(reader, found.erased.incarnation) or NOBODY
+    else:
+        users = (await read_log(reader)).users
+    return replace(users, lost=max(0, found.erased.count - users.count))
+
+
+async def erased_from(reader: Reader) -> ErasedUsers:
+    """Read the catalogue and its record, again if an erasure replaced it in between."""
+    found = await reader.catalogue()
+    users = await read_erased(reader, found)
+    if users.lost and (again := await reader.catalogue()).erased != found.erased:
+        return await read_erased(reader, again)
+    return users
+
+
+async def read_incarnation(reader: Reader, incarnation: str) -> ErasedUsers | None:
+    """Read a record of format 1; None if the incarnation holds none, or it cannot be read."""
+    try:
+        value = await read_one(reader, ReleaseRef(ID, incarnation), KEY)
+        return None if value is None else parse_first_format(value)
+    except (ReleaseNotFound, ReleaseCorrupt):
+        return None
+
+
+async def find_erased(store: Store) -> ErasedUsers:
+    """Return the union of all records, even without a catalogue."""
+    users = (await read_log(store)).users
+    for incarnation in await store.incarnations():
+        users = users.merged(await read_incarnation(store, incarnation) or NOBODY)
+    return users
+
+
+def first_records(users: ErasedUsers, expected: int = 0) -> tuple[Erased, list[RecordChange]]:
+    """Return the catalogue's entry and the records of a store without any."""
+    return ErasureLog(NOBODY).appended(users, expected)
+
+
+def lost_sentence(lost: int) -> str:
+    """Return what to do about *lost* ids."""
+    return (
+        f"the record of erased users has lost {lost:,} of them, and shows them again: erase these ids again, as by "
+        f"`hotplate users erase`; `hotplate store repair` accepts the loss"
+    )
+
+
+def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
+    groups = {salt: hashes - before.groups.get(salt, frozenset()) for salt, hashes in users.groups.items()}
+    rows = {name: missing for name, missing in users.rows.items() if before.rows.get(name) != missing}
+    return ErasedUsers({salt: hashes for salt, hashes in groups.items() if hashes}, rows)
+
+
+def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
+    groups = [
+        _Group(salt.hex(), base64.b64encode(b"".join(sorted(hashes))).decode()) for salt, hashes in users.groups.items()
+    ]
+    part = _Part(number, groups, {release: _stored(missing) for release, missing in users.rows.items()})
+    return Checksum(ID).seal(name, NO_OFFSET + msgspec.json.encode(part))
+
+
+def _stored(missing: MissingRows) -> _Missing:
+    pending = {base64.b64encode(hashed).decode(): _stored_sums(sums) for hashed, sums in missing.pending.items()}
+    return _Missing(_stored_sums(missing.deleted), pending, missing.unsummed)
+
+
+def _stored_sums(sums: RowSums) -> _Sums:
+    return _Sums(dict(sums.counts), sums.bytes, f"{sums.digest:x}")
+
+
+def _parse(name: str, value: bytes) -> tuple[int, ErasedUsers]:
+    try:
+        stored = Checksum(ID).open(name, value)[OFFSET_BYTES:]
+        # First: others may have other fields.
+        check_format(msgspec.json.decode(stored, type=RecordFormat).format, FORMAT, "the record of erased users")
+        part = msgspec.json.decode(stored, type=_Part)
+        rows = {
+            release: MissingRows(
+                _sums(missing.deleted),
+                {base64.b64decode(hashed): _sums(sums) for hashed, sums in missing.pending.items()},
+                missing.unsummed,
+            )
+            for release, missing in part.rows.items()
+        }
+        return part.number, ErasedUsers(_groups(part.groups), rows)
+    except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
+        raise _unreadable(name, error) from error
+
+
+def parse_first_format(value: bytes) -> ErasedUsers:
+    """Parse the row of an incarnation, of format 1; ReleaseCorrupt if it is invalid."""
+    try:
+        stored = Checksum(ID).open(KEY, value)[OFFSET_BYTES:]
+        check_format(msgspec.json.decode(stored, type=RecordFormat).format, 1, "the record of erased users")
+        record = msgspec.json.decode(stored, type=_FirstFormat)
+        rows = {release: MissingRows(unsummed=count) for release, count in record.rows.items()}
+        return ErasedUsers(_groups(record.groups), rows)
+    except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
+        raise _unreadable(KEY, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> ReleaseCorrupt:
+    return ReleaseCorrupt(f"the record of erased users cannot be read ({name}: {error})")
+
+
+def _sums(stored: _Sums) -> RowSums:
+    return RowSums(stored.counts, stored.bytes, int(stored.digest, 16))
+
+
+def _groups(groups: Sequence[_Group]) -> dict[bytes, frozenset[bytes]]:
+    found = dict[bytes, frozenset[bytes]]()
+    for group in groups:
+        raw = base64.b64decode(group.hashes, validate=True)
+        hashes = (raw[place : place + HASH_BYTES] for place in range(0, len(raw), HASH_BYTES))
+        found[bytes.fromhex(group.salt)] = frozenset(hashes)
+    return found

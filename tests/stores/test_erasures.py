@@ -1,0 +1,289 @@
+"""Erasures that are cut off anywhere, and records of them that are lost, damaged or of an earlier version."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+from hotplate.stores.catalogue import DraftRef, Erased, ReleaseId, ReleaseRef, dump
+from hotplate.stores.doctor import examine
+from hotplate.stores.erasure import MAX_PENDING, ErasedUsers, RowSums
+from hotplate.stores.erasure_log import (
+    BASE,
+    ID,
+    KEY,
+    NAMES,
+    PARTS,
+    erased_from,
+    find_erased,
+    first_records,
+    parse_first_format,
+    read_log,
+)
+from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
+from hotplate.stores.lifecycle import change, prune
+from hotplate.stores.store import Plan, RecordChange, Row, Store
+from hotplate.stores.transfer import copy
+from hotplate.stores.users import accept_loss, erase_users, find_users
+from hotplate.stores.verification import read_servable, verify
+from tests.support.memory_store import MemoryStore
+from tests.support.service import a_list
+from tests.support.stores import OpenStore, on_every_store, publish, ref_of
+
+ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(12))]
+
+# What dc36bc97 wrote for the users 6 and 7, of whom a release lacked two rows.
+FIRST_FORMAT = (
+    b'qX7GWX0T0000{"format":1,"groups":[{"salt":"000102030405060708090a0b0c0d0e0f",'
+    b'"hashes":"Bks+tyFIECe8nK5uCDRfSA=="}],"rows":{"20261120T064200Z-aaaa":2}}'
+)
+
+Primitive = Callable[..., Awaitable[object]]
+
+
+class CutOffError(Exception):
+    """The process was killed."""
+
+
+class Killed:
+    """Ends a process before or after its call number *at* to the store, counting those that change it."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch, at: int, *, after: bool) -> None:
+        self.calls = 0
+        self._at = at
+        self._after = after
+        for name in ("swap", "erase_rows"):
+            if hasattr(store, name):
+                monkeypatch.setattr(store, name, self._counted(getattr(store, name)))
+
+    def _counted(self, primitive: Primitive) -> Primitive:
+        async def call(*arguments: object) -> object:
+            self.calls += 1
+            is_last = self.calls == self._at
+            if is_last and not self._after:
+                raise CutOffError
+            result = await primitive(*arguments)
+            if is_last:
+                raise CutOffError
+            return result
+
+        return call
+
+
+async def erased_of(store: Store) -> list[str]:
+    erased = await erased_from(store)
+    return [str(number) for number in range(12) if erased.covers(f"user:{number}")]
+
+
+@on_every_store
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_an_erasure_cut_off_at_any_call_is_finished_by_the_next(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, *, after: bool
+) -> None:
+    store = open_store()
+    releases = [await ref_of(store, await publish(store, ROWS)) for _ in range(2)]
+    at = 0
+    while True:
+        at += 1
+        with monkeypatch.context() as patch:
+            killed = Killed(store, patch, at, after=after)
+            user = str(at)
+            with suppress(CutOffError):
+                await erase_users(store, [user])
+        for release in releases:
+            await verify(store, release)
+        if killed.calls < at:
+            break
+        await erase_users(store, [user])
+        assert user in await erased_of(store)
+        assert not [held for held in (await find_users(store, [user])).holding.values() if store_deletes(store)]
+    assert await erased_of(store) == [str(number) for number in range(1, at + 1)]
+    if store_deletes(store):
+        await store.erase_rows(releases[0], ["user:0", "user:10", "user:11"])  # type: ignore[attr-defined]
+        with pytest.raises(ReleaseCorrupt, match="3 of 14 rows are missing"):
+            await verify(store, releases[0])
+        await verify(store, releases[1])
+
+
+def store_deletes(store: Store) -> bool:
+    return hasattr(store, "erase_rows")
+
+
+async def test_rows_pending_of_another_erasure_neither_hide_losses_nor_count_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
+    release = await ref_of(store, await publish(store, ROWS))
+    with monkeypatch.context() as patch:
+        Killed(store, patch, 2, after=True)  # rows were deleted, and stay pending
+        with pytest.raises(CutOffError):
+            await erase_users(store, ["1", "2"])
+    await erase_users(store, ["3"])
+    await verify(store, release)
+    await store.erase_rows(release, ["user:9"])
+    with pytest.raises(ReleaseCorrupt, match="1 of 14 rows are missing"):
+        await verify(store, release)
+
+
+@on_every_store
+async def test_rows_of_a_release_that_changed_after_an_erasure_are_damage(open_store: OpenStore) -> None:
+    store = open_store()
+    release = await ref_of(store, await publish(store, ROWS))
+    await erase_users(store, ["1"])
+    found = await erased_from(store)
+    missing = found.missing_from(release)
+    expected = RowSums() if not store_deletes(store) else missing.deleted
+    assert (missing.deleted, dict(missing.pending)) == (expected, {})
+    assert missing.most == store_deletes(store)
+
+
+@on_every_store
+async def test_many_erasures_are_kept_in_few_records(open_store: OpenStore) -> None:
+    store = open_store()
+    release = await ref_of(store, await publish(store, ROWS))
+    users = [f"absent-{number}" for number in range(2 * PARTS)]
+    for user in users:
+        await erase_users(store, [user])
+    await erase_users(store, ["1"])
+    erased = await erased_from(open_store())
+    assert all(erased.covers(f"user:{user}") for user in [*users, "1"])
+    assert (erased.count, erased.lost) == (len(users) + 1, 0)
+    assert (await read_log(store)).is_whole
+    await verify(store, release)
+
+
+async def without_records(store: Store, names: Sequence[str] = NAMES) -> None:
+    """Damage records, as a server that lost them: no store of ours deletes one."""
+    values = await store.records(names)
+    damaged = [
+        RecordChange(name, value, b"lost") for name, value in zip(names, values, strict=True) if value is not None
+    ]
+    found = await store.catalogue()
+    await store.swap(found, replace(found, generation=found.generation + 1, token="lost"), damaged)
+
+
+@on_every_store
+async def test_a_lost_record_freezes_nothing_and_says_what_to_erase_again(
+    open_store: OpenStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, target = open_store(), MemoryStore()
+    release = await ref_of(store, await publish(store, ROWS))
+    await erase_users(store, ["1", "2", "3"])
+    await without_records(store)
+    assert (await erased_from(store)).lost == 3
+    await read_servable(store, release)
+    await verify(store, release)
+    with caplog.at_level(logging.WARNING):
+        second = await publish(store, ROWS)
+    assert "the record of erased users has lost 3 of them" in caplog.text
+    await verify(store, await ref_of(store, second))
+    for copied in (release.id, second):
+        await copy(store, target, copied)
+    assert {finding.subject: finding.sentence for finding in await examine(store)}["erased users"].startswith(
+        "the record of erased users has lost 3"
+    )
+    found = await find_users(store, ["1"])
+    assert (found.erased, found.lost) == ((), 3)
+    assert (await erase_users(store, ["1", "4"])).lost == 1
+    assert (await erase_users(store, ["2"])).lost == 0
+    assert await erased_of(store) == ["1", "2", "4"]
+
+
+@on_every_store
+async def test_an_accepted_loss_is_not_reported_again(open_store: OpenStore) -> None:
+    store = open_store()
+    await publish(store, ROWS)
+    await erase_users(store, ["1", "2"])
+    await without_records(store)
+    await erase_users(store, ["3"])
+    assert await accept_loss(store) == 1
+    assert await accept_loss(store) == 0
+    found = await erased_from(store)
+    assert (found.lost, found.count, found.covers("user:3")) == (0, 1, True)
+
+
+@pytest.mark.parametrize("name", [BASE, f"{BASE}-02"])
+async def test_the_records_that_are_left_are_read(name: str) -> None:
+    store = MemoryStore()
+    await publish(store, ROWS)
+    for user in ("1", "2"):
+        await erase_users(store, [user])
+    before = await erased_of(store)
+    await without_records(store, [name])
+    assert set(await erased_of(store)) <= set(before)
+    await erase_users(store, ["3"])
+    assert "3" in await erased_of(store)
+    assert (await read_log(store)).is_whole
+
+
+async def with_first_format(store: Store) -> None:
+    """Let a store hold what dc36bc97 left there."""
+    draft = DraftRef(ID, "0" * 12, "erase-1")
+    await store.create(draft, Plan(1, 1000))
+    await store.put(draft, [Row(KEY, FIRST_FORMAT)])
+    await store.seal(draft)
+    await change(store, lambda found: replace(found, erased=Erased("0" * 12, 2)))
+
+
+@on_every_store
+async def test_a_record_of_the_first_format_is_read_and_replaced(open_store: OpenStore) -> None:
+    store = open_store()
+    release = await ref_of(store, await publish(store, ROWS))
+    await with_first_format(store)
+    assert b'"format": 3' in dump(await store.catalogue())
+    assert await erased_of(store) == ["6", "7"]
+    await publish(store, ROWS)
+    await prune(store, grace_s=0.0)
+    assert await erased_of(store) == ["6", "7"]
+    await erase_users(store, ["8"])
+    assert b'"format": 4' in dump(await store.catalogue())
+    await prune(store, grace_s=0.0)
+    assert await erased_of(store) == ["6", "7", "8"]
+    assert "0" * 12 not in await store.incarnations()
+    assert (await find_erased(store)).count == 3
+    await verify(store, release)
+
+
+@on_every_store
+async def test_prune_spares_records_while_one_is_missing(open_store: OpenStore) -> None:
+    store = open_store()
+    await publish(store, ROWS)
+    await with_first_format(store)
+    await change(store, lambda found: replace(found, erased=Erased("gone", 3)))
+    assert (await erased_from(store)).lost == 3
+    await prune(store, keep=0, grace_s=0.0)
+    assert "0" * 12 in await store.incarnations()
+    await erase_users(store, ["8"])  # also takes over what is left
+    assert await erased_of(store) == ["6", "7", "8"]
+    await prune(store, keep=0, grace_s=0.0)
+    assert "0" * 12 not in await store.incarnations()
+
+
+def test_rows_counted_by_the_first_format_are_a_bound() -> None:
+    found = parse_first_format(FIRST_FORMAT)
+    assert [user for user in "5678" if found.covers(f"user:{user}")] == ["6", "7"]
+    assert found.rows["20261120T064200Z-aaaa"].unsummed == 2
+
+
+async def test_an_erasure_whose_catalogue_was_not_written_counts_with_the_next() -> None:
+    """As on Cosmos DB, where records come first."""
+    store = MemoryStore()
+    await publish(store, ROWS)
+    await erase_users(store, ["1"])
+    log = await read_log(store)
+    _, records = log.appended(log.users.with_users(["2"]))
+    store.beside |= {change.name: change.after for change in records}
+    await erase_users(store, ["2"])
+    found = await store.catalogue()
+    assert found.erased is not None
+    assert found.erased.last == (await read_log(store)).last
+    assert (found.erased.count, await erased_of(store)) == (2, ["1", "2"])
+
+
+def test_more_pending_rows_than_a_store_keeps_are_refused() -> None:
+    release = ReleaseRef(ReleaseId("r"), "i")
+    rows = [Row(f"user:{number}", b"") for number in range(MAX_PENDING + 1)]
+    with pytest.raises(StoreMisused, match="give these commands again"):
+        first_records(ErasedUsers().with_users(["1"]).with_pending(release, rows))
