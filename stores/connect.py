@@ -54,7 +54,12 @@ def connect(url: str, observer: Observer | None = None) -> Store:
 
             return cosmos.open_url(url, observer)
     for entry in entry_points(group=GROUP, name=scheme):
-        return cast("Store", entry.load()(url))
+        store = entry.load()(url)
+        if not hasattr(store, "records"):
+            raise StoreMisused(
+                f"the store {scheme}:// is for an earlier hotplate: it has no `records`; upgrade its package"
+            )
+        return cast("Store", store)
     known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 

@@ -1,6 +1,7 @@
-"""A publisher that is killed in the middle: nobody sees its draft, and what it acknowledged is not written again."""
+"""Publishers and erasures that are killed in the middle: what they acknowledged counts, and is not done twice."""
 
 import asyncio
+import random
 import secrets
 import signal
 import subprocess
@@ -15,17 +16,26 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import State
 from hotplate.stores.connect import connect
-from hotplate.stores.store import Plan
+from hotplate.stores.erasure_log import erased_from
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.store import Plan, Row, RowEraser
+from hotplate.stores.users import erase_users
+from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.cosmos_simulation import ROWS
 from tests.support.redis_server import RedisServer
-from tests.support.stores import batches, lapse, publish, published_rows
+from tests.support.soak import scaled
+from tests.support.stores import LISTS, batches, lapse, publish, published_rows, ref_of
 
 PUBLISHER = """
 import asyncio, sys
 from hotplate.stores.connect import connect
 from hotplate.stores.publication import publish
-from hotplate.stores.store import Plan
+from hotplate.stores.erasure_log import erased_from
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.store import Plan, Row, RowEraser
+from hotplate.stores.users import erase_users
+from hotplate.stores.verification import verify
 from tests.support.cosmos_simulation import ROWS
 from tests.support.stores import batches
 
@@ -39,6 +49,22 @@ asyncio.run(publish(connect(sys.argv[1]), acknowledged(), plan=Plan(len(ROWS), 1
 """
 
 
+# Erases users one after the other, two at a time.
+ERASER = """
+import asyncio, sys
+from hotplate.stores.connect import connect
+from hotplate.stores.users import erase_users
+
+async def erase():
+    store = connect(sys.argv[1])
+    for number in range(0, 1000, 2):
+        print(number, flush=True)
+        await erase_users(store, [str(number), str(number + 1)])
+
+asyncio.run(erase())
+"""
+
+
 @pytest.fixture(params=["file", "redis", "cosmos"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer, cosmos_http: Account) -> str:
     name = secrets.token_hex(4)
@@ -47,8 +73,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServe
 
 
 @contextmanager
-def publishing(url: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", PUBLISHER, url]
+def started(program: str, url: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", program, url]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as publisher:
         yield publisher
 
@@ -57,7 +83,7 @@ def publishing(url: str) -> Iterator[subprocess.Popen[str]]:
 async def test_a_killed_publish_is_continued_where_it_was_acknowledged(url: str, acknowledged: int) -> None:
     store = connect(url)
     live = await publish(store)
-    with publishing(url) as publisher:
+    with started(PUBLISHER, url) as publisher:
         assert publisher.stdin is not None
         assert publisher.stdout is not None
         for _ in range(acknowledged):
@@ -75,4 +101,38 @@ async def test_a_killed_publish_is_continued_where_it_was_acknowledged(url: str,
     assert (await store.catalogue()).live == draft
     assert await published_rows(store, draft) == ROWS
     assert await life.prune(store, keep=0, grace_s=0.0) == [live]
+    await store.close()
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(scaled(30), marks=pytest.mark.soak)])
+async def test_a_killed_erasure_leaves_each_release_exact_and_is_finished(url: str, kills: int) -> None:
+    store = connect(url)
+    users = [Row(f"user:{number}", b'{"id":"a"}') for number in range(1000)]
+    releases = [await ref_of(store, await publish(store, [*LISTS[:1], *users])) for _ in range(2)]
+    erased = set[str]()
+    for _ in range(kills):
+        with started(ERASER, url) as eraser:
+            assert eraser.stdout is not None
+            reached = 0
+            for _ in range(random.randint(1, 8)):
+                reached = int(await asyncio.to_thread(eraser.stdout.readline))
+            await asyncio.sleep(random.uniform(0, 0.05))
+            eraser.send_signal(signal.SIGKILL)
+        erased |= {str(number) for number in range(reached)}
+        known = await erased_from(store)
+        assert all(known.covers(f"user:{user}") for user in erased)
+        for release in releases:
+            await verify(store, release)
+    last = [str(number) for number in range(reached, reached + 4)]
+    done = await erase_users(store, last)
+    assert set(done.erased) == set(last)
+    for release in releases:
+        await verify(store, release)
+    if isinstance(store, RowEraser):
+        assert done.holding == {}
+        for release in releases:
+            assert not (await erased_from(store)).missing_from(release).pending
+        await store.erase_rows(releases[0], ["user:997", "user:998", "user:999"])
+        with pytest.raises(ReleaseCorrupt, match=r" 3 of 1,002 rows are missing"):
+            await verify(store, releases[0])
     await store.close()

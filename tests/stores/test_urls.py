@@ -1,6 +1,7 @@
 """What is shown of a store's URL, whoever wrote it and however wrongly: nothing that could be a secret."""
 
 import traceback
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,14 @@ def test_no_error_of_opening_a_store_shows_a_secret(scheme: str, separator: str,
 )
 def test_what_can_do_no_harm_is_shown(url: str, shown: str) -> None:
     assert redacted(url) == shown
+
+
+def test_a_store_for_an_earlier_hotplate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("earlier", "builtins:object", "hotplate.stores")
+    monkeypatch.setattr(EntryPoint, "load", lambda _: lambda _url: object())
+    monkeypatch.setattr("hotplate.stores.connect.entry_points", lambda **_: [entry])
+    with pytest.raises(StoreMisused, match="earlier:// is for an earlier hotplate"):
+        connect("earlier:///lists")
 
 
 def test_a_secret_that_is_not_escaped_is_refused_with_how_to_write_it() -> None:
