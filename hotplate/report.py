@@ -190,7 +190,8 @@ def format_value(value: float, unit: str = "") -> str:
         case "/s":
             return f"{_digits(value)}/s"
         case _:
-            return f"{_digits(value)} {unit}".rstrip()
+            is_plural = value != 1 or not unit.isalpha()
+            return f"{_digits(value)} {unit if is_plural else unit.removesuffix('s')}".rstrip()
 
 
 def _time(us: float) -> str:
@@ -244,15 +245,13 @@ def print_report(report: Report, console: Console) -> None:
     _print_wrapped(report.sentence, console)
     if report.columns and report.rows:
         console.print()
-        with console.capture() as printed:
-            console.print(_table(report))
-        console.print(Text("\n".join(line.rstrip() for line in printed.get().splitlines())))
+        _print_stripped(_table(report), console)
         for mark, explanation in report.used_marks.items():
             _print_wrapped(f"{mark} {explanation}", console)
     elif rows := [row for row in report.rows if row.main]:
         matrix = _matrix(rows)
         fits = console.measure(matrix, options=console.options.update(max_width=ANY_WIDTH)).minimum <= console.width
-        console.print(matrix if fits and not report.listed else _grouped(rows))
+        _print_stripped(matrix if fits and not report.listed else _grouped(rows), console)
     if lines := {**report.verdicts, **report.origins}:
         console.print()
         indent = max(map(len, lines)) + 2
@@ -261,7 +260,16 @@ def print_report(report: Report, console: Console) -> None:
     for note in report.notes:
         _print_wrapped(note, console)
     for complaint in report.complaints:
+        if complaint == report.sentence:
+            continue
         _print_wrapped(f"LOOK OUT: {complaint}", console, style="bold red")
+
+
+def _print_stripped(table: Table, console: Console) -> None:
+    """Print a table without the spaces at the ends of its lines."""
+    with console.capture() as printed:
+        console.print(table)
+    console.print(Text("\n".join(line.rstrip() for line in printed.get().splitlines())))
 
 
 def _print_wrapped(text: str, console: Console, indent: int = 0, style: str = "") -> None:

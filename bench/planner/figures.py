@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import ceil, floor, log10
+from math import ceil
 from typing import Any, Union
 
 from hotplate.report import format_value
@@ -128,10 +128,3 @@ def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int,
                 yield from walk(operand, depth + 1)
 
     yield from walk(figures[name], 0)
-
-
-def two_digits(value: float) -> str:
-    """Format with two significant digits: 1,800, 23, 0.73."""
-    value = float(f"{value:.1e}")
-    places = max(0, 1 - floor(log10(abs(value)))) if value else 0
-    return f"{value:,.{places}f}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hotplate.stores.manifest import Manifest
 
 CONSISTENCIES = ("eventual", "prefix", "session", "bounded", "strong")
+CACHED = ("session", "eventual")  # https://learn.microsoft.com/azure/cosmos-db/integrated-cache
 CAPACITIES = ("manual", "autoscale", "serverless")
 LOAD = "The load"
 LISTS = "The lists"
@@ -107,6 +108,7 @@ class Inputs:
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
     request_cpu_us: float = _input("µs", "of CPU of a request", 30.0, "27.6 from files, 29.1 from Redis", low=0.1)
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
+    cpu_memory_gb: float = _input("GB", "of memory of a vCPU", 4.0, "as of Standard_D4s_v5", low=0.1)
     pod_rps: float | None = _input("requests/s", "of a pod inside the objective, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
     zones: int = _cosmos("zones", "of a region's pods, of which any may be lost", 1, "none is lost", low=1, high=10)
@@ -120,6 +122,10 @@ class Inputs:
     train_cpus: float = _input("vCPU", "of a node that trains", 8.0, "a guess", low=0.05)
     train_node_hour: float | None = _money("", "price of a node and hour, with DBUs; none: by train_cpus", None)
     ru_factor: float = _money("", "price of RU/s with zone redundancy by that without", 1.0, "none", low=1, high=10)
+    gateway_hit_rate: float = _cosmos(
+        "share", "of store reads that a dedicated gateway's integrated cache answers, for 0 RU", 0.0, "no gateway",
+        high=0.99,
+    )  # fmt: skip
     gateway_month: float = _money("", "cost of a dedicated gateway in a month", 0.0, "none")
     cluster_month: float = _money("", "cost of Kubernetes itself in a month", 0.0, "the free tier of AKS")
 
@@ -189,6 +195,11 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     if missing:
         raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {REQUIRED}")
     merged = SourcedInputs(Inputs(**values), sources)
+    if merged.inputs.gateway_hit_rate and merged.inputs.consistency not in CACHED:
+        raise PlanMisused(
+            f"consistency is {merged.inputs.consistency}, and the integrated cache (gateway_hit_rate) answers "
+            f"{' and '.join(CACHED)} reads only"
+        )
     regions, share = merged.inputs.regions, merged.inputs.region_share
     if round(regions * share, 3) < 1:
         raise PlanMisused(

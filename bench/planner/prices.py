@@ -101,6 +101,7 @@ class Prices:
     cpu_hour: Price
     serverless_million_ru: Price | None
     redis_gb_hour: Price | None
+    disk_gb_month: Price | None
     redis: tuple[Size, ...]
     """In ascending order."""
 
@@ -121,7 +122,7 @@ class Prices:
 
 
 REQUIRED = ("ru_hour", "autoscale_factor", "storage_gb_month", "cpu_hour")
-OPTIONAL = ("serverless_million_ru", "redis_gb_hour")
+OPTIONAL = ("serverless_million_ru", "redis_gb_hour", "disk_gb_month")
 
 
 def load(path: Path = OURS) -> Prices:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hotplate.bench.planner.figures import explain, two_digits
-from hotplate.bench.planner.inputs import HOURS, KNOWN, InputSource, PlanMisused, hourly_shares, read_toml
-from hotplate.bench.planner.plan import CONTROL_RU, CapacityPlan, new_partition_ru, reached_ru
-from hotplate.report import Curve, Plot, Report, Row, TextTable, format_value
+from hotplate.bench.planner.figures import explain
+from hotplate.bench.planner.inputs import CAPACITIES, HOURS, KNOWN, InputSource, PlanMisused, hourly_shares, read_toml
+from hotplate.bench.planner.options import reached_ru
+from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
+from hotplate.bench.planner.sizing import CONTROL_RU, new_partition_ru
+from hotplate.report import Column, Curve, Plot, Report, Row, TextTable, format_value, rounded
 from hotplate.stores.cosmos.url import MAX_RU
 
 # Outside of all figures.
@@ -22,8 +24,8 @@ FEES = {"gateway_month": "a dedicated gateway", "ru_factor": "zone redundancy", 
 # Labels and figures, in order.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
-    "used by reads in the busiest hour": "today_use", "too many": "over_ru", "cost a month": "today_cost",
-    "of it for nothing": "over_cost",
+    "used by reads in the busiest hour": "today_use", "more than needed": "over_ru", "cost a month": "today_cost",
+    "cost of unneeded RU/s": "over_cost",
 }  # fmt: skip
 CARRIED = {
     "reads/s at most, in each region": "carried_region_reads", "reads/s at most, in all": "carried_reads",
@@ -40,37 +42,45 @@ OUTLINE = {
         "reads/s of the store": "reads_s", "a stored list": "stored_bytes",
     },
     "Cosmos DB: request units": {
-        **UNITS, "a publish": "publish_total_ru", "for reads, headroom included": "reads_ru",
+        **UNITS, "a publish": "publish_total_ru", "for reads, with headroom": "reads_ru",
         "provisioned for reads": "serve_ru", "for publishing": "publish_ru_s",
         "together, while a release is published": "together_ru", "a publish takes": "publish_hours",
     },
     "Cosmos DB: containers": {
         "containers while publishing": "containers", "partitions of a new release": "new_partitions",
-        "partitions of the live one": "partitions", "a partition's share": "partition_ru",
-        "hottest user by it": "hot_key_load", "fullest partition by it": "hot_partition_load",
-        "least RU/s of a kept release": "least_ru", "top of autoscale": "autoscale_top_ru",
-        "of it reached, as a mean": "autoscale_mean_ru", "storage, all releases": "stored_gb",
+        "partitions of the live one": "partitions", "RU/s of a partition": "partition_ru",
+        "busiest user's share of a partition": "hot_key_load", "load of the fullest partition": "hot_partition_load",
+        "lowest RU/s of a kept release": "least_ru", "autoscale maximum": "autoscale_top_ru",
+        "average autoscale RU/s": "autoscale_mean_ru", "storage, all releases": "stored_gb",
     },
     "Redis": {
         "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
-        "fullest by an even one": "redis_fullest", "nodes of an instance": "redis_nodes",
+        "largest shard / average": "redis_fullest", "nodes of an instance": "redis_nodes",
     },
     "Pods": {
-        "by Little's law": "pods_by_little", "by what a pod can answer": "pods_by_capacity", "at least": "min_pods",
-        "in a region, the most of these": "pods_region", "in a zone": "pods_zone", "in all": "pods",
+        "by Little's law": "pods_by_little", "by requests/s of a pod": "pods_by_capacity", "at least": "min_pods",
+        "in a region, the largest of these": "pods_region", "in a zone": "pods_zone", "in all": "pods",
     },
     "Autoscaler of a region": {
         "target: CPU of a pod": "hpa_utilisation", "target: requests of a pod": "hpa_pod_rps",
         "pods at most": "hpa_most_pods",
     },
     "Cost a month": {
-        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale, as reached": "autoscale_cost",
-        "the same, all month at its top": "autoscale_most_cost", "Cosmos DB, serverless": "serverless_cost",
-        "Redis": "redis_cost", "pods": "pods_cost", "training": "training_cost", "dedicated gateway": "gateway_month",
+        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale": "autoscale_cost",
+        "Cosmos DB, autoscale, always at its maximum": "autoscale_most_cost",
+        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "files": "files_cost", "pods": "pods_cost",
+        "training": "training_cost", "dedicated gateway": "gateway_month",
         "Kubernetes": "cluster_month", "Cosmos DB, pods and training": "cosmos_total",
         "Redis, pods and training": "redis_total",
     },
 }  # fmt: skip
+# The options' headings, and the lines of the table with the figures that all options share.
+OPTIONS = {"manual": "manual", "autoscale": "autoscale", "serverless": "serverless", "redis": "Redis", "files": "files"}
+SHARED = {
+    "store": "", "gateway": "gateway_month", "pods": "pods_cost", "Kubernetes": "cluster_month",
+    "training": "training_cost",
+}  # fmt: skip
+MATTERING_SKEW = 1.05
 BASELINE_FIGURES = (
     "reads_ru", "serve_ru", "publish_ru_s", "together_ru", "partitions", "publish_hours", "stored_gb", "pods",
     "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost", "redis_cost", "cosmos_total", "redis_total",
@@ -91,21 +101,22 @@ class Baseline:
 
 def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
     """Report a plan or, with *baseline*, the comparison, without rows."""
-    short, figures, only = [*shortage(plan)], plan.figures, plan.sourced.carries_only
+    short, only = [*shortage(plan)], plan.sourced.carries_only
     grown = [*growth(plan, baseline)] if baseline else []
-    notes = [] if only else [f"look out: {each}" for each in warnings(plan)]
+    sentence = _carries(plan) if only else _answer(plan)
     if baseline:
         kept = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
         sentence = f"{kept} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
-    else:
-        sentence = _carries(plan) if only else _answer(plan)
-        notes = [*([] if only else [_carries(plan), _cheaper(plan)]), *notes, *_origins(plan, prices_file)]
+    is_listed = only or baseline is not None
     return Report(
         kind="plan",
         sentence=(*short, sentence)[0],
-        rows=() if baseline else tuple(_rows(plan)),
+        rows=() if baseline else (*_summary(plan), *_rows(plan)),
+        columns=() if is_listed else _columns(plan),
         listed=True,
-        notes=(*[sentence] * len(short), *notes),
+        verdicts={} if is_listed else dict(_reasons(plan)),
+        notes=(*[sentence] * len(short), *([] if only else [f"look out: {each}" for each in warnings(plan)])),
+        method=() if baseline else tuple(_origins(plan, prices_file)),
         broken=(*short, *grown),
         plots=() if only else (_cost_plot(plan), _day_plot(plan)),
         tables=(_formulas(plan),),
@@ -113,10 +124,102 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
         machine={"date": datetime.now(UTC).isoformat(timespec="seconds")},
         extra={
             "currency": plan.prices.currency,
-            "inputs": [figure.to_json() for name, figure in figures.items() if name in KNOWN],
-            "figures": [figure.to_json() for name, figure in figures.items() if name not in KNOWN],
+            "inputs": [figure.to_json() for name, figure in plan.figures.items() if name in KNOWN],
+            "figures": [figure.to_json() for name, figure in plan.figures.items() if name not in KNOWN],
         },
     )
+
+
+def in_full(planned: Report) -> Report:
+    """Return the report with all figures and assumptions instead of the summary."""
+    rows = tuple(replace(row, main=True) for row in planned.rows if row.figure not in OPTIONS)
+    return replace(planned, rows=rows, columns=(), verdicts={}, notes=(*planned.notes, *planned.method), method=())
+
+
+def _columns(plan: CapacityPlan) -> tuple[Column, ...]:
+    month = f"{plan.prices.currency}/month"
+    return tuple(
+        Column(option.name, f"{month}\n{OPTIONS[option.name]}" if place == 0 else OPTIONS[option.name], digits=3)
+        for place, option in enumerate(plan.options)
+    )
+
+
+def _summary(plan: CapacityPlan) -> Iterator[Row]:
+    """Yield the table: what the store, pods and training cost with each option."""
+    if plan.sourced.carries_only:
+        return
+    currency = plan.prices.currency
+    for subject, name in SHARED.items():
+        for option in plan.options:
+            value = plan.number(name) if name else option.store
+            if name == "gateway_month" and option.name not in CAPACITIES:
+                value = 0.0
+            if name in FEES and not plan.number(name):
+                continue
+            yield Row(subject, option.name, currency, value if option.possible else None, note=option.obstacle)
+    for option in plan.options:
+        yield Row("in all", option.name, currency, option.total if option.possible else None, note=option.obstacle)
+
+
+def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
+    """Yield why the figures are as they are, each with the name for --why."""
+    shown = plan.figures
+    if plan.inputs.have_ru is not None:
+        yield "today", _provisioned(plan)
+    have = f"{plan.number('serve_ru'):,.0f} RU/s"
+    reads = f"{format_value(plan.number('reads_s'))}/s x {shown['mean_read_ru']}"
+    skew = f" x {plan.number('skew'):.2f} for the busiest user" if plan.number("skew") > MATTERING_SKEW else ""
+    yield "reads", f"{have}: {reads}{skew} / {plan.inputs.ru_utilisation:g} in use  (--why serve_ru)"
+    spent = f"{rounded(plan.number('publish_total_ru'))} RU in {_duration(plan.number('publish_hours'))}"
+    yield "publish", f"{plan.number('publish_ru_s'):,.0f} RU/s: {spent}  (--why publish_ru_s)"
+    yield "429s", _throttling(plan)
+    lists = f"{plan.number('rows'):,.0f} lists of {plan.number('stored_bytes'):,.0f} bytes"
+    yield "memory", f"Redis {rounded(plan.number('redis_gb'))} GB, {_redis_size(plan)}: 3 releases of {lists}"
+    yield "pods", f"{plan.number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
+    yield "Redis", _break_even(plan)
+    if impossible := [f"{OPTIONS[each.name]}: {each.obstacle}" for each in plan.options if not each.possible]:
+        yield "no", "; ".join(text.replace("not possible: ", "") for text in impossible)
+    assumed = sum(each.source.startswith("assumed") for each in shown.values())
+    dates = sorted(each.date for each in plan.prices.by_name().values())
+    fees = ", ".join(words for name, words in FEES.items() if name not in plan.sourced.sources)
+    yield "assumed", f"{assumed} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
+    yield "besides", f"not priced: {fees}, traffic  (--all)"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+
+
+def _provisioned(plan: CapacityPlan) -> str:
+    today = f"{plan.number('have_ru'):,.0f} RU/s for {_total(plan, 'today_cost')} {plan.prices.currency} a month"
+    used = f"{plan.number('today_use'):.1%} used by reads in the busiest hour"
+    if plan.number("today_use") > 1:
+        used = f"of {plan.number('reads_plain_ru'):,.0f} that reads need in the busiest hour"
+    if over := plan.number("over_ru"):
+        used += f"; {over:,.0f} more than needed, {_total(plan, 'over_cost')} a month"
+    return f"{today}, {used}"
+
+
+def _throttling(plan: CapacityPlan) -> str:
+    from_s = plan.number("serve_ru") / plan.number("mean_read_ru") / plan.number("skew")
+    if plan.inputs.zipf is None and plan.inputs.hot_share is None:
+        return f"from {format_value(from_s)} reads/s on, if all users are equally busy; try --zipf 0.9"
+    share = plan.number("hot_key_load")
+    return f"from {format_value(from_s)} reads/s on; the busiest user takes {share:.1%} of a partition"
+
+
+def _redis_size(plan: CapacityPlan) -> str:
+    size = plan.figures.get("redis_size")
+    return "more than the largest size" if size is None else f"{plan.inputs.redis_nodes} x {size}"
+
+
+def _break_even(plan: CapacityPlan) -> str:
+    from_rps = break_even_rps(plan)
+    if from_rps is None:
+        return "costs more than Cosmos DB at any rate"
+    if not from_rps:
+        return "costs less than Cosmos DB at any rate"
+    return f"costs less than Cosmos DB from {rounded(from_rps)} requests/s on, in the busiest hour"
 
 
 def shortage(plan: CapacityPlan) -> Iterator[str]:
@@ -135,12 +238,16 @@ def shortage(plan: CapacityPlan) -> Iterator[str]:
 
 
 def _answer(plan: CapacityPlan) -> str:
+    """Say how many RU/s to provision, and what the options cost."""
     serve, publish, pods = (plan.number(name) for name in ("serve_ru", "publish_ru_s", "pods"))
-    costs = [
-        f"{_money(plan, name)} with {words}" if plan.figures[name].unit else f"{words} {plan.figures[name].value}"
-        for name, words in (("cosmos_total", f"Cosmos DB ({plan.inputs.capacity})"), ("redis_total", "Redis"))
-    ]
-    return f"{serve:,.0f} RU/s to serve, {publish:,.0f} to publish, {pods:,.0f} pods: {', '.join(costs)}"
+    if plan.inputs.capacity == "autoscale":
+        ru = f"autoscale up to {plan.number('autoscale_top_ru'):,.0f} RU/s"
+    else:
+        ru = f"{serve:,.0f} RU/s"
+    where = f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
+    if plan.inputs.have_ru is not None and plan.number("over_ru"):
+        where += f" (today {plan.inputs.have_ru:,})"
+    return f"Provision {ru}{where}, {publish:,.0f} while publishing, and {pods:,.0f} pods. {_cheaper(plan)}."
 
 
 def _carries(plan: CapacityPlan) -> str:
@@ -149,31 +256,33 @@ def _carries(plan: CapacityPlan) -> str:
     where = f" in each of {regions} regions" if regions > 1 else ""
     return (
         f"{ru:,.0f} RU/s{where} carry {format_value(reads)} reads/s{' in all' if where else ''}, "
-        f"{format_value(mean)} with room for peaks, or {format_value(lists)} lists published/s"
+        f"{format_value(mean)} with room for peaks, or {format_value(lists)} lists published/s, for "
+        f"{_total(plan, 'carried_cost')} {plan.prices.currency} a month"
     )
 
 
 def _cheaper(plan: CapacityPlan) -> str:
-    cosmos = f"{plan.cheapest}_cost"
-    ours = f"Cosmos DB by {plan.cheapest}"
+    """Compare the cheapest capacity of Cosmos DB with Redis, by what prices are known to."""
+    month = f"{plan.prices.currency} a month"
+    cosmos, redis = f"Cosmos DB ({plan.cheapest})", "redis_total"
+    ours = _total(plan, f"{plan.cheapest}_total")
+    files = f"; files {_total(plan, 'files_total')}" if plan.figures["files_total"].unit else ""
     if not plan.figures["redis_cost"].unit:
-        return f"{ours}: {_money(plan, cosmos)}; Redis is {plan.figures['redis_cost'].value}"
-    costs = {ours: _money(plan, cosmos), "Redis": _money(plan, "redis_cost")}
-    (low, high), (redis_low, redis_high) = _between(plan, cosmos), _between(plan, "redis_cost")
+        return f"{cosmos} costs {ours} {month}; Redis is {plan.figures['redis_cost'].value}"
+    (low, high), (redis_low, redis_high) = _between(plan, f"{plan.cheapest}_cost"), _between(plan, "redis_cost")
     if low <= redis_high and redis_low <= high:
-        return f"a tie, as prices are not known better: {ours}: {costs[ours]}; Redis: {costs['Redis']}"
-    first, second = ("Redis", ours) if redis_high < low else (ours, "Redis")
-    return f"{first} is cheaper: {costs[first]}; {second}: {costs[second]}"
+        return f"About equal: {cosmos} {ours} {month}, Redis {_total(plan, redis)}{files}"
+    if redis_high < low:
+        return f"Redis is cheaper: {_total(plan, redis)} {month}, {cosmos} {ours}{files}"
+    return f"{cosmos} is cheaper: {ours} {month}, Redis {_total(plan, redis)}{files}"
+
+
+def _total(plan: CapacityPlan, name: str) -> str:
+    return rounded(plan.number(name), 3)
 
 
 def _between(plan: CapacityPlan, name: str) -> tuple[float, float]:
     return plan.with_prices(-1).number(name), plan.with_prices(1).number(name)
-
-
-def _money(plan: CapacityPlan, name: str) -> str:
-    low, high = _between(plan, name)
-    figure = plan.figures[name]
-    return f"{two_digits(figure.number)} ({two_digits(low)} to {two_digits(high)}) {figure.unit}"
 
 
 def _rows(plan: CapacityPlan) -> Iterator[Row]:
@@ -188,13 +297,14 @@ def _rows(plan: CapacityPlan) -> Iterator[Row]:
             figure = figures.get(name)
             if figure is None or (not figure.value and (name in FEES or lines is TODAY)):
                 continue
+            main = plan.sourced.carries_only
             if isinstance(figure.value, str):
-                yield Row(group, words, note=f"{figure.value}, {name}")
+                yield Row(group, words, note=f"{figure.value}, {name}", main=main)
             elif figure.unit == month or name in FEES:
                 ends = low.number(name), high.number(name)
-                yield Row(group, words, plan.prices.currency, figure.value, (), *ends, name)
+                yield Row(group, words, plan.prices.currency, figure.value, (), *ends, name, main)
             else:
-                yield Row(group, words, figure.unit, figure.value, note=name)
+                yield Row(group, words, figure.unit, figure.value, note=name, main=main)
 
 
 def _origins(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
@@ -212,7 +322,6 @@ def _origins(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
         f"{name} {each}" for name, each in figures.items() if name in known and each.source.startswith("assumed")
     ]
     yield f"assumed: {', '.join(assumed)}"
-    yield "why: add --why NAME of a figure, or --out NAME for a page with all formulas"
 
 
 def _formulas(plan: CapacityPlan) -> TextTable:
@@ -269,10 +378,10 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
     if hours > inputs.refresh_hours:
         yield f"a publish takes {hours:,.1f} hours, and the next begins after {inputs.refresh_hours:g}"
     yield from _partition_warnings(plan)
+    if inputs.gateway_hit_rate and not inputs.gateway_month:
+        yield "the hours of the dedicated gateway are not priced; give --gateway-month"
     if inputs.p99_ms is not None and inputs.pod_rps is None:
         yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give --from-report of bench http --find-max"
-    if inputs.zipf is None and inputs.hot_share is None:
-        yield "all users are taken as equally busy; --zipf 0.9 shows a hot one's effect on its partition"
 
 
 def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:

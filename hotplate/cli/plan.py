@@ -47,6 +47,7 @@ class PlanFlags:
         ),
     ] = None
     charges: Annotated[Path | None, _measured("Use these charges, in the form of stores/cosmos/charges.toml.")] = None
+    in_full: Annotated[bool, _output("Print all figures and assumptions.", name="all")] = False
     why: Annotated[str | None, _output("Explain one figure, by its name.")] = None
     check: Annotated[Path | None, _output("Exit with 3 if a figure exceeds this saved plan by more than 10 %.")] = None
     save: Annotated[Path | None, _output("Write inputs and figures to a file for --check.")] = None
@@ -99,7 +100,7 @@ def plan(flags: PlanFlags, **given: str | None) -> None:
 
 
 def _finish(made: "CapacityPlan", prices: Path, compared: "Baseline | None", flags: PlanFlags) -> None:
-    from hotplate.bench.planner.review import BOUND_PERCENT, report, to_toml
+    from hotplate.bench.planner.review import BOUND_PERCENT, in_full, report, to_toml
 
     if flags.why is not None and flags.why not in made.figures:
         raise inputs.PlanMisused(f"--why: there is no figure {flags.why!r}; known are {', '.join(made.figures)}")
@@ -113,7 +114,7 @@ def _finish(made: "CapacityPlan", prices: Path, compared: "Baseline | None", fla
     if flags.why is not None and not flags.as_json:
         _print_formulas(made, flags.why)
     else:
-        show_report(found, as_json=flags.as_json)
+        show_report(in_full(found) if flags.in_full else found, as_json=flags.as_json)
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 

@@ -139,7 +139,7 @@ def test_the_command_writes_a_file_that_a_plan_uses(tmp_path: Path, monkeypatch:
         done = hotplate(*azure)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         assert "no price under the expected names for: B0" in done.stderr.replace("\n", " ")
-        assert hotplate(*azure, "--users", "1000", "--peak-rps", "10").stdout.count("EUR/month") > 2
+        assert hotplate(*azure, "--users", "1000", "--peak-rps", "10").stdout.count("EUR") > 1
         file.write_text("mine")
         refused = hotplate(*azure)
     assert refused.returncode == 2

@@ -1,14 +1,19 @@
 """Plans of extreme loads, compared with independent sums of published charges and prices."""
 
+import io
 from math import ceil
 from statistics import fmean
 
 import pytest
+from rich.console import Console
 
 from hotplate.bench.planner.inputs import PlanMisused
-from hotplate.bench.planner.plan import REDIS_ALLOCATED, REDIS_BUCKETS, REDIS_ROW_BYTES, refused_share
+from hotplate.bench.planner.options import REDIS_BUCKETS, refused_share
+from hotplate.bench.planner.plan import break_even_rps
 from hotplate.bench.planner.review import report, warnings
+from hotplate.bench.planner.sizing import REDIS_ALLOCATED, REDIS_ROW_BYTES
 from hotplate.bench.ru.run import database_cost
+from hotplate.report import print_report
 from hotplate.stores.cosmos.rows import item_bytes, name_of, to_item
 from tests.support.planning import a_plan
 
@@ -177,19 +182,22 @@ def test_what_is_not_possible_has_no_price() -> None:
     assert "more than B1000" in reason("redis_cost", users=1_000_000_000)
     plan = a_plan(users=1_000_000_000)
     assert plan.figures["redis_total"].value == plan.figures["redis_cost"].value
-    assert any("Redis is not possible" in note for note in report(plan, "prices.toml").notes)
+    made = report(plan, "prices.toml")
+    assert "Redis is not possible" in made.sentence
+    assert made.row("in all", "redis").value is None  # type: ignore[union-attr]  # it has one
+    assert made.verdicts["no"].endswith(
+        "Redis: 2,667 GB, uneven over its shards, or its reads/s are more than B1000, the largest, holds"
+    )
 
 
 def test_a_difference_within_what_prices_are_known_to_is_a_tie() -> None:
     # Redis: two B0 at 0.016, ±20 %: 19 to 28 USD. Cosmos DB by serverless: listed prices, ±10 %.
     def at(reads_s: float) -> str:
-        notes = report(a_plan(peak_rps=reads_s), "prices.toml").notes
-        return next(each for each in notes if "Cosmos DB by" in each and "Redis" in each)
+        return report(a_plan(peak_rps=reads_s), "prices.toml").sentence.partition(". ")[2]
 
-    assert at(1).startswith("Cosmos DB by serverless is cheaper: ")
-    assert at(34).startswith("a tie, ")  # 34 reads/s all month are 89 million RU, 22.4 USD
-    assert "Redis: 23 (19 to 28) USD/month" in at(34)
-    assert at(100).startswith("Redis is cheaper: 23 (19 to 28) USD/month; Cosmos DB by autoscale: 47 (42 to 51)")
+    assert at(1).startswith("Cosmos DB (serverless) is cheaper: ")
+    assert at(34).startswith("About equal: ")  # 34 reads/s all month are 89 million RU, 22.4 USD
+    assert at(100).startswith("Redis is cheaper: 105 USD a month, Cosmos DB (autoscale) 128; files ")
 
 
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
@@ -244,7 +252,10 @@ def test_the_shortage_follows_from_what_reads_need() -> None:
 
 def test_ru_alone_tell_what_they_carry() -> None:
     carries = report(a_plan(users=None, peak_rps=None, hot_share=None, have_ru=9_000), "prices.toml")
-    assert carries.sentence == "9,000 RU/s carry 9,000 reads/s, 6,300 with room for peaks, or 1,500 lists published/s"
+    assert (
+        carries.sentence
+        == "9,000 RU/s carry 9,000 reads/s, 6,300 with room for peaks, or 1,500 lists published/s, for 526 USD a month"
+    )
     assert carries.exit_code == 0
     assert {row.note: row.value for row in carries.rows}["carried_cost"] == pytest.approx(9_000 * RU_MONTH)
 
@@ -257,7 +268,53 @@ def test_reads_and_money_are_of_all_regions() -> None:
     assert figures["carried_reads"] == 12_000
     assert figures["carried_cost"] == pytest.approx(3 * 4_000 * RU_MONTH)
     assert made.sentence.startswith("4,000 RU/s in each of 3 regions carry 12,000 reads/s in all, 8,400 ")
-    assert made.sentence.endswith("or 667 lists published/s")
+    assert made.sentence.endswith("or 667 lists published/s, for 701 USD a month")
+
+
+def test_files_are_priced_by_the_disks_and_the_memory_of_pods() -> None:
+    small = a_plan(users=1_000_000)  # 745 bytes a row, three times
+    assert small.number("files_gb") == pytest.approx(3 * 1e6 * (700 + 10 + 40) / 1e9)
+    assert small.number("files_cost") == pytest.approx(2 * small.number("files_gb") * 0.15)
+    large = a_plan(users=10_000_000)  # 7.5 GB in the memory of a pod of 4 GB: the rest costs as much as vCPUs
+    disk = 2 * large.number("files_gb") * 0.15
+    assert large.number("files_cost") == pytest.approx(disk + 2 * 3.5 / 4 * 0.048 * MONTH_H)
+    totals = {option.name: option.total for option in small.options}
+    assert totals["files"] == pytest.approx(small.number("files_cost") + 2 * 0.048 * MONTH_H + 8 * 0.048 * DAILY)
+
+
+def test_reads_that_the_integrated_cache_answers_cost_no_request_units() -> None:
+    plan = a_plan(peak_rps=7_000, gateway_hit_rate=0.5, gateway_month=200)
+    assert plan.number("serve_ru") == 5_000
+    assert plan.number("manual_total") - plan.number("manual_cost") > 200
+    assert plan.number("redis_total") - plan.number("redis_cost") < 200
+    assert not [*warnings(plan)]
+    assert any("--gateway-month" in each for each in warnings(a_plan(gateway_hit_rate=0.5)))
+    with pytest.raises(PlanMisused, match="answers session and eventual reads only"):
+        a_plan(gateway_hit_rate=0.5, consistency="strong")
+
+
+def test_redis_costs_less_from_the_rate_that_is_named() -> None:
+    plan = a_plan(users=1_000_000, zipf=0.9, hot_share=None)
+    from_rps = break_even_rps(plan)
+    assert from_rps is not None
+    for rate, is_less in ((0.98 * from_rps, False), (1.02 * from_rps, True)):
+        at = plan.with_inputs(peak_rps=rate)
+        assert (at.number("redis_cost") < at.number("cheapest_cost")) is is_less
+    assert break_even_rps(a_plan(regions=2)) == 0  # serverless has one region
+    assert break_even_rps(a_plan(users=100_000_000)) is None
+
+
+def test_the_summary_is_complete_at_80_columns_and_short() -> None:
+    for inputs in ({}, {"users": 2_663_308, "regions": 2, "have_ru": 11_000, "capacity": "autoscale", "zipf": 0.9}):
+        out = io.StringIO()
+        print_report(report(a_plan(**{"users": 1_000_000, **inputs}), "prices.toml"), Console(file=out, width=80))
+        lines = out.getvalue().splitlines()
+        assert lines[0].startswith("Provision ")
+        assert len(lines) <= 25
+        assert max(map(len, lines)) <= 80
+        assert "…" not in out.getvalue()
+        (whole,) = (line for line in lines if line.startswith("in all"))
+        assert len(whole.split()) == 7  # each option has a figure, or a dash
 
 
 @pytest.mark.parametrize("have_ru", ["1", "399", "450", "1_000_100", "1000M"])
