@@ -14,8 +14,8 @@ from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
 from hotplate.stores.verification import load_manifest, read_slots
 
-# Users whose rows are pending together: at most as many rows as lists, some of which a store keeps for each.
-USERS_AT_ONCE = 40
+# Users whose rows are pending together: of 20 releases with 20 lists, as many rows as a store keeps.
+USERS_AT_ONCE = 10
 
 ATTEMPTS = 3
 

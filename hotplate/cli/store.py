@@ -1,4 +1,4 @@
-"""`hotplate store`: doctor, backup, restore and rebuild."""
+"""`hotplate store`: doctor, backup, restore, rebuild and repair."""
 
 from collections import Counter
 from dataclasses import asdict

@@ -1,7 +1,7 @@
 """The embedded store, `file://`: one LMDB file per release, shared by all processes of a machine.
 
 DIR/catalogue.json              the catalogue (`CatalogueFile`)
-DIR/records/NAME                a record beside it
+DIR/records/NAME.json           a record beside it
 DIR/releases/INCARNATION.mdb    a sealed release (`release.py`)
 DIR/releases/INCARNATION.draft  a draft, with its writer's lock, INCARNATION.lock (`draft.py`)
 
@@ -68,7 +68,7 @@ class CatalogueFile:
     catalogue.json     the record, padded with newlines
     catalogue.lock     locked during a swap or an erase
     catalogue.spare    allocated blocks for the next record
-    records/NAME       a record beside the catalogue, durable before the catalogue that counts on it
+    records/NAME.json  a record beside the catalogue, durable before the catalogue that counts on it
 
     A swap takes the blocks of the next spare from those of the previous record.
     """
@@ -82,7 +82,7 @@ class CatalogueFile:
 
     def record(self, name: str | None = None) -> bytes | None:
         """Return the stored bytes, unchecked, of the catalogue or a record beside it; None if it was never written."""
-        path = self.path if name is None else self._records / name
+        path = self.path if name is None else self._records / f"{name}.json"
         try:
             return path.read_bytes()
         except FileNotFoundError:
@@ -147,12 +147,12 @@ class CatalogueFile:
                 self._records.mkdir(parents=True)
                 flush(self.folder)
             for change in records:
-                scratch = self._records / f".{change.name}"
+                scratch = self._records / f".{change.name}.json"
                 scratch.write_bytes(change.after)
                 flush(scratch)
                 if lock is not None:
                     self.check_locked(lock)
-                scratch.rename(self._records / change.name)
+                scratch.rename(self._records / f"{change.name}.json")
                 flush(self._records)
 
     @contextmanager

@@ -1,5 +1,6 @@
 """Erasures that are cut off anywhere, and records of them that are lost, damaged or of an earlier version."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -287,3 +288,17 @@ def test_more_pending_rows_than_a_store_keeps_are_refused() -> None:
     rows = [Row(f"user:{number}", b"") for number in range(MAX_PENDING + 1)]
     with pytest.raises(StoreMisused, match="give these commands again"):
         first_records(ErasedUsers().with_users(["1"]).with_pending(release, rows))
+
+
+@on_every_store
+async def test_erasures_and_a_publish_beside_each_other_count_each_row_once(open_store: OpenStore) -> None:
+    store = open_store()
+    release = await ref_of(store, await publish(store, ROWS))
+    users = [[str(number), str(number + 1)] for number in range(6)]  # also the same users at once
+    await asyncio.gather(*(erase_users(open_store(), pair) for pair in users), publish(open_store(), ROWS))
+    await erase_users(store, ["0", "6"])  # rows that the publish wrote meanwhile
+    assert await erased_of(store) == [str(number) for number in range(7)]
+    for entry in (await store.catalogue()).releases:
+        await verify(store, entry.ref)
+    if store_deletes(store):
+        assert (await erased_from(store)).missing_from(release).deleted.rows == 7

@@ -239,7 +239,7 @@ async def test_a_rebuild_without_a_record_that_is_damaged_is_refused(folder: Lmd
 async def test_a_rebuild_without_records_that_are_damaged_is_refused(folder: LmdbStore) -> None:
     await published(folder)
     await erase_users(folder, ["7"])
-    (folder.folder / "records" / "erased-01").write_bytes(b"damaged")
+    (folder.folder / "records" / "erased-01.json").write_bytes(b"damaged")
     (folder.folder / "catalogue.json").write_bytes(b"{}")
     await assert_rebuilt_by_force(folder)
 

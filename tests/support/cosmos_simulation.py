@@ -37,6 +37,10 @@ BEGAN = 1_790_000_000.0
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n in range(3000))]
 
 
+class ProcessEndedError(Exception):
+    """A process of a test was killed."""
+
+
 @dataclass
 class HeldItems:
     waiting: int = 0
@@ -58,6 +62,12 @@ class SimulatedAccount:
         self.scales_for_ever = False
         self.lose_answers = 0
         """How many writes of the catalogue are to be done, and their responses lost."""
+
+        self.ends_at_write: int | None = None
+        """The number of the next write of an item at which the client's process ends."""
+
+        self.ends_after = False
+        """Whether the service has done that write."""
 
         self.observer: Observer | None = None
         self.forgets = 0.0
@@ -97,7 +107,8 @@ class SimulatedAccount:
         known = (
             [document.parsed() for document in containers[CONTROL].documents.after()] if CONTROL in containers else []
         )
-        entries = [entry for item in known for entry in item["catalogue"]["entries"] if entry["id"] == release]
+        catalogues = [item["catalogue"] for item in known if "catalogue" in item]
+        entries = [entry for each in catalogues for entry in each["entries"] if entry["id"] == release]
         incarnations = [entry["incarnation"] for entry in entries]
         found = ref(release)._replace(incarnation=incarnations[-1]) if incarnations else ref(release)
         return containers[container_of(found)]
@@ -108,8 +119,13 @@ class SimulatedAccount:
         if (held := self.held) is not None and method == b"POST" and path.endswith(b"/docs/"):
             held.waiting += 1
             await held.go.wait()
+        is_last = self._counts_last(method, path)
+        if is_last and not self.ends_after:
+            raise ProcessEndedError
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
         answer = self.service.answer(Request(method.decode(), path.decode(), headers, body))
+        if is_last:
+            raise ProcessEndedError
         if method == b"GET" and b"/docs/" in path and self._random.random() < self.forgets:
             answer.status, answer.body = 404, orjson.dumps({"code": "NotFound", "message": "not replicated yet"})
         if self.many_writers and path == b"/":
@@ -125,6 +141,12 @@ class SimulatedAccount:
             raise RequestFailed("reset" if answer.reset else "timeout", "here")
         head, _, body = render(answer).partition(b"\r\n\r\n")
         return Response(answer.status, head + b"\r\n\r\n", body)
+
+    def _counts_last(self, method: bytes, path: bytes) -> bool:
+        if self.ends_at_write is None or method == b"GET" or b"/docs" not in path:
+            return False
+        self.ends_at_write -= 1
+        return self.ends_at_write == 0
 
     async def close(self) -> None:
         """Nothing to give back."""

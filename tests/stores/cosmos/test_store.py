@@ -5,6 +5,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -15,12 +16,19 @@ from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.store import CONTROL
 from hotplate.stores.cosmos.url import Throughput
+from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
-from hotplate.stores.store import Plan
+from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
-from tests.support.cosmos_simulation import SimulatedAccount, SimulatedContainers, simulated, with_simulation
+from tests.support.cosmos_simulation import (
+    ProcessEndedError,
+    SimulatedAccount,
+    SimulatedContainers,
+    simulated,
+    with_simulation,
+)
 from tests.support.stores import LISTS, begin, draft_of, publish, ref, step, unchecked
 
 R = ReleaseId("20261120T064200Z-aaaa")
@@ -230,3 +238,59 @@ print(*(name for name in sys.modules if name.startswith("azure")))
     done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@simulated
+async def test_an_erasure_that_ends_at_any_write_leaves_no_catalogue_without_its_record(
+    account: SimulatedAccount, *, after: bool
+) -> None:
+    writer = account.store()
+    rows = [*LISTS[:1], *(Row(f"user:{number}", b'{"id":"a"}') for number in range(40))]
+    await publish(writer, rows)
+    (entry,) = (await writer.catalogue()).releases
+    await erase_users(writer, ["30"])
+    account.ends_after = after
+    at = ended = 0
+    while ended == at:
+        at += 1
+        account.ends_at_write = at
+        with suppress(ProcessEndedError):
+            await erase_users(account.store(), [str(at)])
+        ended += account.ends_at_write == 0
+        account.ends_at_write = None
+        reader = account.store()
+        assert (await erased_from(reader)).lost == 0
+        assert (await erased_from(reader)).covers("user:30")
+        await verify(reader, entry.ref)
+        assert (await erase_users(reader, [str(at)])).erased == (str(at),)
+        await verify(reader, entry.ref)
+    assert ended > 4  # two parts, two catalogues and a row
+    assert (await erased_from(writer)).count == at + 1
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "reset", "share": 0.2}, {"kind": "unavailable", "share": 0.2}], ids=["reset", "unavailable"]
+)
+@simulated
+async def test_erasures_beside_each_other_and_faults_lose_no_user(
+    account: SimulatedAccount, fault: dict[str, object]
+) -> None:
+    writer = account.store()
+    rows = [*LISTS[:1], *(Row(f"user:{number}", b'{"id":"a"}') for number in range(40))]
+    await publish(writer, rows)
+    (entry,) = (await writer.catalogue()).releases
+    account.inject_faults(fault)
+
+    async def erase(number: int) -> None:
+        while True:
+            with suppress(StoreUnavailable, ReleaseConflict):
+                assert (await erase_users(account.store(), [str(number)])).deleted <= 1
+                return
+
+    await asyncio.gather(*map(erase, range(8)))
+    account.inject_faults()
+    erased = await erased_from(writer)
+    assert all(erased.covers(f"user:{number}") for number in range(8))
+    assert erased.missing_from(entry.ref).deleted.rows == 8
+    await verify(writer, entry.ref)

@@ -11,7 +11,7 @@ import pytest
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
 from hotplate.stores.errors import ReleaseConflict, StoreError
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
-from hotplate.stores.store import Plan
+from hotplate.stores.store import Plan, RecordChange
 from tests.support.system_calls import Killed, Process, Schedule, finish, patch_calls, run, schedules
 
 DRAFT = DraftRef(ReleaseId("20261120T064200Z-aaaa"), "0123456789ab", "one")
@@ -57,11 +57,11 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Ite
 Folders = Callable[[], Iterator[tuple[Schedule, Path]]]
 
 
-def swapping(folder: Path, old: Catalogue, new: Catalogue) -> Work:
+def swapping(folder: Path, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> Work:
     """Return what swaps, and returns the catalogue that it wrote."""
 
     def swap() -> Catalogue:
-        finish(LmdbStore(folder).swap(old, new))
+        finish(LmdbStore(folder).swap(old, new, records))
         return new
 
     return swap
@@ -148,3 +148,19 @@ def test_catalogue_can_be_swapped_after_a_kill_at_any_call_of_a_swap(folders: Fo
         works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
         check_swaps(folder, run(schedule, *works, switches=switches, kills=1))
         check_next_swap(folder)
+
+
+@pytest.mark.parametrize("switches", [0, pytest.param(2, id="soak", marks=pytest.mark.soak)])
+def test_a_catalogue_is_never_without_its_record_after_a_kill_at_any_call(folders: Folders, switches: int) -> None:
+    written = {ONES.token: b"of one", OTHERS.token: b"of other"}
+    kills = 0
+    for schedule, folder in folders():
+        records = {token: [RecordChange("record", None, after)] for token, after in written.items()}
+        works = [[swapping(folder, SECOND, new, records[new.token])] for new in (ONES, OTHERS)]
+        processes = run(schedule, *works, switches=switches, kills=1)
+        kills += any(process.killed for process in processes)
+        check_swaps(folder, processes)
+        found = CatalogueFile(folder).read(0.0)
+        if found != SECOND:
+            assert CatalogueFile(folder).record("record") == written[found.token], [each.calls for each in processes]
+    assert kills > 20
