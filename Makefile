@@ -20,7 +20,7 @@ LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url
 help: ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
 
-demo: .venv/demo ## data, training, a release and a running service
+demo: .venv/demo .venv/lane ## data, training, a release and a running service
 	$(BIN)/hotplate demo
 
 test: lint ## every check and the fast tests
@@ -30,11 +30,11 @@ test: lint ## every check and the fast tests
 # What the tests wait, the types are checked. What is below tests/k8s is not even collected: to import it takes seconds.
 # All is collected once before: in a fresh clone, each of the workers would else compile all tests for itself, and what
 # cannot be imported fails at once, where workers would say so after all other tests.
-fast: .venv/dev
+fast: .venv/dev .venv/lane
 	@collected=$$($(FAST) --collect-only -qq 2>&1) || { echo "$$collected"; exit 1; }
 	$(FAST) -n 5 --durations 15
 
-soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
+soak: .venv/dev .venv/lane ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
 	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
 	    $(PYTEST) -n 2 -m "soak and not spark" --ignore tests/k8s --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
@@ -56,10 +56,13 @@ spark-test: .venv/dev ## learning, ranking and publishing on Spark, with executo
 	@if .ci/java; then $(MAKE) .venv/spark && $(PYTEST) -n 1 -m spark --timeout 600 tests/offline/spark; \
 	    else case ",$$HOTPLATE_REQUIRE," in *,java,*) exit 1;; esac; fi
 
-wheel: .venv/demo ## the wheel, in dist/, installed and tried in an environment of its own
+# The first runs on any platform, without the fast lane; the second, with it, on this platform and this Python.
+wheel: .venv/demo ## the wheels, in dist/, installed and tried in environments of their own
 	@rm -f dist/hotplate-*.whl
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
-	.ci/try-wheel $(PYTHON) dist/hotplate-$(VERSION)-py3-none-any.whl
+	HOTPLATE_EXTENSION=skip $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	.ci/try-wheel $(PYTHON) dist/hotplate-$(VERSION)-py3-none-any.whl missing
+	HOTPLATE_EXTENSION=require $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	.ci/try-wheel $(PYTHON) dist/hotplate-$(VERSION)-cp*.whl compiled
 
 image: ## the images, by ENGINE=docker or podman
 	$(ENGINE) build --file k8s/Dockerfile --target serve --build-arg REVISION=$(REVISION) --tag hotplate:$(VERSION) .
@@ -82,12 +85,12 @@ notes: ## what CHANGELOG.md says of this version, in dist/; with TAG=v1.2.3, onl
 	    { echo "CHANGELOG.md has no section $(VERSION)."; exit 1; }
 
 # By themselves: pytest-benchmark does not work beside xdist.
-bench: .venv/dev ## the benchmarks, saved below .benchmarks and compared with the last run; ONLY=bench/test_lookups.py
+bench: .venv/dev .venv/lane ## the benchmarks, saved below .benchmarks and compared with the last run; ONLY=bench/test_lookups.py
 	$(BIN)/python -m pytest -o addopts="--import-mode=importlib --strict-markers" -p no:xdist -p no:schemathesis \
 	    --timeout 1800 --benchmark-storage file://.benchmarks --benchmark-autosave --benchmark-histogram .benchmarks/histogram \
 	    $$(ls .benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare) $(or $(ONLY),bench)
 
-figures: .venv/dev ## the tables of README and docs/measuring.md; KEEP="FILE …" adds results of make bench and reports first
+figures: .venv/dev .venv/lane ## the tables of README and docs/measuring.md; KEEP="FILE …" adds results of make bench and reports first
 	$(BIN)/python -m hotplate.bench.figures $(KEEP)
 
 quality: .venv/dev ## how good the lists are, on both data sets and every split, printed and written into the docs
@@ -117,14 +120,20 @@ lock: .venv/dev ## resolve the requirements again (needs uv)
 .venv/demo: requirements/demo.lock pyproject.toml | .venv/bin/python
 	@echo "Installing what the demo needs (a minute on a first run) ..."
 	@$(PIP_INSTALL) --require-hashes -r requirements/demo.lock
-	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@HOTPLATE_EXTENSION=skip $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/dev: requirements/dev.lock pyproject.toml | .venv/bin/python
 	@echo "Installing what the tests need (a minute on a first run) ..."
 	@$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
-	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@HOTPLATE_EXTENSION=skip $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch .venv/demo $@
+
+# An editable install does not compile the fast lane again when its source changes.
+.venv/lane: serve/connections/lane.pyx hatch_build.py | .venv/bin/python
+	@echo "Compiling the fast lane ..."
+	@$(BIN)/python hatch_build.py
+	@touch $@
 
 # Few of the modules are imported, and those are compiled then.
 .venv/k8s: requirements/k8s.lock .ci/k8s-tools | .venv/dev
@@ -143,5 +152,5 @@ lock: .venv/dev ## resolve the requirements again (needs uv)
 	@touch $@
 
 clean: ## remove the environment, caches and results
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks dist
+	rm -rf .venv serve/connections/lane.*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

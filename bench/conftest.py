@@ -62,7 +62,9 @@ request = function()
     return requests[number]
 end
 """
+# For {main} and {location}, see the functions below.
 NGINX = """\
+{main}
 worker_processes 1;
 daemon off;
 pid {folder}/nginx.pid;
@@ -76,13 +78,11 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
+    {http}
     server {{
         listen 127.0.0.1:{port};
-        default_type {content_type};
-        location / {{
-{headers}
-            return 200 '{body}';
-        }}
+        default_type application/json;
+        {location}
     }}
 }}
 """
@@ -167,19 +167,79 @@ def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
 @contextmanager
 def nginx_of(body: bytes, headers: Mapping[str, str]) -> Iterator[Server]:
     """Run one nginx worker with a fixed response."""
-    text, port = body.decode(), free_port()
+    text = body.decode()
     if any(character in text for character in "'\\$"):
         raise ValueError(f"nginx would expand characters of {text[:200]}")
-    own = {"connection", "content-length", "content-type", "date", "keep-alive", "server"}
-    added = [f"add_header {name} '{value}';" for name, value in headers.items() if name.lower() not in own]
+    with _nginx(f"location / {{ {_added(headers)} return 200 '{text}'; }}", "/") as server:
+        yield server
+
+
+@contextmanager
+def nginx_with_files(bodies: Mapping[str, bytes], headers: Mapping[str, str]) -> Iterator[Server]:
+    """Run one nginx worker with files of responses, by user, kept open."""
     with tempfile.TemporaryDirectory() as folder:
-        (configuration := Path(folder) / "nginx.conf").write_text(
-            NGINX.format(
-                folder=folder, port=port, content_type=headers["Content-Type"], headers="\n".join(added), body=text
-            )
-        )
+        Path(folder).chmod(0o755)  # started by root, nginx reads as another user
+        for user, body in bodies.items():
+            (Path(folder) / user).write_bytes(body)
+        location = f"""
+            location {ROUTE} {{
+                alias {folder}/;
+                open_file_cache max={2 * len(bodies)} inactive=1h;
+                open_file_cache_valid 1h;
+                etag on;
+                {_added(headers)}
+            }}"""
+        with _nginx(location, ROUTE + next(iter(bodies))) as server:
+            yield server
+
+
+@contextmanager
+def nginx_with_lua(redis: RedisServer, prefix: str, headers: Mapping[str, str], user: str) -> Iterator[Server]:
+    """Run one nginx worker whose Lua reads the key *prefix* and the user from Redis, over kept connections."""
+    module = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
+    if not module.exists():
+        pytest.skip("nginx has no Lua; on Debian or Ubuntu: apt-get install libnginx-mod-http-lua lua-nginx-redis")
+    main = f"load_module {module.with_name('ndk_http_module.so')}; load_module {module};"
+    location = f"""
+        location ~ ^{ROUTE}(?<user>[^/]+)$ {{
+            {_added(headers)}
+            content_by_lua_block {{
+                local connection = require("{_lua_redis()}"):new()
+                connection:set_timeout(1000)
+                if not connection:connect("127.0.0.1", {redis.port}) then return ngx.exit(503) end
+                local list, error = connection:get("{prefix}" .. ngx.var.user)
+                if not list then return ngx.exit(503) end
+                connection:set_keepalive(60000, 128)
+                if list == ngx.null then return ngx.exit(404) end
+                ngx.header["Content-Length"] = #list
+                ngx.print(list)
+            }}
+        }}"""
+    paths = 'lua_package_path "/usr/share/lua/5.1/?.lua;;";'
+    with _nginx(location, ROUTE + user, main=main, http=paths) as server:
+        yield server
+
+
+def _lua_redis() -> str:
+    """Return the module of Debian's lua-nginx-redis, or of OpenResty."""
+    return "nginx.redis" if Path("/usr/share/lua/5.1/nginx/redis.lua").exists() else "resty.redis"
+
+
+def _added(headers: Mapping[str, str]) -> str:
+    own = {"connection", "content-length", "content-type", "date", "etag", "keep-alive", "server"}
+    return "\n".join(f"add_header {name} '{value}';" for name, value in headers.items() if name.lower() not in own)
+
+
+@contextmanager
+def _nginx(location: str, path: str, *, main: str = "", http: str = "") -> Iterator[Server]:
+    """Run one nginx worker; *path* is answered with 200."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        configuration = Path(folder) / "nginx.conf"
+        text = NGINX.format(folder=folder, port=port, main=main, http=http, location=location)
+        configuration.write_text(text)
         command = [executable("nginx"), "-p", folder, "-e", "stderr", "-c", str(configuration)]
-        with serving(command, port, "/") as server:
+        with serving(command, port, path) as server:
             yield server
 
 

@@ -22,6 +22,7 @@ import msgspec
 import orjson
 
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.generation import Policy
 from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.encoding import ITEM, USER, check_id, encode_id
 from hotplate.stores.errors import StoreMisused
@@ -124,11 +125,12 @@ def _paced(lines: Iterable[Any]) -> Iterator[tuple[int, Any]]:
 class DenyListFile:
     """The deny-list and the overrides in watched files; one per process."""
 
+    current = Policy[DenyList]()
+    """Of both files."""
+
     def __init__(self, path: Path | None = None, overrides: Path | None = None) -> None:
         """Read the files, if any; raises ServiceMisused."""
         self.current = DenyList()
-        """Of both files."""
-
         self._parts = [self.current, self.current]
         self.watched = [
             WatchedFiles([each], partial(self._load, number, each), max_bytes=MAX_BYTES)

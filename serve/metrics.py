@@ -170,6 +170,11 @@ class Metrics:
         """Count in the slot of this worker."""
         self._own = self._cells[worker * self._slot_cells : (worker + 1) * self._slot_cells]
 
+    @property
+    def own_cells(self) -> "memoryview[float]":
+        """The slot of this worker, doubles, for the fast lane."""
+        return self._own
+
     def observe(self, cell: int, seconds: float) -> None:
         """Count a time in the histogram that begins at *cell*."""
         own = self._own

@@ -5,9 +5,10 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from hotplate.serve.consumed import Consumed
 from hotplate.serve.deny_list import DenyListFile
@@ -122,12 +123,33 @@ class FoldedIn(NamedTuple):
     unknown: int
 
 
-# Called with the list or its fallback.
-Deliver = Callable[[EncodedList], None]
+class Waiter(Protocol):
+    """A request that waits for a list."""
+
+    @property
+    def fallback(self) -> str:
+        """The key of the popular list to get instead."""
+
+    def take_row(self, origin: Origin, key: str, body: bytes) -> None:
+        """Take the list that was read."""
+
+    def take(self, encoded: EncodedList) -> None:
+        """Take the popular list."""
 
 
-# Source, key of the fallback, and callback.
-_ListWaiter = tuple[str, str, Deliver]
+@dataclass(frozen=True, slots=True, eq=False)
+class _FutureWaiter:
+    reader: "TieredReader"
+    source: str
+    fallback: str
+    future: asyncio.Future[EncodedList]
+
+    def take_row(self, origin: Origin, key: str, body: bytes) -> None:
+        self.take(self.reader.hit(origin, self.source, key, body, self.fallback))
+
+    def take(self, encoded: EncodedList) -> None:
+        if not self.future.done():
+            self.future.set_result(encoded)
 
 
 class TieredReader:
@@ -171,7 +193,7 @@ class TieredReader:
         self.kept = kept
         self.warm = warm
         self._budget_s = budget_s
-        self._lookups = Lookups[_ListWaiter](self.tiers, budget_s, self._complete)
+        self._lookups = Lookups[Waiter](self.tiers, budget_s, self._complete)
 
     async def __aenter__(self) -> Self:
         if self.following:
@@ -238,9 +260,17 @@ class TieredReader:
         if self._is_hidden(key):
             self.metrics.count_lookup("popular", "miss")
             return self._first(fallback, "unknown", key)
-        missed: Origin | None = None
-        tried: tuple[ReleaseId, ...] = ()
-        for tier in self.tiers:
+        return self._walk(key, source, fallback, late=late)
+
+    def after_miss(self, key: str, source: str, fallback: str, missed: Origin) -> EncodedList | None:
+        """Go on like `get_nowait` after the first tier, whose release has no list of *key*, which is not hidden."""
+        return self._walk(key, source, fallback, missed)
+
+    def _walk(
+        self, key: str, source: str, fallback: str, missed: Origin | None = None, *, late: bool = False
+    ) -> EncodedList | None:
+        tried: tuple[ReleaseId, ...] = () if missed is None else (missed[1].id,)
+        for tier in self.tiers if missed is None else self.tiers[1:]:
             served, canary = tier.follower.served, tier.follower.canary
             if canary is not None and canary.includes(key):
                 served = canary.served
@@ -252,7 +282,7 @@ class TieredReader:
                     continue
                 return None
             if slot is not None and not is_empty(slot):
-                return self._hit((tier, served), source, key, slot, fallback)
+                return self.hit((tier, served), source, key, slot, fallback)
             tried = (*tried, served.id)
             missed = missed or (tier, served)
         if missed is None:
@@ -270,12 +300,12 @@ class TieredReader:
                 return True
         return False
 
-    def submit(self, key: str, source: str, fallback: str, deliver: Deliver) -> None:
-        """Read *key* after `get_nowait`, with all others of this loop iteration; calls *deliver* once, later.
+    def submit(self, key: str, waiter: Waiter) -> None:
+        """Read *key* after `get_nowait`, with all others of this loop iteration; *waiter* takes a list once, later.
 
-        If the read fails, it gets the popular list with the key *fallback*, with status `error`.
+        If the read fails, that is the popular list with the key of its fallback, with status `error`.
         """
-        self._lookups.add(key, (source, fallback, deliver))
+        self._lookups.add(key, waiter)
 
     async def personal(self, user: str, segment: str = OVERALL, name: str = "") -> EncodedList:
         """Read a user's list, or the popular list of *segment* for an unknown or denied user.
@@ -357,7 +387,7 @@ class TieredReader:
         if origin is None:
             encoded = self._unread(fallback, NO_KEY)
         elif found:
-            encoded = self._hit(origin, "fold-in", NO_KEY, encode(found), fallback)
+            encoded = self.hit(origin, "fold-in", NO_KEY, encode(found), fallback)
         else:
             encoded = self._fallback(*origin, NO_KEY, failed, fallback)
         return FoldedIn(self.as_named(encoded, name), known, len(weights) - known)
@@ -508,7 +538,7 @@ class TieredReader:
         if found is not None:
             return found
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
-        waiter = source, fallback, partial(_resolve, future)
+        waiter = _FutureWaiter(self, source, fallback, future)
         self._lookups.add(key, waiter)
         if (deadline := _read_by.get()) is None:
             return await future
@@ -519,18 +549,17 @@ class TieredReader:
             self._lookups.leave(key, waiter)
             return self.get_nowait(key, source, fallback, late=True) or self._unread(fallback, key)
 
-    def _complete(self, key: str, waiters: Sequence[_ListWaiter], origin: Origin | None, body: bytes | None) -> None:
+    def _complete(self, key: str, waiters: Sequence[Waiter], origin: Origin | None, body: bytes | None) -> None:
         if len(waiters) > 1 and origin is not None:
             self.metrics.count(self.metrics.cached[origin[0].name, CACHE_SHARED], len(waiters) - 1)
-        for source, fallback, deliver in waiters:
-            if origin is None:
-                found = self._unread(fallback, key)
-            elif body is None:
-                found = self._fallback(*origin, key, None, fallback)
-            else:
-                found = self._hit(origin, source, key, body, fallback)
+        for waiter in waiters:
             try:
-                deliver(found)
+                if origin is None:
+                    waiter.take(self._unread(waiter.fallback, key))
+                elif body is None:
+                    waiter.take(self._fallback(*origin, key, None, waiter.fallback))
+                else:
+                    waiter.take_row(origin, key, body)
             except Exception:  # others still wait
                 log.exception("a list cannot be delivered")
 
@@ -542,7 +571,8 @@ class TieredReader:
             role: ReleaseRole = CANARY if served.is_canary else LIVE
             self.metrics.count(self.metrics.canary[tier.name, role, LOOKUP_OUTCOMES[outcome]], lists)
 
-    def _hit(self, origin: Origin, source: str, key: str, body: bytes, fallback: str) -> EncodedList:
+    def hit(self, origin: Origin, source: str, key: str, body: bytes, fallback: str) -> EncodedList:
+        """Return a list that was read, and count it."""
         tier, served = origin
         self._count(origin, source, HIT, key)
         return EncodedList(tier.name, served, source, body, "ok", fallback)
@@ -585,11 +615,6 @@ class TieredReader:
     def _not_ready(self) -> NotReady:
         errors = "; ".join(tier.error for tier in self.tiers if tier.error)
         return NotReady(errors or "the live release is being loaded; try again in a second")
-
-
-def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
-    if not future.done():
-        future.set_result(found)
 
 
 def _unknown(name: str, served: ServedRelease) -> UnknownList:

@@ -34,7 +34,7 @@ from hotplate.serve.releases.served import BothCounts, ReleaseCounts, ServedRele
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.errors import HEAL, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import LocalReader, Reader, ReplicatedReader, Slot
+from hotplate.stores.store import LocalReader, LocalRows, Reader, ReplicatedReader, Slot
 from hotplate.stores.timing import Backoff, TaskDeadlines
 from hotplate.stores.urls import scheme_of
 
@@ -212,7 +212,8 @@ class Tier:
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
         self._metrics = metrics
         self._hedge = Hedge(reader, reader, self._count_hedge) if isinstance(reader, ReplicatedReader) else None
-        self._got = metrics.store[name, "get", "ok"]
+        self.read_cell = metrics.store[name, "get", "ok"]
+        """The histogram of reads of a local store."""
         self._deadlines = TaskDeadlines()
         self._fails_by_part = False
         self._damaged = set[ReleaseRef]()
@@ -258,11 +259,25 @@ class Tier:
         except Exception:  # noqa: BLE001 -- an unreadable page must not become a 500
             return _UNREADABLE
 
+    @property
+    def needs_io(self) -> bool:
+        """Whether no row can be read at once."""
+        return self._local is None and self._cache is None
+
+    def local_rows(self, served: ServedRelease) -> LocalRows | None:
+        """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
+        if self._local is None:
+            return None
+        try:
+            return self._local.rows_of(served.ref)
+        except StoreError:
+            return None
+
     def _get(self, reader: LocalReader, served: ServedRelease, key: str) -> bytes | None:
         started = perf_counter()
         value = reader.get(served.ref, key)
         took_s = perf_counter() - started
-        self._metrics.observe(self._got, took_s)
+        self._metrics.observe(self.read_cell, took_s)
         if self.follower.canary is not None:
             self._observe_canary(served, took_s)
         return value if value is None else served.decode(key, value)

@@ -176,21 +176,31 @@ async def encode_rows(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Opens the stored values of one release: checks the checksum, and decompresses."""
+
+    checksum: Checksum
+    decompress: Callable[[bytes], bytes] | None = None
+    """None for values that are not compressed."""
+
+    def __call__(self, key: str, value: bytes) -> bytes:
+        """Return the opened body; raises ReleaseCorrupt."""
+        body = self.checksum.open(key, value)
+        if self.decompress is None:
+            return body
+        return body[:OFFSET_BYTES] + self.decompress(body[OFFSET_BYTES:])
+
+
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
     """Return the decoder of a release's values; ReleaseCorrupt without its dictionary."""
-    check = Checksum(manifest.release).open
+    checksum = Checksum(manifest.release)
     if manifest.encoding == "json":
-        return check
+        return Decoder(checksum)
     dictionary = await read_one(reader, release, DICTIONARY)
     if dictionary is None:
         raise ReleaseCorrupt(f"release {manifest.release} has lost its dictionary; {HEAL}")
-    decompress = decompressor(check(DICTIONARY, dictionary)[OFFSET_BYTES:])
-
-    def decode(key: str, value: bytes) -> bytes:
-        body = check(key, value)
-        return body[:OFFSET_BYTES] + decompress(body[OFFSET_BYTES:])
-
-    return decode
+    return Decoder(checksum, decompressor(checksum.open(DICTIONARY, dictionary)[OFFSET_BYTES:]))
 
 
 async def _first(batches: AsyncIterator[Sequence[Row]]) -> deque[Sequence[Row]]:

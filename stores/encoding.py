@@ -167,16 +167,16 @@ class Checksum:
     """Seals and opens the values of one release."""
 
     def __init__(self, release: str) -> None:
-        self._seed = xxh3_64_intdigest(release.encode())
+        self.seed = xxh3_64_intdigest(release.encode())
 
     def seal(self, key: str, body: bytes) -> bytes:
         """Return the stored value of a body."""
-        return b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False) + body
+        return b2a_base64(xxh3_64_digest(key.encode() + body, self.seed)[:6], newline=False) + body
 
     def open(self, key: str, value: bytes) -> bytes:
         """Return the body of a stored value; raises ReleaseCorrupt."""
         body = value[CHECKSUM_BYTES:]
-        found = b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False)
+        found = b2a_base64(xxh3_64_digest(key.encode() + body, self.seed)[:6], newline=False)
         if found != value[:CHECKSUM_BYTES] or len(body) < OFFSET_BYTES:
             raise ReleaseCorrupt(f"the value of {key!r} is damaged or was stored for another key; {HEAL}")
         return body

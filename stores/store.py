@@ -102,8 +102,24 @@ async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | Non
     return slot
 
 
+class LocalRows(Protocol):
+    """The rows of one release in this process."""
+
+    @property
+    def read(self) -> Callable[[bytes], bytes | None]:
+        """Reads one row by the bytes of its key; load this attribute for each row, as it may change at any time.
+
+        If it raises anything, `LocalReader.get` says why.
+        """
+
+
 class LocalReader(ABC):
     """A store in this process."""
+
+    def rows_of(self, release: ReleaseRef) -> LocalRows | None:
+        """Return the rows of a release for the fast lane; None if they are read by `get` only."""
+        del release
+        return None
 
     @abstractmethod
     def get(self, release: ReleaseRef, key: str) -> bytes | None:

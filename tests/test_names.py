@@ -9,7 +9,7 @@ from tests.support.paths import ROOT
 
 ROOMS = ("bench", "hotplate", "offline", "serve", "stores")
 # Names of other programs, and of what code builds at run time.
-VOCABULARY = {"py", "ps", "column_1"}
+VOCABULARY = {"py", "pyx", "ps", "column_1"}
 SPAN = re.compile(r"`+([^`\n]+)`+")
 NAME = re.compile(r"[A-Za-z_][\w.]*(?:\(\))?")
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import out, print_error
+from hotplate.cli.terminal import out, print_error, print_json
 
 # polars' allocator keeps freed memory during numpy's peak: 60 of 290 MB.
 _POLARS_MEMORY = "dirty_decay_ms:0,muzzy_decay_ms:0"
@@ -45,7 +45,7 @@ def command(arguments: Sequence[str] = ()) -> typer.Typer:
         "\n\nExample: hotplate demo",
         epilog="The environment sets options, too.",
     )
-    app.callback()(hotplate)
+    app.callback(invoke_without_command=True)(hotplate)
     for name in [name for name in arguments[:1] if name in _VERBS] or _VERBS:
         module, attribute = _VERBS[name]
         found = getattr(import_module(f"hotplate.cli.{module}"), attribute)
@@ -56,20 +56,32 @@ def command(arguments: Sequence[str] = ()) -> typer.Typer:
     return app
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        out.print(version("hotplate"))
-        raise typer.Exit
-
-
 def hotplate(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: also whether the fast lane is compiled.")] = (
+        False
+    ),
 ) -> None:
     """Take the options before any verb."""
+    if version:
+        _print_version(as_json=as_json)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        out.print(context.get_help())
+        raise typer.Exit(2)
+
+
+def _print_version(*, as_json: bool) -> None:
+    from importlib.metadata import version
+
+    number = version("hotplate")
+    if as_json:
+        from hotplate.serve.connections.fast_lane import lane_state
+
+        print_json({"version": number, "fast_lane": lane_state()})
+    else:
+        out.print(number)
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:

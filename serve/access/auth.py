@@ -18,6 +18,7 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.access.keys import EVENTS, IF_MISSING, READ, SCOPES, KeyHolder, digest_of, parse
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.generation import Policy
 from hotplate.serve.problems import Problem
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.watched import WatchedFiles
@@ -104,6 +105,9 @@ VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 class Guard:
     """Admits or refuses requests. Created before the workers."""
 
+    _known = Policy[tuple[dict[bytes, Caller], dict[str, Caller]]]()
+    """By digest, and by valid key, because SHA-256 is slow."""
+
     def __init__(
         self,
         keys: Path | None = None,
@@ -116,8 +120,7 @@ class Guard:
         self.reads_take_a_key = READ not in anonymous
         self.knows_clients = keys is not None or verify_token is not None
         self._verify_token = verify_token
-        self._known: tuple[dict[bytes, Caller], dict[str, Caller]] = {}, {}
-        """By digest, and by valid key, because SHA-256 is slow."""
+        self._known = {}, {}
         self.watched = list[WatchedFiles]()
         if keys:
             load = partial(self._load, keys, SharedRates())

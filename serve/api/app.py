@@ -24,6 +24,7 @@ from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler, found_in
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.scoring import Scoring, scoring_refusal
+from hotplate.serve.generation import Policy
 from hotplate.serve.metrics import OTHER, request_cell
 from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready, unknown_list
 from hotplate.serve.reader import NotReady, TieredReader, UnknownList
@@ -151,6 +152,8 @@ class RequestIds:
 
 class Dispatcher:
     """Answers requests by their raw path; one per worker."""
+
+    draining = Policy[bool]()
 
     def __init__(
         self,

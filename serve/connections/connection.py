@@ -22,7 +22,7 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, 
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from hotplate.serve.api.parameters import unreadable
-from hotplate.serve.connections.lane import END, AnswerWriter, Lane
+from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.listeners import room_for_connections
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import CLOSE, Problem, internal_error
@@ -31,8 +31,11 @@ from hotplate.serve.settings import Limits
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from hotplate.serve.connections.lane import Lane
+
 log = logging.getLogger(__name__)
 
+END = b"\r\n\r\n"
 MAX_LINE_BYTES = 8190
 BEHIND_BYTES = 65_536
 # Pipelined requests answered before other connections.
@@ -59,6 +62,8 @@ LINGER_S = 1.0
 class State(Enum):
     """State of a connection."""
 
+    __hash__ = object.__hash__  # Enum's is slower, and each request looks up transitions
+
     OPENING = "accepted; a TLS handshake may be in progress"
     IDLE = "no byte of the next request has arrived"
     HEADER = "a header has begun"
@@ -70,6 +75,8 @@ class State(Enum):
     CLOSED = "the transport is gone"
 
 
+# Enum attributes are slow, and this one is read for each request.
+IDLE = State.IDLE
 # Every state may also change to CLOSED.
 TRANSITIONS = {
     State.OPENING: {State.IDLE},
@@ -93,7 +100,7 @@ class ConnectionRegistry:
         limits: Limits,
         metrics: Metrics,
         writer: AnswerWriter,
-        lane: Lane | None,
+        lane: "Lane | None",
         *,
         answer: Callable[[web.BaseRequest, float], Awaitable[web.StreamResponse]],
         shed: Callable[[RawRequestMessage, float], bytes | None],
@@ -255,7 +262,7 @@ class Connection(BaseProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        if self.state is State.IDLE and self._is_answered_by_lane(data):
+        if self.state is IDLE and self._is_answered_by_lane(data):
             return
         if self.state is State.BODY:
             if self._payload.exception() is None:
@@ -508,7 +515,8 @@ class Connection(BaseProtocol):
 
     def _begin_turn(self) -> None:
         self.since = monotonic()
-        self.hold(len(self._buffer) - self._held)
+        if self._buffer or self._held:
+            self.hold(len(self._buffer) - self._held)
 
     def _refuse(self, problem: Problem, reason: str = "") -> None:
         self._live.write(self._registry.writer.refuse(problem, reason, monotonic() - self.since))

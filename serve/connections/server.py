@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http import RawRequestMessage
@@ -18,13 +18,16 @@ from hotplate.serve.api.app import Gate, RequestIds
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.connections.admission import Admission
+from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.connection import CONTINUE, Connection, ConnectionRegistry
-from hotplate.serve.connections.lane import AnswerWriter, Lane
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
 from hotplate.serve.reader import read_within
 from hotplate.serve.settings import Limits
+
+if TYPE_CHECKING:
+    from hotplate.serve.connections.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class Responder(Protocol):
 class HttpServer:
     """An HTTP/1.1 server with limited connections."""
 
-    def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: Lane | None = None) -> None:
+    def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: "Lane | None" = None) -> None:
         """*lane* answers plain requests without aiohttp, and *dispatcher* all others."""
         self.dispatcher = dispatcher
         self.admission = Admission(dispatcher.metrics.count_shed)

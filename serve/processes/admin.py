@@ -32,6 +32,7 @@ from hotplate.serve.access.keys import ADMIN, create, load, revoke
 from hotplate.serve.api.app import CALLER, Gate, RequestIds, Route, by_template, handler_of
 from hotplate.serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
 from hotplate.serve.api.parameters import Id, ListName, QueryParser
+from hotplate.serve.connections.fast_lane import lane_state
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.metrics import OTHER, ROLES, Metrics
@@ -350,6 +351,7 @@ class Admin:
                 "workers": [*starmap(describe, enumerate(states))],
                 "log": self._context.log.lines(after),
                 "version": version("hotplate"),
+                "fast_lane": lane_state(off=self._settings.no_fast_lane),
                 "host": platform.node(),
                 "url": self._context.url,
                 "reads_take_a_key": self._context.guard.reads_take_a_key,

@@ -27,6 +27,7 @@ from hotplate.serve.access.auth import guard_of, is_loopback
 from hotplate.serve.access.oidc import verifier_of
 from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
+from hotplate.serve.connections.fast_lane import LANE_MISSING, lane_state
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
 from hotplate.serve.consumed import Consumed
 from hotplate.serve.deny_list import DenyListFile
@@ -124,6 +125,8 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     )
     context.stderr.take_over(logging.getLogger(), sys.stderr)
     logging.getLogger().addHandler(context.log)
+    if lane_state(off=settings.no_fast_lane) == "missing":
+        log.warning("%s", LANE_MISSING)
     _Supervisor(context, listeners, partial(announce, addresses)).run()
 
 

@@ -16,7 +16,7 @@ from hotplate.serve.access.auth import Guard
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
-from hotplate.serve.connections.lane import Lane
+from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.consumed import Consumed
@@ -115,7 +115,7 @@ async def run_worker(
     listening: Acceptor | None = None
     async with AsyncExitStack() as stack:
         reader, dispatcher = await _opened(context, stack, stop)
-        server = HttpServer(dispatcher, settings.limits, None if settings.no_fast_lane else Lane(dispatcher))
+        server = HttpServer(dispatcher, settings.limits, None if settings.no_fast_lane else lane_of(dispatcher))
         handlers = dispatcher.handlers
         reporter = Reporter(
             reader.tiers,

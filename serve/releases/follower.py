@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hotplate.serve.errors import FindingSource, ServiceFinding
+from hotplate.serve.generation import Policy
 from hotplate.serve.releases.served import BothCounts, ServedCanary, ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.encoding import MANIFEST
-from hotplate.stores.erasure import NOBODY
+from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import lost_sentence, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import Diagnosed, LocalReader, Reader, read_one
@@ -49,12 +50,16 @@ WARM_S = 120.0
 class Follower:
     """Keeps `served` and `canary` of a tier current; both stay if the store cannot be read."""
 
+    served = Policy[ServedRelease | None]()
+    canary = Policy[ServedCanary | None]()
+    erased = Policy[ErasedUsers]()
+
     def __init__(
         self, reader: Reader, canary_counts: Callable[[], BothCounts] = BothCounts, *, fold_in: "FoldIn | None" = None
     ) -> None:
         """*canary_counts* returns the counts of all workers; *fold_in* loads item factors."""
-        self.served: ServedRelease | None = None
-        self.canary: ServedCanary | None = None
+        self.served = None
+        self.canary = None
         self.erased = NOBODY
         self._most_erased = 0
         """The most erased users that the store has counted."""

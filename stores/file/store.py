@@ -199,6 +199,9 @@ class LmdbStore(LocalReader, Diagnosed):
                 raise slot from None
             return slot
 
+    def rows_of(self, release: ReleaseRef) -> ReleaseFile:
+        return self._files.get(release.incarnation) or self._open(release)
+
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # a read of a map cannot be cancelled
         file = self._files.get(release.incarnation) or self._open(release)

@@ -11,7 +11,7 @@ from typing import Self
 from hotplate.serve.access.auth import Guard
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.connections.connection import Connection
-from hotplate.serve.connections.lane import Lane
+from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
@@ -109,7 +109,7 @@ class Pair:
             self.reader, guard, cors_origins=self.origins, access_log=self.access_log, tracer=self.tracer
         )
         self.dispatchers.append(dispatcher)
-        server = HttpServer(dispatcher, self.limits, Lane(dispatcher) if fast else None)
+        server = HttpServer(dispatcher, self.limits, lane_of(dispatcher) if fast else None)
         self.stack.push_async_callback(server.close)
         return server
 

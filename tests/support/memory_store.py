@@ -11,6 +11,7 @@ from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import (
     CheckCatalogue,
     LocalReader,
+    LocalRows,
     Plan,
     RecordChange,
     Row,
@@ -32,6 +33,11 @@ class _StoredRelease:
     """The last key of each part."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    read: Callable[[bytes], bytes | None]
+
+
 class MemoryStore(LocalReader, RowEraser):
     """Holds everything in this process and loses it with it; *clock* is the store's own time."""
 
@@ -46,6 +52,9 @@ class MemoryStore(LocalReader, RowEraser):
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         return self.find(release).rows.get(key)
+
+    def rows_of(self, release: ReleaseRef) -> LocalRows:
+        return _Rows(lambda key: self.get(release, key.decode()))
 
     async def warm(self, release: ReleaseRef) -> None:
         """Nothing to bring: it is in memory."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from random import Random
 
-from hotplate.serve.connections.lane import BITS
+from hotplate.serve.connections.headers import IGNORED, READ
 
 HOST = b"Host: shop\r\n"
 GET = b"GET /v1/recommendations/1 HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -16,7 +16,7 @@ REAL = (
     b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nX-Request-Id: page-17/2\r\n\r\n"
 )
 # X-Request-Timeout-Ms is not among them: 5 ms may be over in one server, and not yet in the other.
-NAMES = [name.decode() for name in BITS] + [
+NAMES = [way for name in (*READ, *IGNORED) for way in (name, name.lower(), name.title(), name.swapcase())] + [
     "Content-Length", "Transfer-Encoding", "Expect", "Upgrade", "TE", "Trailer", "Range", "Origin",
     "If-Modified-Since", "If-Match", "Keep-Alive", "HTTP2-Settings", "Content-Encoding",
     "X-Other", "Connection", "Connection", "Content-Length", "Transfer-Encoding", "",

@@ -250,7 +250,8 @@ function revoke(name) {
 byId("try-form").addEventListener("submit", tryIt);
 byId("keys-form").addEventListener("submit", createKey);
 const service = await opened();
-byId("where").textContent = `${service.host} · ${service.version}`;
+const lane = service.fast_lane === "compiled" ? "" : ` · fast lane ${service.fast_lane}`;
+byId("where").textContent = `${service.host} · ${service.version}${lane}`;
 document.title = `hotplate console: ${service.host}`;
 startUse(service);
 await Promise.all([follow(), startReleases(service), showKeys()]);

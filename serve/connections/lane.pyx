@@ -1,0 +1,1133 @@
+# cython: language_level=3, boundscheck=True, wraparound=False, initializedcheck=False, cdivision=True
+# cython: binding=False, freethreading_compatible=False
+"""The fast lane: answers plain GETs of one list from the request's bytes.
+
+`Lane.answer` returns None for anything else, and aiohttp's parser and handlers answer that. The lane accepts nothing
+that aiohttp would refuse or read differently:
+
+- The bytes are one whole request: their first empty line is their end.
+- The request line is a GET with an id that needs no decoding, at most `n` and `list`, and HTTP/1.1.
+- Each header has a name from `headers.py`, occurs once, and has a value of visible ASCII.
+
+Policies stay in Python objects. What is hot in them is kept here for one generation of all policies (`generation.py`):
+each change of a key file, the deny-list, a followed release or draining begins another one.
+
+Memory
+------
+The lane reads three kinds of memory and writes one:
+
+    request     a Py_buffer of the caller, held for the length of `answer`
+    row         a Py_buffer of the stored value, held until its items are copied
+    header      bytes objects that `_Frame`, `_Source` and `Lane` own
+    answer      a new bytes object of the exact size, which nobody else has seen yet
+
+A `Span` is a part of such a buffer: its start and its end. Only functions below "Reading" advance a start, and each
+compares with the end before it reads. Only `_put` writes, and it compares the room that is left before each copy; an
+answer that its parts do not fill exactly is not sent (`_check_full`). No Span is stored in an object: what outlives a
+call is copied to bytes. Sizes cannot overflow: requests are limited to MAX_BYTES, and other parts are Python objects,
+whose sizes together stay far below 2 ** 63.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memchr, memcmp, memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from math import inf
+from secrets import token_hex
+from time import time
+
+from aiohttp.helpers import rfc822_formatted_time
+from xxhash import xxh3_64_intdigest
+
+from hotplate.serve.access.auth import Caller, bearer
+from hotplate.serve.access.keys import READ
+from hotplate.serve.api.app import is_request_id, problem_of
+from hotplate.serve.api.handlers import PRIVATE, SIMILAR, found_in, is_known, list_head, list_headers
+from hotplate.serve.api.parameters import ListQuery
+from hotplate.serve.connections.answers import AnswerWriter, header_lines
+from hotplate.serve.connections.headers import IGNORED
+from hotplate.serve.connections.headers import READ as READ_HEADERS
+from hotplate.serve.generation import POLICIES
+from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
+from hotplate.serve.problems import Problem
+from hotplate.serve.reader import DEFAULT_N, EVERYBODY, EncodedList, NotReady, UnknownList
+from hotplate.serve.telemetry.access_log import report
+from hotplate.serve.telemetry.spans import RequestRecord, use_span
+from hotplate.stores.compression import Decoder
+from hotplate.stores.encoding import CHECKSUM_BYTES, ITEM, NO_OFFSET, OFFSET_BYTES, OVERALL, USER, USUAL_CUT
+
+cdef extern from *:
+    """
+    #ifndef HOTPLATE_SOURCE
+    #define HOTPLATE_SOURCE ""
+    #endif
+    """
+    const char* HOTPLATE_SOURCE
+
+# Hash of the source that this was compiled from, by `hatch_build.source_hash`.
+SOURCE = HOTPLATE_SOURCE.decode()
+# Returned by `answer` if the answer is delivered later.
+PENDING = b""
+
+# Bytes of a request line and of a header block.
+cdef enum:
+    MAX_BYTES = 4096
+    MAX_ID = 128
+    MAX_QUERY = 128
+    MAX_VALUE = 1024
+    MAX_NAME = 32
+    MAX_NAMES = 64
+    ROW_CHECKSUM = 8
+    ROW_HEADER = 12
+    ETAG = 16
+    # "%08x" of a 64-bit count, and "%d.%03d" of a 64-bit number of microseconds.
+    MAX_DIGITS = 24
+
+if (ROW_CHECKSUM, ROW_HEADER) != (CHECKSUM_BYTES, CHECKSUM_BYTES + OFFSET_BYTES):
+    raise ImportError("the layout of stored values has changed; change lane.pyx with it")
+
+# Entries of each table of remembered credentials, queries and heads, which are emptied when full.
+cdef Py_ssize_t MAX_REMEMBERED = 1024
+cdef Py_ssize_t MAX_FRAMES = 64
+
+ctypedef const unsigned char* Bytes
+
+
+cdef struct Span:
+    # Part of a buffer that outlives the Span.
+    Bytes at
+    Bytes end
+
+
+cdef struct Parsed:
+    # A plain request. Spans of absent parts are empty, and `at` is NULL.
+    Py_ssize_t route
+    Span identifier
+    Span query
+    Span values[8]  # of READ_HEADERS
+
+
+cdef struct Room:
+    # Memory of a new bytes object that is not written yet.
+    unsigned char* at
+    unsigned char* end
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    RECOMMENDATIONS
+    SIMILAR_ITEMS
+    POPULAR
+
+cdef enum:
+    HOST
+    CONNECTION
+    API_KEY
+    AUTHORIZATION
+    REQUEST_ID
+    KNOWN
+    TRACEPARENT
+    TRACESTATE
+    READ_COUNT
+
+if READ_HEADERS != (
+    "Host", "Connection", "X-API-Key", "Authorization", "X-Request-Id", "If-None-Match", "traceparent", "tracestate"
+):
+    raise ImportError("the order of headers.READ has changed; change the enum with it")
+
+
+cdef struct HeaderName:
+    unsigned char lower[MAX_NAME]
+    Py_ssize_t size
+
+
+cdef HeaderName _names[MAX_NAMES]
+cdef Py_ssize_t _names_count = 0
+# Index of the first name by its size; names of a size are adjacent.
+cdef Py_ssize_t _first_of_size[MAX_NAME + 2]
+# Number of each name: below READ_COUNT the place of its value.
+cdef Py_ssize_t _number[MAX_NAMES]
+# Properties of a byte.
+cdef enum:
+    OF_ID = 1
+    OF_QUERY = 2
+    VISIBLE = 4
+    OF_REQUEST_ID = 8
+cdef unsigned char _kind[256]
+cdef unsigned char _lower[256]
+cdef double _buckets[32]
+cdef Py_ssize_t _bucket_count = len(BUCKETS_S)
+
+
+cdef int _fill_tables() except -1:
+    global _names_count
+    cdef Py_ssize_t size, place
+    cdef int byte
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+    for byte in range(256):
+        text = chr(byte)
+        _kind[byte] = (
+            (OF_ID if text in letters + "_~.:@-" else 0)
+            | (OF_QUERY if text in letters + "_&=-" else 0)
+            | (VISIBLE if 0x21 <= byte <= 0x7E else 0)
+            | (OF_REQUEST_ID if text in letters + "._~+/=:-" else 0)
+        )
+        _lower[byte] = byte + 32 if 65 <= byte <= 90 else byte
+    names = sorted((len(name), number, name.lower().encode()) for number, name in enumerate((*READ_HEADERS, *IGNORED)))
+    if len(names) > MAX_NAMES or names[len(names) - 1][0] > MAX_NAME or _bucket_count > 32:
+        raise ImportError("lane.pyx has too little room for its tables")
+    for size in range(MAX_NAME + 2):
+        _first_of_size[size] = sum(1 for length, _, _ in names if length < size)
+    for place, (length, number, name) in enumerate(names):
+        _names[place].size = length
+        _number[place] = number
+        for size in range(length):
+            _names[place].lower[size] = name[size]
+    _names_count = len(names)
+    for place, bound in enumerate(BUCKETS_S):
+        _buckets[place] = bound
+    return 0
+
+
+_fill_tables()
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t _size(Span span) noexcept nogil:
+    return span.end - span.at
+
+
+cdef inline bint _skip(Span* span, const char* text, Py_ssize_t size) noexcept nogil:
+    """Return whether *span* begins with *text*, and move behind it."""
+    if span.end - span.at < size or memcmp(span.at, text, size) != 0:
+        return False
+    span.at += size
+    return True
+
+
+cdef inline Span _take(Span* span, unsigned char kind, Py_ssize_t most) noexcept nogil:
+    """Return the bytes of *kind* that *span* begins with, at most *most*, and move behind them."""
+    cdef Span taken
+    taken.at = span.at
+    while span.at < span.end and span.at - taken.at < most and _kind[span.at[0]] & kind:
+        span.at += 1
+    taken.end = span.at
+    return taken
+
+
+cdef inline Span _until(Span* span, unsigned char byte) noexcept nogil:
+    """Return the bytes before *byte*, and move behind that; without it, the end is NULL."""
+    cdef Span taken
+    taken.at = span.at
+    taken.end = NULL
+    if span.at < span.end:
+        taken.end = <Bytes>memchr(span.at, byte, span.end - span.at)
+    if taken.end != NULL:
+        span.at = taken.end + 1
+    return taken
+
+
+cdef inline bint _is_equal(Span span, const char* lower, Py_ssize_t size) noexcept nogil:
+    """Return whether a span is *lower*, in any case."""
+    cdef Py_ssize_t place
+    if span.end - span.at != size:
+        return False
+    for place in range(size):
+        if _lower[span.at[place]] != <unsigned char>lower[place]:
+            return False
+    return True
+
+
+cdef Py_ssize_t _name_number(Span name) noexcept nogil:
+    """Return the number of a header name in any case; -1 for others."""
+    cdef Py_ssize_t size = _size(name)
+    cdef Py_ssize_t place
+    if size <= 0 or size > MAX_NAME:
+        return -1
+    for place in range(_first_of_size[size], _first_of_size[size + 1]):
+        if _is_equal(name, <const char*>_names[place].lower, size):
+            return _number[place]
+    return -1
+
+
+cdef bint _read_value(Span* value) noexcept nogil:
+    """Trim one space or tab before a header's value; return whether it is visible ASCII, with spaces inside."""
+    cdef Bytes byte
+    if value.at < value.end and (value.at[0] == 32 or value.at[0] == 9):
+        value.at += 1
+    if value.at >= value.end or value.end - value.at > MAX_VALUE:
+        return False
+    if value.at[0] == 32 or (value.end - 1)[0] == 32:
+        return False
+    byte = value.at
+    while byte < value.end:
+        if not (_kind[byte[0]] & VISIBLE or byte[0] == 32):
+            return False
+        byte += 1
+    return True
+
+
+cdef bint _keeps_open(Span value) noexcept nogil:
+    """Return whether all options of a Connection header keep the connection; Java's client offers HTTP/2 with two."""
+    cdef Span option
+    while True:
+        option = _until(&value, 44)
+        if option.end == NULL:
+            option.end = value.end
+        if not (
+            _is_equal(option, b"keep-alive", 10)
+            or _is_equal(option, b"upgrade", 7)
+            or _is_equal(option, b"http2-settings", 14)
+        ):
+            return False
+        if option.end == value.end:
+            return True
+        _skip(&value, b" ", 1)
+
+
+cdef bint _read_line(Span* rest, Parsed* parsed) noexcept nogil:
+    """Read the request line; return whether it is plain."""
+    if not _skip(rest, b"GET /v1/", 8):
+        return False
+    if _skip(rest, b"recommendations/", 16):
+        parsed.route = RECOMMENDATIONS
+    elif _skip(rest, b"similar/", 8):
+        parsed.route = SIMILAR_ITEMS
+    elif _skip(rest, b"popular", 7):
+        parsed.route = POPULAR
+    else:
+        return False
+    parsed.identifier.at = parsed.identifier.end = NULL
+    if parsed.route != POPULAR:
+        parsed.identifier = _take(rest, OF_ID, MAX_ID)
+        if _size(parsed.identifier) == 0:
+            return False
+    parsed.query.at = parsed.query.end = NULL
+    if _skip(rest, b"?", 1):
+        parsed.query = _take(rest, OF_QUERY, MAX_QUERY)
+        if _size(parsed.query) == 0:
+            return False
+    return _skip(rest, b" HTTP/1.1\r\n", 11)
+
+
+cdef bint _read_headers(Span* rest, Parsed* parsed) noexcept nogil:
+    """Read the header block, which must end where *rest* ends; return whether it is plain."""
+    cdef Span line, name
+    cdef Py_ssize_t number
+    cdef uint64_t seen = 0
+    for number in range(READ_COUNT):
+        parsed.values[number].at = parsed.values[number].end = NULL
+    if rest.end - rest.at > MAX_BYTES:
+        return False
+    while not _skip(rest, b"\r\n", 2):
+        line = _until(rest, 13)
+        if line.end == NULL or not _skip(rest, b"\n", 1):
+            return False
+        name = _until(&line, 58)
+        if name.end == NULL:
+            return False
+        number = _name_number(name)
+        if number < 0 or seen >> number & 1 or not _read_value(&line):
+            return False
+        seen |= <uint64_t>1 << number
+        if number < READ_COUNT:
+            parsed.values[number] = line
+    if rest.at != rest.end or not seen & 1:  # HOST
+        return False
+    return not seen >> CONNECTION & 1 or _keeps_open(parsed.values[CONNECTION])
+
+
+cdef inline bytes _bytes(Span span):
+    return PyBytes_FromStringAndSize(<const char*>span.at, span.end - span.at)
+
+
+cdef inline str _text(Span span):
+    """Return visible ASCII, or None for an absent part."""
+    return None if span.at == NULL else _bytes(span).decode("ascii")
+
+
+cdef inline bint _is_request_id(Span span) noexcept nogil:
+    cdef Span rest = span
+    return _size(_take(&rest, OF_REQUEST_ID, 128)) > 0 and rest.at == rest.end
+
+
+# Rows ---------------------------------------------------------------------------------------------------------------
+
+cdef const char* _base64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+cdef bint _is_whole(bytes key, Span row, object seed) except -1:
+    """Return whether a row's checksum, 48 bits of the hash of key and body in base64, is right."""
+    cdef Py_ssize_t of_key = PyBytes_GET_SIZE(key)
+    cdef Py_ssize_t of_body = _size(row) - ROW_CHECKSUM
+    cdef bytes hashed
+    cdef uint64_t found
+    cdef Room room
+    cdef int place
+    if of_body < ROW_HEADER - ROW_CHECKSUM:
+        return False
+    hashed = PyBytes_FromStringAndSize(NULL, of_key + of_body)
+    room = _room(hashed)
+    _put_bytes(&room, key)
+    _put(&room, row.at + ROW_CHECKSUM, of_body)
+    found = xxh3_64_intdigest(hashed, seed)
+    for place in range(ROW_CHECKSUM):
+        if row.at[place] != <unsigned char>_base64[found >> (58 - 6 * place) & 63]:
+            return False
+    return True
+
+
+cdef Span _cut(Span body, Py_ssize_t n) noexcept nogil:
+    """Return the first *n* items of an opened body, as `encoding.cut`; the end is NULL if its offset is not one."""
+    cdef Span items
+    cdef Py_ssize_t place, digit, offset = 0
+    cdef Bytes byte
+    items.at = body.at + 4
+    items.end = NULL
+    if body.end - body.at < 4:
+        return items
+    for place in range(4):
+        digit = body.at[place]
+        if 48 <= digit <= 57:
+            digit -= 48
+        elif 97 <= digit <= 102:
+            digit -= 87
+        else:
+            return items
+        offset = offset << 4 | digit
+    items.end = body.end
+    if n == 10 and offset:
+        if offset < _size(items):
+            items.end = items.at + offset
+        return items
+    byte = items.at
+    while byte < items.end:
+        byte = <Bytes>memchr(byte, 10, items.end - byte)
+        if byte == NULL:
+            break
+        if byte > items.at and (byte - 1)[0] == 44:  # a comma before the line feed
+            n -= 1
+            if n == 0:
+                items.end = byte - 1
+                break
+        byte += 1
+    return items
+
+
+if USUAL_CUT != 10:
+    raise ImportError("the offset of a body counts other items; change _cut with it")
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+cdef inline Room _room(bytes new):
+    """Return the memory of a new bytes object, which only the caller has."""
+    cdef Room room
+    room.at = <unsigned char*>PyBytes_AS_STRING(new)
+    room.end = room.at + PyBytes_GET_SIZE(new)
+    return room
+
+
+cdef inline int _put(Room* room, const void* source, Py_ssize_t size) except -1:
+    if size < 0 or size > room.end - room.at:
+        raise SystemError("an answer is larger than was computed")
+    if size:
+        memcpy(room.at, source, size)
+    room.at += size
+    return 0
+
+
+cdef inline int _put_bytes(Room* room, bytes source) except -1:
+    return _put(room, PyBytes_AS_STRING(source), PyBytes_GET_SIZE(source))
+
+
+cdef inline int _check_full(Room* room) except -1:
+    if room.at != room.end:
+        raise SystemError("an answer is smaller than was computed")
+    return 0
+
+
+cdef inline Py_ssize_t _decimal(char* digits, uint64_t number) noexcept nogil:
+    """Write a number to *digits*, which has MAX_DIGITS bytes; return how many it takes, at most 20."""
+    cdef char reverse[MAX_DIGITS]
+    cdef Py_ssize_t size = 0
+    cdef Py_ssize_t place
+    while True:
+        reverse[size] = <char>(48 + number % 10)
+        size += 1
+        number //= 10
+        if number == 0:
+            break
+    for place in range(size):
+        digits[place] = reverse[size - 1 - place]
+    return size
+
+
+cdef inline Py_ssize_t _milliseconds(char* digits, double seconds) noexcept nogil:
+    """Write seconds as milliseconds with three decimals to MAX_DIGITS bytes; return how many it takes."""
+    cdef uint64_t microseconds = <uint64_t>(seconds * 1e6 + 0.5) if 0 < seconds < 1e9 else 0
+    cdef Py_ssize_t size = _decimal(digits, microseconds // 1000)
+    cdef uint32_t rest = <uint32_t>(microseconds % 1000)
+    digits[size] = 46
+    digits[size + 1] = <char>(48 + rest // 100)
+    digits[size + 2] = <char>(48 + rest // 10 % 10)
+    digits[size + 3] = <char>(48 + rest % 10)
+    return size + 4
+
+
+cdef inline void _hexadecimal(char* digits, uint64_t number, Py_ssize_t size) noexcept nogil:
+    """Write the last *size* hexadecimal digits of a number."""
+    cdef Py_ssize_t place
+    for place in range(size):
+        digits[place] = b"0123456789abcdef"[number >> 4 * (size - 1 - place) & 15]
+
+
+cdef inline double _monotonic() noexcept nogil:
+    """Return `time.monotonic()`."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
+
+
+# Objects that outlive a request -------------------------------------------------------------------------------------
+
+@cython.final
+cdef class _Route:
+    """A route with its labels in metrics, and the parts of its keys and bodies."""
+
+    cdef Py_ssize_t place
+    cdef str name
+    cdef str source
+    cdef str kind
+    cdef bytes prefix
+    cdef bytes subject
+    cdef str cache
+    cdef Py_ssize_t ok_cell
+    cdef Py_ssize_t known_cell
+    cdef Py_ssize_t hit_cell
+    # The last one that answered: mostly that of the next answer.
+    cdef _Frame frame
+
+    def __init__(self, place, name, source, kind, subject, cache):
+        """*kind* begins the keys of its rows; *cache* is the Cache-Control of a list from *source*."""
+        self.place = place
+        self.name = name
+        self.source = source
+        self.kind = kind
+        self.prefix = kind.encode()
+        self.subject = subject
+        self.cache = cache
+        self.ok_cell = request_cell(name, "GET", 200)
+        self.known_cell = request_cell(name, "GET", 304)
+        self.hit_cell = LOOKUPS[source, "hit"]
+
+
+@cython.final
+cdef class _Verdict:
+    """The caller of a credential; *is_free* if it may read, without a rate."""
+
+    cdef object caller
+    cdef str name
+    cdef bint is_free
+
+    def __init__(self, caller):
+        self.caller = caller
+        self.name = caller.name
+        self.is_free = READ in caller.scopes and caller.bucket is None
+
+
+@cython.final
+cdef class _Frame:
+    """Heads of answers up to the ETag, and the body between subject and items, for lists of one origin."""
+
+    cdef object served
+    cdef str source
+    cdef str tier
+    cdef str fallback
+    cdef bytes head
+    cdef bytes not_modified
+    cdef bytes middle
+
+    def __init__(self, encoded, str source, str cache):
+        content, *others = list_headers(encoded, source, cache).items()
+        first = header_lines(dict([content]))
+        lines = header_lines(dict(others)) + 'ETag: "'
+        self.served = encoded.served
+        self.source = encoded.source
+        self.tier = encoded.tier
+        self.fallback = encoded.fallback
+        self.head = f"HTTP/1.1 200 OK\r\n{first}{lines}".encode()
+        self.not_modified = f"HTTP/1.1 304 Not Modified\r\n{lines}".encode()
+        self.middle = list_head(encoded)
+
+
+@cython.final
+cdef class _Source:
+    """The release from which rows are read without I/O and without Python code of ours in between.
+
+    There is one while the first tier is local, has no canary, and no user is hidden.
+    """
+
+    cdef object tier
+    cdef str tier_name
+    cdef object served
+    cdef object rows
+    cdef object seed
+    cdef list lookups
+    cdef Py_ssize_t read_cell
+
+    def __init__(self, tier, served, rows, read_cell):
+        """*rows* has the attribute `read`, which is loaded for each row: it changes when the file is damaged."""
+        self.tier = tier
+        self.tier_name = tier.name
+        self.served = served
+        self.rows = rows
+        self.seed = served.decode.checksum.seed
+        self.lookups = served.lookups
+        self.read_cell = read_cell
+
+
+@cython.final
+@cython.freelist(64)
+cdef class _Request:
+    """A plain request while it is answered."""
+
+    cdef double started
+    cdef _Route route
+    cdef bytes identifier
+    cdef Py_ssize_t n
+    cdef str list_name
+    cdef bytes request_id
+    cdef str known
+    cdef str client
+    cdef object span
+
+    cdef str text_id(self):
+        return self.identifier.decode("ascii")
+
+
+@cython.final
+cdef class _Delivery:
+    """Answers a request when its list was read: a `Waiter` of the reader."""
+
+    cdef Lane lane
+    cdef _Request request
+    cdef object deliver
+    cdef readonly str fallback
+
+    def take_row(self, origin, key, body):
+        """See `Waiter`."""
+        self.deliver(self.lane._answer_with_row(self, origin, key, body))
+
+    def take(self, encoded):
+        """See `Waiter`."""
+        self.deliver(self.lane._answer_with(self.request, encoded))
+
+
+cdef class Lane:
+    """The fast lane of one worker, on its loop."""
+
+    cdef object _dispatcher
+    cdef object _guard
+    cdef object _reader
+    cdef object _deny_list
+    cdef object _consumed
+    cdef object _access_log
+    cdef object _tracer
+    cdef object _writer
+    cdef tuple _routes
+    cdef bytes _vary
+    # Of this generation of policies, until `_frames`.
+    cdef object _generation
+    cdef bint _is_draining
+    # Whether a user may be hidden, and items denied.
+    cdef bint _hides
+    cdef bint _denies_items
+    # Where rows are read at once, or else whether no row is; with neither, the reader decides.
+    cdef _Source _source
+    cdef bint _is_remote
+    # Callers by the value of X-API-Key and of Authorization.
+    cdef dict _by_key
+    cdef dict _by_authorization
+    cdef _Verdict _anonymous
+    cdef dict _frames
+    cdef dict _queries
+    # Counters of this worker, in memory that all share.
+    cdef double[::1] _cells
+    cdef bytes _id_prefix
+    cdef uint64_t _id_count
+    cdef bytes _date
+    cdef double _date_until
+
+    def __init__(self, dispatcher):
+        """*dispatcher* answers everything else."""
+        self._dispatcher = dispatcher
+        self._guard = dispatcher.guard
+        self._reader = dispatcher.reader
+        self._deny_list = dispatcher.reader.deny_list
+        self._consumed = dispatcher.reader.consumed
+        self._access_log = dispatcher.access_log
+        self._tracer = dispatcher.tracer
+        self._writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
+        shared = dispatcher.handlers.shared
+        self._routes = (
+            _Route(RECOMMENDATIONS, "/v1/recommendations/{user}", "personal", USER, b'{"user":"', PRIVATE),
+            _Route(SIMILAR_ITEMS, "/v1/similar/{item}", "similar", ITEM, b'{"item":"', shared),
+            _Route(POPULAR, "/v1/popular", "popular", "", b"{", shared),
+        )
+        self._vary = b"Vary: Origin\r\n" if dispatcher.cors is not None else b""
+        self._generation = None
+        self._queries = {}
+        self._cells = dispatcher.metrics.own_cells
+        self._id_prefix = token_hex(6).encode()
+        self._id_count = 0
+        self._date = b""
+        self._date_until = -inf
+
+    def answer(self, data, double now, deliver):
+        """Return the answer to a request that arrived at *now* (`time.monotonic`); None if it is not plain.
+
+        PENDING if a store is read first: *deliver* gets the answer later.
+        """
+        cdef Py_buffer view
+        cdef Parsed parsed
+        cdef Span rest
+        if POLICIES.number is not self._generation:
+            self._renew()
+        if self._is_draining:
+            return None
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            rest.at = <Bytes>view.buf
+            rest.end = rest.at + view.len
+            if not _read_line(&rest, &parsed) or not _read_headers(&rest, &parsed):
+                return None
+            return self._answer(&parsed, now, deliver)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int _renew(self) except -1:
+        """Take what is hot from the policies of a new generation."""
+        tiers = self._reader.tiers
+        self._generation = POLICIES.number  # before anything that it covers
+        denied = self._deny_list.current
+        self._is_draining = self._dispatcher.draining
+        self._hides = bool(denied.users) or any(tier.follower.erased for tier in tiers)
+        self._denies_items = bool(denied.items)
+        self._by_key = {}
+        self._by_authorization = {}
+        self._anonymous = _Verdict(self._guard.anonymous)
+        self._frames = {}
+        for route in self._routes:
+            (<_Route>route).frame = None
+        self._source = None
+        self._is_remote = False
+        served = tiers[0].follower.served
+        if served is None or tiers[0].follower.canary is not None or self._hides:
+            return 0
+        rows = tiers[0].local_rows(served)
+        if rows is not None and isinstance(served.decode, Decoder) and served.decode.decompress is None:
+            self._source = _Source(tiers[0], served, rows, tiers[0].read_cell)
+        self._is_remote = tiers[0].needs_io
+        return 0
+
+    cdef object _answer(self, Parsed* parsed, double now, object deliver):
+        cdef _Request request
+        cdef _Verdict verdict
+        cdef object answer
+        cdef tuple query = self._query(parsed.query)
+        if query is None:
+            return None
+        request = _Request.__new__(_Request)
+        request.started = now
+        request.route = <_Route>self._routes[parsed.route]
+        request.n = query[0]
+        request.list_name = query[1]
+        request.identifier = b"" if parsed.identifier.at == NULL else _bytes(parsed.identifier)
+        request.request_id = _bytes(parsed.values[REQUEST_ID]) if _is_request_id(parsed.values[REQUEST_ID]) else None
+        request.known = _text(parsed.values[KNOWN])
+        if self._tracer is not None:
+            request.span = self._tracer.begin(_text(parsed.values[TRACEPARENT]), _text(parsed.values[TRACESTATE]))
+        try:
+            verdict = self._verdict(parsed.values[API_KEY], parsed.values[AUTHORIZATION])
+            if verdict is None:
+                return None
+            if not verdict.is_free:
+                self._guard.charge(verdict.caller, READ)
+        except Problem as problem:
+            return self._refuse(request, problem)
+        request.client = verdict.name
+        if self._source is not None and parsed.route != POPULAR and not request.list_name:
+            answer = self._answer_from_source(request)
+            if answer is not None:
+                return answer
+        try:
+            return self._answer_by_reader(request, deliver)
+        except (NotReady, UnknownList) as error:
+            return self._refuse(request, problem_of(error))
+
+    cdef tuple _query(self, Span span):
+        """Return *n* and the name of the list; None for other parameters."""
+        cdef object found
+        cdef bytes raw
+        if span.at == NULL:
+            return _WITHOUT_QUERY
+        raw = _bytes(span)
+        found = self._queries.get(raw)
+        if found is not None:
+            return <tuple>found
+        try:
+            query = SIMILAR.parse(raw.decode("ascii"))
+        except Problem:
+            return None
+        if query != ListQuery(n=query.n, list=query.list):
+            return None
+        if len(self._queries) >= MAX_REMEMBERED:
+            self._queries.clear()
+        found = (query.n, query.list)
+        self._queries[raw] = found
+        return <tuple>found
+
+    cdef _Verdict _verdict(self, Span key, Span authorization):
+        """Return the caller; None for a token that must be verified. Raises Problem."""
+        cdef object found
+        cdef dict table
+        cdef bytes raw
+        if key.at != NULL:
+            raw = _bytes(key)
+            table = self._by_key
+        elif authorization.at != NULL:
+            raw = _bytes(authorization)
+            table = self._by_authorization
+        else:
+            return self._anonymous
+        found = table.get(raw)
+        if found is not None:
+            return <_Verdict>found
+        credential = raw.decode("ascii") if key.at != NULL else bearer(raw.decode("ascii"))
+        caller = self._guard.caller(credential)
+        if not isinstance(caller, Caller):
+            return None
+        if len(table) >= MAX_REMEMBERED:
+            table.clear()
+        found = _Verdict(caller)
+        table[raw] = found
+        return <_Verdict>found
+
+    # The shortest way: a row of a local store ----------------------------------------------------------------------
+
+    cdef object _answer_from_source(self, _Request request):
+        """Answer from a row of `_source`, or with the fallback; None if the row cannot be read in this way."""
+        cdef _Source source = self._source
+        cdef _Route route = request.route
+        cdef Py_buffer view
+        cdef Span row, items
+        cdef _Frame frame
+        cdef double started = _monotonic()
+        cdef bytes key = PyBytes_FromStringAndSize(
+            NULL, PyBytes_GET_SIZE(route.prefix) + PyBytes_GET_SIZE(request.identifier)
+        )
+        cdef Room room = _room(key)
+        cdef object value
+        _put_bytes(&room, route.prefix)
+        _put_bytes(&room, request.identifier)
+        _check_full(&room)
+        try:
+            value = source.rows.read(key)
+        except Exception:
+            return None  # the reader reads it again, and finds out why
+        if value is None:
+            return self._missed(request, source, started)
+        PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+        try:
+            row.at = <Bytes>view.buf
+            row.end = row.at + view.len
+            if not _is_whole(key, row, source.seed):
+                return None
+            if _size(row) == ROW_HEADER:
+                return self._missed(request, source, started)
+            row.at += ROW_CHECKSUM
+            items = _cut(row, request.n)
+            if items.end == NULL:
+                return None
+            self._observe(source.read_cell, _monotonic() - started)
+            self._cells[route.hit_cell] += 1
+            source.lookups[HIT] += 1
+            if self._must_shape(request):
+                return self._finish(request, EncodedList(
+                    source.tier_name, source.served, route.source, _bytes(row), "ok", EVERYBODY
+                ))
+            frame = self._frame(route, source.served, route.source, source.tier_name, EVERYBODY)
+            return self._write(request, frame, items)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef object _missed(self, _Request request, _Source source, double started):
+        self._observe(source.read_cell, _monotonic() - started)
+        encoded = self._reader.after_miss(
+            request.route.kind + request.text_id(), request.route.source, EVERYBODY, (source.tier, source.served)
+        )
+        return None if encoded is None else self._finish(request, encoded)
+
+    # By the reader: other stores, canaries, hidden users, named lists ------------------------------------------------
+
+    cdef object _answer_by_reader(self, _Request request, object deliver):
+        cdef _Route route = request.route
+        cdef _Delivery delivery
+        if route.place == POPULAR:
+            return self._finish(request, self._reader.popular(OVERALL, request.list_name))
+        key = route.kind + request.text_id()
+        fallback = EVERYBODY
+        if request.list_name:
+            key, fallback = self._reader.placed(route.kind, request.text_id(), OVERALL, request.list_name)
+        if not self._is_remote or request.list_name:
+            encoded = self._reader.get_nowait(key, route.source, fallback)
+            if encoded is not None:
+                return self._answer_with(request, encoded)
+        delivery = _Delivery.__new__(_Delivery)
+        delivery.lane = self
+        delivery.request = request
+        delivery.deliver = deliver
+        delivery.fallback = fallback
+        if request.span is None:
+            self._reader.submit(key, delivery)
+        else:
+            with use_span(request.span):
+                self._reader.submit(key, delivery)
+        return PENDING
+
+    cdef object _answer_with_row(self, _Delivery delivery, tuple origin, str key, object body):
+        """Answer with a row that a store returned, and count it."""
+        cdef _Request request = delivery.request
+        cdef _Route route = request.route
+        cdef Py_buffer view
+        cdef Span opened, items
+        cdef object served = origin[1]
+        if POLICIES.number is not self._generation:
+            self._renew()
+        if not self._is_remote or request.list_name or self._must_shape(request):
+            encoded = self._reader.hit(origin, route.source, key, body, delivery.fallback)
+            return self._answer_with(request, encoded)
+        PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+        try:
+            opened.at = <Bytes>view.buf
+            opened.end = opened.at + view.len
+            items = _cut(opened, request.n)
+            if items.end == NULL:
+                raise ValueError("the offset of a list is not a number")
+            self._cells[route.hit_cell] += 1
+            served.lookups[HIT] += 1
+            return self._write(request, self._frame(route, served, route.source, origin[0].name, EVERYBODY), items)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef object _answer_with(self, _Request request, object encoded):
+        """Answer with a list that was read for a user or an item."""
+        if request.list_name:
+            try:
+                encoded = self._reader.as_named(encoded, request.list_name)
+            except UnknownList as error:  # gone since it was read
+                return self._refuse(request, problem_of(error))
+        return self._finish(request, encoded)
+
+    cdef bint _must_shape(self, _Request request) except -1:
+        """Return whether a user's or an item's list may lose items."""
+        if self._denies_items:
+            return True
+        return self._consumed is not None and request.route.place == RECOMMENDATIONS
+
+    cdef object _finish(self, _Request request, object encoded):
+        """Shape a list, and answer with it."""
+        cdef _Route route = request.route
+        cdef Py_buffer view
+        cdef Span items
+        cdef _Frame frame = self._frame(route, encoded.served, encoded.source, encoded.tier, encoded.fallback)
+        if route.place == RECOMMENDATIONS:
+            if self._consumed is not None:
+                encoded = self._reader.hiding(request.text_id(), encoded)
+        elif route.place == SIMILAR_ITEMS:
+            encoded = self._reader.beside((request.text_id(),), encoded)
+        body = self._reader.cut(encoded, request.n)
+        PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+        try:
+            items.at = <Bytes>view.buf
+            items.end = items.at + view.len
+            return self._write(request, frame, items)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef _Frame _frame(self, _Route route, object served, str source, str tier, str fallback):
+        """Return the frame of lists of this origin."""
+        cdef _Frame last = route.frame
+        cdef object key
+        cdef object frame
+        if (
+            last is not None
+            and last.served is served
+            and last.source is source
+            and last.tier is tier
+            and last.fallback is fallback
+        ):
+            return last
+        key = (route.place, served.number, served.is_canary, source, tier, fallback)
+        frame = self._frames.get(key)
+        if frame is None:
+            if len(self._frames) >= MAX_FRAMES:
+                self._frames.clear()
+            frame = _Frame(EncodedList(tier, served, source, NO_OFFSET, "ok", fallback), route.source, route.cache)
+            self._frames[key] = frame
+        route.frame = <_Frame>frame
+        return <_Frame>frame
+
+    # Answers -------------------------------------------------------------------------------------------------------
+
+    cdef object _write(self, _Request request, _Frame frame, Span items):
+        """Return the answer with these items, and count it."""
+        cdef _Route route = request.route
+        cdef bytes body = self._body(request, frame, items)
+        cdef bytes head = frame.head
+        cdef Py_ssize_t cell = route.ok_cell
+        cdef Py_ssize_t status = 200
+        cdef double took_s
+        cdef char etag[ETAG]
+        _hexadecimal(etag, xxh3_64_intdigest(body), ETAG)
+        if request.known is not None:
+            tag = PyBytes_FromStringAndSize(etag, ETAG).decode("ascii")
+            if is_known(f'"{tag}"', request.known):
+                status = 304
+                cell = route.known_cell
+                head = frame.not_modified
+                body = None
+        if request.request_id is None:
+            request.request_id = self._new_request_id()
+        took_s = _monotonic() - request.started
+        self._observe(cell, took_s)
+        if self._access_log is not None or request.span is not None:
+            found = EncodedList(frame.tier, frame.served, frame.source, b"", "ok", frame.fallback)
+            size = 0 if body is None else PyBytes_GET_SIZE(body)
+            self._report(request, status, took_s, size, found_in(found, _bytes(items)))
+        return self._join(head, etag, request.request_id, took_s, body)
+
+    cdef bytes _body(self, _Request request, _Frame frame, Span items):
+        cdef bytes subject = request.route.subject
+        cdef bytes identifier = request.identifier
+        cdef Py_ssize_t quote = 2 if identifier else 0
+        cdef bytes body = PyBytes_FromStringAndSize(
+            NULL,
+            PyBytes_GET_SIZE(subject)
+            + PyBytes_GET_SIZE(identifier)
+            + quote
+            + PyBytes_GET_SIZE(frame.middle)
+            + _size(items)
+            + 2,
+        )
+        cdef Room room = _room(body)
+        _put_bytes(&room, subject)
+        _put_bytes(&room, identifier)
+        _put(&room, b'",', quote)
+        _put_bytes(&room, frame.middle)
+        _put(&room, items.at, _size(items))
+        _put(&room, b"]}", 2)
+        _check_full(&room)
+        return body
+
+    cdef bytes _join(self, bytes head, char* etag, bytes request_id, double took_s, bytes body):
+        """Return an answer; without a *body*, it has no Content-Length."""
+        cdef char duration[MAX_DIGITS]
+        cdef Py_ssize_t of_duration = _milliseconds(duration, took_s)
+        cdef char length[MAX_DIGITS]
+        cdef Py_ssize_t of_length = 0
+        cdef Py_ssize_t of_body = 0
+        cdef bytes date = self._date_now()
+        cdef bytes answer
+        cdef Room room
+        if body is not None:
+            of_body = PyBytes_GET_SIZE(body)
+            of_length = _decimal(length, of_body)
+        answer = PyBytes_FromStringAndSize(
+            NULL,
+            PyBytes_GET_SIZE(head) + ETAG + _OF_ID_LINE + PyBytes_GET_SIZE(request_id) + _OF_TIMING_LINE + of_duration
+            + 2 + PyBytes_GET_SIZE(self._vary) + (0 if body is None else _OF_LENGTH_LINE + of_length + 2)
+            + _OF_DATE_LINE + PyBytes_GET_SIZE(date) + 4 + of_body,
+        )
+        room = _room(answer)
+        _put_bytes(&room, head)
+        _put(&room, etag, ETAG)
+        _put(&room, _ID_LINE, _OF_ID_LINE)
+        _put_bytes(&room, request_id)
+        _put(&room, _TIMING_LINE, _OF_TIMING_LINE)
+        _put(&room, duration, of_duration)
+        _put(&room, b"\r\n", 2)
+        _put_bytes(&room, self._vary)
+        if body is not None:
+            _put(&room, _LENGTH_LINE, _OF_LENGTH_LINE)
+            _put(&room, length, of_length)
+            _put(&room, b"\r\n", 2)
+        _put(&room, _DATE_LINE, _OF_DATE_LINE)
+        _put_bytes(&room, date)
+        _put(&room, b"\r\n\r\n", 4)
+        if body is not None:
+            _put_bytes(&room, body)
+        _check_full(&room)
+        return answer
+
+    cdef bytes _date_now(self):
+        cdef double now = _monotonic()
+        if now >= self._date_until:
+            self._date = rfc822_formatted_time().encode()
+            self._date_until = now + 1 - time() % 1
+        return self._date
+
+    cdef bytes _new_request_id(self):
+        """Return an id like those of `RequestIds`, whose random beginning differs."""
+        cdef char digits[8]
+        self._id_count += 1
+        _hexadecimal(digits, self._id_count, 8)
+        return self._id_prefix + PyBytes_FromStringAndSize(digits, 8)
+
+    cdef int _observe(self, Py_ssize_t cell, double seconds) except -1:
+        """Count a time in the histogram that begins at *cell*, as `Metrics.observe`."""
+        cdef Py_ssize_t bucket = 0
+        while bucket < _bucket_count and seconds > _buckets[bucket]:
+            bucket += 1
+        self._cells[cell + bucket] += 1
+        self._cells[cell + _bucket_count + 1] += seconds
+        return 0
+
+    cdef object _refuse(self, _Request request, object problem):
+        cdef double took_s = _monotonic() - request.started
+        if request.request_id is None:
+            request.request_id = self._new_request_id()
+        self._observe(request_cell(request.route.name, "GET", problem.status), took_s)
+        self._report(request, problem.status, took_s, len(problem.body), None)
+        return self._writer.write_problem(problem, request.request_id.decode("ascii"), took_s)
+
+    cdef int _report(self, _Request request, status, took_s, size, found) except -1:
+        is_logged = self._access_log is not None and self._access_log.due()
+        if is_logged or request.span is not None:
+            user = request.text_id() if found is not None and request.route.place == RECOMMENDATIONS else None
+            record = RequestRecord(
+                request.route.name, "GET", status, took_s, size, request.request_id.decode("ascii"), request.client,
+                user, found,
+            )
+            report(record, self._access_log if is_logged else None, request.span)
+        return 0
+
+
+if HISTOGRAM_CELLS != len(BUCKETS_S) + 2:
+    raise ImportError("the layout of histograms has changed; change Lane._observe with it")
+
+cdef tuple _WITHOUT_QUERY = (DEFAULT_N, "")
+cdef const char* _ID_LINE = b'"\r\nServer: hotplate\r\nX-Request-Id: '
+cdef Py_ssize_t _OF_ID_LINE = 35
+cdef const char* _TIMING_LINE = b"\r\nServer-Timing: app;dur="
+cdef Py_ssize_t _OF_TIMING_LINE = 25
+cdef const char* _LENGTH_LINE = b"Content-Length: "
+cdef Py_ssize_t _OF_LENGTH_LINE = 16
+cdef const char* _DATE_LINE = b"Date: "
+cdef Py_ssize_t _OF_DATE_LINE = 6

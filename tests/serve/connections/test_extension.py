@@ -1,0 +1,110 @@
+"""The fast lane as an extension: it is compiled where it can be, and everything works without it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.service import LAUNCHER, running
+
+HOOK = ROOT / "hatch_build.py"
+SOURCE = ROOT / "serve" / "connections" / "lane.pyx"
+PACKAGE = "hotplate/serve/connections"
+# Runs a module as if the extension were not installed, in this process and in those that it forks.
+WITHOUT = (
+    "import runpy, sys\n"
+    "sys.modules['hotplate.serve.connections.lane'] = None\n"
+    "runpy.run_module('hotplate', run_name='__main__')\n"
+)
+needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+
+def hook(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, HOOK, *arguments],
+        env=os.environ | {"HOTPLATE_EXTENSION": ""} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_a_compiler
+def test_compiled_lane_is_of_the_present_source() -> None:
+    lane = pytest.importorskip("hotplate.serve.connections.lane", reason="the fast lane is not compiled")
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import hatch_build; print(hatch_build.source_hash())"
+    found = subprocess.run([sys.executable, "-c", program, ROOT], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == lane.SOURCE, "compile it again: .venv/bin/python hatch_build.py"
+
+
+def test_without_a_compiler_the_build_goes_on_unless_required(tmp_path: Path) -> None:
+    done = hook(tmp_path / "optional", CC="no-such-compiler")
+    assert done.returncode == 0
+    assert "The fast lane is not compiled" in done.stdout
+    assert "no-such-compiler cannot be started" in done.stdout
+    required = hook(tmp_path / "required", CC="no-such-compiler", HOTPLATE_EXTENSION="require")
+    assert required.returncode == 1
+    assert "ExtensionNotBuilt" in required.stderr
+    assert hook(tmp_path / "skipped", HOTPLATE_EXTENSION="skip").returncode == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_extension_mode_is_an_error(tmp_path: Path) -> None:
+    done = hook(tmp_path, HOTPLATE_EXTENSION="maybe")
+    assert done.returncode == 1
+    assert "HOTPLATE_EXTENSION is 'maybe'; it may be require or skip" in done.stderr
+
+
+@needs_a_compiler
+@pytest.mark.soak
+def test_two_builds_are_equal_and_a_platform_wheel_has_the_extension(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        assert hook(tmp_path / name, HOTPLATE_EXTENSION="require").returncode == 0
+    (first,), (second,) = ((tmp_path / name).iterdir() for name in ("first", "second"))
+    assert first.name == second.name
+    assert first.read_bytes() == second.read_bytes()
+    program = "import sys; from hatchling.builders.wheel import WheelBuilder\n"
+    program += "print(next(WheelBuilder(sys.argv[1]).build(directory=sys.argv[2])))"
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".*", "*.so", "__pycache__"))
+    command = [sys.executable, "-c", program, str(checkout), str(tmp_path / "wheel")]
+    built = subprocess.run(
+        command, env=os.environ | {"HOTPLATE_EXTENSION": "require"}, capture_output=True, text=True, check=True
+    )
+    wheel = Path(built.stdout.split()[-1])
+    assert f"cp{sys.version_info.major}{sys.version_info.minor}" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        assert [name for name in archive.namelist() if name.endswith(".so")] == [f"{PACKAGE}/{first.name}"]
+        assert archive.read(f"{PACKAGE}/{first.name}") == first.read_bytes()
+
+
+def test_service_without_the_extension_says_so_and_answers(folder: Path) -> None:
+    launcher = (sys.executable, "-c", WITHOUT, "serve")
+    with running(folder, launcher=launcher) as service:
+        assert service.get("/v1/recommendations/42").json["source"] == "personal"
+        assert service.get("/v1/recommendations/nobody").json["source"] == "popular"
+        assert service.admin("/console/state").json["fast_lane"] == "missing"
+        assert service.log.read_text().count("the fast lane is not compiled") == 1
+
+
+def test_console_names_the_lane_that_a_switch_turns_off(folder: Path) -> None:
+    with running(folder, "--no-fast-lane", launcher=LAUNCHER) as service:
+        assert service.admin("/console/state").json["fast_lane"] == "off"
+        assert "the fast lane is not compiled" not in service.log.read_text()
+
+
+def test_version_in_json_says_whether_the_lane_is_compiled() -> None:
+    command = [sys.executable, "-m", "hotplate", "--version", "--json"]
+    shown = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert shown["fast_lane"] in {"compiled", "missing"}
+    without = [sys.executable, "-c", WITHOUT, "--version", "--json"]
+    assert json.loads(subprocess.run(without, cwd=ROOT, capture_output=True, text=True, check=True).stdout) == {
+        "version": shown["version"],
+        "fast_lane": "missing",
+    }
