@@ -101,13 +101,13 @@ site: .venv/site ## the documentation as a site, in dist/site
 
 lock: .venv/dev ## resolve the requirements again (needs uv)
 	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra bench --group build -o requirements/demo.lock
-	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench \
+	$(LOCK) pyproject.toml --extra offline --extra redis-entra --extra cosmos --extra arrow --extra oidc --extra bench \
 	    --extra azure-monitor --group build --group dev \
 	    --constraint requirements/demo.lock -o requirements/dev.lock
 	$(LOCK) pyproject.toml --extra server --group k8s --constraint requirements/dev.lock -o requirements/k8s.lock
-	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra events --extra azure-monitor \
+	$(LOCK) pyproject.toml --extra redis-entra --extra cosmos --extra oidc --extra events --extra azure-monitor \
 	    --constraint requirements/dev.lock -o requirements/serve.lock
-	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra events --extra azure-monitor --extra offline --extra bench \
+	$(LOCK) pyproject.toml --extra redis-entra --extra cosmos --extra oidc --extra events --extra azure-monitor --extra offline --extra bench \
 	    --group offline-image --constraint requirements/dev.lock -o requirements/offline.lock
 	$(LOCK) --group docs --constraint requirements/dev.lock -o requirements/docs.lock
 	$(LOCK) --group image --constraint requirements/k8s.lock -o requirements/image.lock

@@ -27,8 +27,10 @@ REMOTE_COUNT = 320
 TIMEOUT_S = 5.0
 PUBLISHES = 3
 Run = Callable[[Any], Any]
+REDIS_BATCHES = (1, 8, 32)
 REMOTE = {
     "redis": ("redis", "", "a read from Redis, 16 in flight"),
+    "redis-py": ("redis", "&client=redis-py", "the same through redis-py"),
     "cosmos": ("cosmos", "", "a point read from Cosmos DB (emulated), 16 in flight"),
     "sdk": ("cosmos", "&client=sdk", "the same through azure-cosmos"),
 }
@@ -90,6 +92,31 @@ def test_remote_read(benchmark: Benchmark, request: pytest.FixtureRequest, run: 
     run(read_all(reader, filled, keys))
     benchmark.extra_info |= {"what": what, "count": REMOTE_COUNT}
     benchmark(lambda: run(read_all(reader, filled, keys)))
+    run(reader.close())
+
+
+@pytest.mark.parametrize("keys_at_once", REDIS_BATCHES)
+@pytest.mark.parametrize("options", ["", "&client=redis-py"], ids=["multiplexed", "redis-py"])
+def test_batch_from_redis(benchmark: Benchmark, redis: Filled, run: Run, options: str, keys_at_once: int) -> None:
+    keys = random_keys(redis.shape.users, REMOTE_COUNT)
+    batches = [keys[start : start + keys_at_once] for start in range(0, REMOTE_COUNT, keys_at_once)]
+
+    async def opened() -> Store:
+        return connect(redis.url + options)
+
+    reader = run(opened())
+
+    async def read_batches() -> None:
+        for batch in batches:
+            assert len(await reader.get_many(redis.release, batch, timeout_s=TIMEOUT_S)) == len(batch)
+
+    run(read_batches())
+    client = "redis-py" if options else "our connection"
+    benchmark.extra_info |= {
+        "what": f"a key from Redis through {client}, {keys_at_once} at once",
+        "count": REMOTE_COUNT,
+    }
+    benchmark(lambda: run(read_batches()))
     run(reader.close())
 
 

@@ -51,6 +51,11 @@ def through_sdk(url: str) -> bool:
     return scheme_of(url) in COSMOS and parse_qs(urlsplit(url).query).get("client") == ["sdk"]
 
 
+def by_redis_py(url: str) -> bool:
+    """Return whether redis-py alone reads *url*."""
+    return scheme_of(url) in REDIS and parse_qs(urlsplit(url).query).get("client") == ["redis-py"]
+
+
 def store_settings(url: str) -> dict[str, str]:
     """Return the environment of a service of the store at *url*."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(STORE_SETTINGS)}
@@ -88,14 +93,14 @@ class Setup:
 
 @contextmanager
 def own_stores(latency: str) -> Iterator[tuple[list[str], list[str]]]:
-    """Start a folder, a Redis if installed, and an emulator (listed twice); yield URLs and notes for the report."""
+    """Start a folder, and listed twice a Redis, if installed, and an emulator; yield URLs and notes for the report."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
         urls, notes = [f"file://{folder}/store"], list[str]()
         if shutil.which(process.REDIS_SERVER):
             redis = stack.enter_context(process.redis_serving(process.STORE_CORE))
             stack.enter_context(process.before_others(redis.process))
-            urls.append(redis.url())
+            urls += (redis.url(), f"{redis.url()}&client=redis-py")
         else:
             notes.append(f"Redis is left out: {process.REDIS_MISSING}.")
         cosmos = stack.enter_context(own_cosmos(latency, EMULATOR_RU))
@@ -145,7 +150,9 @@ def _kind(url: str) -> str:
     scheme = scheme_of(url)
     if scheme in COSMOS:
         return "Cosmos DB" + " by SDK" * through_sdk(url)
-    return "files" if scheme == "file" else "Redis" if scheme in REDIS else f"{scheme}://"
+    if scheme in REDIS:
+        return "Redis" + " through redis-py" * by_redis_py(url)
+    return "files" if scheme == "file" else f"{scheme}://"
 
 
 async def _share_lists(

@@ -243,7 +243,8 @@ class Server:
         """*timeout_s* is for the replies to all commands that are sent at once."""
         self.address = address
         self.timeout_s = timeout_s
-        self.client = Redis(connection_pool=ConnectionPool(**settings))
+        self._settings = settings
+        self.client = self._new_client()
         self._sessions = asyncio.Semaphore(MAX_SESSIONS)
         self._is_closed = False
 
@@ -269,7 +270,17 @@ class Server:
         async with self.session() as session:
             return await session.execute(*command)
 
+    async def renew(self) -> None:
+        """Open connections with new credentials from now on; the former end after their sessions."""
+        former = self.client.connection_pool
+        self.client = self._new_client()
+        await former.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]  # redis-py types the rest
+        await former.disconnect(inuse_connections=False)
+
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""
         self._is_closed = True
         await self.client.connection_pool.disconnect()
+
+    def _new_client(self) -> Redis:
+        return Redis(connection_pool=ConnectionPool(**self._settings))

@@ -119,6 +119,9 @@ class OnlyServer:
         if found is not None and found.acknowledged < found.replicas:
             _warn_unacknowledged(done, found, session.where, wait_s)
 
+    async def renew(self) -> None:
+        """Replace the connections of discovery by ones with new credentials."""
+
     async def examine(self) -> list[Finding]:
         """Return the findings of `store doctor` about the discovery."""
         return []
@@ -235,6 +238,21 @@ class Cluster(_Discovered):
             self._note_nodes()
         self.schedule_refresh()
         return RedisNode(moved.host, moved.port)
+
+    async def renew(self) -> None:
+        client = self._new_client()
+        try:
+            await _load_slots(client)
+        except RedisClusterException as error:
+            await _close_client(client)
+            log.warning("%s", self._unreachable(error))
+            return
+        former = self.client
+        self.client = client
+        try:
+            await asyncio.sleep(TIMEOUT_S)  # in which the calls of the former end
+        finally:
+            await _close_client(former)
 
     async def close(self) -> None:
         await super().close()
@@ -395,7 +413,6 @@ class Sentinels(_Discovered):
                 "decode_responses": True,
             },
         )
-        self._sentinel = sentinel
         self._clients = {each.shown: client for each, client in zip(address.sentinels, sentinel.sentinels, strict=True)}
         self._replicas: tuple[RedisNode, ...] = ()
 
@@ -431,7 +448,7 @@ class Sentinels(_Discovered):
 
     async def close(self) -> None:
         await super().close()
-        await self._sentinel.aclose()
+        await asyncio.gather(*(client.aclose() for client in self._clients.values()))
 
     async def examine(self) -> list[Finding]:
         findings, said = list[Finding](), set[RedisNode]()

@@ -113,6 +113,10 @@ class Sessions:
                 raise reply
         return [replies[place] for place in range(len(commands))]
 
+    async def renew(self) -> None:
+        """Replace all connections by ones with new credentials."""
+        await asyncio.gather(*(server.renew() for server in self._by_node.values()))
+
     async def close(self) -> None:
         """Close all connections."""
         for server in self._by_node.values():

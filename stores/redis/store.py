@@ -27,6 +27,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_com
 from hotplate.stores.errors import StoreError
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import Session, is_primary
+from hotplate.stores.redis.credentials import Credentials, entra_credentials
 from hotplate.stores.redis.lookups import ReplicaLookups, lookups_for
 from hotplate.stores.redis.multiplexed import Readers
 from hotplate.stores.redis.servers import (
@@ -94,7 +95,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
     batch = coalesce = 256
     """A key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3 ms."""
 
-    def __init__(self, common: RedisAddress, servers: OnlyServer) -> None:
+    def __init__(self, common: RedisAddress, servers: OnlyServer, credentials: Credentials | None = None) -> None:
         """*common* has the settings of all *servers*."""
         self._common = common
         self._servers = servers
@@ -104,12 +105,21 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         self._reads = Readers(servers, READ_TIMEOUT_S)
         self._scan_reads = Readers(servers, TIMEOUT_S)
         self._replica_reads = Readers(servers, READ_TIMEOUT_S, replicas=True)
-        self._lookups = lookups_for(keys, self._reads, self._sessions)
+        self._lookups = lookups_for(keys, self._reads, self._sessions, by_redis_py=common.by_redis_py)
         self._scans = lookups_for(keys, self._scan_reads, self._sessions)
         self._replica_lookups = ReplicaLookups(keys, self._replica_reads)
         for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=for_s)
         self._writer = Writer(self._sessions, keys, Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S))
+
+        self._credentials = credentials
+        if credentials is not None:
+            credentials.on_renewal(self._renew)
+
+    async def _renew(self) -> None:
+        """Replace all connections by ones with new credentials."""
+        readers = (self._reads, self._scan_reads, self._replica_reads)
+        await asyncio.gather(self._servers.renew(), self._sessions.renew(), *(reader.renew() for reader in readers))
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
@@ -161,6 +171,8 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
                 await self._servers.confirm()
 
     async def close(self) -> None:
+        if self._credentials is not None:
+            await self._credentials.close()
         for opened in (self._reads, self._scan_reads, self._replica_reads, self._sessions):
             await opened.close()
         await self._servers.close()  # last: calls that fail schedule a discovery
@@ -343,14 +355,24 @@ def _replacement(names: Sequence[str], value: bytes, when: str, *values: bytes) 
     return evaluation(REPLACE, names, value, when, *values)
 
 
-def open_url(url: str) -> RedisStore:
-    """Open the store at a URL; StoreMisused if it is invalid."""
+def open_url(url: str, credentials: Credentials | None = None) -> RedisStore:
+    """Open the store at a URL; StoreMisused if it is invalid.
+
+    *credentials* take the place of those in the URL or the environment.
+    """
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
         cluster = parse_cluster(url)
-        return RedisStore(cluster.node, Cluster(cluster))
+        credentials = credentials or _credentials(cluster.node)
+        return RedisStore(cluster.node, Cluster(cluster, credentials), credentials)
     if scheme.endswith("+sentinel"):
         behind = parse_sentinel(url)
-        return RedisStore(behind.server, Sentinels(behind))
+        credentials = credentials or _credentials(behind.server)
+        return RedisStore(behind.server, Sentinels(behind, credentials), credentials)
     address = parse(url)
-    return RedisStore(address, OnlyServer(address))
+    credentials = credentials or _credentials(address)
+    return RedisStore(address, OnlyServer(address, credentials), credentials)
+
+
+def _credentials(address: RedisAddress) -> Credentials | None:
+    return entra_credentials() if address.by_entra else None

@@ -4,10 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from ipaddress import ip_address
-from pathlib import Path
-from ssl import SSLContext, create_default_context
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from hotplate.stores.errors import StoreMisused
@@ -20,11 +17,20 @@ PREFIX = "hotplate"
 PASSWORD_VARIABLE = "HOTPLATE_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
 SENTINEL_PASSWORD_VARIABLE = "HOTPLATE_REDIS_SENTINEL_PASSWORD"  # noqa: S105 -- as above
 
+MULTIPLEXED, REDIS_PY = "multiplexed", "redis-py"
+ENTRA = "entra"
+
+COMMON = ("prefix", "client")
+OVER_TLS = ("ca", "auth")
 PARAMETERS = {
-    "redis": ("prefix",), "rediss": ("prefix", "ca"),
-    "redis+sentinel": ("prefix", "sentinel_user"), "rediss+sentinel": ("prefix", "sentinel_user", "ca"),
-    "redis+cluster": ("prefix",), "rediss+cluster": ("prefix", "ca"),
-}  # fmt: skip
+    "redis": COMMON,
+    "rediss": (*COMMON, *OVER_TLS),
+    "redis+sentinel": (*COMMON, "sentinel_user"),
+    "rediss+sentinel": (*COMMON, "sentinel_user", *OVER_TLS),
+    "redis+cluster": COMMON,
+    "rediss+cluster": (*COMMON, *OVER_TLS),
+}
+CHOICES = {"client": (MULTIPLEXED, REDIS_PY), "auth": (ENTRA,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +38,8 @@ class RedisAddress:
     """One database of one server, and the prefix of keys in it.
 
     `shown` is the URL without secrets, `certified_as` the name that the server's certificate must hold, if it is not
-    the host. With `is_primary`, connecting to a replica raises StoreUnavailable; with `reads_replica`, the replica of a
-    cluster answers reads itself.
+    the host. With `is_primary`, connecting to a replica raises StoreUnavailable. With `by_entra`, tokens of Entra ID
+    replace user and password; with `by_redis_py`, redis-py alone reads lists.
     """
 
     shown: str
@@ -47,7 +53,8 @@ class RedisAddress:
     password: str | None = field(default=None, repr=False)
     certified_as: str | None = None
     is_primary: bool = False
-    reads_replica: bool = False
+    by_entra: bool = False
+    by_redis_py: bool = False
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
         """Add OpenTelemetry's attributes for Redis to *call*."""
@@ -59,10 +66,6 @@ class RedisAddress:
             call.attributes["server.address"] = self.host
         if self.host and self.port != PORT:
             call.attributes["server.port"] = self.port
-
-    def ssl_context(self) -> SSLContext | None:
-        """Return the TLS context, if any."""
-        return _ssl_context(self.ca, Path(self.ca).stat().st_mtime_ns if self.ca else 0) if self.tls else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,12 @@ def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> Clus
 def _read(url: str, environment: Mapping[str, str]) -> tuple[SplitResult, Mapping[str, str], RedisAddress]:
     shown, parts = redacted(url), split(url)
     given = parameters(parts, PARAMETERS[parts.scheme], shown)
+    for name, choices in CHOICES.items():
+        if given.get(name, choices[0]) not in choices:
+            raise StoreMisused(f"{name}={given[name][:90]} of {shown} is not valid; write {' or '.join(choices)}")
+    by_entra = "auth" in given
+    if by_entra and (parts.username or parts.password):
+        raise StoreMisused(f"{shown} has auth={ENTRA} and a user or a password; leave one out")
     prefix = given.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
@@ -135,9 +144,15 @@ def _read(url: str, environment: Mapping[str, str]) -> tuple[SplitResult, Mappin
         tls=parts.scheme.startswith("rediss"),
         ca=certificate(given, shown),
         user=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else secret(PASSWORD_VARIABLE, environment),
+        password=_password(parts, environment) if not by_entra else None,
+        by_entra=by_entra,
+        by_redis_py=given.get("client") == REDIS_PY,
     )
     return parts, given, server
+
+
+def _password(parts: SplitResult, environment: Mapping[str, str]) -> str | None:
+    return unquote(parts.password) if parts.password else secret(PASSWORD_VARIABLE, environment)
 
 
 def _hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:
@@ -170,12 +185,3 @@ def _is_ip(host: str) -> bool:
         return bool(ip_address(host))
     except ValueError:
         return False
-
-
-@lru_cache(maxsize=4)
-def _ssl_context(ca: str | None, _changed_at: int) -> SSLContext:
-    """Cached, because creating a context takes 20 ms."""
-    context = create_default_context()
-    if ca is not None:
-        context.load_verify_locations(ca)
-    return context

@@ -270,7 +270,7 @@ def test_without_urls_everything_is_started_and_cleaned_up(
     facts = json.loads((tmp_path / "found.json").read_text())
     named = {row["subject"] for row in facts["rows"] if row["main"]}
     cosmos = {"Cosmos DB", "Cosmos DB by SDK"}
-    assert named == {"files", *cosmos, *(["Redis"] if redis else [])}
+    assert named == {"files", *cosmos, *(["Redis", "Redis through redis-py"] if redis else [])}
     assert redis or any("apt-get install redis-server" in note for note in facts["notes"])
     assert "emulator" in facts["marks"]["*"]
 

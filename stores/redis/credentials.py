@@ -1,0 +1,110 @@
+"""Credentials that change while connections are open, such as the tokens of Entra ID.
+
+A renewed token replaces all connections of a store by new ones, and the former end after their commands. redis-py
+authenticates those of its pools again, but while others may take them (`ConnectionPool.release`), and tells one pool
+only. The provider is called in threads, because azure-identity blocks. `redis-entraid` renews no more after a renewal
+that failed, and is then created again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import cast
+
+from redis.credentials import CredentialProvider, StreamingCredentialProvider
+from redis.exceptions import ConnectionError  # noqa: A004 -- redis-py's name
+
+from hotplate.stores.errors import StoreUnavailable, extra_installed
+from hotplate.stores.timing import SharedCall
+
+log = logging.getLogger(__name__)
+
+SCOPE = "https://redis.azure.com/.default"
+RETRY_S = 5.0  # after a failed renewal
+
+Create = Callable[[], StreamingCredentialProvider]
+Renew = Callable[[], Awaitable[object]]
+
+
+class Credentials(CredentialProvider):
+    """The user and password of all connections of a store."""
+
+    def __init__(self, create: Create) -> None:
+        self._create = create
+        self._provider: StreamingCredentialProvider | None = None
+        self._renew: Renew | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fetching = SharedCall(self._fetch, lambda: StoreUnavailable("the store was closed"))
+        self._renewals = set[asyncio.Task[None]]()
+
+    def on_renewal(self, renew: Renew) -> None:
+        """Call *renew* when there are new credentials, to replace open connections."""
+        self._renew = renew
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        """Return user and password; raises redis-py's ConnectionError."""
+        return await self._fetching.result()
+
+    async def close(self) -> None:
+        """Stop renewals."""
+        self._renew = None
+        for task in self._renewals:
+            task.cancel()
+        await asyncio.gather(*self._renewals, return_exceptions=True)
+        await self._fetching.close()
+
+    async def _fetch(self) -> tuple[str, str]:
+        self._loop = asyncio.get_running_loop()
+        if self._provider is None:
+            self._provider = self._create()
+            self._provider.on_next(self._note_token)
+            self._provider.on_error(self._note_failure)
+        try:
+            credentials = await asyncio.to_thread(self._provider.get_credentials)
+        except Exception as error:
+            raise ConnectionError(f"no credentials: {str(error).partition(chr(10))[0]}") from error
+        user, password = cast("tuple[str, str]", credentials)
+        return user, password
+
+    def _note_token(self, _: object) -> None:
+        self._start_in_loop(self._pass_on)
+
+    def _note_failure(self, error: Exception) -> None:
+        log.warning("the credentials of Redis could not be renewed (%s); trying again", type(error).__name__)
+        self._start_in_loop(self._begin_again)
+
+    def _start_in_loop(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Start a task; called by the provider, perhaps in a thread of its own."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._start, work)
+
+    def _start(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        if self._renew is None:
+            return  # closed
+        task = asyncio.create_task(work())
+        self._renewals.add(task)
+        task.add_done_callback(self._renewals.discard)
+
+    async def _pass_on(self) -> None:
+        if self._renew is not None:
+            await self._renew()
+
+    async def _begin_again(self) -> None:
+        self._provider = None
+        while True:
+            await asyncio.sleep(RETRY_S)
+            try:
+                await self.get_credentials_async()
+            except ConnectionError as error:
+                log.warning("%s", error)
+            else:
+                await self._pass_on()
+                return
+
+
+def entra_credentials() -> Credentials:
+    """Return credentials by azure-identity's default credential; needs the extra `redis-entra`."""
+    with extra_installed("redis-entra"):
+        from redis_entraid.cred_provider import create_from_default_azure_credential  # noqa: PLC0415 -- an extra
+
+    return Credentials(lambda: create_from_default_azure_credential((SCOPE,)))

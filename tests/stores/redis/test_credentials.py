@@ -1,0 +1,186 @@
+"""Credentials that rotate while a store is open: no read and no publish fails."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import jwt
+import pytest
+
+from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.store import Row
+from tests.support.redis_cluster import running_cluster
+from tests.support.redis_sentinel import sentinel_deployment
+from tests.support.redis_server import SOON_S, RedisServer, running
+from tests.support.rotation import RotatingProvider
+from tests.support.soak import MINUTES
+from tests.support.stores import FIRST, publish, ref, ref_of, write
+
+ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(300))]
+ROTATIONS = 5
+READS_PER_S = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A deployment, and the credentials that its servers accept."""
+
+    url: str
+    provider: RotatingProvider
+
+    def opened(self) -> RedisStore:
+        return open_url(self.url, self.provider.credentials)
+
+
+def deployed(stack: ExitStack, scheme: str, folder: Path) -> tuple[str, Sequence[RedisServer]]:
+    if scheme == "redis+cluster":
+        cluster = stack.enter_context(running_cluster(folder))
+        return cluster.url(seeds=1), [node.server for node in cluster.nodes]
+    if scheme == "redis+sentinel":
+        deployment = stack.enter_context(sentinel_deployment(folder))
+        return deployment.url(), deployment.servers
+    server = stack.enter_context(running(folder))
+    return server.url(), [server]
+
+
+@pytest.fixture(params=["redis", "redis+sentinel", "redis+cluster"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    with ExitStack() as stack:
+        url, servers = deployed(stack, request.param, tmp_path)
+        yield Place(url, RotatingProvider(servers))
+
+
+async def rotated(place: Place, store: RedisStore, pause_s: float) -> int:
+    """Rotate the credentials while *store* is read and published to; return how many rows were read."""
+    release = await ref_of(store, await publish(store, ROWS))
+    keys = [row.key for row in ROWS]
+    expected = dict(zip(keys, await store.get_many(release, keys), strict=True))
+    is_over = asyncio.Event()
+
+    async def read() -> int:
+        reads = 0
+        while not is_over.is_set():
+            key = keys[reads % len(keys)]
+            assert await store.get_many(release, [key], timeout_s=SOON_S) == [expected[key]]
+            if store.has_replicas:
+                elsewhere = await store.get_many_elsewhere(release, [key], timeout_s=SOON_S)
+                assert elsewhere in ([expected[key]], [None])  # a replica may lag
+            reads += 1
+            await asyncio.sleep(1 / READS_PER_S)
+        return reads
+
+    async def publish_all_the_time() -> int:
+        publishes = 0
+        while not is_over.is_set():
+            await publish(store, ROWS)
+            publishes += 1
+            await asyncio.sleep(pause_s / 10)
+        return publishes
+
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(read())
+        publishing = tasks.create_task(publish_all_the_time())
+        for _ in range(ROTATIONS):
+            await asyncio.sleep(pause_s)
+            await place.provider.rotate()
+        await asyncio.sleep(pause_s)
+        is_over.set()
+    assert publishing.result() > 0
+    return reading.result()
+
+
+async def test_no_read_and_no_publish_fails_while_credentials_rotate(place: Place) -> None:
+    store = place.opened()
+    try:
+        assert await rotated(place, store, pause_s=0.2) > ROTATIONS
+    finally:
+        await store.close()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+async def test_no_read_and_no_publish_fails_in_ten_minutes_of_five_rotations(place: Place) -> None:
+    store = place.opened()
+    try:
+        assert await rotated(place, store, pause_s=MINUTES * 60 / (ROTATIONS + 1)) > ROTATIONS
+    finally:
+        await store.close()
+
+
+async def test_lookups_by_redis_py_alone_survive_rotations(place: Place) -> None:
+    by_redis_py = Place(f"{place.url}&client=redis-py", place.provider)
+    store = by_redis_py.opened()
+    try:
+        assert await rotated(by_redis_py, store, pause_s=0.2) > ROTATIONS
+    finally:
+        await store.close()
+
+
+async def test_tokens_of_entra_id_take_the_place_of_user_and_password(
+    redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("redis_entraid", reason="needs the extra redis-entra")
+    from azure.core.credentials import AccessToken  # noqa: PLC0415 -- an extra
+    from azure.identity import DefaultAzureCredential  # noqa: PLC0415 -- as above
+
+    user = secrets.token_hex(8)
+    expires_on = int(time.time()) + 3600
+    token = jwt.encode({"oid": user, "exp": expires_on}, secrets.token_hex(32), algorithm="HS256")
+    scopes = list[str]()
+
+    def get_token(_: object, *asked: str, **__: object) -> AccessToken:
+        scopes.extend(asked)
+        return AccessToken(token, expires_on)
+
+    monkeypatch.setattr(DefaultAzureCredential, "get_token", get_token)
+    redis_server.execute_command("ACL", "SETUSER", user, "on", f">{token}", "~*", "&*", "+@all")
+    store = open_url(f"{redis_server.url('rediss', prefix)}&auth=entra")
+    try:
+        await write(store, FIRST, ROWS)
+        assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+        connected = {client["user"] for client in redis_server.execute_command("CLIENT LIST")}
+    finally:
+        await store.close()
+    assert user in connected
+    assert set(scopes) == {"https://redis.azure.com/.default"}
+    assert token not in repr(store)
+
+
+async def test_a_missing_token_is_a_sentence_and_is_asked_for_again(redis_server: RedisServer, prefix: str) -> None:
+    provider = RotatingProvider([redis_server])
+    refusing = True
+
+    class Refusing(RotatingProvider):
+        def get_credentials(self) -> tuple[str, str]:
+            if refusing:
+                raise ValueError("no managed identity here\nand a second line")
+            return provider.get_credentials()
+
+    store = open_url(redis_server.url(prefix=prefix), Refusing([]).credentials)
+    try:
+        with pytest.raises(StoreUnavailable, match=r"no credentials: no managed identity here$"):
+            await store.catalogue()
+        refusing = False
+        assert (await store.catalogue()).generation == 0
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("rediss://me:secret@a/?auth=entra", "a user or a password; leave one out"),
+        ("rediss://a/?auth=password", "write entra"),
+        ("redis://a/?auth=entra", "no parameter 'auth'"),
+        ("redis://a/?client=sdk", "write multiplexed or redis-py"),
+    ],
+)
+def test_wrong_options_of_the_client_are_sentences(url: str, complaint: str) -> None:
+    with pytest.raises(StoreMisused, match=complaint) as caught:
+        open_url(url)
+    assert "secret" not in str(caught.value)

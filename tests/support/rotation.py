@@ -1,0 +1,70 @@
+"""Credentials that rotate: a user of Redis servers that is replaced by another, as a token of Entra ID is."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.auth.token import SimpleToken, TokenInterface
+from redis.credentials import StreamingCredentialProvider
+
+from hotplate.stores.redis.credentials import Credentials
+from tests.support.redis_server import SOON_S, RedisServer
+
+NEVER = -1.0
+
+
+@dataclass
+class RotatingProvider(StreamingCredentialProvider):
+    """The current user of some servers; a new one replaces it at each rotation, and the former is deleted."""
+
+    servers: Sequence[RedisServer]
+    user: str = ""
+    password: str = ""
+    asked: int = 0
+    _listener: Callable[[TokenInterface], Any] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._create_user()
+
+    def get_credentials(self) -> tuple[str, str]:
+        self.asked += 1
+        return self.user, self.password
+
+    def on_next(self, callback: Callable[[TokenInterface], Any]) -> None:
+        self._listener = callback
+
+    def on_error(self, callback: Callable[[Exception], Any]) -> None:
+        del callback  # this provider never fails
+
+    def is_streaming(self) -> bool:
+        return self._listener is not None
+
+    @property
+    def credentials(self) -> Credentials:
+        return Credentials(lambda: self)
+
+    async def rotate(self) -> None:
+        """Replace the user, wait until no connection is the former's, and delete that, which would cut them."""
+        former = self.user
+        self._create_user()
+        assert self._listener is not None
+        now_ms = time.time() * 1000
+        self._listener(SimpleToken(self.password, now_ms + 3_600_000, now_ms, {"oid": self.user}))
+        async with asyncio.timeout(SOON_S):
+            while any(former in connection for server in self.servers for connection in self._users_of(server)):
+                await asyncio.sleep(0.05)
+        for server in self.servers:
+            server.execute_command("ACL", "DELUSER", former)
+
+    def _create_user(self) -> None:
+        self.user, self.password = f"user-{secrets.token_hex(4)}", secrets.token_hex(16)
+        for server in self.servers:
+            server.execute_command("ACL", "SETUSER", self.user, "on", f">{self.password}", "~*", "&*", "+@all")
+
+    def _users_of(self, server: RedisServer) -> list[str]:
+        if server.process is None:
+            return []
+        return [client["user"] for client in server.execute_command("CLIENT LIST")]
