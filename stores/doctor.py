@@ -19,6 +19,7 @@ from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import KEY, ErasureLog, erased_from, lost_sentence, parse_first_format, read_log
 from hotplate.stores.errors import (
+    HEAL,
     CatalogueUnreadable,
     RefusedByGates,
     ReleaseConflict,
@@ -85,26 +86,44 @@ async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
     if live is None:
         sentence = "nothing is live, so a service has no lists; publish, or activate a release"
         return [Finding(Level.WARNING, "live", sentence)]
-    findings, manifest = await _served(store, live, "live")
+    findings, manifest = await _served(store, catalogue, live, "live")
     if canary is not None:
-        findings += (await _served(store, canary, "canary"))[0]
+        findings += (await _served(store, catalogue, canary, "canary"))[0]
     if manifest is None:
         return findings
     return [*findings, await _reads(store, live, manifest), *await _room(store, manifest)]
 
 
-async def _served(store: Store, entry: Release, subject: str) -> tuple[list[Finding], Manifest | None]:
+async def _served(
+    store: Store, catalogue: Catalogue, entry: Release, subject: str
+) -> tuple[list[Finding], Manifest | None]:
     try:
         found = await read_servable(store, entry.ref)
     except StoreError as error:
-        sentence = f"{entry.id} is {subject} and cannot be read: {error}; `hotplate releases verify` says more"
+        sentence = f"{entry.id} is {subject} and cannot be read: {error}"
+        if isinstance(error, ReleaseCorrupt | ReleaseNotFound):
+            sentence = f"{sentence.removesuffix(f'; {HEAL}')}; {await _advice(store, catalogue)}"
         return [Finding(Level.ERROR, subject, sentence)], None
     since = entry.live_since and f", live since {datetime.fromtimestamp(entry.live_since, UTC):%Y-%m-%d %H:%M:%S}Z"
     size = f"{found.manifest.rows:,} rows, {found.manifest.bytes / 1e6:,.1f} MB"
     findings = [Finding(Level.OK, subject, f"{entry.id}{since or ''}: {size}")]
     if found.damaged:
-        findings.append(Finding(Level.ERROR, "rows", f"of {entry.id}, rows are missing or {counted(found.damaged)}"))
+        sentence = f"of {entry.id}, rows are missing or {counted(found.damaged)}; {HEAL}"
+        findings.append(Finding(Level.ERROR, "rows", sentence))
     return findings, found.manifest
+
+
+async def _advice(store: Store, catalogue: Catalogue) -> str:
+    """Return what replaces a release that has lost its data: another that can be read, or a new one."""
+    for entry in reversed(catalogue.committed):
+        if entry.ref in catalogue.served or entry.refused_by:
+            continue
+        try:
+            await read_servable(store, entry.ref)
+        except (ReleaseCorrupt, ReleaseNotFound):
+            continue
+        return f"`hotplate releases activate {entry.id}` serves one that can be read, or publish again"
+    return HEAL
 
 
 async def _reads(store: Store, live: Release, manifest: Manifest) -> Finding:

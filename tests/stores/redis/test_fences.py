@@ -1,6 +1,5 @@
 """A server that returns with older data at any command: nothing that is live in them is erased."""
 
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from hotplate.stores.errors import ReleaseConflict, StoreError, StoreUnavailable
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import Row, Store
 from hotplate.stores.verification import verify
+from tests.support.older_servers import Snapshots
 from tests.support.redis_proxy import RedisProxy, counting
 from tests.support.redis_server import RedisServer, running
 from tests.support.stores import publish, ref_of
@@ -40,24 +40,6 @@ async def store(proxy: RedisProxy) -> AsyncIterator[Store]:
     opened = connect(f"redis://127.0.0.1:{proxy.port}/0?prefix=test")
     yield opened
     await opened.close()
-
-
-class Snapshots:
-    """Saves a server's data, and restarts it with them."""
-
-    def __init__(self, server: RedisServer) -> None:
-        self._server = server
-        self._current = server.folder / "dump.rdb"
-        self._older = server.folder / "older.rdb"
-
-    def save(self) -> None:
-        self._server.execute_command("SAVE")
-        shutil.copy(self._current, self._older)
-
-    def restart(self) -> None:
-        self._server.kill()
-        shutil.copy(self._older, self._current)
-        self._server.start()
 
 
 async def live_before_prune(store: Store, snapshots: Snapshots, keep: int) -> ReleaseId:

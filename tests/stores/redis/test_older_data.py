@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import hotplate
 from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.erasure_log import erased_from
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.writer import Keys
-from hotplate.stores.store import Plan, RecordChange, Row
+from hotplate.stores.store import Level, Plan, RecordChange, Row
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import read_servable, verify
@@ -23,6 +24,10 @@ from tests.support.redis_server import running
 from tests.support.stores import FIRST, draft_of, look, publish, ref, unchecked
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(1500))]
+
+
+# The same with lists that can be served.
+LISTED = [Row(row.key, b'{"id":"x"}') for row in ROWS]
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +203,35 @@ async def test_primaries_that_stayed_as_they_were_are_not_searched_again(
     await publish(store, ROWS[:20])
     await prune(store, keep=0, grace_s=0)
     assert redis_cluster.calls("scan") == before
+
+
+async def test_a_catalogue_gone_back_to_a_pruned_release_is_found_and_mended(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    url = redis_cluster.url(prefix=prefix)
+    first = await publish(store, LISTED)
+    home = redis_cluster.owner(Keys(prefix).catalogue)
+    older = save(home)
+    async with hotplate.open(url, budget_s=5.0) as service:
+        second = await publish(store, LISTED)
+        assert await prune(store, keep=0, grace_s=0) == [first]
+        restart_with(redis_cluster, home, older)
+        other = open_url(url)
+        found = await other.catalogue()
+        assert found.live == first
+        with pytest.raises((ReleaseCorrupt, ReleaseNotFound)):
+            await verify(other, found.find(first).ref)
+        finding = (await look(url))["live"]
+        assert (finding.level, "publish again" in finding.sentence) == (Level.ERROR, True)
+        answers = await service.personal_many([f"{number:06}" for number in range(100)], 1)
+        assert {answer.source for answer in answers} <= {"personal", "popular"}
+        third = await publish(other, LISTED)
+        assert third not in (first, second)
+        await prune(other, keep=0, grace_s=0)
+        live = (await other.catalogue()).find(third).ref
+        assert (await verify(other, live)).rows == len(LISTED)
+        assert {each.level for each in (await look(url)).values() if each.subject in ("live", "left over")} == {
+            Level.OK
+        }
+        assert redis_cluster.keys(f"*{prefix}*{{*.*}}:*") == keys_of(redis_cluster, prefix, live)
+        await other.close()
