@@ -109,6 +109,8 @@ ASSUMED_LATENCY = "p50=4ms,p99=10ms"
 
 def describe_latency(latency: str) -> str:
     """Return the emulator's latency in words: `the emulator waits p50 4 ms, p99 10 ms`."""
+    if latency.endswith(".json"):
+        return f"the emulator waits as recorded in {Path(latency).name}"
     spaced = re.sub(r"(\d)([a-z]+)", r"\1 \2", latency.replace("=", " ").replace(",", ", "))
     return f"the emulator waits {spaced}"
 
@@ -125,7 +127,12 @@ class StoresOptions(Options):
     duration: Annotated[str, Flag("Duration of a store's reads in a round.", WHEN)] = "1s"
     users: Annotated[int, Flag("Number of users: the first of the release, or generated.", WHAT)] = 5_000
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law of this exponent, as 0.99.", WHAT)] = None
-    latency: Annotated[str, Flag("Without URLs: the assumed latency of Cosmos DB.", WHAT)] = ASSUMED_LATENCY
+    latency: Annotated[str, Flag("Without URLs: the assumed latency of Cosmos DB, or a recorded file.", WHAT)] = (
+        ASSUMED_LATENCY
+    )
+    record: Annotated[
+        Path | None, Flag("Also record the latencies of the Cosmos DB, for --latency FILE.", HOW, metavar="FILE.json")
+    ] = None
     repeat: Annotated[
         int | None, Flag("Number of rounds; else as many as fit into --budget. Verdicts need 5.", HOW)
     ] = None
@@ -161,7 +168,8 @@ class SweepOptions(Options):
             env=False,  # no account is measured by accident
         ),
     ] = None
-    levels: Annotated[str, Flag("The levels of RU/s.", WHAT)] = "400,1k,4k,10k,11k"
+    levels: Annotated[str, Flag("The levels of RU/s; else 400,1k,4k,10k,11k, or from 2k for autoscale.", WHAT)] = ""
+    autoscale: Annotated[bool, Flag("Levels are maxima of autoscale, in steps of 1,000 RU/s.", WHAT)] = False
     item_kb: Annotated[str, Flag("Stored sizes of lists in KB, as 1,4,16.", WHAT)] = "1"
     latency: Annotated[str, Flag("The emulator's latency, an assumption.", HOW)] = ASSUMED_LATENCY
     duration: Annotated[str, Flag("Counted time of a trial at 90 and 110 % load; others are shorter.", HOW)] = "6s"

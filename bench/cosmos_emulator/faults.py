@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from math import log
+from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated
 
@@ -16,6 +17,7 @@ import msgspec
 
 from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.errors import BenchMisused
+from hotplate.bench.latency_trace import read_trace
 
 FORM = re.compile(r"p50=(\d+(?:\.\d+)?)(ms|s|us),p99=(\d+(?:\.\d+)?)(ms|s|us)")
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -40,10 +42,15 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 
 
 def parse_latency(text: str) -> Callable[[], float]:
-    """Parse `p50=4ms,p99=10ms`; return a function that draws log-normal seconds."""
+    """Parse `p50=4ms,p99=10ms`, or the path of a recorded trace; return a function that draws seconds.
+
+    The seconds are log-normal, or as often as they were recorded.
+    """
     match = FORM.fullmatch(text.replace(" ", ""))
+    if match is None and text.endswith(".json"):
+        return read_trace(Path(text)).draws()
     if match is None:
-        raise BenchMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
+        raise BenchMisused(f"--latency {text!r} is neither of the form p50=4ms,p99=10ms nor a recorded .json file")
     p50_s, p99_s = float(match[1]) * SECONDS[match[2]], float(match[3]) * SECONDS[match[4]]
     if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
         raise BenchMisused(f"--latency {text!r}: it needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")

@@ -23,6 +23,10 @@ OVERLOAD, CALM = 1.1, 0.9
 # Further points of the plot.
 CURVE = (0.3, 0.6)
 SERVICE_BUDGET_S = 0.05  # of `hotplate serve`, by default
+TOO_FAR = (
+    f"the service's deadline of {1000 * SERVICE_BUDGET_S:g} ms: the account is too far away. Measure from a machine in "
+    "its region"
+)
 # Below this share of its reads, timeouts and not throughput limit a level.
 FEW = 0.1
 # Accepted deviation from RU/s ÷ charge.
@@ -195,10 +199,7 @@ def _burst(level: Level, trial: Trial) -> str:
 
 
 def _too_far(level: Level, trial: Trial) -> str:
-    return (
-        f"only {trial.accepted_s:,.0f} of {level.capacity_s:,.0f} reads/s were answered within the service's deadline "
-        f"of {1000 * SERVICE_BUDGET_S:g} ms: the account is too far away. Measure from a machine in its region"
-    )
+    return f"only {trial.accepted_s:,.0f} of {level.capacity_s:,.0f} reads/s met {TOO_FAR}"
 
 
 def _judged_calm(level: Level, *, emulated: bool) -> Level:
@@ -228,7 +229,8 @@ class Sweep:
 
     def subject(self, level: Level) -> str:
         """Return a level's name, with the size of lists if there are several."""
-        return f"{level.ru:,} RU/s" + (f", {level.size_kb} KB" if len(self.publish_ru) > 1 else "")
+        kind = ", autoscale" * self.options.autoscale
+        return f"{level.ru:,} RU/s{kind}" + (f", {level.size_kb} KB" if len(self.publish_ru) > 1 else "")
 
 
 def report(sweep: Sweep, prices: Prices) -> Report:
@@ -260,7 +262,7 @@ def report(sweep: Sweep, prices: Prices) -> Report:
 def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
     measured = "reads/s and 429s at 110 % of the RU/s, p50 and p99 at 90 %; no cache"
     if sweep.regions > 1:
-        measured += f"; reads of one region{f' ({sweep.region})' if sweep.region else ''}"
+        measured += f"; reads of one region, {sweep.region}"
     lines = {"measured": measured}
     if charges := {level.size_kb: level.charge_ru for level in sweep.levels}:
         what = ", ".join(

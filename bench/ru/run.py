@@ -23,9 +23,18 @@ from hotplate.bench.ru import levels
 from hotplate.bench.ru.levels import CALM, CURVE, LEAD_S, OVERLOAD, TAIL_S, Level, Sweep, Trial
 from hotplate.bench.ru.sandbox import Published, Sandbox, SizedLists, keyed_address, sandbox
 from hotplate.report import Report
-from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput, minimum_ru
+from hotplate.stores.cosmos.url import (
+    AUTOSCALE_MIN,
+    AUTOSCALE_STEP,
+    MANUAL_MIN,
+    MANUAL_STEP,
+    MAX_RU,
+    Throughput,
+    minimum_ru,
+)
 from hotplate.stores.errors import StoreError
 
+MANUAL_LEVELS, AUTOSCALE_LEVELS = "400,1k,4k,10k,11k", "2k,4k,10k,11k"
 LISTS = 1_000
 MAX_ITEM_KB = 1024
 CONNECTIONS = 128
@@ -60,8 +69,9 @@ class SweepPlan:
 
 def plan(options: SweepOptions) -> SweepPlan:
     """Validate options. Raises BenchMisused and StoreMisused."""
-    levels = tuple(sorted({_parse_level(each) for each in options.levels.split(",")}))
-    least = minimum_ru(levels[-1], 0, autoscale=False)
+    listed = options.levels or (AUTOSCALE_LEVELS if options.autoscale else MANUAL_LEVELS)
+    levels = tuple(sorted({_parse_level(each, autoscale=options.autoscale) for each in listed.split(",")}))
+    least = minimum_ru(levels[-1], 0, autoscale=options.autoscale)
     if levels[0] < least:
         raise BenchMisused(f"a container that had {levels[-1]:,} RU/s cannot be scaled below {least:,}; see --levels")
     duration_s = parse_seconds(options.duration)
@@ -81,32 +91,33 @@ def parse_sizes(text: str, flag: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _parse_level(text: str) -> int:
+def _parse_level(text: str, *, autoscale: bool) -> int:
     ru = parse_rate(text)
-    if ru % MANUAL_STEP or not MANUAL_MIN <= ru <= MAX_RU:
-        raise BenchMisused(
-            f"a level is {MANUAL_MIN} RU/s or more in steps of {MANUAL_STEP}, such as 400,1k,11k, not {text!r}"
-        )
+    least, step = (AUTOSCALE_MIN, AUTOSCALE_STEP) if autoscale else (MANUAL_MIN, MANUAL_STEP)
+    if ru % step or not least <= ru <= MAX_RU:
+        raise BenchMisused(f"a level is {least:,} to {MAX_RU:,} RU/s in steps of {step:,}, not {text!r}")
     return int(ru)
 
 
 def account_regions(url: str) -> int:
     """Return an account's number of regions. Raises BenchMisused and BenchFailed."""
     with sandbox(url, MANUAL_MIN) as made:  # unused, so no database is created
-        return made.regions()
+        return len(made.regions())
 
 
 def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[str]:
     """Describe a sweep's resources and cost from *now* on (seconds since 1970)."""
     took_s = len(planned.sizes_kb) * (SETUP_S + len(planned.levels) * planned.takes_s(OVERLOAD, CALM, *CURVE))
     ru = len(planned.sizes_kb) * (planned.levels[-1] + MANUAL_MIN)
-    return database_cost(ru, regions, prices, now, took_s)
+    return database_cost(ru, regions, prices, now, took_s, autoscale=planned.options.autoscale)
 
 
-def database_cost(ru: int, regions: int, prices: Prices, now: float, took_s: float) -> list[str]:
+def database_cost(
+    ru: int, regions: int, prices: Prices, now: float, took_s: float, *, autoscale: bool = False
+) -> list[str]:
     """Describe the cost of *ru* RU/s from *now* on (seconds since 1970), for *took_s*."""
     hours = int((now + took_s) // HOUR_S - now // HOUR_S) + 1
-    usd = prices.ru_hours(ru * hours, regions=regions)
+    usd = prices.ru_hours(ru * hours, autoscale=autoscale, regions=regions)
     made = f"a temporary database with {ru:,} RU/s in {regions} region(s), for some {ceil(took_s / 60)} minutes"
     return [
         f"{made}, then dropped; the rest of the account is left alone",
@@ -118,6 +129,7 @@ def database_cost(ru: int, regions: int, prices: Prices, now: float, took_s: flo
 def read_charge(service: process.Server, users: Sequence[str]) -> float:
     """Return a read's charge by the service's metrics."""
     drawn = itertools.cycle(users)
+    missed = 0
     for _ in range(CHARGE_TRIES):
         before = process.store_counts(service)
         for user in itertools.islice(drawn, CHARGED_READS):
@@ -126,7 +138,10 @@ def read_charge(service: process.Server, users: Sequence[str]) -> float:
         counted = process.store_counts(service).since(before)
         if counted.charged == CHARGED_READS:
             return counted.ru / CHARGED_READS
+        missed += counted.timeouts
         time.sleep(0.1)
+    if missed >= CHARGED_READS:
+        raise BenchFailed(f"hardly a read met {levels.TOO_FAR}")
     raise BenchFailed("the service's metrics do not show the charge of a read; does the store answer?")
 
 
@@ -145,7 +160,7 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
                 url, environment = f"cosmos+{servers[0].url}/bench", dict[str, str]()
             generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
             for size_kb in planned.sizes_kb:
-                with sandbox(url, planned.levels[-1], environment) as made:
+                with sandbox(url, planned.levels[-1], environment, autoscale=planned.options.autoscale) as made:
                     running.measure_size(made, size_kb, servers, generator)
     except KeyboardInterrupt:  # within a trial the generator handles it
         running.interrupted = True
@@ -163,13 +178,23 @@ class _Running:
         self._began_s = time.monotonic()
         self.found = list[Level]()
         self._publish_ru = dict[int, float]()
-        self._regions = 1
+        self._regions: tuple[str, ...] = ("",)
         self.interrupted = False
 
     @property
     def report(self) -> Report:
-        made = Sweep(self._planned.options, tuple(self.found), self._publish_ru, self._regions, self.interrupted)
+        made = Sweep(
+            self._planned.options,
+            tuple(self.found),
+            self._publish_ru,
+            len(self._regions),
+            self.interrupted,
+            region=self._regions[0],
+        )
         return levels.report(made, load_prices())
+
+    def _throughput(self, ru: int) -> Throughput:
+        return Throughput(ru, self._planned.options.autoscale)
 
     def _time_left(self, takes_s: float) -> bool:
         within_s = WITHIN_S * len(self._planned.sizes_kb)
@@ -181,7 +206,7 @@ class _Running:
     ) -> None:
         if self.interrupted:
             return
-        lists = SizedLists(size_kb, LISTS, Throughput(self._planned.levels[-1]).initial_partitions)
+        lists = SizedLists(size_kb, LISTS, self._throughput(self._planned.levels[-1]).initial_partitions)
         self._regions = made.regions()
         self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
         published = made.publish(lists)
@@ -209,7 +234,7 @@ class _Running:
             unproven = undriven or ("" if self._time_left(essential_s) else "there was no time left for it")
             measured = replace(level, unproven=unproven)
             if not unproven:
-                made.scale(published.release, level.ru)
+                made.scale(published.release, self._throughput(level.ru))
                 later_s = len(every[number + 1 :]) * essential_s
                 left = partial(self._time_left, planned.takes_s(OVERLOAD) + later_s)
                 tried = partial(attempt, level)

@@ -12,9 +12,10 @@ from functools import partial
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from azure.core.exceptions import AzureError
+import orjson
+from azure.core.exceptions import AzureError, ServiceRequestError, ServiceResponseError
 from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey
-from azure.cosmos.exceptions import CosmosResourceNotFoundError
+from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceNotFoundError
 
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
@@ -23,7 +24,7 @@ from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.cosmos.charges import KB, overhead_ru
 from hotplate.stores.cosmos.charges import load as load_charges
-from hotplate.stores.cosmos.errors import first_line
+from hotplate.stores.cosmos.errors import SENTENCES, Refusal, error_for, first_line
 from hotplate.stores.cosmos.rows import DEFINITION, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore, open_containers
@@ -108,13 +109,14 @@ class Sandbox:
         kept = {name: value for name, value in self._environment.items() if name.startswith("HOTPLATE_COSMOS_")}
         return {"HOTPLATE_STORE": self.url} | kept
 
-    def regions(self) -> int:
-        """Return the number of regions. Raises BenchMisused for several write regions, and BenchFailed."""
+    def regions(self) -> tuple[str, ...]:
+        """Return names of regions; the first is read. Raises BenchMisused for several write regions, BenchFailed."""
         with self._client() as client:
             account = client.get_database_account()
         if len(account.WritableLocations) > 1:
             raise BenchMisused("the account has several write regions, which changes the figures")
-        return len(account.ReadableLocations)
+        names = [str(location["name"]) for location in account.ReadableLocations]
+        return tuple(sorted(names, key=lambda name: name != self.address.region))
 
     @contextmanager
     def container(self, name: str, ru: int) -> Iterator[ContainerProxy]:
@@ -140,9 +142,9 @@ class Sandbox:
         overhead = overhead_ru(load_charges(), len(rows), item_size)
         return Published(live, (spent.ru - overhead) / len(rows))
 
-    def scale(self, release: ReleaseRef, ru: int) -> None:
+    def scale(self, release: ReleaseRef, throughput: Throughput) -> None:
         """Scale a release's container, and wait. Raises StoreError."""
-        asyncio.run(_scale(replace(self.address, throughput=Throughput(ru)), release))
+        asyncio.run(_scale(replace(self.address, throughput=throughput), release))
 
     def drop(self) -> None:
         """Drop the database. Raises BenchFailed."""
@@ -162,7 +164,19 @@ class Sandbox:
             with CosmosClient(address.endpoint, self._key, logger=log, connection_verify=verify) as client:
                 yield client
         except AzureError as error:
-            raise BenchFailed(f"{address.shown}: {first_line(str(error.message))}") from error
+            raise BenchFailed(explain(error, address.shown)) from error
+
+
+def explain(error: AzureError, where: str) -> str:
+    """Return an SDK error in the words of the store's errors."""
+    if isinstance(error, CosmosHttpResponseError) and error.status_code:
+        text = str(error.http_error_message or error.message)
+        with suppress(ValueError, KeyError, TypeError):
+            text = orjson.loads(text)["message"]
+        return str(error_for(Refusal(error.status_code, error.sub_status or 0, text), where))
+    if isinstance(error, ServiceRequestError | ServiceResponseError):
+        return f"{where} {SENTENCES['connect']}; check its name, its firewall, and whether its write region is up"
+    return f"{where}: {first_line(str(error.message))}"
 
 
 def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tuple[Address, str]:
@@ -176,18 +190,21 @@ def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tupl
     return address, address.key
 
 
-def own_url(url: str, ru: int) -> str:
-    """Return the URL of a new database in the account."""
+def own_url(url: str, throughput: Throughput) -> str:
+    """Return the URL of a new database in the account, of which one region is read: others have RU/s of their own."""
     parts = urlsplit(url)
     kept = {name: value for name, value in parse_qsl(parts.query) if name in {"ca", "region", "consistency"}}
-    query = urlencode(kept | {"ru": str(ru)})
+    kind = "autoscale-" if throughput.autoscale else ""
+    query = urlencode(kept | {"failover": "no", "ru": f"{kind}{throughput.ru}"})
     return urlunsplit(parts._replace(path=f"/{PREFIX}{secrets.token_hex(4)}", query=query))
 
 
 @contextmanager
-def sandbox(url: str, ru: int, environment: Mapping[str, str] | None = None) -> Iterator[Sandbox]:
+def sandbox(
+    url: str, ru: int, environment: Mapping[str, str] | None = None, *, autoscale: bool = False
+) -> Iterator[Sandbox]:
     """Yield a temporary database in the account of *url*; drops it at the end, also after Ctrl-C."""
-    made = Sandbox(own_url(url, ru), os.environ if environment is None else environment)
+    made = Sandbox(own_url(url, Throughput(ru, autoscale)), os.environ if environment is None else environment)
     try:
         yield made
     finally:

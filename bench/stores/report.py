@@ -1,7 +1,9 @@
 """The comparison of stores by latency, CPU and cost."""
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
@@ -17,6 +19,7 @@ from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS, Figure, mean, percentile, share
+from hotplate.bench.stores.recording import record
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,
     FULL_S,
@@ -34,7 +37,7 @@ from hotplate.bench.stores.rounds import (
 )
 from hotplate.bench.stores.verdicts import Contender, Ranking, describe_stalls, rank
 from hotplate.report import Column, Curve, Plot, Report, Row, rounded
-from hotplate.stores.connect import REDIS
+from hotplate.stores.connect import COSMOS, REDIS
 from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
 from hotplate.stores.manifest import Manifest
@@ -94,13 +97,26 @@ def _measure(
     display: ProgressDisplay,
 ) -> Report:
     with prepared_stores(urls, options.users, display) as setup:
-        return report(options, setup, Rounds(setup, settings, display).run(), notes)
+        measured = Rounds(setup, settings, display).run()
+        if options.record is not None and not measured.interrupted:
+            notes = (*notes, _record(setup, options.record, display))
+        return report(options, setup, measured, notes)
+
+
+def _record(setup: Setup, path: Path, display: ProgressDisplay) -> str:
+    (cosmos,) = (each for each in setup.candidates if each.metered)
+    display.start(f"recording latencies of {cosmos.name}")
+    trace = asyncio.run(record(cosmos.url, setup.users))
+    trace.save(path)
+    return f"The latencies of {trace.count:,} reads are in {path}; replay them by --latency {path}."
 
 
 def parse_settings(options: StoresOptions) -> RoundSettings:
     """Parse the options. Raises BenchMisused."""
     if len(set(options.urls)) < len(options.urls):
         raise BenchMisused("the same store is given twice")
+    if options.record is not None and sum(scheme_of(url) in COSMOS for url in options.urls) != 1:
+        raise BenchMisused("--record needs exactly one cosmos:// URL, whose latencies it keeps")
     parse_latency(options.latency)
     rate, duration_s = parse_rate(options.rate), parse_seconds(options.duration)
     require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
@@ -386,7 +402,8 @@ class Comparison:
             if ranking and not ranking.alike:
                 least, *others = sorted(timed, key=lambda each: each.latencies[name].value or 0.0)
                 slower = ", ".join(f"{each.name} {_ms(each.latencies[name])}" for each in others)
-                return least.name, f"{name} {_ms(least.latencies[name])} ms, {slower}"
+                alike = "" if name == DECISIVE else f"; {DECISIVE} not proven"
+                return least.name, f"{name} {_ms(least.latencies[name])} ms, {slower}{alike}"
         figures = ", ".join(f"{each.name} {_ms(each.latencies[DECISIVE])} ms" for each in timed)
         return "", f"No difference in speed is proven ({DECISIVE}: {figures})"
 

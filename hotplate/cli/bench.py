@@ -82,6 +82,7 @@ def stores(options: StoresOptions, written: Written = Path("hotplate-stores"), a
     """
     from hotplate.bench.stores.report import compare_stores
 
+    require_folder(options.record)
     _run(lambda display: compare_stores(options, display), written, as_json=as_json)
 
 
@@ -222,7 +223,7 @@ def cosmos_emulator(
     tls: Annotated[bool, _flag("Serve HTTPS with a new self-signed certificate.")] = False,
     certificate: Annotated[Path | None, _flag("Write the certificate of --tls to this file.")] = None,
     charges: Annotated[Path | None, _flag("Use the coefficients of this file, as charges.toml.")] = None,
-    latency: Annotated[str | None, _flag("Log-normal delay of responses, such as p50=4ms,p99=10ms.")] = None,
+    latency: Annotated[str | None, _flag("Delay of responses, as p50=4ms,p99=10ms, or a recorded file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Emulate Azure Cosmos DB for NoSQL in memory, with request units and 429s. It is not the service.

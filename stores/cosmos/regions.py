@@ -54,6 +54,7 @@ class Account:
     ) -> None:
         """*open_region* takes a URL; *read_in* has a region's response passed to `update`."""
         self._where, self._preferred = address.shown, address.region
+        self._single_region = address.single_region
         self._scheme = urlsplit(address.endpoint).scheme
         self._open_region = open_region
         self._read_in = read_in
@@ -160,6 +161,8 @@ class Account:
         listed, before = object_in(response), self.regions
         writable, readable = (self._regions(listed.get(f"{each}Locations")) for each in ("writable", "readable"))
         self.write, self.readable = writable[0], sorted(readable, key=lambda region: region.name != self._preferred)
+        if self._single_region:
+            del self.readable[1:]
         if before and before != self.regions:
             log.warning("%s: its regions are now %s", self._where, ", ".join(self.regions))
         policy = listed.get("userConsistencyPolicy")

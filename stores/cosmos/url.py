@@ -48,6 +48,7 @@ OPTIONS = {
     "max_ru": (r"[1-9][0-9]{0,5}|1000000", f"a number of RU/s between 1 and {MAX_RU:,}"),
     "consistency": ("|".join(CONSISTENCIES), ", ".join(CONSISTENCIES)),
     "region": (r".+", "the name of a region, as the account lists it"),
+    "failover": (r"no", "no, to read one region only"),
     "ca": (r".+", "the path of a file with certificates"),
     "subscription": (r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", "the id that `az account show` prints"),
     "resource_group": (r"[\w().-]{1,90}", "a name of 1 to 90 letters, digits or any of _ - . ( )"),
@@ -123,6 +124,9 @@ class Address:
 
     region: str | None = None
     """Preferred region of lookups."""
+
+    single_region: bool = False
+    """Whether lookups use only the preferred region, or the first one."""
 
     ca: str | None = None
     key: str | None = field(default=None, repr=False)
@@ -203,6 +207,7 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         max_ru=int(given["max_ru"]) if "max_ru" in given else None,
         consistency=CONSISTENCIES[given.get("consistency", "eventual")],
         region=given.get("region"),
+        single_region="failover" in given,
         ca=certificate(given, shown),
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
         through_sdk=given.get("client") == SDK,

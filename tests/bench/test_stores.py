@@ -117,7 +117,7 @@ def test_a_p99_that_stalls_decide_is_not_called_a_difference() -> None:
     assert "the rounds differ too much for an interval" in made.verdicts["p99"]
     assert made.verdicts["p50"].startswith("Redis fastest; files 1.2 times")
     assert made.verdicts["stalls"] == "Redis 1 of 14 seconds above 100 ms"
-    assert made.sentence.startswith("Fastest: Redis (p50 0.81 ms, files 1.0)")
+    assert made.sentence.startswith("Fastest: Redis (p50 0.81 ms, files 1.0; p99 not proven). Cheapest: files")
 
 
 def test_a_lone_round_of_a_busy_machine_is_no_verdict() -> None:

@@ -25,6 +25,7 @@ from hotplate.bench.ru.levels import (
 from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
 from hotplate.report import Report, Row
+from hotplate.stores.cosmos.url import Throughput
 from tests.support.virtual import delayed, simulate
 
 URL = "cosmos+http://127.0.0.1:8081/bench"
@@ -182,7 +183,7 @@ def test_a_deadline_that_no_read_meets_is_named() -> None:
 
     made = reported(measure_level(level, far, emulated=False, time_left=lambda: True), account="cosmos://account/db")
     assert made.exit_code == 1
-    assert "within the service's deadline of 50 ms: the account is too far away" in made.failures[0]
+    assert "met the service's deadline of 50 ms: the account is too far away" in made.failures[0]
 
 
 def test_the_answer_speaks_of_the_highest_level_that_was_asked_for() -> None:
@@ -228,9 +229,10 @@ def row(made: Report, figure: str, subject: str = "400 RU/s") -> Row:
 
 
 def test_the_database_is_our_own_in_the_account_that_was_named() -> None:
-    made = own_url("cosmos://account.example/theirs?ru=400&max_ru=500&region=West+US&ca=/a.pem", 11_000)
+    made = own_url("cosmos://account.example/theirs?ru=400&max_ru=500&region=West+US&ca=/a.pem", Throughput(11_000))
     assert made.startswith("cosmos://account.example/hotplate-bench-")
-    assert made.endswith("?region=West+US&ca=%2Fa.pem&ru=11000")
+    assert made.endswith("?region=West+US&ca=%2Fa.pem&failover=no&ru=11000")
+    assert own_url("cosmos://a/db", Throughput(4_000, autoscale=True)).endswith("&ru=autoscale-4000")
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
@@ -240,6 +242,9 @@ def test_options_that_make_no_sense_are_refused() -> None:
         "duration": ("1s",),
         "latency": ("4ms",),
     }
+    with pytest.raises(BenchMisused, match=r"1,000 to 1,000,000 RU/s in steps of 1,000, not '400'"):
+        plan(SweepOptions(autoscale=True, levels="400,1k"))
+    assert plan(SweepOptions(autoscale=True)).levels == (2_000, 4_000, 10_000, 11_000)
     for name, value in ((name, value) for name, values in wrong.items() for value in values):
         with pytest.raises(BenchMisused):
             plan(replace(SweepOptions(), **{name: value}))  # type: ignore[arg-type]  # fields by name

@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
+from hotplate.bench.errors import BenchFailed
 from hotplate.bench.ru.charges import MeasuredCharges, measure, plan
-from hotplate.bench.ru.sandbox import sandbox
+from hotplate.bench.ru.sandbox import Sandbox, sandbox
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.charges import load
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Throughput, parse
+from hotplate.stores.errors import StoreError
 from tests.support.command import hotplate
 from tests.support.cosmos_server import Emulator, emulator, emulator_thread
 
@@ -125,6 +127,64 @@ def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
     with pytest.raises(OddError):
         fail()
     assert databases(account) == before
+
+
+def test_an_account_of_two_regions_is_read_in_one() -> None:
+    """Hedged reads spent the RU/s of the other region: 410 of 400."""
+    with emulator("--second-region", "0") as made, sandbox(url_of(made), 400, {}) as opened:
+        names = opened.regions()
+        assert len(names) == 2
+        assert "failover=no" in opened.url
+
+        async def readable(url: str) -> bool:
+            client = SignedClient(parse(url, {}))
+            try:
+                await client.read("nothing", "none", 5.0)
+            except StoreError:
+                return client.has_second_region
+            finally:
+                await client.close()
+            raise AssertionError("a container that does not exist was read")
+
+        assert not asyncio.run(readable(opened.url))
+        assert asyncio.run(readable(opened.url.replace("failover=no&", "")))
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("unauthorized", "does not accept our credentials; check HOTPLATE_COSMOS_KEY"),
+        ("forbidden", "forbids this; give the identity the role"),
+    ],
+)
+def test_an_account_that_refuses_is_explained(account: Emulator, fault: str, sentence: str) -> None:
+    faults = [{"kind": fault}]
+    request = urllib.request.Request(account.endpoint + "__emulation/faults", json.dumps(faults).encode(), method="PUT")
+    urllib.request.urlopen(request).close()
+    opened = Sandbox(url_of(account), {})
+    with pytest.raises(BenchFailed, match=re.escape(sentence)):
+        opened.regions()
+
+
+def test_a_write_region_that_is_down_is_explained() -> None:
+    opened = Sandbox("cosmos+http://127.0.0.1:1/db", {})
+    with pytest.raises(BenchFailed, match=r"cannot be reached; check its name, its firewall, and whether its write"):
+        opened.regions()
+
+
+@soak
+def test_levels_of_autoscale_are_measured(tmp_path: Path) -> None:
+    done = run("--autoscale", "--levels", "1k", "--json", "--out", tmp_path / "found")
+    assert done.returncode == 0, done.stderr
+    assert row(json.loads(done.stdout), "1,000 RU/s, autoscale", "reads/s")["value"] == pytest.approx(1_000, rel=0.05)
+
+
+@soak
+def test_an_account_beyond_the_deadline_is_not_computed(tmp_path: Path) -> None:
+    """An account 70 ms away gave "0 of 400 reads/s", computed, and exit code 0."""
+    done = run("--levels", "400", "--latency", "p50=70ms,p99=75ms", "--out", tmp_path / "found")
+    assert done.returncode == 1, done.stdout
+    assert "deadline" in done.stdout + done.stderr
 
 
 @soak

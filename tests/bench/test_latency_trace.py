@@ -1,0 +1,65 @@
+"""Recorded latencies of a Cosmos DB, and their replay."""
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hotplate.bench.cosmos_emulator.faults import parse_latency
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.latency_trace import FORMAT, Latencies, LatencyTrace, read_trace
+from hotplate.bench.lists import Shape, publish_rows
+from hotplate.bench.stores.recording import record
+from hotplate.stores.connect import run_on
+from tests.support.command import hotplate
+from tests.support.cosmos_server import emulator
+
+PERCENTILES = (50, 99, 99.9)
+
+
+def a_trace(latencies_us: np.ndarray) -> LatencyTrace:
+    counts = tuple(sorted(Counter(latencies_us.round().astype(int).tolist()).items()))
+    return LatencyTrace(FORMAT, "cosmos://shop/lists", "2026-11-26", (Latencies("read_item", "West US", 3, counts),))
+
+
+def test_a_trace_is_replayed_within_5_percent(tmp_path: Path) -> None:
+    """A log-normal delay has no second mode, as a slow gateway gives."""
+    rng = np.random.default_rng(1)
+    fast, slow = rng.lognormal(8.3, 0.3, 19_600), rng.lognormal(10.5, 0.2, 400)
+    recorded_us = np.concatenate([fast, slow])
+    a_trace(recorded_us).save(tmp_path / "trace.json")
+    draw_s = parse_latency(str(tmp_path / "trace.json"))
+    replayed_us = [1e6 * draw_s() for _ in range(100_000)]
+    for percent in PERCENTILES:
+        assert np.percentile(replayed_us, percent) == pytest.approx(np.percentile(recorded_us, percent), rel=0.05)
+
+
+def test_reads_are_recorded_by_operation_region_and_hour(tmp_path: Path) -> None:
+    with emulator("--latency", "p50=4ms,p99=10ms") as account:
+        url = f"cosmos+{account.endpoint}lists?ru=10000"
+        shape = Shape(20, 5)
+        run_on(url, lambda store: publish_rows(store, shape.batches(shape.values()), shape.plan))
+        trace = asyncio.run(record(url, [f"{number:08d}" for number in range(20)], reads=300))
+    trace.save(tmp_path / "trace.json")
+    assert read_trace(tmp_path / "trace.json") == trace
+    assert trace.count == 300
+    (latencies,) = {(each.operation, each.region) for each in trace.latencies}
+    assert latencies == ("read_item", "Emulated West")
+    assert all(0 <= each.hour < 24 for each in trace.latencies)
+    assert min(latency_us for each in trace.latencies for latency_us, _ in each.counts) > 500
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    for text in ("{}", "nonsense", json.dumps({"format": 2, "store": "", "date": "", "latencies": []})):
+        path.write_text(text)
+        with pytest.raises(BenchMisused, match=r"trace\.json"):
+            parse_latency(str(path))
+    with pytest.raises(BenchMisused, match="No such file"):
+        parse_latency(str(tmp_path / "none.json"))
+    done = hotplate("bench", "stores", f"file://{tmp_path}/a", "--record", path, "--out", tmp_path / "found")
+    assert done.returncode == 2
+    assert "exactly one cosmos:// URL" in done.stderr
