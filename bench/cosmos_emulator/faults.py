@@ -16,8 +16,8 @@ from typing import Annotated
 import msgspec
 
 from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
+from hotplate.bench.cosmos_emulator.latency_trace import read_trace
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.latency_trace import read_trace
 
 FORM = re.compile(r"p50=(\d+(?:\.\d+)?)(ms|s|us),p99=(\d+(?:\.\d+)?)(ms|s|us)")
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}

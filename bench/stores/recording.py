@@ -1,4 +1,4 @@
-"""Recording the latencies of a store, for `hotplate.bench.latency_trace`."""
+"""Recording the latencies of a store, for `hotplate.bench.cosmos_emulator.latency_trace`."""
 
 import asyncio
 from collections import Counter
@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle, islice
 
+from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, Latencies, LatencyTrace
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.latency_trace import FORMAT, Latencies, LatencyTrace
 from hotplate.bench.lists import live_in
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import opened

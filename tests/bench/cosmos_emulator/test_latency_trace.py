@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
+from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, Latencies, LatencyTrace, read_trace
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.latency_trace import FORMAT, Latencies, LatencyTrace, read_trace
 from hotplate.bench.lists import Shape, publish_rows
 from hotplate.bench.stores.recording import record
 from hotplate.stores.connect import run_on
