@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from hotplate.bench.errors import BenchMisused
+from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.http_report import HttpPlan, HttpRuns, Trial, highest, parse_objective, report
 from hotplate.bench.lists import MAX_POPULAR, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
@@ -25,6 +25,7 @@ SPARE = 1.25  # unknown users may exceed their share
 PARALLEL = 20  # as from Stream Analytics
 FEWER = 4  # after refused batches
 REFUSED = (429, 503)
+KEY_REFUSED = (401, 403)
 PRECISION = 0.05  # relative gap between good and bad rates
 FLOOR = 0.01  # lowest rate, relative to the first
 TRIES = 3  # with a disturbed generator
@@ -132,9 +133,14 @@ def search(attempt: Callable[[float], Trial], start: float, precision: float = P
 
 
 def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
-    """Measure; Ctrl-C ends it with a report. Raises BenchFailed without answers."""
+    """Measure; Ctrl-C ends it with a report. Raises BenchFailed without answers, or if the key is refused."""
     load = plan.load
-    send_one(load.url, next(load.rendered()), load.timeout_s)
+    first = send_one(load.url, next(load.rendered()), load.timeout_s)
+    if first.status in KEY_REFUSED:
+        raise BenchFailed(
+            f"{redacted(load.url)} answers {first.status}, so nothing was measured; give a key that may read, as "
+            "--header X-API-Key:KEY (`hotplate keys create` makes one)"
+        )
     with LoadWorker() as pool:
         made = _HttpMeasurement(plan, pool, display)
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,6 +24,10 @@ REDIS = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster"
 BUILT_IN = (*COSMOS, *REDIS, "file")
 
 
+# A list of URLs, which the path of a folder would swallow.
+_SECOND_URL = re.compile(r"[,;\s]+[A-Za-z][A-Za-z0-9+.-]*://")
+
+
 def default_url() -> str:
     """Return the URL of the store in the user's data folder."""
     data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
@@ -35,12 +40,19 @@ def is_store_url(url: str) -> bool:
     return scheme in BUILT_IN or scheme in entry_points(group=GROUP).names
 
 
+def check_single(url: str) -> None:
+    """Raise StoreMisused for several URLs in one."""
+    if _SECOND_URL.search(url):
+        raise StoreMisused(f"{redacted(url)!r} holds several URLs; give each store its own --store, without commas")
+
+
 def connect(url: str, observer: Observer | None = None) -> Store:
     """Open the store at *url* without I/O; StoreMisused for an unknown scheme or a malformed URL.
 
     *observer* counts attempts of stores that bill or throttle. Entry points are functions from URL to Store.
     """
     scheme = scheme_of(url)
+    check_single(url)
     if scheme == "file":
         return file_store.open_url(url)
     if scheme in REDIS:
@@ -126,14 +138,19 @@ async def _check_exists(store: Store, given: str | Store) -> None:
             return
     except CatalogueUnreadable:  # handled by each verb
         return
-    shown = _shown(given) if isinstance(given, str) else "this store"
-    raise ReleaseNotFound(f"nothing was ever published to {shown}; check --store")
+    raise never_published(given if isinstance(given, str) else None)
 
 
-def _shown(url: str) -> str:
-    shown = redacted(url)
-    is_there = scheme_of(url) != "file" or Path(shown.partition("://")[2]).exists()
-    return shown if is_there else f"{shown}, and the folder does not exist"
+def never_published(url: str | None = None) -> ReleaseNotFound:
+    """Return the error of an empty store, by its *url* if that is known."""
+    shown = "this store" if url is None else redacted(url)
+    absent = ", and the folder does not exist" if url is not None and lacks_folder(url) else ""
+    return ReleaseNotFound(f"nothing was ever published to {shown}{absent}; check --store")
+
+
+def lacks_folder(url: str) -> bool:
+    """Return whether the folder of a file:// store is missing."""
+    return scheme_of(url) == "file" and not Path(redacted(url).partition("://")[2]).exists()
 
 
 def with_max_ru(url: str, max_ru: int) -> str:

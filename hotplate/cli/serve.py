@@ -66,6 +66,7 @@ def serve(
     from hotplate.serve.processes.supervisor import Addresses
     from hotplate.serve.processes.supervisor import serve as run
     from hotplate.serve.settings import read_telemetry
+    from hotplate.stores.connect import check_single, lacks_folder, never_published
     from hotplate.stores.urls import redacted
 
     urls = tuple(map(chosen_store, settings.stores)) if settings.stores else (chosen_store(None),)
@@ -74,6 +75,10 @@ def serve(
     configure_logging()
     chosen = replace(settings, stores=urls, telemetry=read_telemetry(telemetry))
     named = ", ".join(map(redacted, urls))
+    for url in urls:
+        check_single(url)
+        if lacks_folder(url):
+            err.print(f"hotplate: {never_published(url)}")
 
     def announce(addresses: Addresses) -> None:
         err.print(

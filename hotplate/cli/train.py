@@ -256,7 +256,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
         out.print(f"  drawn at random from {evaluation.drawn_from:,} users, as the intervals reflect")
     if evaluation.cold_pairs:
         out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items not in the training part")
-    headings = ("", "model", *(each.engine for each in evaluation.baselines))
+    headings = ("", "model", *(each.name for each in evaluation.baselines))
     out.print(table(headings, metric_rows([each.to_json() for each in shown])))
     if tested.users_with_lists < tested.users:
         missing = tested.users - tested.users_with_lists

@@ -23,7 +23,7 @@ from hotplate.offline.list_encoder import check_length
 from hotplate.offline.model import Model
 from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import SparkParams
-from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, needs_times
+from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
 from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
@@ -50,6 +50,11 @@ class EngineResult:
     as_served: RankingMetrics
     coverage: float
     per_user: Values
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return name_of(self.engine, asdict(self.params))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -108,7 +113,7 @@ class Evaluation:
         }
 
     def _repr_html_(self) -> str:
-        rows = [("", "model", *(each.engine for each in self.baselines))]
+        rows = [("", "model", *(each.name for each in self.baselines))]
         rows += metric_rows([each.to_json() for each in (self.model, *self.baselines)])
         cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
         about = f"{self.test_pairs:,} pairs of {self.model.metrics.users:,} users held back, measured at {self.k}"

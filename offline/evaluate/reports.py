@@ -33,6 +33,7 @@ from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model, describe, load
+from hotplate.offline.train.engine import name_of
 from hotplate.offline.train.popularity import Popularity, by_popularity
 from hotplate.report import Report, Row, TextTable
 from hotplate.stores.catalogue import ReleaseRef
@@ -367,14 +368,19 @@ def model_report(path: Path) -> Report:
 def _verdict_on(record: Record | None) -> str:
     if record is None:
         return "It is not known how good this model is: it was trained without an evaluation"
-    figures = ", ".join(f"{found['ndcg']:.4f} ({name})" for name, found in record["baselines"].items())
+    figures = ", ".join(f"{found['ndcg']:.4f} ({name})" for name, found in _baselines(record))
     model = f"This {record['engine']} model has nDCG@{record['k']} {record['model']['ndcg']:.4f}"
     return f"{model}, against {figures}" if figures else f"{model}, and was compared with no baseline"
 
 
+def _baselines(record: Record) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for engine, found in record["baselines"].items():
+        yield name_of(engine, found["params"]), found
+
+
 def _leads(record: Record) -> Iterator[tuple[bool, str]]:
     """Yield for each baseline whether it ranks better than the model, in a sentence."""
-    for name, found in record["baselines"].items():
+    for name, found in _baselines(record):
         lead, interval = found["model_leads_by"]["ndcg"], found["model_leads_by"]["interval"]
         low, high = interval or (-inf, inf)
         chance = "; chance may be all of that" if low <= 0 <= high else ""
@@ -398,7 +404,7 @@ def _metrics(record: Record | None) -> Iterator[Row]:
     if record is None:
         return
     model = record["model"] | {"as_served": record["as_served"], "intervals": record["intervals"]}
-    baselines = {f"{name} (baseline)": found for name, found in record["baselines"].items()}
+    baselines = {f"{name} (baseline)": found for name, found in _baselines(record)}
     for name, found in ({f"{record['engine']} (this model)": model} | baselines).items():
         for values, suffix in ((found, ""), (found["as_served"], ", as served")):
             for metric, value in values.items():

@@ -1,7 +1,7 @@
 """Engines: parameters, fits, and their cost."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
@@ -50,6 +50,12 @@ def described(params: Params) -> str:
     """Return the engine and its parameters: `neighbours (weighting tfidf, neighbours 5)`."""
     chosen = ", ".join(f"{name} {value}" for name, value in _chosen(params).items())
     return f"{engine_of(params)} ({chosen})" if chosen else engine_of(params)
+
+
+def name_of(engine: str, params: Mapping[str, Any]) -> str:
+    """Return the name of an engine in tables: popularity that halves with age is `recent popularity`."""
+    is_recent = engine == "popularity" and params.get("half_life_days") is not None
+    return "recent popularity" if is_recent else engine
 
 
 def as_options(params: Params) -> str:

@@ -441,7 +441,7 @@ async def _read_catalogue(url: str) -> JsonObject:
         "generation": found.generation,
         "releases": [
             {"release": entry.id} | {field: getattr(entry, field) for field in RELEASE_FIELDS}
-            for entry in found.releases
+            for entry in found.distinct
         ],
     }
 

@@ -15,6 +15,7 @@ from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.releases.served import BothCounts, ServedCanary, ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
+from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import lost_sentence, read_erased
@@ -238,7 +239,7 @@ class Follower:
                 self._set_error(_nothing_live() if found.live is None else None)
             elif seen is None:
                 self._current = True
-                self._set_error(_nothing_live())
+                self._set_error(never_published())
             elif found.version != seen.version:
                 self._stale.set()
                 if requested:  # others may be outdated reads

@@ -20,8 +20,9 @@ from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample
 from hotplate.report import format_value, from_json, rounded
+from hotplate.serve.access.keys import create
 from hotplate.stores.connect import opened
-from tests.support.command import hotplate
+from tests.support.command import failed, hotplate
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import running as redis_running
 from tests.support.service import Service, a_list, publish_lists, publish_to, running, serving
@@ -171,6 +172,27 @@ def test_a_service_with_a_dead_store_is_broken(dead: Service, arguments: tuple[s
     assert not [row for row in report.rows if row.unit in {"us", "/s"}]
     assert report.extra.get("search", {"highest": None})["highest"] is None
     assert "--store URL" in " ".join(report.broken)
+
+
+def test_a_service_that_takes_keys_is_not_measured_without_one(store: Path, tmp_path: Path) -> None:
+    made = create(tmp_path / "keys.json", "bench", ["read"])
+    common = (
+        "--users",
+        str(USERS),
+        "--rate",
+        "50",
+        "--duration",
+        "0.3s",
+        "--warmup",
+        "0s",
+        "--out",
+        tmp_path / "report",
+    )
+    with running(store, "--keys", str(tmp_path / "keys.json")) as service:
+        failed(bench("http", service.url, *common), "answers 401", "--header X-API-Key:KEY")
+        assert not list(tmp_path.glob("report*"))
+        done = bench("http", service.url, *common, "--header", f"X-API-Key:{made.key}", "--slo", "errors=0%")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from hotplate.stores.event_log import LogSegment
 from tests.support.command import failed, hotplate, json_of, succeeded
-from tests.support.service import a_list, publish_lists, publish_to
+from tests.support.service import a_list, publish_lists, publish_to, running
 
 
 def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(tmp_path: Path) -> None:
@@ -76,6 +76,20 @@ def test_a_store_that_does_not_exist_is_said_not_to_exist(verb: tuple[str, ...],
     url = f"file://{tmp_path}/typo"
     failed(hotplate(*verb, "--store", url), f"Nothing was ever published to {url}, and the folder does not exist")
     assert not (tmp_path / "typo").exists()
+
+
+def test_a_service_of_a_folder_that_does_not_exist_says_so(tmp_path: Path) -> None:
+    with running(tmp_path / "typo") as service:
+        assert service.get("/v1/popular").status == 503
+        log = service.log.read_text()
+    assert f"nothing was ever published to file://{tmp_path}/typo, and the folder does not exist; check --store" in log
+
+
+@pytest.mark.parametrize("separator", [",", ", ", ";"])
+@pytest.mark.parametrize("verb", [("serve", "--port", "0"), ("lookup", "1"), ("releases", "list")])
+def test_several_stores_in_one_url_are_refused(verb: tuple[str, ...], separator: str, tmp_path: Path) -> None:
+    both = separator.join(f"file://{tmp_path}/{name}" for name in ("a", "b"))
+    failed(hotplate(*verb, "--store", both), "several URLs; give each store its own --store", code=2)
 
 
 def test_a_copy_or_a_repair_from_a_store_that_does_not_exist_names_it(tmp_path: Path) -> None:

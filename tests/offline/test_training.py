@@ -58,7 +58,9 @@ def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: P
     (tmp_path / "fashions.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
     report = train(TrainSettings(tmp_path / "fashions.csv", params=PARAMS, k=5), tmp_path / "model")
     assert report.evaluation is not None
-    (popular,) = (each.params for each in report.evaluation.baselines if each.engine == "popularity")
+    (baseline,) = (each for each in report.evaluation.baselines if each.engine == "popularity")
+    assert baseline.name == "recent popularity"
+    popular = baseline.params
     assert isinstance(popular, PopularityParams)
     assert popular.half_life_days is not None
     model = load(tmp_path / "model")

@@ -13,6 +13,7 @@ import pytest
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.openapi import PAGE_POLICY
 from hotplate.serve.processes.admin import FILES
+from tests.support.command import json_of, succeeded
 from tests.support.service import Service, a_list, publish_lists, running, until
 
 
@@ -68,6 +69,17 @@ def test_the_state_names_workers_tiers_and_the_latest_lines_of_the_log(service: 
     latest = state["log"][-1]["at"]
     assert all(line["at"] > latest for line in service.admin(f"/console/state?after={latest}").json["log"])
     assert service.admin("/console/state?after=yesterday").status == 400
+
+
+def test_a_release_that_was_restored_is_listed_once(tmp_path: Path) -> None:
+    store, backup = tmp_path / "store", tmp_path / "backup"
+    release = asyncio.run(publish_lists(store, {"user:1": a_list("a")}))
+    succeeded("store", "backup", backup, "--store", f"file://{store}")
+    succeeded("store", "restore", backup, "--over", "--store", f"file://{store}")
+    with running(store, "--admin-store", f"file://{store}") as service:
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+    assert [entry["release"] for entry in tier["releases"]] == [release]
+    assert [entry["id"] for entry in json_of("releases", "list", "--store", f"file://{store}")["releases"]] == [release]
 
 
 def test_what_a_canary_counts_is_shown_beside_the_live_release(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ async def followed(memory: MemoryStore, follower: Follower) -> ReleaseId:
 @virtual
 async def test_the_first_release_is_followed_as_soon_as_there_is_one(memory: MemoryStore, remote: RemoteStore) -> None:
     async with following(remote) as follower:
-        assert (follower.served, "nothing is live" in str(follower.last_error)) == (None, True)
+        assert (follower.served, "nothing was ever published to this store" in str(follower.last_error)) == (None, True)
         await until(follower, await publish(memory, "first", segments=5))
         assert follower.last_error is None
         lists = {key.removeprefix("popular:"): body[OFFSET_BYTES:] for key, body in served(follower).popular.items()}
