@@ -31,7 +31,7 @@ MAX_BYTES = 16 << 20
 # A background thread sleeps after each batch of lines to release the GIL.
 LINES_AT_ONCE = 64
 PAUSE_S = 2e-4
-# Per worker: about 25 MB.
+# Lines, and values, of overrides. Per process: about 25 MB.
 MAX_OVERRIDES = 200_000
 DENIED = {"true": True, "1": True, "false": False, "0": False, "": False}
 
@@ -82,6 +82,9 @@ def parse(content: bytes) -> DenyList:
 def parse_overrides(content: bytes) -> DenyList:
     """Parse overrides; raises DenyListInvalid."""
     values, denied, count, number = dict[str, dict[bytes, str]](), set[bytes](), 0, 0
+    header = 1
+    if max(content.count(b"\n"), content.count(b"\r")) > MAX_OVERRIDES + header:
+        raise _too_many_overrides()
     try:
         text = content.decode("utf-8-sig")
         is_json, lines = text.lstrip().startswith("{"), filter(str.strip, text.split("\n"))
@@ -105,8 +108,12 @@ def parse_overrides(content: bytes) -> DenyList:
             f"{where} cannot be read; a row has an item, attributes, and perhaps deny, which is true or false"
         ) from None
     if count > MAX_OVERRIDES:
-        raise DenyListInvalid(f"it has over {MAX_OVERRIDES:,} values; publish the item attributes again")
+        raise _too_many_overrides()
     return DenyList(items=frozenset(denied), overrides=values)
+
+
+def _too_many_overrides() -> DenyListInvalid:
+    return DenyListInvalid(f"it has over {MAX_OVERRIDES:,} rows or values; publish the item attributes again")
 
 
 def _text_of(cell: str | float | None) -> str:

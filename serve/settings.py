@@ -44,7 +44,10 @@ class Limits:
     """Lowered to fit the limit of open files."""
     idle_gives_way: bool = False
     """A connection over the limit replaces the longest idle one."""
-    idle_s: float = 75.0
+    idle_s: Annotated[
+        float,
+        Flag("Seconds until an idle connection is closed.", CALLERS, "idle-timeout", at_least=1, at_most=86_400),
+    ] = 75.0
     """From the last answer, or connecting, to the first byte of a request."""
     header_s: float = 10.0
     """From the request's first byte to the end of its header."""

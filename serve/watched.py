@@ -1,13 +1,17 @@
 """Reload files when their content changes: keys, certificates, a deny-list.
 
-The content is read every POLL_S and compared by hash, so any way to replace a file works.
+The content is read every POLL_S and compared by hash, so any way to replace a file works. Each process that uses a file
+follows it in a thread; the parent, which answers probes, reads files at the start only. The admin process keeps the
+last valid content in shared memory, for processes that are started while the file is invalid.
 """
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 from xxhash import xxh3_128_digest
 
 from hotplate.serve.errors import ServiceMisused
@@ -16,9 +20,52 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MAX_BYTES = 1 << 20
+DIGEST_BYTES = 16
 # Parses the files and applies them by one assignment, because it may run in a thread. Of errors, only the text of
 # ServiceMisused is shown, because others may quote the file.
 LoadFiles = Callable[[Sequence[bytes]], None]
+
+
+class _Version(msgspec.Struct, frozen=True, array_like=True):
+    number: int
+    contents: list[bytes]
+
+
+class _LastVersion:
+    """The last valid content, in memory that forked processes share; one process writes.
+
+    Two files in memory are written in turn, each a hash and a version, so one of them is always whole.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._slots = [os.memfd_create(name, os.MFD_CLOEXEC) for _ in range(2)]
+
+    def write(self, contents: Sequence[bytes]) -> None:
+        last = self._read()
+        version = _Version(1 if last is None else last.number + 1, list(contents))
+        encoded = msgspec.msgpack.encode(version)
+        slot = self._slots[version.number % 2]
+        os.ftruncate(slot, 0)
+        with open(slot, "wb", buffering=0, closefd=False) as file:
+            file.seek(0)
+            file.writelines((xxh3_128_digest(encoded), encoded))
+
+    def read(self) -> list[bytes] | None:
+        """Return the contents; None if none were written."""
+        version = self._read()
+        return None if version is None else version.contents
+
+    def _read(self) -> _Version | None:
+        versions = [version for slot in self._slots if (version := _version_in(slot)) is not None]
+        return max(versions, key=lambda version: version.number, default=None)
+
+
+def _version_in(slot: int) -> _Version | None:
+    data = os.pread(slot, os.fstat(slot).st_size, 0)
+    digest, encoded = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+    if not encoded or xxh3_128_digest(encoded) != digest:
+        return None
+    return msgspec.msgpack.decode(encoded, type=_Version)
 
 
 class WatchedFiles:
@@ -36,14 +83,22 @@ class WatchedFiles:
         self._max_bytes = max_bytes
         self._if_missing = if_missing
         self._tried = b""
+        self._last_version = _LastVersion(paths[0].name)
         contents = self._read()
         self._seen = self._tried = _hash_of(contents)
         self._apply(contents)
 
-    def poll(self, *, quiet: bool = False) -> None:
+    def catch_up(self) -> None:
+        """Load the last valid content since the files were first loaded, in a process that was forked."""
+        contents = self._last_version.read()
+        if contents is not None:
+            self._seen = self._tried = _hash_of(contents)
+            self._apply(contents)
+
+    def poll(self, *, leads: bool = True) -> None:
         """Load new content after two equal reads; never raises.
 
-        *quiet* logs at debug level, for workers, because their parent logs too.
+        One process *leads*: it keeps valid content for `catch_up`, and logs; others log at debug level.
         """
         try:
             contents = self._read()
@@ -52,13 +107,15 @@ class WatchedFiles:
                 return
             self._tried = self._seen
             self._apply(contents)
+            if leads:
+                self._last_version.write(contents)
         except ServiceMisused as error:
             if self.warning != str(error):
                 self.warning = str(error)
-                log.log(logging.DEBUG if quiet else logging.WARNING, "%s; the previous version stays in use", error)
+                log.log(logging.WARNING if leads else logging.DEBUG, "%s; the previous version stays in use", error)
         else:
             self.warning = None
-            log.log(logging.DEBUG if quiet else logging.INFO, "loaded %s again, because it has changed", self.name)
+            log.log(logging.INFO if leads else logging.DEBUG, "loaded %s again, because it has changed", self.name)
 
     def _read(self) -> list[bytes]:
         self._tried, tried = b"", self._tried  # after an error, any content that is readable again is loaded
@@ -86,13 +143,19 @@ class WatchedFiles:
             raise ServiceMisused(f"{self.name} cannot be used: its content leads to {type(error).__name__}") from error
 
 
-async def follow(watched: Sequence[WatchedFiles]) -> None:
-    """Apply changes of files, until cancelled."""
+async def catch_up(watched: Sequence[WatchedFiles]) -> None:
+    """Load the last valid content, in a process that was forked."""
+    for files in watched:
+        await asyncio.to_thread(files.catch_up)
+
+
+async def follow(watched: Sequence[WatchedFiles], *, leads: bool = False) -> None:
+    """Apply changes of files, until cancelled; *leads* as for `WatchedFiles.poll`."""
     while True:
         await asyncio.sleep(POLL_S)
-        for each in watched:
+        for files in watched:
             # A large file or a slow disk must not delay requests.
-            await asyncio.to_thread(each.poll, quiet=True)
+            await asyncio.to_thread(files.poll, leads=leads)
 
 
 def _hash_of(contents: Sequence[bytes]) -> bytes:

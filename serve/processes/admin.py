@@ -43,7 +43,7 @@ from hotplate.serve.releases.served import BothCounts, click_interval
 from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
-from hotplate.serve.watched import follow
+from hotplate.serve.watched import catch_up, follow
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import opened
@@ -188,8 +188,9 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
 
         report = MetricReport(telemetry, context.metrics, context.settings.scheme)
         report.start()
+    await catch_up(context.watched)
     async with (
-        background(follow(context.watched)),
+        background(follow(context.watched, leads=True)),
         admin.opened,
         background(Reporter(()).run(partial(context.states.write, context.settings.workers))),
     ):

@@ -246,8 +246,6 @@ class _Supervisor:
             self._health.look()
             self._end_silent()
             self._context.stderr.flush()
-            for each in self._context.watched:
-                each.poll()  # new workers start with the last valid version of the files
         return stop
 
     def _report_failure(self, sentence: str) -> None:

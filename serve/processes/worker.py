@@ -30,7 +30,7 @@ from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState,
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time
-from hotplate.serve.watched import WatchedFiles, follow
+from hotplate.serve.watched import WatchedFiles, catch_up, follow
 
 if TYPE_CHECKING:
     from hotplate.serve.telemetry.export import SpanQueue
@@ -71,7 +71,7 @@ class ProcessContext:
 
     @property
     def watched(self) -> list[WatchedFiles]:
-        """Files that are reloaded when they change."""
+        """Files that workers and the admin process, not the parent, reload when they change."""
         certificate = [self.certificate.watched] if self.certificate else []
         return [*self.guard.watched, *certificate, *self.deny_list.watched]
 
@@ -168,6 +168,7 @@ async def _opened(
         stack.push_async_callback(_flush, spans, stop)
         tracer = Tracer(telemetry.sampling, spans.add, settings.scheme)
     await stack.enter_async_context(reader)
+    await catch_up(context.watched)
     await stack.enter_async_context(background(follow(context.watched)))
     access_log = events = None
     if settings.access_log_share:

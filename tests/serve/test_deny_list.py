@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from hotplate.serve.deny_list import DenyListInvalid, parse
 from hotplate.stores.encoding import NO_OFFSET, body_of, cut_without, decode, encode_id
-from tests.support.service import Answer, Service, a_list, publish_lists, running, until
+from tests.support.service import Answer, Service, a_list, publish_lists, running, status_of, until
 
 LISTS = {f"user:{user}": a_list(*map(str, range(20))) for user in ("1", "2", "a b", 'quo"te')}
 LISTS |= {"item:7": a_list("1", "2", "x"), "popular:": a_list("1", "p1", "p2"), "popular:vip": a_list("v1")}
@@ -91,7 +92,7 @@ def test_a_changed_file_is_followed_and_a_broken_one_is_not_but_reported(service
 def test_restarted_worker_keeps_the_deny_list_from_before_the_file_broke(service: Service, denied: Path) -> None:
     replace(denied, "user:1\n")
     until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
-    until(lambda: "denied.txt again" in service.log.read_text())  # the parent has read it, too
+    until(lambda: "denied.txt again" in service.log.read_text())  # the admin process keeps it
     replace(denied, "broken\n")
     until(lambda: service.get("/readyz").json["status"] == "degraded")
     (worker,) = service.workers()
@@ -99,6 +100,37 @@ def test_restarted_worker_keeps_the_deny_list_from_before_the_file_broke(service
     until(lambda: service.workers() not in ([worker], []))
     until(service.is_ready)
     assert service.get("/v1/recommendations/1").json["source"] == "popular"
+
+
+def test_the_parent_reads_no_file_that_changes(service: Service, denied: Path) -> None:
+    def bytes_read() -> int:
+        lines = Path(f"/proc/{service.process.pid}/io").read_text().splitlines()
+        return int(lines[0].removeprefix("rchar: "))
+
+    before = bytes_read()
+    replace(denied, "user:1\n" + "# a comment of some length\n" * 200_000)
+    until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
+    until(lambda: "denied.txt again" in service.log.read_text())
+    assert bytes_read() - before < 1 << 20
+    for process in service.processes():
+        os.kill(process, signal.SIGSTOP)  # as if each waited for a disk
+    try:
+        assert service.health("/livez").status == 200
+        assert service.health("/readyz").status == 200
+    finally:
+        for process in service.processes():
+            os.kill(process, signal.SIGCONT)
+
+
+def test_a_restarted_admin_process_keeps_the_last_valid_deny_list(service: Service, denied: Path) -> None:
+    replace(denied, "user:1\n")
+    until(lambda: "denied.txt again" in service.log.read_text())
+    replace(denied, "broken\n")
+    until(lambda: service.get("/readyz").json["status"] == "degraded")
+    (admin,) = set(service.processes()) - set(service.workers())
+    os.kill(admin, signal.SIGKILL)
+    until(lambda: admin not in service.processes() and status_of(service.admin_port, "/livez") == 200)
+    assert service.admin("/console/user?id=1").json["source"] == "popular"
 
 
 def test_ids_are_understood_as_they_are_written() -> None:

@@ -296,6 +296,19 @@ OVERRIDES = st.lists(
 )
 
 
+@pytest.mark.parametrize("row", ["i{},,true", "i{},,", "", "i{},5,"], ids=["denied", "empty", "blank", "value"])
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_each_row_of_overrides_counts_towards_the_limit(monkeypatch: pytest.MonkeyPatch, row: str, end: str) -> None:
+    monkeypatch.setattr("hotplate.serve.deny_list.MAX_OVERRIDES", 10)
+
+    def written(rows: int) -> bytes:
+        return end.join(["item,stock,deny", *(row.format(number) for number in range(rows))]).encode()
+
+    parse_overrides(written(10))
+    with pytest.raises(DenyListInvalid, match="over 10 rows or values"):
+        parse_overrides(written(12))
+
+
 @given(OVERRIDES)
 @example([{"item": "a", "stock": 10**30}])
 def test_overrides_mean_the_same_as_csv_and_as_json_lines(rows: list[dict[str, Any]]) -> None:

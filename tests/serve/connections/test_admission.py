@@ -137,7 +137,8 @@ async def test_a_batch_is_refused_at_once_if_those_before_it_take_too_long(gate:
 
     waiting = [gate.batch(str(n)) for n in range(5)]
     await asyncio.sleep(0)
-    assert not gate.admission.is_full, "nothing is known of the pace"
+    was_full = gate.admission.is_full
+    assert not was_full, "nothing is known of the pace"
     gate.end.set()
     while not all(one.done() for one in waiting):
         work()

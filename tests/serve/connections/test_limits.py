@@ -18,7 +18,7 @@ import pytest
 from hotplate.serve.connections.listeners import within_memory
 from hotplate.serve.settings import Limits
 from tests.support.limited_service import MB, WAIT_S, allow_files, counted, limited, memory_mb, shed, sockets, worker_of
-from tests.support.service import Answer, Service, a_list, parse_answer, publish_lists, status_of, until
+from tests.support.service import Answer, Service, a_list, parse_answer, publish_lists, running, status_of, until
 
 # What a worker may have in any of these tests: it starts with about 60 MB, and holds little for anybody.
 MOST_MB = 200.0
@@ -138,6 +138,11 @@ def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
 
 
 @over_both
+def test_the_time_of_idle_connections_is_an_option(store: Path) -> None:
+    with running(store, "--idle-timeout", "1") as service, sockets(service) as (client,):
+        assert client.recv(1) == b""
+
+
 def test_unread_answers_do_not_keep_an_idle_connection_open(service: Service) -> None:
     before = shed(service, "slow_reader")
     with sockets(service, 9, receive_bytes=4096) as (never, *some):
