@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from enum import Enum
 
 import hiredis
 
@@ -11,32 +12,32 @@ from tests.support.tcp_proxy import Proxy, listening
 # Sent by each new connection, and not counted.
 GREETINGS = {b"HELLO", b"CLIENT", b"AUTH", b"SELECT", b"READONLY"}
 
-# The reply to ECHO of this, or QUEUED, follows that to the command before.
-MARKER = b"executed"
-ECHO = b"*2\r\n$4\r\nECHO\r\n$8\r\nexecuted\r\n"
+
+class Cut(Enum):
+    """When all connections are cut: before a command, before its reply, or after it."""
+
+    BEFORE = "before the command"
+    REPLY = "before its reply"
+    AFTER = "after its reply"
 
 
 class RedisProxy(Proxy):
-    """Relays commands one by one, and cuts all connections at the command numbered `fault_at`, from 0."""
+    """Relays commands one by one, and cuts all connections at one of them."""
 
     def __init__(self, target: int) -> None:
         super().__init__(target)
         self.commands = list[str]()
         """The names of the commands that were sent, without greetings."""
         self._fault_at: int | None = None
-        self._is_executed = False
+        self._cut = Cut.BEFORE
         self._on_fault: Callable[[], None] = lambda: None
 
     def arm(
-        self, fault_at: int | None = None, on_fault: Callable[[], None] = lambda: None, *, is_executed: bool = False
+        self, fault_at: int | None = None, on_fault: Callable[[], None] = lambda: None, cut: Cut = Cut.BEFORE
     ) -> None:
-        """Count from 0 again, and show a fault at one command.
-
-        *on_fault* is called once all connections are cut. With *is_executed*, the server executes the command before,
-        so only its reply is lost.
-        """
+        """Count from 0 again, and cut all connections at one command; then call *on_fault*."""
         self.commands.clear()
-        self._fault_at, self._on_fault, self._is_executed = fault_at, on_fault, is_executed
+        self._fault_at, self._on_fault, self._cut = fault_at, on_fault, cut
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -46,23 +47,26 @@ class RedisProxy(Proxy):
             writer.transport.abort()
             return
         self._writers.add(server_writer)
-        replies = self._start(self._pump(server_reader, writer, asyncio.Event(), is_request=False))
+        replies = _Replies(server_reader, writer)
+        self._start(replies.relay())
         parser = hiredis.Reader()
         with suppress(OSError):
             while data := await reader.read(1 << 16):
                 parser.feed(data)
                 while command := parser.gets():
-                    if not self._is_faulty(command):
+                    is_faulty = self._is_faulty(command)
+                    if not is_faulty or self._cut is not Cut.BEFORE:
+                        replies.outstanding += 1
+                        replies.are_lost = is_faulty and self._cut is Cut.REPLY
                         server_writer.write(hiredis.pack_command(tuple(command)))
-                        continue
-                    if self._is_executed:
-                        replies.cancel()
-                        await asyncio.gather(replies, return_exceptions=True)
-                        server_writer.write(hiredis.pack_command(tuple(command)))
-                        await _executed(server_reader, server_writer)
-                    self.reset()
-                    self._on_fault()
-                    return
+                    if is_faulty:
+                        await replies.until_complete()
+                        if self._cut is Cut.AFTER:
+                            writer.close()
+                            await writer.wait_closed()
+                        self.reset()
+                        self._on_fault()
+                        return
         server_writer.close()
         self._writers.discard(server_writer)
 
@@ -74,15 +78,31 @@ class RedisProxy(Proxy):
         return len(self.commands) - 1 == self._fault_at
 
 
-async def _executed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Wait until the server has executed what was sent."""
-    writer.write(ECHO)
-    received = b""
-    while MARKER not in received and b"QUEUED" not in received:
-        data = await reader.read(1 << 16)
-        if not data:
-            return
-        received += data
+class _Replies:
+    """Relays replies, unless they are lost, and counts those that are outstanding."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.outstanding = 0
+        self.are_lost = False
+        self._reader = reader
+        self._writer = writer
+        self._parser = hiredis.Reader(notEnoughData=self)
+        self._has_ended = False
+
+    async def relay(self) -> None:
+        with suppress(OSError):
+            while data := await self._reader.read(1 << 16):
+                if not self.are_lost:
+                    self._writer.write(data)
+                self._parser.feed(data)
+                while self._parser.gets() is not self:
+                    self.outstanding -= 1
+        self._has_ended = True
+        self._writer.close()
+
+    async def until_complete(self) -> None:
+        while self.outstanding and not self._has_ended:
+            await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
