@@ -124,7 +124,7 @@ class _Call:
 
 
 class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
-    """Client for asyncio programs; use one per event loop.
+    """Client for asyncio programs, which may use it on several event loops.
 
     A call ends within *timeout_s*, its own or the client's, including name look-up, connecting, and one repeat after a
     connection error. Without an answer in time it returns a remembered popular list, with the source `memory`. Raises
@@ -154,16 +154,29 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         self._due = dict[tuple[str, str, str], float]()  # when to read it again
         is_plain = parts.scheme == "http"
         self.ssl_context = ssl_context or (None if is_plain else httpcore2.default_ssl_context())  # slow: not in a call
-        self._pool = httpcore2.AsyncConnectionPool(
-            self.ssl_context, max_connections=max_connections, keepalive_expiry=IDLE_S
-        )
+        self._max_connections = max_connections
+        self._pools = dict[asyncio.AbstractEventLoop, httpcore2.AsyncConnectionPool]()
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        await self._pool.aclose()
+        """Close the connections of this event loop."""
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.aclose()
+
+    def _pool(self) -> httpcore2.AsyncConnectionPool:
+        """Return the connections of this event loop."""
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            for closed in [other for other in list(self._pools) if other.is_closed()]:
+                self._pools.pop(closed, None)
+            pool = self._pools[loop] = httpcore2.AsyncConnectionPool(
+                self.ssl_context, max_connections=self._max_connections, keepalive_expiry=IDLE_S
+            )
+        return pool
 
     async def recommendations(self, user: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
         """Return a user's list, or the popular list for an unknown user."""
@@ -221,7 +234,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         request = call.request(f"{self._url}/v1/")
         request["headers"] += self._headers
         extensions, body = {"trace": _closing_failed_handshakes()}, bytearray()
-        async with self._pool.stream(**request, extensions=extensions) as response:
+        async with self._pool().stream(**request, extensions=extensions) as response:
             async for piece in response.aiter_stream():
                 body += piece
                 if len(body) > MAX_ANSWER_BYTES:

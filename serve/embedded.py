@@ -1,7 +1,7 @@
 """`hotplate.open` and `hotplate.open_sync`: lists of the live release inside another program."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -64,31 +64,47 @@ class ListOptions(FilterOptions, total=False):
 class Lists:
     """The lists of the live release, as the service answers them.
 
-    Entering waits until each store was tried once. Methods raise NotReady while no release is served, UnknownList if
-    the release lacks the named *list*, and StoreMisused for an invalid id, count or filter, outside the block, or on
-    another event loop.
+    Entering waits until each store was tried once. After the block they may be entered again, also on another event
+    loop. Methods raise NotReady while no release is served, UnknownList if the release lacks the named *list*, and
+    StoreMisused for an invalid id, count or filter, outside the block, or on another event loop.
     """
 
-    def __init__(self, reader: TieredReader, timeout_s: float = FIRST_READ_S) -> None:
+    def __init__(
+        self, reader: TieredReader, timeout_s: float = FIRST_READ_S, again: Callable[[], TieredReader] | None = None
+    ) -> None:
+        """*again* opens the stores for a second block; without it there is none."""
         self.reader = reader
+        self._again = again
         self._timeout_s = timeout_s
         self._reporter = Reporter(reader.tiers)
         self._entered = AsyncExitStack()
+        self._was_entered = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
+        if self._loop is not None and not self._loop.is_closed():
+            raise StoreMisused("these lists are in use; leave their block first, or open others by hotplate.open(…)")
+        self._loop = asyncio.get_running_loop()
+        if self._was_entered:
+            if self._again is None:
+                raise StoreMisused("these lists are closed; open others by hotplate.open(…)")
+            self.reader = self._again()
+            self._reporter = Reporter(self.reader.tiers)
+        self._was_entered = True
         async with AsyncExitStack() as stack:
+            stack.callback(self._leave)
             await stack.enter_async_context(self.reader)
             await stack.enter_async_context(background(follow(self.reader.deny_list.watched)))
-            self._loop = asyncio.get_running_loop()
             await self.reader.wait_until_attempted(self._timeout_s)
             self._entered = stack.pop_all()
         return self
 
+    def _leave(self) -> None:
+        self._loop = None
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop = None
         await self._entered.__aexit__(kind, error, trace)
 
     async def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
@@ -261,11 +277,15 @@ def open_lists(
     ):
         if not is_valid:
             raise StoreMisused(f"{name} is a number of seconds, not {seconds}")
-    try:
-        denied = DenyListFile(None if deny_list is None else Path(deny_list))
-    except ServiceMisused as error:
-        raise StoreMisused(str(error)) from error  # programs catch StoreError
-    return Lists(TieredReader(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in), timeout_s)
+
+    def read() -> TieredReader:
+        try:
+            denied = DenyListFile(None if deny_list is None else Path(deny_list))
+        except ServiceMisused as error:
+            raise StoreMisused(str(error)) from error  # programs catch StoreError
+        return TieredReader(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in)
+
+    return Lists(read(), timeout_s, again=read)
 
 
 def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:

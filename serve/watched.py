@@ -83,14 +83,18 @@ class WatchedFiles:
         self._max_bytes = max_bytes
         self._if_missing = if_missing
         self._tried = b""
-        self._last_version = _LastVersion(paths[0].name)
+        self._last_version: _LastVersion | None = None
         contents = self._read()
         self._seen = self._tried = _hash_of(contents)
         self._apply(contents)
 
+    def share(self) -> None:
+        """Share valid content with processes that are forked from now on."""
+        self._last_version = _LastVersion(self._paths[0].name)
+
     def catch_up(self) -> None:
         """Load the last valid content since the files were first loaded, in a process that was forked."""
-        contents = self._last_version.read()
+        contents = None if self._last_version is None else self._last_version.read()
         if contents is not None:
             self._seen = self._tried = _hash_of(contents)
             self._apply(contents)
@@ -98,7 +102,7 @@ class WatchedFiles:
     def poll(self, *, leads: bool = True) -> None:
         """Load new content after two equal reads; never raises.
 
-        One process *leads*: it keeps valid content for `catch_up`, and logs; others log at debug level.
+        One process *leads*: it shares valid content for `catch_up`, and logs; others log at debug level.
         """
         try:
             contents = self._read()
@@ -107,7 +111,7 @@ class WatchedFiles:
                 return
             self._tried = self._seen
             self._apply(contents)
-            if leads:
+            if leads and self._last_version is not None:
                 self._last_version.write(contents)
         except ServiceMisused as error:
             if self.warning != str(error):

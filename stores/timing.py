@@ -1,4 +1,4 @@
-"""Deadlines, calls that callers share, pacing, backoff, rate limits and retries.
+"""Deadlines, calls that callers share, event loops, pacing, backoff, rate limits and retries.
 
 Many short waits share one timer per tick: a timer per wait (`asyncio.timeout`) costs 3 µs.
 """
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from hotplate.stores.errors import StoreThrottled, StoreUnavailable
+from hotplate.stores.errors import StoreMisused, StoreThrottled, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -109,6 +109,29 @@ class SharedCall(Generic[T]):
         self._task = None
         if not task.cancelled():
             task.exception()  # mark as retrieved
+
+
+class OneLoop:
+    """Refuses uses of connections on another event loop than that of the first use."""
+
+    def __init__(self, shown: str) -> None:
+        """*shown* names what is connected to."""
+        self._shown = shown
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def check(self) -> None:
+        """Raise StoreMisused on another event loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif loop is not self._loop:
+            raise StoreMisused(
+                f"the connections to {self._shown} belong to another event loop; connect to it on each loop"
+            )
+
+    def release(self) -> None:
+        """Allow another event loop once the connections are closed."""
+        self._loop = None
 
 
 class Pacer:

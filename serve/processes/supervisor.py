@@ -123,6 +123,8 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         LogStream(STDERR),
         addresses.service,
     )
+    for watched in context.watched:
+        watched.share()
     context.stderr.take_over(logging.getLogger(), sys.stderr)
     logging.getLogger().addHandler(context.log)
     if lane_state(off=settings.no_fast_lane) == "missing":

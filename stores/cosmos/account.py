@@ -33,7 +33,7 @@ from hotplate.stores.cosmos.signed import CosmosItem, SignedClient
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Observer
-from hotplate.stores.timing import SharedCall
+from hotplate.stores.timing import OneLoop, SharedCall
 
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
@@ -54,6 +54,7 @@ class CosmosAccount:
         self._address = address
         self._observer = observer
         self._stack = AsyncExitStack()
+        self._loop = OneLoop(address.shown)
         self._opening = SharedCall(self._open, store_closed)
         self._client: CosmosClient | None = None
         self._known = dict[str, ContainerProxy]()
@@ -127,8 +128,10 @@ class CosmosAccount:
         return item
 
     async def close(self) -> None:
+        self._loop.check()
         await self._opening.close()
         await self._stack.aclose()
+        self._loop.release()
 
     def _database(self, client: CosmosClient) -> DatabaseProxy:
         return client.get_database_client(self._address.database)
@@ -138,6 +141,7 @@ class CosmosAccount:
 
     @asynccontextmanager
     async def _attempt(self, timeout_s: float = DEADLINE_S) -> AsyncIterator[CosmosClient]:
+        self._loop.check()
         shown = self._address.shown
         try:
             async with asyncio.timeout(timeout_s):

@@ -20,6 +20,7 @@ from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.rows import DEFINITION
 from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.timing import OneLoop
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -57,6 +58,7 @@ class ArmContainers:
         self._address = address
         self._account = account
         self._credential = credential
+        self._loop = OneLoop(address.shown)
         self._opened: CosmosDBManagementClient | None = None
         self._path = account.resource_group, account.account, address.database
 
@@ -117,12 +119,15 @@ class ArmContainers:
         await self._call(call, RESPONSE_S + ACCEPT_S)
 
     async def close(self) -> None:
+        self._loop.check()
         for opened in (self._opened, self._credential):
             if opened is not None:
                 await opened.close()
         self._opened = self._credential = None
+        self._loop.release()
 
     async def _call(self, call: Callable[[Sql], Awaitable[T]], timeout_s: float = RESPONSE_S) -> T:
+        self._loop.check()
         try:
             async with asyncio.timeout(timeout_s):
                 return await call(self._client().sql_resources)

@@ -24,6 +24,7 @@ from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response, Transport
 from hotplate.stores.store import Observer, TracedCall, traced_call
+from hotplate.stores.timing import OneLoop
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -84,6 +85,7 @@ class SignedClient:
     ) -> None:
         """*credential* defaults to azure-identity's; *clock* dates requests."""
         self._where = address.shown
+        self._loop = OneLoop(address.shown)
         self._observer = observer
         self._tokens: TokenSigner | None = None
         if address.key is None:
@@ -191,9 +193,11 @@ class SignedClient:
         return await self._account.read()
 
     async def close(self) -> None:
+        self._loop.check()
         await self._account.close()
         if self._tokens is not None:
             await self._tokens.close()
+        self._loop.release()
 
     async def _read_account(self, region: Region) -> None:
         due_s = asyncio.get_running_loop().time() + DEADLINE_S
@@ -211,6 +215,7 @@ class SignedClient:
         parse: Callable[[Response, str], T],
     ) -> T:
         """Send a request about an item or the account; parse an *expected* status."""
+        self._loop.check()
         timeout_s = LONG_WAIT_S
         try:
             if self._tokens is not None and self._tokens.needs_token():

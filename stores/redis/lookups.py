@@ -229,6 +229,7 @@ class PooledCluster:
     async def read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
         """See `ClusterValues`."""
         del slots
+        self._servers.loop.check()
         await self._servers.load()
         pipeline = self._servers.client.pipeline()
         for name in names:

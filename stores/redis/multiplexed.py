@@ -291,6 +291,7 @@ class Readers:
 
     def at(self, node: RedisNode) -> Reconnector:
         """Return the connection to a server."""
+        self.servers.loop.check()
         if (known := self._by_node.get(node)) is None:
             where = self.servers.address(node).shown
 

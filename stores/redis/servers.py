@@ -35,7 +35,7 @@ from hotplate.stores.redis.client import (
 )
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress, SentinelAddress, show
 from hotplate.stores.store import Finding, Level
-from hotplate.stores.timing import Backoff, SharedCall
+from hotplate.stores.timing import Backoff, OneLoop, SharedCall
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class OnlyServer:
 
     def __init__(self, address: RedisAddress, credentials: CredentialProvider | None = None) -> None:
         self.shown = address.shown
+        self.loop = OneLoop(address.shown)
         self.loaded = True
         self.primaries: Sequence[RedisNode] = (RedisNode(address.host, address.port),)
         self.has_replicas = False

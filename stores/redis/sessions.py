@@ -45,6 +45,7 @@ class Sessions:
 
     def at(self, node: RedisNode) -> Server:
         """Return a server."""
+        self.servers.loop.check()
         if (known := self._by_node.get(node)) is None:
             settings = self.servers.settings(node, None)
             known = self._by_node[node] = Server(self.servers.address(node), settings, self._timeout_s)

@@ -171,11 +171,13 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
                 await self._servers.confirm()
 
     async def close(self) -> None:
+        self._servers.loop.check()
         if self._credentials is not None:
             await self._credentials.close()
         for opened in (self._reads, self._scan_reads, self._replica_reads, self._sessions):
             await opened.close()
         await self._servers.close()  # last: calls that fail schedule a discovery
+        self._servers.loop.release()
 
     async def check_durability(self) -> str | None:
         for server in await self._sessions.primaries():

@@ -1,0 +1,160 @@
+"""Public asynchronous objects on several event loops: each works, or refuses with an error of the library."""
+
+import asyncio
+import inspect
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import hotplate
+from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.stores import publish
+
+if TYPE_CHECKING:
+    from tests.support.cosmos_account import Account
+    from tests.support.redis_server import RedisServer
+
+# As in a program that does not close its connections: asyncio warns of those of a closed loop.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    with running(tmp_path / "store") as service:
+        yield service
+
+
+def test_every_public_asynchronous_class_is_tried_here() -> None:
+    """Bases of stores are in hotplate.stores.store."""
+    asynchronous = set[str]()
+    for name in hotplate.__all__:
+        public = getattr(hotplate, name)
+        is_class = inspect.isclass(public) and not getattr(public, "_is_protocol", False)
+        if (
+            is_class
+            and public.__module__ != "hotplate.stores.store"
+            and any(inspect.iscoroutinefunction(member) for _, member in inspect.getmembers(public))
+        ):
+            asynchronous.add(name)
+    assert asynchronous == {"AsyncClient", "Lists"}
+
+
+def test_lists_may_be_entered_again_on_another_loop(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    lists = hotplate.open(f"file://{store}")
+
+    async def visit() -> list[str]:
+        async with lists:
+            return [item["id"] for item in (await lists.personal("1")).items]
+
+    for item in ("old", "new"):
+        asyncio.run(publish_lists(store, {"user:1": a_list(item)}))
+        assert asyncio.run(visit()) == [item]
+        assert b"hotplate_release_info" in lists.prometheus_text()
+
+
+def test_lists_that_are_in_use_are_refused_on_another_loop(tmp_path: Path) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    lists = hotplate.open(f"file://{tmp_path / 'store'}")
+
+    async def enter() -> None:
+        async with lists:
+            pass
+
+    async def call() -> None:
+        await lists.personal("1")
+
+    async def use() -> None:
+        async with lists:
+            for other in (enter, call):
+                with pytest.raises(hotplate.StoreMisused):
+                    await asyncio.to_thread(lambda: asyncio.run(other()))  # noqa: B023 -- awaited here
+                with pytest.raises(hotplate.StoreMisused):
+                    await enter()
+            assert (await lists.personal("1")).source == "personal"
+
+    asyncio.run(use())
+
+
+def test_lists_that_could_not_be_entered_may_be_entered_later(tmp_path: Path) -> None:
+    lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=0.0)
+
+    async def cancelled() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0), lists:
+                raise AssertionError("it was not cancelled")
+
+    async def visit() -> str:
+        async with lists:
+            await lists.reader.wait_until_ready(30)
+            return (await lists.personal("1")).source
+
+    asyncio.run(cancelled())
+    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    assert asyncio.run(visit()) == "personal"
+
+
+def test_a_client_works_on_each_loop(service: Service) -> None:
+    client = hotplate.AsyncClient(service.url, timeout_s=30)
+
+    async def ask() -> str:
+        return (await client.recommendations("1")).source
+
+    async def ask_and_close() -> str:
+        async with client:
+            return await ask()
+
+    for _ in range(3):
+        assert asyncio.run(ask()) == "personal"
+        assert asyncio.run(ask_and_close()) == "personal"
+
+    async def ask_elsewhere() -> list[str]:
+        here = await ask()
+        elsewhere = await asyncio.to_thread(lambda: asyncio.run(ask()))
+        return [here, elsewhere, await ask()]
+
+    assert asyncio.run(ask_elsewhere()) == ["personal"] * 3
+    assert threading.active_count() < 20
+
+
+@pytest.fixture(params=["file", "redis", "cosmos"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "file":
+        yield f"file://{tmp_path / 'store'}"
+    elif request.param == "cosmos":
+        account: Account = request.getfixturevalue("cosmos_http")
+        yield account.url(secrets.token_hex(4), ru="30000")
+    else:
+        server: RedisServer = request.getfixturevalue("redis_server")
+        yield server.url("redis", secrets.token_hex(4))
+
+
+def test_a_store_works_on_another_loop_or_refuses(url: str) -> None:
+    store = hotplate.connect(url)
+
+    async def use() -> None:
+        live = (await store.catalogue()).live
+        if live is None:
+            live = await publish(store)
+        release = (await store.catalogue()).find(live).ref
+        (row,) = await store.get_many(release, ["user:1"])
+        assert isinstance(row, bytes)
+
+    with asyncio.Runner() as first:
+        first.run(use())
+        for act in (use, store.close):
+            try:
+                with asyncio.Runner() as other:
+                    other.run(act())
+            except hotplate.StoreMisused as error:
+                assert "another event loop" in str(error)  # noqa: PT017 -- it may work as well
+        first.run(store.close())
+    asyncio.run(store.close())
