@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from types import FrameType
 
 INTERRUPTED = 130
+# What a verb needs beside the client, if not the extra `server`.
+EXTRAS = {
+    **dict.fromkeys(("demo", "train", "publish", "run", "import", "evaluate"), "offline"),
+    "bench": "bench",
+    "cosmos-emulator": "bench",
+}
 
 
 def main() -> None:
@@ -20,7 +26,8 @@ def main() -> None:
     except ModuleNotFoundError as error:  # only the client is installed
         from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as above
 
-        sys.exit(f"{error.name} is not installed; install it with: {install_command('server')}")
+        extra = EXTRAS.get(sys.argv[1] if sys.argv[1:] else "", "server")
+        sys.exit(f"{error.name} is not installed; install it with: {install_command(extra)}")
     if heard:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1:2] in (["run"], ["import"], ["publish"]):  # clean up when a scheduler stops them

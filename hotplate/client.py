@@ -146,6 +146,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             raise ValueError("the URL of a service looks like http://127.0.0.1:8080; pass a key as key=")
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise ValueError("the key has characters that a header cannot have")
+        self._made = (url, key, timeout_s, max_connections, ssl_context)
         self._url = f"{parts.scheme}://{parts.netloc}{quote(parts.path, safe='/%')}".rstrip("/")
         self._key = key
         self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
@@ -156,6 +157,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         self.ssl_context = ssl_context or (None if is_plain else httpcore2.default_ssl_context())  # slow: not in a call
         self._max_connections = max_connections
         self._pools = dict[asyncio.AbstractEventLoop, httpcore2.AsyncConnectionPool]()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle the arguments, with the key, and not the connections; an `ssl_context` cannot be pickled."""
+        return _client, (type(self), *self._made)
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -289,8 +294,13 @@ class Client(Background[AsyncClient]):
     """
 
     def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
+        self._made = (url, *(options.get(name, default) for name, default in _DEFAULTS.items()))
         options["ssl_context"] = AsyncClient(url, **options).ssl_context  # checks the arguments
         super().__init__(partial(AsyncClient, url, **options), lambda: ServiceUnavailable("the client was closed"))
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """As of `AsyncClient`."""
+        return _client, (type(self), *self._made)
 
     recommendations = blocking(AsyncClient.recommendations)
     batch = blocking(AsyncClient.batch)
@@ -303,6 +313,14 @@ class Client(Background[AsyncClient]):
         """See `AsyncClient.fold_in`."""
         basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
         return self._run(lambda client: client.fold_in(basket, n, recency=recency, **options))
+
+
+# The options of a client, in the order in which they are pickled.
+_DEFAULTS = {"key": None, "timeout_s": TIMEOUT_S, "max_connections": CONNECTIONS, "ssl_context": None}
+
+
+def _client(kind: type[AsyncClient | Client], url: str, *values: Any) -> AsyncClient | Client:  # noqa: ANN401 -- options
+    return kind(url, **dict(zip(_DEFAULTS, values, strict=True)))
 
 
 def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[Any, Any, None]]:

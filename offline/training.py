@@ -76,6 +76,10 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_length(self.k, "k")
+        if not isinstance(self.split, SplitOptions | None):
+            raise SettingError(
+                f"split is {self.split!r}; it must be SplitOptions('by-time'), or None for no evaluation."
+            )
         for text in self.where:
             parse_filter(text)
 

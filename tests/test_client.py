@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pickle
 import re
 import signal
 import socket
@@ -259,6 +260,23 @@ def test_a_lazy_basket_is_read_in_the_callers_thread(service: Service) -> None:
     with hotplate.Client(service.url, timeout_s=AMPLE_S) as client:
         found = client.fold_in(item for item in ["a"] if threading.get_ident() == here)
     assert (ids(found), found.source) == (["b", "c"], "fold-in")
+
+
+@pytest.mark.parametrize("kind", [hotplate.Client, hotplate.AsyncClient])
+def test_a_client_is_pickled_by_its_arguments(
+    kind: type[hotplate.Client | hotplate.AsyncClient], service: Service
+) -> None:
+    async def read(client: hotplate.AsyncClient) -> list[str]:
+        async with client:
+            return ids(await client.popular())
+
+    copied = pickle.loads(pickle.dumps(kind(service.url, timeout_s=AMPLE_S, key="hp_key")))
+    if isinstance(copied, hotplate.Client):
+        with copied:
+            assert ids(copied.popular())
+    else:
+        assert asyncio.run(read(copied))
+    assert pickle.dumps(copied) == pickle.dumps(kind(service.url, timeout_s=AMPLE_S, key="hp_key"))
 
 
 def test_a_closed_client_raises_service_unavailable(service: Service) -> None:

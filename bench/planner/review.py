@@ -247,7 +247,11 @@ def _answer(plan: CapacityPlan) -> str:
     where = f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
     if plan.inputs.have_ru is not None and plan.number("over_ru"):
         where += f" (today {plan.inputs.have_ru:,})"
-    return f"Provision {ru}{where}, {publish:,.0f} while publishing, and {pods:,.0f} pods. {_cheaper(plan)}."
+    return f"Provision {ru}{where}, {publish:,.0f} while publishing, and {_pods(pods)}. {_cheaper(plan)}."
+
+
+def _pods(count: float) -> str:
+    return f"{count:,.0f} pod{'' if count == 1 else 's'}"
 
 
 def _carries(plan: CapacityPlan) -> str:

@@ -148,7 +148,11 @@ class Setting:
         try:
             return self.read(text)
         except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
+            if self.variable is None or os.environ.get(self.variable) != str(text):
+                raise typer.BadParameter(str(error)) from error
+            links = "; Kubernetes sets it for a service of that name: give pods enableServiceLinks: false"
+            by_kubernetes = links if str(text).startswith("tcp://") else ""
+            raise typer.BadParameter(f"{error}{by_kubernetes}", param_hint=f"the variable {self.variable}") from error
 
 
 def local_path_option(text: str | Path) -> Path:
@@ -269,6 +273,9 @@ def from_table(
     for key, each in known.items():
         try:
             found = each.from_environment()
+        except ValueError as error:
+            raise SettingError(f"{each.variable}: {error}.") from error
+        try:
             if found is None and key in given:
                 found = _anchored(each.from_toml(given[key][1]), folder)
         except ValueError as error:

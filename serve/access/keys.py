@@ -38,6 +38,7 @@ KEY_BYTES = 32
 MAX_CLIENTS = 1000
 MAX_FILE_BYTES = 1 << 20
 LOCK_TIMEOUT_S = 5.0
+NOT_OURS = 'it is not a file of keys, {"format": 1, "clients": […]}; `hotplate keys create` writes one'
 IF_MISSING = "; make it with: hotplate keys create NAME --scope read"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -102,7 +103,7 @@ def load(path: Path) -> tuple[KeyHolder, ...]:
 def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
     """Parse the content of a file of keys, like `load`."""
     is_large = len(text) > MAX_FILE_BYTES
-    what = f"it has more than {MAX_FILE_BYTES} bytes" if is_large else "it is not JSON of this kind"
+    what = f"it has more than {MAX_FILE_BYTES} bytes" if is_large else NOT_OURS
     try:
         clients = msgspec.json.decode(text, type=_File).clients
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -155,8 +156,10 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
             clients[name] = KeyHolder(name, tuple(scope for scope in SCOPES if scope in scopes), rate, stored)
             return "primary"
         if (scopes and set(scopes) != set(known.scopes)) or rate not in (None, known.rate):
+            other = min(set(scopes) - set(known.scopes), default="2")
             raise ServiceMisused(
-                f"the client {name} exists with another scope or rate; revoke it first, or leave both out"
+                f"the client {name} exists with the scope {' and '.join(known.scopes)}; for another scope or rate "
+                f"create another client, such as {name}-{other}; for a second key leave out --scope and --rate"
             )
         if known.secondary is not None:
             raise ServiceMisused(

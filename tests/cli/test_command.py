@@ -10,6 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from hotplate import __main__ as entry
 from hotplate.stores.errors import install_command
 from tests.support.command import failed, hotplate, hotplate_process, json_of
 from tests.support.service import until
@@ -154,3 +157,24 @@ def test_a_misspelt_variable_is_reported_with_the_nearest_one(tmp_path: Path) ->
     done = hotplate("serve", "--store", f"file://{tmp_path}", "--keys", tmp_path / "none", HOTPLATE_WORKRES="3")
     assert "HOTPLATE_WORKRES" in done.stderr
     assert "HOTPLATE_WORKERS" in done.stderr
+
+
+def test_a_variable_that_cannot_be_read_is_named_in_place_of_the_option(tmp_path: Path) -> None:
+    store = ("--store", f"file://{tmp_path}/store")
+    links = hotplate("serve", *store, HOTPLATE_PORT="tcp://10.0.0.1:80")
+    failed(links, "HOTPLATE_PORT", "'tcp://10.0.0.1:80'", "enableServiceLinks: false", code=2)
+    assert "--port" not in links.stderr
+    failed(hotplate("serve", *store, "--port", "many", HOTPLATE_PORT="80"), "--port", "'many'", code=2)
+    pipeline = tmp_path / "nightly.toml"
+    pipeline.write_text('[train]\ndata = "x.csv"\n')
+    failed(hotplate("run", pipeline, HOTPLATE_RUN_WAIT="long"), "HOTPLATE_RUN_WAIT: 'long'", code=2)
+
+
+@pytest.mark.parametrize(("verb", "extra"), [("train", "offline"), ("bench", "bench"), ("serve", "server")])
+def test_a_bare_installation_names_the_extra_of_the_verb(
+    verb: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hotplate", verb])
+    monkeypatch.setitem(sys.modules, "hotplate.cli.main", None)
+    with pytest.raises(SystemExit, match=re.escape(install_command(extra))):
+        entry.main()

@@ -231,3 +231,13 @@ def test_gate_rejects_release_degraded_by_rules_and_reports_model_metric(tmp_pat
     failed(hotplate(*publish, "--dry-run"), "this is a dry run", code=3)
     facts = json_of(*publish, code=3)
     assert facts["release"]["about"]["metrics"]["model"]["ndcg"] == facts["gates"][0]["measured"] < 0.9 * ndcg
+
+
+def test_a_misspelt_gate_is_answered_by_the_nearest(model: Path, tmp_path: Path) -> None:
+    store = ("--store", f"file://{tmp_path}/store")
+    failed(
+        hotplate("publish", model, *store, "--gate", "ndgc=0.1"),
+        "There is no gate ndgc (0.1); did you mean ndcg?",
+        code=2,
+    )
+    failed(hotplate("publish", model, *store, "--gate", "quality=0.1"), "known are coverage", code=2)

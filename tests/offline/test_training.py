@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions, split
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import load
@@ -45,6 +45,11 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
     assert len(model.popular.items) == 7
     assert list(model.segments) == ["east", "north", "south", "west"]
     assert set(model.titles) == set(model.matrix.item_ids)
+
+
+def test_a_split_by_name_is_a_misuse_of_the_settings(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"split is 'none'; it must be SplitOptions.*, or None for no evaluation"):
+        TrainSettings(tmp_path / "clicks.csv", split="none")  # type: ignore[arg-type]  # as a caller without types
 
 
 def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: Path) -> None:

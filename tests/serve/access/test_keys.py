@@ -46,7 +46,12 @@ def test_client_has_at_most_two_keys_and_revoking_promotes_the_secondary(keys: P
         for scope in (("--scope", "read"), ())
     )
     assert [first["kind"], second["kind"]] == ["primary", "secondary"]
-    failed(hotplate("keys", "create", "web", "--scope", "admin", *command), "another scope or rate", code=2)
+    failed(
+        hotplate("keys", "create", "web", "--scope", "admin", *command),
+        "exists with the scope read",
+        "create another client, such as web-admin",
+        code=2,
+    )
     refused = hotplate("keys", "create", "web", *command)
     failed(refused, "has two keys", code=2)
     proposed = shlex.split(refused.stderr.split("`")[1])
@@ -97,12 +102,12 @@ def a_client(name: str, digest: str = "0" * 64, **fields: object) -> dict[str, o
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "cannot be used: it is not JSON of this kind$"),
+        ("", "cannot be used: it is not a file of keys"),
         ('{"format": ' + "[" * 100_000, "format is not as it has to be$"),
-        (a_file({"name": "hp_secret"}).replace("hp_", "\udcff"), "cannot be used: it is not JSON of this kind$"),
+        (a_file({"name": "hp_secret"}).replace("hp_", "\udcff"), "cannot be used: it is not a file of keys"),
         (a_file(format=2), "written by a newer hotplate; upgrade hotplate$"),
         (a_file(format=0), "format is not as it has to be"),
-        (a_file(hp_secret=1), "not JSON of this kind"),
+        (a_file(hp_secret=1), "it is not a file of keys"),
         (a_file(a_client("a", rate=7)).replace("7", "1e999"), r"clients\[0\]\.rate is not"),
         (a_file(a_client("a"), a_client("b")), "a client or a key twice"),
         (a_file(a_client("a", scopes=["hp_secret"])), r"clients\[.*\]\.scopes\[.*\] is not"),
