@@ -3,14 +3,14 @@
 Rollback, restore, copy and rebuild keep erasures. Unless the store is a RowEraser, releases keep the rows of erased
 users, whom readers treat as unknown. `hotplate.stores.erasure_log` stores the record.
 
-Rows are deleted in three steps, so an interrupted erasure is neither forgotten nor counted twice: they become pending,
-by hashes of their keys and with their sums; they are deleted; their sums move to the deleted ones. `verify` is exact at
-any time, because it sees which pending rows are there.
+The rows of erased users are counted before they are deleted, by hashes of their keys. So a repeated erasure counts
+none twice, and `verify` is exact at any time: it leaves these rows out, whether they are there, were deleted, or came
+back with a node that restarted with older data, and adds their sums.
 """
 
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -23,8 +23,8 @@ from hotplate.stores.store import Row
 # 1.1 MB in the store, which takes that as one row, and 8 MB in each serving process.
 MAX_ERASED = 100_000
 
-# 0.4 MB in the store.
-MAX_PENDING = 4_000
+# 0.6 MB in the store; new releases leave erased users out, so only those erased since a release was published count.
+MAX_ROWS = 60_000
 
 HASH_BYTES = 8
 SALT_BYTES = 16
@@ -69,29 +69,19 @@ class RowSums:
 
 @dataclass(frozen=True, slots=True)
 class MissingRows:
-    """Rows of erased users that a release lacks."""
+    """Rows of erased users that a release has lost, or is about to lose."""
 
-    deleted: RowSums = RowSums()
-    pending: Mapping[bytes, RowSums] = field(default_factory=dict)
-    """Rows that are deleted or about to be, by the hash of their key."""
+    sums: RowSums = RowSums()
+    hashes: frozenset[bytes] = frozenset()
+    """Of the keys of these rows, but not of rows that a copy was made without."""
 
     unsummed: int = 0
-    """At most so many rows were deleted without sums: damaged ones, and those that earlier versions counted."""
+    """At most so many more are missing: damaged ones, those beyond MAX_ROWS, and those of earlier versions."""
 
     @property
     def most(self) -> int:
         """The number of rows that may be missing."""
-        return self.deleted.rows + len(self.pending) + self.unsummed
-
-    def settled(self, hashes: Collection[bytes]) -> "MissingRows":
-        """Return a copy in which the pending rows with these hashes are deleted ones."""
-        deleted = self.deleted
-        unsummed = self.unsummed
-        for hashed in self.pending.keys() & hashes:
-            deleted += self.pending[hashed]
-            unsummed += not self.pending[hashed].rows
-        pending = {hashed: sums for hashed, sums in self.pending.items() if hashed not in hashes}
-        return MissingRows(deleted, pending, unsummed)
+        return self.sums.rows + self.unsummed
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +139,20 @@ class ErasedUsers:
             else replace(self, rows={**self.rows, release.incarnation: missing})
         )
 
-    def with_pending(self, release: ReleaseRef, rows: Iterable[Row]) -> "ErasedUsers":
-        """Return a copy in which *rows*, which the release has, are pending."""
-        salt = next(iter(self.groups))
+    def with_missing(self, release: ReleaseRef, rows: Sequence[Row]) -> "ErasedUsers":
+        """Return a copy in which *rows*, which the release has, are missing."""
         missing = self.missing_from(release)
-        pending = dict(missing.pending)
-        for row in rows:
-            if not self.hashes_of([row.key]) & pending.keys():
-                pending[_hash(salt, row.key.encode())] = _sums_of(release, row)
-        return self.with_rows(release, replace(missing, pending=pending))
+        salt = next(iter(self.groups))
+        room = MAX_ROWS - sum(len(each.hashes) for each in self.rows.values())
+        new = [row for row in rows if not self.hashes_of([row.key]) & missing.hashes]
+        kept = new[: max(0, room)]
+        whole = [row for row in kept if _is_whole(release, row)]
+        sums = missing.sums + RowSums.of(whole)
+        hashes = missing.hashes | {_hash(salt, row.key.encode()) for row in kept}
+        return self.with_rows(release, MissingRows(sums, hashes, missing.unsummed + len(new) - len(whole)))
 
     def hashes_of(self, keys: Iterable[str]) -> set[bytes]:
-        """Return the hashes by which *keys* may be pending."""
+        """Return the hashes by which *keys* may be counted as missing."""
         return {_hash(salt, key.encode("utf-8", "surrogatepass")) for key in keys for salt in self.groups}
 
     def of_releases(self, entries: Iterable[Release]) -> "ErasedUsers":
@@ -169,15 +161,11 @@ class ErasedUsers:
         return replace(self, rows={name: missing for name, missing in self.rows.items() if name in names})
 
     def check_bounds(self) -> None:
-        """Raise StoreMisused if there are more users, or rows to be deleted, than a store keeps."""
+        """Raise StoreMisused if there are more users than a store keeps."""
         if self.count > MAX_ERASED:
             raise StoreMisused(
                 f"{self.count:,} users would be erased, and a store keeps {MAX_ERASED:,}; publish releases without "
                 f"them into a new store, and serve that"
-            )
-        if sum(len(missing.pending) for missing in self.rows.values()) > MAX_PENDING:
-            raise StoreMisused(
-                f"interrupted erasures have left more than {MAX_PENDING:,} rows to delete; give these commands again"
             )
 
 
@@ -188,10 +176,10 @@ def _hash(salt: bytes, identifier: bytes) -> bytes:
     return blake2b(identifier, digest_size=HASH_BYTES, key=salt).digest()
 
 
-def _sums_of(release: ReleaseRef, row: Row) -> RowSums:
-    """Return the sums of a row; empty ones if it is damaged, as the manifest's have another value."""
+def _is_whole(release: ReleaseRef, row: Row) -> bool:
+    """Return whether a row is as it was published: the manifest has other sums of a damaged one."""
     try:
         Checksum(release.id).open(row.key, row.value)
     except ReleaseCorrupt:
-        return RowSums()
-    return RowSums.of([row])
+        return False
+    return True

@@ -53,8 +53,8 @@ class _Sums(msgspec.Struct):
 
 
 class _Missing(msgspec.Struct):
-    deleted: _Sums
-    pending: dict[str, _Sums]
+    sums: _Sums
+    hashes: str
     unsummed: int
 
 
@@ -193,20 +193,18 @@ def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
 
 
 def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
-    groups = [
-        _Group(salt.hex(), base64.b64encode(b"".join(sorted(hashes))).decode()) for salt, hashes in users.groups.items()
-    ]
+    groups = [_Group(salt.hex(), _joined(hashes)) for salt, hashes in users.groups.items()]
     part = _Part(number, groups, {release: _stored(missing) for release, missing in users.rows.items()})
     return Checksum(ID).seal(name, NO_OFFSET + msgspec.json.encode(part))
 
 
 def _stored(missing: MissingRows) -> _Missing:
-    pending = {base64.b64encode(hashed).decode(): _stored_sums(sums) for hashed, sums in missing.pending.items()}
-    return _Missing(_stored_sums(missing.deleted), pending, missing.unsummed)
+    sums = _Sums(dict(missing.sums.counts), missing.sums.bytes, f"{missing.sums.digest:x}")
+    return _Missing(sums, _joined(missing.hashes), missing.unsummed)
 
 
-def _stored_sums(sums: RowSums) -> _Sums:
-    return _Sums(dict(sums.counts), sums.bytes, f"{sums.digest:x}")
+def _joined(hashes: frozenset[bytes]) -> str:
+    return base64.b64encode(b"".join(sorted(hashes))).decode()
 
 
 def _parse(name: str, value: bytes) -> tuple[int, ErasedUsers]:
@@ -216,11 +214,7 @@ def _parse(name: str, value: bytes) -> tuple[int, ErasedUsers]:
         check_format(msgspec.json.decode(stored, type=RecordFormat).format, FORMAT, "the record of erased users")
         part = msgspec.json.decode(stored, type=_Part)
         rows = {
-            release: MissingRows(
-                _sums(missing.deleted),
-                {base64.b64decode(hashed): _sums(sums) for hashed, sums in missing.pending.items()},
-                missing.unsummed,
-            )
+            release: MissingRows(_sums(missing.sums), _split(missing.hashes), missing.unsummed)
             for release, missing in part.rows.items()
         }
         return part.number, ErasedUsers(_groups(part.groups), rows)
@@ -249,9 +243,9 @@ def _sums(stored: _Sums) -> RowSums:
 
 
 def _groups(groups: Sequence[_Group]) -> dict[bytes, frozenset[bytes]]:
-    found = dict[bytes, frozenset[bytes]]()
-    for group in groups:
-        raw = base64.b64decode(group.hashes, validate=True)
-        hashes = (raw[place : place + HASH_BYTES] for place in range(0, len(raw), HASH_BYTES))
-        found[bytes.fromhex(group.salt)] = frozenset(hashes)
-    return found
+    return {bytes.fromhex(group.salt): _split(group.hashes) for group in groups}
+
+
+def _split(hashes: str) -> frozenset[bytes]:
+    raw = base64.b64decode(hashes, validate=True)
+    return frozenset(raw[place : place + HASH_BYTES] for place in range(0, len(raw), HASH_BYTES))

@@ -14,9 +14,7 @@ from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
 from hotplate.stores.verification import load_manifest, read_slots
 
-# Users whose rows are pending together: of 20 releases with 20 lists, as many rows as a store keeps.
-USERS_AT_ONCE = 10
-
+# Rows that came back while they were deleted, or a publish wrote meanwhile, are deleted again.
 ATTEMPTS = 3
 
 # Returns what is to be erased, given the catalogue and what is.
@@ -48,54 +46,36 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     """
     wanted = list(dict.fromkeys(users))
 
-    async def mark(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        return known.with_users(wanted)
-
     deleted = 0
     for _ in range(ATTEMPTS):
+        held = await _mark(store, wanted)
         if isinstance(store, RowEraser):
-            for start in range(0, len(wanted), USERS_AT_ONCE):
-                deleted += await _delete_rows(store, store, mark, wanted[start : start + USERS_AT_ONCE])
-        else:
-            await _change(store, mark)
+            for release, keys in held.items():
+                with suppress(ReleaseNotFound):  # pruned since
+                    deleted += await store.erase_rows(release, keys)
         found = await find_users(store, wanted)
         if len(found.erased) == len(wanted) and not (found.holding and isinstance(store, RowEraser)):
-            break  # else the store went back to older data, or a publish wrote rows meanwhile
+            break
     warning = await store.check_durability() if isinstance(store, Diagnosed) else None
     return replace(found, deleted=deleted, warning=warning)
 
 
-async def _delete_rows(store: Store, eraser: RowEraser, mark: More, users: Sequence[str]) -> int:
-    """Delete the rows of *users* once *mark* has erased them; return their number.
+async def _mark(store: Store, users: Sequence[str]) -> dict[ReleaseRef, list[str]]:
+    """Record *users* as erased, and their rows as missing; return the keys of these rows, which are still there."""
+    held = dict[ReleaseRef, list[str]]()
 
-    Rows that an interrupted call left pending are among them.
-    """
-    keys = dict[ReleaseRef, list[str]]()
-
-    async def add_pending(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        keys.clear()
-        known = await mark(found, known)
+    async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
+        held.clear()
+        known = known.with_users(users)
         for entry in found.committed:
             with suppress(ReleaseNotFound):  # pruned since
-                candidates = await _keys_of(store, entry.ref, users)
-                rows = await _present(store, entry.ref, candidates)
-                known = known.with_pending(entry.ref, rows)
-                left = known.missing_from(entry.ref).pending
-                keys[entry.ref] = [key for key in candidates if known.hashes_of([key]) & left.keys()]
+                rows = await _present(store, entry.ref, await _keys_of(store, entry.ref, users))
+                known = known.with_missing(entry.ref, rows)
+                held[entry.ref] = [row.key for row in rows]
         return known
 
-    async def settle(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        for release, deleted in keys.items():
-            known = known.with_rows(release, known.missing_from(release).settled(known.hashes_of(deleted)))
-        return known
-
-    await _change(store, add_pending)
-    count = 0
-    for release, of_release in keys.items():
-        with suppress(ReleaseNotFound):
-            count += await eraser.erase_rows(release, of_release)
-    await _change(store, settle)
-    return count
+    await _change(store, more)
+    return held
 
 
 async def find_users(store: Store, users: Sequence[str]) -> Erasure:

@@ -128,17 +128,17 @@ async def verify(
 
 
 async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release: ReleaseRef) -> tuple[Tally, int]:
-    """Sum up rows, and those of erased users that are not there; return how many more may be missing, without sums."""
+    """Sum up rows, those of erased users as they were; return how many more of these are missing, without sums."""
     missing = erased.missing_from(release)
     tally = Tally()
-    present = set[bytes]()
     async for rows in chunks:
-        tally.add(rows)
-        if missing.pending:
-            present |= erased.hashes_of(row.key for row in rows if user_of(row.key) is not None)
-    deleted = missing.settled(missing.pending.keys() - present)
-    deleted.deleted.add_to(tally)
-    return tally, deleted.unsummed
+        if missing.hashes:
+            kept = [row for row in rows if user_of(row.key) is None or not erased.hashes_of([row.key]) & missing.hashes]
+            tally.add(kept)
+        else:
+            tally.add(rows)
+    missing.sums.add_to(tally)
+    return tally, missing.unsummed
 
 
 async def _is_outdated(store: Store, release: ReleaseRef, known: ErasedUsers) -> bool:

@@ -265,7 +265,7 @@ async def test_an_erasure_that_ends_at_any_write_leaves_no_catalogue_without_its
         await verify(reader, entry.ref)
         assert (await erase_users(reader, [str(at)])).erased == (str(at),)
         await verify(reader, entry.ref)
-    assert ended > 4  # two parts, two catalogues and a row
+    assert ended > 2  # a part, the catalogue and a row
     assert (await erased_from(writer)).count == at + 1
 
 
@@ -292,5 +292,5 @@ async def test_erasures_beside_each_other_and_faults_lose_no_user(
     account.inject_faults()
     erased = await erased_from(writer)
     assert all(erased.covers(f"user:{number}") for number in range(8))
-    assert erased.missing_from(entry.ref).deleted.rows == 8
+    assert erased.missing_from(entry.ref).sums.rows == 8
     await verify(writer, entry.ref)
