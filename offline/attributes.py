@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import choose_columns
+from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, Format, input_files, named_paths
 from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, bad_ids, id_reasons, open_tables
@@ -28,7 +28,6 @@ _LEAST_NUMBERS = 0.95
 # Below this share, as for titles such as 1984, a column of texts needs no explanation.
 _FEW_NUMBERS = 0.1
 _CELLS_SHOWN = 5
-_DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ def _notes_on_texts(
     name: str, values: pl.Series, others: pl.DataFrame, share: float, tables: Sequence[Table]
 ) -> list[str]:
     """Explain why a column with numbers is a column of texts."""
-    commas = values.str.strip_chars().str.contains(_DECIMAL_COMMA).sum()
+    commas = values.str.strip_chars().str.contains(DECIMAL_COMMA).sum()
     if commas >= _LEAST_NUMBERS * max(1, values.count()):
         shown = _shown(name, others.head(1), tables)
         return [f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"]

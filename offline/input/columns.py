@@ -11,6 +11,7 @@ from hotplate.offline.errors import DataError, SettingError
 
 # Missing values in CSV, without NA, which is also a country code.
 NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
+DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$"
 NO_TIMES = "none"  # as the time column
 # Or milli-, micro- or nanoseconds, recognized by their size.
 EPOCH = "seconds since 1970"

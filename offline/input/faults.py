@@ -60,7 +60,8 @@ def check_text(file: _File) -> None:
         return  # reported by its reader
     fault = _fault_of_head(file, head)
     if fault is not None:
-        raise DataError(f"{file} {fault}.")
+        first = "; decompress it first" if _is_compressed(file.path) and ":" in fault else ""
+        raise DataError(f"{file} {fault}{first}.")
 
 
 @contextmanager

@@ -12,7 +12,15 @@ import orjson
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import NULL_VALUES, choose_columns, find_column, number_in, read_time, time_format
+from hotplate.offline.input.columns import (
+    DECIMAL_COMMA,
+    NULL_VALUES,
+    choose_columns,
+    find_column,
+    number_in,
+    read_time,
+    time_format,
+)
 from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
 from hotplate.offline.input.files import DataFile, DataSource, Format, input_files, named_paths
 from hotplate.stores.encoding import MAX_ID_BYTES
@@ -101,9 +109,14 @@ class Table:
         found = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
         at = "" if column == EXTRA else f", column {column!r}"
         return [
-            f"{self.file}, row {row + self.first_row}{at}: {value!r:.80} {fault}".rstrip()
+            f"{self.file}, row {row + self.first_row}{at}: {value!r:.80} {fault}{_hint(value, fault)}".rstrip()
             for row, value in found.iter_rows()
         ]
+
+
+def _hint(value: object, fault: str) -> str:
+    is_comma = isinstance(value, str) and re.match(DECIMAL_COMMA, value.strip()) is not None
+    return " (write a decimal point)" if is_comma and fault.endswith("number") else ""
 
 
 def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
@@ -128,7 +141,7 @@ def _open(file: DataFile, form: Format) -> Table:
         frame = frame.with_columns(pl.lit(value, pl.String).alias(key) for key, value in added.items())
         schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
         if not schema:
-            raise DataError(f'{file} has no columns, and no JSON object such as {{"user": 1, "item": 2}}.')
+            raise DataError(f'{file} has no columns, and no JSON object such as {{"user": 1, "item": 2}} on a line.')
         nested = [name for name, dtype in schema.items() if dtype == pl.List(pl.Struct)]
         if file.kind == "text" and len(schema) == len(nested) == 1:
             raise DataError(
