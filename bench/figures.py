@@ -1,9 +1,10 @@
-"""`make figures`: keeps results without names of hosts and paths, and writes the docs' tables.
+"""`make figures`: keeps results without names of hosts and paths, and writes the docs' tables and the README's outputs.
 
 Arguments are files of `make bench` (the latest RUNS are kept), and a JSON report each of `bench stores` and `bench ru`.
 """
 
 import argparse
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,18 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from rich.console import Console
+
 from hotplate.bench.process import ROOT
-from hotplate.report import (
-    Column,
-    Report,
-    Row,
-    format_cell,
-    format_value,
-    from_json,
-    markdown_page,
-    markdown_table,
-    to_json,
-)
+from hotplate.report import Report, format_value, from_json, markdown_page, markdown_table, print_report, to_json
 
 FOLDER = ROOT / "bench" / "figures"
 README = ROOT / "README.md"
@@ -36,10 +29,9 @@ CPU = ("brand_raw", "count")
 STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
 REPORTS = ("stores", "ru")
 CPU_TIMER = "process_time"
+WIDTH = 80  # of a terminal, in the README
 # The README has reports and peers, docs/measuring.md the others.
 PEERS = "peers"
-# Columns that do not fit into the README.
-OMITTED = {"reads/s per 100 RU/s", "lists published/s", "USD/month autoscale"}
 
 
 class Line(NamedTuple):
@@ -119,26 +111,11 @@ def _figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[floa
     yield from info.get("figures", ())
 
 
-def table_of_report(report: Report) -> str:
-    """Return a report's answer and table, without OMITTED figures."""
-    columns = [column for column in report.columns if column.figure not in OMITTED]
-    names = [column.heading.replace("\n", " ") for column in columns]
-    rows = (
-        [subject, *(_cell(report.row(subject, column.figure), column) for column in columns)]
-        for subject in report.subjects
-    )
-    marks = "".join(f"\n{escaped(mark)} {explanation}\n" for mark, explanation in report.used_marks.items())
-    return f"{report.sentence}\n\n{markdown_table(['', *names], rows)}{marks}"
-
-
-def _cell(row: Row | None, column: Column) -> str:
-    mark = f" {escaped(row.mark)}" if row and row.mark and not column.noted else ""
-    return format_cell(row, column) + mark
-
-
-def escaped(mark: str) -> str:
-    """Return a mark as Markdown text."""
-    return f"\\{mark}"
+def printed(report: Report) -> str:
+    """Return what the command printed, in a fence."""
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=WIDTH))
+    return f"```\n{out.getvalue().strip()}\n```\n"
 
 
 def write_tables(folder: Path, readme: Path, page: Path) -> None:
@@ -147,11 +124,14 @@ def write_tables(folder: Path, readme: Path, page: Path) -> None:
     lines = lines_of(of_one_cpu(runs))
     peers = [[each.what, each.measured] for each in lines if each.group == PEERS]
     others = [[each.what, each.measured] for each in lines if each.group != PEERS]
-    files = [file for name in REPORTS if (file := folder / f"{name}.json").exists()]
-    reports = [table_of_report(from_json(json.loads(file.read_text()))) for file in files]
-    front = "\n".join([*reports, markdown_table(["compared", "measured"], peers)])
-    for path, tables in ((readme, front), (page, markdown_table(["benchmark", "measured"], others))):
-        path.write_text(markdown_page(path.read_text(), tables, VERB))
+    front = readme.read_text()
+    for name in REPORTS:
+        if (file := folder / f"{name}.json").exists():
+            report = from_json(json.loads(file.read_text()))
+            front = markdown_page(front, printed(report), f"{VERB}: {name}")
+    readme.write_text(markdown_page(front, markdown_table(["compared", "measured"], peers), VERB))
+    table = markdown_table(["benchmark", "measured"], others)
+    page.write_text(markdown_page(page.read_text(), table, VERB))
 
 
 def main() -> None:

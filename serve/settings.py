@@ -13,7 +13,7 @@ from uuid import uuid4
 import orjson
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.stores.options import Flag
+from hotplate.stores.options import RARE, Flag
 from hotplate.stores.urls import secret
 
 # For all store reads of one request together.
@@ -38,9 +38,9 @@ SAMPLERS = ("always_on", "always_off", "traceidratio")
 class Limits:
     """Connection limits of one worker; times are in seconds."""
 
-    connections: Annotated[
-        int, Flag("Maximum open connections per worker.", CALLERS, "max-connections", at_least=1)
-    ] = 10_000
+    connections: Annotated[int, Flag("Maximum open connections per worker.", RARE, "max-connections", at_least=1)] = (
+        10_000
+    )
     """Lowered to fit the limit of open files."""
     idle_gives_way: bool = False
     """A connection over the limit replaces the longest idle one."""
@@ -108,17 +108,17 @@ class ServiceSettings:
 
     drain_delay_s: Annotated[
         float,
-        Flag("Seconds between SIGTERM and closing the port.", LISTENING, "drain-delay", at_least=0),
+        Flag("Seconds between SIGTERM and closing the port.", RARE, "drain-delay", at_least=0),
     ] = 5.0
     """Time for load balancers to notice. Ctrl-C skips it."""
     drain_s: Annotated[
-        float, Flag("Seconds for requests in flight to finish at a stop.", LISTENING, "drain", at_least=0)
+        float, Flag("Seconds for requests in flight to finish at a stop.", RARE, "drain", at_least=0)
     ] = 10.0
     admin_host: Annotated[str, Flag("The address of metrics and the console.", OPERATORS)] = "127.0.0.1"
     admin_port: Annotated[int, Flag("Their port; 0 takes any free one.", OPERATORS, at_least=0, at_most=65535)] = 8090
-    health_host: Annotated[str, Flag("The address of /livez and /readyz, for probes.", OPERATORS)] = "127.0.0.1"
+    health_host: Annotated[str, Flag("The address of /livez and /readyz, for probes.", RARE)] = "127.0.0.1"
     health_port: Annotated[
-        int, Flag("Their port, in plain HTTP; 0 takes any free one.", OPERATORS, at_least=0, at_most=65535)
+        int, Flag("The port of /livez and /readyz; 0 takes any free one.", RARE, at_least=0, at_most=65535)
     ] = 8091
     admin_store: Annotated[
         str | None, Flag("A writable store in which operators change releases.", OPERATORS, metavar="URL")
@@ -167,7 +167,7 @@ class ServiceSettings:
     cors_origins: Annotated[
         tuple[str, ...], Flag("Allow web pages of this origin; repeatable.", CALLERS, "cors-origin", metavar="URL")
     ] = ()
-    no_fast_lane: Annotated[bool, Flag("Serve plain requests through aiohttp too; slower.", ANSWERS)] = False
+    no_fast_lane: Annotated[bool, Flag("Serve plain requests through aiohttp too; slower.", RARE)] = False
     limits: Limits = field(default_factory=Limits)
 
     @property

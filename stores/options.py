@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+# The panel of options that few users need; it stands last in the help.
+RARE = "Rarely needed"
+
 
 class Flag(NamedTuple):
     """A field given as a flag and, with *env*, as an environment variable: HOTPLATE_, *prefix* and the name.

@@ -42,7 +42,7 @@ MOST = 1e12  # sums beyond it lose whole units
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound report
-OTHER_READERS = ("azure-cosmos", "by SDK", "through redis-py")  # subjects that other clients read
+OTHER_READERS = ("azure-cosmos", "by SDK", "by redis-py")  # subjects that other clients read
 # Placeholders with --have-ru only.
 NOBODY: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 

@@ -272,7 +272,9 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
         lines["exact"] = f"by an emulator of Azure's charges: {what}" if sweep.emulated else what
     regions = f", all {sweep.regions} regions" if sweep.regions > 1 else ""
     price = prices.ru_hour
-    lines["priced"] = f"RU/s {price.date}, {price.region}{regions}, fully used; autoscale at its highest RU/s"
+    lines["priced"] = (
+        f"RU/s {price.date}, {price.region}{regions}, fully used; autoscale at its maximum, of 1,000 or more"
+    )
     return lines
 
 

@@ -31,6 +31,7 @@ from hotplate.bench.stores.rounds import (
     RoundSettings,
     Setup,
     StoreRuns,
+    by_redis_py,
     own_stores,
     prepared_stores,
     through_sdk,
@@ -191,6 +192,12 @@ class Summary:
     def name(self) -> str:
         """Its name."""
         return self.store.candidate.name
+
+    @property
+    def by_another_client(self) -> bool:
+        """Whether a vendor's client reads it, for comparison with ours."""
+        url = self.store.candidate.url
+        return through_sdk(url) or by_redis_py(url)
 
     @property
     def has_own_latency(self) -> bool:
@@ -383,26 +390,27 @@ class Comparison:
         redis = f"; Redis for up to {rounded(usable_gb(planned))} GB in all" if planned else ""
         return f"{least.name} least; {times}{redis}"
 
-    def _by_latency(self, name: str) -> Ranking | None:
-        return rank([Contender(each.name, each.latencies[name]) for each in self.stores if each.has_own_latency])
+    def _by_latency(self, name: str, stores: Sequence[Summary] | None = None) -> Ranking | None:
+        timed = [each for each in stores or self.stores if each.has_own_latency]
+        return rank([Contender(each.name, each.latencies[name]) for each in timed])
 
     def _where(self, name: str) -> str:
         is_local = any(each.name == name and scheme_of(each.store.candidate.url) == "file" for each in self.stores)
         return ", a copy on each server" if is_local and len(self.stores) > 1 else ""
 
     def _speed(self) -> tuple[str, str]:
-        """Return the store that is proven fastest, if any, and its figures."""
-        timed = [each for each in self.stores if each.has_own_latency]
+        """Return the store that is proven fastest by our own clients, if any, and its figures."""
+        timed = [each for each in self.stores if each.has_own_latency and not each.by_another_client]
         if not timed:
             return "", "Latencies are assumed"
         if len(timed) == 1:
             return "", f"{timed[0].name}: {_latencies(timed[0])}"
         for name in (DECISIVE, "p50"):
-            ranking = self._by_latency(name)
+            ranking = self._by_latency(name, timed)
             if ranking and not ranking.alike:
                 least, *others = sorted(timed, key=lambda each: each.latencies[name].value or 0.0)
                 slower = ", ".join(f"{each.name} {_ms(each.latencies[name])}" for each in others)
-                alike = "" if name == DECISIVE else f"; {DECISIVE} not proven"
+                alike = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
                 return least.name, f"{name} {_ms(least.latencies[name])} ms, {slower}{alike}"
         figures = ", ".join(f"{each.name} {_ms(each.latencies[DECISIVE])} ms" for each in timed)
         return "", f"No difference in speed is proven ({DECISIVE}: {figures})"

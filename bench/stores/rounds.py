@@ -151,7 +151,7 @@ def _kind(url: str) -> str:
     if scheme in COSMOS:
         return "Cosmos DB" + " by SDK" * through_sdk(url)
     if scheme in REDIS:
-        return "Redis" + " through redis-py" * by_redis_py(url)
+        return "Redis" + " by redis-py" * by_redis_py(url)
     return "files" if scheme == "file" else f"{scheme}://"
 
 
@@ -376,7 +376,7 @@ class Rounds:
     def _load(self, one: Candidate, number: int) -> Load:
         settings = self._settings
         rate = min(settings.rate, SDK_RATE) if through_sdk(one.url) else settings.rate
-        duration_s = settings.duration_s * min(2.0, settings.rate / rate)
+        duration_s = settings.duration_s
         return Load(
             url=one.service.url,
             requests=Gets(PATH, RequestKeys(self._setup.users, settings.draw, seed=number)),

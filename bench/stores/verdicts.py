@@ -67,9 +67,10 @@ class Ranking:
         proven = [f"{each.name} {each.factor}" for each in self.proven]
         if not self.alike:
             return f"{self.least.name} {least}; {', '.join(proven)}"
-        names = " and ".join([self.least.name, *(each.name for each in self.alike)])
+        *names, last = [self.least.name, *(each.name for each in self.alike)]
+        names_of_alike = f"{', '.join(names)} and {last}"
         alike = ", ".join(f"{each.name} {each.factor}" for each in self.alike)
-        return "; ".join([f"{names}: no difference proven, {alike}", *proven])
+        return "; ".join([f"{names_of_alike}: no difference proven, {alike}", *proven])
 
 
 def rank(contenders: Sequence[Contender]) -> Ranking | None:

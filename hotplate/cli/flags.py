@@ -17,7 +17,7 @@ import msgspec
 import typer
 
 from hotplate.stores.errors import did_you_mean
-from hotplate.stores.options import Argument, Flag
+from hotplate.stores.options import RARE, Argument, Flag
 from hotplate.stores.urls import local_path, url_of
 
 PREFIX = "HOTPLATE_"
@@ -195,7 +195,8 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
     """
     own = inspect.signature(function).parameters.values()
     groups: dict[str, Any] = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
-    settings, parameters = list[Setting](), list[inspect.Parameter]()
+    settings = list[Setting]()
+    parameters, rare = list[inspect.Parameter](), list[inspect.Parameter]()
     for one in own:
         found = list[Setting]()
         if one.name in groups:
@@ -206,7 +207,9 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
         else:
             parameters.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         settings += found
-        parameters += (each.parameter() for each in found)
+        for setting in found:
+            is_rare = isinstance(setting.shown, Flag) and setting.shown.panel == RARE
+            (rare if is_rare else parameters).append(setting.parameter())
 
     in_groups = {each.name for kind in groups.values() for each in settings_of(kind)}
 
@@ -217,7 +220,7 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
         others = {name: value for name, value in parsed.items() if name not in in_groups}
         return function(**others, **{name: build(kind, parsed) for name, kind in groups.items()})
 
-    return signed(verb, parameters), _epilog(settings)
+    return signed(verb, [*parameters, *rare]), _epilog(settings)
 
 
 def signed(function: Callable[..., T], parameters: Iterable[inspect.Parameter]) -> Callable[..., T]:

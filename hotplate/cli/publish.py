@@ -24,7 +24,7 @@ from hotplate.cli.terminal import (
     table,
     with_store,
 )
-from hotplate.stores.options import Argument, Flag
+from hotplate.stores.options import RARE, Argument, Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,7 +92,7 @@ class ReleaseFlags:
         tuple[str, ...],
         Flag("Read a column as number or text, as price=number; else it is guessed.", metavar="NAME=KIND"),
     ] = ()
-    encoding: Annotated[Encoding | None, Flag("By default json in files, zstd elsewhere.")] = None
+    encoding: Annotated[Encoding | None, Flag("Of lists; by default json in files, zstd elsewhere.", RARE)] = None
     activate: Annotated[bool, Flag("Make the release live once it is written.")] = True
     keep: Keep = 1
     resume: Annotated[

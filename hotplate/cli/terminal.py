@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hotplate.stores.options import Flag
+from hotplate.stores.options import RARE, Flag
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -82,7 +82,7 @@ class TextFormat:
         return Format(self.delimiter, self.header, self.time_format, self.max_bad_rows)
 
 
-Master = Annotated[str | None, Flag("Spark: local[2], spark://HOST:7077, yarn, submitted.", metavar="URL")]
+Master = Annotated[str | None, Flag("Spark: local[2], spark://HOST:7077, yarn, submitted.", RARE, metavar="URL")]
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from hotplate.bench.figures import RUNS, keep, lines_of, of_one_cpu, stripped, write_tables
-from hotplate.report import Column, Report, Row, to_json
+from hotplate.bench.figures import RUNS, keep, lines_of, of_one_cpu, printed, stripped, write_tables
+from hotplate.report import Column, Report, Row, from_json, to_json
+from tests.support.command import hotplate
 from tests.support.paths import ROOT
 
+PLAN = "--users 1M --peak-rps 500 --profile evening --zipf 0.9"
 STATS = dict.fromkeys(("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations"), 1.0)
 MARKS = "before\n<!-- written by make figures -->\nold\n<!-- up to here -->\nafter\n"
 
@@ -89,15 +91,33 @@ def test_the_latest_runs_become_tables_between_the_marks_of_both_pages(tmp_path:
     keep([*files, tmp_path / "report.json"], folder)
     names = sorted(file.name for file in folder.iterdir())
     assert names == [f"run-2026-11-{day:02}-0600.json" for day in range(2, RUNS + 2)] + ["stores.json"]
-    for path in (readme, page):
-        path.write_text(MARKS)
+    page.write_text(MARKS)
+    readme.write_text(MARKS.replace("make figures", "make figures: stores") + MARKS)
     write_tables(folder, readme, page)
-    assert "|  | p99 ms | CPU, µs |" in readme.read_text()
-    assert "| redis | 1.5 \\* | 30 |" in readme.read_text()
-    assert "\n\\* assumed\n" in readme.read_text()
+    assert "redis  1.5 *       30\n" in readme.read_text()
+    assert "\n* assumed\n```\n" in readme.read_text()
     assert "| the same: rate against nginx | 2 times (1 to 3) |" in readme.read_text()
     assert "a read: CPU" not in readme.read_text()
     assert "| a read: CPU | " in page.read_text()
     assert "nginx" not in page.read_text()
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("after\n")
+
+
+def block_after(command: str) -> str:
+    """Return the README's fence that follows a command."""
+    _, found, rest = (ROOT / "README.md").read_text().partition(f"    hotplate {command}\n")
+    assert found
+    return rest.partition("```\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("name", ["stores", "ru"])
+def test_the_readme_shows_what_was_measured(name: str) -> None:
+    facts = json.loads((ROOT / "bench" / "figures" / f"{name}.json").read_text())
+    assert f"```\n{block_after(f'bench {name}')}```\n" == printed(from_json(facts))
+
+
+def test_the_readme_shows_what_a_plan_prints() -> None:
+    shown = block_after(f"plan {PLAN}")
+    assert len(shown.splitlines()) <= 25
+    assert shown.split() == hotplate("plan", *PLAN.split()).stdout.split()

@@ -117,7 +117,9 @@ def test_a_p99_that_stalls_decide_is_not_called_a_difference() -> None:
     assert "the rounds differ too much for an interval" in made.verdicts["p99"]
     assert made.verdicts["p50"].startswith("Redis fastest; files 1.2 times")
     assert made.verdicts["stalls"] == "Redis 1 of 14 seconds above 100 ms"
-    assert made.sentence.startswith("Fastest: Redis (p50 0.81 ms, files 1.0; p99 not proven). Cheapest: files")
+    assert made.sentence.startswith(
+        "Fastest: Redis (p50 0.81 ms, files 1.0; at p99 no difference is proven). Cheapest: files"
+    )
 
 
 def test_a_lone_round_of_a_busy_machine_is_no_verdict() -> None:
@@ -270,7 +272,7 @@ def test_without_urls_everything_is_started_and_cleaned_up(
     facts = json.loads((tmp_path / "found.json").read_text())
     named = {row["subject"] for row in facts["rows"] if row["main"]}
     cosmos = {"Cosmos DB", "Cosmos DB by SDK"}
-    assert named == {"files", *cosmos, *(["Redis", "Redis through redis-py"] if redis else [])}
+    assert named == {"files", *cosmos, *(["Redis", "Redis by redis-py"] if redis else [])}
     assert redis or any("apt-get install redis-server" in note for note in facts["notes"])
     assert "emulator" in facts["marks"]["*"]
 

@@ -96,6 +96,15 @@ def verbs_of(*group: str) -> list[list[str]]:
     return [[*group, name] for name in names]
 
 
+def test_options_that_few_users_need_stand_last_in_the_help() -> None:
+    shown = hotplate("serve", "--help", COLUMNS="100").stdout
+    usual, _, rare = shown.partition("Rarely needed")
+    assert "--store" in usual
+    for option in ("--no-fast-lane", "--drain-delay", "--health-host", "--max-connections"):
+        assert option in rare
+        assert option not in usual
+
+
 def test_help_of_each_verb_fits_two_screens_with_an_example_and_a_variable() -> None:
     groups = {"evaluate", "releases", "users", "store", "keys", "events", "bench"}
     top = verbs_of()

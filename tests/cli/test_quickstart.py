@@ -88,7 +88,7 @@ def test_the_commands_of_the_readme_run_as_they_are_written(tmp_path: Path) -> N
     (tmp_path / "clicks.csv.gz").write_bytes(gzip.compress((tmp_path / "clicks.csv").read_bytes()))
     (port,) = free_ports(1)
     readme = (ROOT / "README.md").read_text()
-    own_data = readme.partition("\n## With data of your own\n")[2]
+    own_data = readme.partition("\n## With data of your own\n")[2].partition("\n## ")[0]
     train, publish, serve, curl = re.findall(r"^    ((?:hotplate|curl) .*)", own_data, re.MULTILINE)
     in_another_terminal = f"--retry 50 --retry-all-errors --retry-delay 1 {curl.removeprefix('curl ')}"
     lines = [

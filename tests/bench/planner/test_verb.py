@@ -161,7 +161,7 @@ def test_a_report_that_is_not_sound_is_refused(more: dict[str, Any], sentence: s
 
 def test_a_comparison_of_stores_gives_the_cpu_of_a_request(tmp_path: Path) -> None:
     cpus = {"file://": 30.0, "redis://": 42.0, "cosmos": 70.0}
-    cpus |= {"Cosmos DB by SDK": 900.0, "Redis through redis-py": 90.0}
+    cpus |= {"Cosmos DB by SDK": 900.0, "Redis by redis-py": 90.0}
     rows = [Row(name, figure, "us", us) for name, us in cpus.items() for figure in ("CPU a request", "p50")]
     path = measured(tmp_path / "stores.json", *rows, kind="stores")
     assert from_report(path).values == {"request_cpu_us": 70.0}
