@@ -15,7 +15,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 
-.PHONY: help demo test fast soak check lint types k8s-check spark-test wheel image sbom push notes bench figures quality site lock clean
+.PHONY: help demo test fast soak check lint types k8s-check spark-test wheel image image-check sbom push notes bench figures quality site lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -68,6 +68,9 @@ image: ## the images, by ENGINE=docker or podman
 	$(ENGINE) build --file k8s/Dockerfile --target serve --build-arg REVISION=$(REVISION) --tag hotplate:$(VERSION) .
 	$(ENGINE) build --file k8s/Dockerfile --target offline --build-arg REVISION=$(REVISION) --tag hotplate-offline:$(VERSION) .
 	$(ENGINE) build --file k8s/Dockerfile --target spark --build-arg REVISION=$(REVISION) --tag hotplate-spark:$(VERSION) .
+
+image-check: ## the images built and run: train, publish, health check, a GET; their sizes and components
+	.ci/image-check $(VERSION) $(REVISION)
 
 sbom: image ## what is in the images, as CycloneDX, in dist/
 	@mkdir -p dist
