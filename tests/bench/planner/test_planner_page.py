@@ -43,12 +43,13 @@ def address() -> Iterator[str]:
         assert process.stderr is not None
         watchdog = threading.Timer(120, process.kill)
         watchdog.start()
+        shown = address_of(process.stderr)
+        watchdog.cancel()
         try:
-            yield address_of(process.stderr)
+            yield shown
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
-            watchdog.cancel()
 
 
 @asynccontextmanager
