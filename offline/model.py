@@ -23,7 +23,7 @@ from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours
 from hotplate.offline.train.popularity import Popular, Popularity, PopularityParams
-from hotplate.offline.train.repeats import RepeatParams, own_counts
+from hotplate.offline.train.repeats import RepeatParams, own_counts, repeats_from
 from hotplate.offline.train.similar import Similar
 from hotplate.stores.errors import reason_of
 from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
@@ -209,7 +209,7 @@ def _load(path: Path, description: dict[str, Any]) -> Model:
             params=params,
             created_at=datetime.fromisoformat(description["created_at"]),
             similar=Similar(_read_pairs(path / _SIMILAR, (shape[1], shape[1]))[0]),
-            repeats=RepeatParams(**description["repeats"]),
+            repeats=repeats_from(description["repeats"]),
             **kept,
         )
 

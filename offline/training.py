@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
+from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, Lead, evaluate_parts
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import DataSource, Format, named_paths
@@ -97,6 +97,22 @@ class TrainReport:
     seconds: dict[str, float]
 
     @property
+    def verdict(self) -> str | None:
+        """A sentence on the lists against what is popular now, as both are served, or None without an evaluation."""
+        evaluation = self.evaluation
+        if evaluation is None:
+            return None
+        served = evaluation.model.as_served.ndcg
+        for lead, baseline in zip(evaluation.leads, evaluation.baselines, strict=True):
+            if isinstance(baseline.params, PopularityParams):
+                popular = baseline.as_served.ndcg
+                return (
+                    f"The lists are {_compared(lead, popular)} {baseline.name}: nDCG@{evaluation.k} "
+                    f"{served:.4f} against {popular:.4f}"
+                )
+        return f"The lists are those of {evaluation.model.name}: nDCG@{evaluation.k} {served:.4f}"
+
+    @property
     def warning(self) -> str | None:
         """A sentence about a baseline that ranks better on the test, or None."""
         evaluation = self.evaluation
@@ -127,6 +143,7 @@ class TrainReport:
             "engine": engine_of(self.model.params),
             "params": asdict(self.model.params),
             "evaluation": self.evaluation.to_json() if self.evaluation else None,
+            "verdict": self.verdict,
             "warning": self.warning,
             "note": self.note,
             "tuning": self.model.tuning,
@@ -137,7 +154,7 @@ class TrainReport:
     def _repr_html_(self) -> str:
         facts = self.to_json()
         counts = ", ".join(f"{facts[what]:,} {what}" for what in ("users", "items", "pairs"))
-        said = [f"{described(self.model.params)}, of {counts}, in {self.out}", self.warning, self.note]
+        said = [f"{described(self.model.params)}, of {counts}, in {self.out}", self.verdict, self.warning, self.note]
         shown = "".join(f"<p>{escape(text)}</p>" for text in said if text)
         return shown if self.evaluation is None else shown + self.evaluation._repr_html_()
 
@@ -192,6 +209,14 @@ def train(
     )
 
 
+def _compared(lead: Lead, popular: float) -> str:
+    """Return how lists with the *lead* compare with popular ones of nDCG *popular*."""
+    if lead.interval is None or lead.interval[0] <= 0 <= lead.interval[1]:
+        return "neither clearly better nor worse than"
+    size = f"{100 * abs(lead.ndcg) / popular:.0f} % " if popular else ""
+    return f"{size}{'better' if lead.ndcg > 0 else 'worse'} than"
+
+
 Learnable = tuple[UserItems, History | None]
 
 
@@ -223,7 +248,7 @@ def _choose(learnable: Learnable, settings: TrainSettings, search: Search | None
     if settings.tuning is None or settings.split is None:
         return _Chosen(params, recent, similar, None)
     parts = inner_parts(*learnable, settings.split)
-    repeats = search_repeats(*learnable, settings.split, params, settings.k)
+    repeats = search_repeats(*learnable, settings.split, params, k=settings.k, popular=recent)
     return _Chosen(params, recent, similar if parts is None else choose(parts, days, settings.k), repeats)
 
 
@@ -323,9 +348,13 @@ def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None
 
 
 def _said_of(repeats: RepeatSearch) -> str:
+    """Return a sentence on repeats, of an inner test."""
+    found = f"{100 * repeats.share:.0f} % of test interactions are repeats"
+    if repeats.blended <= repeats.without:
+        return f"{found}; allowing them does not help"
     return (
-        f"{repeats.share:.0%} of the choices after the cut are repeats; lists with them (publish --keep-seen) have "
-        f"nDCG@{repeats.k} {repeats.blended:.4f}, of the engine alone {repeats.alone:.4f}"
+        f"{found}; allowing them (publish --keep-seen) raises nDCG@{repeats.k} from {repeats.without:.4f} to "
+        f"{repeats.blended:.4f}"
     )
 
 

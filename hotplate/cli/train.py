@@ -93,7 +93,7 @@ class TrainFlags:
     params: Annotated[
         str | None, Flag("Its parameters, as factors=64,alpha=2,recency=7d; no search.", MODEL, metavar="NAME=VALUE,…")
     ] = None
-    tune: Annotated[int | None, Flag("Seconds of a core that a search may take; 45.", SEARCH, at_least=1)] = None
+    tune: Annotated[int | None, Flag("Seconds of a core that a search may take; 36.", SEARCH, at_least=1)] = None
     no_tune: Annotated[bool, Flag("Take the default parameters.", SEARCH)] = False
     seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
     track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False
@@ -219,8 +219,9 @@ def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
 def print_report(report: "TrainReport") -> None:
     """Print rows read and left out, search, and evaluation."""
     facts = report.to_json()
-    if report.warning:
-        out.print(report.warning)
+    for sentence in (report.verdict, report.warning):
+        if sentence:
+            out.print(sentence)
     data = facts["data"]
     print_rows_read(data["source"], data["rows"], data["left_out"], data["notes"])
     out.print("  columns: " + ", ".join(f"{role}={name}" for role, name in data["columns"].items() if name))

@@ -33,7 +33,7 @@ from hotplate.stores.encoding import OVERALL
 # More users would cost more than the fit. The pairs (users times items) are bounded, too, but never below the minimum
 # number of users.
 MOST_TESTED = 20_000
-_MOST_RANKED = 400_000_000
+_MOST_RANKED = 200_000_000
 _LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
 # Returns lists and lists as served, both [users, k].

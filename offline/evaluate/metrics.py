@@ -1,5 +1,6 @@
 """Metrics of lists and of predicted ratings, with 95 % intervals."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -10,6 +11,8 @@ from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, c
 
 MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
+# In a search, results within so many standard errors cannot be told apart.
+EQUAL = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,20 @@ def interval(values: Values | Sequence[float]) -> MetricInterval | None:
     mean, deviation = float(np.mean(values)), np.std(values, ddof=1)
     reach = float(stdtrit(len(values) - 1, 0.975) * deviation / np.sqrt(len(values)))
     return mean - reach, mean + reach
+
+
+def standard_error(values: Values) -> float:
+    """Return the standard error of the mean."""
+    return float(values.std() / np.sqrt(len(values)))
+
+
+def leads_by(values: Values, others: Values) -> float:
+    """Return the mean difference of *values* to *others* per user, in standard errors."""
+    apart = values - others
+    error = standard_error(apart)
+    if error:
+        return float(apart.mean()) / error
+    return math.copysign(math.inf, apart.mean()) if apart.any() else 0.0
 
 
 def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:

@@ -13,7 +13,7 @@ from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 
 # Bounds memory; `topk` holds a hundred rows per core.
 _RANKED_AT_ONCE = 4096
-_SPARSE_AT_ONCE = 1024  # a row may have a hundred thousand scores
+_SPARSE_AT_ONCE = 256  # a row may have a hundred thousand scores
 ScoreTable = npt.NDArray[Any]
 RankerT = TypeVar("RankerT")
 

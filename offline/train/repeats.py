@@ -1,6 +1,7 @@
 """Repeats: a user's own interactions as part of scores in lists that keep seen items."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -9,28 +10,39 @@ from hotplate.offline.evaluate.splits import Parts, for_tested
 from hotplate.offline.input.matrix import History, Indices, UserItems, Weighing, are_among, cells_of, decay
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import Ranker
+from hotplate.offline.train.popularity import Recency
 
 _HALF_LIVES = (240.0, 120.0, None)
 _WEIGHTS = (0.5, 0.25, 1.0)
+# Tried with recency: half-life, weight, and the power of recent popularity.
+_RECENT_HALF_LIFE, _RECENT_WEIGHT, _RECENT_GAMMA = 120.0, 3.0, 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class RepeatParams:
-    """Half-life and weight of a user's own interaction; the engine's best score is 1."""
+    """Half-life and weight of a user's own interaction; the engine's best score is 1. *recency* multiplies."""
 
     half_life_days: float | None = 240.0
     weight: float = 0.5
+    recency: Recency | None = None
+
+
+def repeats_from(values: dict[str, Any]) -> RepeatParams:
+    """Return parameters from JSON values."""
+    recency = values.get("recency")
+    return RepeatParams(**values | {"recency": recency and Recency(**recency)})
 
 
 @dataclass(frozen=True, slots=True)
 class RepeatSearch:
-    """The *share* of repeats among held-back pairs, and nDCG@*k* of lists that keep seen items.
+    """The *share* of repeats among held-back pairs, and nDCG@*k* of lists on them.
 
-    *alone* is the engine's nDCG, *blended* with own counts by *params*.
+    *without* is of lists of new items, *alone* of lists that keep seen items, *blended* with own counts by *params*.
     """
 
     share: float
     k: int
+    without: float
     alone: float
     blended: float
     params: RepeatParams
@@ -42,24 +54,42 @@ def own_counts(history: History, params: RepeatParams) -> UserItems:
         weights = np.ones(len(history.times), dtype=np.float32)
     else:
         weights = decay(history.times, params.half_life_days).astype(np.float32)
-    return replace(history, weights=np.float32(params.weight) * weights, weighing=Weighing("sum")).matrix()
+    counts = replace(history, weights=np.float32(params.weight) * weights, weighing=Weighing("sum")).matrix()
+    if params.recency is not None:
+        counts.data *= params.recency.weights(counts, history.first_times(counts))[counts.indices]
+    return counts
 
 
-def search(parts: Parts, ranker: Ranker, k: int) -> RepeatSearch | None:
-    """Choose the best parameters on *parts*; None without times or repeats in the test."""
+def search(parts: Parts, ranker: Ranker, k: int, popular_half_life_days: float | None = None) -> RepeatSearch | None:
+    """Choose the best parameters on *parts*; None without times or repeats in the test.
+
+    With the half-life of popular lists, own counts times recent popularity are tried, too.
+    """
     again = are_among(cells_of(parts.train), cells_of(parts.test))
     if parts.history is None or not again.any():
         return None
-    alone = RepeatParams(weight=0.0)
-    found = {alone: _ndcg(parts, ranker, k, None)}
-    for params in (RepeatParams(half_life, weight) for half_life in _HALF_LIVES for weight in _WEIGHTS):
-        found[params] = _ndcg(parts, ranker, k, own_counts(parts.history, params))
+    cells = [RepeatParams(weight=0.0)]
+    cells += [RepeatParams(half_life, weight) for half_life in _HALF_LIVES for weight in _WEIGHTS]
+    if popular_half_life_days is not None:
+        recency = Recency(popular_half_life_days, _RECENT_GAMMA)
+        cells.append(RepeatParams(_RECENT_HALF_LIFE, _RECENT_WEIGHT, recency))
+    found = {params: ndcg(parts, ranker, k, params) for params in cells}
     best = max(found, key=lambda params: found[params])
-    return RepeatSearch(float(again.mean()), k, found[alone], found[best], best)
+    return RepeatSearch(
+        share=float(again.mean()),
+        k=k,
+        without=ndcg(parts, ranker, k, cells[0], keep_seen=False),
+        alone=found[cells[0]],
+        blended=found[best],
+        params=best,
+    )
 
 
-def _ndcg(parts: Parts, ranker: Ranker, k: int, own: UserItems | None) -> float:
+def ndcg(parts: Parts, ranker: Ranker, k: int, params: RepeatParams, *, keep_seen: bool = True) -> float:
+    """Return nDCG@*k* of lists with own counts by *params*; *parts* need times."""
+    own = own_counts(parts.history, params) if parts.history is not None and params.weight else None
+
     def lists(users: Indices) -> Indices:
-        return ranking.recommend(ranker, parts.seen, users, k, keep_seen=True, own=own)[0]
+        return ranking.recommend(ranker, parts.seen, users, k, keep_seen=keep_seen, own=own)[0]
 
     return measure_users(for_tested(parts, k, lists), parts.test).metrics.ndcg

@@ -1,13 +1,14 @@
 """Similar items: cosine of users, multiplied by recent popularity."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from hotplate.offline.evaluate.metrics import MetricInterval, interval
+from hotplate.offline.evaluate.metrics import EQUAL, MetricInterval, Values, interval, leads_by
 from hotplate.offline.evaluate.splits import Parts, ranked, rows_of
 from hotplate.offline.input.matrix import (
     Allowed,
@@ -30,6 +31,8 @@ _ITEMS_AT_ONCE = 256
 # A user's last and next items, to measure quality.
 _LAST, _NEXT = 5, 3
 SIMILAR_GAMMA = 0.25
+# Higher powers would make all lists popular ones.
+_GAMMAS = (0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +115,42 @@ def _part(similarity: Any, kept: Mask) -> Any:  # noqa: ANN401 -- as above
 def choose(parts: Parts, half_life_days: float | None, k: int) -> SimilarParams:
     """Return the parameters with the best hit rate on *parts*.
 
-    The power of recency is fixed, because the hit rate rewards popular items.
+    The hit rate rewards popular items. So the lowest power of recency within 1.5 standard errors of the best is chosen,
+    and pairs with few common users are lowered unless the hit rate without that is better by as much.
     """
-    recencies: list[Recency | None] = [None]
+    powers: list[Recency | None] = [None]
     if half_life_days is not None and parts.history is not None:
-        recencies.append(Recency(half_life_days, SIMILAR_GAMMA))
-    cells = [SimilarParams(shrink, recency) for recency in recencies for shrink in (20.0, 0.0)]
+        powers += [Recency(half_life_days, gamma) for gamma in _GAMMAS]
+    recent = _simplest([SimilarParams(recency=recency) for recency in powers], parts, k)
+    return _simplest([recent, replace(recent, shrink=0.0)], parts, k)
 
-    def hit_rate(params: SimilarParams) -> float:
-        found = measure(fit(parts.train, params, parts.train_times), params, parts, k)
-        return found.hit_rate if found else 0.0
 
-    return max(cells, key=hit_rate)
+def _simplest(cells: Sequence[SimilarParams], parts: Parts, k: int) -> SimilarParams:
+    """Return the first cell that cannot be told apart from the best."""
+    users = _measurable(parts)
+    if len(cells) == 1 or not len(users):
+        return cells[0]
+    hits = [_hit_rates(fit(parts.train, params, parts.train_times), parts, users, k) for params in cells]
+    best = max(hits, key=lambda rates: float(rates.sum()))
+    return next(params for params, rates in zip(cells, hits, strict=True) if leads_by(best, rates) <= EQUAL)
 
 
 def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
     """Measure lists of *k* on users of *parts* with items in train and test; None if there are none."""
-    users = np.flatnonzero((np.diff(parts.test.indptr) > 0) & (np.diff(parts.train.indptr) > 0))
+    users = _measurable(parts)
     if not len(users):
         return None
+    per_user = _hit_rates(similar, parts, users, k)
+    return SimilarResult(params, k, float(per_user.mean()), interval(per_user), len(users))
+
+
+def _measurable(parts: Parts) -> Indices:
+    in_both = (np.diff(parts.test.indptr) > 0) & (np.diff(parts.train.indptr) > 0)
+    return np.flatnonzero(in_both).astype(np.int32)
+
+
+def _hit_rates(similar: Similar, parts: Parts, users: Indices, k: int) -> Values:
+    """Return the share of last items with a next item among *k* similar ones [users]."""
     has = np.isin(rows_of(parts.train), users)
     last = _first(parts.train, None if parts.train_times is None else ~parts.train_times, _LAST) & has
     following = cells_of(parts.test)[_first(parts.test, parts.test_times, _NEXT)]
@@ -139,8 +159,8 @@ def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> Si
     lists, _ = similar.similar_items(distinct.astype(np.int32), k)
     found = lists[at]
     hits = (found >= 0) & are_among(following, of_user[:, None] * parts.test.shape[1] + found)
-    per_user = np.bincount(of_user, hits.any(axis=1), parts.test.shape[0])[users] / np.bincount(of_user)[users]
-    return SimilarResult(params, k, float(per_user.mean()), interval(per_user), len(users))
+    rates: Values = np.bincount(of_user, hits.any(axis=1), parts.test.shape[0])[users] / np.bincount(of_user)[users]
+    return rates
 
 
 def _first(pairs: UserItems, order: Times | None, most: int) -> Mask:

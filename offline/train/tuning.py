@@ -14,7 +14,7 @@ import numpy as np
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
-from hotplate.offline.evaluate.metrics import Values, measure_users
+from hotplate.offline.evaluate.metrics import EQUAL, Values, leads_by, measure_users, standard_error
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, Times, UserItems, are_among, cells_of, users_per_item
 from hotplate.offline.train.als import ALSParams
@@ -42,18 +42,20 @@ _SEARCHED_PAIRS = 1_000_000
 # Ranks cells as well as more iterations, in half of the time.
 _EXPLORING = 8
 _EXTENSIONS = 3
-# In standard errors: popularity must lead by the first; personal engines within the second are equal.
+# Popularity must lead by so many standard errors.
 _INTERVAL = 1.96
-_EQUAL = 1.0
 # Cuts of a split by time; with one, a single week decides.
 _CUTS = 2
 # Budget: seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
-_BUDGET_S = 45.0
-_RECENCY = 0.5
+_BUDGET_S = 36.0
+_RECENCY = 0.4
 _BUDGET_BYTES = 650e6
 _LAST_FIT_S = 900.0
+# Measured: cost of all cells by that of the first ones, and trials of recency per engine.
+_GROWTH = 1.6
+_RECENCIES = 10
 # Pairs that a trial ranks; beyond it, users are sampled.
-_RANKED = 100_000_000
+_RANKED = 60_000_000
 
 # Each won on some real data and split.
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
@@ -72,7 +74,7 @@ _WALK_STEP = 0.1
 _HALF_LIVES = (2.0, 8.0)
 _STEP = 2.0
 _SHORTEST_DAYS, _LONGEST_DAYS = 0.125, 512.0
-_LEAST_GAMMA, _MOST_GAMMA = 0.125, 4.0
+_LEAST_GAMMA, _MOST_GAMMA = 0.125, 16.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class TuneOptions:
 
     cells     to try; () for the default cells, extended beyond their edge
     engine    the only one to try
-    budget_s  estimated seconds of a core; None for 45 and half of it for recency, unlimited for *cells*
+    budget_s  estimated seconds of a core; None for 36 and 40 % of it for recency, unlimited for *cells*
     """
 
     cells: tuple[Params, ...] = ()
@@ -110,13 +112,11 @@ class Trial:
     @property
     def se(self) -> float:
         """Standard error of the mean."""
-        return _standard_error(self.per_user)
+        return standard_error(self.per_user)
 
     def leads_by(self, other: "Trial") -> float:
         """Return the mean difference to *other* per user, in standard errors."""
-        apart = self.per_user - other.per_user
-        error = _standard_error(apart)
-        return float(apart.mean()) / error if error else math.copysign(math.inf, apart.mean()) if apart.any() else 0.0
+        return leads_by(self.per_user, other.per_user)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +136,52 @@ class Search:
     def best(self) -> int:
         """The number of the recommended trial.
 
-        Popularity, if it leads the best personal cell by more than a 95 % interval. Else, of the personal cells within
-        one standard error of the best: recency first, then ALS, simpler parameters, a longer half-life.
+        1. Popularity, if it leads the best personal cell by more than a 95 % interval.
+        2. If it leads the best personal cell without recency by so much, interactions follow trends. Then tests on the
+           past come late, and of the personal cells only those with the highest power of recency are compared.
+        3. Of the personal cells within 1.5 standard errors of the best one: with recency first, then ALS, then the
+           simplest parameters, then the most recent: the highest power, and the half-life nearest to popularity's best.
         """
         ranked = _by_ndcg(self.trials)
         personal = [number for number in ranked if not isinstance(self.trials[number].params, PopularityParams)]
         popular = next((number for number in ranked if number not in personal), None)
         if not personal:
             return ranked[0]
+        if popular is not None:
+            if self._popularity_leads(popular, personal):
+                return popular
+            if self._popularity_leads(popular, [number for number in personal if not self._power(number)]):
+                personal = [number for number in personal if self._power(number) == _MOST_GAMMA] or personal
         top = self.trials[personal[0]]
-        if popular is not None and self.trials[popular].leads_by(top) > _INTERVAL:
-            return popular
-        close = [number for number in personal if top.leads_by(self.trials[number]) <= _EQUAL]
-        return min(close, key=lambda number: _complexity(self.trials[number].params))
+        close = [number for number in personal if top.leads_by(self.trials[number]) <= EQUAL]
+        return min(close, key=self._preference)
+
+    def _popularity_leads(self, popular: int, ranked: Sequence[int]) -> bool:
+        """Return whether the trial *popular* leads the first of *ranked* by more than a 95 % interval."""
+        best = (self.trials[number] for number in ranked[:1])
+        return any(self.trials[popular].leads_by(trial) > _INTERVAL for trial in best)
+
+    def _power(self, number: int) -> float:
+        recency = recency_of(self.trials[number].params)
+        return 0.0 if recency is None else recency.gamma
+
+    def _preference(self, number: int) -> tuple[float, ...]:
+        """Return a key that is least for the cell to prefer among equals."""
+        params = self.trials[number].params
+        size = 0.0
+        match params:
+            case ALSParams():
+                size = params.factors
+            case EASEParams():
+                size = -params.regularization
+            case NeighbourParams():
+                size = params.neighbours
+        recency = recency_of(params)
+        if recency is None:
+            return 1.0, float(not isinstance(params, ALSParams)), size, 0.0, 0.0
+        days = self.popular.half_life_days or recency.half_life_days
+        distance = abs(math.log(recency.half_life_days / days))
+        return 0.0, float(not isinstance(params, ALSParams)), size, -recency.gamma, distance
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
@@ -215,14 +248,24 @@ def tune(
     for _ in range(0 if tuning.cells else _EXTENSIONS):
         more = budget.affordable(beyond([trials[number].params for number in _by_ndcg(trials)], items))
         known.run(more, on_trial, int(is_recent))
-    for number in _best_of_each(trials) if is_recent else ():
-        tried: dict[Params, float] = {}
-        while waiting := budget.recencies(more_recency(trials[number].params, tried)):
-            tried |= {trial.params: trial.ndcg for trial in known.run(waiting, on_trial, 1)}
+    if is_recent:
+        _add_recency(known, budget, on_trial)
     on_trial(len(trials), len(trials))
     if budget.left_out:
         on_notice(budget.sentence())
     return Search(inner, k, tuple(trials), tuple(budget.left_out), users)
+
+
+def _add_recency(known: "_Trials", budget: "_Budget", on_trial: OnProgress) -> None:
+    """Try the best cell of each engine with recency; popularity's half-life comes first, as others start from it."""
+    best = [known.made[number].params for number in _best_of_each(known.made)]
+    popular: PopularityParams | None = None
+    for params in sorted(best, key=lambda params: not isinstance(params, PopularityParams)):
+        tried: dict[Params, Trial] = {}
+        while waiting := budget.recencies(more_recency(params, tried, popular)):
+            tried |= {trial.params: trial for trial in known.run(waiting, on_trial, 1)}
+        if isinstance(params, PopularityParams) and tried:
+            popular = max(tried, key=lambda each: tried[each].ndcg)  # type: ignore[assignment]  # all are popularity's
 
 
 def inner_parts(
@@ -236,9 +279,17 @@ def inner_parts(
 
 
 def search_repeats(
-    user_items: UserItems, history: History | None, options: SplitOptions, params: Params, k: int
+    user_items: UserItems,
+    history: History | None,
+    options: SplitOptions,
+    params: Params,
+    *,
+    k: int,
+    popular: PopularityParams | None = None,
 ) -> RepeatSearch | None:
     """Choose how a user's own interactions count in lists of *params* that keep seen items.
+
+    Recent popularity has the half-life of *popular*.
 
     Returns None without times or repeats. Neighbours replace a fit beyond the budget.
     """
@@ -248,7 +299,8 @@ def search_repeats(
     tried = _exploring(params)
     if fit_s(tried, parts.train) > _BUDGET_S / 2 or fit_bytes(tried, parts.train) > _BUDGET_BYTES:
         tried = NeighbourParams(recency=recency_of(params))
-    return choose_repeats(parts, fit_parts(parts, tried), k)
+    half_life_days = None if popular is None else popular.half_life_days
+    return choose_repeats(parts, fit_parts(parts, tried), k, half_life_days)
 
 
 def _drawn(
@@ -348,6 +400,7 @@ class _Budget:
         self.total_s = options.budget_s or (math.inf if options.cells else _BUDGET_S)
         self.most_bytes = _BUDGET_BYTES if options.budget_s is None and not options.cells else float(room_bytes())
         self._left = {"cells": self.total_s, "recency": _RECENCY * self.total_s}
+        self._growth = 1.0 if options.cells else _GROWTH
         self.left_out: dict[Params, None] = {}
 
     def affordable(self, cells: Sequence[Params]) -> list[Params]:
@@ -367,12 +420,15 @@ class _Budget:
 
     def announced(self, cells: Sequence[Params], kind: str, evaluations: int, *, is_recent: bool) -> str:
         dearest = {engine_of(params): params for params in sorted(cells, key=self._trial_s)}.values()
-        seconds = sum(map(self._trial_s, cells)) + (_RECENCY * min(self.total_s, _BUDGET_S) if is_recent else 0)
+        seconds = min(self.total_s, self._growth * sum(map(self._trial_s, cells)))
+        if is_recent:
+            ranks = _RECENCIES * sum(map(self._ranks, dearest))
+            seconds += min(_RECENCY * self.total_s, ranks)
         whole = [fit_s(params, self._user_items) for params in dearest]
         seconds += evaluations * sum(whole) + max(whole, default=0)
         return (
             f"searching {len(cells)} cells on an inner {kind} split, the evaluation and the last fit take about "
-            f"{seconds:.0f} s of a core, or more; --no-tune skips the search"
+            f"{seconds:.0f} s of a core; --no-tune skips the search"
         )
 
     def sentence(self) -> str:
@@ -413,27 +469,9 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
     return tuple(best.values())
 
 
-def _complexity(params: Params) -> tuple[float, ...]:
-    recency = recency_of(params)
-    size = 0.0
-    match params:
-        case ALSParams():
-            size = params.factors
-        case EASEParams():
-            size = -params.regularization
-        case NeighbourParams():
-            size = params.neighbours
-    timing = (0.0, 0.0) if recency is None else (-recency.half_life_days, recency.gamma)
-    return float(recency is None), float(not isinstance(params, ALSParams)), size, *timing
-
-
 def _to_json(trial: Trial) -> dict[str, Any]:
     figures = {name: getattr(trial, name) for name in ("iterations", "ndcg", "se", "seconds")}
     return {"engine": engine_of(trial.params), "params": asdict(trial.params), **figures}
-
-
-def _standard_error(values: Values) -> float:
-    return float(values.std() / math.sqrt(len(values)))
 
 
 def digest_of(user_items: UserItems, history: History | None, *settings: object) -> str:
@@ -482,7 +520,9 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
             found.append(replace(best, regularization=times * best.regularization, alpha=times * best.alpha))
     for times in _past([params.regularization for params in ease], 3, 1 / 3):
         found.append(EASEParams(float(f"{times * ease[0].regularization:.3g}")))
-    alike = [params.neighbours for params in neighbours if params.weighting == neighbours[0].weighting]
+    alike = [
+        each.neighbours for each in neighbours if replace(each, neighbours=2) == replace(neighbours[0], neighbours=2)
+    ]
     for times in _past(alike, 5, 0.5):
         number = int(np.clip(times * alike[0], 2, max(2, min(items, _MOST_SIMILARITIES // items))))
         found.append(replace(neighbours[0], neighbours=number))
@@ -499,16 +539,24 @@ def _past(values: Sequence[float], up: float, down: float) -> list[float]:
     return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
 
 
-def more_recency(params: Params, tried: Mapping[Params, float]) -> list[Params]:
-    """Return *params* with recencies to try next, given the nDCG of those *tried*.
+def more_recency(
+    params: Params, tried: Mapping[Params, Trial], popular: PopularityParams | None = None
+) -> list[Params]:
+    """Return *params* with recencies to try next, given the trials of those *tried*.
 
-    First half-lives, then half-lives and powers around the best.
+    First half-lives, and the highest power at the half-life of *popular*; then half-lives and powers around the best,
+    and higher powers as long as they equal it.
     """
     near = [(half_life, 1.0) for half_life in _HALF_LIVES]
+    if popular is not None and popular.half_life_days is not None:
+        near.append((popular.half_life_days, _MOST_GAMMA))
     if tried:
-        days, gamma = _timing(max(tried, key=lambda each: tried[each]))
+        best = max(tried.values(), key=lambda trial: trial.ndcg)
+        days, gamma = _timing(best.params)
         near = [(days * _STEP, gamma), (days / _STEP, gamma)]
-        near += [] if isinstance(params, PopularityParams) else [(days, gamma * _STEP), (days, gamma / _STEP)]
+        if not isinstance(params, PopularityParams):
+            near += [(days, gamma * _STEP), (days, gamma / _STEP)]
+            near += [(days, _timing(trial.params)[1] * _STEP) for trial in tried.values() if _equals(trial, best)]
     found = [
         PopularityParams(days)
         if isinstance(params, PopularityParams)
@@ -516,7 +564,14 @@ def more_recency(params: Params, tried: Mapping[Params, float]) -> list[Params]:
         for days, gamma in near
         if _SHORTEST_DAYS <= days <= _LONGEST_DAYS and _LEAST_GAMMA <= gamma <= _MOST_GAMMA
     ]
-    return [each for each in found if each not in tried]
+    return [each for each in dict.fromkeys(found) if each not in tried]
+
+
+def _equals(trial: Trial, best: Trial) -> bool:
+    """Return whether *trial* has the half-life of *best*, a power as high, and cannot be told apart from it."""
+    days, gamma = _timing(trial.params)
+    best_days, best_gamma = _timing(best.params)
+    return days == best_days and gamma >= best_gamma and best.leads_by(trial) <= EQUAL
 
 
 def _timing(params: Params) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """`hotplate train`: what it makes of data, what is searched or named, and what its first line says."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,17 @@ def test_parameters_are_searched_unless_any_is_named(clicks: Path, tmp_path: Pat
         assert "The parameters were not searched." in done.stdout
 
 
-def test_the_first_line_says_which_baseline_ranks_better(clicks: Path, tmp_path: Path) -> None:
+def test_the_first_lines_compare_the_lists_with_what_is_popular(clicks: Path, tmp_path: Path) -> None:
     weak = ["--params", "factors=1,regularization=1000000,iterations=1"]
     done = hotplate("train", clicks, "--out", tmp_path / "model", *weak)
-    assert " ranks better than this model on the test: nDCG@10 0." in done.stdout.partition("\n")[0]
+    first, second = done.stdout.splitlines()[:2]
+    assert re.fullmatch(r"The lists are \d+ % worse than popularity: nDCG@10 0\.\d{4} against 0\.\d{4}", first)
+    assert " ranks better than this model on the test: nDCG@10 0." in second
+    popular = ["--engine", "popularity", "--params", "half_life=7d"]
+    done = hotplate("train", clicks, "--out", tmp_path / "model", *popular)
+    assert re.match(r"The lists are those of recent popularity: nDCG@10 0\.\d{4}\n", done.stdout)
+    found = json_of("train", clicks, "--out", tmp_path / "model", *popular)
+    assert found["verdict"] == done.stdout.splitlines()[0]
 
 
 def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(clicks: Path, tmp_path: Path) -> None:

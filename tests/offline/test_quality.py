@@ -6,12 +6,25 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hotplate.offline.evaluate.evaluation import evaluate
-from hotplate.offline.evaluate.splits import SplitOptions
+from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine
+from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import to_matrix
-from hotplate.offline.quality import DATA_SETS, PIECES, DataSet, Trainings, time_rows
+from hotplate.offline.input.matrix import Weighing, to_matrix
+from hotplate.offline.quality import (
+    DATA_SETS,
+    FIXED,
+    PIECES,
+    REPEAT_COLUMNS,
+    SIMILAR_COLUMNS,
+    DataSet,
+    Trainings,
+    measure_piece,
+    other_rows,
+    time_rows,
+)
 from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.engine import needs_times
+from hotplate.offline.train.tuning import TuneOptions, tune
 from tests.support.paths import DATA
 
 MOVIES, RETAIL = DATA_SETS
@@ -61,9 +74,63 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
     data = DataSet("A log", "log.csv")
     trainings = Trainings(data, tmp_path / "log.csv", tmp_path)
     lengths = [pl.read_parquet(trainings.piece(share)).height for share in PIECES]
-    assert lengths[0] < lengths[1] < lengths[2] == trainings.log.height
-    *pieces, mean = time_rows(data, trainings)
-    assert [row[1] for row in (*pieces, mean)] == ["60%", "80%", "100%", "mean"]
-    figures = [[float(cell.split()[0]) for cell in row[3:]] for row in pieces]
-    assert [float(cell) for cell in mean[3:]] == pytest.approx(np.mean(figures, axis=0), abs=1e-4)
-    assert all(row[-1] in row[-3:-1] for row in figures), "what is typed is one of the two columns before it"
+    assert sorted(set(lengths)) == lengths
+    assert lengths[-1] == trainings.log.height
+    measured = {share: measure_piece(trainings, share) for share in PIECES[-2:]}
+    *lines, mean = time_rows(data, measured)
+    assert [line[1] for line in (*lines, mean)] == ["90%", "100%", "mean, ± over dates"]
+    figures = np.array([[float(cell.split()[0]) for cell in line[3:]] for line in lines])
+    assert [float(cell.split()[0]) for cell in mean[3:]] == pytest.approx(figures.mean(axis=0), abs=1e-4)
+    assert figures[:, -2] - figures[:, len(FIXED)] == pytest.approx(figures[:, -1], abs=2e-4)
+    for piece, others in zip(measured.values(), other_rows(data, measured), strict=True):
+        assert set(piece.similar) == set(SIMILAR_COLUMNS)
+        assert set(piece.repeats) == set(REPEAT_COLUMNS), "users choose things again"
+        written = [float(cell) for cell in others[2:]]
+        assert written == pytest.approx([*piece.similar.values(), *piece.repeats.values()], abs=1e-4)
+
+
+def choices(*, drift: float, seed: int) -> pl.DataFrame:
+    """Return the choices of 1,000 users among 400 items in 120 days; no rule of the search was chosen on them.
+
+    Items and users belong to ten groups. A user takes an item in proportion to its appeal, 20 times as likely in their
+    own group. With *drift* (1/days) items appear over time, and their appeal fades by that rate since their first day;
+    without, all are there from the start, and appeal is constant.
+    """
+    rng = np.random.default_rng(seed)
+    groups, items, days = 10, 400, 120
+    appeal = rng.lognormal(0, 1, items)
+    group_of_item = rng.integers(0, groups, items)
+    first_day = rng.uniform(-30, days, items) if drift else np.full(items, -1.0)
+    rows = []
+    for user in range(1_000):
+        own_group = int(rng.integers(0, groups))
+        count = int(rng.integers(8, 25))
+        for day in np.sort(rng.uniform(rng.uniform(0, 80), days, count)).tolist():
+            there = (first_day <= day) * np.exp(-drift * np.maximum(day - first_day, 0))
+            weights = appeal * np.where(group_of_item == own_group, 20, 1) * there
+            item = int(rng.choice(items, p=weights / weights.sum()))
+            rows.append((f"u{user:04}", f"i{item:03}", int((18_000 + day) * 86_400_000_000)))
+    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+    return log.with_columns(pl.col("time").cast(pl.Datetime("us")), weight=pl.lit(1.0))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("drift", [0.0, 0.02, 0.2])
+def test_the_search_chooses_the_better_lists_with_drift_and_without(drift: float) -> None:
+    matrix = to_matrix(choices(drift=drift, seed=20), weighing=Weighing("binary"))
+    parts = split(matrix.user_items, matrix.history, SplitOptions("by-time"))
+    search = tune(parts.train, parts.history, SplitOptions("by-time"), TuneOptions())
+    assert search is not None
+    chosen = search.trials[search.best].params
+    taste = max(
+        (trial for trial in search.trials if not needs_times(trial.params)), key=lambda trial: trial.ndcg
+    ).params
+    found = {
+        params: evaluate_engine(parts, params, 10, popular=search.popular).as_served.ndcg
+        for params in (chosen, taste, search.popular)
+    }
+    assert found[chosen] > 0.98 * max(found.values()), found
+    if drift:
+        assert found[chosen] > 1.1 * found[taste]
+    else:
+        assert found[chosen] > 1.5 * found[search.popular]

@@ -1,5 +1,6 @@
 """Repeats: what users chose before counts in lists that keep it, as often and as recently as they chose it."""
 
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -11,8 +12,8 @@ from hotplate.offline.input.matrix import Matrix, Weighing
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.item_based import NeighbourParams
-from hotplate.offline.train.popularity import PopularityParams
-from hotplate.offline.train.repeats import own_counts, search
+from hotplate.offline.train.popularity import PopularityParams, Recency
+from hotplate.offline.train.repeats import RepeatParams, own_counts, repeats_from, search
 from hotplate.offline.train.tuning import search_repeats
 from tests.support.interactions import matrix_of
 
@@ -48,10 +49,11 @@ def test_a_users_own_counts_find_more_of_what_is_bought_again(groceries: Matrix)
 
 def test_repeats_are_searched_only_where_there_are_times_and_repeats(groceries: Matrix) -> None:
     by_time = SplitOptions("by-time")
-    assert search_repeats(groceries.user_items, groceries.history, by_time, PopularityParams(), 5) is not None
-    assert search_repeats(groceries.user_items, None, by_time, PopularityParams(), 5) is None
+    assert search_repeats(groceries.user_items, groceries.history, by_time, PopularityParams(), k=5) is not None
+    assert search_repeats(groceries.user_items, None, by_time, PopularityParams(), k=5) is None
     assert (
-        search_repeats(groceries.user_items, groceries.history, SplitOptions("by-item"), PopularityParams(), 5) is None
+        search_repeats(groceries.user_items, groceries.history, SplitOptions("by-item"), PopularityParams(), k=5)
+        is None
     )
 
 
@@ -65,4 +67,21 @@ def test_the_engine_is_left_alone_where_own_rows_mislead() -> None:
     found = search(parts, fit(parts.train, PopularityParams()), 1)
     assert found is not None
     assert found.blended == found.alone == 0.5
+    assert found.without == 0
     assert found.params.weight == 0
+
+
+def test_own_counts_are_multiplied_by_recent_popularity_and_tried_so(groceries: Matrix) -> None:
+    parts = split(groceries.user_items, groceries.history, SplitOptions("by-time", repeats=True))
+    history = parts.history
+    assert history is not None
+    plain, recency = RepeatParams(120.0, 3.0), Recency(2.0, 0.25)
+    counts, recent = own_counts(history, plain), own_counts(history, replace(plain, recency=recency))
+    factors = recency.weights(parts.train, parts.train_times)
+    assert np.allclose(recent.toarray(), counts.toarray() * factors)
+    assert repeats_from(asdict(replace(plain, recency=recency))) == replace(plain, recency=recency)
+    fashions = search(parts, fit(parts.train, NeighbourParams()), 5, popular_half_life_days=2.0)
+    usual = search(parts, fit(parts.train, NeighbourParams()), 5)
+    assert fashions is not None
+    assert usual is not None
+    assert fashions.blended >= usual.blended
