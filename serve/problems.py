@@ -1,9 +1,12 @@
 """Error responses as problem+json (RFC 9457), each with a stable type."""
 
 import random
+from collections.abc import Mapping
 
 import orjson
 from aiohttp import web
+
+from hotplate.serve.settings import printable
 
 CONTENT_TYPE = "application/problem+json"
 CLOSE = {"Connection": "close"}
@@ -24,14 +27,16 @@ class Problem(Exception):
         name: str,
         detail: str,
         headers: dict[str, str] | None = None,
-        members: dict[str, object] | None = None,
+        members: Mapping[str, int | str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.name = name
-        self.detail = detail
+        self.detail = printable(detail)
         self.headers = headers or {}
-        self.members = members or {}
+        self.members = {
+            member: printable(value) if isinstance(value, str) else value for member, value in (members or {}).items()
+        }
 
     @property
     def body(self) -> bytes:

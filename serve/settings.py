@@ -232,6 +232,11 @@ def timestamp(time_s: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole_s))}.{ms:03}Z"
 
 
+def printable(text: str) -> str:
+    """Return *text* as UTF-8 can encode it: aiohttp makes surrogates of other bytes in paths and headers."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class JsonLines(logging.Formatter):
     """Formats each record as one line of JSON."""
 
@@ -242,10 +247,10 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "process": record.process,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
         }
         if record.exc_info:
-            fields["error"] = self.formatException(record.exc_info)
+            fields["error"] = printable(self.formatException(record.exc_info))
         return orjson.dumps(fields, default=str).decode()
 
 

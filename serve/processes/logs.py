@@ -19,6 +19,8 @@ from threading import RLock
 
 import msgspec
 
+from hotplate.serve.settings import printable
+
 log = logging.getLogger(__name__)
 
 # Of the log's pipe.
@@ -185,5 +187,4 @@ class SharedLog(logging.Handler):
 
 def _shown(text: str, chars: int) -> str:
     """Redact and shorten a text, without surrogates."""
-    cut = without_secrets(text[: 8 * chars])[:chars]
-    return cut.encode("utf-8", "replace").decode()
+    return printable(without_secrets(text[: 8 * chars])[:chars])

@@ -163,7 +163,7 @@ def test_what_cannot_be_opened_raises_what_open_raises(tmp_path: Path) -> None:
     until_not_ready(lists, "cannot be reached")
     lists.close()
     with hotplate.open_sync(url, timeout_s=0.05) as lists:
-        until_not_ready(lists, "hotplate publish")
+        until_not_ready(lists, "nothing was ever published")
         release = publish(tmp_path)
 
         def answers() -> bool:
