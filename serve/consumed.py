@@ -6,21 +6,28 @@ The table is in memory that the workers share, so an event that one made durable
     pairs    uint64 [BUCKETS, WAYS]    32 bits of the hash of user and item ‖ time until which it is hidden
 
 Times are in seconds since 1970. A full bucket forgets the pair that expires first.
+
+A start restores the table from the segments in the folder of events. Before `hotplate events ship` removes segments, it
+keeps those of their events that may still hide items in KEPT, by the hours that services wrote to HOURS.
 """
 
+import errno
 import logging
+import os
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
 
 import msgspec
+import zstandard
 from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.encoding import encode_id
-from hotplate.stores.event_log import SegmentReader, is_open_segment, is_segment
+from hotplate.stores.event_log import LEVEL, SegmentReader, is_open_segment, is_segment, line_of
+from hotplate.stores.folders import flush, take_lock
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +41,11 @@ HOUR_S = 3600
 MAX_HOURS = 24 * 366
 # How long a start reads segments, the newest first.
 RESTORE_S = 5.0
+# Files in the folder of events, and the wait for the lock of both.
+HOURS = ".hide-consumed.json"
+KEPT = ".consumed.events.zst"
+LOCK = ".hide-consumed.lock"
+LOCK_S = 30.0
 
 
 class _Event(msgspec.Struct):
@@ -99,12 +111,14 @@ class Consumed:
         self._users[hashed % USERS] = max(self._users[hashed % USERS], until)
 
     def restore(self, folder: Path) -> None:
-        """Add the events of the segments in *folder*, for RESTORE_S at most."""
+        """Add the events of the segments in *folder*, for RESTORE_S at most, and keep its hours for shipments."""
+        _keep_hours(folder, self._hours)
         ends, oldest = time.monotonic() + RESTORE_S, time.time() - HOUR_S * max(self._hours.values())
-        kinds = [f'"type":"{kind}"'.encode() for kind in self._hours]
-        decode = msgspec.json.Decoder(_Event).decode
         paths = [path for path in folder.iterdir() if is_segment(path.name) or is_open_segment(path.name)]
-        for path in sorted(paths, key=lambda each: each.name.lstrip("."), reverse=True):
+        paths.sort(key=lambda each: each.name.lstrip("."), reverse=True)
+        if (folder / KEPT).exists():
+            paths.append(folder / KEPT)
+        for path in paths:
             if time.monotonic() > ends:
                 log.warning("older events than of %s were not read in %.0f s: they hide nothing", path.name, RESTORE_S)
                 return
@@ -113,10 +127,96 @@ class Consumed:
             except OSError as error:
                 log.warning("the events of %s cannot be read, and hide nothing: %s", path, error.strerror)
                 continue
-            for line in SegmentReader(segment):
-                if any(kind in line for kind in kinds):
-                    event = decode(line)
-                    self.add(event.type, event.user, event.items, event.time)
+            for _, event in _events(segment, self._hours):
+                self.add(event.type, event.user, event.items, event.time)
+
+
+def remove_segments(paths: Sequence[Path], folder: Path) -> None:
+    """Remove segments of *folder*, and keep those of their events that may still hide items. Raises OSError."""
+    with _locked(folder):
+        hours = _read_hours(folder)
+        if hours:
+            kept = _hiding_events([folder / KEPT, *paths], hours)
+            try:
+                _replace(folder / KEPT, kept)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                _remove(paths)  # first, as there is no other room
+                _replace(folder / KEPT, kept)
+        _remove(paths)
+
+
+def _hiding_events(paths: Sequence[Path], hours: Mapping[str, float]) -> bytes:
+    """Return a segment with the events that may still hide items."""
+    now = time.time()
+    lines = list[bytes]()
+    for path in paths:
+        with suppress(FileNotFoundError):
+            lines += (
+                line_of(line)
+                for line, event in _events(path.read_bytes(), hours)
+                if event.time + HOUR_S * hours[event.type] > now
+            )
+    # An event is there twice if a removal was interrupted.
+    return zstandard.ZstdCompressor(level=LEVEL).compress(b"".join(dict.fromkeys(lines)))
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _keep_hours(folder: Path, hours: Mapping[str, float]) -> None:
+    """Add to the hours in *folder*, of which the longest count; logs that it cannot be written."""
+    try:
+        with _locked(folder):
+            known = _read_hours(folder)
+            longest = {kind: max(known.get(kind, 0.0), hours.get(kind, 0.0)) for kind in {*known, *hours}}
+            if longest != known:
+                _replace(folder / HOURS, msgspec.json.encode(longest))
+    except (OSError, msgspec.DecodeError) as error:
+        said = "%s cannot be written (%s): after `hotplate events ship` and a restart, consumed items are shown again"
+        log.warning(said, folder / HOURS, error)
+
+
+def _read_hours(folder: Path) -> dict[str, float]:
+    with suppress(FileNotFoundError):
+        return msgspec.json.decode((folder / HOURS).read_bytes(), type=dict[str, float])
+    return {}
+
+
+def _events(segment: bytes, kinds: Iterable[str]) -> Iterator[tuple[bytes, _Event]]:
+    """Yield the events of some types."""
+    marks = [f'"type":"{kind}"'.encode() for kind in kinds]
+    wanted = set(kinds)
+    decode = msgspec.json.Decoder(_Event).decode
+    for line in SegmentReader(segment):
+        if any(mark in line for mark in marks):
+            event = decode(line)
+            if event.type in wanted:
+                yield line, event
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        draft.write_bytes(content)
+        flush(draft)
+        draft.replace(path)
+        flush(path.parent)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = take_lock(folder / LOCK, 0o640, LOCK_S)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read_since(oldest: float, path: Path) -> bytes:

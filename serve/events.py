@@ -19,6 +19,7 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from hotplate.serve.consumed import remove_segments
 from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.serve.experiments import ArmEvents
 from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION, POSITIONS, ReleaseRole
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 MAX_QUEUED_BYTES = 16 << 20
 # Time for the last commit of a stopping worker.
 CLOSE_S = 3.0
+# Segments that are removed together, after they were copied.
+SHIPPED_AT_ONCE = 16
 # For a 95 % interval.
 Z = 1.96
 ALL = "all"
@@ -256,7 +259,8 @@ class SegmentFolder:
 def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Shipped:
     """Move the closed segments in *folder* to *url*. Raises ServiceMisused and EventsFailed.
 
-    A killed shipment is resumed: a segment with the same name and size counts as copied.
+    Events that may still hide items (`serve --hide-consumed`) are kept in the folder, too. A killed shipment is
+    resumed: a segment with the same name and size counts as copied.
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
@@ -267,11 +271,13 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
                 raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")
         recovered = len(recover(folder))
         paths = segments(folder)
-        for number, path in enumerate(paths):
-            if path.exists():  # not shipped by another run since
-                copied += place.take(path)
-                path.unlink(missing_ok=True)
-            on_progress(number + 1, len(paths))
+        for start in range(0, len(paths), SHIPPED_AT_ONCE):
+            batch = paths[start : start + SHIPPED_AT_ONCE]
+            for number, path in enumerate(batch, start + 1):
+                if path.exists():  # not shipped by another run since
+                    copied += place.take(path)
+                on_progress(number, len(paths))
+            remove_segments(batch, folder)
     except OSError as error:
         raise EventsFailed(f"{folder} cannot be read: {error.strerror}; see who may write to it") from error
     return Shipped(len(paths), copied, recovered)

@@ -163,10 +163,13 @@ def _in_model(folder: Path, users: "Sequence[str]") -> list[str]:
 def _in_events(folder: "SegmentFolder | _LocalFolder", names: "Sequence[str]", users: "Sequence[str]") -> list[str]:
     import orjson
 
+    from hotplate.serve.consumed import KEPT
     from hotplate.stores.event_log import SegmentReader, is_segment
 
     wanted, found = set(users), set[str]()
-    for name in filter(is_segment, names):
+    for name in names:
+        if not is_segment(name) and name != KEPT:
+            continue
         for line in SegmentReader(folder.read(name)):
             user = orjson.loads(line).get("user")
             found |= {user} & wanted

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,13 @@ from hypothesis import strategies as st
 
 from hotplate.serve.consumed import HOUR_S, Consumed
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.events import ship
 from hotplate.stores.encoding import encode_id
-from hotplate.stores.event_log import LogSegment, line_of
+from hotplate.stores.event_log import SUFFIX, LogSegment, line_of, segments
+from tests.support.command import json_of
+from tests.support.event_log import written
 from tests.support.service import Service, a_list, publish_lists, running, until
+from tests.support.small_disk import small_disk
 
 LISTS = {
     "user:1": a_list("a", "b", "c"), "user:2": a_list("a", "b", "c"), "item:a": a_list("b", "c"),
@@ -141,6 +146,80 @@ def test_a_restart_reads_segments_that_others_close_or_ship(tmp_path: Path, capl
     assert hidden is not None
     assert encode_id("a") in hidden
     assert "00000000.events.zst cannot be read" in caplog.text
+
+
+def events_of(folder: Path, *users: str, kind: str = "buy", hours_ago: float = 0.0) -> None:
+    """Write a closed segment with an event of each user."""
+    segment = LogSegment(folder)
+    for user in users:
+        event = {"id": user, "time": time.time() - 3600 * hours_ago, "type": kind, "user": user, "items": ["a"]}
+        segment.append([line_of(json.dumps(event, separators=(",", ":")).encode())])
+    segment.close()
+
+
+def hidden_after_restart(folder: Path, *users: str, hours: str = "buy=24") -> list[str]:
+    consumed = Consumed([hours])
+    consumed.restore(folder)
+    return [user for user in users if consumed.hidden_from(user) is not None]
+
+
+def test_shipped_events_still_hide_items_after_a_restart(tmp_path: Path) -> None:
+    folder, shipped = tmp_path / "events", tmp_path / "shipped"
+    folder.mkdir()
+    assert hidden_after_restart(folder) == []  # a service with the longest hours
+    assert hidden_after_restart(folder, hours="buy=1") == []
+    events_of(folder, "1", "2")
+    events_of(folder, "3", hours_ago=23)
+    events_of(folder, "4", hours_ago=25)
+    events_of(folder, "5", kind="click")
+    for user in ("", "6"):
+        ship(folder, f"file://{shipped}")
+        assert not segments(folder)
+        assert hidden_after_restart(folder, *"12345") == ["1", "2", "3"]
+        if user == "":
+            events_of(folder, "6")
+    assert hidden_after_restart(folder, "6") == ["6"]
+    assert len(segments(shipped)) == 5
+    assert {event["user"] for event in written(shipped)} == set("123456")
+
+
+def test_an_interrupted_shipment_keeps_each_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden_after_restart(tmp_path)
+    events_of(tmp_path, "1")
+    unlink = Path.unlink
+
+    def interrupted(path: Path, *, missing_ok: bool = False) -> None:
+        if path.name.endswith(SUFFIX) and not path.name.startswith("."):
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ship(tmp_path, f"file://{tmp_path}-shipped")
+    ship(tmp_path, f"file://{tmp_path}-shipped")
+    assert [event["user"] for event in written(tmp_path)] == ["1"]
+    assert hidden_after_restart(tmp_path, "1") == ["1"]
+
+
+def test_a_shipment_from_a_full_disk_keeps_what_hides_items(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 20) as folder:
+        hidden_after_restart(folder)
+        events_of(folder, "1")
+        with suppress(OSError), (folder / "other").open("wb", buffering=0) as other:
+            while True:
+                other.write(bytes(512))
+        ship(folder, f"file://{tmp_path / 'shipped'}")
+        assert hidden_after_restart(folder, "1") == ["1"]
+
+
+def test_users_find_names_kept_events(tmp_path: Path) -> None:
+    hidden_after_restart(tmp_path)
+    events_of(tmp_path, "1")
+    ship(tmp_path, f"file://{tmp_path}-shipped")
+    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    where = ("--store", f"file://{tmp_path / 'store'}", "--events", str(tmp_path))
+    assert str(tmp_path) in str(json_of("users", "find", "1", *where)["elsewhere"])
 
 
 @pytest.mark.parametrize("text", ["buy", "buy=", "=24", "buy=0", "buy=nan", "buy=99999"])
