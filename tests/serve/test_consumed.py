@@ -219,7 +219,7 @@ def test_users_find_names_kept_events(tmp_path: Path) -> None:
     ship(tmp_path, f"file://{tmp_path}-shipped")
     asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
     where = ("--store", f"file://{tmp_path / 'store'}", "--events", str(tmp_path))
-    assert str(tmp_path) in str(json_of("users", "find", "1", *where)["elsewhere"])
+    assert ["1"] in json_of("users", "find", "1", *where)["elsewhere"].values()
 
 
 @pytest.mark.parametrize("text", ["buy", "buy=", "=24", "buy=0", "buy=nan", "buy=99999"])
