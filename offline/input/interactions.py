@@ -416,8 +416,8 @@ def _notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> I
 def _notes_of_ids(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
     """Name ids that stand for a missing value."""
     for role, name in (("user", columns.user), ("item", columns.item)):
-        weights = log.group_by(pl.col(role).cast(pl.String)).agg(pl.col("weight").sum())
-        shares = weights.with_columns(share=pl.col("weight") / pl.col("weight").sum())
+        weights = log.group_by(role).agg(pl.col("weight").sum())
+        shares = weights.with_columns(pl.col(role).cast(pl.String), share=pl.col("weight") / pl.col("weight").sum())
         is_like_missing = pl.col(role).str.to_lowercase().is_in(_LIKE_MISSING)
         for value, share in shares.filter(is_like_missing).sort(role).select(role, "share").iter_rows():
             yield (
