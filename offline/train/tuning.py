@@ -1,7 +1,7 @@
 """The search for an engine and its parameters within a budget."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
@@ -365,22 +365,24 @@ class _Trials:
 
     def _measure(self, params: Params) -> Values:
         try:
-            made = zip(self._rankers(params), self._splits, strict=True)
-            return np.concatenate([_ndcg(ranker, parts, self._k) for ranker, parts in made])
+            # Each ranker is released before the next fit.
+            values = [_ndcg(self._ranker(params, number), parts, self._k) for number, parts in enumerate(self._splits)]
+            return np.concatenate(values)
         except DataError:
             return np.zeros(sum(int(np.count_nonzero(np.diff(parts.test.indptr))) for parts in self._splits))
 
-    def _rankers(self, params: Params) -> Iterator[Ranker]:
+    def _ranker(self, params: Params, number: int) -> Ranker:
+        """Return *params* fitted to a split; with recency, the fits without are kept."""
+        parts = self._splits[number]
         recency = recency_of(params)
         if recency is None or isinstance(params, PopularityParams):
-            yield from (fit_parts(parts, params) for parts in self._splits)
-            return
+            return fit_parts(parts, params)
         plain = replace(params, recency=None)
         if self._learnt is None or self._learnt[0] != plain:
             self._learnt = None
-            self._learnt = plain, [(fit_parts(parts, plain), parts.train_times) for parts in self._splits]
-        for (ranker, times), parts in zip(self._learnt[1], self._splits, strict=True):
-            yield with_recency(ranker, recency.weights(parts.train, times))
+            self._learnt = plain, [(fit_parts(each, plain), each.train_times) for each in self._splits]
+        ranker, times = self._learnt[1][number]
+        return with_recency(ranker, recency.weights(parts.train, times))
 
 
 def _write(path: Path, trial: Trial) -> None:
