@@ -54,7 +54,7 @@ LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILE
 COLUMNS = (
     *LATENCY_COLUMNS,
     Column(CPU, "CPU a\nread, µs", "µs"),
-    Column(COST, "USD per\n10^9 reads"),
+    Column(COST, "USD per\nbillion reads"),
     Column(COST, "paid for", noted=True),
 )
 METHOD = (
@@ -209,7 +209,7 @@ class Summary:
         for name, figure in self.latencies.items():
             row = figure.row(self.name, name, "us")
             is_assumed = not self.has_own_latency and figure.value is not None
-            yield replace(row, note=ASSUMED, mark=ASSUMED_MARK) if is_assumed else row
+            yield replace(row, low=None, high=None, note=ASSUMED, mark=ASSUMED_MARK) if is_assumed else row
 
     def rows(self) -> Iterator[Row]:
         """Yield report rows."""

@@ -15,6 +15,7 @@ from hotplate.cli.terminal import (
     Json,
     StoreUrl,
     chosen_store,
+    counted,
     out,
     print_json,
     print_result,
@@ -73,6 +74,8 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
         for entry in found.distinct
     ]
     if rows:
+        live = f"release {found.live} is live" if found.live else "no release is live"
+        out.print(f"{live} in {shown_store(store)}, of {counted(len(rows), 'release')}")
         out.print(table(("release", "state", "begun", "left service"), rows))
     else:
         out.print(f"no releases in {shown_store(store)}; `hotplate store rebuild` finds lost ones")

@@ -62,8 +62,10 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
         "findings": [each._asdict() for each in found],
     }
     lines = [f"{each.level:<8} {each.subject:<12} {each.sentence}" for each in found]
+    can = "cannot" if counts[Level.ERROR] else "can"
     total = f"{counted(counts[Level.ERROR], 'error')}, {counted(counts[Level.WARNING], 'warning')}"
-    print_result(facts, shown_store(store), *lines, total, as_json=as_json)
+    answer = f"{shown_store(store)} {can} be served from and published to: {total}"
+    print_result(facts, answer, *lines, as_json=as_json)
     raise typer.Exit(FAILED if counts[Level.ERROR] else 0)
 
 

@@ -1,6 +1,7 @@
 """The comparison of stores: its answer and table, what breaks it, what it refuses, and runs from end to end."""
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
@@ -25,7 +27,7 @@ from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup,
 from hotplate.offline import publish
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
-from hotplate.report import Report
+from hotplate.report import Report, print_report
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import run_on
 from hotplate.stores.manifest import Manifest
@@ -98,6 +100,11 @@ def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
     )
     assert made.exit_code == 0
     assert made.sentence.startswith("Fastest and cheapest: files (p99 2.0 ms, Redis 3.1), a copy on each server. ")
+    out = io.StringIO()
+    print_report(made, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [len([line for line in lines if line.startswith(f"{name}  ")]) for name in ("files", "Redis")] == [1, 1]
     assert re.search(r"Shared by servers: Redis, cheaper than Cosmos DB from 3\d reads/s on\.$", made.sentence)
     assert made.verdicts["p50"] == made.verdicts["p99"] == "files fastest; Redis 1.5 times (1.5 to 1.5)"
     assert made.verdicts["CPU"].startswith("files least; Redis 1.5 times (1.5 to 1.5), Cosmos DB 3.0 times")

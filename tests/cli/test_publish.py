@@ -146,7 +146,9 @@ def test_bad_model_exits_with_3_and_is_not_live_unless_forced(tmp_path: Path) ->
     assert live_in(store) == live
     refused = facts["release"]["release"]
     listed = hotplate("releases", "list", "--store", store).stdout
-    assert [line.split("  ")[1].strip() for line in listed.splitlines()[1:]] == ["live", "refused by overlap@10"]
+    answer, _, *lines = listed.splitlines()
+    assert answer == f"release {live} is live in {store}, of 2 releases"
+    assert [line.split("  ")[1].strip() for line in lines] == ["live", "refused by overlap@10"]
     shown = hotplate("releases", "show", refused, "--store", store).stdout
     assert len(shown.splitlines()) < 40
     for line in (
