@@ -30,6 +30,8 @@ MAX_POPULAR = 1000  # items of a list
 EXAMPLE = "category:shoes|boots,price<50"
 
 _STRING = r'"(?:[^"\\]|\\.)*+"'
+# The same in the dialect of JSON Schema, where values are not checked.
+WHERE_PATTERN = r"^$|^\s*[\w.-]{1,64}\s*(!?:|[<>]=?)"
 _CONDITION = re.compile(rf'\s*([\w.-]{{1,64}})\s*(!?:|[<>]=?)((?:[^",]|{_STRING})++)(,|\Z)', re.DOTALL)
 _VALUE = re.compile(rf'(?:[^"|]|{_STRING})++', re.DOTALL)
 

@@ -93,7 +93,7 @@ class Handlers:
     async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations`."""
         BATCH.parse(raw_query)
-        batch = parse_batch(await read_body(request))
+        batch = parse_batch(await read_body(request), request.content_type)
         answers = await self._reader.personal_many(batch.users, batch.segment, batch.list)
         named = releases(answers) or {RELEASE: self._reader.release()}
         only, release = _filter_of(batch), named[RELEASE]

@@ -195,8 +195,11 @@ def _operation(one: Operation, schemas: Schema) -> Schema:
     if parameters := [*([path] if one.path_parameter else []), *_query_parameters(one)]:
         described["parameters"] = parameters
     if one.body is not None:
-        content = {"schema": _schema(one.body, schemas), "example": EXAMPLES[one.body]}
-        described["requestBody"] = {"required": True, "content": {JSON: content}}
+        content = {
+            media: {"schema": _schema(one.body, schemas), "example": EXAMPLES[one.body]} if media == JSON else {}
+            for media in one.body_media
+        }
+        described["requestBody"] = {"required": True, "content": content}
     return described
 
 

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from hotplate.serve.filters import EXAMPLE, MAX_WHERE_CHARS
+from hotplate.serve.filters import EXAMPLE, MAX_WHERE_CHARS, WHERE_PATTERN
 from hotplate.serve.fold_in import RECENCY
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.reader import DEFAULT_N, Status
@@ -56,6 +56,7 @@ Where = Annotated[
     str,
     Meta(
         max_length=MAX_WHERE_CHARS,
+        extra_json_schema={"pattern": WHERE_PATTERN},
         description=f"Conditions on item attributes, as `{EXAMPLE}`; all must hold. Operators are : !: < <= > >=; a "
         "value with a comma, bar or quote is a JSON string. Popular items that meet them fill the list up to n.",
     ),
@@ -220,6 +221,7 @@ class Operation:
     path_parameter: str | None = None
     query: type[Struct] = field(default=NoQuery)
     body: type[Struct] | None = None
+    body_media: tuple[str, ...] = (JSON,)
 
 
 _READ = (200, 304, 400, 404, 503)
@@ -232,6 +234,7 @@ OPERATIONS = (
     Operation(
         "POST", "/v1/recommendations", "The lists of many users",
         BatchAnswer, (200, 400, 404, 413, 415, 503), (JSON, MSGPACK), body=BatchBody,
+        body_media=(JSON, MSGPACK),
     ),
     Operation(
         "POST", FOLD_IN, "A list computed from a basket of items",
@@ -315,9 +318,9 @@ def _too_large() -> Problem:
     return Problem(413, "body-too-large", f"a body has at most {MAX_BODY_BYTES} bytes; send several requests")
 
 
-def parse_batch(body: bytes) -> BatchBody:
-    """Parse and check the body of a batch; raises Problem."""
-    batch = parse_body(body, BatchBody, "POST /v1/recommendations")
+def parse_batch(body: bytes, media: str = JSON) -> BatchBody:
+    """Parse and check the body of a batch, in JSON or MSGPACK; raises Problem."""
+    batch = parse_body(body, BatchBody, "POST /v1/recommendations", media)
     _check_ids(batch.users, "users")
     _check_ids(batch.exclude, "exclude")
     if len(batch.users) * batch.n > MAX_BATCH_ITEMS:
@@ -336,19 +339,22 @@ def parse_fold_in(body: bytes) -> FoldInBody:
     return basket
 
 
-def parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
+def parse_body(body: bytes, kind: type[AnyStruct], route: str, media: str = JSON) -> AnyStruct:
     """Parse a body; raises a Problem with the position of the error."""
+    codec = msgspec.msgpack if media == MSGPACK else msgspec.json
     try:
         try:
-            return msgspec.json.decode(body, type=kind)
+            decoded: AnyStruct = codec.decode(body, type=kind)
         except msgspec.ValidationError as error:
-            given = msgspec.json.decode(body)
-            n = given.get("n") if isinstance(given, dict) else None
+            fields = codec.decode(body)
+            n = fields.get("n") if isinstance(fields, dict) else None
             if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # 10.0 is an integer in JSON
-                return parse_body(msgspec.json.encode(given | {"n": int(n)}), kind, route)
+                return parse_body(codec.encode(fields | {"n": int(n)}), kind, route, media)
             raise _refused(error, route, kind) from None
-    except (ValueError, RecursionError) as error:
-        raise bad_parameter(f"the body is not JSON: {error}") from None
+        else:
+            return decoded
+    except (ValueError, TypeError, RecursionError) as error:  # a TypeError: a map or list as a key in msgpack
+        raise bad_parameter(f"the body is not {'msgpack' if media == MSGPACK else 'JSON'}: {error}") from None
 
 
 def parse_id(raw: str, name: str) -> str:

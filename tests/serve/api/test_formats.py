@@ -47,6 +47,46 @@ def test_both_forms_of_a_batch_say_the_same_and_large_ones_are_whole(service: Se
     assert [item["id"] for item in decoded(post(service, MSGPACK, ["42"]))["results"][0]["items"]] == ODD
 
 
+def packed(service: Service, body: bytes, **headers: str) -> Answer:
+    return service.request("POST", "/v1/recommendations", body, Content_Type=MSGPACK, **headers)
+
+
+def test_both_forms_of_the_body_of_a_batch_get_the_same(service: Service) -> None:
+    for fields in (
+        {"users": ["42", *ODD, "nobody"]},
+        {"users": MANY, "n": 10},
+        {"users": ["42"], "n": 3.0, "fields": "id"},
+    ):
+        plain = service.request("POST", "/v1/recommendations", json.dumps(fields).encode())
+        for accept in (JSON, MSGPACK):
+            answer = packed(service, msgspec.msgpack.encode(fields), Accept=accept)
+            assert answer.status == 200
+            assert decoded(answer) == plain.json
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "the body is not msgpack"),
+        (b"{}", "the body is not msgpack"),
+        (b"\x91" * 100_000, "the body is not msgpack"),
+        (b"\x81\xa5users\x91\xa1\xff", "the body is not msgpack"),
+        (b"\x81\x91\x01\x01", "cannot be used"),
+        (b"\x81\xa5users\xd4\x01\x01", "users cannot be used"),
+        (msgspec.msgpack.encode({"users": ["1"], "m": 1}), "unknown field `m`"),
+        (msgspec.msgpack.encode({"users": [1]}), "users[0] cannot be used"),
+        (msgspec.msgpack.encode({"users": ["1"], "n": 1.5}), "n cannot be used"),
+        (msgspec.msgpack.encode({"users": [""]}), "users[0] cannot be used"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_invalid_msgpack_body_is_refused_with_its_place(service: Service, body: bytes, reason: str) -> None:
+    answer = packed(service, body)
+    assert answer.status == 400
+    assert reason in answer.json["detail"]
+    assert "Traceback" not in service.log.read_text()
+
+
 def test_a_reader_that_leaves_a_large_answer_harms_nobody(service: Service) -> None:
     body = json.dumps({"users": MANY, "n": 10}).encode()
     for _ in range(20):
