@@ -27,6 +27,7 @@ from hotplate.serve.connections.listeners import room_for_connections
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import CLOSE, Problem, internal_error
 from hotplate.serve.settings import Limits
+from hotplate.stores.folders import return_free_memory
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -55,6 +56,8 @@ TLS_WRITE_BYTES = 16_384
 # Each tick of the sweep checks one of SLICES slices: each connection once a second.
 SLICES = 10
 TICK_S = 0.1
+# Memory of more freed bodies and answers is returned to the system.
+RETURNED_BYTES = 32 << 20
 # Time to read the last answer: closing with unread bytes would reset the connection.
 LINGER_S = 1.0
 
@@ -120,6 +123,8 @@ class ConnectionRegistry:
         self._room = min(limits.connections, room_for_connections())
         self.open: dict[Connection, None] = {}
         """All connections, the oldest first."""
+        self._peak_bytes = 0
+        """Of `bytes_in_flight`, since memory was returned."""
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -167,6 +172,13 @@ class ConnectionRegistry:
         for connection in list(self.open)[self._ticks % SLICES :: SLICES]:
             if connection.is_open:
                 connection.check(now)
+        self._return_memory()
+
+    def _return_memory(self) -> None:
+        self._peak_bytes = max(self._peak_bytes, self.bytes_in_flight)
+        if self._ticks % SLICES == 0 and self._peak_bytes - self.bytes_in_flight > RETURNED_BYTES:
+            self._peak_bytes = self.bytes_in_flight
+            return_free_memory()
 
 
 def _may_keep_connection(message: RawRequestMessage) -> bool:

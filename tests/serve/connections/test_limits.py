@@ -137,12 +137,12 @@ def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
         assert silent.recv(1) == used.recv(1) == b""
 
 
-@over_both
 def test_the_time_of_idle_connections_is_an_option(store: Path) -> None:
     with running(store, "--idle-timeout", "1") as service, sockets(service) as (client,):
         assert client.recv(1) == b""
 
 
+@over_both
 def test_unread_answers_do_not_keep_an_idle_connection_open(service: Service) -> None:
     before = shed(service, "slow_reader")
     with sockets(service, 9, receive_bytes=4096) as (never, *some):
@@ -176,6 +176,21 @@ def test_many_that_never_read_neither_fill_the_memory_nor_starve_the_others(serv
         until(is_cut, "they are not cut")
         batch = b'{"users": ["1"]}'
         until(lambda: service.request("POST", "/v1/recommendations", batch).status == 200, "no batch is answered")
+
+
+def test_memory_of_answers_that_nobody_read_is_returned(store: Path) -> None:
+    with limited(store, write_s=2.0) as service, ExitStack() as readers:
+        before_mb = memory_mb(service)
+        until(lambda: service.request("POST", "/v1/recommendations", BATCH).status == 200)
+
+        def hold() -> bool:
+            """Add a batch that nobody reads; the first ones may be refused."""
+            (connection,) = readers.enter_context(sockets(service, 1, receive_bytes=4096))
+            connection.sendall(post(BATCH))
+            return memory_mb(service) > before_mb + 60
+
+        until(hold, "nothing is held")
+        until(lambda: memory_mb(service) < before_mb + 30, "the memory is kept")
 
 
 def test_what_is_held_for_clients_takes_a_quarter_of_the_memory() -> None:
