@@ -36,7 +36,8 @@ BATCH_COLUMNS = (
     Column("errors", "errors\n%", "%"),
     Column("popular lists", "popular\n%", "%"),
 )
-INVALID = "These figures do not measure the service; see below."
+SHOWN_REASONS = 2
+INVALID = "There is no verdict: this machine disturbed the measurement; see below."
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
 
 
@@ -237,6 +238,9 @@ class _Rounds:
     def failures(self) -> list[str]:
         numbered = enumerate(self._rounds, 1)
         reasons = [f"round {number}: {reason}" for number, each in numbered for reason in each.invalid_reasons]
+        if len(reasons) > SHOWN_REASONS:
+            more = len(reasons) - SHOWN_REASONS
+            reasons = [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(self._rounds)} rounds"]
         return [*reasons, *(f"all rounds: {each}" for each in self._late)]
 
     @property

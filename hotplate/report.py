@@ -260,7 +260,7 @@ def print_report(report: Report, console: Console) -> None:
     for note in report.notes:
         _print_wrapped(note, console)
     for complaint in report.complaints:
-        if complaint == report.sentence:
+        if report.sentence.startswith(complaint):
             continue
         _print_wrapped(f"LOOK OUT: {complaint}", console, style="bold red")
 

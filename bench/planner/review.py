@@ -107,15 +107,17 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
     if baseline:
         kept = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
         sentence = f"{kept} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
+    if short:
+        sentence = f"{short[0]}. {sentence}"
     is_listed = only or baseline is not None
     return Report(
         kind="plan",
-        sentence=(*short, sentence)[0],
+        sentence=sentence,
         rows=() if baseline else (*_summary(plan), *_rows(plan)),
         columns=() if is_listed else _columns(plan),
         listed=True,
         verdicts={} if is_listed else dict(_reasons(plan)),
-        notes=(*[sentence] * len(short), *([] if only else [f"look out: {each}" for each in warnings(plan)])),
+        notes=() if only else tuple(f"look out: {warning}" for warning in warnings(plan)),
         method=() if baseline else tuple(_origins(plan, prices_file)),
         broken=(*short, *grown),
         plots=() if only else (_cost_plot(plan), _day_plot(plan)),

@@ -237,13 +237,13 @@ def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
 def test_the_shortage_follows_from_what_reads_need() -> None:
     # Without headroom, what is provisioned is what reads need.
     made = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
-    assert made.sentence == "short by 6,400 RU/s: 94 of 100 reads get 429"
+    assert made.sentence.startswith("short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s, ")
     # A container of 6,100 RU/s has two partitions, of which one gets 0.9 + 0.05 of the reads, 3,800 of 4,000.
     split = report(a_plan(peak_rps=4_000, have_ru=6_100, hot_share=0.9), "prices.toml")
-    assert split.sentence == "6,100 RU/s are split over 2 partitions: 19 of 100 reads get 429"
+    assert split.sentence.startswith("6,100 RU/s are split over 2 partitions: 19 of 100 reads get 429. ")
     assert split.exit_code == 3
     headroom = report(a_plan(peak_rps=700, have_ru=800), "prices.toml")
-    assert headroom.sentence == "short by 200 RU/s: the busiest hour fits as a mean, its peaks get 429"
+    assert headroom.sentence.startswith("short by 200 RU/s: the busiest hour fits as a mean, its peaks get 429. ")
     # Two partitions of 500 RU/s each, of which one gets 800 of 1,000 reads/s: 300 are refused.
     assert refused_share(1_000, 1_000, 1.6, 2) == pytest.approx(0.3)
     assert refused_share(400, 0, 1, 1) == 0
