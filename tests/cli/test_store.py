@@ -83,7 +83,7 @@ def test_a_service_of_a_folder_that_does_not_exist_says_so(tmp_path: Path) -> No
     with running(tmp_path / "typo") as service:
         assert service.get("/v1/popular").status == 503
         log = service.log.read_text()
-    assert f"nothing was ever published to file://{tmp_path}/typo, and the folder does not exist; check --store" in log
+    assert f"nothing was ever published to file://{tmp_path}/typo, and the folder does not exist; publish to it" in log
 
 
 @pytest.mark.parametrize("separator", [",", ", ", ";"])
