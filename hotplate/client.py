@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 import httpcore2
 
 from hotplate.background import Background, blocking
+from hotplate.proxies import proxy_for
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -156,6 +157,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         is_plain = parts.scheme == "http"
         self.ssl_context = ssl_context or (None if is_plain else httpcore2.default_ssl_context())  # slow: not in a call
         self._max_connections = max_connections
+        self._proxy = proxy_for(self._url)
         self._pools = dict[asyncio.AbstractEventLoop, httpcore2.AsyncConnectionPool]()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -179,7 +181,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             for closed in [other for other in list(self._pools) if other.is_closed()]:
                 self._pools.pop(closed, None)
             pool = self._pools[loop] = httpcore2.AsyncConnectionPool(
-                self.ssl_context, max_connections=self._max_connections, keepalive_expiry=IDLE_S
+                self.ssl_context,
+                None if self._proxy is None else httpcore2.Proxy(self._proxy.url, self._proxy.credentials),
+                max_connections=self._max_connections,
+                keepalive_expiry=IDLE_S,
             )
         return pool
 

@@ -11,6 +11,7 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from hotplate.proxies import Proxy
 from hotplate.stores.timing import Backoff, Deadlines
 
 Tag = TypeVar("Tag")
@@ -26,6 +27,8 @@ IDLE_S = 60.0
 STALE_S = 2.0
 
 END_OF_HEAD = b"\r\n\r\n"
+# Of the answer of a proxy.
+MAX_TUNNEL_HEAD = 16_384
 
 
 class RequestFailed(Exception):
@@ -181,14 +184,50 @@ class Transport(Protocol):
         """Close all connections."""
 
 
+class _Tunnel(asyncio.Protocol):
+    """Waits for a proxy's answer to the request for a tunnel."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.get_running_loop().create_future()
+        self._received = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, rest = self._received.partition(END_OF_HEAD)
+        status = head.split(b" ", 2)[1:2]
+        if self.opened.done() or not (end or len(head) > MAX_TUNNEL_HEAD):
+            return
+        if end and status == [b"200"] and not rest:  # a server does not speak first
+            self.opened.set_result(None)
+        else:
+            self._fail(f"the proxy opened no tunnel, and answered {status[0].decode('latin-1') if status else '?'}")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(f"the proxy closed the connection: {error}")
+
+    def _fail(self, reason: str) -> None:
+        if not self.opened.done():
+            self.opened.set_exception(ConnectionError(reason))
+
+
 Pending = asyncio.Future[Response]
 
 
 class ConnectionPool:
     """At most *size* connections to one server; for one event loop. Never resends a request."""
 
-    def __init__(self, host: str, port: int, *, size: int = 32, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        size: int = 32,
+        tls: ssl.SSLContext | None = None,
+        proxy: Proxy | None = None,
+    ) -> None:
+        """*proxy* opens tunnels to the server."""
         self._server = host, port
+        self._proxy = proxy
         self._size = size
         self._tls = tls
         self._idle = deque[ClientConnection[Pending]]()
@@ -263,10 +302,32 @@ class ConnectionPool:
         connect = asyncio.get_running_loop().create_connection
         try:
             async with asyncio.timeout(CONNECT_S):
-                await connect(partial(ClientConnection, self), *self._server, ssl=self._tls)
+                if self._proxy is None:
+                    await connect(partial(ClientConnection, self), *self._server, ssl=self._tls)
+                else:
+                    await self._connect_through(self._proxy)
         except (OSError, UnicodeError) as error:  # UnicodeError: invalid host
             self._connect_error = error
             self._pause()
+
+    async def _connect_through(self, proxy: Proxy) -> None:
+        loop = asyncio.get_running_loop()
+        transport, tunnel = await loop.create_connection(_Tunnel, proxy.host, proxy.port)
+        opened: asyncio.Transport | None = transport
+        connection = ClientConnection(self)
+        try:
+            transport.write(proxy.tunnel_request(*self._server))
+            await tunnel.opened
+            if self._tls is None:
+                transport.set_protocol(connection)
+            else:
+                opened = await loop.start_tls(transport, connection, self._tls, server_hostname=self._server[0])
+        except BaseException:
+            transport.abort()
+            raise
+        if opened is None:
+            raise ConnectionResetError("the proxy has closed the tunnel")
+        connection.connection_made(opened)
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         self._opening.discard(opening)

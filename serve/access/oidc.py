@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
-from aiohttp import ClientError, ClientSession, ClientTimeout
+from aiohttp import BasicAuth, ClientError, ClientSession, ClientTimeout
 
+from hotplate.proxies import proxy_for
 from hotplate.serve.access.auth import Caller, VerifyToken, is_loopback, refused_credential
 from hotplate.serve.access.keys import NAME, SCOPES
 from hotplate.serve.errors import ServiceMisused
@@ -162,7 +163,13 @@ def verifier_of(issuer: str | None, audience: str | None) -> VerifyToken | None:
 async def _get(session: ClientSession, url: str) -> dict[str, Any]:
     if not _is_trusted(url):
         raise IssuerUnreadable("its configuration names keys that are not at an https:// URL")
-    async with session.get(url, allow_redirects=False, raise_for_status=True) as response:
+    proxy, auth = proxy_for(url), None
+    if proxy is not None and proxy.credentials is not None:
+        auth = BasicAuth(*proxy.credentials)
+    through = None if proxy is None else proxy.url
+    async with session.get(
+        url, allow_redirects=False, raise_for_status=True, proxy=through, proxy_auth=auth
+    ) as response:
         body = b""
         async for chunk in response.content.iter_chunked(65_536):
             body += chunk

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from hotplate.proxies import proxy_for
 from hotplate.stores.cosmos import errors
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.regions import Account, Region
@@ -287,6 +288,10 @@ def _connects(address: Address) -> MakeTransport:
 
     def connect(url: str) -> Transport:
         parts = urlsplit(url)
-        return ConnectionPool(parts.hostname or "", parts.port or 443, size=CONNECTIONS, tls=tls)
+        try:
+            proxy = proxy_for(url)
+        except ValueError as error:
+            raise StoreMisused(str(error)) from error
+        return ConnectionPool(parts.hostname or "", parts.port or 443, size=CONNECTIONS, tls=tls, proxy=proxy)
 
     return connect
