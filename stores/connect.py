@@ -145,7 +145,9 @@ def never_published(url: str | None = None) -> ReleaseNotFound:
     """Return the error of an empty store, by its *url* if that is known."""
     shown = "this store" if url is None else redacted(url)
     absent = ", and the folder does not exist" if url is not None and lacks_folder(url) else ""
-    return ReleaseNotFound(f"nothing was ever published to {shown}{absent}; publish to it with `hotplate publish`, or check --store")
+    return ReleaseNotFound(
+        f"nothing was ever published to {shown}{absent}; publish to it with `hotplate publish`, or check --store"
+    )
 
 
 def lacks_folder(url: str) -> bool:
