@@ -4,8 +4,9 @@ Values are read over multiplexed connections, or with `?client=redis-py` by redi
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import cast
 
 from redis.exceptions import RedisClusterException, RedisError
 
@@ -19,78 +20,73 @@ from hotplate.stores.redis.writer import BUCKETS, SEALED, Keys, unsealed
 from hotplate.stores.store import Slot, not_found
 from hotplate.stores.timing import Deadlines
 
+ReadServer = Callable[[Sequence[str | bytes]], Awaitable[list[Slot]]]
+"""Reads values by name; raises StoreError."""
 
-class Lookups(Protocol):
-    """Reads rows of a release."""
+ReadCluster = Callable[[Sequence[bytes], Sequence[int], float | None], Awaitable[list[Slot]]]
+"""Reads values by name and slot until a time of the loop's clock; a failed or late value is an error.
 
-    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`."""
-
-
-class ServerValues(Protocol):
-    """Reads values of one server."""
-
-    async def read(self, names: Sequence[str | bytes]) -> list[Slot]:
-        """Read values by name; raises StoreError."""
+Raises StoreError if the nodes are unknown.
+"""
 
 
-class ClusterValues(Protocol):
-    """Reads values of a cluster."""
-
-    async def read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
-        """Read values by name and slot until *until_s* (loop clock); a failed or late one is an error.
-
-        Raises StoreError if the nodes are unknown.
-        """
-
-
-class MultiplexedServer:
-    """Reads values of one server by one MGET, over a new connection if the current one is lost."""
-
-    def __init__(self, readers: Readers) -> None:
-        self._readers = readers
-
-    async def read(self, names: Sequence[str | bytes]) -> list[Slot]:
-        """See `ServerValues`."""
-        servers = self._readers.servers
-        if not servers.loaded:
-            await servers.load()
-        reader = self._readers.at(servers.primaries[0])
+async def read_multiplexed(readers: Readers, names: Sequence[str | bytes]) -> list[Slot]:
+    """Read values of one server by one MGET, over a new connection if the current one is lost."""
+    servers = readers.servers
+    if not servers.loaded:
+        await servers.load()
+    reader = readers.at(servers.primaries[0])
+    try:
+        connection = reader.current or await reader.connection()
         try:
-            connection = reader.current or await reader.connection()
-            try:
-                return await connection.mget(names)
-            except StoreUnavailable:
-                if connection.error is None:
-                    raise
-                return await (await reader.connection()).mget(names)
+            return await connection.mget(names)
         except StoreUnavailable:
-            servers.schedule_refresh()
-            raise
+            if connection.error is None:
+                raise
+            return await (await reader.connection()).mget(names)
+    except StoreUnavailable:
+        servers.schedule_refresh()
+        raise
 
 
-class PooledServer:
-    """Reads values of one server by redis-py's MGET."""
+async def read_by_redis_py(sessions: Sessions, names: Sequence[str | bytes]) -> list[Slot]:
+    """Read values of one server by redis-py's MGET."""
+    (server,) = await sessions.primaries()
+    try:
+        return cast("list[Slot]", await server.client.mget(names))
+    except RedisError as error:
+        sessions.servers.schedule_refresh()
+        raise translated(error, server.address.shown) from error
 
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
 
-    async def read(self, names: Sequence[str | bytes]) -> list[Slot]:
-        """See `ServerValues`."""
-        (server,) = await self._sessions.primaries()
-        try:
-            return cast("list[Slot]", await server.client.mget(names))
-        except RedisError as error:
-            self._sessions.servers.schedule_refresh()
-            raise translated(error, server.address.shown) from error
+async def read_cluster_by_redis_py(
+    servers: Cluster, names: Sequence[bytes], slots: Sequence[int], until_s: float | None
+) -> list[Slot]:
+    """Read values of a cluster by redis-py's pipeline."""
+    del slots
+    servers.loop.check()
+    await servers.load()
+    pipeline = servers.client.pipeline()
+    for name in names:
+        pipeline.get(name)
+    values: list[Slot]
+    try:
+        async with asyncio.timeout_at(until_s):
+            values = await pipeline.execute(raise_on_error=False)
+    except TimeoutError:
+        values = [_late(servers)] * len(names)
+    except (RedisError, RedisClusterException) as error:
+        values = [translated(error, servers.shown)] * len(names)
+    values = [translated(value, servers.shown) if isinstance(value, RedisError) else value for value in values]
+    return [_part(servers, value) for value in values]
 
 
 class ServerLookups:
     """Reads rows and the release's state together."""
 
-    def __init__(self, keys: Keys, values: ServerValues) -> None:
+    def __init__(self, keys: Keys, read: ReadServer) -> None:
         self._keys = keys
-        self._values = values
+        self._read = read
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
         """See `Reader.get_many`; the caller applies *timeout_s*."""
@@ -101,7 +97,7 @@ class ServerLookups:
             rows = names.rows(keys)
         except UnicodeEncodeError:
             rows, _ = names.located(keys)
-        state, *values = await self._values.read([names.state, *rows])
+        state, *values = await self._read([names.state, *rows])
         if state is None or (state != SEALED and None in values):  # rows missing from a draft may still arrive
             raise not_found(release)
         return values
@@ -117,7 +113,7 @@ class MultiplexedCluster:
         self._deadlines = Deadlines[tuple[Replies, ...]](_cancel)
 
     async def read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
-        """See `ClusterValues`."""
+        """See `ReadCluster`."""
         if not self._servers.loaded:
             await self._servers.load()
         by_node = self._servers.places_by_node(slots)
@@ -220,34 +216,6 @@ class MultiplexedCluster:
         return value
 
 
-class PooledCluster:
-    """Reads values of a cluster by redis-py's pipeline."""
-
-    def __init__(self, servers: Cluster) -> None:
-        self._servers = servers
-
-    async def read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
-        """See `ClusterValues`."""
-        del slots
-        self._servers.loop.check()
-        await self._servers.load()
-        pipeline = self._servers.client.pipeline()
-        for name in names:
-            pipeline.get(name)
-        values: list[Slot]
-        try:
-            async with asyncio.timeout_at(until_s):
-                values = await pipeline.execute(raise_on_error=False)
-        except TimeoutError:
-            values = [_late(self._servers)] * len(names)
-        except (RedisError, RedisClusterException) as error:
-            values = [translated(error, self._servers.shown)] * len(names)
-        values = [
-            translated(value, self._servers.shown) if isinstance(value, RedisError) else value for value in values
-        ]
-        return [_part(self._servers, value) for value in values]
-
-
 def _late(servers: Cluster) -> StoreUnavailable:
     return StoreUnavailable(f"a node of {servers.shown} did not answer in time")
 
@@ -274,9 +242,9 @@ class BucketLost(ReleaseNotFound, PartUnavailable):
 class ClusterLookups:
     """Reads rows of a cluster; a list counts as absent only if its bucket is sealed."""
 
-    def __init__(self, keys: Keys, values: ClusterValues, sessions: Sessions) -> None:
+    def __init__(self, keys: Keys, read: ReadCluster, sessions: Sessions) -> None:
         self._keys = keys
-        self._values = values
+        self._read = read
         self._sessions = sessions
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
@@ -286,11 +254,11 @@ class ClusterLookups:
         if not keys and await self._sessions.execute("GET", names.state) is None:
             raise not_found(release)
         rows, buckets = names.located(keys)
-        slots = await self._values.read(rows, [names.slots[bucket] for bucket in buckets], until_s)
+        slots = await self._read(rows, [names.slots[bucket] for bucket in buckets], until_s)
         if None in slots:
             absent = sorted({bucket for bucket, slot in zip(buckets, slots, strict=True) if slot is None})
             raw_states = [names.raw_heads[bucket] + b"@state" for bucket in absent]
-            states = await self._values.read(raw_states, [names.slots[bucket] for bucket in absent], until_s)
+            states = await self._read(raw_states, [names.slots[bucket] for bucket in absent], until_s)
             by_bucket = dict(zip(absent, states, strict=True))
             for place, bucket in enumerate(buckets):
                 if slots[place] is None and (state := by_bucket[bucket]) != SEALED:
@@ -331,11 +299,15 @@ class ReplicaLookups:
         return slots
 
 
-def lookups_for(keys: Keys, readers: Readers, sessions: Sessions, *, by_redis_py: bool = False) -> Lookups:
+def lookups_for(
+    keys: Keys, readers: Readers, sessions: Sessions, *, by_redis_py: bool = False
+) -> ServerLookups | ClusterLookups:
     """Return the lookups of a deployment."""
     servers = readers.servers
-    if isinstance(servers, Cluster):
-        parts: ClusterValues = PooledCluster(servers) if by_redis_py else MultiplexedCluster(servers, readers, sessions)
-        return ClusterLookups(keys, parts, sessions)
-    values: ServerValues = PooledServer(sessions) if by_redis_py else MultiplexedServer(readers)
-    return ServerLookups(keys, values)
+    if not isinstance(servers, Cluster):
+        return ServerLookups(
+            keys, partial(read_by_redis_py, sessions) if by_redis_py else partial(read_multiplexed, readers)
+        )
+    if by_redis_py:
+        return ClusterLookups(keys, partial(read_cluster_by_redis_py, servers), sessions)
+    return ClusterLookups(keys, MultiplexedCluster(servers, readers, sessions).read, sessions)
