@@ -263,6 +263,8 @@ class Server:
             try:
                 yield Session(self, connection, asking=asking)
             finally:
+                if self._is_closed or pool is not self.client.connection_pool:
+                    await connection.disconnect(nowait=True)  # opened while its pool was closed
                 await pool.release(connection)
 
     async def execute(self, *command: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply

@@ -127,9 +127,11 @@ class Multiplexer(asyncio.Protocol):
 
     async def retire(self) -> None:
         """Close the connection once pending commands have their replies."""
-        while self._waiting:
-            await asyncio.wait([self._waiting[-1][0]])
-        await self.close()
+        try:
+            while self._waiting:
+                await asyncio.wait([self._waiting[-1][0]])
+        finally:
+            await self.close()
 
     def _lose(self, reason: str) -> None:
         """Close the connection after an invalid reply."""
@@ -239,13 +241,11 @@ class Reconnector:
 
     async def renew(self) -> None:
         """Open a connection with new credentials in the place of the current one; raises StoreUnavailable."""
-        former = self.current
-        if former is None or self._is_closed:
+        if self.current is None or self._is_closed:
             return
         connection = self._connect()
         await connection.open()
-        self._connection = connection
-        await former.retire()
+        await self._replace(connection)
 
     async def close(self) -> None:
         """Close the connection, or stop opening it; none is opened afterwards."""
@@ -261,8 +261,14 @@ class Reconnector:
         except StoreUnavailable as error:
             self._record_failure(str(error))
             raise
-        self._connection = connection
+        await self._replace(connection)
         return connection
+
+    async def _replace(self, connection: Multiplexer) -> None:
+        former = self._connection
+        self._connection = connection
+        if former is not None:
+            await former.retire()
 
     async def _note_end(self) -> None:
         """Count a server that accepts but never replies as failed."""

@@ -244,8 +244,10 @@ class Cluster(_Discovered):
         client = self._new_client()
         try:
             await _load_slots(client)
-        except RedisClusterException as error:
+        except BaseException as error:
             await _close_client(client)
+            if not isinstance(error, RedisClusterException):
+                raise
             log.warning("%s", self._unreachable(error))
             return
         former = self.client
@@ -298,9 +300,11 @@ class Cluster(_Discovered):
         client = self._new_client()
         try:
             await _load_slots(client)
-        except RedisClusterException:
+        except BaseException as failure:
             await _close_client(client)
-            raise self._unreachable(error) from error
+            if isinstance(failure, RedisClusterException):
+                raise self._unreachable(error) from error
+            raise
         former = self.client
         self.client = client
         await _close_client(former)

@@ -25,6 +25,7 @@ class Proxy:
         self.target = target
         """The port that new connections lead to."""
         self._writers = set[asyncio.StreamWriter]()
+        self._transports = list[asyncio.WriteTransport]()
         self._tasks = set[asyncio.Task[None]]()
 
     def reset(self) -> None:
@@ -39,6 +40,9 @@ class Proxy:
         while self._tasks:
             self.reset()
             await asyncio.gather(*self._tasks)
+        for transport in self._transports:  # one that still has data to send stays open otherwise
+            transport.abort()
+        await asyncio.sleep(0)
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take one connection."""
@@ -47,6 +51,7 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers.add(writer)
+        self._transports.append(writer.transport)
         self._start(self._connect(reader, writer))
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,6 +62,7 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers.add(server_writer)
+        self._transports.append(server_writer.transport)
         lost = asyncio.Event()
         self._start(self._pump(reader, server_writer, lost, is_request=True))
         self._start(self._pump(server_reader, writer, lost, is_request=False))
