@@ -34,7 +34,7 @@ class _StoredRelease:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class MemoryRows:
     read: Callable[[bytes], bytes | None]
 
 
@@ -54,7 +54,7 @@ class MemoryStore(LocalReader, RowEraser):
         return self.find(release).rows.get(key)
 
     def rows_of(self, release: ReleaseRef) -> LocalRows:
-        return _Rows(lambda key: self.get(release, key.decode()))
+        return MemoryRows(lambda key: self.get(release, key.decode()))
 
     async def warm(self, release: ReleaseRef) -> None:
         """Nothing to bring: it is in memory."""

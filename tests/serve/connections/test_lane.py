@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from hotplate.serve.access.keys import create
+from hotplate.serve.access.keys import create, revoke
 from hotplate.serve.connections.connection import Connection, State
 from hotplate.serve.connections.lane import Lane
 from hotplate.serve.deny_list import DenyListFile
@@ -23,8 +23,9 @@ from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.publication import publish
-from hotplate.stores.store import Plan, Row, Slot
+from hotplate.stores.store import Plan, Reader, Row, Slot
 from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange
 from tests.support.memory_store import MemoryStore
 from tests.support.property import depths
@@ -48,24 +49,31 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.fixture(scope="module", params=["at hand", "awaited"])
-def pair(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[Pair]:
+@pytest.fixture(scope="module", params=["at hand", "awaited", "files"])
+def pair(
+    request: pytest.FixtureRequest, runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
     # That a header is too large in all is seen only between two requests, and the lane is done with the first sooner.
     limits = Limits(header_bytes=1 << 16)
-    pair = Pair(runner.run(reader_of(MemoryStore(), awaited=request.param == "awaited")), limits=limits)
+    is_file = request.param == "files"
+    store = LmdbStore(tmp_path_factory.mktemp("files")) if is_file else MemoryStore()
+    pair = Pair(runner.run(reader_of(store, awaited=request.param == "awaited")), limits=limits)
     runner.run(pair.__aenter__())
     yield pair
     runner.run(pair.__aexit__(None, None, None))
 
 
-async def reader_of(store: MemoryStore, *, awaited: bool = False, denied: Path | None = None) -> TieredReader:
+async def reader_of(
+    store: MemoryStore | LmdbStore, *, awaited: bool = False, denied: Path | None = None
+) -> TieredReader:
     """Publish LISTS and return a reader of them: at hand, or as if the store were over a network."""
 
     async def rows() -> AsyncIterator[Sequence[Row]]:
         yield as_bodies(sorted(Row(key, value) for key, value in LISTS.items()))
 
     await publish(store, rows(), plan=Plan(len(LISTS), 10_000), about={"lists": {"basket": {}}})
-    return TieredReader({"store": RemoteStore(store) if awaited else store}, deny_list=DenyListFile(denied))
+    read: Reader = RemoteStore(store) if awaited and isinstance(store, MemoryStore) else store
+    return TieredReader({"store": read}, deny_list=DenyListFile(denied))
 
 
 @pytest.fixture
@@ -225,6 +233,36 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
     assert lines[:rounds] == lines[rounds : 2 * rounds]
     assert lines[2 * rounds : 3 * rounds] == lines[3 * rounds :][:rounds]
     assert {len(line["user"]) for line in lines if line["status"] == 200 and "user" in line} == {32}
+
+
+async def test_each_change_of_a_policy_reaches_the_next_request_of_the_lane(tmp_path: Path) -> None:
+    keys, denied = tmp_path / "keys.json", tmp_path / "denied"
+    denied.write_text("")
+    key = create(keys, "web", ["read"]).key
+    get = GET.replace(HOST, HOST + b"X-API-Key: %b\r\n" % key.encode())
+    store = MemoryStore()
+    async with Pair(await reader_of(store, denied=denied), keys=keys) as pair:
+        (loaded,), (listed,) = pair.lane.dispatcher.guard.watched, pair.reader.deny_list.watched  # type: ignore[attr-defined]  # a Dispatcher
+        assert b'"1-0"' in await exchange(pair.lane, [get])
+        denied.write_text("item:1-0\n")
+        for _ in range(2):
+            listed.poll()
+        assert b'"1-0"' not in await exchange(pair.lane, [get])
+        denied.write_text("user:1\n")
+        for _ in range(2):
+            listed.poll()
+        assert b'"source":"popular"' in await exchange(pair.lane, [get])
+        denied.write_text("")
+        for _ in range(2):
+            listed.poll()
+        assert b'"1-0"' in await exchange(pair.lane, [get])
+        await publish_rows(store, [Row("popular:", a_list("new")), Row("user:1", a_list("newest"))])
+        await pair.reader.tiers[0].follower.refresh()
+        assert b'"newest"' in await exchange(pair.lane, [get])
+        revoke(keys, "web")
+        for _ in range(2):
+            loaded.poll()
+        assert b"HTTP/1.1 401 " in await exchange(pair.lane, [get])
 
 
 async def waiting(pair: Pair, gate: asyncio.Event, *pieces: bytes) -> tuple[Connection, MemoryTransport]:

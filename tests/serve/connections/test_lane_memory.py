@@ -1,0 +1,73 @@
+"""The fast lane reads nothing beyond its buffers: by guard pages, and under AddressSanitizer and UBSan."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.soak import MINUTES, SEED, scaled
+
+SOURCE = ROOT / "serve" / "connections" / "lane.pyx"
+SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+# Changes of the source that read one byte too many: of a request, and of a row.
+PLANTED = {
+    "request": ("if span.end - span.at < size or memcmp", "if span.end - span.at < size - 1 or memcmp"),
+    "row": ("    items.end = body.end\n", "    items.end = body.end + 1\n"),
+}
+
+
+def feed(extension: Path, examples: int, minutes: float = 0.0, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.support.guarded_lane", str(extension), str(examples), str(minutes)]
+    return subprocess.run(
+        [*command, str(SEED)], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def feed_sanitized(extension: Path, examples: int, minutes: float = 0.0) -> subprocess.CompletedProcess[str]:
+    """Feed a build for a sanitizer, which must be loaded first, and does not see the blocks of Python's allocator."""
+    runtime = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    options = {"LD_PRELOAD": runtime.strip(), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    return feed(extension, examples, minutes, **options)
+
+
+def build(folder: Path, source: Path = SOURCE, flags: tuple[str, ...] = SANITIZED) -> Path:
+    """Compile a source by the build hook."""
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import hatch_build as hook; "
+        "print(hook.compile_lane(Path(sys.argv[2]), Path(sys.argv[3]), tuple(sys.argv[4:])))"
+    )
+    command = [sys.executable, "-c", program, str(ROOT), str(folder), str(source), *flags]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
+def test_lane_reads_nothing_beyond_requests_and_rows() -> None:
+    lane = pytest.importorskip("hotplate.serve.connections.lane", reason="the fast lane is not compiled")
+    done = feed(Path(str(lane.__file__)), 2_000)
+    assert done.returncode == 0, done.stderr[-2000:]
+    taken, _, count = done.stdout.split()
+    assert int(taken) > int(count) / 4, "most of what was drawn is not the lane's"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_sanitizers_report_nothing_in_a_long_fuzz(tmp_path: Path) -> None:
+    done = feed_sanitized(build(tmp_path), scaled(20_000), MINUTES)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("place", PLANTED)
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_planted_overread_of_one_byte_is_found(tmp_path: Path, place: str) -> None:
+    text, wrong = SOURCE.read_text(), PLANTED[place]
+    assert text.count(wrong[0]) == 1
+    source = tmp_path / SOURCE.name
+    source.write_text(text.replace(*wrong))
+    done = feed_sanitized(build(tmp_path / "built", source), 2_000)
+    assert done.returncode != 0
+    assert "AddressSanitizer" in done.stderr
