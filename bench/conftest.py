@@ -177,6 +177,7 @@ def nginx_of(body: bytes, headers: Mapping[str, str]) -> Iterator[Server]:
 @contextmanager
 def nginx_with_files(bodies: Mapping[str, bytes], headers: Mapping[str, str]) -> Iterator[Server]:
     """Run one nginx worker with files of responses, by user, kept open."""
+    headers = {name: value for name, value in headers.items() if name.lower() != "etag"}  # nginx makes its own
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # started by root, nginx reads as another user
         for user, body in bodies.items():
@@ -226,7 +227,7 @@ def _lua_redis() -> str:
 
 
 def _added(headers: Mapping[str, str]) -> str:
-    own = {"connection", "content-length", "content-type", "date", "etag", "keep-alive", "server"}
+    own = {"connection", "content-length", "content-type", "date", "keep-alive", "server"}
     return "\n".join(f"add_header {name} '{value}';" for name, value in headers.items() if name.lower() not in own)
 
 

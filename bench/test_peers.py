@@ -1,4 +1,7 @@
-"""hotplate compared in alternating rounds with its peers: nginx, webdis and aiohttp by wrk; polars, LMDB, implicit."""
+"""hotplate compared in alternating rounds with its peers.
+
+By wrk: nginx with one answer, with files, and with Lua and Redis, webdis, aiohttp. By CPU: polars, LMDB, implicit.
+"""
 
 import shutil
 import statistics
@@ -20,6 +23,8 @@ from hotplate.bench.conftest import (
     measure,
     must_be_alike,
     nginx_of,
+    nginx_with_files,
+    nginx_with_lua,
     random_gets,
     saturate,
     service_of,
@@ -33,6 +38,8 @@ from hotplate.stores.encoding import OFFSET_BYTES, USER
 ROUNDS = 5
 IMPORTS = 3
 ITEMS = 20_000
+# Answers that nginx has as files.
+STATIC_FILES = 10_000
 BARE = (HOTPLATE[0], "-m", "hotplate.bench.bare")
 RETAIL = ROOT.parent / "shared" / "data" / "online-retail" / "online_retail.parquet"
 RETAIL_OPTIONS = (
@@ -47,12 +54,15 @@ pytestmark = pytest.mark.benchmark(group="peers")
 
 def compare(benchmark: Benchmark, names: tuple[str, str], ours: Loaded, peers: Loaded) -> None:
     """Measure both servers in alternating rounds, and store the results."""
-    cpu_us, ratios = list[float](), list[float]()
+    cpu_us = list[float]()
+    cpu_ratios = list[float]()
+    ratios = list[float]()
 
     def round_of_both() -> None:
-        (rate, cpu), (other, _) = saturate(*ours), saturate(*peers)
+        (rate, cpu), (other_rate, other_cpu) = saturate(*ours), saturate(*peers)
         cpu_us.append(cpu)
-        ratios.append(rate / other)
+        cpu_ratios.append(cpu / other_cpu)
+        ratios.append(rate / other_rate)
 
     saturate(*ours)
     saturate(*peers)
@@ -60,6 +70,7 @@ def compare(benchmark: Benchmark, names: tuple[str, str], ours: Loaded, peers: L
     benchmark.extra_info["figures"] = [
         [f"{names[0]}: requests/s and core", "/s", [1e6 / each for each in cpu_us]],
         ["the same: CPU", "µs", cpu_us],
+        [f"the same: CPU against {names[1]}", TIMES, cpu_ratios],
         [f"the same: rate against {names[1]}", TIMES, ratios],
     ]
     assert max(ratios) > 0
@@ -85,6 +96,21 @@ def test_get_and_nginx(benchmark: Benchmark, files: Filled, tmp_path: Path) -> N
             compare(benchmark, names, (service, requests), (nginx, requests))
 
 
+def test_get_and_nginx_with_files(benchmark: Benchmark, files: Filled, tmp_path: Path) -> None:
+    executable("nginx")
+    key = create(tmp_path / "keys.json", "shop", [READ]).key
+    users = ids(files.shape.users)[:STATIC_FILES]
+    requests = random_gets(
+        ROUTE + "{user}", users, {"Accept": "application/json", "User-Agent": "shop/1.0", "X-API-Key": key}
+    )
+    with service_of(files.url, "--keys", str(tmp_path / "keys.json"), "--anonymous") as service:
+        bodies = {user: fetch(service.url + ROUTE + user)[0] for user in users}
+        _, headers = fetch(service.url + ROUTE + users[0])
+        with nginx_with_files(bodies, headers) as nginx:
+            names = f"a GET with a key of {len(users):,} users in files", "nginx with the same answers as files"
+            compare(benchmark, names, (service, requests), (nginx, requests))
+
+
 def test_get_and_plain_aiohttp(benchmark: Benchmark, files: Filled) -> None:
     requests = random_gets(ROUTE + "{user}", COPIED)
     with service_of(files.url) as service, aiohttp_of(service) as peer:
@@ -93,20 +119,40 @@ def test_get_and_plain_aiohttp(benchmark: Benchmark, files: Filled) -> None:
         compare(benchmark, names, (service, requests), (peer, requests))
 
 
-def test_get_from_redis_and_webdis(
-    benchmark: Benchmark, redis: Filled, redis_server: RedisServer, values: list[bytes]
-) -> None:
-    executable("webdis")
+@pytest.fixture
+def plain_lists(redis: Filled, redis_server: RedisServer, values: list[bytes]) -> str:
+    """Store the lists as values of Redis without anything of ours; return the prefix of their keys."""
     with Redis(port=redis_server.port) as client:
         for batch in redis.shape.batches(values):
             client.mset({PLAIN + row.key: row.value[OFFSET_BYTES:] for row in batch})
+    return PLAIN + USER
+
+
+def test_get_from_redis_and_webdis(
+    benchmark: Benchmark, redis: Filled, redis_server: RedisServer, plain_lists: str
+) -> None:
+    executable("webdis")
     users = ids(redis.shape.users)
     # Both answer with the whole list; .txt is the value itself, without JSON around it.
     ours = random_gets(f"{ROUTE}{{user}}?n={redis.shape.items}", users)
-    theirs = random_gets(f"/GET/{PLAIN}{USER}{{user}}.txt", users)
+    theirs = random_gets(f"/GET/{plain_lists}{{user}}.txt", users)
     with service_of(redis.url) as service, webdis_of(redis_server) as webdis:
         names = f"a GET among {redis.shape.users:,} users in Redis", "webdis on one thread"
         compare(benchmark, names, (service, ours), (webdis, theirs))
+
+
+def test_get_from_redis_and_nginx_with_lua(
+    benchmark: Benchmark, redis: Filled, redis_server: RedisServer, plain_lists: str
+) -> None:
+    executable("nginx")
+    users = ids(redis.shape.users)
+    ours = random_gets(f"{ROUTE}{{user}}?n={redis.shape.items}", users)
+    theirs = random_gets(ROUTE + "{user}", users)
+    with service_of(redis.url) as service:
+        _, headers = fetch(service.url + ROUTE + users[0])
+        with nginx_with_lua(redis_server, plain_lists, headers, users[0]) as nginx:
+            names = f"the same GET among {redis.shape.users:,} users in Redis", "nginx with Lua and Redis"
+            compare(benchmark, names, (service, ours), (nginx, theirs))
 
 
 def write_lists(path: Path, users: int) -> None:
