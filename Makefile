@@ -90,8 +90,9 @@ notes: ## what CHANGELOG.md says of this version, in dist/; with TAG=v1.2.3, onl
 # By themselves: pytest-benchmark does not work beside xdist.
 bench: .venv/dev .venv/lane ## the benchmarks, saved below .benchmarks and compared with the last run; ONLY=bench/test_lookups.py
 	$(BIN)/python -m pytest -o addopts="--import-mode=importlib --strict-markers" -p no:xdist -p no:schemathesis \
-	    --timeout 1800 --benchmark-storage file://.benchmarks --benchmark-autosave --benchmark-histogram .benchmarks/histogram \
-	    $$(ls .benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare) $(or $(ONLY),bench)
+	    $$(ls .benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare) --timeout 1800 \
+	    --benchmark-storage file://.benchmarks --benchmark-autosave --benchmark-histogram .benchmarks/histogram \
+	    $(or $(ONLY),bench)
 
 figures: .venv/dev .venv/lane ## the tables of README and docs/measuring.md; KEEP="FILE …" adds results of make bench and reports first
 	$(BIN)/python -m hotplate.bench.figures $(KEEP)
