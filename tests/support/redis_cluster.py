@@ -91,6 +91,26 @@ class RedisCluster:
             by_port[next(primary[1] for start, end, primary, *_ in ranges if start <= slot <= end)] for slot in slots
         ]
 
+    @contextmanager
+    def announced(self, node: ClusterNode, port: int) -> Iterator[None]:
+        """Let a node name *port* as its own; every node knows the port in the block, and the real one after it."""
+
+        def announce(own_tls_port: int, own_port: int) -> None:
+            node.server.execute_command("CONFIG", "SET", "cluster-announce-tls-port", str(own_tls_port))
+            node.server.execute_command("CONFIG", "SET", "cluster-announce-port", str(own_port))
+
+        def is_known(shown: int) -> bool:
+            tables = [each.server.execute_command("CLUSTER", "SLOTS") for each in self.alive]
+            return all(any(primary[1] == shown for _, _, primary, *_ in table) for table in tables)
+
+        announce(node.server.tls_port, port)
+        try:
+            self.wait_until(lambda: is_known(port))
+            yield
+        finally:
+            announce(0, 0)  # the real ones
+            self.wait_until(lambda: is_known(node.port))
+
     def slots(self, node: ClusterNode) -> set[int]:
         """The slots that a primary serves."""
         ranges = self.alive[0].server.execute_command("CLUSTER", "SLOTS")

@@ -36,12 +36,6 @@ class Wire:
         return sum(self.server.calls(command) for command in commands)
 
 
-def announce(server: RedisServer, tls_port: int, port: int) -> None:
-    """Set the ports that a node of a cluster names as its own; 0 is the real one."""
-    server.execute_command("CONFIG", "SET", "cluster-announce-tls-port", str(tls_port))
-    server.execute_command("CONFIG", "SET", "cluster-announce-port", str(port))
-
-
 @pytest.fixture(params=["redis", "redis+sentinel", "redis+cluster"])
 async def wire(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Wire]:
     rows = USERS
@@ -60,8 +54,7 @@ async def wire(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Wir
         if request.param == "redis+sentinel":
             url = await stack.enter_async_context(speaking(ScriptedSentinel(1, proxy.port)))
         if request.param == "redis+cluster":
-            announce(server, server.tls_port, proxy.port)
-            stack.callback(announce, server, 0, 0)
+            stack.enter_context(cluster.announced(home, proxy.port))
         store = open_url(f"{url}?prefix={prefix}")
         stack.push_async_callback(store.close)
         yield Wire(store, proxy, server, rows)
