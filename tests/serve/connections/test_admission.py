@@ -148,7 +148,7 @@ async def test_a_batch_is_refused_at_once_if_those_before_it_take_too_long(gate:
     await asyncio.sleep(0)
     assert gate.admission.is_full
     refused = [one for one in more if one.done()]
-    assert 10 < len(refused) < 20
+    assert 0 < len(refused) < 20
     assert all(isinstance(one.exception(), Problem) for one in refused)
     assert not more[0].done(), "one always runs"
     gate.end.set()
