@@ -217,7 +217,14 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
     for share, piece in pieces.items():
         cells = [f"{value:.4f}" for value in piece.ndcg.values()]
         cells[-1] += f" ± {piece.half:.4f}, {piece.described}"
-        yield data.name, f"{share:.0%}", f"{piece.users:,}", *cells, _with_half(piece.lead.ndcg, piece.lead.interval)
+        role = "chosen" if share in CHOSEN else "confirmed"
+        yield (
+            data.name,
+            f"{share:.0%}, {role}",
+            f"{piece.users:,}",
+            *cells,
+            _with_half(piece.lead.ndcg, piece.lead.interval),
+        )
     by_name = {name: [piece.ndcg[name] for piece in pieces.values()] for name in (*FIXED, RECENT, BEST_ALS, TYPED)}
     cells = [f"{np.mean(values):.4f}" for values in by_name.values()]
     cells[-1] = _with_half(float(np.mean(by_name[TYPED])), interval(by_name[TYPED]))

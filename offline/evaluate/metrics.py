@@ -13,6 +13,8 @@ MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
 # In a search, results within so many standard errors cannot be told apart.
 EQUAL = 1.5
+# The best of another kind leads by more, a 95 % interval.
+LEADING = 1.96
 
 
 @dataclass(frozen=True, slots=True)

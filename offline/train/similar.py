@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from hotplate.offline.evaluate.metrics import EQUAL, MetricInterval, Values, interval, leads_by
+from hotplate.offline.evaluate.metrics import LEADING, MetricInterval, Values, interval, leads_by
 from hotplate.offline.evaluate.splits import Parts, ranked, rows_of
 from hotplate.offline.input.matrix import (
     Allowed,
@@ -32,7 +32,7 @@ _ITEMS_AT_ONCE = 256
 _LAST, _NEXT = 5, 3
 SIMILAR_GAMMA = 0.25
 # Higher powers would make all lists popular ones.
-_GAMMAS = (0.25, 0.5, 1.0)
+_GAMMAS = (SIMILAR_GAMMA, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,24 +115,25 @@ def _part(similarity: Any, kept: Mask) -> Any:  # noqa: ANN401 -- as above
 def choose(parts: Parts, half_life_days: float | None, k: int) -> SimilarParams:
     """Return the parameters with the best hit rate on *parts*.
 
-    The hit rate rewards popular items. So the lowest power of recency within 1.5 standard errors of the best is chosen,
-    and pairs with few common users are lowered unless the hit rate without that is better by as much.
+    The hit rate rewards popular items. So another power of recency than the default has to lead it by more than a 95 %
+    interval, and so has another *shrink*.
     """
     powers: list[Recency | None] = [None]
     if half_life_days is not None and parts.history is not None:
-        powers += [Recency(half_life_days, gamma) for gamma in _GAMMAS]
-    recent = _simplest([SimilarParams(recency=recency) for recency in powers], parts, k)
-    return _simplest([recent, replace(recent, shrink=0.0)], parts, k)
+        usual, *others = (Recency(half_life_days, gamma) for gamma in _GAMMAS)
+        powers = [usual, None, *others]
+    recent = _first_as_good([SimilarParams(recency=recency) for recency in powers], parts, k)
+    return _first_as_good([recent, replace(recent, shrink=0.0)], parts, k)
 
 
-def _simplest(cells: Sequence[SimilarParams], parts: Parts, k: int) -> SimilarParams:
-    """Return the first cell that cannot be told apart from the best."""
+def _first_as_good(cells: Sequence[SimilarParams], parts: Parts, k: int) -> SimilarParams:
+    """Return the first cell that the best one does not lead by more than a 95 % interval."""
     users = _measurable(parts)
     if len(cells) == 1 or not len(users):
         return cells[0]
     hits = [_hit_rates(fit(parts.train, params, parts.train_times), parts, users, k) for params in cells]
     best = max(hits, key=lambda rates: float(rates.sum()))
-    return next(params for params, rates in zip(cells, hits, strict=True) if leads_by(best, rates) <= EQUAL)
+    return next(params for params, rates in zip(cells, hits, strict=True) if leads_by(best, rates) <= LEADING)
 
 
 def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
-from hotplate.offline.evaluate.metrics import EQUAL, Values, leads_by, measure_users, standard_error
+from hotplate.offline.evaluate.metrics import EQUAL, LEADING, Values, leads_by, measure_users, standard_error
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, Times, UserItems, are_among, cells_of, users_per_item
 from hotplate.offline.train.als import ALSParams
@@ -42,8 +42,6 @@ _SEARCHED_PAIRS = 1_000_000
 # Ranks cells as well as more iterations, in half of the time.
 _EXPLORING = 8
 _EXTENSIONS = 3
-# Popularity must lead by so many standard errors.
-_INTERVAL = 1.96
 # Cuts of a split by time; with one, a single week decides.
 _CUTS = 2
 # Budget: seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
@@ -159,7 +157,7 @@ class Search:
     def _popularity_leads(self, popular: int, ranked: Sequence[int]) -> bool:
         """Return whether the trial *popular* leads the first of *ranked* by more than a 95 % interval."""
         best = (self.trials[number] for number in ranked[:1])
-        return any(self.trials[popular].leads_by(trial) > _INTERVAL for trial in best)
+        return any(self.trials[popular].leads_by(trial) > LEADING for trial in best)
 
     def _power(self, number: int) -> float:
         recency = recency_of(self.trials[number].params)

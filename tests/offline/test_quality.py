@@ -78,7 +78,7 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
     assert lengths[-1] == trainings.log.height
     measured = {share: measure_piece(trainings, share) for share in PIECES[-2:]}
     *lines, mean = time_rows(data, measured)
-    assert [line[1] for line in (*lines, mean)] == ["90%", "100%", "mean, ± over dates"]
+    assert [line[1] for line in (*lines, mean)] == ["90%, chosen", "100%, confirmed", "mean, ± over dates"]
     figures = np.array([[float(cell.split()[0]) for cell in line[3:]] for line in lines])
     assert [float(cell.split()[0]) for cell in mean[3:]] == pytest.approx(figures.mean(axis=0), abs=1e-4)
     assert figures[:, -2] - figures[:, len(FIXED)] == pytest.approx(figures[:, -1], abs=2e-4)

@@ -83,7 +83,7 @@ def test_recency_is_chosen_where_the_next_items_are_of_late() -> None:
     rows = [
         (f"u{rng.integers(60):02}", f"i{(3 * day + rng.integers(6)) % 200:03}", start + timedelta(days=day, minutes=at))
         for day in range(60)
-        for at in range(30)
+        for at in range(90)
     ]
     matrix = matrix_of(rows, Weighing("binary"))
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.1))
@@ -92,6 +92,7 @@ def test_recency_is_chosen_where_the_next_items_are_of_late() -> None:
     assert choose(Parts(parts.train, None, parts.train, parts.test), 2.0, 10).recency is None, "there are no times"
 
 
-def test_the_lowest_power_of_recency_that_is_as_good_is_chosen(series: Matrix) -> None:
+def test_the_usual_power_of_recency_stays_unless_another_leads(series: Matrix) -> None:
     parts = split(series.user_items, series.history, SplitOptions("by-item"))
-    assert choose(parts, 2.0, 7) == SimilarParams(20.0, None), "all powers find all parts of a series"
+    assert choose(parts, 2.0, 7) == SimilarParams(20.0, Recency(2.0, 0.25)), "all powers find all parts of a series"
+    assert choose(parts, None, 7) == SimilarParams(20.0, None)
