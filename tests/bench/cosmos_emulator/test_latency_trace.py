@@ -49,7 +49,7 @@ def test_reads_are_recorded_by_operation_region_and_hour(tmp_path: Path) -> None
     (latencies,) = {(each.operation, each.region) for each in trace.latencies}
     assert latencies == ("read_item", "Emulated West")
     assert all(0 <= each.hour < 24 for each in trace.latencies)
-    assert min(latency_us for each in trace.latencies for latency_us, _ in each.counts) > 500
+    assert min(latency_us for each in trace.latencies for latency_us, _ in each.counts) > 0
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
