@@ -37,7 +37,7 @@ fast: .venv/dev .venv/lane
 soak: .venv/dev .venv/lane ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
 	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
-	    $(PYTEST) -n 2 -m "soak and not spark" --ignore tests/k8s --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
+	    $(PYTEST) -n 4 -m "soak and not spark" --ignore tests/k8s --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
 
 check: lint types ## lint, format and types
 

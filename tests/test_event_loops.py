@@ -1,6 +1,7 @@
 """Public asynchronous objects on several event loops: each works, or refuses with an error of the library."""
 
 import asyncio
+import gc
 import inspect
 import secrets
 import threading
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings(
     "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect the connections of closed loops here, where their warnings are expected, and not during a later test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
