@@ -162,6 +162,7 @@ class Interleaved(RuleBasedStateMachine):
     """Who is who among `processes`."""
 
     refuses_late_writers = True
+    erases_conditionally = True
     """Whether the store refuses all that whoever has lost a draft puts, rather than what would change it."""
 
     source: Source | None = None
@@ -497,8 +498,13 @@ class Interleaved(RuleBasedStateMachine):
         entry = self.truth.entry(release.incarnation)
         left = self.left_live_at.get(release.incarnation)
         if entry is None or entry.state is not State.DROPPING:
-            state = "not in the catalogue" if entry is None else entry.state
-            self.wrong.append(f"{release} was erased by {process}, which is {state}")
+            if not self.erases_conditionally and not process.has_read:
+                # The catalogue was put back between the last look at it and the deletion.
+                if entry is not None:
+                    self.lost.add(release.incarnation)
+            else:
+                state = "not in the catalogue" if entry is None else entry.state
+                self.wrong.append(f"{release} was erased by {process}, which is {state}")
         elif left is not None and self.clock() < left + GRACE_S:
             self.wrong.append(f"{release} was erased within its grace")
         self.erased.add(release.incarnation)
@@ -729,6 +735,7 @@ class InterleavedOnCosmos(Interleaved):
     """Over a simulated account, of which only the catalogue is put back: an account is restored as another account."""
 
     refuses_late_writers = False
+    erases_conditionally = False  # a container cannot be deleted on a condition
 
     def open(self) -> Store:
         if not hasattr(self, "store"):
