@@ -397,8 +397,9 @@ def _notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
     if unused:
         named = f"column {unused[0]} is" if len(unused) == 1 else f"columns {unused[0]} to {unused[-1]} are"
         yield (
-            f"{named} not used; --time-column, --weight-column and --title-column name them by number. If they are "
-            "further items of the user, write a line for each user and item"
+            f"{named} not used; --time-column, --weight-column and --title-column name them by number. If each line is "
+            "a user and all items, write one line for each pair: "
+            "awk '{for (n = 2; n <= NF; n++) print $1, $n}' FILE > pairs.txt"
         )
 
 

@@ -376,7 +376,7 @@ def test_columns_that_are_not_used_are_named_without_a_header(tmp_path: Path) ->
     file = write(tmp_path / "train.txt", "1 2 4 7 9\n2 4 5 7\n3 2 9\n")
     read = read_interactions(file, form=Format(delimiter=" ", header=False))
     assert read.notes[0].startswith("columns 3 to 5 are not used; ")
-    assert "a line for each user and item" in read.notes[0]
+    assert "write one line for each pair: awk " in read.notes[0]
     columns = Columns(time="4", weight="3")
     rated = write(tmp_path / "u.data", "1\t2\t5\t881250949\n2\t3\t4\t881250950\n")
     notes = read_interactions(rated, columns=columns, form=Format(header=False)).notes
