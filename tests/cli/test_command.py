@@ -185,5 +185,9 @@ def test_a_bare_installation_names_the_extra_of_the_verb(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["hotplate", verb])
     monkeypatch.setitem(sys.modules, "hotplate.cli.main", None)
-    with pytest.raises(SystemExit, match=re.escape(install_command(extra))):
-        entry.main()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit, match=re.escape(install_command(extra))):
+            entry.main()
+    finally:
+        signal.signal(signal.SIGINT, handler)  # the command ends its process with another one
