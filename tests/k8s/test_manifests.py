@@ -37,7 +37,7 @@ WHOLE = {
     )
     for overlay in ("dev", "redis", "redis-cluster")
 }
-WHOLE["cosmos"] = ([*WHOLE["redis"][0], "workload-identity"], ["bench", "publish-cosmos", "spark-cosmos"])
+WHOLE["cosmos"] = ([*WHOLE["redis"][0], "workload-identity"], ["bench", "publish", "spark"])
 # Prometheus finds its targets by pods, or by Services.
 MONITORING = {
     "dev": ["monitoring"],

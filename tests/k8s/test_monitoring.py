@@ -37,7 +37,7 @@ pytestmark = pytest.mark.k8s
 # What Prometheus itself adds (whether a target answers, where a series comes from), and what the backup's unit writes.
 FOREIGN = {"up", "hotplate_backup_last_success_timestamp_seconds"}
 TARGET = {"job": "hotplate", "namespace": "shop", "pod": "hotplate-a"}
-TESTS = sorted(MONITORING.glob("tests/*.yaml"))
+TESTS = sorted((ROOT / "tests/k8s/alerts").glob("*.yaml"))
 ALERTS = rules("alert")
 PARTS = ("Look", "Do")
 
@@ -70,7 +70,7 @@ def test_alerts_fire_when_they_should_and_only_then(path: Path, tmp_path: Path) 
 def test_every_alert_is_seen_to_fire_and_to_be_silent_while_all_is_well() -> None:
     firing = {each["alertname"] for path in TESTS for each in expected_in(path) if each["exp_alerts"]}
     assert firing == ALERTS.keys()
-    healthy = expected_in(MONITORING / "tests" / "healthy.yaml")
+    healthy = expected_in(ROOT / "tests/k8s/alerts/healthy.yaml")
     assert {each["alertname"] for each in healthy} == ALERTS.keys()
     assert not any(each["exp_alerts"] for each in healthy)
 
