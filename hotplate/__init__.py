@@ -4,7 +4,7 @@ Public names are loaded on first use.
 """
 
 TYPE_CHECKING = False  # importing `typing` is slow
-if TYPE_CHECKING:  # also parsed by `_homes`
+if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.cli.run import run_pipeline as run
     from hotplate.client import Answer, AsyncClient, Client, ClientError, RequestRefused, ServiceUnavailable
     from hotplate.offline.errors import DataError, GateFailed, SettingError
@@ -77,6 +77,86 @@ __all__ = [
 ]  # fmt: skip
 
 
+# The module and the name there of each public name.
+_HOMES = {
+    "activate": "hotplate.releases:activate",
+    "ALSParams": "hotplate.offline.train.als:ALSParams",
+    "Answer": "hotplate.client:Answer",
+    "AsyncClient": "hotplate.client:AsyncClient",
+    "CanaryRunning": "hotplate.stores.errors:CanaryRunning",
+    "Catalogue": "hotplate.stores.catalogue:Catalogue",
+    "CatalogueUnreadable": "hotplate.stores.errors:CatalogueUnreadable",
+    "CheckCatalogue": "hotplate.stores.store:CheckCatalogue",
+    "Client": "hotplate.client:Client",
+    "ClientError": "hotplate.client:ClientError",
+    "Columns": "hotplate.offline.input.columns:Columns",
+    "connect": "hotplate.stores.connect:connect",
+    "copy": "hotplate.releases:copy",
+    "DataError": "hotplate.offline.errors:DataError",
+    "Diagnosed": "hotplate.stores.store:Diagnosed",
+    "DraftRef": "hotplate.stores.catalogue:DraftRef",
+    "dump_catalogue": "hotplate.stores.catalogue:dump",
+    "EASEParams": "hotplate.offline.train.item_based:EASEParams",
+    "Finding": "hotplate.stores.store:Finding",
+    "GateFailed": "hotplate.offline.errors:GateFailed",
+    "Item": "hotplate.stores.encoding:Item",
+    "Level": "hotplate.stores.store:Level",
+    "Lists": "hotplate.serve.embedded:Lists",
+    "ListSettings": "hotplate.offline.lists:ListSettings",
+    "load_model": "hotplate.offline.model:load",
+    "LocalReader": "hotplate.stores.store:LocalReader",
+    "META": "hotplate.stores.encoding:META",
+    "Model": "hotplate.offline.model:Model",
+    "NeighbourParams": "hotplate.offline.train.item_based:NeighbourParams",
+    "NotReady": "hotplate.serve.reader:NotReady",
+    "Observer": "hotplate.stores.store:Observer",
+    "open": "hotplate.serve.embedded:open_lists",
+    "open_sync": "hotplate.serve.embedded:open_sync",
+    "parse_catalogue": "hotplate.stores.catalogue:parse",
+    "PartUnavailable": "hotplate.stores.errors:PartUnavailable",
+    "Plan": "hotplate.stores.store:Plan",
+    "PopularityParams": "hotplate.offline.train.popularity:PopularityParams",
+    "prune": "hotplate.releases:prune",
+    "publish": "hotplate.offline.job:publish",
+    "PublishSettings": "hotplate.offline.publish:PublishSettings",
+    "Reader": "hotplate.stores.store:Reader",
+    "Recency": "hotplate.offline.train.popularity:Recency",
+    "Recommendations": "hotplate.serve.embedded:Recommendations",
+    "RecordChange": "hotplate.stores.store:RecordChange",
+    "RefusedByGates": "hotplate.stores.errors:RefusedByGates",
+    "ReleaseConflict": "hotplate.stores.errors:ReleaseConflict",
+    "ReleaseCorrupt": "hotplate.stores.errors:ReleaseCorrupt",
+    "ReleaseId": "hotplate.stores.catalogue:ReleaseId",
+    "ReleaseNotFound": "hotplate.stores.errors:ReleaseNotFound",
+    "ReleaseRef": "hotplate.stores.catalogue:ReleaseRef",
+    "ReplicatedReader": "hotplate.stores.store:ReplicatedReader",
+    "RequestRefused": "hotplate.client:RequestRefused",
+    "rollback": "hotplate.releases:rollback",
+    "Row": "hotplate.stores.store:Row",
+    "Rules": "hotplate.offline.rules:Rules",
+    "run": "hotplate.cli.run:run_pipeline",
+    "ServiceUnavailable": "hotplate.client:ServiceUnavailable",
+    "SettingError": "hotplate.offline.errors:SettingError",
+    "Slot": "hotplate.stores.store:Slot",
+    "SplitOptions": "hotplate.offline.evaluate.splits:SplitOptions",
+    "Store": "hotplate.stores.store:Store",
+    "StoreError": "hotplate.stores.errors:StoreError",
+    "StoreFull": "hotplate.stores.errors:StoreFull",
+    "StoreMisused": "hotplate.stores.errors:StoreMisused",
+    "StoreThrottled": "hotplate.stores.errors:StoreThrottled",
+    "StoreUnavailable": "hotplate.stores.errors:StoreUnavailable",
+    "SyncLists": "hotplate.serve.embedded:SyncLists",
+    "train": "hotplate.offline.training:train",
+    "TrainReport": "hotplate.offline.training:TrainReport",
+    "TrainSettings": "hotplate.offline.training:TrainSettings",
+    "TuneOptions": "hotplate.offline.train.tuning:TuneOptions",
+    "UnknownList": "hotplate.serve.reader:UnknownList",
+    "verify": "hotplate.releases:verify",
+    "Written": "hotplate.offline.publish:Written",
+    "WrittenByNewer": "hotplate.stores.errors:WrittenByNewer",
+}
+
+
 if not TYPE_CHECKING:  # type checkers see only the imports above
 
     def __getattr__(name: str) -> object:
@@ -87,7 +167,7 @@ if not TYPE_CHECKING:  # type checkers see only the imports above
         elif name not in __all__:
             raise AttributeError(f"module 'hotplate' has no attribute {name!r}")
         else:
-            value = _load(name, *_homes()[name])
+            value = _load(name)
         globals()[name] = value
         return value
 
@@ -96,24 +176,15 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _homes() -> dict[str, tuple[str, str]]:
-    """Return module and name of each public name, from the imports above."""
-    import ast  # noqa: PLC0415 -- as `typing`
-
-    tree = ast.parse(__spec__.loader.get_source(__name__))  # type: ignore[union-attr]  # of a package from source
-    names = next(each for each in tree.body if isinstance(each, ast.If))
-    imports = (each for each in names.body if isinstance(each, ast.ImportFrom))
-    return {name.asname or name.name: (str(each.module), name.name) for each in imports for name in each.names}
-
-
-def _load(name: str, home: str, there: str) -> object:
+def _load(name: str) -> object:
     from importlib import import_module  # noqa: PLC0415 -- as `typing`
 
+    module, _, attribute = _HOMES[name].partition(":")
     try:
-        return getattr(import_module(home), there)
+        return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as `typing`
 
-        command = install_command("offline" if home.startswith("hotplate.offline") else "server")
+        command = install_command("offline" if module.startswith("hotplate.offline") else "server")
         message = f"hotplate.{name} needs {error.name}, which is not installed; install it with: {command}"
         raise ModuleNotFoundError(message, name=error.name) from error

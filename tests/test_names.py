@@ -1,10 +1,13 @@
-"""Names in backticks in docstrings and comments exist: in code, in a string, as a module, or in VOCABULARY."""
+"""Names in docstrings and comments, and paths in CONTRIBUTING.md and pyproject.toml, exist."""
 
+import ast
 import re
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import hotplate
 from tests.support.paths import ROOT
 
 ROOMS = ("bench", "hotplate", "offline", "serve", "stores")
@@ -12,6 +15,8 @@ ROOMS = ("bench", "hotplate", "offline", "serve", "stores")
 VOCABULARY = {"py", "pyx", "ps", "column_1"}
 SPAN = re.compile(r"`+([^`\n]+)`+")
 NAME = re.compile(r"[A-Za-z_][\w.]*(?:\(\))?")
+# What a build makes, in a folder of its own or in that of the sources.
+BUILT = {"dist", "hotplate/serve/connections/lane.*.so"}
 
 
 def modules() -> Iterator[Path]:
@@ -46,3 +51,47 @@ def test_names_in_docstrings_and_comments_exist() -> None:
         if NAME.fullmatch(span) and not known.issuperset(span.removesuffix("()").rstrip(".").split("."))
     ]
     assert stale == []
+
+
+def contributing_paths() -> Iterator[str]:
+    """Yield the paths of the map of CONTRIBUTING.md: a row's folder, and what its text names there."""
+    page = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things live")[2].partition("\n## ")[0]
+    for row in re.findall(r"^\| (`.*) \|$", page, re.MULTILINE):
+        folders, _, text = row.partition(" | ")
+        yield from re.findall(r"`([^`]+)`", folders)
+        (first, *_) = re.findall(r"`([^`]+)`", folders)
+        for name in re.findall(r"`([^`]+)`", text):
+            yield name if (ROOT / name).exists() else first + name
+
+
+def configured_paths() -> Iterator[str]:
+    """Yield the paths and patterns of pyproject.toml, those in braces one by one."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    yield from tools["mypy"]["files"]
+    yield tools["mypy"]["mypy_path"]
+    yield from tools["hatch"]["build"]["only-include"]
+    yield from tools["hatch"]["build"]["targets"]["wheel"]["exclude"]
+    for pattern in tools["ruff"]["lint"]["per-file-ignores"]:
+        before, brace, rest = pattern.partition("{")
+        names, _, after = rest.partition("}")
+        yield from (f"{before}{name}{after}" for name in (names.split(",") if brace else [""]))
+
+
+def test_paths_in_contributing_and_configuration_exist() -> None:
+    paths = [*contributing_paths(), *configured_paths()]
+    assert len(paths) > 60
+    missing = [path for path in paths if path not in BUILT and not any(ROOT.glob(path.rstrip("/")))]
+    assert missing == []
+
+
+def test_public_names_are_imported_from_where_type_checkers_see_them() -> None:
+    module = ast.parse((ROOT / "hotplate/__init__.py").read_text())
+    typed = {
+        name.asname or name.name: f"{statement.module}:{name.name}"
+        for statement in ast.walk(module)
+        if isinstance(statement, ast.ImportFrom) and str(statement.module).startswith("hotplate.")
+        for name in statement.names
+    }
+    del typed["install_command"]  # of the error for a missing extra
+    assert typed == hotplate._HOMES
+    assert sorted([*typed, "__version__"]) == sorted(hotplate.__all__)

@@ -155,7 +155,8 @@ def test_compose_is_valid_and_mounts_what_there_is() -> None:
 def test_prometheus_of_compose_takes_its_configuration_and_rules(tmp_path: Path) -> None:
     services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
     script, _, _ = services["prometheus"]["command"][0].replace("$$", "$").partition("exec ")
-    script = script.replace("/etc/hotplate", str(K8S / "monitoring")).replace("/tmp/", f"{tmp_path}/")
+    # First the script's own paths: the checkout may lie below /tmp.
+    script = script.replace("/tmp/", f"{tmp_path}/").replace("/etc/hotplate", str(K8S / "monitoring"))
     subprocess.run(["sh", "-ec", script], env=services["prometheus"]["environment"] | {"PATH": "/bin"}, check=True)
     configuration = (COMPOSE / "prometheus.yml").read_text().replace("/tmp/", f"{tmp_path}/")
     (tmp_path / "prometheus.yml").write_text(configuration.replace("/etc/prometheus", str(tmp_path)))
