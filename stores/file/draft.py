@@ -22,7 +22,8 @@ import lmdb
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import MANIFEST, META
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreFull
-from hotplate.stores.file.release import append_sums, overhead, translated
+from hotplate.stores.file.checksums import append_checksums, overhead
+from hotplate.stores.file.release import translated
 from hotplate.stores.folders import check_held, flush, release_map, take_lock
 from hotplate.stores.store import Row, not_found, sealed
 
@@ -95,7 +96,7 @@ class DraftFile:
             return None if point is None else point.decode()
 
     def seal(self, path: Path) -> None:
-        """Append the sums, flush the file, and rename it to *path*; blocks for long."""
+        """Append the checksums, flush the file, and rename it to *path*; blocks for long."""
         with self._claimed(overhead(self._needed), last=True):
             self._remove_points()
             size = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
@@ -111,7 +112,7 @@ class DraftFile:
         with self.path.open("r+b", buffering=0) as file:
             if os.fstat(file.fileno()).st_ino != self._inode:
                 raise not_found(self._draft)
-            append_sums(file.fileno(), size)
+            append_checksums(file.fileno(), size)
             try:
                 os.fsync(file.fileno())
             except OSError as error:

@@ -15,7 +15,8 @@ import pytest
 
 from hotplate.stores.catalogue import DraftRef, ReleaseId
 from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.file.release import BLOCK_BYTES, ReleaseFile
+from hotplate.stores.file.checksums import BLOCK_BYTES
+from hotplate.stores.file.release import ReleaseFile
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Diagnosed, Plan, Row
 from tests.support.soak import SEED, scaled
