@@ -23,7 +23,7 @@ def activate(store: str | Store, release: str, *, end_canary: bool = False, forc
     Raises ReleaseNotFound; ReleaseConflict for a draft; CanaryRunning while another release is the canary, unless
     *end_canary*; and, unless *force*, RefusedByGates, and ReleaseCorrupt if it cannot be read.
     """
-    act = partial(lifecycle.activate, end_canary=end_canary, force=force, though_refused=force)
+    act = partial(lifecycle.activate, end_canary=end_canary, force=force)
     return run_on(store, lambda it: act(it, ReleaseId(release)), must_exist=True)
 
 

@@ -48,10 +48,11 @@ async def activate(
 ) -> bool:
     """Prepare a committed release and make it live, or that of arm B; return whether it was not before.
 
-    Raises errors as `catalogue.activate`; RefusedByGates, unless *though_refused* is true; ReleaseCorrupt if it cannot
-    be served, unless *force* is true.
+    Raises errors as `catalogue.activate`; RefusedByGates, unless *though_refused* or *force* is true; ReleaseCorrupt if
+    it cannot be served, unless *force* is true.
     """
-    seen, step = await store.catalogue(), partial(changes.activate, release=release, arm=arm, end_canary=end_canary)
+    seen = await store.catalogue()
+    step = partial(changes.activate, release=release, arm=arm, end_canary=end_canary)
     is_changed = step(seen) != seen
     await _serve(store, seen.find(release), step, force=force, though_refused=though_refused)
     return is_changed
@@ -68,7 +69,7 @@ async def _serve(
     store: Store, entry: Release, step: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
 ) -> Catalogue:
     release = entry.ref
-    if entry.refused_by and not though_refused:
+    if entry.refused_by and not (force or though_refused):
         raise RefusedByGates(
             f"release {release.id} was refused by {', '.join(entry.refused_by)} when it was published, so it stays "
             f"{entry.state}; `hotplate releases show {release.id}` says why. Publish again without the fault; only if "
@@ -271,7 +272,8 @@ async def is_sealed(store: Store, release: ReleaseRef) -> bool:
 
 
 async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
-    backoff, loop = Backoff(0.05, 1.0), asyncio.get_running_loop()
+    backoff = Backoff(0.05, 1.0)
+    loop = asyncio.get_running_loop()
     give_up_at = loop.time() + SETTLE_S
     while True:
         try:

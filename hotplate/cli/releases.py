@@ -139,7 +139,7 @@ def activate(
     from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.lifecycle import activate as act
 
-    step = partial(act, release=ReleaseId(release), arm=arm, end_canary=end_canary, force=force, though_refused=force)
+    step = partial(act, release=ReleaseId(release), arm=arm, end_canary=end_canary, force=force)
     changed = with_store(store, step)
     role = "live" if arm == "A" else "arm B"
     state = f"is {role}" if changed else f"was {role} already, and nothing was changed,"
@@ -185,7 +185,7 @@ def canary(
     from hotplate.stores.lifecycle import start_canary as act
 
     chosen = ReleaseId(release)
-    with_store(store, lambda opened: act(opened, chosen, percent, days, force=force, though_refused=force))
+    with_store(store, lambda opened: act(opened, chosen, percent, days, force=force))
     fields = {"canary": {"release": release, "percent": percent}}
     _print_done(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
 
@@ -200,7 +200,7 @@ def promote(release: IfCanary = None, store: StoreUrl = None, force: Force = Fal
     from hotplate.stores.lifecycle import promote as act
 
     expected = None if release is None else ReleaseId(release)
-    release = with_store(store, lambda opened: act(opened, expected, force=force, though_refused=force))
+    release = with_store(store, lambda opened: act(opened, expected, force=force))
     _print_done(store, {"live": release}, f"{release} is live", as_json=as_json)
 
 

@@ -29,9 +29,9 @@ from hotplate.stores.cosmos.errors import (
 )
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.rows import DEFINITION
-from hotplate.stores.cosmos.signed import CosmosItem, SignedClient
+from hotplate.stores.cosmos.signed import CosmosItem
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.store import Observer
 from hotplate.stores.timing import OneLoop, SharedCall
 
@@ -198,24 +198,29 @@ class CosmosAccount:
         return count(error, self._observer)
 
 
-class SdkClient(SignedClient):
-    """Sends lookups through azure-cosmos, and signs other requests."""
+class SdkLookups:
+    """`LookupClient` through azure-cosmos, which chooses the region."""
+
+    has_second_region = False
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
-        super().__init__(address, observer)
-        self._sdk = CosmosAccount(address, observer)
+        self._account = CosmosAccount(address, observer)
 
-    @property
-    def has_second_region(self) -> bool:
-        return False  # the SDK chooses the region
+    async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
+        """Read one item; None if absent."""
+        return await self._account.read(container, name, timeout_s)
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
         """Read like `read`; the second value is False, because the SDK does not name the region."""
-        return await self._sdk.read(container, name, timeout_s), False
+        return await self._account.read(container, name, timeout_s), False
+
+    async def read_elsewhere(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
+        """Raise StoreMisused: only the SDK knows the other regions."""
+        raise StoreMisused(f"{name} of {container} cannot be read in a chosen region by the SDK within {timeout_s} s")
 
     async def close(self) -> None:
-        await self._sdk.close()
-        await super().close()
+        """Close the SDK's connections."""
+        await self._account.close()
 
 
 def _kind_of(error: exceptions.AzureError) -> ErrorKind:

@@ -5,6 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from math import inf
@@ -69,6 +70,26 @@ STRONG = ("BoundedStaleness", "Strong")
 ok, warning = partial(Finding, Level.OK), partial(Finding, Level.WARNING)
 
 
+class LookupClient(Protocol):
+    """Point reads of one database: `SignedClient`, or azure-cosmos with `?client=sdk`."""
+
+    @property
+    def has_second_region(self) -> bool:
+        """Whether `read_elsewhere` can be tried."""
+
+    async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
+        """Read one item; None if absent."""
+
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
+        """Read like `read`; also return whether the write region is known to have responded."""
+
+    async def read_elsewhere(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
+        """Read like `read`, once, in the region after the nearest one."""
+
+    async def close(self) -> None:
+        """Close connections. Idempotent."""
+
+
 class Containers(Protocol):
     """Control plane of one database; each call is one attempt, and raises StoreError."""
 
@@ -124,11 +145,14 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         items: SignedClient,
         open_containers: Callable[[], Containers],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        lookups: LookupClient | None = None,
     ) -> None:
-        """*open_containers* is called at the first use of the control plane."""
+        """*open_containers* is called at the first use of the control plane; *lookups* default to *items*."""
         written = address.writing
         self._address = address
         self._items = items
+        self._lookups = lookups or items
         self._open_containers = open_containers
         self._clock = clock
         self._budget = Budget(clock, address.max_ru or (None if written is None else written.ru))
@@ -162,21 +186,21 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         """Read one key; without a timeout, retry like a write."""
         try:
             if timeout_s is None:
-                read = partial(self._items.read, container, name, DEADLINE_S)
+                read = partial(self._lookups.read, container, name, DEADLINE_S)
                 item = await self._budget.until_visible(container, read)
             else:
-                item = await self._items.read(container, name, timeout_s)
+                item = await self._lookups.read(container, name, timeout_s)
             return None if item is None else value_of(item)
         except StoreError as error:
             return error
 
     @property
     def has_replicas(self) -> bool:
-        return self._items.has_second_region
+        return self._lookups.has_second_region
 
     async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
         container = container_of(release)
-        reads = (self._items.read_elsewhere(container, name_of(key), timeout_s) for key in keys)
+        reads = (self._lookups.read_elsewhere(container, name_of(key), timeout_s) for key in keys)
         return [None if item is None else value_of(item) for item in await asyncio.gather(*reads)]
 
     async def catalogue(self) -> Catalogue:
@@ -220,7 +244,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
     async def _read_nearest_catalogue(self) -> Catalogue:
         """Read the catalogue like a lookup; it may lag."""
         try:
-            item, primary = await self._items.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
+            item, primary = await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
             item, primary = None, False
         return replace(self._parsed(item, self._clock() + self._ahead_s), primary=primary)
@@ -236,11 +260,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         self._single_writer = True
 
     async def close(self) -> None:
-        try:
-            await self._items.close()
-        finally:
+        async with AsyncExitStack() as stack:  # closes the others even if one fails
+            stack.push_async_callback(self._items.close)
+            if self._lookups is not self._items:
+                stack.push_async_callback(self._lookups.close)
             if "_containers" in vars(self):
-                await self._containers.close()
+                stack.push_async_callback(self._containers.close)
 
     async def warnings(self) -> list[str]:
         return [self._address.partition_warning] if self._address.partition_warning else []
@@ -270,7 +295,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         call = TracedCall()
         reset = traced_call.set(call)
         try:
-            item, _ = await self._items.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
+            item, _ = await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
             item = None
         finally:
@@ -467,12 +492,13 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`."""
     address = parse(url)
-    client: Callable[[Address, Observer | None], SignedClient] = SignedClient
+    lookups = None
     if address.through_sdk:
-        from hotplate.stores.cosmos.account import SdkClient  # noqa: PLC0415 -- half a second to import
+        from hotplate.stores.cosmos.account import SdkLookups  # noqa: PLC0415 -- half a second to import
 
-        client = SdkClient
-    return CosmosStore(address, client(address, observer), partial(open_containers, address, observer))
+        lookups = SdkLookups(address, observer)
+    items = SignedClient(address, observer)
+    return CosmosStore(address, items, partial(open_containers, address, observer), lookups=lookups)
 
 
 def _record(catalogue: Catalogue) -> CosmosItem:
