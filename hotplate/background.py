@@ -1,7 +1,16 @@
 """Blocking faces of asynchronous objects, whose event loops run in daemon threads.
 
-A process's loops hold one lock except while they wait for I/O. A caller that holds it may use an object's state
-directly, in an eighth of the time of a hop to the loop and back.
+All loops of a process share one lock, which works like the GIL: a loop holds it while it runs callbacks, and releases
+it only in `select`, where it waits for I/O. So a caller that holds the lock knows that every loop is between two
+callbacks, and may call synchronous methods of an object as if it were on its loop. That takes an eighth of the time of
+a hop to the loop and back, which most calls do not need: a list in memory is returned at once.
+
+What follows from it:
+
+- A caller waits for the lock as long as a loop's callbacks take, and holds up all loops as long as its own call takes:
+  `_halted` is for what returns at once; what waits is a coroutine, for `_run`.
+- A callback must not wait for another thread that may need the lock. Threads of executors do not take it.
+- A fork takes the lock first, so that a child begins with no loop inside a callback.
 """
 
 import asyncio
@@ -33,6 +42,8 @@ os.register_at_fork(before=lambda: _lock().acquire(), after_in_parent=lambda: _l
 
 
 class _Selector(DefaultSelector):
+    """Releases the lock while its loop waits; asyncio calls `select` once between two runs of callbacks."""
+
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         _lock().release()
         try:
@@ -65,7 +76,9 @@ class Background(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], AbstractAsyncContextManager[T]], closed: Callable[[], Exception]) -> None:
-        self._make, self._closed, self._is_closed = make, closed, False
+        self._make = make
+        self._closed = closed
+        self._is_closed = False
         self._running = dict[int, _Running[T]]()
         weakref.finalize(self, _stop, self._running).atexit = False
 

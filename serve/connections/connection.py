@@ -139,7 +139,7 @@ class ConnectionRegistry:
     @property
     def is_answering(self) -> bool:
         """Whether a request is being answered, or an answer sent."""
-        return any(one.idle_since == inf for one in self.open)
+        return any(connection.idle_since == inf for connection in self.open)
 
     def start(self) -> None:
         """Start the sweep."""
@@ -150,19 +150,20 @@ class ConnectionRegistry:
         if self._timer is not None:
             self._timer.cancel()
 
-    def has_room(self) -> bool:
-        """Return whether there is, or was made, room for a connection; count if not."""
-        if len(self) < self._room or (self.limits.idle_gives_way and self._has_made_room()):
+    def may_open(self) -> bool:
+        """Return whether a connection may open, closing the longest idle one if allowed. A refusal is counted."""
+        if len(self) < self._room or (self.limits.idle_gives_way and self._close_longest_idle()):
             return True
         self.metrics.count_shed("connections")
         return False
 
-    def _has_made_room(self) -> bool:
-        oldest = min(self.open, key=lambda one: one.idle_since, default=None)
-        if oldest is None or oldest.idle_since == inf:
+    def _close_longest_idle(self) -> bool:
+        """Close the connection that is idle for longest; False if none is idle."""
+        longest_idle = min(self.open, key=lambda connection: connection.idle_since, default=None)
+        if longest_idle is None or longest_idle.idle_since == inf:
             return False
-        del self.open[oldest]
-        oldest.cut()
+        del self.open[longest_idle]
+        longest_idle.cut()
         return True
 
     def _tick(self) -> None:
@@ -338,14 +339,15 @@ class Connection(BaseProtocol):
                 self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
             elif end < 0:
                 return
-            elif size < len(self._buffer) and at_once < LANES_AT_ONCE and self._is_lanes(size):
+            elif size < len(self._buffer) and at_once < LANES_AT_ONCE and self._answer_in_lane(size):
                 at_once += 1
             else:
                 header = bytes(self._buffer[:size])
                 del self._buffer[:size]
                 self._feed_header(header)
 
-    def _is_lanes(self, size: int) -> bool:
+    def _answer_in_lane(self, size: int) -> bool:
+        """Answer the request in the first *size* bytes by the fast lane; False if that leaves it to aiohttp."""
         if self._lane is None or self._queued:
             return False
         answer = self._lane.answer(bytes(self._buffer[:size]), self.since, self._deliver)

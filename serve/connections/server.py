@@ -110,7 +110,7 @@ class HttpServer:
         await asyncio.sleep(0)  # for the transports to end
 
     def _take(self, certificate: Certificate | None, accepted: socket.socket) -> None:
-        if not self.registry.has_room():
+        if not self.registry.may_open():
             accepted.close()
             return
         connection = Connection(self.registry)
