@@ -105,17 +105,27 @@ def known(runner: asyncio.Runner, pair: Pair) -> list[bytes]:
     return [GET.replace(HOST, HOST + (name % etag if b"%b" in name else name) + b"\r\n") for name in names]
 
 
-@depths(400, 15_000)
+@depths(400, 15_000)  # 100,500 with SOAK_MINUTES=67
 @pytest.mark.timeout(3600)
 def test_whatever_comes_is_answered_as_aiohttp_answers_it(
-    takes: Callable[[bytes], bool], same: Callable[..., None], known: list[bytes], examples: int
+    takes: Callable[[bytes], bool],
+    same: Callable[..., None],
+    known: list[bytes],
+    examples: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    drawn, taken = random.Random(SEED), 0
+    random_source = random.Random(SEED)
+    sent = 0
+    taken = 0
     for _ in range(examples):
-        some = pieces(drawn, known)
-        same(*some, turns=drawn.randrange(TURNS + 1))
-        taken += any(map(takes, some))
+        connection = pieces(random_source, known)
+        same(*connection, turns=random_source.randrange(TURNS + 1))
+        sent += len(connection) - connection.count(b"")
+        taken += any(map(takes, connection))
     assert taken > examples / 20, "most of what was drawn is not the lane's"
+    record_property("connections", examples)
+    record_property("pieces", sent)
+    record_property("with a request for the lane", taken)
 
 
 @pytest.mark.parametrize("number", range(len(CORPUS)))

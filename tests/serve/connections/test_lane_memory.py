@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,15 @@ def test_lane_reads_nothing_beyond_requests_and_rows() -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-def test_sanitizers_report_nothing_in_a_long_fuzz(tmp_path: Path) -> None:
+def test_sanitizers_report_nothing_in_a_long_fuzz(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     done = feed_sanitized(build(tmp_path), scaled(20_000), MINUTES)
     assert done.returncode == 0, done.stderr[-2000:]
+    taken, _, count = done.stdout.split()
+    record_property("requests", count)
+    record_property("answered by the lane", taken)
+    record_property("malformed", count)
 
 
 @pytest.mark.soak
