@@ -15,10 +15,10 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 
-.PHONY: help demo test fast soak check lint types k8s-check spark-test wheel image image-check sbom push notes bench figures quality site lock clean
+.PHONY: help demo test fast soak check lint types k8s-check spark-test wheel image image-check release-check sbom push notes bench figures quality site lock clean
 
 help: ## list the verbs
-	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: .venv/demo .venv/lane ## data, training, a release and a running service
 	$(BIN)/hotplate demo
@@ -71,6 +71,13 @@ image: ## the images, by ENGINE=docker or podman
 
 image-check: ## the images built and run: train, publish, health check, a GET; their sizes and components
 	.ci/image-check $(VERSION) $(REVISION)
+
+# The soak has the sanitizers of the fast lane, and stores of earlier versions, whose commits a shallow clone lacks.
+release-check: ## all that a release needs: .ci/run, the wheels, both ends of redis-py's versions, the images
+	.ci/run
+	$(MAKE) wheel
+	.ci/redis-versions
+	$(MAKE) image-check
 
 sbom: image ## what is in the images, as CycloneDX, in dist/
 	@mkdir -p dist
