@@ -95,3 +95,9 @@ def test_public_names_are_imported_from_where_type_checkers_see_them() -> None:
     del typed["install_command"]  # of the error for a missing extra
     assert typed == hotplate._HOMES
     assert sorted([*typed, "__version__"]) == sorted(hotplate.__all__)
+
+
+def test_page_of_tests_support_names_each_module() -> None:
+    folder = ROOT / "tests/support"
+    named = re.findall(r"`(\w+\.py)`", (folder / "README.md").read_text())
+    assert sorted(named) == sorted(path.name for path in folder.glob("*.py"))
