@@ -33,6 +33,7 @@ from hotplate.report import (
 )
 
 TEMPLATE = Path(__file__).with_name("report.html")
+STYLE_SHEET = Path(__file__).with_name("report.css")
 DETAILS = "All figures, configuration and machine"
 INK, FAINT = "#010101", "#020202"
 LINES = tuple(f"#0a000{number}" for number in range(1, 7))
@@ -48,6 +49,7 @@ STYLE: Any = {
 }  # fmt: skip
 # Inches, and letters per line of the legend.
 WIDTH, HEIGHT, LETTERS = 9.0, 3.4, 110
+LINE_POINTS = 13
 # Least range of a log axis, for several labels.
 LEAST_RATIO = 20
 
@@ -77,13 +79,27 @@ def page(report: Report) -> str:
     if report.complaints:
         reasons = "".join(f"<li>{_escaped(each)}</li>" for each in report.complaints)
         parts.append(f'<div class="bad"><strong>Look out:</strong><ul>{reasons}</ul></div>')
-    parts += [*first, *_main_table(report), _lines({**report.verdicts, **report.origins})]
+    parts += [*first, summary(report)]
     parts += [f'<p class="note">{_escaped(note)}</p>' for note in report.notes]
     parts += plots
     parts += [_text_table(table) for table in report.tables]
     parts += [f'<p class="note">{_escaped(sentence)}</p>' for sentence in report.method]
     parts.append(_details(report))
-    return Template(TEMPLATE.read_text()).substitute(title=_escaped(report.sentence), body="\n".join(parts))
+    template = Template(TEMPLATE.read_text())
+    return template.substitute(title=_escaped(report.sentence), style=STYLE_SHEET.read_text(), body="\n".join(parts))
+
+
+def summary(report: Report) -> str:
+    """Return the table, verdicts and origins as HTML, for pages with the style sheet."""
+    return "\n".join([*_main_table(report), _lines({**report.verdicts, **report.origins})])
+
+
+def other_figures(report: Report) -> str:
+    """Return the figures outside of the table as HTML, for pages with the style sheet."""
+    figures = {column.figure for column in report.columns}
+    rest = [row for row in report.rows if row.figure not in figures] if figures else []
+    rest = rest or [row for row in report.rows if not row.main]
+    return _grouped_html(rest) if rest else ""
 
 
 def _main_table(report: Report) -> list[str]:
@@ -108,14 +124,11 @@ def _figure(plot: Plot) -> str:
 
 
 def _details(report: Report) -> str:
-    figures = {column.figure for column in report.columns}
-    rest = [row for row in report.rows if row.figure not in figures] if figures else []
-    rest = rest or [row for row in report.rows if not row.main]
     facts = "".join(
         f"<tr><th scope=row>{_escaped(name)}</th><td>{_escaped(_plain(value))}</td></tr>"
         for name, value in {**report.configuration, **report.machine}.items()
     )
-    details = (_grouped_html(rest) if rest else "") + f'<div class="scroll"><table>{facts}</table></div>'
+    details = other_figures(report) + f'<div class="scroll"><table>{facts}</table></div>'
     return f"<details><summary>{DETAILS}</summary>{details}</details>"
 
 
@@ -222,10 +235,11 @@ def _draw(axes: Axes, plot: Plot) -> None:
         axes.plot(curve.x, y, color=colour, marker=marker, markersize=4, label=curve.name if several else None)
     axes.set_ylabel(plot.y)
     _scale(axes, "y", axes.lines, plot.y_unit, log=plot.log_y)
-    for at, label in plot.marks.items():
+    for number, (at, label) in enumerate(plot.marks.items()):
         axes.axvline(at, color=FAINT, linewidth=0.9, linestyle=(0, (4, 2)))
+        offset = (4, -10 - LINE_POINTS * number)  # labels of near marks stand one below the other
         axes.annotate(
-            label, (at, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points", color=INK
+            label, (at, 1), xycoords=("data", "axes fraction"), xytext=offset, textcoords="offset points", color=INK
         )
 
 

@@ -42,6 +42,7 @@ MOST = 1e12  # sums beyond it lose whole units
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound report
+PROVISIONED, READS = "RU/s provisioned", "reads/s"  # figures of `bench ru`
 OTHER_READERS = ("azure-cosmos", "by SDK", "by redis-py")  # subjects that other clients read
 # Placeholders with --have-ru only.
 NOBODY: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
@@ -230,28 +231,38 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise PlanMisused(f"{path} is not TOML: {error}") from error
 
 
-def from_report(path: Path, p99_ms: float | None = None) -> InputSource:
-    """Read a pod's rate, request time and CPU a request from a report of `hotplate bench`.
-
-    With *p99_ms*, only rates within it count. Raises PlanMisused for an unsound report or another file.
-    """
+def read_report(path: Path) -> Report:
+    """Read a report of `hotplate bench`. Raises PlanMisused for an unsound report or another file."""
     try:
-        found = from_json(json.loads(path.read_bytes()))
-        facts = [str(dict(found.machine).get(name, ""))[:40] for name in ("cpu", "date")]
+        report = from_json(json.loads(path.read_bytes()))
+        dict(report.machine)
     except OSError as error:
         raise PlanMisused(f"--from-report: {path}: {error.strerror}") from error
     except KeyError as error:
         raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: it has no {error}") from error
     except (TypeError, AttributeError, ValueError) as error:
         raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: {reason_of(error)}") from error
-    if complaint := _unsound(found):
+    if complaint := _unsound(report):
         raise PlanMisused(f"--from-report: {path} is not sound, measure again: {complaint}")
-    reads = {"http": _measured_pod, "stores": _measured_service}.get(found.kind)
-    values = reads(found, p99_ms) if reads else {}
-    if not values:
+    return report
+
+
+def from_report(report: Report, path: Path, p99_ms: float | None = None) -> InputSource:
+    """Return a pod's rate, request time and CPU a request; nothing from a report of `bench ru`, which is plotted.
+
+    With *p99_ms*, only rates within it count. Raises PlanMisused if there is nothing to use.
+    """
+    values = dict[str, object]()
+    if report.kind == "http":
+        values = _measured_pod(report, p99_ms)
+    elif report.kind == "stores":
+        values = _measured_service(report)
+    is_plotted = report.kind == "ru" and any(row.figure == PROVISIONED for row in report.rows)
+    if not values and not is_plotted:
         kept = f" with a p99 of at most {p99_ms:g} ms" if p99_ms is not None else ""
-        raise PlanMisused(f"--from-report: {path}, of kind {found.kind}, has nothing that a plan can use{kept}")
-    bound = "at least " if any("at least" in row.note for row in found.rows) else ""
+        raise PlanMisused(f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{kept}")
+    bound = "at least " if any("at least" in row.note for row in report.rows) else ""
+    facts = [str(report.machine.get(name, ""))[:40] for name in ("cpu", "date")]
     source = ", ".join(each for each in (f"measured: {bound}{path.name}", *facts) if each)
     return InputSource(source, values, f"{{name!r}} in {path}")
 
@@ -274,7 +285,7 @@ def _measured_pod(found: Report, p99_ms: float | None) -> dict[str, object]:
     return {}
 
 
-def _measured_service(found: Report, _: float | None) -> dict[str, object]:
+def _measured_service(found: Report) -> dict[str, object]:
     cpus = {row.subject: row.value for row in found.rows if row.figure == "CPU a request" and row.value}
     ours = [subject for subject in cpus if not any(each in subject for each in OTHER_READERS)]
     if not ours:

@@ -13,7 +13,6 @@ import webbrowser
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -22,15 +21,16 @@ from aiohttp import web
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.planner.inputs import KNOWN, NOBODY, SHAPES, InputSource, merge
+from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.review import report, to_toml
-from hotplate.report import Plot, format_row
-from hotplate.report_page import draw
+from hotplate.report import Report
+from hotplate.report_page import STYLE_SHEET, draw, other_figures, summary
 from hotplate.stores.cosmos.charges import Charges
 
 HOST = "127.0.0.1"
-FILES = files("hotplate.bench.planner") / "page"
+FILES = {file.name: file for file in (*(files("hotplate.bench.planner") / "page").iterdir(), STYLE_SHEET)}
 MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 # Plots have inline styles; everything else comes from this server.
 POLICY = (
@@ -70,7 +70,7 @@ class PlannerPage:
 
     layers   inputs from files, a report or a release
     options  the options that named *layers* and prices, to print the equivalent command
-    plots    pictures of a report, shown below those of the plan
+    sweep    a report of `hotplate bench ru` to plot
     """
 
     layers: Sequence[InputSource]
@@ -78,7 +78,7 @@ class PlannerPage:
     prices_name: str
     charges: Charges
     options: Sequence[str] = ()
-    plots: Sequence[Plot] = ()
+    sweep: Report | None = None
 
     def fields(self, query: str) -> list[dict[str, Any]]:
         """Return the form's fields with the values that *query* gives."""
@@ -105,26 +105,21 @@ class PlannerPage:
         given = self._given(query)
         plan = self._plan(given)
         planned = report(plan, self.prices_name)
-        table = [
-            {"group": subject, "rows": [[row.figure, *format_row(row)] for row in rows]}
-            for subject, rows in groupby(planned.rows, key=lambda row: row.subject)
-        ]
         return {
             "answer": planned.sentence,
             "complaints": planned.complaints,
             "notes": planned.notes,
-            "table": table,
+            "summary": summary(planned),
+            "figures": other_figures(planned),
             "command": self.command(given),
             "toml": to_toml(plan),
-            "query": urlencode(given),
+            "again": shlex.join(["hotplate", "plan", "--open", urlencode(given), *self.options]),
         }
 
     def pictures(self, query: str) -> list[dict[str, str]]:
         """Return the plan's plots as SVG elements."""
-        planned = report(self._plan(self._given(query)), self.prices_name)
-        return [
-            {"title": plot.title, "svg": draw(plot), "caption": plot.caption} for plot in (*planned.plots, *self.plots)
-        ]
+        plots = pictures(self._plan(self._given(query)), self.sweep)
+        return [{"title": plot.title, "svg": draw(plot), "caption": plot.caption} for plot in plots]
 
     def command(self, given: Mapping[str, str]) -> str:
         """Return the command that prints this plan."""
@@ -158,8 +153,8 @@ def application(page: PlannerPage, token: str) -> web.Application:
 
     async def file(request: web.Request) -> web.Response:
         name = request.match_info.get("file") or "index.html"
-        resource = FILES / name
-        if name not in {entry.name for entry in FILES.iterdir()}:
+        resource = FILES.get(name)
+        if resource is None:
             raise web.HTTPNotFound
         return web.Response(text=resource.read_text(), content_type=MEDIA[Path(name).suffix], charset="utf-8")
 

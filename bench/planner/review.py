@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hotplate.bench.planner.figures import explain
-from hotplate.bench.planner.inputs import CAPACITIES, HOURS, KNOWN, InputSource, PlanMisused, hourly_shares, read_toml
-from hotplate.bench.planner.options import reached_ru
+from hotplate.bench.planner.inputs import CAPACITIES, KNOWN, InputSource, PlanMisused, read_toml
+from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
 from hotplate.bench.planner.sizing import CONTROL_RU, new_partition_ru
-from hotplate.report import Column, Curve, Plot, Report, Row, TextTable, format_value, rounded
+from hotplate.report import Column, Report, Row, TextTable, format_value, rounded
 from hotplate.stores.cosmos.url import MAX_RU
 
 # Outside of all figures.
@@ -87,7 +87,6 @@ BASELINE_FIGURES = (
 )  # fmt: skip
 BOUND_PERCENT = 10.0
 CHECK = "check"  # table of a saved plan: figures and their bound
-PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))  # multiples of the plan's rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +98,10 @@ class Baseline:
     bound_percent: float
 
 
-def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
-    """Report a plan or, with *baseline*, the comparison, without rows."""
+def report(
+    plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None, sweep: Report | None = None
+) -> Report:
+    """Report a plan or, with *baseline*, the comparison, without rows; *sweep* is a report of `bench ru` to plot."""
     short, only = [*shortage(plan)], plan.sourced.carries_only
     grown = [*growth(plan, baseline)] if baseline else []
     sentence = _carries(plan) if only else _answer(plan)
@@ -120,7 +121,7 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
         notes=() if only else tuple(f"look out: {warning}" for warning in warnings(plan)),
         method=() if baseline else tuple(_origins(plan, prices_file)),
         broken=(*short, *grown),
-        plots=() if only else (_cost_plot(plan), _day_plot(plan)),
+        plots=() if only else pictures(plan, sweep),
         tables=(_formulas(plan),),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},
         machine={"date": datetime.now(UTC).isoformat(timespec="seconds")},
@@ -336,33 +337,6 @@ def _formulas(plan: CapacityPlan) -> TextTable:
         for name, each in plan.figures.items()
     )
     return TextTable("Formulas and sources", ("figure", "value", "formula", "of", "source"), tuple(lines))
-
-
-def _cost_plot(plan: CapacityPlan) -> Plot:
-    rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
-    plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
-    cosmos = tuple(each.number("cheapest_cost") for each in plans)
-    redis = tuple(each.number("redis_cost") if each.figures["redis_cost"].unit else None for each in plans)
-    return Plot(
-        title="Cost over the rate",
-        x="requests/s in the busiest hour",
-        y=f"{plan.prices.currency} a month, without pods",
-        curves=(Curve("Cosmos DB at its cheapest", rates, cosmos), Curve("Redis", rates, redis)),
-        log_x=True,
-        log_y=True,
-        marks={plan.inputs.peak_rps: "this plan"},
-    )
-
-
-def _day_plot(plan: CapacityPlan) -> Plot:
-    hours = tuple(float(hour) for hour in range(HOURS))
-    needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
-    reached = tuple(reached_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
-    curves = [Curve("needed for reads", hours, needed), Curve("autoscale, as reached by a region", hours, reached)]
-    for words, name in (("manual", "serve_ru"), ("provisioned today", "have_ru")):
-        if name in plan.figures:
-            curves.append(Curve(words, hours, (plan.number(name),) * HOURS))
-    return Plot(title="A day", x="hour of the day", y="RU/s", curves=tuple(curves))
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from hotplate.bench.lists import MAX_POPULAR
 from hotplate.bench.loadgen.result import P99_SAMPLES, SENT_BOUND, Result, lateness
 from hotplate.bench.options import SweepOptions, describe_latency
+from hotplate.bench.planner.inputs import PROVISIONED, READS
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.process import describe, is_emulated
 from hotplate.bench.statistics import percentile
@@ -39,7 +40,7 @@ REACHED = 0.93
 COMPUTED, ASSUMED, AT_LEAST = "computed", "assumed", "at least"
 ASSUMED_MARK, COMPUTED_MARK, AT_LEAST_MARK = "*", "=", "+"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
-READS, PUBLISHED, REFUSED = "reads/s", "lists published/s", "429s at 110 % load"
+PUBLISHED, REFUSED = "lists published/s", "429s at 110 % load"
 MANUAL, AUTOSCALE, BILLION = "USD/month manual", "USD/month autoscale", "USD per billion reads"
 COLUMNS = (
     Column(READS, "reads\n/s", digits=5),
@@ -321,6 +322,7 @@ def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
 
 def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
     subject = sweep.subject(level)
+    yield Row(subject, PROVISIONED, "", level.ru, main=False)
     yield Row(subject, "charge of a read", "RU", level.charge_ru, main=False)
     yield Row(subject, "charge of a published list", "RU", sweep.publish_ru[level.size_kb], main=False)
     yield Row(subject, "RU/s ÷ charge", "/s", level.capacity_s, main=False)

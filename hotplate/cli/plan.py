@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hotplate.bench.planner.inputs import InputSource
     from hotplate.bench.planner.plan import CapacityPlan
     from hotplate.bench.planner.review import Baseline
+    from hotplate.report import Report
     from hotplate.stores.cosmos.charges import Charges
 
 _flag = partial(Flag, prefix="PLAN_")
@@ -35,7 +36,10 @@ class PlanFlags:
         _flag("Set any other input; docs/sizing.md lists them. Repeatable.", name="set", metavar="NAME=VALUE"),
     ] = ()
     source: Annotated[Path | None, _measured("Read inputs from this TOML file; flags win.", name="from")] = None
-    from_report: Annotated[Path | None, _measured("Take the measurements of a report of `hotplate bench`.")] = None
+    from_report: Annotated[
+        tuple[Path, ...],
+        _measured("Take the measurements of a report of `hotplate bench http` or `stores`, or plot one of `ru`."),
+    ] = ()
     from_release: Annotated[str | None, _measured("Take the sizes of the live release of this store.")] = None
     prices: Annotated[Path | None, _measured("Use these prices, in the form of bench/planner/prices.toml.")] = None
     prices_from_azure: Annotated[
@@ -78,7 +82,7 @@ def plan(flags: PlanFlags, **given: str | None) -> None:
     """
     from hotplate.bench.planner import prices as price_list
     from hotplate.bench.planner.plan import calculate
-    from hotplate.bench.planner.review import read_baseline
+    from hotplate.bench.planner.review import read_baseline, report
     from hotplate.stores.cosmos import charges as cosmos_charges
 
     prices = flags.prices
@@ -90,33 +94,36 @@ def plan(flags: PlanFlags, **given: str | None) -> None:
     file, prices = flags.source or flags.check, prices or price_list.OURS
     baseline = None if file is None else read_baseline(file)
     command_line = _command_line(flags, given)
-    layers = _layers(baseline, flags, command_line)
+    reports = {path: inputs.read_report(path) for path in flags.from_report}
+    sweep = next((measured for measured in reports.values() if measured.kind == "ru"), None)
+    layers = _layers(baseline, flags, command_line, reports)
     charges = cosmos_charges.load(flags.charges or cosmos_charges.OURS)
     if flags.open_page:
-        _open_page(flags, layers, command_line, prices, charges)
+        _open_page(flags, layers, command_line, prices, charges, sweep)
         return
     made = calculate(inputs.merge([*layers, *command_line]), price_list.load(prices), charges)
-    _finish(made, prices, baseline if flags.check else None, flags)
+    planned = report(made, prices.name, baseline if flags.check else None, sweep)
+    _finish(made, planned, flags, baseline)
 
 
-def _finish(made: "CapacityPlan", prices: Path, compared: "Baseline | None", flags: PlanFlags) -> None:
-    from hotplate.bench.planner.review import BOUND_PERCENT, in_full, report, to_toml
+def _finish(made: "CapacityPlan", planned: "Report", flags: PlanFlags, baseline: "Baseline | None") -> None:
+    from hotplate.bench.planner.review import BOUND_PERCENT, in_full, to_toml
 
     if flags.why is not None and flags.why not in made.figures:
         raise inputs.PlanMisused(f"--why: there is no figure {flags.why!r}; known are {', '.join(made.figures)}")
-    found = report(made, prices.name, compared)
     if flags.report is not None:
         from hotplate import report_page
 
-        report_page.save(found, flags.report)
+        report_page.save(planned, flags.report)
     if flags.save is not None:
-        flags.save.write_text(to_toml(made, compared.bound_percent if compared else BOUND_PERCENT))
+        bound_percent = baseline.bound_percent if flags.check and baseline else BOUND_PERCENT
+        flags.save.write_text(to_toml(made, bound_percent))
     if flags.why is not None and not flags.as_json:
         _print_formulas(made, flags.why)
     else:
-        show_report(in_full(found) if flags.in_full else found, as_json=flags.as_json)
-    if found.exit_code:
-        raise typer.Exit(found.exit_code)
+        show_report(in_full(planned) if flags.in_full else planned, as_json=flags.as_json)
+    if planned.exit_code:
+        raise typer.Exit(planned.exit_code)
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
@@ -151,24 +158,30 @@ def _command_line(flags: PlanFlags, given: Mapping[str, str | None]) -> "list[In
 
 
 def _open_page(
-    flags: PlanFlags, layers: "list[InputSource]", command_line: "list[InputSource]", prices: Path, charges: "Charges"
+    flags: PlanFlags,
+    layers: "list[InputSource]",
+    command_line: "list[InputSource]",
+    prices: Path,
+    charges: "Charges",
+    sweep: "Report | None",
 ) -> None:
     from hotplate.bench.planner import planner_page
     from hotplate.bench.planner import prices as price_list
 
-    named = {
-        "--from": flags.source or flags.check,
-        "--from-report": flags.from_report,
-        "--from-release": flags.from_release,
-        "--prices": None if prices == price_list.OURS else prices,
-        "--charges": flags.charges,
-    }
+    named = [
+        ("--from", flags.source or flags.check),
+        *(("--from-report", path) for path in flags.from_report),
+        ("--from-release", flags.from_release),
+        ("--prices", None if prices == price_list.OURS else prices),
+        ("--charges", flags.charges),
+    ]
     page = planner_page.PlannerPage(
         layers=layers,
         prices=price_list.load(prices),
         prices_name=prices.name,
         charges=charges,
-        options=[word for option, value in named.items() if value is not None for word in (option, str(value))],
+        options=[word for option, value in named if value is not None for word in (option, str(value))],
+        sweep=sweep,
     )
     given = {name: str(value) for layer in command_line for name, value in layer.values.items()}
     planner_page.open_page(
@@ -179,8 +192,13 @@ def _open_page(
     )
 
 
-def _layers(baseline: "Baseline | None", flags: PlanFlags, command_line: "list[InputSource]") -> "list[InputSource]":
-    """Return the inputs from files, a release and a report; those of the command line win over them."""
+def _layers(
+    baseline: "Baseline | None",
+    flags: PlanFlags,
+    command_line: "list[InputSource]",
+    reports: "Mapping[Path, Report]",
+) -> "list[InputSource]":
+    """Return the inputs from files, a release and reports; those of the command line win over them."""
     from hotplate.cli.releases import find_manifest
     from hotplate.stores.urls import redacted
 
@@ -188,9 +206,9 @@ def _layers(baseline: "Baseline | None", flags: PlanFlags, command_line: "list[I
     if flags.from_release is not None:
         manifest = with_store(flags.from_release, lambda opened: find_manifest(opened, None))
         layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
-    if flags.from_report is not None:
+    for path, measured in reports.items():
         p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
-        layers.append(inputs.from_report(flags.from_report, p99_ms))
+        layers.append(inputs.from_report(measured, path, p99_ms))
     return layers
 
 

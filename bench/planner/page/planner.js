@@ -48,30 +48,25 @@ function showForm(fields) {
 
 function showProblem(error) {
   byId("problems").replaceChildren(element("p", { class: "problem" }, error.message));
-  for (const id of ["answer", "table", "plots"]) byId(id).classList.add("stale");
+  for (const id of ["answer", "summary", "plots"]) byId(id).classList.add("stale");
 }
 
 function showAnswer(plan) {
   byId("answer").textContent = plan.answer;
   byId("problems").replaceChildren(...plan.complaints.map((text) => element("p", { class: "problem" }, text)));
-  byId("notes").replaceChildren(...plan.notes.map((text) => element("p", {}, text)));
-  const bodies = plan.table.map(({ group, rows }) => element("tbody", {},
-    element("tr", {}, element("th", { scope: "rowgroup", colspan: "3" }, group)),
-    ...rows.map(([label, value, note]) => element("tr", {},
-      element("th", { scope: "row" }, label),
-      element("td", { class: "value" }, value),
-      element("td", { class: "note" }, note)))));
-  byId("table").replaceChildren(element("table", {}, ...bodies));
+  byId("notes").replaceChildren(...plan.notes.map((text) => element("p", { class: "note" }, text)));
+  byId("summary").innerHTML = plan.summary; // rendered by the server, which escapes all text
+  byId("figures").innerHTML = plan.figures;
   byId("command").textContent = plan.command;
   byId("toml").textContent = plan.toml;
-  byId("again").textContent = `hotplate plan --open '${plan.query}'`;
-  for (const id of ["answer", "table"]) byId(id).classList.remove("stale");
+  byId("again").textContent = plan.again;
+  for (const id of ["answer", "summary"]) byId(id).classList.remove("stale");
 }
 
 function showPlots(plots) {
   const figures = plots.map((plot) => {
     const drawing = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": plot.title });
-    drawing.innerHTML = plot.svg; // drawn by the server, which escapes all text
+    drawing.innerHTML = plot.svg;
     return element("figure", {}, element("h2", {}, plot.title), drawing, element("figcaption", {}, plot.caption));
   });
   byId("plots").replaceChildren(...figures);

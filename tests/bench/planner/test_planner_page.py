@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from hotplate.bench.planner.review import OPTIONS
+from hotplate.report import Report, Row, format_cell, from_json, to_json
 from tests.support.browser import Page, opened
 from tests.support.command import hotplate, json_of
 from tests.support.npm import installed
@@ -36,9 +38,24 @@ def address_of(lines: IO[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of `bench ru` with two levels."""
+    rows = [
+        Row(f"{ru:,} RU/s", figure, unit, value)
+        for ru in (400, 1_000)
+        for figure, unit, value in (("RU/s provisioned", "", ru), ("reads/s", "", ru), ("p99", "us", 9_000.0))
+    ]
+    path = tmp_path_factory.mktemp("sweep") / "ru.json"
+    path.write_text(
+        json.dumps(to_json(Report(kind="ru", sentence="1,000 RU/s carry 1,000 reads/s.", rows=tuple(rows))))
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(sweep: Path) -> Iterator[str]:
     """The address that `plan --open` prints, with its query; the command ends at Ctrl-C with exit code 0."""
-    command = [sys.executable, "-m", "hotplate", "plan", "--open", QUERY]
+    command = [sys.executable, "-m", "hotplate", "plan", "--open", QUERY, "--from-report", str(sweep)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         watchdog = threading.Timer(120, process.kill)
@@ -61,7 +78,7 @@ async def planner(address: str, folder: Path, *, theme: str = "light", width: in
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         await page.call("Page.navigate", url=address)
-        await page.until("document.querySelectorAll('#plots svg').length >= 2")
+        await page.until("document.querySelectorAll('#plots svg').length === 3")
         yield page
         assert page.complaints == []
         server = "{0.scheme}://{0.netloc}".format(urlsplit(address))
@@ -87,6 +104,27 @@ async def changed(page: Page, name: str, value: str) -> None:
     await page.until(f"new URLSearchParams(location.search).get('{name}') === {json.dumps(value)}")
 
 
+def texts(selector: str, of: str = "document") -> str:
+    return f"[...{of}.querySelectorAll('{selector}')].map((cell) => cell.textContent)"
+
+
+async def shown_table(page: Page, where: str) -> list[list[str]]:
+    """Return the lines of the first table: subject and cells."""
+    lines: list[list[str]] = await page.evaluate(
+        f"[...document.querySelectorAll('{where} tbody tr')].map((line) => {texts('th, td', of='line')})"
+    )
+    return [[cell.replace("\N{NO-BREAK SPACE}", " ") for cell in line] for line in lines]
+
+
+def table_of(facts: dict[str, Any]) -> list[list[str]]:
+    """Return the lines that the command prints for these facts."""
+    planned = from_json(facts)
+    return [
+        [subject, *(format_cell(planned.row(subject, column.figure), column) for column in planned.columns)]
+        for subject in planned.subjects
+    ]
+
+
 def figures(facts: dict[str, Any]) -> dict[str, str]:
     return {row["subject"] + "/" + row["figure"]: row["value"] for row in facts["rows"]}
 
@@ -104,8 +142,9 @@ async def test_inputs_change_the_answer_to_that_of_the_command(address: str, tmp
         assert command[:2] == ["hotplate", "plan"]
         expected = json_of(*command[1:])
         assert await page.evaluate("document.getElementById('answer').textContent") == expected["sentence"]
-        shown = await page.evaluate("document.querySelectorAll('#table tbody tr th[scope=row]').length")
-        assert shown == len(expected["rows"])
+        assert await shown_table(page, "#summary") == table_of(expected)
+        others = [row["figure"] for row in expected["rows"] if row["figure"] not in OPTIONS]
+        assert await page.evaluate(f"{texts('#figures th[scope=row]')}") == others
 
 
 async def test_shown_query_file_and_command_give_the_same_plan(address: str, tmp_path: Path) -> None:
@@ -117,10 +156,27 @@ async def test_shown_query_file_and_command_give_the_same_plan(address: str, tmp
         file = tmp_path / "plan.toml"
         file.write_text(await page.evaluate("document.getElementById('toml').textContent"))
         shown = await page.evaluate("document.getElementById('answer').textContent")
-    by_query = json_of("plan", again[3])
+    by_query = json_of("plan", *again[3:])
     by_file = json_of("plan", "--from", file)
     assert by_query["sentence"] == by_file["sentence"] == shown
     assert figures(by_query) == figures(by_file)
+
+
+async def test_pictures_are_of_cost_a_day_and_the_measured_sweep(address: str, tmp_path: Path) -> None:
+    async with planner(address, tmp_path) as page:
+        labels = await page.evaluate("[...document.querySelectorAll('#plots svg')].map((plot) => plot.ariaLabel)")
+        assert labels == [
+            "Plot: What the store costs, by rate; USD a month over requests/s in the busiest hour",
+            "Plot: A day's load, and the RU/s for it; RU/s over hour of the day",
+            "Plot: Throughput and p99, by RU/s; reads/s and p99 over RU/s provisioned",
+        ]
+        cost = await page.evaluate(f"{texts('#plots svg:first-of-type text')}.join(' ')")
+        reason = await page.evaluate("document.getElementById('summary').textContent")
+        from_rps = re.search(r"costs less than Cosmos DB from ([\d,]+) requests/s", reason)
+        assert from_rps is not None
+        assert f"break-even: {from_rps[1]}/s" in cost
+        caption = await page.evaluate("document.querySelector('#plots figure:last-child figcaption').textContent")
+        assert caption.endswith("1,000 RU/s carry 1,000 reads/s.")
 
 
 async def test_invalid_input_is_explained_and_the_last_plan_stays(address: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hotplate.bench.planner.inputs import from_report
+from hotplate.bench.planner.inputs import from_report, read_report
 from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
 from hotplate.report import Report, Row, to_json
 from tests.support.command import hotplate
@@ -137,11 +137,11 @@ def test_of_a_search_the_highest_rate_inside_the_objective_counts(tmp_path: Path
         Row("redis", "p99", "us", 2_000.0),
     ]  # fmt: skip
     path = measured(tmp_path / "bench.json", *rows)
-    assert from_report(path).values["pod_rps"] == 1_500
-    assert from_report(path).source.startswith("measured: at least ")
-    assert from_report(path, p99_ms=3).values["pod_rps"] == 900
+    assert from_report(read_report(path), path).values["pod_rps"] == 1_500
+    assert from_report(read_report(path), path).source.startswith("measured: at least ")
+    assert from_report(read_report(path), path, p99_ms=3).values["pod_rps"] == 900
     offered = measured(tmp_path / "offered.json", rows[0], Row("files", "p50", "us", 2_000.0))
-    assert from_report(offered).values == {"request_ms": 2}
+    assert from_report(read_report(offered), offered).values == {"request_ms": 2}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,26 @@ def test_a_comparison_of_stores_gives_the_cpu_of_a_request(tmp_path: Path) -> No
     cpus |= {"Cosmos DB by SDK": 900.0, "Redis by redis-py": 90.0}
     rows = [Row(name, figure, "us", us) for name, us in cpus.items() for figure in ("CPU a request", "p50")]
     path = measured(tmp_path / "stores.json", *rows, kind="stores")
-    assert from_report(path).values == {"request_cpu_us": 70.0}
+    assert from_report(read_report(path), path).values == {"request_cpu_us": 70.0}
+
+
+def test_reports_of_several_kinds_are_read_and_a_sweep_is_plotted(tmp_path: Path) -> None:
+    sweep = [
+        row
+        for ru, p99_us in ((400.0, 9e3), (1_000.0, None))
+        for row in (
+            Row(f"{ru:,.0f} RU/s", "reads/s", "", ru), Row(f"{ru:,.0f} RU/s", "p99", "us", p99_us, mark="*"),
+            Row(f"{ru:,.0f} RU/s", "RU/s provisioned", "", ru, main=False),
+        )
+    ]  # fmt: skip
+    reports = "--from-report", measured(tmp_path / "pod.json"), "--from-report"
+    facts = planned(*LEAST, *reports, measured(tmp_path / "ru.json", *sweep, kind="ru"))
+    assert values(facts)["pod_rps"] == 200
+    plot = facts["plots"][-1]
+    assert (plot["x"], plot["y"], plot["below"]["y"]) == ("RU/s provisioned", "reads/s", "p99, assumed")
+    assert plot["curves"][0]["x"] == plot["curves"][0]["y"] == [400, 1_000]
+    assert plot["below"]["curves"][0]["y"] == [9_000, None]
+    assert list(plot["marks"].values()) == ["this plan"]
 
 
 def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""The pictures of a plan: cost over the rate, a day's load, and what was measured over RU/s."""
+
+from collections.abc import Iterator
+
+from hotplate.bench.planner.inputs import HOURS, PROVISIONED, READS, hourly_shares
+from hotplate.bench.planner.options import reached_ru
+from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
+from hotplate.report import Curve, Plot, Report, Row, rounded
+
+PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))  # multiples of the plan's rate
+THIS_PLAN = "this plan"
+
+
+def pictures(plan: CapacityPlan, sweep: Report | None = None) -> tuple[Plot, ...]:
+    """Return the plots of a plan, and that of a report of `hotplate bench ru`."""
+    plots = [_cost(plan), _day(plan)]
+    if sweep is not None:
+        plots.append(_measured(plan, sweep))
+    return tuple(plots)
+
+
+def _cost(plan: CapacityPlan) -> Plot:
+    rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
+    plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
+    cosmos = tuple(each.number("cheapest_cost") for each in plans)
+    redis = tuple(each.number("redis_cost") if each.figures["redis_cost"].unit else None for each in plans)
+    marks = {plan.inputs.peak_rps: THIS_PLAN}
+    break_even = break_even_rps(plan)
+    if break_even is not None and rates[0] < break_even < rates[-1]:
+        marks[break_even] = f"break-even: {rounded(break_even)}/s"
+    return Plot(
+        title="What the store costs, by rate",
+        x="requests/s in the busiest hour",
+        y=f"{plan.prices.currency} a month",
+        curves=(Curve("Cosmos DB at its cheapest", rates, cosmos), Curve("Redis", rates, redis)),
+        log_x=True,
+        log_y=True,
+        marks=marks,
+        caption="Without pods and training, which cost the same with each store.",
+    )
+
+
+def _day(plan: CapacityPlan) -> Plot:
+    hours = tuple(float(hour) for hour in range(HOURS))
+    needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
+    reached = tuple(reached_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
+    curves = [Curve("needed for reads", hours, needed), Curve("autoscale, as reached by a region", hours, reached)]
+    for label, name in (("manual", "serve_ru"), ("provisioned today", "have_ru")):
+        if name in plan.figures:
+            curves.append(Curve(label, hours, (plan.number(name),) * HOURS))
+    return Plot(title="A day's load, and the RU/s for it", x="hour of the day", y="RU/s", curves=tuple(curves))
+
+
+def _measured(plan: CapacityPlan, sweep: Report) -> Plot:
+    throughput = tuple(_curves(sweep, READS))
+    p99 = tuple(_curves(sweep, "p99"))
+    marks = {plan.number("serve_ru"): THIS_PLAN}
+    if "have_ru" in plan.figures:
+        marks[plan.number("have_ru")] = "today"
+    assumed = any(row.figure == "p99" and row.mark for row in sweep.rows)
+    p99_label = "p99, assumed" if assumed else "p99"
+    x = "RU/s provisioned"
+    date = str(sweep.machine.get("date", ""))[:10]
+    return Plot(
+        title="Throughput and p99, by RU/s",
+        x=x,
+        y=READS,
+        curves=throughput,
+        log_x=True,
+        log_y=True,
+        points=True,
+        marks=marks,
+        caption=f"hotplate bench ru, {date}: {sweep.sentence}",
+        below=Plot(p99_label, x, p99_label, p99, y_unit="us", log_x=True, points=True, marks=marks),
+    )
+
+
+def _curves(sweep: Report, figure: str) -> Iterator[Curve]:
+    """Yield a figure over RU/s, a curve for each size of lists."""
+    levels = dict[str, list[tuple[float, Row]]]()
+    for row in sweep.rows:
+        provisioned = sweep.row(row.subject, PROVISIONED)
+        if row.figure == figure and provisioned is not None and provisioned.value is not None:
+            kind = row.subject.partition(" RU/s")[2].lstrip(", ") or "measured"
+            levels.setdefault(kind, []).append((provisioned.value, row))
+    for kind, points in levels.items():
+        points.sort(key=lambda point: point[0])
+        yield Curve(kind, tuple(ru for ru, _ in points), tuple(row.value for _, row in points))
