@@ -12,11 +12,13 @@ from typing import Self, TypedDict, Unpack
 
 from hotplate.background import Background, blocking
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.filters import NO_FILTER, ItemFilter, filter_of
+from hotplate.serve.filters import filter_of
 from hotplate.serve.fold_in import RECENCY
-from hotplate.serve.reader import DEFAULT_N, EncodedList, TieredReader, background
+from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.settings import BUDGET_S
+from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
 from hotplate.serve.states import Reporter
 from hotplate.serve.watched import follow
 from hotplate.stores.encoding import ITEM, OVERALL, USER, Item, check_id, decode
@@ -59,6 +61,25 @@ class ListOptions(FilterOptions, total=False):
     """Options of a call; *segment* is that of the popular list, by default the overall one."""
 
     segment: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The options of a call, checked."""
+
+    selection: Selection
+    segment: str
+    name: str
+
+    @classmethod
+    def of(cls, n: int, options: ListOptions | FilterOptions) -> "_Request":
+        if n < 1:
+            raise StoreMisused(f"n must be at least 1, not {n}")
+        if wrong := options.keys() - ListOptions.__optional_keys__:
+            raise TypeError(f"a list takes exclude, where, segment and list, not {wrong.pop()}")
+        excluded = [check_id(item) for item in options.get("exclude", ())]
+        selection = Selection(n, filter_of(excluded, options.get("where", "")))
+        return cls(selection, str(options.get("segment", OVERALL)), options.get("list", ""))
 
 
 class Lists:
@@ -109,22 +130,23 @@ class Lists:
 
     async def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """Return a user's list, or for an unknown user the popular list of the segment."""
-        only = _filter(options)
-        return self.decoded(await self._here.personal(check_id(user), *_place(options)), n, only)
+        request = _Request.of(n, options)
+        encoded = await self._here.personal(check_id(user), request.segment, request.name)
+        return self.decoded(encoded, request.selection)
 
     async def personal_many(
         self, users: Sequence[str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
     ) -> list[Recommendations]:
         """Return the lists of many users in order, of one release or its canary."""
-        only = _filter(options)
-        found = await self._here.personal_many([check_id(user) for user in users], *_place(options))
-        return [self.decoded(one, n, only) for one in found]
+        request = _Request.of(n, options)
+        lists = await self._here.personal_many([check_id(user) for user in users], request.segment, request.name)
+        return [self.decoded(encoded, request.selection) for encoded in lists]
 
     async def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
         """Return the items similar to *item*, or for an unknown item the popular list."""
-        only = _filter(options)
-        found = await self._here.similar(check_id(item), options.get("list", ""))
-        return self.decoded(self._here.beside([item], found, only), n, only)
+        request = _Request.of(n, options)
+        encoded = await self._here.similar(check_id(item), request.name)
+        return self.decoded(encoded, request.selection, beside=[item])
 
     async def fold_in(
         self,
@@ -139,26 +161,32 @@ class Lists:
         The newest item is the last; a weight counts times *recency* (above 0, at most 1) for each newer item. Without
         item factors, from the lists of similar items. Raises StoreThrottled if too many visitors wait.
         """
-        _check_n(n)
+        request = _Request.of(n, options)
         if not 0 < recency <= 1:
             raise StoreMisused(f"recency is a factor above 0 and at most 1, not {recency}")
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
-        (segment, name), only = _place(options), _filter(options)
-        found = (await self._here.fold_in(basket, n, only, segment, recency, name=name)).found
-        return self.decoded(self._here.beside([item for item, _ in basket], found, only), n, only)
+        result = await self._here.fold_in(
+            basket, n, request.selection.only, segment=request.segment, recency=recency, name=request.name
+        )
+        return self.decoded(result.found, request.selection, beside=[item for item, _ in basket])
 
     def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """Return the popular list of the segment, or the overall one, from memory."""
-        return self.decoded(self._here.popular(*_place(options)), n, _filter(options))
+        request = _Request.of(n, options)
+        return self.decoded(self._here.popular(request.segment, request.name), request.selection)
 
-    def decoded(self, encoded: EncodedList, n: int, only: ItemFilter = NO_FILTER) -> Recommendations:
-        """Return the first *n* items of an encoded list that pass a filter."""
-        _check_n(n)
-        items = decode(self.reader.cut(encoded, n, only))
-        segment = encoded.segment if encoded.source == "popular" else None
+    def decoded(self, encoded: EncodedList, selection: Selection, beside: Collection[str] = ()) -> Recommendations:
+        """Return the items of a list that is shown *beside* some items."""
+        items = Shaper(self.reader.deny_list).shape(encoded, selection, beside=beside)
         return Recommendations(
-            items, encoded.source, encoded.served.id, encoded.tier, encoded.served.is_canary, segment, encoded.name
+            items=decode(items),
+            source=encoded.source,
+            release=encoded.served.id,
+            tier=encoded.tier,
+            canary=encoded.served.is_canary,
+            segment=encoded.segment if encoded.source == "popular" else None,
+            list=encoded.name,
         )
 
     def prometheus_text(self) -> bytes:
@@ -188,13 +216,13 @@ class SyncLists(Background[Lists]):
 
     def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.personal`."""
-        found = self._halted(_at_hand, (USER, check_id(user)), "personal", n, options)
-        return found or self._run(lambda lists: lists.personal(user, n, **options))
+        recommendations = self._halted(_read_nowait, USER, check_id(user), _Request.of(n, options))
+        return recommendations or self._run(lambda lists: lists.personal(user, n, **options))
 
     def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
         """See `Lists.similar`."""
-        found = self._halted(_at_hand, (ITEM, check_id(item)), "similar", n, options)
-        return found or self._run(lambda lists: lists.similar(item, n, **options))
+        recommendations = self._halted(_read_nowait, ITEM, check_id(item), _Request.of(n, options))
+        return recommendations or self._run(lambda lists: lists.similar(item, n, **options))
 
     def fold_in(
         self,
@@ -210,41 +238,25 @@ class SyncLists(Background[Lists]):
 
     def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.popular`."""
-        only = _filter(options)
-        return self._halted(lambda lists: lists.decoded(lists.reader.popular(*_place(options)), n, only))
+        request = _Request.of(n, options)
+        return self._halted(
+            lambda lists: lists.decoded(lists.reader.popular(request.segment, request.name), request.selection)
+        )
 
     def prometheus_text(self) -> bytes:
         """See `Lists.prometheus_text`."""
         return self._halted(Lists.prometheus_text)
 
 
-def _at_hand(
-    lists: Lists, row: tuple[str, str], source: str, n: int, options: ListOptions | FilterOptions
-) -> Recommendations | None:
-    segment, name = _place(options)
-    key, fallback = lists.reader.placed(*row, segment, name)
-    found = lists.reader.get_nowait(key, source, fallback)
-    if found is None:
+def _read_nowait(lists: Lists, kind: str, identifier: str, request: _Request) -> Recommendations | None:
+    """Return a list if that needs no I/O, else None."""
+    reader = lists.reader
+    row = reader.row_of(kind, identifier, request.name)
+    encoded = reader.get_nowait(row, row.popular(request.segment))
+    if encoded is None:
         return None
-    only = _filter(options)
-    if name:
-        found = lists.reader.as_named(found, name)
-    if source == "similar":
-        found = lists.reader.beside(row[1:], found, only)
-    return lists.decoded(found, n, only)
-
-
-def _place(options: ListOptions | FilterOptions) -> tuple[str, str]:
-    """Return the segment and the name of the list."""
-    return (str(options.get("segment", OVERALL)), options.get("list", "")) if options else (OVERALL, "")
-
-
-def _filter(options: FilterOptions) -> ItemFilter:
-    if not options:
-        return NO_FILTER
-    if wrong := options.keys() - ListOptions.__optional_keys__:
-        raise TypeError(f"a list takes exclude, where, segment and list, not {wrong.pop()}")
-    return filter_of([check_id(item) for item in options.get("exclude", ())], options.get("where", ""))
+    beside = [identifier] if kind == ITEM else []
+    return lists.decoded(reader.named(request.name, encoded), request.selection, beside)
 
 
 class Options(TypedDict, total=False):
@@ -293,11 +305,6 @@ def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:
     open_them = partial(open_lists, *urls, **options)
     open_them()  # only checks the arguments
     return SyncLists(open_them, lambda: StoreMisused("these lists are closed; open others by hotplate.open_sync(…)"))
-
-
-def _check_n(n: int) -> None:
-    if n < 1:
-        raise StoreMisused(f"n must be at least 1, not {n}")
 
 
 def _check_weight(weight: float) -> float:

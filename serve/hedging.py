@@ -41,8 +41,16 @@ class Hedge:
 
     def __init__(self, reader: Reader, replicas: ReplicatedReader, count: Callable[[bool], None]) -> None:
         """*reader* and *replicas* are the same store."""
-        self._reader, self.replicas, self._count = reader, replicas, count
-        self._delay_s, self._tokens = FIRST_S, BURST
+        self._reader = reader
+        self._replicas = replicas
+        self._count = count
+        self._delay_s = FIRST_S
+        self._tokens = BURST
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a second place is known now."""
+        return self._replicas.has_replicas
 
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, timeout_s: float
@@ -52,33 +60,42 @@ class Hedge:
         A replica may lag, so only the first read tells that something is absent. The slower read is cancelled.
         """
         race = _Race(asyncio.current_task(), release, keys, timeout_s, decode)
-        timer = asyncio.get_running_loop().call_later(self._delay_s, self._read_again, race)
+        timer = asyncio.get_running_loop().call_later(self._delay_s, self._first_is_late, race)
         self._tokens = min(BURST, self._tokens + HEDGED)
         try:
-            return await self._reader.get_many(release, keys, timeout_s=timeout_s)
+            slots = await self._reader.get_many(release, keys, timeout_s=timeout_s)
         except asyncio.CancelledError:
             if race.slots is None or race.task is None or race.task.uncancel() > 0:
                 raise  # cancelled from outside
             return race.slots
         finally:
-            race.is_over = True
             timer.cancel()
-            low, high = BOUNDS_S
-            change = 1 + STEP * (1 - LATE) if race.is_late else 1 - STEP * LATE
-            self._delay_s = min(high, max(low, self._delay_s * change))
-            if race.second is not None:
-                race.second.cancel()
-                self._count(race.slots is not None)
+            self._end(race)
+        if not race.is_late:
+            self._change_delay(1 - STEP * LATE)
+        return slots
 
-    def _read_again(self, race: _Race) -> None:
+    def _end(self, race: _Race) -> None:
+        race.is_over = True
+        if race.second is not None:
+            race.second.cancel()
+            self._count(race.slots is not None)
+
+    def _first_is_late(self, race: _Race) -> None:
         race.is_late = True
-        if self._tokens >= 1 and not race.is_over:
+        self._change_delay(1 + STEP * (1 - LATE))
+        if self._tokens >= 1:
             self._tokens -= 1
             race.second = asyncio.create_task(self._read_elsewhere(race))
 
+    def _change_delay(self, factor: float) -> None:
+        """Move the delay; it stays where it is while a share LATE of the reads takes longer."""
+        low, high = BOUNDS_S
+        self._delay_s = min(high, max(low, self._delay_s * factor))
+
     async def _read_elsewhere(self, race: _Race) -> None:
         try:
-            slots = await self.replicas.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
+            slots = await self._replicas.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
             for key, slot in zip(race.keys, slots, strict=True):
                 if not isinstance(slot, bytes):
                     return

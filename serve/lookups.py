@@ -1,18 +1,31 @@
-"""Reads keys in tier after tier, batched by event-loop iteration or by request.
+"""Reads rows in tier after tier: at once where that needs no I/O, else by event-loop turn or by batch.
 
-All single keys of one iteration share a task, a deadline and a store call. A lookup joins a read of the same key.
+All single rows of one turn of the event loop share a task, a deadline and a store call. A lookup joins a read of the
+same row. The time limits of a read from a remote store, in the order in which they are set:
+
+    caller        0.9 of what is left of X-Request-Timeout-Ms, if sent (`reader.read_within`). A GET stops waiting for
+                  its row, and is answered without it; the read goes on for other requests. The read of a batch ends.
+    budget        --budget, 50 ms, from the turn or the batch on; 0.5 ms more for each user of a batch.
+    share         An equal part of the rest of the budget for this tier and each after it. At its end, `Tier` cancels
+                  the read, the circuit breaker counts a failure, and the next tier is read.
+    store share   0.9 of the share, passed to the store as `timeout_s`. Those that read key by key (Cosmos DB, Redis
+                  Cluster) return the keys that they have by then; a single Redis server ignores it.
+    hedge delay   1 to 100 ms, the running 95th percentile: then a replica is read, too (`hedging.Hedge`).
+    connection    1 s without a reply: the multiplexed connection to Redis is closed (`multiplexed.Multiplexer`). Its
+                  callers have given up by then, unless the budget is larger.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from hotplate.serve.releases.follower import RowsOfRelease
 from hotplate.serve.releases.served import ServedCanary, ServedRelease
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
-from hotplate.serve.tiers import ReleaseMoved, Tier, loop_time
-from hotplate.stores.encoding import is_empty
+from hotplate.serve.tiers import Origin, ReleaseMoved, Tier, loop_time
+from hotplate.stores.encoding import RowKey, is_empty
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import Slot
 
@@ -20,38 +33,68 @@ log = logging.getLogger(__name__)
 
 Waiter = TypeVar("Waiter")
 
-Origin = tuple[Tier, ServedRelease]
-# Called with a key, its waiters, the origin (None if no tier could be read), and the list (None if absent).
-Complete = Callable[[str, Sequence[Waiter], Origin | None, bytes | None], None]
-# Called with the keys and slots of a request with many keys.
-TakeAll = Callable[[Origin, Sequence[str], Sequence[Slot]], None]
+
+class RowRead(NamedTuple):
+    """Result of a lookup."""
+
+    origin: Origin | None
+    """None if no tier could be read."""
+
+    body: bytes | None
+    """The opened list; None if the row is absent."""
+
+
+# Called with a row, its waiters, and the result.
+Complete = Callable[[RowKey, Sequence[Waiter], RowRead], None]
+
+
+class RowsRead(NamedTuple):
+    """Rows that one tier returned for a batch."""
+
+    origin: Origin
+    rows: Sequence[RowKey]
+    slots: Sequence[Slot]
 
 
 @dataclass(slots=True)
-class _Batch(Generic[Waiter]):
+class BatchRead:
+    """The rows of one request that were read; those that no tier could read are missing."""
+
     deadline: float
     """By `loop_time`."""
 
-    waiting: dict[str, list[Waiter]]
-    """Waiters of incomplete keys; unused with `take_all`."""
+    read_by: float | None
+    """When the caller stops waiting."""
 
-    take_all: TakeAll | None = None
-    """For one request with many keys, from the first tier that can be read."""
-
-    read_by: float | None = None
-    """When the caller of that request stops waiting."""
-
-    spans: dict[str, list[RequestSpan]] | None = None
-    missed: dict[str, list[Origin]] = field(default_factory=dict)
+    parts: list[RowsRead] = field(default_factory=list)
     failure: StoreError | None = None
     """The last transient error."""
 
-    def has_missed(self, key: str, served: ServedRelease) -> bool:
-        return any(other.id == served.id for _, other in self.missed.get(key, ()))
+
+@dataclass(slots=True)
+class _Turn(Generic[Waiter]):
+    """Single rows that are read together."""
+
+    deadline: float
+    """By `loop_time`."""
+
+    waiting: dict[RowKey, list[Waiter]]
+    """Waiters of incomplete rows, also of other turns."""
+
+    spans: dict[RowKey, list[RequestSpan]]
+    missed: dict[RowKey, list[Origin]] = field(default_factory=dict)
+    """Releases that lack a row."""
+
+    def has_missed(self, row: RowKey, served: ServedRelease) -> bool:
+        return any(origin.served.id == served.id for origin in self.missed.get(row, ()))
+
+    def first_missed(self, row: RowKey) -> Origin | None:
+        origins = self.missed.get(row)
+        return origins[0] if origins else None
 
 
 class Lookups(Generic[Waiter]):
-    """Reads keys for waiters, on one loop.
+    """Reads rows for waiters, on one loop.
 
     The first tier that returns a list in its share of the budget wins. After an error the next tier is read; after a
     missing list, only tiers with another release.
@@ -61,149 +104,234 @@ class Lookups(Generic[Waiter]):
         self._tiers = tiers
         self._budget_s = budget_s
         self._complete = complete
-        self._turn = list[str]()
-        self._turn_spans: dict[str, list[RequestSpan]] | None = None
-        self._waiting = dict[str, list[Waiter]]()
-        self._served = list[ServedRelease | ServedCanary | None]()
+        self._turn = list[RowKey]()
+        """Rows to read in this loop iteration."""
+
+        self._turn_spans = dict[RowKey, list[RequestSpan]]()
+        self._waiting = dict[RowKey, list[Waiter]]()
+        self._followed = list[ServedRelease | ServedCanary | None]()
         """Releases of the reads in `_waiting`."""
 
         self._reads = set[asyncio.Task[None]]()
 
-    def add(self, key: str, waiter: Waiter) -> None:
-        """Read *key* in this loop iteration, or join a read of it; completes *waiter* later."""
+    def get_nowait(self, row: RowKey, missed: Origin | None = None, *, late: bool = False) -> RowRead | None:
+        """Read *row* without I/O, or return None if a tier needs it; *late* passes over such tiers.
+
+        Starts after the first tier if that has *missed* the row.
+        """
+        tiers = self._tiers if missed is None else self._tiers[1:]
+        read = set() if missed is None else {missed.served.id}
+        for tier in tiers:
+            served = tier.follower.served_for(row)
+            if served is None or served.id in read:
+                continue
+            slot = tier.get(served, row.text)
+            if isinstance(slot, StoreError):
+                if late:
+                    continue
+                return None
+            origin = Origin(tier, served)
+            if slot is not None and not is_empty(slot):
+                return RowRead(origin, slot)
+            read.add(served.id)
+            missed = missed or origin
+        return RowRead(missed, None)
+
+    def add(self, row: RowKey, waiter: Waiter) -> None:
+        """Read *row* in this loop iteration, or join a read of it; completes *waiter* later."""
         if not self._turn:
-            followers = [tier.follower for tier in self._tiers]
-            served = [each for one in followers for each in (one.served, one.canary)]
-            if served != self._served:
-                self._served, self._waiting = served, {}  # never join a read from before a flip
-        if (waiters := self._waiting.get(key)) is not None:
+            self._forget_before_flip()
+        waiters = self._waiting.get(row)
+        if waiters is not None:
             waiters.append(waiter)
             if not self._turn:
                 return
         else:
-            self._waiting[key] = [waiter]
+            self._waiting[row] = [waiter]
             if not self._turn:
                 self._spawn(self._read_turn())
-            self._turn.append(key)
-        if spans := sampled_requests.get():
-            self._turn_spans = self._turn_spans or {}
-            self._turn_spans.setdefault(key, []).extend(spans)
+            self._turn.append(row)
+        spans = sampled_requests.get()
+        if spans:
+            self._turn_spans.setdefault(row, []).extend(spans)
 
-    def leave(self, key: str, waiter: Waiter) -> None:
+    def _forget_before_flip(self) -> None:
+        """Join no read from before a change of the followed releases."""
+        followed = list[ServedRelease | ServedCanary | None]()
+        for tier in self._tiers:
+            followed += (tier.follower.served, tier.follower.canary)
+        if followed != self._followed:
+            self._followed = followed
+            self._waiting = {}
+
+    def leave(self, row: RowKey, waiter: Waiter) -> None:
         """Do not complete *waiter*, unless it waits for a release from before a flip."""
-        if waiter in (waiters := self._waiting.get(key, [])):
+        waiters = self._waiting.get(row, [])
+        if waiter in waiters:
             waiters.remove(waiter)
-
-    async def read_many(
-        self, keys: Sequence[str], deadline: float, take_all: TakeAll, read_by: float | None = None
-    ) -> tuple[Sequence[str], StoreError | None]:
-        """Read the keys of one request; return those that no tier could read, and a transient error.
-
-        Tiers also share the time until *read_by*, when its caller stops waiting; a late one has not failed.
-        """
-        batch = _Batch[Waiter](deadline, {}, take_all, read_by)
-        return await self._walk(batch, keys, 0, set()), batch.failure
 
     async def close(self) -> None:
         """Wait for pending reads."""
         while self._reads:
             await asyncio.wait(self._reads)
 
+    # Single rows: each falls through the tiers by itself
+
     async def _read_turn(self) -> None:
-        keys, self._turn = self._turn, []
-        spans, self._turn_spans = self._turn_spans, None
-        await self._read(_Batch(loop_time() + self._budget_s, self._waiting, spans=spans), keys)
+        turn = _Turn(loop_time() + self._budget_s, self._waiting, self._turn_spans)
+        rows = self._turn
+        self._turn = []
+        self._turn_spans = {}
+        await self._read_rows(turn, rows)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
 
-    async def _read(self, batch: _Batch[Waiter], keys: Sequence[str], first: int = 0) -> None:
-        """Read keys from tier *first* on, and complete all, even after an error."""
-        handed_on = set[str]()
+    async def _read_rows(self, turn: _Turn[Waiter], rows: Sequence[RowKey], first: int = 0) -> None:
+        """Read rows from tier *first* on, and complete all, even after an error."""
         try:
-            keys = await self._walk(batch, keys, first, handed_on)
+            for place in range(first, len(self._tiers)):
+                rows = self._split(turn, rows, place)
+                if not rows:
+                    break
+                rows = await self._read_tier(turn, rows, place)
         except Exception:
             log.exception("a lookup failed")
         finally:
-            for key in keys:
-                if key not in handed_on and (waiters := batch.waiting.pop(key, None)):
-                    missed = batch.missed.get(key)
-                    self._complete(key, waiters, missed[0] if missed else None, None)
+            for row in rows:
+                self._finish(turn, row, RowRead(turn.first_missed(row), None))
 
-    async def _walk(self, batch: _Batch[Waiter], keys: Sequence[str], first: int, handed_on: set[str]) -> Sequence[str]:
-        """Return keys without a list that were not *handed_on* to another task."""
-        for place in range(first, len(self._tiers)):
-            tier = self._tiers[place]
-            if batch.take_all is None:
-                if tier.breaker.is_open:
-                    keys = self._take_at_hand(batch, keys, tier)
-                size = tier.keys_a_call
-                handed_on.update(keys[size:])
-                for start in range(size, len(keys), size):
-                    self._spawn(self._read(batch, keys[start : start + size], place))
-                keys = keys[:size]
-                if len(keys) > 1 and tier.breaker.is_open:  # one key probes the store
-                    handed_on.update(keys[1:])
-                    self._spawn(self._read(batch, keys[1:], place + 1))
-                    keys = keys[:1]
-            if not keys:
-                break
-            keys = await self._read_tier(batch, keys, place)
-        return keys
+    def _split(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
+        """Return the rows that this task reads in one call of a tier; other tasks read the rest.
 
-    def _take_at_hand(self, batch: _Batch[Waiter], keys: Sequence[str], tier: Tier) -> Sequence[str]:
-        rest = list[str]()
-        for served, group in (groups := tier.follower.grouped(keys)):
-            rest += self._take(batch, (tier, served), group, [tier.get(served, key) for key in group])
-        return rest if groups else keys
-
-    async def _read_tier(
-        self, batch: _Batch[Waiter], keys: Sequence[str], place: int, served: ServedRelease | None = None
-    ) -> Sequence[str]:
+        While the circuit is open, one row probes the store, and the next tier is read for others.
+        """
         tier = self._tiers[place]
-        if served is None:
-            groups = tier.follower.grouped(keys)
-            if len(groups) != 1:
-                rests = await asyncio.gather(*(self._read_tier(batch, group, place, one) for one, group in groups))
-                return [key for rest in rests for key in rest] if groups else keys
-            served = groups[0][0]
-        missed = {key for key in keys if batch.has_missed(key, served)} if batch.missed else set[str]()
-        wanted = [key for key in keys if key not in missed] if missed else keys
+        if tier.breaker.is_open:
+            rows = self._take_cached(turn, rows, tier)
+        size = tier.keys_a_call
+        for start in range(size, len(rows), size):
+            self._spawn(self._read_rows(turn, rows[start : start + size], place))
+        rows = rows[:size]
+        if len(rows) > 1 and tier.breaker.is_open:
+            self._spawn(self._read_rows(turn, rows[1:], place + 1))
+            rows = rows[:1]
+        return rows
+
+    def _take_cached(self, turn: _Turn[Waiter], rows: Sequence[RowKey], tier: Tier) -> Sequence[RowKey]:
+        groups = tier.follower.grouped(rows)
+        if not groups:
+            return rows
+        rest = list[RowKey]()
+        for group in groups:
+            rest += self._take(turn, _read_nowait(tier, group))
+        return rest
+
+    async def _read_tier(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
+        """Read rows, complete those that the tier has, and return the others."""
+        groups = self._tiers[place].follower.grouped(rows)
+        if not groups:
+            return rows
+        if len(groups) == 1:
+            return await self._read_release(turn, groups[0], place)
+        rests = await asyncio.gather(*(self._read_release(turn, group, place) for group in groups))
+        return [row for rest in rests for row in rest]
+
+    async def _read_release(self, turn: _Turn[Waiter], group: RowsOfRelease, place: int) -> Sequence[RowKey]:
+        served = group.served
+        rows = group.rows
+        missed = [row for row in rows if turn.has_missed(row, served)] if turn.missed else []
+        wanted = [row for row in rows if row not in missed] if missed else rows
         if not wanted:
-            return keys
-        timeout_s = self._share_s(batch.deadline, place)
-        if batch.spans is not None:
-            sampled_requests.set(tuple(span for key in wanted for span in batch.spans.get(key, ())))
+            return rows
+        if turn.spans:
+            spans = [span for row in wanted for span in turn.spans.get(row, ())]
+            sampled_requests.set(tuple(spans))
+        tier = self._tiers[place]
         try:
-            reading = tier.read_through(served, wanted, timeout_s)
-            slots = await (reading if batch.read_by is None else _within(self._share_s(batch.read_by, place), reading))
+            slots = await tier.read(served, [row.text for row in wanted], self._share_s(turn.deadline, place))
         except ReleaseMoved:
-            return await self._read_tier(batch, keys, place)
+            return await self._read_tier(turn, rows, place)
+        except StoreError:
+            return rows
+        return [*missed, *self._take(turn, RowsRead(Origin(tier, served), wanted, slots))]
+
+    def _take(self, turn: _Turn[Waiter], read: RowsRead) -> Sequence[RowKey]:
+        """Complete the rows that were found, and return the others."""
+        rest = list[RowKey]()
+        for row, slot in zip(read.rows, read.slots, strict=True):
+            if isinstance(slot, bytes) and not is_empty(slot):
+                self._finish(turn, row, RowRead(read.origin, slot))
+            else:
+                rest.append(row)
+                if not isinstance(slot, StoreError):
+                    turn.missed.setdefault(row, []).append(read.origin)
+        return rest
+
+    def _finish(self, turn: _Turn[Waiter], row: RowKey, read: RowRead) -> None:
+        waiters = turn.waiting.pop(row, None)
+        if waiters:
+            self._complete(row, waiters, read)
+
+    # Batches: one tier answers all rows
+
+    async def read_many(self, rows: Sequence[RowKey], deadline: float, read_by: float | None = None) -> BatchRead:
+        """Read the rows of one request from the first tier that can be read.
+
+        Tiers also share the time until *read_by*, when its caller stops waiting; a late one has not failed.
+        """
+        batch = BatchRead(deadline, read_by)
+        for place in range(len(self._tiers)):
+            if not rows:
+                break
+            rows = await self._read_tier_for(batch, rows, place)
+        return batch
+
+    async def _read_tier_for(self, batch: BatchRead, rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
+        """Add rows of one tier to *batch*, and return those that it could not read."""
+        groups = self._tiers[place].follower.grouped(rows)
+        if not groups:
+            return rows
+        if len(groups) == 1:
+            return await self._read_release_for(batch, groups[0], place)
+        rests = await asyncio.gather(*(self._read_release_for(batch, group, place) for group in groups))
+        return [row for rest in rests for row in rest]
+
+    async def _read_release_for(self, batch: BatchRead, group: RowsOfRelease, place: int) -> Sequence[RowKey]:
+        tier = self._tiers[place]
+        keys = [row.text for row in group.rows]
+        reading = tier.read(group.served, keys, self._share_s(batch.deadline, place))
+        if batch.read_by is not None:
+            reading = _within(self._share_s(batch.read_by, place), reading)
+        try:
+            slots = await reading
+        except ReleaseMoved:
+            return await self._read_tier_for(batch, group.rows, place)
         except StoreError as error:
-            if batch.take_all is not None and not isinstance(error, ReleaseCorrupt):
+            if not isinstance(error, ReleaseCorrupt):
                 batch.failure = error
-            return keys
-        if batch.take_all is not None:
-            batch.take_all((tier, served), wanted, slots)
-            return ()
-        return [*missed, *self._take(batch, (tier, served), wanted, slots)]
+            return group.rows
+        batch.parts.append(RowsRead(Origin(tier, group.served), group.rows, slots))
+        return ()
+
+    def cached(self, rows: Sequence[RowKey]) -> list[RowsRead]:
+        """Return slots of *rows* of the first tier with a release, read without I/O."""
+        for tier in self._tiers:
+            groups = tier.follower.grouped(rows)
+            if groups:
+                return [_read_nowait(tier, group) for group in groups]
+        return []
 
     def _share_s(self, until: float, place: int) -> float:
         """Return an equal share of the time left for the tiers from *place* on."""
         return max(0.0, until - loop_time()) / (len(self._tiers) - place)
 
-    def _take(self, batch: _Batch[Waiter], origin: Origin, keys: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
-        waiting, complete, rest = batch.waiting, self._complete, list[str]()
-        for key, slot in zip(keys, slots, strict=True):
-            if isinstance(slot, bytes) and not is_empty(slot):
-                complete(key, waiting.pop(key, ()), origin, slot)
-            else:
-                rest.append(key)
-                if not isinstance(slot, StoreError):
-                    batch.missed.setdefault(key, []).append(origin)
-        return rest
+
+def _read_nowait(tier: Tier, group: RowsOfRelease) -> RowsRead:
+    slots = [tier.get(group.served, row.text) for row in group.rows]
+    return RowsRead(Origin(tier, group.served), group.rows, slots)
 
 
 async def _within(timeout_s: float, reading: Coroutine[Any, Any, list[Slot]]) -> list[Slot]:

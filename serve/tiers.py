@@ -3,10 +3,12 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from time import perf_counter
+from typing import Any, NamedTuple
 
 from hotplate.serve.errors import ERRORS, ServiceFinding
 from hotplate.serve.fold_in import FoldIn
@@ -33,6 +35,7 @@ from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import BothCounts, ReleaseCounts, ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, LocalRows, Reader, ReplicatedReader, Slot
 from hotplate.stores.timing import Backoff, TaskDeadlines
@@ -196,7 +199,7 @@ class StoreObserver:
 
 
 class Tier:
-    """One named store of a service, in one worker, on one loop."""
+    """One named store of a service, in one worker, on one loop. Its keys are texts, as those of stores."""
 
     def __init__(
         self, name: str, reader: Reader, metrics: Metrics, *, cache_bytes: int = 0, fold_in: FoldIn | None = None
@@ -222,12 +225,13 @@ class Tier:
     @property
     def findings(self) -> list[ServiceFinding]:
         """All findings, ERRORS first."""
-        found = self.follower.findings
+        findings = self.follower.findings
         if self.breaker.is_open:
-            found.append(ServiceFinding("circuit", self._open_because))
-        damaged = (one.id for one in self.follower.all_served if one.ref in self._damaged)
-        found += [ServiceFinding("damage", _damage_of(release)) for release in damaged]
-        return sorted(found, key=lambda finding: finding.source not in ERRORS)
+            findings.append(ServiceFinding("circuit", self._open_because))
+        for served in self.follower.all_served:
+            if served.ref in self._damaged:
+                findings.append(ServiceFinding("damage", _damage_of(served.id)))
+        return sorted(findings, key=lambda finding: finding.source not in ERRORS)
 
     @property
     def error(self) -> str | None:
@@ -243,22 +247,6 @@ class Tier:
         """Close the store."""
         await self._reader.close()
 
-    def get(self, served: ServedRelease, key: str) -> Slot:
-        """Read one key without I/O; returns a StoreError if that is impossible."""
-        if self._local is None:
-            if self._cache is None:
-                return NOT_CACHED
-            slot = self._cache.get(served, key)
-            if slot is not NOT_CACHED:
-                self._metrics.count(self._metrics.cached[self.name, CACHE_HIT])
-            return slot
-        try:
-            return self._get(self._local, served, key)
-        except StoreError as error:
-            return error
-        except Exception:  # noqa: BLE001 -- an unreadable page must not become a 500
-            return _UNREADABLE
-
     @property
     def needs_io(self) -> bool:
         """Whether no row can be read at once."""
@@ -273,39 +261,56 @@ class Tier:
         except StoreError:
             return None
 
-    def _get(self, reader: LocalReader, served: ServedRelease, key: str) -> bytes | None:
-        started = perf_counter()
-        value = reader.get(served.ref, key)
-        took_s = perf_counter() - started
-        self._metrics.observe(self.read_cell, took_s)
-        if self.follower.canary is not None:
-            self._observe_canary(served, took_s)
-        return value if value is None else served.decode(key, value)
-
-    async def read_through(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        """Read *keys* from the cache, and others like `read`."""
+    def get(self, served: ServedRelease, key: str) -> Slot:
+        """Read one key without I/O; returns a StoreError if that is impossible."""
+        if self._local is not None:
+            return self._get_local(self._local, served, key)
         if self._cache is None:
-            return await self.read(served, keys, timeout_s)
+            return NOT_CACHED
+        slot = self._cache.get(served, key)
+        if slot is not NOT_CACHED:
+            self._metrics.count(self._metrics.cached[self.name, CACHE_HIT])
+        return slot
+
+    def _get_local(self, reader: LocalReader, served: ServedRelease, key: str) -> Slot:
+        started = perf_counter()
+        try:
+            value = reader.get(served.ref, key)
+            took_s = perf_counter() - started
+            self._metrics.observe(self.read_cell, took_s)
+            self._observe_canary(served, took_s)
+            return None if value is None else served.decode(key, value)
+        except StoreError as error:
+            return error
+        except Exception:  # noqa: BLE001 -- an unreadable page must not become a 500
+            return _UNREADABLE
+
+    async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
+        """Read *keys* in *served*, from the cache where it has them: one decoded slot per key.
+
+        Local stores have no deadline. Raises ReleaseMoved, and StoreError if nothing could be read in time or the
+        circuit is open.
+        """
+        if self._local is not None:
+            return await self._read_release(served, keys, loop_time() + timeout_s)
+        if self._cache is None:
+            return await self._read_in_time(served, keys, timeout_s)
         slots = [self.get(served, key) for key in keys]
-        if missing := [place for place, slot in enumerate(slots) if slot is NOT_CACHED]:
-            read = await self.read(served, [keys[place] for place in missing], timeout_s)
+        missing = [place for place, slot in enumerate(slots) if slot is NOT_CACHED]
+        if missing:
+            read = await self._read_in_time(served, [keys[place] for place in missing], timeout_s)
             for place, slot in zip(missing, read, strict=True):
                 slots[place] = slot
         return slots
 
-    async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        """Read *keys* in *served*: one decoded slot per key. Local stores have no deadline.
-
-        Raises ReleaseMoved, and StoreError if nothing could be read in time or the circuit is open.
-        """
-        deadline = loop_time() + timeout_s
-        if self._local is not None:
-            return await self._read(served, keys, deadline)
+    async def _read_in_time(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
+        """Read *keys* of a remote store within a time limit and by the circuit breaker."""
         if not self.breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
         is_probe = self.breaker.is_open
+        deadline = loop_time() + timeout_s
         try:
-            slots = await self._deadlines.until(deadline, self._read(served, keys, deadline))
+            slots = await self._deadlines.until(deadline, self._read_release(served, keys, deadline))
         except asyncio.CancelledError:  # says nothing about the store
             if is_probe:
                 self.breaker.undecided()
@@ -337,9 +342,12 @@ class Tier:
             cause = error.__cause__ if isinstance(error, _Defect) else None
             log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
 
-    async def _read(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
+    async def _read_release(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
+        """Read *keys* in calls of the store's size; follow the store if the release is gone."""
         try:
-            if self._local is not None or len(keys) > self._reader.batch:
+            if self._local is not None:
+                return await self._read_local(served, keys)
+            if len(keys) > self._reader.batch:
                 return await self._read_batches(served, keys, deadline)
             return await self._read_batch(served, keys, deadline)
         except ReleaseNotFound:
@@ -347,45 +355,39 @@ class Tier:
                 async with asyncio.timeout_at(deadline):  # that of a local store, too
                     await self.follower.refresh()
             self.follower.drop_canary(served)
-            if any(one is served for one in self.follower.all_served):
+            if any(followed is served for followed in self.follower.all_served):
                 raise
             raise ReleaseMoved(f"release {served.id} is gone") from None
 
+    async def _read_local(self, served: ServedRelease, keys: Sequence[str]) -> list[Slot]:
+        """Read batches in turn; other requests run between them."""
+        slots = list[Slot]()
+        for batch in _batches(keys, KEYS_AT_ONCE):
+            if slots:
+                await asyncio.sleep(0)
+            slots += await self._read_part(served, batch, None)
+        return _unless_all_failed(slots)
+
     async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
-        """Read batches at once, or those of a local store in turn, with other requests between them."""
+        """Read batches at once."""
+        parts = [self._read_part(served, batch, deadline) for batch in _batches(keys, self._reader.batch)]
+        return _unless_all_failed(list(chain.from_iterable(await asyncio.gather(*parts))))
 
-        async def slots_of(batch: Sequence[str]) -> list[Slot]:
-            try:
-                return await self._read_batch(served, batch, deadline)
-            except ReleaseNotFound:
-                raise  # at once, to leave time for the next release
-            except StoreError as error:
-                return [error] * len(batch)
-
-        size, slots = self._reader.batch if self._local is None else KEYS_AT_ONCE, list[Slot]()
-        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-        if self._local is None:
-            slots = [slot for found in await asyncio.gather(*map(slots_of, batches)) for slot in found]
-        else:
-            for batch in batches:
-                if slots:
-                    await asyncio.sleep(0)
-                slots += await slots_of(batch)
-        if isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
-            raise slots[0]
-        return slots
-
-    async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
-        started, outcome = perf_counter(), "error"
-        timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE if self._local is None else None
+    async def _read_part(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
+        """Read one of several batches, whose failure is one of its keys."""
         try:
-            hedge = self._hedge
-            if timeout_s is None or hedge is None or not hedge.replicas.has_replicas or len(keys) > self.keys_a_call:
-                reading = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
-            else:
-                reading = hedge.get_many(served.ref, keys, served.decode, timeout_s=timeout_s)
-            spans = sampled_requests.get() if self._local is None else ()
-            slots = await (traced(reading, spans, self.name, len(keys)) if spans else reading)
+            return await self._read_batch(served, keys, deadline)
+        except ReleaseNotFound:
+            raise  # at once, to leave time for the next release
+        except StoreError as error:
+            return [error] * len(keys)
+
+    async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
+        """Read *keys* by one call of the store, which is counted, timed and traced; without a *deadline* if local."""
+        started = perf_counter()
+        outcome = "error"
+        try:
+            slots = await self._call(served, keys, deadline)
             outcome = "ok"
         except ReleaseNotFound:
             outcome = "gone"
@@ -404,12 +406,28 @@ class Tier:
             self._metrics.count(self._metrics.cached[self.name, CACHE_MISS], len(keys))
         return slots
 
+    def _call(
+        self, served: ServedRelease, keys: Sequence[str], deadline: float | None
+    ) -> Coroutine[Any, Any, list[Slot]]:
+        """Return the call of the store: hedged if it has a replica, with a span if the requests are sampled."""
+        if deadline is None:
+            return self._reader.get_many(served.ref, keys)
+        timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
+        hedge = self._hedge
+        if hedge is not None and hedge.is_possible and len(keys) <= self.keys_a_call:
+            call = hedge.get_many(served.ref, keys, served.decode, timeout_s=timeout_s)
+        else:
+            call = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
+        spans = sampled_requests.get()
+        return traced(call, spans, self.name, len(keys)) if spans else call
+
     def _count_hedge(self, won: bool) -> None:  # noqa: FBT001 -- a callback with one argument
         self._metrics.count_in(HEDGES, self.name, HEDGE_WON if won else HEDGE_LOST)
 
     def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
         """In one loop, because a call per slot doubles the time."""
-        decode, decoded = served.decode, list[Slot]()
+        decode = served.decode
+        decoded = list[Slot]()
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, bytes):
                 try:
@@ -427,14 +445,41 @@ class Tier:
         self._metrics.count_in(CORRUPT, self.name)
         damage = ReleaseCorrupt(_damage_of(served.id))
         if served.ref not in self._damaged:
-            self._damaged = self._damaged.intersection(one.ref for one in self.follower.all_served) | {served.ref}
+            followed = {release.ref for release in self.follower.all_served}
+            self._damaged = self._damaged & followed | {served.ref}
             log.error("%s: %s", self.name, damage, exc_info=None if isinstance(error, ReleaseCorrupt) else error)
         return damage
+
+    def count_lookup(self, served: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
+        """Count lists of a release by an index of LOOKUP_OUTCOMES; *kind* is that of the rows."""
+        self._metrics.count_lookup(source, LOOKUP_OUTCOMES[outcome], lists)
+        served.lookups[outcome] += lists
+        if self.follower.canary is not None and kind == USER:
+            role: ReleaseRole = CANARY if served.is_canary else LIVE
+            self._metrics.count(self._metrics.canary[self.name, role, LOOKUP_OUTCOMES[outcome]], lists)
 
     def _observe_canary(self, served: ServedRelease, took_s: float) -> None:
         if self.follower.canary is not None:
             role: ReleaseRole = CANARY if served.is_canary else LIVE
             self._metrics.observe(self._metrics.canary_reads[self.name, role], took_s)
+
+
+class Origin(NamedTuple):
+    """The tier and the release that a row was read from."""
+
+    tier: Tier
+    served: ServedRelease
+
+
+def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (keys[start : start + size] for start in range(0, len(keys), size))
+
+
+def _unless_all_failed(slots: list[Slot]) -> list[Slot]:
+    """Return *slots*; raises the first error if each is one."""
+    if isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
+        raise slots[0]
+    return slots
 
 
 def _damage_of(release: ReleaseId) -> str:

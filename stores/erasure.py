@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from hotplate.stores.catalogue import Release, ReleaseRef
-from hotplate.stores.encoding import USER, Checksum, user_of
+from hotplate.stores.encoding import Checksum, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.store import Row
@@ -101,10 +101,12 @@ class ErasedUsers:
         return bool(self.groups)
 
     def covers(self, key: str) -> bool:
-        """Return whether *key* is the row of an erased user, in any list; 1 µs per salt."""
-        user = user_of(key)
-        if user is None:
-            return False
+        """Return whether *key* is the row of an erased user, in any list."""
+        user = RowKey.parse(key).user
+        return user is not None and self.covers_user(user)
+
+    def covers_user(self, user: str) -> bool:
+        """Return whether *user* is erased; 1 µs per salt."""
         identifier = user.encode("utf-8", "surrogatepass")
         return any(_hash(salt, identifier) in hashes for salt, hashes in self.groups.items())
 
@@ -124,7 +126,7 @@ class ErasedUsers:
     def with_users(self, users: Iterable[str]) -> "ErasedUsers":
         """Return the union with *users*."""
         salt = next(iter(self.groups), None) or secrets.token_bytes(SALT_BYTES)
-        new = frozenset(_hash(salt, user.encode()) for user in users if not self.covers(USER + user))
+        new = frozenset(_hash(salt, user.encode()) for user in users if not self.covers_user(user))
         return replace(self, groups={**self.groups, salt: self.groups.get(salt, frozenset()) | new})
 
     def missing_from(self, release: ReleaseRef) -> MissingRows:

@@ -12,6 +12,7 @@ from hotplate.stores.catalogue import RecordFormat, ReleaseId
 from hotplate.stores.encoding import (
     ENCODINGS,
     HEADER_BYTES,
+    ITEM,
     MANIFEST,
     MAX_LISTS,
     META,
@@ -19,10 +20,11 @@ from hotplate.stores.encoding import (
     OFFSET_BYTES,
     OVERALL,
     POPULAR,
+    USER,
     Checksum,
+    RowKey,
     check_kind,
     check_list,
-    list_of,
     prefix_of,
 )
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, WrittenByNewer, check_format
@@ -37,7 +39,7 @@ MAX_POPULAR_BYTES = 8 << 20
 # Rows of the sample, chosen by the smallest hashes of their keys.
 SAMPLE_ROWS = 64
 _HASHES = 1 << 64
-_SAMPLED = ("user", "item")
+_SAMPLED = (USER, ITEM)
 
 # Parts of a list's origin that determine it.
 _AS_PUBLISHED = ("model", "list_length", "keep_seen", "rules")
@@ -100,7 +102,7 @@ class Tally:
         size = digest = length = 0
         length_bytes = b""
         drawn, hash_of = list[tuple[int, str]](), xxh3_64_intdigest
-        base = kind.partition("@")[0]
+        base = RowKey.parse(kind).kind
         below = 0 if base not in _SAMPLED else _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
         for key, value in rows:
             raw = key.encode()
@@ -116,7 +118,7 @@ class Tally:
         if rows:
             self.counts[kind] = self.counts.get(kind, 0) + len(rows)
         self._draw(drawn)
-        if base + ":" == POPULAR:
+        if base == POPULAR:
             self.popular += [key for key, _ in rows]
             self.popular_bytes += sum(len(value) for _, value in rows)
 
@@ -159,7 +161,7 @@ class Manifest:
     def popular_keys(self) -> list[str]:
         """The keys of the popular lists of all lists."""
         segments = {"": self.segments, **self.named}
-        return [prefix_of(POPULAR, name) + each for name in segments for each in (OVERALL, *segments[name])]
+        return [RowKey(POPULAR, segment, name).text for name in segments for segment in (OVERALL, *segments[name])]
 
     def count(self, kind: str) -> int:
         """Return the number of rows of *kind* (`user`, `item`, …) in all lists."""
@@ -212,12 +214,12 @@ class Manifest:
 
 def count_of(counts: Mapping[str, int], kind: str) -> int:
     """Return the number of rows of *kind* in all lists."""
-    return sum(count for name, count in counts.items() if name.partition("@")[0] == kind)
+    return sum(count for name, count in counts.items() if RowKey.parse(name).kind == f"{kind}:")
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
     """Make the manifest of tallied rows; ReleaseCorrupt if popular lists lack the overall one or exceed the limits."""
-    names = {"", *map(list_of, tally.counts), *about.get("lists", ())}
+    names = {"", *(RowKey.parse(kind).list for kind in tally.counts), *about.get("lists", ())}
     if default := about.get("list", ""):
         check_list(default)
     segments = dict[str, list[str]]()

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
-from hotplate.stores.encoding import USER, list_of, prefix_of, user_of
+from hotplate.stores.encoding import USER, RowKey
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
 from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
@@ -83,15 +83,17 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
     found = await store.catalogue()
     erased = await read_erased(store, found)
     wanted = list(dict.fromkeys(users))
-    held = await _holding(store, found, wanted)
+    held = {
+        release: [RowKey.parse(key) for key in keys] for release, keys in (await _holding(store, found, wanted)).items()
+    }
     drafts = tuple(entry.id for entry in found.releases if entry.state is State.DRAFT)
     holding = {
-        release: tuple(dict.fromkeys(user for key in there if (user := user_of(key)) is not None))
-        for release, there in held.items()
-        if there
+        release: tuple(dict.fromkeys(row.user for row in rows if row.user is not None))
+        for release, rows in held.items()
+        if rows
     }
-    lists = {release: tuple(dict.fromkeys(filter(None, map(list_of, there)))) for release, there in held.items()}
-    marked = tuple(user for user in wanted if erased.covers(USER + user))
+    lists = {release: tuple(dict.fromkeys(row.list for row in rows if row.list)) for release, rows in held.items()}
+    marked = tuple(user for user in wanted if erased.covers_user(user))
     named = {release: names for release, names in lists.items() if names}
     return Erasure(marked, holding, drafts, lists=named, lost=erased.lost)
 
@@ -113,7 +115,7 @@ async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally
     """
     missing = manifest.count("user") - count_of(tally.counts, "user")
     others, theirs = (
-        {kind: count for kind, count in each.items() if user_of(f"{kind}:") is None}
+        {kind: count for kind, count in each.items() if RowKey.parse(kind).kind != USER}
         for each in (manifest.counts, tally.counts)
     )
     others_differ = others != theirs
@@ -190,7 +192,7 @@ async def _keys_of(store: Store, release: ReleaseRef, users: Sequence[str]) -> l
         names = (await load_manifest(store, release)).named
     except ReleaseCorrupt:
         names = {}
-    return [prefix_of(USER, name) + user for name in ("", *names) for user in users]
+    return [RowKey(USER, user, name).text for name in ("", *names) for user in users]
 
 
 async def _present(store: Store, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:

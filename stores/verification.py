@@ -19,14 +19,13 @@ from hotplate.stores.encoding import (
     OFFSET_BYTES,
     OVERALL,
     POPULAR,
+    USER,
     Checksum,
     Decode,
+    RowKey,
     is_empty,
-    list_of,
-    prefix_of,
-    user_of,
 )
-from hotplate.stores.erasure import ErasedUsers
+from hotplate.stores.erasure import ErasedUsers, MissingRows
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, count_of, read_manifest
@@ -133,12 +132,16 @@ async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release:
     tally = Tally()
     async for rows in chunks:
         if missing.hashes:
-            kept = [row for row in rows if user_of(row.key) is None or not erased.hashes_of([row.key]) & missing.hashes]
-            tally.add(kept)
+            tally.add([row for row in rows if not _is_missing(row, erased, missing)])
         else:
             tally.add(rows)
     missing.sums.add_to(tally)
     return tally, missing.unsummed
+
+
+def _is_missing(row: Row, erased: ErasedUsers, missing: MissingRows) -> bool:
+    """Return whether the row of an erased user is counted as missing."""
+    return RowKey.parse(row.key).kind == USER and bool(erased.hashes_of([row.key]) & missing.hashes)
 
 
 async def _is_outdated(store: Store, release: ReleaseRef, known: ErasedUsers) -> bool:
@@ -254,12 +257,13 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
     keys = manifest.popular_keys
-    essential = [prefix_of(POPULAR, name) + OVERALL for name in ("", *manifest.named)]
+    essential = [RowKey(POPULAR, OVERALL, name).text for name in ("", *manifest.named)]
     bodies, damaged = await _open(reader, release, [*keys, *manifest.sample], decode, essential)
     if damaged:
         erased = await erased_from(reader) if erased is None else erased
         damaged = [key for key in damaged if not erased.covers(key)]
-    sampled, unreadable = (Counter(map(list_of, each)) for each in (manifest.sample, set(manifest.sample) & {*damaged}))
+    sampled = Counter(RowKey.parse(key).list for key in manifest.sample)
+    unreadable = Counter(RowKey.parse(key).list for key in set(manifest.sample) & {*damaged})
     lost_ids = 0 if erased is None else erased.lost
     for name, lost in unreadable.items():
         if lost > max(1, lost_ids) and 2 * lost > sampled[name]:

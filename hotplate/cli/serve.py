@@ -105,12 +105,13 @@ def lookup(
     """
     from hotplate.serve.embedded import Lists
     from hotplate.serve.reader import TieredReader
+    from hotplate.serve.shaping import Selection
     from hotplate.stores.encoding import check_id
 
     async def read(opened: "Store") -> "Recommendations":
         reader = TieredReader({"store": opened}, budget_s=10.0)
         await reader.tiers[0].follower.refresh()
-        return Lists(reader).decoded(await reader.personal(check_id(user), segment, name), n)
+        return Lists(reader).decoded(await reader.personal(check_id(user), segment, name), Selection(n))
 
     found = with_store(store, read)
     more: dict[str, object] = ({"canary": True} if found.canary else {}) | ({"list": found.list} if found.list else {})

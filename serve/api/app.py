@@ -24,10 +24,13 @@ from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler, found_in
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.scoring import Scoring, scoring_refusal
+from hotplate.serve.consumed import Consumed
+from hotplate.serve.encoded_lists import NotReady, UnknownList
 from hotplate.serve.generation import Policy
 from hotplate.serve.metrics import OTHER, request_cell
 from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready, unknown_list
-from hotplate.serve.reader import NotReady, TieredReader, UnknownList
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.access_log import AccessLog, report
 from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, Tracer, use_span
 from hotplate.serve.watched import WatchedFiles
@@ -160,17 +163,21 @@ class Dispatcher:
         reader: TieredReader,
         guard: Guard | None = None,
         *,
+        consumed: Consumed | None = None,
         cors_origins: Sequence[str] = (),
         access_log: AccessLog | None = None,
         events: EventsHandler | None = None,
         tracer: Tracer | None = None,
         watched: Sequence[WatchedFiles] = (),
     ) -> None:
-        """*watched* are followed files. Without a guard, no key is needed."""
+        """*watched* are followed files, *consumed* the items to hide. Without a guard, no key is needed."""
         self.reader = reader
+        self.consumed = consumed
+        self.shaper = Shaper(reader.deny_list, consumed)
         self.guard = guard or Guard()
         self.handlers = Handlers(
             reader,
+            self.shaper,
             take_a_key=self.guard.reads_take_a_key,
             watched=watched,
             writer=None if events is None else events.writer,
@@ -180,7 +187,7 @@ class Dispatcher:
         self.metrics = reader.metrics
         self.draining = False
         documents = Documents(takes_key=self.guard.reads_take_a_key, takes_events=events is not None)
-        self._routes = Routes(self.handlers, Scoring(reader), documents, events)
+        self._routes = Routes(self.handlers, Scoring(reader, self.shaper), documents, events)
         self.cors = Cors(cors_origins) if cors_origins else None
         self.request_ids = RequestIds()
 

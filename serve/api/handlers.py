@@ -1,8 +1,8 @@
 """Route handlers: from parameters to response bytes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from aiohttp import hdrs, web
 from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.api.parameters import (
-    ALL_FIELDS,
     FOLD_IN,
     JSON,
     MSGPACK,
@@ -25,14 +24,15 @@ from hotplate.serve.api.parameters import (
     parse_id,
     read_body,
 )
+from hotplate.serve.encoded_lists import EncodedList, NotReady
 from hotplate.serve.errors import ServiceFinding
-from hotplate.serve.filters import ItemFilter, filter_of
+from hotplate.serve.filters import filter_of
 from hotplate.serve.problems import bad_parameter, overloaded
-from hotplate.serve.reader import FILTERED, EncodedList, NotReady, TieredReader
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.shaping import FILTERED, Selection, Shaper
 from hotplate.serve.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
 from hotplate.serve.telemetry.spans import ListOrigin
 from hotplate.serve.watched import WatchedFiles
-from hotplate.stores.encoding import without_titles
 from hotplate.stores.errors import StoreMisused, StoreThrottled, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -71,42 +71,48 @@ class Handlers:
     def __init__(
         self,
         reader: TieredReader,
+        shaper: Shaper,
         *,
         take_a_key: bool = False,
         watched: Sequence[WatchedFiles] = (),
         writer: "EventWriter | None" = None,
     ) -> None:
         """*take_a_key*: whether reads need a key; *watched*: followed files; *writer*: of events."""
-        self._reader, self._watched, self._writer = reader, watched, writer
+        self._reader = reader
+        self._shaper = shaper
+        self._watched = watched
+        self._writer = writer
         self.shared = UNSHARED if take_a_key else SHARED
         self.draining = False
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=&list=`."""
-        user, query = parse_id(raw_id, "user"), PERSONAL.parse(raw_query)
+        user = parse_id(raw_id, "user")
+        query = PERSONAL.parse(raw_query)
         encoded = await self._reader.personal(user, query.segment, query.list)
         headers = list_headers(encoded, "personal", PRIVATE)
-        return self._answer(
-            request, b'"user":%b,' % orjson.dumps(user), encoded, query, headers, only=_filter_of(query)
-        )
+        body = self._body(request, b'"user":%b,' % orjson.dumps(user), encoded, query, user=user)
+        return conditional(request, body, headers)
 
     async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations`."""
         BATCH.parse(raw_query)
         batch = parse_batch(await read_body(request), request.content_type)
-        answers = await self._reader.personal_many(batch.users, batch.segment, batch.list)
-        named = releases(answers) or {RELEASE: self._reader.release()}
-        only, release = _filter_of(batch), named[RELEASE]
-        size = max(1, PIECE_ITEMS // (max(batch.n, FILTERED) if only.where else batch.n))
-        elements = results(
-            ((user, encoded, batch.n) for user, encoded in zip(batch.users, answers, strict=True)),
-            lambda encoded, n: self._items(encoded, n, only, batch.fields),
-        )
-        media = MSGPACK if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower() else JSON
-        if media == MSGPACK:
-            body = _packed_head(release, len(answers)) + b"".join(await in_pieces(elements, size, _packed))
-        else:
-            body = b'{"release":"%b","results":[%b]}' % (release.encode(), b",\n".join(await in_pieces(elements, size)))
+        lists = await self._reader.personal_many(batch.users, batch.segment, batch.list)
+        named = releases(lists) or {RELEASE: self._reader.release()}
+        release = named[RELEASE]
+        selection = _selection(batch)
+        elements = results(batch.users, lists, [selection] * len(lists), self._shaper)
+        examined = max(batch.n, FILTERED) if selection.only.where else batch.n
+        size = max(1, PIECE_ITEMS // examined)
+        with _refusing():
+            if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower():
+                media = MSGPACK
+                body = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, size, _packed))
+            else:
+                media = JSON
+                joined = b",\n".join(await in_pieces(elements, size))
+                body = b'{"release":"%b","results":[%b]}' % (release.encode(), joined)
         return web.Response(
             body=body, headers={"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **named}
         )
@@ -115,32 +121,34 @@ class Handlers:
         """`POST /v1/recommendations/fold-in`."""
         FOLDED_IN.parse(raw_query)
         body = parse_fold_in(await read_body(request))
-        items = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
+        basket = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
+        only = filter_of(body.exclude, body.where)
         try:
-            only, options = _filter_of(body), (body.segment, body.recency)
-            result = await self._reader.fold_in(items, body.n, only, *options, name=body.list)
+            result = await self._reader.fold_in(
+                basket, body.n, only, segment=body.segment, recency=body.recency, name=body.list
+            )
         except StoreThrottled as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
         subject = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
-        found = self._reader.beside([item for item, _ in items], result.found, only)
-        answer = self._list(request, subject, found, body, only)
-        return web.Response(body=answer, headers=list_headers(found, "fold-in", NO_STORE))
+        answer = self._body(request, subject, result.found, body, beside=[item for item, _ in basket])
+        return web.Response(body=answer, headers=list_headers(result.found, "fold-in", NO_STORE))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=`."""
-        item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
-        only = _filter_of(query)
-        encoded = self._reader.beside([item], await self._reader.similar(item, query.list), only)
+        item = parse_id(raw_id, "item")
+        query = SIMILAR.parse(raw_query)
+        encoded = await self._reader.similar(item, query.list)
         headers = list_headers(encoded, "similar", self.shared)
-        return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, headers, only=only)
+        body = self._body(request, b'"item":%b,' % orjson.dumps(item), encoded, query, beside=[item])
+        return conditional(request, body, headers)
 
     async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /v1/popular?n=&exclude=&where=&fields=&segment=&list=`."""
         query = POPULAR.parse(raw_query)
         encoded = self._reader.popular(query.segment, query.list)
         headers = list_headers(encoded, "popular", self.shared)
-        return self._answer(request, b"", encoded, query, headers, only=_filter_of(query))
+        return conditional(request, self._body(request, b"", encoded, query), headers)
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /livez`: the process answers."""
@@ -169,33 +177,36 @@ class Handlers:
             found.append(ServiceFinding("events", self._writer.warning))
         return found
 
-    def _items(self, encoded: EncodedList, n: int, only: ItemFilter, fields: str) -> bytes:
-        shorten = None if fields == ALL_FIELDS else partial(without_titles, scores=fields == "id,score")
-        try:
-            return self._reader.cut(encoded, n, only, shorten)
-        except StoreMisused as error:
-            raise bad_parameter(str(error)) from None
-        except StoreUnavailable as error:
-            raise NotReady(str(error)) from None
-
-    def _answer(
+    def _body(
         self,
         request: web.BaseRequest,
         subject: bytes,
         encoded: EncodedList,
         query: ListQuery,
-        headers: dict[str, str],
         *,
-        only: ItemFilter,
-    ) -> web.Response:
-        return conditional(request, self._list(request, subject, encoded, query, only), headers)
-
-    def _list(
-        self, request: web.BaseRequest, subject: bytes, encoded: EncodedList, query: ListQuery, only: ItemFilter
+        user: str = "",
+        beside: Collection[str] = (),
     ) -> bytes:
-        items = self._items(encoded, query.n, only, query.fields)
+        """Return the body of a list answer, shaped for *user*, or for the items that it is listed *beside*."""
+        with _refusing():
+            items = self._shaper.shape(encoded, _selection(query), user=user, beside=beside)
         request[FOUND] = encoded, items
         return list_body(subject, list_head(encoded), items)
+
+
+def _selection(query: ListQuery) -> Selection:
+    return Selection(query.n, filter_of(query.exclude, query.where), query.fields)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Raise a Problem for what shaping refuses."""
+    try:
+        yield
+    except StoreMisused as error:
+        raise bad_parameter(str(error)) from None
+    except StoreUnavailable as error:
+        raise NotReady(str(error)) from None
 
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
@@ -250,19 +261,28 @@ def is_known(etag: str, known: str) -> bool:
 
 
 def results(
-    wanted: Iterable[tuple[str, EncodedList, int]], cut: Callable[[EncodedList, int], bytes]
+    users: Sequence[str], lists: Sequence[EncodedList], selections: Sequence[Selection], shaper: Shaper
 ) -> Iterator[bytes]:
-    """Yield the result of each user; *cut* cuts a list to a number of items."""
-    rests = dict[tuple[str, int, int, int], bytes]()
-    """Head and popular items by status, release, number of items, and hidden ones."""
-    for user, encoded, n in wanted:
-        kind, is_own = (encoded.status, id(encoded.served), n, id(encoded.hidden)), encoded.status == "ok"
-        rest = rests.get(kind)
-        items = cut(encoded, n) if is_own or rest is None else b""
-        if rest is None:
-            head = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
-            rests[kind] = rest = head if is_own else head + items
-        yield b'{"user":%b,%b%b]}' % (orjson.dumps(user), rest, items if is_own else b"")
+    """Yield the result of each user."""
+    heads = dict[tuple[str, int], bytes]()
+    """By status and release."""
+
+    popular = dict[tuple[str, int, Selection], bytes]()
+    """Shaped popular lists, which users without a list share unless items are hidden from them."""
+
+    for user, encoded, selection in zip(users, lists, selections, strict=True):
+        origin = encoded.status, id(encoded.served)
+        head = heads.get(origin)
+        if head is None:
+            head = heads[origin] = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
+        if encoded.status == "ok" or shaper.consumed_by(user) is not None:
+            items = shaper.shape(encoded, selection, user=user)
+        else:
+            shared = popular.get((*origin, selection))
+            if shared is None:
+                shared = popular[*origin, selection] = shaper.shape(encoded, selection)
+            items = shared
+        yield b'{"user":%b,%b%b]}' % (orjson.dumps(user), head, items)
 
 
 async def in_pieces(
@@ -274,10 +294,6 @@ async def in_pieces(
         pieces.append(join(piece))
         await asyncio.sleep(0)
     return pieces
-
-
-def _filter_of(query: ListQuery) -> ItemFilter:
-    return filter_of(query.exclude, query.where)
 
 
 def _packed_head(release: str, count: int) -> bytes:

@@ -10,10 +10,12 @@ import msgspec
 from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from hotplate.serve.encoded_lists import Status
 from hotplate.serve.filters import EXAMPLE, MAX_WHERE_CHARS, WHERE_PATTERN
 from hotplate.serve.fold_in import RECENCY
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
-from hotplate.serve.reader import DEFAULT_N, Status
+from hotplate.serve.shaping import ALL_FIELDS, DEFAULT_N
+from hotplate.serve.shaping import Fields as FieldNames
 from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, Item, check_id
 from hotplate.stores.errors import StoreMisused
 
@@ -76,10 +78,7 @@ ListName = Annotated[
         description="The name of a list of the release, such as `basket`; by default the default list.",
     ),
 ]
-Fields = Annotated[
-    Literal["id", "id,score", "id,score,title"], Meta(description="The fields of items to return; by default all.")
-]
-ALL_FIELDS: Literal["id,score,title"] = "id,score,title"
+Fields = Annotated[FieldNames, Meta(description="The fields of items to return; by default all.")]
 
 
 class ListQuery(Struct, frozen=True):

@@ -27,7 +27,8 @@ from hotplate.serve.api.parameters import (
     read_body,
 )
 from hotplate.serve.problems import Problem, bad_parameter
-from hotplate.serve.reader import DEFAULT_N, TieredReader
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
 from hotplate.stores.encoding import MAX_ID_BYTES, check_id
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
@@ -109,8 +110,9 @@ _decode_user = msgspec.json.Decoder[str | int](User).decode
 class Scoring:
     """Handlers of the scoring routes."""
 
-    def __init__(self, reader: TieredReader) -> None:
+    def __init__(self, reader: TieredReader, shaper: Shaper) -> None:
         self._reader = reader
+        self._shaper = shaper
 
     async def score(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
         """`POST /score`."""
@@ -121,8 +123,8 @@ class Scoring:
             answers = await self._reader.personal_many(users, must_read=True)
         except StoreUnavailable as error:
             raise Problem(503, "store-unavailable", str(error)) from error
-        counts = (row.n or DEFAULT_N for row in rows if isinstance(row, ScoreRow))
-        scored = results(zip(users, answers, counts, strict=True), self._reader.cut)
+        selections = [Selection(row.n or DEFAULT_N) for row in rows if isinstance(row, ScoreRow)]
+        scored = results(users, answers, selections, self._shaper)
         elements = (row if isinstance(row, bytes) else next(scored) for row in rows)
         body = b"[%b]" % b",\n".join(await in_pieces(elements, ROWS_A_PIECE))
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(answers)}

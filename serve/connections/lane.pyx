@@ -50,14 +50,26 @@ from hotplate.serve.api.parameters import ListQuery
 from hotplate.serve.connections.answers import AnswerWriter, header_lines
 from hotplate.serve.connections.headers import IGNORED
 from hotplate.serve.connections.headers import READ as READ_HEADERS
+from hotplate.serve.encoded_lists import EncodedList, NotReady, UnknownList
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
 from hotplate.serve.problems import Problem
-from hotplate.serve.reader import DEFAULT_N, EVERYBODY, EncodedList, NotReady, UnknownList
+from hotplate.serve.shaping import DEFAULT_N, Selection
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import RequestRecord, use_span
+from hotplate.serve.tiers import Origin
 from hotplate.stores.compression import Decoder
-from hotplate.stores.encoding import CHECKSUM_BYTES, ITEM, NO_OFFSET, OFFSET_BYTES, OVERALL, USER, USUAL_CUT
+from hotplate.stores.encoding import (
+    CHECKSUM_BYTES,
+    EVERYBODY,
+    ITEM,
+    NO_OFFSET,
+    OFFSET_BYTES,
+    OVERALL,
+    USER,
+    USUAL_CUT,
+    RowKey,
+)
 
 cdef extern from *:
     """
@@ -548,7 +560,7 @@ cdef class _Frame:
     cdef object served
     cdef str source
     cdef str tier
-    cdef str fallback
+    cdef object fallback
     cdef bytes head
     cdef bytes not_modified
     cdef bytes middle
@@ -610,6 +622,10 @@ cdef class _Request:
     cdef str text_id(self):
         return self.identifier.decode("ascii")
 
+    cdef object row(self):
+        """Return the key in the default list."""
+        return RowKey(self.route.kind, self.text_id())
+
 
 @cython.final
 cdef class _Delivery:
@@ -618,11 +634,11 @@ cdef class _Delivery:
     cdef Lane lane
     cdef _Request request
     cdef object deliver
-    cdef readonly str fallback
+    cdef readonly object fallback
 
-    def take_row(self, origin, key, body):
+    def take_row(self, origin, row, body):
         """See `Waiter`."""
-        self.deliver(self.lane._answer_with_row(self, origin, key, body))
+        self.deliver(self.lane._answer_with_row(self, origin, row, body))
 
     def take(self, encoded):
         """See `Waiter`."""
@@ -635,8 +651,9 @@ cdef class Lane:
     cdef object _dispatcher
     cdef object _guard
     cdef object _reader
+    cdef object _shaper
     cdef object _deny_list
-    cdef object _consumed
+    cdef bint _hides_consumed
     cdef object _access_log
     cdef object _tracer
     cdef object _writer
@@ -669,8 +686,9 @@ cdef class Lane:
         self._dispatcher = dispatcher
         self._guard = dispatcher.guard
         self._reader = dispatcher.reader
+        self._shaper = dispatcher.shaper
         self._deny_list = dispatcher.reader.deny_list
-        self._consumed = dispatcher.reader.consumed
+        self._hides_consumed = dispatcher.consumed is not None
         self._access_log = dispatcher.access_log
         self._tracer = dispatcher.tracer
         self._writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
@@ -869,9 +887,7 @@ cdef class Lane:
 
     cdef object _missed(self, _Request request, _Source source, double started):
         self._observe(source.read_cell, _monotonic() - started)
-        encoded = self._reader.after_miss(
-            request.route.kind + request.text_id(), request.route.source, EVERYBODY, (source.tier, source.served)
-        )
+        encoded = self._reader.after_miss(request.row(), EVERYBODY, Origin(source.tier, source.served))
         return None if encoded is None else self._finish(request, encoded)
 
     # By the reader: other stores, canaries, hidden users, named lists ------------------------------------------------
@@ -881,12 +897,14 @@ cdef class Lane:
         cdef _Delivery delivery
         if route.place == POPULAR:
             return self._finish(request, self._reader.popular(OVERALL, request.list_name))
-        key = route.kind + request.text_id()
         fallback = EVERYBODY
         if request.list_name:
-            key, fallback = self._reader.placed(route.kind, request.text_id(), OVERALL, request.list_name)
+            row = self._reader.row_of(route.kind, request.text_id(), request.list_name)
+            fallback = row.popular()
+        else:
+            row = request.row()
         if not self._is_remote or request.list_name:
-            encoded = self._reader.get_nowait(key, route.source, fallback)
+            encoded = self._reader.get_nowait(row, fallback)
             if encoded is not None:
                 return self._answer_with(request, encoded)
         delivery = _Delivery.__new__(_Delivery)
@@ -895,23 +913,23 @@ cdef class Lane:
         delivery.deliver = deliver
         delivery.fallback = fallback
         if request.span is None:
-            self._reader.submit(key, delivery)
+            self._reader.submit(row, delivery)
         else:
             with use_span(request.span):
-                self._reader.submit(key, delivery)
+                self._reader.submit(row, delivery)
         return PENDING
 
-    cdef object _answer_with_row(self, _Delivery delivery, tuple origin, str key, object body):
+    cdef object _answer_with_row(self, _Delivery delivery, object origin, object row, object body):
         """Answer with a row that a store returned, and count it."""
         cdef _Request request = delivery.request
         cdef _Route route = request.route
         cdef Py_buffer view
         cdef Span opened, items
-        cdef object served = origin[1]
+        cdef object served = origin.served
         if POLICIES.number is not self._generation:
             self._renew()
         if not self._is_remote or request.list_name or self._must_shape(request):
-            encoded = self._reader.hit(origin, route.source, key, body, delivery.fallback)
+            encoded = self._reader.hit(origin, row, body, delivery.fallback)
             return self._answer_with(request, encoded)
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
@@ -922,7 +940,7 @@ cdef class Lane:
                 raise ValueError("the offset of a list is not a number")
             self._cells[route.hit_cell] += 1
             served.lookups[HIT] += 1
-            return self._write(request, self._frame(route, served, route.source, origin[0].name, EVERYBODY), items)
+            return self._write(request, self._frame(route, served, route.source, origin.tier.name, EVERYBODY), items)
         finally:
             PyBuffer_Release(&view)
 
@@ -930,7 +948,7 @@ cdef class Lane:
         """Answer with a list that was read for a user or an item."""
         if request.list_name:
             try:
-                encoded = self._reader.as_named(encoded, request.list_name)
+                encoded = self._reader.named(request.list_name, encoded)
             except UnknownList as error:  # gone since it was read
                 return self._refuse(request, problem_of(error))
         return self._finish(request, encoded)
@@ -939,7 +957,7 @@ cdef class Lane:
         """Return whether a user's or an item's list may lose items."""
         if self._denies_items:
             return True
-        return self._consumed is not None and request.route.place == RECOMMENDATIONS
+        return self._hides_consumed and request.route.place == RECOMMENDATIONS
 
     cdef object _finish(self, _Request request, object encoded):
         """Shape a list, and answer with it."""
@@ -947,12 +965,13 @@ cdef class Lane:
         cdef Py_buffer view
         cdef Span items
         cdef _Frame frame = self._frame(route, encoded.served, encoded.source, encoded.tier, encoded.fallback)
+        cdef object selection = Selection(request.n)
         if route.place == RECOMMENDATIONS:
-            if self._consumed is not None:
-                encoded = self._reader.hiding(request.text_id(), encoded)
+            body = self._shaper.shape(encoded, selection, user=request.text_id())
         elif route.place == SIMILAR_ITEMS:
-            encoded = self._reader.beside((request.text_id(),), encoded)
-        body = self._reader.cut(encoded, request.n)
+            body = self._shaper.shape(encoded, selection, beside=(request.text_id(),))
+        else:
+            body = self._shaper.shape(encoded, selection)
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             items.at = <Bytes>view.buf
@@ -961,7 +980,7 @@ cdef class Lane:
         finally:
             PyBuffer_Release(&view)
 
-    cdef _Frame _frame(self, _Route route, object served, str source, str tier, str fallback):
+    cdef _Frame _frame(self, _Route route, object served, str source, str tier, object fallback):
         """Return the frame of lists of this origin."""
         cdef _Frame last = route.frame
         cdef object key

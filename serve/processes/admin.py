@@ -34,12 +34,14 @@ from hotplate.serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
 from hotplate.serve.api.parameters import Id, ListName, QueryParser
 from hotplate.serve.connections.fast_lane import lane_state
 from hotplate.serve.connections.server import HttpServer
+from hotplate.serve.encoded_lists import NotReady, UnknownList
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.metrics import OTHER, ROLES, Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready, unknown_list
 from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext
-from hotplate.serve.reader import DEFAULT_N, NotReady, TieredReader, UnknownList, background
+from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.releases.served import BothCounts, click_interval
+from hotplate.serve.shaping import Selection, Shaper
 from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
@@ -404,16 +406,16 @@ class Admin:
         took_ms = round((time.perf_counter() - started) * 1000, 3)
         listed = {"source": found.source, "status": found.status, "release": found.served.id, "tier": found.tier}
         listed |= {"list": found.name} if found.name else {}
-        return json_of(listed | {"took_ms": took_ms, "items": decode(reader.cut(found, DEFAULT_N))})
+        shaper = Shaper(self._context.deny_list, self._context.consumed)
+        items = shaper.shape(found, Selection(), user=query.id)
+        return json_of(listed | {"took_ms": took_ms, "items": decode(items)})
 
     async def _open(self) -> TieredReader:
         async with self._opening:
             if self._reader is None:
                 given, context = self._settings, self._context
                 # Without shared metrics: these look-ups are not traffic.
-                reader = TieredReader(
-                    given.stores, budget_s=given.budget_s, deny_list=context.deny_list, consumed=context.consumed
-                )
+                reader = TieredReader(given.stores, budget_s=given.budget_s, deny_list=context.deny_list)
                 self._reader = await self.opened.enter_async_context(reader)
             try:
                 await self._reader.wait_until_ready(OPEN_S)

@@ -21,10 +21,11 @@ from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.consumed import Consumed
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.encoded_lists import NotReady
 from hotplate.serve.events import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
 from hotplate.serve.processes.logs import LogStream, SharedLog
-from hotplate.serve.reader import NotReady, TieredReader, background
+from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState, short
 from hotplate.serve.telemetry.access_log import AccessLog
@@ -154,7 +155,6 @@ async def _opened(
         budget_s=settings.budget_s,
         metrics=context.metrics,
         deny_list=context.deny_list,
-        consumed=context.consumed,
         cache_bytes=settings.cache_mb << 20,
         fold_in=settings.fold_in,
         kept=context.states.last_kept(),
@@ -182,12 +182,13 @@ async def _opened(
         writer, with_keys = EventWriter(settings.events), context.guard.knows_clients
         stack.push_async_callback(writer.close)
         origins, role_of = settings.cors_origins, partial(_role_of, reader)
-        events = EventsHandler(writer, role_of, context.metrics, origins, reader.consumed, with_keys=with_keys)
+        events = EventsHandler(writer, role_of, context.metrics, origins, context.consumed, with_keys=with_keys)
     for task in reader.following:
         task.add_done_callback(stop.request_at_once)  # only a defect ends it; a new worker is better than stale lists
     return reader, Dispatcher(
         reader,
         context.guard,
+        consumed=context.consumed,
         cors_origins=settings.cors_origins,
         access_log=access_log,
         events=events,

@@ -9,14 +9,14 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.releases.served import BothCounts, ServedCanary, ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.connect import never_published
-from hotplate.stores.encoding import MANIFEST
+from hotplate.stores.encoding import MANIFEST, RowKey
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import lost_sentence, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
@@ -46,6 +46,13 @@ SPREAD_S = 0.5
 CANARY_S = 1.0
 # Maximum for reading a release into memory.
 WARM_S = 120.0
+
+
+class RowsOfRelease(NamedTuple):
+    """Rows that are read from one release."""
+
+    served: ServedRelease
+    rows: Sequence[RowKey]
 
 
 class Follower:
@@ -121,21 +128,22 @@ class Follower:
         both = (self.served, None if canary is None else canary.served)
         return [served for served in both if served is not None]
 
-    def served_for(self, key: str) -> ServedRelease | None:
+    def served_for(self, row: RowKey) -> ServedRelease | None:
         """Return the release for a row: the canary for its users, otherwise the live one."""
         canary = self.canary
-        return canary.served if canary is not None and canary.includes(key) else self.served
+        return canary.served if canary is not None and canary.includes(row) else self.served
 
-    def grouped(self, keys: Sequence[str]) -> list[tuple[ServedRelease, Sequence[str]]]:
-        """Return releases with their rows."""
-        if self.served is None or not keys:
+    def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
+        """Return releases with their rows; none while no release is served."""
+        if self.served is None or not rows:
             return []
-        if (canary := self.canary) is None:
-            return [(self.served, keys)]
-        live, taken = list[str](), list[str]()
-        for key in keys:
-            (taken if canary.includes(key) else live).append(key)
-        return [(served, group) for served, group in ((self.served, live), (canary.served, taken)) if group]
+        canary = self.canary
+        if canary is None:
+            return [RowsOfRelease(self.served, rows)]
+        live = [row for row in rows if not canary.includes(row)]
+        taken = [row for row in rows if canary.includes(row)]
+        groups = (RowsOfRelease(self.served, live), RowsOfRelease(canary.served, taken))
+        return [group for group in groups if group.rows]
 
     async def refresh(self) -> ServedRelease | None:
         """Read the catalogue after a release was not found; concurrent callers share a read."""

@@ -13,7 +13,7 @@ from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.stores.catalogue import Canary, Release, ReleaseId, ReleaseRef, UserShare
-from hotplate.stores.encoding import USER, Decode, user_of
+from hotplate.stores.encoding import USER, Decode, RowKey
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import read_servable
@@ -37,7 +37,6 @@ WINDOW_S = 60.0
 # Standard deviations of a 95 % interval.
 INTERVAL = 1.96
 
-_AFTER_KIND = len(USER)
 _NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
 
 
@@ -179,10 +178,9 @@ class ServedCanary:
         self._share = UserShare.of(record.percent, record.salt)
         self._window_ends, self._before = now + WINDOW_S, counts
 
-    def includes(self, key: str) -> bool:
+    def includes(self, row: RowKey) -> bool:
         """Return whether a row is of a canary's user."""
-        user = key[_AFTER_KIND:] if key.startswith(USER) else user_of(key)
-        return user is not None and self._share.includes(user)
+        return row.kind == USER and self._share.includes(row.id)
 
     def judge(self, now: float, counts: BothCounts) -> str | None:
         """Return how the canary was worse in this window, or None."""

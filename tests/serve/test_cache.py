@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.reader import EncodedList, TieredReader
+from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers import ABSENT_S, NOT_CACHED, Cache
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef

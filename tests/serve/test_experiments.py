@@ -21,7 +21,7 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.served import ServedCanary
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Arm, Canary, Experiment, ReleaseId
-from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.event_log import LogSegment, line_of
 from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
@@ -112,7 +112,7 @@ def test_the_report_assigns_users_as_the_service_does() -> None:
     experiment = Experiment("salt", 30, START, END)
     canary = ServedCanary(Canary(ReleaseId("r"), 30, "salt"), None, 0.0)  # type: ignore[arg-type]  # no lookup is made
     for name in map(str, range(1000)):
-        assert (experiment.arm_of(name) == "B") == canary.includes(f"user:{name}")
+        assert (experiment.arm_of(name) == "B") == canary.includes(RowKey(USER, name))
 
 
 def sample(values: np.ndarray) -> Sample:

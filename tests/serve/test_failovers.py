@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from redis.crc import key_slot
 
-from hotplate.serve.reader import EncodedList, TieredReader
+from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import USER
 from hotplate.stores.redis.writer import Keys

@@ -9,9 +9,11 @@ import pytest
 
 import hotplate
 from hotplate.client import Client, RequestRefused
+from hotplate.serve.encoded_lists import UnknownList
 from hotplate.serve.filters import filter_of
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.reader import TieredReader, UnknownList
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.shaping import Selection, Shaper
 from hotplate.stores import lifecycle as life
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 from hotplate.stores.errors import StoreUnavailable
@@ -70,7 +72,8 @@ async def test_each_list_has_its_own_users_items_and_popular_lists(
     assert first((await reader.fold_in([("a", None)], 5, name="basket")).found)[2] == "basket"
     many = await reader.personal_many(["1", "2", "9", "1"], name="basket")
     assert [first(one)[0] for one in many] == ["basket 1", "basket 2", "basket popular", "basket 1"]
-    shortened = reader.cut(await reader.personal("1", name="basket"), 2, filter_of(["basket 1"], ""))
+    selection = Selection(2, filter_of(["basket 1"], ""))
+    shortened = Shaper(reader.deny_list).shape(await reader.personal("1", name="basket"), selection)
     assert [item["id"] for item in decode(shortened)] == ["basket popular", "second"]
     for ask in (
         reader.personal("1", name="nothing"),

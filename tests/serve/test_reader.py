@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import pytest
 
 from hotplate.serve.embedded import Lists
+from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.reader import EncodedList, TieredReader, read_within
+from hotplate.serve.reader import TieredReader, read_within
 from hotplate.serve.tiers import FAILURES, PAUSE_S, loop_time
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.store import Reader, Slot
 from hotplate.stores.users import erase_users
@@ -391,6 +392,6 @@ async def test_an_erased_user_is_answered_as_unknown_by_every_tier(memory: Memor
     for answer in (one, two):
         assert (answer.source, answer.status) == ("popular", "unknown")
     assert three.source == "personal"
-    found = reader.get_nowait("user:1", "personal")
+    found = reader.get_nowait(RowKey(USER, "1"))
     assert found is not None
     assert (found.source, found.status) == ("popular", "unknown")

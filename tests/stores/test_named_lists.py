@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores.encoding import MAX_LISTS, check_kind, check_list, list_of, prefix_of, user_of
+from hotplate.stores.encoding import MAX_LISTS, RowKey, check_kind, check_list, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import prune
@@ -110,5 +110,8 @@ def test_kinds_of_named_lists_have_a_valid_name() -> None:
             check_kind(wrong)
     with pytest.raises(StoreMisused, match="letters, digits"):
         check_list("a/b")
-    assert (list_of("user@a:b@c:d"), list_of("user:b@c"), user_of("user@a:b@c:d")) == ("a", "", "b@c:d")
-    assert (user_of("user:user@a:1"), user_of("item@a:1")) == ("user@a:1", None)
+    parse = RowKey.parse
+    assert (parse("user@a:b@c:d").list, parse("user:b@c").list, parse("user@a:b@c:d").user) == ("a", "", "b@c:d")
+    assert (parse("user:user@a:1").user, parse("item@a:1").user) == ("user@a:1", None)
+    for text in ("user:1", "user@a:b@c:d", "popular:", "popular@a:", "popular@a:France", "meta:manifest"):
+        assert parse(text).text == text

@@ -42,7 +42,7 @@ from hotplate.stores.catalogue import (
     follows,
 )
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
+from hotplate.stores.encoding import OFFSET_BYTES, Item, RowKey, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.redis.writer import RowsLost
@@ -351,7 +351,9 @@ class Interleaved(RuleBasedStateMachine):
         process, follower = self.processes[reader], self.followers[reader]
         if follower.served is not None and len(process.tasks) == 1:
             user = KEYS[1 + sum(turns) % 2]
-            process.start(self.request(process, follower, follower.served_for(user) or follower.served, user))
+            process.start(
+                self.request(process, follower, follower.served_for(RowKey.parse(user)) or follower.served, user)
+            )
 
     async def request(self, process: Process, follower: Follower, served: ServedRelease, user: str) -> None:
         """Read all lists as a tier does: from what is served to a user, or from what is once that is gone."""
@@ -359,7 +361,7 @@ class Interleaved(RuleBasedStateMachine):
             slots = await process.store.get_many(served.ref, KEYS)
         except ReleaseNotFound:
             await follower.refresh()
-            served = follower.served_for(user) or served
+            served = follower.served_for(RowKey.parse(user)) or served
             slots = await process.store.get_many(served.ref, KEYS)
         self.check_lists(served, slots)
 

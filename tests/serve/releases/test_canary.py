@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import BUCKETS_S, CANARY, LIVE, Metrics
-from hotplate.serve.reader import EncodedList, TieredReader
+from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.follower import CANARY_S
 from hotplate.serve.releases.served import ReleaseCounts, ServedCanary, click_interval, find_regression
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import GRACE_S, Canary, ReleaseId
-from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.encoding import EVERYBODY, ITEM, OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.transfer import copy
 from tests.support.clock import FakeClock
@@ -51,7 +52,7 @@ async def with_canary(store: MemoryStore, percent: float = 50, users: range = ra
 def of_canary(reader: TieredReader) -> list[str]:
     """Return who sees the canary of the first tier."""
     canary = reader.tiers[0].follower.canary
-    return [] if canary is None else [name for name in NAMES if canary.includes(f"user:{name}")]
+    return [] if canary is None else [name for name in NAMES if canary.includes(RowKey(USER, name))]
 
 
 async def refreshed(reader: TieredReader) -> TieredReader:
@@ -72,9 +73,9 @@ def test_canary_users_remain_at_larger_shares_and_canaries_are_independent(
 
     def seen(salt: str, percent: float) -> set[int]:
         canary = ServedCanary(Canary(ReleaseId("r"), percent, salt), served, 0.0)  # type: ignore[arg-type]  # as it says
-        assert not canary.includes("item:1")
-        assert not canary.includes("popular:")
-        return {user for user in range(1000) if canary.includes(f"user:{user}")}
+        assert not canary.includes(RowKey(ITEM, "1"))
+        assert not canary.includes(EVERYBODY)
+        return {user for user in range(1000) if canary.includes(RowKey(USER, str(user)))}
 
     one, other = (seen(salt, low) for salt in salts)
     assert one <= seen(salts[0], low + more)

@@ -1,0 +1,137 @@
+"""Encoded lists: one that was read from a tier, or a popular list in its place."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import msgspec
+
+from hotplate.serve.metrics import ERROR, HIT, LOOKUP_OUTCOMES, MISS
+from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.tiers import Origin, Tier
+from hotplate.stores.encoding import EVERYBODY, NO_OFFSET, POPULAR, RowKey, is_empty
+from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.store import Slot
+
+# Read, absent, or unreadable.
+Status = Literal["ok", "unknown", "error"]
+OUTCOMES: dict[Status, int] = {"ok": HIT, "unknown": MISS, "error": ERROR}
+
+
+class NotReady(StoreError):
+    """No tier serves a release yet."""
+
+
+class UnknownList(StoreMisused):
+    """No served release has a list of this name."""
+
+
+class EncodedList(msgspec.Struct, frozen=True):
+    """A list as bytes, with its tier, release and source.
+
+    A Struct for the reason of `RowKey`.
+    """
+
+    tier: str
+    served: ServedRelease
+    source: str
+    body: bytes
+    """An opened value."""
+
+    status: Status = "ok"
+    fallback: RowKey = EVERYBODY
+    """This popular list (that for everybody if the requested segment has none), or the one to fill it up."""
+
+    @property
+    def segment(self) -> str:
+        """The segment of `fallback`."""
+        return self.fallback.id
+
+    @property
+    def name(self) -> str:
+        """The name of the list in its release; empty for a default list without one."""
+        return self.fallback.list or self.served.manifest.default_list
+
+
+class Fallbacks:
+    """Popular lists in the place of lists that are absent or cannot be read."""
+
+    def __init__(self, tiers: Sequence[Tier], kept: tuple[str, ServedRelease] | None) -> None:
+        """*kept* is a tier and its release, used while no tier serves one."""
+        self._tiers = tiers
+        self._kept = kept
+
+    def first(self, fallback: RowKey, row: RowKey = EVERYBODY, status: Status = "ok") -> EncodedList:
+        """Return the popular list of the first tier with a release for *row*; raises NotReady."""
+        for tier in self._tiers:
+            served = tier.follower.served_for(row)
+            if served is not None:
+                return self.of_release(tier.name, served, fallback, status)
+        if self._kept is not None:
+            return self.of_release(*self._kept, fallback, status)
+        raise self.not_ready()
+
+    def not_ready(self) -> NotReady:
+        """Return the error for the time without a release."""
+        errors = "; ".join(tier.error for tier in self._tiers if tier.error)
+        return NotReady(errors or "the live release is being loaded; try again in a second")
+
+    def missed(self, origin: Origin, row: RowKey, slot: Slot, fallback: RowKey) -> EncodedList:
+        """Return the popular list of the release that lacks *row*, or has an error in its *slot*, and count it."""
+        is_error = isinstance(slot, StoreError)
+        origin.tier.count_lookup(origin.served, "popular", ERROR if is_error else MISS, row.kind)
+        return self.of_release(origin.tier.name, origin.served, fallback, "error" if is_error else "unknown")
+
+    def unread(self, row: RowKey, fallback: RowKey) -> EncodedList:
+        """Return a popular list after all tiers failed, and count it; raises NotReady."""
+        encoded = self.first(fallback, row, "error")
+        tier = next(tier for tier in self._tiers if tier.name == encoded.tier)
+        tier.count_lookup(encoded.served, "popular", ERROR, row.kind)
+        return encoded
+
+    def of_release(self, tier: str, served: ServedRelease, fallback: RowKey, status: Status) -> EncodedList:
+        """Return the popular list of a release, or for everybody if that lacks the segment.
+
+        If it lacks the list, that of another release, with status `error`; empty if all lack it.
+        """
+        overall = fallback.popular()
+        for key in (fallback, overall):
+            body = served.popular.get(key.text)
+            if body is not None:
+                return EncodedList(tier, served, "popular", body, status, key)
+        for other_tier, other in self._all_served():
+            if overall.text in other.popular:
+                key = fallback if fallback.text in other.popular else overall
+                return EncodedList(other_tier, other, "popular", other.popular[key.text], "error", key)
+        return EncodedList(tier, served, "popular", NO_OFFSET, status, overall)
+
+    def named(self, name: str, encoded: EncodedList) -> EncodedList:
+        """Return a list that was requested by *name*, and count it by that name; it may be empty.
+
+        If the release that it was read from has another default list since, this is the popular list of *name*
+        instead. Raises UnknownList if no release has the list.
+        """
+        if not name:
+            return encoded
+        if encoded.name != name or is_empty(encoded.body):
+            encoded = self._popular_named(name, encoded)
+        counts = encoded.served.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))
+        counts[OUTCOMES[encoded.status]] += 1
+        return encoded
+
+    def _popular_named(self, name: str, encoded: EncodedList) -> EncodedList:
+        for tier, served in self._all_served():
+            stored = served.manifest.stored_name(name)
+            if stored is not None:
+                return self.of_release(tier, served, RowKey(POPULAR, encoded.segment, stored), "error")
+        raise unknown_list(name, encoded.served)
+
+    def _all_served(self) -> Iterator[tuple[str, ServedRelease]]:
+        for tier in self._tiers:
+            for served in tier.follower.all_served:
+                yield tier.name, served
+
+
+def unknown_list(name: str, served: ServedRelease) -> UnknownList:
+    """Return the error for a list that a release lacks."""
+    names = filter(None, [served.manifest.default_list, *served.manifest.named])
+    return UnknownList(f"release {served.id} has no list {name!r}; it has {', '.join(names) or 'no named lists'}")

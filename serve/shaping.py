@@ -1,0 +1,127 @@
+"""Shaping: from a list that was read to the items of an answer. Items are hidden, filtered, filled up and cut."""
+
+from collections.abc import Collection
+from typing import Literal
+
+import msgspec
+
+from hotplate.serve.consumed import Consumed, HiddenItems
+from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.filters import NO_FILTER, NO_FILTERS, ItemFilter, ReleaseFilters
+from hotplate.serve.releases.served import ServedRelease
+from hotplate.stores.attributes import ABOUT
+from hotplate.stores.encoding import (
+    NO_OFFSET,
+    SEPARATOR,
+    IdSet,
+    RowKey,
+    cut,
+    cut_without,
+    encode_id,
+    ids_of,
+    length_of,
+    without_titles,
+)
+from hotplate.stores.errors import StoreUnavailable
+
+DEFAULT_N = 10
+# Items of a list to which `where` is applied: of a computed one, and as estimated of stored ones.
+FILTERED = 200
+Fields = Literal["id", "id,score", "id,score,title"]
+ALL_FIELDS: Fields = "id,score,title"
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """The items that a request wants of a list: how many, under which filter, with which fields.
+
+    A Struct for the reason of `RowKey`.
+    """
+
+    n: int = DEFAULT_N
+    only: ItemFilter = NO_FILTER
+    fields: Fields = ALL_FIELDS
+
+    def shortened(self, items: bytes) -> bytes:
+        """Return items with these fields only."""
+        if self.fields == ALL_FIELDS:
+            return items
+        return without_titles(items, scores=self.fields == "id,score")
+
+
+class Shaper:
+    """Shapes lists by the deny-list, and by the items that users consumed. One per worker."""
+
+    def __init__(self, deny_list: DenyListFile, consumed: Consumed | None = None) -> None:
+        self._deny_list = deny_list
+        self._consumed = consumed
+
+    def shape(
+        self, encoded: EncodedList, selection: Selection, *, user: str = "", beside: Collection[str] = ()
+    ) -> bytes:
+        """Return the first items of a list that are not denied, not hidden, and pass the filter.
+
+        Hidden are what *user* consumed, if the list is a user's, and the items that it is listed *beside*. Popular
+        items, marked by their source, fill a list that lost items up to *n*, and any list under a filter.
+
+        Raises StoreMisused for an invalid `where`, and StoreUnavailable if the attributes of items cannot be read.
+        """
+        denied = self._deny_list.current.items
+        hidden: IdSet | None = self.consumed_by(user) if user else None
+        if beside and (encoded.source == "popular" or selection.only is not NO_FILTER or denied):
+            hidden = frozenset(map(encode_id, beside))
+        if selection.only is NO_FILTER and hidden is None:
+            items = cut(encoded.body, selection.n)
+            if not denied or denied.isdisjoint(ids_of(items)):
+                return selection.shortened(items)
+        left_out = [ids for ids in (denied, selection.only.exclude, hidden) if ids]
+        items = self._filtered(encoded, selection, left_out)
+        wanted = selection.n
+        if selection.only is NO_FILTER:
+            wanted = min(selection.n, length_of(encoded.body))
+        if length_of(items) >= wanted:
+            return selection.shortened(items)
+        filling = self._filling(encoded, selection, left_out, items)
+        return SEPARATOR.join(filter(None, [selection.shortened(items), _marked(selection.shortened(filling))]))
+
+    def consumed_by(self, user: str) -> HiddenItems | None:
+        """Return the items that are hidden from a user, if any."""
+        return None if self._consumed is None else self._consumed.hidden_from(user)
+
+    def _filtered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet]) -> bytes:
+        where = selection.only.where
+        if encoded.source == "popular":
+            return cut_without(self._popular(encoded.served, encoded.fallback, where), selection.n, *left_out)
+        if not where:
+            return cut_without(encoded.body, selection.n, *left_out)
+        rejected = _filters_of(encoded.served).rejected(where, self._deny_list.current.overrides)
+        return cut_without(encoded.body, selection.n, *left_out, rejected)
+
+    def _filling(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], items: bytes) -> bytes:
+        """Return popular items, those of the segment first, that *items* lack for *n*."""
+        shown = frozenset(ids_of(items))
+        filling = b""
+        for fallback in dict.fromkeys((encoded.fallback, encoded.fallback.popular())):
+            popular = self._popular(encoded.served, fallback, selection.only.where)
+            more = cut_without(popular, selection.n - len(shown), shown, *left_out)
+            filling = SEPARATOR.join(filter(None, [filling, more]))
+            shown = shown.union(ids_of(more))
+        return filling
+
+    def _popular(self, served: ServedRelease, fallback: RowKey, where: str) -> bytes:
+        """Return an opened popular list under *where*."""
+        body = served.popular.get(fallback.text, NO_OFFSET)
+        if not where:
+            return body
+        return _filters_of(served).popular(fallback.text, body, where, self._deny_list.current.overrides)
+
+
+def _filters_of(served: ServedRelease) -> ReleaseFilters:
+    if served.filters is NO_FILTERS and ABOUT in served.manifest.about:
+        raise StoreUnavailable(f"the item attributes of release {served.id} cannot be read for now")
+    return served.filters
+
+
+def _marked(items: bytes) -> bytes:
+    """Return items with the source `popular`."""
+    return SEPARATOR.join([item[:-1] + b',"source":"popular"}' for item in items.split(SEPARATOR) if item])
