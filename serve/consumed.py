@@ -1,11 +1,12 @@
 """Items that users consumed, as bought or dismissed, and that are hidden from their lists for some hours.
 
-The table is in memory that the workers share, so an event that one made durable hides its items in all at once:
+They are in memory that the workers share, so an event that one made durable hides its items in all at once:
 
     users    uint32 [USERS]            time after which nothing is hidden from users of this hash
     pairs    uint64 [BUCKETS, WAYS]    32 bits of the hash of user and item ‖ time until which it is hidden
 
-Times are in seconds since 1970. A full bucket forgets the pair that expires first.
+Times are in seconds since 1970. A full bucket forgets the pair that expires first. Any worker adds pairs, without a
+lock: if two write the same number at once, one update may be lost until the next start.
 
 A start restores the table from the segments in the folder of events. Before `hotplate events ship` removes segments, it
 keeps those of their events that may still hide items in KEPT, by the hours that services wrote to HOURS.
@@ -17,7 +18,6 @@ import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from mmap import mmap
 from pathlib import Path
 
 import msgspec
@@ -58,25 +58,31 @@ class _Event(msgspec.Struct):
 class HiddenItems:
     """The items that are hidden from one user."""
 
-    def __init__(self, pairs: memoryview, user: int, now: float) -> None:
-        self._pairs, self._user, self._now = pairs, user, now
+    def __init__(self, pairs: "memoryview[int]", user: int, now: float) -> None:
+        self._pairs = pairs
+        self._user = user
+        self._now = now
 
     def __contains__(self, identifier: bytes, /) -> bool:
         """Return whether an item, its id as by `encode_id`, is hidden; 0.5 µs."""
         pair = xxh3_64_intdigest(identifier, self._user)
-        start, tag = pair % BUCKETS * WAYS, pair >> TIME_BITS
-        found = self._pairs[start : start + WAYS]
-        return any(one >> TIME_BITS == tag and one & TIME_MASK > self._now for one in found)
+        start = pair % BUCKETS * WAYS
+        tag = pair >> TIME_BITS
+        bucket = self._pairs[start : start + WAYS]
+        return any(entry >> TIME_BITS == tag and entry & TIME_MASK > self._now for entry in bucket)
 
 
 class Consumed:
-    """The table, made by the parent of the workers."""
+    """Pairs of users and items, and until when they are hidden."""
 
-    def __init__(self, hours: Sequence[str]) -> None:
-        """*hours*, as `buy=24`, until items of such an event are shown again; raises ServiceMisused."""
+    def __init__(self, hours: Sequence[str], users: "memoryview[int]", pairs: "memoryview[int]") -> None:
+        """*hours*, as `buy=24`, until items of such an event are shown again; raises ServiceMisused.
+
+        *users* has USERS numbers, and *pairs* BUCKETS times WAYS.
+        """
         self._hours = dict[str, float]()
-        self._users = memoryview(mmap(-1, 4 * USERS)).cast("I")
-        self._pairs = memoryview(mmap(-1, 8 * BUCKETS * WAYS)).cast("Q")
+        self._users = users
+        self._pairs = pairs
         for text in hours:
             kind, _, number = text.partition("=")
             try:
@@ -102,13 +108,17 @@ class Consumed:
             return
         hashed = xxh3_64_intdigest(user.encode())
         for item in items:
-            pair = xxh3_64_intdigest(encode_id(item), hashed)
-            start, tag = pair % BUCKETS * WAYS, pair >> TIME_BITS
-            found = self._pairs[start : start + WAYS].tolist()
-            way = min(range(WAYS), key=lambda way: (found[way] >> TIME_BITS != tag, found[way] & TIME_MASK))
-            if found[way] >> TIME_BITS != tag or found[way] & TIME_MASK < until:
-                self._pairs[start + way] = tag << TIME_BITS | until  # one store of eight bytes: readers see it whole
+            self._add_pair(xxh3_64_intdigest(encode_id(item), hashed), until)
         self._users[hashed % USERS] = max(self._users[hashed % USERS], until)
+
+    def _add_pair(self, pair: int, until: int) -> None:
+        """Write a pair over itself, or over the one of its bucket that expires first."""
+        start = pair % BUCKETS * WAYS
+        tag = pair >> TIME_BITS
+        bucket = self._pairs[start : start + WAYS].tolist()
+        way = min(range(WAYS), key=lambda way: (bucket[way] >> TIME_BITS != tag, bucket[way] & TIME_MASK))
+        if bucket[way] >> TIME_BITS != tag or bucket[way] & TIME_MASK < until:
+            self._pairs[start + way] = tag << TIME_BITS | until
 
     def restore(self, folder: Path) -> None:
         """Add the events of the segments in *folder*, for RESTORE_S at most, and keep its hours for shipments."""

@@ -1,14 +1,15 @@
 """The table of metrics, and their counters.
 
-Each worker counts in one slot of shared memory, eight bytes per number; a replacement continues its slot.
+Each worker counts in one slot of shared memory; its successor continues there.
 """
 
-import mmap
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Final, Literal
+
+from hotplate.serve.shared_table import private_floats
 
 Labels = tuple[str, ...]
 # One number per series, or the buckets and sum of a histogram.
@@ -145,25 +146,32 @@ def request_cell(route: str, method: str, status: int) -> int:
     return cell
 
 
-class Metrics:
-    """The shared counters; created before the workers."""
+def cells_per_worker(tiers: Sequence[str]) -> int:
+    """Return how many numbers a worker counts in."""
+    return sum(row.cells for row in TABLE for _ in row.series(tiers))
 
-    def __init__(self, workers: int, tiers: Sequence[str]) -> None:
+
+class Metrics:
+    """The counters of all workers."""
+
+    def __init__(self, workers: int, tiers: Sequence[str], cells: "memoryview[float] | None" = None) -> None:
+        """*cells* is shared memory, a slot of `cells_per_worker` for each; without it, this process counts alone."""
         self.cells = dict[Metric, dict[Labels, int]]()
         """First cell of each series in a slot."""
         self._slot_cells = 0
         for row in TABLE:
-            found = self.cells[row] = {}
+            starts = self.cells[row] = dict[Labels, int]()
             for labels in row.series(tiers):
-                found[labels] = self._slot_cells
+                starts[labels] = self._slot_cells
                 self._slot_cells += row.cells
-        self.store, self.cached = self.cells[STORE_TIMES], self.cells[CACHE]
-        self.canary, self.canary_reads = self.cells[CANARY_LOOKUPS], self.cells[CANARY_TIMES]
+        self.store = self.cells[STORE_TIMES]
+        self.cached = self.cells[CACHE]
+        self.canary = self.cells[CANARY_LOOKUPS]
+        self.canary_reads = self.cells[CANARY_TIMES]
         self.events = self.cells[EVENT_COUNTS]
         self._listed = {IMPRESSION: self.cells[IMPRESSIONS], CLICK: self.cells[CLICKS]}
         self._failures = self.cells[FAILED]
-        self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
-        self._workers = workers
+        self._cells = private_floats(workers * self._slot_cells) if cells is None else cells
         self.use_slot(0)
 
     def use_slot(self, worker: int) -> None:
@@ -172,7 +180,7 @@ class Metrics:
 
     @property
     def own_cells(self) -> "memoryview[float]":
-        """The slot of this worker, doubles, for the fast lane."""
+        """The slot of this worker, for the fast lane."""
         return self._own
 
     def observe(self, cell: int, seconds: float) -> None:
@@ -230,20 +238,19 @@ class Metrics:
         series = self.cells[row]
         if not row.buckets:
             return {labels: self.total(cell) for labels, cell in series.items()}
-        start = next(iter(series.values()), 0)
-        some = set[int]()
-        for slot in range(0, self._workers * self._slot_cells, self._slot_cells):
-            end = slot + start + len(series) * row.cells
-            for cell in (slot + start, slot + start + row.cells - 1):  # either first bucket or sum is set
-                column = self._cells[cell : end : row.cells].tolist()
-                some.update(number for number, value in enumerate(column) if value)
+        first = next(iter(series.values()), 0)
+        end = first + len(series) * row.cells
+        counted = set[int]()
+        for start in range(0, len(self._cells), self._slot_cells):
+            for cell in (first, first + row.cells - 1):  # either first bucket or sum is set
+                column = self._cells[start + cell : start + end : row.cells].tolist()
+                counted.update(number for number, value in enumerate(column) if value)
         return {
             labels: self.total(cell, row.cells)
             for number, (labels, cell) in enumerate(series.items())
-            if number in some
+            if number in counted
         }
 
     def total(self, cell: int, cells: int = 1) -> list[float]:
         """Add up *cells* numbers from *cell* on over all workers."""
-        starts = range(cell, self._workers * self._slot_cells, self._slot_cells)
-        return [sum(self._cells[start + n] for start in starts) for n in range(cells)]
+        return [sum(self._cells[cell + number :: self._slot_cells]) for number in range(cells)]

@@ -1,25 +1,17 @@
-"""Shared memory of a service: each worker's state and last popular lists.
-
-New workers that find no release serve these lists: a truncated file ends all workers that map it.
-"""
+"""The state of each process of a service, which it reports in shared memory."""
 
 import asyncio
 import logging
-import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
-from struct import Struct
 
 import msgspec
-from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.errors import ERRORS, ServiceFinding
-from hotplate.serve.releases.served import BothCounts, ServedRelease
+from hotplate.serve.releases.served import BothCounts
+from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.serve.tiers import Tier
-from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +30,9 @@ SILENT_S = 5.0
 SENTENCE_CHARS = 500
 FINDINGS = 5
 
-_CELL_BYTES = 12_288
-_CELL_BYTES_PER_TIER = 12_288
-# Allowed difference of connections, in addition to an eighth.
-_SPREAD = 4
-_NONE_ACCEPTED = (1 << 64) - 1
-_MAX_KEPT_BYTES = MAX_POPULAR_BYTES + (1 << 20)
-_HEAD = Struct("<QQ")  # length and checksum of the value
-_READS = 10
+# Of the largest record, and more for each tier.
+_STATE_BYTES = 12_288
+_TIER_BYTES = 12_288
 
 
 class TierState(msgspec.Struct, frozen=True):
@@ -116,68 +103,29 @@ def service_status(states: Sequence[WorkerState | None]) -> str:
     return READY if statuses == {READY} else DEGRADED
 
 
-class _Cells:
-    """Values in shared memory with one writer each; readers verify a checksum."""
-
-    def __init__(self, cells: int, largest: int) -> None:
-        self._largest = largest
-        self._bytes = largest + _HEAD.size
-        self._map = mmap.mmap(-1, cells * self._bytes)
-
-    def write(self, cell: int, value: bytes) -> None:
-        if len(value) > self._largest:
-            log.error("%d bytes of a worker's state do not fit into shared memory", len(value))
-            return
-        start = cell * self._bytes
-        written = _HEAD.pack(len(value), xxh3_64_intdigest(value)) + value
-        self._map[start : start + len(written)] = written
-
-    def read(self, cell: int) -> bytes | None:
-        start = cell * self._bytes
-        for _ in range(_READS):
-            length, checksum = _HEAD.unpack_from(self._map, start)
-            if not length:
-                break
-            value = self._map[start + _HEAD.size : start + _HEAD.size + length]
-            if xxh3_64_intdigest(value) == checksum:
-                return value
-        return None
-
-    def clear(self, cell: int) -> None:
-        start = cell * self._bytes
-        self._map[start : start + _HEAD.size] = bytes(_HEAD.size)
-
-
-class _Kept(msgspec.Struct, frozen=True):
-    at: float
-    tier: str
-    ref: ReleaseRef
-    writer: str
-    manifest: Manifest
-    popular: dict[str, bytes]
+def state_bytes(tiers: int) -> int:
+    """Return the size of the largest state with so many tiers."""
+    return _STATE_BYTES + tiers * _TIER_BYTES
 
 
 class SharedStates:
-    """States of all processes, and popular lists; created before the processes."""
+    """The last state of each process: the workers by number, then the admin process."""
 
-    def __init__(self, workers: int, tiers: int) -> None:
-        self.workers = workers
-        self._cells = _Cells(workers + 1, _CELL_BYTES + tiers * _CELL_BYTES_PER_TIER)
-        self._kept = _Cells(workers, _MAX_KEPT_BYTES)
-        self._keeping: ServedRelease | None = None
-        self._connections = memoryview(mmap.mmap(-1, workers * 8)).cast("Q")
-        for number in range(workers):
-            self.stop_accepting(number)
+    def __init__(self, records: Records) -> None:
+        """*records* has a row per process."""
+        self.workers = records.rows - 1
+        self._records = records
 
     def write(self, process: int, state: WorkerState) -> None:
-        """Write the state of a process."""
-        self._cells.write(process, msgspec.msgpack.encode(state))
-        if process < self.workers and self._connections[process] != _NONE_ACCEPTED:
-            self._connections[process] = state.connections
+        """Write the state of a process; if it is too large, the last one stays."""
+        try:
+            self._records.write(process, msgspec.msgpack.encode(state))
+        except RecordTooLarge as error:
+            log.error("the state of process %d is not reported: %s", state.pid, error)  # noqa: TRY400 -- expected
 
     def read(self, process: int) -> WorkerState | None:
         """Return the last state of a process, if any."""
-        payload = self._cells.read(process)
+        payload = self._records.read(process)
         return None if payload is None else msgspec.msgpack.decode(payload, type=WorkerState)
 
     def all(self) -> list[WorkerState | None]:
@@ -186,59 +134,22 @@ class SharedStates:
 
     def clear(self, process: int) -> None:
         """Delete the state of a process that has ended."""
-        if process < self.workers:
-            self.stop_accepting(process)
-        self._cells.clear(process)
+        self._records.clear(process)
 
     def is_another_answering(self, worker: int) -> bool:
         """Return whether another worker can answer."""
         return any(status_now(self.read(number)) in ANSWERING for number in range(self.workers) if number != worker)
 
-    def has_most_connections(self, worker: int, count: int, waited: bool = False) -> bool:  # noqa: FBT001, FBT002 -- a callback
-        """Set a worker's connections; return whether to leave the next one to others.
-
-        If it has *waited*, the others are ignored until they accept again.
-        """
-        self._connections[worker] = count
-        fewer = [n for n, other in enumerate(self._connections) if count > other + _SPREAD + other // 8]
-        if waited:
-            for number in fewer:
-                self.stop_accepting(number)
-        return bool(fewer) and not waited
-
-    def stop_accepting(self, worker: int) -> None:
-        """Exclude a worker from the balance until it calls `has_most_connections` again."""
-        self._connections[worker] = _NONE_ACCEPTED
-
-    def keep(self, worker: int, tier: str, served: ServedRelease) -> None:
-        """Keep the popular lists of a release for new workers."""
-        if served is self._keeping:
-            return
-        self._keeping = served
-        kept = _Kept(time.monotonic(), tier, served.ref, served.writer, served.manifest, served.popular)
-        self._kept.write(worker, msgspec.msgpack.encode(kept))
-
-    def last_kept(self) -> tuple[str, ServedRelease] | None:
-        """Return the last kept tier and release, with popular lists only."""
-        payloads = (self._kept.read(worker) for worker in range(self.workers))
-        found = [msgspec.msgpack.decode(payload, type=_Kept) for payload in payloads if payload is not None]
-        if not found:
-            return None
-        kept = max(found, key=lambda one: one.at)
-        return kept.tier, ServedRelease(kept.ref, kept.writer, kept.manifest, kept.popular, _decode_nothing)
-
-
-def _decode_nothing(key: str, _: bytes) -> bytes:
-    raise ReleaseCorrupt(f"{key} cannot be read: of this release only the popular lists are kept")
-
 
 class Reporter:
     """Writes the state of its process every REPORT_S."""
 
-    def __init__(self, tiers: Sequence[Tier], more: Callable[[], dict[str, object]] = dict) -> None:
-        """*more* returns fields that do not come from the tiers."""
+    def __init__(
+        self, tiers: Sequence[Tier], complete: Callable[[WorkerState], WorkerState] = lambda state: state
+    ) -> None:
+        """*complete* sets the fields that do not come from the tiers."""
         self._tiers = tiers
-        self._more = more
+        self._complete = complete
         self._started_at = time.time()
 
     async def run(self, write: Callable[[WorkerState], None]) -> None:
@@ -255,7 +166,7 @@ class Reporter:
 
     def state(self, lag_s: float = 0.0) -> WorkerState:
         """Return the current state."""
-        state = WorkerState(
+        reported = WorkerState(
             pid=os.getpid(),
             status=status_of(self._tiers),
             started_at=self._started_at,
@@ -265,7 +176,7 @@ class Reporter:
             lookups=self._lookups(),
             by_list=self._by_list(),
         )
-        return msgspec.structs.replace(state, **self._more())
+        return self._complete(reported)
 
     def _lookups(self) -> dict[str, list[int]]:
         counts = dict[str, list[int]]()

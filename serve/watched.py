@@ -7,7 +7,6 @@ last valid content in shared memory, for processes that are started while the fi
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,57 +14,17 @@ import msgspec
 from xxhash import xxh3_128_digest
 
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.shared_table import Records
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MAX_BYTES = 1 << 20
-DIGEST_BYTES = 16
+# Of msgpack, at most, before a list and before each of its values.
+_LENGTH_BYTES = 5
 # Parses the files and applies them by one assignment, because it may run in a thread. Of errors, only the text of
 # ServiceMisused is shown, because others may quote the file.
 LoadFiles = Callable[[Sequence[bytes]], None]
-
-
-class _Version(msgspec.Struct, frozen=True, array_like=True):
-    number: int
-    contents: list[bytes]
-
-
-class _LastVersion:
-    """The last valid content, in memory that forked processes share; one process writes.
-
-    Two files in memory are written in turn, each a hash and a version, so one of them is always whole.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._slots = [os.memfd_create(name, os.MFD_CLOEXEC) for _ in range(2)]
-
-    def write(self, contents: Sequence[bytes]) -> None:
-        last = self._read()
-        version = _Version(1 if last is None else last.number + 1, list(contents))
-        encoded = msgspec.msgpack.encode(version)
-        slot = self._slots[version.number % 2]
-        os.ftruncate(slot, 0)
-        with open(slot, "wb", buffering=0, closefd=False) as file:
-            file.seek(0)
-            file.writelines((xxh3_128_digest(encoded), encoded))
-
-    def read(self) -> list[bytes] | None:
-        """Return the contents; None if none were written."""
-        version = self._read()
-        return None if version is None else version.contents
-
-    def _read(self) -> _Version | None:
-        versions = [version for slot in self._slots if (version := _version_in(slot)) is not None]
-        return max(versions, key=lambda version: version.number, default=None)
-
-
-def _version_in(slot: int) -> _Version | None:
-    data = os.pread(slot, os.fstat(slot).st_size, 0)
-    digest, encoded = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
-    if not encoded or xxh3_128_digest(encoded) != digest:
-        return None
-    return msgspec.msgpack.decode(encoded, type=_Version)
 
 
 class WatchedFiles:
@@ -83,19 +42,25 @@ class WatchedFiles:
         self._max_bytes = max_bytes
         self._if_missing = if_missing
         self._tried = b""
-        self._last_version: _LastVersion | None = None
+        self._shared: Records | None = None
+        self._row = 0
         contents = self._read()
         self._seen = self._tried = _hash_of(contents)
         self._apply(contents)
 
-    def share(self) -> None:
-        """Share valid content with processes that are forked from now on."""
-        self._last_version = _LastVersion(self._paths[0].name)
+    def share(self, records: Records, row: int) -> None:
+        """Share valid content in a row of *records* with processes that are forked from now on."""
+        if records.size < len(self._paths) * (self._max_bytes + _LENGTH_BYTES) + _LENGTH_BYTES:
+            raise ValueError(f"{self.name} may have more bytes than a shared record")
+        records.clear(row)
+        self._shared = records
+        self._row = row
 
     def catch_up(self) -> None:
         """Load the last valid content since the files were first loaded, in a process that was forked."""
-        contents = None if self._last_version is None else self._last_version.read()
-        if contents is not None:
+        payload = None if self._shared is None else self._shared.read(self._row)
+        if payload is not None:
+            contents = msgspec.msgpack.decode(payload, type=list[bytes])
             self._seen = self._tried = _hash_of(contents)
             self._apply(contents)
 
@@ -111,8 +76,8 @@ class WatchedFiles:
                 return
             self._tried = self._seen
             self._apply(contents)
-            if leads and self._last_version is not None:
-                self._last_version.write(contents)
+            if leads and self._shared is not None:
+                self._shared.write(self._row, msgspec.msgpack.encode(contents))
         except ServiceMisused as error:
             if self.warning != str(error):
                 self.warning = str(error)

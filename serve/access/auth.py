@@ -4,7 +4,6 @@ Keys come as `X-API-Key` or `Authorization: Bearer`, never in a URL. They are lo
 seed, so response times reveal nothing about other keys.
 """
 
-import mmap
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.generation import Policy
 from hotplate.serve.problems import Problem
 from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.shared_table import private_floats
 from hotplate.serve.watched import WatchedFiles
 
 API_KEY = istr("X-API-Key")
@@ -45,18 +45,20 @@ ROUNDING = 1e-6
 
 
 class SharedRates:
-    """Token buckets in shared memory: a cell of eight bytes holds when its bucket will be full.
+    """Token buckets in shared memory: a cell holds when its bucket will be full.
 
-    Created before the workers. Without a lock, two workers that take at once may count one token, which admits up to
-    5 % more of a client far above its rate.
+    Without a lock, two workers that take at once may count one token, which admits up to 5 % more of a client far above
+    its rate.
     """
 
-    def __init__(self) -> None:
-        self._full_at = memoryview(mmap.mmap(-1, CELLS * 8)).cast("d")
+    def __init__(self, full_at: "memoryview[float]") -> None:
+        """*full_at* has CELLS numbers."""
+        self._full_at = full_at
 
     def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
         """Return the buckets of limited clients by name; all processes use the same cells."""
-        buckets, taken = dict[str, Bucket](), set[int]()
+        buckets = dict[str, Bucket]()
+        taken = set[int]()
         for name, rate in sorted((client.name, client.rate) for client in clients if client.rate is not None):
             cell = xxh3_64_intdigest(f"{name} {rate}".encode()) % CELLS  # a new rate begins with a full bucket
             while cell in taken:
@@ -114,8 +116,12 @@ class Guard:
         *,
         anonymous: frozenset[str] = frozenset(SCOPES),
         verify_token: VerifyToken | None = None,
+        rates: SharedRates | None = None,
     ) -> None:
-        """Load the file of keys, if any; raises ServiceMisused. *anonymous*: scopes without credentials."""
+        """Load the file of keys, if any; raises ServiceMisused.
+
+        *anonymous*: scopes without credentials. Without *rates*, this process counts alone.
+        """
         self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
         self.knows_clients = keys is not None or verify_token is not None
@@ -123,7 +129,7 @@ class Guard:
         self._known = {}, {}
         self.watched = list[WatchedFiles]()
         if keys:
-            load = partial(self._load, keys, SharedRates())
+            load = partial(self._load, keys, rates or SharedRates(private_floats(CELLS)))
             self.watched.append(WatchedFiles([keys], load, if_missing=IF_MISSING))
 
     def _load(self, keys: Path, rates: SharedRates, contents: Sequence[bytes]) -> None:
@@ -177,7 +183,7 @@ class Guard:
             raise Problem(429, "rate-limited", detail, {"Retry-After": str(ceil(wait_s))})
 
 
-def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
+def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None, rates: SharedRates | None = None) -> Guard:
     """Create the guard; raises ServiceMisused for an open address with neither keys nor --anonymous."""
     if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
@@ -190,7 +196,7 @@ def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Gua
             f"{settings.host} can be reached from other machines: give --keys FILE to require keys "
             "(hotplate keys create makes one), or --anonymous to allow reads without a key"
         )
-    return Guard(settings.keys, anonymous=anonymous, verify_token=verify_token)
+    return Guard(settings.keys, anonymous=anonymous, verify_token=verify_token, rates=rates)
 
 
 def is_loopback(host: str) -> bool:

@@ -35,6 +35,9 @@ RESERVED = 128
 # Per worker: one large body and its answer.
 LEAST_IN_FLIGHT = 16 << 20
 LOG_EVERY_S = 60.0
+# Allowed difference of connections, in addition to an eighth.
+SPREAD = 4
+_NOT_ACCEPTING = (1 << 64) - 1
 
 
 class CannotListen(OSError):
@@ -94,6 +97,37 @@ def within_memory(limits: Limits, workers: int, room_bytes: float) -> Limits:
     """Return limits that let all workers hold a quarter of *room_bytes*."""
     share = max(room_bytes / 4 / workers, LEAST_IN_FLIGHT)
     return replace(limits, bytes_in_flight=int(min(limits.bytes_in_flight, share)))
+
+
+class ConnectionBalance:
+    """The connections of each worker on the shared socket, in shared memory."""
+
+    def __init__(self, counts: "memoryview[int]") -> None:
+        """*counts* has a number per worker, all of which do not accept yet."""
+        self._counts = counts
+        for worker in range(len(counts)):
+            self.leave(worker)
+
+    def has_most(self, worker: int, count: int, waited: bool = False) -> bool:  # noqa: FBT001, FBT002 -- a callback
+        """Set a worker's connections; return whether to leave the next one to others.
+
+        If it has *waited*, the others are ignored until they accept again.
+        """
+        self._counts[worker] = count
+        fewer = [number for number, other in enumerate(self._counts) if count > other + SPREAD + other // 8]
+        if waited:
+            for number in fewer:
+                self.leave(number)
+        return bool(fewer) and not waited
+
+    def update(self, worker: int, count: int) -> None:
+        """Set a worker's connections, if it accepts."""
+        if self._counts[worker] != _NOT_ACCEPTING:
+            self._counts[worker] = count
+
+    def leave(self, worker: int) -> None:
+        """Exclude a worker until it calls `has_most` again."""
+        self._counts[worker] = _NOT_ACCEPTING
 
 
 class Acceptor:

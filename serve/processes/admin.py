@@ -38,10 +38,12 @@ from hotplate.serve.encoded_lists import NotReady, UnknownList
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.metrics import OTHER, ROLES, Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready, unknown_list
-from hotplate.serve.processes.worker import BACKLOG, WATCHED, ProcessContext
+from hotplate.serve.processes.context import ProcessContext
+from hotplate.serve.processes.worker import BACKLOG, WATCHED
 from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.releases.served import BothCounts, click_interval
 from hotplate.serve.shaping import Selection, Shaper
+from hotplate.serve.shared_table import private_floats
 from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
@@ -188,13 +190,13 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     if telemetry is not None and telemetry.metrics:
         from hotplate.serve.telemetry.export import MetricReport  # noqa: PLC0415 -- an extra
 
-        report = MetricReport(telemetry, context.metrics, context.settings.scheme)
+        report = MetricReport(telemetry, context.memory.metrics, context.settings.scheme)
         report.start()
     await catch_up(context.watched)
     async with (
         background(follow(context.watched, leads=True)),
         admin.opened,
-        background(Reporter(()).run(partial(context.states.write, context.settings.workers))),
+        background(Reporter(()).run(partial(context.memory.states.write, context.settings.workers))),
     ):
         listening = server.listen(listener, BACKLOG, certificate)
         await stop.wait()
@@ -216,8 +218,9 @@ class Admin:
         """The reader of `GET /console/user`, once it is used."""
         self._context, self._settings = context, context.settings
         self._host, self._guard = host, guard
-        self._exposition = Exposition(context.metrics, context.states.all)
-        self._refusals, self._refused = Bucket(memoryview(bytearray(8)).cast("d"), 0, LOGGED_REFUSALS), 0
+        self._exposition = Exposition(context.memory.metrics, context.memory.states.all)
+        self._refusals = Bucket(private_floats(1), 0, LOGGED_REFUSALS)
+        self._refused = 0
         self._opening = asyncio.Lock()
         self._reader: TieredReader | None = None
         self._files = {each.name: each for each in FILES.iterdir()}
@@ -298,7 +301,7 @@ class Admin:
 
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /readyz`: the state of each worker."""
-        states = self._context.states.all()
+        states = self._context.memory.states.all()
         status = service_status(states)
         return json_of(
             {"status": status, "workers": [*starmap(describe, enumerate(states))]}, 200 if status in ANSWERING else 503
@@ -347,7 +350,7 @@ class Admin:
     async def state(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /console/state?after=`: the service, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
-        states = self._context.states.all()
+        states = self._context.memory.states.all()
         return json_of(
             {
                 "status": service_status(states),
@@ -406,7 +409,7 @@ class Admin:
         took_ms = round((time.perf_counter() - started) * 1000, 3)
         listed = {"source": found.source, "status": found.status, "release": found.served.id, "tier": found.tier}
         listed |= {"list": found.name} if found.name else {}
-        shaper = Shaper(self._context.deny_list, self._context.consumed)
+        shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
         items = shaper.shape(found, Selection(), user=query.id)
         return json_of(listed | {"took_ms": took_ms, "items": decode(items)})
 
@@ -421,7 +424,7 @@ class Admin:
                 await self._reader.wait_until_ready(OPEN_S)
             except NotReady as error:
                 raise not_ready(str(error)) from None
-        states = [tier for state in self._context.states.all() if state is not None for tier in state.tiers]
+        states = [tier for state in self._context.memory.states.all() if state is not None for tier in state.tiers]
         stopped = {tier.tier for tier in states if tier.canary_stopped}  # here, nothing is judged
         for tier in self._reader.tiers:
             if tier.name in stopped:

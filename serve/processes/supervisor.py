@@ -29,18 +29,15 @@ from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.connections.fast_lane import LANE_MISSING, lane_state
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
-from hotplate.serve.consumed import Consumed
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
-from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.admin import run_admin
+from hotplate.serve.processes.context import ProcessContext, create_memory
 from hotplate.serve.processes.health import Health, HealthListener
 from hotplate.serve.processes.logs import LogStream, SharedLog
-from hotplate.serve.processes.worker import STOPS, WATCHED, ProcessContext, run_worker
+from hotplate.serve.processes.worker import STOPS, WATCHED, run_worker
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.states import SharedStates
-from hotplate.serve.tiers import tier_names
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import extra_installed
 from hotplate.stores.event_log import LogSegment
@@ -102,7 +99,9 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     deny_list = DenyListFile(settings.deny_list, settings.overrides)
     settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
     raise_descriptor_limit()
-    guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
+    memory = create_memory(settings)
+    verify_token = verifier_of(settings.oidc_issuer, settings.oidc_audience)
+    guard = guard_of(settings, verify_token, memory.rates)
     certificate = certificate_of(settings)
     listeners = _reserve(settings)
     admin_is_local = is_loopback(listeners.admin.getsockname()[0])
@@ -112,34 +111,22 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         _url(settings.health_host, listeners.health, None),
     )
     context = ProcessContext(
-        settings,
-        guard,
-        certificate,
-        deny_list,
-        _consumed(settings),
-        Metrics(settings.workers, tier_names(settings.stores)),
-        SharedStates(settings.workers, len(settings.stores)),
-        SharedLog(),
-        LogStream(STDERR),
-        addresses.service,
+        settings=settings,
+        memory=memory,
+        guard=guard,
+        certificate=certificate,
+        deny_list=deny_list,
+        log=SharedLog(),
+        stderr=LogStream(STDERR),
+        url=addresses.service,
     )
-    for watched in context.watched:
-        watched.share()
+    for row, watched in enumerate(context.watched):
+        watched.share(memory.files, row)
     context.stderr.take_over(logging.getLogger(), sys.stderr)
     logging.getLogger().addHandler(context.log)
     if lane_state(off=settings.no_fast_lane) == "missing":
         log.warning("%s", LANE_MISSING)
     _Supervisor(context, listeners, partial(announce, addresses)).run()
-
-
-def _consumed(settings: ServiceSettings) -> Consumed | None:
-    if not settings.hide_consumed:
-        return None
-    if settings.events is None:
-        raise ServiceMisused("--hide-consumed learns from events; name their folder with --events")
-    consumed = Consumed(settings.hide_consumed)
-    consumed.restore(settings.events)
-    return consumed
 
 
 def _check(settings: ServiceSettings) -> None:
@@ -209,6 +196,7 @@ class _Signals:
 class _Supervisor:
     def __init__(self, context: ProcessContext, listeners: _Listeners, announce: Callable[[], None]) -> None:
         self._context = context
+        self._memory = context.memory
         self._settings = settings = context.settings
         self._listeners = listeners
         self._announce: Callable[[], None] | None = announce
@@ -220,7 +208,7 @@ class _Supervisor:
         self._lifeline, self._lifeline_held = os.pipe()
         self._selector = selectors.PollSelector()  # children would share an epoll
         self._signals = _Signals(self._selector)
-        self._health = Health(context.states)
+        self._health = Health(context.memory.states)
         self._probes = HealthListener(listeners.health, self._selector, self._health.routes)
 
     def run(self) -> None:
@@ -338,7 +326,7 @@ class _Supervisor:
         os.kill(child.pid, signal.SIGABRT)
 
     def _patience_s(self, child: _Child) -> float:
-        is_needed = child is self._admin or not self._context.states.is_another_answering(child.number)
+        is_needed = child is self._admin or not self._memory.states.is_another_answering(child.number)
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
     def _ended(self) -> Iterator[tuple[_Child, int]]:
@@ -351,8 +339,14 @@ class _Supervisor:
                 for child in self._children:
                     if child.pid == pid:
                         child.pid = 0
-                        self._context.states.clear(child.number)
+                        self._forget(child)
                         yield child, os.waitstatus_to_exitcode(status)
+
+    def _forget(self, child: _Child) -> None:
+        """Delete the state of a process that has ended; its counters stay."""
+        self._memory.states.clear(child.number)
+        if child is not self._admin:
+            self._memory.balance.leave(child.number)
 
     def _stop(self, caught: signal.Signals) -> None:
         """Stop the workers, then the admin process; kill late ones."""

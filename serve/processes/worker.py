@@ -7,31 +7,27 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
 from functools import partial
-from secrets import token_bytes
 from typing import TYPE_CHECKING
 
-from hotplate.serve.access.auth import Guard
-from hotplate.serve.access.tls import Certificate
+import msgspec
+
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer
-from hotplate.serve.consumed import Consumed
-from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import NotReady
 from hotplate.serve.events import EventWriter
-from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, Metrics, ReleaseRole
-from hotplate.serve.processes.logs import LogStream, SharedLog
+from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
+from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState, short
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time
-from hotplate.serve.watched import WatchedFiles, catch_up, follow
+from hotplate.serve.watched import catch_up, follow
 
 if TYPE_CHECKING:
     from hotplate.serve.telemetry.export import SpanQueue
@@ -50,31 +46,6 @@ PATIENCE_POLL_S = 0.1
 ORPHAN_DRAIN_S = 0.5
 # Time to send the last spans.
 FLUSH_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessContext:
-    """Objects that the parent creates for its children."""
-
-    settings: ServiceSettings
-    guard: Guard
-    certificate: Certificate | None
-    deny_list: DenyListFile
-    consumed: Consumed | None
-    metrics: Metrics
-    states: SharedStates
-    log: SharedLog
-    stderr: LogStream
-    url: str
-    """Address of the workers."""
-    log_secret: bytes = field(default_factory=partial(token_bytes, 64))
-    """For hashing user ids in the access log."""
-
-    @property
-    def watched(self) -> list[WatchedFiles]:
-        """Files that workers and the admin process, not the parent, reload when they change."""
-        certificate = [self.certificate.watched] if self.certificate else []
-        return [*self.guard.watched, *certificate, *self.deny_list.watched]
 
 
 class _ShutdownSignals:
@@ -111,27 +82,29 @@ async def run_worker(
     If the parent, which holds *lifeline* open, is gone, it ends within ORPHAN_DRAIN_S.
     """
     settings, certificate = context.settings, context.certificate
-    context.metrics.use_slot(number)
+    context.memory.metrics.use_slot(number)
     stop = _ShutdownSignals(lifeline)
     listening: Acceptor | None = None
     async with AsyncExitStack() as stack:
         reader, dispatcher = await _opened(context, stack, stop)
         server = HttpServer(dispatcher, settings.limits, None if settings.no_fast_lane else lane_of(dispatcher))
         handlers = dispatcher.handlers
-        reporter = Reporter(
-            reader.tiers,
-            lambda: {
-                "status": STARTING if listening is None else handlers.status,
-                "connections": len(server.registry),
-                "findings": short(handlers.findings),
-                "certificate_expires_at": certificate.expires_at if certificate else None,
-            },
-        )
+
+        def complete(state: WorkerState) -> WorkerState:
+            return msgspec.structs.replace(
+                state,
+                status=STARTING if listening is None else handlers.status,
+                connections=len(server.registry),
+                findings=short(handlers.findings),
+                certificate_expires_at=certificate.expires_at if certificate else None,
+            )
+
+        reporter = Reporter(reader.tiers, complete)
         write = partial(_write, context, number, reader)
         await stack.enter_async_context(background(reporter.run(write)))
-        if not await _is_prepared(reader, context.states, number, stop):
+        if not await _is_prepared(reader, context.memory.states, number, stop):
             return
-        has_most = partial(context.states.has_most_connections, number)
+        has_most = partial(context.memory.balance.has_most, number)
         listening = server.listen(listener, BACKLOG, certificate, has_most)
         write(reporter.state())
         if announce is not None:
@@ -141,7 +114,7 @@ async def run_worker(
         await stop.requested.wait()
         dispatcher.drain()
         write(reporter.state())
-        await _drain(settings, server, listening, stop, partial(context.states.stop_accepting, number))
+        await _drain(settings, server, listening, stop, partial(context.memory.balance.leave, number))
         for task in filter(asyncio.Task.done, reader.following):
             task.result()
 
@@ -153,14 +126,15 @@ async def _opened(
     reader = TieredReader(
         settings.stores,
         budget_s=settings.budget_s,
-        metrics=context.metrics,
+        metrics=context.memory.metrics,
         deny_list=context.deny_list,
         cache_bytes=settings.cache_mb << 20,
         fold_in=settings.fold_in,
-        kept=context.states.last_kept(),
+        kept=context.memory.kept.last(),
         warm=True,
     )
-    tracer, telemetry = None, settings.telemetry
+    tracer = None
+    telemetry = settings.telemetry
     if telemetry is not None and telemetry.traces:
         from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra
 
@@ -179,16 +153,22 @@ async def _opened(
             write=context.stderr.write,
         )
     if settings.events:
-        writer, with_keys = EventWriter(settings.events), context.guard.knows_clients
+        writer = EventWriter(settings.events)
         stack.push_async_callback(writer.close)
-        origins, role_of = settings.cors_origins, partial(_role_of, reader)
-        events = EventsHandler(writer, role_of, context.metrics, origins, context.consumed, with_keys=with_keys)
+        events = EventsHandler(
+            writer,
+            partial(_role_of, reader),
+            context.memory.metrics,
+            settings.cors_origins,
+            context.memory.consumed,
+            with_keys=context.guard.knows_clients,
+        )
     for task in reader.following:
         task.add_done_callback(stop.request_at_once)  # only a defect ends it; a new worker is better than stale lists
     return reader, Dispatcher(
         reader,
         context.guard,
-        consumed=context.consumed,
+        consumed=context.memory.consumed,
         cors_origins=settings.cors_origins,
         access_log=access_log,
         events=events,
@@ -206,10 +186,13 @@ def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
 
 
 def _write(context: ProcessContext, number: int, reader: TieredReader, state: WorkerState) -> None:
-    context.states.write(number, state)
-    context.metrics.count_in(DROPPED_LINES, number=context.stderr.take_dropped())
-    if (first := reader.first_served) is not None:
-        context.states.keep(number, *first)
+    context.memory.states.write(number, state)
+    context.memory.balance.update(number, state.connections)
+    context.memory.metrics.count_in(DROPPED_LINES, number=context.stderr.take_dropped())
+    first_served = reader.first_served
+    if first_served is not None:
+        tier, served = first_served
+        context.memory.kept.keep(number, tier, served)
 
 
 async def _is_prepared(reader: TieredReader, states: SharedStates, number: int, stop: _ShutdownSignals) -> bool:

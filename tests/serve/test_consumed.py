@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.consumed import HOUR_S, Consumed
+from hotplate.serve.consumed import HOUR_S
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events import ship
 from hotplate.stores.encoding import encode_id
@@ -22,6 +22,7 @@ from hotplate.stores.event_log import SUFFIX, LogSegment, line_of, segments
 from tests.support.command import json_of
 from tests.support.event_log import written
 from tests.support.service import Service, a_list, publish_lists, running, until
+from tests.support.shared import consumed_items
 from tests.support.small_disk import small_disk
 
 LISTS = {
@@ -63,7 +64,7 @@ def shown(service: Service, path: str) -> list[str]:
 @given(EVENTS)
 def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list[tuple[str, str, str, int]]) -> None:
     hours = {"buy": 24.0, "dismiss": 1.0}
-    consumed, now = Consumed([f"{kind}={number}" for kind, number in hours.items()]), time.time()
+    consumed, now = consumed_items(*(f"{kind}={number}" for kind, number in hours.items())), time.time()
     expected = defaultdict[str, set[str]](set)
     for kind, user, item, age_h in events:
         consumed.add(kind, user, [item], now - age_h * HOUR_S)
@@ -76,7 +77,7 @@ def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list
 
 
 def test_a_full_table_forgets_the_pairs_that_expire_first() -> None:
-    consumed = Consumed(["buy=1"])
+    consumed = consumed_items("buy=1")
     items = [f"{n}" for n in range(1_000)]
     for user in range(2_000):
         consumed.add("buy", f"{user}", items, None)
@@ -140,7 +141,7 @@ def test_a_restart_reads_segments_that_others_close_or_ship(tmp_path: Path, capl
     (tmp_path / f".{closed.name}").symlink_to("closed meanwhile")
     (tmp_path / "20200101T000000Z-00000000-00000000.events.zst").symlink_to("shipped meanwhile")
     (tmp_path / "29990101T000000Z-00000000-00000000.events.zst").mkdir()
-    consumed = Consumed(["buy=1"])
+    consumed = consumed_items("buy=1")
     consumed.restore(tmp_path)
     hidden = consumed.hidden_from("1")
     assert hidden is not None
@@ -158,7 +159,7 @@ def events_of(folder: Path, *users: str, kind: str = "buy", hours_ago: float = 0
 
 
 def hidden_after_restart(folder: Path, *users: str, hours: str = "buy=24") -> list[str]:
-    consumed = Consumed([hours])
+    consumed = consumed_items(hours)
     consumed.restore(folder)
     return [user for user in users if consumed.hidden_from(user) is not None]
 
@@ -225,4 +226,4 @@ def test_users_find_names_kept_events(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["buy", "buy=", "=24", "buy=0", "buy=nan", "buy=99999"])
 def test_an_option_that_cannot_be_meant_is_refused(text: str) -> None:
     with pytest.raises(ServiceMisused, match="as buy=24"):
-        Consumed([text])
+        consumed_items(text)

@@ -4,7 +4,8 @@ import os
 import signal
 
 from hotplate.serve.errors import ServiceFinding
-from hotplate.serve.states import FINDINGS, SENTENCE_CHARS, SharedStates, TierState, WorkerState
+from hotplate.serve.states import FINDINGS, SENTENCE_CHARS, TierState, WorkerState
+from tests.support.shared import shared_states
 
 
 def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> WorkerState:
@@ -18,7 +19,7 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> WorkerState
 
 def test_the_longest_state_of_as_many_tiers_as_there_are_fits() -> None:
     for tiers in (1, 5):
-        states = SharedStates(2, tiers)
+        states = shared_states(2, tiers)
         longest = state_of("\U0001f600" * 1000, tiers)
         states.write(1, longest)
         assert states.all() == [None, longest]
@@ -27,14 +28,14 @@ def test_the_longest_state_of_as_many_tiers_as_there_are_fits() -> None:
 
 
 def test_a_state_that_does_not_fit_leaves_its_neighbour_alone() -> None:
-    states = SharedStates(2, 1)
+    states = shared_states(2)
     states.write(1, state_of("b"))
     states.write(0, state_of("\U0001f600" * 1000, tiers=1, findings=100))
     assert states.all() == [None, state_of("b")]
 
 
 def test_a_state_is_never_read_half() -> None:
-    states = SharedStates(1, 1)
+    states = shared_states(1)
     both = [state_of("a" * 400), state_of("b" * 30)]
     states.write(0, both[0])
     writer = os.fork()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.watched import WatchedFiles
 
 
@@ -98,3 +99,36 @@ def test_file_replaced_by_a_pipe_is_not_opened_for_reading(tmp_path: Path) -> No
     assert polled(watched) == []
     assert reads == [b"good"]
     assert "is not a regular file" in str(watched.warning)
+
+
+def test_last_valid_content_is_shared_with_processes_that_start_later(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    uses = [list[bytes](), list[bytes]()]
+    file.write_bytes(b"first")
+    leader, later = (WatchedFiles([file], use.extend, max_bytes=100) for use in uses)
+    records = records_of(size=200)
+    for watched in (leader, later):
+        watched.share(records, 1)
+    later.catch_up()
+    assert uses[1] == [b"first"]
+    for content in (b"second", b"x" * 101, b"third", b""):
+        file.write_bytes(content)
+        polled(leader)
+    file.unlink()
+    polled(leader)
+    later.catch_up()
+    assert uses == [[b"first", b"second", b"third", b""], [b"first", b""]]
+
+
+def test_files_that_do_not_fit_into_shared_memory_are_refused_at_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"good")
+    watched = WatchedFiles([file], list[bytes]().extend, max_bytes=200)
+    with pytest.raises(ValueError, match="file may have more bytes than a shared record"):
+        watched.share(records_of(size=200), 0)
+    with pytest.raises(IndexError, match="no row 2"):
+        watched.share(records_of(size=300), 2)
+
+
+def records_of(size: int) -> Records:
+    return SharedTable([Region("files", Kind.RECORD, size, rows=2)]).records("files")

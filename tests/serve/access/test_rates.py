@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.access.auth import Guard, SharedRates
+from hotplate.serve.access.auth import CELLS, Guard, SharedRates
 from hotplate.serve.access.keys import KeyHolder, create
 from hotplate.serve.problems import Problem
+from hotplate.serve.shared_table import private_floats
 from tests.support.service import running, until
 
 RATE = 200.0
@@ -27,7 +28,7 @@ def test_a_rate_is_one_for_all_workers_of_a_service(folder: Path) -> None:
 
 
 def test_buckets_are_per_client_and_consistent_across_workers_in_any_order() -> None:
-    shared = SharedRates()
+    shared = SharedRates(private_floats(CELLS))
     clients = [client(f"c{n}", 1.0) for n in range(50)]
     first, second = shared.buckets(clients), shared.buckets(reversed(clients))
     for each in clients:
@@ -36,7 +37,7 @@ def test_buckets_are_per_client_and_consistent_across_workers_in_any_order() -> 
 
 
 def test_a_client_with_a_new_rate_begins_with_a_full_bucket() -> None:
-    shared = SharedRates()
+    shared = SharedRates(private_floats(CELLS))
     slow = shared.buckets([client("c", 0.02)])["c"]
     assert slow.take() == 0.0
     assert slow.take() > 0.0

@@ -23,6 +23,7 @@ from tests.support.event_log import body, ids, written
 from tests.support.limited_service import counted
 from tests.support.property import depths
 from tests.support.service import Service, publish_lists, running, running_app, until
+from tests.support.shared import consumed_items
 from tests.support.small_disk import small_disk
 
 MB = 1 << 20
@@ -99,7 +100,7 @@ async def taking(folder: Path, consumed: Consumed | None = None) -> AsyncIterato
 
 
 async def test_others_have_turns_while_the_items_of_many_events_are_hidden(tmp_path: Path) -> None:
-    consumed, turns, headers = Consumed(["buy=24"]), 0, {"Content-Type": "application/json"}
+    consumed, turns, headers = consumed_items("buy=24"), 0, {"Content-Type": "application/json"}
     async with taking(tmp_path, consumed) as (_, url), ClientSession() as session:
         sent = asyncio.ensure_future(session.post(url, data=body(*map(str, range(20)), kind="buy"), headers=headers))
         while consumed.hidden_from("u19") is None:

@@ -12,11 +12,12 @@ import pytest
 
 from hotplate.serve.access.keys import create
 from hotplate.serve.processes.health import LOOK_S, START_S, Health
-from hotplate.serve.states import SharedStates, WorkerState
+from hotplate.serve.states import WorkerState
 from tests.support.clock import FakeClock
 from tests.support.limited_service import counted
 from tests.support.redis_server import certify
 from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running, status_of, until
+from tests.support.shared import shared_states
 
 PATHS = ("/livez", "/readyz", "/health/live", "/health/ready")
 
@@ -169,7 +170,7 @@ def test_stuck_processes_are_replaced_one_at_a_time_with_their_stack_logged(fold
 
 
 def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
-    states = SharedStates(2, 1)
+    states = shared_states(2)
     health = Health(states, clock)
 
     def is_any_alive() -> bool:

@@ -1,0 +1,116 @@
+"""What the parent of a service creates for its children: settings, and all memory that they share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from secrets import token_bytes
+
+from hotplate.serve.access.auth import CELLS, Guard, SharedRates
+from hotplate.serve.access.tls import Certificate
+from hotplate.serve.connections.listeners import ConnectionBalance
+from hotplate.serve.consumed import BUCKETS, USERS, WAYS, Consumed
+from hotplate.serve.deny_list import MAX_BYTES, DenyListFile
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.metrics import Metrics, cells_per_worker
+from hotplate.serve.processes.logs import LogStream, SharedLog
+from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
+from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
+from hotplate.serve.states import SharedStates, state_bytes
+from hotplate.serve.tiers import tier_names
+from hotplate.serve.watched import WatchedFiles
+
+# Keys, the certificate with its key, the deny-list, and overrides; the last two may be the largest.
+MAX_WATCHED = 4
+_FILES_BYTES = MAX_BYTES + 1024
+
+
+def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
+    """Declare the memory that the processes of a service share."""
+    admin = 1
+    return (
+        Region("metrics", Kind.FLOAT64, cells_per_worker(tiers), rows=workers),
+        Region("states", Kind.RECORD, state_bytes(len(tiers)), rows=workers + admin),
+        Region("kept releases", Kind.RECORD, MAX_KEPT_BYTES, rows=workers),
+        Region("connections", Kind.UINT64, 1, rows=workers),
+        Region("rates", Kind.FLOAT64, CELLS),
+        Region("consumed users", Kind.UINT32, USERS),
+        Region("consumed pairs", Kind.UINT64, WAYS, rows=BUCKETS),
+        Region("files", Kind.RECORD, _FILES_BYTES, rows=MAX_WATCHED),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceMemory:
+    """The users of the shared regions."""
+
+    metrics: Metrics
+    states: SharedStates
+    kept: KeptReleases
+    balance: ConnectionBalance
+    rates: SharedRates
+    consumed: Consumed | None
+    files: Records
+    """The last valid content of watched files."""
+
+
+def create_memory(settings: ServiceSettings) -> ServiceMemory:
+    """Create the memory; raises ServiceMisused for invalid settings, and if there is too little."""
+    tiers = tier_names(settings.stores)
+    table = _reserved(settings.workers, tiers)
+    return ServiceMemory(
+        metrics=Metrics(settings.workers, tiers, table.floats("metrics")),
+        states=SharedStates(table.records("states")),
+        kept=KeptReleases(table.records("kept releases")),
+        balance=ConnectionBalance(table.integers("connections")),
+        rates=SharedRates(table.floats("rates")),
+        consumed=_consumed(settings, table),
+        files=table.records("files"),
+    )
+
+
+def _reserved(workers: int, tiers: Sequence[str]) -> SharedTable:
+    declared = regions(workers, tiers)
+    try:
+        return SharedTable(declared)
+    except OSError as error:
+        size_mb = sum(region.bytes for region in declared) >> 20
+        raise ServiceMisused(
+            f"{size_mb} MiB of shared memory for {workers} workers cannot be reserved: {error.strerror}; "
+            "start fewer with --workers"
+        ) from error
+
+
+def _consumed(settings: ServiceSettings, table: SharedTable) -> Consumed | None:
+    if not settings.hide_consumed:
+        return None
+    if settings.events is None:
+        raise ServiceMisused("--hide-consumed learns from events; name their folder with --events")
+    users = table.integers("consumed users")
+    pairs = table.integers("consumed pairs")
+    consumed = Consumed(settings.hide_consumed, users=users, pairs=pairs)
+    consumed.restore(settings.events)
+    return consumed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessContext:
+    """Objects that the parent creates for its children."""
+
+    settings: ServiceSettings
+    memory: ServiceMemory
+    guard: Guard
+    certificate: Certificate | None
+    deny_list: DenyListFile
+    log: SharedLog
+    stderr: LogStream
+    url: str
+    """Address of the workers."""
+    log_secret: bytes = field(default_factory=partial(token_bytes, 64))
+    """For hashing user ids in the access log."""
+
+    @property
+    def watched(self) -> list[WatchedFiles]:
+        """Files that workers and the admin process, not the parent, reload when they change."""
+        certificate = [self.certificate.watched] if self.certificate else []
+        return [*self.guard.watched, *certificate, *self.deny_list.watched]

@@ -1,0 +1,81 @@
+"""The last popular lists, kept in shared memory for new workers.
+
+A truncated file ends all workers that map it, and their successors find no release: they serve these lists.
+"""
+
+import logging
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.shared_table import Records, RecordTooLarge
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
+
+log = logging.getLogger(__name__)
+
+# With the manifest.
+MAX_KEPT_BYTES = MAX_POPULAR_BYTES + (1 << 20)
+
+
+class KeptRelease(NamedTuple):
+    """A tier and a release with popular lists only."""
+
+    tier: str
+    served: ServedRelease
+
+
+class _Record(msgspec.Struct, frozen=True):
+    at: float
+    tier: str
+    ref: ReleaseRef
+    writer: str
+    manifest: Manifest
+    popular: dict[str, bytes]
+
+
+class KeptReleases:
+    """The release that each worker kept last."""
+
+    def __init__(self, records: Records) -> None:
+        """*records* has a row per worker."""
+        self._records = records
+        self._keeping: ServedRelease | None = None
+
+    def keep(self, worker: int, tier: str, served: ServedRelease) -> None:
+        """Keep the popular lists of a release that this worker serves."""
+        if served is self._keeping:
+            return
+        self._keeping = served
+        record = _Record(
+            at=time.monotonic(),
+            tier=tier,
+            ref=served.ref,
+            writer=served.writer,
+            manifest=served.manifest,
+            popular=served.popular,
+        )
+        try:
+            self._records.write(worker, msgspec.msgpack.encode(record))
+        except RecordTooLarge as error:
+            log.error("the popular lists of release %s are not kept: %s", served.id, error)  # noqa: TRY400 -- expected
+
+    def last(self) -> KeptRelease | None:
+        """Return the release that was kept last."""
+        records = list[_Record]()
+        for worker in range(self._records.rows):
+            payload = self._records.read(worker)
+            if payload is not None:
+                records.append(msgspec.msgpack.decode(payload, type=_Record))
+        if not records:
+            return None
+        last = max(records, key=lambda record: record.at)
+        served = ServedRelease(last.ref, last.writer, last.manifest, last.popular, decode=_decode_nothing)
+        return KeptRelease(last.tier, served)
+
+
+def _decode_nothing(key: str, _: bytes) -> bytes:
+    raise ReleaseCorrupt(f"{key} cannot be read: of this release only the popular lists are kept")

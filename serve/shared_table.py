@@ -1,0 +1,209 @@
+"""Memory that the processes of a service share: a table of regions, each with rows of numbers or of records.
+
+The parent declares all regions (`processes/context.py`) and makes the table once, before it forks; children inherit the
+mapping, and its size never changes. Pages that nobody wrote take no memory.
+
+    numbers     float64, uint64 or uint32 [rows, size], aligned: a reader sees a number whole, old or new
+    record      two versions, written in turn
+    version     sequence uint64 | length uint64 | checksum uint64 | value, at most `size` bytes
+
+A row has one writer at a time: a worker has the rows of its number, the admin process those of files, and the parent
+those of a process that has ended. Cells that several workers write (rates, consumed items) hold one number each, and
+their classes say what a lost update costs. There are no locks.
+
+A write replaces the older version. The checksum covers sequence, length and value: a version that is half written,
+because its writer was killed or is not done, is invalid, and readers take the other one. The next writer overwrites the
+invalid version, and continues the numbers where they are, so the counts of a worker that ended are kept.
+"""
+
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from struct import Struct, calcsize
+
+from xxhash import xxh3_64_intdigest
+
+_HEAD = Struct("<QQQ")
+_NEVER_WRITTEN = bytes(_HEAD.size)
+# Attempts to read a record: a writer may replace both versions during one of them.
+_READS = 100
+# Of a larger record, only the newest version stays in memory.
+_LARGE_BYTES = 1 << 16
+
+
+class RecordTooLarge(Exception):
+    """A record does not fit into its row, which stays as it was."""
+
+
+class Kind(Enum):
+    """Content of a region; numbers have the codes of `struct`."""
+
+    FLOAT64 = "d"
+    UINT64 = "Q"
+    UINT32 = "I"
+    RECORD = "record"
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A region of the table."""
+
+    name: str
+    kind: Kind
+    size: int
+    """Of a row: numbers, or bytes of the largest record."""
+
+    rows: int = 1
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all rows, in whole pages."""
+        if self.kind is Kind.RECORD:
+            return self.rows * 2 * _version_bytes(self.size)
+        return _in_pages(self.rows * self.size * calcsize(self.kind.value))
+
+
+class SharedTable:
+    """The regions of one service."""
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        """Raises ValueError for names that occur twice and empty regions, and OSError if there is no such memory."""
+        self._regions = {region.name: region for region in regions}
+        if len(self._regions) < len(regions):
+            raise ValueError("two regions have the same name")
+        self._starts = dict[str, int]()
+        size = 0
+        for region in regions:
+            if region.rows < 1 or region.size < 1:
+                raise ValueError(f"the region {region.name!r} is empty")
+            self._starts[region.name] = size
+            size += region.bytes
+        self._memory = mmap.mmap(-1, size)
+
+    def floats(self, name: str) -> "memoryview[float]":
+        """Return the numbers of a FLOAT64 region, row after row."""
+        return self._numbers(self._region(name, Kind.FLOAT64)).cast("d")
+
+    def integers(self, name: str) -> "memoryview[int]":
+        """Return the numbers of a UINT64 or UINT32 region, row after row."""
+        region = self._region(name, Kind.UINT64, Kind.UINT32)
+        view = self._numbers(region)
+        return view.cast("Q") if region.kind is Kind.UINT64 else view.cast("I")
+
+    def records(self, name: str) -> "Records":
+        """Return the records of a RECORD region."""
+        region = self._region(name, Kind.RECORD)
+        return Records(self._memory, self._starts[name], region)
+
+    def _region(self, name: str, *kinds: Kind) -> Region:
+        region = self._regions[name]
+        if region.kind not in kinds:
+            raise ValueError(f"the region {name!r} is of the kind {region.kind.name}")
+        return region
+
+    def _numbers(self, region: Region) -> "memoryview[int]":
+        start = self._starts[region.name]
+        size = region.rows * region.size * calcsize(region.kind.value)
+        return memoryview(self._memory)[start : start + size]
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    place: int
+    """0 or 1, in its row."""
+
+    sequence: int
+    value: bytes
+
+
+class Records:
+    """The rows of a region of records."""
+
+    def __init__(self, memory: mmap.mmap, start: int, region: Region) -> None:
+        """The region begins at *start* of *memory*."""
+        self.rows = region.rows
+        self.size = region.size
+        """Of the largest record."""
+        self._name = region.name
+        self._memory = memory
+        self._start = start
+        self._version_bytes = _version_bytes(region.size)
+
+    def write(self, row: int, value: bytes) -> None:
+        """Replace a record. Raises RecordTooLarge, and IndexError for a row that was not declared."""
+        if len(value) > self.size:
+            raise RecordTooLarge(
+                f"{len(value)} bytes do not fit into the shared region {self._name!r}: a record has at most {self.size}"
+            )
+        newest = self._newest(row)
+        sequence = newest.sequence + 1
+        start = self._start_of(row, 1 - newest.place)
+        version = _HEAD.pack(sequence, len(value), _checksum(sequence, value)) + value
+        self._memory[start : start + len(version)] = version
+        if len(newest.value) > _LARGE_BYTES:
+            self._return_pages(row, newest.place)
+
+    def read(self, row: int) -> bytes | None:
+        """Return a record; None if none was written or it was cleared. Raises IndexError like `write`."""
+        return self._newest(row).value or None
+
+    def clear(self, row: int) -> None:
+        """Delete a record."""
+        self.write(row, b"")
+
+    def _return_pages(self, row: int, place: int) -> None:
+        """Return the memory of a version, but for its head, to the system."""
+        behind_head = self._start_of(row, place) + mmap.PAGESIZE
+        with suppress(OSError):  # not offered by every kernel
+            self._memory.madvise(mmap.MADV_REMOVE, behind_head, self._version_bytes - mmap.PAGESIZE)
+
+    def _newest(self, row: int) -> _Version:
+        for _ in range(_READS):
+            places = sorted((0, 1), key=lambda place: self._sequence(row, place), reverse=True)
+            # Newest first: one that is invalid is being written, or its writer was killed, and the other is whole.
+            for place in places:
+                version = self._version(row, place)
+                if version is not None:
+                    return version
+        return _Version(place=0, sequence=0, value=b"")
+
+    def _version(self, row: int, place: int) -> _Version | None:
+        """Return a version, with the sequence 0 if none was written; None if it is invalid."""
+        start = self._start_of(row, place)
+        value_start = start + _HEAD.size
+        head = self._memory[start:value_start]
+        if head == _NEVER_WRITTEN:
+            return _Version(place, sequence=0, value=b"")
+        sequence, length, checksum = _HEAD.unpack(head)
+        if length > self.size:
+            return None
+        value = self._memory[value_start : value_start + length]
+        return _Version(place, sequence, value) if _checksum(sequence, value) == checksum else None
+
+    def _sequence(self, row: int, place: int) -> int:
+        sequence, _, _ = _HEAD.unpack_from(self._memory, self._start_of(row, place))
+        return int(sequence)
+
+    def _start_of(self, row: int, place: int) -> int:
+        if not 0 <= row < self.rows:
+            raise IndexError(f"the shared region {self._name!r} has {self.rows} rows, and no row {row}")
+        return self._start + (2 * row + place) * self._version_bytes
+
+
+def private_floats(count: int) -> "memoryview[float]":
+    """Return numbers like those of a FLOAT64 region, for this process alone."""
+    return memoryview(bytearray(count * calcsize(Kind.FLOAT64.value))).cast("d")
+
+
+def _checksum(sequence: int, value: bytes) -> int:
+    return xxh3_64_intdigest(value, sequence)
+
+
+def _version_bytes(size: int) -> int:
+    return _in_pages(_HEAD.size + size)
+
+
+def _in_pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,0 +1,265 @@
+"""Shared memory: whatever a killed writer leaves, readers see the old record or the new one, and counts are kept."""
+
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from typing import NoReturn
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.metrics import LOOKUP_COUNTS, LOOKUPS, Metrics
+from hotplate.serve.processes.context import create_memory, regions
+from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.shared_table import Kind, Records, RecordTooLarge, Region, SharedTable
+
+SIZE = 300
+ROWS = 3
+LARGE = 200_000
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+Written = st.lists(st.tuples(st.integers(0, ROWS - 1), st.binary(max_size=SIZE)), max_size=30)
+
+
+def records_of(size: int = SIZE, rows: int = ROWS) -> Records:
+    """Return records between two regions of numbers, which nothing may touch."""
+    return table_of(size, rows).records("records")
+
+
+def table_of(size: int = SIZE, rows: int = ROWS) -> SharedTable:
+    return SharedTable(
+        [
+            Region("before", Kind.UINT64, 5),
+            Region("records", Kind.RECORD, size, rows=rows),
+            Region("behind", Kind.FLOAT64, 7, rows=2),
+        ]
+    )
+
+
+@contextmanager
+def forked(work: Callable[[], object]) -> Iterator[int]:
+    """Run *work* again and again in another process, which is killed at the end of the block."""
+    pid = os.fork()
+    if pid == 0:
+        _repeat(work)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _repeat(work: Callable[[], object]) -> NoReturn:
+    try:
+        while True:
+            work()
+    finally:
+        os._exit(1)
+
+
+def numbered(number: int, size: int) -> bytes:
+    """Return a value whose parts all say which one it is."""
+    piece = b"%08d" % number
+    return piece * (size // len(piece))
+
+
+def number_of(value: bytes) -> int:
+    """Return the number of a value, which is one value only if it says the same everywhere."""
+    assert value == value[:8] * (len(value) // 8)
+    return int(value[:8])
+
+
+@given(Written)
+def test_records_are_read_back_and_leave_their_neighbours_alone(written: list[tuple[int, bytes]]) -> None:
+    table = table_of()
+    before = table.integers("before")
+    behind = table.floats("behind")
+    for place in range(len(before)):
+        before[place] = 2**64 - 1
+    for place in range(len(behind)):
+        behind[place] = -1.5
+    records = table.records("records")
+    expected: list[bytes | None] = [None] * ROWS
+    for row, value in written:
+        records.write(row, value)
+        expected[row] = value or None
+        assert [table.records("records").read(number) for number in range(ROWS)] == expected
+    records.clear(0)
+    assert records.read(0) is None
+    assert set(before) == {2**64 - 1}
+    assert set(behind) == {-1.5}
+
+
+@given(st.binary(min_size=1, max_size=SIZE), st.binary(min_size=1, max_size=SIZE), st.data())
+def test_any_part_of_a_write_leaves_the_old_record(old: bytes, new: bytes, data: st.DataObject) -> None:
+    table = table_of(rows=1)
+    records = table.records("records")
+    start = table._starts["records"]
+    memory = table._memory
+    behind = start + Region("records", Kind.RECORD, SIZE).bytes
+    records.write(0, old)
+    before = memory[start:behind]
+    records.write(0, new)
+    after = memory[start:behind]
+    changed = [place for place in range(len(before)) if before[place] != after[place]]
+    missing = data.draw(st.sets(st.sampled_from(changed), min_size=1))
+    torn = bytearray(after)
+    for place in missing:
+        torn[place] = before[place]
+    memory[start:behind] = bytes(torn)
+    assert records.read(0) == old
+    records.write(0, new)
+    assert records.read(0) == new
+
+
+@pytest.mark.parametrize("size", [40, 5_000, LARGE])
+def test_readers_see_whole_records_of_writers_that_are_killed_at_any_time(size: int) -> None:
+    """And never an older record after a newer one; a successor continues behind the last whole one."""
+    records = records_of(size, rows=1)
+    pauses = random.Random(size)
+    records.write(0, numbered(0, size))
+    last = 0
+    for _ in range(25):
+        with forked(partial(write_next, records, count(last + 1), size)):
+            ends = time.monotonic() + pauses.uniform(0.0005, 0.01)
+            while time.monotonic() < ends:
+                last = read_after(records, last)
+        last = read_after(records, last)
+        assert read_after(records, last) == last, "somebody writes though the writer is dead"
+    assert last > 25
+    records.write(0, numbered(last + 1, size))
+    assert records.read(0) == numbered(last + 1, size)
+
+
+def write_next(records: Records, numbers: Iterator[int], size: int) -> None:
+    records.write(0, numbered(next(numbers), size))
+
+
+def read_after(records: Records, last: int) -> int:
+    """Return the number of the record, which is not before *last*."""
+    value = records.read(0)
+    assert value is not None
+    number = number_of(value)
+    assert number >= last, "an older record was read after a newer one"
+    return number
+
+
+def test_records_that_are_too_large_and_rows_that_do_not_exist_are_refused() -> None:
+    records = records_of()
+    records.write(1, b"old")
+    with pytest.raises(RecordTooLarge, match=r"301 bytes do not fit into the shared region 'records'.*at most 300"):
+        records.write(1, bytes(SIZE + 1))
+    for row in (-1, ROWS):
+        with pytest.raises(IndexError, match=f"has {ROWS} rows, and no row {row}"):
+            records.write(row, b"")
+        with pytest.raises(IndexError, match=f"no row {row}"):
+            records.read(row)
+    assert [records.read(row) for row in range(ROWS)] == [None, b"old", None]
+    records.write(1, bytes(SIZE))
+    assert records.read(1) == bytes(SIZE)
+
+
+def test_a_table_that_cannot_be_declared_is_refused() -> None:
+    with pytest.raises(ValueError, match="the same name"):
+        SharedTable([Region("twice", Kind.UINT32, 1), Region("twice", Kind.FLOAT64, 1)])
+    for size, rows in ((0, 1), (1, 0), (-1, 1)):
+        with pytest.raises(ValueError, match="'none' is empty"):
+            SharedTable([Region("none", Kind.UINT64, size, rows=rows)])
+    table = table_of()
+    for view in (table.floats, table.integers):
+        with pytest.raises(ValueError, match="'records' is of the kind RECORD"):
+            view("records")
+    with pytest.raises(ValueError, match="'before' is of the kind UINT64"):
+        table.records("before")
+    with pytest.raises(KeyError):
+        table.floats("other")
+
+
+def test_numbers_are_seen_by_other_processes_whole_and_stay_after_their_writer() -> None:
+    table = table_of()
+    own, other = table.integers("before"), table.integers("before")
+    high, low = 0xFFFFFFFF_00000000, 0x00000000_FFFFFFFF
+
+    def write() -> None:
+        own[0] = high
+        own[0] = low
+
+    with forked(write):
+        seen = {0}
+        while not {high, low} <= seen:
+            seen |= {other[0] for _ in range(1000)}
+    assert seen == {0, high, low}
+    assert other[0] in (high, low)
+
+
+def test_counts_of_killed_workers_are_kept_and_continued() -> None:
+    table = SharedTable(regions(2, ["file"]))
+    metrics = Metrics(2, ["file"], table.floats("metrics"))
+    last = 0.0
+
+    def count_in_second_slot() -> None:
+        own.count_lookup("personal", "hit")
+
+    for _ in range(10):
+        own = Metrics(2, ["file"], table.floats("metrics"))
+        own.use_slot(1)
+        with forked(count_in_second_slot):
+            while total_of(metrics) < last + 100:
+                assert total_of(metrics) >= last
+        last = total_of(metrics)
+        assert total_of(metrics) == last
+    assert last >= 1000
+    assert metrics.own_cells[LOOKUPS["personal", "hit"]] == 0.0, "it is of the other slot"
+
+
+def total_of(metrics: Metrics) -> float:
+    (total,) = metrics.counted(LOOKUP_COUNTS)["personal", "hit"]
+    return total
+
+
+def test_memory_that_the_machine_lacks_is_a_misuse_that_says_what_to_do() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, most))
+    try:
+        with pytest.raises(ServiceMisused, match=r"\d{4} MiB of shared memory for 256 workers .* --workers"):
+            create_memory(ServiceSettings(("file:///x",), workers=256))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def test_memory_is_bounded_by_what_was_declared_and_old_large_records_are_returned() -> None:
+    table = SharedTable([Region("records", Kind.RECORD, 8 << 20, rows=2)])
+    records = table.records("records")
+    before = shared_kb()
+    for size in (8 << 20, 7 << 20, 8 << 20, 1, 8 << 20):
+        records.write(0, bytes([7]) * size)
+    assert shared_kb() - before <= (8 << 10) + 64  # and not twice as much
+    records.clear(0)
+    assert shared_kb() - before <= 64
+
+
+def shared_kb() -> int:
+    """Return the shared memory of this process."""
+    with open(f"/proc/{os.getpid()}/status") as file:  # noqa: PTH123
+        return next(int(line.split()[1]) for line in file if line.startswith("RssShmem:"))
+
+
+@pytest.mark.parametrize(
+    ("workers", "tiers"), [(1, ["file"]), (16, ["file", "redis"]), (256, ["a", "b", "c", "d", "e"])]
+)
+def test_a_service_of_any_size_can_declare_its_memory_and_takes_none_of_it(workers: int, tiers: list[str]) -> None:
+    declared = regions(workers, tiers)
+    before = shared_kb()
+    table = SharedTable(declared)
+    assert len(table.floats("metrics")) % workers == 0
+    assert table.records("states").rows == workers + 1
+    assert shared_kb() - before < 64
+    assert all(region.bytes % PAGE == 0 for region in declared)
