@@ -11,12 +11,11 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
-from itertools import starmap
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -36,19 +35,25 @@ from hotplate.serve.connections.fast_lane import lane_state
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.encoded_lists import NotReady, UnknownList
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
-from hotplate.serve.metrics import OTHER, ROLES, Metrics
+from hotplate.serve.metrics import OTHER, Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready, unknown_list
 from hotplate.serve.processes.context import ProcessContext
+from hotplate.serve.processes.operator_view import (
+    CatalogueView,
+    ReadyView,
+    ServiceView,
+    StoresView,
+    UserView,
+    WorkerView,
+)
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
 from hotplate.serve.reader import TieredReader, background
-from hotplate.serve.releases.served import BothCounts, click_interval
 from hotplate.serve.shaping import Selection, Shaper
 from hotplate.serve.shared_table import private_floats
-from hotplate.serve.states import ANSWERING, Reporter, WorkerState, service_status, status_now
+from hotplate.serve.states import ANSWERING, Reporter, service_status
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import catch_up, follow
-from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import opened
 from hotplate.stores.encoding import decode
@@ -65,7 +70,6 @@ from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
 T = TypeVar("T")
-JsonObject = dict[str, object]
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +90,6 @@ MEDIA = {
     ".svg": "image/svg+xml",
 }
 FILES = files("hotplate.serve.processes") / "page"
-RELEASE_FIELDS = ("state", "created_at", "superseded_at", "refused_by")
 
 
 class _Rollback(Struct, frozen=True):
@@ -186,7 +189,8 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     loop.add_reader(context.log.reading, context.log.read)
     admin = Admin(context, host, guard)
     server = HttpServer(admin, limits)
-    telemetry, report = context.settings.telemetry, None
+    telemetry = context.settings.telemetry
+    report = None
     if telemetry is not None and telemetry.metrics:
         from hotplate.serve.telemetry.export import MetricReport  # noqa: PLC0415 -- an extra
 
@@ -216,14 +220,17 @@ class Admin:
         self.cors = None
         self.opened = AsyncExitStack()
         """The reader of `GET /console/user`, once it is used."""
-        self._context, self._settings = context, context.settings
-        self._host, self._guard = host, guard
+        self._context = context
+        self._memory = context.memory
+        self._settings = context.settings
+        self._host = host
+        self._guard = guard
         self._exposition = Exposition(context.memory.metrics, context.memory.states.all)
         self._refusals = Bucket(private_floats(1), 0, LOGGED_REFUSALS)
         self._refused = 0
         self._opening = asyncio.Lock()
         self._reader: TieredReader | None = None
-        self._files = {each.name: each for each in FILES.iterdir()}
+        self._files = {file.name: file for file in FILES.iterdir()}
         paths = ("/", "/console", *(f"/console/{name}" for name in self._files))
         self._routes = by_template(*(Route(path, {"GET": self.file}) for path in paths))
         # Without a key: a browser sends none when it opens a page.
@@ -281,7 +288,8 @@ class Admin:
         self._refused += 1
         if not self._refusals.take():
             address, *_ = (request.transport and request.transport.get_extra_info("peername")) or ("?",)
-            count, self._refused = self._refused, 0
+            count = self._refused
+            self._refused = 0
             said = "%s %s from %s was refused: %s (%d refused since the last such line)"
             log.warning(said, request.method, template, address, problem.detail, count)
 
@@ -301,11 +309,8 @@ class Admin:
 
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /readyz`: the state of each worker."""
-        states = self._context.memory.states.all()
-        status = service_status(states)
-        return json_of(
-            {"status": status, "workers": [*starmap(describe, enumerate(states))]}, 200 if status in ANSWERING else 503
-        )
+        view = ReadyView.of(self._memory.states.all())
+        return json_of(view, 200 if view.status in ANSWERING else 503)
 
     async def metrics_text(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text for all workers."""
@@ -321,20 +326,24 @@ class Admin:
 
     async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /v1/releases`: the catalogue of each store."""
-        urls, admin_url = self._settings.stores, self._settings.admin_store
-        found = await asyncio.gather(*map(_read_catalogue, (*urls, *([] if admin_url is None else [admin_url]))))
-        changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
-        tiers = [
-            {"tier": name, "store": redacted(url), "changeable": fields.get("store_id") in changeable, **fields}
-            for name, url, fields in zip(tier_names(urls), urls, found, strict=False)
-        ]
-        return json_of({"tiers": tiers})
+        urls = self._settings.stores
+        admin_urls = () if self._settings.admin_store is None else (self._settings.admin_store,)
+        catalogues = await asyncio.gather(*map(_read_catalogue, (*urls, *admin_urls)))
+        changeable = {read.store_id for read in catalogues[len(urls) :] if isinstance(read, Catalogue)}
+        tiers = list[CatalogueView]()
+        for name, url, read in zip(tier_names(urls), map(redacted, urls), catalogues, strict=False):
+            if isinstance(read, Catalogue):
+                tiers.append(CatalogueView.of(name, url, read, changeable=read.store_id in changeable))
+            else:
+                tiers.append(CatalogueView(name, url, changeable=False, error=read))
+        return json_of(StoresView(tiers))
 
     async def change(
         self, change: _Change, query: QueryParser[Any], request: web.BaseRequest, raw_id: str, raw_query: str
     ) -> web.Response:
         """Answer one of CHANGES with the release that it was about."""
-        given, release = query.parse(raw_query), ReleaseId(unquote(raw_id))
+        parameters = query.parse(raw_query)
+        release = ReleaseId(unquote(raw_id))
         if self._settings.admin_store is None:
             raise Problem(
                 403,
@@ -342,7 +351,7 @@ class Admin:
                 "this service may not change releases; start it with --admin-store URL, or use `hotplate releases`",
             )
         async with opened(self._settings.admin_store) as store:
-            done = await change.act(store, release, given)
+            done = await change.act(store, release, parameters)
         release = ReleaseId(done) if isinstance(done, str) else release
         log.warning("%s %s, release %s, over HTTP", _operator(request), change.done, release)
         return json_of({"release": release})
@@ -350,33 +359,33 @@ class Admin:
     async def state(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /console/state?after=`: the service, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
-        states = self._context.memory.states.all()
-        return json_of(
-            {
-                "status": service_status(states),
-                "workers": [*starmap(describe, enumerate(states))],
-                "log": self._context.log.lines(after),
-                "version": version("hotplate"),
-                "fast_lane": lane_state(off=self._settings.no_fast_lane),
-                "host": platform.node(),
-                "url": self._context.url,
-                "reads_take_a_key": self._context.guard.reads_take_a_key,
-                "changes": self._settings.admin_store is not None,
-            }
+        states = self._memory.states.all()
+        view = ServiceView(
+            status=service_status(states),
+            workers=[WorkerView.of(number, state) for number, state in enumerate(states)],
+            log=self._context.log.lines(after),
+            version=version("hotplate"),
+            fast_lane=lane_state(off=self._settings.no_fast_lane),
+            host=platform.node(),
+            url=self._context.url,
+            reads_take_a_key=self._context.guard.reads_take_a_key,
+            changes=self._settings.admin_store is not None,
         )
+        return json_of(view)
 
     async def keys(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /console/keys`: the clients in the file of keys; null without a file."""
-        clients = () if self._settings.keys is None else await self._with_keys(load)
-        found = [client.described() for client in clients]
-        return json_of({"clients": None if self._settings.keys is None else found})
+        if self._settings.keys is None:
+            return json_of({"clients": None})
+        clients = await self._with_keys(load)
+        return json_of({"clients": [client.described() for client in clients]})
 
     async def create_key(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /console/keys?name=&scope=`: create a key, except with the scope admin."""
         query = KEY.parse(raw_query)
-        made = await self._with_keys(lambda path: create(path, query.name, [query.scope]))
-        log.warning("%s made the %s key of %s over HTTP", _operator(request), made.kind, made.client)
-        return json_of({"client": made.client, "kind": made.kind, "key": made.key})
+        created = await self._with_keys(lambda path: create(path, query.name, [query.scope]))
+        log.warning("%s made the %s key of %s over HTTP", _operator(request), created.kind, created.client)
+        return json_of(created)
 
     async def revoke_key(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /console/keys/revoke?name=`: revoke all keys of a client."""
@@ -403,59 +412,54 @@ class Admin:
         reader = await self._open()
         started = time.perf_counter()
         try:
-            found = await reader.personal(query.id, name=query.list)
+            encoded = await reader.personal(query.id, name=query.list)
         except UnknownList as error:
             raise unknown_list(str(error)) from None
         took_ms = round((time.perf_counter() - started) * 1000, 3)
-        listed = {"source": found.source, "status": found.status, "release": found.served.id, "tier": found.tier}
-        listed |= {"list": found.name} if found.name else {}
-        shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
-        items = shaper.shape(found, Selection(), user=query.id)
-        return json_of(listed | {"took_ms": took_ms, "items": decode(items)})
+        shaper = Shaper(self._context.deny_list, self._memory.consumed)
+        items = shaper.shape(encoded, Selection(), user=query.id)
+        view = UserView(
+            source=encoded.source,
+            status=encoded.status,
+            release=encoded.served.id,
+            tier=encoded.tier,
+            took_ms=took_ms,
+            items=decode(items),
+            list=encoded.name,
+        )
+        return json_of(view)
 
     async def _open(self) -> TieredReader:
         async with self._opening:
             if self._reader is None:
-                given, context = self._settings, self._context
                 # Without shared metrics: these look-ups are not traffic.
-                reader = TieredReader(given.stores, budget_s=given.budget_s, deny_list=context.deny_list)
+                reader = TieredReader(
+                    self._settings.stores,
+                    budget_s=self._settings.budget_s,
+                    deny_list=self._context.deny_list,
+                )
                 self._reader = await self.opened.enter_async_context(reader)
             try:
                 await self._reader.wait_until_ready(OPEN_S)
             except NotReady as error:
                 raise not_ready(str(error)) from None
-        states = [tier for state in self._context.memory.states.all() if state is not None for tier in state.tiers]
-        stopped = {tier.tier for tier in states if tier.canary_stopped}  # here, nothing is judged
+        stopped = set[str]()  # here, nothing is judged
+        for state in self._memory.states.all():
+            if state is not None:
+                stopped.update(tier.tier for tier in state.tiers if tier.canary_stopped)
         for tier in self._reader.tiers:
             if tier.name in stopped:
                 tier.follower.leave_canary()
         return self._reader
 
 
-async def _read_catalogue(url: str) -> JsonObject:
+async def _read_catalogue(url: str) -> Catalogue | str:
+    """Return the catalogue of a store, or why it cannot be read."""
     try:
         async with opened(url) as store, asyncio.timeout(CATALOGUE_S):
-            found = await store.catalogue()
+            return await store.catalogue()
     except (TimeoutError, StoreError) as error:
-        return {"error": str(error) or f"the catalogue could not be read in {CATALOGUE_S:.0f} s"}
-    return {
-        "store_id": found.store_id,
-        "live": found.live,
-        "previous": _previous(found),
-        "canary": found.canary and {"release": found.canary.release, "percent": found.canary.percent},
-        "experiment": found.experiment,
-        "generation": found.generation,
-        "releases": [
-            {"release": entry.id} | {field: getattr(entry, field) for field in RELEASE_FIELDS}
-            for entry in found.distinct
-        ],
-    }
-
-
-def _previous(found: Catalogue) -> ReleaseId | None:
-    with suppress(ReleaseNotFound, ReleaseConflict):
-        return None if found.live is None else changes.rollback(found, found.live).live
-    return None
+        return str(error) or f"the catalogue could not be read in {CATALOGUE_S:.0f} s"
 
 
 def _operator(request: web.BaseRequest) -> str:
@@ -481,35 +485,6 @@ def _problem(error: StoreError | ServiceMisused) -> Problem:
     return Problem(503, "store-failed", str(error), {"Retry-After": "5"})
 
 
-def describe(number: int, state: WorkerState | None) -> JsonObject:
-    """Return the state of a worker as JSON."""
-    if state is None:
-        return {"worker": number, "status": status_now(None), "tiers": []}
-    tiers = [
-        {"tier": tier.tier, "release": tier.release, "open": tier.breaker_open, "detail": tier.detail}
-        | ({"warnings": tier.warnings} if tier.warnings else {})
-        | ({"canary": _canary(tier.canary, tier.canary_counts)} if tier.canary_counts else {})
-        for tier in state.tiers
-    ]
-    return {
-        "worker": number,
-        "status": status_now(state),
-        "pid": state.pid,
-        "started_at": state.started_at,
-        "connections": state.connections,
-        "release": next((tier.release for tier in state.tiers if tier.release), None),
-        "reported_s_ago": round(state.silent_s, 3),
-        "tiers": tiers,
-    } | ({"warnings": [one.sentence for one in state.findings]} if state.findings else {})
-
-
-def _canary(release: str | None, counts: BothCounts) -> JsonObject:
-    described = (
-        one._asdict() | {"lookups": one.lookups, "interval": click_interval(one.shown, one.clicks)} for one in counts
-    )
-    return {"release": release, **dict(zip(ROLES, described, strict=True))}
-
-
-def json_of(found: JsonObject, status: int = 200) -> web.Response:
+def json_of(answer: object, status: int = 200) -> web.Response:
     """Return a JSON response."""
-    return web.Response(status=status, body=msgspec.json.encode(found), headers={"Content-Type": "application/json"})
+    return web.Response(status=status, body=msgspec.json.encode(answer), headers={"Content-Type": "application/json"})

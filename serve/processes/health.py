@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
+from typing import NamedTuple
 
 import orjson
 
@@ -20,8 +21,15 @@ START_S = 30.0
 # Maximum silence per look: a paused parent hears no reports.
 LOOK_S = 2.0
 
-# HTTP status, and `status` of the body.
-ProbeAnswer = Callable[[], tuple[int, str]]
+
+class ProbeResult(NamedTuple):
+    """HTTP status, and `status` of the body."""
+
+    code: int
+    status: str
+
+
+Probe = Callable[[], ProbeResult]
 
 
 class Health:
@@ -36,17 +44,19 @@ class Health:
         self._states = states
         self._clock = clock
         self._looked_at = clock()
-        self._all_silent_s, self._allowed_s = 0.0, START_S
+        self._all_silent_s = 0.0
+        self._allowed_s = START_S
 
     @property
-    def routes(self) -> dict[str, ProbeAnswer]:
+    def routes(self) -> dict[str, Probe]:
         """The answers by path."""
         return {"/livez": self.live, "/readyz": self.ready, "/health/live": self.live, "/health/ready": self.ready}
 
     def look(self) -> None:
         """Check which processes have reported."""
         now = self._clock()
-        passed_s, self._looked_at = min(now - self._looked_at, LOOK_S), now
+        passed_s = min(now - self._looked_at, LOOK_S)
+        self._looked_at = now
         self._all_silent_s += passed_s
         for number in range(len(self._heard)):
             self.silent_s[number] += passed_s
@@ -55,7 +65,8 @@ class Health:
                 self._heard[number] = state.reported_at
                 self.silent_s[number] = 0.0
                 if number < self._states.workers:
-                    self._all_silent_s, self._allowed_s = 0.0, SILENT_S
+                    self._all_silent_s = 0.0
+                    self._allowed_s = SILENT_S
 
     def started(self, number: int) -> None:
         """Reset the silence of a new process."""
@@ -65,15 +76,17 @@ class Health:
         """Return whether a process has reported since it started."""
         return self._heard[number] > 0
 
-    def live(self) -> tuple[int, str]:
+    def live(self) -> ProbeResult:
         """Answer 200 if a worker has reported recently, or just started."""
         self.look()
-        return (200, "alive") if self.draining or self._all_silent_s <= self._allowed_s else (503, "silent")
+        if self.draining or self._all_silent_s <= self._allowed_s:
+            return ProbeResult(200, "alive")
+        return ProbeResult(503, "silent")
 
-    def ready(self) -> tuple[int, str]:
+    def ready(self) -> ProbeResult:
         """Answer 200 if the workers together can answer."""
         status = "draining" if self.draining else service_status(self._states.all())
-        return 200 if status in ANSWERING else 503, status
+        return ProbeResult(200 if status in ANSWERING else 503, status)
 
 
 class HealthListener:
@@ -82,9 +95,7 @@ class HealthListener:
     Connections have no timeout: a new one replaces the oldest of CONNECTIONS.
     """
 
-    def __init__(
-        self, listener: socket.socket, selector: selectors.BaseSelector, routes: Mapping[str, ProbeAnswer]
-    ) -> None:
+    def __init__(self, listener: socket.socket, selector: selectors.BaseSelector, routes: Mapping[str, Probe]) -> None:
         listener.setblocking(False)
         listener.listen(BACKLOG)
         self._listener = listener
@@ -95,8 +106,8 @@ class HealthListener:
 
     def leave(self) -> None:
         """Close all descriptors, in a child."""
-        for each in (self._listener, *self._open):
-            each.close()
+        for opened in (self._listener, *self._open):
+            opened.close()
 
     def _accept(self) -> None:
         for _ in range(CONNECTIONS):
@@ -132,12 +143,13 @@ class HealthListener:
         if len(words) != 3 or not words[2].startswith("HTTP/1.") or b"\r\n\r\n" not in request:
             return _written(400, "bad request")
         method, target, _ = words
-        answer = self._routes.get(target.partition("?")[0])
-        if answer is None:
+        probe = self._routes.get(target.partition("?")[0])
+        if probe is None:
             return _written(404, "no such route")
         if method not in {"GET", "HEAD"}:
             return _written(405, "no such method", "Allow: GET, HEAD\r\n")
-        written = _written(*answer())
+        result = probe()
+        written = _written(result.code, result.status)
         return written if method == "GET" else written.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
 
     def _close(self, connection: socket.socket) -> None:

@@ -1,0 +1,225 @@
+"""What operators see of a service: the JSON of the admin listener, as records."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Literal, Self
+
+from msgspec import UNSET, Struct, UnsetType
+
+from hotplate.serve.processes.logs import LogLine
+from hotplate.serve.releases.served import BothCounts, ReleaseCounts, click_interval
+from hotplate.serve.states import TierState, WorkerState, service_status, status_now
+from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State, rollback
+from hotplate.stores.encoding import Item
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
+
+
+class RoleView(Struct):
+    """Counts of the live release or the canary."""
+
+    hit: float
+    miss: float
+    error: float
+    reads: tuple[float, ...]
+    shown: float
+    clicks: float
+    lookups: float
+    interval: tuple[float, float] | None
+    """Of clicks per shown list."""
+
+    @classmethod
+    def of(cls, counts: ReleaseCounts) -> Self:
+        """Return the view of these counts."""
+        interval = click_interval(counts.shown, counts.clicks)
+        return cls(**counts._asdict(), lookups=counts.lookups, interval=interval)
+
+
+class CanaryView(Struct):
+    """A canary beside the live release."""
+
+    release: str | None
+    live: RoleView
+    canary: RoleView
+
+    @classmethod
+    def of(cls, release: str | None, counts: BothCounts) -> Self:
+        """Return the view of a canary."""
+        return cls(release, live=RoleView.of(counts.live), canary=RoleView.of(counts.canary))
+
+
+class TierView(Struct, omit_defaults=True):
+    """A tier in one worker."""
+
+    tier: str
+    release: str | None
+    open: bool
+    """Whether its circuit breaker is open."""
+
+    detail: str | None
+    warnings: list[str] = []
+    canary: CanaryView | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, tier: TierState) -> Self:
+        """Return the view of a tier's state."""
+        canary: CanaryView | UnsetType = UNSET
+        if tier.canary_counts is not None:
+            canary = CanaryView.of(tier.canary, tier.canary_counts)
+        return cls(
+            tier=tier.tier,
+            release=tier.release,
+            open=tier.breaker_open,
+            detail=tier.detail,
+            warnings=tier.warnings,
+            canary=canary,
+        )
+
+
+class WorkerView(Struct, omit_defaults=True):
+    """A worker; most fields are unset until it reports."""
+
+    worker: int
+    status: str
+    tiers: list[TierView]
+    pid: int | UnsetType = UNSET
+    started_at: float | UnsetType = UNSET
+    connections: int | UnsetType = UNSET
+    release: str | UnsetType | None = UNSET
+    reported_s_ago: float | UnsetType = UNSET
+    warnings: list[str] = []
+
+    @classmethod
+    def of(cls, number: int, state: WorkerState | None) -> Self:
+        """Return the view of a worker's state."""
+        if state is None:
+            return cls(number, status_now(None), tiers=[])
+        return cls(
+            worker=number,
+            status=status_now(state),
+            tiers=[TierView.of(tier) for tier in state.tiers],
+            pid=state.pid,
+            started_at=state.started_at,
+            connections=state.connections,
+            release=next((tier.release for tier in state.tiers if tier.release), None),
+            reported_s_ago=round(state.silent_s, 3),
+            warnings=[finding.sentence for finding in state.findings],
+        )
+
+
+class ReadyView(Struct):
+    """`GET /readyz`."""
+
+    status: str
+    workers: list[WorkerView]
+
+    @classmethod
+    def of(cls, states: Sequence[WorkerState | None]) -> Self:
+        """Return the view of all workers."""
+        workers = [WorkerView.of(number, state) for number, state in enumerate(states)]
+        return cls(service_status(states), workers)
+
+
+class ServiceView(Struct):
+    """`GET /console/state`."""
+
+    status: str
+    workers: list[WorkerView]
+    log: list[LogLine]
+    version: str
+    fast_lane: Literal["compiled", "missing", "off"]
+    host: str
+    url: str
+    reads_take_a_key: bool
+    changes: bool
+    """Whether operators may change releases here."""
+
+
+class ReleaseView(Struct):
+    """A release in a catalogue."""
+
+    release: ReleaseId
+    state: State
+    created_at: float
+    superseded_at: float | None
+    refused_by: tuple[str, ...]
+
+
+class CanaryShare(Struct):
+    """The canary of a catalogue."""
+
+    release: ReleaseId
+    percent: float
+
+
+class CatalogueView(Struct):
+    """A tier's store, whose catalogue is unset if there is an error."""
+
+    tier: str
+    store: str
+    changeable: bool
+    """By operators, here."""
+
+    error: str | UnsetType = UNSET
+    store_id: str | UnsetType = UNSET
+    live: ReleaseId | UnsetType | None = UNSET
+    previous: ReleaseId | UnsetType | None = UNSET
+    """Where a rollback would lead."""
+
+    canary: CanaryShare | UnsetType | None = UNSET
+    experiment: Experiment | UnsetType | None = UNSET
+    generation: int | UnsetType = UNSET
+    releases: list[ReleaseView] | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, tier: str, store: str, catalogue: Catalogue, *, changeable: bool) -> Self:
+        """Return the view of a catalogue."""
+        canary = catalogue.canary
+        return cls(
+            tier,
+            store,
+            changeable,
+            store_id=catalogue.store_id,
+            live=catalogue.live,
+            previous=_previous(catalogue),
+            canary=None if canary is None else CanaryShare(canary.release, canary.percent),
+            experiment=catalogue.experiment,
+            generation=catalogue.generation,
+            releases=[
+                ReleaseView(
+                    release=entry.id,
+                    state=entry.state,
+                    created_at=entry.created_at,
+                    superseded_at=entry.superseded_at,
+                    refused_by=entry.refused_by,
+                )
+                for entry in catalogue.distinct
+            ],
+        )
+
+
+def _previous(catalogue: Catalogue) -> ReleaseId | None:
+    live = catalogue.live
+    if live is None:
+        return None
+    with suppress(ReleaseNotFound, ReleaseConflict):
+        return rollback(catalogue, live).live
+    return None
+
+
+class StoresView(Struct):
+    """`GET /v1/releases`."""
+
+    tiers: list[CatalogueView]
+
+
+class UserView(Struct, omit_defaults=True):
+    """`GET /console/user`: a user's list and its origin."""
+
+    source: str
+    status: str
+    release: str
+    tier: str
+    took_ms: float
+    items: Sequence[Item]
+    list: str = ""
+    """Its name."""
