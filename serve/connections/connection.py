@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.base_protocol import BaseProtocol
@@ -31,6 +31,8 @@ from hotplate.stores.folders import return_free_memory
 
 if TYPE_CHECKING:
     from ssl import SSLContext
+
+    from aiohttp.web_protocol import RequestHandler
 
     from hotplate.serve.connections.lane import Lane
 
@@ -365,7 +367,7 @@ class Connection(BaseProtocol):
     def _feed_header(self, header: bytes) -> None:
         if self._requests is None:
             self._requests = HttpRequestParser(
-                cast("Any", self),
+                self,
                 asyncio.get_running_loop(),
                 NEVER_PAUSED,
                 max_line_size=MAX_LINE_BYTES,
@@ -480,10 +482,12 @@ class Connection(BaseProtocol):
 
     async def _respond(self, message: RawRequestMessage) -> None:
         loop = asyncio.get_running_loop()
-        writer = (StreamWriter if self.ssl_context is None else _TlsWriter)(cast("Any", self), loop)
-        request = web.BaseRequest(
-            message, self._payload, cast("Any", self), writer, cast("Any", asyncio.current_task()), loop
-        )
+        writer_type = StreamWriter if self.ssl_context is None else _TlsWriter
+        writer = writer_type(self, loop)
+        # Of aiohttp's own protocol, requests read `transport`, `peername`, `sockname` and `ssl_context`.
+        handler = cast("RequestHandler", self)
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        request = web.BaseRequest(message, self._payload, handler, writer, task, loop)
         try:
             await writer.drain()  # earlier answers first
             response = await self._registry.answer(request, self.since)

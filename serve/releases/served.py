@@ -74,11 +74,19 @@ class ServedRelease:
 
 async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
     """Load a release, and its item factors with *fold_in*; raises StoreError."""
-    found = await read_servable(reader, live.ref)
-    factors = None if fold_in is None else await fold_in.load(reader, live.ref, found.manifest)
-    filters = NO_FILTERS if found.attributes is None else ReleaseFilters(found.attributes)
-    parts = found.manifest, found.popular, found.decode, found.damaged
-    return ServedRelease(live.ref, live.writer, *parts, factors=factors, filters=filters)
+    servable = await read_servable(reader, live.ref)
+    factors = None if fold_in is None else await fold_in.load(reader, live.ref, servable.manifest)
+    filters = NO_FILTERS if servable.attributes is None else ReleaseFilters(servable.attributes)
+    return ServedRelease(
+        ref=live.ref,
+        writer=live.writer,
+        manifest=servable.manifest,
+        popular=servable.popular,
+        decode=servable.decode,
+        damaged=servable.damaged,
+        factors=factors,
+        filters=filters,
+    )
 
 
 class ReleaseCounts(NamedTuple):
