@@ -1,5 +1,6 @@
 """Shared memory: whatever a killed writer leaves, readers see the old record or the new one, and counts are kept."""
 
+import mmap
 import os
 import random
 import resource
@@ -24,9 +25,9 @@ from hotplate.serve.shared_table import Kind, Records, RecordTooLarge, Region, S
 SIZE = 300
 ROWS = 3
 LARGE = 200_000
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
-Written = st.lists(st.tuples(st.integers(0, ROWS - 1), st.binary(max_size=SIZE)), max_size=30)
+VALUE = st.binary(min_size=1, max_size=SIZE)
+WRITTEN = st.lists(st.tuples(st.integers(0, ROWS - 1), st.binary(max_size=SIZE)), max_size=30)
 
 
 def records_of(size: int = SIZE, rows: int = ROWS) -> Records:
@@ -77,7 +78,7 @@ def number_of(value: bytes) -> int:
     return int(value[:8])
 
 
-@given(Written)
+@given(WRITTEN)
 def test_records_are_read_back_and_leave_their_neighbours_alone(written: list[tuple[int, bytes]]) -> None:
     table = table_of()
     before = table.integers("before")
@@ -98,23 +99,24 @@ def test_records_are_read_back_and_leave_their_neighbours_alone(written: list[tu
     assert set(behind) == {-1.5}
 
 
-@given(st.binary(min_size=1, max_size=SIZE), st.binary(min_size=1, max_size=SIZE), st.data())
-def test_any_part_of_a_write_leaves_the_old_record(old: bytes, new: bytes, data: st.DataObject) -> None:
-    table = table_of(rows=1)
-    records = table.records("records")
-    start = table._starts["records"]
-    memory = table._memory
-    behind = start + Region("records", Kind.RECORD, SIZE).bytes
-    records.write(0, old)
-    before = memory[start:behind]
+@given(st.lists(VALUE, max_size=3), VALUE, VALUE, st.data())
+def test_any_part_of_a_write_leaves_the_old_record(
+    earlier: list[bytes], old: bytes, new: bytes, data: st.DataObject
+) -> None:
+    region = Region("records", Kind.RECORD, SIZE)
+    memory = mmap.mmap(-1, region.bytes)
+    records = Records(memory, 0, region)
+    for value in (*earlier, old):
+        records.write(0, value)
+    before = memory[:]
     records.write(0, new)
-    after = memory[start:behind]
+    after = memory[:]
     changed = [place for place in range(len(before)) if before[place] != after[place]]
     missing = data.draw(st.sets(st.sampled_from(changed), min_size=1))
     torn = bytearray(after)
     for place in missing:
         torn[place] = before[place]
-    memory[start:behind] = bytes(torn)
+    memory[:] = bytes(torn)
     assert records.read(0) == old
     records.write(0, new)
     assert records.read(0) == new
@@ -183,7 +185,7 @@ def test_a_table_that_cannot_be_declared_is_refused() -> None:
         table.floats("other")
 
 
-def test_numbers_are_seen_by_other_processes_whole_and_stay_after_their_writer() -> None:
+def test_numbers_are_read_whole_and_outlive_their_writer() -> None:
     table = table_of()
     own, other = table.integers("before"), table.integers("before")
     high, low = 0xFFFFFFFF_00000000, 0x00000000_FFFFFFFF
@@ -226,16 +228,16 @@ def total_of(metrics: Metrics) -> float:
 
 
 def test_memory_that_the_machine_lacks_is_a_misuse_that_says_what_to_do() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, most))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, hard))
     try:
         with pytest.raises(ServiceMisused, match=r"\d{4} MiB of shared memory for 256 workers .* --workers"):
             create_memory(ServiceSettings(("file:///x",), workers=256))
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def test_memory_is_bounded_by_what_was_declared_and_old_large_records_are_returned() -> None:
+def test_memory_is_bounded_and_old_large_records_are_returned() -> None:
     table = SharedTable([Region("records", Kind.RECORD, 8 << 20, rows=2)])
     records = table.records("records")
     before = shared_kb()
@@ -262,4 +264,4 @@ def test_a_service_of_any_size_can_declare_its_memory_and_takes_none_of_it(worke
     assert len(table.floats("metrics")) % workers == 0
     assert table.records("states").rows == workers + 1
     assert shared_kb() - before < 64
-    assert all(region.bytes % PAGE == 0 for region in declared)
+    assert all(region.bytes % mmap.PAGESIZE == 0 for region in declared)
