@@ -16,7 +16,7 @@ from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import as_published
 from hotplate.offline.input.files import DataSource
-from hotplate.offline.input.matrix import Floats, Indices, UserItems
+from hotplate.offline.input.matrix import Floats, Indices
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.model import Model, Users
@@ -91,10 +91,9 @@ class ModelLists:
                 "available items is complete, and that its ids are those of the data; only if so, publish with --force."
             )
 
-    @property
-    def own(self) -> UserItems | None:
-        """What users' own interactions add to scores [users, items], if lists may hold items that users have."""
-        return self._ruled.own
+    def users(self, start: int, stop: int) -> Users:
+        """Return a range of users, with what the rules know of them."""
+        return self._ruled.users(start, stop)
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
         """Measure the published lists, with another fit if they differ from the evaluated ones; returns self."""
@@ -221,7 +220,7 @@ class ModelLists:
         """Return a copy limited to *users*, with unchanged lists."""
         others = copy(self)
         others.model = self.model.with_users(users)
-        others._ruled = self._ruled.for_users(others.model, users.own)  # noqa: SLF001 -- a copy of itself
+        others._ruled = self._ruled.for_users(others.model, users)  # noqa: SLF001 -- a copy of itself
         return others
 
     def _rows(self, kind: str, ids: list[str], batch: Indices, items: Indices, scores: Floats) -> Iterator[list[Row]]:
@@ -258,7 +257,7 @@ def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
     of_items = [Block(part, start, stop, None) for part, (start, stop) in enumerate(spans, 1)]
     spans = list(_spans(len(model.matrix.user_ids)))
     of_users = [
-        Block(part, start, stop, model.users(start, stop, lists.own))
+        Block(part, start, stop, lists.users(start, stop))
         for part, (start, stop) in enumerate(spans, len(of_items) + 1)
     ]
     return of_items, of_users

@@ -58,6 +58,7 @@ class Model:
     tuning    the Search as JSON, or None
     similar   source of similar items
     repeats   how users' own interactions count in lists that keep seen items
+    user_segments  the segment of each user, None where unknown; None without segments
     popular_half_life_days  of popularity; None counts all users alike
     """
 
@@ -74,6 +75,7 @@ class Model:
     tuning: dict[str, Any] | None = None
     popular_half_life_days: float | None = None
     repeats: RepeatParams = field(default_factory=RepeatParams)
+    user_segments: list[str | None] | None = None
 
     @property
     def id(self) -> str:
@@ -86,12 +88,16 @@ class Model:
         history = self.matrix.history
         return None if history is None or not self.repeats.weight else own_counts(history, self.repeats)
 
-    def users(self, start: int, stop: int, own: UserItems | None = None) -> "Users":
-        """Return a range of users, with their *own* counts."""
-        ranker, rows = self.ranker, slice(start, stop)
-        factors = ranker.user_factors[rows] if isinstance(ranker, Factors) else None
-        counts = None if own is None else own[rows]
-        return Users(self.matrix.user_ids[rows], self.matrix.user_items[rows], factors, counts)
+    def users(self, start: int, stop: int) -> "Users":
+        """Return a range of users."""
+        ranker = self.ranker
+        rows = slice(start, stop)
+        return Users(
+            ids=self.matrix.user_ids[rows],
+            user_items=self.matrix.user_items[rows],
+            factors=ranker.user_factors[rows] if isinstance(ranker, Factors) else None,
+            segments=None if self.user_segments is None else self.user_segments[rows],
+        )
 
     def with_users(self, users: "Users") -> "Model":
         """Return the model for *users* alone, with all items and popular lists."""
@@ -99,16 +105,22 @@ class Model:
         if isinstance(ranker, Factors) and users.factors is not None:
             ranker = replace(ranker, user_factors=users.factors)
         matrix = replace(self.matrix, user_ids=users.ids, user_items=users.user_items, history=None)
-        return replace(self, ranker=ranker, matrix=matrix)
+        return replace(self, ranker=ranker, matrix=matrix, user_segments=users.segments)
 
 
 class Users(NamedTuple):
-    """Some users of a model; *own* counts if lists keep seen items."""
+    """Some users of a model, and what rules know of them [users, items].
+
+    own    counts of users' own interactions, if lists keep seen items
+    shown  days on which an item was shown without a click
+    """
 
     ids: list[str]
     user_items: UserItems
     factors: Floats | None
+    segments: list[str | None] | None
     own: UserItems | None = None
+    shown: UserItems | None = None
 
 
 def save(model: Model, path: Path) -> None:
@@ -193,7 +205,8 @@ def _load(path: Path, description: dict[str, Any]) -> Model:
         params = params_from(description["engine"], description["params"])
         items = pl.read_parquet(path / "items.parquet", glob=False)
         item_ids, named = items.get_column("item").to_list(), items.drop_nulls("title")
-        user_ids = pl.read_parquet(path / "users.parquet", glob=False).get_column("user").to_list()
+        users = pl.read_parquet(path / "users.parquet", glob=False)
+        user_ids = users.get_column("user").to_list()
         shape = len(user_ids), len(item_ids)
         user_items, behind = _read_pairs(path / "user_items.npz", shape)
         history = _read_history(behind, user_items, description["data"])
@@ -210,6 +223,7 @@ def _load(path: Path, description: dict[str, Any]) -> Model:
             created_at=datetime.fromisoformat(description["created_at"]),
             similar=Similar(_read_pairs(path / _SIMILAR, (shape[1], shape[1]))[0]),
             repeats=repeats_from(description["repeats"]),
+            user_segments=users.get_column("segment").to_list() if "segment" in users.columns else None,
             **kept,
         )
 
@@ -256,7 +270,10 @@ def _write(model: Model, folder: Path) -> None:
             np.save(folder / f"{name}.npy", learnt, allow_pickle=False)
         elif isinstance(learnt, csr_matrix):
             _write_pairs(folder / f"{name}.npz", learnt)
-    pl.DataFrame({"user": matrix.user_ids}).write_parquet(folder / "users.parquet")
+    users = pl.DataFrame({"user": matrix.user_ids})
+    if model.user_segments is not None:
+        users = users.with_columns(pl.Series("segment", model.user_segments, dtype=pl.String))
+    users.write_parquet(folder / "users.parquet")
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
     _write_pairs(folder / "user_items.npz", matrix.user_items, _rows_behind(matrix))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,24 @@ from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import Format, input_files, named_paths
 from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
+from hotplate.offline.input.showings import Showings, read_showings
 from hotplate.offline.input.tables import open_tables, read_text
-from hotplate.offline.model import Model
+from hotplate.offline.model import Model, Users
 from hotplate.offline.train.engine import with_recency
 from hotplate.offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
 from hotplate.offline.train.ranking import recommend
+from hotplate.offline.variety import (
+    MAX_DIVERSITY,
+    Explore,
+    ItemSimilarity,
+    NewItems,
+    are_new,
+    levelled,
+    pool_size,
+    read_explore,
+    rearranged,
+    values_at,
+)
 from hotplate.stores.encoding import OVERALL
 
 # In list lengths; short lists are ranked again, deeper.
@@ -47,6 +60,9 @@ class Rules:
     min_history       users with fewer interactions get no list
     boosts            factors of scores, by item id
     pinned            ids of items at the head of lists, unless the user has them
+    diversity         weight of variety against relevance, from 0 to 0.9
+    showings          days on which items were shown; those without a click sink
+    explore           places for new items
     """
 
     available: frozenset[str] | None = None
@@ -56,12 +72,22 @@ class Rules:
     min_history: int = 1
     boosts: Mapping[str, float] = field(default_factory=dict)
     pinned: tuple[str, ...] = ()
+    diversity: float = 0.0
+    showings: Showings | None = None
+    explore: Explore | None = None
 
     def __post_init__(self) -> None:
         require_at_least("min-history", self.min_history)
         if self.max_per_category is not None:
             require_at_least("max-per-category", self.max_per_category)
         require_both(self.max_per_category, self.categories or None)
+        if not 0 <= self.diversity <= MAX_DIVERSITY:
+            raise SettingError(f"diversity is {self.diversity}; it must lie between 0 and {MAX_DIVERSITY}.")
+
+    @property
+    def rearrange(self) -> bool:
+        """Whether a rule changes the order of users' lists, beyond pins and boosts."""
+        return self.diversity > 0 or self.showings is not None or self.explore is not None
 
     @property
     def shorten(self) -> bool:
@@ -84,8 +110,11 @@ def read_rules(
     *,
     boost: Path | None = None,
     pin: Path | None = None,
+    diversity: float = 0.0,
+    rotate: Path | None = None,
+    explore: str | None = None,
 ) -> Rules:
-    """Read the rules from files; raises DataError."""
+    """Read the rules from files, *rotate* from events; raises DataError."""
     return Rules(
         None if available is None else frozenset(_read_available(available)),
         frozenset() if exclude is None else frozenset(_read_items(exclude)),
@@ -96,6 +125,9 @@ def read_rules(
         min_history,
         {} if boost is None else _read_boosts(boost),
         () if pin is None else tuple(_read_items(pin)),
+        diversity=diversity,
+        showings=None if rotate is None else read_showings(rotate),
+        explore=None if explore is None else read_explore(explore),
     )
 
 
@@ -103,7 +135,7 @@ class RuledLists:
     """Ranks the items of one model under rules: [rows, length], best first, -1 with score 0 after the end.
 
     Popular items fill shortened lists. *allowed* is the mask of items, None for all; *categories* are numbers by item,
-    negative for uncategorized, None without a cap; *own* counts [users, items] are added to scores.
+    negative for uncategorized, None without a cap. Raises SettingError for new items without times.
     """
 
     def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
@@ -116,7 +148,10 @@ class RuledLists:
         self.allowed = _allowed(rules, ids)
         self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
         self._history = np.diff(model.matrix.user_items.indptr)
-        self.own = self._counted(model) if keep_seen else None
+        self._own = self._counted(model) if keep_seen else None
+        self._shown = None if rules.showings is None else rules.showings.days_without_click(model.matrix)
+        self._similarity = ItemSimilarity(model.similar) if rules.diversity else None
+        self._new = None if rules.explore is None else self._new_items(model, rules.explore)
         counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
         self._popularity = Popularity((counts if self._boosts is None else counts * self._boosts).astype(np.float32))
         columns = {item: column for column, item in enumerate(ids)}
@@ -124,12 +159,20 @@ class RuledLists:
         pins = np.array(pinned, dtype=np.int32)
         self._pins = pins if self.allowed is None else pins[self.allowed[pins]]
 
-    def for_users(self, model: Model, own: UserItems | None = None) -> "RuledLists":
-        """Return a copy for *model*'s users, with their *own* counts by item."""
+    def users(self, start: int, stop: int) -> Users:
+        """Return a range of the model's users, with what the rules know of them."""
+        rows = slice(start, stop)
+        own = None if self._own is None else self._own[rows]
+        shown = None if self._shown is None else self._shown[rows]
+        return self._model.users(start, stop)._replace(own=own, shown=shown)
+
+    def for_users(self, model: Model, users: Users | None = None) -> "RuledLists":
+        """Return a copy for *model*'s users, with what is known of *users*."""
         others = copy(self)
         others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
         others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
-        others.own = own
+        others._own = None if users is None else users.own  # noqa: SLF001 -- as above
+        others._shown = None if users is None else users.shown  # noqa: SLF001 -- as above
         return others
 
     @property
@@ -155,13 +198,15 @@ class RuledLists:
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
         enough = self._history[users] >= self._rules.min_history
-        items[enough], scores[enough] = self._capped(self._recommend, users[enough])
-        return items, scores
+        items[enough], scores[enough] = self._cut(self._recommend, users[enough], self._depth)
+        return items, levelled(items, scores) if self._rules.rearrange else scores
 
     def similar(self, items: Indices) -> Ranked:
         """Rank items similar to the columns *items*; short lists are not filled."""
         similar = self._model.similar
-        return self._capped(lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items)
+        return self._cut(
+            lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items, self._length
+        )
 
     def popular(self) -> dict[str, Popular]:
         """Return popular lists by segment, filled with overall popular items of score 0."""
@@ -194,17 +239,39 @@ class RuledLists:
                 "items": rules.min_history,
                 "users_without": int((self._history < rules.min_history).sum()),
             }
+        if rules.diversity:
+            facts["diversity"] = {"weight": rules.diversity}
+        if self._shown is not None:
+            users = int((np.diff(self._shown.indptr) > 0).sum())
+            facts["rotate"] = {"users": users, "items_shown": int(self._shown.nnz)}
+        if self._new is not None:
+            facts["explore"] = {**asdict(self._new.explore), "items": len(self._new.items)}
         return facts
+
+    @property
+    def _depth(self) -> int:
+        """The number of candidates for a list."""
+        needs_pool = self._similarity is not None or self._shown is not None
+        return max(self._length, pool_size(self._length)) if needs_pool else self._length
+
+    def _new_items(self, model: Model, explore: Explore) -> NewItems:
+        times = model.matrix.times
+        if times is None:
+            raise SettingError("New items need times, and the data have none; name their column with --time-column.")
+        new = are_new(model.matrix.user_items, times, explore.days)
+        if self.allowed is not None:
+            new &= self.allowed
+        return NewItems(explore, model, new, keep_seen=self._keep_seen)
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
         matrix, options = self._model.matrix, {"keep_seen": self._keep_seen}
-        if self.own is None:
+        if self._own is None:
             items, scores = self._model.ranker.recommend(
                 matrix.user_items, users, depth, allowed=self.allowed, **options
             )
         else:
             items, scores = recommend(
-                self._model.ranker, matrix.user_items, users, depth, allowed=self.allowed, own=self.own, **options
+                self._model.ranker, matrix.user_items, users, depth, allowed=self.allowed, own=self._own, **options
             )
         short = np.flatnonzero(items[:, -1] < 0)
         if self._rules.shorten and len(short):
@@ -212,7 +279,31 @@ class RuledLists:
                 matrix.user_items, users[short], depth, allowed=self.allowed, **options
             )
             items[short], scores[short] = filled((items[short], scores[short]), filler)
+        if self._similarity is not None or self._shown is not None:
+            items, scores = self._rearranged(users, items, scores)
+        if self._new is not None:
+            items, scores = self._explored(self._new, users, items, scores)
         return self._pinned(users, items, scores) if len(self._pins) else (items, scores)
+
+    def _rearranged(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
+        pool = items[:, : pool_size(self._length)]
+        shown_days = None if self._shown is None else values_at(self._shown[users], pool)
+        order = rearranged(pool, self._rules.diversity, self._similarity, shown_days)
+        rest = np.arange(pool.shape[1], items.shape[1], dtype=order.dtype)
+        order = np.concatenate([order, np.broadcast_to(rest, (len(items), len(rest)))], axis=1)
+        return np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+    def _explored(self, new: NewItems, users: Indices, items: Indices, scores: Floats) -> Ranked:
+        matrix = self._model.matrix
+        segments = self._model.user_segments
+        chosen = Users(
+            ids=[matrix.user_ids[user] for user in users.tolist()],
+            user_items=matrix.user_items[users],
+            factors=None,
+            segments=None if segments is None else [segments[user] for user in users.tolist()],
+        )
+        lists, values = new.inserted(chosen, items, scores, self._length)
+        return cut(lists, values, (lists >= 0) & _first(lists, 1), items.shape[1])
 
     def _pinned(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
         pins = np.tile(self._pins, (len(users), 1))
@@ -238,19 +329,26 @@ class RuledLists:
         before: Floats | None = getattr(ranker, "recent", None)
         return replace(model, ranker=with_recency(ranker, weights if before is None else before * weights))
 
-    def _capped(self, rank: Callable[[Indices, int], Ranked], rows: Indices) -> Ranked:
-        most, total = self._rules.max_per_category, len(self._model.matrix.item_ids)
-        if self.categories is None or most is None:
+    def _cut(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
+        """Return lists of the full length, under the cap, of rankings of at least *depth* items."""
+        most = self._rules.max_per_category
+        total = len(self._model.matrix.item_ids)
+        if most is not None:
+            depth = max(depth, self._length * _FIRST_DEPTH)
+        elif depth == self._length:
             return rank(rows, self._length)
         width = min(self._length, total)
         items = np.full((len(rows), width), -1, dtype=np.int32)
         scores = np.zeros((len(rows), width), dtype=np.float32)
-        pending, depth = np.arange(len(rows)), self._length * _FIRST_DEPTH
+        pending = np.arange(len(rows))
         while len(pending):
             short = []
             for places in np.array_split(pending, -(-len(pending) * min(depth, total) // _CELLS)):
                 ranked = rank(rows[places], depth)
-                found, values = cut(*ranked, capped(ranked[0], self.categories, most), width)
+                kept = ranked[0] >= 0
+                if self.categories is not None and most is not None:
+                    kept = capped(ranked[0], self.categories, most)
+                found, values = cut(*ranked, kept, width)
                 items[places, : found.shape[1]], scores[places, : found.shape[1]] = found, values
                 short.append(places[(items[places, -1] < 0) & (ranked[0][:, -1] >= 0)])
             pending = np.concatenate(short) if depth < total else pending[:0]

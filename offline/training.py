@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, Lead, evaluate_parts
@@ -296,7 +297,15 @@ def _fit(
         popular_half_life_days=recent,
         similar=fit_similar(matrix.user_items, chosen.similar, matrix.times),
         repeats=chosen.repeats.params if chosen.repeats else RepeatParams(),
+        user_segments=_segments_of(interactions.user_segments, matrix.user_ids),
     )
+
+
+def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | None] | None:
+    if known is None:
+        return None
+    users = pl.DataFrame({"user": user_ids}, schema={"user": pl.String})
+    return users.join(known, on="user", how="left", maintain_order="left").get_column("segment").to_list()
 
 
 def _search(

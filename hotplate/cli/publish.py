@@ -162,13 +162,24 @@ class PublishFlags(ReleaseFlags):
     pin: Annotated[
         Path | None, Flag("The items in this file come first in every list.", RULES, metavar="FILE", urls=True)
     ] = None
+    diversity: Annotated[
+        float, Flag("Weight of variety against relevance, as 0.3; 0 is off.", RULES, at_least=0, at_most=0.9)
+    ] = 0.0
+    rotate: Annotated[
+        Path | None,
+        Flag("Items that these events show without a click sink in a user's list.", RULES, metavar="EVENTS", urls=True),
+    ] = None
+    explore: Annotated[str | None, Flag("New items in one of ten places, as new=1,days=7.", RULES, metavar="new=N")] = (
+        None
+    )
 
     def read_rules(self) -> "Rules":
         """Read the business rules; raises DataError and SettingError."""
         from hotplate.offline.rules import read_rules
 
         names = ("available", "exclude", "categories", "max_per_category", "min_history", "boost", "pin")
-        return read_rules(**{name: getattr(self, name) for name in names})
+        ordering = ("diversity", "rotate", "explore")
+        return read_rules(**{name: getattr(self, name) for name in (*names, *ordering)})
 
     def to_settings(self, *, is_default: bool = True) -> "ListSettings":
         """Return the settings of a list, for the default one with factors and attributes; raises as `read_rules`."""
@@ -490,13 +501,15 @@ def _print_dry_run(plan: "Plan", simulated: "WriteResult", options: PublishOptio
     if options.as_json:
         where = shown_store(options.store, as_json=True)
         facts: dict[str, Any] = {"dry_run": True, "store": where, "rows": plan.rows, "bytes": plan.payload_bytes}
-        if attributes := simulated.manifest.about.get("item_attributes"):
-            facts["item_attributes"] = attributes
+        for name in ("item_attributes", "rules", "metrics"):
+            if value := simulated.manifest.about.get(name):
+                facts[name] = value
         print_json(facts | ({"gates": verdicts} if verdicts else {}))
     else:
         size = f"{plan.rows:,} rows, {plan.payload_bytes / 1e6:,.1f} MB"
         out.print(f"dry run, nothing is written: {size}, into {shown_store(options.store)}")
         _print_attributes(simulated.manifest)
+        _print_measured(simulated.manifest)
         print_gates(simulated.manifest, forced=options.settings.force)
     if not options.settings.force and (failed := failures(verdicts)):
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
@@ -534,18 +547,42 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
     out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:
         out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
-    for name, counted in manifest.about.get("rules", {}).items():
-        listed = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counted.items())
-        out.print(f"  {name.replace('_', ' ')}: {listed}")
+    for name, listed in rules_of(manifest):
+        out.print(f"  {name}: {listed}")
     _print_attributes(manifest)
-    metrics = manifest.about.get("metrics") or {}
-    if "as_trained" in metrics:
-        now, before = (found["model"]["ndcg"] for found in (metrics, metrics["as_trained"]))
-        out.print(f"  as published, nDCG@{metrics['k']} is {now:.4f}; in training it was {before:.4f}")
+    _print_measured(manifest)
     print_gates(manifest, forced=forced)
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed, in {where}")
     meter.print_totals(manifest.rows)
+
+
+def rules_of(manifest: "Manifest") -> "Iterator[tuple[str, str]]":
+    """Yield the name of each rule of a release, and what it counted."""
+    for name, counted in manifest.about.get("rules", {}).items():
+        yield (
+            name.replace("_", " "),
+            ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counted.items()),
+        )
+
+
+def _print_measured(manifest: "Manifest") -> None:
+    """Print the metrics of lists that rules have changed, next to those of the training."""
+    metrics = manifest.about.get("metrics") or {}
+    if "as_trained" not in metrics:
+        return
+    now = metrics["model"]
+    before = metrics["as_trained"]["model"]
+    out.print(f"  as published, nDCG@{metrics['k']} is {now['ndcg']:.4f}; in training it was {before['ndcg']:.4f}")
+    figures = {"coverage": "coverage", "similarity within a list": "list_similarity"}
+    if metrics["new_days"] == metrics["as_trained"].get("new_days"):
+        figures[f"items of the last {metrics['new_days']} days"] = "new_items"
+    shown = [
+        f"{text} {now[name]:.4f} ({before[name]:.4f})"
+        for text, name in figures.items()
+        if name in now and name in before
+    ]
+    out.print(f"  {', '.join(shown)}")
 
 
 def _print_attributes(manifest: "Manifest") -> None:

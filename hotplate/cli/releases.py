@@ -10,7 +10,7 @@ import typer
 
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
-from hotplate.cli.publish import Arm, EndCanary, Keep, print_gates
+from hotplate.cli.publish import Arm, EndCanary, Keep, print_gates, rules_of
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
@@ -112,6 +112,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
         ("bytes", f"{manifest.bytes:,}, {manifest.encoding}"),
         ("digest", manifest.digest),
         *((name.replace("_", " "), value) for name, value in about.items() if isinstance(value, str | int | float)),
+        *((f"rule: {name}", listed) for name, listed in rules_of(manifest)),
     ]
     out.print(table(("", ""), facts))
     metrics = about.get("metrics") or {}

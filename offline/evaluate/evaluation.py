@@ -26,8 +26,9 @@ from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
-from hotplate.offline.train.similar import SimilarParams, SimilarResult, measure
+from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, measure, similar_from
 from hotplate.offline.train.similar import fit as fit_similar
+from hotplate.offline.variety import NEW_DAYS, ItemSimilarity, are_new
 from hotplate.stores.encoding import OVERALL
 
 # More users would cost more than the fit. The pairs (users times items) are bounded, too, but never below the minimum
@@ -36,8 +37,35 @@ MOST_TESTED = 20_000
 _MOST_RANKED = 200_000_000
 _LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
-# Returns lists and lists as served, both [users, k].
-MakeLists = Callable[[Parts, Ranker, int], tuple[Indices, Indices]]
+# Returns lists and lists as served, both [users, k], under the rules of a release.
+MakeLists = Callable[[Parts, Ranker, Similar | None], tuple[Indices, Indices]]
+
+
+@dataclass(frozen=True, slots=True)
+class Variety:
+    """How users' lists vary.
+
+    list_similarity  mean similarity of two items of a list, as of `ItemSimilarity`; None without lists of two items
+    new_items        share of places with items of the last *days*; None without times
+    """
+
+    list_similarity: float | None
+    new_items: float | None
+    days: int
+
+    @classmethod
+    def of(cls, lists: Indices, parts: Parts, similar: Similar, days: int) -> "Variety":
+        """Measure *lists* [users, k] of the train part."""
+        share = None
+        listed = lists[lists >= 0]
+        if parts.train_times is not None and len(listed):
+            share = float(are_new(parts.train, parts.train_times, days)[listed].mean())
+        return cls(ItemSimilarity(similar).mean_within(lists), share, days)
+
+    def to_json(self) -> dict[str, float]:
+        """Return the known figures."""
+        figures = {"list_similarity": self.list_similarity, "new_items": self.new_items}
+        return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +78,7 @@ class EngineResult:
     as_served: RankingMetrics
     coverage: float
     per_user: Values
+    variety: Variety | None = None
 
     @property
     def name(self) -> str:
@@ -58,7 +87,13 @@ class EngineResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {**asdict(self.metrics), "coverage": self.coverage, "as_served": asdict(self.as_served)}
+        variety = {} if self.variety is None else self.variety.to_json()
+        return {
+            **asdict(self.metrics),
+            "coverage": self.coverage,
+            **variety,
+            "as_served": asdict(self.as_served),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +136,7 @@ class Evaluation:
             "test_pairs": self.test_pairs,
             "cold_pairs": self.cold_pairs,
             "users_drawn_from": self.drawn_from,
+            "new_days": None if self.model.variety is None else self.model.variety.days,
             "engine": self.model.engine,
             "params": asdict(self.model.params),
             "model": model,
@@ -136,7 +172,8 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
 def metric_names() -> dict[str, list[str]]:
     """Return the metrics' names by table of `Evaluation.to_json`."""
     ranking = [field.name for field in fields(RankingMetrics) if field.name != "intervals"]
-    return {"model": [*ranking, "coverage"], "as_served": ranking}
+    variety = [field.name for field in fields(Variety) if field.name != "days"]
+    return {"model": [*ranking, "coverage", *variety], "as_served": ranking}
 
 
 def evaluate(
@@ -162,25 +199,37 @@ def evaluate_parts(
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
     similar: SimilarParams | None = None,
+    new_days: int = NEW_DAYS,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Fit on the train part, recommend *k* items that users do not have there, measure on the test part.
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
-    Baselines with the model's engine are left out. *popular* and *make* are those of `evaluate_engine`.
+    Baselines with the model's engine are left out. *popular* and *make* are those of `evaluate_engine`. With *similar*,
+    similar items and the variety of lists are measured, too.
     """
     check_length(k, "k")
     testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
     most = min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED // parts.test.shape[1]))
     parts = parts.sampled(most, seed=0)
-    model = evaluate_engine(parts, params, k, on_iteration, popular=popular, make=make)
+    similar_items = None if similar is None else fit_similar(parts.train, similar, parts.train_times)
+    model = evaluate_engine(
+        parts,
+        params,
+        k,
+        on_iteration,
+        popular=popular,
+        make=make,
+        similar=similar_items,
+        new_days=new_days,
+    )
     others = [each for each in baselines if engine_of(each) != model.engine]
     results = tuple(evaluate_engine(parts, each, k, popular=popular) for each in others)
     differences = [model.per_user - each.per_user for each in results]
     known = users_per_item(parts.train) > 0
     found_similar = None
-    if similar is not None:
-        found_similar = measure(fit_similar(parts.train, similar, parts.train_times), similar, parts, k)
+    if similar is not None and similar_items is not None:
+        found_similar = measure(similar_items, similar, parts, k)
     return Evaluation(
         split=None,
         k=k,
@@ -203,11 +252,13 @@ def evaluate_engine(
     *,
     popular: PopularityParams | None = None,
     make: MakeLists | None = None,
+    similar: Similar | None = None,
+    new_days: int = NEW_DAYS,
 ) -> EngineResult:
     """Fit one engine on the train part and measure its lists on the test part.
 
     Users without a list are served popular items: those with the most users or, given *popular* and times, by its
-    half-life. *make* computes the lists, and the lists as served, instead.
+    half-life. *make* computes the lists, and the lists as served, instead. *similar* items measure the variety, too.
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:
@@ -215,7 +266,7 @@ def evaluate_engine(
         half_life = None if popular is None or times is None else popular.half_life_days
         whole = as_served(lists, by_popularity(recent_popularity(parts.train, times, half_life)))
     else:
-        lists, whole = make(parts, ranker, k)
+        lists, whole = make(parts, ranker, similar)
     plain, served = measure_users(lists, parts.test), measure_users(whole, parts.test)
     return EngineResult(
         engine_of(params),
@@ -224,6 +275,7 @@ def evaluate_engine(
         served.metrics,
         coverage(lists[plain.users], parts.train.shape[1]),
         plain.values["ndcg"],
+        None if similar is None else Variety.of(lists[plain.users], parts, similar, new_days),
     )
 
 
@@ -254,11 +306,19 @@ def as_published(
         return before
     if isinstance(model.params, SparkParams):
         return None
-    make = partial(_published, model, partial(RuledLists, rules=rules, length=length, keep_seen=keep_seen))
+    make = partial(_published, model, rules, k=before["k"], length=length, keep_seen=keep_seen)
     options = SplitOptions(**before["split"])
     options = replace(options, piece=0, repeats=keep_seen and options.in_time)
     found = evaluate(
-        model.matrix, model.params, options, k=before["k"], baselines=(), make=make, on_iteration=on_iteration
+        model.matrix,
+        model.params,
+        options,
+        k=before["k"],
+        baselines=(),
+        make=make,
+        similar=similar_from(before.get("similar")),
+        new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
+        on_iteration=on_iteration,
     )
     if found is None:
         return None
@@ -267,12 +327,24 @@ def as_published(
 
 
 def _published(
-    model: Model, under_rules: Callable[[Model], RuledLists], parts: Parts, ranker: Ranker, k: int
+    model: Model,
+    rules: Rules,
+    parts: Parts,
+    ranker: Ranker,
+    similar: Similar | None,
+    *,
+    k: int,
+    length: int,
+    keep_seen: bool,
 ) -> tuple[Indices, Indices]:
     matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
     popular = most_popular(matrix, len(model.popular.items), model.popular_half_life_days)
     learnt = replace(model, ranker=ranker, matrix=matrix, popular=popular, segments={})
-    ruled = under_rules(learnt)
+    if similar is not None:
+        learnt = replace(learnt, similar=similar)
+    if rules.showings is not None and parts.history is not None:
+        rules = replace(rules, showings=rules.showings.until(int(parts.history.times.max())))
+    ruled = RuledLists(learnt, rules, length, keep_seen=keep_seen)
     everybody = ruled.popular()[OVERALL].items
     if parts.seen is not parts.train:
         ruled = ruled.for_users(replace(learnt, matrix=replace(matrix, user_items=parts.seen, history=None)))

@@ -86,6 +86,7 @@ class Interactions:
     titles       by item, as far as known
     segments     [segment, item, day: i64 since 1970 or null, weight: f64, the number of the segment's users who first
                  had the item that day], or None
+    user_segments  [user, segment], the most frequent one of each user with any, or None
     rows         number of rows read
     left_out     number of rows left out by reason, without zeros
     fingerprint  digest of all files
@@ -97,6 +98,7 @@ class Interactions:
     weighing: Weighing
     titles: dict[str, str]
     segments: pl.DataFrame | None
+    user_segments: pl.DataFrame | None
     rows: int
     left_out: dict[str, int]
     fingerprint: str
@@ -148,6 +150,7 @@ def read_interactions(
             Weighing(weighting, half_life),
             titles_of(titled, source),
             _segments(rows.kept, log if any_cancelled else None) if chosen.segment else None,
+            _user_segments(rows.kept) if chosen.segment else None,
             rows.total,
             rows.left_out,
             fingerprint([*files, *title_files]),
@@ -372,6 +375,13 @@ def _segments(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
     days = users.group_by("segment", "item", "day").agg(pl.len().cast(pl.Float64).alias("weight"))
     found = days.with_columns(pl.col("segment", "item").cast(pl.String))
     return found.sort("segment", "item", "day").collect(engine="streaming")
+
+
+def _user_segments(kept: pl.LazyFrame) -> pl.DataFrame:
+    rows = kept.filter(pl.col("segment").is_not_null()).group_by("user", "segment").agg(pl.len().alias("rows"))
+    counts = rows.with_columns(pl.col("user", "segment").cast(pl.String)).collect(engine="streaming")
+    counts = counts.sort("user", "rows", "segment", descending=[False, True, False])
+    return counts.unique("user", keep="first", maintain_order=True).select("user", "segment")
 
 
 def _notes_of_rows(rows: Rows, columns: Columns) -> Iterator[str]:

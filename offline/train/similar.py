@@ -1,6 +1,6 @@
 """Similar items: cosine of users, multiplied by recent popularity."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -64,6 +64,15 @@ class SimilarResult:
     hit_rate: float
     interval: MetricInterval | None
     users: int
+
+
+def similar_from(values: Mapping[str, Any] | None) -> SimilarParams:
+    """Return the parameters of a SimilarResult from JSON values; the default ones for None."""
+    if values is None:
+        return SimilarParams()
+    params = values["params"]
+    recency = params["recency"]
+    return SimilarParams(params["shrink"], None if recency is None else Recency(**recency))
 
 
 def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None) -> Similar:

@@ -4,22 +4,31 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from hotplate.offline import lists as offline_lists
 from hotplate.offline.input.matrix import History
+from hotplate.offline.input.showings import Showings
 from hotplate.offline.lists import Block, ListSettings, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Measurement
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.engine import Params, fit
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.variety import Explore
 from hotplate.stores.store import Row
 from tests.support.interactions import checkerboard_model
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 
 RULES = Rules(excluded=frozenset({"i0003"}), categories={"i0001": "x", "i0002": "x"}, max_per_category=1, min_history=2)
 FAVOURS = Rules(boosts={"i0004": 3.0, "i0005": 0.1}, pinned=("i0007", "i0001"))
+SHOWN = pl.DataFrame(
+    [(f"n{user:06}", f"i{item:04}", day, False) for user in range(60) for item in range(5) for day in range(user % 4)],
+    schema={"user": pl.Categorical(), "item": pl.Categorical(), "day": pl.Int32(), "clicked": pl.Boolean()},
+    orient="row",
+)
+VARIED = Rules(diversity=0.3, showings=Showings(SHOWN), explore=Explore(new=2))
 
 
 def shared(lists: ModelLists) -> ModelLists:
@@ -39,11 +48,12 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("keep_seen", [False, True])
-@pytest.mark.parametrize("rules", [Rules(), RULES, FAVOURS], ids=["free", "ruled", "favouring"])
+@pytest.mark.parametrize("rules", [Rules(), RULES, FAVOURS, VARIED], ids=["free", "ruled", "favouring", "varied"])
 def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: bool) -> None:  # noqa: FBT001
     model = model_of(60)
     history = History.of(model.matrix.user_items, np.arange(300))
-    model = replace(model, matrix=replace(model.matrix, history=history))
+    segments = [None if user % 5 == 0 else f"s{user % 3}" for user in range(60)]
+    model = replace(model, matrix=replace(model.matrix, history=history), user_segments=segments)
     lists = ModelLists(model, ListSettings(length=7, rules=rules, keep_seen=keep_seen))
     blocks, common = divided(lists), shared(lists)
     assert [block.part for block in blocks] == list(range(1, len(blocks) + 1))

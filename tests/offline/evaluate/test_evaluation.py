@@ -14,6 +14,7 @@ from hotplate.offline.input.matrix import History, Matrix, UserItems
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.train.similar import SimilarParams
 
 PARAMS = ALSParams(factors=4, iterations=3)
 
@@ -49,7 +50,7 @@ def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
 
 
 def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
-    found = evaluate(matrix_of(board()), PARAMS, k=5)
+    found = evaluate(matrix_of(board()), PARAMS, k=5, similar=SimilarParams())
     assert found is not None
     facts = json.loads(json.dumps(found.to_json()))
     assert facts["model"]["ndcg"] == found.model.metrics.ndcg

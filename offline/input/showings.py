@@ -1,0 +1,121 @@
+"""Days on which items were shown to users, from impressions and clicks of the event log."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_matrix
+
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.faults import data_errors
+from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
+from hotplate.offline.input.matrix import DAY_US, NO_TIME, Cells, History, Matrix, Times, UserItems
+from hotplate.stores.event_log import SegmentReader
+
+# Older impressions are forgotten.
+REMEMBERED_DAYS = 30
+_DAY_S = 86_400
+_IMPRESSION, _CLICK = "impression", "click"
+_EVENT = {"user": pl.String(), "type": pl.String(), "items": pl.List(pl.String()), "time": pl.Float64()}
+_SHOWN = {
+    "user": pl.Categorical(),
+    "item": pl.Categorical(),
+    "day": pl.Int32(),
+    "clicked": pl.Boolean(),
+}
+_PAIR = ["user", "item"]
+# Rows that are added before days are counted once.
+_ROWS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Showings:
+    """The days, since 1970 in UTC, of *frame* [user, item, day, clicked], one row for each."""
+
+    frame: pl.DataFrame
+
+    def until(self, time: int) -> "Showings":
+        """Return the days before that of *time*, in µs since 1970."""
+        return Showings(self.frame.filter(pl.col("day") < time // DAY_US))
+
+    def days_without_click(self, matrix: Matrix) -> UserItems:
+        """Return the number of days on which an item was shown to a user without a click [users, items].
+
+        Only days after the last click, and after the last interaction in *matrix*, count.
+        """
+        rows = _numbered(self.frame, matrix)
+        clicks = rows.filter("clicked").group_by("cell").agg(last_click=pl.col("day").max())
+        rows = rows.join(clicks, on="cell", how="left")
+        rows = rows.filter(pl.col("last_click").is_null() | (pl.col("day") > pl.col("last_click")))
+        cells = rows.get_column("cell").to_numpy()
+        if matrix.history is not None:
+            cells = cells[rows.get_column("day").to_numpy() > _last_days(matrix.history, cells)]
+        cells, days = np.unique(cells, return_counts=True)
+        users, items = np.divmod(cells, matrix.user_items.shape[1])
+        return csr_matrix((days.astype(np.float32), (users, items)), shape=matrix.user_items.shape)
+
+
+def read_showings(source: DataSource) -> Showings:
+    """Read the impressions and clicks of the last 30 days at *source*: segments of events, or a folder of them.
+
+    Takes about 30 bytes per user, item and day. Raises DataError, and SettingError for other files.
+    """
+    with input_files([source]) as files:
+        if any(file.kind != "events" for file in files):
+            raise SettingError(
+                f"{named_paths([source])} holds other files than events; name a folder of hotplate serve --events, or "
+                "one that hotplate events ship fills."
+            )
+        shown = pl.DataFrame(schema=_SHOWN)
+        pieces = list[pl.DataFrame]()
+        for file in files:
+            pieces.append(_read(file))
+            if sum(piece.height for piece in pieces) >= _ROWS_AT_ONCE:
+                shown = _merged([shown, *pieces])
+                pieces.clear()
+        shown = _merged([shown, *pieces])
+    if shown.is_empty():
+        raise DataError(f"{named_paths([source])} has no impressions; name the events that the service wrote.")
+    return Showings(shown)
+
+
+def _read(file: DataFile) -> pl.DataFrame:
+    with data_errors(file):
+        lines = b"\n".join(SegmentReader(file.path.read_bytes()))
+        events = pl.read_ndjson(io.BytesIO(lines), schema=_EVENT) if lines else pl.DataFrame(schema=_EVENT)
+    kept = events.filter(pl.col("type").is_in([_IMPRESSION, _CLICK]))
+    rows = kept.select(
+        "user",
+        pl.col("items").alias("item"),
+        (pl.col("time") // _DAY_S).alias("day"),
+        (pl.col("type") == _CLICK).alias("clicked"),
+    )
+    return rows.explode("item").cast(_SHOWN)  # type: ignore[arg-type]  # polars wants its classes
+
+
+def _merged(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    rows = pl.concat(pieces)
+    rows = rows.filter(pl.col("day") > pl.col("day").max() - REMEMBERED_DAYS)
+    return rows.group_by(*_PAIR, "day").agg(pl.col("clicked").any())
+
+
+def _numbered(shown: pl.DataFrame, matrix: Matrix) -> pl.DataFrame:
+    """Return the rows of known users and items [cell, day, clicked], where cell is user * items + item."""
+    users = _numbers("user", matrix.user_ids)
+    items = _numbers("item", matrix.item_ids)
+    cell = pl.col("user_number") * len(matrix.item_ids) + pl.col("item_number")
+    return shown.join(users, on="user").join(items, on="item").select(cell.alias("cell"), "day", "clicked")
+
+
+def _numbers(role: str, ids: Sequence[str]) -> pl.DataFrame:
+    known = pl.Series(role, ids, dtype=pl.String).cast(pl.Categorical)
+    return pl.DataFrame({role: known, f"{role}_number": np.arange(len(ids), dtype=np.int64)})
+
+
+def _last_days(history: History, cells: Cells) -> Times:
+    """Return the day of the last row of each of *cells*, long ago if there is none."""
+    rows = np.searchsorted(history.cells, cells, side="right") - 1
+    is_known = (rows >= 0) & (history.cells[rows] == cells)
+    return np.where(is_known, history.times[rows] // DAY_US, NO_TIME)

@@ -1,0 +1,304 @@
+"""The order of users' lists: variety, rotation, and places for new items.
+
+All three rearrange the first candidates of a ranking, and shorten no list.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
+
+from hotplate.offline.errors import SettingError, require_at_least
+from hotplate.offline.input.matrix import (
+    DAY_US,
+    NO_TIME,
+    Floats,
+    Indices,
+    Mask,
+    Times,
+    UserItems,
+    cells_of,
+    users_per_item,
+)
+from hotplate.offline.model import Model, Users
+from hotplate.offline.train.popularity import by_popularity
+from hotplate.offline.train.similar import Similar
+
+# The first places of a list are rearranged, with so many candidates for each.
+_MOST_PLACES = 100
+_CANDIDATES = 5
+MAX_DIVERSITY = 0.9
+# Of each day on which an item was shown without a click; an item keeps at least _LEAST_RELEVANCE.
+_KEPT_RELEVANCE = 0.9
+_LEAST_RELEVANCE = 0.5
+# Bounds the table of similarities.
+_ENTRIES_AT_ONCE = 4096
+# Below the relevance and diversity of any candidate.
+_NOT_LISTED = -2.0
+_TEN = 10
+_MOST_NEW_PER_TEN = 5
+NEW_DAYS = 7
+# Those with the most users.
+_MOST_NEW_ITEMS = 1_000
+_CELLS_AT_ONCE = 1 << 20
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def pool_size(length: int) -> int:
+    """Return the number of candidates for a list of *length*."""
+    return _CANDIDATES * min(length, _MOST_PLACES)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSimilarity:
+    """How similar two items are, from 0 to 1.
+
+    An item's most similar one has 1, others in its list of similar items a share of that, and the rest 0. Of two
+    directions the higher one counts.
+    """
+
+    similar: Similar
+
+    def within(self, lists: Indices) -> Floats:
+        """Return the similarity of each two entries of a list [lists, n, n]; 0 for missing entries, -1."""
+        known, places = np.unique(lists, return_inverse=True)
+        places = places.reshape(lists.shape)
+        rows = self.similar.similarity[known]
+        table: Floats = rows[:, known].toarray()
+        highest = rows.max(axis=1).toarray()
+        table /= np.where(highest > 0, highest, 1)
+        np.maximum(table, table.T, out=table)
+        missing = known < 0
+        table[missing] = 0
+        table[:, missing] = 0
+        return table[places[:, :, None], places[:, None, :]]
+
+    def mean_within(self, lists: Indices) -> float | None:
+        """Return the mean similarity of two items of a list, over *lists* [lists, n]; None without two items."""
+        total = 0.0
+        count = 0
+        for rows in _slices(len(lists), _ENTRIES_AT_ONCE // lists.shape[1]):
+            part = lists[rows]
+            length = (part >= 0).sum(axis=1)
+            pairs = length * (length - 1)
+            several = pairs > 0
+            total += float((self.within(part[several]).sum(axis=(1, 2)) / pairs[several]).sum())
+            count += int(several.sum())
+        return total / count if count else None
+
+
+def rearranged(
+    items: Indices, diversity: float, similarity: ItemSimilarity | None, shown_days: npt.NDArray[np.float32] | None
+) -> Indices:
+    """Return the order of candidates *items* [rows, n], best first, -1 after the end, as places [rows, n].
+
+    Relevance falls evenly, from 1 for the first of n candidates. *shown_days* [rows, n] are the days on which a
+    candidate was shown without a click.
+    """
+    rows, n = items.shape
+    relevance = np.tile(1 - np.arange(n, dtype=np.float32) / np.float32(n), (rows, 1))
+    if shown_days is not None:
+        relevance *= np.maximum(np.float32(_KEPT_RELEVANCE) ** shown_days, np.float32(_LEAST_RELEVANCE))
+    relevance[items < 0] = _NOT_LISTED
+    if similarity is None:
+        return np.argsort(-relevance, axis=1, kind="stable").astype(np.int32)
+    order = np.empty((rows, n), dtype=np.int32)
+    for part in _slices(rows, _ENTRIES_AT_ONCE // n):
+        order[part] = diversified(relevance[part], similarity.within(items[part]), diversity)
+    return order
+
+
+def diversified(relevance: Floats, similarity: Floats, diversity: float) -> Indices:
+    """Return candidates [rows, n] in the order of maximal marginal relevance (Carbonell and Goldstein, 1998).
+
+    The next one has the highest (1 - diversity) * relevance - diversity * (its highest similarity to one before), of
+    equal ones the first. *relevance* is [rows, n], *similarity* [rows, n, n].
+    """
+    rows, n = relevance.shape
+    every_row = np.arange(rows)
+    order = np.empty((rows, n), dtype=np.int32)
+    gain = np.where(relevance > _NOT_LISTED, np.float32(1 - diversity) * relevance, np.float32(_NOT_LISTED))
+    nearest = np.zeros_like(gain)
+    for place in range(n):
+        best = np.argmax(gain - np.float32(diversity) * nearest, axis=1)
+        order[:, place] = best
+        gain[every_row, best] = -np.inf
+        np.maximum(nearest, similarity[every_row, best], out=nearest)
+    return order
+
+
+@dataclass(frozen=True, slots=True)
+class Explore:
+    """Places for new items; raises SettingError for invalid ones.
+
+    new   of each ten places
+    days  an item is new if its first interaction is at most so many days before the newest one
+    seed  of the draw
+    """
+
+    new: int = 1
+    days: int = NEW_DAYS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.new <= _MOST_NEW_PER_TEN:
+            raise SettingError(f"--explore: new is {self.new}; it must lie between 1 and {_MOST_NEW_PER_TEN}.")
+        require_at_least("--explore: days", self.days)
+        require_at_least("--explore: seed", self.seed, 0)
+
+
+def read_explore(text: str) -> Explore:
+    """Read `new=1,days=7`; raises SettingError."""
+    pairs = (pair.partition("=") for pair in text.split(","))
+    values = {name.strip(): value.strip() for name, _, value in pairs}
+    known = {field.name for field in fields(Explore)}
+    if "new" not in values or values.keys() - known:
+        raise SettingError(f"--explore: {text!r} is not like new=1,days=7; it may have {', '.join(known)}.")
+    try:
+        return msgspec.convert(values, Explore, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"--explore: {text!r} cannot be read: {error}.") from error
+
+
+def are_new(user_items: UserItems, times: Times, days: int) -> Mask:
+    """Return which items had their first interaction in the last *days* [items]; *times* are those of the pairs."""
+    first = np.full(user_items.shape[1], np.iinfo(np.int64).max)
+    np.minimum.at(first, user_items.indices, times)
+    newest = int(times.max(initial=NO_TIME))
+    is_present = users_per_item(user_items) > 0
+    new: Mask = is_present & (first > newest - days * DAY_US) & (first != NO_TIME)
+    return new
+
+
+class NewItems:
+    """Draws new items for users' lists.
+
+    A user draws without replacement, each item with a weight of 1 plus the number of users of their segment who have
+    it. Hashes of seed, user and item decide (Efraimidis and Spirakis, 2006), so a draw depends on no other user.
+    """
+
+    def __init__(self, explore: Explore, model: Model, new: Mask, *, keep_seen: bool) -> None:
+        """*new* are the items that may be drawn [items], unless a user has them and not *keep_seen*."""
+        counts = users_per_item(model.matrix.user_items)
+        by_users = by_popularity(np.where(new, counts, -1))
+        self.items = np.sort(by_users[: min(int(new.sum()), _MOST_NEW_ITEMS)])
+        self.explore = explore
+        self._keep_seen = keep_seen
+        self._number_of = np.full(len(new), -1, dtype=np.int32)
+        self._number_of[self.items] = np.arange(len(self.items), dtype=np.int32)
+        self._hashes = _hashes([model.matrix.item_ids[item] for item in self.items.tolist()], explore.seed)
+        self._segments, self._weights = self._weighed(model)
+
+    def inserted(self, users: Users, items: Indices, scores: Floats, length: int) -> tuple[Indices, Floats]:
+        """Return ranked lists with drawn items at drawn places of each ten, with a score of -inf.
+
+        The first of ten places keeps its item. Items in the first *length* places are not drawn, but an item further
+        down may then be listed twice. -1 stands at places that got no item. Empty lists stay empty.
+        """
+        tens = -(-length // _TEN)
+        drawn = self._drawn(users, items[:, :length], tens * self.explore.new)
+        drawn[items[:, 0] < 0] = -1
+        width = max(items.shape[1] + drawn.shape[1], tens * _TEN)
+        is_slot = np.zeros((len(items), width), dtype=np.bool_)
+        is_slot[:, : tens * _TEN] = self._slots(users.ids, tens)
+        others = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
+        lists = np.empty((len(items), width), dtype=np.int32)
+        lists[is_slot] = drawn.ravel()
+        lists[~is_slot] = np.pad(items, others, constant_values=-1).ravel()
+        values = np.full((len(items), width), -np.inf, dtype=np.float32)
+        values[~is_slot] = np.pad(scores, others).ravel()
+        return lists, values
+
+    def _drawn(self, users: Users, listed: Indices, n: int) -> Indices:
+        drawn = np.full((len(listed), n), -1, dtype=np.int32)
+        for rows in _slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
+            keys = self._keys(users.ids[rows], None if users.segments is None else users.segments[rows])
+            if not self._keep_seen:
+                keys[users.user_items[rows][:, self.items].toarray() > 0] = -np.inf
+            numbers = np.where(listed[rows] < 0, -1, self._number_of[listed[rows]])
+            of_row, place = np.nonzero(numbers >= 0)
+            keys[of_row, numbers[of_row, place]] = -np.inf
+            best = np.argsort(-keys, axis=1, kind="stable")[:, :n]
+            is_drawn = np.isfinite(np.take_along_axis(keys, best, axis=1))
+            drawn[rows, : best.shape[1]] = np.where(is_drawn, self.items[best], -1)
+        return drawn
+
+    def _keys(self, users: Sequence[str], segments: Sequence[str | None] | None) -> npt.NDArray[np.float64]:
+        """Return the keys of the draw [users, new items]; the highest are drawn."""
+        draws = _uniform(_hashes(users, self.explore.seed)[:, None] ^ self._hashes)
+        everybody = len(self._segments)
+        rows = [everybody] * len(users)
+        if segments is not None:
+            rows = [self._segments.get(segment or "", everybody) for segment in segments]
+        keys: npt.NDArray[np.float64] = np.log(draws) / self._weights[rows]
+        return keys
+
+    def _slots(self, users: Sequence[str], tens: int) -> Mask:
+        """Return the places of new items [users, 10 * tens]."""
+        places = np.arange(tens * _TEN, dtype=np.uint64)
+        keys = _uniform(_hashes(users, self.explore.seed)[:, None] + places).reshape(len(users), tens, _TEN)
+        keys[:, :, 0] = 1
+        chosen = np.argsort(keys, axis=2, kind="stable")[:, :, : self.explore.new]
+        slots = np.zeros(keys.shape, dtype=np.bool_)
+        np.put_along_axis(slots, chosen, values=True, axis=2)
+        return slots.reshape(len(users), tens * _TEN)
+
+    def _weighed(self, model: Model) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
+        """Return the number of each segment, and weights [segments + 1, new items]; the last row is of all users."""
+        segments = model.user_segments or []
+        numbers = {segment: number for number, segment in enumerate(sorted({*filter(None, segments)}))}
+        of_users = model.matrix.user_items[:, self.items].tocoo()
+        weights = np.ones((len(numbers) + 1, len(self.items)))
+        weights[-1] += np.bincount(of_users.col, minlength=len(self.items))
+        if numbers:
+            codes = np.array([numbers.get(segment or "", -1) for segment in segments])[of_users.row]
+            np.add.at(weights, (codes[codes >= 0], of_users.col[codes >= 0]), 1)
+        return numbers, weights
+
+
+def levelled(items: Indices, scores: Floats) -> Floats:
+    """Return the scores of rearranged lists [lists, n]: an item has at least the score of those behind it.
+
+    A score of -inf is unknown, and becomes that of the item behind it, or before it at the end of a list.
+    """
+    levels = np.where(items >= 0, scores, -np.inf)
+    levels = np.maximum.accumulate(levels[:, ::-1], axis=1)[:, ::-1]
+    is_known = np.isfinite(levels)
+    lowest = levels.min(axis=1, keepdims=True, where=is_known, initial=np.inf)
+    levels = np.where(is_known, levels, lowest)
+    return np.where((items >= 0) & np.isfinite(levels), levels, 0).astype(np.float32)
+
+
+def values_at(pairs: UserItems, lists: Indices) -> Floats:
+    """Return the values of *pairs* [rows, items] at the items of *lists* [rows, n]; 0 for other items and -1."""
+    cells = cells_of(pairs)
+    if not len(cells):
+        return np.zeros(lists.shape, dtype=np.float32)
+    wanted = np.arange(len(lists), dtype=np.int64)[:, None] * pairs.shape[1] + lists
+    places = np.searchsorted(cells, wanted)
+    is_known = (lists >= 0) & (cells.take(places, mode="clip") == wanted)
+    return np.where(is_known, pairs.data.take(places, mode="clip"), np.float32(0))
+
+
+def _hashes(ids: Sequence[str], seed: int) -> Hashes:
+    return np.array([xxh3_64_intdigest(name.encode(), seed) for name in ids], dtype=np.uint64)
+
+
+def _uniform(hashes: Hashes) -> npt.NDArray[np.float64]:
+    """Return numbers above 0 and below 1, from hashes mixed by SplitMix64's finalizer."""
+    mixed = hashes.copy()
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def _slices(count: int, at_once: int) -> Iterator[slice]:
+    step = max(1, at_once)
+    for start in range(0, count, step):
+        yield slice(start, start + step)
