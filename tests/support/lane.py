@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from hotplate.serve.access.auth import Guard
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.connections.connection import Connection
-from hotplate.serve.connections.fast_lane import lane_of
+from hotplate.serve.connections.fast_lane import is_compiled, lane_of
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
@@ -19,6 +21,7 @@ from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
+needs_lane = pytest.mark.skipif(not is_compiled(), reason="the fast lane is not compiled")
 # What differs from one answer to the next, and is no server's choice.
 VARYING = re.compile(rb"(?m)^(?:Date: |Server-Timing: app;dur=)[^\r]*|^X-Request-Id: [0-9a-f]{20}(?=\r)")
 # In how many turns of the loop a piece is read, and all is answered.

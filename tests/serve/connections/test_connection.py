@@ -20,7 +20,7 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
 from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
-from tests.support.lane import MemoryTransport, Pair, connected
+from tests.support.lane import MemoryTransport, Pair, connected, needs_lane
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
 from tests.support.service import a_list
@@ -110,6 +110,7 @@ async def test_of_requests_that_do_not_wait_for_answers_only_some_are_read_ahead
     assert transport.is_reading()
 
 
+@needs_lane
 async def test_requests_that_come_at_once_let_others_have_their_turn(pair: Pair) -> None:
     _, transport = connected(pair.lane)
     transport.feed(LIST * 500)

@@ -1,21 +1,29 @@
 """The fast lane as an extension: it is compiled where it can be, and everything works without it."""
 
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hotplate.serve.connections.fast_lane import LANE_MISSING, MODULE, is_compiled
+from tests.support.lane import needs_lane
 from tests.support.paths import ROOT
 from tests.support.service import LAUNCHER, running
 
 HOOK = ROOT / "hatch_build.py"
 SOURCE = ROOT / "serve" / "connections" / "lane.pyx"
 PACKAGE = "hotplate/serve/connections"
+# Tests of what answers requests.
+ROUTES = ("api", "access", "connections", "telemetry", "test_cache.py", "test_deny_list.py", "test_filters.py",
+          "test_fold_in.py", "test_named_lists.py", "test_tiers.py")  # fmt: skip
 # Runs a module as if the extension were not installed, in this process and in those that it forks.
 WITHOUT = (
     "import runpy, sys\n"
@@ -35,9 +43,14 @@ def hook(*arguments: str | Path, **environment: str) -> subprocess.CompletedProc
     )
 
 
-@needs_a_compiler
+@pytest.mark.skipif(os.environ.get("HOTPLATE_EXTENSION") != "require", reason="the fast lane is not required")
+def test_required_lane_is_compiled() -> None:
+    assert is_compiled()
+
+
+@needs_lane
 def test_compiled_lane_is_of_the_present_source() -> None:
-    lane = pytest.importorskip("hotplate.serve.connections.lane", reason="the fast lane is not compiled")
+    lane = importlib.import_module(MODULE)
     program = "import sys; sys.path.insert(0, sys.argv[1]); import hatch_build; print(hatch_build.source_hash())"
     found = subprocess.run([sys.executable, "-c", program, ROOT], capture_output=True, text=True, check=True).stdout
     assert found.strip() == lane.SOURCE, "compile it again: .venv/bin/python hatch_build.py"
@@ -90,7 +103,25 @@ def test_service_without_the_extension_says_so_and_answers(folder: Path) -> None
         assert service.get("/v1/recommendations/42").json["source"] == "personal"
         assert service.get("/v1/recommendations/nobody").json["source"] == "popular"
         assert service.admin("/console/state").json["fast_lane"] == "missing"
-        assert service.log.read_text().count("the fast lane is not compiled") == 1
+        assert service.log.read_text().count(LANE_MISSING) == 1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_routes_pass_without_the_extension(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".*", "*.so", "__pycache__"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": str(checkout), "HOTPLATE_EXTENSION": "skip"}
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-m", "not soak"]
+    tests = [f"tests/serve/{name}" for name in ROUTES]
+    done = subprocess.run(
+        [*command, *tests], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "the fast lane is not compiled" in done.stdout
+    for count, outcome in re.findall(r"(\d+) (passed|skipped)", done.stdout.splitlines()[-1]):
+        record_property(outcome, count)
 
 
 def test_console_names_the_lane_that_a_switch_turns_off(folder: Path) -> None:

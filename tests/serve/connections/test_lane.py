@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
 from hotplate.serve.access.keys import create, revoke
 from hotplate.serve.connections.connection import Connection, State
-from hotplate.serve.connections.lane import Lane
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
@@ -26,7 +26,7 @@ from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Reader, Row, Slot
-from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange
+from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange, needs_lane
 from tests.support.memory_store import MemoryStore
 from tests.support.property import depths
 from tests.support.remote import RemoteStore
@@ -36,6 +36,10 @@ from tests.support.soak import SEED
 from tests.support.stores import as_bodies
 from tests.support.stores import publish as publish_rows
 
+if TYPE_CHECKING:
+    from hotplate.serve.connections.lane import Lane
+
+pytestmark = needs_lane
 LISTS = {f"user:{n}": a_list(*(f"{n}-{m}" for m in range(20))) for n in range(5)} | {
     "user:..": a_list("dots"), "user:empty": b"", "user:a b": a_list("b"), "user:a.b@c:d~e_f-g": a_list("c"),
     "item:1": a_list("2", "3"), "popular:": a_list(*map(str, range(15))),
@@ -81,7 +85,7 @@ def same(runner: asyncio.Runner, pair: Pair) -> Callable[..., None]:
     return lambda *pieces, turns=TURNS: runner.run(pair.check(*pieces, turns=turns))
 
 
-def lane_of(pair: Pair) -> Lane:
+def lane_of(pair: Pair) -> "Lane":
     assert pair.lane.registry.lane is not None
     return pair.lane.registry.lane
 

@@ -1,5 +1,6 @@
 """The fast lane reads nothing beyond its buffers: by guard pages, and under AddressSanitizer and UBSan."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.serve.connections.fast_lane import MODULE
+from tests.support.lane import needs_lane
 from tests.support.paths import ROOT
 from tests.support.soak import MINUTES, SEED, scaled
 
@@ -45,8 +48,9 @@ def build(folder: Path, source: Path = SOURCE, flags: tuple[str, ...] = SANITIZE
     return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 
+@needs_lane
 def test_lane_reads_nothing_beyond_requests_and_rows() -> None:
-    lane = pytest.importorskip("hotplate.serve.connections.lane", reason="the fast lane is not compiled")
+    lane = importlib.import_module(MODULE)
     done = feed(Path(str(lane.__file__)), 2_000)
     assert done.returncode == 0, done.stderr[-2000:]
     taken, _, count = done.stdout.split()
