@@ -110,18 +110,32 @@ class _Call:
     fields: Sequence[str] = ()
     list: str = ""
 
-    def request(self, url: str) -> dict[str, Any]:
+    def request(self, url: str) -> "_Request":
+        """Return the request of this call, a GET without a body."""
+        single = {"where": self.where, "segment": self.segment, "list": self.list}
         if self.body is None:
-            single = {"where": [self.where], "segment": [self.segment], "list": [self.list]}
-            given = {"exclude": self.exclude, "fields": self.fields, **single}
-            query = [f"{name}={joined}" for name, values in given.items() if (joined := ",".join(map(_quoted, values)))]
-            return {"method": "GET", "url": f"{url}{self.path}?{'&'.join([f'n={self.n}', *query])}", "headers": []}
-        options = {"exclude": [*self.exclude], "fields": ",".join(self.fields)}
-        options |= {"where": self.where, "segment": self.segment, "list": self.list}
-        content = json.dumps(self.body | {"n": self.n} | {name: one for name, one in options.items() if one}).encode()
+            parameters = [f"n={self.n}"]
+            options = {"exclude": self.exclude, "fields": self.fields}
+            for name, values in (options | {name: [value] for name, value in single.items()}).items():
+                joined = ",".join(map(_quoted, values))
+                if joined:
+                    parameters.append(f"{name}={joined}")
+            return _Request("GET", f"{url}{self.path}?{'&'.join(parameters)}")
+        fields = {"exclude": [*self.exclude], "fields": ",".join(self.fields)} | single
+        content = self.body | {"n": self.n} | {name: value for name, value in fields.items() if value}
         left_ms = int(min(max(1.0, (self.until - time.monotonic()) * 1000), 60_000.0))
         headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(left_ms))]
-        return {"method": "POST", "url": url + self.path, "headers": headers, "content": content}
+        return _Request("POST", url + self.path, headers=headers, content=json.dumps(content).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """An HTTP request."""
+
+    method: str
+    url: str
+    headers: Sequence[tuple[str, str]] = ()
+    content: bytes | None = None
 
 
 class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
@@ -218,10 +232,18 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         body = {"items": basket} | ({} if recency is None else {"recency": recency})
         return (await self._run("recommendations/fold-in", n, options, body=body))[0]
 
-    async def _run(self, path: str, n: int, options: Mapping[str, Any], **request: Any) -> list[Answer]:  # noqa: ANN401 -- fields of a _Call
+    async def _run(
+        self,
+        path: str,
+        n: int,
+        options: Mapping[str, Any],
+        *,
+        expected: Sequence[dict[str, str]] = ({},),
+        body: dict[str, Any] | None = None,
+    ) -> list[Answer]:
         others = {"timeout_s": self._timeout_s, **options}
         until = time.monotonic() + others.pop("timeout_s")
-        call = _Call(path, n, until, **others, **request)
+        call = _Call(path, n, until, expected=expected, body=body, **others)
         if call.list:
             call = replace(call, expected=[{**one, "list": call.list} for one in call.expected])
         found = await self._try(call)
@@ -242,9 +264,14 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
     async def _send(self, call: _Call) -> list[Answer] | ClientError:
         request = call.request(f"{self._url}/v1/")
-        request["headers"] += self._headers
-        extensions, body = {"trace": _closing_failed_handshakes()}, bytearray()
-        async with self._pool().stream(**request, extensions=extensions) as response:
+        body = bytearray()
+        async with self._pool().stream(
+            request.method,
+            request.url,
+            headers=[*request.headers, *self._headers],
+            content=request.content,
+            extensions={"trace": _closing_failed_handshakes()},
+        ) as response:
             async for piece in response.aiter_stream():
                 body += piece
                 if len(body) > MAX_ANSWER_BYTES:

@@ -110,8 +110,6 @@ class Fallbacks:
         If the release that it was read from has another default list since, this is the popular list of *name*
         instead. Raises UnknownList if no release has the list.
         """
-        if not name:
-            return encoded
         if encoded.name != name or is_empty(encoded.body):
             encoded = self._popular_named(name, encoded)
         counts = encoded.served.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))

@@ -18,7 +18,7 @@ import msgspec
 
 from hotplate.serve.deny_list import NO_OVERRIDES, Overrides
 from hotplate.stores.attributes import Column, ItemAttributes
-from hotplate.stores.encoding import NO_OFFSET, cut_without, encode_id
+from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without, encode_id
 from hotplate.stores.errors import StoreMisused
 
 MAX_WHERE_CHARS = 1024
@@ -32,7 +32,10 @@ EXAMPLE = "category:shoes|boots,price<50"
 _STRING = r'"(?:[^"\\]|\\.)*+"'
 # The same in the dialect of JSON Schema, where values are not checked.
 WHERE_PATTERN = r"^$|^\s*[\w.-]{1,64}\s*(!?:|[<>]=?)"
-_CONDITION = re.compile(rf'\s*([\w.-]{{1,64}})\s*(!?:|[<>]=?)((?:[^",]|{_STRING})++)(,|\Z)', re.DOTALL)
+_CONDITION = re.compile(
+    rf"""\s*(?P<column>[\w.-]{{1,64}})\s*(?P<operator>!?:|[<>]=?)(?P<values>(?:[^",]|{_STRING})++)(?P<separator>,|\Z)""",
+    re.DOTALL,
+)
 _VALUE = re.compile(rf'(?:[^"|]|{_STRING})++', re.DOTALL)
 
 
@@ -63,16 +66,22 @@ def filter_of(exclude: Collection[str], where: str) -> ItemFilter:
 
 def parse_where(text: str) -> tuple[Condition, ...]:
     """Parse conditions; raises StoreMisused."""
-    conditions, place, more = list[Condition](), 0, ","
-    while more and len(text) <= MAX_WHERE_CHARS:
-        found = _CONDITION.match(text, place)
-        values = [] if found is None else _VALUE.findall(found[3])
-        if found is None or "|".join(values) != found[3]:
+    too_much = StoreMisused(f"where has at most {MAX_WHERE_CHARS} characters and {MAX_VALUES} values; this is more")
+    if len(text) > MAX_WHERE_CHARS:
+        raise too_much
+    conditions = list[Condition]()
+    place = 0
+    separator = ","
+    while separator:
+        match = _CONDITION.match(text, place)
+        values = [] if match is None else _VALUE.findall(match["values"])
+        if match is None or "|".join(values) != match["values"]:
             raise StoreMisused(f"where cannot be read at {text[place : place + 20]!r}; write it as in {EXAMPLE}")
-        conditions.append(Condition(found[1], found[2], tuple(map(_unquoted, values))))
-        place, more = found.end(), found[4]
-    if more or sum(len(one.values) for one in conditions) > MAX_VALUES:
-        raise StoreMisused(f"where has at most {MAX_WHERE_CHARS} characters and {MAX_VALUES} values; this is more")
+        conditions.append(Condition(match["column"], match["operator"], tuple(map(_unquoted, values))))
+        place = match.end()
+        separator = match["separator"]
+    if sum(len(condition.values) for condition in conditions) > MAX_VALUES:
+        raise too_much
     return tuple(conditions)
 
 
@@ -84,6 +93,15 @@ def _unquoted(value: str) -> str:
         return msgspec.json.decode(value, type=str)
     except msgspec.MsgspecError:
         raise StoreMisused(f"where has the value {value[:40]}, which is not a JSON string; see {EXAMPLE}") from None
+
+
+class _Test(NamedTuple):
+    """A condition on one attribute of a release."""
+
+    column: Column
+    accept: Callable[[Any], bool]
+    overrides: Mapping[bytes, str]
+    """Values by item."""
 
 
 class Rejected:
@@ -103,14 +121,15 @@ class Rejected:
         self._row_of = attributes.row_of
         self._may_remember = may_remember
         self._verdicts = dict[bytes, bool]()
-        self._tests = list[tuple[Column, Callable[[Any], bool], Mapping[bytes, str]]]()
-        for one in parse_where(where):
-            column = attributes.columns.get(one.column)
+        self._tests = list[_Test]()
+        for condition in parse_where(where):
+            name = condition.column
+            column = attributes.columns.get(name)
             if column is None:
                 raise StoreMisused(
-                    f"items have no attribute {one.column!r} in this release; they have {', '.join(attributes.columns)}"
+                    f"items have no attribute {name!r} in this release; they have {', '.join(attributes.columns)}"
                 )
-            self._tests.append((column, _accepted(one, column), overrides.get(one.column, {})))
+            self._tests.append(_Test(column, _accepted(condition, column), overrides.get(name, {})))
 
     def __contains__(self, identifier: bytes, /) -> bool:
         """Return whether the item fails a condition; 0.1 µs if that is remembered, else 0.7 µs."""
@@ -132,19 +151,21 @@ class Rejected:
         return False
 
 
-def _accepted(one: Condition, column: Column) -> Callable[[Any], bool]:
-    wanted: frozenset[Any] = frozenset(one.values if column.texts else map(_number, one.values))
-    if one.operator[0] in "<>" and (column.texts or len(wanted) > 1):
-        raise StoreMisused(f"{one.column}{one.operator} takes an attribute of numbers, and one value")
+def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
+    """Return the test of an attribute's value."""
+    wanted: frozenset[Any] = frozenset(condition.values if column.texts else map(_number, condition.values))
+    subject = f"{condition.column}{condition.operator}"
+    if condition.operator[0] in "<>" and (column.texts or len(wanted) > 1):
+        raise StoreMisused(f"{subject} takes an attribute of numbers, and one value")
     if not column.texts and not all(map(isfinite, wanted)):
-        raise StoreMisused(f"{one.column} is a number; write a condition such as {one.column}{one.operator}50")
-    if one.operator == ":":
+        raise StoreMisused(f"{condition.column} is a number; write a condition such as {subject}50")
+    if condition.operator == ":":
         return wanted.__contains__
-    if one.operator == "!:":
+    if condition.operator == "!:":
         return lambda value: value is not None and value == value and value not in wanted  # noqa: PLR0124 -- not NaN
     (bound,) = wanted  # no order holds for NaN
     operators = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}
-    return partial(operators[one.operator], bound)
+    return partial(operators[condition.operator], bound)
 
 
 def _number(value: str) -> float:
@@ -163,7 +184,7 @@ class ReleaseFilters:
         self._overrides = NO_OVERRIDES
         self._verdicts = 0
         self._rejected = dict[str, Rejected]()
-        self._popular = dict[tuple[str, str], bytes]()
+        self._popular = dict[tuple[RowKey, str], bytes]()
 
     def rejected(self, where: str, overrides: Overrides) -> Rejected:
         """Return what *where* leaves out; raises StoreMisused if it is invalid, or the release has no attributes."""
@@ -171,21 +192,24 @@ class ReleaseFilters:
             raise StoreMisused("this release has no item attributes for where; publish it with --item-attributes")
         is_full = self._verdicts > MAX_VERDICTS or len(self._rejected) + len(self._popular) > MAX_BOUND
         if is_full or overrides is not self._overrides:
-            self._overrides, self._verdicts = overrides, 0
+            self._overrides = overrides
+            self._verdicts = 0
             self._rejected.clear()
             self._popular.clear()
-        found = self._rejected.get(where)
-        if found is None:
-            self._rejected[where] = found = Rejected(self.attributes, where, overrides, self._may_remember)
-        return found
+        rejected = self._rejected.get(where)
+        if rejected is None:
+            rejected = Rejected(self.attributes, where, overrides, self._may_remember)
+            self._rejected[where] = rejected
+        return rejected
 
-    def popular(self, segment: str, body: bytes, where: str, overrides: Overrides) -> bytes:
-        """Return the opened popular list of a segment, *body*, under *where*."""
+    def popular(self, key: RowKey, body: bytes, where: str, overrides: Overrides) -> bytes:
+        """Return the opened popular list of a key, *body*, under *where*."""
         rejected = self.rejected(where, overrides)
-        found = self._popular.get((segment, where))
-        if found is None:
-            self._popular[segment, where] = found = NO_OFFSET + cut_without(body, MAX_POPULAR, rejected)
-        return found
+        filtered = self._popular.get((key, where))
+        if filtered is None:
+            filtered = NO_OFFSET + cut_without(body, MAX_POPULAR, rejected)
+            self._popular[key, where] = filtered
+        return filtered
 
     def _may_remember(self) -> bool:
         self._verdicts += 1

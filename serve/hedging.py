@@ -42,15 +42,10 @@ class Hedge:
     def __init__(self, reader: Reader, replicas: ReplicatedReader, count: Callable[[bool], None]) -> None:
         """*reader* and *replicas* are the same store."""
         self._reader = reader
-        self._replicas = replicas
+        self.replicas = replicas
         self._count = count
         self._delay_s = FIRST_S
         self._tokens = BURST
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether a second place is known now."""
-        return self._replicas.has_replicas
 
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, timeout_s: float
@@ -95,7 +90,7 @@ class Hedge:
 
     async def _read_elsewhere(self, race: _Race) -> None:
         try:
-            slots = await self._replicas.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
+            slots = await self.replicas.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
             for key, slot in zip(race.keys, slots, strict=True):
                 if not isinstance(slot, bytes):
                     return

@@ -21,8 +21,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from hotplate.serve.generation import POLICIES
 from hotplate.serve.releases.follower import RowsOfRelease
-from hotplate.serve.releases.served import ServedCanary, ServedRelease
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
 from hotplate.serve.tiers import Origin, ReleaseMoved, Tier, loop_time
 from hotplate.stores.encoding import RowKey, is_empty
@@ -109,8 +110,8 @@ class Lookups(Generic[Waiter]):
 
         self._turn_spans = dict[RowKey, list[RequestSpan]]()
         self._waiting = dict[RowKey, list[Waiter]]()
-        self._followed = list[ServedRelease | ServedCanary | None]()
-        """Releases of the reads in `_waiting`."""
+        self._generation = POLICIES.number
+        """Of the policies, among them the followed releases, of the reads in `_waiting`."""
 
         self._reads = set[asyncio.Task[None]]()
 
@@ -139,8 +140,10 @@ class Lookups(Generic[Waiter]):
 
     def add(self, row: RowKey, waiter: Waiter) -> None:
         """Read *row* in this loop iteration, or join a read of it; completes *waiter* later."""
-        if not self._turn:
-            self._forget_before_flip()
+        generation = POLICIES.number
+        if generation != self._generation and not self._turn:  # join no read from before a flip
+            self._generation = generation
+            self._waiting = {}
         waiters = self._waiting.get(row)
         if waiters is not None:
             waiters.append(waiter)
@@ -154,15 +157,6 @@ class Lookups(Generic[Waiter]):
         spans = sampled_requests.get()
         if spans:
             self._turn_spans.setdefault(row, []).extend(spans)
-
-    def _forget_before_flip(self) -> None:
-        """Join no read from before a change of the followed releases."""
-        followed = list[ServedRelease | ServedCanary | None]()
-        for tier in self._tiers:
-            followed += (tier.follower.served, tier.follower.canary)
-        if followed != self._followed:
-            self._followed = followed
-            self._waiting = {}
 
     def leave(self, row: RowKey, waiter: Waiter) -> None:
         """Do not complete *waiter*, unless it waits for a release from before a flip."""
@@ -201,7 +195,7 @@ class Lookups(Generic[Waiter]):
             log.exception("a lookup failed")
         finally:
             for row in rows:
-                self._finish(turn, row, RowRead(turn.first_missed(row), None))
+                self._complete(row, turn.waiting.pop(row, ()), RowRead(turn.first_missed(row), None))
 
     def _split(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
         """Return the rows that this task reads in one call of a tier; other tasks read the rest.
@@ -242,8 +236,11 @@ class Lookups(Generic[Waiter]):
     async def _read_release(self, turn: _Turn[Waiter], group: RowsOfRelease, place: int) -> Sequence[RowKey]:
         served = group.served
         rows = group.rows
-        missed = [row for row in rows if turn.has_missed(row, served)] if turn.missed else []
-        wanted = [row for row in rows if row not in missed] if missed else rows
+        wanted = rows
+        missed = list[RowKey]()
+        if turn.missed:
+            wanted = [row for row in rows if not turn.has_missed(row, served)]
+            missed = [row for row in rows if turn.has_missed(row, served)]
         if not wanted:
             return rows
         if turn.spans:
@@ -263,17 +260,12 @@ class Lookups(Generic[Waiter]):
         rest = list[RowKey]()
         for row, slot in zip(read.rows, read.slots, strict=True):
             if isinstance(slot, bytes) and not is_empty(slot):
-                self._finish(turn, row, RowRead(read.origin, slot))
+                self._complete(row, turn.waiting.pop(row, ()), RowRead(read.origin, slot))
             else:
                 rest.append(row)
                 if not isinstance(slot, StoreError):
                     turn.missed.setdefault(row, []).append(read.origin)
         return rest
-
-    def _finish(self, turn: _Turn[Waiter], row: RowKey, read: RowRead) -> None:
-        waiters = turn.waiting.pop(row, None)
-        if waiters:
-            self._complete(row, waiters, read)
 
     # Batches: one tier answers all rows
 

@@ -79,7 +79,7 @@ class _Computed:
 
 
 class Waiter(Protocol):
-    """A request that waits for a list."""
+    """A request that waits for a list: of the fast lane, or a future."""
 
     @property
     def fallback(self) -> RowKey:
@@ -228,8 +228,8 @@ class TieredReader:
         return self.named(name, encoded)
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
-        """See `Fallbacks.named`."""
-        return self._fallbacks.named(name, encoded)
+        """Return a list that was requested by *name*, if any: see `Fallbacks.named`."""
+        return self._fallbacks.named(name, encoded) if name else encoded
 
     def get_nowait(self, row: RowKey, fallback: RowKey = EVERYBODY, *, late: bool = False) -> EncodedList | None:
         """Return the list of *row*, or None (not counted) if that needs I/O; raises NotReady.
@@ -322,7 +322,7 @@ class TieredReader:
         live = self.row_of(POPULAR, segment, name)
         rows = [self._row_in_batch(user, name, live) for user in dict.fromkeys(users)]
         fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in {row.list for row in rows}}
-        hidden = [row for row in rows if self._is_hidden(row)]
+        hidden = {row for row in rows if self._is_hidden(row)}
         shown = [row for row in rows if row not in hidden] if hidden else rows
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
         batch = await self._lookups.read_many(shown, deadline, _read_by.get())

@@ -67,7 +67,9 @@ class Shaper:
         Raises StoreMisused for an invalid `where`, and StoreUnavailable if the attributes of items cannot be read.
         """
         denied = self._deny_list.current.items
-        hidden: IdSet | None = self.consumed_by(user) if user else None
+        hidden: IdSet | None = None
+        if user and self._consumed is not None:
+            hidden = self._consumed.hidden_from(user)
         if beside and (encoded.source == "popular" or selection.only is not NO_FILTER or denied):
             hidden = frozenset(map(encode_id, beside))
         if selection.only is NO_FILTER and hidden is None:
@@ -113,7 +115,7 @@ class Shaper:
         body = served.popular.get(fallback.text, NO_OFFSET)
         if not where:
             return body
-        return _filters_of(served).popular(fallback.text, body, where, self._deny_list.current.overrides)
+        return _filters_of(served).popular(fallback, body, where, self._deny_list.current.overrides)
 
 
 def _filters_of(served: ServedRelease) -> ReleaseFilters:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from hotplate.serve.errors import ERRORS, ServiceFinding
-from hotplate.serve.releases.served import BothCounts
+from hotplate.serve.releases.canary import BothCounts
 from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.serve.tiers import Tier
 

@@ -31,8 +31,9 @@ from hotplate.serve.metrics import (
     Metrics,
     ReleaseRole,
 )
+from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
 from hotplate.serve.releases.follower import Follower
-from hotplate.serve.releases.served import BothCounts, ReleaseCounts, ServedRelease
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER
@@ -134,7 +135,8 @@ class Cache:
     """A least-recently-used cache of lists, bounded in bytes. Lists do not expire: a release never changes."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float]) -> None:
-        self._max_bytes, self._clock = max_bytes, clock
+        self._max_bytes = max_bytes
+        self._clock = clock
         self._entries = OrderedDict[tuple[int, str], bytes | float]()
         """Lists, or until when they are absent, by release number and key."""
         self.bytes = 0
@@ -152,21 +154,25 @@ class Cache:
 
     def put(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> None:
         """Store slots read from a release."""
-        absent_until, entries = self._clock() + ABSENT_S, self._entries
+        absent_until = self._clock() + ABSENT_S
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, StoreError):
                 continue
-            entry = served.number, key
             value = absent_until if slot is None else slot
-            if (size := _size(key, value)) > self._max_bytes:
-                continue
-            self.bytes += size
-            if (before := entries.pop(entry, None)) is not None:
-                self.bytes -= _size(key, before)
-            entries[entry] = value
-            while self.bytes > self._max_bytes:
-                (_, oldest), gone = entries.popitem(last=False)
-                self.bytes -= _size(oldest, gone)
+            size = _size(key, value)
+            if size <= self._max_bytes:
+                self._replace((served.number, key), value, size)
+
+    def _replace(self, entry: tuple[int, str], value: bytes | float, size: int) -> None:
+        _, key = entry
+        before = self._entries.pop(entry, None)
+        if before is not None:
+            self.bytes -= _size(key, before)
+        self._entries[entry] = value
+        self.bytes += size
+        while self.bytes > self._max_bytes:
+            (_, oldest_key), oldest = self._entries.popitem(last=False)
+            self.bytes -= _size(oldest_key, oldest)
 
 
 def _size(key: str, value: bytes | float) -> int:
@@ -414,7 +420,7 @@ class Tier:
             return self._reader.get_many(served.ref, keys)
         timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
         hedge = self._hedge
-        if hedge is not None and hedge.is_possible and len(keys) <= self.keys_a_call:
+        if hedge is not None and hedge.replicas.has_replicas and len(keys) <= self.keys_a_call:
             call = hedge.get_many(served.ref, keys, served.decode, timeout_s=timeout_s)
         else:
             call = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)

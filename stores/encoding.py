@@ -69,11 +69,6 @@ _is_list_name = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_LIST_NAME - 1}}}"
 _HEADER = struct.Struct(">HH")  # lengths of the first and last key
 
 
-def prefix_of(kind: str, name: str) -> str:
-    """Return how keys of *kind* (USER, ITEM or POPULAR) begin in the list *name*, empty for the default list."""
-    return f"{kind[:-1]}@{name}:" if name else kind
-
-
 class RowKey(msgspec.Struct, frozen=True):
     """The key of a row. Stores take its `text`.
 
@@ -99,7 +94,7 @@ class RowKey(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """The key in stores, such as `user:42`, or `user@basket:42` in a named list."""
-        return prefix_of(self.kind, self.list) + self.id
+        return f"{self.kind[:-1]}@{self.list}:{self.id}" if self.list else self.kind + self.id
 
     @property
     def user(self) -> str | None:
@@ -109,6 +104,11 @@ class RowKey(msgspec.Struct, frozen=True):
     def popular(self, segment: str = OVERALL) -> "RowKey":
         """Return the key of the popular list of *segment* in the same list."""
         return RowKey(POPULAR, segment, self.list)
+
+
+def prefix_of(kind: str, name: str) -> str:
+    """Return how keys of *kind* (USER, ITEM or POPULAR) begin in the list *name*, empty for the default list."""
+    return RowKey(kind, "", name).text
 
 
 # The popular list for everybody, in the default list.

@@ -20,7 +20,7 @@ from hotplate.serve.access.auth import SCOPES_BY_ROUTE, Caller, Guard
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.events import EventsHandler, resolved
-from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler, found_in
+from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.scoring import Scoring, scoring_refusal
@@ -216,7 +216,13 @@ class Dispatcher:
         is_logged = self.access_log is not None and self.access_log.due()
         if is_logged or self.tracer is not None:
             record = RequestRecord(
-                route.template, "POST", problem.status, took_s, len(problem.body), request_id, None, None, None
+                route=route.template,
+                method="POST",
+                status=problem.status,
+                took_s=took_s,
+                size=len(problem.body),
+                request_id=request_id,
+                client=None,
             )
             report(record, self.access_log if is_logged else None, self._begin_span(headers))
         return problem, request_id
@@ -272,11 +278,18 @@ class Dispatcher:
         self.metrics.observe(request_cell(template, request.method, response.status), took_s)
         is_logged = self.access_log is not None and self.access_log.due()
         if is_logged or span is not None:
-            found, caller = request.get(FOUND), request.get(CALLER)
-            user = unquote(raw_id) if template == USER_ROUTE and found is not None else None
+            origin = request.get(FOUND)
+            caller = request.get(CALLER)
             record = RequestRecord(
-                template, request.method, response.status, took_s, response.content_length, request_id,
-                None if caller is None else caller.name, user, None if found is None else found_in(*found),
-            )  # fmt: skip
+                route=template,
+                method=request.method,
+                status=response.status,
+                took_s=took_s,
+                size=response.content_length,
+                request_id=request_id,
+                client=None if caller is None else caller.name,
+                user=unquote(raw_id) if template == USER_ROUTE and origin is not None else None,
+                found=origin,
+            )
             report(record, self.access_log if is_logged else None, span)
         return response

@@ -59,8 +59,8 @@ POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
 RELEASE = "X-Hotplate-Release"
 CANARY = "X-Hotplate-Canary"
 
-# The list of a request, and its answered items.
-FOUND = web.RequestKey("found", tuple[EncodedList, bytes])
+# The origin of an answered list.
+FOUND = web.RequestKey("found", ListOrigin)
 
 RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
@@ -190,7 +190,7 @@ class Handlers:
         """Return the body of a list answer, shaped for *user*, or for the items that it is listed *beside*."""
         with _refusing():
             items = self._shaper.shape(encoded, _selection(query), user=user, beside=beside)
-        request[FOUND] = encoded, items
+        request[FOUND] = found_in(encoded, items)
         return list_body(subject, list_head(encoded), items)
 
 

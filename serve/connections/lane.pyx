@@ -54,7 +54,7 @@ from hotplate.serve.encoded_lists import EncodedList, NotReady, UnknownList
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
 from hotplate.serve.problems import Problem
-from hotplate.serve.shaping import DEFAULT_N, Selection
+from hotplate.serve.shaping import Selection
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import RequestRecord, use_span
 from hotplate.serve.tiers import Origin
@@ -758,14 +758,14 @@ cdef class Lane:
         cdef _Request request
         cdef _Verdict verdict
         cdef object answer
-        cdef tuple query = self._query(parsed.query)
+        cdef object query = self._query(parsed.query)
         if query is None:
             return None
         request = _Request.__new__(_Request)
         request.started = now
         request.route = <_Route>self._routes[parsed.route]
-        request.n = query[0]
-        request.list_name = query[1]
+        request.n = query.n
+        request.list_name = query.list
         request.identifier = b"" if parsed.identifier.at == NULL else _bytes(parsed.identifier)
         request.request_id = _bytes(parsed.values[REQUEST_ID]) if _is_request_id(parsed.values[REQUEST_ID]) else None
         request.known = _text(parsed.values[KNOWN])
@@ -789,16 +789,16 @@ cdef class Lane:
         except (NotReady, UnknownList) as error:
             return self._refuse(request, problem_of(error))
 
-    cdef tuple _query(self, Span span):
-        """Return *n* and the name of the list; None for other parameters."""
-        cdef object found
+    cdef object _query(self, Span span):
+        """Return the query; None if it has parameters other than *n* and *list*."""
+        cdef object query
         cdef bytes raw
         if span.at == NULL:
             return _WITHOUT_QUERY
         raw = _bytes(span)
-        found = self._queries.get(raw)
-        if found is not None:
-            return <tuple>found
+        query = self._queries.get(raw)
+        if query is not None:
+            return query
         try:
             query = SIMILAR.parse(raw.decode("ascii"))
         except Problem:
@@ -807,9 +807,8 @@ cdef class Lane:
             return None
         if len(self._queries) >= MAX_REMEMBERED:
             self._queries.clear()
-        found = (query.n, query.list)
-        self._queries[raw] = found
-        return <tuple>found
+        self._queries[raw] = query
+        return query
 
     cdef _Verdict _verdict(self, Span key, Span authorization):
         """Return the caller; None for a token that must be verified. Raises Problem."""
@@ -1131,8 +1130,15 @@ cdef class Lane:
         if is_logged or request.span is not None:
             user = request.text_id() if found is not None and request.route.place == RECOMMENDATIONS else None
             record = RequestRecord(
-                request.route.name, "GET", status, took_s, size, request.request_id.decode("ascii"), request.client,
-                user, found,
+                route=request.route.name,
+                method="GET",
+                status=status,
+                took_s=took_s,
+                size=size,
+                request_id=request.request_id.decode("ascii"),
+                client=request.client,
+                user=user,
+                found=found,
             )
             report(record, self._access_log if is_logged else None, request.span)
         return 0
@@ -1141,7 +1147,7 @@ cdef class Lane:
 if HISTOGRAM_CELLS != len(BUCKETS_S) + 2:
     raise ImportError("the layout of histograms has changed; change Lane._observe with it")
 
-cdef tuple _WITHOUT_QUERY = (DEFAULT_N, "")
+cdef object _WITHOUT_QUERY = ListQuery()
 cdef const char* _ID_LINE = b'"\r\nServer: hotplate\r\nX-Request-Id: '
 cdef Py_ssize_t _OF_ID_LINE = 35
 cdef const char* _TIMING_LINE = b"\r\nServer-Timing: app;dur="

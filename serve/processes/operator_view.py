@@ -7,7 +7,7 @@ from typing import Literal, Self
 from msgspec import UNSET, Struct, UnsetType
 
 from hotplate.serve.processes.logs import LogLine
-from hotplate.serve.releases.served import BothCounts, ReleaseCounts, click_interval
+from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, click_interval
 from hotplate.serve.states import TierState, WorkerState, service_status, status_now
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State, rollback
 from hotplate.stores.encoding import Item

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.generation import Policy
-from hotplate.serve.releases.served import BothCounts, ServedCanary, ServedRelease, load
+from hotplate.serve.releases.canary import BothCounts, ServedCanary
+from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import MANIFEST, RowKey

@@ -55,9 +55,11 @@ class AccessLog:
         if record.client is not None:
             fields["client"] = record.client
         if record.found is not None:
-            release, source, tier, items, name = record.found
-            fields |= {"release": release, "source": source, "tier": tier, "items": length_of(items)}
-            fields |= {"list": name} if name else {}
+            origin = record.found
+            fields |= {"release": origin.release, "source": origin.source, "tier": origin.tier}
+            fields["items"] = length_of(origin.items)
+            if origin.name:
+                fields["list"] = origin.name
         if record.user is not None and self._users != "none":
             fields["user"] = record.user if self._users == "plain" else self._hash_of(record.user)
         if span is not None:

@@ -156,8 +156,9 @@ class RequestSpan:
         if record.client:
             attributes["hotplate.client"] = record.client
         if record.found is not None:
-            release, source, tier, _, _ = record.found
-            attributes |= {"hotplate.release": release, "hotplate.source": source, "hotplate.tier": tier}
+            attributes["hotplate.release"] = record.found.release
+            attributes["hotplate.source"] = record.found.source
+            attributes["hotplate.tier"] = record.found.tier
         failed = record.status >= 500
         if failed:
             attributes["error.type"] = str(record.status)

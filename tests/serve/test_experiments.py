@@ -18,7 +18,7 @@ from hotplate.serve.experiments import (
     welch_interval,
 )
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.releases.served import ServedCanary
+from hotplate.serve.releases.canary import ServedCanary
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Arm, Canary, Experiment, ReleaseId
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey

@@ -22,7 +22,7 @@ from hotplate.serve.deny_list import DenyListInvalid, parse_overrides
 from hotplate.serve.filters import Condition, Rejected, ReleaseFilters, parse_where
 from hotplate.serve.reader import TieredReader
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
-from hotplate.stores.encoding import Item, decode, encode, encode_id
+from hotplate.stores.encoding import EVERYBODY, Item, decode, encode, encode_id
 from hotplate.stores.errors import StoreMisused
 from tests.support.lane import Pair, connected
 from tests.support.requests import post
@@ -266,7 +266,7 @@ def test_what_is_remembered_changes_no_answer(monkeypatch: pytest.MonkeyPatch, m
             kept = [item for item in IDS if encode_id(item) not in Rejected(TABLE, where, overrides)]
             rejected = bound.rejected(where, overrides)
             assert [item for item in IDS * 2 if encode_id(item) not in rejected] == kept * 2
-            assert [item["id"] for item in decode(bound.popular("", body, where, overrides)[4:])] == kept
+            assert [item["id"] for item in decode(bound.popular(EVERYBODY, body, where, overrides)[4:])] == kept
 
 
 def test_overrides_apply_at_once_and_a_broken_file_changes_nothing(folder: Path, tmp_path: Path) -> None:

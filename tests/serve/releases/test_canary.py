@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import BUCKETS_S, CANARY, LIVE, Metrics
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.releases.canary import ReleaseCounts, ServedCanary, click_interval, find_regression
 from hotplate.serve.releases.follower import CANARY_S
-from hotplate.serve.releases.served import ReleaseCounts, ServedCanary, click_interval, find_regression
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
