@@ -57,19 +57,29 @@ class RowsRead(NamedTuple):
     slots: Sequence[Slot]
 
 
-@dataclass(slots=True)
-class BatchRead:
-    """The rows of one request that were read; those that no tier could read are missing."""
+def get_nowait(
+    tiers: Sequence[Tier], row: RowKey, missed: Origin | None = None, *, late: bool = False
+) -> RowRead | None:
+    """Read *row* without I/O, or return None if a tier needs it; *late* passes over such tiers.
 
-    deadline: float
-    """By `loop_time`."""
-
-    read_by: float | None
-    """When the caller stops waiting."""
-
-    parts: list[RowsRead] = field(default_factory=list)
-    failure: StoreError | None = None
-    """The last transient error."""
+    *missed* is a release before these tiers that lacks the row.
+    """
+    read = set() if missed is None else {missed.served.id}
+    for tier in tiers:
+        served = tier.follower.served_for(row)
+        if served is None or served.id in read:
+            continue
+        slot = tier.get(served, row.text)
+        if isinstance(slot, StoreError):
+            if late:
+                continue
+            return None
+        origin = Origin(tier, served)
+        if slot is not None and not is_empty(slot):
+            return RowRead(origin, slot)
+        read.add(served.id)
+        missed = missed or origin
+    return RowRead(missed, None)
 
 
 @dataclass(slots=True)
@@ -94,8 +104,8 @@ class _Turn(Generic[Waiter]):
         return origins[0] if origins else None
 
 
-class Lookups(Generic[Waiter]):
-    """Reads rows for waiters, on one loop.
+class TurnLookups(Generic[Waiter]):
+    """Reads single rows for waiters, on one loop. Each falls through the tiers by itself.
 
     The first tier that returns a list in its share of the budget wins. After an error the next tier is read; after a
     missing list, only tiers with another release.
@@ -114,29 +124,6 @@ class Lookups(Generic[Waiter]):
         """Of the policies, among them the followed releases, of the reads in `_waiting`."""
 
         self._reads = set[asyncio.Task[None]]()
-
-    def get_nowait(self, row: RowKey, missed: Origin | None = None, *, late: bool = False) -> RowRead | None:
-        """Read *row* without I/O, or return None if a tier needs it; *late* passes over such tiers.
-
-        Starts after the first tier if that has *missed* the row.
-        """
-        tiers = self._tiers if missed is None else self._tiers[1:]
-        read = set() if missed is None else {missed.served.id}
-        for tier in tiers:
-            served = tier.follower.served_for(row)
-            if served is None or served.id in read:
-                continue
-            slot = tier.get(served, row.text)
-            if isinstance(slot, StoreError):
-                if late:
-                    continue
-                return None
-            origin = Origin(tier, served)
-            if slot is not None and not is_empty(slot):
-                return RowRead(origin, slot)
-            read.add(served.id)
-            missed = missed or origin
-        return RowRead(missed, None)
 
     def add(self, row: RowKey, waiter: Waiter) -> None:
         """Read *row* in this loop iteration, or join a read of it; completes *waiter* later."""
@@ -168,8 +155,6 @@ class Lookups(Generic[Waiter]):
         """Wait for pending reads."""
         while self._reads:
             await asyncio.wait(self._reads)
-
-    # Single rows: each falls through the tiers by itself
 
     async def _read_turn(self) -> None:
         turn = _Turn(loop_time() + self._budget_s, self._waiting, self._turn_spans)
@@ -248,7 +233,9 @@ class Lookups(Generic[Waiter]):
             sampled_requests.set(tuple(spans))
         tier = self._tiers[place]
         try:
-            slots = await tier.read(served, [row.text for row in wanted], self._share_s(turn.deadline, place))
+            slots = await tier.read(
+                served, [row.text for row in wanted], _share_s(turn.deadline, len(self._tiers) - place)
+            )
         except ReleaseMoved:
             return await self._read_tier(turn, rows, place)
         except StoreError:
@@ -267,7 +254,27 @@ class Lookups(Generic[Waiter]):
                     turn.missed.setdefault(row, []).append(read.origin)
         return rest
 
-    # Batches: one tier answers all rows
+
+@dataclass(slots=True)
+class BatchRead:
+    """The rows of one request that were read; those that no tier could read are missing."""
+
+    deadline: float
+    """By `loop_time`."""
+
+    read_by: float | None
+    """When the caller stops waiting."""
+
+    parts: list[RowsRead] = field(default_factory=list)
+    failure: StoreError | None = None
+    """The last transient error."""
+
+
+class BatchLookups:
+    """Reads the rows of one request, which one tier answers all."""
+
+    def __init__(self, tiers: Sequence[Tier]) -> None:
+        self._tiers = tiers
 
     async def read_many(self, rows: Sequence[RowKey], deadline: float, read_by: float | None = None) -> BatchRead:
         """Read the rows of one request from the first tier that can be read.
@@ -278,29 +285,29 @@ class Lookups(Generic[Waiter]):
         for place in range(len(self._tiers)):
             if not rows:
                 break
-            rows = await self._read_tier_for(batch, rows, place)
+            rows = await self._read_tier(batch, rows, place)
         return batch
 
-    async def _read_tier_for(self, batch: BatchRead, rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
+    async def _read_tier(self, batch: BatchRead, rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
         """Add rows of one tier to *batch*, and return those that it could not read."""
         groups = self._tiers[place].follower.grouped(rows)
         if not groups:
             return rows
         if len(groups) == 1:
-            return await self._read_release_for(batch, groups[0], place)
-        rests = await asyncio.gather(*(self._read_release_for(batch, group, place) for group in groups))
+            return await self._read_release(batch, groups[0], place)
+        rests = await asyncio.gather(*(self._read_release(batch, group, place) for group in groups))
         return [row for rest in rests for row in rest]
 
-    async def _read_release_for(self, batch: BatchRead, group: RowsOfRelease, place: int) -> Sequence[RowKey]:
+    async def _read_release(self, batch: BatchRead, group: RowsOfRelease, place: int) -> Sequence[RowKey]:
         tier = self._tiers[place]
         keys = [row.text for row in group.rows]
-        reading = tier.read(group.served, keys, self._share_s(batch.deadline, place))
+        reading = tier.read(group.served, keys, _share_s(batch.deadline, len(self._tiers) - place))
         if batch.read_by is not None:
-            reading = _within(self._share_s(batch.read_by, place), reading)
+            reading = _within(_share_s(batch.read_by, len(self._tiers) - place), reading)
         try:
             slots = await reading
         except ReleaseMoved:
-            return await self._read_tier_for(batch, group.rows, place)
+            return await self._read_tier(batch, group.rows, place)
         except StoreError as error:
             if not isinstance(error, ReleaseCorrupt):
                 batch.failure = error
@@ -316,9 +323,10 @@ class Lookups(Generic[Waiter]):
                 return [_read_nowait(tier, group) for group in groups]
         return []
 
-    def _share_s(self, until: float, place: int) -> float:
-        """Return an equal share of the time left for the tiers from *place* on."""
-        return max(0.0, until - loop_time()) / (len(self._tiers) - place)
+
+def _share_s(until: float, tiers: int) -> float:
+    """Return an equal share of the time left for each of the *tiers* that may be read yet."""
+    return max(0.0, until - loop_time()) / tiers
 
 
 def _read_nowait(tier: Tier, group: RowsOfRelease) -> RowsRead:

@@ -18,7 +18,7 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList, Fallbacks, UnknownList, unknown_list
 from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn, from_similar, summed_weights
-from hotplate.serve.lookups import BatchRead, Lookups, RowRead, RowsRead
+from hotplate.serve.lookups import BatchLookups, BatchRead, RowRead, RowsRead, TurnLookups, get_nowait
 from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.settings import BUDGET_S
@@ -107,7 +107,7 @@ class _FutureWaiter:
 
 
 class TieredReader:
-    """Reads lists from tiers, in the order of `Lookups`, within a time budget. One per worker, on one loop.
+    """Reads lists from tiers, in the order that `lookups` describes, within a time budget. One per worker, on one loop.
 
     As a context manager it follows the live releases, and closes the stores at the end.
     """
@@ -145,7 +145,8 @@ class TieredReader:
         self.kept = kept
         self.warm = warm
         self._budget_s = budget_s
-        self._lookups = Lookups[Waiter](self.tiers, budget_s, self._complete)
+        self._turns = TurnLookups[Waiter](self.tiers, budget_s, self._complete)
+        self._batches = BatchLookups(self.tiers)
         self._fallbacks = Fallbacks(self.tiers, kept)
 
     async def __aenter__(self) -> Self:
@@ -164,7 +165,7 @@ class TieredReader:
             task.cancel()
         await asyncio.gather(*self.following, return_exceptions=True)
         self.following.clear()
-        await self._lookups.close()
+        await self._turns.close()
         if self._fold_in is not None:
             self._fold_in.close()
         for tier in self.tiers:
@@ -239,12 +240,12 @@ class TieredReader:
         if self._is_hidden(row):
             self.metrics.count_lookup("popular", "miss")
             return self._fallbacks.first(fallback, row, "unknown")
-        read = self._lookups.get_nowait(row, late=late)
+        read = get_nowait(self.tiers, row, late=late)
         return None if read is None else self._encoded(row, read, fallback)
 
     def after_miss(self, row: RowKey, fallback: RowKey, missed: Origin) -> EncodedList | None:
         """Go on like `get_nowait` after the first tier, whose release lacks *row*, which is not hidden."""
-        read = self._lookups.get_nowait(row, missed)
+        read = get_nowait(self.tiers[1:], row, missed)
         return None if read is None else self._encoded(row, read, fallback)
 
     def submit(self, row: RowKey, waiter: Waiter) -> None:
@@ -252,7 +253,7 @@ class TieredReader:
 
         If the read fails, that is the popular list with the key of its fallback, with status `error`.
         """
-        self._lookups.add(row, waiter)
+        self._turns.add(row, waiter)
 
     def hit(self, origin: Origin, row: RowKey, body: bytes, fallback: RowKey) -> EncodedList:
         """Return a list that was read, and count it."""
@@ -266,7 +267,7 @@ class TieredReader:
             return encoded
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
         waiter = _FutureWaiter(self, fallback, future)
-        self._lookups.add(row, waiter)
+        self._turns.add(row, waiter)
         deadline = _read_by.get()
         if deadline is None:
             return await future
@@ -274,7 +275,7 @@ class TieredReader:
             async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
-            self._lookups.leave(row, waiter)
+            self._turns.leave(row, waiter)
             return self.get_nowait(row, fallback, late=True) or self._fallbacks.unread(row, fallback)
 
     def _complete(self, row: RowKey, waiters: Sequence[Waiter], read: RowRead) -> None:
@@ -325,7 +326,7 @@ class TieredReader:
         hidden = {row for row in rows if self._is_hidden(row)}
         shown = [row for row in rows if row not in hidden] if hidden else rows
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
-        batch = await self._lookups.read_many(shown, deadline, _read_by.get())
+        batch = await self._batches.read_many(shown, deadline, _read_by.get())
         lists = self._batch_lists(batch, shown, fallbacks, must_read=must_read)
         for row in hidden:
             lists[row.id] = self._hidden_in_batch(row, fallbacks[row.list], batch)
@@ -352,7 +353,7 @@ class TieredReader:
         self.release()  # raises NotReady
         if must_read and (batch.failure is not None or self.first_served is None):
             raise StoreUnavailable("no store can be read for now") from batch.failure
-        for part in self._lookups.cached([row for row in rows if row.id not in lists]):
+        for part in self._batches.cached([row for row in rows if row.id not in lists]):
             self._add_lists(lists, part, fallbacks)
         for row in rows:
             if row.id not in lists:
@@ -449,7 +450,7 @@ class TieredReader:
         """Sum up lists of similar items of one release."""
         rows = [RowKey(ITEM, item, stored) for item in weights]
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(rows)
-        batch = await self._lookups.read_many(rows, deadline, _read_by.get())
+        batch = await self._batches.read_many(rows, deadline, _read_by.get())
         if not batch.parts:
             return _Computed(None, [], 0, len(weights))
         (part,) = batch.parts  # one tier and, as canaries are of users, one release
