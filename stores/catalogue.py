@@ -286,14 +286,13 @@ def follows(found: Catalogue, seen: Catalogue | None) -> bool:
     return rewritten and (found.primary or not seen.primary)
 
 
-def newly_committed(old: Catalogue, new: Catalogue) -> list[ReleaseRef]:
+def newly_committed(old: Catalogue, new: Catalogue) -> list[Release]:
     """Return the releases committed or made live between *old* and *new*."""
-    drafts = {entry.incarnation for entry in old.releases if entry.state is State.DRAFT}
+    committed = {entry.incarnation for entry in old.committed}
     return [
-        entry.ref
-        for entry in new.releases
-        if (entry.incarnation in drafts and entry.state not in (State.DRAFT, State.DROPPING))
-        or (entry.state is State.LIVE and old.live_ref != entry.ref)
+        entry
+        for entry in new.committed
+        if entry.incarnation not in committed or (entry.state is State.LIVE and old.live_ref != entry.ref)
     ]
 
 

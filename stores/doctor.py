@@ -29,7 +29,7 @@ from hotplate.stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from hotplate.stores.lifecycle import check_nothing_to_rebuild, is_sealed, prepare_served
+from hotplate.stores.lifecycle import check_nothing_to_rebuild, is_sealed
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
 from hotplate.stores.verification import counted, read_servable, verify
@@ -296,7 +296,8 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
     except (ReleaseConflict, StoreUnavailable):
         if await _token(store) != new.token:  # otherwise only the reply was lost
             raise
-    await prepare_served(store, new)
+    for release in new.served:
+        await store.prepare(release)  # a node of a cluster may have lost it meanwhile
     return new
 
 

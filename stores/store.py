@@ -214,8 +214,12 @@ class RowEraser(ABC):
     """A store that can delete rows of a sealed release."""
 
     @abstractmethod
-    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
-        """Delete rows and return their number. Idempotent; raises ReleaseNotFound."""
+    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
+        """Delete rows and return their number. Idempotent; raises ReleaseNotFound.
+
+        *check* raises ReleaseConflict unless the catalogue records the rows as missing. As for `Store.erase`, it is
+        called with the catalogue of the data that the rows are deleted from.
+        """
 
 
 class Observer(Protocol):

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import USER, RowKey
@@ -48,11 +49,11 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
 
     deleted = 0
     for _ in range(ATTEMPTS):
-        held = await _mark(store, wanted)
+        recorded, held = await _mark(store, wanted)
         if isinstance(store, RowEraser):
             for release, keys in held.items():
-                with suppress(ReleaseNotFound):  # pruned since
-                    deleted += await store.erase_rows(release, keys)
+                with suppress(ReleaseNotFound, ReleaseConflict):  # pruned since; or not recorded any more
+                    deleted += await store.erase_rows(release, keys, partial(_check_recorded, recorded))
         found = await find_users(store, wanted)
         if len(found.erased) == len(wanted) and not (found.holding and isinstance(store, RowEraser)):
             break
@@ -60,8 +61,11 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     return replace(found, deleted=deleted, warning=warning)
 
 
-async def _mark(store: Store, users: Sequence[str]) -> dict[ReleaseRef, list[str]]:
-    """Record *users* as erased, and their rows as missing; return the keys of these rows, which are still there."""
+async def _mark(store: Store, users: Sequence[str]) -> tuple[Catalogue, dict[ReleaseRef, list[str]]]:
+    """Record *users* as erased, and their rows as missing.
+
+    Returns the catalogue with the record, and the keys of these rows, which are still there.
+    """
     held = dict[ReleaseRef, list[str]]()
 
     async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
@@ -74,8 +78,12 @@ async def _mark(store: Store, users: Sequence[str]) -> dict[ReleaseRef, list[str
                 held[entry.ref] = [row.key for row in rows]
         return known
 
-    await _change(store, more)
-    return held
+    return await _change(store, more), held
+
+
+def _check_recorded(recorded: Catalogue, found: Catalogue) -> None:
+    if found.store_id != recorded.store_id or found.generation < recorded.generation:
+        raise ReleaseConflict("the store has returned to older data, which do not record the rows as missing")
 
 
 async def find_users(store: Store, users: Sequence[str]) -> Erasure:

@@ -472,7 +472,8 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
         await self._budget.call(delete)
 
-    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
+    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
+        check(await self.catalogue())
         return await self._rows.erase(release, keys)
 
     async def incarnations(self) -> list[str]:

@@ -23,7 +23,7 @@ from functools import partial
 from redis.exceptions import AskError
 
 from hotplate.stores import catalogue as catalogue_record
-from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, newly_committed
+from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, newly_committed
 from hotplate.stores.errors import StoreError
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import Session, is_primary
@@ -135,18 +135,20 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         return await self._replica_lookups.get(release, keys)
 
     async def catalogue(self) -> Catalogue:
-        record, now, primary = await self._sessions.run(self._keys.catalogue, self._read_catalogue)
-        if record is None:
-            return Catalogue(now=now, primary=primary)
-        return replace(catalogue_record.parse(record, now=now, where=self._servers.shown), primary=primary)
+        _, catalogue = await self._sessions.run(self._keys.catalogue, self._read_catalogue)
+        return catalogue
 
-    async def _read_catalogue(self, session: Session) -> tuple[bytes | None, float, bool]:
+    async def _read_catalogue(self, session: Session) -> tuple[bytes | None, Catalogue]:
         record, time_, greeting = await session.replies(("GET", self._keys.catalogue), ("TIME",), ("HELLO",))
         for reply in (record, time_):
             if isinstance(reply, StoreError | AskError):
                 raise reply
         seconds, micros = time_
-        return record, seconds + micros / 1e6, is_primary(greeting)
+        now = seconds + micros / 1e6
+        catalogue = Catalogue(now=now)
+        if record is not None:
+            catalogue = catalogue_record.parse(record, now=now, where=self._servers.shown)
+        return record, replace(catalogue, primary=is_primary(greeting))
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         async def read(session: Session) -> list[bytes | None]:
@@ -312,13 +314,9 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         releases = newly_committed(old, new)
 
         async def change(session: Session) -> None:
-            for release in () if self._clustered else releases:
-                state = await session.execute("GET", self._keys.release(release).state)
-                if state not in (None, SEALED):
-                    raise RowsLost(f"{self._servers.shown}: {unsealed(release, 1, 1)}")
-            record, now, _ = await self._read_catalogue(session)
-            found = Catalogue() if record is None else catalogue_record.parse(record, now=now, where=session.where)
-            if found.version != old.version:
+            await self._check_sealed(session, releases)
+            record, catalogue = await self._read_catalogue(session)
+            if catalogue.version != old.version:
                 raise catalogue_changed()
             await self._replace(session, record, new, records)
             if releases:
@@ -329,7 +327,22 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         await self._sessions.run(self._keys.catalogue, change)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await self._sessions.run(self._keys.catalogue, lambda session: self._replace(session, record, new, records))
+        async def change(session: Session) -> None:
+            await self._check_sealed(session, new.committed)
+            await self._replace(session, record, new, records)
+
+        await self._sessions.run(self._keys.catalogue, change)
+
+    async def _check_sealed(self, session: Session, releases: Sequence[Release]) -> None:
+        """Raise RowsLost unless one server, over the connection that names them in the catalogue, has *releases*.
+
+        It may have been restarted with older data since they were sealed, and a pool opens connections again.
+        """
+        if self._clustered:
+            return
+        for release in releases:
+            if await session.execute("GET", self._keys.release(release.ref).state) != SEALED:
+                raise RowsLost(f"{self._servers.shown}: {unsealed(release.ref, 1, 1)}")
 
     async def _replace(
         self, session: Session, record: bytes | None, new: Catalogue, records: Sequence[RecordChange]
@@ -342,9 +355,18 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
             raise catalogue_changed()
         await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
-    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
+    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
         await self.prepare(release)
         names, _ = self._keys.release(release).located(keys)
+
+        async def erase(session: Session) -> int:
+            _, catalogue = await self._read_catalogue(session)
+            check(catalogue)
+            return sum(await session.execute_all(*(("DEL", name) for name in names)))
+
+        if not self._clustered:
+            return await self._sessions.run(self._keys.catalogue, erase)
+        check(await self.catalogue())
         return sum(await self._sessions.execute_each([KeyedCommand(name, ("DEL", name)) for name in names]))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:

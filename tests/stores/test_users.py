@@ -22,7 +22,7 @@ from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import read_servable, verify
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, batches, on_every_store, publish, ref_of
+from tests.support.stores import OpenStore, batches, on_every_store, publish, ref_of, unchecked
 
 ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(8))]
 
@@ -62,7 +62,7 @@ async def test_rows_that_are_lost_show_beside_those_that_were_erased(monkeypatch
         await verify(store, release)
     assert (await erase_users(store, ["7"])).deleted == 1
     await verify(store, release)
-    await store.erase_rows(release, ["user:3", "user:4", "user:5"])
+    await store.erase_rows(release, ["user:3", "user:4", "user:5"], unchecked)
     with pytest.raises(ReleaseCorrupt, match="3 of 10 rows are missing"):
         await verify(store, release)
 

@@ -127,7 +127,8 @@ class MemoryStore(LocalReader, RowEraser):
         check(await self.catalogue())
         self.releases.pop(release.incarnation, None)
 
-    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
+    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
+        check(await self.catalogue())
         rows = self.find(release).rows
         return sum(rows.pop(key, None) is not None for key in keys)
 

@@ -63,7 +63,8 @@ class RedisProxy(Proxy):
                         await replies.until_complete()
                         if self._cut is Cut.AFTER:
                             writer.close()
-                            await writer.wait_closed()
+                            with suppress(OSError):
+                                await writer.wait_closed()
                         self.reset()
                         self._on_fault()
                         return

@@ -161,7 +161,10 @@ def replica_of(server: RedisServer, folder: Path) -> Iterator[RedisServer]:
 
 
 def find_binary() -> str:
-    """Return where redis-server is; skips the test, or fails it, where there is none."""
+    """Return the server of HOTPLATE_REDIS_SERVER, or on the PATH; skips the test, or fails it, where there is none."""
+    if (chosen := os.environ.get("HOTPLATE_REDIS_SERVER")) is not None:
+        assert shutil.which(chosen), f"HOTPLATE_REDIS_SERVER is {chosen}, which cannot be executed"
+        return chosen
     binary = shutil.which("redis-server")
     if binary is None:
         if "redis" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):

@@ -204,7 +204,7 @@ async def test_rows_of_erased_users_are_deleted_and_the_release_is_whole(account
     assert (erased, isinstance(kept, bytes)) == (None, True)
     assert (await verify(store, entry.ref)).release == release
     with pytest.raises(ReleaseNotFound):
-        await store.erase_rows(ref(release), ["user:1"])
+        await store.erase_rows(ref(release), ["user:1"], unchecked)
 
 
 def test_a_worker_that_only_serves_never_imports_the_control_plane(cosmos_http: Account) -> None:

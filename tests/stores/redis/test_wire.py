@@ -16,7 +16,7 @@ from hotplate.stores.redis.writer import Keys
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import SOON_S, RedisServer, replica_of, running
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
-from tests.support.stores import FIRST, begin, draft_of, ref, scanned, step, write
+from tests.support.stores import FIRST, begin, draft_of, ref, scanned, step, unchecked, write
 from tests.support.tcp_proxy import Proxy, through
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(200)]
@@ -78,7 +78,7 @@ async def test_erasure_of_rows_without_a_reply_is_sent_once(wire: Wire) -> None:
     before = wire.calls(*commands)
     wire.proxy.losing = wire.rows[0].key.encode()
     with pytest.raises(StoreUnavailable):
-        await wire.store.erase_rows(ref(FIRST), [wire.rows[0].key])
+        await wire.store.erase_rows(ref(FIRST), [wire.rows[0].key], unchecked)
     wire.proxy.losing = None
     assert wire.calls(*commands) == before + 1
 
