@@ -145,7 +145,7 @@ def _plain(value: object) -> str:
 
 
 def _columns_html(report: Report) -> str:
-    names = [column.heading.replace("\n", " ") for column in report.columns]
+    names = [_one_line(column.heading) for column in report.columns]
     head = "".join(f"<th scope=col>{_escaped(name)}</th>" for name in names)
     lines = []
     for subject in report.subjects:
@@ -158,6 +158,11 @@ def _columns_html(report: Report) -> str:
         '<div class="scroll" tabindex="0"><table class="matrix">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _one_line(heading: str) -> str:
+    """Return a heading of several lines as one: words are joined, and parts of a word."""
+    return re.sub(r"-\n|\n(?=[/@])", "", heading).replace("\n", " ")
 
 
 def _column_cell(row: Row | None, column: Column) -> str:

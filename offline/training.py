@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, Lead, evaluate_parts
+from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
+from hotplate.offline.evaluate.model_report import answer
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import DataSource, Format, named_paths
@@ -99,19 +100,8 @@ class TrainReport:
 
     @property
     def verdict(self) -> str | None:
-        """A sentence on the lists against what is popular now, as both are served, or None without an evaluation."""
-        evaluation = self.evaluation
-        if evaluation is None:
-            return None
-        served = evaluation.model.as_served.ndcg
-        for lead, baseline in zip(evaluation.leads, evaluation.baselines, strict=True):
-            if isinstance(baseline.params, PopularityParams):
-                popular = baseline.as_served.ndcg
-                return (
-                    f"The lists are {_compared(lead, popular)} {baseline.name}: nDCG@{evaluation.k} "
-                    f"{served:.4f} against {popular:.4f}"
-                )
-        return f"The lists are those of {evaluation.model.name}: nDCG@{evaluation.k} {served:.4f}"
+        """The lists against what is popular now, as both are served, or None without an evaluation."""
+        return None if self.evaluation is None else answer(self.evaluation.to_json())
 
     @property
     def warning(self) -> str | None:
@@ -125,7 +115,7 @@ class TrainReport:
         certain = lead.interval is not None and lead.interval[1] < 0
         return (
             f"{described(best.params)} ranks better than this model on the test: nDCG@{evaluation.k} "
-            f"{best.metrics.ndcg:.4f} against {evaluation.model.metrics.ndcg:.4f}"
+            f"{best.as_served.ndcg:.4f} against {evaluation.model.as_served.ndcg:.4f}"
             f"{'' if certain else ', too little to be certain'}; train with {as_options(best.params)}"
         )
 
@@ -191,8 +181,6 @@ def train(
             search = _search(learnable, settings, folder, on_progress, on_notice)
             tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
     chosen = _choose(learnable, settings, search, folder)
-    if chosen.repeats is not None:
-        on_notice(_said_of(chosen.repeats))
     evaluation, note = None, "No evaluation was requested."
     if parts is not None:
         with _stage("evaluate", seconds, on_progress):
@@ -208,14 +196,6 @@ def train(
     return TrainReport(
         out, model, evaluation, None if evaluation else note, search, None if search else tuning_note, seconds
     )
-
-
-def _compared(lead: Lead, popular: float) -> str:
-    """Return how lists with the *lead* compare with popular ones of nDCG *popular*."""
-    if lead.interval is None or lead.interval[0] <= 0 <= lead.interval[1]:
-        return "neither clearly better nor worse than"
-    size = f"{100 * abs(lead.ndcg) / popular:.0f} % " if popular else ""
-    return f"{size}{'better' if lead.ndcg > 0 else 'worse'} than"
 
 
 Learnable = tuple[UserItems, History | None]
@@ -354,17 +334,6 @@ def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None
         return PopularityParams()
     found = tune(*learnable, settings.split, TuneOptions(engine="popularity"), k=settings.k, kept=trials)
     return PopularityParams() if found is None else found.popular
-
-
-def _said_of(repeats: RepeatSearch) -> str:
-    """Return a sentence on repeats, of an inner test."""
-    found = f"{100 * repeats.share:.0f} % of test interactions are repeats"
-    if repeats.blended <= repeats.without:
-        return f"{found}; allowing them does not help"
-    return (
-        f"{found}; allowing them (publish --keep-seen) raises nDCG@{repeats.k} from {repeats.without:.4f} to "
-        f"{repeats.blended:.4f}"
-    )
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:

@@ -382,4 +382,4 @@ def _plot(sweep: Sweep) -> Plot:
     x, p99_label = "offered reads/s", "p99" + f", {ASSUMED}" * sweep.emulated
     below = Plot(p99_label, x, p99_label, tuple(p99), y_unit="us", log_x=True, points=True)
     title = "Throughput and p99 over the offered load"
-    return Plot(title, x, "lists of the store/s", tuple(throughput), log_x=True, log_y=True, points=True, below=below)
+    return Plot(title, x, READS, tuple(throughput), log_x=True, log_y=True, points=True, below=below)

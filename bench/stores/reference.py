@@ -122,15 +122,19 @@ def _measured(summary: Summary, needed: Needs | None) -> Iterator[Row]:
 
 def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
     p50 = summary.latencies["p50"].value
-    median = "too few answers for a median" if p50 is None else f"p50 {format_value(p50, 'us')}"
-    assumed = ", assumed" * (not summary.has_own_latency and p50 is not None)
-    latency = f"{median}{assumed}; published {MEDIAN_US / 1000:g} ms"
+    published = f"the published {MEDIAN_US / 1000:g} ms"
+    if p50 is None:
+        latency = f"Too few answers for a median, to set beside {published}"
+    elif summary.has_own_latency:
+        latency = f"P50 {format_value(p50, 'us')}, beside {published} of another service"
+    else:
+        latency = f"Whether it is faster than {published} is unknown: the p50 of {format_value(p50, 'us')} is assumed"
     if needed is None:
-        return f"{summary.name}: {latency}."
-    published = prices.ru_hours(RU * HOURS_A_MONTH)
+        return f"{latency}."
+    before = prices.ru_hours(RU * HOURS_A_MONTH)
     return (
         f"The reference's {RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a "
-        f"month), not {RU:,} ({published:,.0f}). {latency[:1].upper()}{latency[1:]}."
+        f"month), not {RU:,} ({before:,.0f}). {latency}."
     )
 
 

@@ -451,5 +451,7 @@ def plots(stores: Sequence[Summary]) -> list[Plot]:
         if (figure := each.latencies[DECISIVE]).value is not None and figure.values
     )
     caption = "Of an emulated store, the latency is an assumption."
-    plot = Plot(f"{DECISIVE} of each round", "round", DECISIVE, curves, y_unit="us", points=True, caption=caption)
+    plot = Plot(
+        f"{DECISIVE} of each round", "round", DECISIVE, curves, y_unit="us", log_y=True, points=True, caption=caption
+    )
     return [plot] if curves else []

@@ -86,7 +86,7 @@ def report(
 
     Example: hotplate evaluate report model --out report.html
     """
-    from hotplate.offline.evaluate.reports import model_report
+    from hotplate.offline.evaluate.model_report import model_report
 
     if as_json:
         show_report(interruptible(lambda: model_report(model)), as_json=True)
@@ -96,9 +96,7 @@ def report(
     require_folder(page)
     found = interruptible(lambda: model_report(model))
     save_page(found, page)
-    out.print(found.sentence)
-    for complaint in found.broken:
-        out.print(complaint)
+    show_report(found, as_json=False)
     out.print(f"report written to {page}")
 
 

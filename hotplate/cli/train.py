@@ -1,9 +1,9 @@
 """`hotplate train`: from interactions to a model folder."""
 
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,23 +12,21 @@ from hotplate.cli.terminal import (
     Json,
     Master,
     TextFormat,
+    counted,
     err,
     interruptible,
-    out,
     print_json,
-    print_rows_read,
     progress_bars,
-    table,
+    show_report,
 )
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from hotplate.offline.evaluate.evaluation import Evaluation
     from hotplate.offline.input.files import DataSource
     from hotplate.offline.train.engine import Engine, Params
-    from hotplate.offline.train.tuning import Search, TuneOptions
+    from hotplate.offline.train.tuning import TuneOptions
     from hotplate.offline.training import TrainReport, TrainSettings
 
 
@@ -217,58 +215,53 @@ def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
 
 
 def print_report(report: "TrainReport") -> None:
-    """Print rows read and left out, search, and evaluation."""
+    """Print how good the lists are, the search, the test, and what was read and written."""
+    from hotplate.offline.evaluate.model_report import certainty, columns, rows, split_in_words
+    from hotplate.report import Report
+
     facts = report.to_json()
-    for sentence in (report.verdict, report.warning):
-        if sentence:
-            out.print(sentence)
-    data = facts["data"]
-    print_rows_read(data["source"], data["rows"], data["left_out"], data["notes"])
-    out.print("  columns: " + ", ".join(f"{role}={name}" for role, name in data["columns"].items() if name))
-    for what in ("users", "items", "pairs"):
-        if facts[f"{what}_left_out"]:
-            out.print(f"  {facts[f'{what}_left_out']:,} {what} left out: fewer than the minimum per user or per item")
-    out.print(
-        f"{facts['users']:,} users, {facts['items']:,} items, {facts['pairs']:,} pairs, {facts['titles']:,} titles"
+    record = facts["evaluation"]
+    tested = {} if record is None else {"nDCG": certainty(record), "test": split_in_words(record)}
+    shown = Report(
+        kind="train",
+        sentence=report.verdict or f"The lists were not tested. {report.note}",
+        rows=() if record is None else tuple(rows(record)),
+        columns=() if record is None else columns(record),
+        origins={"model": _model_in_words(report), **tested, **dict(_origins(facts))},
+        notes=(*([f"look out: {report.warning}"] if report.warning else ()), *facts["data"]["notes"]),
     )
-    if report.search is None:
-        out.print(report.tuning_note or "")
-    else:
-        _print_search(report.search, facts["seconds"]["tune"])
-    if report.evaluation is None:
-        out.print(report.note or "")
-    else:
-        _print_evaluation(report.evaluation)
-    took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
-    out.print(f"model written to {report.out} ({took})")
+    show_report(shown, as_json=False)
 
 
-def _print_evaluation(evaluation: "Evaluation") -> None:
-    from hotplate.offline.evaluate.evaluation import metric_rows
-
-    shown = [evaluation.model, *evaluation.baselines]
-    tested = evaluation.model.metrics
-    kind = "given test data" if evaluation.split is None else f"{evaluation.split.kind} split"
-    out.print(
-        f"{kind}: {evaluation.test_pairs:,} pairs of {tested.users:,} users held back, "
-        f"measured at {evaluation.k} (± half of the 95 % interval)"
-    )
-    if evaluation.drawn_from:
-        out.print(f"  drawn at random from {evaluation.drawn_from:,} users, as the intervals reflect")
-    if evaluation.cold_pairs:
-        out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items not in the training part")
-    headings = ("", "model", *(each.name for each in evaluation.baselines))
-    out.print(table(headings, metric_rows([each.to_json() for each in shown])))
-    if tested.users_with_lists < tested.users:
-        missing = tested.users - tested.users_with_lists
-        out.print(f"{missing:,} of {tested.users:,} users have no list, and are served the popular one; as served:")
-        out.print(table(headings, metric_rows([asdict(each.as_served) for each in shown])))
-
-
-def _print_search(search: "Search", seconds: float) -> None:
+def _model_in_words(report: "TrainReport") -> str:
     from hotplate.offline.train.engine import described
 
-    best, count = search.trials[search.best], len(search.trials)
-    out.print(
-        f"{described(best.params)}: nDCG@{search.k} {best.ndcg:.4f} on the inner split; {count} trials, {seconds:.0f} s"
-    )
+    model = described(report.model.params)
+    if report.search is None:
+        return f"{model}. {report.tuning_note}"
+    tried = f"the best of {len(report.search.trials)} tried in {report.seconds['tune']:.0f} s"
+    best = report.search.trials[report.search.best]
+    return f"{model}: {tried} (nDCG@{report.search.k} {best.ndcg:.4f} on the inner split)"
+
+
+def _origins(facts: "Mapping[str, Any]") -> "Iterator[tuple[str, str]]":
+    """Yield what was read, kept and written."""
+    from hotplate.offline.evaluate.model_report import repeats_in_words, variety_in_words
+
+    if facts["evaluation"] and (variety := variety_in_words(facts["evaluation"])):
+        yield "variety", variety
+    if repeats := repeats_in_words(facts["tuning"]):
+        yield "repeats", repeats
+    data = facts["data"]
+    left_out = [f"{count:,} left out: {reason}" for reason, count in data["left_out"].items()]
+    yield "read", "; ".join([f"{counted(data['rows'], 'row')} of {data['source']}", *left_out])
+    yield "columns", ", ".join(f"{role}={name}" for role, name in data["columns"].items() if name)
+    few = [
+        f"{facts[f'{counts}_left_out']:,} {counts} left out, with fewer than the minimum"
+        for counts in ("users", "items", "pairs")
+        if facts[f"{counts}_left_out"]
+    ]
+    kept = ", ".join(f"{facts[counts]:,} {counts}" for counts in ("users", "items", "pairs", "titles"))
+    yield "learned", "; ".join([f"from {kept}", *few])
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
+    yield "written", f"{facts['out']} ({stages})"

@@ -70,7 +70,11 @@ class Variety:
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """Metrics of one engine; *as_served* fills missing lists with the popular one; *per_user* is nDCG."""
+    """Metrics of one engine; *as_served* fills missing lists with the popular one.
+
+    per_user         nDCG by user
+    served_per_user  the same, as served
+    """
 
     engine: Engine
     params: Params
@@ -78,6 +82,7 @@ class EngineResult:
     as_served: RankingMetrics
     coverage: float
     per_user: Values
+    served_per_user: Values
     variety: Variety | None = None
 
     @property
@@ -98,7 +103,7 @@ class EngineResult:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """The model's nDCG minus a baseline's, with the interval per user."""
+    """The model's nDCG minus a baseline's, both as served, with the interval over users."""
 
     ndcg: float
     interval: MetricInterval | None
@@ -225,7 +230,7 @@ def evaluate_parts(
     )
     others = [each for each in baselines if engine_of(each) != model.engine]
     results = tuple(evaluate_engine(parts, each, k, popular=popular) for each in others)
-    differences = [model.per_user - each.per_user for each in results]
+    differences = [model.served_per_user - each.served_per_user for each in results]
     known = users_per_item(parts.train) > 0
     found_similar = None
     if similar is not None and similar_items is not None:
@@ -275,6 +280,7 @@ def evaluate_engine(
         served.metrics,
         coverage(lists[plain.users], parts.train.shape[1]),
         plain.values["ndcg"],
+        served.values["ndcg"],
         None if similar is None else Variety.of(lists[plain.users], parts, similar, new_days),
     )
 

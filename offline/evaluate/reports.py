@@ -1,10 +1,8 @@
-"""The reports of `hotplate evaluate`."""
+"""The reports of `hotplate evaluate` on lists."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,10 +30,9 @@ from hotplate.offline.input.tables import Rows, Table, TableShape, bad_ids, id_r
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
-from hotplate.offline.model import Model, describe, load
-from hotplate.offline.train.engine import name_of
+from hotplate.offline.model import Model
 from hotplate.offline.train.popularity import Popularity, by_popularity
-from hotplate.report import Report, Row, TextTable
+from hotplate.report import Report, Row
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Item
@@ -46,23 +43,6 @@ from hotplate.stores.verification import load_manifest
 _ROLES = ("user", "item")
 _NO_NUMBER = "rating that is not a number"
 _SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
-_SHOWN_USERS = 10
-_SHOWN_HISTORY = 20
-_LONGEST = 80
-_AT_RANDOM = frozenset({"by-item", "by-user", "random"})
-_FLATTERS = "A random split trains on interactions from after the test, which flatters a model."
-_METHOD = (
-    "Metrics are means over users with held-back items; a user without a list counts with zeros. As served, a user "
-    "without a list gets the popular one. Intervals (95 %, Student's t over users) hold for the users drawn, not for "
-    "another split, month or catalogue."
-)
-_SAMPLES = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
-NAMES = {"ndcg": "nDCG", "map": "MAP", "recall_at_k": "recall, of k at most", "mrr": "MRR", "hit_rate": "hit rate"}
-MAIN = ("ndcg", "recall", "precision", "map", "mrr", "hit_rate")
-# Shown elsewhere, or only about files.
-_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,95 +322,3 @@ def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
             if isinstance(value, float):
                 low, high = figures.get("intervals", {}).get(name, (None, None))
                 yield Row(subjects[kind], name, "", value, low=low, high=high)
-
-
-def model_report(path: Path) -> Report:
-    """Return the report of the model folder *path*; deterministic. Raises DataError as `load`."""
-    model, description = load(path), describe(path)
-    record = model.metrics if model.metrics and "model" in model.metrics else None
-    leads = list(_leads(record)) if record else [(True, "no baseline was beaten")]
-    by_activity = np.argsort(np.diff(model.matrix.user_items.indptr), kind="stable")
-    places = np.linspace(0, len(by_activity) - 1, min(_SHOWN_USERS, len(by_activity))).round().astype(np.int32)
-    users = by_activity[places].astype(np.int32)
-    items, _ = model.ranker.recommend(model.matrix.user_items, users, record["k"] if record else 10)
-    return Report(
-        kind=f"evaluate report {path}",
-        sentence=f"{_verdict_on(record)}.",
-        rows=tuple(_metrics(record)),
-        tables=tuple(_sample(model, user, row) for user, row in zip(users.tolist(), items, strict=True)),
-        notes=(*(text for ahead, text in leads if not ahead), *([_split_in_words(record)] if record else ()), _METHOD),
-        broken=tuple(text for ahead, text in leads if ahead),
-        configuration={name: value for name, value in description.items() if name not in _ELSEWHERE},
-        machine={"date": description["created_at"], **description["data"]},
-    )
-
-
-def _verdict_on(record: Record | None) -> str:
-    if record is None:
-        return "It is not known how good this model is: it was trained without an evaluation"
-    figures = ", ".join(f"{found['ndcg']:.4f} ({name})" for name, found in _baselines(record))
-    model = f"This {record['engine']} model has nDCG@{record['k']} {record['model']['ndcg']:.4f}"
-    return f"{model}, against {figures}" if figures else f"{model}, and was compared with no baseline"
-
-
-def _baselines(record: Record) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for engine, found in record["baselines"].items():
-        yield name_of(engine, found["params"]), found
-
-
-def _leads(record: Record) -> Iterator[tuple[bool, str]]:
-    """Yield for each baseline whether it ranks better than the model, in a sentence."""
-    for name, found in _baselines(record):
-        lead, interval = found["model_leads_by"]["ndcg"], found["model_leads_by"]["interval"]
-        low, high = interval or (-inf, inf)
-        chance = "; chance may be all of that" if low <= 0 <= high else ""
-        text = (
-            f"The model compared with {name}: nDCG@{record['k']} {lead:+.4f} (95 %: {low:+.4f} to {high:+.4f}){chance}."
-        )
-        yield lead < 0, text
-
-
-def _split_in_words(record: Record) -> str:
-    split, model = record["split"], record["model"]
-    share = f" (test share {split['test_share']:g})" if "test_share" in split else ""
-    words = (
-        f"Split {split['kind']}{share}: trained on {record['train_pairs']:,} pairs, tested on {record['test_pairs']:,} "
-        f"of {model['users']:,} users, {model['users_with_lists']:,} of them with a list."
-    )
-    return f"{words} {_FLATTERS}" if split["kind"] in _AT_RANDOM else words
-
-
-def _metrics(record: Record | None) -> Iterator[Row]:
-    if record is None:
-        return
-    model = record["model"] | {"as_served": record["as_served"], "intervals": record["intervals"]}
-    baselines = {f"{name} (baseline)": found for name, found in _baselines(record)}
-    for name, found in ({f"{record['engine']} (this model)": model} | baselines).items():
-        for values, suffix in ((found, ""), (found["as_served"], ", as served")):
-            for metric, value in values.items():
-                if isinstance(value, float):
-                    low, high = values["intervals"].get(metric, (None, None))
-                    figure = f"{NAMES.get(metric, metric.replace('_', ' '))}@{record['k']}{suffix}"
-                    yield Row(name, figure, "", value, low=low, high=high, main=metric in MAIN and not suffix)
-
-
-def _sample(model: Model, user: int, items: Indices) -> TextTable:
-    matrix = model.matrix
-    begin, end = matrix.user_items.indptr[user : user + 2].tolist()
-    by = matrix.user_items.data if matrix.times is None else matrix.times
-    latest = begin + np.argsort(-by[begin:end].astype(np.float64), kind="stable")[:_SHOWN_HISTORY]
-    history, listed = matrix.user_items.indices[latest].tolist(), items[items >= 0].tolist()
-    lines = zip_longest(*([_item(model, item) for item in each] for each in (history, listed)), fillvalue="")
-    headings = (f"history, of {end - begin:,}", "list")
-    return TextTable(f"User {_clean(matrix.user_ids[user])}", headings, tuple(lines), _SAMPLES)
-
-
-def _item(model: Model, item: int) -> str:
-    identifier = model.matrix.item_ids[item]
-    title = model.titles.get(identifier)
-    return f"{_clean(title)} ({_clean(identifier, 40)})" if title else _clean(identifier, 40)
-
-
-def _clean(value: str, longest: int = _LONGEST) -> str:
-    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in value)
-    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

@@ -1,6 +1,7 @@
 """The search for an engine and its parameters within a budget."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +23,6 @@ from hotplate.offline.train.engine import (
     Engine,
     Params,
     Ranker,
-    described,
     engine_of,
     fit_bytes,
     fit_s,
@@ -432,9 +432,11 @@ class _Budget:
         )
 
     def sentence(self) -> str:
+        engines = Counter(map(engine_of, self.left_out))
+        counts = ", ".join(f"{count} of {engine}" for engine, count in engines.items())
         return (
             f"not tried within {self.total_s:.0f} s of a core, {self.most_bytes / 1e9:.1f} GB, and {_LAST_FIT_S:.0f} s "
-            f"of a last fit: {'; '.join(map(described, self.left_out))}; --tune SECONDS allows more"
+            f"of a last fit: {counts}; --tune SECONDS allows more"
         )
 
     def _take(self, purpose: str, seconds: float) -> bool:

@@ -43,7 +43,7 @@ def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
         assert low <= result.metrics.ndcg <= high
         assert result.metrics.intervals.keys() == set(RANKING)
     for result, lead in zip(found.baselines, found.leads, strict=True):
-        assert lead.ndcg == pytest.approx(found.model.metrics.ndcg - result.metrics.ndcg)
+        assert lead.ndcg == pytest.approx(found.model.as_served.ndcg - result.as_served.ndcg)
         assert lead.interval is not None
         assert lead.interval[0] <= lead.ndcg <= lead.interval[1]
     assert [each.engine for each in found.baselines] == ["popularity", "neighbours"]
