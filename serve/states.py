@@ -30,9 +30,8 @@ SILENT_S = 5.0
 SENTENCE_CHARS = 500
 FINDINGS = 5
 
-# Of the largest record, and more for each tier.
-_STATE_BYTES = 12_288
-_TIER_BYTES = 12_288
+# Of the largest state, and as much for each of its tiers.
+_PART_BYTES = 12_288
 
 
 class TierState(msgspec.Struct, frozen=True):
@@ -105,7 +104,7 @@ def service_status(states: Sequence[WorkerState | None]) -> str:
 
 def state_bytes(tiers: int) -> int:
     """Return the size of the largest state with so many tiers."""
-    return _STATE_BYTES + tiers * _TIER_BYTES
+    return (1 + tiers) * _PART_BYTES
 
 
 class SharedStates:

@@ -44,13 +44,12 @@ from hotplate.serve.processes.operator_view import (
     ServiceView,
     StoresView,
     UserView,
-    WorkerView,
 )
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
 from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.shaping import Selection, Shaper
 from hotplate.serve.shared_table import private_floats
-from hotplate.serve.states import ANSWERING, Reporter, service_status
+from hotplate.serve.states import ANSWERING, Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import catch_up, follow
@@ -359,10 +358,10 @@ class Admin:
     async def state(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /console/state?after=`: the service, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
-        states = self._memory.states.all()
+        ready = ReadyView.of(self._memory.states.all())
         view = ServiceView(
-            status=service_status(states),
-            workers=[WorkerView.of(number, state) for number, state in enumerate(states)],
+            status=ready.status,
+            workers=ready.workers,
             log=self._context.log.lines(after),
             version=version("hotplate"),
             fast_lane=lane_state(off=self._settings.no_fast_lane),

@@ -119,11 +119,9 @@ class ReadyView(Struct):
         return cls(service_status(states), workers)
 
 
-class ServiceView(Struct):
+class ServiceView(ReadyView):
     """`GET /console/state`."""
 
-    status: str
-    workers: list[WorkerView]
     log: list[LogLine]
     version: str
     fast_lane: Literal["compiled", "missing", "off"]
