@@ -128,6 +128,7 @@ class ModelLists:
             "model": model.id,
             "trained_at": model.created_at.isoformat(),
             "data": model.data.get("fingerprint"),
+            "learnt_until": model.learnt_until,
             "params": asdict(model.params),
             "metrics": self._metrics,
             "list_length": self._settings.length,

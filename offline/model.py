@@ -83,6 +83,12 @@ class Model:
         trained = _timestamp(self.created_at), engine_of(self.params), asdict(self.params), self.data.get("fingerprint")
         return xxh3_64_hexdigest(json.dumps(trained, sort_keys=True).encode())
 
+    @property
+    def learnt_until(self) -> str | None:
+        """Time of the newest interaction, in ISO 8601 with UTC, if known."""
+        times = self.data.get("time_range")
+        return None if times is None else f"{times[1]}+00:00"
+
     def own_counts(self) -> UserItems | None:
         """Return what users' own interactions add to scores [users, items]; None without weight or times."""
         history = self.matrix.history

@@ -46,6 +46,10 @@ class TierState(msgspec.Struct, frozen=True):
     catalogue_age_s: float
     """Since the catalogue was last confirmed."""
     cache_bytes: int | None = None
+    learnt_until: float | None = None
+    """Time of the newest event that the release learnt from."""
+    rules: tuple[str, ...] = ()
+    """Names of the release's rules."""
     canary: str | None = None
     canary_counts: BothCounts | None = None
     """Of all workers, since its start."""
@@ -211,6 +215,8 @@ def _tier_state(tier: Tier) -> TierState:
         findings=short(findings),
         breaker_open=tier.breaker.is_open,
         written_at=None if served is None else served.manifest.created_at,
+        learnt_until=None if served is None else served.manifest.learnt_until,
+        rules=() if served is None else served.manifest.rules,
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.served.id,

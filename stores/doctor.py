@@ -39,6 +39,9 @@ READS = 20
 # The service's default time budget for reads.
 BUDGET_S = 0.05
 NAMED = 5
+HOUR_S = 3600
+# Longer ages are shown in days.
+DAYS_FROM_HOURS = 48
 # Called with (release, its rows read, its rows in all).
 OnRowsRead = Callable[[ReleaseId, int, int], None]
 
@@ -106,11 +109,26 @@ async def _served(
         return [Finding(Level.ERROR, subject, sentence)], None
     since = entry.live_since and f", live since {datetime.fromtimestamp(entry.live_since, UTC):%Y-%m-%d %H:%M:%S}Z"
     size = f"{found.manifest.rows:,} rows, {found.manifest.bytes / 1e6:,.1f} MB"
-    findings = [Finding(Level.OK, subject, f"{entry.id}{since or ''}: {size}")]
+    findings = [
+        Finding(Level.OK, subject, f"{entry.id}{since or ''}: {size}"),
+        Finding(Level.OK, "freshness", _freshness(found.manifest, catalogue.now)),
+    ]
     if found.damaged:
         sentence = f"of {entry.id}, rows are missing or {counted(found.damaged)}; {HEAL}"
         findings.append(Finding(Level.ERROR, "rows", sentence))
     return findings, found.manifest
+
+
+def _freshness(manifest: Manifest, now: float) -> str:
+    written = f"{manifest.release} is {_age(now - manifest.created_at)} old"
+    if manifest.learnt_until is None:
+        return written
+    return f"{written}, its newest event {_age(now - manifest.learnt_until)}"
+
+
+def _age(seconds: float) -> str:
+    hours = max(0.0, seconds) / HOUR_S
+    return f"{hours:,.1f} hours" if hours < DAYS_FROM_HOURS else f"{hours / 24:,.1f} days"
 
 
 async def _advice(store: Store, catalogue: Catalogue) -> str:

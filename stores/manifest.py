@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -177,6 +179,18 @@ class Manifest:
         """The id of the model; None for imported lists."""
         return self.about.get("model")
 
+    @property
+    def learnt_until(self) -> float | None:
+        """Time of the newest learnt event; of several lists the oldest one, None if unknown or unreadable."""
+        times = (_time_of(self.about_of(name).get("learnt_until")) for name in ("", *self.named))
+        return min((time for time in times if time is not None), default=None)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Names of the rules of any list, in order."""
+        rules = (self.about_of(name).get("rules") or {} for name in ("", *self.named))
+        return tuple(sorted(set(chain.from_iterable(rules))))
+
     def has_lists_of(self, other: "Manifest") -> bool:
         """Return whether both have the lists of one release, or of one model with the same options."""
         if self.release == other.release:
@@ -210,6 +224,13 @@ class Manifest:
             del fields["named"]
         record = orjson.dumps({"format": FORMAT_WITH_NAMES if self.named else FORMAT} | fields)
         return Row(MANIFEST, Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
+
+
+def _time_of(text: object) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp() if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def count_of(counts: Mapping[str, int], kind: str) -> int:

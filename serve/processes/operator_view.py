@@ -57,6 +57,13 @@ class TierView(Struct, omit_defaults=True):
 
     detail: str | None
     warnings: list[str] = []
+    written_at: float | None = None
+    learnt_until: float | None = None
+    """Time of the newest event that the release learnt from."""
+
+    rules: tuple[str, ...] = ()
+    """Of the release, by name."""
+
     canary: CanaryView | UnsetType = UNSET
 
     @classmethod
@@ -71,6 +78,9 @@ class TierView(Struct, omit_defaults=True):
             open=tier.breaker_open,
             detail=tier.detail,
             warnings=tier.warnings,
+            written_at=tier.written_at,
+            learnt_until=tier.learnt_until,
+            rules=tier.rules,
             canary=canary,
         )
 

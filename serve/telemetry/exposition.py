@@ -47,6 +47,10 @@ def _of_tiers(read: Callable[[TierState, WorkerState], float | None]) -> Callabl
     return lambda state: () if state is None else [((tier.tier,), read(tier, state)) for tier in state.tiers]
 
 
+def _age_s(at: float | None) -> float | None:
+    return None if at is None else max(0.0, time.time() - at)
+
+
 def _is_up(state: WorkerState | None) -> bool:
     return state is not None and state.silent_s < SILENT_S
 
@@ -118,8 +122,9 @@ STATE_TABLE = (
                 _process(_major_faults), "counter"),
     StateMetric("hotplate_release_info", "1 for a release that is served.", "store release role", _releases),
     StateMetric("hotplate_release_age_seconds", "Time since the served release was written.", "store",
-                _of_tiers(lambda tier, _: None if tier.written_at is None
-                          else max(0.0, time.time() - tier.written_at))),
+                _of_tiers(lambda tier, _: _age_s(tier.written_at))),
+    StateMetric("hotplate_learnt_age_seconds", "Time since the newest event that the served release learnt from.",
+                "store", _of_tiers(lambda tier, _: _age_s(tier.learnt_until))),
     StateMetric("hotplate_breaker_open", "1 while the circuit breaker of a store is open.", "store",
                 _of_tiers(lambda tier, _: tier.breaker_open)),
     StateMetric("hotplate_canary_stopped",

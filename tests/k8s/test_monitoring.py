@@ -145,7 +145,8 @@ def scraped(redis_server: RedisServer, cosmos_http: Account, tmp_path_factory: p
     certify(folder)
     urls = [cosmos_http.url("monitoring"), redis_server.url(prefix="monitoring"), f"file://{folder}/store"]
     for url in urls:
-        asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "item:a": a_list("b")}))
+        about = {"learnt_until": "2026-11-01T00:00:00+00:00"}
+        asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "item:a": a_list("b")}, about=about))
     options = [word for url in urls for word in ("--store", url)]
     options += ["--cache-mb", "8", "--tls-cert", f"{folder}/server.pem", "--tls-key", f"{folder}/server.key"]
     with serving(folder, *options) as service:

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
@@ -39,6 +39,17 @@ async def test_a_store_that_nothing_was_published_to_has_nothing_live_and_no_err
     assert [each.level for each in findings if each.subject == "live"] == [Level.WARNING]
     assert Level.ERROR not in {each.level for each in findings}, findings
     assert (await store.catalogue()).generation == 0, "it changed something"
+
+
+async def test_age_of_the_release_and_of_its_newest_event_is_shown(open_store: OpenStore) -> None:
+    store = open_store()
+    release = await publish(store)
+    (finding,) = [each for each in await examine(store) if each.subject == "freshness"]
+    assert finding == Finding(Level.OK, "freshness", f"{release} is 0.0 hours old")
+    now = datetime.fromtimestamp((await store.catalogue()).now, UTC)
+    release = await publish(store, about={"learnt_until": (now - timedelta(hours=30)).isoformat()})
+    (finding,) = [each for each in await examine(store) if each.subject == "freshness"]
+    assert finding.sentence == f"{release} is 0.0 hours old, its newest event 30.0 hours"
 
 
 async def test_a_sound_store_has_no_error_and_what_is_live_is_read(open_store: OpenStore) -> None:

@@ -1,6 +1,7 @@
 """Manifests and the sums that hold a release together."""
 
 from collections import Counter
+from datetime import UTC, datetime
 
 import orjson
 import pytest
@@ -95,6 +96,22 @@ def test_a_foreign_manifest_is_refused_with_a_reason(change: dict[str, object], 
     fields = orjson.loads(manifest().key_row.value[HEADER_BYTES:]) | change
     with pytest.raises((ReleaseCorrupt, WrittenByNewer), match=sentence):
         read_manifest(ID, Checksum(ID).seal(MANIFEST, NO_OFFSET + orjson.dumps(fields)))
+
+
+def test_age_of_what_a_release_learnt_is_that_of_its_oldest_list() -> None:
+    rows = [Row("popular:", b"{}"), Row("popular@basket:", b"{}")]
+    basket = {"learnt_until": "2026-11-01T00:00:00+00:00", "rules": {"diversity": {}}}
+    about = {"learnt_until": "2026-11-02T00:00:00+00:00", "rules": {"explore": {}}, "lists": {"basket": basket}}
+    manifest = describe(ID, tally(rows), created_at=0, encoding="json", about=about)
+    assert manifest.learnt_until == datetime(2026, 11, 1, tzinfo=UTC).timestamp()
+    assert manifest.rules == ("diversity", "explore")
+
+
+@pytest.mark.parametrize("about", [{}, {"learnt_until": None}, {"learnt_until": "yesterday"}, {"learnt_until": 7}])
+def test_a_manifest_without_a_readable_time_has_no_age(about: dict[str, object]) -> None:
+    manifest = describe(ID, tally([Row("popular:", b"{}")]), created_at=0, encoding="json", about=about)
+    assert manifest.learnt_until is None
+    assert manifest.rules == ()
 
 
 def test_a_release_without_a_popular_list_or_with_too_many_is_refused() -> None:

@@ -226,9 +226,11 @@ async def publish_lists(
     return await publish_through(connect(f"file://{folder}"), lists, live=live, about=about)
 
 
-async def publish_to(url: str, lists: dict[str, bytes], *, live: bool = True) -> str:
+async def publish_to(
+    url: str, lists: dict[str, bytes], *, live: bool = True, about: dict[str, Any] | None = None
+) -> str:
     """Publish *lists* by key, with a popular list where there is none, and return the release."""
-    return await publish_through(connect(url), lists, live=live)
+    return await publish_through(connect(url), lists, live=live, about=about)
 
 
 async def publish_through(

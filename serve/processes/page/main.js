@@ -80,6 +80,8 @@ function tiersOf(workers) {
     const all = (values) => [...new Set(values.filter(Boolean))].sort();
     return { tier, workers: own.length, open: own.filter((one) => one.open).length,
       releases: all(own.map((one) => one.release)), details: all(own.map((one) => one.detail)),
+      written: all(own.map((one) => one.written_at)).at(0), learnt: all(own.map((one) => one.learnt_until)).at(0),
+      rules: all(own.flatMap((one) => one.rules ?? [])),
       warnings: all(own.flatMap((one) => one.warnings)), canary: own.find((one) => one.canary)?.canary };
   });
 }
@@ -101,6 +103,9 @@ function showState({ status, workers }) {
     ["Connections", (one) => (one.pid ? count(one.connections) : DASH), "number"],
     ["Started", (one) => time(one.started_at), "number extra"],
   ], workers), muted(tiers.map((tier) => `${tier.tier}: ${tier.releases.join(", ") || "no release"}`
+    + (tier.written ? `, written ${time(tier.written)}` : "")
+    + (tier.learnt ? `, newest event ${time(tier.learnt)}` : "")
+    + (tier.rules.length ? `, rules: ${tier.rules.join(", ").replaceAll("_", " ")}` : "")
     + (tier.open ? `, failing in ${tier.open} of ${tier.workers} workers` : "")).join(" · "),
   ". Rates, latency and history are in the shipped Grafana dashboards."));
   showCanary(tiers.find((tier) => tier.canary));

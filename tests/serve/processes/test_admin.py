@@ -3,7 +3,9 @@
 import asyncio
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from hotplate.serve.metrics import METHODS
 from tests.support.limited_service import samples
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, refused_by, running, until
+
+LEARNT_UNTIL = "2026-11-01T00:00:00+00:00"
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def releases(store: Path) -> list[str]:
     """Two releases, the second of which is live."""
-    return [asyncio.run(publish_lists(store, {"user:42": a_list(mark, "b")})) for mark in "ab"]
+    about = {"learnt_until": LEARNT_UNTIL}
+    return [asyncio.run(publish_lists(store, {"user:42": a_list(mark, "b")}, about=about)) for mark in "ab"]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,8 @@ def test_every_worker_is_seen_in_the_metrics(service: Service) -> None:
         "hotplate_worker_start_time_seconds",
     ):  # fmt: skip
         assert metric(service, name).keys() == both, name
+    age_s = time.time() - datetime.fromisoformat(LEARNT_UNTIL).timestamp()
+    assert metric(service, "hotplate_learnt_age_seconds") == dict.fromkeys(both, pytest.approx(age_s, abs=60))
     assert set(metric(service, "hotplate_worker_up").values()) == {1.0}
     assert all(0 < fds < 100 for fds in metric(service, "hotplate_worker_open_fds").values())
     assert all(limit >= 100 for limit in metric(service, "hotplate_worker_max_fds").values())

@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from hotplate.serve.processes.admin import FILES
 from tests.support.command import json_of, succeeded
 from tests.support.service import Service, a_list, publish_lists, running, until
 
+LEARNT_UNTIL = "2026-11-01T00:00:00+00:00"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,7 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def releases(folder: Path) -> list[str]:
     """Two releases, the second of which is live."""
     lists = [{"user:42": a_list(mark, "b"), "item:b": a_list("c")} for mark in "ab"]
-    return [asyncio.run(publish_lists(folder, each)) for each in lists]
+    about = {"learnt_until": LEARNT_UNTIL, "rules": {"diversity": {"weight": 0.3}}}
+    return [asyncio.run(publish_lists(folder, each, about=about)) for each in lists]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,9 @@ def test_the_state_names_workers_tiers_and_the_latest_lines_of_the_log(service: 
     assert (state["status"], worker["status"], worker["pid"]) == ("ready", "ready", service.workers()[0])
     assert worker["release"] == tier["release"] == releases[1]
     assert (tier["open"], "canary" in tier) == (False, False)
+    assert tier["learnt_until"] == datetime.fromisoformat(LEARNT_UNTIL).timestamp()
+    assert tier["rules"] == ["diversity"]
+    assert time.time() - 600 < tier["written_at"] <= time.time()
     assert (state["url"], state["changes"], state["reads_take_a_key"]) == (service.url, True, False)
     (tier,) = service.admin("/v1/releases").json["tiers"]
     assert (tier["changeable"], tier["live"], tier["previous"]) == (True, releases[1], releases[0])
