@@ -59,12 +59,12 @@ class TierState(msgspec.Struct, frozen=True):
     @property
     def detail(self) -> str | None:
         """Why lists cannot be read."""
-        return next((one.sentence for one in self.findings if one.source in ERRORS), None)
+        return next((finding.sentence for finding in self.findings if finding.source in ERRORS), None)
 
     @property
     def warnings(self) -> list[str]:
         """The other findings."""
-        return [one.sentence for one in self.findings if one.source not in ERRORS]
+        return [finding.sentence for finding in self.findings if finding.source not in ERRORS]
 
 
 class WorkerState(msgspec.Struct, frozen=True):
@@ -206,7 +206,9 @@ def status_of(tiers: Sequence[Tier]) -> str:
 
 
 def _tier_state(tier: Tier) -> TierState:
-    served, canary, findings = tier.follower.served, tier.follower.canary, tier.findings
+    served = tier.follower.served
+    canary = tier.follower.canary
+    findings = tier.findings
     if served is None and tier.error is None:
         findings.insert(0, ServiceFinding("store", "the live release is being loaded"))
     return TierState(
@@ -227,6 +229,7 @@ def _tier_state(tier: Tier) -> TierState:
 
 def short(findings: Sequence[ServiceFinding]) -> list[ServiceFinding]:
     """Return the findings that fit into a state."""
-    errors = [one for one in findings if one.source in ERRORS][:1]  # only one is shown
-    warnings = [one for one in findings if one.source not in ERRORS]
-    return [ServiceFinding(one.source, one.sentence[:SENTENCE_CHARS]) for one in (errors + warnings)[:FINDINGS]]
+    errors = [finding for finding in findings if finding.source in ERRORS][:1]  # only one is shown
+    warnings = [finding for finding in findings if finding.source not in ERRORS]
+    shown = (errors + warnings)[:FINDINGS]
+    return [ServiceFinding(finding.source, finding.sentence[:SENTENCE_CHARS]) for finding in shown]

@@ -82,13 +82,15 @@ class LogStream(io.TextIOBase):
 
     def forget(self) -> None:
         """Leave the rest of a line to the parent, in a child."""
-        self._rest, self._dropped = b"", 0
+        self._rest = b""
+        self._dropped = 0
 
     def take_dropped(self) -> int:
         """Return the number of lines dropped since the last call."""
         with self._lock:
             self.flush()
-            dropped, self._dropped = self._dropped, 0
+            dropped = self._dropped
+            self._dropped = 0
         return dropped
 
     def _left_of(self, data: bytes) -> bytes:
@@ -161,12 +163,12 @@ class SharedLog(logging.Handler):
         try:
             error = record.exc_info[1] if record.exc_info else None
             line = LogLine(
-                record.created,
-                record.levelname.lower(),
-                record.process or 0,
-                record.name[:NAME_CHARS],
-                _shown(record.getMessage(), MESSAGE_CHARS),
-                "" if error is None else _shown(f"{type(error).__name__}: {error}", ERROR_CHARS),
+                at=record.created,
+                level=record.levelname.lower(),
+                process=record.process or 0,
+                logger=record.name[:NAME_CHARS],
+                message=_shown(record.getMessage(), MESSAGE_CHARS),
+                error="" if error is None else _shown(f"{type(error).__name__}: {error}", ERROR_CHARS),
             )
             with suppress(BlockingIOError):
                 os.write(self._writing, msgspec.msgpack.encode(line))

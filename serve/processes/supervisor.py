@@ -164,8 +164,9 @@ def _reserve(settings: ServiceSettings) -> _Listeners:
 
 
 def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
-    scheme, host = "http" if certificate is None else "https", f"[{host}]" if ":" in host else host
-    return f"{scheme}://{host}:{listener.getsockname()[1]}"
+    scheme = "http" if certificate is None else "https"
+    port = listener.getsockname()[1]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _Signals:
@@ -262,7 +263,9 @@ class _Supervisor:
             return
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-        child.pid, child.started, child.is_aborted = pid, time.monotonic(), False
+        child.pid = pid
+        child.started = time.monotonic()
+        child.is_aborted = False
         if child is not self._admin:
             self._announce = None  # only the first worker announces
 
@@ -311,10 +314,10 @@ class _Supervisor:
         at a time, after the last new one has reported: all may wait for the same resource.
         """
         silent_s = self._health.silent_s
-        silent = [one for one in self._children if one.pid and silent_s[one.number] > self._patience_s(one)]
-        if any(one not in silent and not self._health.has_reported(one.number) for one in self._workers):
-            silent = [one for one in silent if one is self._admin]
-        child = max(silent, key=lambda one: (one.is_aborted, silent_s[one.number]), default=None)
+        silent = [child for child in self._children if child.pid and silent_s[child.number] > self._patience_s(child)]
+        if any(worker not in silent and not self._health.has_reported(worker.number) for worker in self._workers):
+            silent = [child for child in silent if child is self._admin]
+        child = max(silent, key=lambda child: (child.is_aborted, silent_s[child.number]), default=None)
         if child is None:
             return
         if child.is_aborted:  # in an earlier tick
@@ -356,8 +359,8 @@ class _Supervisor:
         self._signal(self._workers, signal.SIGINT if at_once else signal.SIGTERM)
         delay_s = 0.0 if at_once else self._settings.drain_delay_s
         deadline = time.monotonic() + delay_s + self._settings.drain_s + KILL_AFTER_S
-        while any(one.pid for one in self._children) and time.monotonic() < deadline:
-            if not any(one.pid for one in self._workers):
+        while any(child.pid for child in self._children) and time.monotonic() < deadline:
+            if not any(worker.pid for worker in self._workers):
                 self._signal([self._admin], signal.SIGTERM)
             if self._wait(min(deadline, time.monotonic() + TICK_S)) is not None:
                 break  # a second signal stops at once

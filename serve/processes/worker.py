@@ -50,7 +50,8 @@ FLUSH_S = 2.0
 
 class _ShutdownSignals:
     def __init__(self, lifeline: int) -> None:
-        self.requested, self.at_once = asyncio.Event(), asyncio.Event()
+        self.requested = asyncio.Event()
+        self.at_once = asyncio.Event()
         self.orphaned = False
         self._lifeline = lifeline
         loop = asyncio.get_running_loop()
@@ -81,7 +82,8 @@ async def run_worker(
 
     If the parent, which holds *lifeline* open, is gone, it ends within ORPHAN_DRAIN_S.
     """
-    settings, certificate = context.settings, context.certificate
+    settings = context.settings
+    certificate = context.certificate
     context.memory.metrics.use_slot(number)
     stop = _ShutdownSignals(lifeline)
     listening: Acceptor | None = None
@@ -179,9 +181,9 @@ async def _opened(
 
 def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
     followers = [tier.follower for tier in reader.tiers]
-    if any(one.served is not None and one.served.id == release for one in followers):
+    if any(follower.served is not None and follower.served.id == release for follower in followers):
         return LIVE
-    is_canary = any(one.canary is not None and one.canary.served.id == release for one in followers)
+    is_canary = any(follower.canary is not None and follower.canary.served.id == release for follower in followers)
     return CANARY if is_canary else OTHER_RELEASE
 
 
