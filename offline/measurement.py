@@ -12,7 +12,7 @@ from hotplate.offline.input.matrix import Indices
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, Decode, Item, cut, decode, prefix_of
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, Decode, Item, RowKey, cut, decode, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
@@ -190,7 +190,7 @@ async def read_lists(
             found = error
         except ValueError as error:
             found = ReleaseCorrupt(f"the row {key!r} is not a list ({error}); publish the release again")
-        yield key.partition(":")[2], found
+        yield RowKey.parse(key).id, found
 
 
 def common(one: Sequence[str], other: Sequence[str]) -> float:

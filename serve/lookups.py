@@ -3,7 +3,7 @@
 All single rows of one turn of the event loop share a task, a deadline and a store call. A lookup joins a read of the
 same row. The time limits of a read from a remote store, in the order in which they are set:
 
-    caller        0.9 of what is left of X-Request-Timeout-Ms, if sent (`reader.read_within`). A GET stops waiting for
+    caller        0.9 of what is left of X-Request-Timeout-Ms, if sent (`read_within`). A GET stops waiting for
                   its row, and is answered without it; the read goes on for other requests. The read of a batch ends.
     budget        --budget, 50 ms, from the turn or the batch on; 0.5 ms more for each user of a batch.
     share         An equal part of the rest of the budget for this tier and each after it. At its end, `Tier` cancels
@@ -17,7 +17,9 @@ same row. The time limits of a read from a remote store, in the order in which t
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -33,6 +35,26 @@ from hotplate.stores.store import Slot
 log = logging.getLogger(__name__)
 
 Waiter = TypeVar("Waiter")
+
+# Of a batch, per user: its callers prefer waiting to popular lists.
+BUDGET_S_PER_USER = 0.0005
+
+_read_by = ContextVar[float | None]("_read_by", default=None)
+
+
+@contextmanager
+def read_within(timeout_s: float) -> Iterator[None]:
+    """Wait *timeout_s* at most for reads in this block; they go on for other callers."""
+    token = _read_by.set(loop_time() + timeout_s)
+    try:
+        yield
+    finally:
+        _read_by.reset(token)
+
+
+def caller_deadline() -> float | None:
+    """Return when the caller of this request stops waiting, by `loop_time`."""
+    return _read_by.get()
 
 
 class RowRead(NamedTuple):
@@ -273,15 +295,17 @@ class BatchRead:
 class BatchLookups:
     """Reads the rows of one request, which one tier answers all."""
 
-    def __init__(self, tiers: Sequence[Tier]) -> None:
+    def __init__(self, tiers: Sequence[Tier], budget_s: float) -> None:
         self._tiers = tiers
+        self._budget_s = budget_s
 
-    async def read_many(self, rows: Sequence[RowKey], deadline: float, read_by: float | None = None) -> BatchRead:
-        """Read the rows of one request from the first tier that can be read.
+    async def read(self, rows: Sequence[RowKey], *, users: int = 0) -> BatchRead:
+        """Read *rows* from the first tier that can be read; the budget is for *users*, or for the rows.
 
-        Tiers also share the time until *read_by*, when its caller stops waiting; a late one has not failed.
+        Tiers also share the time until the caller stops waiting; a late one has not failed.
         """
-        batch = BatchRead(deadline, read_by)
+        budget_s = self._budget_s + BUDGET_S_PER_USER * max(users, len(rows))
+        batch = BatchRead(loop_time() + budget_s, caller_deadline())
         for place in range(len(self._tiers)):
             if not rows:
                 break

@@ -6,19 +6,27 @@ lists where there is no row; `shaping` makes the items of an answer of a list.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+from hotplate.serve.baskets import Basket, BasketItem, Baskets
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList, Fallbacks, UnknownList, unknown_list
 from hotplate.serve.filters import NO_FILTER, ItemFilter
-from hotplate.serve.fold_in import RECENCY, FoldIn, from_similar, summed_weights
-from hotplate.serve.lookups import BatchLookups, BatchRead, RowRead, RowsRead, TurnLookups, get_nowait
+from hotplate.serve.fold_in import RECENCY, FoldIn
+from hotplate.serve.lookups import (
+    BatchLookups,
+    BatchRead,
+    RowRead,
+    RowsRead,
+    TurnLookups,
+    caller_deadline,
+    get_nowait,
+)
 from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.settings import BUDGET_S
@@ -26,37 +34,16 @@ from hotplate.serve.shaping import FILTERED
 from hotplate.serve.tiers import Origin, StoreObserver, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, Item, RowKey, encode, is_empty
-from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey, encode, is_empty
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import LocalReader, Reader
 
 log = logging.getLogger(__name__)
 
-# Per user of a batch: its callers prefer waiting to popular lists.
-BUDGET_S_PER_USER = 0.0005
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
 # Sources of lists by the kind of their rows.
 SOURCES = {USER: "personal", ITEM: "similar"}
-
-# Encoded ids of denied and of excluded items.
-_LeftOut = tuple[frozenset[bytes], frozenset[bytes]]
-
-# An item of a basket, and its weight (None for the usual one).
-BasketItem = tuple[str, float | None]
-
-# Deadline of the request's caller, by `loop_time`.
-_read_by = ContextVar[float | None]("_read_by", default=None)
-
-
-@contextmanager
-def read_within(timeout_s: float) -> Iterator[None]:
-    """Wait *timeout_s* at most for reads in this block; they go on for other callers."""
-    token = _read_by.set(loop_time() + timeout_s)
-    try:
-        yield
-    finally:
-        _read_by.reset(token)
 
 
 class FoldedIn(NamedTuple):
@@ -65,17 +52,6 @@ class FoldedIn(NamedTuple):
     found: EncodedList
     known: int
     unknown: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Computed:
-    """The items that were computed for a basket."""
-
-    origin: Origin | None
-    items: Sequence[Item]
-    known: int
-    unknown: int
-    failure: StoreError | None = None
 
 
 class Waiter(Protocol):
@@ -144,9 +120,9 @@ class TieredReader:
         self.following = list[asyncio.Task[None]]()
         self.kept = kept
         self.warm = warm
-        self._budget_s = budget_s
         self._turns = TurnLookups[Waiter](self.tiers, budget_s, self._complete)
-        self._batches = BatchLookups(self.tiers)
+        self._batches = BatchLookups(self.tiers, budget_s)
+        self._baskets = Baskets(self.tiers, self._batches, self._fold_in)
         self._fallbacks = Fallbacks(self.tiers, kept)
 
     async def __aenter__(self) -> Self:
@@ -268,7 +244,7 @@ class TieredReader:
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
         waiter = _FutureWaiter(self, fallback, future)
         self._turns.add(row, waiter)
-        deadline = _read_by.get()
+        deadline = caller_deadline()
         if deadline is None:
             return await future
         try:
@@ -325,8 +301,7 @@ class TieredReader:
         fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in {row.list for row in rows}}
         hidden = {row for row in rows if self._is_hidden(row)}
         shown = [row for row in rows if row not in hidden] if hidden else rows
-        deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
-        batch = await self._batches.read_many(shown, deadline, _read_by.get())
+        batch = await self._batches.read(shown, users=len(users))
         lists = self._batch_lists(batch, shown, fallbacks, must_read=must_read)
         for row in hidden:
             lists[row.id] = self._hidden_in_batch(row, fallbacks[row.list], batch)
@@ -386,7 +361,7 @@ class TieredReader:
 
     async def fold_in(
         self,
-        basket: Sequence[BasketItem],
+        items: Sequence[BasketItem],
         n: int,
         only: ItemFilter = NO_FILTER,
         *,
@@ -394,25 +369,26 @@ class TieredReader:
         recency: float = RECENCY,
         name: str = "",
     ) -> FoldedIn:
-        """Compute *n* items from a visitor's *basket*, the newest item last.
+        """Compute *n* items from a visitor's *items*, the newest last.
 
         A weight counts times *recency* for each newer item, and those of a repeated item are added up. The visitor's,
         denied and excluded items are left out; for `where`, which shaping applies, at least FILTERED are computed.
         Without item factors, which only the default list has, sums up the lists of similar items. If nothing is left,
         returns the popular list of *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
         """
-        if not basket:
+        if not items:
             return FoldedIn(self.popular(segment, name), 0, 0)
         row = self.row_of(ITEM, "", name)
         fallback = row.popular(segment)
-        left_out = (self.deny_list.current.items, only.exclude)
-        if only.where:
-            n = max(n, FILTERED)
-        origin = self._with_factors(row)
-        if origin is not None:
-            computed = await self._compute_by_factors(origin, basket, recency, n, left_out)
-        else:
-            computed = await self._compute_by_similar(row.list, summed_weights(basket, 1.0, recency), n, left_out)
+        basket = Basket(
+            items=items,
+            recency=recency,
+            list=row.list,
+            n=max(n, FILTERED) if only.where else n,
+            denied=self.deny_list.current.items,
+            excluded=only.exclude,
+        )
+        computed = await self._baskets.compute(basket)
         if computed.origin is None:
             encoded = self._fallbacks.unread(row, fallback)
         elif not computed.items:
@@ -422,47 +398,6 @@ class TieredReader:
             tier.count_lookup(served, "fold-in", HIT, ITEM)
             encoded = EncodedList(tier.name, served, "fold-in", encode(computed.items), "ok", fallback)
         return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)
-
-    def _with_factors(self, row: RowKey) -> Origin | None:
-        """Return the first tier with item factors, if those are of the list of *row*."""
-        if self._fold_in is None or row.list:
-            return None
-        for tier in self.tiers:
-            served = tier.follower.served
-            if served is not None and served.factors is not None:
-                return Origin(tier, served)
-        return None
-
-    async def _compute_by_factors(
-        self, origin: Origin, basket: Sequence[BasketItem], recency: float, n: int, left_out: _LeftOut
-    ) -> _Computed:
-        factors = origin.served.factors
-        if self._fold_in is None or factors is None:
-            raise RuntimeError("a basket is folded in only by a release with item factors")
-        weights = summed_weights(basket, factors.description.weight, recency)
-        known = factors.known(weights)
-        items = await self._fold_in.recommend(factors, known, n, *left_out) if known else []
-        return _Computed(origin, items, len(known), len(weights) - len(known))
-
-    async def _compute_by_similar(
-        self, stored: str, weights: Mapping[str, float], n: int, left_out: _LeftOut
-    ) -> _Computed:
-        """Sum up lists of similar items of one release."""
-        rows = [RowKey(ITEM, item, stored) for item in weights]
-        deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(rows)
-        batch = await self._batches.read_many(rows, deadline, _read_by.get())
-        if not batch.parts:
-            return _Computed(None, [], 0, len(weights))
-        (part,) = batch.parts  # one tier and, as canaries are of users, one release
-        lists = dict[str, bytes]()
-        failure: StoreError | None = None
-        for row, slot in zip(part.rows, part.slots, strict=True):
-            if isinstance(slot, StoreError):
-                failure = failure or slot
-            elif slot is not None and not is_empty(slot):
-                lists[row.id] = slot
-        items = await from_similar(lists, weights, n, *left_out)
-        return _Computed(part.origin, items, len(lists), len(weights) - len(lists), failure)
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

@@ -21,9 +21,9 @@ from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.connection import CONTINUE, Connection, ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
+from hotplate.serve.lookups import read_within
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
-from hotplate.serve.reader import read_within
 from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import pytest
 
 from hotplate.serve.embedded import Lists
 from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.lookups import read_within
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.reader import TieredReader, read_within
+from hotplate.serve.reader import TieredReader
 from hotplate.serve.tiers import FAILURES, PAUSE_S, loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey

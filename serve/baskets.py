@@ -1,0 +1,102 @@
+"""Lists computed for baskets of visitors, by item factors or from lists of similar items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hotplate.serve.fold_in import FoldIn, from_similar, summed_weights
+from hotplate.serve.lookups import BatchLookups
+from hotplate.serve.tiers import Origin, Tier
+from hotplate.stores.encoding import ITEM, Item, RowKey, is_empty
+from hotplate.stores.errors import StoreError
+
+if TYPE_CHECKING:
+    from hotplate.serve.item_factors import ItemFactors
+
+# An item, and its weight (None for the usual one).
+BasketItem = tuple[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basket:
+    """A visitor's items, and what is wanted for them."""
+
+    items: Sequence[BasketItem]
+    """The newest last."""
+
+    recency: float
+    """Factor of an item's weight for each newer item."""
+
+    list: str
+    """The name of the list in keys."""
+
+    n: int
+    denied: frozenset[bytes]
+    """Encoded ids, as `excluded`."""
+
+    excluded: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedList:
+    """The items that were computed for a basket."""
+
+    origin: Origin | None
+    """None if no tier could be read."""
+
+    items: Sequence[Item]
+    known: int
+    unknown: int
+    failure: StoreError | None = None
+    """Of a list of similar items."""
+
+
+class Baskets:
+    """Computes lists for baskets."""
+
+    def __init__(self, tiers: Sequence[Tier], batches: BatchLookups, fold_in: FoldIn | None) -> None:
+        """Without *fold_in*, item factors are not used."""
+        self._tiers = tiers
+        self._batches = batches
+        self._fold_in = fold_in
+
+    async def compute(self, basket: Basket) -> ComputedList:
+        """Compute a list by the first tier with item factors, which only the default list has, else from similar items.
+
+        Raises StoreThrottled if too many visitors wait.
+        """
+        if self._fold_in is not None and not basket.list:
+            for tier in self._tiers:
+                served = tier.follower.served
+                if served is not None and served.factors is not None:
+                    origin = Origin(tier, served)
+                    return await _compute_by_factors(basket, origin, served.factors, fold_in=self._fold_in)
+        return await self._compute_by_similar(basket)
+
+    async def _compute_by_similar(self, basket: Basket) -> ComputedList:
+        """Sum up lists of similar items of one release."""
+        weights = summed_weights(basket.items, 1.0, basket.recency)
+        batch = await self._batches.read([RowKey(ITEM, item, basket.list) for item in weights])
+        if not batch.parts:
+            return ComputedList(None, [], 0, len(weights))
+        (part,) = batch.parts  # one tier and, as canaries are of users, one release
+        lists = dict[str, bytes]()
+        failure: StoreError | None = None
+        for row, slot in zip(part.rows, part.slots, strict=True):
+            if isinstance(slot, StoreError):
+                failure = failure or slot
+            elif slot is not None and not is_empty(slot):
+                lists[row.id] = slot
+        items = await from_similar(lists, weights, basket.n, basket.denied, basket.excluded)
+        return ComputedList(part.origin, items, len(lists), len(weights) - len(lists), failure)
+
+
+async def _compute_by_factors(
+    basket: Basket, origin: Origin, factors: "ItemFactors", *, fold_in: FoldIn
+) -> ComputedList:
+    weights = summed_weights(basket.items, factors.description.weight, basket.recency)
+    known = factors.known(weights)
+    items = list[Item]()
+    if known:
+        items = await fold_in.recommend(factors, known, basket.n, basket.denied, basket.excluded)
+    return ComputedList(origin, items, len(known), len(weights) - len(known))
