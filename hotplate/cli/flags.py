@@ -141,8 +141,23 @@ class Setting:
         try:
             return msgspec.convert(given, kind, strict=False, dec_hook=lambda known, text: known(text))
         except msgspec.ValidationError as error:
-            one_of = f"; it must be one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
-            raise ValueError(f"{value!r} cannot be read: {error}{one_of}") from error
+            raise ValueError(f"{value!r} {self._expected(str(error))}") from error
+
+    def _expected(self, reason: str) -> str:
+        """Say what a value must be, by the type and bounds of the setting; else msgspec's *reason*."""
+        if get_origin(self.kind) is Literal:
+            return f"is not one of {', '.join(get_args(self.kind))}"
+        if self.kind not in (int, float) or not isinstance(self.shown, Flag):
+            return f"cannot be read: {reason}"
+        number = "a whole number" if self.kind is int else "a number"
+        low, high = self.shown.at_least, self.shown.at_most
+        if low is None and high is None:
+            return f"is not {number}"
+        if high is None:
+            return f"is not {number} of at least {low:,g}"
+        if low is None:
+            return f"is not {number} of at most {high:,g}"
+        return f"is not {number} from {low:,g} to {high:,g}"
 
     def _parse(self, text: Any) -> Any:  # noqa: ANN401 -- typer parses defaults, too
         try:

@@ -129,12 +129,12 @@ def _finish(made: "CapacityPlan", planned: "Report", flags: PlanFlags, baseline:
 def _parameters() -> Iterator[inspect.Parameter]:
     """Yield the parameters of `plan`, with one for each input that has a panel."""
     parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
-    yield parameter("flags", annotation=PlanFlags)
     for name, known in inputs.KNOWN.items():
         if panel := known.metadata["panel"]:
             # Texts: all inputs are converted in one place.
             kind = Annotated[str | None, _flag(inputs.flag_help(known), panel)]
             yield parameter(name, default=None, annotation=kind)
+    yield parameter("flags", annotation=PlanFlags)
 
 
 signed(plan, list(_parameters()))

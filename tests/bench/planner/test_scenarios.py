@@ -274,9 +274,9 @@ def test_reads_and_money_are_of_all_regions() -> None:
 def test_files_are_priced_by_the_disks_and_the_memory_of_pods() -> None:
     small = a_plan(users=1_000_000)  # 745 bytes a row, three times
     assert small.number("files_gb") == pytest.approx(3 * 1e6 * (700 + 10 + 40) / 1e9)
-    assert small.number("files_cost") == pytest.approx(2 * small.number("files_gb") * 0.15)
+    assert small.number("files_cost") == pytest.approx(2 * small.number("files_gb") * 0.154)
     large = a_plan(users=10_000_000)  # 7.5 GB in the memory of a pod of 4 GB: the rest costs as much as vCPUs
-    disk = 2 * large.number("files_gb") * 0.15
+    disk = 2 * large.number("files_gb") * 0.154
     assert large.number("files_cost") == pytest.approx(disk + 2 * 3.5 / 4 * 0.048 * MONTH_H)
     totals = {option.name: option.total for option in small.options}
     assert totals["files"] == pytest.approx(small.number("files_cost") + 2 * 0.048 * MONTH_H + 8 * 0.048 * DAILY)
