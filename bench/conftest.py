@@ -36,6 +36,7 @@ from hotplate.bench.process import (
     service_serving,
     serving,
 )
+from hotplate.bench.stores.rounds import PATIENCE_S
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import run_on
 
@@ -159,8 +160,8 @@ def cosmos(values: list[bytes]) -> Iterator[Filled]:
 
 
 def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
-    """Serve a store uncached on the first core."""
-    command = [*HOTPLATE, "serve", "--store", store, "--cache-mb", "0", *options]
+    """Serve a store uncached on the first core; a slow read counts as slow, not as a popular list."""
+    command = [*HOTPLATE, "serve", "--store", store, "--cache-mb", "0", "--budget", f"{PATIENCE_S:g}", *options]
     return service_serving(command, ROUTE + COPIED[0])
 
 
