@@ -302,7 +302,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
                 half = _Call("popular", REMEMBERED_ITEMS, (now + call.until) / 2, segment=key[1], where=call.where)
                 found = await self._try(replace(half, list=call.list))
                 if isinstance(found, list) and found[0].items:
-                    self._popular[key], self._due[key] = found[0], now + REFRESH_S
+                    self._popular[key] = found[0]
+                    self._due[key] = now + REFRESH_S
 
     def _stand_in(self, call: _Call, error: ClientError) -> list[Answer]:
         keys = [(call.list, segment, call.where) for segment in (call.segment, "")]

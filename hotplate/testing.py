@@ -151,14 +151,16 @@ class StoreContract:
     async def test_releases_do_not_see_each_other(self, store: Store) -> None:
         await write(store, FIRST, [Row("user:1", b"old")])
         await write(store, SECOND, [Row("user:1", b"new"), Row("user:2", b"new")])
-        keys, gone = ["user:1", "user:2"], ref(FIRST)._replace(incarnation="gone")
+        keys = ["user:1", "user:2"]
+        gone = ref(FIRST)._replace(incarnation="gone")
         reads = (store.get_many(release, keys) for release in (ref(FIRST), gone, ref(SECOND)))
         one, missing, other = await asyncio.gather(*reads, return_exceptions=True)  # may be sent as one request
         assert (one, other) == ([b"old", None], [b"new", b"new"])
         assert isinstance(missing, ReleaseNotFound)
 
     async def test_incarnations_of_one_id_do_not_see_each_other(self, store: Store) -> None:
-        one, other = draft_of(FIRST)._replace(incarnation="one"), draft_of(FIRST)._replace(incarnation="other")
+        one = draft_of(FIRST)._replace(incarnation="one")
+        other = draft_of(FIRST)._replace(incarnation="other")
         for draft in (one, other):
             await store.create(draft, Plan(1, 100))
             await store.put(draft, [Row("user:1", draft.incarnation.encode())])
@@ -204,7 +206,8 @@ class StoreContract:
     ) -> None:
         even = [Row(f"user:{n:03}", b"even") for n in range(0, 100, 2)]
         odd = [Row(f"user:{n:03}", b"odd") for n in range(1, 100, 2)]
-        first, draft = open_handle(), draft_of(FIRST)
+        first = open_handle()
+        draft = draft_of(FIRST)
         await first.create(draft, Plan(100, 1000))
         await first.put(draft, [Row("meta:dictionary", b"early")])
         assert await first.resume_point(draft) is None
@@ -226,8 +229,10 @@ class StoreContract:
         assert await second.get_many(ref(FIRST), [odd[7].key, even[7].key]) == [b"odd", b"even"]
 
     async def test_a_claimed_draft_takes_no_rows_from_its_earlier_writer(self, open_handle: OpenStore) -> None:
-        first, second = open_handle(), open_handle()
-        before, after = draft_of(FIRST, "before"), draft_of(FIRST, "after")
+        first = open_handle()
+        second = open_handle()
+        before = draft_of(FIRST, "before")
+        after = draft_of(FIRST, "after")
         await first.create(before, Plan(len(ROWS), 1000))
         await first.put(before, ROWS[:3])
         try:
@@ -295,7 +300,8 @@ class StoreContract:
         assert await scanned(store, FIRST) == ROWS
 
     async def test_a_release_that_was_never_created_is_not_found(self, store: Store) -> None:
-        release, draft = ref(FIRST), draft_of(FIRST)
+        release = ref(FIRST)
+        draft = draft_of(FIRST)
         calls = (store.get_many(release, ["user:1"]), store.put(draft, ROWS), store.seal(draft), scanned(store, FIRST))
         for call in (*calls, store.prepare(release)):
             with pytest.raises(ReleaseNotFound):
@@ -339,7 +345,8 @@ class StoreContract:
         assert await store.get_many(ref(FIRST), ["user:1", "user:absent"]) == [b"one", None]
 
     async def test_the_canary_is_stored_changed_and_ended(self, open_handle: OpenStore) -> None:
-        writer, reader = open_handle(), open_handle()
+        writer = open_handle()
+        reader = open_handle()
         for release, gates in ((FIRST, ()), (SECOND, ("ndcg", "overlap@10"))):
             await begin(writer, release)
             await write(writer, release, ROWS)
@@ -365,7 +372,8 @@ class StoreContract:
     async def test_records_are_swapped_with_the_catalogue_and_read_by_another_handle(
         self, open_handle: OpenStore
     ) -> None:
-        store, reader = open_handle(), open_handle()
+        store = open_handle()
+        reader = open_handle()
         assert await reader.records(["one", "other"]) == [None, None]
         await begin(store, FIRST)
         first = [RecordChange("one", None, b'1 "\x00\xff'), RecordChange("other", None, b"x" * 1_000_000)]
@@ -404,7 +412,8 @@ class StoreContract:
         if isinstance(unreadable, Catalogue):
             pytest.skip("this store has no record that can be damaged")
         assert isinstance(unreadable, CatalogueUnreadable)
-        record, rebuilt = unreadable.record, changes.succeed(Catalogue(), found, "rebuilt", "elsewhere")
+        record = unreadable.record
+        rebuilt = changes.succeed(Catalogue(), found, "rebuilt", "elsewhere")
         assert record is not None
         with pytest.raises(ReleaseConflict):
             await store.replace_unreadable(record + b" ", rebuilt)
@@ -417,7 +426,8 @@ class StoreContract:
             await store.replace_unreadable(record, rebuilt)
 
     async def test_changes_yields_the_catalogue_and_each_change(self, open_handle: OpenStore) -> None:
-        writer, reader = open_handle(), open_handle()
+        writer = open_handle()
+        reader = open_handle()
         first = await begin(writer, FIRST)
         await write(writer, FIRST, ROWS)
         watched = reader.changes()

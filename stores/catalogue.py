@@ -360,7 +360,8 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_ca
     Raises CanaryRunning while another is the canary, unless *end_canary* is true, or it is arm B, which goes on. For
     arm B, raises HeldBack if no experiment is running, and ReleaseConflict for the live release.
     """
-    entry, canary = catalogue.find(release), catalogue.canary
+    entry = catalogue.find(release)
+    canary = catalogue.canary
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; activate it once it is committed")
     if arm == "B":
@@ -381,7 +382,8 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days:
     With *days*, this starts an experiment, whose share is fixed. Raises ReleaseConflict for a draft or the live
     release, if nothing is live, while another is the canary, and while an experiment is running.
     """
-    entry, canary = catalogue.find(release), catalogue.canary
+    entry = catalogue.find(release)
+    canary = catalogue.canary
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; it can be the canary once it is committed")
     if entry.state is State.LIVE:
@@ -393,7 +395,8 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days:
             f"release {canary.release} is {'arm B' if catalogue.running else 'the canary'}, of {canary.percent:g} %; "
             f"promote or abort it first"
         )
-    started, now = replace(catalogue, canary=Canary(release, percent, salt=release)), float(catalogue.now)
+    started = replace(catalogue, canary=Canary(release, percent, salt=release))
+    now = float(catalogue.now)
     if days is None:
         return started
     return replace(started, experiment=Experiment(release, float(percent), now, now + days * 86_400))
@@ -530,7 +533,9 @@ def _without_canary(catalogue: Catalogue) -> Catalogue:
 
 def _renew_arm_b(catalogue: Catalogue, entry: Release) -> Catalogue:
     catalogue.ref_of("B")
-    before, canary, running = catalogue.canary_entry, catalogue.canary, catalogue.running
+    before = catalogue.canary_entry
+    canary = catalogue.canary
+    running = catalogue.running
     if entry.state is State.LIVE:
         raise ReleaseConflict(f"release {entry.id} is live, as that of arm A; publish another for arm B")
     if before is None or canary is None or running is None or before.id == entry.id:

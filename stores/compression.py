@@ -69,7 +69,9 @@ class Encoder:
         """Return rows of stored values; StoreMisused for an invalid body or an exceeded limit."""
         if not self._are_usual(rows):
             rows = [Row(key, self._body(key, value)) for key, value in rows]
-        seal, new = self._seal, tuple.__new__  # Row(key, value) without a Python call each
+        # Row(key, value) without a Python call each.
+        seal = self._seal
+        new = tuple.__new__
         return [new(Row, (key, seal(key, body))) for key, body in rows]
 
     def _are_usual(self, rows: Sequence[Row]) -> bool:

@@ -85,7 +85,8 @@ def _clock(catalogue: Catalogue, before: float, after: float) -> Finding:
 
 
 async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
-    live, canary = catalogue.live_entry, catalogue.canary_entry
+    live = catalogue.live_entry
+    canary = catalogue.canary_entry
     if live is None:
         sentence = "nothing is live, so a service has no lists; publish, or activate a release"
         return [Finding(Level.WARNING, "live", sentence)]
@@ -176,7 +177,8 @@ async def _room(store: Store, manifest: Manifest) -> list[Finding]:
 
 
 async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
-    sentences, writing = list[str](), ""
+    sentences = list[str]()
+    writing = ""
     for entry in catalogue.releases:
         if entry.state is State.DROPPING:
             sentences.append(f"{entry.id} is being erased; `hotplate releases prune` finishes that")

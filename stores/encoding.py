@@ -170,7 +170,8 @@ def cut(body: bytes, n: int) -> bytes:
 
 def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
     """Return the first *n* items that are in none of *left_out*."""
-    items, lines = body[OFFSET_BYTES:], list[bytes]()
+    items = body[OFFSET_BYTES:]
+    lines = list[bytes]()
     for found, line in zip(_ID.finditer(items), items.split(SEPARATOR), strict=False):  # no id in an empty list
         if len(lines) == n:
             break
@@ -272,7 +273,9 @@ class KeySpan(NamedTuple):
 
 def pack(keys: Sequence[str]) -> bytes:
     """Pack keys in any order; 0.05 µs a key."""
-    first, last = min(keys).encode(), max(keys).encode()  # str order equals UTF-8 byte order
+    # Str order equals UTF-8 byte order.
+    first = min(keys).encode()
+    last = max(keys).encode()
     return _HEADER.pack(len(first), len(last)) + first + last + zlib.compress(orjson.dumps(keys), 1)
 
 

@@ -114,7 +114,8 @@ class SegmentReader:
                     self.damaged += 1
 
     def _frames(self) -> Iterator[bytes]:
-        start, is_damaged = 0, False
+        start = 0
+        is_damaged = False
         while start >= 0:
             content, end = _frame(self._data, start)
             if content is None:
@@ -150,7 +151,8 @@ def is_open_segment(name: str) -> bool:
 
 def recover(folder: Path) -> list[Path]:
     """Close the segments in *folder* with dead writers, and return them; raises OSError."""
-    host, closed = f"-{_host()}-", list[Path]()
+    host = f"-{_host()}-"
+    closed = list[Path]()
     for path in sorted(path for path in folder.iterdir() if is_open_segment(path.name)):
         try:
             if host not in path.name and time.time() - path.stat().st_mtime < ORPHAN_S:
@@ -189,7 +191,9 @@ def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
 
 def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
     """Return a frame's content, None if torn, and its end."""
-    decoder, pieces, view = zstandard.ZstdDecompressor().decompressobj(), list[bytes](), memoryview(data)
+    decoder = zstandard.ZstdDecompressor().decompressobj()
+    pieces = list[bytes]()
+    view = memoryview(data)
     for position in range(start, len(data), _CHUNK_BYTES):
         try:
             pieces.append(decoder.decompress(view[position : position + _CHUNK_BYTES]))

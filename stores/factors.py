@@ -64,14 +64,17 @@ def piece_key(number: int) -> str:
 def pieces(items: Iterable[tuple[ItemEntry, bytes]]) -> Iterator[Row]:
     """Yield pieces of at most PIECE_BYTES, or of a single item."""
     number = size = 0
-    entries, factors = list[bytes](), list[bytes]()
+    entries = list[bytes]()
+    factors = list[bytes]()
     for entry, row in items:
         encoded = msgspec.json.encode(entry)
         more = len(encoded) + 1 + len(row)
         if entries and size + more > PIECE_BYTES:
             yield _piece(number, entries, factors)
             number += 1
-            size, entries, factors = 0, [], []
+            size = 0
+            entries = []
+            factors = []
         entries.append(encoded)
         factors.append(row)
         size += more

@@ -103,7 +103,8 @@ def take_lock(path: Path, mode: int, timeout_s: float) -> int:
 def is_at(descriptor: int, path: Path) -> bool:
     """Return whether *descriptor* is the open file *path*."""
     try:
-        there, held = path.stat(), os.fstat(descriptor)
+        there = path.stat()
+        held = os.fstat(descriptor)
     except FileNotFoundError:
         return False
     return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
@@ -191,7 +192,8 @@ def mapped_at(path: Path, inode: int) -> int:
 def release_map(path: Path, inode: int, size: int, at_once: int | None = None) -> None:
     """Remove pages of a mapped file from the page table, but not from the page cache."""
     with suppress(OSError):
-        start, step = mapped_at(path, inode), at_once or size
+        start = mapped_at(path, inode)
+        step = at_once or size
         for place in range(0, size, step):
             _libc.madvise(start + place, min(step, size - place), mmap.MADV_DONTNEED)
 
@@ -210,7 +212,8 @@ def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
     for group in ((cgroups / inner), *(cgroups / inner).parents):
         limit = next(iter(_numbers(group / "memory.max")), "max")
         if limit.isdecimal():
-            stat, used = _numbers(group / "memory.stat"), next(iter(_numbers(group / "memory.current")), "0")
+            stat = _numbers(group / "memory.stat")
+            used = next(iter(_numbers(group / "memory.current")), "0")
             room = min(room, int(limit) - int(used) + stat.get("active_file", 0) + stat.get("inactive_file", 0))
     return max(0.0, room * SHARE_OF_ROOM)
 

@@ -89,7 +89,8 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
 
     def fail(self, kind: FailureKind) -> None:
         """Fail the request in flight and abort the connection."""
-        tag, self.tag = self.tag, None
+        tag = self.tag
+        self.tag = None
         if tag is not None:
             self._listener.on_failure(tag, kind)
         if self._transport is not None:
@@ -98,7 +99,8 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
 
     def close(self, *, unsolicited: bool = False) -> None:
         """Close the connection, with no request in flight."""
-        transport, self._transport = self._transport, None
+        transport = self._transport
+        self._transport = None
         if transport is not None:
             transport.close()
             self._listener.on_closed(self, unsolicited=unsolicited)

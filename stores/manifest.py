@@ -76,7 +76,8 @@ class Tally:
         """
         if not rows:
             return
-        first, last = min(rows).key, max(rows).key
+        first = min(rows).key
+        last = max(rows).key
         prefix = first[: first.find(":") + 1]
         if prefix and last.startswith(prefix):  # then all keys have it, as in most calls
             self._add(prefix[:-1], rows)
@@ -103,7 +104,8 @@ class Tally:
             rows = [row for row in rows if row.key != MANIFEST]
         size = digest = length = 0
         length_bytes = b""
-        drawn, hash_of = list[tuple[int, str]](), xxh3_64_intdigest
+        drawn = list[tuple[int, str]]()
+        hash_of = xxh3_64_intdigest
         base = RowKey.parse(kind).kind
         below = 0 if base not in _SAMPLED else _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
         for key, value in rows:

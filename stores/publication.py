@@ -155,7 +155,8 @@ async def go_live(
     store: Store, result: WriteResult, *, arm: Arm = "A", end_canary: bool = False, though_refused: bool = False
 ) -> WriteResult:
     """Activate a written release, for an arm, unless a canary or its gates hold it back."""
-    release, started = result.manifest.release, time.perf_counter()
+    release = result.manifest.release
+    started = time.perf_counter()
     try:
         await activate(store, release, arm=arm, end_canary=end_canary, though_refused=though_refused)
     except HeldBack as error:
@@ -183,7 +184,8 @@ async def take_over(store: Store, release: ReleaseId, *, writer: str | None = No
 
     Raises ReleaseConflict if it is not a draft, its lease is renewed, or it is of a copy; ReleaseNotFound if dropped.
     """
-    token, first_seen = writer or secrets.token_hex(8), None
+    token = writer or secrets.token_hex(8)
+    first_seen = None
     while True:
         found = await store.catalogue()
         entry = found.find_draft(release)
@@ -392,7 +394,8 @@ async def _abandon(store: Store, draft: DraftRef) -> None:
 async def rehearse(store: Store, run: Callable[[Store], Awaitable[Manifest]]) -> Plan:
     """Run a publish against a stand-in for *store*, and return its rows; StoreFull if it cannot fit."""
     with temporary_folder("rehearsal") as folder:
-        found, erased = await store.catalogue(), await erased_from(store)
+        found = await store.catalogue()
+        erased = await erased_from(store)
         stand_in = _StandIn(folder, store, found)
         try:
             if found.generation:

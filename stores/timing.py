@@ -146,7 +146,8 @@ class Pacer:
         self._owed_s += latency_s * (1 / self._share - 1)
         if self._owed_s < MIN_PAUSE_S:
             return 0.0
-        pause_s, self._owed_s = self._owed_s, 0.0
+        pause_s = self._owed_s
+        self._owed_s = 0.0
         return pause_s
 
 
@@ -161,7 +162,8 @@ class Backoff:
 
     def next_s(self) -> float:
         """Return the next pause."""
-        pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, self._max_s)
+        pause_s = self._pause_s
+        self._pause_s = min(self._pause_s * 2, self._max_s)
         return pause_s * random.uniform(self._min_jitter, 1.0)  # noqa: S311 -- spreads clients, guards nothing
 
     def reset(self) -> None:
@@ -207,14 +209,17 @@ class Retrier:
 
     async def call(self, step: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
         """Run an idempotent step until it succeeds; throttling is timed from the last success of any step."""
-        began_at, failing_since, backoff = self._clock(), None, Backoff(*RETRY_PAUSES_S)
+        began_at = self._clock()
+        failing_since = None
+        backoff = Backoff(*RETRY_PAUSES_S)
         while True:
             try:
                 done = await step()
             except StoreThrottled as error:
                 if self._clock() - max(began_at, self._succeeded_at) > min(self._throttled_for_s, at_most_s):
                     raise
-                failing_since, wait_s = None, error.retry_after_s
+                failing_since = None
+                wait_s = error.retry_after_s
             except StoreUnavailable as error:
                 failing_since = self._clock() if failing_since is None else failing_since
                 if error.permanent or self._clock() - failing_since >= min(self._for_s, at_most_s):

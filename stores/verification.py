@@ -64,7 +64,8 @@ async def read_rows(
     rows_per_s: float = inf,
 ) -> AsyncIterator[list[Row]]:
     """Yield all rows of a release, the manifest too, in chunks; keys repeated by the scan are skipped."""
-    loop, done = asyncio.get_running_loop(), 0
+    loop = asyncio.get_running_loop()
+    done = 0
     began = loop.time()
     async for chunk in _chunks(store.scan(release), max(1, int(min(CHUNK_ROWS, rows_per_s / 10)))):
         yield chunk
@@ -74,7 +75,9 @@ async def read_rows(
 
 
 async def _chunks(rows: AsyncIterator[Row], chunk_rows: int) -> AsyncIterator[list[Row]]:
-    chunk, size, last = list[Row](), 0, ""
+    chunk = list[Row]()
+    size = 0
+    last = ""
     async for row in rows:
         if row.key <= last:
             continue
@@ -83,7 +86,8 @@ async def _chunks(rows: AsyncIterator[Row], chunk_rows: int) -> AsyncIterator[li
         size += len(row.value)
         if len(chunk) == chunk_rows or size >= CHUNK_BYTES:
             yield chunk
-            chunk, size = [], 0
+            chunk = []
+            size = 0
     yield chunk
 
 
@@ -151,8 +155,11 @@ async def _is_outdated(store: Store, release: ReleaseRef, known: ErasedUsers) ->
 
 async def _damaged(store: Store, release: ReleaseRef, manifest: Manifest, rows_per_s: float) -> str:
     """Return how many rows are damaged, and some keys; empty if none are."""
-    decode, check = await load_decode(store, release, manifest), Checksum(release.id).open
-    rows, count, first = 0, 0, list[str]()
+    decode = await load_decode(store, release, manifest)
+    check = Checksum(release.id).open
+    rows = 0
+    count = 0
+    first = list[str]()
     async for chunk in read_rows(store, release, manifest, rows_per_s=rows_per_s):
         rows += len(chunk)
         for key, value in chunk:
@@ -290,7 +297,8 @@ async def _read_attributes(reader: Reader, release: ReleaseRef, manifest: Manife
 async def _open(
     reader: Reader, release: ReleaseRef, keys: Sequence[str], decode: Decode, essential: Container[str]
 ) -> tuple[dict[str, bytes], list[str]]:
-    bodies, damaged = dict[str, bytes](), list[str]()
+    bodies = dict[str, bytes]()
+    damaged = list[str]()
     async for key, value in read_present(reader, release, keys):
         try:
             if isinstance(value, ReleaseCorrupt):

@@ -51,7 +51,8 @@ def parse_latency(text: str) -> Callable[[], float]:
         return read_trace(Path(text)).draws()
     if match is None:
         raise BenchMisused(f"--latency {text!r} is neither of the form p50=4ms,p99=10ms nor a recorded .json file")
-    p50_s, p99_s = float(match[1]) * SECONDS[match[2]], float(match[3]) * SECONDS[match[4]]
+    p50_s = float(match[1]) * SECONDS[match[2]]
+    p99_s = float(match[3]) * SECONDS[match[4]]
     if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
         raise BenchMisused(f"--latency {text!r}: it needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
     draws = random.Random(1)  # noqa: S311 -- repeatable

@@ -174,7 +174,8 @@ class HttpConnection(asyncio.Protocol):
             self._respond(error.response(), keep_alive=keep_alive)
             return
         path, _, query = self._url.decode("latin-1").partition("?")
-        method, body = self._parser.get_method().decode("latin-1"), b"".join(self._body)
+        method = self._parser.get_method().decode("latin-1")
+        body = b"".join(self._body)
         request = Request(method, path, self._headers, body, self._region, self._scheme, query)
         self._respond(self._handler(request), keep_alive=keep_alive)
 

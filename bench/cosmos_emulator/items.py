@@ -79,7 +79,8 @@ def context_of(account: EmulatedAccount, container: Container, request: Request,
 
 def read(context: RequestContext, item_id: str) -> HttpResponse:
     """Read one item; 304, with the charge of an empty one, if it is that of `If-None-Match`."""
-    request, key = context.request, key_of(context.request)
+    request = context.request
+    key = key_of(context.request)
     document = context.container.documents.get(item_id, key)
     partition = document.partition if document is not None else context.partition_of(key)
     partition.admit(context.now, request.region)
@@ -114,7 +115,8 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
 def _write(
     context: RequestContext, verb: str, key: bytes, item_id: str, item: dict[str, Any], *, if_match: str
 ) -> tuple[int, Document, float]:
-    container, charges = context.container, context.account.charges
+    container = context.container
+    charges = context.account.charges
     if verb != "delete":
         given_id = _checked_id(context, key, item)
         if verb == "replace" and given_id != item_id:
@@ -154,7 +156,8 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> st
 def _store(
     context: RequestContext, key: bytes, item_id: str, item: dict[str, Any], found: Document | None
 ) -> tuple[int, Document, float]:
-    container, charges = context.container, context.account.charges
+    container = context.container
+    charges = context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
     partition = found.partition if found else container.partitions.of(key)
     serial = found.serial if found else container.documents.next_serial()

@@ -157,7 +157,8 @@ class Partitions:
         for minimum, maximum, parent in zip(self._minima, [*inner, "FF"], parents, strict=True):
             made = Partition(str(self._next_id), minimum, maximum, [Budget() for _ in range(self._regions)])
             if parent is not None:
-                made.parents, made.lsn = (*parent.parents, parent.id), parent.lsn
+                made.parents = (*parent.parents, parent.id)
+                made.lsn = parent.lsn
             self.all.append(made)
             self._next_id += 1
 

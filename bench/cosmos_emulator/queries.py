@@ -37,7 +37,8 @@ Conditions = Mapping[str, list[Any]]
 def parse_query(request: Request) -> Conditions:
     """Parse a request's query and parameters."""
     fields = request.object()
-    text, parameters = fields.get("query"), fields.get("parameters") or []
+    text = fields.get("query")
+    parameters = fields.get("parameters") or []
     if not isinstance(parameters, list) or not all(isinstance(each, dict) and "name" in each for each in parameters):
         raise HttpError(400, "the parameters of a query are a list of objects with a name and a value")
     found = STATEMENT.fullmatch(str(text))
@@ -50,7 +51,8 @@ def parse_query(request: Request) -> Conditions:
 def _conditions(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
     while text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
-    place, more = 0, True
+    place = 0
+    more = True
     while more:
         found = CONDITION.match(text, place)
         values = re.findall(VALUE, found["one"] or found["list"], re.IGNORECASE) if found else []
@@ -58,7 +60,8 @@ def _conditions(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterato
         if found is None or found["alias"].lower() != alias.lower() or not is_known:
             raise HttpError(400, f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
         yield found["name"], [parameters[value] if value[0] == "@" else _literal(value) for value in values]
-        place, more = found.end(), bool(found["and"])
+        place = found.end()
+        more = bool(found["and"])
     if place != len(text):
         raise HttpError(400, f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
 
@@ -96,7 +99,8 @@ def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
     if context.request.headers.get(HEADER, b"[]") != b"[]":
         key = key_of(context.request)
         return (context.partition_of(key),), key
-    range_id, partitions = context.request.header(RANGE_HEADER), context.container.partitions
+    range_id = context.request.header(RANGE_HEADER)
+    partitions = context.container.partitions
     return ((partitions.with_id(range_id),) if range_id else partitions.all), None
 
 
@@ -108,7 +112,9 @@ def _respond(
         partition.admit(context.now, context.request.region)
     conditions = statement or {}
     page = _read_page(context, conditions, _readable(context, conditions, partitions, key))
-    charges, strong, charge_ru = context.account.charges, context.strong, 0.0
+    charges = context.account.charges
+    strong = context.strong
+    charge_ru = 0.0
     for partition in partitions:
         loaded, scanned = (
             [one.size for one in documents if one.partition is partition] for documents in (page.loaded, page.scanned)
@@ -140,7 +146,8 @@ class Page:
 
 
 def _read_page(context: RequestContext, conditions: Conditions, documents: Iterable[Document]) -> Page:
-    given, room = _number(context.request, "x-ms-max-item-count", 100), MAX_PAGE_BYTES
+    given = _number(context.request, "x-ms-max-item-count", 100)
+    room = MAX_PAGE_BYTES
     size = given if given > 0 else MAX_PAGE_ITEMS
     scans = bool(conditions) and "id" not in conditions and not context.container.is_indexed
     page = Page()
@@ -160,7 +167,8 @@ def _read_page(context: RequestContext, conditions: Conditions, documents: Itera
 def _readable(
     context: RequestContext, conditions: Conditions, partitions: Sequence[Partition], key: bytes | None
 ) -> Iterator[Document]:
-    headers, container = context.request.headers, context.container
+    headers = context.request.headers
+    container = context.container
     after = _number(context.request, "x-ms-continuation", 0)
     if "id" not in conditions or container.key_property != "id":
         documents: Iterable[Document] = container.documents.after(after)

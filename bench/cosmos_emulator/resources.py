@@ -198,9 +198,11 @@ def _find(resources: Mapping[str, T], name: str, *, is_owner: bool = False) -> T
 
 def throughput_of(manual: object, autoscale: object) -> Throughput:
     """Return the autoscale throughput, else the manual one; raises 400."""
-    name, ru = "throughput", manual
+    name = "throughput"
+    ru = manual
     if autoscale is not None:
-        name, ru = "maxThroughput", autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
+        name = "maxThroughput"
+        ru = autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
     found = Throughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
     step = AUTOSCALE_STEP if found.autoscale else MANUAL_STEP
     least = minimum_ru(0, 0, autoscale=found.autoscale)
@@ -250,7 +252,8 @@ def _post_database(account: EmulatedAccount, request: Request) -> Database:
 
 
 def _post_container(account: EmulatedAccount, request: Request, database: str) -> Container:
-    owner, manual = account.database(database, is_owner=True), request.header(OFFER_HEADER)
+    owner = account.database(database, is_owner=True)
+    manual = request.header(OFFER_HEADER)
     ru = int(manual) if manual.isdecimal() and len(manual) < 10 else manual or None
     settings = parse_json(request.headers.get(AUTOSCALE_HEADER, b"null"), AUTOSCALE_HEADER.decode())
     return create_container(account, owner, request.object(), ru, settings)
@@ -262,7 +265,8 @@ def _delete_container(account: EmulatedAccount, _request: object, *names: str) -
 
 
 def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> EmulatedOffer:
-    offer, content = account.offer(rid), request.object().get("content")
+    offer = account.offer(rid)
+    content = request.object().get("content")
     if not isinstance(content, dict):
         raise HttpError(400, "an offer needs a content with offerThroughput or offerAutopilotSettings")
     throughput = throughput_of(content.get("offerThroughput"), content.get("offerAutopilotSettings"))

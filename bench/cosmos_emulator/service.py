@@ -66,10 +66,13 @@ class Authenticator:
         if seconds is None:
             raise HttpError(401, "x-ms-date must be a date as in RFC 1123")
         if abs(seconds - now) > MAX_CLOCK_SKEW_S:
-            minutes, server_date = MAX_CLOCK_SKEW_S // 60, formatdate(now, usegmt=True)
+            minutes = MAX_CLOCK_SKEW_S // 60
+            server_date = formatdate(now, usegmt=True)
             message = f"The authorization token is not valid at the current time: {date[:40]} is not within {minutes}"
             raise HttpError(403, f"{message} minutes of the server's clock, {server_date}")
-        authorization, verb, date = request.header(b"authorization"), request.method.lower(), date.lower()
+        authorization = request.header(b"authorization")
+        verb = request.method.lower()
+        date = date.lower()
         signer = self._signer.copy()
         signer.update(f"{verb}\n{resource_type}\n{link}\n{date}\n\n".encode())
         signature = base64.b64encode(signer.digest()).decode()
@@ -110,7 +113,8 @@ def route_of(path: str) -> ResourceRoute:
     if segments == [""]:
         return ResourceRoute("", "", (), is_feed=False)
     is_feed = len(segments) % 2 == 1
-    types, names = segments[0::2], tuple(segments[1::2])
+    types = segments[0::2]
+    names = tuple(segments[1::2])
     if "/".join(types) not in SHAPES or "" in segments or (types[-1] == "pkranges" and not is_feed):
         raise HttpError(404, f"this emulation has no resource at {'/'.join(types)[:100]}")
     link = "/".join(segments[:-1] if is_feed else segments)
@@ -231,7 +235,8 @@ def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
 
 
 def _manage(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    charges, verb = account.charges, operation.partition(" ")[0]
+    charges = account.charges
+    verb = operation.partition(" ")[0]
     if verb in ("list", "query"):
         return _list(account, request, operation, names)
     if operation not in resources.OPERATIONS:
@@ -247,22 +252,27 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
     """Answer 304 for unchanged ranges, which ends the SDKs' paging."""
     verb, _, noun = operation.partition(" ")
-    charge_ru, headers = account.charges.metadata_read, dict[str, str]()
+    charge_ru = account.charges.metadata_read
+    headers = dict[str, str]()
     found: list[dict[str, Any]]
     match noun:
         case "databases":
-            name, found = "Databases", [each.to_json() for each in account.databases.values()]
+            name = "Databases"
+            found = [each.to_json() for each in account.databases.values()]
         case "containers":
             owner = account.database(*names, is_owner=True)
-            name, found = "DocumentCollections", [each.to_json() for each in owner.containers.values()]
+            name = "DocumentCollections"
+            found = [each.to_json() for each in owner.containers.values()]
         case "offers":
-            name, found = "Offers", [each.offer.to_json() for each in account.containers()]
+            name = "Offers"
+            found = [each.offer.to_json() for each in account.containers()]
         case _:
             container = account.container(*names, is_owner=True)
             headers["etag"] = container.partitions.etag
             if request.header(b"if-none-match") == headers["etag"]:
                 return HttpResponse(304, headers=headers, charge_ru=charge_ru)
-            name, found = "PartitionKeyRanges", container.partitions.to_json(container.rid)
+            name = "PartitionKeyRanges"
+            found = container.partitions.to_json(container.rid)
     if verb == "query":
         conditions = queries.parse_query(request)
         found = [each for each in found if queries.meets(each, conditions)]

@@ -224,7 +224,8 @@ class LoadGenerator:
 
     def _offer_due(self) -> float | None:
         while self._next_s is not None:
-            due_s, now_s = self._start_s + self._next_s, self._clock()
+            due_s = self._start_s + self._next_s
+            now_s = self._clock()
             if due_s > now_s:
                 return due_s
             self._next_s = next(self._dues, None)
@@ -307,7 +308,8 @@ class LoadGenerator:
         due_s, request = tag
         now_s = self._clock()
         self._last_read_s = now_s
-        status, body = connection.status, connection.body
+        status = connection.status
+        body = connection.body
         self._recorder.seen(request, status, body)
         if (kind := self._load.check(status, body)) is None:
             self._recorder.good(now_s - due_s)
@@ -339,7 +341,8 @@ class LoadGenerator:
             self._offer(now_s)
 
     def _result(self, cpu_share: float) -> Result:
-        load, recorder = self._load, self._recorder
+        load = self._load
+        recorder = self._recorder
         elapsed_s = max(self._last_sent_s, self._last_read_s) - self._start_s
         return Result(
             url=load.url,

@@ -115,7 +115,8 @@ class Gets:
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """See `Requests`."""
         before, _, after = self.path.partition(KEY)
-        head, tail = f"GET {before}".encode(), after.encode() + _request_tail(host, headers)
+        head = f"GET {before}".encode()
+        tail = after.encode() + _request_tail(host, headers)
         for key in self.keys or itertools.repeat(""):
             yield head + quote(key, safe="").encode() + tail
 
@@ -131,7 +132,8 @@ class Posts:
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """See `Requests`."""
-        drawn, path = iter(self.keys), SCORE_PATH if self.score else BATCH_PATH
+        drawn = iter(self.keys)
+        path = SCORE_PATH if self.score else BATCH_PATH
         while True:
             users = list(itertools.islice(drawn, self.batch))
             rows = {"data": [{"user": user, "n": self.n} for user in users]}

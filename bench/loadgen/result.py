@@ -42,7 +42,8 @@ class Histogram:
             at = np.searchsorted(_highest_us(), times_us)
             made._counts += np.bincount(at, minlength=len(made._counts)).astype(made._counts.dtype)
             made._hdr.total_count = len(times_us)
-            made._hdr.min_value, made._hdr.max_value = int(times_us.min()), int(times_us.max())
+            made._hdr.min_value = int(times_us.min())
+            made._hdr.max_value = int(times_us.max())
         return made
 
     @classmethod
@@ -93,7 +94,8 @@ class Histogram:
 def _highest_us() -> NDArray[np.int64]:
     # The first 2^n counters are 1 µs wide, each further 2^n twice as wide.
     hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
-    number, bits = np.arange(hdr.counts_len), hdr.sub_bucket_half_count_magnitude
+    number = np.arange(hdr.counts_len)
+    bits = hdr.sub_bucket_half_count_magnitude
     doubled = np.maximum((number >> bits) - 1, 0)
     highest: NDArray[np.int64] = ((number - (doubled << bits) + 1) << doubled) - 1
     return highest
@@ -206,9 +208,12 @@ class Result:
 
 def lateness(results: Sequence[Result], at_least: int = 1) -> list[str]:
     """Return a sentence if the pooled p99 is mostly the generator's lateness; empty below *at_least* answers."""
-    latency, lag = Histogram.merged(each.latency for each in results), Histogram.merged(each.lag for each in results)
-    late_us, p99_us = lag.percentile_us(99), latency.percentile_us(99)
+    latency = Histogram.merged(each.latency for each in results)
+    lag = Histogram.merged(each.lag for each in results)
+    late_us = lag.percentile_us(99)
+    p99_us = latency.percentile_us(99)
     if latency.count < at_least or late_us <= max(LATE_US, p99_us / 2):
         return []
-    late, p99 = format_value(late_us, "us"), format_value(p99_us, "us")
+    late = format_value(late_us, "us")
+    p99 = format_value(p99_us, "us")
     return [f"the generator itself was {late} late at p99, of a latency of {p99}"]

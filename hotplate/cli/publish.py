@@ -364,7 +364,8 @@ def import_lists(flags: ImportFlags) -> None:
     from hotplate.offline.publish import as_source, names_in_keys
     from hotplate.stores.folders import temporary_folder
 
-    options, named = flags.to_options(), read_named(flags)
+    options = flags.to_options()
+    named = read_named(flags)
     has_default = bool(flags.lists or flags.similar or flags.popular or not named)
     lists = ({"": flags} if has_default else {}) | named
     names = names_in_keys(lists)
@@ -439,7 +440,8 @@ def publish_lists(
             raise written.refused
         return
     with progress_bars() as on_progress:
-        lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, "dry run")
+        lists = interruptible(lambda: read(on_progress))
+        report = partial(on_progress, "dry run")
         plan, simulated = with_store(options.store, partial(_rehearse, lists, options, report), may_be_new=True)
     _print_dry_run(plan, simulated, options)
 
@@ -456,11 +458,13 @@ def write_lists(
     from hotplate.offline.publish import publish, timed
 
     with_store(options.store, _check_store, may_be_new=True)
-    meter, loading = RequestUnitMeter(), dict[str, float]()
+    meter = RequestUnitMeter()
+    loading = dict[str, float]()
     with progress_bars(meter.progress) as on_progress:
         with timed(loading, "load"):
             lists = interruptible(lambda: read(on_progress))
-        how, report = options.settings, partial(on_progress, "publish")
+        how = options.settings
+        report = partial(on_progress, "publish")
         write = partial(publish, lists, settings=how, observer=meter, on_progress=report)
         written = with_store(options.store, write, meter, may_be_new=True)
     _print_release(written, meter, options, imported)
@@ -520,7 +524,8 @@ def _print_dry_run(plan: "Plan", simulated: "WriteResult", options: PublishOptio
 def _print_release(written: "Written", meter: RequestUnitMeter, options: PublishOptions, imported: str | None) -> None:
     from hotplate.offline.gates import recorded
 
-    manifest, arm = written.result.manifest, options.settings.arm
+    manifest = written.result.manifest
+    arm = options.settings.arm
     is_active = options.settings.activate and written.refused is None
     read: dict[str, Any] = {"rows": 0, "left_out": {}, "notes": []}
     read |= {name: manifest.about[name] for name in read if name in manifest.about}

@@ -95,7 +95,8 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
         return await find_manifest(opened, release), await opened.catalogue()
 
     manifest, found = with_store(store, read)
-    entry, canary = found.find(ReleaseId(release)), found.canary
+    entry = found.find(ReleaseId(release))
+    canary = found.canary
     if as_json:
         percent = canary.percent if canary is not None and canary.release == release else None
         marks = {name: getattr(entry, name) for name in ("state", "refused_by")}
@@ -264,7 +265,8 @@ def copy(
     from hotplate.stores.connect import run_between
     from hotplate.stores.transfer import copy as copy_release
 
-    target, meter = limit_ru(target, max_ru) or target, RequestUnitMeter()
+    target = limit_ru(target, max_ru) or target
+    meter = RequestUnitMeter()
 
     async def act(opened: "Store", other: "Store") -> "WriteResult":
         chosen = await find_release(opened, release)

@@ -64,7 +64,8 @@ class PipelineFile:
 
     def read(self, name: str, settings: type[Any]) -> Any:  # noqa: ANN401 -- an instance of *settings*
         """Return *settings* from the table *name*; SettingError as `from_table`."""
-        where, folder = f"{self.path}, [{name}]", self.path.absolute().parent
+        where = f"{self.path}, [{name}]"
+        folder = self.path.absolute().parent
         return from_table(settings, self.tables[name], where, folder, OF_THE_RUN)
 
 
@@ -84,7 +85,8 @@ def run(
     Example: hotplate run nightly.toml
     """
     file = read_pipeline(pipeline)
-    settings, job = file.read("run", RunSettings), read_job(file)
+    settings = file.read("run", RunSettings)
+    job = read_job(file)
     folder = settings.work or _default_folder(pipeline)
     if check:
         _print_steps(job, folder)
@@ -177,7 +179,8 @@ def read_lists(pipeline: PipelineFile, flags: publish.PublishFlags) -> dict[str,
     """Return the flags of each table [lists.NAME], those of [publish] unless it has others; raises SettingError."""
     from hotplate.offline.errors import SettingError
 
-    found, folder = dict[str, publish.PublishFlags](), pipeline.path.absolute().parent
+    found = dict[str, publish.PublishFlags]()
+    folder = pipeline.path.absolute().parent
     for name, keys in pipeline.tables["lists"].items():
         if not isinstance(keys, dict):
             raise SettingError(f"{pipeline.path}: write the list {name} as a table, [lists.{name}].")
@@ -274,7 +277,8 @@ def _send_metrics(target: object, summary: Mapping[str, Any]) -> None:
 def _registry(summary: Mapping[str, Any]) -> "CollectorRegistry":
     from prometheus_client import CollectorRegistry, Gauge
 
-    registry, pipeline = CollectorRegistry(), summary["pipeline"]
+    registry = CollectorRegistry()
+    pipeline = summary["pipeline"]
     failed = sum(not gate["passed"] for gate in summary.get("gates", ()))
     succeeded_at = summary.get("succeeded_at")
     gauges: tuple[tuple[str, str, str, Mapping[str, Any]], ...] = (

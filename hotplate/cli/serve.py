@@ -154,7 +154,8 @@ def demo(
         print_report(trained)
         url = f"file://{folder / 'store'}"
         publish(PublishFlags(model=folder / "model", store=url))
-        user, item = trained.model.matrix.user_ids[0], trained.model.matrix.item_ids[0]
+        user = trained.model.matrix.user_ids[0]
+        item = trained.model.matrix.item_ids[0]
         configure_logging()
         settings = ServiceSettings((url,), host, port, admin_port=0, health_port=0, admin_store=url, anonymous=True)
         run(settings, lambda addresses: _print_examples(addresses.service, addresses.admin, url, user, item))

@@ -194,7 +194,8 @@ def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
 
 
 def _stage_lines() -> "OnStage":
-    start, begun = perf_counter(), set[str]()
+    start = perf_counter()
+    begun = set[str]()
 
     def report(stage: str, done: int, total: int) -> None:
         elapsed = perf_counter() - start

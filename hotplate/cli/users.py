@@ -166,7 +166,8 @@ def _in_events(folder: "SegmentFolder | _LocalFolder", names: "Sequence[str]", u
     from hotplate.serve.consumed import KEPT
     from hotplate.stores.event_log import SegmentReader, is_segment
 
-    wanted, found = set(users), set[str]()
+    wanted = set(users)
+    found = set[str]()
     for name in names:
         if not is_segment(name) and name != KEPT:
             continue

@@ -157,7 +157,8 @@ class CosmosAccount:
             raise self._failed(CosmosUnavailable(f"{shown} sent a malformed response", "malformed")) from error
 
     async def _open(self) -> CosmosClient:
-        address, credential = self._address, self._address.key or default_credential()
+        address = self._address
+        credential = self._address.key or default_credential()
         more: dict[str, Any] = {} if address.region is None else {"preferred_locations": [address.region]}
         more |= {} if address.ca is None else {"connection_verify": address.ca}
         async with AsyncExitStack() as stack:  # closed on failure

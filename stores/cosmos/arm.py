@@ -29,7 +29,9 @@ T = TypeVar("T")
 Sql = SqlResourcesOperations
 
 # Time limits of a call, a change, and the acceptance of a change of throughput.
-RESPONSE_S, CHANGE_S, ACCEPT_S = 30.0, 300.0, 60.0
+RESPONSE_S = 30.0
+CHANGE_S = 300.0
+ACCEPT_S = 60.0
 # Polling interval of a change, unless ARM sends another.
 POLL_S = 1.0
 # After a 429.
@@ -169,11 +171,13 @@ def _code_of(error: exceptions.HttpResponseError) -> str:
 
 
 def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccount) -> StoreError:
-    where, message = f"{address.shown}: Azure Resource Manager", first_line(str(error.message))
+    where = f"{address.shown}: Azure Resource Manager"
+    message = first_line(str(error.message))
     if not isinstance(error, exceptions.HttpResponseError):
         kind: ErrorKind = "connect" if isinstance(error, exceptions.ServiceRequestError) else "reset"
         return CosmosUnavailable(f"{where} did not answer ({message})", kind)
-    status, code = error.status_code, _code_of(error)
+    status = error.status_code
+    code = _code_of(error)
     if code == MISSING:
         return ContainerMissing(f"{where} has no such database or container: {message}")
     if status == 404 or code == NO_SUBSCRIPTION:
@@ -189,5 +193,6 @@ def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccou
     elif status == 403:
         kind, sentence = "forbidden", f"refuses this identity; give it the role {ROLE}"
     else:
-        kind, sentence = "unavailable" if status in TEMPORARY_STATUSES else "refused", f"refused ({status} {code})"
+        kind = "unavailable" if status in TEMPORARY_STATUSES else "refused"
+        sentence = f"refused ({status} {code})"
     return CosmosUnavailable(f"{where} {sentence}: {message}", kind)

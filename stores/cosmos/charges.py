@@ -90,7 +90,8 @@ class Charges(msgspec.Struct, frozen=True):
     def query(self, sizes: Sequence[int], scanned: Sequence[int] = (), *, strong: bool = False) -> float:
         """Charge of a query on one partition; *scanned* are sizes of items that were not returned."""
         own = self.query_base * (self.read_strong_factor if strong else 1)
-        returned, skipped = self.feed(sizes, strong=strong), self.feed(scanned, strong=strong)
+        returned = self.feed(sizes, strong=strong)
+        skipped = self.feed(scanned, strong=strong)
         return round(own + self.query_item_share * returned + self.query_scan_share * skipped, 2)
 
 
@@ -118,7 +119,8 @@ def _between(points: Points, size: int) -> float:
         return points[0][1]
     if place == len(points):
         return points[-1][1] * size_kb / points[-1][0]
-    (low_kb, low), (high_kb, high) = points[place - 1], points[place]
+    (low_kb, low) = points[place - 1]
+    (high_kb, high) = points[place]
     return low + (high - low) * (size_kb - low_kb) / (high_kb - low_kb)
 
 

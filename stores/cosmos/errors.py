@@ -101,7 +101,9 @@ class Refusal:
 
 def error_for(refusal: Refusal, where: str) -> StoreError:
     """Return the error for a refusal."""
-    status, substatus, message = refusal.status, refusal.substatus, first_line(refusal.message)
+    status = refusal.status
+    substatus = refusal.substatus
+    message = first_line(refusal.message)
     if status == 429:
         sentence = f"{where} has no request units left for now; raise its throughput"
         return CosmosThrottled(sentence, refusal.retry_after_s)

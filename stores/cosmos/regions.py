@@ -53,7 +53,8 @@ class Account:
         self, address: Address, open_region: Callable[[str], Region], read_in: Callable[[Region], Awaitable[None]]
     ) -> None:
         """*open_region* takes a URL; *read_in* has a region's response passed to `update`."""
-        self._where, self._preferred = address.shown, address.region
+        self._where = address.shown
+        self._preferred = address.region
         self._single_region = address.single_region
         self._scheme = urlsplit(address.endpoint).scheme
         self._open_region = open_region
@@ -102,7 +103,8 @@ class Account:
 
     async def _read(self) -> "Account":
         """Read the account from its server, or else from a region."""
-        loop, failures = asyncio.get_running_loop(), list[StoreError]()
+        loop = asyncio.get_running_loop()
+        failures = list[StoreError]()
         for region in dict.fromkeys([self.server, *self.readable]):
             try:
                 await self._read_in(region)
@@ -132,7 +134,8 @@ class Account:
         """Record a success after a failure."""
         if region.failures >= MAX_FAILURES and len(self.readable) > 1:
             log.warning("%s: %s can be read again", self._where, region.name)
-        region.failures, region.skip_until = 0, 0.0
+        region.failures = 0
+        region.skip_until = 0.0
 
     def failed(self, region: Region, kind: ErrorKind, began_at: float) -> Region | None:
         """Record a failed read; return the region for a second attempt, if any.
@@ -158,7 +161,8 @@ class Account:
 
     def update(self, response: Response, _: str) -> None:
         """Use the regions that the account lists. Raises ValueError."""
-        listed, before = object_in(response), self.regions
+        listed = object_in(response)
+        before = self.regions
         writable, readable = (self._regions(listed.get(f"{each}Locations")) for each in ("writable", "readable"))
         self.write, self.readable = writable[0], sorted(readable, key=lambda region: region.name != self._preferred)
         if self._single_region:
@@ -181,5 +185,6 @@ class Account:
         for name, url in urls.items():
             server = f"{url.scheme}://{url.netloc}"
             regions.append(self._opened.get(server) or self._open_region(server))
-            self._opened[server], regions[-1].name = regions[-1], name
+            self._opened[server] = regions[-1]
+            regions[-1].name = name
         return regions

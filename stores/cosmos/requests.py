@@ -113,7 +113,8 @@ class TokenSigner:
                 log.warning("%s: no token from Entra ID: %s", self._shown, reason)
             self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({reason})"
             return
-        self._error, self._ends_at = "", float(token.expires_on)
+        self._error = ""
+        self._ends_at = float(token.expires_on)
         self._renew_at = self._ends_at - RENEW_AT_LIFE_LEFT * life_s * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
 
 
@@ -153,7 +154,8 @@ class RequestBuilder:
         """Build any request; *link* is signed, *path* the target without leading slash."""
         if (second := int(self._clock())) != self._second:
             date = formatdate(second, usegmt=True)
-            self._second, self._end = second, f"\n{date.lower()}\n\n".encode()
+            self._second = second
+            self._end = f"\n{date.lower()}\n\n".encode()
             self._headers = b"host: %b\r\nuser-agent: hotplate\r\nx-ms-version: %b\r\nx-ms-date: %b\r\n" % (
                 self._host, VERSION, date.encode()
             )  # fmt: skip

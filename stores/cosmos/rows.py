@@ -205,7 +205,8 @@ class ReleaseRows:
             if item.get("writer") == draft.writer:
                 return None
             await confirm()
-            claims, former = item.get("claims", 0) + 1, await self._counted(container, item)
+            claims = item.get("claims", 0) + 1
+            former = await self._counted(container, item)
             return item | {"writer": draft.writer, "claims": claims, "former": former}
 
         await self._change_state(draft, take_over)
@@ -243,7 +244,8 @@ class ReleaseRows:
         """See `Store.resume_point`."""
         state = await self.state(draft)
         _check_writer(draft, state)
-        container, kind = container_of(draft), _rows_kind(part)
+        container = container_of(draft)
+        kind = _rows_kind(part)
         own = _series(kind, state)
         counts = state.get("former", {}) | {own: await self._find_last(container, own)}
         for claim in range(state.get("claims", 0), -1, -1):
@@ -254,7 +256,8 @@ class ReleaseRows:
 
     async def erase(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         """See `RowEraser.erase_rows`."""
-        container, deleted = container_of(release), 0
+        container = container_of(release)
+        deleted = 0
 
         async def erase(key: str) -> None:
             nonlocal deleted
@@ -408,15 +411,19 @@ class ReleaseRows:
     async def _find_last(self, container: str, series: str) -> int:
         """Find the number of the last batch, or 0."""
         known = low = self._last.get((container, series), 0)
-        step, high = 1, None
+        step = 1
+        high = None
         while high is None or high - low > 1:
             middle = low + step if high is None else (low + high) // 2
             if await self._read(container, f"{series}-{middle}") is None:
                 high = middle
             else:
-                low, step = middle, step * 2
+                low = middle
+                step = step * 2
             if high == low + 1 and not known and await self._read_surely(container, f"{series}-{high}"):
-                low, step, high = high, 1, None
+                low = high
+                step = 1
+                high = None
         self._last[container, series] = low
         return low
 
@@ -445,7 +452,8 @@ class ReleaseRows:
 
 async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
     """Call *do* for all values, IN_FLIGHT at a time; raises the first failure."""
-    left, failures = iter(values), list[Exception]()
+    left = iter(values)
+    failures = list[Exception]()
 
     async def work() -> None:
         for value in left:

@@ -109,7 +109,8 @@ class SignedClient:
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
         """Read like `read`; also return whether the write region responded."""
-        loop, account = asyncio.get_running_loop(), self._account
+        loop = asyncio.get_running_loop()
+        account = self._account
         began_s = loop.time()
         due_s = began_s + timeout_s
         if began_s >= account.refresh_at:
@@ -168,7 +169,8 @@ class SignedClient:
         """Replace an item if its version is *etag*."""
         if not etag.isprintable():
             raise StoreMisused(f"{etag[:80]!r} is not an etag")
-        headers, body = JSON + b"if-match: %b\r\n" % etag.encode(), orjson.dumps(item)
+        headers = JSON + b"if-match: %b\r\n" % etag.encode()
+        body = orjson.dumps(item)
         return await self._write(b"PUT", container, item["id"], headers, body, expected=(200, 404, 412))
 
     async def delete(self, container: str, name: str) -> ItemWritten:
@@ -255,7 +257,8 @@ class SignedClient:
 
 
 def _describe(call: TracedCall, region: str, status: int, charge_ru: float) -> None:
-    regions, charged = call.attributes.get(REGIONS), call.attributes.get(CHARGE)
+    regions = call.attributes.get(REGIONS)
+    charged = call.attributes.get(CHARGE)
     call.attributes |= {
         "db.response.status_code": str(status),
         REGIONS: tuple(dict.fromkeys([*(regions if isinstance(regions, tuple) else ()), region])),

@@ -67,7 +67,8 @@ NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
 CHARGE_TOLERANCE = 0.1
 STRONG = ("BoundedStaleness", "Strong")
 
-ok, warning = partial(Finding, Level.OK), partial(Finding, Level.WARNING)
+ok = partial(Finding, Level.OK)
+warning = partial(Finding, Level.WARNING)
 
 
 class LookupClient(Protocol):
@@ -246,7 +247,8 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         try:
             item, primary = await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
-            item, primary = None, False
+            item = None
+            primary = False
         return replace(self._parsed(item, self._clock() + self._ahead_s), primary=primary)
 
     async def _check_single_writer(self, at_most_s: float = inf) -> None:
@@ -272,7 +274,8 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def examine(self) -> list[Finding]:
         """Return findings; see docs/cosmos.md."""
-        address, account = self._address, await self._items.account()
+        address = self._address
+        account = await self._items.account()
         server = ok("server", f"Cosmos DB, read in {', '.join(account.regions)}")
         if account.multiple_write_regions:
             advice = "is written in several regions, so nothing can be compared and set; turn multi-region writes off"
@@ -302,7 +305,9 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             traced_call.reset(reset)
         if item is None:
             return [ok("read", f"{self._address.shown} is empty, so this shows at the first publish")]
-        size, regions, charged = item_bytes(item), call.attributes.get(REGIONS, ()), call.attributes.get(CHARGE)
+        size = item_bytes(item)
+        regions = call.attributes.get(REGIONS, ())
+        charged = call.attributes.get(CHARGE)
         where = f" from {', '.join(regions)}" if isinstance(regions, tuple) else ""
         findings = [ok("read", f"the catalogue, {size:,} bytes{where}")]
         if isinstance(charged, float):
@@ -376,7 +381,8 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
     async def prepare(self, release: ReleaseRef) -> None:
         """Wait for the throughput to serve with; see `Store.prepare`."""
         await self._rows.state(release)
-        container, give_up_at = container_of(release), self._clock() + SCALING_S
+        container = container_of(release)
+        give_up_at = self._clock() + SCALING_S
         while self._address.throughput is not None:
             offer = await self._budget.call(partial(self._containers.offer, container))
             wanted = None if offer is None else self._address.serving(offer)

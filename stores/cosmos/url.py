@@ -34,7 +34,8 @@ KEY = "HOTPLATE_COSMOS_KEY"
 # Microsoft's published emulator key.
 EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 HOST = ".documents.azure.com"
-SIGNED, SDK = "signed", "sdk"
+SIGNED = "signed"
+SDK = "sdk"
 CONSISTENCIES = {
     "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
     "strong": "Strong",
@@ -153,7 +154,8 @@ class Address:
     @property
     def partition_warning(self) -> str:
         """Warning if `max_ru` is too low per partition; else empty."""
-        serving, written = self.throughput, self.writing
+        serving = self.throughput
+        written = self.writing
         if serving is None or written is None or written.initial_partitions <= serving.initial_partitions:
             return ""
         return (
@@ -192,7 +194,8 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
     parts = split(url)
     given = parameters(parts, OPTIONS, shown)
-    endpoint, database = _endpoint(parts, shown), parts.path.removeprefix("/")
+    endpoint = _endpoint(parts, shown)
+    database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
     for name, text in given.items():
@@ -217,7 +220,8 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
 
 def _endpoint(parts: SplitResult, shown: str) -> str:
     try:
-        host, port = parts.hostname or "", parts.port
+        host = parts.hostname or ""
+        port = parts.port
     except ValueError:
         raise StoreMisused(f"{shown} has no valid port") from None
     if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", host):
@@ -231,7 +235,8 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
 
 
 def _arm_account(given: dict[str, str], endpoint: str, shown: str) -> ArmAccount | None:
-    group, subscription = given.get("resource_group"), given.get("subscription")
+    group = given.get("resource_group")
+    subscription = given.get("subscription")
     if group and subscription:
         host = urlsplit(endpoint).hostname or ""
         return ArmAccount(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)

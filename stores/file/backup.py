@@ -174,7 +174,8 @@ async def _copy_all(
     files: Mapping[str, BinaryIO], names: Mapping[str, str], scratch: Path, on_progress: OnProgress
 ) -> int:
     """Copy and check open *files* under new *names*; return the number of bytes."""
-    total, done = sum(os.fstat(files[old].fileno()).st_size for old in names), 0
+    total = sum(os.fstat(files[old].fileno()).st_size for old in names)
+    done = 0
     check_room(scratch, total)
     with translated(scratch):
         (scratch / "releases").mkdir()

@@ -116,7 +116,8 @@ class CatalogueFile:
         Raises StoreUnavailable if the file of the lock was removed.
         """
         self._write_records(records, lock)
-        record, freed = dump(new), 0
+        record = dump(new)
+        freed = 0
         with translated(self._spare):
             with suppress(FileNotFoundError):
                 freed = self.path.stat().st_size
@@ -219,13 +220,15 @@ class LmdbStore(LocalReader, Diagnosed):
         return [self._catalogue.record(name) for name in names]
 
     async def changes(self) -> AsyncIterator[Catalogue]:
-        seen, found = None, Catalogue()
+        seen = None
+        found = Catalogue()
         while True:
             record = self._catalogue.record()
             self.polled_at = time.monotonic()
             is_news = record != seen or record is None
             if is_news:
-                seen, found = record, self._current(record)
+                seen = record
+                found = self._current(record)
             if (removed := self._removed(found)) and self._catalogue.record() == record:
                 raise removed
             if is_news:
