@@ -140,8 +140,9 @@ class Records:
         newest = self._newest(row)
         sequence = newest.sequence + 1
         start = self._start_of(row, 1 - newest.place)
-        version = _HEAD.pack(sequence, len(value), _checksum(sequence, value)) + value
-        self._memory[start : start + len(version)] = version
+        value_start = start + _HEAD.size
+        self._memory[start:value_start] = _HEAD.pack(sequence, len(value), _checksum(sequence, value))
+        self._memory[value_start : value_start + len(value)] = value
         if len(newest.value) > _LARGE_BYTES:
             self._return_pages(row, newest.place)
 

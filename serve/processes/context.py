@@ -26,7 +26,10 @@ _FILES_BYTES = MAX_BYTES + 1024
 
 
 def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
-    """Declare the memory that the processes of a service share."""
+    """Declare the memory that the processes of a service share.
+
+    A further region takes a line here, and its user a field of `ServiceMemory`.
+    """
     admin = 1
     return (
         Region("metrics", Kind.FLOAT64, cells_per_worker(tiers), rows=workers),
