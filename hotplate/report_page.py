@@ -50,6 +50,8 @@ STYLE: Any = {
 # Inches, and letters per line of the legend.
 WIDTH, HEIGHT, LETTERS = 9.0, 3.4, 110
 LINE_POINTS = 13
+# Longer tables of texts are folded.
+OPEN_LINES = 30
 # Least range of a log axis, for several labels.
 LEAST_RATIO = 20
 
@@ -209,7 +211,8 @@ def _text_table(table: TextTable) -> str:
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
     caption = f'<p class="note">{_escaped(table.caption)}</p>' if table.caption else ""
-    return f"<details open><summary>{_escaped(table.title)}</summary>{caption}{inside}</details>"
+    opened = " open" if len(table.lines) <= OPEN_LINES else ""
+    return f"<details{opened}><summary>{_escaped(table.title)}</summary>{caption}{inside}</details>"
 
 
 def _cell(row: Row | None, *, unit: bool = True) -> str:

@@ -49,16 +49,20 @@ def answer(record: Record) -> str:
     k = record["k"]
     served = record["as_served"]
     popular = record["baselines"].get("popularity")
-    hits = f"{100 * served['hit_rate']:.0f} of 100 test users chose one of their {k} items"
+    hits = f"{_in_a_hundred(served)} of 100 users chose one of {k} items"
+    ndcg = f"nDCG@{k} {served['ndcg']:.3f}"
     if popular is None:
         name = name_of(record["engine"], record["params"])
-        return f"Everybody gets {_in_words(name)} ({name}): nDCG@{k} {served['ndcg']:.4f}. {hits}."
+        return f"Everybody gets {_in_words(name)} ({name}): {hits}, {ndcg}."
     name = name_of("popularity", popular["params"])
     others = popular["as_served"]
-    compared = f"nDCG@{k} {served['ndcg']:.4f} against {others['ndcg']:.4f}"
-    hits += f", {100 * others['hit_rate']:.0f} with popular ones"
-    lead = popular["model_leads_by"]
-    return f"The lists are {_standing(lead, others['ndcg'])} {_in_words(name)} ({name}): {compared}. {hits}."
+    standing = _standing(popular["model_leads_by"], others["ndcg"])
+    hits += f" (popular: {_in_a_hundred(others)})"
+    return f"The lists are {standing} {_in_words(name)} ({name}): {hits}, {ndcg} ({others['ndcg']:.3f})."
+
+
+def _in_a_hundred(metrics: Record) -> str:
+    return f"{100 * metrics['hit_rate']:.0f}"
 
 
 def _in_words(name: str) -> str:
@@ -69,7 +73,7 @@ def _standing(lead: Record, popular: float) -> str:
     """Return how lists with this lead compare with popular ones of nDCG *popular*."""
     interval = lead["interval"]
     if interval is None or interval[0] <= 0 <= interval[1]:
-        return "neither clearly better nor worse than"
+        return "not proven better than"
     size = f"{100 * abs(lead['ndcg']) / popular:.0f} % " if popular else ""
     return f"{size}{'better' if lead['ndcg'] > 0 else 'worse'} than"
 
