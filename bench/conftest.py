@@ -48,6 +48,7 @@ COUNT = 1_000  # reads of one round
 PLENTY_RU = 1_000_000  # the emulator must not throttle
 COSMOS_USERS = 2_000
 HOTPLATE = (sys.executable, "-m", "hotplate")
+LUA_MODULES = Path("/usr/share/lua/5.1")
 WRK_CONNECTIONS = 64
 WRK_SECONDS = 2
 REQUESTED = 50_000
@@ -199,14 +200,15 @@ def nginx_with_files(bodies: Mapping[str, bytes], headers: Mapping[str, str]) ->
 def nginx_with_lua(redis: RedisServer, prefix: str, headers: Mapping[str, str], user: str) -> Iterator[Server]:
     """Run one nginx worker whose Lua reads the key *prefix* and the user from Redis, over kept connections."""
     module = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
-    if not module.exists():
+    client = _lua_redis()
+    if client is None or not module.exists():
         pytest.skip("nginx has no Lua; on Debian or Ubuntu: apt-get install libnginx-mod-http-lua lua-nginx-redis")
     main = f"load_module {module.with_name('ndk_http_module.so')}; load_module {module};"
     location = f"""
         location ~ ^{ROUTE}(?<user>[^/]+)$ {{
             {_added(headers)}
             content_by_lua_block {{
-                local connection = require("{_lua_redis()}"):new()
+                local connection = require("{client}"):new()
                 connection:set_timeout(1000)
                 if not connection:connect("127.0.0.1", {redis.port}) then return ngx.exit(503) end
                 local list, error = connection:get("{prefix}" .. ngx.var.user)
@@ -217,14 +219,15 @@ def nginx_with_lua(redis: RedisServer, prefix: str, headers: Mapping[str, str], 
                 ngx.print(list)
             }}
         }}"""
-    paths = 'lua_package_path "/usr/share/lua/5.1/?.lua;;";'
+    paths = f'lua_package_path "{LUA_MODULES}/?.lua;;";'
     with _nginx(location, ROUTE + user, main=main, http=paths) as server:
         yield server
 
 
-def _lua_redis() -> str:
-    """Return the module of Debian's lua-nginx-redis, or of OpenResty."""
-    return "nginx.redis" if Path("/usr/share/lua/5.1/nginx/redis.lua").exists() else "resty.redis"
+def _lua_redis() -> str | None:
+    """Return the module of Debian's lua-nginx-redis, or of OpenResty; None if neither is installed."""
+    modules = {"nginx.redis": "nginx/redis.lua", "resty.redis": "resty/redis.lua"}
+    return next((name for name, file in modules.items() if (LUA_MODULES / file).exists()), None)
 
 
 def _added(headers: Mapping[str, str]) -> str:
