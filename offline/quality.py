@@ -1,15 +1,25 @@
-"""`make quality`: measures lists on public data, by time and at random."""
+"""`make quality`: measures lists on public data, by time and at random.
+
+Each cut and random draw is measured by a process of one thread, and kept in KEPT until the code or the data change, so
+that a run which was stopped goes on.
+"""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import blake2b
+from multiprocessing import get_context
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -21,7 +31,7 @@ from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, described, params_from
+from hotplate.offline.train.engine import Params, Ranker, described, params_from, recency_of, with_recency
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, by_popularity, recent_popularity
 from hotplate.offline.train.repeats import RepeatParams, repeats_from
@@ -33,6 +43,7 @@ from hotplate.report import markdown_page, markdown_table
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
+KEPT = ROOT / ".quality"
 CORE = 5
 CORE_OPTIONS = ("--min-per-user", str(CORE), "--min-per-item", str(CORE))
 # Shares of the log, by time; each is tested on its last quarter. The rules of the search were chosen on CHOSEN, and
@@ -61,6 +72,16 @@ SIMILAR_COLUMNS = (COSINE, COSINE_RECENT, TYPED)
 REPEAT_COLUMNS = (ENGINE, OWN, TYPED)
 # The engine then only breaks ties.
 OWN_COUNTS = RepeatParams(120.0, 1_000.0)
+HEADINGS = (
+    ("data", "first pairs", "users", *FIXED, RECENT, BEST_ALS, TYPED, LEAD),
+    (
+        "data",
+        "first pairs",
+        *(f"similar: {name}" for name in SIMILAR_COLUMNS),
+        *(f"repeats: {name}" for name in REPEAT_COLUMNS),
+    ),
+    ("data", "random draw, which flatters", "popularity", TYPED),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +124,9 @@ class Trainings:
     """`hotplate train` on pieces and draws of one data set."""
 
     def __init__(self, data: DataSet, file: Path, folder: Path) -> None:
-        self._data, self._file, self._folder = data, file, folder
+        self._data = data
+        self._file = file
+        self._folder = folder
 
     def report(self, *arguments: str) -> dict[str, Any]:
         """Run the command; raises RuntimeError with its messages."""
@@ -112,8 +135,8 @@ class Trainings:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 -- our own
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
+        report: dict[str, Any] = json.loads(done.stdout)
+        return report
 
     @cached_property
     def log(self) -> pl.DataFrame:
@@ -153,29 +176,49 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
     """Train as typed, and measure the other columns on the same split."""
     file = trainings.piece(share)
     report = trainings.report(str(file), *CORE_OPTIONS)
-    evaluation, trials = report["evaluation"], report["tuning"]["trials"]
+    evaluation = report["evaluation"]
+    trials = report["tuning"]["trials"]
     log = pl.read_parquet(file).with_columns(weight=pl.lit(1.0))
     matrix = to_matrix(log, CORE, CORE, Weighing("binary"))
     options = SplitOptions("by-time", min_per_user=CORE, min_per_item=CORE)
     parts = split(matrix.user_items, matrix.history, options)
-    popular = _best(each for each in trials if each["engine"] == "popularity")
+    popular = _best(trial for trial in trials if trial["engine"] == "popularity")
     assert isinstance(popular, PopularityParams)  # noqa: S101 -- the engine says so
+    best_als = _best(trial for trial in trials if trial["engine"] == "als")
     typed = params_from(report["engine"], report["params"])
-    columns = {**FIXED, RECENT: popular, BEST_ALS: _best(each for each in trials if each["engine"] == "als")}
-    values = {name: _served(parts, params, popular) for name, params in columns.items()}
-    typed_values = _served(parts, typed, popular)
-    difference = typed_values - values[RECENT]
+    columns = {**FIXED, RECENT: popular, BEST_ALS: best_als, TYPED: typed}
+    rankers = _Rankers(parts)
+    values = {name: _served(parts, rankers.of(params), popular) for name, params in columns.items()}
+    difference = values[TYPED] - values[RECENT]
     low, high = evaluation["as_served"]["intervals"]["ndcg"]
-    ndcg = {name: float(value.mean()) for name, value in values.items()} | {TYPED: evaluation["as_served"]["ndcg"]}
+    ndcg = {name: float(value.mean()) for name, value in values.items()}
     return Piece(
-        users=len(typed_values),
-        ndcg=ndcg,
+        users=len(difference),
+        ndcg=ndcg | {TYPED: evaluation["as_served"]["ndcg"]},
         half=(high - low) / 2,
         described=_described(report),
         lead=Lead(float(difference.mean()), interval(difference)),
         similar=_similar(parts, popular) | {TYPED: evaluation["similar"]["hit_rate"]},
-        repeats=_repeats(matrix, options, typed, report["tuning"]["repeats"]),
+        repeats=_repeats(matrix, options, rankers.of(typed), report["tuning"]["repeats"]),
     )
+
+
+class _Rankers:
+    """Fits each cell to the train part once, as recency only multiplies scores."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._fitted: dict[Params, Ranker] = {}
+
+    def of(self, params: Params) -> Ranker:
+        recency = recency_of(params)
+        plain = params if recency is None else replace(params, recency=None)
+        if plain not in self._fitted:
+            self._fitted[plain] = fit_parts(self._parts, plain)
+        ranker = self._fitted[plain]
+        if recency is None:
+            return ranker
+        return with_recency(ranker, recency.weights(self._parts.train, self._parts.train_times))
 
 
 def _best(trials: Iterator[dict[str, Any]]) -> Params:
@@ -183,10 +226,10 @@ def _best(trials: Iterator[dict[str, Any]]) -> Params:
     return params_from(best["engine"], best["params"])
 
 
-def _served(parts: Parts, params: Params, popular: PopularityParams) -> npt.NDArray[np.float64]:
+def _served(parts: Parts, ranker: Ranker, popular: PopularityParams) -> npt.NDArray[np.float64]:
     """Return nDCG@10 per user, of *popular* items for users without a list."""
     counts = recent_popularity(parts.train, parts.train_times, popular.half_life_days)
-    lists = as_served(recommend_all(fit_parts(parts, params), parts, 10), by_popularity(counts))
+    lists = as_served(recommend_all(ranker, parts, 10), by_popularity(counts))
     return measure_users(lists, parts.test).values["ndcg"]
 
 
@@ -195,21 +238,20 @@ def _similar(parts: Parts, popular: PopularityParams) -> dict[str, float]:
     methods = {COSINE: SimilarParams()}
     if days is not None:
         methods[COSINE_RECENT] = SimilarParams(recency=Recency(days, SIMILAR_GAMMA))
-    found = {}
+    hit_rates = {}
     for name, params in methods.items():
         result = measure(fit_similar(parts.train, params, parts.train_times), params, parts, 10)
-        found[name] = result.hit_rate if result else 0.0
-    return found
+        hit_rates[name] = result.hit_rate if result else 0.0
+    return hit_rates
 
 
-def _repeats(matrix: Matrix, options: SplitOptions, typed: Params, found: dict[str, Any] | None) -> dict[str, float]:
-    """Return nDCG@10 of lists that keep seen items, tested on all choices after the cut."""
-    if found is None:
+def _repeats(matrix: Matrix, options: SplitOptions, typed: Ranker, chosen: dict[str, Any] | None) -> dict[str, float]:
+    """Return nDCG@10 of lists of *typed* that keep seen items, tested on all choices after the cut."""
+    if chosen is None:
         return {}
     parts = split(matrix.user_items, matrix.history, replace(options, repeats=True))
-    ranker = fit_parts(parts, typed)
-    methods = {ENGINE: RepeatParams(weight=0.0), OWN: OWN_COUNTS, TYPED: repeats_from(found["params"])}
-    return {name: ndcg_of_repeats(parts, ranker, 10, params) for name, params in methods.items()}
+    methods = {ENGINE: RepeatParams(weight=0.0), OWN: OWN_COUNTS, TYPED: repeats_from(chosen["params"])}
+    return {name: ndcg_of_repeats(parts, typed, 10, params) for name, params in methods.items()}
 
 
 def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
@@ -244,52 +286,135 @@ def _with_half(value: float, around: MetricInterval | None) -> str:
     return f"{value:.4f}" if around is None else f"{value:.4f} ± {(around[1] - around[0]) / 2:.4f}"
 
 
-def draw_rows(data: DataSet, trainings: Trainings) -> Iterator[Sequence[str]]:
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Figures of one random draw: its metric with *half* of the interval, popularity's, and the engine."""
+
+    value: float
+    half: float
+    popularity: float
+    described: str
+
+
+def measure_draw(trainings: Trainings, drawn: RandomSplit) -> Draw:
+    """Train as typed on a random draw."""
+    report = trainings.report(str(trainings.piece(1.0)), *CORE_OPTIONS, *drawn.options, "-k", str(drawn.k))
+    evaluation = report["evaluation"]
+    low, high = evaluation["intervals"][drawn.metric]
+    return Draw(
+        value=evaluation["model"][drawn.metric],
+        half=(high - low) / 2,
+        popularity=evaluation["baselines"].get("popularity", evaluation["model"])[drawn.metric],
+        described=_described(report),
+    )
+
+
+def draw_rows(data: DataSet, draws: Mapping[str, Draw]) -> Iterator[Sequence[str]]:
     """Yield a row for each random draw."""
-    for draw in DRAWS:
-        report = trainings.report(str(trainings.piece(1.0)), *CORE_OPTIONS, *draw.options, "-k", str(draw.k))
-        value = report["evaluation"]["model"][draw.metric]
-        popular = report["evaluation"]["baselines"].get("popularity", report["evaluation"]["model"])[draw.metric]
-        low, high = report["evaluation"]["intervals"][draw.metric]
-        yield data.name, draw.name, f"{popular:.4f}", f"{value:.4f} ± {(high - low) / 2:.4f}, {_described(report)}"
+    for name, draw in draws.items():
+        yield data.name, name, f"{draw.popularity:.4f}", f"{draw.value:.4f} ± {draw.half:.4f}, {draw.described}"
 
 
 def _described(report: dict[str, Any]) -> str:
     return described(params_from(report["engine"], report["params"]))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print the tables, and write them into the docs if no data set is missing."""
-    data_at = Path(arguments[0]) if arguments else DATA
-    headings = (
-        ("data", "first pairs", "users", *FIXED, RECENT, BEST_ALS, TYPED, LEAD),
-        (
-            "data",
-            "first pairs",
-            *(f"similar: {name}" for name in SIMILAR_COLUMNS),
-            *(f"repeats: {name}" for name in REPEAT_COLUMNS),
-        ),
-        ("data", "random draw, which flatters", "popularity", TYPED),
-    )
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One cut of *data*, by its share, or one random draw."""
+
+    data: DataSet
+    part: float | RandomSplit
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
+        part = self.part.name if isinstance(self.part, RandomSplit) else f"first {self.part:.0%}"
+        return f"{self.data.name}, {part}"
+
+    def measure(self, file: Path) -> Piece | Draw:
+        """Measure in a folder of its own."""
+        with tempfile.TemporaryDirectory() as folder:
+            trainings = Trainings(self.data, file, Path(folder))
+            if isinstance(self.part, RandomSplit):
+                return measure_draw(trainings, self.part)
+            return measure_piece(trainings, self.part)
+
+
+def kept_or_measured(task: Task, file: Path) -> Piece | Draw:
+    """Return the figures of an earlier run of the same code on the same data, or measure and keep them."""
+    kept = KEPT / f"{_digest(task, file)}.json"
+    if kept.exists():
+        return msgspec.json.decode(kept.read_bytes(), type=Draw if isinstance(task.part, RandomSplit) else Piece)
+    figures = task.measure(file)
+    KEPT.mkdir(exist_ok=True)
+    half_written = kept.with_suffix(".new")
+    half_written.write_bytes(msgspec.json.encode(figures))
+    half_written.rename(kept)
+    return figures
+
+
+def _digest(task: Task, file: Path) -> str:
+    digest = blake2b(repr(task).encode(), digest_size=16)
+    for source in (*sorted((ROOT / "offline").rglob("*.py")), file):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def measure_all(tasks: Sequence[Task], data_at: Path) -> dict[Task, Piece | Draw]:
+    """Measure on all cores, one task per core, and print each that ends."""
+    # The processes' libraries read it when they start.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    started = perf_counter()
+    figures: dict[Task, Piece | Draw] = {}
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(min(cores, len(tasks)), mp_context=get_context("spawn")) as processes:
+        waiting = {processes.submit(kept_or_measured, task, data_at / task.data.file): task for task in tasks}
+        for future in as_completed(waiting):
+            task = waiting[future]
+            figures[task] = future.result()
+            minutes = (perf_counter() - started) / 60
+            print(f"{len(figures)} of {len(tasks)} after {minutes:.1f} min: {task.name}", flush=True)
+    return figures
+
+
+def tables(data_sets: Sequence[DataSet], figures: Mapping[Task, Piece | Draw]) -> str:
+    """Return the tables of all *figures*."""
     times = list[Sequence[str]]()
     others = list[Sequence[str]]()
     draws = list[Sequence[str]]()
-    missing = False
+    for data in data_sets:
+        pieces: dict[float, Piece] = {}
+        drawn: dict[str, Draw] = {}
+        for part in (*PIECES, *DRAWS):
+            measured = figures[Task(data, part)]
+            if isinstance(measured, Piece) and isinstance(part, float):
+                pieces[part] = measured
+            elif isinstance(measured, Draw) and isinstance(part, RandomSplit):
+                drawn[part.name] = measured
+        times += time_rows(data, pieces)
+        others += other_rows(data, pieces)
+        draws += draw_rows(data, drawn)
+    return "\n".join(map(markdown_table, HEADINGS, (times, others, draws)))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the tables, and write them into the docs if no data set is missing."""
+    data_at = Path(arguments[0]) if arguments else DATA
+    present = []
     for data in DATA_SETS:
-        file = data_at / data.file
-        if not file.exists():
-            print(f"{data.name} is skipped: {file} is not on this machine")
-            missing = True
-            continue
-        with tempfile.TemporaryDirectory() as made:
-            trainings = Trainings(data, file, Path(made))
-            pieces = {share: measure_piece(trainings, share) for share in PIECES}
-            times += time_rows(data, pieces)
-            others += other_rows(data, pieces)
-            draws += draw_rows(data, trainings)
-    written = "\n".join(map(markdown_table, headings, (times, others, draws)))
+        if (data_at / data.file).exists():
+            present.append(data)
+        else:
+            print(f"{data.name} is skipped: {data_at / data.file} is not on this machine")
+    if not present:
+        return 0
+    # Large cuts come first, as the last tasks run on few cores.
+    largest_first = (*sorted(PIECES, reverse=True), *DRAWS)
+    tasks = [Task(data, part) for part in largest_first for data in reversed(present)]
+    written = tables(present, measure_all(tasks, data_at))
     print(written)
-    if not missing:
+    if len(present) == len(DATA_SETS):
         PAGE.write_text(markdown_page(PAGE.read_text(), written, "quality"))
     return 0
 

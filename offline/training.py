@@ -31,7 +31,7 @@ from hotplate.offline.train.popularity import PopularityParams, Recency, most_po
 from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose
 from hotplate.offline.train.similar import fit as fit_similar
-from hotplate.offline.train.tuning import Search, TuneOptions, inner_parts, search_repeats, tune
+from hotplate.offline.train.tuning import Search, TuneOptions, inner_cuts, search_repeats, tune
 
 # With fewer test users after a cut in time, the split is random.
 _FEWEST_TESTED = 10
@@ -228,9 +228,9 @@ def _choose(learnable: Learnable, settings: TrainSettings, search: Search | None
     similar = SimilarParams(recency=None if days is None else Recency(days, SIMILAR_GAMMA))
     if settings.tuning is None or settings.split is None:
         return _Chosen(params, recent, similar, None)
-    parts = inner_parts(*learnable, settings.split)
+    cuts = inner_cuts(*learnable, settings.split)
     repeats = search_repeats(*learnable, settings.split, params, k=settings.k, popular=recent)
-    return _Chosen(params, recent, similar if parts is None else choose(parts, days, settings.k), repeats)
+    return _Chosen(params, recent, choose(cuts, days, settings.k) if cuts else similar, repeats)
 
 
 def _evaluate(
@@ -299,7 +299,7 @@ def _search(
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
         kept=trials,
-        evaluations=int(settings.split is not None),
+        evaluated=settings.split is not None,
         on_trial=partial(report, "tune"),
         on_notice=on_notice,
     )

@@ -147,15 +147,19 @@ class Evaluation:
             "model": model,
             **beside,
             "similar": None if self.similar is None else asdict(self.similar),
-            "baselines": {
-                each.engine: {"params": asdict(each.params), **each.to_json(), "model_leads_by": asdict(lead)}
-                for each, lead in zip(self.baselines, self.leads, strict=True)
-            },
+            "baselines": self._baselines_to_json(),
         }
 
+    def _baselines_to_json(self) -> dict[Engine, dict[str, Any]]:
+        baselines: dict[Engine, dict[str, Any]] = {}
+        for baseline, lead in zip(self.baselines, self.leads, strict=True):
+            params = asdict(baseline.params)
+            baselines[baseline.engine] = {"params": params, **baseline.to_json(), "model_leads_by": asdict(lead)}
+        return baselines
+
     def _repr_html_(self) -> str:
-        rows = [("", "model", *(each.name for each in self.baselines))]
-        rows += metric_rows([each.to_json() for each in (self.model, *self.baselines)])
+        rows = [("", "model", *(baseline.name for baseline in self.baselines))]
+        rows += metric_rows([result.to_json() for result in (self.model, *self.baselines)])
         cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
         about = f"{self.test_pairs:,} pairs of {self.model.metrics.users:,} users held back, measured at {self.k}"
         return f"<p>{about} (± half of the 95 % interval)</p><table><tr>{'</tr><tr>'.join(cells)}</tr></table>"
@@ -165,7 +169,9 @@ def metric_rows(measured: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ..
     """Yield a row per metric, with a column per engine."""
     for name, value in measured[0].items():
         if isinstance(value, float):
-            yield name, *(_with_interval(each.get(name), each.get("intervals", {}).get(name)) for each in measured)
+            intervals = [of_engine.get("intervals", {}).get(name) for of_engine in measured]
+            values = [of_engine.get(name) for of_engine in measured]
+            yield name, *map(_with_interval, values, intervals)
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
@@ -215,7 +221,7 @@ def evaluate_parts(
     """
     check_length(k, "k")
     testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
-    most = min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED // parts.test.shape[1]))
+    most = most_tested(parts.test.shape[1])
     parts = parts.sampled(most, seed=0)
     similar_items = None if similar is None else fit_similar(parts.train, similar, parts.train_times)
     model = evaluate_engine(
@@ -228,13 +234,12 @@ def evaluate_parts(
         similar=similar_items,
         new_days=new_days,
     )
-    others = [each for each in baselines if engine_of(each) != model.engine]
-    results = tuple(evaluate_engine(parts, each, k, popular=popular) for each in others)
-    differences = [model.served_per_user - each.served_per_user for each in results]
-    known = users_per_item(parts.train) > 0
-    found_similar = None
+    similar_result = None
     if similar is not None and similar_items is not None:
-        found_similar = measure(similar_items, similar, parts, k)
+        similar_result = measure(similar_items, similar, parts, k)
+    del similar_items  # releases memory for the baselines
+    others = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
+    results = tuple(evaluate_engine(parts, baseline, k, popular=popular) for baseline in others)
     return Evaluation(
         split=None,
         k=k,
@@ -242,11 +247,27 @@ def evaluate_parts(
         test_pairs=int(parts.test.nnz),
         model=model,
         baselines=results,
-        cold_pairs=int(np.count_nonzero(~known[parts.test.indices])),
-        leads=tuple(Lead(float(np.mean(each)), interval(each)) for each in differences),
+        cold_pairs=_cold_pairs(parts),
+        leads=tuple(_lead(model, baseline) for baseline in results),
         drawn_from=testable if testable > most else None,
-        similar=found_similar,
+        similar=similar_result,
     )
+
+
+def _cold_pairs(parts: Parts) -> int:
+    """Return the number of test pairs of items not in train."""
+    known = users_per_item(parts.train) > 0
+    return int(np.count_nonzero(~known[parts.test.indices]))
+
+
+def _lead(model: EngineResult, baseline: EngineResult) -> Lead:
+    difference = model.served_per_user - baseline.served_per_user
+    return Lead(float(np.mean(difference)), interval(difference))
+
+
+def most_tested(items: int) -> int:
+    """Return the number of users that an evaluation tests at most, in a catalogue of *items*."""
+    return min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED // items))
 
 
 def evaluate_engine(
@@ -267,22 +288,28 @@ def evaluate_engine(
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:
-        lists, times = recommend_all(ranker, parts, k), parts.train_times
-        half_life = None if popular is None or times is None else popular.half_life_days
-        whole = as_served(lists, by_popularity(recent_popularity(parts.train, times, half_life)))
+        lists = recommend_all(ranker, parts, k)
+        served_lists = as_served(lists, _popular_items(parts, popular))
     else:
-        lists, whole = make(parts, ranker, similar)
-    plain, served = measure_users(lists, parts.test), measure_users(whole, parts.test)
+        lists, served_lists = make(parts, ranker, similar)
+    plain = measure_users(lists, parts.test)
+    served = measure_users(served_lists, parts.test)
     return EngineResult(
-        engine_of(params),
-        params,
-        plain.metrics,
-        served.metrics,
-        coverage(lists[plain.users], parts.train.shape[1]),
-        plain.values["ndcg"],
-        served.values["ndcg"],
-        None if similar is None else Variety.of(lists[plain.users], parts, similar, new_days),
+        engine=engine_of(params),
+        params=params,
+        metrics=plain.metrics,
+        as_served=served.metrics,
+        coverage=coverage(lists[plain.users], parts.train.shape[1]),
+        per_user=plain.values["ndcg"],
+        served_per_user=served.values["ndcg"],
+        variety=None if similar is None else Variety.of(lists[plain.users], parts, similar, new_days),
     )
+
+
+def _popular_items(parts: Parts, popular: PopularityParams | None) -> Indices:
+    times = parts.train_times
+    half_life = None if popular is None or times is None else popular.half_life_days
+    return by_popularity(recent_popularity(parts.train, times, half_life))
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
@@ -315,7 +342,7 @@ def as_published(
     make = partial(_published, model, rules, k=before["k"], length=length, keep_seen=keep_seen)
     options = SplitOptions(**before["split"])
     options = replace(options, piece=0, repeats=keep_seen and options.in_time)
-    found = evaluate(
+    evaluation = evaluate(
         model.matrix,
         model.params,
         options,
@@ -326,10 +353,10 @@ def as_published(
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
         on_iteration=on_iteration,
     )
-    if found is None:
+    if evaluation is None:
         return None
     kept = {name: value for name, value in before.items() if name != "baselines"}
-    return found.to_json() | {"similar": before.get("similar"), "as_trained": kept}
+    return evaluation.to_json() | {"similar": before.get("similar"), "as_trained": kept}
 
 
 def _published(

@@ -36,9 +36,12 @@ _ALIKE = frozenset({"iterations", "seed", "recency"})
 _LESS_MEMORY = {
     "als": "take fewer factors, raise --min-per-user and --min-per-item, or learn with --engine spark",
     "ease": "raise --min-per-item, or learn with --engine als",
+    "neighbours": "take fewer neighbours, or raise --min-per-item",
 }
 _INDEX_BYTES = 4
 _NUMBER_BYTES = 4
+# implicit's coordinates and their conversion to rows, in 64 bits.
+_NEIGHBOUR_BYTES = 28
 
 
 def engine_of(params: Params) -> Engine:
@@ -165,16 +168,23 @@ def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
 
 def fit_s(params: object, user_items: UserItems) -> float:
     """Estimate the seconds of a fit on one core of an Intel Xeon."""
-    together = float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())
+    users, items = map(float, user_items.shape)
+    pairs = float(user_items.nnz)
     match params:
         case ALSParams():
-            return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
+            of_iteration = params.factors * (7.5e-11 * params.factors * (users + items) + 6.3e-9 * pairs)
+            return params.iterations * of_iteration
         case EASEParams():
-            return 1.1e-11 * float(user_items.shape[1]) ** 3 + 1.8e-8 * together
+            return 1.1e-11 * items**3 + 1.8e-8 * compared(user_items)
         case NeighbourParams():
-            return 3e-8 * together
+            return 7e-9 * compared(user_items) + 1.5e-7 * min(params.neighbours, items) * items
         case _:
-            return 1e-8 * float(user_items.nnz)
+            return 1e-8 * pairs
+
+
+def compared(user_items: UserItems) -> float:
+    """Return the number of terms of a product of all items with all items."""
+    return float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())
 
 
 def rank_s(params: object, rows: UserItems) -> float:
@@ -194,6 +204,8 @@ def fit_bytes(params: object, user_items: UserItems) -> int:
             return int(3 * matrix + (users + items) * params.factors * _NUMBER_BYTES)
         case EASEParams():
             return int(4 * items**2 + 4096 * items)  # the item table, and one block in float64
+        case NeighbourParams():
+            return _NEIGHBOUR_BYTES * min(params.neighbours, items) * items
         case _:
             return 0
 

@@ -6,12 +6,14 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.sparse import csr_matrix, vstack
 
 from hotplate.offline.evaluate.metrics import LEADING, MetricInterval, Values, interval, leads_by
 from hotplate.offline.evaluate.splits import Parts, ranked, rows_of
 from hotplate.offline.input.matrix import (
     Allowed,
+    Cells,
     Floats,
     Indices,
     Mask,
@@ -51,7 +53,7 @@ class Similar:
 
     def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
         """Return (items, scores), both [len(items), min(n, number of items - 1)], descending, then -1 and 0."""
-        most = min(n, self.similarity.shape[0] - 1)
+        most = min(n, self.similarity.shape[1] - 1)
         return ranking.best_of_sparse(lambda batch: self.similarity[batch], items, most, allowed)
 
 
@@ -77,26 +79,48 @@ def similar_from(values: Mapping[str, Any] | None) -> SimilarParams:
 
 def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None) -> Similar:
     """Compare all items; *times* are those of the pairs. Raises DataError for recency without times."""
-    recent = None if params.recency is None else params.recency.weights(user_items, times)
+    items = np.arange(user_items.shape[1], dtype=np.int32)
+    (similarity,) = _nearest_by(user_items, times, items, [params], _KEPT)
+    return Similar(similarity)
+
+
+def _nearest_by(
+    user_items: UserItems, times: Times | None, items: Indices, cells: Sequence[SimilarParams], most: int
+) -> list[Any]:
+    """Return the *most* similar items of *items* by each of *cells*: csr matrices [len(items), all items]."""
+    recencies = [None if params.recency is None else params.recency.weights(user_items, times) for params in cells]
+    sampled = _sampled(user_items)
+    binary = csr_matrix((np.ones(sampled.nnz, dtype=np.float32), sampled.indices, sampled.indptr), shape=sampled.shape)
+    by_item = csr_matrix(binary.T)
+    counts = np.maximum(users_per_item(sampled), 1)
+    blocks: list[list[Any]] = [[] for _ in cells]
+    for start in range(0, len(items), _ITEMS_AT_ONCE):
+        block = items[start : start + _ITEMS_AT_ONCE]
+        both = by_item[block] @ binary
+        of = np.repeat(block, np.diff(both.indptr))
+        together = both.data
+        others = both.indices
+        cosines = together / np.sqrt(counts[of] * counts[others])
+        cosines[of == others] = 0
+        for number, params in enumerate(cells):
+            values = cosines * (together / (together + params.shrink))
+            recent = recencies[number]
+            if recent is not None:
+                values *= recent[others]
+            similarity = csr_matrix((values.astype(np.float32), others, both.indptr), shape=both.shape)
+            blocks[number].append(nearest(similarity, most))
+    stacked = [csr_matrix(vstack(of_cell)) for of_cell in blocks]
+    for similarity in stacked:
+        similarity.has_canonical_format = True
+    return stacked
+
+
+def _sampled(user_items: UserItems) -> UserItems:
+    """Return the rows of random users whose comparison takes some 100 million terms."""
     has = np.diff(user_items.indptr).astype(np.float64)
     drawn = np.random.default_rng(0).permutation(len(has))
-    rows = user_items[np.sort(drawn[: int(np.searchsorted(np.cumsum(has[drawn] ** 2), _MOST_TERMS)) + 1])]
-    binary = csr_matrix((np.ones(rows.nnz, dtype=np.float32), rows.indices, rows.indptr), shape=rows.shape)
-    by_item, counts = csr_matrix(binary.T), np.maximum(users_per_item(rows), 1)
-    kept = []
-    for start in range(0, binary.shape[1], _ITEMS_AT_ONCE):
-        both = by_item[start : start + _ITEMS_AT_ONCE] @ binary
-        of = np.repeat(np.arange(start, start + both.shape[0]), np.diff(both.indptr))
-        together, others = both.data, both.indices
-        values = together / np.sqrt(counts[of] * counts[others]) * (together / (together + params.shrink))
-        if recent is not None:
-            values *= recent[others]
-        values[of == others] = 0
-        both.data = values.astype(np.float32)
-        kept.append(nearest(both, _KEPT))
-    similarity = csr_matrix(vstack(kept))
-    similarity.has_canonical_format = True
-    return Similar(similarity)
+    terms = np.cumsum(has[drawn] ** 2)
+    return user_items[np.sort(drawn[: int(np.searchsorted(terms, _MOST_TERMS)) + 1])]
 
 
 def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
@@ -121,56 +145,90 @@ def _part(similarity: Any, kept: Mask) -> Any:  # noqa: ANN401 -- as above
     return csr_matrix((similarity.data[kept], similarity.indices[kept], ends), shape=similarity.shape)
 
 
-def choose(parts: Parts, half_life_days: float | None, k: int) -> SimilarParams:
-    """Return the parameters with the best hit rate on *parts*.
+def choose(cuts: Sequence[Parts], half_life_days: float | None, k: int) -> SimilarParams:
+    """Return the parameters with the best hit rate on all *cuts*, which are those of the search.
 
     The hit rate rewards popular items. So another power of recency than the default has to lead it by more than a 95 %
     interval, and so has another *shrink*.
     """
     powers: list[Recency | None] = [None]
-    if half_life_days is not None and parts.history is not None:
+    if half_life_days is not None and all(parts.history is not None for parts in cuts):
         usual, *others = (Recency(half_life_days, gamma) for gamma in _GAMMAS)
         powers = [usual, None, *others]
-    recent = _first_as_good([SimilarParams(recency=recency) for recency in powers], parts, k)
-    return _first_as_good([recent, replace(recent, shrink=0.0)], parts, k)
-
-
-def _first_as_good(cells: Sequence[SimilarParams], parts: Parts, k: int) -> SimilarParams:
-    """Return the first cell that the best one does not lead by more than a 95 % interval."""
-    users = _measurable(parts)
-    if len(cells) == 1 or not len(users):
+    cells = [SimilarParams(recency=recency) for recency in powers]
+    tests = [_test_of(parts) for parts in cuts]
+    if not any(len(test.users) for test in tests):
         return cells[0]
-    hits = [_hit_rates(fit(parts.train, params, parts.train_times), parts, users, k) for params in cells]
-    best = max(hits, key=lambda rates: float(rates.sum()))
-    return next(params for params, rates in zip(cells, hits, strict=True) if leads_by(best, rates) <= LEADING)
+    rates = _rates_by(cuts, tests, cells, k)
+    recent = _first_as_good(rates)
+    undamped = replace(recent, shrink=0.0)
+    return _first_as_good({recent: rates[recent], **_rates_by(cuts, tests, [undamped], k)})
+
+
+def _first_as_good(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
+    """Return the first cell that the best one does not lead by more than a 95 % interval."""
+    best = max(rates.values(), key=lambda per_user: float(per_user.sum()))
+    return next(params for params, per_user in rates.items() if leads_by(best, per_user) <= LEADING)
 
 
 def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
     """Measure lists of *k* on users of *parts* with items in train and test; None if there are none."""
-    users = _measurable(parts)
-    if not len(users):
+    test = _test_of(parts)
+    if not len(test.users):
         return None
-    per_user = _hit_rates(similar, parts, users, k)
-    return SimilarResult(params, k, float(per_user.mean()), interval(per_user), len(users))
+    lists, _ = similar.similar_items(test.items, k)
+    per_user = test.hit_rates(lists)
+    return SimilarResult(params, k, float(per_user.mean()), interval(per_user), len(test.users))
 
 
-def _measurable(parts: Parts) -> Indices:
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """The last items in train, and the next ones in test, of *users* that have both.
+
+    items      the last items of all users, ascending
+    last       pairs of a user and a last item: *last_users* and places in *items*
+    following  cells of users and next items
+    """
+
+    users: Indices
+    items: Indices
+    last_users: npt.NDArray[np.int64]
+    last: npt.NDArray[np.intp]
+    following: Cells
+    shape: tuple[int, int]
+
+    def hit_rates(self, lists: Indices) -> Values:
+        """Return the share of last items with a next item in their list, by user; *lists* are those of *items*."""
+        found = lists[self.last]
+        hits = (found >= 0) & are_among(self.following, self.last_users[:, None] * self.shape[1] + found)
+        hits_per_user = np.bincount(self.last_users, hits.any(axis=1), self.shape[0])
+        rates: Values = hits_per_user[self.users] / np.bincount(self.last_users)[self.users]
+        return rates
+
+
+def _test_of(parts: Parts) -> _Test:
     in_both = (np.diff(parts.test.indptr) > 0) & (np.diff(parts.train.indptr) > 0)
-    return np.flatnonzero(in_both).astype(np.int32)
-
-
-def _hit_rates(similar: Similar, parts: Parts, users: Indices, k: int) -> Values:
-    """Return the share of last items with a next item among *k* similar ones [users]."""
-    has = np.isin(rows_of(parts.train), users)
-    last = _first(parts.train, None if parts.train_times is None else ~parts.train_times, _LAST) & has
+    users = np.flatnonzero(in_both).astype(np.int32)
+    latest_first = None if parts.train_times is None else ~parts.train_times
+    last = _first(parts.train, latest_first, _LAST) & np.isin(rows_of(parts.train), users)
+    items, places = np.unique(parts.train.indices[last], return_inverse=True)
     following = cells_of(parts.test)[_first(parts.test, parts.test_times, _NEXT)]
-    of_user, items = rows_of(parts.train)[last], parts.train.indices[last]
-    distinct, at = np.unique(items, return_inverse=True)
-    lists, _ = similar.similar_items(distinct.astype(np.int32), k)
-    found = lists[at]
-    hits = (found >= 0) & are_among(following, of_user[:, None] * parts.test.shape[1] + found)
-    rates: Values = np.bincount(of_user, hits.any(axis=1), parts.test.shape[0])[users] / np.bincount(of_user)[users]
-    return rates
+    return _Test(users, items.astype(np.int32), rows_of(parts.train)[last], places, following, parts.test.shape)
+
+
+def _rates_by(
+    cuts: Sequence[Parts], tests: Sequence[_Test], cells: Sequence[SimilarParams], k: int
+) -> dict[SimilarParams, Values]:
+    """Return the hit rates of the users of all *cuts* by each of *cells*; only items of the tests are compared."""
+    per_user: dict[SimilarParams, list[Values]] = {params: [] for params in cells}
+    for parts, test in zip(cuts, tests, strict=True):
+        if not len(test.users):
+            continue
+        similarities = _nearest_by(parts.train, parts.train_times, test.items, cells, k)
+        for params, similarity in zip(cells, similarities, strict=True):
+            lists, _ = Similar(similarity).similar_items(np.arange(len(test.items), dtype=np.int32), k)
+            per_user[params].append(test.hit_rates(lists))
+    return {params: np.concatenate(rates) for params, rates in per_user.items()}
 
 
 def _first(pairs: UserItems, order: Times | None, most: int) -> Mask:

@@ -1,15 +1,14 @@
 """The search for an engine and its parameters within a budget."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +16,9 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import EQUAL, LEADING, Values, leads_by, measure_users, standard_error
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import History, Times, UserItems, are_among, cells_of, users_per_item
+from hotplate.offline.input.matrix import History, UserItems, are_among, cells_of, users_per_item
 from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, EXPLORING, Budget, Cost, exploring
 from hotplate.offline.train.engine import (
     Engine,
     Params,
@@ -26,7 +26,6 @@ from hotplate.offline.train.engine import (
     engine_of,
     fit_bytes,
     fit_s,
-    rank_s,
     recency_of,
     with_recency,
 )
@@ -34,24 +33,15 @@ from hotplate.offline.train.item_based import EASEParams, NeighbourParams, Neigh
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.repeats import RepeatSearch
 from hotplate.offline.train.repeats import search as choose_repeats
-from hotplate.stores.folders import room_bytes
 from hotplate.stores.verification import OnProgress, unreported
 
 # A larger log is sampled by user.
 _SEARCHED_PAIRS = 1_000_000
-# Ranks cells as well as more iterations, in half of the time.
-_EXPLORING = 8
 _EXTENSIONS = 3
 # Cuts of a split by time; with one, a single week decides.
 _CUTS = 2
-# Budget: seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
-_BUDGET_S = 36.0
-_RECENCY = 0.4
-_BUDGET_BYTES = 650e6
-_LAST_FIT_S = 900.0
-# Measured: cost of all cells by that of the first ones, and trials of recency per engine.
-_GROWTH = 1.6
-_RECENCIES = 10
+# Fits of the best ALS cell that are kept for recency.
+_KEPT_BYTES = 200e6
 # Pairs that a trial ranks; beyond it, users are sampled.
 _RANKED = 60_000_000
 
@@ -66,7 +56,8 @@ _NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
 _FEWEST = 5
 # Twice the factors take two to three times as long.
 _MOST_FACTORS = 512
-_MOST_SIMILARITIES = 10_000_000
+# A fit takes 28 bytes for each.
+_MOST_SIMILARITIES = 6_000_000
 _WALK_STEP = 0.1
 # First half-lives in days; steps multiply.
 _HALF_LIVES = (2.0, 8.0)
@@ -213,7 +204,7 @@ def tune(
     k: int = 10,
     defaults: ALSParams | None = None,
     kept: Path | None = None,
-    evaluations: int = 0,
+    evaluated: bool = False,
     on_trial: OnProgress = unreported,
     on_notice: Callable[[str], None] = lambda _text: None,
 ) -> Search | None:
@@ -221,59 +212,79 @@ def tune(
 
     Logs of more than a million pairs are sampled by user. In a split by time, the best cell of each engine is tried
     with recency. The folder *kept* stores trials for repeated searches. *defaults* give iterations and seed of ALS.
-    *on_trial* is called with (done, total), which may grow; *on_notice* with the cost, including *evaluations* and the
-    last fit, and with the cells beyond the budget. Returns None for too few pairs. Raises DataError if the folder
-    cannot be written.
+    *on_trial* is called with (done, total), which may grow; *on_notice* with the cost, which includes the last fit and,
+    if *evaluated*, all that follows the search, and with the cells beyond the budget. Returns None for too few pairs.
+    Raises DataError if the folder cannot be written.
     """
-    defaults = defaults or ALSParams()
-    # The outer seed holds back the same pairs.
-    inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=_CUTS, repeats=False)
-    searched, past, inner = _drawn(user_items, history, inner)
+    searched, past, inner = _drawn(user_items, history, _inner(options, pieces=_CUTS))
     splits = _splits(searched, past, inner)
     if not splits:
         return None
-    items, is_recent = searched.shape[1], inner.in_time and not tuning.cells
-    budget = _Budget(splits, user_items, tuning)
-    cells = budget.affordable(tuning.cells or default_cells(defaults, items, tuning.engine))
-    on_notice(budget.announced(cells, inner.kind, evaluations, is_recent=is_recent))
+    items = searched.shape[1]
+    seconds = math.inf if tuning.cells and tuning.budget_s is None else tuning.budget_s
+    budget = Budget(splits, user_items, seconds)
+    cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
+    is_recent = inner.in_time and not tuning.cells
+    cost_s = Cost(splits, user_items, cells).seconds(
+        growth=1.0 if tuning.cells else budget.growth(cells),
+        is_recent=is_recent,
+        is_evaluated=evaluated,
+        has_repeats=is_recent and past is not None and len(past.times) > searched.nnz,
+    )
+    on_notice(
+        f"searching {len(cells)} cells on an inner {inner.kind} split, the evaluation and the last fit take about "
+        f"{cost_s:.0f} s of a core; --no-tune skips the search"
+    )
     users = searched.shape[0] if searched is not user_items else None
     if users:
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
     on_trial(0, len(cells))
-    known = _Trials(splits, k, kept, digest_of(searched, past, inner, _EXPLORING, k))
-    trials = known.made
+    known = _Trials(splits, k, kept, digest_of(searched, past, inner, EXPLORING, k))
     known.run(cells, on_trial, int(is_recent))
     for _ in range(0 if tuning.cells else _EXTENSIONS):
-        more = budget.affordable(beyond([trials[number].params for number in _by_ndcg(trials)], items))
-        known.run(more, on_trial, int(is_recent))
+        ranked = [known.made[number].params for number in _by_ndcg(known.made)]
+        known.run(budget.affordable(beyond(ranked, items)), on_trial, int(is_recent))
     if is_recent:
         _add_recency(known, budget, on_trial)
-    on_trial(len(trials), len(trials))
+    on_trial(len(known.made), len(known.made))
     if budget.left_out:
-        on_notice(budget.sentence())
-    return Search(inner, k, tuple(trials), tuple(budget.left_out), users)
+        on_notice(budget.limits)
+    return Search(inner, k, tuple(known.made), tuple(budget.left_out), users)
 
 
-def _add_recency(known: "_Trials", budget: "_Budget", on_trial: OnProgress) -> None:
-    """Try the best cell of each engine with recency; popularity's half-life comes first, as others start from it."""
-    best = [known.made[number].params for number in _best_of_each(known.made)]
+def _add_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> None:
+    """Try the best cell of each engine with recency.
+
+    Popularity comes first, as others start from its half-life, then ALS, whose kept fits are then released.
+    """
+    best = [trials.made[number].params for number in _best_of_each(trials.made)]
     popular: PopularityParams | None = None
-    for params in sorted(best, key=lambda params: not isinstance(params, PopularityParams)):
+    for params in sorted(best, key=_recency_order):
         tried: dict[Params, Trial] = {}
-        while waiting := budget.recencies(more_recency(params, tried, popular)):
-            tried |= {trial.params: trial for trial in known.run(waiting, on_trial, 1)}
+        while cells := budget.recencies(more_recency(params, tried, popular)):
+            tried |= {trial.params: trial for trial in trials.run(cells, on_trial, 1)}
         if isinstance(params, PopularityParams) and tried:
-            popular = max(tried, key=lambda each: tried[each].ndcg)  # type: ignore[assignment]  # all are popularity's
+            popular = max(tried, key=lambda cell: tried[cell].ndcg)  # type: ignore[assignment]  # all are popularity's
 
 
-def inner_parts(
-    user_items: UserItems, history: History | None, options: SplitOptions, *, repeats: bool = False
-) -> Parts | None:
-    """Return one inner split, perhaps with *repeats* in its test; None if a part is empty."""
-    inner = replace(options, seed=(options.seed + 1) % 2**32, pieces=1, piece=0, repeats=repeats)
-    drawn, past, inner = _drawn(user_items, history, inner)
-    parts = split(drawn, past, inner).sampled(max(1, _RANKED // drawn.shape[1]), inner.seed)
-    return parts if parts.train.nnz and parts.test.nnz else None
+def _recency_order(params: Params) -> int:
+    match params:
+        case PopularityParams():
+            return 0
+        case ALSParams():
+            return 1
+        case _:
+            return 2
+
+
+def inner_cuts(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
+    """Return the inner splits of a search with *options*; none if a part of one is empty."""
+    return _splits(*_drawn(user_items, history, _inner(options, pieces=_CUTS)))
+
+
+def _inner(options: SplitOptions, *, pieces: int) -> SplitOptions:
+    """Return *options* for a split of the training part; the outer seed would hold back the same pairs."""
+    return replace(options, seed=(options.seed + 1) % 2**32, pieces=pieces, piece=0, repeats=False)
 
 
 def search_repeats(
@@ -291,11 +302,14 @@ def search_repeats(
 
     Returns None without times or repeats. Neighbours replace a fit beyond the budget.
     """
-    parts = inner_parts(user_items, history, options, repeats=True) if history is not None and options.in_time else None
-    if parts is None or not are_among(cells_of(parts.train), cells_of(parts.test)).any():
+    if history is None or not options.in_time:
         return None
-    tried = _exploring(params)
-    if fit_s(tried, parts.train) > _BUDGET_S / 2 or fit_bytes(tried, parts.train) > _BUDGET_BYTES:
+    drawn, past, inner = _drawn(user_items, history, replace(_inner(options, pieces=1), repeats=True))
+    parts = split(drawn, past, inner).sampled(max(1, _RANKED // drawn.shape[1]), inner.seed)
+    if not are_among(cells_of(parts.train), cells_of(parts.test)).any():
+        return None
+    tried = exploring(params)
+    if fit_s(tried, parts.train) > BUDGET_S / 2 or fit_bytes(tried, parts.train) > BUDGET_BYTES:
         tried = NeighbourParams(recency=recency_of(params))
     half_life_days = None if popular is None else popular.half_life_days
     return choose_repeats(parts, fit_parts(parts, tried), k, half_life_days)
@@ -331,12 +345,14 @@ def _splits(user_items: UserItems, history: History | None, options: SplitOption
 
 
 class _Trials:
-    """Keeps trials in *folder*, and the last fit."""
+    """Runs trials, and keeps them in *folder*."""
 
     def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str) -> None:
-        self._splits, self._k = splits, k
-        self._folder, self._key = folder, key
-        self._learnt: tuple[Params, list[tuple[Ranker, Times | None]]] | None = None
+        self._splits = splits
+        self._k = k
+        self._folder = folder
+        self._key = key
+        self._fits = _Fits(splits)
         self.made: list[Trial] = []
 
     def run(self, cells: Sequence[Params], on_trial: OnProgress, to_come: int) -> list[Trial]:
@@ -346,7 +362,7 @@ class _Trials:
         return self.made[len(self.made) - len(cells) :]
 
     def _trial(self, params: Params) -> Trial:
-        tried = _exploring(params)
+        tried = exploring(params)
         iterations = tried.iterations if isinstance(tried, ALSParams) else None
         name = blake2b(f"{self._key} {params!r}".encode(), digest_size=16).hexdigest()
         kept = None if self._folder is None else self._folder / f"{name}.npy"
@@ -362,25 +378,75 @@ class _Trials:
         return made
 
     def _measure(self, params: Params) -> Values:
+        """Return nDCG per user of all splits, zeros if *params* cannot be fitted."""
+        rankers = self._fits.of(params)
         try:
             # Each ranker is released before the next fit.
-            values = [_ndcg(self._ranker(params, number), parts, self._k) for number, parts in enumerate(self._splits)]
-            return np.concatenate(values)
+            values = [_ndcg(next(rankers), parts, self._k) for parts in self._splits]
         except DataError:
             return np.zeros(sum(int(np.count_nonzero(np.diff(parts.test.indptr))) for parts in self._splits))
+        measured = np.concatenate(values)
+        self._fits.compare(params, float(measured.mean()))
+        return measured
 
-    def _ranker(self, params: Params, number: int) -> Ranker:
-        """Return *params* fitted to a split; with recency, the fits without are kept."""
-        parts = self._splits[number]
+
+class _Fitted(NamedTuple):
+    """The rankers of *params*, one for each split."""
+
+    params: Params
+    rankers: list[Ranker]
+
+
+class _Fits:
+    """Fits cells to each split, and keeps rankers that trials of recency need again.
+
+    These are the last ones ranked with recency and, until another engine is ranked with recency, those of the best ALS
+    cell if they are small: to fit them again takes an eighth of the CPU of a large training.
+    """
+
+    def __init__(self, splits: Sequence[Parts]) -> None:
+        self._splits = splits
+        self._times = [parts.train_times for parts in splits]
+        self._last: _Fitted | None = None
+        self._best: _Fitted | None = None
+        self._best_ndcg = -math.inf
+
+    def of(self, params: Params) -> Iterator[Ranker]:
+        """Yield *params* fitted to each split."""
         recency = recency_of(params)
-        if recency is None or isinstance(params, PopularityParams):
-            return fit_parts(parts, params)
-        plain = replace(params, recency=None)
-        if self._learnt is None or self._learnt[0] != plain:
-            self._learnt = None
-            self._learnt = plain, [(fit_parts(each, plain), each.train_times) for each in self._splits]
-        ranker, times = self._learnt[1][number]
-        return with_recency(ranker, recency.weights(parts.train, times))
+        if recency is not None:
+            rankers = self._kept(replace(params, recency=None))
+            for ranker, parts, times in zip(rankers, self._splits, self._times, strict=True):
+                yield with_recency(ranker, recency.weights(parts.train, times))
+        elif isinstance(params, ALSParams) and self._bytes(params) <= _KEPT_BYTES:
+            yield from self._kept(params)
+        else:
+            for parts in self._splits:
+                yield fit_parts(parts, params)
+
+    def compare(self, params: Params, ndcg: float) -> None:
+        """Keep the rankers of *params* if they are the best of ALS."""
+        last = self._last
+        if last is None or last.params != params:
+            return
+        if ndcg > self._best_ndcg:
+            self._best = last
+            self._best_ndcg = ndcg
+        self._last = None
+
+    def _kept(self, plain: Params) -> list[Ranker]:
+        for fitted in (self._last, self._best):
+            if fitted is not None and fitted.params == plain:
+                return fitted.rankers
+        # They are released before the next fit.
+        self._last = None
+        if not isinstance(plain, ALSParams):
+            self._best = None
+        self._last = _Fitted(plain, [fit_parts(parts, plain) for parts in self._splits])
+        return self._last.rankers
+
+    def _bytes(self, params: Params) -> int:
+        return sum(fit_bytes(params, parts.train) for parts in self._splits)
 
 
 def _write(path: Path, trial: Trial) -> None:
@@ -389,71 +455,6 @@ def _write(path: Path, trial: Trial) -> None:
         np.save(path, np.r_[trial.seconds, trial.per_user], allow_pickle=False)
     except OSError as error:
         raise DataError(f"The trials cannot be written to {path.parent}: {error.strerror or error}.") from error
-
-
-class _Budget:
-    """The budget of a search, by estimates that do not depend on the machine."""
-
-    def __init__(self, splits: Sequence[Parts], user_items: UserItems, options: TuneOptions) -> None:
-        self._splits = [(each.train, each.seen[np.flatnonzero(np.diff(each.test.indptr))]) for each in splits]
-        self._user_items = user_items
-        self.total_s = options.budget_s or (math.inf if options.cells else _BUDGET_S)
-        self.most_bytes = _BUDGET_BYTES if options.budget_s is None and not options.cells else float(room_bytes())
-        self._left = {"cells": self.total_s, "recency": _RECENCY * self.total_s}
-        self._growth = 1.0 if options.cells else _GROWTH
-        self.left_out: dict[Params, None] = {}
-
-    def affordable(self, cells: Sequence[Params]) -> list[Params]:
-        kept: set[Params] = set()
-        for params in sorted(cells, key=self._trial_s):
-            needed = max(fit_bytes(params, train) for train, _ in self._splits)
-            fits = needed <= self.most_bytes and fit_bytes(params, self._user_items) <= room_bytes()
-            soon = fit_s(params, self._user_items) <= _LAST_FIT_S
-            if fits and soon and self._take("cells", self._trial_s(params)):
-                kept.add(params)
-            else:
-                self.left_out[params] = None
-        return [params for params in cells if params in kept]
-
-    def recencies(self, cells: Sequence[Params]) -> list[Params]:
-        return [params for params in cells if self._take("recency", self._ranks(params))]
-
-    def announced(self, cells: Sequence[Params], kind: str, evaluations: int, *, is_recent: bool) -> str:
-        dearest = {engine_of(params): params for params in sorted(cells, key=self._trial_s)}.values()
-        seconds = min(self.total_s, self._growth * sum(map(self._trial_s, cells)))
-        if is_recent:
-            ranks = _RECENCIES * sum(map(self._ranks, dearest))
-            seconds += min(_RECENCY * self.total_s, ranks)
-        whole = [fit_s(params, self._user_items) for params in dearest]
-        seconds += evaluations * sum(whole) + max(whole, default=0)
-        return (
-            f"searching {len(cells)} cells on an inner {kind} split, the evaluation and the last fit take about "
-            f"{seconds:.0f} s of a core; --no-tune skips the search"
-        )
-
-    def sentence(self) -> str:
-        engines = Counter(map(engine_of, self.left_out))
-        counts = ", ".join(f"{count} of {engine}" for engine, count in engines.items())
-        return (
-            f"not tried within {self.total_s:.0f} s of a core, {self.most_bytes / 1e9:.1f} GB, and {_LAST_FIT_S:.0f} s "
-            f"of a last fit: {counts}; --tune SECONDS allows more"
-        )
-
-    def _take(self, purpose: str, seconds: float) -> bool:
-        if seconds > self._left[purpose]:
-            return False
-        self._left[purpose] -= seconds
-        return True
-
-    def _trial_s(self, params: Params) -> float:
-        return self._ranks(params) + sum(fit_s(_exploring(params), train) for train, _ in self._splits)
-
-    def _ranks(self, params: Params) -> float:
-        return sum(rank_s(params, rows) for _, rows in self._splits)
-
-
-def _exploring(params: Params) -> Params:
-    return replace(params, iterations=min(_EXPLORING, params.iterations)) if isinstance(params, ALSParams) else params
 
 
 def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Values:
@@ -490,19 +491,15 @@ def digest_of(user_items: UserItems, history: History | None, *settings: object)
 
 def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None) -> list[Params]:
     """Return the default cells, perhaps of one *engine*."""
-    als = (
-        replace(defaults, factors=min(factors, items), regularization=regularization, alpha=alpha)
-        for factors, regularization, alpha in _ALS
-    )
-    neighbours = (
-        NeighbourParams(weighting, number)
-        for weighting, numbers in _NEIGHBOURS
-        for number in numbers
-        if number <= max(items, _FEWEST)
-    )
-    ease = (EASEParams(regularization) for regularization in _EASE)
-    cells: dict[Params, None] = dict.fromkeys((defaults, *als, *ease, *neighbours, PopularityParams()))
-    return [params for params in cells if engine in (None, engine_of(params))]
+    cells: list[Params] = [defaults]
+    for most_factors, regularization, alpha in _ALS:
+        factors = min(most_factors, items)
+        cells.append(replace(defaults, factors=factors, regularization=regularization, alpha=alpha))
+    cells += [EASEParams(regularization) for regularization in _EASE]
+    for weighting, numbers in _NEIGHBOURS:
+        cells += [NeighbourParams(weighting, number) for number in numbers if number <= max(items, _FEWEST)]
+    cells.append(PopularityParams())
+    return [params for params in dict.fromkeys(cells) if engine in (None, engine_of(params))]
 
 
 def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
@@ -513,27 +510,49 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
     als = [params for params in ranked if isinstance(params, ALSParams)]
     ease = [params for params in ranked if isinstance(params, EASEParams)]
     neighbours = [params for params in ranked if isinstance(params, NeighbourParams)]
-    found: list[Params] = []
-    for best in als[:1]:
-        # The best regularization and alpha are kept.
-        more = (factors for factors in (2 * best.factors, _MOST_FACTORS) if factors <= min(_MOST_FACTORS, items))
-        found += [replace(best, factors=factors) for factors in more if factors > best.factors]
-        for times in _past([params.alpha for params in als], 2, 0.5):
-            found.append(replace(best, regularization=times * best.regularization, alpha=times * best.alpha))
-    for times in _past([params.regularization for params in ease], 3, 1 / 3):
-        found.append(EASEParams(float(f"{times * ease[0].regularization:.3g}")))
-    alike = [
-        each.neighbours for each in neighbours if replace(each, neighbours=2) == replace(neighbours[0], neighbours=2)
-    ]
-    for times in _past(alike, 5, 0.5):
-        number = int(np.clip(times * alike[0], 2, max(2, min(items, _MOST_SIMILARITIES // items))))
-        found.append(replace(neighbours[0], neighbours=number))
-    for walk in [params for params in neighbours if params.weighting == "rp3beta"][:1]:
-        for alpha, beta in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
-            powers = round(walk.walk_alpha + alpha, 2), round(walk.walk_beta + beta, 2)
-            if powers[0] > 0 and powers[1] >= 0:
-                found.append(replace(walk, walk_alpha=powers[0], walk_beta=powers[1]))
-    return [params for params in dict.fromkeys(found) if params not in ranked]
+    walks = [params for params in neighbours if params.weighting == "rp3beta"]
+    cells: list[Params] = []
+    if als:
+        cells += _beyond_als(als, items)
+    if ease:
+        cells += _beyond_ease(ease)
+    if neighbours:
+        cells += _beyond_neighbours(neighbours, items)
+    if walks:
+        cells += _powers_around(walks[0])
+    return [params for params in dict.fromkeys(cells) if params not in ranked]
+
+
+def _beyond_als(ranked: Sequence[ALSParams], items: int) -> Iterator[Params]:
+    best = ranked[0]
+    # The best regularization and alpha are kept.
+    for factors in (2 * best.factors, _MOST_FACTORS):
+        if best.factors < factors <= min(_MOST_FACTORS, items):
+            yield replace(best, factors=factors)
+    for times in _past([params.alpha for params in ranked], 2, 0.5):
+        yield replace(best, regularization=times * best.regularization, alpha=times * best.alpha)
+
+
+def _beyond_ease(ranked: Sequence[EASEParams]) -> Iterator[Params]:
+    for times in _past([params.regularization for params in ranked], 3, 1 / 3):
+        yield EASEParams(float(f"{times * ranked[0].regularization:.3g}"))
+
+
+def _beyond_neighbours(ranked: Sequence[NeighbourParams], items: int) -> Iterator[Params]:
+    """Yield other numbers of neighbours, at the best weighting and powers."""
+    best = ranked[0]
+    numbers = [params.neighbours for params in ranked if replace(params, neighbours=best.neighbours) == best]
+    most = max(2, min(items, _MOST_SIMILARITIES // items))
+    for times in _past(numbers, 5, 0.5):
+        yield replace(best, neighbours=int(np.clip(times * best.neighbours, 2, most)))
+
+
+def _powers_around(walk: NeighbourParams) -> Iterator[Params]:
+    for alpha_step, beta_step in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
+        alpha = round(walk.walk_alpha + alpha_step, 2)
+        beta = round(walk.walk_beta + beta_step, 2)
+        if alpha > 0 and beta >= 0:
+            yield replace(walk, walk_alpha=alpha, walk_beta=beta)
 
 
 def _past(values: Sequence[float], up: float, down: float) -> list[float]:
@@ -549,24 +568,25 @@ def more_recency(
     First half-lives, and the highest power at the half-life of *popular*; then half-lives and powers around the best,
     and higher powers as long as they equal it.
     """
-    near = [(half_life, 1.0) for half_life in _HALF_LIVES]
+    steps = [(half_life, 1.0) for half_life in _HALF_LIVES]
     if popular is not None and popular.half_life_days is not None:
-        near.append((popular.half_life_days, _MOST_GAMMA))
+        steps.append((popular.half_life_days, _MOST_GAMMA))
     if tried:
         best = max(tried.values(), key=lambda trial: trial.ndcg)
         days, gamma = _timing(best.params)
-        near = [(days * _STEP, gamma), (days / _STEP, gamma)]
+        steps = [(days * _STEP, gamma), (days / _STEP, gamma)]
         if not isinstance(params, PopularityParams):
-            near += [(days, gamma * _STEP), (days, gamma / _STEP)]
-            near += [(days, _timing(trial.params)[1] * _STEP) for trial in tried.values() if _equals(trial, best)]
-    found = [
-        PopularityParams(days)
-        if isinstance(params, PopularityParams)
-        else replace(params, recency=Recency(days, gamma))
-        for days, gamma in near
-        if _SHORTEST_DAYS <= days <= _LONGEST_DAYS and _LEAST_GAMMA <= gamma <= _MOST_GAMMA
-    ]
-    return [each for each in dict.fromkeys(found) if each not in tried]
+            steps += [(days, gamma * _STEP), (days, gamma / _STEP)]
+            steps += [(days, _timing(trial.params)[1] * _STEP) for trial in tried.values() if _equals(trial, best)]
+    cells: dict[Params, None] = {}
+    for days, gamma in steps:
+        if not (_SHORTEST_DAYS <= days <= _LONGEST_DAYS and _LEAST_GAMMA <= gamma <= _MOST_GAMMA):
+            continue
+        if isinstance(params, PopularityParams):
+            cells[PopularityParams(days)] = None
+        else:
+            cells[replace(params, recency=Recency(days, gamma))] = None
+    return [cell for cell in cells if cell not in tried]
 
 
 def _equals(trial: Trial, best: Trial) -> bool:

@@ -12,12 +12,17 @@ from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Weighing, to_matrix
 from hotplate.offline.quality import (
     DATA_SETS,
+    DRAWS,
     FIXED,
     PIECES,
     REPEAT_COLUMNS,
     SIMILAR_COLUMNS,
     DataSet,
+    Draw,
+    Task,
     Trainings,
+    draw_rows,
+    kept_or_measured,
     measure_piece,
     other_rows,
     time_rows,
@@ -87,6 +92,27 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
         assert set(piece.repeats) == set(REPEAT_COLUMNS), "users choose things again"
         written = [float(cell) for cell in others[2:]]
         assert written == pytest.approx([*piece.similar.values(), *piece.repeats.values()], abs=1e-4)
+
+
+def test_figures_are_kept_until_the_data_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Path] = []
+
+    def measure(_task: Task, file: Path) -> Draw:
+        measured.append(file)
+        return Draw(value=0.2, half=0.01, popularity=0.1, described="als")
+
+    monkeypatch.setattr(Task, "measure", measure)
+    monkeypatch.setattr("hotplate.offline.quality.KEPT", tmp_path / "kept")
+    file = tmp_path / "log.csv"
+    file.write_text("user,item\n")
+    task = Task(DataSet("A log", "log.csv"), DRAWS[0])
+    first = kept_or_measured(task, file)
+    assert kept_or_measured(task, file) == first
+    assert len(measured) == 1
+    file.write_text("user,item\na,b\n")
+    kept_or_measured(task, file)
+    assert len(measured) == 2
+    assert [*draw_rows(task.data, {"by item": first})] == [("A log", "by item", "0.1000", "0.2000 ± 0.0100, als")]  # type: ignore[dict-item]  # measured above
 
 
 def choices(*, drift: float, seed: int) -> pl.DataFrame:

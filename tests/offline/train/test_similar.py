@@ -87,12 +87,12 @@ def test_recency_is_chosen_where_the_next_items_are_of_late() -> None:
     ]
     matrix = matrix_of(rows, Weighing("binary"))
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.1))
-    assert choose(parts, 2.0, 10).recency == Recency(2.0, 1.0), "the highest power is clearly better"
-    assert choose(parts, None, 10).recency is None
-    assert choose(Parts(parts.train, None, parts.train, parts.test), 2.0, 10).recency is None, "there are no times"
+    assert choose([parts], 2.0, 10).recency == Recency(2.0, 1.0), "the highest power is clearly better"
+    assert choose([parts], None, 10).recency is None
+    assert choose([parts._replace(history=None)], 2.0, 10).recency is None, "there are no times"
 
 
 def test_the_usual_power_of_recency_stays_unless_another_leads(series: Matrix) -> None:
     parts = split(series.user_items, series.history, SplitOptions("by-item"))
-    assert choose(parts, 2.0, 7) == SimilarParams(20.0, Recency(2.0, 0.25)), "all powers find all parts of a series"
-    assert choose(parts, None, 7) == SimilarParams(20.0, None)
+    assert choose([parts], 2.0, 7) == SimilarParams(20.0, Recency(2.0, 0.25)), "all powers find all parts of a series"
+    assert choose([parts], None, 7) == SimilarParams(20.0, None)

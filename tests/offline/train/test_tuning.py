@@ -14,7 +14,8 @@ from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, spl
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, engine_of, params_from, recency_of
+from hotplate.offline.train.budget import Cost
+from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.tuning import Search, Trial, TuneOptions, tune
@@ -157,6 +158,33 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert params_from("ease", found.to_json()["trials"][found.best]["params"]) == chosen
 
 
+def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
+    fashions: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[Params] = []
+
+    def counted(parts: Parts, params: Params) -> Ranker:
+        fits.append(params)
+        return fit_parts(parts, params)
+
+    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", counted)
+    found = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="als"), defaults=SMALL)
+    plain = {each.params for each in found.trials if recency_of(each.params) is None}
+    assert len(plain) < len(found.trials), "recency was tried"
+    assert sorted(map(repr, fits)) == sorted(map(repr, [*plain, *plain])), "there are two splits"
+
+
+def test_the_announced_cost_counts_what_follows_the_search(fashions: Matrix) -> None:
+    parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
+    cost = Cost([parts, parts], fashions.user_items, [SMALL, EASEParams()])
+    options = {"growth": 1.0, "is_recent": False, "is_evaluated": False, "has_repeats": False}
+    announced = [cost.seconds(**options)]  # type: ignore[arg-type]  # as the names say
+    for more in ({"growth": 1.5}, {"is_recent": True}, {"is_evaluated": True}, {"has_repeats": True}):
+        options |= more
+        announced.append(cost.seconds(**options))  # type: ignore[arg-type]  # as above
+    assert announced == sorted(set(announced))
+
+
 def test_popularity_half_life_is_tuned_on_time_splits_but_not_random_ones(
     fashions: Matrix,
 ) -> None:
@@ -251,15 +279,15 @@ def test_where_popularity_beats_taste_alone_only_the_highest_power_is_compared()
 
 
 def test_what_is_too_dear_is_left_out_and_said(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.offline.train.tuning._BUDGET_BYTES", 5_000)
+    monkeypatch.setattr("hotplate.offline.train.budget.BUDGET_BYTES", 5_000)
     notices: list[str] = []
     found = search(matrix, tuning=TuneOptions(), defaults=SMALL, on_notice=notices.append)
-    assert {engine_of(each) for each in found.left_out} == {"als", "ease"}
-    assert {engine_of(each.params) for each in found.trials} == {"neighbours", "popularity"}
+    assert {engine_of(each) for each in found.left_out} == {"als", "ease", "neighbours"}
+    assert {engine_of(each.params) for each in found.trials} == {"popularity"}
     assert notices[1].startswith("not tried within 36 s of a core, 0.0 GB, and ")
     assert ": 5 of als, 3 of ease; " in notices[1]
     assert notices[1].endswith("; --tune SECONDS allows more")
-    assert {each["engine"] for each in found.to_json()["left_out"]} == {"als", "ease"}
+    assert {each["engine"] for each in found.to_json()["left_out"]} == {"als", "ease", "neighbours"}
     for bounded in (TuneOptions(engine="als"), TuneOptions(engine="ease")):
         assert search(matrix, tuning=bounded, defaults=SMALL).left_out, "a search of one engine is bounded, too"
 
@@ -276,7 +304,7 @@ def test_a_budget_of_seconds_bounds_the_search(matrix: Matrix) -> None:
 
 
 def test_a_cell_whose_last_fit_is_too_long_is_left_out(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.offline.train.tuning._LAST_FIT_S", 1.0)
+    monkeypatch.setattr("hotplate.offline.train.budget.LAST_FIT_S", 1.0)
     found = search(matrix, tuning=TuneOptions(), defaults=replace(SMALL, iterations=1_000_000))
     assert {engine_of(each) for each in found.left_out} == {"als"}
 

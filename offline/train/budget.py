@@ -1,0 +1,203 @@
+"""The budget of a search, and the announced cost of a training."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+import numpy as np
+
+from hotplate.offline.evaluate.evaluation import most_tested
+from hotplate.offline.evaluate.splits import Parts
+from hotplate.offline.input.matrix import UserItems
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.engine import (
+    Engine,
+    Params,
+    compared,
+    engine_of,
+    fit_bytes,
+    fit_s,
+    rank_s,
+)
+from hotplate.offline.train.item_based import NeighbourParams
+from hotplate.stores.folders import room_bytes
+
+# Seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
+BUDGET_S = 36.0
+RECENCY = 0.4
+BUDGET_BYTES = 650e6
+LAST_FIT_S = 900.0
+# Ranks cells as well as more iterations, in half of the time.
+EXPLORING = 8
+# Measured: the price of all cells by that of the first ones, trials of recency per engine, lists per choice of repeats.
+_GROWTH = 1.6
+_RECENCIES = 10
+_REPEATS = 12
+# Seconds of a trial's metrics.
+_TRIAL_S = 0.06
+
+
+def exploring(params: Params) -> Params:
+    """Return *params* with the iterations of a trial."""
+    if not isinstance(params, ALSParams):
+        return params
+    return replace(params, iterations=min(EXPLORING, params.iterations))
+
+
+class Budget:
+    """What a search may take, by prices that do not depend on the machine.
+
+    *seconds* None allows the default, inf all cells; then memory is bounded by the free memory alone.
+    """
+
+    def __init__(self, splits: Sequence[Parts], user_items: UserItems, seconds: float | None) -> None:
+        self._splits = splits
+        self._user_items = user_items
+        self._seconds = BUDGET_S if seconds is None else seconds
+        self._bytes = BUDGET_BYTES if seconds is None else float(room_bytes())
+        self._left_for_cells = self._seconds
+        self._left_for_recency = RECENCY * self._seconds
+        self.left_out: dict[Params, None] = {}
+
+    def affordable(self, cells: Sequence[Params]) -> list[Params]:
+        """Pay for *cells*, the cheapest first, and return those within the budget."""
+        paid: set[Params] = set()
+        for params in sorted(cells, key=self._price):
+            price = self._price(params)
+            if self._fits_memory(params) and self._fits_last(params) and price <= self._left_for_cells:
+                self._left_for_cells -= price
+                paid.add(params)
+            else:
+                self.left_out[params] = None
+        return [params for params in cells if params in paid]
+
+    def recencies(self, cells: Sequence[Params]) -> list[Params]:
+        """Pay for trials of *cells* with recency, whose fits exist, and return those within the budget."""
+        paid = []
+        for params in cells:
+            price = self._ranking_price(params)
+            if price <= self._left_for_recency:
+                self._left_for_recency -= price
+                paid.append(params)
+        return paid
+
+    def growth(self, cells: Sequence[Params]) -> float:
+        """Return the expected price of all cells by that of the first *cells*."""
+        first = sum(map(self._price, cells))
+        return min(_GROWTH, max(1.0, self._seconds / first)) if first else 1.0
+
+    @property
+    def limits(self) -> str:
+        """A sentence on the cells left out."""
+        engines = Counter(map(engine_of, self.left_out))
+        counts = ", ".join(f"{count} of {engine}" for engine, count in engines.items())
+        return (
+            f"not tried within {self._seconds:.0f} s of a core, {self._bytes / 1e9:.1f} GB, and {LAST_FIT_S:.0f} s "
+            f"of a last fit: {counts}; --tune SECONDS allows more"
+        )
+
+    def _fits_memory(self, params: Params) -> bool:
+        trial = max(fit_bytes(params, parts.train) for parts in self._splits)
+        return trial <= self._bytes and fit_bytes(params, self._user_items) <= room_bytes()
+
+    def _fits_last(self, params: Params) -> bool:
+        return fit_s(params, self._user_items) <= LAST_FIT_S
+
+    def _price(self, params: Params) -> float:
+        fits = sum(_fit_price(exploring(params), parts.train) for parts in self._splits)
+        return fits + self._ranking_price(params)
+
+    def _ranking_price(self, params: Params) -> float:
+        return sum(rank_s(params, _tested_rows(parts)) for parts in self._splits)
+
+
+def _fit_price(params: Params, user_items: UserItems) -> float:
+    """Return what a fit takes of the budget, about seconds of a core.
+
+    It is coarser than `fit_s`, and stays: with other prices, other cells are tried than those that the rules of the
+    search were confirmed with.
+    """
+    match params:
+        case ALSParams():
+            return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
+        case NeighbourParams():
+            return 3e-8 * compared(user_items)
+        case _:
+            return fit_s(params, user_items)
+
+
+class Cost:
+    """Estimates the seconds of a core that a training takes with a search of *cells*."""
+
+    def __init__(self, splits: Sequence[Parts], user_items: UserItems, cells: Sequence[Params]) -> None:
+        self._splits = splits
+        self._user_items = user_items
+        self._cells = cells
+        self._by_engine: dict[Engine, list[Params]] = {}
+        for params in cells:
+            self._by_engine.setdefault(engine_of(params), []).append(params)
+
+    def seconds(self, *, growth: float, is_recent: bool, is_evaluated: bool, has_repeats: bool) -> float:
+        """Return the sum; all cells together take *growth* times as long as those known."""
+        seconds = growth * sum(map(self._trial_s, self._cells)) + self._last_fit_s()
+        if is_recent:
+            seconds += self._recency_s()
+        if is_evaluated:
+            seconds += self._evaluation_s() + self._similar_s()
+        if is_evaluated and has_repeats:
+            seconds += self._repeats_s()
+        return seconds
+
+    def _recency_s(self) -> float:
+        """Trials of recency, and the fits that are not kept for them."""
+        seconds = 0.0
+        for engine, cells in self._by_engine.items():
+            seconds += _RECENCIES * _mean(self._ranks_s(params) for params in cells)
+            if engine != "als":
+                seconds += _mean(self._fits_s(params) for params in cells)
+        return seconds
+
+    def _evaluation_s(self) -> float:
+        """Fits and lists of the best cell of each engine."""
+        tested = self._user_items[: most_tested(self._user_items.shape[1])]
+        seconds = 0.0
+        for cells in self._by_engine.values():
+            seconds += _mean(fit_s(params, self._user_items) + rank_s(params, tested) for params in cells)
+        return seconds
+
+    def _last_fit_s(self) -> float:
+        """The fit on all data; ALS is preferred among equals."""
+        cells = self._by_engine.get("als", self._cells)
+        return _mean(fit_s(params, self._user_items) for params in cells)
+
+    def _similar_s(self) -> float:
+        """The choice of parameters on the splits, the evaluation, and the fit on all data."""
+        trains = [self._user_items, self._user_items, *(parts.train for parts in self._splits)]
+        return sum(2.5e-8 * compared(train) + 1.5e-5 * train.shape[1] for train in trains)
+
+    def _repeats_s(self) -> float:
+        """A fit, and lists that keep seen items."""
+        newest = self._splits[-1]
+        cells = self._by_engine.get("als", self._cells)
+        seconds = _mean(fit_s(exploring(params), newest.train) for params in cells)
+        return seconds + _REPEATS * _mean(_TRIAL_S + 2 * rank_s(params, _tested_rows(newest)) for params in cells)
+
+    def _trial_s(self, params: Params) -> float:
+        return self._fits_s(params) + self._ranks_s(params)
+
+    def _fits_s(self, params: Params) -> float:
+        return sum(fit_s(exploring(params), parts.train) for parts in self._splits)
+
+    def _ranks_s(self, params: Params) -> float:
+        return sum(_TRIAL_S + rank_s(params, _tested_rows(parts)) for parts in self._splits)
+
+
+def _mean(seconds: Iterable[float]) -> float:
+    """Return the mean, 0 without values."""
+    return fmean([*seconds] or [0.0])
+
+
+def _tested_rows(parts: Parts) -> UserItems:
+    """Return the interactions of the tested users."""
+    return parts.seen[np.flatnonzero(np.diff(parts.test.indptr))]
