@@ -355,8 +355,13 @@ def kept_or_measured(task: Task, file: Path) -> Piece | Draw:
 
 
 def _digest(task: Task, file: Path) -> str:
+    """Return a digest of the task, its data, and the code from the log to the figures."""
+    offline = ROOT / "offline"
+    sources = [offline / "training.py", offline / "quality.py"]
+    for folder in ("input", "train", "evaluate"):
+        sources += sorted((offline / folder).glob("*.py"))
     digest = blake2b(repr(task).encode(), digest_size=16)
-    for source in (*sorted((ROOT / "offline").rglob("*.py")), file):
+    for source in (*sources, file):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
