@@ -31,7 +31,15 @@ from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, Ranker, described, params_from, recency_of, with_recency
+from hotplate.offline.train.engine import (
+    Params,
+    Ranker,
+    described,
+    params_from,
+    recency_of,
+    with_recency,
+    without_recency,
+)
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, by_popularity, recent_popularity
 from hotplate.offline.train.repeats import RepeatParams, repeats_from
@@ -212,7 +220,7 @@ class _Rankers:
 
     def of(self, params: Params) -> Ranker:
         recency = recency_of(params)
-        plain = params if recency is None else replace(params, recency=None)
+        plain = without_recency(params)
         if plain not in self._fitted:
             self._fitted[plain] = fit_parts(self._parts, plain)
         ranker = self._fitted[plain]
@@ -345,7 +353,8 @@ def kept_or_measured(task: Task, file: Path) -> Piece | Draw:
     """Return the figures of an earlier run of the same code on the same data, or measure and keep them."""
     kept = KEPT / f"{_digest(task, file)}.json"
     if kept.exists():
-        return msgspec.json.decode(kept.read_bytes(), type=Draw if isinstance(task.part, RandomSplit) else Piece)
+        kind: type[Draw | Piece] = Draw if isinstance(task.part, RandomSplit) else Piece
+        return msgspec.json.decode(kept.read_bytes(), type=kind)
     figures = task.measure(file)
     KEPT.mkdir(exist_ok=True)
     half_written = kept.with_suffix(".new")
@@ -415,7 +424,7 @@ def main(arguments: Sequence[str]) -> int:
     if not present:
         return 0
     # Large cuts come first, as the last tasks run on few cores.
-    largest_first = (*sorted(PIECES, reverse=True), *DRAWS)
+    largest_first: tuple[float | RandomSplit, ...] = (*sorted(PIECES, reverse=True), *DRAWS)
     tasks = [Task(data, part) for part in largest_first for data in reversed(present)]
     written = tables(present, measure_all(tasks, data_at))
     print(written)

@@ -109,6 +109,11 @@ def recency_of(params: Params) -> Recency | None:
     return None if isinstance(params, PopularityParams) else params.recency
 
 
+def without_recency(params: Params) -> Params:
+    """Return *params* whose scores are not multiplied."""
+    return params if isinstance(params, PopularityParams) else replace(params, recency=None)
+
+
 def needs_times(params: Params) -> bool:
     """Return whether a fit needs the times of pairs."""
     return params.half_life_days is not None if isinstance(params, PopularityParams) else params.recency is not None
@@ -205,7 +210,7 @@ def fit_bytes(params: object, user_items: UserItems) -> int:
         case EASEParams():
             return int(4 * items**2 + 4096 * items)  # the item table, and one block in float64
         case NeighbourParams():
-            return _NEIGHBOUR_BYTES * min(params.neighbours, items) * items
+            return int(_NEIGHBOUR_BYTES * min(params.neighbours, items) * items)
         case _:
             return 0
 

@@ -28,6 +28,7 @@ from hotplate.offline.train.engine import (
     fit_s,
     recency_of,
     with_recency,
+    without_recency,
 )
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams, NeighbourWeighting
 from hotplate.offline.train.popularity import PopularityParams, Recency
@@ -57,7 +58,7 @@ _FEWEST = 5
 # Twice the factors take two to three times as long.
 _MOST_FACTORS = 512
 # A fit takes 28 bytes for each.
-_MOST_SIMILARITIES = 6_000_000
+_MOST_SIMILARITIES = 5_000_000
 _WALK_STEP = 0.1
 # First half-lives in days; steps multiply.
 _HALF_LIVES = (2.0, 8.0)
@@ -415,7 +416,7 @@ class _Fits:
         """Yield *params* fitted to each split."""
         recency = recency_of(params)
         if recency is not None:
-            rankers = self._kept(replace(params, recency=None))
+            rankers = self._kept(without_recency(params))
             for ranker, parts, times in zip(rankers, self._splits, self._times, strict=True):
                 yield with_recency(ranker, recency.weights(parts.train, times))
         elif isinstance(params, ALSParams) and self._bytes(params) <= _KEPT_BYTES:

@@ -177,11 +177,13 @@ def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
 def test_the_announced_cost_counts_what_follows_the_search(fashions: Matrix) -> None:
     parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
     cost = Cost([parts, parts], fashions.user_items, [SMALL, EASEParams()])
-    options = {"growth": 1.0, "is_recent": False, "is_evaluated": False, "has_repeats": False}
-    announced = [cost.seconds(**options)]  # type: ignore[arg-type]  # as the names say
-    for more in ({"growth": 1.5}, {"is_recent": True}, {"is_evaluated": True}, {"has_repeats": True}):
-        options |= more
-        announced.append(cost.seconds(**options))  # type: ignore[arg-type]  # as above
+    announced = [
+        cost.seconds(growth=1, is_recent=False, is_evaluated=False, has_repeats=False),
+        cost.seconds(growth=2, is_recent=False, is_evaluated=False, has_repeats=False),
+        cost.seconds(growth=2, is_recent=True, is_evaluated=False, has_repeats=False),
+        cost.seconds(growth=2, is_recent=True, is_evaluated=True, has_repeats=False),
+        cost.seconds(growth=2, is_recent=True, is_evaluated=True, has_repeats=True),
+    ]
     assert announced == sorted(set(announced))
 
 
