@@ -287,7 +287,7 @@ def test_what_is_too_dear_is_left_out_and_said(matrix: Matrix, monkeypatch: pyte
     assert {engine_of(each) for each in found.left_out} == {"als", "ease", "neighbours"}
     assert {engine_of(each.params) for each in found.trials} == {"popularity"}
     assert notices[1].startswith("not tried within 36 s of a core, 0.0 GB, and ")
-    assert ": 5 of als, 3 of ease; " in notices[1]
+    assert ": 5 of als, 3 of ease, 4 of neighbours; " in notices[1]
     assert notices[1].endswith("; --tune SECONDS allows more")
     assert {each["engine"] for each in found.to_json()["left_out"]} == {"als", "ease", "neighbours"}
     for bounded in (TuneOptions(engine="als"), TuneOptions(engine="ease")):
