@@ -29,6 +29,10 @@ REMEMBERED_LISTS = 100
 REFRESH_S = 60.0
 REFRESH_AGAIN_S = 1.0
 MAX_ANSWER_BYTES = 32 << 20
+# Fields that only some answers have.
+OPTIONAL = ("canary", "status", "segment", "list", "next", "restarted")
+# `after` of a first page.
+FIRST_PAGE = "0"
 # Statuses 4xx that refuse no request, and those that a remembered list replaces.
 TRANSIENT = {408, 429}
 DENIED = {401, 403, 404}
@@ -57,7 +61,8 @@ class Answer:
 
     *source* is `personal`, `similar`, `fold-in`, `popular`, or `memory` for a remembered popular list with a *failure*.
     In a batch, *status* is `ok`, `unknown`, or `error`. *segment* is that of a popular list, empty for the overall one.
-    *list* is the name of the list, empty for a default list without one.
+    *list* is the name of the list, empty for a default list without one. A page has the cursor of the *next* one,
+    unless it is the last. A *restarted* one is a first page, because the release of the page before is gone.
     """
 
     items: "list[Item]"
@@ -69,13 +74,16 @@ class Answer:
     failure: str | None = None
     segment: str | None = None
     list: str = ""
+    next: str | None = None
+    restarted: bool = False
 
 
 class ListOptions(TypedDict, total=False):
     """Options of a call.
 
     *where* are conditions on item attributes, as `category:shoes,price<50`. *segment* is that of the popular list that
-    replaces a missing list; not for `similar`. *list* is the name of a list.
+    replaces a missing list; not for `similar`. *list* is the name of a list. *after* asks for a page: "0" for the
+    first, or the `next` of the page before; not for `batch` and `fold_in`.
     """
 
     exclude: Collection[str]
@@ -84,6 +92,7 @@ class ListOptions(TypedDict, total=False):
     timeout_s: float
     segment: str
     list: str
+    after: str
 
 
 class ClientOptions(TypedDict, total=False):
@@ -109,10 +118,11 @@ class _Call:
     where: str = ""
     fields: Sequence[str] = ()
     list: str = ""
+    after: str = ""
 
     def request(self, url: str) -> "_Request":
         """Return the request of this call, a GET without a body."""
-        single = {"where": self.where, "segment": self.segment, "list": self.list}
+        single = {"where": self.where, "segment": self.segment, "list": self.list, "after": self.after}
         if self.body is None:
             parameters = [f"n={self.n}"]
             options = {"exclude": self.exclude, "fields": self.fields}
@@ -314,10 +324,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             raise ServiceUnavailable(f"{error}; no popular list is remembered")
         answer = next((one for one in known if _cut(one.items, call)), known[0])
         status = "error" if call.path == "recommendations" else None
-        return [
-            replace(answer, items=_cut(answer.items, call), source="memory", status=status, failure=str(error))
-            for _ in call.expected
-        ]
+        restarted = call.after not in ("", FIRST_PAGE)
+        items = _cut(answer.items, call)
+        answer = replace(answer, items=items, source="memory", status=status, failure=str(error), restarted=restarted)
+        return [answer] * len(call.expected)
 
 
 class Client(Background[AsyncClient]):
@@ -370,7 +380,7 @@ def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[An
 
 
 def _answer(decoded: dict[str, Any]) -> Answer:
-    optional = {name: decoded[name] for name in ("canary", "status", "segment", "list") if name in decoded}
+    optional = {name: decoded[name] for name in OPTIONAL if name in decoded}
     items = [item for item in decoded["items"] if item["id"]]
     return Answer(items, decoded["source"], decoded["release"], decoded["tier"], **optional)
 

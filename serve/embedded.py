@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -16,12 +16,13 @@ from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.filters import filter_of
 from hotplate.serve.fold_in import RECENCY
+from hotplate.serve.paging import Continued, Cursor, continued, continued_popular, page_of, parse_cursor
 from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
 from hotplate.serve.states import Reporter
 from hotplate.serve.watched import follow
-from hotplate.stores.encoding import ITEM, OVERALL, USER, Item, check_id, decode
+from hotplate.stores.encoding import ITEM, OVERALL, USER, Item, RowKey, check_id, decode
 from hotplate.stores.errors import StoreMisused
 
 # Maximum wait for the first read of each store.
@@ -44,6 +45,12 @@ class Recommendations:
 
     list: str = ""
     """The name of the list; empty for a default list without one."""
+
+    next: str | None = None
+    """`after` of the next page, if this is a page and not the last one."""
+
+    restarted: bool = False
+    """Whether the release of the page before is gone; then this is a first page."""
 
 
 class FilterOptions(TypedDict, total=False):
@@ -128,9 +135,20 @@ class Lists:
     ) -> None:
         await self._entered.__aexit__(kind, error, trace)
 
-    async def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
-        """Return a user's list, or for an unknown user the popular list of the segment."""
+    async def personal(
+        self, user: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]
+    ) -> Recommendations:
+        """Return a user's list, or for an unknown user the popular list of the segment.
+
+        This, `similar` and `popular` return a page of *n* items with *after*: "0" for the first page, or the `next` of
+        the page before. Pages stay in their release while that can be read.
+        """
         request = _Request.of(n, options)
+        if after:
+            row = RowKey(USER, check_id(user))
+            cursor = parse_cursor(after)
+            found = await continued(self._here, cursor, row, segment=request.segment, name=request.name)
+            return self._page(found, request.selection)
         encoded = await self._here.personal(check_id(user), request.segment, request.name)
         return self.decoded(encoded, request.selection)
 
@@ -142,9 +160,15 @@ class Lists:
         lists = await self._here.personal_many([check_id(user) for user in users], request.segment, request.name)
         return [self.decoded(encoded, request.selection) for encoded in lists]
 
-    async def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
+    async def similar(
+        self, item: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[FilterOptions]
+    ) -> Recommendations:
         """Return the items similar to *item*, or for an unknown item the popular list."""
         request = _Request.of(n, options)
+        if after:
+            row = RowKey(ITEM, check_id(item))
+            found = await continued(self._here, parse_cursor(after), row, name=request.name)
+            return self._page(found, request.selection, beside=[item])
         encoded = await self._here.similar(check_id(item), request.name)
         return self.decoded(encoded, request.selection, beside=[item])
 
@@ -171,23 +195,27 @@ class Lists:
         )
         return self.decoded(result.found, request.selection, beside=[item for item, _ in basket])
 
-    def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
+    def popular(self, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]) -> Recommendations:
         """Return the popular list of the segment, or the overall one, from memory."""
         request = _Request.of(n, options)
+        if after:
+            return self.popular_page(self._here, parse_cursor(after), request)
         return self.decoded(self._here.popular(request.segment, request.name), request.selection)
 
     def decoded(self, encoded: EncodedList, selection: Selection, beside: Collection[str] = ()) -> Recommendations:
         """Return the items of a list that is shown *beside* some items."""
-        items = Shaper(self.reader.deny_list).shape(encoded, selection, beside=beside)
-        return Recommendations(
-            items=decode(items),
-            source=encoded.source,
-            release=encoded.served.id,
-            tier=encoded.tier,
-            canary=encoded.served.is_canary,
-            segment=encoded.segment if encoded.source == "popular" else None,
-            list=encoded.name,
-        )
+        return _decoded(encoded, Shaper(self.reader.deny_list).shape(encoded, selection, beside=beside))
+
+    def popular_page(self, reader: TieredReader, cursor: Cursor | None, request: _Request) -> Recommendations:
+        """Return a page of a popular list."""
+        found = continued_popular(reader, cursor, segment=request.segment, name=request.name)
+        return self._page(found, request.selection)
+
+    def _page(self, found: Continued, selection: Selection, beside: Collection[str] = ()) -> Recommendations:
+        encoded, cursor, restarted = found
+        page = page_of(Shaper(self.reader.deny_list), encoded, selection, cursor, beside=beside)
+        following = None if page.following is None else page.following.encoded()
+        return replace(_decoded(encoded, page.items), next=following, restarted=restarted)
 
     def prometheus_text(self) -> bytes:
         """Return the `/metrics` of this process, for operators only."""
@@ -206,6 +234,18 @@ class Lists:
         )
 
 
+def _decoded(encoded: EncodedList, items: bytes) -> Recommendations:
+    return Recommendations(
+        items=decode(items),
+        source=encoded.source,
+        release=encoded.served.id,
+        tier=encoded.tier,
+        canary=encoded.served.is_canary,
+        segment=encoded.segment if encoded.source == "popular" else None,
+        list=encoded.name,
+    )
+
+
 class SyncLists(Background[Lists]):
     """The lists of the live release, with the methods of `Lists`; safe in any thread, and after a fork.
 
@@ -214,13 +254,21 @@ class SyncLists(Background[Lists]):
 
     personal_many = blocking(Lists.personal_many)
 
-    def personal(self, user: str, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
+    def personal(
+        self, user: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]
+    ) -> Recommendations:
         """See `Lists.personal`."""
+        if after:
+            return self._run(lambda lists: lists.personal(user, n, after=after, **options))
         recommendations = self._halted(_read_nowait, USER, check_id(user), _Request.of(n, options))
         return recommendations or self._run(lambda lists: lists.personal(user, n, **options))
 
-    def similar(self, item: str, n: int = DEFAULT_N, **options: Unpack[FilterOptions]) -> Recommendations:
+    def similar(
+        self, item: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[FilterOptions]
+    ) -> Recommendations:
         """See `Lists.similar`."""
+        if after:
+            return self._run(lambda lists: lists.similar(item, n, after=after, **options))
         recommendations = self._halted(_read_nowait, ITEM, check_id(item), _Request.of(n, options))
         return recommendations or self._run(lambda lists: lists.similar(item, n, **options))
 
@@ -236,9 +284,12 @@ class SyncLists(Background[Lists]):
         basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
         return self._run(lambda lists: lists.fold_in(basket, n, recency=recency, **options))
 
-    def popular(self, n: int = DEFAULT_N, **options: Unpack[ListOptions]) -> Recommendations:
+    def popular(self, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.popular`."""
         request = _Request.of(n, options)
+        if after:
+            cursor = parse_cursor(after)
+            return self._halted(lambda lists: lists.popular_page(lists.reader, cursor, request))
         return self._halted(
             lambda lists: lists.decoded(lists.reader.popular(request.segment, request.name), request.selection)
         )

@@ -6,10 +6,11 @@ lists where there is no row; `shaping` makes the items of an answer of a list.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -35,7 +36,7 @@ from hotplate.serve.tiers import Origin, StoreObserver, Tier, loop_time, tier_na
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey, encode, is_empty
-from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, Reader
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class TieredReader:
         self.following = list[asyncio.Task[None]]()
         self.kept = kept
         self.warm = warm
+        self._budget_s = budget_s
         self._turns = TurnLookups[Waiter](self.tiers, budget_s, self._complete)
         self._batches = BatchLookups(self.tiers, budget_s)
         self._baskets = Baskets(self.tiers, self._batches, self._fold_in)
@@ -203,6 +205,50 @@ class TieredReader:
         encoded = self._fallbacks.first(self.row_of(POPULAR, segment, name))
         self.metrics.count_lookup("popular", "hit")
         return self.named(name, encoded)
+
+    async def in_release(self, release: str, row: RowKey, segment: str = OVERALL, name: str = "") -> EncodedList | None:
+        """Read the list of a user or an item in a release that is live, the canary, or was live before.
+
+        Returns None if it cannot be read there. *name* is that of the list; the one of *row* is ignored.
+        """
+        deadline = min(loop_time() + self._budget_s, caller_deadline() or inf)
+        for origin, stored in self._with_release(release, name):
+            encoded = await self._in_release(origin, RowKey(row.kind, row.id, stored), segment, deadline)
+            if encoded is not None:
+                return self.named(name, encoded)
+        return None
+
+    def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
+        """Return a popular list of a release as of `in_release`."""
+        for (tier, served), stored in self._with_release(release, name):
+            self.metrics.count_lookup("popular", "hit")
+            encoded = self._fallbacks.of_release(tier.name, served, RowKey(POPULAR, segment, stored), "ok")
+            return self.named(name, encoded)
+        return None
+
+    def _with_release(self, release: str, name: str) -> Iterator[tuple[Origin, str]]:
+        """Yield the tiers with a release that has the list *name*, and its name in keys."""
+        for tier in self.tiers:
+            served = tier.follower.find(release)
+            stored = None if served is None else served.manifest.stored_name(name)
+            if served is not None and stored is not None:
+                yield Origin(tier, served), stored
+
+    async def _in_release(self, origin: Origin, row: RowKey, segment: str, deadline: float) -> EncodedList | None:
+        tier, served = origin
+        fallback = row.popular(segment)
+        if self._is_hidden(row):
+            self.metrics.count_lookup("popular", "miss")
+            return self._fallbacks.of_release(tier.name, served, fallback, "unknown")
+        try:
+            (slot,) = await tier.read(served, [row.text], max(0.0, deadline - loop_time()))
+        except StoreError:
+            return None  # reported by the tier
+        if isinstance(slot, StoreError):
+            return None
+        if slot is None or is_empty(slot):
+            return self._fallbacks.missed(origin, row, None, fallback)
+        return self.hit(origin, row, slot, fallback)
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
         """Return a list that was requested by *name*, if any: see `Fallbacks.named`."""

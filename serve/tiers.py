@@ -361,6 +361,7 @@ class Tier:
                 async with asyncio.timeout_at(deadline):  # that of a local store, too
                     await self.follower.refresh()
             self.follower.drop_canary(served)
+            self.follower.drop_previous(served)
             if any(followed is served for followed in self.follower.all_served):
                 raise
             raise ReleaseMoved(f"release {served.id} is gone") from None

@@ -15,6 +15,7 @@ from hotplate.serve.api.parameters import (
     FOLD_IN,
     JSON,
     MSGPACK,
+    ListFields,
     ListQuery,
     NoQuery,
     QueryParser,
@@ -27,12 +28,14 @@ from hotplate.serve.api.parameters import (
 from hotplate.serve.encoded_lists import EncodedList, NotReady
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.filters import filter_of
+from hotplate.serve.paging import Continued, Cursor, continued, continued_popular, page_of, parse_cursor
 from hotplate.serve.problems import bad_parameter, overloaded
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import FILTERED, Selection, Shaper
 from hotplate.serve.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
 from hotplate.serve.telemetry.spans import ListOrigin
 from hotplate.serve.watched import WatchedFiles
+from hotplate.stores.encoding import ITEM, USER, RowKey
 from hotplate.stores.errors import StoreMisused, StoreThrottled, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -86,9 +89,14 @@ class Handlers:
         self.draining = False
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=&list=`."""
+        """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=&list=&after=`."""
         user = parse_id(raw_id, "user")
         query = PERSONAL.parse(raw_query)
+        if query.after:
+            row = RowKey(USER, user)
+            found = await continued(self._reader, _cursor(query), row, segment=query.segment, name=query.list)
+            subject = b'"user":%b,' % orjson.dumps(user)
+            return self._page(request, subject, found, query, source="personal", cache=PRIVATE, user=user)
         encoded = await self._reader.personal(user, query.segment, query.list)
         headers = list_headers(encoded, "personal", PRIVATE)
         body = self._body(request, b'"user":%b,' % orjson.dumps(user), encoded, query, user=user)
@@ -135,17 +143,24 @@ class Handlers:
         return web.Response(body=answer, headers=list_headers(result.found, "fold-in", NO_STORE))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=`."""
+        """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=&after=`."""
         item = parse_id(raw_id, "item")
         query = SIMILAR.parse(raw_query)
+        if query.after:
+            found = await continued(self._reader, _cursor(query), RowKey(ITEM, item), name=query.list)
+            subject = b'"item":%b,' % orjson.dumps(item)
+            return self._page(request, subject, found, query, source="similar", cache=self.shared, beside=[item])
         encoded = await self._reader.similar(item, query.list)
         headers = list_headers(encoded, "similar", self.shared)
         body = self._body(request, b'"item":%b,' % orjson.dumps(item), encoded, query, beside=[item])
         return conditional(request, body, headers)
 
     async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /v1/popular?n=&exclude=&where=&fields=&segment=&list=`."""
+        """`GET /v1/popular?n=&exclude=&where=&fields=&segment=&list=&after=`."""
         query = POPULAR.parse(raw_query)
+        if query.after:
+            found = continued_popular(self._reader, _cursor(query), segment=query.segment, name=query.list)
+            return self._page(request, b"", found, query, source="popular", cache=self.shared)
         encoded = self._reader.popular(query.segment, query.list)
         headers = list_headers(encoded, "popular", self.shared)
         return conditional(request, self._body(request, b"", encoded, query), headers)
@@ -177,12 +192,36 @@ class Handlers:
             found.append(ServiceFinding("events", self._writer.warning))
         return found
 
+    def _page(
+        self,
+        request: web.BaseRequest,
+        subject: bytes,
+        found: Continued,
+        query: ListFields,
+        *,
+        source: str,
+        cache: str,
+        user: str = "",
+        beside: Collection[str] = (),
+    ) -> web.Response:
+        """Answer with a page of a list of *source*; other arguments as of `_body`."""
+        encoded, cursor, restarted = found
+        with _refusing():
+            page = page_of(self._shaper, encoded, _selection(query), cursor, user=user, beside=beside)
+        request[FOUND] = found_in(encoded, page.items)
+        if page.following is not None:
+            subject += b'"next":"%b",' % page.following.encoded().encode()
+        if restarted:
+            subject += b'"restarted":true,'
+        headers = list_headers(encoded, source, NO_STORE if restarted else cache)
+        return conditional(request, list_body(subject, list_head(encoded), page.items), headers)
+
     def _body(
         self,
         request: web.BaseRequest,
         subject: bytes,
         encoded: EncodedList,
-        query: ListQuery,
+        query: ListFields,
         *,
         user: str = "",
         beside: Collection[str] = (),
@@ -194,8 +233,13 @@ class Handlers:
         return list_body(subject, list_head(encoded), items)
 
 
-def _selection(query: ListQuery) -> Selection:
+def _selection(query: ListFields) -> Selection:
     return Selection(query.n, filter_of(query.exclude, query.where), query.fields)
+
+
+def _cursor(query: ListQuery | SegmentQuery) -> Cursor | None:
+    with _refusing():
+        return parse_cursor(query.after)
 
 
 @contextmanager

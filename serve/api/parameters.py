@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from hotplate.serve.encoded_lists import Status
 from hotplate.serve.filters import EXAMPLE, MAX_WHERE_CHARS, WHERE_PATTERN
 from hotplate.serve.fold_in import RECENCY
+from hotplate.serve.paging import BEGIN, CURSOR_PATTERN
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.shaping import ALL_FIELDS, DEFAULT_N
 from hotplate.serve.shaping import Fields as FieldNames
@@ -81,8 +82,17 @@ ListName = Annotated[
 Fields = Annotated[FieldNames, Meta(description="The fields of items to return; by default all.")]
 
 
-class ListQuery(Struct, frozen=True):
-    """The query of `GET /v1/similar/{item}`."""
+After = Annotated[
+    str,
+    Meta(
+        pattern=CURSOR_PATTERN,
+        description=f"`{BEGIN}` for the first of several pages, or the `next` of the page before.",
+    ),
+]
+
+
+class ListFields(Struct, frozen=True):
+    """What is wanted of any list."""
 
     n: Count = DEFAULT_N
     exclude: Excluded = ()
@@ -91,17 +101,29 @@ class ListQuery(Struct, frozen=True):
     list: ListName = ""
 
 
-class SegmentQuery(ListQuery, frozen=True):
-    """The query of `GET /v1/recommendations/{user}` and `GET /v1/popular`."""
+class SegmentFields(ListFields, frozen=True):
+    """What is wanted of a list that may be a popular one."""
 
     segment: Segment = OVERALL
+
+
+class ListQuery(ListFields, frozen=True):
+    """The query of `GET /v1/similar/{item}`."""
+
+    after: After = ""
+
+
+class SegmentQuery(SegmentFields, frozen=True):
+    """The query of `GET /v1/recommendations/{user}` and `GET /v1/popular`."""
+
+    after: After = ""
 
 
 class NoQuery(Struct, frozen=True):
     """The query of a route without parameters."""
 
 
-class BatchBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BatchBody(SegmentFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of `POST /v1/recommendations`."""
 
     users: Annotated[tuple[Id, ...], Meta(max_length=MAX_USERS, description="User ids, in the order of the answers.")]
@@ -117,7 +139,7 @@ class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
-class FoldInBody(SegmentQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class FoldInBody(SegmentFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of `POST /v1/recommendations/fold-in`."""
 
     items: Annotated[
@@ -143,6 +165,11 @@ UsedSegment = Annotated[str | UnsetType, Meta(description="The segment of a popu
 UsedList = Annotated[
     str | UnsetType, Meta(description="The name of the list; absent for a default list without a name.")
 ]
+NextPage = Annotated[str | UnsetType, Meta(description="`after` of the next page; absent on the last one.")]
+Restarted = Annotated[
+    bool | UnsetType,
+    Meta(description="True if the release of the page before is gone: this is a first page. Otherwise absent."),
+]
 UserStatus = Annotated[
     Status,
     Meta(
@@ -158,8 +185,8 @@ class ListedItem(Item, total=False):
     source: Literal["popular"]
 
 
-class PopularAnswer(Struct, frozen=True):
-    """A popular list."""
+class ListAnswer(Struct, frozen=True):
+    """Any list."""
 
     release: ReleaseName
     source: Source
@@ -167,6 +194,13 @@ class PopularAnswer(Struct, frozen=True):
     items: list[ListedItem]
     segment: UsedSegment = UNSET
     list: UsedList = UNSET
+
+
+class PopularAnswer(ListAnswer, frozen=True, kw_only=True):
+    """A popular list, or a page of it."""
+
+    next: NextPage = UNSET
+    restarted: Restarted = UNSET
 
 
 class SimilarAnswer(PopularAnswer, frozen=True, kw_only=True):
@@ -182,13 +216,15 @@ class PersonalAnswer(PopularAnswer, frozen=True, kw_only=True):
     canary: CanaryFlag | UnsetType = UNSET
 
 
-class UserResult(PersonalAnswer, frozen=True, kw_only=True):
+class UserResult(ListAnswer, frozen=True, kw_only=True):
     """One user's list in the answer for many."""
 
+    user: Id
+    canary: CanaryFlag | UnsetType = UNSET
     status: UserStatus
 
 
-class FoldInAnswer(PopularAnswer, frozen=True, kw_only=True):
+class FoldInAnswer(ListAnswer, frozen=True, kw_only=True):
     """A list for a basket."""
 
     known: Annotated[int, Meta(description="How many different items the release knows.")]

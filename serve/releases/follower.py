@@ -69,6 +69,8 @@ class Follower:
         """*canary_counts* returns the counts of all workers; *fold_in* loads item factors."""
         self.served = None
         self.canary = None
+        self.previous: ServedRelease | None = None
+        """The release that was live before, for pages of its lists; without item factors."""
         self.erased = NOBODY
         self._most_erased = 0
         """The most erased users that the store has counted."""
@@ -128,6 +130,11 @@ class Follower:
         canary = self.canary
         both = (self.served, None if canary is None else canary.served)
         return [served for served in both if served is not None]
+
+    def find(self, release: str) -> ServedRelease | None:
+        """Return the live release, the canary or the release before, by its id."""
+        known = self.all_served if self.previous is None else [*self.all_served, self.previous]
+        return next((served for served in known if served.id == release), None)
 
     def served_for(self, row: RowKey) -> ServedRelease | None:
         """Return the release for a row: the canary for its users, otherwise the live one."""
@@ -205,6 +212,11 @@ class Follower:
             self.canary = None
             self._set_canary_error(f"release {gone.id} is the canary, and is not in this store any more")
 
+    def drop_previous(self, gone: ServedRelease) -> None:
+        """Forget the release before the live one, whose rows are gone."""
+        if self.previous is gone:
+            self.previous = None
+
     async def _refresh(self) -> None:
         try:
             while True:
@@ -273,6 +285,8 @@ class Follower:
             else:
                 served = await load(self._reader, live, self._fold_in)
         canary = await self._load_canary(found)
+        if is_new and self.served is not None:
+            self.previous = replace(self.served, factors=None)
         self.served, self.canary = served, canary  # together, so no user sees an older release
         if served is not None and is_new:
             self.ready.set()
