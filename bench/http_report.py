@@ -223,7 +223,7 @@ class _Rounds:
     def __init__(self, runs: HttpRuns) -> None:
         self._plan, self._trials, self._rounds = runs.plan, runs.trials, runs.rounds
         found, ended, objective = highest(runs.trials), first_outside(runs.trials), runs.plan.objective
-        self._limited = " and ".join(ended.doubts) if ended and ended.unclear else ""
+        self._limited = ended.doubts[0] if ended and ended.unclear else ""
         due, good = (sum(getattr(each, name) for each in runs.rounds) for name in ("due", "ok"))
         self.broken, self._late = objective.errors_beyond((due - good) / max(1, due)), list[str]()
         if found:
