@@ -82,12 +82,15 @@ def _read_retail(path: str) -> Any:  # noqa: ANN401 -- scipy publishes no types
 
     recipe = (pl.col("quantity") > 0) & (pl.col("unit_price") > 0) & pl.col("stock_code").str.contains(r"^\d{5}")
     rows = pl.scan_parquet(path).filter(recipe, pl.col("customer_id").is_not_null())
-    user, item = pl.col("customer_id").cast(pl.String), pl.col("stock_code").cast(pl.String)
-    pairs, before = rows.select(user=user, item=item).unique().collect(), 0
+    user = pl.col("customer_id").cast(pl.String)
+    item = pl.col("stock_code").cast(pl.String)
+    pairs = rows.select(user=user, item=item).unique().collect()
+    before = 0
     while pairs.height != before:
         before = pairs.height
         pairs = pairs.filter(pl.len().over("user") >= MIN_PAIRS).filter(pl.len().over("item") >= MIN_PAIRS)
-    codes, sizes = [], []
+    codes = []
+    sizes = []
     for name in ("user", "item"):
         ids = pairs.get_column(name)
         distinct = ids.unique().sort()

@@ -69,7 +69,8 @@ def _figure(row: Row) -> Figure:
 
 def _rows(name: str, first: Figure, second: Figure, change: Figure, decides: str) -> list[Row]:
     subject = "good answers/s" if name == RATE else f"{name}, ms"
-    unit, main = "" if name == RATE else "us", name in {decides, RATE, "p50", "p99"}
+    unit = "" if name == RATE else "us"
+    main = name in {decides, RATE, "p50", "p99"}
     interval = change.note
     if change.low is not None and change.high is not None:
         interval = f"{rounded(change.low, 3)} to {rounded(change.high, 3)}"

@@ -292,9 +292,11 @@ def saturate(server: Server, requests: bytes) -> tuple[float, float]:
 
     Raises RuntimeError for errors, and for more than MAX_POPULAR popular lists, which are cheap.
     """
-    before, before_s = lookups(server), server.cpu_s()
+    before = lookups(server)
+    before_s = server.cpu_s()
     with tempfile.TemporaryDirectory() as folder:
-        script, file = Path(folder) / "wrk.lua", Path(folder) / "requests"
+        script = Path(folder) / "wrk.lua"
+        file = Path(folder) / "requests"
         file.write_bytes(requests)
         script.write_text(SCRIPT.format(requests=file))
         options = ["-t1", f"-c{WRK_CONNECTIONS}", f"-d{WRK_SECONDS}", "-s", str(script)]

@@ -45,7 +45,8 @@ class Line(NamedTuple):
     @property
     def measured(self) -> str:
         """The median, with the range if values differ."""
-        low, high = min(self.values), max(self.values)
+        low = min(self.values)
+        high = max(self.values)
         span = f" ({format_value(low)} to {format_value(high)})" if low < high else ""
         return f"{format_value(median(self.values))} {self.unit}{span}"
 
@@ -104,7 +105,8 @@ def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
 
 
 def _figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[float]]]:
-    info, stats = benchmark["extra_info"], benchmark["stats"]
+    info = benchmark["extra_info"]
+    stats = benchmark["stats"]
     if "count" in info:
         measure = "CPU" if benchmark["options"]["timer"] == CPU_TIMER else "wall time"
         yield f"{info['what']}: {measure}", "µs", [stats["median"] * 1e6 / info["count"]]

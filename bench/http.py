@@ -115,7 +115,8 @@ def search(attempt: Callable[[float], Trial], start: float, precision: float = P
 
     An unclear attempt is repeated twice at most, then counts as outside. A stopped one ends the search.
     """
-    low, high = 0.0, math.inf
+    low = 0.0
+    high = math.inf
     rate = start
     while high / max(low, start * FLOOR) > 1 + precision:
         for _ in range(TRIES):
@@ -161,7 +162,8 @@ class _HttpMeasurement:
         self.interrupted = False
 
     def run(self) -> None:
-        plan, load = self._plan, self._plan.load
+        plan = self._plan
+        load = self._plan.load
         if plan.warmup_s:
             self._run("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
         if plan.batches:
@@ -187,7 +189,8 @@ class _HttpMeasurement:
         return Trial(at=rate, result=result, broken=(*broken, *self._plan.popular_complaint([result])), doubts=doubts)
 
     def _sweep_batches(self) -> None:
-        plan, parallel = self._plan, min(PARALLEL, self._plan.load.connections)
+        plan = self._plan
+        parallel = min(PARALLEL, self._plan.load.connections)
         if plan.keys is None:
             raise BenchMisused("a sweep of batches needs users whose lists to request")
         for size in plan.batches:

@@ -60,7 +60,8 @@ class Objective:
 
     def judge_latency(self, results: Sequence[Result]) -> tuple[list[str], list[str]]:
         """Return bounds broken by pooled percentiles, and those broken by the generator's lateness."""
-        broken, doubts = list[str](), list[str]()
+        broken = list[str]()
+        doubts = list[str]()
         latency = Histogram.merged(each.latency for each in results)
         lag = Histogram.merged(each.lag for each in results)
         for name, bound_us in self.latency_us.items():
@@ -84,7 +85,8 @@ class Objective:
 
 def parse_objective(text: str) -> Objective:
     """Parse an objective; the bound on errors defaults to 0.1 %."""
-    latency_us, errors = dict[str, float](), USUAL_ERRORS
+    latency_us = dict[str, float]()
+    errors = USUAL_ERRORS
     for part in text.split(","):
         name, equals, bound = part.strip().partition("=")
         if not equals or name not in {*PERCENTS, ERRORS}:
@@ -191,7 +193,8 @@ class HttpRuns:
 
 def report(runs: HttpRuns) -> Report:
     """Report a measurement."""
-    plan, checked = runs.plan, runs.checked
+    plan = runs.plan
+    checked = runs.checked
     popular = plan.popular_complaint([*runs.rounds, *(each.result for each in runs.trials if plan.batches)])
     summary = _Batches(runs) if plan.batches else _Rounds(runs)
     failures = [] if popular else summary.failures if runs.rounds or runs.trials else ["nothing was measured"]
@@ -221,11 +224,16 @@ def _popular_row(subject: str, results: Sequence[Result]) -> list[Row]:
 
 class _Rounds:
     def __init__(self, runs: HttpRuns) -> None:
-        self._plan, self._trials, self._rounds = runs.plan, runs.trials, runs.rounds
-        found, ended, objective = highest(runs.trials), first_outside(runs.trials), runs.plan.objective
+        self._plan = runs.plan
+        self._trials = runs.trials
+        self._rounds = runs.rounds
+        found = highest(runs.trials)
+        ended = first_outside(runs.trials)
+        objective = runs.plan.objective
         self._limited = ended.doubts[0] if ended and ended.unclear else ""
         due, good = (sum(getattr(each, name) for each in runs.rounds) for name in ("due", "ok"))
-        self.broken, self._late = objective.errors_beyond((due - good) / max(1, due)), list[str]()
+        self.broken = objective.errors_beyond((due - good) / max(1, due))
+        self._late = list[str]()
         if found:
             beyond, self._late = objective.judge_latency(runs.rounds)
             self.broken = [f"the rounds at {found.at:,.4g} requests/s: {each}" for each in (*self.broken, *beyond)]
@@ -260,7 +268,8 @@ class _Rounds:
 
     @property
     def method(self) -> str:
-        load, rounds = self._plan.load, len(self._rounds)
+        load = self._plan.load
+        rounds = len(self._rounds)
         return (
             f"{rounds} round{'s' * (rounds != 1)} of {self._plan.options.duration}, open loop: latency counts from a "
             f"request's due time; at most {load.connections} in flight"
@@ -268,7 +277,8 @@ class _Rounds:
 
     @property
     def rows(self) -> list[Row]:
-        subject, rounds = redacted(self._plan.load.url), self._rounds
+        subject = redacted(self._plan.load.url)
+        rounds = self._rounds
         if not rounds:
             return []
         note = "at least" if self._limited else ""
@@ -299,7 +309,8 @@ class _Rounds:
         of_rounds = [_spectrum(self._rounds), _seconds(self._rounds)] if self._rounds else []
         if not self._trials:
             return of_rounds
-        named, tried = self._plan.objective.percentile, sorted(self._trials, key=lambda each: each.at)
+        named = self._plan.objective.percentile
+        tried = sorted(self._trials, key=lambda each: each.at)
         latencies_us = tuple(percentile([each.result], PERCENTS[named]).value for each in tried)
         curve = Curve(named, tuple(each.at for each in tried), latencies_us)
         marks = {self._best.at: "highest inside"} if self._best else {}
@@ -319,7 +330,8 @@ class _Rounds:
 
 class _Batches:
     def __init__(self, runs: HttpRuns) -> None:
-        self._trials, self._best = runs.trials, knee(runs.trials)
+        self._trials = runs.trials
+        self._best = knee(runs.trials)
 
     @property
     def failures(self) -> list[str]:
@@ -333,7 +345,8 @@ class _Batches:
     def sentence(self) -> str:
         if self._best is None:
             return "No batch was served without errors, even one at a time; see below."
-        rate, p50 = self._best.users_s, self._best.result.latency.percentile_us(50)
+        rate = self._best.users_s
+        p50 = self._best.result.latency.percentile_us(50)
         shown = f"{format_value(rate, 'users/s')}, p50 {format_value(p50, 'us')}"
         return f"The smallest batch that gives 90 % of the most users/s is {self._best.at:,.0f}: {shown}."
 
@@ -342,7 +355,8 @@ class _Batches:
         return [row for each in self._trials for row in self._rows(each)]
 
     def _rows(self, trial: Trial) -> list[Row]:
-        subject, result = f"batch of {trial.at:,.0f}", trial.result
+        subject = f"batch of {trial.at:,.0f}"
+        result = trial.result
         return [
             Row(subject, "users", "/s", trial.users_s),
             *(
@@ -366,7 +380,8 @@ class _Batches:
     @property
     def plots(self) -> list[Plot]:
         sizes = tuple(each.at for each in self._trials)
-        label, ticks = "users in a batch", {each: f"{each:,.0f}" for each in sizes}
+        label = "users in a batch"
+        ticks = {each: f"{each:,.0f}" for each in sizes}
         common: dict[str, Any] = {"log_x": len(sizes) > 1, "points": True, "ticks": ticks}
         curves = tuple(
             Curve(name, sizes, tuple(percentile([each.result], PERCENTS[name]).value for each in self._trials))

@@ -142,7 +142,8 @@ def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -
 
 async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
     """Compare *samples* with their releases in *store*; error responses are skipped."""
-    made, by_release = _Comparison(store), dict[str, list[ReceivedList]]()
+    made = _Comparison(store)
+    by_release = dict[str, list[ReceivedList]]()
     for sample in samples:
         if sample.status >= 400:
             continue
@@ -213,7 +214,8 @@ class _Comparison:
                 self._compare_one(received, own, popular)
 
     def _compare_one(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
-        items, is_popular = received.result["items"], received.result["source"] == POPULAR_SOURCE
+        items = received.result["items"]
+        is_popular = received.result["source"] == POPULAR_SOURCE
         stored = popular if is_popular else own
         lacks = None if stored is None else _left_out(items, stored, received.n)
         if lacks is None:
@@ -231,7 +233,8 @@ def _not_stored(user: str) -> str:
 
 def _left_out(items: list[Item], stored: list[Item], n: int) -> set[str] | None:
     # Items that an answer of up to *n* omits; None if it has others or another order.
-    left, rest = set[str](), iter(stored)
+    left = set[str]()
+    rest = iter(stored)
     for item in items:
         for other in rest:
             if other == item:

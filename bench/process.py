@@ -206,10 +206,12 @@ def serving(
 @contextmanager
 def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Run `hotplate serve` on free loopback ports with *settings*; see `serving`."""
-    port, admin_port = free_port(), free_port()
+    port = free_port()
+    admin_port = free_port()
     options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
     options += ["--workers", "1", "--drain-delay", "0"]
-    url, env = f"http://127.0.0.1:{port}", environment() | dict(settings or {})
+    url = f"http://127.0.0.1:{port}"
+    env = environment() | dict(settings or {})
     with _running([*command, *options], env, lambda: _answers(url + path), SERVICE_CORE) as process:
         yield Server(url, process.pid, f"http://127.0.0.1:{admin_port}")
 
@@ -217,7 +219,8 @@ def service_serving(command: Sequence[str], path: str, settings: Mapping[str, st
 @contextmanager
 def emulator_serving(*options: str, core: int = GENERATOR_CORE, latency: str | None = None) -> Iterator[Server]:
     """Run the Cosmos DB emulator on loopback, with *options* of its verb."""
-    port, delay = free_port(), () if latency is None else ("--latency", latency)
+    port = free_port()
+    delay = () if latency is None else ("--latency", latency)
     command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options, *delay]
     scheme = "https" if "--tls" in options else "http"
     with serving(command, port, EMULATOR_METRICS, core=core, scheme=scheme) as server:

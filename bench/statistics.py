@@ -84,7 +84,8 @@ def _jackknife(value: float, without: Sequence[float]) -> tuple[float, float]:
     if value <= 0 or min(without) <= 0:
         return value, value
     # Contributions of rounds: their mean is the value, but for bias.
-    log_value, count = math.log(value), len(without)
+    log_value = math.log(value)
+    count = len(without)
     contributions = [count * log_value - (count - 1) * math.log(each) for each in without]
     centre = math.fsum(contributions) / count
     low, high = interval(contributions)
@@ -110,7 +111,8 @@ def mean(values: Sequence[float]) -> Figure:
     """Return the mean of rounds."""
     if not values:
         return Figure(None, note="nothing was measured")
-    total, count = math.fsum(values), len(values)
+    total = math.fsum(values)
+    count = len(values)
     if count < MIN_ROUNDS:
         return Figure(total / count, tuple(values))
     without = tuple((total - each) / (count - 1) for each in values)
@@ -150,7 +152,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _by_autocorrelation(y: Floats) -> tuple[Floats, Floats, Floats]:
     # For each of RHOS: mean, standard error and weight.
-    first, rho = np.sqrt(1 - RHOS**2), RHOS[:, None]
+    first = np.sqrt(1 - RHOS**2)
+    rho = RHOS[:, None]
     white = np.column_stack([first * y[0], y[1:] - rho * y[:-1]])
     ones = np.column_stack([first, np.repeat(1 - rho, len(y) - 1, axis=1)])
     information = (ones**2).sum(axis=1)
@@ -163,7 +166,8 @@ def _by_autocorrelation(y: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _quantile(centres: Floats, errors: Floats, weights: Floats, free: int, tail: float) -> float:
-    low, high = float((centres - 1e3 * errors).min()), float((centres + 1e3 * errors).max())
+    low = float((centres - 1e3 * errors).min())
+    high = float((centres + 1e3 * errors).max())
     return float(
         brentq(lambda value: float((weights * stdtr(free, (value - centres) / errors)).sum()) - tail, low, high)
     )

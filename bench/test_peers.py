@@ -158,7 +158,8 @@ def test_get_from_redis_and_nginx_with_lua(
 def write_lists(path: Path, users: int) -> None:
     """Write shuffled, unique rows of user, item and score."""
     draw = np.random.default_rng(0)
-    first, scores = draw.integers(0, ITEMS, users), draw.random(users * LENGTH).round(4)
+    first = draw.integers(0, ITEMS, users)
+    scores = draw.random(users * LENGTH).round(4)
     user, rank = np.divmod(draw.permutation(users * LENGTH), LENGTH)
     rows = pl.DataFrame({"user": user, "item": (first[user] + rank**2) % ITEMS, "score": scores})
     zeros = pl.col("user").cast(pl.String).str.zfill(8)
@@ -166,9 +167,13 @@ def write_lists(path: Path, users: int) -> None:
 
 
 def test_import_and_polars_with_lmdb(benchmark: Benchmark, shape: Shape, tmp_path: Path) -> None:
-    lists, store, bare = tmp_path / "lists.csv", tmp_path / "store", tmp_path / "bare.mdb"
+    lists = tmp_path / "lists.csv"
+    store = tmp_path / "store"
+    bare = tmp_path / "bare.mdb"
     write_lists(lists, shape.users)
-    ratios, memory, bare_memory = list[float](), list[float](), list[float]()
+    ratios = list[float]()
+    memory = list[float]()
+    bare_memory = list[float]()
 
     def round_of_both() -> None:
         shutil.rmtree(store, ignore_errors=True)
@@ -193,7 +198,8 @@ def test_training_and_implicit(benchmark: Benchmark, tmp_path: Path) -> None:
     ratios = list[float]()
 
     def round_of_both() -> None:
-        model, store = tmp_path / "model", tmp_path / "store"
+        model = tmp_path / "model"
+        store = tmp_path / "store"
         for folder in (model, store):
             shutil.rmtree(folder, ignore_errors=True)
         train_s, _ = measure(*HOTPLATE, "train", str(RETAIL), *RETAIL_OPTIONS, "--no-tune", "--out", str(model))

@@ -179,7 +179,8 @@ def flag_help(known: Field[Any]) -> str:
 
 def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     """Merge layers; the last wins. Raises PlanMisused naming the flag or key."""
-    values, sources = dict[str, Any](), dict[str, str]()
+    values = dict[str, Any]()
+    sources = dict[str, str]()
     for layer in layers:
         for name, value in layer.values.items():
             if name not in KNOWN:
@@ -201,7 +202,8 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
             f"consistency is {merged.inputs.consistency}, and the integrated cache (gateway_hit_rate) answers "
             f"{' and '.join(CACHED)} reads only"
         )
-    regions, share = merged.inputs.regions, merged.inputs.region_share
+    regions = merged.inputs.regions
+    share = merged.inputs.region_share
     if round(regions * share, 3) < 1:
         raise PlanMisused(
             f"region_share is {share:g}, so that {regions} regions answer {regions * share:.0%} of the requests; "

@@ -53,7 +53,8 @@ def price(table: FigureTable, inputs: Inputs, prices: Prices) -> tuple[Option, .
 
 
 def _option(table: Mapping[str, PlanFigure], name: str) -> Option:
-    store, total = table[f"{name}_cost"], table[f"{name}_total"]
+    store = table[f"{name}_cost"]
+    total = table[f"{name}_total"]
     if isinstance(store.value, str):
         return Option(name, 0.0, 0.0, store.value)
     return Option(name, store.number, total.number)
@@ -66,7 +67,9 @@ def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
 
 
 def _carried(t: FigureTable, inputs: Inputs, month: str) -> None:
-    n, ru, skew = t.term, t.term("serve_ru"), t.term("skew")
+    n = t.term
+    ru = t.term("serve_ru")
+    skew = t.term("skew")
     if inputs.have_ru is not None:
         ru = n("have_ru")
         found = most(n("partitions_by_gb"), ceiling(ru / url.INITIAL_PARTITION_RU))
@@ -266,5 +269,6 @@ def refused_share(have_ru: float, reads_ru: float, skew: float, partitions: int)
     """
     if reads_ru <= 0:
         return 0.0
-    allowed, fullest = have_ru / reads_ru / partitions, min(1.0, skew / partitions)
+    allowed = have_ru / reads_ru / partitions
+    fullest = min(1.0, skew / partitions)
     return max(0.0, fullest - allowed) + max(0.0, 1 - fullest - allowed * (partitions - 1))

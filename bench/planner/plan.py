@@ -81,7 +81,8 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
 
 def usable_gb(plan: CapacityPlan) -> float:
     """Return the GB of releases that the chosen size of Redis holds."""
-    size_gb, fullest = plan.number("redis_size_gb"), plan.number("redis_fullest")
+    size_gb = plan.number("redis_size_gb")
+    fullest = plan.number("redis_fullest")
     return size_gb * (1 - plan.inputs.redis_reserved) / fullest if fullest else 0.0
 
 
@@ -96,7 +97,8 @@ def break_even_rps(plan: CapacityPlan) -> float | None:
         return None
     if cheaper[0] == rates[0]:
         return 0.0
-    low, high = rates[rates.index(cheaper[0]) - 1], cheaper[0]
+    low = rates[rates.index(cheaper[0]) - 1]
+    high = cheaper[0]
     while high / low > BREAK_EVEN_PRECISION:
         middle = sqrt(low * high)
         low, high = (low, middle) if _redis_is_cheaper(plan, middle) else (middle, high)

@@ -152,7 +152,8 @@ def parse(text: str) -> Prices:
 def _price(found: Mapping[str, Any], name: str) -> Price:
     try:
         per, region, source, basis = (str(found[each]) for each in ("per", "region", "source", "basis"))
-        day, amount = found["date"], float(found["amount"])
+        day = found["date"]
+        amount = float(found["amount"])
     except KeyError as error:
         raise ValueError(f"{name} has no {error.args[0]}") from error
     if basis not in BASES:
@@ -170,7 +171,8 @@ def _price(found: Mapping[str, Any], name: str) -> Price:
 
 
 def _size(found: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, Any]) -> Size:
-    name, gb = str(found["name"]), float(found["gb"])
+    name = str(found["name"])
+    gb = float(found["gb"])
     if gb <= 0:
         raise ValueError(f"redis {name} must have more than 0 GB")
     per = f"node of {name} for an hour"
@@ -278,7 +280,8 @@ class _NoRedirect(HTTPRedirectHandler):
 
 
 def _page(url: str, ends: float) -> dict[str, Any]:
-    shown, body = url.partition("?")[0], b""
+    shown = url.partition("?")[0]
+    body = b""
     try:
         with build_opener(_NoRedirect).open(url, timeout=max(0.1, ends - time.monotonic())) as answer:
             while part := answer.read1(65_536):
@@ -306,7 +309,9 @@ def _to_toml(found: Mapping[str, float | None], sizes: Mapping[str, float | None
     region, currency = where.split()
     origin = f'region = "{region}"\ndate = {today}\nsource = "{RETAIL}"\nbasis = "listed"\nwithin = 0\n'
     prices = {name: (found[name], per) for name, (_, _, per) in METERS.items() if name != "autoscale"}
-    machine, ru_hour, autoscale = found["cpu_hour"] or 0, found["ru_hour"], found["autoscale"]
+    machine = found["cpu_hour"] or 0
+    ru_hour = found["ru_hour"]
+    autoscale = found["autoscale"]
     prices["cpu_hour"] = machine / MACHINE_CPUS, f"vCPU for an hour: a quarter of a Standard_D4s_v5 at {machine:g}"
     factor = round(autoscale / ru_hour, 6) if autoscale and ru_hour else AUTOSCALE_FACTOR
     prices["autoscale_factor"] = factor, "price of an autoscale RU/s by that of a manual one"

@@ -102,7 +102,8 @@ def report(
     plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None, sweep: Report | None = None
 ) -> Report:
     """Report a plan or, with *baseline*, the comparison, without rows; *sweep* is a report of `bench ru` to plot."""
-    short, only = [*shortage(plan)], plan.sourced.carries_only
+    short = [*shortage(plan)]
+    only = plan.sourced.carries_only
     grown = [*growth(plan, baseline)] if baseline else []
     sentence = _carries(plan) if only else _answer(plan)
     if baseline:
@@ -229,14 +230,16 @@ def shortage(plan: CapacityPlan) -> Iterator[str]:
     """Yield a sentence if `have_ru` is too little for the load."""
     if plan.sourced.carries_only or "short_ru" not in plan.figures:
         return
-    short, refused = plan.number("short_ru"), round(plan.number("refused_reads"), 6)
+    short = plan.number("short_ru")
+    refused = round(plan.number("refused_reads"), 6)
     lost = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
     if short and refused:
         yield f"short by {short:,.0f} RU/s: {lost} reads get 429"
     elif short:
         yield f"short by {short:,.0f} RU/s: the busiest hour fits as a mean, its peaks get 429"
     elif refused:
-        have, partitions = plan.number("have_ru"), plan.number("have_partitions")
+        have = plan.number("have_ru")
+        partitions = plan.number("have_partitions")
         yield f"{have:,.0f} RU/s are split over {partitions:,.0f} partitions: {lost} reads get 429"
 
 
@@ -271,7 +274,8 @@ def _carries(plan: CapacityPlan) -> str:
 def _cheaper(plan: CapacityPlan) -> str:
     """Compare the cheapest capacity of Cosmos DB with Redis, by what prices are known to."""
     month = f"{plan.prices.currency} a month"
-    cosmos, redis = f"Cosmos DB ({plan.cheapest})", "redis_total"
+    cosmos = f"Cosmos DB ({plan.cheapest})"
+    redis = "redis_total"
     ours = _total(plan, f"{plan.cheapest}_total")
     files = f"; files {_total(plan, 'files_total')}" if plan.figures["files_total"].unit else ""
     if not plan.figures["redis_cost"].unit:
@@ -293,8 +297,10 @@ def _between(plan: CapacityPlan, name: str) -> tuple[float, float]:
 
 
 def _rows(plan: CapacityPlan) -> Iterator[Row]:
-    figures, month = plan.figures, f"{plan.prices.currency}/month"
-    low, high = plan.with_prices(-1), plan.with_prices(1)
+    figures = plan.figures
+    month = f"{plan.prices.currency}/month"
+    low = plan.with_prices(-1)
+    high = plan.with_prices(1)
     carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED}
     outline: dict[str, dict[str, str]] = {"Today": TODAY, **carried, **OUTLINE}
     if plan.sourced.carries_only:
@@ -315,7 +321,8 @@ def _rows(plan: CapacityPlan) -> Iterator[Row]:
 
 
 def _origins(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
-    used, today = plan.prices.by_name(), datetime.now(UTC).date()
+    used = plan.prices.by_name()
+    today = datetime.now(UTC).date()
     oldest = min(used.values(), key=lambda each: each.date)
     doubtful = ", ".join(name for name, each in used.items() if each.basis != "listed")
     unchecked = f"; quoted or assumed, not checked: {doubtful}" if doubtful else ""
@@ -365,7 +372,8 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
 
 
 def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
-    created, serve = plan.number("new_partitions"), plan.number("serve_ru")
+    created = plan.number("new_partitions")
+    serve = plan.number("serve_ru")
     needed = max(plan.number("partitions_by_gb"), -(-serve // new_partition_ru(plan.inputs)))
     if created > needed:
         yield (
@@ -381,7 +389,8 @@ def read_baseline(path: Path) -> Baseline:
     check = facts.pop(CHECK, {})
     if not isinstance(check, dict) or check.keys() - {"bound_percent", "agreed"}:
         raise PlanMisused(f"[{CHECK}] in {path} takes bound_percent and agreed, and nothing else")
-    figures, bound = check.get("agreed", {}), check.get("bound_percent", BOUND_PERCENT)
+    figures = check.get("agreed", {})
+    bound = check.get("bound_percent", BOUND_PERCENT)
     if not isinstance(figures, dict):
         raise PlanMisused(f"[{CHECK}.agreed] in {path} must be a table of figures")
     if unknown := ", ".join(figures.keys() - {*BASELINE_FIGURES}):

@@ -44,7 +44,8 @@ def size(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
 
 
 def _sizes(t: FigureTable, inputs: Inputs) -> None:
-    n, titled = t.term, inputs.title_chars > 0
+    n = t.term
+    titled = inputs.title_chars > 0
     item = term(ITEM_BYTES) + n("item_id_chars")
     item = item + TITLE_BYTES + n("title_chars") if titled else item
     size = t.derive("json_bytes", "bytes", n("list_length") * item + term(SEPARATOR_BYTES) * (n("list_length") - 1))
@@ -87,13 +88,17 @@ def _workload(t: FigureTable, inputs: Inputs) -> None:
 def hottest_share(keys: int, exponent: float) -> float:
     """Return the hottest key's share of requests by a Zipf law."""
     near = range(1, min(keys, EXACT_RANKS) + 1)
-    low, high, power = EXACT_RANKS + 0.5, keys + 0.5, 1 - exponent
+    low = EXACT_RANKS + 0.5
+    high = keys + 0.5
+    power = 1 - exponent
     far = log(high / low) if abs(power) < 1e-9 else (high**power - low**power) / power
     return 1.0 / float(sum(rank**-exponent for rank in near) + (far if keys > EXACT_RANKS else 0))
 
 
 def _charges(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
-    n, size, strong = t.term, round(t["item_bytes"].number), inputs.consistency in DOUBLED
+    n = t.term
+    size = round(t["item_bytes"].number)
+    strong = inputs.consistency in DOUBLED
     formula = f"charge of a point read of item_bytes{', doubled for its consistency' if strong else ''}"
     t.derive("point_read_ru", "RU", charges.read(size, strong=strong), formula, CHARGES)
     formula = "charge of a read that finds nothing, by consistency"
@@ -108,7 +113,9 @@ def _charges(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
 
 
 def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
-    n, size, rows = t.term, round(t["item_bytes"].number), round(t["rows"].number)
+    n = t.term
+    size = round(t["item_bytes"].number)
+    rows = round(t["rows"].number)
     rest = overhead_ru(charges, rows, size)
     formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
     t.derive("publish_rest_ru", "RU", rest, formula, CHARGES)
@@ -188,9 +195,11 @@ def _pods(t: FigureTable, inputs: Inputs) -> None:
     answered = t.derive("pod_capacity", "requests/s", answered)
     t.derive("pods_by_capacity", "pods", ceiling(n("peak_region") / answered / n("pod_utilisation")))
     t.derive("pods_region", "pods", most(n("pods_by_little"), n("pods_by_capacity"), n("min_pods")))
-    used, source = n("pod_utilisation"), ""
+    used = n("pod_utilisation")
+    source = ""
     if inputs.zones > 1:
-        used, source = used * (n("zones") - 1) / n("zones"), "room for the load of a lost zone"
+        used = used * (n("zones") - 1) / n("zones")
+        source = "room for the load of a lost zone"
     used = t.derive("hpa_utilisation", "share", used, source=source)
     target = used * least(answered, n("pod_concurrency") * 1000 / n("request_ms"))
     target = t.derive("hpa_pod_rps", "requests/s", target, source="the less by both; pods are added above it")

@@ -96,7 +96,8 @@ class MeasuredCharges:
             for name in coefficients:
                 if name.endswith("_points"):
                     continue
-                found, ours = self.small.get(name), getattr(self.ours, name)
+                found = self.small.get(name)
+                ours = getattr(self.ours, name)
                 value = str(ours).lower() if isinstance(ours, bool) else f"{ours if found is None else found:g}"
                 lines.append(
                     f"{name.partition('_')[2]} = {value}  # {'not measured: ours' if found is None else 'measured'}"
@@ -126,7 +127,8 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
 
 
 def _by_size(container: ContainerProxy, ours: Charges, size_kb: int) -> Iterator[Charge]:
-    size, found = size_kb * KB, dict[str, list[float]]()
+    size = size_kb * KB
+    found = dict[str, list[float]]()
     for body in _bodies(size_kb, TIMES):
         name = body["id"]
         requests: Mapping[str, Callable[..., object]] = {

@@ -174,7 +174,8 @@ def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: 
 
 
 def _judged(level: Level, *, emulated: bool) -> Level:
-    last, best = level.trials[-1], level.at(OVERLOAD)
+    last = level.trials[-1]
+    best = level.at(OVERLOAD)
     level = replace(level, unproven="", limited="")
     if last.result.interrupted:
         return replace(level, unproven="it was interrupted")
@@ -236,7 +237,8 @@ class Sweep:
 
 def report(sweep: Sweep, prices: Prices) -> Report:
     """Return the report of a sweep."""
-    levels, account = sweep.levels, sweep.options.account
+    levels = sweep.levels
+    account = sweep.options.account
     return Report(
         kind="ru",
         sentence=_answer(sweep, prices),
@@ -365,7 +367,8 @@ def _notes(sweep: Sweep) -> Iterator[str]:
 
 
 def _plot(sweep: Sweep) -> Plot:
-    throughput, p99 = list[Curve](), list[Curve]()
+    throughput = list[Curve]()
+    p99 = list[Curve]()
     for level in sweep.levels:
         name = sweep.subject(level) + f", {COMPUTED}" * level.computed
         trials = sorted({each.share: each for each in level.trials}.values(), key=lambda each: each.share)
@@ -376,10 +379,12 @@ def _plot(sweep: Sweep) -> Plot:
             latencies_us = (None,) * len(offered)
         if level.computed:
             offered = tuple(share * level.capacity_s for share in (*CURVE, 1.0, OVERLOAD))
-            accepted, latencies_us = tuple(min(each, level.capacity_s) for each in offered), (None,) * len(offered)
+            accepted = tuple(min(each, level.capacity_s) for each in offered)
+            latencies_us = (None,) * len(offered)
         throughput.append(Curve(name, offered, accepted))
         p99.append(Curve(name, offered, latencies_us))
-    x, p99_label = "offered reads/s", "p99" + f", {ASSUMED}" * sweep.emulated
+    x = "offered reads/s"
+    p99_label = "p99" + f", {ASSUMED}" * sweep.emulated
     below = Plot(p99_label, x, p99_label, tuple(p99), y_unit="us", log_x=True, points=True)
     title = "Throughput and p99 over the offered load"
     return Plot(title, x, READS, tuple(throughput), log_x=True, log_y=True, points=True, below=below)

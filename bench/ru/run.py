@@ -153,11 +153,14 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     running = _Running(planned, display)
     try:
         with ExitStack() as stack:
-            url, environment, servers = planned.options.account, None, list[process.Server]()
+            url = planned.options.account
+            environment = None
+            servers = list[process.Server]()
             if url is None:
                 display.start("starting an emulator of Cosmos DB")
                 servers.append(stack.enter_context(process.emulator_serving(latency=planned.options.latency)))
-                url, environment = f"cosmos+{servers[0].url}/bench", dict[str, str]()
+                url = f"cosmos+{servers[0].url}/bench"
+                environment = dict[str, str]()
             generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
             for size_kb in planned.sizes_kb:
                 with sandbox(url, planned.levels[-1], environment, autoscale=planned.options.autoscale) as made:
@@ -227,7 +230,8 @@ class _Running:
         self, every: Sequence[Level], made: Sandbox, published: Published, attempt: "partial[Trial]"
     ) -> None:
         """Levels above the first that cannot be driven are computed."""
-        planned, undriven = self._planned, ""
+        planned = self._planned
+        undriven = ""
         emulated = Sweep(planned.options, (), {}, 1, interrupted=False).emulated
         essential_s = planned.takes_s(OVERLOAD, CALM)
         for number, level in enumerate(every):
@@ -248,7 +252,8 @@ class _Running:
     def _attempt(
         self, service: process.Server, users: Sequence[str], generator: LoadWorker, level: Level, share: float
     ) -> Trial:
-        rate, lasts_s = share * level.capacity_s, float(self._planned.seconds(share) + LEAD_S + TAIL_S)
+        rate = share * level.capacity_s
+        lasts_s = float(self._planned.seconds(share) + LEAD_S + TAIL_S)
         load = Load(
             url=service.url,
             requests=Gets(PATH, RequestKeys(users, InTurn())),

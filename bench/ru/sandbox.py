@@ -124,7 +124,8 @@ class Sandbox:
         self._used = True  # first: a lost response leaves a database, too
         with self._client() as client:
             database = client.create_database_if_not_exists(self.address.database)
-            key, policy = PartitionKey("/id"), DEFINITION["indexingPolicy"]
+            key = PartitionKey("/id")
+            policy = DEFINITION["indexingPolicy"]
             yield database.create_container(name, key, indexing_policy=policy, offer_throughput=ru)
 
     def publish(self, lists: SizedLists) -> Published:
@@ -133,7 +134,8 @@ class Sandbox:
         return asyncio.run(self._publish(lists))
 
     async def _publish(self, lists: SizedLists) -> Published:
-        rows, spent = lists.rows(), ChargeCounter()
+        rows = lists.rows()
+        spent = ChargeCounter()
         batches = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
         async with _opened(self.address, spent) as store:
             plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))

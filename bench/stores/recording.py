@@ -53,7 +53,8 @@ async def _read_all(read: Callable[[str], Awaitable[None]], keys: Iterator[str])
 
 
 async def _timed_read(store: Store, release: ReleaseRef, counted: Counts, key: str) -> None:
-    loop, call = asyncio.get_running_loop(), TracedCall()
+    loop = asyncio.get_running_loop()
+    call = TracedCall()
     reset = traced_call.set(call)
     began_s = loop.time()
     try:

@@ -119,7 +119,8 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
     if options.record is not None and sum(scheme_of(url) in COSMOS for url in options.urls) != 1:
         raise BenchMisused("--record needs exactly one cosmos:// URL, whose latencies it keeps")
     parse_latency(options.latency)
-    rate, duration_s = parse_rate(options.rate), parse_seconds(options.duration)
+    rate = parse_rate(options.rate)
+    duration_s = parse_seconds(options.duration)
     require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
     require_positive({"--repeat": options.repeat, "--users": options.users})
     return RoundSettings(
@@ -166,13 +167,15 @@ def cost_of(one: Candidate, rate: float, read_ru: float | None, cpu_us: float, p
     month, note = 0.0, "CPU only"
     if one.metered and read_ru is not None:
         found = needs(read_ru, rate, prices)
-        month, note = found.month, f"{found.needed_ru:,} RU/s"
+        month = found.month
+        note = f"{found.needed_ru:,} RU/s"
     elif scheme_of(one.url) in REDIS:
         planned = plan_of(one.manifest, one.name, rate, prices).figures
         if not planned["redis_cost"].unit:
             return Cost(None, "no size is enough")
         nodes = planned["redis_nodes"].number
-        month, note = planned["redis_cost"].number, f"{nodes:g} x {planned['redis_size']}"
+        month = planned["redis_cost"].number
+        note = f"{nodes:g} x {planned['redis_size']}"
     cpu = cpu_us * BILLION / 1e6 / 3600 * prices.cpu_hour.amount
     return Cost(cpu + month / (rate * HOURS_A_MONTH * 3600) * BILLION, note)
 
@@ -256,7 +259,8 @@ def _cpu_of(store: StoreRuns) -> Figure:
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:
     """Report a comparison."""
-    prices, rate = load_prices(), parse_rate(options.rate)
+    prices = load_prices()
+    rate = parse_rate(options.rate)
     if options.cpu_hour is not None:
         prices = replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
     stores = [summarise(store, rate, prices) for store in measured.stores]

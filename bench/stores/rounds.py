@@ -96,7 +96,8 @@ def own_stores(latency: str) -> Iterator[tuple[list[str], list[str]]]:
     """Start a folder, and listed twice a Redis, if installed, and an emulator; yield URLs and notes for the report."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
-        urls, notes = [f"file://{folder}/store"], list[str]()
+        urls = [f"file://{folder}/store"]
+        notes = list[str]()
         if shutil.which(process.REDIS_SERVER):
             redis = stack.enter_context(process.redis_serving(process.STORE_CORE))
             stack.enter_context(process.before_others(redis.process))
@@ -162,7 +163,8 @@ async def _share_lists(
         stores = [await stack.enter_async_context(opened(url)) for url in named]
         live = [(await store.catalogue()).live_ref for store in stores]
         await _require_same_lists(stores, list(named), live)
-        source, notes = next((store for store, release in zip(stores, live, strict=True) if release), None), list[str]()
+        source = next((store for store, release in zip(stores, live, strict=True) if release), None)
+        notes = list[str]()
         if source is None:
             if not make_up:
                 raise BenchMisused(f"{', '.join(map(redacted, named))} serves nothing yet: run hotplate publish first")
@@ -389,7 +391,8 @@ class Rounds:
         )
 
     def _read(self, worker: LoadWorker, one: Candidate, load: Load) -> ServiceRun:
-        before, cpu_s = process.store_counts(one.service) if one.metered else None, one.service.cpu_s()
+        before = process.store_counts(one.service) if one.metered else None
+        cpu_s = one.service.cpu_s()
         result = worker.run(load)
         used_s = one.service.cpu_s() - cpu_s
         self._interrupted = self._interrupted or result.interrupted

@@ -36,7 +36,9 @@ class Difference:
     @property
     def factor(self) -> str:
         """Format the ratio with its interval, as `1.4 times (1.3 to 1.6)`."""
-        ratio, low, high = self.ratio.value or 0.0, self.ratio.low, self.ratio.high
+        ratio = self.ratio.value or 0.0
+        low = self.ratio.low
+        high = self.ratio.high
         times = f"{rounded(ratio)} times"
         if low is None or high is None:
             return f"{times} ({self.ratio.note})"
