@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import hiredis
 from redis import exceptions
@@ -94,21 +95,7 @@ def _ssl_context(ca: str | None, certified_as: str | None, _changed_at: int) -> 
     return context
 
 
-class _Identified:
-    """Gives each connection to the server an identity."""
-
-    identity: object = None
-
-    async def on_connect(self) -> None:
-        self.identity = object()
-        await super().on_connect()  # type: ignore[misc]  # of redis-py's connection
-
-
-class PlainConnection(_Identified, Connection):
-    """A connection of redis-py."""
-
-
-class TLSConnection(_Identified, SSLConnection):
+class TLSConnection(SSLConnection):
     """A connection of redis-py over TLS, with a shared context."""
 
     def __init__(self, *, ca: str | None = None, certified_as: str | None = None, **settings: Any) -> None:  # noqa: ANN401 -- redis-py's own
@@ -125,13 +112,8 @@ def is_primary(greeting: object) -> bool:
     return (b"role", b"master") in zip(fields[::2], fields[1::2], strict=False)
 
 
-async def introduce(connection: AbstractConnection) -> None:
-    """Prepare a connection; for `redis_connect_func`."""
-    await connection.on_connect()
-
-
-async def introduce_to_primary(connection: AbstractConnection) -> None:
-    """Prepare a connection, and check the server's role, which redis-py does not read."""
+async def connect_to_primary(connection: AbstractConnection) -> None:
+    """Authenticate, and check the server's role, which redis-py does not read; for `redis_connect_func`."""
     await connection.on_connect()
     await connection.send_command("HELLO")
     if not is_primary(await connection.read_response()):
@@ -152,8 +134,8 @@ def settings_of(
         "retry": NO_RETRIES,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "connection_class": PlainConnection,
-        "redis_connect_func": introduce_to_primary if address.is_primary else introduce,
+        "connection_class": Connection,
+        "redis_connect_func": connect_to_primary if address.is_primary else None,
     }
     if credentials is not None:
         settings["credential_provider"] = credentials
@@ -167,18 +149,14 @@ def settings_of(
 class Session:
     """One connection to a server, for commands that belong together. `identity` differs after a reconnection."""
 
-    def __init__(self, server: "Server", connection: PlainConnection | TLSConnection, *, asking: bool) -> None:
+    def __init__(self, server: "Server", connection: Connection, identity: object, *, asking: bool) -> None:
         """With *asking*, each command is sent to a node that a slot is moving to."""
         self.node = server.address.host, server.address.port
         self.where = server.address.shown
+        self.identity = identity
         self._server = server
         self._connection = connection
         self._prefix: tuple[Command, ...] = (("ASKING",),) if asking else ()
-
-    @property
-    def identity(self) -> object:
-        """Identifies the connection to the server."""
-        return self._connection.identity
 
     async def execute(self, *command: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         """Send a command; raises StoreError, or redis-py's AskError and MovedError."""
@@ -188,9 +166,7 @@ class Session:
     async def execute_all(self, *commands: Command) -> list[Any]:
         """Send commands at once; raises the first error after the replies to all."""
         replies = await self.replies(*commands)
-        for reply in replies:
-            if isinstance(reply, StoreError | AskError):
-                raise reply
+        raise_first_error(replies)
         return replies
 
     async def replies(self, *commands: Command) -> list[Any]:
@@ -236,6 +212,13 @@ class Session:
         return reply
 
 
+def raise_first_error(replies: Sequence[object]) -> None:
+    """Raise the first error in the result of `Session.replies`, if any."""
+    for reply in replies:
+        if isinstance(reply, StoreError | AskError):
+            raise reply
+
+
 class Server:
     """A pool of connections to one server."""
 
@@ -244,6 +227,7 @@ class Server:
         self.address = address
         self.timeout_s = timeout_s
         self._settings = settings
+        self._identities = WeakKeyDictionary[AbstractConnection, object]()
         self.client = self._new_client()
         self._sessions = asyncio.Semaphore(MAX_SESSIONS)
         self._is_closed = False
@@ -261,7 +245,7 @@ class Server:
             except (RedisError, TimeoutError) as error:
                 raise translated(error, self.address.shown) from error
             try:
-                yield Session(self, connection, asking=asking)
+                yield Session(self, connection, self._identities[connection], asking=asking)
             finally:
                 if self._is_closed or pool is not self.client.connection_pool:
                     await connection.disconnect(nowait=True)  # opened while its pool was closed
@@ -285,4 +269,10 @@ class Server:
         await self.client.connection_pool.disconnect()
 
     def _new_client(self) -> Redis:
-        return Redis(connection_pool=ConnectionPool(**self._settings))
+        settings = {**self._settings, "redis_connect_func": self._connect}
+        return Redis(connection_pool=ConnectionPool(**settings))
+
+    async def _connect(self, connection: AbstractConnection) -> None:
+        self._identities[connection] = object()
+        connect = self._settings["redis_connect_func"] or AbstractConnection.on_connect
+        await connect(connection)

@@ -270,33 +270,31 @@ class ClusterLookups:
         return slots
 
 
-class ReplicaLookups:
-    """Reads values from replicas, without the state of the release, as none of them proves that a key is absent."""
+async def get_from_replicas(keys: Keys, readers: Readers, release: ReleaseRef, names: Sequence[str]) -> list[Slot]:
+    """See `ReplicatedReader.get_many_elsewhere`; the caller applies the timeout.
 
-    def __init__(self, keys: Keys, readers: Readers) -> None:
-        self._keys = keys
-        self._readers = readers
+    The state of the release is not read: a replica does not prove that a key is absent.
+    """
+    servers = readers.servers
+    release_keys = keys.release(release)
+    rows, buckets = release_keys.located(names)
+    by_node = dict[RedisNode, list[int]]()
+    for place, bucket in enumerate(buckets):
+        slot = release_keys.slots[bucket]
+        replica = servers.replica_of(slot)
+        if replica is None:
+            raise StoreUnavailable(f"no replica of {servers.shown} has slot {slot}")
+        by_node.setdefault(replica, []).append(place)
+    values = list[Slot]([None]) * len(names)
 
-    async def get(self, release: ReleaseRef, keys: Sequence[str]) -> list[Slot]:
-        """See `ReplicatedReader.get_many_elsewhere`; the caller applies the timeout."""
-        names = self._keys.release(release)
-        servers = self._readers.servers
-        rows, buckets = names.located(keys)
-        by_node = dict[RedisNode, list[int]]()
-        for place, bucket in enumerate(buckets):
-            if (node := servers.replica_of(names.slots[bucket])) is None:
-                raise StoreUnavailable(f"no replica of {servers.shown} has slot {names.slots[bucket]}")
-            by_node.setdefault(node, []).append(place)
-        slots = list[Slot]([None]) * len(keys)
+    async def read(node: RedisNode, places: list[int]) -> None:
+        connection = await readers.at(node).connection()
+        replies = await connection.get_each([rows[place] for place in places])
+        for place, value in zip(places, replies, strict=True):
+            values[place] = value
 
-        async def read(node: RedisNode, places: list[int]) -> None:
-            connection = await self._readers.at(node).connection()
-            values = await connection.get_each([rows[place] for place in places])
-            for place, value in zip(places, values, strict=True):
-                slots[place] = value
-
-        await asyncio.gather(*(read(node, places) for node, places in by_node.items()))
-        return slots
+    await asyncio.gather(*(read(node, places) for node, places in by_node.items()))
+    return values
 
 
 def lookups_for(

@@ -291,7 +291,7 @@ class Readers:
 
     def __init__(self, servers: OnlyServer, timeout_s: float, *, replicas: bool = False) -> None:
         self.servers = servers
-        self._settings = servers.replica_settings if replicas else servers.settings
+        self._replicas = replicas
         self._timeout_s = timeout_s
         self._by_node = dict[RedisNode, Reconnector]()
 
@@ -302,7 +302,7 @@ class Readers:
             where = self.servers.address(node).shown
 
             def connect() -> Multiplexer:
-                settings = self._settings(node, self._timeout_s)
+                settings = self.servers.settings(node, self._timeout_s, replica=self._replicas)
                 connection = settings.pop("connection_class")(**settings)
                 return Multiplexer(connection, where, self._timeout_s)
 

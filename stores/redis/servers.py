@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import Sentinel
 from redis.credentials import CredentialProvider
 from redis.exceptions import MovedError, RedisClusterException, RedisError, ResponseError
@@ -27,9 +28,7 @@ from hotplate.stores.redis.client import (
     CONNECT_TIMEOUT_S,
     NO_RETRIES,
     PROTOCOL,
-    PlainConnection,
     Session,
-    TLSConnection,
     settings_of,
     translated,
 )
@@ -81,23 +80,26 @@ class OnlyServer:
         del slot
         return self.primaries[0]
 
+    def places_by_node(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
+        """Group the positions of *slots* by the server that has the slot; None: no known one."""
+        return {self.primaries[0]: list(range(len(slots)))}
+
     def address(self, node: RedisNode) -> RedisAddress:
         """Return the address of a server."""
         del node
         return self._address
 
-    def settings(self, node: RedisNode, timeout_s: float | None) -> dict[str, Any]:
-        """Return the settings of redis-py's connections to a server."""
-        return settings_of(self.address(node), timeout_s, self._credentials)
+    def settings(self, node: RedisNode, timeout_s: float | None, *, replica: bool = False) -> dict[str, Any]:
+        """Return the settings of redis-py's connections to a server, or to a *replica*, for reads."""
+        address = self.address(node)
+        if replica:
+            address = replace(address, is_primary=False)
+        return settings_of(address, timeout_s, self._credentials)
 
     def replica_of(self, slot: int) -> RedisNode | None:
         """Return a random replica of the server of a slot; None if none is known."""
         del slot
         return None
-
-    def replica_settings(self, node: RedisNode, timeout_s: float) -> dict[str, Any]:
-        """Return the settings of redis-py's connections to a replica, for reads."""
-        return settings_of(replace(self.address(node), is_primary=False), timeout_s, self._credentials)
 
     async def move(self, moved: MovedError, said_by: RedisNode) -> RedisNode:
         """Record that another server has a slot; return it."""
@@ -201,10 +203,9 @@ class Cluster(_Discovered):
         if not nodes:
             self.schedule_refresh()
             return None
-        return _place_of(nodes[0])
+        return _node_of(nodes[0])
 
     def places_by_node(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
-        """Group the positions of *slots* by the node that has the slot; None: no known one."""
         nodes_of = self.client.nodes_manager.slots_cache
         by_name = dict[str | None, list[int]]()
         nodes = dict[str, ClusterNode]()
@@ -220,17 +221,20 @@ class Cluster(_Discovered):
                 places.append(place)
         if None in by_name:
             self.schedule_refresh()
-        return {None if name is None else _place_of(nodes[name]): places for name, places in by_name.items()}
+        return {None if name is None else _node_of(nodes[name]): places for name, places in by_name.items()}
 
     def address(self, node: RedisNode) -> RedisAddress:
         return self._cluster.at(*node)
 
     def replica_of(self, slot: int) -> RedisNode | None:
         nodes = self.client.nodes_manager.slots_cache.get(slot, ())
-        return _any_of([_place_of(node) for node in nodes[1:]])
+        return _any_of([_node_of(node) for node in nodes[1:]])
 
-    def replica_settings(self, node: RedisNode, timeout_s: float) -> dict[str, Any]:
-        return self.settings(node, timeout_s) | {"redis_connect_func": self.client.on_connect}
+    def settings(self, node: RedisNode, timeout_s: float | None, *, replica: bool = False) -> dict[str, Any]:
+        settings = super().settings(node, timeout_s)
+        if replica:
+            settings["redis_connect_func"] = self.client.on_connect
+        return settings
 
     async def move(self, moved: MovedError, said_by: RedisNode) -> RedisNode:
         moved.host = moved.host or said_by.host
@@ -279,9 +283,9 @@ class Cluster(_Discovered):
             startup.connection_class = self._new_connection  # type: ignore[assignment]  # it is only called
         return client
 
-    def _new_connection(self, *, host: str, port: int, **_: object) -> PlainConnection | TLSConnection:
+    def _new_connection(self, *, host: str, port: int, **_: object) -> AbstractConnection:
         settings = self.settings(RedisNode(host, port), TIMEOUT_S)
-        connection: PlainConnection | TLSConnection = settings.pop("connection_class")(**settings)
+        connection: AbstractConnection = settings.pop("connection_class")(**settings)
         return connection
 
     async def _ask(self) -> None:
@@ -310,7 +314,7 @@ class Cluster(_Discovered):
         await _close_client(former)
 
     def _note_nodes(self) -> None:
-        primaries = sorted(map(_place_of, self.client.get_primaries()))
+        primaries = sorted(map(_node_of, self.client.get_primaries()))
         if self.loaded and primaries != self.primaries:
             log.info("the primaries of %s are now %s", self.shown, ", ".join(map(str, primaries)))
         self.primaries = primaries
@@ -322,13 +326,13 @@ class Cluster(_Discovered):
         if isinstance(cause, RedisClusterException):
             cause = cause.__context__
         nodes = self.client.nodes_manager.startup_nodes.values()
-        where = f"the node {' or '.join(str(_place_of(node)) for node in nodes)} of {self.shown}"
+        where = f"the node {' or '.join(str(_node_of(node)) for node in nodes)} of {self.shown}"
         if isinstance(cause, ResponseError) and "cluster support disabled" in str(cause):
             return StoreMisused(f"{where} is not a node of a cluster; write redis:// instead")
         return translated(cause if isinstance(cause, RedisError) else error, where)
 
 
-def _place_of(node: ClusterNode) -> RedisNode:
+def _node_of(node: ClusterNode) -> RedisNode:
     return RedisNode(str(node.host), int(node.port))
 
 

@@ -7,7 +7,7 @@ refused, so it may be sent again.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
@@ -23,16 +23,9 @@ REDIRECTIONS = 8
 Then = Callable[[Session], Awaitable[object]]
 
 
-class KeyedCommand(NamedTuple):
-    """A command, and a key of the slot that it is for."""
-
-    key: str | bytes
-    command: Command
-
-
-def evaluation(script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> KeyedCommand:
+def evaluation(script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Command:
     """Return the command that runs a script on keys of one slot."""
-    return KeyedCommand(names[0], ("EVAL", script, len(names), *names, *args))
+    return ("EVAL", script, len(names), *names, *args)
 
 
 class Sessions:
@@ -62,8 +55,7 @@ class Sessions:
 
     async def evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
         """Run a script on keys of one slot; raises StoreError."""
-        key, command = evaluation(script, names, *args)
-        return await self.run(key, lambda session: session.execute(*command))
+        return await self.run(names[0], lambda session: session.execute(*evaluation(script, names, *args)))
 
     async def run(self, key: str | bytes, work: Callable[[Session], Awaitable[T]]) -> T:
         """Call *work* with a session for *key*; again at another node if the command was redirected."""
@@ -84,27 +76,26 @@ class Sessions:
                 is_asking = True
         raise PartUnavailable(f"the nodes of {self.servers.shown} disagree about slot {slot}")
 
-    async def execute_each(self, commands: Sequence[KeyedCommand], then: Then | None = None) -> list[Any]:
-        """Send commands to all nodes at once; return the replies, or raise the first error.
+    async def execute_each(self, commands: Sequence[Command], then: Then | None = None) -> list[Any]:
+        """Send commands with keys to all nodes at once; return the replies, or raise the first error.
 
         *then* is called with each session after its commands.
         """
         await self.servers.load()
-        by_node = dict[RedisNode | None, list[int]]()
-        for place, command in enumerate(commands):
-            by_node.setdefault(self.servers.owner(_slot_of(command.key)), []).append(place)
+        by_node = self.servers.places_by_node([_slot_of(_key_of(command)) for command in commands])
         replies = dict[int, Any]()
         redirected = by_node.pop(None, [])
 
         async def send(node: RedisNode, places: Sequence[int]) -> None:
-            sent = [commands[place].command for place in places]
+            sent = [commands[place] for place in places]
             replies.update(
                 zip(places, await self._run_at(node, lambda session: _send(session, sent, then)), strict=True)
             )
 
         async def send_alone(place: int) -> None:
-            key, command = commands[place]
-            (replies[place],) = await self.run(key, lambda session: _send(session, [command], then, redirects=True))
+            sent = [commands[place]]
+            key = _key_of(sent[0])
+            (replies[place],) = await self.run(key, lambda session: _send(session, sent, then, redirects=True))
 
         await asyncio.gather(*(send(node, places) for node, places in by_node.items() if node is not None))
         redirected += [place for place, reply in replies.items() if isinstance(reply, AskError)]
@@ -142,6 +133,12 @@ async def _send(
     if then is not None:
         await then(session)
     return replies
+
+
+def _key_of(command: Command) -> str | bytes:
+    """Return the first key of a command."""
+    key = command[3] if command[0] == "EVAL" else command[1]
+    return str(key) if isinstance(key, int) else key
 
 
 def _slot_of(key: str | bytes) -> int:

@@ -20,15 +20,13 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from redis.exceptions import AskError
-
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, newly_committed
 from hotplate.stores.errors import StoreError
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.client import Session, is_primary
+from hotplate.stores.redis.client import Command, Session, is_primary, raise_first_error
 from hotplate.stores.redis.credentials import Credentials, entra_credentials
-from hotplate.stores.redis.lookups import ReplicaLookups, lookups_for
+from hotplate.stores.redis.lookups import get_from_replicas, lookups_for
 from hotplate.stores.redis.multiplexed import Readers
 from hotplate.stores.redis.servers import (
     CONTROL_WAIT_S,
@@ -38,7 +36,7 @@ from hotplate.stores.redis.servers import (
     Sentinels,
     wait_for_replicas,
 )
-from hotplate.stores.redis.sessions import KeyedCommand, Sessions, evaluation
+from hotplate.stores.redis.sessions import Sessions, evaluation
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
 from hotplate.stores.redis.writer import SEALED, Keys, RowsLost, Writer, check_owned, state_of, unsealed
 from hotplate.stores.store import (
@@ -107,7 +105,6 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         self._replica_reads = Readers(servers, READ_TIMEOUT_S, replicas=True)
         self._lookups = lookups_for(keys, self._reads, self._sessions, by_redis_py=common.by_redis_py)
         self._scans = lookups_for(keys, self._scan_reads, self._sessions)
-        self._replica_lookups = ReplicaLookups(keys, self._replica_reads)
         for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=for_s)
         self._writer = Writer(self._sessions, keys, Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S))
@@ -132,18 +129,16 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
 
     async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
         del timeout_s  # applied by the caller
-        return await self._replica_lookups.get(release, keys)
+        return await get_from_replicas(self._keys, self._replica_reads, release, keys)
 
     async def catalogue(self) -> Catalogue:
         _, catalogue = await self._sessions.run(self._keys.catalogue, self._read_catalogue)
         return catalogue
 
     async def _read_catalogue(self, session: Session) -> tuple[bytes | None, Catalogue]:
-        record, time_, greeting = await session.replies(("GET", self._keys.catalogue), ("TIME",), ("HELLO",))
-        for reply in (record, time_):
-            if isinstance(reply, StoreError | AskError):
-                raise reply
-        seconds, micros = time_
+        record, clock, greeting = await session.replies(("GET", self._keys.catalogue), ("TIME",), ("HELLO",))
+        raise_first_error([record, clock])
+        seconds, micros = clock
         now = seconds + micros / 1e6
         catalogue = Catalogue(now=now)
         if record is not None:
@@ -151,14 +146,8 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         return record, replace(catalogue, primary=is_primary(greeting))
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
-        async def read(session: Session) -> list[bytes | None]:
-            found = await session.replies(*(("GET", self._keys.record(name)) for name in names))
-            for reply in found:
-                if isinstance(reply, StoreError | AskError):
-                    raise reply
-            return found
-
-        return await self._sessions.run(self._keys.catalogue, read)
+        commands = [("GET", self._keys.record(name)) for name in names]
+        return await self._sessions.run(self._keys.catalogue, lambda session: session.execute_all(*commands))
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen: Catalogue | None = None
@@ -236,7 +225,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
 
     async def _claim_first(self, step: Sequence[str], mine: bytes, session: Session) -> bytes | None:
         """Replace the first state unless it is sealed; return the previous one."""
-        before: bytes | None = await session.execute(*_replacement(step, mine, "unless", SEALED).command)
+        before: bytes | None = await session.execute(*_replacement(step, mine, "unless", SEALED))
         if before != SEALED:
             await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
         return before
@@ -276,7 +265,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
 
         async def seal_first(session: Session) -> None:
             await self._writer.check_kept(draft, session)
-            before = await session.execute(*_replacement(first, SEALED, "if", mine).command)
+            before = await session.execute(*_replacement(first, SEALED, "if", mine))
             if before != SEALED:
                 check_owned(draft, before)
             await wait(session)
@@ -351,7 +340,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         names = self._keys.catalogue, *(self._keys.record(change.name) for change in records)
         values = catalogue_record.dump(new), *(change.after for change in records)
         replacement = evaluation(SWAP, names, old, *values)
-        if (await session.execute(*replacement.command) or b"") != old:
+        if (await session.execute(*replacement) or b"") != old:
             raise catalogue_changed()
         await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
@@ -367,14 +356,14 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         if not self._clustered:
             return await self._sessions.run(self._keys.catalogue, erase)
         check(await self.catalogue())
-        return sum(await self._sessions.execute_each([KeyedCommand(name, ("DEL", name)) for name in names]))
+        return sum(await self._sessions.execute_each([("DEL", name) for name in names]))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:
         steps = self._keys.release(release).steps
-        return await self._sessions.execute_each([KeyedCommand(step[0], ("GET", step[0])) for step in steps])
+        return await self._sessions.execute_each([("GET", step[0]) for step in steps])
 
 
-def _replacement(names: Sequence[str], value: bytes, when: str, *values: bytes) -> KeyedCommand:
+def _replacement(names: Sequence[str], value: bytes, when: str, *values: bytes) -> Command:
     """Return the command that replaces the values of keys in one slot, and returns the first key's previous one."""
     return evaluation(REPLACE, names, value, when, *values)
 

@@ -44,9 +44,9 @@ from xxhash import xxh3_64_intdigest
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.encoding import META, KeySpan, bounds, merged, pack, unpack
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.client import Session, translated
+from hotplate.stores.redis.client import Command, Session, translated
 from hotplate.stores.redis.servers import CONTROL_WAIT_S, wait_for_replicas
-from hotplate.stores.redis.sessions import KeyedCommand, Sessions, evaluation
+from hotplate.stores.redis.sessions import Sessions, evaluation
 from hotplate.stores.store import Row, not_found, sealed, taken_over
 from hotplate.stores.timing import Pacer, Retrier
 
@@ -325,7 +325,7 @@ class Writer:
         names, _ = keys.located([row.key for row in batch.rows])
         values = dict(zip(names, (row.value for row in batch.rows), strict=True))
 
-        def put(state: str, of_step: list[bytes]) -> KeyedCommand:
+        def put(state: str, of_step: list[bytes]) -> Command:
             return evaluation(PUT, (state, *of_step), state_of(draft), *(values[name] for name in of_step))
 
         writing_s = 0.0
@@ -343,7 +343,7 @@ class Writer:
 
         async def note(session: Session) -> None:
             check_owned(draft, await self.check_kept(draft, session, batch.last))
-            _, command = evaluation(
+            command = evaluation(
                 NOTE, (keys.state, batch.source, keys.points), state_of(draft), batch.packed, batch.point, batch.last
             )
             check_owned(draft, await session.execute(*command))
