@@ -1,6 +1,6 @@
 """Memory of a server, and the findings of `hotplate store doctor`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,11 +47,12 @@ class Memory:
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Memory":
         """Read the fields of INFO."""
-        policy = fields.get("maxmemory_policy", "noeviction")
-        used, limit, machine = (
-            int(fields.get(each, 0)) for each in ("used_memory", "maxmemory", "total_system_memory")
+        return cls(
+            used=int(fields.get("used_memory", 0)),
+            maxmemory=int(fields.get("maxmemory", 0)),
+            machine=int(fields.get("total_system_memory", 0)),
+            policy=fields.get("maxmemory_policy", "noeviction"),
         )
-        return cls(used, limit, machine, policy)
 
     def check(self, plan: Plan, servers: int, where: str) -> None:
         """Raise StoreFull if this server's part of *plan* does not fit."""
@@ -104,62 +105,79 @@ async def examine(sessions: Sessions, keys: Keys) -> list[Finding]:
         return [_error("servers", str(error))]
     if not servers.primaries:
         return [_error("slots", "no node serves any; see redis-cli --cluster check")]
-    home, findings = servers.owner(key_slot(keys.catalogue.encode())), list[Finding]()
+    home = servers.owner(key_slot(keys.catalogue.encode()))
+    findings = list[Finding]()
     for node in servers.primaries:
-        try:
-            found = await _examine_server(sessions, node, keys if node == home else None)
-        except StoreError as error:
-            found = [_error("server", str(error))]
         name = f"{node}: " if len(servers.primaries) > 1 else ""
-        findings += [finding._replace(sentence=name + finding.sentence) for finding in found]
+        for finding in await _examine_node(sessions, node, keys if node == home else None):
+            findings.append(finding._replace(sentence=name + finding.sentence))
+    return _merged(findings)
+
+
+def _merged(findings: Sequence[Finding]) -> list[Finding]:
+    """Return one finding per subject, or all its warnings and errors."""
+    by_subject = dict[str, list[Finding]]()
+    for finding in findings:
+        by_subject.setdefault(finding.subject, []).append(finding)
     merged = list[Finding]()
-    for subject in dict.fromkeys(finding.subject for finding in findings):
-        each = [finding for finding in findings if finding.subject == subject]
-        well = each[0]._replace(sentence="; ".join(finding.sentence for finding in each))
-        merged += [finding for finding in each if finding.level != Level.OK] or [well]
+    for of_subject in by_subject.values():
+        flaws = [finding for finding in of_subject if finding.level != Level.OK]
+        sentences = "; ".join(finding.sentence for finding in of_subject)
+        merged += flaws or [of_subject[0]._replace(sentence=sentences)]
     return merged
 
 
-async def _examine_server(sessions: Sessions, node: RedisNode, keys: Keys | None) -> list[Finding]:
+async def _examine_node(sessions: Sessions, node: RedisNode, keys: Keys | None) -> list[Finding]:
+    """Examine a primary; that of the catalogue gets the *keys* to read and write."""
     servers = sessions.servers
-    async with sessions.at(node).session() as session:
-        try:
-            fields = await session.execute("INFO")
-        except StoreMisused as error:
-            found = [_warning("server", f"this user may not send INFO: {error}")]
-        else:
-            persistence = _persistence(fields, await _setting(session, "save"))
-            memory = Memory.of(fields)
-            found = [_server(fields), _role(fields), memory.room(), memory.eviction(), persistence]
-            if isinstance(servers, Sentinels | Cluster):
-                found += _replication(fields)
-        if isinstance(servers, Cluster):
-            found += await _cluster(session)
-        if keys is not None:
-            # A replica ends the connection at the first write, so that comes last.
-            found += [_transport(servers.address(node)), await _reading(session, keys), await _writing(session, keys)]
-    return found
+    try:
+        async with sessions.at(node).session() as session:
+            findings = await _server(session, is_replicated=isinstance(servers, Sentinels | Cluster))
+            if isinstance(servers, Cluster):
+                findings += [await _slots(session), *await _coverage(session)]
+            if keys is not None:
+                findings += [_transport(servers.address(node)), await _reading(session, keys)]
+                findings.append(await _writing(session, keys))  # last: a replica ends the connection at a write
+    except StoreError as error:
+        return [_error("server", str(error))]
+    return findings
 
 
-async def _cluster(session: Session) -> list[Finding]:
+async def _server(session: Session, *, is_replicated: bool) -> list[Finding]:
+    try:
+        fields = await session.execute("INFO")
+    except StoreMisused as error:
+        return [_warning("server", f"this user may not send INFO: {error}")]
+    memory = Memory.of(fields)
+    persistence = _persistence(fields, await _setting(session, "save"))
+    findings = [_version(fields), _role(fields), memory.room(), memory.eviction(), persistence]
+    if is_replicated:
+        findings += _replication(fields)
+    return findings
+
+
+async def _slots(session: Session) -> Finding:
     try:
         fields = await session.execute("CLUSTER INFO")
     except StoreMisused as error:
-        return [_warning("cluster", f"this user may not send CLUSTER INFO: {error}")]
-    found = [
-        _ok("cluster", f"{fields.get('cluster_size', '?')} primaries of {fields.get('cluster_known_nodes', '?')} nodes")
-    ]
+        return _warning("cluster", f"this user may not send CLUSTER INFO: {error}")
     unserved = SLOTS - int(fields.get("cluster_slots_ok", 0))
     if unserved or fields.get("cluster_state") != "ok":
         sentence = f"it is not well, and {unserved:,} of {SLOTS:,} slots have no node, or one that has failed"
-        found = [_error("cluster", f"{sentence}; see redis-cli --cluster check")]
+        return _error("cluster", f"{sentence}; see redis-cli --cluster check")
+    size = fields.get("cluster_size", "?")
+    return _ok("cluster", f"{size} primaries of {fields.get('cluster_known_nodes', '?')} nodes")
+
+
+async def _coverage(session: Session) -> list[Finding]:
+    findings = list[Finding]()
     for setting, wrong, sentence in COVERAGE:
         value = await _setting(session, setting)
         if value == wrong:
-            found.append(_warning("coverage", f"{setting} is {wrong}: {sentence}"))
+            findings.append(_warning("coverage", f"{setting} is {wrong}: {sentence}"))
         elif value is None:
-            found.append(_ok("coverage", f"{setting} is unknown: CONFIG GET is not allowed"))
-    return found
+            findings.append(_ok("coverage", f"{setting} is unknown: CONFIG GET is not allowed"))
+    return findings
 
 
 async def _reading(session: Session, keys: Keys) -> Finding:
@@ -199,7 +217,7 @@ async def _setting(session: Session, name: str) -> str | None:
     return settings.get(name)
 
 
-def _server(fields: Mapping[str, Any]) -> Finding:
+def _version(fields: Mapping[str, Any]) -> Finding:
     name = "Valkey" if "valkey_version" in fields else "Redis"
     version = fields.get("valkey_version") or fields.get("redis_version", "of an unknown version")
     return _ok("server", f"{name} {version}, {fields.get('redis_mode', 'standalone')}")
@@ -229,9 +247,12 @@ def _persistence(fields: Mapping[str, Any], save_points: str | None) -> Finding:
         return _error("persistence", f"the last save failed ({', '.join(failed)}); see the server's log and disk")
     if fields.get("aof_enabled") == 1:
         return _ok("persistence", "appendonly: every change is on its disk within a second")
+    if save_points is None:
+        sentence = "unknown: no append-only file, and CONFIG GET is not allowed; without snapshots (save), a restart"
+        return _ok("persistence", f"{sentence} loses all releases")
     if save_points == "":
         return _warning("persistence", "none: a restart loses all releases; set appendonly yes, or save")
-    return _ok("persistence", f"snapshots by {save_points or 'an unknown schedule'}")
+    return _ok("persistence", f"snapshots by {save_points}")
 
 
 def _transport(address: RedisAddress) -> Finding:

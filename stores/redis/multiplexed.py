@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import hiredis
@@ -17,7 +18,7 @@ from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisErro
 
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, translated
-from hotplate.stores.redis.servers import OnlyServer, RedisNode
+from hotplate.stores.redis.servers import RedisNode, Standalone
 from hotplate.stores.store import Slot
 from hotplate.stores.timing import Backoff, SharedCall
 
@@ -171,8 +172,8 @@ class Multiplexer(asyncio.Protocol):
         replies = reply if self._is_array else [reply]
         self._is_array = False
         if not VALUES.issuperset(map(type, replies)):
-            replies = [self._translated(each) if isinstance(each, Exception) else each for each in replies]
-            if not all(isinstance(each, StoreError) or type(each) in VALUES for each in replies):
+            replies = [self._translated(value) if isinstance(value, Exception) else value for value in replies]
+            if not all(isinstance(value, StoreError) or type(value) in VALUES for value in replies):
                 self._lose("replied to a key with something else than its value")
                 return False
         taken += replies
@@ -289,7 +290,7 @@ class Reconnector:
 class Readers:
     """One connection to each server of a deployment, or to each of its *replicas*."""
 
-    def __init__(self, servers: OnlyServer, timeout_s: float, *, replicas: bool = False) -> None:
+    def __init__(self, servers: Standalone, timeout_s: float, *, replicas: bool = False) -> None:
         self.servers = servers
         self._replicas = replicas
         self._timeout_s = timeout_s
@@ -298,16 +299,17 @@ class Readers:
     def at(self, node: RedisNode) -> Reconnector:
         """Return the connection to a server."""
         self.servers.loop.check()
-        if (known := self._by_node.get(node)) is None:
-            where = self.servers.address(node).shown
+        reconnector = self._by_node.get(node)
+        if reconnector is None:
+            connect = partial(self._connection, node)
+            reconnector = Reconnector(self.servers.address(node).shown, connect)
+            self._by_node[node] = reconnector
+        return reconnector
 
-            def connect() -> Multiplexer:
-                settings = self.servers.settings(node, self._timeout_s, replica=self._replicas)
-                connection = settings.pop("connection_class")(**settings)
-                return Multiplexer(connection, where, self._timeout_s)
-
-            known = self._by_node[node] = Reconnector(where, connect)
-        return known
+    def _connection(self, node: RedisNode) -> Multiplexer:
+        settings = self.servers.settings(node, self._timeout_s, replica=self._replicas)
+        connection = settings.pop("connection_class")(**settings)
+        return Multiplexer(connection, self.servers.address(node).shown, self._timeout_s)
 
     async def renew(self) -> None:
         """Replace all connections by ones with new credentials."""

@@ -13,9 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Connection, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import Sentinel
@@ -60,7 +60,7 @@ class RedisNode(NamedTuple):
         return show(self.host, self.port)
 
 
-class OnlyServer:
+class Standalone:
     """One server, which serves every slot; `primaries` take writes."""
 
     def __init__(self, address: RedisAddress, credentials: CredentialProvider | None = None) -> None:
@@ -118,9 +118,9 @@ class OnlyServer:
 
         StoreUnavailable if the primary was replaced.
         """
-        found = await wait_for_replicas(session, timeout_s=wait_s)
-        if found is not None and found.acknowledged < found.replicas:
-            _warn_unacknowledged(done, found, session.where, wait_s)
+        replication = await wait_for_replicas(session, timeout_s=wait_s)
+        if replication is not None and replication.acknowledged < replication.replicas:
+            _warn_unacknowledged(done, replication, session.where, wait_s)
 
     async def renew(self) -> None:
         """Replace the connections of discovery by ones with new credentials."""
@@ -133,7 +133,7 @@ class OnlyServer:
         """Stop discovery."""
 
 
-class _Discovered(OnlyServer, ABC):
+class _Discovered(Standalone, ABC):
     def __init__(self, server: RedisAddress, credentials: CredentialProvider | None) -> None:
         super().__init__(server, credentials)
         self.loaded = False
@@ -245,43 +245,40 @@ class Cluster(_Discovered):
         return RedisNode(moved.host, moved.port)
 
     async def renew(self) -> None:
+        """Replace the client: its nodes would close connections that a command may take at the same time."""
         client = self._new_client()
+        unused = client
         try:
             await _load_slots(client)
-        except BaseException as error:
-            await _close_client(client)
-            if not isinstance(error, RedisClusterException):
-                raise
+            unused = self.client
+            self.client = client
+            await asyncio.sleep(TIMEOUT_S)  # in which the calls of the former client end
+        except RedisClusterException as error:
             log.warning("%s", self._unreachable(error))
-            return
-        former = self.client
-        self.client = client
-        try:
-            await asyncio.sleep(TIMEOUT_S)  # in which the calls of the former end
         finally:
-            await _close_client(former)
+            await _close_client(unused)
 
     async def close(self) -> None:
         await super().close()
         await _close_client(self.client)
 
     def _new_client(self) -> RedisCluster:
-        """Return a client that knows the seeds only, and repeats nothing.
-
-        Its constructor takes no class of connections, which ours are because of the name in a node's certificate.
-        """
-        seeds = [ClusterNode(host, port) for host, port in self._cluster.seeds]
         client = RedisCluster(
-            startup_nodes=seeds,
+            startup_nodes=list(self._seeds().values()),
             require_full_coverage=False,
             reinitialize_steps=0,
             retry=NO_RETRIES,
             protocol=PROTOCOL,
         )
+        # The constructor takes no class of connections; ours expect another name than the host's in certificates.
         client.connection_kwargs["connection_class"] = self._new_connection
-        for startup in client.startup_nodes:
-            startup.connection_class = self._new_connection  # type: ignore[assignment]  # it is only called
+        client.nodes_manager.startup_nodes = self._seeds()
         return client
+
+    def _seeds(self) -> dict[str, ClusterNode]:
+        connect = cast("type[Connection]", self._new_connection)  # it is only called
+        nodes = [ClusterNode(host, port, connection_class=connect) for host, port in self._cluster.seeds]
+        return {node.name: node for node in nodes}
 
     def _new_connection(self, *, host: str, port: int, **_: object) -> AbstractConnection:
         settings = self.settings(RedisNode(host, port), TIMEOUT_S)
@@ -289,29 +286,15 @@ class Cluster(_Discovered):
         return connection
 
     async def _ask(self) -> None:
+        manager = self.client.nodes_manager
         try:
             await _load_slots(self.client)
         except RedisClusterException as error:
-            if not self.loaded:
-                raise self._unreachable(error) from error
-            await self._begin_again(error)
+            manager.startup_nodes = self._seeds() | manager.startup_nodes  # for the next attempt
+            raise self._unreachable(error) from error
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise StoreUnavailable(f"a node of {self.shown} described its slots in an unknown format") from error
         self._note_nodes()
-
-    async def _begin_again(self, error: RedisClusterException) -> None:
-        """Ask the nodes of the URL, after none of the known ones has answered."""
-        client = self._new_client()
-        try:
-            await _load_slots(client)
-        except BaseException as failure:
-            await _close_client(client)
-            if isinstance(failure, RedisClusterException):
-                raise self._unreachable(error) from error
-            raise
-        former = self.client
-        self.client = client
-        await _close_client(former)
 
     def _note_nodes(self) -> None:
         primaries = sorted(map(_node_of, self.client.get_primaries()))
@@ -363,9 +346,9 @@ class Replication(NamedTuple):
     acknowledged: int = 0
 
 
-def _warn_unacknowledged(done: str, found: Replication, where: str, wait_s: float) -> None:
+def _warn_unacknowledged(done: str, replication: Replication, where: str, wait_s: float) -> None:
     sentence = "%s; %d of the %d replicas of %s have acknowledged that in %g s, and a failover to another would lose it"
-    log.warning(sentence, done, found.acknowledged, found.replicas, where, wait_s)
+    log.warning(sentence, done, replication.acknowledged, replication.replicas, where, wait_s)
 
 
 def replicas_in(info: Mapping[str, Any]) -> int:
@@ -391,6 +374,13 @@ async def wait_for_replicas(
         return None
 
 
+def _usable(replicas: Sequence[Mapping[str, Any]]) -> tuple[RedisNode, ...]:
+    """Return the replicas that can be read, of a sentinel's; those that are linked, unless the primary has died."""
+    usable = [replica for replica in replicas if not any(replica[flag] for flag in UNUSABLE)]
+    linked = [replica for replica in usable if replica.get("master-link-status") == "ok"]
+    return tuple(RedisNode(replica["ip"], int(replica["port"])) for replica in linked or usable)
+
+
 class SentinelState(NamedTuple):
     """One sentinel's view; the highest epoch has seen the latest failover."""
 
@@ -406,7 +396,7 @@ class Sentinels(_Discovered):
         super().__init__(address.server, credentials)
         self._server = address
         login = address.sentinels[0]
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py types the rest
+        deployment = Sentinel(  # type: ignore[no-untyped-call]  # redis-py types the rest
             [(sentinel.host, sentinel.port) for sentinel in address.sentinels],
             sentinel_kwargs={
                 "username": login.user,
@@ -422,7 +412,8 @@ class Sentinels(_Discovered):
                 "decode_responses": True,
             },
         )
-        self._clients = {each.shown: client for each, client in zip(address.sentinels, sentinel.sentinels, strict=True)}
+        names = [sentinel.shown for sentinel in address.sentinels]
+        self._clients: dict[str, Redis] = dict(zip(names, deployment.sentinels, strict=True))
         self._replicas: tuple[RedisNode, ...] = ()
 
     def address(self, node: RedisNode) -> RedisAddress:
@@ -441,50 +432,56 @@ class Sentinels(_Discovered):
 
     async def wait_replicated(self, session: Session, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
         # A replica that is being promoted follows no more, some seconds before the sentinels say so.
-        give_up_at, where = time.monotonic() + SETTLE_S, session.where
+        give_up_at = time.monotonic() + SETTLE_S
+        where = session.where
         while True:
-            found = await wait_for_replicas(session, timeout_s=wait_s)
+            replication = await wait_for_replicas(session, timeout_s=wait_s)
             await self.confirm()
             if self.address(self.primaries[0]).shown != where:
                 raise StoreUnavailable(f"{where} was replaced by {self.primaries[0]} while it was written to")
-            known = Replication(len(self._replicas), 0 if found is None else found.acknowledged)
-            if known.acknowledged >= known.replicas:
+            acknowledged = 0 if replication is None else replication.acknowledged
+            if acknowledged >= len(self._replicas):
                 return
-            if found is None or time.monotonic() > give_up_at:
+            if replication is None or time.monotonic() > give_up_at:
                 break
             await asyncio.sleep(SETTLE_PAUSE_S)
-        _warn_unacknowledged(done, known, where, wait_s)
+        _warn_unacknowledged(done, Replication(len(self._replicas), acknowledged), where, wait_s)
 
     async def close(self) -> None:
         await super().close()
         await asyncio.gather(*(client.aclose() for client in self._clients.values()))
 
     async def examine(self) -> list[Finding]:
-        findings, said = list[Finding](), set[RedisNode]()
+        findings = list[Finding]()
+        primaries = set[RedisNode]()
         for where, client in self._clients.items():
             try:
-                said.add((await self._ask_one(where, client)).primary)
+                primaries.add((await self._ask_one(where, client)).primary)
                 await client.sentinel_ckquorum(self._server.name)
                 findings.append(Finding(Level.OK, "sentinel", f"{where}: a quorum of sentinels can be reached"))
             except (StoreError, RedisError) as error:
                 level = Level.ERROR if "NOQUORUM" in str(error) else Level.WARNING  # others may form a quorum
                 findings.append(Finding(level, "sentinel", f"{where}: {error}"))
-        sentence = f"they say that the primary is {' or '.join(map(str, said)) or 'unknown'}"
-        return [*findings, Finding(Level.OK if len(said) == 1 else Level.ERROR, "sentinels", sentence)]
+        level = Level.OK if len(primaries) == 1 else Level.ERROR
+        sentence = f"they say that the primary is {' or '.join(map(str, primaries)) or 'unknown'}"
+        return [*findings, Finding(level, "sentinels", sentence)]
 
     async def _ask(self) -> tuple[list[SentinelState], list[str]]:
-        asked = (self._ask_one(where, client) for where, client in self._clients.items())
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        questions = [self._ask_one(where, client) for where, client in self._clients.items()]
+        answers = await asyncio.gather(*questions, return_exceptions=True)
         states = [answer for answer in answers if isinstance(answer, SentinelState)]
         errors = [str(answer) for answer in answers if isinstance(answer, BaseException)]
         if not states:
             raise StoreUnavailable(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
-        _, primary, self._replicas = max(states)
-        before, self.primaries = self.primaries, (primary,)
-        self.has_replicas = bool(self._replicas)
-        if before not in ((), self.primaries):
-            log.warning("the primary of %s is at %s now", self.shown, self.primaries[0])
+        self._follow(max(states))
         return states, errors
+
+    def _follow(self, state: SentinelState) -> None:
+        if self.primaries and state.primary != self.primaries[0]:
+            log.warning("the primary of %s is at %s now", self.shown, state.primary)
+        self.primaries = (state.primary,)
+        self._replicas = state.replicas
+        self.has_replicas = bool(state.replicas)
 
     async def _ask_one(self, where: str, client: Redis) -> SentinelState:
         name = self._server.name
@@ -494,11 +491,7 @@ class Sentinels(_Discovered):
                 pipeline.sentinel_master(name)
                 pipeline.sentinel_slaves(name)
                 (host, port), primary, replicas = await pipeline.execute()
-            usable = [each for each in replicas if not any(each[flag] for flag in UNUSABLE)]
-            # If the primary has died, none is linked.
-            linked = [each for each in usable if each.get("master-link-status") == "ok"] or usable
-            replicas_at = tuple(RedisNode(each["ip"], int(each["port"])) for each in linked)
-            return SentinelState(int(primary["config-epoch"]), RedisNode(str(host), int(port)), replicas_at)
+            return SentinelState(int(primary["config-epoch"]), RedisNode(str(host), int(port)), _usable(replicas))
         except RedisError as error:
             raise translated(error, where) from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:

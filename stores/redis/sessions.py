@@ -14,7 +14,7 @@ from redis.exceptions import AskError, MovedError
 
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.redis.client import Command, Server, Session
-from hotplate.stores.redis.servers import OnlyServer, RedisNode
+from hotplate.stores.redis.servers import RedisNode, Standalone
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def evaluation(script: str, names: Sequence[str | bytes], *args: str | bytes | i
 class Sessions:
     """Sends commands to the servers of a deployment."""
 
-    def __init__(self, servers: OnlyServer, timeout_s: float) -> None:
+    def __init__(self, servers: Standalone, timeout_s: float) -> None:
         self.servers = servers
         self._timeout_s = timeout_s
         self._by_node = dict[RedisNode, Server]()
@@ -39,10 +39,11 @@ class Sessions:
     def at(self, node: RedisNode) -> Server:
         """Return a server."""
         self.servers.loop.check()
-        if (known := self._by_node.get(node)) is None:
-            settings = self.servers.settings(node, None)
-            known = self._by_node[node] = Server(self.servers.address(node), settings, self._timeout_s)
-        return known
+        server = self._by_node.get(node)
+        if server is None:
+            server = Server(self.servers.address(node), self.servers.settings(node, None), self._timeout_s)
+            self._by_node[node] = server
+        return server
 
     async def primaries(self) -> list[Server]:
         """Return all primaries; raises StoreError."""

@@ -15,7 +15,7 @@ server must still be able to abandon a draft.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -32,8 +32,8 @@ from hotplate.stores.redis.servers import (
     CONTROL_WAIT_S,
     SEAL_WAIT_S,
     Cluster,
-    OnlyServer,
     Sentinels,
+    Standalone,
     wait_for_replicas,
 )
 from hotplate.stores.redis.sessions import Sessions, evaluation
@@ -93,7 +93,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
     batch = coalesce = 256
     """A key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3 ms."""
 
-    def __init__(self, common: RedisAddress, servers: OnlyServer, credentials: Credentials | None = None) -> None:
+    def __init__(self, common: RedisAddress, servers: Standalone, credentials: Credentials | None = None) -> None:
         """*common* has the settings of all *servers*."""
         self._common = common
         self._servers = servers
@@ -120,7 +120,10 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
-            self._common.describe(call, *(("GET", len(keys)) if self._clustered else ("MGET",)))
+            if self._clustered:
+                self._common.describe(call, "GET", len(keys))
+            else:
+                self._common.describe(call, "MGET")
         return await self._lookups.get(release, keys, timeout_s)
 
     @property
@@ -152,11 +155,11 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen: Catalogue | None = None
         while True:
-            found = await self.catalogue()
+            catalogue = await self.catalogue()
             self.polled_at = time.monotonic()
-            if seen is None or found.version != seen.version:
-                seen = found
-                yield found
+            if seen is None or catalogue.version != seen.version:
+                seen = catalogue
+                yield catalogue
             await asyncio.sleep(POLL_S)
             with suppress(StoreError):  # a primary that was replaced may still answer
                 await self._servers.confirm()
@@ -180,10 +183,12 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         return None
 
     async def warnings(self) -> list[str]:
-        found = [
-            (server, (await examination.measure(server)).eviction()) for server in await self._sessions.primaries()
-        ]
-        return [f"{server.address.shown}: {sentence}" for server, (level, _, sentence) in found if level == Level.ERROR]
+        sentences = list[str]()
+        for server in await self._sessions.primaries():
+            eviction = (await examination.measure(server)).eviction()
+            if eviction.level == Level.ERROR:
+                sentences.append(f"{server.address.shown}: {eviction.sentence}")
+        return sentences
 
     async def examine(self) -> list[Finding]:
         return [*await self._servers.examine(), *await examination.examine(self._sessions, self._keys)]
@@ -235,11 +240,14 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         while len(keys.steps) > 1:
             states = await self._states(draft)  # before the check, so REPLACE fails after another claim
             check_owned(draft, await self._sessions.execute("GET", keys.state))
-            claimed = list(zip(keys.steps, states, strict=True))[1:]
-            others = [(step, state) for step, state in claimed if state not in (mine, SEALED)]
-            if not others:
+            claims = [
+                _replacement(step, mine, "if", state or b"")
+                for step, state in zip(keys.steps[1:], states[1:], strict=True)
+                if state not in (mine, SEALED)
+            ]
+            if not claims:
                 return
-            await self._sessions.execute_each([_replacement(step, mine, "if", state or b"") for step, state in others])
+            await self._sessions.execute_each(claims)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         keys = self._keys.release(draft)
@@ -373,19 +381,19 @@ def open_url(url: str, credentials: Credentials | None = None) -> RedisStore:
 
     *credentials* take the place of those in the URL or the environment.
     """
+    connect: Callable[[Credentials | None], Standalone]
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
         cluster = parse_cluster(url)
-        credentials = credentials or _credentials(cluster.node)
-        return RedisStore(cluster.node, Cluster(cluster, credentials), credentials)
-    if scheme.endswith("+sentinel"):
-        behind = parse_sentinel(url)
-        credentials = credentials or _credentials(behind.server)
-        return RedisStore(behind.server, Sentinels(behind, credentials), credentials)
-    address = parse(url)
-    credentials = credentials or _credentials(address)
-    return RedisStore(address, OnlyServer(address, credentials), credentials)
-
-
-def _credentials(address: RedisAddress) -> Credentials | None:
-    return entra_credentials() if address.by_entra else None
+        common = cluster.node
+        connect = partial(Cluster, cluster)
+    elif scheme.endswith("+sentinel"):
+        sentinels = parse_sentinel(url)
+        common = sentinels.server
+        connect = partial(Sentinels, sentinels)
+    else:
+        common = parse(url)
+        connect = partial(Standalone, common)
+    if credentials is None and common.by_entra:
+        credentials = entra_credentials()
+    return RedisStore(common, connect(credentials), credentials)

@@ -106,11 +106,11 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress
 
 def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> SentinelAddress:
     """Parse `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`; user and password are those of the servers."""
-    parts, given, server = _read(url, environment)
+    parts, options, server = _read(url, environment)
     name, _, db = parts.path.removeprefix("/").partition("/")
     if not name:
         raise StoreMisused(f"{server.shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST/NAME")
-    login = replace(server, user=given.get("sentinel_user"), password=secret(SENTINEL_PASSWORD_VARIABLE, environment))
+    login = replace(server, user=options.get("sentinel_user"), password=secret(SENTINEL_PASSWORD_VARIABLE, environment))
     sentinels = (
         replace(login, shown=f"the sentinel {show(host, port)}", host=host, port=port)
         for host, port in _hosts(parts, SENTINEL_PORT, server.shown)
@@ -127,28 +127,29 @@ def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> Clus
 
 
 def _read(url: str, environment: Mapping[str, str]) -> tuple[SplitResult, Mapping[str, str], RedisAddress]:
-    shown, parts = redacted(url), split(url)
-    given = parameters(parts, PARAMETERS[parts.scheme], shown)
+    shown = redacted(url)
+    parts = split(url)
+    options = parameters(parts, PARAMETERS[parts.scheme], shown)
     for name, choices in CHOICES.items():
-        if given.get(name, choices[0]) not in choices:
-            raise StoreMisused(f"{name}={given[name][:90]} of {shown} is not valid; write {' or '.join(choices)}")
-    by_entra = "auth" in given
+        if options.get(name, choices[0]) not in choices:
+            raise StoreMisused(f"{name}={options[name][:90]} of {shown} is not valid; write {' or '.join(choices)}")
+    by_entra = "auth" in options
     if by_entra and (parts.username or parts.password):
         raise StoreMisused(f"{shown} has auth={ENTRA} and a user or a password; leave one out")
-    prefix = given.get("prefix", PREFIX)
+    prefix = options.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
     server = RedisAddress(
         shown,
         prefix,
         tls=parts.scheme.startswith("rediss"),
-        ca=certificate(given, shown),
+        ca=certificate(options, shown),
         user=unquote(parts.username) if parts.username else None,
         password=_password(parts, environment) if not by_entra else None,
         by_entra=by_entra,
-        by_redis_py=given.get("client") == REDIS_PY,
+        by_redis_py=options.get("client") == REDIS_PY,
     )
-    return parts, given, server
+    return parts, options, server
 
 
 def _password(parts: SplitResult, environment: Mapping[str, str]) -> str | None:
@@ -156,17 +157,18 @@ def _password(parts: SplitResult, environment: Mapping[str, str]) -> str | None:
 
 
 def _hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:
-    found = list[tuple[str, int]]()
+    hosts = list[tuple[str, int]]()
     for listed in parts.netloc.rpartition("@")[2].split(","):
         try:
-            one = urlsplit(f"//{listed}")
-            host, port = one.hostname, one.port or default_port
+            address = urlsplit(f"//{listed}")
+            host = address.hostname
+            port = address.port or default_port
         except ValueError:  # its message quotes the URL
             raise StoreMisused(f"{shown} has no valid port") from None
         if not host:
             raise StoreMisused(f"{shown} names no server; write {parts.scheme}://HOST:{default_port}")
-        found.append((host, port))
-    return found
+        hosts.append((host, port))
+    return hosts
 
 
 def _number(text: str, shown: str) -> int:

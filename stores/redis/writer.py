@@ -144,17 +144,18 @@ class ReleaseKeys:
             raw = [key.encode() for key in keys]
         except UnicodeEncodeError:
             raw = [key.encode(errors="surrogatepass") for key in keys]
-        buckets = [xxh3_64_intdigest(one) & mask for one in raw]
-        return [heads[bucket] + one for bucket, one in zip(buckets, raw, strict=True)], buckets
+        buckets = [xxh3_64_intdigest(key) & mask for key in raw]
+        return [heads[bucket] + key for bucket, key in zip(buckets, raw, strict=True)], buckets
 
     def by_step(self, names: Iterable[bytes]) -> dict[str, list[bytes]]:
         """Group names of rows by the first state of their step."""
         if len(self.steps) == 1:
             return {self.state: list(names)}
-        found = dict[str, list[bytes]]()
+        by_state = dict[str, list[bytes]]()
         for name in names:
-            found.setdefault(name[: name.index(b"}:") + 2].decode() + "@state", []).append(name)
-        return found
+            head = name[: name.index(b"}:") + 2].decode()
+            by_state.setdefault(head + "@state", []).append(name)
+        return by_state
 
 
 class Keys:
@@ -187,8 +188,8 @@ class Keys:
 
     def incarnation_of(self, name: bytes) -> str | None:
         """Return the incarnation in a name that matches `any_pattern`, or None."""
-        found = re.match(rb"[^:]+:\{([^{}]+)\.[0-9]{1,3}\}:", name)
-        return None if found is None else found[1].decode()
+        match = re.match(rb"[^:]+:\{([^{}]+)\.[0-9]{1,3}\}:", name)
+        return None if match is None else match[1].decode()
 
 
 def state_of(draft: DraftRef) -> bytes:
@@ -256,18 +257,29 @@ class Writer:
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a draft in order; raises as `Store.put`."""
-        meta = [row for row in rows if row.key.startswith(META)]
-        others = [row for row in rows if not row.key.startswith(META)] if meta else rows
         keys, meta_keys = self._keys.release(draft).lists
-        each: tuple[tuple[str, Sequence[Row], int | str], ...] = ((keys, others, part), (meta_keys, meta, META_POINT))
-        for source, of, point in each:
-            for some in _bounded(of, len(self._sessions.servers.primaries) or 1):
-                async with self._lock:
-                    batch = Batch.of(some, source, point)
-                    write = self._write_by_step if self._keys.clustered else self._write_at_once
-                    pause_s = await self._retrier.call(partial(write, draft, batch))
-                    self._points.setdefault(draft, {})[point] = batch.last
-                    await asyncio.sleep(pause_s)
+        meta = [row for row in rows if row.key.startswith(META)]
+        if meta:
+            rows = [row for row in rows if not row.key.startswith(META)]
+        for batch in self._batches(rows, keys, part):
+            await self._put(draft, batch)
+        for batch in self._batches(meta, meta_keys, META_POINT):
+            await self._put(draft, batch)
+
+    async def _put(self, draft: DraftRef, batch: Batch) -> None:
+        write = self._write_by_step if self._keys.clustered else self._write_at_once
+        async with self._lock:
+            pause_s = await self._retrier.call(partial(write, draft, batch))
+            self._points.setdefault(draft, {})[batch.point] = batch.last
+            await asyncio.sleep(pause_s)
+
+    def _batches(self, rows: Sequence[Row], source: str, point: int | str) -> Iterator[Batch]:
+        """Yield batches of equally many rows, within the limits of a server each."""
+        servers = len(self._sessions.servers.primaries) or 1
+        batches = max(1.0, len(rows) / MAX_ROWS, sum(len(row.value) for row in rows) / MAX_BYTES)
+        step = max(1, int(len(rows) / batches * servers))
+        for start in range(0, len(rows), step):
+            yield Batch.of(rows[start : start + step], source, point)
 
     def forget(self, draft: DraftRef) -> None:
         """Forget the resume points of a draft."""
@@ -283,12 +295,12 @@ class Writer:
         if sent and session.identity is self._checked:
             points = {}
         state: bytes | None
-        found: list[bytes | None]
+        stored: list[bytes | None]
         watch = [("WATCH", keys.state)] if watched else []
-        *_, state, found = await session.execute_all(*watch, ("GET", keys.state), ("HMGET", keys.points, "", *points))
+        *_, state, stored = await session.execute_all(*watch, ("GET", keys.state), ("HMGET", keys.points, "", *points))
         kept = all(
             point is not None and point.decode() in (last, *sent)
-            for last, point in zip(points.values(), found[1:], strict=True)
+            for last, point in zip(points.values(), stored[1:], strict=True)
         )
         if state == state_of(draft) and not kept:
             raise RowsLost(f"{session.where} has lost rows of release {draft.id} that it had acknowledged")
@@ -354,8 +366,8 @@ class Writer:
     async def _replicate(self, session: Session) -> None:
         if session.node in self._alone:
             return
-        found = await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
-        if found is None or not found.acknowledged:
+        replication = await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
+        if replication is None or not replication.acknowledged:
             self._alone.add(session.node)
 
     async def incarnations(self) -> list[str]:
@@ -370,23 +382,23 @@ class Writer:
         log.debug(
             "searching all keys of %s: a server was restarted or replaced, or is new", self._sessions.servers.shown
         )
-        found = set[str]()
+        present = set[str]()
         async for names in self._search(self._keys.any_pattern):
-            found.update(filter(None, map(self._keys.incarnation_of, names)))
+            present.update(filter(None, map(self._keys.incarnation_of, names)))
         with suppress(StoreError):
-            for name in (found - named) | (histories or set()):
+            for name in (present - named) | (histories or set()):
                 await self.add(name)
             for name in searched - (histories or set()):
                 await self._sessions.execute("SREM", self._keys.incarnations, name)
-        return sorted(named | found)
+        return sorted(named | present)
 
     async def _histories(self) -> set[str] | None:
         servers = await self._sessions.primaries()
         try:
-            found = await asyncio.gather(*(server.execute("INFO", "replication") for server in servers))
+            replies = await asyncio.gather(*(server.execute("INFO", "replication") for server in servers))
         except StoreMisused:
             return None
-        ids = [info.get("master_replid") for info in found]
+        ids = [info.get("master_replid") for info in replies]
         return {f"{HISTORY}{history}" for history in ids if history} if all(ids) else None
 
     async def add(self, incarnation: str) -> None:
@@ -479,25 +491,19 @@ class Writer:
         spans = list[KeySpan]()
         for source in self._keys.release(release).lists:
             start = 0
-            while found := await self._execute("LRANGE", source, start, start + SPANS - 1):
-                spans += (KeySpan(*bounds(packed), source, start + place) for place, packed in enumerate(found))
-                start += len(found)
+            while batches := await self._execute("LRANGE", source, start, start + SPANS - 1):
+                spans += (KeySpan(*bounds(packed), source, start + place) for place, packed in enumerate(batches))
+                start += len(batches)
         return spans
 
     async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
         for server in await self._sessions.primaries():
-            pacer, cursor = Pacer(BUSY_SHARE), -1
+            pacer = Pacer(BUSY_SHARE)
+            cursor = -1
             while cursor != 0:
                 started = time.monotonic()
-                cursor, found = await server.execute("SCAN", max(0, cursor), "MATCH", pattern, "COUNT", MAX_KEYS)
+                cursor, names = await server.execute("SCAN", max(0, cursor), "MATCH", pattern, "COUNT", MAX_KEYS)
                 pause_s = pacer.pause_s(time.monotonic() - started)
-                if found:
-                    yield found
+                if names:
+                    yield names
                 await asyncio.sleep(pause_s)
-
-
-def _bounded(rows: Sequence[Row], servers: int) -> Iterator[Sequence[Row]]:
-    """Yield batches of equally many rows."""
-    limits = len(rows) / MAX_ROWS, sum(len(row.value) for row in rows) / MAX_BYTES
-    step = max(1, int(len(rows) / max(1.0, *limits) * servers))
-    return (rows[start : start + step] for start in range(0, len(rows), step))

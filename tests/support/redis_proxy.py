@@ -58,13 +58,14 @@ class RedisProxy(Proxy):
                     if not is_faulty or self._cut is not Cut.BEFORE:
                         replies.outstanding += 1
                         replies.are_lost = is_faulty and self._cut is Cut.REPLY
+                        replies.are_held = is_faulty and self._cut is Cut.AFTER
                         server_writer.write(hiredis.pack_command(tuple(command)))
                     if is_faulty:
                         await replies.until_complete()
-                        if self._cut is Cut.AFTER:
+                        if self._cut is Cut.AFTER:  # at once: the client must not continue before the fault
+                            writer.write(replies.held)
                             writer.close()
-                            with suppress(OSError):
-                                await writer.wait_closed()
+                            self._writers.discard(writer)
                         self.reset()
                         self._on_fault()
                         return
@@ -80,11 +81,13 @@ class RedisProxy(Proxy):
 
 
 class _Replies:
-    """Relays replies, unless they are lost, and counts those that are outstanding."""
+    """Relays replies, unless they are lost or held, and counts those that are outstanding."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.outstanding = 0
         self.are_lost = False
+        self.are_held = False
+        self.held = b""
         self._reader = reader
         self._writer = writer
         self._parser = hiredis.Reader(notEnoughData=self)
@@ -93,7 +96,9 @@ class _Replies:
     async def relay(self) -> None:
         with suppress(OSError):
             while data := await self._reader.read(1 << 16):
-                if not self.are_lost:
+                if self.are_held:
+                    self.held += data
+                elif not self.are_lost:
                     self._writer.write(data)
                 self._parser.feed(data)
                 while self._parser.gets() is not self:

@@ -9,7 +9,7 @@ import pytest
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis.multiplexed import Multiplexer, Readers
-from hotplate.stores.redis.servers import OnlyServer
+from hotplate.stores.redis.servers import Standalone
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
@@ -23,7 +23,7 @@ UNENCODABLE = "user:\ud800"
 
 @pytest.fixture
 async def connection(redis_server: RedisServer) -> AsyncIterator[Multiplexer]:
-    servers = OnlyServer(parse(redis_server.url()))
+    servers = Standalone(parse(redis_server.url()))
     readers = Readers(servers, 60.0)
     yield await readers.at(servers.primaries[0]).connection()
     await readers.close()

@@ -10,7 +10,7 @@ from hotplate.stores.redis import examination
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Level
 from tests.support.redis_server import RedisServer, replica_of, running, users_of_the_guide
-from tests.support.service import a_list, publish_to
+from tests.support.service import a_list, publish_to, serving
 from tests.support.stores import look
 
 
@@ -76,6 +76,24 @@ async def test_eviction_memory_and_persistence_are_reported_per_server_config(tm
             await asyncio.sleep(0.02)
         saving = (await look(url))["persistence"]
         assert (saving.level, "the last save failed" in saving.sentence) == (Level.ERROR, True)
+
+
+@pytest.mark.parametrize("name", ["", "OPERATORS-CONFIG"], ids=["disabled", "renamed"])
+async def test_server_without_config_is_published_to_served_and_examined(
+    tmp_path: Path, prefix: str, name: str
+) -> None:
+    with running(tmp_path, "--rename-command", "CONFIG", name) as server:
+        url = server.url(prefix=prefix)
+        await publish_to(url, {"user:1": a_list("a")})
+        findings = await look(url)
+        with serving(tmp_path, "--store", url) as service:
+            lists = await asyncio.to_thread(service.get, "/v1/recommendations/1")
+    assert {finding.subject for finding in findings.values() if finding.level == Level.ERROR} == set()
+    assert findings["may publish"].sentence == "yes"
+    assert "unknown" in findings["persistence"].sentence
+    assert "CONFIG GET is not allowed" in findings["persistence"].sentence
+    assert lists.status == 200
+    assert lists.json["items"][0]["id"] == "a"
 
 
 async def test_users_learn_what_they_may_not(tmp_path: Path, prefix: str) -> None:

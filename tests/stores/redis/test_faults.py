@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from hotplate.stores.publication import publish
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, Row, Slot
 from hotplate.stores.verification import verify
+from tests.support.redis_sentinel import sentinel_deployment
 from tests.support.redis_server import RedisServer, replica_of, running
 from tests.support.stores import (
     FIRST,
@@ -169,6 +171,26 @@ async def test_a_wrong_password_is_a_sentence_without_it(tmp_path: Path) -> None
         entitled = open_url(server.url("rediss", user=":right@"))
         assert (await entitled.catalogue()).generation == 0
         await entitled.close()
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("scheme", ["redis", "redis+sentinel"])
+async def test_password_file_may_end_with_a_line_feed(
+    tmp_path: Path, scheme: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(f"right{end}", newline="")
+    for variable in ("HOTPLATE_REDIS_PASSWORD_FILE", "HOTPLATE_REDIS_SENTINEL_PASSWORD_FILE"):
+        monkeypatch.setenv(variable, str(file))
+    with ExitStack() as stack:
+        if scheme == "redis+sentinel":
+            deployment = stack.enter_context(sentinel_deployment(tmp_path, password="right"))
+            url = deployment.url().replace(":right@", "")
+        else:
+            url = stack.enter_context(running(tmp_path, password="right")).url()
+        store = open_url(url)
+        assert (await store.catalogue()).generation == 0
+        await store.close()
 
 
 async def test_a_replica_given_as_the_primary_serves_and_refuses_to_be_written(

@@ -17,7 +17,7 @@ def test_a_url_may_name_user_password_port_database_and_prefix() -> None:
 
 
 def test_password_is_read_from_environment_or_file_and_url_takes_precedence(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("from a file\n")
+    (tmp_path / "secret").write_bytes(b"from a file\r\n")
     from_file = {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "secret")}
     both = {"HOTPLATE_REDIS_PASSWORD": "from the environment", **from_file}
     assert parse("redis://a", from_file).password == "from a file"

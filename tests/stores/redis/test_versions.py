@@ -1,7 +1,9 @@
 """What the Redis store takes of redis-py that its documentation does not promise; checked at each new version."""
 
+import ast
 import asyncio
 import tomllib
+from pathlib import Path
 
 import pytest
 import redis
@@ -12,6 +14,80 @@ from hotplate.stores.connect import connect
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
+
+# What redis-py sends by itself, and `SENTINEL …`.
+COMMANDS_OF_REDIS_PY = {
+    "AUTH",
+    "SELECT",
+    "READONLY",
+    "READWRITE",
+    "CLUSTER SLOTS",
+    "CLUSTER SHARDS",
+    "CLUSTER NODES",
+    "MOVED",
+    "ASK",
+}
+
+# Allowed: HELLO without AUTH (redis-py discards the server's role) and ASKING (redis-py sends it over a pool).
+OWN_COMMANDS = {"HELLO", "ASKING"}
+
+MODULES = sorted((ROOT / "stores" / "redis").glob("*.py"))
+
+
+def literals_in(module: Path) -> set[str]:
+    """Return the strings and bytes of a module, without docstrings."""
+    tree = ast.parse(module.read_text())
+    documented = (node for node in ast.walk(tree) if isinstance(node, ast.Expr))
+    docstrings = {id(node.value) for node in documented}
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings]
+    return {value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values}
+
+
+def private_names_in(module: Path) -> set[str]:
+    """Return the private attributes that a module reads or writes of other objects than its own classes' instances."""
+    attributes = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Attribute)]
+    return {
+        node.attr
+        for node in attributes
+        if node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    }
+
+
+def test_store_sends_no_command_that_redis_py_sends_by_itself() -> None:
+    for module in MODULES:
+        if module.name == "url.py":
+            continue  # it has a parameter named "auth", and sends nothing
+        literals = {literal.upper() for literal in literals_in(module)}
+        own = {command for command in literals if command in COMMANDS_OF_REDIS_PY or command.startswith("SENTINEL ")}
+        assert not own, f"{module.name} sends {own}, which redis-py does"
+    assert set().union(*map(literals_in, MODULES)) >= OWN_COMMANDS, "update the note of what is allowed"
+
+
+def test_store_uses_one_private_name_of_redis_py() -> None:
+    private = {(module.name, name) for module in MODULES for name in private_names_in(module)}
+    private -= {("examination.py", "_replace")}  # of a named tuple
+    assert private == {("multiplexed.py", "_writer")}
+
+
+def test_store_imports_these_modules_of_redis_py() -> None:
+    imported = set[str]()
+    for module in MODULES:
+        nodes = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.ImportFrom)]
+        imported |= {str(node.module) for node in nodes if str(node.module).partition(".")[0] == "redis"}
+    assert imported == {
+        "redis",
+        "redis.asyncio",
+        "redis.asyncio.cluster",
+        "redis.asyncio.connection",
+        "redis.asyncio.retry",
+        "redis.asyncio.sentinel",
+        "redis.backoff",
+        "redis.crc",
+        "redis.credentials",
+        "redis.exceptions",
+    }
 
 
 async def test_the_transport_of_a_connection_is_that_of_its_attribute_writer(redis_server: RedisServer) -> None:
