@@ -48,6 +48,8 @@ class Credentials(CredentialProvider):
     async def close(self) -> None:
         """Stop renewals."""
         self._renew = None
+        if self._provider is not None:
+            self._provider.on_next(None)  # type: ignore[arg-type]  # redis-entraid renews no more then
         for task in self._renewals:
             task.cancel()
         await asyncio.gather(*self._renewals, return_exceptions=True)

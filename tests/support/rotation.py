@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from redis.auth.err import RequestTokenErr
+from redis.auth.idp import IdentityProviderInterface
 from redis.auth.token import SimpleToken, TokenInterface
 from redis.credentials import StreamingCredentialProvider
 
@@ -33,7 +35,7 @@ class RotatingProvider(StreamingCredentialProvider):
         self.asked += 1
         return self.user, self.password
 
-    def on_next(self, callback: Callable[[TokenInterface], Any]) -> None:
+    def on_next(self, callback: Callable[[TokenInterface], Any] | None) -> None:
         self._listener = callback
 
     def on_error(self, callback: Callable[[Exception], Any]) -> None:
@@ -68,3 +70,34 @@ class RotatingProvider(StreamingCredentialProvider):
         if server.process is None:
             return []
         return [client["user"] for client in server.execute_command("CLIENT LIST")]
+
+
+@dataclass
+class FakeIdentity(IdentityProviderInterface):
+    """An identity endpoint whose tokens are passwords of users that it creates on a server."""
+
+    server: RedisServer
+    life_s: float
+    is_down: bool = False
+    is_known: bool = True
+    """Whether the server accepts new tokens."""
+    requests: int = 0
+    _users: list[str] = field(default_factory=list)
+
+    def request_token(self, force_refresh: bool = False) -> TokenInterface:  # noqa: FBT001, FBT002 -- redis-py's signature
+        del force_refresh
+        self.requests += 1
+        if self.is_down:
+            raise RequestTokenErr("the identity endpoint is down")  # type: ignore[no-untyped-call]  # redis-py types the rest
+        user = f"user-{secrets.token_hex(4)}"
+        password = secrets.token_hex(16)
+        if self.is_known:
+            self.server.execute_command("ACL", "SETUSER", user, "on", f">{password}", "~*", "&*", "+@all")
+            self._users.append(user)
+        now_ms = time.time() * 1000
+        return SimpleToken(password, now_ms + self.life_s * 1000, now_ms, {"oid": user})
+
+    def revoke_all(self) -> None:
+        """Delete all users, which ends their connections."""
+        self.server.execute_command("ACL", "DELUSER", *self._users)
+        self._users.clear()

@@ -3,8 +3,8 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import jwt
 import pytest
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Row
 from tests.support.redis_cluster import running_cluster
 from tests.support.redis_sentinel import sentinel_deployment
 from tests.support.redis_server import SOON_S, RedisServer, running
-from tests.support.rotation import RotatingProvider
+from tests.support.rotation import FakeIdentity, RotatingProvider
 from tests.support.soak import MINUTES
 from tests.support.stores import FIRST, publish, ref, ref_of, write
 
@@ -167,6 +168,89 @@ async def test_a_missing_token_is_a_sentence_and_is_asked_for_again(redis_server
             await store.catalogue()
         refusing = False
         assert (await store.catalogue()).generation == 0
+    finally:
+        await store.close()
+
+
+def renewed_by_redis_entraid(identity: FakeIdentity) -> Credentials:
+    """Return credentials of redis-entraid's token manager, which asks *identity* at 70 % of a token's life."""
+    provider = pytest.importorskip("redis_entraid.cred_provider", reason="needs the extra redis-entra")
+    config = provider.TokenManagerConfig(0.7, 0, 1000, provider.RetryPolicy(3, 3))
+    return Credentials(lambda: provider.EntraIdCredentialsProvider(identity, config))
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def read_eventually(store: RedisStore) -> None:
+    async with asyncio.timeout(SOON_S):
+        while True:
+            with suppress(StoreUnavailable):
+                assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+                return
+            await asyncio.sleep(0.01)
+
+
+async def refused_eventually(store: RedisStore, reason: str) -> None:
+    """Read until there is an error, which must name the reason; the end of a connection is noticed later."""
+    async with asyncio.timeout(SOON_S):
+        while True:
+            try:
+                await store.get_many(ref(FIRST), [ROWS[1].key])
+            except StoreUnavailable as error:
+                if reason in str(error):
+                    return
+            await asyncio.sleep(0.01)
+
+
+async def test_reads_outlive_a_failed_renewal_and_recover_from_a_revoked_token(
+    redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hotplate.stores.redis.credentials.RETRY_S", 0.05)
+    identity = FakeIdentity(redis_server, life_s=0.5)
+    store = open_url(redis_server.url(prefix=prefix), renewed_by_redis_entraid(identity))
+    try:
+        await write(store, FIRST, ROWS)
+        await read_eventually(store)
+        identity.is_down = True
+        await eventually(lambda: "could not be renewed" in caplog.text)
+        await eventually(lambda: "no credentials: the identity endpoint is down" in caplog.text)
+        for _ in range(20):  # over the connection that was open before
+            assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+        identity.revoke_all()
+        await refused_eventually(store, "the identity endpoint is down")
+        identity.is_down = False
+        await read_eventually(store)
+        requests = identity.requests
+        await eventually(lambda: identity.requests > requests + 2)  # it renews again
+        await read_eventually(store)
+    finally:
+        await store.close()
+    await asyncio.sleep(identity.life_s)
+    requests = identity.requests
+    await asyncio.sleep(2 * identity.life_s)
+    assert identity.requests == requests, "a closed store asks for tokens"
+
+
+async def test_reads_go_on_while_the_server_refuses_a_renewed_token(redis_server: RedisServer, prefix: str) -> None:
+    identity = FakeIdentity(redis_server, life_s=0.3)
+    store = open_url(redis_server.url(prefix=prefix), renewed_by_redis_entraid(identity))
+    try:
+        await write(store, FIRST, ROWS)
+        await read_eventually(store)
+        identity.is_known = False
+        requests = identity.requests
+        while identity.requests < requests + 3:
+            assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+            await asyncio.sleep(0.01)
+        identity.is_known = True
+        requests = identity.requests
+        await eventually(lambda: identity.requests > requests + 1)
+        identity.revoke_all()  # a reconnection asks for another token
+        await read_eventually(store)
     finally:
         await store.close()
 
