@@ -246,17 +246,30 @@ class Cluster(_Discovered):
 
     async def renew(self) -> None:
         """Replace the client: its nodes would close connections that a command may take at the same time."""
+        client = await self._loaded_client()
+        while client is None:
+            await asyncio.sleep(TIMEOUT_S)
+            client = await self._loaded_client()
+        former = self.client
+        self.client = client
+        try:
+            await asyncio.sleep(TIMEOUT_S)  # in which the calls of the former client end
+        finally:
+            await _close_client(former)
+
+    async def _loaded_client(self) -> RedisCluster | None:
+        """Return a new client that knows the slots; None if no node answers."""
         client = self._new_client()
-        unused = client
+        is_loaded = False
         try:
             await _load_slots(client)
-            unused = self.client
-            self.client = client
-            await asyncio.sleep(TIMEOUT_S)  # in which the calls of the former client end
+            is_loaded = True
         except RedisClusterException as error:
             log.warning("%s", self._unreachable(error))
         finally:
-            await _close_client(unused)
+            if not is_loaded:
+                await _close_client(client)
+        return client if is_loaded else None
 
     async def close(self) -> None:
         await super().close()
