@@ -37,7 +37,6 @@ BATCH_COLUMNS = (
     Column("popular lists", "popular\n%", "%"),
 )
 SHOWN_REASONS = 2
-INVALID = "There is no verdict: this machine disturbed the measurement; see below."
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
 
 
@@ -199,7 +198,11 @@ def report(runs: HttpRuns) -> Report:
     summary = _Batches(runs) if plan.batches else _Rounds(runs)
     failures = [] if popular else summary.failures if runs.rounds or runs.trials else ["nothing was measured"]
     wrong = [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked and checked.wrong else []
-    sentence = INVALID if failures else NOT_LISTS if popular else summary.sentence
+    sentence = summary.sentence
+    if failures:
+        sentence = f"There is no verdict: {failures[0]}."
+    elif popular:
+        sentence = NOT_LISTS
     return Report(
         kind="http",
         sentence=sentence,

@@ -101,25 +101,27 @@ def plan(flags: PlanFlags, **given: str | None) -> None:
     if flags.open_page:
         _open_page(flags, layers, command_line, prices, charges, sweep)
         return
-    made = calculate(inputs.merge([*layers, *command_line]), price_list.load(prices), charges)
-    planned = report(made, prices.name, baseline if flags.check else None, sweep)
-    _finish(made, planned, flags, baseline)
+    capacity_plan = calculate(inputs.merge([*layers, *command_line]), price_list.load(prices), charges)
+    planned = report(capacity_plan, prices.name, baseline if flags.check else None, sweep)
+    _finish(capacity_plan, planned, flags, baseline)
 
 
-def _finish(made: "CapacityPlan", planned: "Report", flags: PlanFlags, baseline: "Baseline | None") -> None:
+def _finish(capacity_plan: "CapacityPlan", planned: "Report", flags: PlanFlags, baseline: "Baseline | None") -> None:
     from hotplate.bench.planner.review import BOUND_PERCENT, in_full, to_toml
 
-    if flags.why is not None and flags.why not in made.figures:
-        raise inputs.PlanMisused(f"--why: there is no figure {flags.why!r}; known are {', '.join(made.figures)}")
+    if flags.why is not None and flags.why not in capacity_plan.figures:
+        raise inputs.PlanMisused(
+            f"--why: there is no figure {flags.why!r}; known are {', '.join(capacity_plan.figures)}"
+        )
     if flags.report is not None:
         from hotplate import report_page
 
         report_page.save(planned, flags.report)
     if flags.save is not None:
         bound_percent = baseline.bound_percent if flags.check and baseline else BOUND_PERCENT
-        flags.save.write_text(to_toml(made, bound_percent))
+        flags.save.write_text(to_toml(capacity_plan, bound_percent))
     if flags.why is not None and not flags.as_json:
-        _print_formulas(made, flags.why)
+        _print_formulas(capacity_plan, flags.why)
     else:
         show_report(in_full(planned) if flags.in_full else planned, as_json=flags.as_json)
     if planned.exit_code:
@@ -224,10 +226,10 @@ def _write_prices(region: str, currency: str, path: Path) -> Path:
     return path
 
 
-def _print_formulas(made: "CapacityPlan", name: str) -> None:
+def _print_formulas(capacity_plan: "CapacityPlan", name: str) -> None:
     from hotplate.bench.planner.figures import explain
 
-    for depth, figure in explain(made.figures, name):
+    for depth, figure in explain(capacity_plan.figures, name):
         formula = f" = {figure.formula}" if figure.formula else ""
         source = f"   [{figure.source}]" if figure.source else ""
         out.print(f"{'  ' * depth}{figure.name}: {figure}{formula}{source}")
