@@ -46,8 +46,11 @@ class _Format(Struct):
     format: int = FORMAT
 
 
-class ItemEntry(Struct, frozen=True, array_like=True):
-    """An item, whether it may be recommended, and the *multiplier* of its scores: recency and boosts."""
+class ItemEntry(Struct, frozen=True, array_like=True, gc=False):
+    """An item, whether it may be recommended, and the *multiplier* of its scores: recency and boosts.
+
+    Not tracked by the garbage collector, which a service loading a million of them would notice.
+    """
 
     id: str
     title: str | None = None

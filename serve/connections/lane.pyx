@@ -992,7 +992,7 @@ cdef class Lane:
             and last.fallback is fallback
         ):
             return last
-        key = (route.place, served.number, served.is_canary, source, tier, fallback)
+        key = (route.place, served.load_id, served.is_canary, source, tier, fallback)
         frame = self._frames.get(key)
         if frame is None:
             if len(self._frames) >= MAX_FRAMES:

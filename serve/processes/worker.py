@@ -5,6 +5,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -46,6 +47,8 @@ PATIENCE_POLL_S = 0.1
 ORPHAN_DRAIN_S = 0.5
 # Time to send the last spans.
 FLUSH_S = 2.0
+# How long a thread that loads a release or a file may keep the event loop waiting; Python's default is ten times this.
+SWITCH_S = 0.0005
 
 
 class _ShutdownSignals:
@@ -113,6 +116,7 @@ async def run_worker(
             announce()
         gc.collect()
         gc.freeze()  # full collections skip objects that live as long as the worker
+        sys.setswitchinterval(SWITCH_S)
         await stop.requested.wait()
         dispatcher.drain()
         write(reporter.state())

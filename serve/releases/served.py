@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from hotplate.serve.item_factors import ItemFactors
 
 
+_loads = count()
+
+
+def _new_load_id() -> str:
+    return f"{next(_loads)} "
+
+
 @dataclass(frozen=True, slots=True)
 class ServedRelease:
     """An immutable release, so a request never mixes two."""
@@ -35,8 +42,8 @@ class ServedRelease:
     factors: "ItemFactors | None" = None
     filters: ReleaseFilters = NO_FILTERS
     is_canary: bool = False
-    number: int = field(default_factory=count().__next__, compare=False)
-    """Differs for each load, which may have other lists."""
+    load_id: str = field(default_factory=_new_load_id, compare=False)
+    """Differs for each load, which may have other lists; cached rows have it before their key."""
 
     lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
     by_list: dict[str, list[int]] = field(default_factory=dict, compare=False)

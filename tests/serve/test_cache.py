@@ -10,7 +10,7 @@ from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.tiers import ABSENT_S, NOT_CACHED, Cache
+from hotplate.serve.tiers import ABSENT_S, NOT_CACHED, SHARD_BYTES, Cache
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable
@@ -46,6 +46,15 @@ def test_what_was_used_last_stays_and_no_more_than_the_bytes_it_may_hold() -> No
     cache.put(release, ["user:huge"], [bytes(MAX_BYTES)])
     assert cache.get(release, "user:huge") is NOT_CACHED
     assert cache.get(release, "user:hot") == b"hot"
+
+
+def test_large_cache_holds_no_more_than_its_bytes_in_all_shards() -> None:
+    cache, release = Cache(4 * SHARD_BYTES, FakeClock()), a_release()
+    for n in range(20_000):
+        cache.put(release, [f"user:{n}"], [b"cold" * 200])
+        assert cache.get(release, f"user:{n}") == b"cold" * 200
+    assert 4 * SHARD_BYTES * 0.99 < cache.bytes <= 4 * SHARD_BYTES
+    assert cache.get(release, "user:0") is NOT_CACHED
 
 
 def reads(store: RemoteStore) -> int:
