@@ -436,15 +436,21 @@ class _Fits:
         self._last = None
 
     def _kept(self, plain: Params) -> list[Ranker]:
-        for fitted in (self._last, self._best):
-            if fitted is not None and fitted.params == plain:
-                return fitted.rankers
+        rankers = self._find(plain)
+        if rankers is not None:
+            return rankers
         # They are released before the next fit.
         self._last = None
         if not isinstance(plain, ALSParams):
             self._best = None
         self._last = _Fitted(plain, [fit_parts(parts, plain) for parts in self._splits])
         return self._last.rankers
+
+    def _find(self, plain: Params) -> list[Ranker] | None:
+        for fitted in (self._last, self._best):
+            if fitted is not None and fitted.params == plain:
+                return fitted.rankers
+        return None
 
     def _bytes(self, params: Params) -> int:
         return sum(fit_bytes(params, parts.train) for parts in self._splits)

@@ -1,8 +1,10 @@
 """The search and its cells: on data whose best cell is known, what it may see and keep, and what it recommends."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from weakref import ReferenceType, ref
 
 import numpy as np
 import polars as pl
@@ -172,6 +174,29 @@ def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
     plain = {each.params for each in found.trials if recency_of(each.params) is None}
     assert len(plain) < len(found.trials), "recency was tried"
     assert sorted(map(repr, fits)) == sorted(map(repr, [*plain, *plain])), "there are two splits"
+
+
+def test_fits_of_als_are_released_before_other_engines_get_recency(
+    fashions: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = Counter[Params]()
+    als = list[ReferenceType[Ranker]]()
+    alive: list[int] = []
+
+    def watched(parts: Parts, params: Params) -> Ranker:
+        fits[params] += 1
+        if not isinstance(params, ALSParams) and fits[params] > 2:  # the two splits were fitted before
+            alive.append(sum(ranker() is not None for ranker in als))
+        ranker = fit_parts(parts, params)
+        if isinstance(params, ALSParams):
+            als.append(ref(ranker))
+        return ranker
+
+    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", watched)
+    search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL)
+    assert als
+    assert alive
+    assert not any(alive)
 
 
 def test_the_announced_cost_counts_what_follows_the_search(fashions: Matrix) -> None:
