@@ -34,8 +34,9 @@ MAX_DIVERSITY = 0.9
 # Of each day on which an item was shown without a click; an item keeps at least _LEAST_RELEVANCE.
 _KEPT_RELEVANCE = 0.9
 _LEAST_RELEVANCE = 0.5
-# Bounds the table of similarities.
+# Entries of lists that are rearranged together, and of those whose similarities are in one dense table.
 _ENTRIES_AT_ONCE = 4096
+_ENTRIES_IN_TABLE = 800
 # Below the relevance and diversity of any candidate.
 _NOT_LISTED = -2.0
 _TEN = 10
@@ -65,6 +66,13 @@ class ItemSimilarity:
 
     def within(self, lists: Indices) -> Floats:
         """Return the similarity of each two entries of a list [lists, n, n]; 0 for missing entries, -1."""
+        count, n = lists.shape
+        within = np.empty((count, n, n), dtype=np.float32)
+        for rows in _slices(count, _ENTRIES_IN_TABLE // n):
+            within[rows] = self._by_table(lists[rows])
+        return within
+
+    def _by_table(self, lists: Indices) -> Floats:
         known, places = np.unique(lists, return_inverse=True)
         places = places.reshape(lists.shape)
         rows = self.similar.similarity[known]
