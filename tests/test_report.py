@@ -90,7 +90,7 @@ def printed(report: Report, width: int) -> str:
 
 TABLE = Report(
     kind="stores",
-    sentence="Fastest and cheapest: files (p99 1.6 ms, Redis 2.3), a copy on each server, as far as this machine says.",
+    sentence="Fastest and cheapest: files on each server (p99 1.6 ms, Redis 2.3), as far as this machine says.",
     rows=(
         Row("files", "p99", "us", 1_554.0, low=1_290.0, high=1_870.0),
         Row("files", "cost", "USD", 0.86, note="CPU only"),
@@ -110,8 +110,8 @@ TABLE = Report(
 
 def test_a_table_has_one_line_for_each_subject_after_the_answer() -> None:
     assert printed(TABLE, width=80).splitlines() == [
-        "Fastest and cheapest: files (p99 1.6 ms, Redis 2.3), a copy on each server, as",
-        "far as this machine says.",
+        "Fastest and cheapest: files on each server (p99 1.6 ms, Redis 2.3), as far as",
+        "this machine says.",
         "",
         "                p99     USD per",
         "                 ms  10^9 reads  paid for",

@@ -122,13 +122,13 @@ def _measured(summary: Summary, needed: Needs | None) -> Iterator[Row]:
 
 def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
     p50 = summary.latencies["p50"].value
-    published = f"the published {MEDIAN_US / 1000:g} ms"
+    published = f"the published median of {MEDIAN_US / 1000:g} ms"
     if p50 is None:
         latency = f"Too few answers for a median, to set beside {published}"
     elif summary.has_own_latency:
         latency = f"P50 {format_value(p50, 'us')}, beside {published} of another service"
     else:
-        latency = f"Whether it is faster than {published} is unknown: the p50 of {format_value(p50, 'us')} is assumed"
+        latency = f"Whether that is faster than {published} is unknown: our p50 of {format_value(p50, 'us')} is assumed"
     if needed is None:
         return f"{latency}."
     before = prices.ru_hours(RU * HOURS_A_MONTH)

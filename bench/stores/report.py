@@ -375,12 +375,12 @@ class Comparison:
         fastest, speed = self._speed()
         cheapest = self._by_cost[0].name if len(self._by_cost) > 1 else ""
         if fastest and fastest == cheapest:
-            parts = [f"Fastest and cheapest: {fastest} ({speed}){self._where(fastest)}"]
+            parts = [f"Fastest and cheapest: {fastest}{self._where(fastest)} ({speed})"]
         else:
-            parts = [f"Fastest: {fastest} ({speed}){self._where(fastest)}" if fastest else speed]
+            parts = [f"Fastest: {fastest}{self._where(fastest)} ({speed})" if fastest else speed]
             parts += [f"Cheapest: {cheapest}{self._where(cheapest)}"] if cheapest else []
         if shared := self._shared():
-            parts.append(f"Shared by servers: {shared}")
+            parts.append(f"If servers share a store: {shared}")
         return f"{'. '.join(part[:1].upper() + part[1:] for part in parts)}."
 
     @property
@@ -400,7 +400,7 @@ class Comparison:
 
     def _where(self, name: str) -> str:
         is_local = any(each.name == name and scheme_of(each.store.candidate.url) == "file" for each in self.stores)
-        return ", a copy on each server" if is_local and len(self.stores) > 1 else ""
+        return " on each server" if is_local and len(self.stores) > 1 else ""
 
     def _speed(self) -> tuple[str, str]:
         """Return the store that is proven fastest by our own clients, if any, and its figures."""

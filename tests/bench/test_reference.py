@@ -45,7 +45,7 @@ def test_the_published_row_stands_beside_the_measured_one() -> None:
     assert rate.value == pytest.approx(RATE, rel=0.1)
     assert "180 requests/s need 400 RU/s (23 USD a month), not 11,000 (642)" in made.sentence
     assert made.sentence.endswith(
-        "Whether it is faster than the published 60 ms is unknown: the p50 of 5 ms is assumed."
+        "Whether that is faster than the published median of 60 ms is unknown: our p50 of 5 ms is assumed."
     )
     assert made.exit_code == 0
     late = report(ReferenceOptions(), measured(late_s=0.03))

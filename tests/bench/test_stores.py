@@ -99,13 +99,13 @@ def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
         store_runs("Cosmos DB", EMULATED, steady(0.001), 150.0),
     )
     assert made.exit_code == 0
-    assert made.sentence.startswith("Fastest and cheapest: files (p99 2.0 ms, Redis 3.1), a copy on each server. ")
+    assert made.sentence.startswith("Fastest and cheapest: files on each server (p99 2.0 ms, Redis 3.1). ")
     out = io.StringIO()
     print_report(made, Console(file=out, width=80))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert [len([line for line in lines if line.startswith(f"{name}  ")]) for name in ("files", "Redis")] == [1, 1]
-    assert re.search(r"Shared by servers: Redis, cheaper than Cosmos DB from 3\d reads/s on\.$", made.sentence)
+    assert re.search(r"If servers share a store: Redis, cheaper than Cosmos DB from 3\d reads/s on\.$", made.sentence)
     assert made.verdicts["p50"] == made.verdicts["p99"] == "files fastest; Redis 1.5 times (1.5 to 1.5)"
     assert made.verdicts["CPU"].startswith("files least; Redis 1.5 times (1.5 to 1.5), Cosmos DB 3.0 times")
     assert made.verdicts["cost"].startswith("files least; Redis ")
