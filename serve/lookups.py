@@ -21,7 +21,9 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.releases.follower import RowsOfRelease
@@ -57,8 +59,12 @@ def caller_deadline() -> float | None:
     return _read_by.get()
 
 
-class RowRead(NamedTuple):
-    """Result of a lookup."""
+# Called with a row, its waiters, its origin (None if no tier could be read), and the opened list (None if absent).
+Complete = Callable[[RowKey, Sequence[Waiter], Origin | None, bytes | None], None]
+
+
+class RowRead(msgspec.Struct, frozen=True):
+    """Result of a read without I/O."""
 
     origin: Origin | None
     """None if no tier could be read."""
@@ -67,12 +73,8 @@ class RowRead(NamedTuple):
     """The opened list; None if the row is absent."""
 
 
-# Called with a row, its waiters, and the result.
-Complete = Callable[[RowKey, Sequence[Waiter], RowRead], None]
-
-
-class RowsRead(NamedTuple):
-    """Rows that one tier returned for a batch."""
+class RowsRead(msgspec.Struct, frozen=True):
+    """Rows that one tier returned."""
 
     origin: Origin
     rows: Sequence[RowKey]
@@ -149,9 +151,8 @@ class TurnLookups(Generic[Waiter]):
 
     def add(self, row: RowKey, waiter: Waiter) -> None:
         """Read *row* in this loop iteration, or join a read of it; completes *waiter* later."""
-        generation = POLICIES.number
-        if generation != self._generation and not self._turn:  # join no read from before a flip
-            self._generation = generation
+        if not self._turn and self._generation != POLICIES.number:  # join no read from before a flip
+            self._generation = POLICIES.number
             self._waiting = {}
         waiters = self._waiting.get(row)
         if waiters is not None:
@@ -202,7 +203,7 @@ class TurnLookups(Generic[Waiter]):
             log.exception("a lookup failed")
         finally:
             for row in rows:
-                self._complete(row, turn.waiting.pop(row, ()), RowRead(turn.first_missed(row), None))
+                self._complete(row, turn.waiting.pop(row, ()), turn.first_missed(row), None)
 
     def _split(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
         """Return the rows that this task reads in one call of a tier; other tasks read the rest.
@@ -266,14 +267,17 @@ class TurnLookups(Generic[Waiter]):
 
     def _take(self, turn: _Turn[Waiter], read: RowsRead) -> Sequence[RowKey]:
         """Complete the rows that were found, and return the others."""
+        complete = self._complete
+        waiting = turn.waiting
+        origin = read.origin
         rest = list[RowKey]()
         for row, slot in zip(read.rows, read.slots, strict=True):
             if isinstance(slot, bytes) and not is_empty(slot):
-                self._complete(row, turn.waiting.pop(row, ()), RowRead(read.origin, slot))
+                complete(row, waiting.pop(row, ()), origin, slot)
             else:
                 rest.append(row)
                 if not isinstance(slot, StoreError):
-                    turn.missed.setdefault(row, []).append(read.origin)
+                    turn.missed.setdefault(row, []).append(origin)
         return rest
 
 

@@ -56,11 +56,11 @@ class FoldedIn(NamedTuple):
 
 
 class Waiter(Protocol):
-    """A request that waits for a list: of the fast lane, or a future."""
+    """A request that waits in `TurnLookups` for a list, which it takes once: of the fast lane, or a future."""
 
     @property
     def fallback(self) -> RowKey:
-        """The popular list to get instead."""
+        """The popular list to take instead."""
 
     def take_row(self, origin: Origin, row: RowKey, body: bytes) -> None:
         """Take the list that was read."""
@@ -122,7 +122,9 @@ class TieredReader:
         self.kept = kept
         self.warm = warm
         self._budget_s = budget_s
-        self._turns = TurnLookups[Waiter](self.tiers, budget_s, self._complete)
+        self.turns = TurnLookups[Waiter](self.tiers, budget_s, self._complete)
+        """Reads single rows that `get_nowait` cannot."""
+
         self._batches = BatchLookups(self.tiers, budget_s)
         self._baskets = Baskets(self.tiers, self._batches, self._fold_in)
         self._fallbacks = Fallbacks(self.tiers, kept)
@@ -143,7 +145,7 @@ class TieredReader:
             task.cancel()
         await asyncio.gather(*self.following, return_exceptions=True)
         self.following.clear()
-        await self._turns.close()
+        await self.turns.close()
         if self._fold_in is not None:
             self._fold_in.close()
         for tier in self.tiers:
@@ -220,9 +222,10 @@ class TieredReader:
 
     def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
         """Return a popular list of a release as of `in_release`."""
-        for (tier, served), stored in self._with_release(release, name):
+        for origin, stored in self._with_release(release, name):
             self.metrics.count_lookup("popular", "hit")
-            encoded = self._fallbacks.of_release(tier.name, served, RowKey(POPULAR, segment, stored), "ok")
+            row = RowKey(POPULAR, segment, stored)
+            encoded = self._fallbacks.of_release(origin.tier.name, origin.served, row, "ok")
             return self.named(name, encoded)
         return None
 
@@ -235,7 +238,8 @@ class TieredReader:
                 yield Origin(tier, served), stored
 
     async def _in_release(self, origin: Origin, row: RowKey, segment: str, deadline: float) -> EncodedList | None:
-        tier, served = origin
+        tier = origin.tier
+        served = origin.served
         fallback = row.popular(segment)
         if self._is_hidden(row):
             self.metrics.count_lookup("popular", "miss")
@@ -270,13 +274,6 @@ class TieredReader:
         read = get_nowait(self.tiers[1:], row, missed)
         return None if read is None else self._encoded(row, read, fallback)
 
-    def submit(self, row: RowKey, waiter: Waiter) -> None:
-        """Read *row* after `get_nowait`, with all others of this loop iteration; *waiter* takes a list once, later.
-
-        If the read fails, that is the popular list with the key of its fallback, with status `error`.
-        """
-        self._turns.add(row, waiter)
-
     def hit(self, origin: Origin, row: RowKey, body: bytes, fallback: RowKey) -> EncodedList:
         """Return a list that was read, and count it."""
         source = SOURCES[row.kind]
@@ -289,7 +286,7 @@ class TieredReader:
             return encoded
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
         waiter = _FutureWaiter(self, fallback, future)
-        self._turns.add(row, waiter)
+        self.turns.add(row, waiter)
         deadline = caller_deadline()
         if deadline is None:
             return await future
@@ -297,18 +294,18 @@ class TieredReader:
             async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
-            self._turns.leave(row, waiter)
+            self.turns.leave(row, waiter)
             return self.get_nowait(row, fallback, late=True) or self._fallbacks.unread(row, fallback)
 
-    def _complete(self, row: RowKey, waiters: Sequence[Waiter], read: RowRead) -> None:
-        if len(waiters) > 1 and read.origin is not None:
-            self.metrics.count(self.metrics.cached[read.origin.tier.name, CACHE_SHARED], len(waiters) - 1)
+    def _complete(self, row: RowKey, waiters: Sequence[Waiter], origin: Origin | None, body: bytes | None) -> None:
+        if len(waiters) > 1 and origin is not None:
+            self.metrics.count(self.metrics.cached[origin.tier.name, CACHE_SHARED], len(waiters) - 1)
         for waiter in waiters:
             try:
-                if read.origin is not None and read.body is not None:
-                    waiter.take_row(read.origin, row, read.body)
+                if origin is not None and body is not None:
+                    waiter.take_row(origin, row, body)
                 else:
-                    waiter.take(self._encoded(row, read, waiter.fallback))
+                    waiter.take(self._encoded(row, RowRead(origin, body), waiter.fallback))
             except Exception:  # others still wait
                 log.exception("a list cannot be delivered")
 
@@ -383,7 +380,8 @@ class TieredReader:
 
     def _add_lists(self, lists: dict[str, EncodedList], part: RowsRead, fallbacks: Mapping[str, RowKey]) -> None:
         """Add the lists of rows that one tier returned."""
-        tier, served = part.origin
+        tier = part.origin.tier
+        served = part.origin.served
         hits = 0
         for row, slot in zip(part.rows, part.slots, strict=True):
             fallback = fallbacks[row.list]
@@ -440,7 +438,8 @@ class TieredReader:
         elif not computed.items:
             encoded = self._fallbacks.missed(computed.origin, row, computed.failure, fallback)
         else:
-            tier, served = computed.origin
+            tier = computed.origin.tier
+            served = computed.origin.served
             tier.count_lookup(served, "fold-in", HIT, ITEM)
             encoded = EncodedList(tier.name, served, "fold-in", encode(computed.items), "ok", fallback)
         return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)

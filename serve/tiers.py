@@ -8,7 +8,9 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from hotplate.serve.errors import ERRORS, ServiceFinding
 from hotplate.serve.fold_in import FoldIn
@@ -497,7 +499,7 @@ class Tier:
             self._metrics.observe(self._metrics.canary_reads[self.name, role], took_s)
 
 
-class Origin(NamedTuple):
+class Origin(msgspec.Struct, frozen=True, eq=False):
     """The tier and the release that a row was read from."""
 
     tier: Tier

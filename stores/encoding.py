@@ -69,10 +69,10 @@ _is_list_name = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_LIST_NAME - 1}}}"
 _HEADER = struct.Struct(">HH")  # lengths of the first and last key
 
 
-class RowKey(msgspec.Struct, frozen=True):
+class RowKey(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """The key of a row. Stores take its `text`.
 
-    A Struct, because batches make one per user: in 0.2 µs, where a frozen dataclass takes 1.3.
+    A Struct, because each read makes one: in 0.2 µs, where a frozen dataclass takes 1.3.
     """
 
     kind: str

@@ -54,7 +54,7 @@ from hotplate.serve.encoded_lists import EncodedList, NotReady, UnknownList
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
 from hotplate.serve.problems import Problem
-from hotplate.serve.shaping import Selection
+from hotplate.serve.shaping import DEFAULT_N, Selection
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import RequestRecord, use_span
 from hotplate.serve.tiers import Origin
@@ -540,6 +540,18 @@ cdef class _Route:
 
 
 @cython.final
+cdef class _Query:
+    """The parameters of a plain request."""
+
+    cdef Py_ssize_t n
+    cdef str list_name
+
+    def __init__(self, n, list_name):
+        self.n = n
+        self.list_name = list_name
+
+
+@cython.final
 cdef class _Verdict:
     """The caller of a credential; *is_free* if it may read, without a rate."""
 
@@ -651,6 +663,7 @@ cdef class Lane:
     cdef object _dispatcher
     cdef object _guard
     cdef object _reader
+    cdef object _turns
     cdef object _shaper
     cdef object _deny_list
     cdef bint _hides_consumed
@@ -686,6 +699,7 @@ cdef class Lane:
         self._dispatcher = dispatcher
         self._guard = dispatcher.guard
         self._reader = dispatcher.reader
+        self._turns = dispatcher.reader.turns
         self._shaper = dispatcher.shaper
         self._deny_list = dispatcher.reader.deny_list
         self._hides_consumed = dispatcher.consumed is not None
@@ -758,14 +772,14 @@ cdef class Lane:
         cdef _Request request
         cdef _Verdict verdict
         cdef object answer
-        cdef object query = self._query(parsed.query)
+        cdef _Query query = self._query(parsed.query)
         if query is None:
             return None
         request = _Request.__new__(_Request)
         request.started = now
         request.route = <_Route>self._routes[parsed.route]
         request.n = query.n
-        request.list_name = query.list
+        request.list_name = query.list_name
         request.identifier = b"" if parsed.identifier.at == NULL else _bytes(parsed.identifier)
         request.request_id = _bytes(parsed.values[REQUEST_ID]) if _is_request_id(parsed.values[REQUEST_ID]) else None
         request.known = _text(parsed.values[KNOWN])
@@ -789,16 +803,16 @@ cdef class Lane:
         except (NotReady, UnknownList) as error:
             return self._refuse(request, problem_of(error))
 
-    cdef object _query(self, Span span):
+    cdef _Query _query(self, Span span):
         """Return the query; None if it has parameters other than *n* and *list*."""
-        cdef object query
+        cdef object known
         cdef bytes raw
         if span.at == NULL:
             return _WITHOUT_QUERY
         raw = _bytes(span)
-        query = self._queries.get(raw)
-        if query is not None:
-            return query
+        known = self._queries.get(raw)
+        if known is not None:
+            return <_Query>known
         try:
             query = SIMILAR.parse(raw.decode("ascii"))
         except Problem:
@@ -807,8 +821,9 @@ cdef class Lane:
             return None
         if len(self._queries) >= MAX_REMEMBERED:
             self._queries.clear()
-        self._queries[raw] = query
-        return query
+        known = _Query(query.n, query.list)
+        self._queries[raw] = known
+        return <_Query>known
 
     cdef _Verdict _verdict(self, Span key, Span authorization):
         """Return the caller; None for a token that must be verified. Raises Problem."""
@@ -912,10 +927,10 @@ cdef class Lane:
         delivery.deliver = deliver
         delivery.fallback = fallback
         if request.span is None:
-            self._reader.submit(row, delivery)
+            self._turns.add(row, delivery)
         else:
             with use_span(request.span):
-                self._reader.submit(row, delivery)
+                self._turns.add(row, delivery)
         return PENDING
 
     cdef object _answer_with_row(self, _Delivery delivery, object origin, object row, object body):
@@ -1147,7 +1162,7 @@ cdef class Lane:
 if HISTOGRAM_CELLS != len(BUCKETS_S) + 2:
     raise ImportError("the layout of histograms has changed; change Lane._observe with it")
 
-cdef object _WITHOUT_QUERY = ListQuery()
+cdef _Query _WITHOUT_QUERY = _Query(DEFAULT_N, "")
 cdef const char* _ID_LINE = b'"\r\nServer: hotplate\r\nX-Request-Id: '
 cdef Py_ssize_t _OF_ID_LINE = 35
 cdef const char* _TIMING_LINE = b"\r\nServer-Timing: app;dur="

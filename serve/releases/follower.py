@@ -9,7 +9,9 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.generation import Policy
@@ -49,7 +51,7 @@ CANARY_S = 1.0
 WARM_S = 120.0
 
 
-class RowsOfRelease(NamedTuple):
+class RowsOfRelease(msgspec.Struct, frozen=True):
     """Rows that are read from one release."""
 
     served: ServedRelease
