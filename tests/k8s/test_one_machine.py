@@ -28,8 +28,8 @@ from tests.support.service import a_list, publish_lists, running, until
 
 pytestmark = pytest.mark.k8s
 SYSTEMD, COMPOSE = K8S / "targets/systemd", K8S / "targets/compose"
-# What panels show of runs, remote stores and their caches, certificates and refusals, none of which is here.
-ELSEWHERE = re.compile("hotplate_(run|store|cache|certificate|shed)_")
+# What panels show of runs, remote stores and their caches, certificates, refusals and models, none of which is here.
+ELSEWHERE = re.compile("hotplate_(run|store|cache|certificate|shed|learnt)_")
 
 
 def commands(unit: Path, name: str) -> list[str]:
