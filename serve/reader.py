@@ -68,6 +68,9 @@ class Waiter(Protocol):
     def take(self, encoded: EncodedList) -> None:
         """Take the popular list."""
 
+    def fail(self, error: Exception) -> None:
+        """Answer that a list could not be delivered because of *error*, a defect."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _FutureWaiter:
@@ -81,6 +84,10 @@ class _FutureWaiter:
     def take(self, encoded: EncodedList) -> None:
         if not self.future.done():
             self.future.set_result(encoded)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class TieredReader:
@@ -306,8 +313,8 @@ class TieredReader:
                     waiter.take_row(origin, row, body)
                 else:
                     waiter.take(self._encoded(row, RowRead(origin, body), waiter.fallback))
-            except Exception:  # others still wait
-                log.exception("a list cannot be delivered")
+            except Exception as error:  # noqa: BLE001 -- it is answered and logged there; others still wait
+                waiter.fail(error)
 
     def _encoded(self, row: RowKey, read: RowRead, fallback: RowKey) -> EncodedList:
         """Return the list that was read, or the popular one, and count it."""

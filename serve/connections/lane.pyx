@@ -35,6 +35,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+import logging
 from math import inf
 from secrets import token_hex
 from time import time
@@ -53,7 +54,7 @@ from hotplate.serve.connections.headers import READ as READ_HEADERS
 from hotplate.serve.encoded_lists import EncodedList, NotReady, UnknownList
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
-from hotplate.serve.problems import Problem
+from hotplate.serve.problems import Problem, internal_error
 from hotplate.serve.shaping import DEFAULT_N, Selection
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import RequestRecord, use_span
@@ -83,6 +84,8 @@ cdef extern from *:
 SOURCE = HOTPLATE_SOURCE.decode()
 # Returned by `answer` if the answer is delivered later.
 PENDING = b""
+
+log = logging.getLogger(__name__)
 
 # Bytes of a request line and of a header block.
 cdef enum:
@@ -656,6 +659,10 @@ cdef class _Delivery:
         """See `Waiter`."""
         self.deliver(self.lane._answer_with(self.request, encoded))
 
+    def fail(self, error):
+        """See `Waiter`."""
+        self.deliver(self.lane._answer_defect(self.request, error))
+
 
 cdef class Lane:
     """The fast lane of one worker, on its loop."""
@@ -1131,6 +1138,13 @@ cdef class Lane:
         self._cells[cell + bucket] += 1
         self._cells[cell + _bucket_count + 1] += seconds
         return 0
+
+    cdef object _answer_defect(self, _Request request, object error):
+        if request.request_id is None:
+            request.request_id = self._new_request_id()
+        request_id = request.request_id.decode("ascii")
+        log.error("request %s failed", request_id, exc_info=error)
+        return self._refuse(request, internal_error(request_id))
 
     cdef object _refuse(self, _Request request, object problem):
         cdef double took_s = _monotonic() - request.started

@@ -368,3 +368,21 @@ async def test_a_named_list_is_counted_once_and_unknown_once_it_is_gone() -> Non
             await asyncio.sleep(0)
         assert b" 404 " in transport.written
         assert b"has no list 'basket'" in transport.written
+
+
+async def test_defect_in_delivering_a_list_is_answered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception was logged, and the request waited until its client gave up."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("the offset of a list is not a number")
+
+    async with Pair(await reader_of(MemoryStore(), awaited=True)) as pair:
+        monkeypatch.setattr(TieredReader, "hit", fail)
+        for server in (pair.lane, pair.plain):
+            caplog.clear()
+            answer = await exchange(server, [GET.replace(b"1 HTTP", b"2?list=basket HTTP", 1)])
+            assert answer.startswith(b"HTTP/1.1 500 ")
+            assert b"internal-error" in answer
+            assert "the offset of a list is not a number" in caplog.text
