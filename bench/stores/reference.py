@@ -128,13 +128,13 @@ def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
     elif summary.has_own_latency:
         latency = f"P50 {format_value(p50, 'us')}, beside {published} of another service"
     else:
-        latency = f"Whether that is faster than {published} is unknown: our p50 of {format_value(p50, 'us')} is assumed"
+        latency = f"Faster than {published}? Unknown: our p50 of {format_value(p50, 'us')} is assumed"
     if needed is None:
         return f"{latency}."
     before = prices.ru_hours(RU * HOURS_A_MONTH)
     return (
-        f"The reference's {RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a "
-        f"month), not {RU:,} ({before:,.0f}). {latency}."
+        f"{RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a month), not the "
+        f"reference's {RU:,} ({before:,.0f}). {latency}."
     )
 
 
