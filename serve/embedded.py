@@ -105,6 +105,7 @@ class Lists:
         self._again = again
         self._timeout_s = timeout_s
         self._reporter = Reporter(reader.tiers)
+        self._shaper = Shaper(reader.deny_list)
         self._entered = AsyncExitStack()
         self._was_entered = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,6 +119,7 @@ class Lists:
                 raise StoreMisused("these lists are closed; open others by hotplate.open(…)")
             self.reader = self._again()
             self._reporter = Reporter(self.reader.tiers)
+            self._shaper = Shaper(self.reader.deny_list)
         self._was_entered = True
         async with AsyncExitStack() as stack:
             stack.callback(self._leave)
@@ -204,7 +206,7 @@ class Lists:
 
     def decoded(self, encoded: EncodedList, selection: Selection, beside: Collection[str] = ()) -> Recommendations:
         """Return the items of a list that is shown *beside* some items."""
-        return _decoded(encoded, Shaper(self.reader.deny_list).shape(encoded, selection, beside=beside))
+        return _decoded(encoded, self._shaper.shape(encoded, selection, beside=beside))
 
     def popular_page(self, reader: TieredReader, cursor: Cursor | None, request: _Request) -> Recommendations:
         """Return a page of a popular list."""
@@ -213,7 +215,7 @@ class Lists:
 
     def _page(self, found: Continued, selection: Selection, beside: Collection[str] = ()) -> Recommendations:
         encoded, cursor, restarted = found
-        page = page_of(Shaper(self.reader.deny_list), encoded, selection, cursor, beside=beside)
+        page = page_of(self._shaper, encoded, selection, cursor, beside=beside)
         following = None if page.following is None else page.following.encoded()
         return replace(_decoded(encoded, page.items), next=following, restarted=restarted)
 
