@@ -11,7 +11,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, Format, input_files, named_paths
-from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, bad_ids, id_reasons, open_tables
+from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, open_tables
 from hotplate.stores.attributes import ABOUT, encode_attributes
 from hotplate.stores.errors import StoreMisused, did_you_mean
 from hotplate.stores.store import Row
@@ -99,12 +99,12 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
 
 
 def _shape(table: Table, place: int, item: str, columns: Sequence[str], wanted: Mapping[str, str]) -> TableShape:
-    values = [table.text(item).alias(_ITEM), pl.lit(place, pl.UInt16).alias(_TABLE)]
+    shape = TableShape(table, {_ITEM: table.text(item), _TABLE: pl.lit(place, pl.UInt16)})
     for number, name in enumerate(columns):
         is_number = table.schema[name].is_numeric() and wanted.get(name) != "text"
-        value = table.number(name) if is_number else table.text(name)
-        values.append(value.alias(f"{number}"))
-    return TableShape(table, values, id_reasons({_ITEM: _ITEM}), bad_ids({_ITEM: item}))
+        shape.values[f"{number}"] = table.number(name) if is_number else table.text(name)
+    shape.leave_out_ids({_ITEM: item})
+    return shape
 
 
 def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:

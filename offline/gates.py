@@ -129,9 +129,11 @@ class GateVerdict:
     def __str__(self) -> str:
         if self.measured is None:
             return f"gate {self.gate}: {'passed' if self.passed else 'it cannot be judged'}, as {self.note}"
-        measured, bound = f"{self.measured:.4g}", f"{self.bound:.4g}"
+        measured = f"{self.measured:.4g}"
+        bound = f"{self.bound:.4g}"
         if measured == bound and self.measured != self.bound:
-            measured, bound = str(self.measured), str(self.bound)
+            measured = str(self.measured)
+            bound = str(self.bound)
         side = ("not above" if self.at_most else "not below") if self.passed else "above" if self.at_most else "below"
         return f"gate {self.gate}: {measured} is {side} {bound}{f' ({self.note})' if self.note else ''}"
 
@@ -276,7 +278,8 @@ async def _against(
     name: str,
     is_default: bool,
 ) -> dict[str, GateVerdict]:
-    manifest, kept = await load_manifest(reader, live), [gate for gate in gates if gate.subject != _DROP]
+    manifest = await load_manifest(reader, live)
+    kept = [gate for gate in gates if gate.subject != _DROP]
     stored = manifest.stored_name(name)
     if stored is None and is_default:
         stored = ""
@@ -310,13 +313,16 @@ def _shares(
     lists: Measurement, sample: Sized, found: LiveLists, list_length: int
 ) -> dict[str, tuple[float | None, str]]:
     """Return what is kept of the live lists, with a note, by subject of LEAST_KEPT; None if too little was live."""
-    had, segments = found.had, found.segments & lists.segments
+    had = found.had
+    segments = found.segments & lists.segments
     read = [len(items) for items in found.users.values()]
     still = min(had, round(len(read) / (len(sample) or 1) * lists.users_with_lists))
     is_met = len(sample) * had >= _LEAST_MET * lists.users_with_lists
     items = set(found.popular).union(*found.users.values())
-    known, popular = lists.known(items), set(lists.popular).intersection(found.popular)
-    length, before = lists.mean_length, min(sum(read) / (len(read) or 1), list_length)
+    known = lists.known(items)
+    popular = set(lists.popular).intersection(found.popular)
+    length = lists.mean_length
+    before = min(sum(read) / (len(read) or 1), list_length)
     popular_before = min(len(found.popular), max(list_length, POPULAR_LENGTH))
     shares = {
         "users_kept": (still, had, had * is_met, f"about {still:,} of {had:,} users with a list"),

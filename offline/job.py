@@ -59,7 +59,8 @@ def publish(
     gets closed. *on_progress* is called with (rows written, rows in all).
     Raises GateFailed or CanaryRunning if the release is not live, DataError, SettingError and StoreError.
     """
-    models, of_all = model if isinstance(model, Mapping) else {"": model}, lists or ListSettings()
+    models = model if isinstance(model, Mapping) else {"": model}
+    of_all = lists or ListSettings()
     sources = dict[str, ModelLists]()
     for name, stored in names_in_keys(models).items():
         of_list = replace(of_all, fold_in=False, attributes=None) if stored else of_all
@@ -159,7 +160,8 @@ class RunFolder:
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, float]]:
         """Record the duration of a step; times in the yielded dict are separate steps."""
-        within, whole = dict[str, float](), dict[str, float]()
+        within = dict[str, float]()
+        whole = dict[str, float]()
         try:
             with timed(whole, name):
                 yield within
@@ -217,8 +219,12 @@ class Attempt:
         write: Callable[[ModelLists | NamedLists, str, PublishSettings], Written] = _write,
     ) -> None:
         self.summary: dict[str, Any] = {"pipeline": job.name, "store": redacted(job.store), "outcome": "failed"}
-        self._job, self._wait_s, self._keep_ready_s = job, wait_s, keep_ready_s
-        self._train, self._measure, self._write = train, measure, write
+        self._job = job
+        self._wait_s = wait_s
+        self._keep_ready_s = keep_ready_s
+        self._train = train
+        self._measure = measure
+        self._write = write
 
     def make(self, path: Path) -> dict[str, Any]:
         """Do the remaining steps in a folder, and return the summary."""
@@ -250,7 +256,8 @@ class Attempt:
         return Run(secrets.token_hex(4), self._job.options, inputs, await new_id(store))
 
     def _finish(self, folder: RunFolder) -> None:
-        job, run = self._job, folder.run
+        job = self._job
+        run = folder.run
         self.summary |= {"run": run.id, "release": run.release, "model": str(folder.model), "inputs": run.inputs}
         if not is_model(folder.model):
             with folder.step("train") as within:
@@ -273,7 +280,8 @@ class Attempt:
         self.summary |= summary
 
     def _publish(self, folder: RunFolder) -> tuple[Manifest, HeldBack | None]:
-        job, run = self._job, folder.run
+        job = self._job
+        run = folder.run
         entry = run_on(job.store, lambda it: it.catalogue()).get(run.release)
         if entry is not None and entry.state is not State.DRAFT:
             with folder.step("activate"):
@@ -293,7 +301,8 @@ class Attempt:
         except ReleaseConflict:  # begun with other lists
             folder.record(replace(folder.run, options=""))
             raise
-        manifest, held_back = written.result.manifest, written.result.held_back
+        manifest = written.result.manifest
+        held_back = written.result.held_back
         if written.refused is not None and not (held_back or _refusal(manifest)):  # judged again after a resume
             held_back = RefusedByGates(str(written.refused))
         return manifest, held_back

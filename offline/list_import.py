@@ -29,12 +29,12 @@ from hotplate.offline.input.files import (
     named_paths,
 )
 from hotplate.offline.input.tables import (
+    NOT_FINITE,
     ROW,
+    Fault,
     Rows,
     Table,
     TableShape,
-    bad_ids,
-    id_reasons,
     open_tables,
     text_of,
     titles_of,
@@ -136,7 +136,8 @@ class ImportedLists:
     """
 
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage", name: str = "") -> None:
-        self._settings, self._name = settings, name
+        self._settings = settings
+        self._name = name
         given = [] if settings.lists is None else [settings.lists, *settings.more]
         others = [[] if path is None else [path] for path in (settings.similar, settings.popular, settings.titles)]
         numbers = ItemNumbers()
@@ -144,7 +145,8 @@ class ImportedLists:
             files, similar_files, popular_files, title_files = (
                 stack.enter_context(input_files(paths)) for paths in (given, *others)
             )
-            columns, form = settings.columns, settings.form
+            columns = settings.columns
+            form = settings.form
             wanted = {**columns, "title": None} if title_files else columns
             scored = read_scored(files, named_paths(given), wanted, form) if files else None
             similar = popular = None
@@ -162,7 +164,8 @@ class ImportedLists:
                 titles = _titles(title_files, named_paths(others[2]), columns, form)
             self._fingerprint = fingerprint([*files, *popular_files, *similar_files, *title_files])
         read = [rows for rows in (scored, similar, popular) if rows is not None]
-        self.rows, self.left_out = read[0].total, dict(read[0].left_out)
+        self.rows = read[0].total
+        self.left_out = dict(read[0].left_out)
         self._notes = [note for rows in read for note in rows.notes]
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
@@ -241,19 +244,23 @@ def read_scored(
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
-    name = columns["score"]
-    # A float32 is converted by its shortest decimal form.
-    is_float32 = table.schema[name] == pl.Float32
-    score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else table.number(name)
-    whose = table.text(columns.get(owner))
-    whose = whose.fill_null(OVERALL) if owner == "segment" else whose
-    values = [whose.alias("owner"), table.text(columns[item]).alias("item"), score.alias("score")]
+    shape = TableShape(table)
+    shape.values["owner"] = table.text(columns.get(owner))
+    if owner == "segment":
+        shape.values["owner"] = shape.values["owner"].fill_null(OVERALL)
+    shape.values["item"] = table.text(columns[item])
     if "title" in columns:
-        values.append(table.text(columns["title"]).alias("title"))
-    left_out = id_reasons({owner: "owner", item: "item"})
-    left_out[_NO_NUMBER] = ~pl.col("score").is_finite().fill_null(value=False)
-    bad = bad_ids({role: columns[role] for role in (owner, item) if role in columns})
-    return TableShape(table, values, left_out, {**bad, _NO_NUMBER: (name, "is not a finite number")})
+        shape.values["title"] = table.text(columns["title"])
+    score = columns["score"]
+    if table.schema[score] == pl.Float32:
+        # By its shortest decimal form.
+        shape.values["score"] = pl.col(score).cast(pl.String).cast(pl.Float64)
+    else:
+        shape.values["score"] = table.number(score)
+    shape.leave_out_ids({role: columns.get(role, "") for role in (owner, item)}, {owner: "owner", item: "item"})
+    no_number = ~pl.col("score").is_finite().fill_null(value=False)
+    shape.leave_out_bad(_NO_NUMBER, no_number, Fault(score, NOT_FINITE))
+    return shape
 
 
 def _titles(files: Sequence[DataFile], source: str, columns: Mapping[str, str | None], form: Format) -> dict[str, str]:
@@ -293,7 +300,8 @@ def sort_lists(
     if scored is None:
         return SortedLists([], np.zeros(0, dtype=np.int64), 0, 0)
     folder.mkdir()
-    done, total = 0, 2 * scored.facts["rows"]
+    done = 0
+    total = 2 * scored.facts["rows"]
     on_progress(done, total)
     with data_errors(folder):
         bounds = _bounds(scored)
@@ -303,7 +311,10 @@ def sort_lists(
             done += batch.height
             on_progress(done, total)
     ranks = numbers.ranks()
-    partitions, in_lists, owners, duplicates = list[Path](), np.zeros(len(ranks), dtype=np.int64), 0, 0
+    partitions = list[Path]()
+    in_lists = np.zeros(len(ranks), dtype=np.int64)
+    owners = 0
+    duplicates = 0
     for pieces in sorted(folder.iterdir(), key=lambda each: int(each.name)):
         with data_errors(folder):
             partition = pl.concat(pl.read_ipc(piece) for piece in pieces.iterdir())
@@ -327,7 +338,8 @@ def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> tuple[pl.Dat
     """
     names = rows.get_column("owner").unique().sort()
     # Enums sort faster than strings. Adding 0.0 turns -0.0 into 0.0.
-    owner, rank = pl.col("owner").cast(pl.Enum(names)), ranks.gather(rows.get_column("item"))
+    owner = pl.col("owner").cast(pl.Enum(names))
+    rank = ranks.gather(rows.get_column("item"))
     best = rows.select(owner, "item", pl.col("score") + 0.0, rank=rank).sort(
         "owner", "score", "rank", descending=[False, True, False]
     )

@@ -105,7 +105,8 @@ class ModelLists:
 
     def plan(self) -> Plan:
         """See `ListSource`."""
-        matrix, length = self.model.matrix, self._settings.length
+        matrix = self.model.matrix
+        length = self._settings.length
         named = zip(matrix.item_ids, self._titles, strict=True)
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
         list_bytes = int((item_bytes + _SCORE_BYTES) * min(length, len(matrix.item_ids)))
@@ -189,7 +190,9 @@ class ModelLists:
         ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return
-        allowed, categories, multipliers = self._ruled.allowed, self._ruled.categories, self._ruled.multipliers
+        allowed = self._ruled.allowed
+        categories = self._ruled.categories
+        multipliers = self._ruled.multipliers
         entries = (
             ItemEntry(
                 item,
@@ -200,7 +203,8 @@ class ModelLists:
             )
             for place, item in enumerate(self.model.matrix.item_ids)
         )
-        written, params = 0, ranker.params
+        written = 0
+        params = ranker.params
         rows = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
         for piece in pieces(zip(entries, rows, strict=True)):
             yield [piece]

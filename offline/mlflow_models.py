@@ -26,7 +26,9 @@ EXPERIMENT = "hotplate"
 FLAVOR = "hotplate"
 _FOLDER = "model"
 # Tags of a run (its job) and of a model version (its release and store).
-_JOB, _RELEASE, _STORE = "hotplate.job", "hotplate.release", "hotplate.store"
+_JOB = "hotplate.job"
+_RELEASE = "hotplate.release"
+_STORE = "hotplate.store"
 
 
 @dataclass(frozen=True, slots=True)

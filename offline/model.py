@@ -137,7 +137,8 @@ def save(model: Model, path: Path) -> None:
     """
     path = _local(path).resolve()
     check_target(path)
-    new, old = f".{path.name}.new-", f".{path.name}.old-"
+    new = f".{path.name}.new-"
+    old = f".{path.name}.old-"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent, new) as draft:
@@ -210,7 +211,8 @@ def _load(path: Path, description: dict[str, Any]) -> Model:
     with _load_errors(path):
         params = params_from(description["engine"], description["params"])
         items = pl.read_parquet(path / "items.parquet", glob=False)
-        item_ids, named = items.get_column("item").to_list(), items.drop_nulls("title")
+        item_ids = items.get_column("item").to_list()
+        named = items.drop_nulls("title")
         users = pl.read_parquet(path / "users.parquet", glob=False)
         user_ids = users.get_column("user").to_list()
         shape = len(user_ids), len(item_ids)
@@ -339,7 +341,8 @@ def _read_history(parts: Mapping[str, Any], user_items: UserItems, data: Mapping
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
-    kind, found = _RANKERS[type(params)], dict[str, Any]()
+    kind = _RANKERS[type(params)]
+    found = dict[str, Any]()
     for name in (each.name for each in fields(kind)):
         if name == "params":
             found[name] = params

@@ -187,13 +187,17 @@ async def publish(
     charges of other processes, *on_progress* (rows written, rows in all). Raises StoreError, as HeldBack for arm B
     without an experiment, and SettingError for gates that cannot be judged.
     """
-    settings, started, steps = settings or PublishSettings(), perf_counter(), dict[str, float]()
+    settings = settings or PublishSettings()
+    started = perf_counter()
+    steps = dict[str, float]()
     (await (live_in or store).catalogue()).ref_of(settings.arm)
     review = _GateCheck(source, settings, store, live_in or store, steps)
-    encoding, resume = settings.encoding or default_encoding(store), settings.resume
+    encoding = settings.encoding or default_encoding(store)
+    resume = settings.resume
     if not isinstance(source, PartedSource):
         sources = _named(source)
-        rows, others = _merged(each.batches(review.lists[name].add) for name, each in sources.items()), None
+        rows = _merged(each.batches(review.lists[name].add) for name, each in sources.items())
+        others = None
     else:
         sample = [] if encoding == "json" else source.sample()
         rows = source.own()
@@ -216,7 +220,8 @@ async def publish(
     steps |= result.seconds
     refusal = await review.refusal(result.manifest)
     refused = GateFailed(refusal, result) if refusal else result.held_back
-    took, erased = perf_counter() - started, list[ReleaseId]()
+    took = perf_counter() - started
+    erased = list[ReleaseId]()
     if refused is None:
         with timed(steps, "prune"):
             erased = await prune(store, keep=settings.keep)
@@ -232,16 +237,22 @@ class _GateCheck:
         reader: Reader,
         steps: dict[str, float],
     ) -> None:
-        self._settings, self._origin = settings, source.about()
-        self._store, self._reader, self._steps = store, reader, steps
+        self._settings = settings
+        self._origin = source.about()
+        self._store = store
+        self._reader = reader
+        self._steps = steps
         self.lists = dict[str, Measurement]()
         self._of_lists = dict[str, tuple[list[Gate], dict[str, Any]]]()
         sources = _named(source)
         check_names(settings.bounds, sources)
         for name, each in sources.items():
-            own, items, origin = gates_of(settings.bounds, name), each.items(), each.about()
+            own = gates_of(settings.bounds, name)
+            items = each.items()
+            origin = each.about()
             check(own, origin.get("metrics"), knows_catalogue=items.catalogue is not None)
-            self.lists[name], self._of_lists[name] = Measurement(items, depth_of(with_defaults(own))), (own, origin)
+            self.lists[name] = Measurement(items, depth_of(with_defaults(own)))
+            self._of_lists[name] = (own, origin)
         self._judged: tuple[ReleaseRef | None, list[GateVerdict]] | None = None
 
     async def about(self, tally: Tally) -> dict[str, Any]:
@@ -279,7 +290,8 @@ class _GateCheck:
                 verdicts = list[GateVerdict]()
                 for place, (name, (own, origin)) in enumerate(self._of_lists.items()):
                     gates = own if live is None else with_defaults(own)
-                    measured, prefix = self.lists[name], prefix_of(POPULAR, stored := name if place else "")
+                    measured = self.lists[name]
+                    prefix = prefix_of(POPULAR, stored := name if place else "")
                     measured.similar = counts.get(prefix_of(ITEM, stored)[:-1], 0)
                     measured.segments = {key.removeprefix(prefix) for key in popular if key.startswith(prefix)}
                     judged = await judge(gates, origin, measured, self._reader, live, name=name, is_default=not place)

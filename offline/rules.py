@@ -184,7 +184,8 @@ class RuledLists:
     @property
     def available(self) -> int:
         """Number of available items."""
-        ids, available = self._model.matrix.item_ids, self._rules.available
+        ids = self._model.matrix.item_ids
+        available = self._rules.available
         return len(ids) if available is None else sum(item in available for item in ids)
 
     @property
@@ -210,7 +211,8 @@ class RuledLists:
 
     def popular(self) -> dict[str, Popular]:
         """Return popular lists by segment, filled with overall popular items of score 0."""
-        model, counts = self._model, self._popularity.counts
+        model = self._model
+        counts = self._popularity.counts
         if not (self._rules.shorten or len(self._pins) or self._boosts is not None):
             return {OVERALL: model.popular, **model.segments}
         order = by_popularity(counts)
@@ -225,7 +227,8 @@ class RuledLists:
 
     def about(self) -> dict[str, Any]:
         """Return the entry of the manifest; the model lacks *unknown* items."""
-        rules, known = self._rules, set(self._model.matrix.item_ids)
+        rules = self._rules
+        known = set(self._model.matrix.item_ids)
         facts: dict[str, Any] = {}
         named = {"available": rules.available, "excluded": rules.excluded}
         for name, ids in (named | {"boosted": rules.boosts.keys(), "pinned": frozenset(rules.pinned)}).items():
@@ -264,7 +267,8 @@ class RuledLists:
         return NewItems(explore, model, new, keep_seen=self._keep_seen)
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
-        matrix, options = self._model.matrix, {"keep_seen": self._keep_seen}
+        matrix = self._model.matrix
+        options = {"keep_seen": self._keep_seen}
         if self._own is None:
             items, scores = self._model.ranker.recommend(
                 matrix.user_items, users, depth, allowed=self.allowed, **options
@@ -321,7 +325,8 @@ class RuledLists:
         return own
 
     def _favouring(self, model: Model) -> Model:
-        ranker, weights = model.ranker, self._boosts
+        ranker = model.ranker
+        weights = self._boosts
         if weights is None:
             return model
         if isinstance(ranker, Popularity):
@@ -349,7 +354,8 @@ class RuledLists:
                 if self.categories is not None and most is not None:
                     kept = capped(ranked[0], self.categories, most)
                 found, values = cut(*ranked, kept, width)
-                items[places, : found.shape[1]], scores[places, : found.shape[1]] = found, values
+                items[places, : found.shape[1]] = found
+                scores[places, : found.shape[1]] = values
                 short.append(places[(items[places, -1] < 0) & (ranked[0][:, -1] >= 0)])
             pending = np.concatenate(short) if depth < total else pending[:0]
             depth *= _DEEPER
@@ -376,7 +382,8 @@ def cut(items: Indices, scores: Floats, kept: npt.NDArray[np.bool_], n: int) -> 
     """Return the first *n* kept entries per row, then -1 with score 0."""
     order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
     kept = np.take_along_axis(kept, order, axis=1)
-    best, values = np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    best = np.take_along_axis(items, order, axis=1)
+    values = np.take_along_axis(scores, order, axis=1)
     return np.where(kept, best, np.int32(-1)), np.where(kept, values, np.float32(0))
 
 

@@ -80,7 +80,8 @@ class SparkLists(PartedSource):
     def sample(self) -> list[Row]:
         """See `PartedSource`."""
         model = self._lists.model
-        some, items = self._lists.for_users(model.users(0, _SAMPLED)), len(model.matrix.item_ids)
+        some = self._lists.for_users(model.users(0, _SAMPLED))
+        items = len(model.matrix.item_ids)
         return list(chain.from_iterable(chain(some.similar(0, min(items, _SAMPLED)), some.personal())))
 
     async def write_parts(
@@ -88,7 +89,8 @@ class SparkLists(PartedSource):
     ) -> WrittenPart:
         """See `PartedSource`; the first failure cancels waiting parts."""
         blocks = [*self._of_items, *self._of_users]
-        noted, total = self._context.accumulator(_NOTHING, _Noting()), self.plan().rows
+        noted = self._context.accumulator(_NOTHING, _Noting())
+        total = self.plan().rows
         job = _PublishJob(self._shared, context, self._url, lists.depth)
         work = partial(_write, job, noted)
         running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run, blocks, work)
@@ -113,7 +115,8 @@ class SparkLists(PartedSource):
     ) -> WrittenPart:
         if len(parts) != wanted:
             raise StoreUnavailable(f"Spark returned {len(parts)} of {wanted} parts of {redacted(self._url)}")
-        everything, rows = Tally(), 0
+        everything = Tally()
+        rows = 0
         for written, counts, charges in parts:
             everything.merge(written.tally)
             rows += written.rows
@@ -173,7 +176,8 @@ def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_M
 
 
 async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
-    lists, charges = job.lists.value, ChargeCounter()
+    lists = job.lists.value
+    charges = ChargeCounter()
     measured = Measurement(lists.items(), job.depth)
     rows = rows_of(lists, block, measured.add)
     async with opened(job.url, charges) as store, aclosing(prefetched(rows, {})) as bodies:

@@ -162,7 +162,8 @@ def train(
     gets sentences on cost and choices. Trials are kept in .NAME.kept beside *out* until the model is saved, so a killed
     search resumes. Raises DataError or SettingError, without writing a model.
     """
-    out, seconds = Path(out), dict[str, float]()
+    out = Path(out)
+    seconds = dict[str, float]()
     check_target(out)
     folder = out.resolve().with_name(f".{out.resolve().name}.kept")
     with _stage("read", seconds, on_progress):
@@ -175,13 +176,15 @@ def train(
         if settings.tuning is None and (fitting := fit_s(settings.params, standing.user_items)) > _LONG_FIT_S:
             on_notice(f"a fit takes about {fitting:,.0f} s; each split of the evaluation needs one, and the model")
     learnable = (matrix.user_items, matrix.history) if parts is None else (parts.train, parts.history)
-    search, tuning_note = None, "The parameters were not searched."
+    search = None
+    tuning_note = "The parameters were not searched."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
             search = _search(learnable, settings, folder, on_progress, on_notice)
             tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
     chosen = _choose(learnable, settings, search, folder)
-    evaluation, note = None, "No evaluation was requested."
+    evaluation = None
+    note = "No evaluation was requested."
     if parts is not None:
         with _stage("evaluate", seconds, on_progress):
             evaluation, note = _evaluate(parts, settings, chosen, search, on_progress)
@@ -263,7 +266,9 @@ def _fit(
     chosen: _Chosen,
     on_iteration: Callable[[int, int], None],
 ) -> Model:
-    segments, length, recent = interactions.segments, settings.popular_length, chosen.recent.half_life_days
+    segments = interactions.segments
+    length = settings.popular_length
+    recent = chosen.recent.half_life_days
     return Model(
         ranker=fit(matrix.user_items, chosen.params, on_iteration, times=matrix.times),
         matrix=matrix,
@@ -314,7 +319,8 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[
         return settings, None
     everything = matrix.user_items, matrix.history
     core = {"min_per_user": settings.min_per_user, "min_per_item": settings.min_per_item}
-    wanted, is_auto = SplitOptions(**asdict(settings.split) | core), isinstance(settings.split, AutoSplit)
+    wanted = SplitOptions(**asdict(settings.split) | core)
+    is_auto = isinstance(settings.split, AutoSplit)
     drawn = replace(wanted, kind="by-item")
     if is_auto and matrix.history is None:
         wanted = drawn
@@ -322,7 +328,8 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[
     parts = split(*everything, wanted)
     tested = int(np.count_nonzero(np.diff(parts.test.indptr)))
     if is_auto and wanted.in_time and not (tested >= _FEWEST_TESTED and parts.train.nnz):
-        wanted, parts = drawn, split(*everything, drawn)
+        wanted = drawn
+        parts = split(*everything, drawn)
         on_notice(f"a cut in time leaves {tested} users to test, so the test is a random draw; --split by-time insists")
     return replace(settings, split=wanted), parts
 

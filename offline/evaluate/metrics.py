@@ -84,7 +84,8 @@ def interval(values: Values | Sequence[float]) -> MetricInterval | None:
 
     if len(values) < 2:
         return None
-    mean, deviation = float(np.mean(values)), np.std(values, ddof=1)
+    mean = float(np.mean(values))
+    deviation = np.std(values, ddof=1)
     reach = float(stdtrit(len(values) - 1, 0.975) * deviation / np.sqrt(len(values)))
     return mean - reach, mean + reach
 

@@ -143,7 +143,8 @@ def losses(record: Record) -> Iterator[str]:
 
 def split_in_words(record: Record) -> str:
     """Return how the test was split off, and on how many users."""
-    split, model = record["split"], record["model"]
+    split = record["split"]
+    model = record["model"]
     share = f" (test share {split['test_share']:g})" if "test_share" in split else ""
     pairs = record["train_pairs"] + record["test_pairs"]
     held_back = f"{record['test_pairs']:,} of {pairs:,} pairs, of {model['users']:,} users"
@@ -189,7 +190,8 @@ def _baselines(record: Record) -> Iterator[tuple[str, Record]]:
 
 def model_report(path: Path) -> Report:
     """Return the report of the model folder *path*; deterministic. Raises DataError as `load`."""
-    model, description = load(path), describe(path)
+    model = load(path)
+    description = describe(path)
     record = model.metrics if model.metrics and "model" in model.metrics else None
     origins = {"model": described(model.params)}
     if record:
@@ -220,7 +222,8 @@ def _sample(model: Model, user: int, items: Indices) -> TextTable:
     begin, end = matrix.user_items.indptr[user : user + 2].tolist()
     by = matrix.user_items.data if matrix.times is None else matrix.times
     latest = begin + np.argsort(-by[begin:end].astype(np.float64), kind="stable")[:_SHOWN_HISTORY]
-    history, listed = matrix.user_items.indices[latest].tolist(), items[items >= 0].tolist()
+    history = matrix.user_items.indices[latest].tolist()
+    listed = items[items >= 0].tolist()
     lines = zip_longest(*([_item(model, item) for item in each] for each in (history, listed)), fillvalue="")
     headings = (f"history, of {end - begin:,}", "list")
     return TextTable(f"User {_clean(matrix.user_ids[user])}", headings, tuple(lines), _SAMPLES)

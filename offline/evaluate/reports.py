@@ -26,7 +26,7 @@ from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, Format, input_files, named_paths
 from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
-from hotplate.offline.input.tables import Rows, Table, TableShape, bad_ids, id_reasons, open_tables
+from hotplate.offline.input.tables import NOT_FINITE, Fault, Rows, Table, TableShape, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
@@ -86,16 +86,17 @@ def read_history(path: DataSource, named: Mapping[str, str | None], delimiter: s
 
 
 def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
-    values = [table.text(columns[role]).alias(role) for role in _ROLES]
-    left_out = id_reasons({role: role for role in _ROLES})
-    bad = bad_ids({role: columns[role] for role in _ROLES})
+    shape = TableShape(table, {role: table.text(columns[role]) for role in _ROLES})
+    shape.leave_out_ids({role: columns[role] for role in _ROLES})
     if "rating" in columns:
-        name, rating = columns["rating"], pl.col("rating")
-        number = table.number(name).fill_null(inf).fill_nan(None)
-        values.append(pl.when(~table.is_absent(name)).then(number).alias("rating"))
-        left_out |= {"no rating": rating.is_null(), _NO_NUMBER: rating.is_infinite()}
-        bad[_NO_NUMBER] = name, "is not a finite number"
-    return TableShape(table, values, left_out, bad)
+        column = columns["rating"]
+        rating = pl.col("rating")
+        shape.values["rating"] = pl.when(~table.is_absent(column)).then(
+            table.number(column).fill_null(inf).fill_nan(None)
+        )
+        shape.left_out["no rating"] = rating.is_null()
+        shape.leave_out_bad(_NO_NUMBER, rating.is_infinite(), Fault(column, NOT_FINITE))
+    return shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
     matrix = model.matrix
     known = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
     users = pairs.select("user").unique().join(known, on="user").sort("row")
-    rows, ids = users.get_column("row").to_numpy(), pl.Series("item", matrix.item_ids, dtype=pl.String)
+    rows = users.get_column("row").to_numpy()
+    ids = pl.Series("item", matrix.item_ids, dtype=pl.String)
     items, scores = model.ranker.recommend(matrix.user_items, rows, k)
     listed = items >= 0
     lists = pl.DataFrame(
@@ -180,7 +182,8 @@ class Evaluator:
         check_length(k, "k")
         self._k = k
         self.truth = truth
-        users, items = truth.pairs.get_column("user"), truth.pairs.get_column("item")
+        users = truth.pairs.get_column("user")
+        items = truth.pairs.get_column("item")
         named = [each.lists.get_column("item") for each in candidates]
         named += [each.popular for each in candidates if each.popular is not None]
         ids = ([], []) if history is None else (history.user_ids, history.item_ids)
@@ -200,7 +203,9 @@ class Evaluator:
 
         Raises DataError if no user of the truth has a list, or all its pairs are training data.
         """
-        lists, history, test = self._lists(candidate), self._history, self._test
+        lists = self._lists(candidate)
+        history = self._history
+        test = self._test
         seen = 0 if history is None else int(history.multiply(test).nnz)
         ranking = measure_users(lists, test).metrics
         if seen == test.nnz and not ranking.recall:
@@ -244,13 +249,16 @@ class Evaluator:
     def compare(self, one: Candidate, other: Candidate) -> Report:
         """Compare two candidates by user; the report is broken if *other* has a worse nDCG."""
         a, b = (measure_users(self._lists(each), self._test) for each in (one, other))
-        rows, apart = list[Row](), {name: interval(b.values[name] - a.values[name]) for name in RANKING}
+        rows = list[Row]()
+        apart = {name: interval(b.values[name] - a.values[name]) for name in RANKING}
         for name in RANKING:
-            before, now = float(a.values[name].mean()), float(b.values[name].mean())
+            before = float(a.values[name].mean())
+            now = float(b.values[name].mean())
             low, high = apart[name] or (None, None)
             rows += [Row(name, "A", "", before), Row(name, "B", "", now)]
             rows.append(Row(name, "B - A", "", now - before, low=low, high=high, note=_verdict(apart[name])))
-        verdict, decisive = _verdict(apart["ndcg"]), apart["ndcg"]
+        verdict = _verdict(apart["ndcg"])
+        decisive = apart["ndcg"]
         difference = f"nDCG@{self._k} {float((b.values['ndcg'] - a.values['ndcg']).mean()):+.4f}"
         if decisive is not None:
             difference += f" (95 %: {decisive[0]:+.4f} to {decisive[1]:+.4f})"
@@ -289,7 +297,8 @@ class Evaluator:
                 f"Of {self.truth.pairs.height:,} pairs in the truth, none has a score in {candidate.origin}; omit "
                 "--rating-column."
             )
-        predicted, actual = both.get_column("score").to_numpy(), both.get_column("rating").to_numpy()
+        predicted = both.get_column("score").to_numpy()
+        actual = both.get_column("rating").to_numpy()
         return measure_ratings(predicted, actual), both.height
 
     def _matrix(self, users: Indices, items: Indices) -> UserItems:

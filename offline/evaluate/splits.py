@@ -164,7 +164,8 @@ def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: Sp
     if options.min_per_user == options.min_per_item == 1:
         return part(user_items, held_back)
     rows = rows_of(user_items)
-    users, items = np.diff(train.indptr) > 0, users_per_item(train) > 0
+    users = np.diff(train.indptr) > 0
+    items = users_per_item(train) > 0
     return part(user_items, held_back & users[rows] & items[user_items.indices])
 
 

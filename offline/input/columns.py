@@ -112,7 +112,8 @@ def time_format(sample: pl.Series) -> str:
     """Return the format that reads most of the *sample* as times of our days: EPOCH or ISO 8601."""
     if sample.is_empty():
         return EPOCH
-    column, name = sample.to_frame(), sample.name
+    column = sample.to_frame()
+    name = sample.name
 
     def plausible(layout: str) -> int:
         time = read_time(name, sample.dtype, layout)

@@ -18,7 +18,8 @@ HEAD_BYTES = 1 << 16
 # Excel's first line, which names the delimiter.
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*$')
 
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _PARQUET = b"PAR1"
 _CUT = (EOFError, zlib.error, zstandard.ZstdError, OSError)
 # Beginnings of files that are no text, and what to do with them.

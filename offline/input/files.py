@@ -125,7 +125,8 @@ def _fetched(url: str) -> Iterator[list[DataFile]]:
 
 @contextmanager
 def _fetching(url: str) -> Iterator[tuple[Any, str]]:
-    shown, scheme = redacted(url), scheme_of(url)
+    shown = redacted(url)
+    scheme = scheme_of(url)
     if scheme and scheme not in fsspec.available_protocols():
         raise SettingError(f"{shown} cannot be read: fsspec knows no {scheme}://; it knows az, abfs, s3, gs and https.")
     try:

@@ -4,9 +4,9 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from math import inf
 from typing import NamedTuple
 
+import msgspec
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
@@ -23,13 +23,13 @@ from hotplate.offline.input.files import (
 from hotplate.offline.input.matrix import Weighing, Weighting
 from hotplate.offline.input.tables import (
     EXTRA,
+    NOT_FINITE,
     ROW,
+    Fault,
     Filter,
     Rows,
     Table,
     TableShape,
-    bad_ids,
-    id_reasons,
     open_tables,
     parse_filter,
     text_of,
@@ -45,14 +45,19 @@ _EVENT: dict[str, pl.DataType] = {
     "position": pl.Int64(),
 }
 _TEXTS = ("user", "item", "title", "segment", "count", "event")
+_IDS = ("user", "item", "segment")
+_PAIR = ["user", "item"]
 _UNKNOWN_EVENT = "unknown event"
 _NO_TIME = "time that cannot be read"
 _NO_NUMBER = "weight that is not a number"
 _NO_QUANTITY = "quantity that is not a number"
 _FUTURE = "in the future"
+_USUAL_TIMES = "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
 # Thresholds of notes: rows without a time; one user's share, rows, and multiple of the mean weight; disjoint users.
 _TIMELESS_SHARE = 0.01
-_USER_SHARE, _USER_ROWS, _TIMES_THE_MEAN = 0.02, 2_000, 20
+_USER_SHARE = 0.02
+_USER_ROWS = 2_000
+_TIMES_THE_MEAN = 20
 _FEWEST_USERS = 10
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- naive UTC
 # Users and items that exports write for a missing value, in lower case; `columns.NULL_VALUES` are no values at all.
@@ -75,6 +80,25 @@ class _Request(NamedTuple):
     event_weights: Mapping[str, float] | None
     filters: Sequence[Filter]
     guessed: Sequence[str] = ()
+
+
+class _Input(NamedTuple):
+    """A table, and how to read it."""
+
+    table: Table
+    request: _Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """Aggregates over the rows kept, None or 0 without their column."""
+
+    rows: int
+    first: datetime | None = None
+    last: datetime | None = None
+    timeless: int = 0
+    cancellations: int = 0
+    segments: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,195 +147,244 @@ def read_interactions(
     an item weigh the number of distinct values, each at its first time. Negative quantities are cancellations, see
     `take_back`. Raises DataError, and SettingError for contradictory options.
     """
-    source, title_paths = named_paths(paths), [] if titles is None else [titles]
-    given = columns or Columns()
-    guessed = [*([] if title_paths else ["title"]), *([] if weighting == "binary" else ["weight"])]
-    wanted = replace(given, title=None) if title_paths else given
-    request = _Request(wanted, event_weights, [parse_filter(text) for text in where], guessed)
+    source = named_paths(paths)
+    title_paths = [] if titles is None else [titles]
+    named = columns or Columns()
+    request = _Request(
+        columns=named if titles is None else replace(named, title=None),
+        event_weights=event_weights,
+        filters=[parse_filter(text) for text in where],
+        guessed=[*_guessed(titles, weighting)],
+    )
     with (
         input_files(paths) as files,
         input_files(title_paths) as title_files,
         pl.Config(streaming_chunk_size=_ROWS_AT_ONCE),
         data_errors(source, files),
     ):
-        tables, notes = _tables(files, request, form or Format(), source)
-        chosen, shapes = tables[0][1].columns, [_shape(*each) for each in tables]
-        rows = Rows(shapes, source, *_facts(chosen), repeated=_TEXTS)
-        first, last = rows.facts.get("first"), rows.facts.get("last")
-        if first is None and half_life is not None:
+        notes = list[str]()
+        inputs = _inputs(files, request, form or Format(), source, notes)
+        chosen = inputs[0].request.columns
+        rows = Rows(list(map(_shape, inputs)), source, *_aggregates(chosen), repeated=_TEXTS)
+        facts = msgspec.convert(rows.facts, _Facts)
+        if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
-        chosen = _with_few_segments(chosen, rows.facts.get("segments", 0), notes, is_named=given.segment is not None)
-        any_cancelled = rows.facts.get("cancellations", 0) > 0
+        chosen = _with_few_segments(chosen, facts.segments, notes, is_named=named.segment is not None)
+        any_cancelled = facts.cancellations > 0
         log = _log(rows.kept, chosen, weighting, source, any_cancelled=any_cancelled)
-        named = {"item": chosen.item, "title": given.title}
-        titled = text_of(title_files, named_paths(title_paths), [*named], named).lazy() if title_files else rows.kept
+        titled = rows.kept
+        if title_files:
+            title_columns = {"item": chosen.item, "title": named.title}
+            titled = text_of(title_files, named_paths(title_paths), [*title_columns], title_columns).lazy()
+        segments = user_segments = None
+        if chosen.segment is not None:
+            segments = _segments(rows.kept, log if any_cancelled else None)
+            user_segments = _user_segments(rows.kept)
+        notes += _notes_of_columns(inputs[0].table, chosen)
+        notes += _notes_of_rows(rows, facts, chosen)
+        notes += _notes_of_events(rows, event_weights)
+        notes += _notes_of_log(log, chosen)
         return Interactions(
-            log,
-            Weighing(weighting, half_life),
-            titles_of(titled, source),
-            _segments(rows.kept, log if any_cancelled else None) if chosen.segment else None,
-            _user_segments(rows.kept) if chosen.segment else None,
-            rows.total,
-            rows.left_out,
-            fingerprint([*files, *title_files]),
-            None if first is None or last is None else (first, last),
-            chosen,
-            [
-                *notes,
-                *_notes_of_columns(tables[0][0], chosen),
-                *_notes_of_rows(rows, chosen),
-                *_notes_of_events(rows, event_weights),
-                *_notes_of_ids(log, chosen),
-                *_notes_of_users(log, chosen),
-            ],
+            log=log,
+            weighing=Weighing(weighting, half_life),
+            titles=titles_of(titled, source),
+            segments=segments,
+            user_segments=user_segments,
+            rows=rows.total,
+            left_out=rows.left_out,
+            fingerprint=fingerprint([*files, *title_files]),
+            time_range=None if facts.first is None or facts.last is None else (facts.first, facts.last),
+            columns=chosen,
+            notes=notes,
         )
 
 
-def _tables(
-    files: Sequence[DataFile], request: _Request, form: Format, source: str
-) -> tuple[list[tuple[Table, _Request]], list[str]]:
-    """Return the tables of logs, and one of the service's events, with notes on the events."""
-    logs, segments = ([file for file in files if (file.kind == "events") is kind] for kind in (False, True))
+def _guessed(titles: DataSource | None, weighting: Weighting) -> Iterator[str]:
+    if titles is None:
+        yield "title"
+    if weighting != "binary":
+        yield "weight"
+
+
+def _inputs(files: Sequence[DataFile], request: _Request, form: Format, source: str, notes: list[str]) -> list[_Input]:
+    """Return the tables of logs, and one of the service's events, with *notes* on the events."""
+    logs = [file for file in files if file.kind != "events"]
+    segments = [file for file in files if file.kind == "events"]
     if segments and request.event_weights is None:
         raise SettingError(f"{source} holds events of several types; weigh them, as --event-weights click=1,buy=5.")
-    tables, times = list[tuple[Table, _Request]](), request.columns.time != NO_TIMES
+    inputs = list[_Input]()
+    has_times = request.columns.time != NO_TIMES
     if logs:
-        opened = open_tables(logs, form)
-        chosen = _of_logs(list(opened[0].schema), request, source, with_events=bool(segments))
-        tables, times = [(table, chosen) for table in opened], chosen.columns.time is not None
-    if not segments:
-        return tables, []
-    table, notes = _read_events(segments, form)
-    # Filters of a log's own columns leave events alone.
-    filters = [each for each in request.filters if not logs or each.column in table.schema]
-    columns = Columns("user", "item", event="event", time="time" if times else None)
-    return [*tables, (table, _Request(columns, request.event_weights, filters))], notes
+        tables = open_tables(logs, form)
+        of_logs = _request_of_logs(list(tables[0].schema), request, source, with_events=bool(segments))
+        inputs = [_Input(table, of_logs) for table in tables]
+        has_times = of_logs.columns.time is not None
+    if segments:
+        table = _read_events(segments, form, notes)
+        columns = Columns(user="user", item="item", event="event", time="time" if has_times else None)
+        # Filters of a log's own columns leave events alone.
+        filters = [condition for condition in request.filters if not logs or condition.column in table.schema]
+        inputs.append(_Input(table, request._replace(columns=columns, filters=filters)))
+    return inputs
 
 
-def _of_logs(names: Sequence[str], request: _Request, source: str, *, with_events: bool) -> _Request:
+def _request_of_logs(names: Sequence[str], request: _Request, source: str, *, with_events: bool) -> _Request:
     """Return the request with the columns of logs; *with_events*, event weights may be for the events alone."""
-    named, weights = request.columns, request.event_weights
+    named = request.columns
+    event_weights = request.event_weights
     if with_events and named.event is None and usual_column("event", names) is None:
-        weights = None
-    if sum(given is not None for given in (named.weight, named.count, weights)) > 1:
-        raise SettingError("A row's weight has several sources; give a weight column, a count column or event weights.")
-    if named.event is not None and weights is None:
-        raise SettingError(f"The event column {named.event!r} needs event weights, such as view=1,cart=3,buy=5.")
-    wanted = replace(named, time=None) if named.time == NO_TIMES else named
-    required = ("user", "item", *([] if weights is None else ["event"]))
-    roles = [*required, "segment", *([] if named.time == NO_TIMES else ["time"])]
-    roles += [role for role in request.guessed if role != "weight" or not (weights or named.count)]
-    chosen = choose_columns(asdict(wanted), names, source, guessed=roles, required=required)
+        event_weights = None
+    _check_weights(named, event_weights)
+    required = ["user", "item"]
+    if event_weights is not None:
+        required.append("event")
+    guessed = [*required, "segment"]
+    if named.time == NO_TIMES:
+        named = replace(named, time=None)
+    else:
+        guessed.append("time")
+    has_weights = event_weights or named.count
+    guessed += [role for role in request.guessed if role != "weight" or not has_weights]
+    chosen = choose_columns(asdict(named), names, source, guessed=guessed, required=required)
     columns = replace(Columns(**chosen), quantity=usual_column("quantity", names))
-    return _Request(columns, weights, request.filters)
+    return request._replace(columns=columns, event_weights=event_weights)
 
 
-def _read_events(segments: Sequence[DataFile], form: Format) -> tuple[Table, list[str]]:
-    frames, damaged = list[pl.DataFrame](), 0
+def _check_weights(columns: Columns, event_weights: Mapping[str, float] | None) -> None:
+    sources = (columns.weight, columns.count, event_weights)
+    if sum(source is not None for source in sources) > 1:
+        raise SettingError("A row's weight has several sources; give a weight column, a count column or event weights.")
+    if columns.event is not None and event_weights is None:
+        raise SettingError(f"The event column {columns.event!r} needs event weights, such as view=1,cart=3,buy=5.")
+
+
+def _read_events(segments: Sequence[DataFile], form: Format, notes: list[str]) -> Table:
+    frames = [pl.DataFrame(schema=_EVENT)]
+    damaged = 0
     for file in segments:
         with data_errors(file):
             reader = SegmentReader(file.path.read_bytes())
             lines = b"\n".join(reader)
             damaged += reader.damaged
-            frames.append(pl.read_ndjson(io.BytesIO(lines), schema=_EVENT) if lines else pl.DataFrame(schema=_EVENT))
-    read = pl.concat(frames)
-    events = read.unique("id", keep="first", maintain_order=True)
-    notes = list[str]()
-    if again := read.height - events.height:
+            if lines:
+                frames.append(pl.read_ndjson(io.BytesIO(lines), schema=_EVENT))
+    sent = pl.concat(frames)
+    events = sent.unique("id", keep="first", maintain_order=True)
+    if again := sent.height - events.height:
         notes.append(f"{again:,} events were sent again under the same id and are left out")
     if damaged:
         notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
-    return Table(segments[0], frame, dict(rows.schema), Format(max_bad_rows=form.max_bad_rows)), notes
+    return Table(segments[0], frame, dict(rows.schema), Format(max_bad_rows=form.max_bad_rows))
 
 
-def _facts(columns: Columns) -> Iterator[pl.Expr]:
+def _aggregates(columns: Columns) -> Iterator[pl.Expr]:
+    """Yield what `_Facts` needs."""
     time = pl.col("time")
     if columns.time is not None:
-        yield from (time.min().alias("first"), time.max().alias("last"), time.null_count().alias("timeless"))
+        yield time.min().alias("first")
+        yield time.max().alias("last")
+        yield time.null_count().alias("timeless")
     if columns.quantity is not None:
         yield (pl.col("quantity") < 0).sum().alias("cancellations")
     if columns.segment is not None:
         yield pl.col("segment").drop_nulls().n_unique().alias("segments")
 
 
-def _shape(table: Table, request: _Request) -> TableShape:
-    columns, event_weights = request.columns, request.event_weights
-    met = {f"where {each.text}": each.expression(table) for each in request.filters}
-    values = [condition.alias(reason) for reason, condition in met.items()]
-    values += [table.text(name).alias(role) for role in _TEXTS if (name := getattr(columns, role)) is not None]
-    ids = ("user", "item", *([] if columns.segment is None else ["segment"]))
-    left_out = {reason: ~pl.col(reason) for reason in met} | id_reasons({role: role for role in ids})
-    again = (pl.col("user") == str(columns.user)) & (pl.col("item") == str(columns.item))
-    left_out["header again"] = again.fill_null(value=False)
-    bad = bad_ids({role: str(getattr(columns, role)) for role in ids})
-    value = pl.lit(1.0)
+def _shape(source: _Input) -> TableShape:
+    table, request = source
+    shape = TableShape(table)
+    for condition in request.filters:
+        reason = f"where {condition.text}"
+        shape.values[reason] = condition.expression(table)
+        shape.left_out[reason] = ~pl.col(reason)
+    _add_texts(shape, request.columns)
+    _add_weight(shape, request)
+    if request.columns.time is not None:
+        _add_time(shape, request.columns.time)
+    return shape
+
+
+def _add_texts(shape: TableShape, columns: Columns) -> None:
+    names = {role: name for role, name in asdict(columns).items() if role in _TEXTS and name is not None}
+    for role, name in names.items():
+        shape.values[role] = shape.table.text(name)
+    shape.leave_out_ids({role: names[role] for role in _IDS if role in names})
+    is_header = (pl.col("user") == names["user"]) & (pl.col("item") == names["item"])
+    shape.left_out["header again"] = is_header.fill_null(value=False)
+
+
+def _add_weight(shape: TableShape, request: _Request) -> None:
+    table = shape.table
+    columns = request.columns
     weight = pl.col("weight")
-    explained = dict[str, str]()
+    value = pl.lit(1.0)
     if columns.count is not None:
-        left_out[f"no {columns.count}"] = pl.col("count").is_null()
-    if event_weights is not None:
-        value = table.text(columns.event).replace_strict(event_weights, default=None, return_dtype=pl.Float64)
-        left_out[_UNKNOWN_EVENT] = weight.is_null()
-        explained[_UNKNOWN_EVENT] = "event"
+        shape.left_out[f"no {columns.count}"] = pl.col("count").is_null()
+    if request.event_weights is not None:
+        event = table.text(columns.event)
+        value = event.replace_strict(request.event_weights, default=None, return_dtype=pl.Float64)
+        shape.left_out[_UNKNOWN_EVENT] = weight.is_null()
+        shape.explained[_UNKNOWN_EVENT] = "event"
     elif columns.weight is not None:
-        number = table.number(columns.weight).fill_null(inf).fill_nan(inf)
-        value = pl.when(~table.is_absent(columns.weight)).then(number)
-        left_out |= {
-            "no weight": weight.is_null(),
-            _NO_NUMBER: weight.is_infinite(),
-            "weight zero or less": weight <= 0,
-        }
-        bad[_NO_NUMBER] = columns.weight, "is not a finite number"
+        value = table.number_or_inf(columns.weight)
+        shape.left_out["no weight"] = weight.is_null()
+        shape.leave_out_bad(_NO_NUMBER, weight.is_infinite(), Fault(columns.weight, NOT_FINITE))
+        shape.left_out["weight zero or less"] = weight <= 0
     if columns.quantity is not None:
-        number = pl.when(~table.is_absent(columns.quantity)).then(table.number(columns.quantity).fill_null(inf))
-        # A missing quantity, or 0, is 1; a cancellation has no weight.
-        values.append(pl.when(number != 0).then(number).otherwise(1.0).alias("quantity"))
-        left_out[_NO_QUANTITY] = ~pl.col("quantity").is_finite()
-        bad[_NO_QUANTITY] = columns.quantity, "is not a finite number"
-        value = pl.when(number < 0).then(1.0).otherwise(value)
-    values.append(value.alias("weight"))
-    if columns.time is not None:
-        time = table.time(columns.time)
-        absent = table.is_absent(columns.time) | (time == _EPOCH).fill_null(value=False)
-        values += [pl.when(time >= EARLIEST).then(time).alias("time"), absent.alias("timeless")]
-        left_out[_NO_TIME] = pl.col("time").is_null() & ~pl.col("timeless")
-        how = (
-            table.form.time_format
-            or "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
-        )
-        bad[_NO_TIME] = columns.time, f"is not a time as {how}"
-        # Ages count from the newest row. A day allows for time zones.
-        left_out[_FUTURE] = pl.col("time") > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
-        bad[_FUTURE] = columns.time, "lies in the future"
-    return TableShape(table, values, left_out, bad, explained)
+        quantity = table.number_or_inf(columns.quantity)
+        # A missing quantity, or 0, is 1.
+        shape.values["quantity"] = pl.when(quantity != 0).then(quantity).otherwise(1.0)
+        is_no_number = ~pl.col("quantity").is_finite()
+        shape.leave_out_bad(_NO_QUANTITY, is_no_number, Fault(columns.quantity, NOT_FINITE))
+        # The weight of a cancellation does not count.
+        value = pl.when(quantity < 0).then(1.0).otherwise(value)
+    shape.values["weight"] = value
+
+
+def _add_time(shape: TableShape, column: str) -> None:
+    time = shape.table.time(column)
+    shape.values["time"] = pl.when(time >= EARLIEST).then(time)
+    shape.values["timeless"] = shape.table.is_absent(column) | (time == _EPOCH).fill_null(value=False)
+    layout = shape.table.form.time_format or _USUAL_TIMES
+    is_unread = pl.col("time").is_null() & ~pl.col("timeless")
+    shape.leave_out_bad(_NO_TIME, is_unread, Fault(column, f"is not a time as {layout}"))
+    # Ages count from the newest row. A day allows for time zones.
+    latest = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+    shape.leave_out_bad(_FUTURE, pl.col("time") > latest, Fault(column, "lies in the future"))
 
 
 def _log(
     kept: pl.LazyFrame, columns: Columns, weighting: Weighting, source: str, *, any_cancelled: bool
 ) -> pl.DataFrame:
-    key = ["user", "item"] + (["time"] if columns.time is not None else [])
-    quantity = [pl.col("quantity").sum()] if any_cancelled else []
-    if any_cancelled:
-        kept = kept.with_columns(pl.col("quantity").fill_null(1.0))  # events have none
-    bought = kept.filter(pl.col("quantity") > 0) if any_cancelled else kept
-    if columns.count is not None:
-        first = [pl.col("time").min()] if columns.time is not None else []
-        values = bought.group_by("user", "item", "count").agg(*first, *quantity)
-        grouped = values.group_by(key).agg(pl.len().cast(pl.Float64).alias("weight"), *quantity)
-    elif weighting == "binary" and not any_cancelled:  # faster than adding up weights that become 1
-        grouped = bought.select(key).unique().with_columns(weight=pl.lit(1.0))
-    else:
-        grouped = bought.group_by(key).agg(pl.col("weight").sum(), *quantity)
-    log = grouped.collect(engine="streaming")
+    key = ["user", "item"]
+    if columns.time is not None:
+        key.append("time")
     if not any_cancelled:
-        return log
-    cancelled = kept.filter(pl.col("quantity") < 0).group_by(key).agg(quantity).collect(engine="streaming")
-    left = take_back(pl.concat([log, cancelled], how="diagonal"))
-    if left.is_empty():
+        return _weighed(kept, key, columns, weighting).collect(engine="streaming")
+    kept = kept.with_columns(pl.col("quantity").fill_null(1.0))  # events have none
+    quantity = pl.col("quantity").sum()
+    bought = _weighed(kept.filter(pl.col("quantity") > 0), key, columns, weighting, quantity)
+    cancelled = kept.filter(pl.col("quantity") < 0).group_by(key).agg(quantity)
+    both = [frame.collect(engine="streaming") for frame in (bought, cancelled)]
+    log = take_back(pl.concat(both, how="diagonal"))
+    if log.is_empty():
         raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
-    return left
+    return log
+
+
+def _weighed(
+    rows: pl.LazyFrame, key: Sequence[str], columns: Columns, weighting: Weighting, *sums: pl.Expr
+) -> pl.LazyFrame:
+    """Group *rows* by *key*, with their weight and *sums*."""
+    if columns.count is not None:
+        first_time = [pl.col("time").min()] if "time" in key else []
+        values = rows.group_by("user", "item", "count").agg(*first_time, *sums)
+        return values.group_by(key).agg(pl.len().cast(pl.Float64).alias("weight"), *sums)
+    if weighting == "binary" and not sums:  # faster than adding up weights that become 1
+        return rows.select(key).unique().with_columns(weight=pl.lit(1.0))
+    return rows.group_by(key).agg(pl.col("weight").sum(), *sums)
 
 
 def take_back(log: pl.DataFrame) -> pl.DataFrame:
@@ -321,36 +394,55 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
     Returns [user, item, weight, and with times: time, ended]: a cancelled part is a separate row with its share of the
     weight, *ended* at the cancellation.
     """
-    pair, moment = ["user", "item"], ["time"] if "time" in log.columns else []
-    cancelled = log.filter(pl.col("quantity") < 0).select(pair).unique()
+    cancelled = log.filter(pl.col("quantity") < 0).select(_PAIR).unique()
+    order = [*_PAIR, "time"] if "time" in log.columns else _PAIR
     # At equal times purchases precede cancellations.
-    descending = [False] * len(pair + moment) + [True]
-    touched = log.join(cancelled, on=pair, how="semi").sort(*pair, *moment, "quantity", descending=descending)
-    times = touched.get_column("time").to_list() if moment else [None] * touched.height
-    quantities = touched.get_column("quantity").to_list()
-    pieces, left, bought = list[tuple[int, float, object]](), list(quantities), list[int]()
-    begins = touched.select(pl.struct(pair).rle_id()).to_series().diff().fill_null(1).to_list()
-    for row, (begin, quantity) in enumerate(zip(begins, quantities, strict=True)):
-        bought = [] if begin else bought
-        if quantity > 0:
-            bought.append(row)
-        wanted = -quantity
-        while wanted > 0 and bought:
-            last = bought[-1]
-            taken = min(left[last], wanted)
-            if times[last] != times[row]:
-                pieces.append((last, taken, times[row]))
-            wanted, left[last] = round(wanted - taken, _DECIMALS), round(left[last] - taken, _DECIMALS)
-            if left[last] <= 0:
-                bought.pop()
-    pieces += [(row, part, None) for row, part in enumerate(left) if part > 0]
-    rows, parts, ended = zip(*pieces, strict=True) if pieces else ((), (), ())
-    found = touched[list(rows)].with_columns(
-        pl.col("weight") * pl.Series(parts, dtype=pl.Float64) / pl.col("quantity"),
-        *(pl.Series("ended", ended, dtype=log.schema["time"]) for _ in moment),
+    descending = [False] * len(order) + [True]
+    touched = log.join(cancelled, on=_PAIR, how="semi").sort(*order, "quantity", descending=descending)
+    schema = {"row": pl.UInt32(), "quantity": pl.Float64(), "ended": log.schema.get("time", pl.Null())}
+    pieces = pl.DataFrame(_pieces(touched), schema=schema, orient="row")
+    left = touched[pieces.get_column("row")].with_columns(
+        pl.col("weight") * pieces.get_column("quantity") / pl.col("quantity")
     )
-    others = log.join(cancelled, on=pair, how="anti")
-    return pl.concat([others, found], how="diagonal").drop("quantity")
+    if "time" in log.columns:
+        left = left.with_columns(pieces.get_column("ended"))
+    untouched = log.join(cancelled, on=_PAIR, how="anti")
+    return pl.concat([untouched, left], how="diagonal").drop("quantity")
+
+
+class _Piece(NamedTuple):
+    """A part of the *quantity* of a row, and the time of its cancellation, if any."""
+
+    row: int
+    quantity: float
+    ended: datetime | None
+
+
+def _pieces(rows: pl.DataFrame) -> list[_Piece]:
+    """Divide the purchases of *rows*, sorted by user, item and time, into cancelled parts and the rest."""
+    quantities = rows.get_column("quantity").to_list()
+    times = rows.get_column("time").to_list() if "time" in rows.columns else [None] * rows.height
+    is_new_pair = rows.select(pl.struct(_PAIR).rle_id()).to_series().diff().fill_null(1).to_list()
+    left = list(quantities)
+    pieces = list[_Piece]()
+    # Of one user and item, not yet cancelled, the latest last.
+    purchases = list[int]()
+    for row, quantity in enumerate(quantities):
+        if is_new_pair[row]:
+            purchases.clear()
+        if quantity > 0:
+            purchases.append(row)
+        to_cancel = -quantity
+        while to_cancel > 0 and purchases:
+            latest = purchases[-1]
+            part = min(left[latest], to_cancel)
+            if times[latest] != times[row]:
+                pieces.append(_Piece(latest, part, times[row]))
+            to_cancel = round(to_cancel - part, _DECIMALS)
+            left[latest] = round(left[latest] - part, _DECIMALS)
+            if left[latest] <= 0:
+                purchases.pop()
+    return pieces + [_Piece(row, quantity, None) for row, quantity in enumerate(left) if quantity > 0]
 
 
 def _with_few_segments(columns: Columns, count: int, notes: list[str], *, is_named: bool) -> Columns:
@@ -365,16 +457,17 @@ def _with_few_segments(columns: Columns, count: int, notes: list[str], *, is_nam
 
 
 def _segments(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the segments of Interactions; after cancellations, of purchases whose pair is still in *log*."""
     if log is not None:
-        left = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
-        pairs = left.select("user", "item").unique().lazy()
-        kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=["user", "item"], how="semi")
-    present = kept.filter(pl.col("segment").is_not_null())
-    began = pl.col("time").min().dt.epoch("d") if "time" in kept.collect_schema() else pl.lit(None)
-    users = present.group_by("segment", "item", "user").agg(began.cast(pl.Int64).alias("day"))
+        standing = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
+        pairs = standing.select(_PAIR).unique().lazy()
+        kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=_PAIR, how="semi")
+    first_day = pl.col("time").min().dt.epoch("d") if "time" in kept.collect_schema() else pl.lit(None)
+    known = kept.filter(pl.col("segment").is_not_null())
+    users = known.group_by("segment", "item", "user").agg(first_day.cast(pl.Int64).alias("day"))
     days = users.group_by("segment", "item", "day").agg(pl.len().cast(pl.Float64).alias("weight"))
-    found = days.with_columns(pl.col("segment", "item").cast(pl.String))
-    return found.sort("segment", "item", "day").collect(engine="streaming")
+    texts = days.with_columns(pl.col("segment", "item").cast(pl.String))
+    return texts.sort("segment", "item", "day").collect(engine="streaming")
 
 
 def _user_segments(kept: pl.LazyFrame) -> pl.DataFrame:
@@ -384,19 +477,18 @@ def _user_segments(kept: pl.LazyFrame) -> pl.DataFrame:
     return counts.unique("user", keep="first", maintain_order=True).select("user", "segment")
 
 
-def _notes_of_rows(rows: Rows, columns: Columns) -> Iterator[str]:
-    facts = rows.facts
+def _notes_of_rows(rows: Rows, facts: _Facts, columns: Columns) -> Iterator[str]:
     yield from rows.notes
-    if columns.time is not None and facts["timeless"] >= _TIMELESS_SHARE * facts["rows"]:
-        yield f"{facts['timeless']:,} of {facts['rows']:,} rows have no time, or 0, in {columns.time!r}, and are oldest"
+    if columns.time is not None and facts.timeless >= _TIMELESS_SHARE * facts.rows:
+        yield f"{facts.timeless:,} of {facts.rows:,} rows have no time, or 0, in {columns.time!r}, and are oldest"
     if _UNKNOWN_EVENT in rows.left_out:
-        found = rows.values(_UNKNOWN_EVENT, "event").head(5)
-        events = ", ".join("none" if value is None else f"{value!r:.80}" for value in found)
+        frequent = rows.values(_UNKNOWN_EVENT, "event").head(5)
+        events = ", ".join("none" if event is None else f"{event!r:.80}" for event in frequent)
         yield f"the most frequent events without a weight are {events}; weigh those that count with --event-weights"
-    if cancelled := facts.get("cancellations", 0):
+    if facts.cancellations:
         yield (
-            f"{cancelled:,} rows have a {columns.quantity!r} below zero, and cancel earlier purchases of the same user "
-            f"and item; --where '{columns.quantity}>0' leaves them out"
+            f"{facts.cancellations:,} rows have a {columns.quantity!r} below zero, and cancel earlier purchases of the "
+            f"same user and item; --where '{columns.quantity}>0' leaves them out"
         )
 
 
@@ -417,39 +509,44 @@ def _notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> I
     if event_weights is None:
         return
     weighed = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
-    others: Sequence[str] = []
+    unknown: Sequence[str] = []
     if _UNKNOWN_EVENT in rows.left_out:
-        others = rows.values(_UNKNOWN_EVENT, "event").drop_nulls().to_list()
+        unknown = rows.values(_UNKNOWN_EVENT, "event").drop_nulls().to_list()
     for event in event_weights.keys() - weighed:
-        yield f"no row kept has the event {event!r} of --event-weights; {did_you_mean(event, others)}".rstrip("; ")
+        yield f"no row kept has the event {event!r} of --event-weights; {did_you_mean(event, unknown)}".rstrip("; ")
 
 
-def _notes_of_ids(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
-    """Name ids that stand for a missing value."""
-    for role, name in (("user", columns.user), ("item", columns.item)):
+def _notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
+    """Name ids that stand for a missing value, users with many rows, and items that have no user in common."""
+    for role, column in (("user", columns.user), ("item", columns.item)):
         weights = log.group_by(role).agg(pl.col("weight").sum())
         shares = weights.with_columns(pl.col(role).cast(pl.String), share=pl.col("weight") / pl.col("weight").sum())
-        is_like_missing = pl.col(role).str.to_lowercase().is_in(_LIKE_MISSING)
-        for value, share in shares.filter(is_like_missing).sort(role).select(role, "share").iter_rows():
+        for value, share in shares.filter(_is_like_missing(role)).sort(role).select(role, "share").iter_rows():
             yield (
                 f"the {role} {value!r} looks like a missing value, and counts as one {role} with {share:.1%} of the "
-                f"weight; leave it out: --where '{name}!={value}'"
+                f"weight; leave it out: --where '{column}!={value}'"
             )
-
-
-def _notes_of_users(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
-    counted = log.group_by("user").agg(pl.col("weight").sum(), rows=pl.len())
-    weight, share = pl.col("weight"), pl.col("weight") / pl.col("weight").sum()
-    is_large = (weight >= _TIMES_THE_MEAN * weight.mean()) & ((share >= _USER_SHARE) | (pl.col("rows") >= _USER_ROWS))
-    is_known = ~pl.col("user").cast(pl.String).str.to_lowercase().is_in(_LIKE_MISSING)
-    many = counted.with_columns(share=share).filter(is_large & is_known).sort("share", descending=True).head(3)
-    if not many.is_empty():
-        users = ", ".join(f"{user!r} ({part:.1%})" for user, part in many.select("user", "share").iter_rows())
+    large = _large_users(log)
+    if not large.is_empty():
+        users = ", ".join(f"{user!r} ({share:.1%})" for user, share in large.select("user", "share").iter_rows())
         yield (
             f"single users have many rows: {users}; if they are robots or stand for unknown visitors, "
             f"leave them out, as --where '{columns.user}!=ID'"
         )
     user = pl.col("user").to_physical()
-    shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
-    if counted.height >= _FEWEST_USERS and not shared.any():
+    is_shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
+    if log.get_column("user").n_unique() >= _FEWEST_USERS and not is_shared.any():
         yield "no two users have an item in common, so nothing can be learnt; is the item column right?"
+
+
+def _large_users(log: pl.DataFrame) -> pl.DataFrame:
+    """Return the three users with the largest *share* of the weight, if their rows are too many for a person."""
+    weight = pl.col("weight")
+    users = log.group_by("user").agg(weight.sum(), rows=pl.len()).with_columns(share=weight / weight.sum())
+    has_many = (pl.col("share") >= _USER_SHARE) | (pl.col("rows") >= _USER_ROWS)
+    is_large = has_many & (weight >= _TIMES_THE_MEAN * weight.mean())
+    return users.filter(is_large & ~_is_like_missing("user")).sort("share", descending=True).head(3)
+
+
+def _is_like_missing(role: str) -> pl.Expr:
+    return pl.col(role).cast(pl.String).str.to_lowercase().is_in(_LIKE_MISSING)

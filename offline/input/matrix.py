@@ -278,7 +278,8 @@ def check_user_items(user_items: UserItems) -> None:
 def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
     ids = ids.cast(pl.Categorical)
     known = ids.unique()
-    names, physical = known.cast(pl.String), known.to_physical().to_numpy()
+    names = known.cast(pl.String)
+    physical = known.to_physical().to_numpy()
     order = names.arg_sort()
     numbers = np.zeros(physical.max(initial=0) + 1, dtype=np.int32)
     numbers[physical[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
@@ -288,7 +289,8 @@ def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
 def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
-    times, ended = np.zeros(len(cells), dtype=np.int64), None
+    times = np.zeros(len(cells), dtype=np.int64)
+    ended = None
     if "time" in log.columns:
         times = log.get_column("time").to_physical().fill_null(NO_TIME).to_numpy()
     order = np.lexsort((times, cells))

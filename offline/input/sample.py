@@ -38,12 +38,14 @@ def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     tastes = rng.normal(size=(items, _TASTES)).astype(np.float32)
     popularity = rng.permutation(-0.8 * np.log(np.arange(1, items + 1))).astype(np.float32)
-    rows, columns = [], []
+    rows = []
+    columns = []
     for start in range(0, users, _USERS_PER_BLOCK):
         chosen = _choices(rng, min(_USERS_PER_BLOCK, users - start), tastes, popularity)
         rows.append(chosen[0] + start)
         columns.append(chosen[1])
-    user, item = np.concatenate(rows), np.concatenate(columns)
+    user = np.concatenate(rows)
+    item = np.concatenate(columns)
     titles = pl.Series(_titles(rng, items))
     segments = pl.Series(_SEGMENTS)[rng.integers(len(_SEGMENTS), size=users)]
     seconds = rng.integers(_PERIOD_S, size=len(user)).astype("timedelta64[s]")

@@ -17,7 +17,8 @@ from hotplate.stores.event_log import SegmentReader
 # Older impressions are forgotten.
 REMEMBERED_DAYS = 30
 _DAY_S = 86_400
-_IMPRESSION, _CLICK = "impression", "click"
+_IMPRESSION = "impression"
+_CLICK = "click"
 _EVENT = {"user": pl.String(), "type": pl.String(), "items": pl.List(pl.String()), "time": pl.Float64()}
 _SHOWN = {
     "user": pl.Categorical(),

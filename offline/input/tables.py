@@ -4,9 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from glob import escape
 from io import BytesIO
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 import orjson
 import polars as pl
@@ -15,6 +17,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import (
     DECIMAL_COMMA,
     NULL_VALUES,
+    NUMBERED,
     choose_columns,
     find_column,
     number_in,
@@ -34,6 +37,10 @@ _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
 # Floats from 2**53 on, and what spreadsheets make of long numbers.
 _ROUNDED = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
+_ROUNDED_FAULT = "is a rounded number, so different ids may have become one; write ids as whole numbers or texts"
+NOT_FINITE = "is not a finite number"
+# The number of a row's reason to be left out.
+_KEPT = 0
 _UUID_BYTES = 16
 _UUID = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
 _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
@@ -68,23 +75,22 @@ class Table:
         """
         if name is None:
             return pl.lit(None, dtype=pl.String)
-        dtype, column = self.schema[name], pl.col(name)
+        dtype = self.schema[name]
+        column = pl.col(name)
         if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
             raise DataError(f"The column {name!r} of {self.file} holds {dtype}, which is not a text; name another.")
+        if dtype.is_float():
+            return _text_of_float(column)
         text = column.cast(pl.String)
         if isinstance(dtype, pl.Decimal) and dtype.scale:
             return text.str.replace(r"\.0+$", "")
-        if dtype.is_float():
-            # Floats beyond 2**53 do not hold every integer.
-            whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
-            text = pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
-            return pl.when(column.is_not_nan()).then(text)
         # Only texts below "!" can be blank; stripping all takes as long as reading.
         return pl.when((text >= "!") | (pl.when(text < "!").then(text).str.strip_chars() != "")).then(text)
 
     def number(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing number and for any other text."""
-        dtype, column = self.schema[name], pl.col(name)
+        dtype = self.schema[name]
+        column = pl.col(name)
         if dtype.is_numeric() or dtype == pl.Boolean:
             return column.cast(pl.Float64).fill_nan(None)
         return column.cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
@@ -92,8 +98,14 @@ class Table:
     def is_absent(self, name: str) -> pl.Expr:
         """Return whether the value is null, NaN or blank; never null."""
         dtype = self.schema[name]
-        has_text = dtype.is_float() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
-        return (self.text(name) if has_text else pl.col(name)).is_null()
+        if dtype.is_float() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
+            return self.text(name).is_null()
+        return pl.col(name).is_null()
+
+    def number_or_inf(self, name: str) -> pl.Expr:
+        """Return the column as a float, null for a missing value, inf for what is no number."""
+        number = self.number(name).fill_null(inf).fill_nan(inf)
+        return pl.when(~self.is_absent(name)).then(number)
 
     def time(self, name: str) -> pl.Expr:
         """Return the column as a naive UTC time, null if not in the format of the first rows, or in the one given."""
@@ -106,17 +118,26 @@ class Table:
 
     def shown(self, rows: Sequence[int], column: str, fault: str = "") -> list[str]:
         """Return the place and value of a *column* in some *rows*, with their *fault*."""
-        found = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
-        at = "" if column == EXTRA else f", column {column!r}"
+        place = "" if column == EXTRA else f", column {column!r}"
+        cells = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
         return [
-            f"{self.file}, row {row + self.first_row}{at}: {value!r:.80} {fault}{_hint(value, fault)}".rstrip()
-            for row, value in found.iter_rows()
+            f"{self.file}, row {row + self.first_row}{place}: {value!r:.80} {fault}{_hint(value, fault)}".rstrip()
+            for row, value in cells.iter_rows()
         ]
 
 
+def _text_of_float(column: pl.Expr) -> pl.Expr:
+    """Return the text of floats, null for NaN. Only floats below 2**53 hold every integer, and lose their point."""
+    is_whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
+    whole = column.cast(pl.Int64, strict=False).cast(pl.String)
+    text = pl.when(is_whole).then(whole).otherwise(column.cast(pl.String))
+    return pl.when(column.is_not_nan()).then(text)
+
+
 def _hint(value: object, fault: str) -> str:
-    is_comma = isinstance(value, str) and re.match(DECIMAL_COMMA, value.strip()) is not None
-    return " (write a decimal point)" if is_comma and fault.endswith("number") else ""
+    if not isinstance(value, str) or not fault.endswith("number"):
+        return ""
+    return " (write a decimal point)" if re.match(DECIMAL_COMMA, value.strip()) else ""
 
 
 def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
@@ -135,58 +156,80 @@ def _open(file: DataFile, form: Format) -> Table:
     if file.kind == "text":
         check_text(file)
     with data_errors(file, [file]):
-        frame, first_row, fault = _scan(file, form)
-        names = frame.collect_schema().names()
-        added = {key: value for key, value in {**file.keys, EXTRA: None}.items() if key not in names}
-        frame = frame.with_columns(pl.lit(value, pl.String).alias(key) for key, value in added.items())
+        scan = _scan(file, form)
+        frame = _with_columns_of_keys(scan.frame, file)
         schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
-        if not schema:
-            raise DataError(f'{file} has no columns, and no JSON object such as {{"user": 1, "item": 2}} on a line.')
-        nested = [name for name, dtype in schema.items() if dtype == pl.List(pl.Struct)]
-        if file.kind == "text" and len(schema) == len(nested) == 1:
-            raise DataError(
-                f"{file} is one JSON object with the rows in {nested[0]!r}; write one row a line: "
-                f"jq -c '.{nested[0]}[]' {file.path.name} > lines.jsonl."
-            )
-        return Table(file, frame, schema, form, first_row, fault)
+        _check_schema(file, schema)
+        return Table(file, frame, schema, form, first_row=scan.first_row, fault=scan.fault)
 
 
-def _scan(file: DataFile, form: Format) -> tuple[pl.LazyFrame, int, str]:
-    """Return the frame, first row and fault of a Table."""
+def _with_columns_of_keys(frame: pl.LazyFrame, file: DataFile) -> pl.LazyFrame:
+    """Add the keys of the file's folders, and EXTRA, unless the frame has them."""
+    names = frame.collect_schema().names()
+    constants = {**file.keys, EXTRA: None}
+    return frame.with_columns(
+        pl.lit(value, pl.String).alias(name) for name, value in constants.items() if name not in names
+    )
+
+
+def _check_schema(file: DataFile, schema: Mapping[str, pl.DataType]) -> None:
+    if not schema:
+        raise DataError(f'{file} has no columns, and no JSON object such as {{"user": 1, "item": 2}} on a line.')
+    nested = [name for name, dtype in schema.items() if dtype == pl.List(pl.Struct)]
+    if file.kind == "text" and len(schema) == len(nested) == 1:
+        raise DataError(
+            f"{file} is one JSON object with the rows in {nested[0]!r}; write one row a line: "
+            f"jq -c '.{nested[0]}[]' {file.path.name} > lines.jsonl."
+        )
+
+
+class _Scan(NamedTuple):
+    """Attributes of a Table."""
+
+    frame: pl.LazyFrame
+    first_row: int = 1
+    fault: str = ""
+
+
+def _scan(file: DataFile, form: Format) -> _Scan:
     if file.kind == "parquet":
         frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
-        return _with_texts_of_bytes(frame), 1, ""
+        return _Scan(_with_texts_of_bytes(frame))
     head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series()
     first, second, *_ = *map(str, head), "", ""
     first = first.removeprefix("\ufeff")
-    named_separator = SEPARATOR_LINE.match(first)
-    skipped = 0 if named_separator is None else 1
     if first.lstrip().startswith("{"):
-        return _scan_json(file), 1, "is not a JSON object"
-    delimiter = form.delimiter
-    if named_separator is not None:
-        first, delimiter = second, delimiter or named_separator[1]
-    how: dict[str, Any] = {
-        "separator": _separator(first, delimiter),
-        "has_header": form.header,
-        "skip_lines": skipped,
-        "glob": False,
-    }
-    if how["separator"] == "\t" and not _is_quoted(file, first):
-        how["quote_char"] = None
-    names = pl.scan_csv(file.path, infer_schema=False, **how).collect_schema().names()
-    if not form.header:
-        names = [f"column_{number}" for number in range(1, len(names) + 1)]
-    frame = pl.scan_csv(
+        return _Scan(_scan_json(file), fault="is not a JSON object")
+    named_separator = SEPARATOR_LINE.match(first)
+    if named_separator is None:
+        return _scan_csv(file, form, first=first, delimiter=form.delimiter, skipped=0)
+    return _scan_csv(file, form, first=second, delimiter=form.delimiter or named_separator[1], skipped=1)
+
+
+def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None, skipped: int) -> _Scan:
+    """Scan a file with the *first* line of data or header, after *skipped* lines."""
+    separator = _separator(first, delimiter)
+    has_quotes = separator != "\t" or _is_quoted(file, first)
+    scan = partial(
+        pl.scan_csv,
         file.path,
+        separator=separator,
+        quote_char='"' if has_quotes else None,
+        has_header=form.header,
+        skip_lines=skipped,
+        glob=False,
+    )
+    names = scan(infer_schema=False).collect_schema().names()
+    if not form.header:
+        names = [f"{NUMBERED}{number}" for number in range(1, len(names) + 1)]
+    frame = scan(
         schema=dict.fromkeys([*names, EXTRA], pl.String()),
         null_values=list(NULL_VALUES),
         extra_columns="ignore",
         missing_columns="insert",
         row_index_name=ROW,
-        **how,
     )
-    return frame, 1 + form.header + skipped, "stands after the last field"
+    return _Scan(frame, first_row=1 + form.header + skipped, fault="stands after the last field")
 
 
 def _with_texts_of_bytes(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -267,21 +310,48 @@ def _object(line: str) -> bytes:
     return line.encode() if is_object else orjson.dumps({EXTRA: line})
 
 
-@dataclass(frozen=True, slots=True)
+class Fault(NamedTuple):
+    """What is wrong with the values of a *column* in bad rows."""
+
+    column: str
+    text: str
+
+
+@dataclass(slots=True)
 class TableShape:
     """How to read the rows of a *table*.
 
-    values     aliased expressions over the table's columns
+    values     expressions over the table's columns, by name
     left_out   conditions over the values by reason, in order
-    bad        column and fault, by reason
+    bad        faults by reason; too many of these rows are an error
     explained  a value, by reason, whose most frequent ones are named if nothing is left
     """
 
     table: Table
-    values: Sequence[pl.Expr]
-    left_out: Mapping[str, pl.Expr]
-    bad: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    explained: Mapping[str, str] = field(default_factory=dict)
+    values: dict[str, pl.Expr] = field(default_factory=dict)
+    left_out: dict[str, pl.Expr] = field(default_factory=dict)
+    bad: dict[str, Fault] = field(default_factory=dict)
+    explained: dict[str, str] = field(default_factory=dict)
+
+    def leave_out_bad(self, reason: str, condition: pl.Expr, fault: Fault) -> None:
+        """Leave rows out as bad."""
+        self.left_out[reason] = condition
+        self.bad[reason] = fault
+
+    def leave_out_ids(self, columns: Mapping[str, str], values: Mapping[str, str] | None = None) -> None:
+        """Leave out rows with missing, long or rounded ids; *columns* and *values* are names by role.
+
+        A value is named as its role by default. A segment may be missing.
+        """
+        ids = {role: pl.col(role if values is None else values[role]) for role in columns}
+        for role, value in ids.items():
+            if role != "segment":
+                self.left_out[f"no {role}"] = value.is_null()
+        for role, value in ids.items():
+            self.left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = value.str.len_bytes() > MAX_ID_BYTES
+        for role, value in ids.items():
+            fault = Fault(columns[role], _ROUNDED_FAULT)
+            self.leave_out_bad(f"{role} id that was rounded", value.str.contains(_ROUNDED), fault)
 
 
 class Rows:
@@ -298,71 +368,89 @@ class Rows:
         """Count rows, kept in memory with *repeated* texts as categories; DataError for too many bad rows, or none."""
         self._shapes = shapes
         reasons = dict.fromkeys([_MALFORMED, *(reason for shape in shapes for reason in shape.left_out)])
-        self._numbers = {reason: number for number, reason in enumerate(reasons, start=1)}
-        self._all = pl.concat([self._shaped(*numbered, repeated) for numbered in enumerate(shapes)], how="diagonal")
+        self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT + 1)}
+        self._all = pl.concat(
+            [self._marked(shape, file, repeated) for file, shape in enumerate(shapes)], how="diagonal"
+        )
         with data_errors(source, [shape.table.file for shape in shapes]):
             if repeated:
                 self._all = self._all.collect(engine="streaming").lazy()
-            groups = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
-        found = {group["reason"]: group for group in groups.iter_rows(named=True)}
-        self.total = sum(group["rows"] for group in found.values())
-        self.left_out = {reason: found[number]["rows"] for reason, number in self._numbers.items() if number in found}
-        bad = self._bad_rows(source)
-        self.notes = [f"bad rows are left out: {'; '.join(bad)}"] if bad else []
-        if 0 not in found:
-            examples = [self._examples(reason, name) for reason, name in shapes[0].explained.items()]
-            if not self.total:
-                raise DataError(f"{source} has no rows, or a header alone.")
-            counted = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
-            raise DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counted}{''.join(examples)}.")
-        self.facts: dict[str, Any] = found[0]
+            counted = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
+        groups = {group["reason"]: group for group in counted.iter_rows(named=True)}
+        self.total = sum(group["rows"] for group in groups.values())
+        self.left_out = {reason: groups[number]["rows"] for reason, number in self._numbers.items() if number in groups}
+        bad_rows = self._bad_rows(source)
+        self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
+        if _KEPT not in groups:
+            raise self._nothing_left(source)
+        self.facts: dict[str, Any] = groups[_KEPT]
 
     @property
     def kept(self) -> pl.LazyFrame:
         """The values and ROW of the rows kept."""
-        return self._all.filter(pl.col("reason") == 0).drop("file", "reason")
+        return self._all.filter(pl.col("reason") == _KEPT).drop("file", "reason")
 
     def values(self, reason: str, name: str) -> pl.Series:
         """Return the values of *name* in rows left out for *reason*, most frequent first."""
         counted = self._only(reason).group_by(value=pl.col(name).cast(pl.String)).len()
         return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
 
-    def _examples(self, reason: str, name: str) -> str:
-        if reason not in self.left_out:
-            return ""
-        values = self.values(reason, name).head(_ROWS_SHOWN)
-        return f"; the most frequent {reason}s are " + ", ".join(f"{value!r:.80}" for value in values)
+    def _nothing_left(self, source: str) -> DataError:
+        if not self.total:
+            return DataError(f"{source} has no rows, or a header alone.")
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+        examples = ""
+        for reason, name in self._shapes[0].explained.items():
+            if reason in self.left_out:
+                values = ", ".join(f"{value!r:.80}" for value in self.values(reason, name).head(_ROWS_SHOWN))
+                examples += f"; the most frequent {reason}s are {values}"
+        return DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counts}{examples}.")
 
     def _bad_rows(self, source: str) -> list[str]:
-        shown, count = list[str](), 0
-        bad = {reason: found for shape in self._shapes for reason, found in shape.bad.items()}
-        for reason in (each for each in self.left_out if each in {_MALFORMED, *bad}):
-            count += self.left_out[reason]
-            first = self._only(reason).select("file", ROW).head(_ROWS_SHOWN).collect()
-            for (file,), rows in first.group_by("file", maintain_order=True):
-                table = self._shapes[file].table
-                shown += table.shown(rows.get_column(ROW).to_list(), *bad.get(reason, (EXTRA, table.fault)))
+        """Return the first bad rows for each reason; DataError if there are too many."""
+        faults: dict[str, Fault | None] = {_MALFORMED: None}
+        for shape in self._shapes:
+            faults |= shape.bad
+        shown = list[str]()
+        count = 0
+        for reason in self.left_out:
+            if reason in faults:
+                count += self.left_out[reason]
+                shown += self._shown(reason, faults[reason])
         share = self._shapes[0].table.form.max_bad_rows
         if count > share * self.total:
+            are = "is" if count == 1 else "are"
+            way_out = ", or raise --max-bad-rows" if share else ""
             raise DataError(
-                f"{'; '.join(shown[:_ROWS_SHOWN])}. {count:,} of the {self.total:,} rows of {source} "
-                f"{'is' if count == 1 else 'are'} bad, and at most {share:.3%} may be; mend them"
-                f"{', or raise --max-bad-rows' if share else ''}."
+                f"{'; '.join(shown[:_ROWS_SHOWN])}. {count:,} of the {self.total:,} rows of {source} {are} bad, and at "
+                f"most {share:.3%} may be; mend them{way_out}."
             )
+        return shown
+
+    def _shown(self, reason: str, fault: Fault | None) -> list[str]:
+        """Return the first bad rows of *reason*; a malformed row has the *fault* of its table."""
+        shown = list[str]()
+        first = self._only(reason).select("file", ROW).head(_ROWS_SHOWN).collect()
+        for (file,), rows in first.group_by("file", maintain_order=True):
+            table = self._shapes[file].table
+            column, text = fault or Fault(EXTRA, table.fault)
+            shown += table.shown(rows.get_column(ROW).to_list(), column, text)
         return shown
 
     def _only(self, reason: str) -> pl.LazyFrame:
         return self._all.filter(pl.col("reason") == self._numbers[reason])
 
-    def _shaped(self, number: int, shape: TableShape, repeated: Sequence[str]) -> pl.LazyFrame:
+    def _marked(self, shape: TableShape, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
+        """Return the values of a table, with the number of its *file* and of the first reason to leave a row out."""
         # In steps, as polars would compute the values for each condition.
-        rows = shape.table.frame.select(ROW, pl.col(EXTRA).is_not_null(), *shape.values)
-        left_out = {_MALFORMED: pl.col(EXTRA), **shape.left_out}
-        tried = [pl.when(found).then(pl.lit(self._numbers[reason])) for reason, found in left_out.items()]
-        marked = rows.with_columns(file=pl.lit(number, pl.UInt16), reason=pl.coalesce(*tried, pl.lit(0)).cast(pl.UInt8))
-        names = marked.collect_schema().names()
-        alike = [pl.col(name).cast(pl.Categorical) for name in repeated if name in names]
-        return marked.drop(EXTRA, *(name for name in left_out if name in names)).with_columns(alike)
+        rows = shape.table.frame.select(ROW, pl.col(EXTRA).is_not_null(), **shape.values)
+        conditions = {_MALFORMED: pl.col(EXTRA), **shape.left_out}
+        numbers = [pl.when(is_met).then(pl.lit(self._numbers[reason])) for reason, is_met in conditions.items()]
+        reason = pl.coalesce(*numbers, pl.lit(_KEPT)).cast(pl.UInt8)
+        marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=reason)
+        of_conditions = [name for name in conditions if name in shape.values]
+        categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in shape.values]
+        return marked.drop(EXTRA, *of_conditions).with_columns(categories)
 
 
 def read_text(
@@ -388,30 +476,21 @@ def text_of(
     """
     tables = open_tables(files, replace(form or Format(), max_bad_rows=0))
     available = list(tables[0].schema)
-    given = dict(named or {})
-    given |= {} if given.get("item") in available else {"item": None}
-    columns = choose_columns(given, available, source, guessed=roles, required=roles)
+    names = dict(named or {})
+    if names.get("item") not in available:
+        names["item"] = None
+    columns = choose_columns(names, available, source, guessed=roles, required=roles)
     order = dict.fromkeys([*roles, *columns])
-    missing = {"no item": pl.col("item").is_null()}
-    shapes = [TableShape(table, [table.text(columns[role]).alias(role) for role in order], missing) for table in tables]
+    shapes = [_text_shape(table, {role: columns[role] for role in order}) for table in tables]
     with data_errors(source, files):
         if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
             return pl.DataFrame(schema=dict.fromkeys(order, pl.String()))
         return Rows(shapes, source).kept.drop(ROW).collect(engine="streaming")
 
 
-def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
-    """Return conditions to leave a row out for its *ids*, values by role."""
-    absent = {f"no {role}": pl.col(value).is_null() for role, value in ids.items() if role != "segment"}
-    sizes = {f"{role} id over {MAX_ID_BYTES} bytes": pl.col(value).str.len_bytes() for role, value in ids.items()}
-    rounded = {f"{role} id that was rounded": pl.col(value).str.contains(_ROUNDED) for role, value in ids.items()}
-    return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()} | rounded
-
-
-def bad_ids(columns: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the bad rows among the conditions of `id_reasons`, as of a TableShape; *columns* are names by role."""
-    fault = "is a rounded number, so different ids may have become one; write ids as whole numbers or texts"
-    return {f"{role} id that was rounded": (name, fault) for role, name in columns.items()}
+def _text_shape(table: Table, columns: Mapping[str, str]) -> TableShape:
+    texts = {role: table.text(column) for role, column in columns.items()}
+    return TableShape(table, texts, {"no item": pl.col("item").is_null()})
 
 
 def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:
@@ -441,17 +520,21 @@ class Filter:
         A missing value is an empty text without a size. Raises DataError for a missing column.
         """
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
-        text, number = table.text(name), number_in(self.value)
+        text = table.text(name)
         if "~" in self.operator:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
-        compare, is_size = _COMPARISONS[self.operator], self.operator[0] in "<>"
-        dtype, value = table.schema[name], self.value
-        if number is not None and not is_size and dtype.is_integer():  # floats beyond 2**53 do not hold every id
+        compare = _COMPARISONS[self.operator]
+        compares_size = self.operator[0] in "<>"
+        dtype = table.schema[name]
+        number = number_in(self.value)
+        value = self.value
+        if number is not None and dtype.is_integer() and not compares_size:
+            # As texts: floats beyond 2**53 do not hold every id.
             value = f"{Decimal(value).normalize():f}"
-        elif number is not None and (is_size or dtype.is_numeric()):  # 2.5 equals 2.50
+        elif number is not None and (compares_size or dtype.is_numeric()):  # 2.5 equals 2.50
             return compare(table.number(name), pl.lit(number)).fill_null(value=False)
-        text = pl.when(text.str.contains(r"^\d")).then(text) if is_size else text.fill_null("")
+        text = pl.when(text.str.contains(r"^\d")).then(text) if compares_size else text.fill_null("")
         return compare(text, pl.lit(value)).fill_null(value=False)
 
 
@@ -466,7 +549,8 @@ def parse_filter(text: str) -> Filter:
         raise SettingError(
             f"The filter {text!r} cannot be read; write a column, one of = != > >= < <= ~ !~, and a value: quantity>0."
         )
-    operator, value = parts[2], parts[3].strip()
+    operator = parts[2]
+    value = parts[3].strip()
     if operator[0] in "<>" and number_in(value) is None and not value[:1].isdigit():
         raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
     if "~" in operator:

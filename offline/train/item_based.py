@@ -140,7 +140,8 @@ def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, n
     its end (RP3beta: Paudel et al., ACM TiiS 2017). The weights divide both ends, so the scale multiplies the start.
     """
     of_users, of_items = (np.asarray(user_items.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0))
-    of_users, of_items = np.where(of_users > 0, of_users, 1), np.where(of_items > 0, of_items, 1)
+    of_users = np.where(of_users > 0, of_users, 1)
+    of_items = np.where(of_items > 0, of_items, 1)
     divisors = np.maximum(users_per_item(user_items), 1) ** params.walk_beta
     data = user_items.data.astype(np.float64) ** params.walk_alpha / divisors[user_items.indices]
     data /= np.repeat(of_users ** (params.walk_alpha / 2), np.diff(user_items.indptr))
@@ -168,7 +169,8 @@ class EASE:
     recent: Floats | None = None
 
     floor: ClassVar[float] = 0.0
-    recommend, fold_in = ranking.recommend, ranking.itself
+    recommend = ranking.recommend
+    fold_in = ranking.itself
 
     @property
     def shape(self) -> tuple[None, int]:

@@ -144,7 +144,8 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
 def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
     has = np.diff(rows.indptr)
     found = np.full((len(has), n), -1, dtype=np.int32)
-    waiting, depth = np.flatnonzero(has), n
+    waiting = np.flatnonzero(has)
+    depth = n
     while len(waiting):
         head = order[:depth]
         listed = np.tile(head, (len(waiting), 1))

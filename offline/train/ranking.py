@@ -62,7 +62,8 @@ def recommend(
         if ranker.recent is not None:
             table *= ranker.recent
         if own is not None:
-            mine, best = own[batch], table.max(axis=1, keepdims=True)
+            mine = own[batch]
+            best = table.max(axis=1, keepdims=True)
             table /= np.where(best > 0, best, 1)
             table[np.repeat(np.arange(len(batch)), np.diff(mine.indptr)), mine.indices] += mine.data
         has = np.diff(rows.indptr)
@@ -83,9 +84,12 @@ def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allow
         scores = score(rows[start : start + _SPARSE_AT_ONCE])
         kept = scores.data > 0 if allowed is None else (scores.data > 0) & allowed[scores.indices]
         of_row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))[kept]
-        ids, values = scores.indices[kept], scores.data[kept]
+        ids = scores.indices[kept]
+        values = scores.data[kept]
         order = np.lexsort((ids, -values, of_row))
-        of_row, ids, values = of_row[order], ids[order], values[order]
+        of_row = of_row[order]
+        ids = ids[order]
+        values = values[order]
         rank = np.arange(len(of_row)) - np.searchsorted(of_row, of_row)
         best = rank < n
         items[start + of_row[best], rank[best]] = ids[best]
@@ -102,7 +106,9 @@ class _Queries:
     """Computes scores for a hundred queries of `topk` at a time."""
 
     def __init__(self, score: Callable[[Indices], ScoreTable], batch: Indices) -> None:
-        self._score, self._batch, self.shape = score, batch, (len(batch), 0)
+        self._score = score
+        self._batch = batch
+        self.shape = (len(batch), 0)
 
     @property
     def dtype(self) -> npt.DTypeLike:
@@ -127,8 +133,10 @@ def _best(
             part = slice(start, start + _RANKED_AT_ONCE)
             ids, values = topk(np.empty((0, 0)), _Queries(score, rows[part]), n, filter_items=banned)
             order = np.lexsort((ids, -values), axis=1)
-            ids, values = np.take_along_axis(ids, order, axis=1), np.take_along_axis(values, order, axis=1)
+            ids = np.take_along_axis(ids, order, axis=1)
+            values = np.take_along_axis(values, order, axis=1)
             # `topk` gives filtered items the type's minimum.
             listed = (values > ranker.floor) & (values > np.finfo(values.dtype).min)
-            items[part], found[part] = np.where(listed, ids, -1), np.where(listed, values, 0)
+            items[part] = np.where(listed, ids, -1)
+            found[part] = np.where(listed, values, 0)
     return items, found

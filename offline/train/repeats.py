@@ -15,7 +15,9 @@ from hotplate.offline.train.popularity import Recency
 _HALF_LIVES = (240.0, 120.0, None)
 _WEIGHTS = (0.5, 0.25, 1.0)
 # Tried with recency: half-life, weight, and the power of recent popularity.
-_RECENT_HALF_LIFE, _RECENT_WEIGHT, _RECENT_GAMMA = 120.0, 3.0, 0.25
+_RECENT_HALF_LIFE = 120.0
+_RECENT_WEIGHT = 3.0
+_RECENT_GAMMA = 0.25
 
 
 @dataclass(frozen=True, slots=True)

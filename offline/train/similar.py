@@ -31,7 +31,8 @@ _KEPT = 100
 _MOST_TERMS = 100_000_000
 _ITEMS_AT_ONCE = 256
 # A user's last and next items, to measure quality.
-_LAST, _NEXT = 5, 3
+_LAST = 5
+_NEXT = 3
 SIMILAR_GAMMA = 0.25
 # Higher powers would make all lists popular ones.
 _GAMMAS = (SIMILAR_GAMMA, 0.5, 1.0)
@@ -125,14 +126,16 @@ def _sampled(user_items: UserItems) -> UserItems:
 
 def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
     """Return the *most* highest values above 0 per row of a csr_matrix, ties by column."""
-    data, kept = similarity.data, similarity.data > 0
+    data = similarity.data
+    kept = similarity.data > 0
     for start, end in pairwise(similarity.indptr.tolist()):
         if end - start > most:
             row = data[start:end]
             kept[start:end] &= row >= np.partition(row, end - start - most)[end - start - most]
     found = _part(similarity, kept)
     found.sort_indices()  # far fewer than all
-    rest, data = np.ones(found.nnz, dtype=np.bool_), found.data
+    rest = np.ones(found.nnz, dtype=np.bool_)
+    data = found.data
     for start, end in pairwise(found.indptr.tolist()):
         if end - start > most:
             row = data[start:end]

@@ -63,8 +63,10 @@ _WALK_STEP = 0.1
 # First half-lives in days; steps multiply.
 _HALF_LIVES = (2.0, 8.0)
 _STEP = 2.0
-_SHORTEST_DAYS, _LONGEST_DAYS = 0.125, 512.0
-_LEAST_GAMMA, _MOST_GAMMA = 0.125, 16.0
+_SHORTEST_DAYS = 0.125
+_LONGEST_DAYS = 512.0
+_LEAST_GAMMA = 0.125
+_MOST_GAMMA = 16.0
 
 
 @dataclass(frozen=True, slots=True)
