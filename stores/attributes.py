@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
+from hotplate.stores.catalogue import RecordFormat
 from hotplate.stores.encoding import ATTRIBUTES, encode_id
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused, check_format
 from hotplate.stores.factors import PIECE_BYTES
@@ -46,10 +47,6 @@ class _StoredTable(Struct, frozen=True):
     format: int = FORMAT
 
 
-class _Format(Struct):
-    format: int = FORMAT
-
-
 class Column(NamedTuple):
     """The values of one column, by row; *texts* is None for a column of numbers."""
 
@@ -69,7 +66,8 @@ class ItemAttributes:
     def __init__(self, table: bytes) -> None:
         """Parse the pieces, joined; raises ReleaseCorrupt, and WrittenByNewer for a newer format."""
         try:
-            check_format(msgspec.msgpack.decode(table, type=_Format).format, FORMAT, "the table of item attributes")
+            written = msgspec.msgpack.decode(table, type=RecordFormat).format
+            check_format(written, FORMAT, "the table of item attributes")
             stored = msgspec.msgpack.decode(table, type=_StoredTable)
             self._hashes = array("Q", stored.hashes)
             self.columns = {

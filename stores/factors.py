@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from hotplate.stores.catalogue import RecordFormat
 from hotplate.stores.encoding import FACTORS
 from hotplate.stores.errors import ReleaseCorrupt, check_format
 from hotplate.stores.store import Row
@@ -39,10 +40,6 @@ class Description(Struct, frozen=True):
     alpha: float
     weight: float
     max_per_category: int | None = None
-    format: int = FORMAT
-
-
-class _Format(Struct):
     format: int = FORMAT
 
 
@@ -98,7 +95,7 @@ def description_row(description: Description) -> Row:
 def read_description(body: bytes) -> Description:
     """Parse a description; raises ReleaseCorrupt, and WrittenByNewer for a newer format."""
     try:
-        check_format(msgspec.json.decode(body, type=_Format).format, FORMAT, f"the row {FACTORS!r}")
+        check_format(msgspec.json.decode(body, type=RecordFormat).format, FORMAT, f"the row {FACTORS!r}")
         return msgspec.json.decode(body, type=Description)
     except msgspec.DecodeError as error:
         raise ReleaseCorrupt(f"the row {FACTORS!r} cannot be read ({error}); publish the release again") from error

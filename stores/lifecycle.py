@@ -172,7 +172,7 @@ async def prune(
     on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
     """Erase the releases that `catalogue.prune` marks, and return their ids; kept ones past their grace scale down."""
-    present = await _unneeded(store)
+    present = await _prunable(store)
     marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))
     dropped = [entry.ref for entry in marked.releases if entry.state is State.DROPPING]
     for number, release in enumerate(dropped):
@@ -184,7 +184,7 @@ async def prune(
     return list(dict.fromkeys(release.id for release in dropped))
 
 
-async def _unneeded(store: Store) -> list[str]:
+async def _prunable(store: Store) -> list[str]:
     """Return the incarnations with data, without records of erased users while some of these are lost."""
     present = await store.incarnations()
     if not (await erased_from(store)).lost:
@@ -221,7 +221,8 @@ async def change(
     made = dict[str, Catalogue]()
     unclear = list[StoreUnavailable]()
     unclear_from = ""
-    for _ in range(UNCLEAR_SWAPS + 1 if records else SWAP_ATTEMPTS):
+    attempts = UNCLEAR_SWAPS + 1 if records else SWAP_ATTEMPTS
+    for _ in range(attempts):
         old = await (_read_back(store, unclear[-1]) if unclear else store.catalogue())
         if old.token in made:
             return made[old.token]
@@ -245,7 +246,7 @@ async def change(
             unclear_from = old.token
         else:
             return new
-    raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
+    raise ReleaseConflict(f"the catalogue was changed by others {attempts} times; try again when it is quieter")
 
 
 async def check_nothing_to_rebuild(store: Store) -> None:
