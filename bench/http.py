@@ -6,8 +6,17 @@ from dataclasses import replace
 from functools import partial
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.http_report import HttpPlan, HttpRuns, Trial, highest, parse_objective, report
-from hotplate.bench.lists import MAX_POPULAR, check_samples
+from hotplate.bench.http_report import (
+    HttpPlan,
+    HttpRuns,
+    Objective,
+    Trial,
+    highest,
+    parse_objective,
+    report,
+    report_popular,
+)
+from hotplate.bench.lists import MAX_POPULAR, check_samples, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
@@ -29,6 +38,11 @@ KEY_REFUSED = (401, 403)
 PRECISION = 0.05  # relative gap between good and bad rates
 FLOOR = 0.01  # lowest rate, relative to the first
 TRIES = 3  # with a disturbed generator
+FIND_MAX_OBJECTIVE = "p99=5ms,errors=0.1%"
+# A sample of users, asked before anything is measured: half a second, and more than half of the lists are popular ones.
+SAMPLE_RATE = 100.0
+SAMPLE_S = 0.5
+SAMPLE_POPULAR = 0.5
 
 
 def make_plan(options: HttpOptions) -> HttpPlan:
@@ -58,11 +72,17 @@ def make_plan(options: HttpOptions) -> HttpPlan:
         options=options,
         load=load,
         warmup_s=parse_seconds(options.warmup),
-        objective=parse_objective(options.slo),
+        objective=_objective(options),
         batches=_sizes(options.batch) if options.batch else (),
         keys=keys,
         allowed_popular=min(1.0, allowed + (SPARE * keys.unknown if keys else 0.0)),
     )
+
+
+def _objective(options: HttpOptions) -> Objective:
+    if options.slo is not None:
+        return parse_objective(options.slo)
+    return parse_objective(FIND_MAX_OBJECTIVE) if options.find_max else Objective({})
 
 
 def parse_keys(options: HttpOptions) -> RequestKeys:
@@ -143,6 +163,10 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
             "--header X-API-Key:KEY (`hotplate keys create` makes one)"
         )
     with LoadWorker() as pool:
+        if plan.keys is not None:
+            sample = pool.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, sample_every=0))
+            if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
+                return report_popular(plan, sample)
         made = _HttpMeasurement(plan, pool, display)
         try:
             made.run()

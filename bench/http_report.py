@@ -11,7 +11,7 @@ from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
 from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import mean, percentile, share
-from hotplate.report import Column, Curve, Plot, Report, Row, format_value
+from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
 from hotplate.stores.urls import redacted
 
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
@@ -64,11 +64,14 @@ class Objective:
         latency = Histogram.merged(each.latency for each in results)
         lag = Histogram.merged(each.lag for each in results)
         for name, bound_us in self.latency_us.items():
-            found_us, late_us = (each.percentile_us(PERCENTS[name]) for each in (latency, lag))
-            beyond = f"{name} {format_value(found_us, 'us')}, bound {format_value(bound_us, 'us')}"
-            if found_us > bound_us and late_us > found_us / 2:
-                doubts.append(f"{beyond}, but the generator itself was {format_value(late_us, 'us')} late")
-            elif found_us > bound_us:
+            value_us = latency.percentile_us(PERCENTS[name])
+            late_us = lag.percentile_us(PERCENTS[name])
+            if value_us <= bound_us:
+                continue
+            beyond = f"{name} {_ms(value_us)}, bound {_bound(bound_us)}"
+            if late_us > value_us / 2:
+                doubts.append(f"{beyond}, but the generator itself was {_ms(late_us)} late")
+            else:
                 broken.append(beyond)
         return broken, doubts
 
@@ -78,8 +81,17 @@ class Objective:
         return [f"{share:.2%} of the requests got no good answer, {bound}"] if share > self.errors else []
 
     def __str__(self) -> str:
-        bounds = [f"{name} ≤ {format_value(bound, 'us')}" for name, bound in self.latency_us.items()]
+        bounds = [f"{name} ≤ {_bound(bound_us)}" for name, bound_us in self.latency_us.items()]
         return ", ".join([*bounds, f"errors ≤ {100 * self.errors:.3g} %"])
+
+
+def _ms(us: float) -> str:
+    """Format a latency as in the table."""
+    return f"{rounded(us / 1000)} ms"
+
+
+def _bound(us: float) -> str:
+    return f"{us / 1000:g} ms"
 
 
 def parse_objective(text: str) -> Objective:
@@ -104,8 +116,8 @@ def parse_objective(text: str) -> Objective:
 class HttpPlan:
     """Parsed options.
 
-    With `find_max`, rounds run at the highest rate inside the objective, which otherwise only bounds errors. `batches`
-    are sizes of POSTs.
+    With `find_max`, rounds run at the highest rate inside the objective. `batches` are sizes of POSTs, of which the
+    objective only bounds the errors.
     """
 
     options: HttpOptions
@@ -220,6 +232,17 @@ def report(runs: HttpRuns) -> Report:
     )
 
 
+def report_popular(plan: HttpPlan, sample: Result) -> Report:
+    """Report that nothing was measured, because a *sample* of users gets the popular list."""
+    return Report(
+        kind="http",
+        sentence=NOT_LISTS,
+        broken=tuple(plan.popular_complaint([sample])),
+        configuration=plan.options.to_json(),
+        machine=describe(),
+    )
+
+
 def _popular_row(subject: str, results: Sequence[Result]) -> list[Row]:
     parts, wholes = zip(*map(popular_counts, results), strict=True)
     return [share(parts, wholes).row(subject, "popular lists", "share")] if sum(wholes) else []
@@ -228,6 +251,7 @@ def _popular_row(subject: str, results: Sequence[Result]) -> list[Row]:
 class _Rounds:
     def __init__(self, runs: HttpRuns) -> None:
         self._plan = runs.plan
+        self._has_objective = bool(runs.plan.options.slo or runs.trials)
         self._trials = runs.trials
         self._rounds = runs.rounds
         found = highest(runs.trials)
@@ -236,10 +260,10 @@ class _Rounds:
         self._limited = ended.doubts[0] if ended and ended.unclear else ""
         due, good = (sum(getattr(each, name) for each in runs.rounds) for name in ("due", "ok"))
         self.broken = objective.errors_beyond((due - good) / max(1, due))
-        self._late = list[str]()
+        beyond, self._late = objective.judge_latency(runs.rounds)
+        self.broken += beyond
         if found:
-            beyond, self._late = objective.judge_latency(runs.rounds)
-            self.broken = [f"the rounds at {found.at:,.4g} requests/s: {each}" for each in (*self.broken, *beyond)]
+            self.broken = [f"the rounds at {found.at:,.4g} requests/s: {reason}" for reason in self.broken]
         elif runs.trials:
             why = f": at {ended.at:,.4g} requests/s {' and '.join(ended.broken or ended.doubts)}" if ended else ""
             self.broken.append(f"no rate was inside the objective {objective}{why}")
@@ -252,22 +276,40 @@ class _Rounds:
         if len(reasons) > SHOWN_REASONS:
             more = len(reasons) - SHOWN_REASONS
             reasons = [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(self._rounds)} rounds"]
+        if not self._trials:
+            reasons += self._unknown
         return [*reasons, *(f"all rounds: {each}" for each in self._late)]
 
     @property
+    def _unknown(self) -> list[str]:
+        """Percentiles that the objective bounds and that have too few answers."""
+        figures = {name: percentile(self._rounds, PERCENTS[name]) for name in self._plan.objective.latency_us}
+        return [f"{name} is not known ({figure.note})" for name, figure in figures.items() if figure.value is None]
+
+    @property
     def sentence(self) -> str:
+        objective = self._plan.objective
         if not self._rounds:
-            return f"No rate is inside {self._plan.objective}."
-        named = self._plan.objective.percentile
-        found = percentile(self._rounds, PERCENTS[named])
-        latency = f"not known ({found.note})" if found.value is None else format_value(found.value, "us")
+            return f"No rate is inside {objective}."
         if self._best:
             rate = f"{'at least ' * bool(self._limited)}{self._best.at:,.0f} requests/s"
-            return f"The highest rate inside {self._plan.objective} is {rate}; there {named} is {latency}."
-        rate = format_value(mean([each.ok_rate for each in self._rounds]).value or 0)
-        errors = share([each.due - each.ok for each in self._rounds], [each.due for each in self._rounds]).value
-        failed = f", {format_value(errors, 'share')} errors" if errors else ", without errors"
-        return f"{named} is {latency} at {rate} good answers/s{failed}."
+            latency = self._latency(objective.percentile)
+            return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {latency}."
+        rate = format_value(mean([result.ok_rate for result in self._rounds]).value or 0)
+        errors = share([result.due - result.ok for result in self._rounds], [result.due for result in self._rounds])
+        failed = f"errors {format_value(errors.value, 'share')}" if errors.value else "no errors"
+        if not self._has_objective:
+            return f"p99 is {self._latency('p99')} at {rate} answers/s, {failed}."
+        if errors.value:
+            failed += f" of {format_value(objective.errors, 'share')}"
+        verdict = "Outside" if self.broken else "Within"
+        bounds = [f"{name} {self._latency(name)} of {_bound(us)}" for name, us in objective.latency_us.items()]
+        latencies = ", ".join(bounds) or f"p99 {self._latency('p99')}"
+        return f"{verdict} the objective: {latencies} at {rate} answers/s, {failed}."
+
+    def _latency(self, name: str) -> str:
+        figure = percentile(self._rounds, PERCENTS[name])
+        return f"not known ({figure.note})" if figure.value is None else _ms(figure.value)
 
     @property
     def method(self) -> str:
@@ -350,7 +392,7 @@ class _Batches:
             return "No batch was served without errors, even one at a time; see below."
         rate = self._best.users_s
         p50 = self._best.result.latency.percentile_us(50)
-        shown = f"{format_value(rate, 'users/s')}, p50 {format_value(p50, 'us')}"
+        shown = f"{format_value(rate, 'users/s')}, p50 {_ms(p50)}"
         return f"The smallest batch that gives 90 % of the most users/s is {self._best.at:,.0f}: {shown}."
 
     @property

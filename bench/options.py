@@ -96,7 +96,10 @@ class HttpOptions(Options):
         Flag("Accepted share of popular lists, besides --unknown; 1%.", WHAT),
     ] = None
     find_max: Annotated[bool, Flag("Search for the highest rate inside --slo, from --rate on.", HOW)] = False
-    slo: Annotated[str, Flag("The objective of --find-max, and the allowed errors.", HOW)] = "p99=5ms,errors=0.1%"
+    slo: Annotated[
+        str | None,
+        Flag("The objective, as p99=5ms,errors=0.1%, which is that of --find-max; else 0.1% errors.", HOW),
+    ] = None
     repeat: Annotated[int, Flag("Number of rounds; comparisons need 5.", HOW)] = 1
     warmup: Annotated[str, Flag("Load before the first round, not counted.", HOW)] = "2s"
     connections: Annotated[int, Flag("The maximum of requests in flight.", HOW)] = 64

@@ -19,7 +19,7 @@ from hotplate.bench.lists import CheckResult, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample
-from hotplate.report import format_value, from_json, rounded
+from hotplate.report import from_json, rounded
 from hotplate.serve.access.keys import create
 from hotplate.stores.connect import opened
 from tests.support.command import failed, hotplate
@@ -70,9 +70,9 @@ def test_a_measurement_leaves_a_report_in_two_forms(service: Service, store: Pat
     assert len(p99.values) == 5
     page = name.with_suffix(".html").read_text()
     assert page.count("<svg") == 2
-    shown = format_value(p99.value, "us")
-    assert report.failures or f"p99 is {shown} at " in done.stdout.partition("\n")[0]
-    assert f">{rounded(p99.value / 1000)}<" in page
+    shown = rounded(p99.value / 1000)
+    assert report.failures or f"p99 is {shown} ms at " in done.stdout.partition("\n")[0]
+    assert f">{shown}<" in page
     assert done.stderr.splitlines()[:2] == ["warm-up", "round 1 of 5"]
     compared = bench("compare", name.with_suffix(".json"), name.with_suffix(".json"))
     assert compared.returncode == (2 if report.failures else 0), compared.stderr
@@ -172,6 +172,41 @@ def test_a_service_with_a_dead_store_is_broken(dead: Service, arguments: tuple[s
     assert not [row for row in report.rows if row.unit in {"us", "/s"}]
     assert report.extra.get("search", {"highest": None})["highest"] is None
     assert "--store URL" in " ".join(report.broken)
+
+
+def test_users_without_lists_end_a_measurement_before_it_begins(service: Service, tmp_path: Path) -> None:
+    """A minute was measured before the first word of it."""
+    name = tmp_path / "report"
+    strangers = tmp_path / "users"
+    strangers.write_text("\n".join(f"stranger-{number}" for number in range(USERS)))
+    done = bench("http", service.url, "--keys-file", strangers, "--duration", "1h", "--out", name)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith("The users' own lists were not measured")
+    assert "--store URL" in done.stdout
+    assert not from_json(json.loads(name.with_suffix(".json").read_text())).rows
+    assert "were not measured" in name.with_suffix(".html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("objective", "code", "words"),
+    [
+        ("p50=5s", 0, "Within the objective: p50 "),
+        ("p50=0.001ms", 3, "Outside the objective: p50 "),
+        ("errors=0.5%", 0, "Within the objective: p99 not known"),
+        ("p99=5s", 1, "There is no verdict: p99 is not known (fewer than 10 answers beyond it)."),
+    ],
+)
+def test_the_first_line_says_whether_the_objective_is_met(
+    service: Service, objective: str, code: int, words: str, tmp_path: Path
+) -> None:
+    options = ("--users", str(USERS), "--rate", "300", "--duration", "0.5s", "--warmup", "0s")
+    done = bench("http", service.url, *options, "--slo", objective, "--out", tmp_path / "report")
+    report = from_json(json.loads((tmp_path / "report.json").read_text()))
+    if any("generator" in reason for reason in report.failures):
+        return  # a machine too busy to judge
+    assert done.returncode == code, done.stdout
+    assert done.stdout.startswith(words)
+    assert "answers/s, no errors." in done.stdout.partition("\n")[0] or code == 1
 
 
 def test_a_service_that_takes_keys_is_not_measured_without_one(store: Path, tmp_path: Path) -> None:
