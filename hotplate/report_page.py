@@ -47,8 +47,9 @@ STYLE: Any = {
     "svg.hashsalt": "hotplate", "text.color": INK, "xtick.color": FAINT, "xtick.labelcolor": INK,
     "ytick.color": FAINT, "ytick.labelcolor": INK,
 }  # fmt: skip
-# Inches, and letters per line of the legend.
+# Inches, on a phone, and letters per line of the legend.
 WIDTH, HEIGHT, LETTERS = 9.0, 3.4, 110
+NARROW = 4.5
 LINE_POINTS = 13
 # Longer tables of texts are folded.
 OPEN_LINES = 30
@@ -77,15 +78,15 @@ def page(report: Report) -> str:
     """Return the page: answer, table, verdicts, plots, and details."""
     plots = [_figure(plot) for plot in report.plots]
     first = [plots.pop(0)] if report.plot_first and plots else []
-    parts = [f"<h1>{_escaped(report.sentence)}</h1>", f'<p class="soft">{_escaped(_origin(report))}</p>']
+    parts = [f"<h1>{_prose(report.sentence)}</h1>", f'<p class="soft">{_escaped(_origin(report))}</p>']
     if report.complaints:
-        reasons = "".join(f"<li>{_escaped(each)}</li>" for each in report.complaints)
+        reasons = "".join(f"<li>{_prose(complaint)}</li>" for complaint in report.complaints)
         parts.append(f'<div class="bad"><strong>Look out:</strong><ul>{reasons}</ul></div>')
     parts += [*first, summary(report)]
-    parts += [f'<p class="note">{_escaped(note)}</p>' for note in report.notes]
+    parts += [f'<p class="note">{_prose(note)}</p>' for note in report.notes]
     parts += plots
     parts += [_text_table(table) for table in report.tables]
-    parts += [f'<p class="note">{_escaped(sentence)}</p>' for sentence in report.method]
+    parts += [f'<p class="note">{_prose(sentence)}</p>' for sentence in report.method]
     parts.append(_details(report))
     template = Template(TEMPLATE.read_text())
     return template.substitute(title=_escaped(report.sentence), style=STYLE_SHEET.read_text(), body="\n".join(parts))
@@ -114,14 +115,13 @@ def _main_table(report: Report) -> list[str]:
 
 
 def _lines(lines: Mapping[str, str]) -> str:
-    terms = "".join(f"<dt>{_escaped(label)}</dt><dd>{_escaped(text)}</dd>" for label, text in lines.items())
+    terms = "".join(f"<dt>{_escaped(label)}</dt><dd>{_prose(text)}</dd>" for label, text in lines.items())
     return f"<dl>{terms}</dl>" if terms else ""
 
 
 def _figure(plot: Plot) -> str:
     return (
-        f'<figure><h2>{_escaped(plot.title)}</h2><div class="scroll">{draw(plot)}</div>'
-        f"<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
+        f"<figure><h2>{_escaped(plot.title)}</h2>{draw(plot)}<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
     )
 
 
@@ -221,15 +221,24 @@ def _cell(row: Row | None, *, unit: bool = True) -> str:
 
 
 def draw(plot: Plot) -> str:
-    """Return a plot as an SVG element; its colours are CSS variables of the page."""
+    """Return a plot as two SVG elements, of which the style sheet shows the one that fits the screen.
+
+    Their colours are CSS variables of the page.
+    """
+    wide = _drawn(plot, WIDTH)
+    narrow = _drawn(plot, NARROW)
+    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+
+
+def _drawn(plot: Plot, width: float) -> str:
     with rc_context(STYLE):
         panels = [plot] if plot.below is None else [plot, plot.below]
-        figure = Figure(figsize=(WIDTH, HEIGHT * len(panels)))
+        figure = Figure(figsize=(width, HEIGHT * len(panels)))
         axes: Sequence[Axes] = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
         for each, panel in zip(axes, panels, strict=True):
             _draw(each, panel)
         _scale_x(axes, plot)
-        _legend(axes[0])
+        _legend(axes[0], LETTERS * width / WIDTH)
         described = " and ".join(panel.y for panel in panels)
         return _svg(figure, f"Plot: {plot.title}; {described} over {plot.x}")
 
@@ -279,9 +288,9 @@ def _scale(axes: Axes, name: str, lines: Iterable[Line2D], unit: str, *, log: bo
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, unit)))
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, letters: float) -> None:
     if labels := axes.get_legend_handles_labels()[1]:
-        columns = max(1, min(len(labels), LETTERS // (max(map(len, labels)) + 6)))
+        columns = max(1, min(len(labels), int(letters / (max(map(len, labels)) + 6))))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0.2, handlelength=1.4)
 
 
@@ -298,6 +307,11 @@ def _svg(figure: Figure, description: str) -> str:
         text = text.replace(colour, f"var({variable})")
     opening = rf'<svg viewBox="\1" role="img" aria-label="{_escaped(description)}">'
     return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, text, count=1)
+
+
+def _prose(text: str) -> str:
+    """Escape text, with options that no line breaks at their hyphens."""
+    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<span class="option">\g<0></span>', _escaped(text))
 
 
 def _escaped(text: str) -> str:

@@ -74,8 +74,9 @@ OUTLINE = {
         "Redis, pods and training": "redis_total",
     },
 }  # fmt: skip
-# The options' headings, and the lines of the table with the figures that all options share.
+# The options' headings; Cosmos DB in words; the lines of the table with the figures that all options share.
 OPTIONS = {"manual": "manual", "autoscale": "autoscale", "serverless": "serverless", "redis": "Redis", "files": "files"}
+COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 SHARED = {
     "store": "", "gateway": "gateway_month", "pods": "pods_cost", "Kubernetes": "cluster_month",
     "training": "training_cost",
@@ -141,10 +142,9 @@ def in_full(planned: Report) -> Report:
 
 
 def _columns(plan: CapacityPlan) -> tuple[Column, ...]:
-    month = f"{plan.prices.currency}/month"
+    above = dict.fromkeys(CAPACITIES, "Cosmos DB\n")
     return tuple(
-        Column(option.name, f"{month}\n{OPTIONS[option.name]}" if place == 0 else OPTIONS[option.name], digits=3)
-        for place, option in enumerate(plan.options)
+        Column(option.name, above.get(option.name, "") + OPTIONS[option.name], digits=3) for option in plan.options
     )
 
 
@@ -162,7 +162,8 @@ def _summary(plan: CapacityPlan) -> Iterator[Row]:
                 continue
             yield Row(subject, option.name, currency, value if option.possible else None, note=option.obstacle)
     for option in plan.options:
-        yield Row("in all", option.name, currency, option.total if option.possible else None, note=option.obstacle)
+        subject = f"in all, {currency}/month"
+        yield Row(subject, option.name, currency, option.total if option.possible else None, note=option.obstacle)
 
 
 def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
@@ -245,15 +246,21 @@ def shortage(plan: CapacityPlan) -> Iterator[str]:
 
 def _answer(plan: CapacityPlan) -> str:
     """Say how many RU/s to provision, and what the options cost."""
-    serve, publish, pods = (plan.number(name) for name in ("serve_ru", "publish_ru_s", "pods"))
-    if plan.inputs.capacity == "autoscale":
-        ru = f"autoscale up to {plan.number('autoscale_top_ru'):,.0f} RU/s"
-    else:
-        ru = f"{serve:,.0f} RU/s"
+    capacity = plan.inputs.capacity
+    ways = {
+        "manual": f"{plan.number('serve_ru'):,.0f} RU/s",
+        "autoscale": f"autoscale up to {plan.number('autoscale_top_ru'):,.0f} RU/s",
+        "serverless": "serverless",
+    }
+    ru = ways["autoscale" if capacity == "autoscale" else "manual"]
+    ru += f" ({plan.number('publish_ru_s'):,.0f} while publishing)"
+    if plan.cheapest != capacity:
+        ru += f" or {ways[plan.cheapest]}"
     where = f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
     if plan.inputs.have_ru is not None and plan.number("over_ru"):
         where += f" (today {plan.inputs.have_ru:,})"
-    return f"Provision {ru}{where}, {publish:,.0f} while publishing, and {_pods(pods)}. {_cheaper(plan)}."
+    pods = _pods(plan.number("pods"))
+    return f"Provision {ru}{where}, and {pods}. {_cheaper(plan)}."
 
 
 def _pods(count: float) -> str:
@@ -273,19 +280,22 @@ def _carries(plan: CapacityPlan) -> str:
 
 def _cheaper(plan: CapacityPlan) -> str:
     """Compare the cheapest capacity of Cosmos DB with Redis, by what prices are known to."""
-    month = f"{plan.prices.currency} a month"
-    cosmos = f"Cosmos DB ({plan.cheapest})"
-    redis = "redis_total"
-    ours = _total(plan, f"{plan.cheapest}_total")
-    files = f"; files {_total(plan, 'files_total')}" if plan.figures["files_total"].unit else ""
+    currency = plan.prices.currency
+    cosmos = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
+    cosmos_total = f"{_total(plan, f'{plan.cheapest}_total')} {currency}"
+    files = ""
+    if plan.figures["files_total"].unit:
+        files = f"; files in the pods cost {_total(plan, 'files_total')} {currency}"
     if not plan.figures["redis_cost"].unit:
-        return f"{cosmos} costs {ours} {month}; Redis is {plan.figures['redis_cost'].value}"
-    (low, high), (redis_low, redis_high) = _between(plan, f"{plan.cheapest}_cost"), _between(plan, "redis_cost")
-    if low <= redis_high and redis_low <= high:
-        return f"About equal: {cosmos} {ours} {month}, Redis {_total(plan, redis)}{files}"
-    if redis_high < low:
-        return f"Redis is cheaper: {_total(plan, redis)} {month}, {cosmos} {ours}{files}"
-    return f"{cosmos} is cheaper: {ours} {month}, Redis {_total(plan, redis)}{files}"
+        return f"{cosmos} costs {cosmos_total} a month; Redis is {plan.figures['redis_cost'].value}"
+    redis_total = f"{_total(plan, 'redis_total')} {currency}"
+    cosmos_low, cosmos_high = _between(plan, f"{plan.cheapest}_cost")
+    redis_low, redis_high = _between(plan, "redis_cost")
+    if redis_high < cosmos_low:
+        return f"Redis costs less ({redis_total} a month) than {cosmos} ({cosmos_total}){files}"
+    if cosmos_high < redis_low:
+        return f"{cosmos} costs less ({cosmos_total} a month) than Redis ({redis_total}){files}"
+    return f"{cosmos} ({cosmos_total} a month) and Redis ({redis_total}) cost about the same{files}"
 
 
 def _total(plan: CapacityPlan, name: str) -> str:

@@ -30,7 +30,7 @@ app = Verbs(
 EXIT_CODES = """
     Exit codes: 0 measured, and good; 1 not measured, or only in part (no answers, a store is down, or interrupted);
     2 invalid options; 3 measured, and not good (more errors than --slo allows, popular lists instead of the users'
-    own, a wrong list, or no rate within --slo).
+    own, a wrong list, or latencies outside --slo).
 """
 Written = Annotated[Path, Flag("Write the report to this name with .json and .html.", HOW, name="out")]
 _flag = partial(Flag, prefix="COSMOS_EMULATOR_")

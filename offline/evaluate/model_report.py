@@ -45,24 +45,25 @@ Record = Mapping[str, Any]
 
 
 def answer(record: Record) -> str:
-    """Return how good the lists are against what is popular now, both as served, and how many users they meet."""
+    """Return how good the lists are against what is popular now, both as served, and how many users chose of them."""
     k = record["k"]
     served = record["as_served"]
     popular = record["baselines"].get("popularity")
-    hits = f"{_in_a_hundred(served)} of 100 users chose one of {k} items"
+    hits = f"In the test data, unseen in training, {_percent(served)} of users chose an item of their list of {k}"
     ndcg = f"nDCG@{k} {served['ndcg']:.3f}"
     if popular is None:
         name = name_of(record["engine"], record["params"])
-        return f"Everybody gets {_in_words(name)} ({name}): {hits}, {ndcg}."
+        return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits}."
     name = name_of("popularity", popular["params"])
     others = popular["as_served"]
     standing = _standing(popular["model_leads_by"], others["ndcg"])
-    hits += f" (popular: {_in_a_hundred(others)})"
-    return f"The lists are {standing} {_in_words(name)} ({name}): {hits}, {ndcg} ({others['ndcg']:.3f})."
+    versus = f"{ndcg} against {others['ndcg']:.3f}"
+    hits += f" (of the popular list: {_percent(others)})"
+    return f"The lists are {standing} {_in_words(name)} ({name}), {versus}. {hits}."
 
 
-def _in_a_hundred(metrics: Record) -> str:
-    return f"{100 * metrics['hit_rate']:.0f}"
+def _percent(metrics: Record) -> str:
+    return f"{100 * metrics['hit_rate']:.0f} %"
 
 
 def _in_words(name: str) -> str:

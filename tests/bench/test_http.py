@@ -69,7 +69,7 @@ def test_a_measurement_leaves_a_report_in_two_forms(service: Service, store: Pat
     assert rate.value == pytest.approx(300, rel=0.05)
     assert len(p99.values) == 5
     page = name.with_suffix(".html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<figure>") == 2
     shown = rounded(p99.value / 1000)
     assert report.failures or f"p99 is {shown} ms at " in done.stdout.partition("\n")[0]
     assert f">{shown}<" in page

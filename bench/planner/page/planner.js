@@ -65,7 +65,7 @@ function showAnswer(plan) {
 
 function showPlots(plots) {
   const figures = plots.map((plot) => {
-    const drawing = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": plot.title });
+    const drawing = element("div", {});
     drawing.innerHTML = plot.svg;
     return element("figure", {}, element("h2", {}, plot.title), drawing, element("figcaption", {}, plot.caption));
   });

@@ -78,7 +78,7 @@ async def planner(address: str, folder: Path, *, theme: str = "light", width: in
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         await page.call("Page.navigate", url=address)
-        await page.until("document.querySelectorAll('#plots svg').length === 3")
+        await page.until("document.querySelectorAll('#plots figure').length === 3")
         yield page
         assert page.complaints == []
         server = "{0.scheme}://{0.netloc}".format(urlsplit(address))
@@ -164,13 +164,13 @@ async def test_shown_query_file_and_command_give_the_same_plan(address: str, tmp
 
 async def test_pictures_are_of_cost_a_day_and_the_measured_sweep(address: str, tmp_path: Path) -> None:
     async with planner(address, tmp_path) as page:
-        labels = await page.evaluate("[...document.querySelectorAll('#plots svg')].map((plot) => plot.ariaLabel)")
+        labels = await page.evaluate("[...document.querySelectorAll('#plots .wide svg')].map((plot) => plot.ariaLabel)")
         assert labels == [
             "Plot: What the store costs, by rate; USD a month over requests/s in the busiest hour",
             "Plot: A day's load, and the RU/s for it; RU/s over hour of the day",
             "Plot: Throughput and p99, by RU/s; reads/s and p99 over RU/s provisioned",
         ]
-        cost = await page.evaluate(f"{texts('#plots svg:first-of-type text')}.join(' ')")
+        cost = await page.evaluate(f"{texts('#plots .wide svg text')}.join(' ')")
         reason = await page.evaluate("document.getElementById('summary').textContent")
         from_rps = re.search(r"costs less than Cosmos DB from ([\d,]+) requests/s", reason)
         assert from_rps is not None
@@ -196,6 +196,12 @@ async def test_page_fits_the_screen_and_is_accessible(
     axe = installed(pytestconfig, f"axe-core@{AXE}") / "node_modules/axe-core/axe.min.js"
     async with planner(address, tmp_path, theme=theme, width=width) as page:
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        words = "[...document.querySelectorAll('#plots svg text')].filter((text) => text.checkVisibility())"
+        assert await page.evaluate(f"{words}.length") > 10
+        assert await page.evaluate(f"{words}.every((text) => text.getBoundingClientRect().right <= innerWidth)")
+        options = "[...document.querySelectorAll('#summary .option')]"
+        assert await page.evaluate(f"{options}.length") > 2
+        assert await page.evaluate(f"{options}.every((option) => option.getClientRects().length === 1)")
         await page.evaluate(axe.read_text() + "; 0")
         violations = json.loads(await page.evaluate("axe.run().then((result) => JSON.stringify(result.violations))"))
         serious = [

@@ -184,7 +184,7 @@ def test_what_is_not_possible_has_no_price() -> None:
     assert plan.figures["redis_total"].value == plan.figures["redis_cost"].value
     made = report(plan, "prices.toml")
     assert "Redis is not possible" in made.sentence
-    assert made.row("in all", "redis").value is None  # type: ignore[union-attr]  # it has one
+    assert made.row("in all, USD/month", "redis").value is None  # type: ignore[union-attr]  # it has one
     assert made.verdicts["no"].endswith(
         "Redis: 2,667 GB, uneven over its shards, or its reads/s are more than B1000, the largest, holds"
     )
@@ -195,9 +195,9 @@ def test_a_difference_within_what_prices_are_known_to_is_a_tie() -> None:
     def at(reads_s: float) -> str:
         return report(a_plan(peak_rps=reads_s), "prices.toml").sentence.partition(". ")[2]
 
-    assert at(1).startswith("Cosmos DB (serverless) is cheaper: ")
-    assert at(34).startswith("About equal: ")  # 34 reads/s all month are 89 million RU, 22.4 USD
-    assert at(100).startswith("Redis is cheaper: 105 USD a month, Cosmos DB (autoscale) 128; files ")
+    assert at(1).startswith("Cosmos DB as serverless costs less (")
+    assert " cost about the same; files in the pods cost " in at(34)  # 34 reads/s all month are 89 million RU, 22.4 USD
+    assert at(100).startswith("Redis costs less (105 USD a month) than Cosmos DB with autoscale (128 USD); files ")
 
 
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
@@ -237,7 +237,9 @@ def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
 def test_the_shortage_follows_from_what_reads_need() -> None:
     # Without headroom, what is provisioned is what reads need.
     made = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
-    assert made.sentence.startswith("short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s, ")
+    assert made.sentence.startswith(
+        "short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s (400 while publishing), and "
+    )
     # A container of 6,100 RU/s has two partitions, of which one gets 0.9 + 0.05 of the reads, 3,800 of 4,000.
     split = report(a_plan(peak_rps=4_000, have_ru=6_100, hot_share=0.9), "prices.toml")
     assert split.sentence.startswith("6,100 RU/s are split over 2 partitions: 19 of 100 reads get 429. ")
@@ -314,7 +316,7 @@ def test_the_summary_is_complete_at_80_columns_and_short() -> None:
         assert max(map(len, lines)) <= 80
         assert "…" not in out.getvalue()
         (whole,) = (line for line in lines if line.startswith("in all"))
-        assert len(whole.split()) == 7  # each option has a figure, or a dash
+        assert len(whole.split()) == 8  # each option has a figure, or a dash
 
 
 @pytest.mark.parametrize("have_ru", ["1", "399", "450", "1_000_100", "1000M"])
