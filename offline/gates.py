@@ -15,14 +15,17 @@ are of each list.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
+
+import msgspec
 
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
+from hotplate.offline.verdicts import GateVerdict
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, did_you_mean
 from hotplate.stores.manifest import Manifest
@@ -102,7 +105,7 @@ class Gate:
         """Whether the bound is a maximum."""
         return self.subject in (_DROP, _POPULAR)
 
-    def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> "GateVerdict":
+    def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> GateVerdict:
         """Judge *measured*; if None, *note* is the reason, and *passed* the verdict."""
         if measured is not None:
             passed = measured <= self.bound if self.at_most else measured >= self.bound
@@ -113,29 +116,6 @@ DEFAULTS = (
     *(Gate(name, bound, name) for name, bound in LEAST_KEPT.items()),
     Gate(f"{_OVERLAP}@{DEPTH}", 0.0, _OVERLAP, depth=DEPTH),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class GateVerdict:
-    """The verdict of one gate; *note* explains a missing measurement."""
-
-    gate: str
-    measured: float | None
-    bound: float
-    at_most: bool
-    passed: bool
-    note: str = ""
-
-    def __str__(self) -> str:
-        if self.measured is None:
-            return f"gate {self.gate}: {'passed' if self.passed else 'it cannot be judged'}, as {self.note}"
-        measured = f"{self.measured:.4g}"
-        bound = f"{self.bound:.4g}"
-        if measured == bound and self.measured != self.bound:
-            measured = str(self.measured)
-            bound = str(self.bound)
-        side = ("not above" if self.at_most else "not below") if self.passed else "above" if self.at_most else "below"
-        return f"gate {self.gate}: {measured} is {side} {bound}{f' ({self.note})' if self.note else ''}"
 
 
 def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]:
@@ -173,8 +153,8 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
             names = [*_OF_LISTS, *LEAST_KEPT, *(name.removeprefix("model.") for name in known)]
             hint = f"known are {', '.join(names)}, and {_DROP}. before a metric"
             lacking = "" if known else "; these lists have no evaluation, and other gates need its metrics"
-            others = did_you_mean(gate.metric, names) or f"{hint}{lacking}."
-            raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {others}")
+            advice = did_you_mean(gate.metric, names) or f"{hint}{lacking}."
+            raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {advice}")
 
 
 def check_names(gates: Sequence[Gate], names: Iterable[str]) -> None:
@@ -194,9 +174,16 @@ def gates_of(gates: Sequence[Gate], name: str) -> list[Gate]:
     return [*own, *(gate for gate in gates if ":" not in gate.name and gate.name not in known)]
 
 
+class Origin(msgspec.Struct, frozen=True):
+    """What gates read of a source's `about`."""
+
+    metrics: dict[str, Any] | None = None
+    list_length: int = MAX_LENGTH
+
+
 async def judge(
     gates: Sequence[Gate],
-    origin: Mapping[str, Any],
+    origin: Origin,
     lists: Measurement,
     reader: Reader,
     live: ReleaseRef | None,
@@ -210,26 +197,21 @@ async def judge(
     release is damaged, those not by default fail. Raises StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP, *LEAST_KEPT)]
-    verdicts = {gate.name: _of_release(gate, origin.get("metrics"), lists) for gate in gates if gate not in compared}
+    verdicts = {gate: _of_release(gate, origin.metrics, lists) for gate in gates if gate not in compared}
     if live is None:
-        verdicts |= {gate.name: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
+        verdicts |= {gate: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
     elif compared:
         try:
             verdicts |= await _against(compared, origin, lists, reader, live, name=name, is_default=is_default)
         except (ReleaseCorrupt, ReleaseNotFound) as error:
             note = f"the live release {live.id} cannot be read ({error})"
-            verdicts |= {gate.name: gate.verdict(None, note, passed=gate in DEFAULTS) for gate in compared}
-    return [verdicts[gate.name] for gate in gates]
+            verdicts |= {gate: gate.verdict(None, note, passed=gate in DEFAULTS) for gate in compared}
+    return [verdicts[gate] for gate in gates]
 
 
 def depth_of(gates: Sequence[Gate]) -> int:
     """Return the compared items per list."""
     return max((gate.depth for gate in gates if gate.subject == _OVERLAP), default=0)
-
-
-def failures(verdicts: Sequence[GateVerdict]) -> str:
-    """Describe the failed verdicts; empty if all passed."""
-    return "; ".join(str(verdict) for verdict in verdicts if not verdict.passed)
 
 
 def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str:
@@ -243,147 +225,151 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
     return "".join(f"{sentence}; " for sentence in sentences)
 
 
-def record(verdicts: Sequence[GateVerdict], live: ReleaseRef | None, *, forced: bool) -> dict[str, Any]:
-    """Return the entry of the manifest."""
-    against = None if live is None else live.id
-    return {"forced": forced, "against": against, "verdicts": [asdict(verdict) for verdict in verdicts]}
-
-
-def recorded(manifest: Manifest) -> tuple[bool, list[GateVerdict]]:
-    """Return whether a release was forced, and its verdicts."""
-    found = manifest.about.get("gates", {"forced": False, "verdicts": []})
-    return found["forced"], [GateVerdict(**verdict) for verdict in found["verdicts"]]
-
-
 def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
     if gate.subject == _METRIC:
-        before = _value(_numbers((metrics or {}).get("as_trained")), gate.metric)
-        note = "" if before is None else f"as published; {before:.4g} in training"
+        trained = _value(_numbers((metrics or {}).get("as_trained")), gate.metric)
+        note = "" if trained is None else f"as published; {trained:.4g} in training"
         return gate.verdict(_value(_numbers(metrics), gate.metric), note)
     if lists.shortest is None:
         return gate.verdict(None, "no user has a list")
     if gate.subject == _POPULAR:
         return gate.verdict(lists.popular_share(gate.depth))
-    shares = {_COVERAGE: lists.coverage, _USERS: lists.users_with_lists / lists.users, _SHORTEST: lists.shortest}
-    return gate.verdict(shares[gate.subject])
+    figures = {_COVERAGE: lists.coverage, _USERS: lists.users_with_lists / lists.users, _SHORTEST: lists.shortest}
+    return gate.verdict(figures[gate.subject])
 
 
 async def _against(
     gates: Sequence[Gate],
-    origin: Mapping[str, Any],
+    origin: Origin,
     lists: Measurement,
     reader: Reader,
     live: ReleaseRef,
     *,
     name: str,
     is_default: bool,
-) -> dict[str, GateVerdict]:
+) -> dict[Gate, GateVerdict]:
     manifest = await load_manifest(reader, live)
-    kept = [gate for gate in gates if gate.subject != _DROP]
     stored = manifest.stored_name(name)
     if stored is None and is_default:
         stored = ""
     if stored is None:
-        none = f"the live release {live.id} has no list {name}"
-        return {gate.name: gate.verdict(None, none, passed=True) for gate in gates}
-    metrics = origin.get("metrics") or {}
-    verdicts = {gate.name: _drop(gate, metrics, manifest, stored) for gate in gates if gate not in kept}
-    if kept:
-        is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in kept)
-        sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
-        found = await read_live(reader, live, manifest, sample, stored)
-        shares = _shares(lists, sample, found, origin.get("list_length", MAX_LENGTH))
-        for gate in kept:
-            if gate.subject == _OVERLAP:
-                verdicts[gate.name] = _overlap(gate, sample, found, live)
-            else:
-                verdicts[gate.name] = gate.verdict(*shares[gate.subject], passed=True)
+        note = f"the live release {live.id} has no list {name}"
+        return {gate: gate.verdict(None, note, passed=True) for gate in gates}
+    verdicts = {gate: _drop(gate, origin.metrics or {}, manifest, stored) for gate in gates if gate.subject == _DROP}
+    of_lists = [gate for gate in gates if gate.subject != _DROP]
+    if not of_lists:
+        return verdicts
+    is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in of_lists)
+    sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
+    live_lists = await read_live(reader, live, manifest, sample, stored)
+    kept = _kept(lists, len(sample), live_lists, origin.list_length)
+    for gate in of_lists:
+        if gate.subject == _OVERLAP:
+            verdicts[gate] = _overlap(gate, sample, live_lists, live)
+        else:
+            verdicts[gate] = kept[gate.subject].verdict(gate)
     return verdicts
 
 
-def _overlap(gate: Gate, sample: Mapping[str, Sequence[str]], found: LiveLists, live: ReleaseRef) -> GateVerdict:
-    if not found.users:
-        none = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
-        return gate.verdict(None, none, passed=not gate.bound)
-    share = overlap(sample, found.users, gate.depth)
-    return gate.verdict(share, f"of {len(found.users):,} users, with {live.id}")
+def _overlap(gate: Gate, sample: Mapping[str, Sequence[str]], live_lists: LiveLists, live: ReleaseRef) -> GateVerdict:
+    users = live_lists.users
+    if not users:
+        note = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
+        return gate.verdict(None, note, passed=not gate.bound)
+    return gate.verdict(overlap(sample, users, gate.depth), f"of {len(users):,} users, with {live.id}")
 
 
-def _shares(
-    lists: Measurement, sample: Sized, found: LiveLists, list_length: int
-) -> dict[str, tuple[float | None, str]]:
-    """Return what is kept of the live lists, with a note, by subject of LEAST_KEPT; None if too little was live."""
-    had = found.had
-    segments = found.segments & lists.segments
-    read = [len(items) for items in found.users.values()]
-    still = min(had, round(len(read) / (len(sample) or 1) * lists.users_with_lists))
-    is_met = len(sample) * had >= _LEAST_MET * lists.users_with_lists
-    items = set(found.popular).union(*found.users.values())
-    known = lists.known(items)
-    popular = set(lists.popular).intersection(found.popular)
-    length = lists.mean_length
-    before = min(sum(read) / (len(read) or 1), list_length)
-    popular_before = min(len(found.popular), max(list_length, POPULAR_LENGTH))
-    shares = {
-        "users_kept": (still, had, had * is_met, f"about {still:,} of {had:,} users with a list"),
-        "items_kept": (len(known), len(items), len(items), f"{len(known):,} of {len(items):,} items in live lists"),
-        "length_kept": (length, before, len(read), f"{length:.1f} items in a list after {before:.1f}"),
-        "similar_kept": (
-            *(min(lists.similar, found.similar), found.similar, found.similar),
-            f"{lists.similar:,} lists of similar items after {found.similar:,}",
-        ),
-        "segments_kept": (
-            *(len(segments), len(found.segments), len(items)),
-            f"{len(segments):,} of {len(found.segments):,} segments",
-        ),
-        "popular_length_kept": (
-            *(len(lists.popular), popular_before, len(items)),
-            f"{len(lists.popular)} popular items after {len(found.popular)}",
-        ),
-        "popular_kept": (len(popular), len(found.popular), len(items), f"{len(popular)} of {len(found.popular)} items"),
-    }
+class _Kept(NamedTuple):
+    """How much is there *now* of what was there *before*, by *compared* users or items."""
+
+    now: float
+    before: float
+    compared: int
+    note: str
+
+    def verdict(self, gate: Gate) -> GateVerdict:
+        """Judge the share that is kept; too little to judge passes."""
+        if not self.before or self.compared < LEAST_COMPARED:
+            return gate.verdict(None, f"too little to judge: {self.note}", passed=True)
+        return gate.verdict(self.now / self.before, self.note)
+
+
+def _kept(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -> dict[str, _Kept]:
+    """Return what is kept of the live lists, by subject of LEAST_KEPT; *sampled* users were looked up in them."""
+    lengths = [len(items) for items in live.users.values()]
+    users = min(live.had, round(len(lengths) / (sampled or 1) * lists.users_with_lists))
+    is_met = sampled * live.had >= _LEAST_MET * lists.users_with_lists
+    items = set(live.popular).union(*live.users.values())
+    known = len(lists.known(items))
+    length = min(sum(lengths) / (len(lengths) or 1), list_length)
+    segments = len(live.segments & lists.segments)
+    popular = len(set(lists.popular).intersection(live.popular))
     return {
-        subject: (now / then, note) if then and size >= LEAST_COMPARED else (None, f"too little to judge: {note}")
-        for subject, (now, then, size, note) in shares.items()
+        "users_kept": _Kept(users, live.had, live.had * is_met, f"about {users:,} of {live.had:,} users with a list"),
+        "items_kept": _Kept(known, len(items), len(items), f"{known:,} of {len(items):,} items in live lists"),
+        "length_kept": _Kept(
+            lists.mean_length, length, len(lengths), f"{lists.mean_length:.1f} items in a list after {length:.1f}"
+        ),
+        "similar_kept": _Kept(
+            min(lists.similar, live.similar),
+            live.similar,
+            live.similar,
+            f"{lists.similar:,} lists of similar items after {live.similar:,}",
+        ),
+        "segments_kept": _Kept(
+            segments, len(live.segments), len(items), f"{segments:,} of {len(live.segments):,} segments"
+        ),
+        "popular_length_kept": _Kept(
+            len(lists.popular),
+            min(len(live.popular), max(list_length, POPULAR_LENGTH)),
+            len(items),
+            f"{len(lists.popular)} popular items after {len(live.popular)}",
+        ),
+        "popular_kept": _Kept(popular, len(live.popular), len(items), f"{popular} of {len(live.popular)} items"),
     }
 
 
 def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
-    before_metrics = live.about_of(stored).get("metrics") or {}
-    now, before = (_value(_numbers(each), gate.metric) for each in (metrics, before_metrics))
+    """Judge the relative loss of a metric, if both releases were evaluated in the same way."""
+    live_metrics = live.about_of(stored).get("metrics") or {}
+    now = _value(_numbers(metrics), gate.metric)
+    before = _value(_numbers(live_metrics), gate.metric)
     if now is None or before is None:
         return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
-    theirs = _protocol(before_metrics)
-    for name, mine in _protocol(metrics).items():
-        if mine != theirs[name]:
-            difference = f"{name} was {theirs[name]!r} and is {mine!r}"
+    live_protocol = _protocol(live_metrics)
+    for name, setting in _protocol(metrics).items():
+        if setting != live_protocol[name]:
+            difference = f"{name} was {live_protocol[name]!r} and is {setting!r}"
             return gate.verdict(None, f"the live release {live.release} was evaluated differently: {difference}")
-    relative = (before - now) / abs(before) if before else float(now < before)
-    return gate.verdict(relative, f"{now:.4g} after {before:.4g} in {live.release}")
+    loss = (before - now) / abs(before) if before else float(now < before)
+    return gate.verdict(loss, f"{now:.4g} after {before:.4g} in {live.release}")
 
 
 def _parse(name: str, bound: object, where: str) -> Gate:
     of_list, colon, name = name.rpartition(":")
-    if colon:
-        gate = _parse(name, bound, where)
-        return replace(gate, name=f"{of_list}:{gate.name}")
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+    if not _is_number(bound):
         raise SettingError(f"{where}: the bound of {name} is {bound!r}; it must be a number.")
-    first, _, rest = name.partition(".")
-    gate = Gate(name, bound, _METRIC, metric=name)
-    if first == _DROP and rest:
-        gate = Gate(name, bound, _DROP, metric=rest)
-    elif found := _AT_A_DEPTH.fullmatch(name):
-        depth = int(found[2] or DEPTH)
-        if not 1 <= depth <= MAX_LENGTH:
-            raise SettingError(f"{where}: {name} is of {depth} items; it must be of 1 to {MAX_LENGTH}.")
-        gate = Gate(f"{found[1]}@{depth}", bound, found[1], depth=depth)
-    elif name in (*_OF_LISTS, *LEAST_KEPT):
-        gate = Gate(name, bound, name)
+    gate = _gate(name, bound, where)
     low, high = (1, MAX_LENGTH) if gate.subject == _SHORTEST else (0, 1)
     if gate.subject != _METRIC and not low <= bound <= high:
         raise SettingError(f"{where}: the bound of {name} is {bound}; it must lie between {low} and {high}.")
-    return gate
+    return replace(gate, name=f"{of_list}{colon}{gate.name}")
+
+
+def _gate(name: str, bound: float, where: str) -> Gate:
+    """Return the gate of this name, by default one of a metric."""
+    first, _, metric = name.partition(".")
+    if first == _DROP and metric:
+        return Gate(name, bound, _DROP, metric=metric)
+    if at_a_depth := _AT_A_DEPTH.fullmatch(name):
+        subject = at_a_depth[1]
+        depth = int(at_a_depth[2] or DEPTH)
+        if not 1 <= depth <= MAX_LENGTH:
+            raise SettingError(f"{where}: {name} is of {depth} items; it must be of 1 to {MAX_LENGTH}.")
+        return Gate(f"{subject}@{depth}", bound, subject, depth=depth)
+    if name in (*_OF_LISTS, *LEAST_KEPT):
+        return Gate(name, bound, name)
+    return Gate(name, bound, _METRIC, metric=name)
 
 
 def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
@@ -403,14 +389,15 @@ def _protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the metrics in all tables by dotted name."""
     tables = {
-        name: value for name, value in (metrics or {}).items() if isinstance(value, Mapping) and name not in _NO_METRICS
+        name: table for name, table in (metrics or {}).items() if isinstance(table, Mapping) and name not in _NO_METRICS
     }
-    return {
-        name: float(value)
-        for name, value in _flat(tables)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    return {name: float(value) for name, value in _flat(tables) if _is_number(value)}
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _value(numbers: Mapping[str, float], metric: str) -> float | None:

@@ -13,7 +13,7 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.gates import AS_KEYS, failures, recorded, remedies
+from hotplate.offline.gates import AS_KEYS, remedies
 from hotplate.offline.input.files import state_of
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
@@ -21,6 +21,7 @@ from hotplate.offline.publish import NamedLists, PublishSettings, Written, as_so
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
+from hotplate.offline.verdicts import recorded
 from hotplate.stores.catalogue import Arm, ReleaseId, State
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack, RefusedByGates, ReleaseConflict, reason_of
@@ -354,7 +355,7 @@ def _result(manifest: Manifest, held_back: HeldBack | None, arm: Arm) -> dict[st
     found: dict[str, Any] = {
         "outcome": "published",
         "metrics": {name: value for name, value in measured.items() if isinstance(value, int | float)},
-        "gates": [asdict(verdict) for verdict in recorded(manifest)[1]],
+        "gates": [asdict(verdict) for verdict in recorded(manifest).verdicts],
         "lists": manifest.counts,
     }
     if sentence := _refusal(manifest, arm) or str(held_back or ""):
@@ -363,12 +364,12 @@ def _result(manifest: Manifest, held_back: HeldBack | None, arm: Arm) -> dict[st
 
 
 def _refusal(manifest: Manifest, arm: Arm = "A") -> str:
-    forced, verdicts = recorded(manifest)
-    failed = "" if forced else failures(verdicts)
-    place, option = place_of(arm)
-    if not failed:
+    gates = recorded(manifest)
+    if not gates.failures:
         return ""
+    place, option = place_of(arm)
+    mend = remedies(gates.verdicts, AS_KEYS)
     return (
-        f"{failed}; release {manifest.release} was written and is not {place}; {remedies(verdicts, AS_KEYS)}only if it "
-        f"may go live as it is: hotplate releases activate --force {manifest.release}{option}"
+        f"{gates.failures}; release {manifest.release} was written and is not {place}; {mend}only if it may go live as "
+        f"it is: hotplate releases activate --force {manifest.release}{option}"
     )

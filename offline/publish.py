@@ -2,32 +2,32 @@
 
 import asyncio
 import heapq
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass, replace
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import msgspec
 
 from hotplate.offline.errors import GateFailed, SettingError
 from hotplate.offline.gates import (
     AS_FLAGS,
     Gate,
-    GateVerdict,
+    Origin,
     check,
     check_names,
     depth_of,
-    failures,
     gates_of,
     judge,
     parse_gates,
-    record,
-    recorded,
     remedies,
     with_defaults,
 )
 from hotplate.offline.measurement import Items, Measurement, Observe
 from hotplate.offline.threads import DaemonThreads
+from hotplate.offline.verdicts import GateVerdict, failures, record, recorded
 from hotplate.stores import publication
 from hotplate.stores.attributes import columns_of
 from hotplate.stores.catalogue import Arm, DraftRef, ReleaseId, ReleaseRef
@@ -98,13 +98,22 @@ class NamedLists:
 
     def plan(self) -> Plan:
         """See `Source`."""
-        plans = (astuple(each.plan()) for each in self.sources.values())
-        return Plan(*map(sum, zip(*plans, strict=True)))
+        plans = [source.plan() for source in self.sources.values()]
+        return Plan(
+            rows=sum(plan.rows for plan in plans),
+            payload_bytes=sum(plan.payload_bytes for plan in plans),
+            meta_bytes=sum(plan.meta_bytes for plan in plans),
+        )
 
     def about(self) -> dict[str, Any]:
         """See `Source`; that of the default list, and those of others by name."""
-        (default, about), *others = ((name, each.about()) for name, each in self.sources.items())
-        return about | ({"list": default} if default else {}) | ({"lists": dict(others)} if others else {})
+        default, *others = self.sources
+        about = {**self.sources[default].about()}
+        if default:
+            about |= {"list": default}
+        if others:
+            about |= {"lists": {name: self.sources[name].about() for name in others}}
+        return about
 
 
 def as_source(lists: Mapping[str, S]) -> S | NamedLists:
@@ -124,7 +133,8 @@ def names_in_keys(names: Iterable[str]) -> dict[str, str]:
 
 def _merged(sources: Iterable[Iterator[list[Row]]]) -> Iterator[list[Row]]:
     """Merge batches by key: each is of one kind, and those of another list are of another kind."""
-    return heapq.merge(*(filter(None, each) for each in sources), key=lambda rows: rows[0].key)
+    present = [filter(None, batches) for batches in sources]
+    return heapq.merge(*present, key=lambda rows: rows[0].key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,16 +203,14 @@ async def publish(
     (await (live_in or store).catalogue()).ref_of(settings.arm)
     review = _GateCheck(source, settings, store, live_in or store, steps)
     encoding = settings.encoding or default_encoding(store)
-    resume = settings.resume
-    if not isinstance(source, PartedSource):
-        sources = _named(source)
-        rows = _merged(each.batches(review.lists[name].add) for name, each in sources.items())
-        others = None
-    else:
-        sample = [] if encoding == "json" else source.sample()
+    others = None
+    if isinstance(source, PartedSource):
         rows = source.own()
         write = partial(source.write_parts, lists=review.lists[""], observer=observer, on_progress=on_progress)
-        others = ParallelWriters(sample, write)
+        others = ParallelWriters([] if encoding == "json" else source.sample(), write)
+    else:
+        rows = _merged(of_list.batches(review.lists[name].add) for name, of_list in _named(source).items())
+    resume = settings.resume
     result = await publication.publish(
         store,
         prefetched(rows, steps),
@@ -220,15 +228,31 @@ async def publish(
     steps |= result.seconds
     refusal = await review.refusal(result.manifest)
     refused = GateFailed(refusal, result) if refusal else result.held_back
-    took = perf_counter() - started
+    seconds = perf_counter() - started
     erased = list[ReleaseId]()
     if refused is None:
         with timed(steps, "prune"):
             erased = await prune(store, keep=settings.keep)
-    return Written(result, took, erased, steps, refused)
+    return Written(result, seconds, erased, steps, refused)
+
+
+class _Review(NamedTuple):
+    """The gates of one list, and the origin of the list."""
+
+    gates: list[Gate]
+    origin: Origin
+
+
+class _Judged(NamedTuple):
+    """The release that lists were compared with, and the verdicts."""
+
+    live: ReleaseRef | None
+    verdicts: list[GateVerdict]
 
 
 class _GateCheck:
+    """Measures the lists of a release, in *lists* by name, and judges them once."""
+
     def __init__(
         self,
         source: Source | NamedLists,
@@ -238,93 +262,117 @@ class _GateCheck:
         steps: dict[str, float],
     ) -> None:
         self._settings = settings
-        self._origin = source.about()
+        self._about = source.about()
         self._store = store
         self._reader = reader
         self._steps = steps
         self.lists = dict[str, Measurement]()
-        self._of_lists = dict[str, tuple[list[Gate], dict[str, Any]]]()
+        self._reviews = dict[str, _Review]()
         sources = _named(source)
         check_names(settings.bounds, sources)
-        for name, each in sources.items():
-            own = gates_of(settings.bounds, name)
-            items = each.items()
-            origin = each.about()
-            check(own, origin.get("metrics"), knows_catalogue=items.catalogue is not None)
-            self.lists[name] = Measurement(items, depth_of(with_defaults(own)))
-            self._of_lists[name] = (own, origin)
-        self._judged: tuple[ReleaseRef | None, list[GateVerdict]] | None = None
+        for name, of_list in sources.items():
+            gates = gates_of(settings.bounds, name)
+            items = of_list.items()
+            origin = msgspec.convert(of_list.about(), Origin)
+            check(gates, origin.metrics, knows_catalogue=items.catalogue is not None)
+            self.lists[name] = Measurement(items, depth_of(with_defaults(gates)))
+            self._reviews[name] = _Review(gates, origin)
+        self._judged: _Judged | None = None
 
     async def about(self, tally: Tally) -> dict[str, Any]:
         """Return origin and verdicts, once lists are measured."""
         live, verdicts = await self._judge(tally.counts, tally.popular)
         gates = {"gates": record(verdicts, live, forced=self._settings.force)} if verdicts else {}
-        return self._origin | gates
+        return self._about | gates
 
     async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
-        _, verdicts = await self._judge(manifest.counts, manifest.popular_keys)
-        is_forced = self._settings.force and recorded(manifest)[0]
-        now = () if is_forced else tuple(each.gate for each in verdicts if not each.passed)
-        return tuple(dict.fromkeys((*manifest.refused_by, *now)))
+        """Return the gates that failed, by name, now or when the draft was begun."""
+        failed = list[str]()
+        if not self._is_forced(manifest):
+            judged = await self._judge(manifest.counts, manifest.popular_keys)
+            failed = [verdict.gate for verdict in judged.verdicts if not verdict.passed]
+        return tuple(dict.fromkeys((*manifest.refused_by, *failed)))
 
     async def refusal(self, manifest: Manifest) -> str:
+        """Return why the release may not go live, empty if it may."""
         live, verdicts = await self._judge(manifest.counts, manifest.popular_keys)
-        failed = "" if self._settings.force and recorded(manifest)[0] else failures(verdicts)
+        failed = failures(verdicts)
+        if not failed or self._is_forced(manifest):
+            return ""
         place, option = place_of(self._settings.arm)
         stays = "" if live is None else f", and {live.id} still is"
-        if not failed:
-            return ""
-        mend = remedies(verdicts, AS_FLAGS)
         return (
-            f"{failed}; release {manifest.release} was written and is not {place}{stays}; {mend}only if it may go live "
-            f"as it is, publish again with --force, or activate it: "
-            f"hotplate releases activate --force {manifest.release}{option}"
+            f"{failed}; release {manifest.release} was written and is not {place}{stays}; "
+            f"{remedies(verdicts, AS_FLAGS)}only if it may go live as it is, publish again with --force, or activate "
+            f"it: hotplate releases activate --force {manifest.release}{option}"
         )
 
-    async def _judge(
-        self, counts: Mapping[str, int], popular: Sequence[str]
-    ) -> tuple[ReleaseRef | None, list[GateVerdict]]:
+    def _is_forced(self, manifest: Manifest) -> bool:
+        return self._settings.force and recorded(manifest).forced
+
+    async def _judge(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
-                for place, (name, (own, origin)) in enumerate(self._of_lists.items()):
-                    gates = own if live is None else with_defaults(own)
-                    measured = self.lists[name]
-                    prefix = prefix_of(POPULAR, stored := name if place else "")
-                    measured.similar = counts.get(prefix_of(ITEM, stored)[:-1], 0)
-                    measured.segments = {key.removeprefix(prefix) for key in popular if key.startswith(prefix)}
-                    judged = await judge(gates, origin, measured, self._reader, live, name=name, is_default=not place)
-                    verdicts += [replace(each, gate=f"{name}:{each.gate}") for each in judged] if place else judged
-                self._judged = live, verdicts if live is None else [*verdicts, *await self._names_kept(live)]
+                for name, stored in names_in_keys(self._reviews).items():
+                    self._count(name, stored, counts, popular_keys)
+                    verdicts += await self._judge_list(name, stored, live)
+                if live is not None:
+                    verdicts += await self._names_kept(live)
+                self._judged = _Judged(live, verdicts)
         return self._judged
+
+    def _count(self, name: str, stored: str, counts: Mapping[str, int], popular_keys: Sequence[str]) -> None:
+        """Add the numbers of a list's similar items and segments to its measurement."""
+        prefix = prefix_of(POPULAR, stored)
+        measured = self.lists[name]
+        measured.similar = counts.get(prefix_of(ITEM, stored)[:-1], 0)
+        measured.segments = {key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)}
+
+    async def _judge_list(self, name: str, stored: str, live: ReleaseRef | None) -> list[GateVerdict]:
+        """Judge one list; the verdicts of all but the default one bear its name."""
+        review = self._reviews[name]
+        gates = review.gates if live is None else with_defaults(review.gates)
+        lists = self.lists[name]
+        verdicts = await judge(gates, review.origin, lists, self._reader, live, name=name, is_default=not stored)
+        if not stored:
+            return verdicts
+        return [replace(verdict, gate=f"{name}:{verdict.gate}") for verdict in verdicts]
 
     async def _names_kept(self, live: ReleaseRef) -> list[GateVerdict]:
         """Return failed verdicts for lists and item attributes that the live release has, or has of another kind."""
-        verdicts = list[GateVerdict]()
-        with suppress(ReleaseCorrupt, ReleaseNotFound):
+        try:
             manifest = await load_manifest(self._reader, live)
-            lists = {*filter(None, [manifest.default_list]), *manifest.named}
-            live_kinds = columns_of(manifest.about)
-            kinds = columns_of(self._origin)
-            for gate, before, now in (
-                ("lists_kept", lists, self.lists.keys()),
-                ("attributes_kept", live_kinds.keys(), kinds.keys()),
-            ):
-                if lost := before - now:
-                    note = f"without {', '.join(sorted(lost))} of {live.id}"
-                    verdicts.append(_failed(gate, 1 - len(lost) / len(before), note))
-            both = sorted(live_kinds.keys() & kinds.keys())
-            if changed := [name for name in both if kinds[name] != live_kinds[name]]:
-                listed = ", ".join(f"{name} is {kinds[name]}" for name in changed)
-                was = ", ".join(dict.fromkeys(live_kinds[name] for name in changed))
-                note = f"{listed}, and {was} in {live.id}"
-                verdicts.append(_failed("attribute_kinds", 1 - len(changed) / len(both), note))
-        return verdicts
+        except (ReleaseCorrupt, ReleaseNotFound):
+            return []
+        live_lists = {*filter(None, [manifest.default_list]), *manifest.named}
+        live_kinds = columns_of(manifest.about)
+        kinds = columns_of(self._about)
+        changed = {name for name in live_kinds.keys() & kinds.keys() if kinds[name] != live_kinds[name]}
+        listed = ", ".join(f"{name} is {kinds[name]}" for name in sorted(changed))
+        previous = ", ".join(dict.fromkeys(live_kinds[name] for name in sorted(changed)))
+        return [
+            *_lost("lists_kept", live_lists, live_lists - self.lists.keys(), live),
+            *_lost("attributes_kept", live_kinds.keys(), live_kinds.keys() - kinds.keys(), live),
+            *_failed(
+                "attribute_kinds",
+                of=live_kinds.keys() & kinds.keys(),
+                failed=changed,
+                note=f"{listed}, and {previous} in {live.id}",
+            ),
+        ]
 
 
-def _failed(gate: str, kept: float, note: str) -> GateVerdict:
-    return GateVerdict(gate, kept, 1.0, at_most=False, passed=False, note=note)
+def _lost(gate: str, names: Collection[str], lost: Collection[str], live: ReleaseRef) -> list[GateVerdict]:
+    return _failed(gate, of=names, failed=lost, note=f"without {', '.join(sorted(lost))} of {live.id}")
+
+
+def _failed(gate: str, *, of: Collection[str], failed: Collection[str], note: str) -> list[GateVerdict]:
+    """Return a failed verdict if some names have *failed*."""
+    if not failed:
+        return []
+    return [GateVerdict(gate, 1 - len(failed) / len(of), 1.0, at_most=False, passed=False, note=note)]
 
 
 def _named(source: AnySource | NamedLists) -> Mapping[str, AnySource | ListSource]:

@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hotplate.offline.evaluate.evaluation import Lead, fit_parts, recommend_all
+from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import MetricInterval, as_served, interval, measure_users
+from hotplate.offline.evaluate.records import Lead
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.interactions import read_interactions

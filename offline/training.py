@@ -16,6 +16,7 @@ import polars as pl
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer
+from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import DataSource, Format, named_paths
@@ -101,7 +102,13 @@ class TrainReport:
     @property
     def verdict(self) -> str | None:
         """The lists against what is popular now, as both are served, or None without an evaluation."""
-        return None if self.evaluation is None else answer(self.evaluation.to_json())
+        record = self.record
+        return None if record is None else answer(record)
+
+    @property
+    def record(self) -> EvaluationRecord | None:
+        """The evaluation as reports show it."""
+        return read_evaluation(self.model.metrics)
 
     @property
     def warning(self) -> str | None:

@@ -499,9 +499,9 @@ async def _rehearse(
 
 def _print_dry_run(plan: "Plan", simulated: "WriteResult", options: PublishOptions) -> None:
     from hotplate.offline.errors import GateFailed
-    from hotplate.offline.gates import failures, recorded
+    from hotplate.offline.verdicts import failures, recorded
 
-    _, verdicts = recorded(simulated.manifest)
+    verdicts = recorded(simulated.manifest).verdicts
     if options.as_json:
         where = shown_store(options.store, as_json=True)
         facts: dict[str, Any] = {"dry_run": True, "store": where, "rows": plan.rows, "bytes": plan.payload_bytes}
@@ -514,7 +514,7 @@ def _print_dry_run(plan: "Plan", simulated: "WriteResult", options: PublishOptio
         out.print(f"dry run, nothing is written: {size}, into {shown_store(options.store)}")
         _print_attributes(simulated.manifest)
         _print_measured(simulated.manifest)
-        print_gates(simulated.manifest, forced=options.settings.force)
+        print_gates(simulated.manifest)
     if not options.settings.force and (failed := failures(verdicts)):
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
     if simulated.held_back is not None:
@@ -522,14 +522,14 @@ def _print_dry_run(plan: "Plan", simulated: "WriteResult", options: PublishOptio
 
 
 def _print_release(written: "Written", meter: RequestUnitMeter, options: PublishOptions, imported: str | None) -> None:
-    from hotplate.offline.gates import recorded
+    from hotplate.offline.verdicts import recorded
 
     manifest = written.result.manifest
     arm = options.settings.arm
     is_active = options.settings.activate and written.refused is None
     read: dict[str, Any] = {"rows": 0, "left_out": {}, "notes": []}
     read |= {name: manifest.about[name] for name in read if name in manifest.about}
-    forced, verdicts = recorded(manifest)
+    verdicts = recorded(manifest).verdicts
     if options.as_json:
         facts = {
             "store": shown_store(options.store, as_json=True),
@@ -556,7 +556,7 @@ def _print_release(written: "Written", meter: RequestUnitMeter, options: Publish
         out.print(f"  {name}: {listed}")
     _print_attributes(manifest)
     _print_measured(manifest)
-    print_gates(manifest, forced=forced)
+    print_gates(manifest)
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed, in {where}")
     meter.print_totals(manifest.rows)
@@ -598,17 +598,16 @@ def _print_attributes(manifest: "Manifest") -> None:
             out.print(f"  note: {note}")
 
 
-def print_gates(manifest: "Manifest", *, forced: bool) -> None:
+def print_gates(manifest: "Manifest") -> None:
     """Print a line for each gate of a release."""
-    rows = [
-        (
-            verdict["gate"],
-            "" if verdict["measured"] is None else f"{verdict['measured']:.4g}",
-            f"{'≤' if verdict['at_most'] else '≥'} {verdict['bound']:.4g}",
-            "passed" if verdict["passed"] else "forced" if forced else "failed",
-            verdict["note"],
-        )
-        for verdict in (manifest.about.get("gates") or {}).get("verdicts", ())
-    ]
+    from hotplate.offline.verdicts import recorded
+
+    gates = recorded(manifest)
+    rows = list[tuple[str, ...]]()
+    for verdict in gates.verdicts:
+        measured = "" if verdict.measured is None else f"{verdict.measured:.4g}"
+        bound = f"{'≤' if verdict.at_most else '≥'} {verdict.bound:.4g}"
+        failed = "forced" if gates.forced else "failed"
+        rows.append((verdict.gate, measured, bound, "passed" if verdict.passed else failed, verdict.note))
     if rows:
         out.print(table(("gate", "measured", "bound", "", ""), rows))

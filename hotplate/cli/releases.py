@@ -119,7 +119,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
     metrics = about.get("metrics") or {}
     if quality := [(name, f"{it:.4f}") for name, it in metrics.get("model", {}).items() if isinstance(it, float)]:
         out.print(table((f"quality at {metrics.get('k')}", ""), quality))
-    print_gates(manifest, forced=(about.get("gates") or {}).get("forced", False))
+    print_gates(manifest)
 
 
 @app.command()

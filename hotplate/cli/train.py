@@ -216,18 +216,19 @@ def _choice(given: TrainFlags) -> "tuple[Params, TuneOptions | None]":
 
 def print_report(report: "TrainReport") -> None:
     """Print how good the lists are, the search, the test, and what was read and written."""
-    from hotplate.offline.evaluate.model_report import certainty, columns, rows, split_in_words
+    from hotplate.offline.evaluate.model_report import columns, findings, rows
+    from hotplate.offline.evaluate.records import read_repeats
     from hotplate.report import Report
 
     facts = report.to_json()
-    record = facts["evaluation"]
-    tested = {} if record is None else {"nDCG": certainty(record), "test": split_in_words(record)}
+    record = report.record
+    found = findings(record, read_repeats(report.model.tuning))
     shown = Report(
         kind="train",
         sentence=report.verdict or f"The lists were not tested. {report.note}",
         rows=() if record is None else tuple(rows(record)),
         columns=() if record is None else columns(record),
-        origins={"model": _model_in_words(report), **tested, **dict(_origins(facts))},
+        origins={"model": _model_in_words(report), **dict(found), **dict(_origins(facts))},
         notes=(*([f"look out: {report.warning}"] if report.warning else ()), *facts["data"]["notes"]),
     )
     show_report(shown, as_json=False)
@@ -246,12 +247,6 @@ def _model_in_words(report: "TrainReport") -> str:
 
 def _origins(facts: "Mapping[str, Any]") -> "Iterator[tuple[str, str]]":
     """Yield what was read, kept and written."""
-    from hotplate.offline.evaluate.model_report import repeats_in_words, variety_in_words
-
-    if facts["evaluation"] and (variety := variety_in_words(facts["evaluation"])):
-        yield "variety", variety
-    if repeats := repeats_in_words(facts["tuning"]):
-        yield "repeats", repeats
     data = facts["data"]
     left_out = [f"{count:,} left out: {reason}" for reason, count in data["left_out"].items()]
     yield "read", "; ".join([f"{counted(data['rows'], 'row')} of {data['source']}", *left_out])

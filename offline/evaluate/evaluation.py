@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from hotplate.offline.evaluate.metrics import (
-    MetricInterval,
     RankingMetrics,
     Values,
     as_served,
@@ -17,6 +16,7 @@ from hotplate.offline.evaluate.metrics import (
     interval,
     measure_users,
 )
+from hotplate.offline.evaluate.records import Lead, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, for_tested, split
 from hotplate.offline.input.matrix import Indices, Matrix, users_per_item
 from hotplate.offline.list_encoder import check_length
@@ -26,7 +26,7 @@ from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
-from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, measure, similar_from
+from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, measure
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.variety import NEW_DAYS, ItemSimilarity, are_new
 from hotplate.stores.encoding import OVERALL
@@ -99,14 +99,6 @@ class EngineResult:
             **variety,
             "as_served": asdict(self.as_served),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """The model's nDCG minus a baseline's, both as served, with the interval over users."""
-
-    ndcg: float
-    interval: MetricInterval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,31 +324,30 @@ def as_published(
     If rules, length or *keep_seen* change the lists, the parameters are fitted again on the train part, except on
     Spark; the training's metrics are under `as_trained`. With *keep_seen*, a split in time also tests repeated choices.
     """
-    before = model.metrics
-    if not before or "model" not in before:
-        return before
-    if not keep_seen and length >= before["k"] and rules == Rules():
-        return before
-    if isinstance(model.params, SparkParams):
+    trained = model.metrics
+    if not trained or "model" not in trained:
+        return trained
+    if not keep_seen and length >= trained["k"] and rules == Rules():
+        return trained
+    record = read_evaluation(trained)
+    if record is None or isinstance(model.params, SparkParams):
         return None
-    make = partial(_published, model, rules, k=before["k"], length=length, keep_seen=keep_seen)
-    options = SplitOptions(**before["split"])
-    options = replace(options, piece=0, repeats=keep_seen and options.in_time)
+    options = SplitOptions(**trained["split"])
     evaluation = evaluate(
         model.matrix,
         model.params,
-        options,
-        k=before["k"],
+        replace(options, piece=0, repeats=keep_seen and options.in_time),
+        k=record.k,
         baselines=(),
-        make=make,
-        similar=similar_from(before.get("similar")),
+        make=partial(_published, model, rules, k=record.k, length=length, keep_seen=keep_seen),
+        similar=SimilarParams() if record.similar is None else record.similar.params,
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
         on_iteration=on_iteration,
     )
     if evaluation is None:
         return None
-    kept = {name: value for name, value in before.items() if name != "baselines"}
-    return evaluation.to_json() | {"similar": before.get("similar"), "as_trained": kept}
+    as_trained = {name: value for name, value in trained.items() if name != "baselines"}
+    return evaluation.to_json() | {"similar": trained.get("similar"), "as_trained": as_trained}
 
 
 def _published(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from hotplate.offline.evaluate.metrics import measure_users
@@ -31,8 +32,7 @@ class RepeatParams:
 
 def repeats_from(values: dict[str, Any]) -> RepeatParams:
     """Return parameters from JSON values."""
-    recency = values.get("recency")
-    return RepeatParams(**values | {"recency": recency and Recency(**recency)})
+    return msgspec.convert(values, RepeatParams)
 
 
 @dataclass(frozen=True, slots=True)

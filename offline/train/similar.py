@@ -69,15 +69,6 @@ class SimilarResult:
     users: int
 
 
-def similar_from(values: Mapping[str, Any] | None) -> SimilarParams:
-    """Return the parameters of a SimilarResult from JSON values; the default ones for None."""
-    if values is None:
-        return SimilarParams()
-    params = values["params"]
-    recency = params["recency"]
-    return SimilarParams(params["shrink"], None if recency is None else Recency(**recency))
-
-
 def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None) -> Similar:
     """Compare all items; *times* are those of the pairs. Raises DataError for recency without times."""
     items = np.arange(user_items.shape[1], dtype=np.int32)

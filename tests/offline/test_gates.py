@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.gates import check, parse_gates, read_gates, recorded
+from hotplate.offline.gates import check, parse_gates, read_gates
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.measurement import Items, Measurement
 from hotplate.offline.model import Model
 from hotplate.offline.publish import NamedLists, PublishSettings, publish
+from hotplate.offline.verdicts import recorded
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore

@@ -1,0 +1,93 @@
+"""Evaluations as read from a model folder or a manifest."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from hotplate.offline.errors import DataError
+from hotplate.offline.evaluate.metrics import MetricInterval
+from hotplate.offline.train.repeats import RepeatSearch
+from hotplate.offline.train.similar import SimilarResult
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The model's nDCG minus a baseline's, both as served, with the interval over users."""
+
+    ndcg: float
+    interval: MetricInterval | None
+
+
+class ListMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Metrics of lists; `RankingMetrics`, `coverage` and `Variety` define them. None for what was not measured."""
+
+    precision: float
+    recall: float
+    recall_at_k: float
+    map: float
+    ndcg: float
+    mrr: float
+    hit_rate: float
+    users: int
+    users_with_lists: int
+    coverage: float | None = None
+    list_similarity: float | None = None
+    new_items: float | None = None
+    intervals: dict[str, MetricInterval] = {}
+
+
+class BaselineRecord(ListMetrics, frozen=True, kw_only=True):
+    """A baseline: its metrics, also as served, and the model's lead."""
+
+    params: dict[str, Any]
+    as_served: ListMetrics
+    model_leads_by: Lead
+
+
+class SplitRecord(msgspec.Struct, frozen=True):
+    """Those of `SplitOptions` that reports show; the kind `given` has no share."""
+
+    kind: str
+    test_share: float | None = None
+
+
+class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Evaluation.to_json` returns; *model* are metrics of personal lists, without their *intervals*."""
+
+    engine: str
+    params: dict[str, Any]
+    split: SplitRecord
+    k: int
+    train_pairs: int
+    test_pairs: int
+    cold_pairs: int
+    users_drawn_from: int | None
+    model: ListMetrics
+    intervals: dict[str, MetricInterval]
+    as_served: ListMetrics
+    baselines: dict[str, BaselineRecord]
+    new_days: int | None = None
+    similar: SimilarResult | None = None
+
+
+class TuningRecord(msgspec.Struct, frozen=True):
+    """What reports show of `Search.to_json`."""
+
+    repeats: RepeatSearch | None = None
+
+
+def read_evaluation(metrics: Mapping[str, Any] | None) -> EvaluationRecord | None:
+    """Decode the metrics of a model; None if it was not evaluated. Raises DataError."""
+    if not metrics or "model" not in metrics:
+        return None
+    try:
+        return msgspec.convert(metrics, EvaluationRecord)
+    except msgspec.ValidationError as error:
+        raise DataError(f"The metrics of the model cannot be read ({error}); train it again.") from error
+
+
+def read_repeats(tuning: Mapping[str, Any] | None) -> RepeatSearch | None:
+    """Decode what a search found about repeats; None without one."""
+    return None if tuning is None else msgspec.convert(tuning, TuningRecord).repeats
