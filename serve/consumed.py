@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -48,11 +49,22 @@ LOCK = ".hide-consumed.lock"
 LOCK_S = 30.0
 
 
-class _Event(msgspec.Struct):
+class ConsumedEvent(msgspec.Struct):
+    """The fields of an event that say what it hides."""
+
     type: str
     user: str
     items: tuple[str, ...]
     time: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumedPairs:
+    """A user, hashes of user and item, and the Unix time in seconds until which these items are hidden."""
+
+    user: str
+    pairs: tuple[int, ...]
+    until: int
 
 
 class HiddenItems:
@@ -100,16 +112,60 @@ class Consumed:
         until = self._users[hashed % USERS]
         return HiddenItems(self._pairs, hashed, now) if until and until > (now := time.time()) else None
 
-    def add(self, kind: str, user: str, items: Collection[str], happened_at: float | None) -> None:
-        """Hide the items of an event of this kind, which happened now or at a Unix time."""
+    @property
+    def kinds(self) -> Collection[str]:
+        """The types of events that hide items."""
+        return self._hours.keys()
+
+    @property
+    def window_s(self) -> float:
+        """The longest time that an event hides items."""
+        return HOUR_S * max(self._hours.values())
+
+    def pairs_of(self, kind: str, user: str, items: Collection[str], happened_at: float | None) -> ConsumedPairs | None:
+        """Return what an event hides, which happened now or at a Unix time; None for nothing."""
         now = time.time()
         until = int(min(now, now if happened_at is None else happened_at) + HOUR_S * self._hours.get(kind, 0))
         if until <= now:
-            return
-        hashed = xxh3_64_intdigest(user.encode())
-        for item in items:
-            self._add_pair(xxh3_64_intdigest(encode_id(item), hashed), until)
-        self._users[hashed % USERS] = max(self._users[hashed % USERS], until)
+            return None
+        hashed = _hash_of(user)
+        return ConsumedPairs(user, tuple(xxh3_64_intdigest(encode_id(item), hashed) for item in items), until)
+
+    def add(self, kind: str, user: str, items: Collection[str], happened_at: float | None) -> None:
+        """Hide the items of an event of this kind, which happened now or at a Unix time."""
+        pairs = self.pairs_of(kind, user, items, happened_at)
+        if pairs is not None:
+            self.hide(pairs)
+
+    def hide(self, pairs: ConsumedPairs) -> None:
+        """Hide items from a user."""
+        for pair in pairs.pairs:
+            self._add_pair(pair, pairs.until)
+        slot = _hash_of(pairs.user) % USERS
+        self._users[slot] = max(self._users[slot], pairs.until)
+
+    def hides(self, pairs: ConsumedPairs) -> bool:
+        """Return whether all these items are hidden at least as long."""
+        return all(self._until(pair) >= pairs.until for pair in pairs.pairs)
+
+    def forget(self, pairs: ConsumedPairs) -> None:
+        """Show items to a user again."""
+        for pair in pairs.pairs:
+            for place in self._places_of(pair):
+                self._pairs[place] = 0
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for numbers in (self._users, self._pairs):
+            numbers.cast("B")[:] = bytes(numbers.nbytes)
+
+    def _until(self, pair: int) -> int:
+        return max((self._pairs[place] & TIME_MASK for place in self._places_of(pair)), default=0)
+
+    def _places_of(self, pair: int) -> list[int]:
+        start = pair % BUCKETS * WAYS
+        tag = pair >> TIME_BITS
+        return [place for place in range(start, start + WAYS) if self._pairs[place] >> TIME_BITS == tag]
 
     def _add_pair(self, pair: int, until: int) -> None:
         """Write a pair over itself, or over the one of its bucket that expires first."""
@@ -123,7 +179,7 @@ class Consumed:
     def restore(self, folder: Path) -> None:
         """Add the events of the segments in *folder*, for RESTORE_S at most, and keep its hours for shipments."""
         _keep_hours(folder, self._hours)
-        ends, oldest = time.monotonic() + RESTORE_S, time.time() - HOUR_S * max(self._hours.values())
+        ends, oldest = time.monotonic() + RESTORE_S, time.time() - self.window_s
         paths = [path for path in folder.iterdir() if is_segment(path.name) or is_open_segment(path.name)]
         paths.sort(key=lambda each: each.name.lstrip("."), reverse=True)
         if (folder / KEPT).exists():
@@ -137,8 +193,12 @@ class Consumed:
             except OSError as error:
                 log.warning("the events of %s cannot be read, and hide nothing: %s", path, error.strerror)
                 continue
-            for _, event in _events(segment, self._hours):
+            for _, event in hiding_events(SegmentReader(segment), self._hours):
                 self.add(event.type, event.user, event.items, event.time)
+
+
+def _hash_of(user: str) -> int:
+    return xxh3_64_intdigest(user.encode())
 
 
 def remove_segments(paths: Sequence[Path], folder: Path) -> None:
@@ -165,7 +225,7 @@ def _hiding_events(paths: Sequence[Path], hours: Mapping[str, float]) -> bytes:
         with suppress(FileNotFoundError):
             lines += (
                 line_of(line)
-                for line, event in _events(path.read_bytes(), hours)
+                for line, event in hiding_events(SegmentReader(path.read_bytes()), hours)
                 if event.time + HOUR_S * hours[event.type] > now
             )
     # An event is there twice if a removal was interrupted.
@@ -196,12 +256,12 @@ def _read_hours(folder: Path) -> dict[str, float]:
     return {}
 
 
-def _events(segment: bytes, kinds: Iterable[str]) -> Iterator[tuple[bytes, _Event]]:
-    """Yield the events of some types."""
+def hiding_events(lines: Iterable[bytes], kinds: Collection[str]) -> Iterator[tuple[bytes, ConsumedEvent]]:
+    """Yield the lines and events of some types."""
     marks = [f'"type":"{kind}"'.encode() for kind in kinds]
     wanted = set(kinds)
-    decode = msgspec.json.Decoder(_Event).decode
-    for line in SegmentReader(segment):
+    decode = msgspec.json.Decoder(ConsumedEvent).decode
+    for line in lines:
         if any(mark in line for mark in marks):
             event = decode(line)
             if event.type in wanted:

@@ -1,6 +1,6 @@
 """The table of metrics, and their counters.
 
-Each worker counts in one slot of shared memory; its successor continues there.
+Each worker, and the admin process, counts in one slot of shared memory; its successor continues there.
 """
 
 from bisect import bisect_left
@@ -58,6 +58,7 @@ FAILURES = (
 # Custom types count as one. The outcome of late events is unknown.
 EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
 EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
+CONSUMED_OUTCOMES = (SENT, RECEIVED, DROPPED) = "sent", "received", "dropped"
 COUNTED_POSITIONS = 10
 POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
 
@@ -123,11 +124,14 @@ IMPRESSIONS = Metric("hotplate_impressions", "Items shown, by position in the li
 CLICKS = Metric("hotplate_clicks", "Items clicked, by position in the list.", _PLACE, shown="counted")
 DROPPED_LINES = Metric("hotplate_log_lines_dropped",
                        "Log lines of workers that were dropped because they were not read in time.", {})
+CONSUMED_PAIRS = Metric("hotplate_consumed_pairs",
+                        "Pairs of user and item that services share: sent, received, or dropped because the stream "
+                        "was full or they could not be read.", {"outcome": CONSUMED_OUTCOMES}, shown="counted")
 # The first two must not depend on the tiers, see LOOKUPS and REQUESTS.
 TABLE = (
     LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, CANARY_LOOKUPS, CANARY_TIMES, SHED_COUNTS,
     CHARGES, CHARGED_RU, CHARGED, THROTTLES, HEDGES, FAILED, EVENT_COUNTS, IMPRESSIONS, CLICKS,
-    DROPPED_LINES,
+    DROPPED_LINES, CONSUMED_PAIRS,
 )
 # fmt: on
 

@@ -325,14 +325,16 @@ class TieredReader:
         return self.hit(read.origin, row, read.body, fallback)
 
     def _is_hidden(self, row: RowKey) -> bool:
-        """Whether a user is denied, or erased from any tier, as others may be older."""
+        """Whether a user is denied or erased."""
         if row.kind != USER:
             return False
-        if row.id in self.deny_list.current.users:
-            return True
+        return row.id in self.deny_list.current.users or self.is_erased(row.id)
+
+    def is_erased(self, user: str) -> bool:
+        """Return whether a user is erased from any tier, as others may be older."""
         for tier in self.tiers:
             erased = tier.follower.erased
-            if erased and erased.covers_user(row.id):
+            if erased and erased.covers_user(user):
                 return True
         return False
 

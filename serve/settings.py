@@ -164,6 +164,14 @@ class ServiceSettings:
             "Hide items from a user for hours after an event of this type; repeatable.", ANSWERS, metavar="TYPE=HOURS"
         ),
     ] = ()
+    share_consumed: Annotated[
+        str | None,
+        Flag(
+            "Share hidden items through this Redis, or `off`; by default through the first Redis store.",
+            ANSWERS,
+            metavar="URL|off",
+        ),
+    ] = None
     cors_origins: Annotated[
         tuple[str, ...], Flag("Allow web pages of this origin; repeatable.", CALLERS, "cors-origin", metavar="URL")
     ] = ()

@@ -86,6 +86,8 @@ class WorkerState(msgspec.Struct, frozen=True):
     certificate_expires_at: float | None = None
     by_list: dict[str, dict[str, list[int]]] = msgspec.field(default_factory=dict[str, dict[str, list[int]]])
     """`lookups` by release and requested name of a list."""
+    consumed_lag_s: float | None = None
+    """Since consumed items were last shared completely."""
 
     @property
     def silent_s(self) -> float:

@@ -8,13 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode
 
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreMisused, extra_installed
 from hotplate.stores.file import store as file_store
 from hotplate.stores.store import Observer, Store
 from hotplate.stores.urls import redacted, scheme_of, split
+
+if TYPE_CHECKING:
+    from hotplate.stores.redis.stream import RedisStream
 
 T = TypeVar("T")
 
@@ -74,6 +77,17 @@ def connect(url: str, observer: Observer | None = None) -> Store:
         return cast("Store", store)
     known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
+
+
+def open_stream(url: str, name: str) -> "RedisStream":
+    """Open the stream *name* in the Redis of a store, without I/O; StoreMisused for another or a malformed URL."""
+    check_single(url)
+    if scheme_of(url) not in REDIS:
+        raise StoreMisused(f"{redacted(url)!r} is not the URL of a Redis: write redis://HOST:6379/0 or similar")
+    with extra_installed("redis"):
+        from hotplate.stores.redis import stream  # noqa: PLC0415 -- an extra: only its users need it
+
+        return stream.open_stream(url, name)
 
 
 @asynccontextmanager

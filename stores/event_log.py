@@ -149,13 +149,17 @@ def is_open_segment(name: str) -> bool:
     return name.startswith(".") and is_segment(name[1:])
 
 
+def is_local(name: str) -> bool:
+    """Return whether a writer on this machine wrote the segment of this name."""
+    return f"-{_host()}-" in name
+
+
 def recover(folder: Path) -> list[Path]:
     """Close the segments in *folder* with dead writers, and return them; raises OSError."""
-    host = f"-{_host()}-"
     closed = list[Path]()
     for path in sorted(path for path in folder.iterdir() if is_open_segment(path.name)):
         try:
-            if host not in path.name and time.time() - path.stat().st_mtime < ORPHAN_S:
+            if not is_local(path.name) and time.time() - path.stat().st_mtime < ORPHAN_S:
                 continue
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:

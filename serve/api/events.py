@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
 from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, parse_body, read_body
-from hotplate.serve.consumed import Consumed
+from hotplate.serve.consumed import Consumed, ConsumedPairs
 from hotplate.serve.events import DiskFailed, EventWriter, QueueFull, WrittenEvent
 from hotplate.serve.metrics import (
     CLICK,
@@ -33,6 +33,7 @@ from hotplate.serve.metrics import (
     ReleaseRole,
 )
 from hotplate.serve.problems import Problem, overloaded
+from hotplate.serve.shared_consumed import ConsumedSender
 from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME
 from hotplate.stores.event_log import line_of
 
@@ -141,9 +142,12 @@ class EventsHandler:
         origins: Sequence[str] = (),
         consumed: Consumed | None = None,
         *,
+        sender: ConsumedSender | None = None,
         with_keys: bool = False,
     ) -> None:
         """*role_of* returns the role of a release id; pages of *origins* may report without a key.
+
+        Events hide items in *consumed*, which *sender* shares with other services.
 
         Without *with_keys*, keys are unchecked and admit no other pages.
         """
@@ -153,6 +157,7 @@ class EventsHandler:
         self._role_of = role_of
         self._metrics = metrics
         self._consumed = consumed
+        self._sender = sender
         self._prefix = secrets.token_hex(6)
         self._count = count(1)
 
@@ -188,13 +193,25 @@ class EventsHandler:
                 "writing these events takes too long; they may still be written: retry with the same ids"
             ) from None
         self._count_events(events, DURABLE)
+        await self._hide(events)
         for event in events:
-            if self._consumed is not None:
-                self._consumed.add(event.type, event.user, event.items, event.time)
-                await asyncio.sleep(0)  # 1000 items take 6 ms
             if event.type in (IMPRESSION, CLICK):
                 self._metrics.count_listed(event.type, roles[event.release], position_of(event), len(event.items))
         return web.Response(body=_encode(EventsAnswer(len(events))), headers=HEADERS)
+
+    async def _hide(self, events: Sequence[Event]) -> None:
+        """Hide what was consumed, here and in other services."""
+        if self._consumed is None:
+            return
+        hidden = list[ConsumedPairs]()
+        for event in events:
+            pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
+            if pairs is not None:
+                self._consumed.hide(pairs)
+                hidden.append(pairs)
+                await asyncio.sleep(0)  # 1000 items take 6 ms
+        if self._sender is not None:
+            await self._sender.send(hidden)
 
     def _lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
         now = round(time.time(), 3)

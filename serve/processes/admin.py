@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -48,6 +48,7 @@ from hotplate.serve.processes.operator_view import (
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
 from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.shaping import Selection, Shaper
+from hotplate.serve.shared_consumed import ConsumedSharing, stream_url
 from hotplate.serve.shared_table import private_floats
 from hotplate.serve.states import ANSWERING, Reporter
 from hotplate.serve.telemetry.exposition import Exposition
@@ -199,6 +200,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     async with (
         background(follow(context.watched, leads=True)),
         admin.opened,
+        _sharing(context),
         background(Reporter(()).run(partial(context.memory.states.write, context.settings.workers))),
     ):
         listening = server.listen(listener, BACKLOG, certificate)
@@ -207,6 +209,25 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
         await server.close(STOP_S)
         if report is not None:
             await asyncio.to_thread(report.close)
+
+
+def _sharing(context: ProcessContext) -> AbstractAsyncContextManager[None]:
+    """Share consumed items with other services, if the settings say so."""
+    settings = context.settings
+    memory = context.memory
+    url = stream_url(settings)
+    if url is None or settings.events is None or memory.consumed is None or memory.sharing is None:
+        return nullcontext()
+    memory.metrics.use_slot(settings.workers)
+    sharing = ConsumedSharing(
+        url,
+        stores=settings.stores,
+        folder=settings.events,
+        consumed=memory.consumed,
+        state=memory.sharing,
+        metrics=memory.metrics,
+    )
+    return background(sharing.run())
 
 
 class Admin:

@@ -15,6 +15,7 @@ from hotplate.serve.metrics import Metrics, cells_per_worker
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
 from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.shared_consumed import SharingState, stream_url
 from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.states import SharedStates, state_bytes
 from hotplate.serve.tiers import tier_names
@@ -32,13 +33,14 @@ def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
     """
     admin = 1
     return (
-        Region("metrics", Kind.FLOAT64, cells_per_worker(tiers), rows=workers),
+        Region("metrics", Kind.FLOAT64, cells_per_worker(tiers), rows=workers + admin),
         Region("states", Kind.RECORD, state_bytes(len(tiers)), rows=workers + admin),
         Region("kept releases", Kind.RECORD, MAX_KEPT_BYTES, rows=workers),
         Region("connections", Kind.UINT64, 1, rows=workers),
         Region("rates", Kind.FLOAT64, CELLS),
         Region("consumed users", Kind.UINT32, USERS),
         Region("consumed pairs", Kind.UINT64, WAYS, rows=BUCKETS),
+        Region("consumed sharing", Kind.FLOAT64, SharingState.CELLS),
         Region("files", Kind.RECORD, _FILES_BYTES, rows=MAX_WATCHED),
     )
 
@@ -53,6 +55,7 @@ class ServiceMemory:
     balance: ConnectionBalance
     rates: SharedRates
     consumed: Consumed | None
+    sharing: SharingState | None
     files: Records
     """The last valid content of watched files."""
 
@@ -62,12 +65,13 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     tiers = tier_names(settings.stores)
     table = _reserved(settings.workers, tiers)
     return ServiceMemory(
-        metrics=Metrics(settings.workers, tiers, table.floats("metrics")),
+        metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
         balance=ConnectionBalance(table.integers("connections")),
         rates=SharedRates(table.floats("rates")),
         consumed=_consumed(settings, table),
+        sharing=None if stream_url(settings) is None else SharingState(table.floats("consumed sharing")),
         files=table.records("files"),
     )
 

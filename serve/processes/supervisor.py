@@ -38,7 +38,8 @@ from hotplate.serve.processes.health import Health, HealthListener
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.worker import STOPS, WATCHED, run_worker
 from hotplate.serve.settings import ServiceSettings
-from hotplate.stores.connect import connect
+from hotplate.serve.shared_consumed import STREAM, stream_url
+from hotplate.stores.connect import connect, open_stream
 from hotplate.stores.errors import extra_installed
 from hotplate.stores.event_log import LogSegment
 from hotplate.stores.folders import room_bytes
@@ -134,6 +135,9 @@ def _check(settings: ServiceSettings) -> None:
     Cors(settings.cors_origins)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)
+    shared_through = stream_url(settings)
+    if shared_through is not None:
+        open_stream(shared_through, STREAM)
     if settings.fold_in:
         load_numpy()
     if settings.events:

@@ -21,9 +21,10 @@ from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.encoded_lists import NotReady
 from hotplate.serve.events import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
-from hotplate.serve.processes.context import ProcessContext
+from hotplate.serve.processes.context import ProcessContext, ServiceMemory
 from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.shared_consumed import ConsumedSender, stream_url
 from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState, short
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
@@ -87,6 +88,7 @@ async def run_worker(
     """
     settings = context.settings
     certificate = context.certificate
+    sharing = context.memory.sharing
     context.memory.metrics.use_slot(number)
     stop = _ShutdownSignals(lifeline)
     listening: Acceptor | None = None
@@ -102,12 +104,13 @@ async def run_worker(
                 connections=len(server.registry),
                 findings=short(handlers.findings),
                 certificate_expires_at=certificate.expires_at if certificate else None,
+                consumed_lag_s=None if sharing is None else sharing.lag_s,
             )
 
         reporter = Reporter(reader.tiers, complete)
         write = partial(_write, context, number, reader)
         await stack.enter_async_context(background(reporter.run(write)))
-        if not await _is_prepared(reader, context.memory.states, number, stop):
+        if not await _is_prepared(reader, context.memory, number, stop):
             return
         has_most = partial(context.memory.balance.has_most, number)
         listening = server.listen(listener, BACKLOG, certificate, has_most)
@@ -159,6 +162,9 @@ async def _opened(
             write=context.stderr.write,
         )
     if settings.events:
+        sender = _sender(context, reader)
+        if sender is not None:
+            stack.push_async_callback(sender.close)
         writer = EventWriter(settings.events)
         stack.push_async_callback(writer.close)
         events = EventsHandler(
@@ -167,6 +173,7 @@ async def _opened(
             context.memory.metrics,
             settings.cors_origins,
             context.memory.consumed,
+            sender=sender,
             with_keys=context.guard.knows_clients,
         )
     for task in reader.following:
@@ -180,6 +187,16 @@ async def _opened(
         events=events,
         tracer=tracer,
         watched=context.watched,
+    )
+
+
+def _sender(context: ProcessContext, reader: TieredReader) -> ConsumedSender | None:
+    memory = context.memory
+    url = stream_url(context.settings)
+    if url is None or memory.consumed is None or memory.sharing is None:
+        return None
+    return ConsumedSender(
+        url, consumed=memory.consumed, state=memory.sharing, metrics=memory.metrics, is_erased=reader.is_erased
     )
 
 
@@ -201,10 +218,16 @@ def _write(context: ProcessContext, number: int, reader: TieredReader, state: Wo
         context.memory.kept.keep(number, tier, served)
 
 
-async def _is_prepared(reader: TieredReader, states: SharedStates, number: int, stop: _ShutdownSignals) -> bool:
+async def _is_prepared(reader: TieredReader, memory: ServiceMemory, number: int, stop: _ShutdownSignals) -> bool:
     """Return False if the worker is stopped before it may listen."""
+
+    async def prepare() -> None:
+        if memory.sharing is not None:
+            await memory.sharing.wait_until_started()
+        await prepared(reader, memory.states, number)
+
     stopping = asyncio.create_task(stop.requested.wait())
-    preparing = asyncio.create_task(prepared(reader, states, number))
+    preparing = asyncio.create_task(prepare())
     await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
     for task in (stopping, preparing):
         task.cancel()

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, newly_committed
@@ -376,11 +377,16 @@ def _replacement(names: Sequence[str], value: bytes, when: str, *values: bytes) 
     return evaluation(REPLACE, names, value, when, *values)
 
 
-def open_url(url: str, credentials: Credentials | None = None) -> RedisStore:
-    """Open the store at a URL; StoreMisused if it is invalid.
+class Deployment(NamedTuple):
+    """The servers at a URL, the settings of all of them, and their credentials unless the settings have them."""
 
-    *credentials* take the place of those in the URL or the environment.
-    """
+    common: RedisAddress
+    servers: Standalone
+    credentials: Credentials | None
+
+
+def deployment_of(url: str, credentials: Credentials | None = None) -> Deployment:
+    """Parse a URL; StoreMisused if it is invalid. *credentials* take the place of those in it or the environment."""
     connect: Callable[[Credentials | None], Standalone]
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
@@ -396,4 +402,9 @@ def open_url(url: str, credentials: Credentials | None = None) -> RedisStore:
         connect = partial(Standalone, common)
     if credentials is None and common.by_entra:
         credentials = entra_credentials()
-    return RedisStore(common, connect(credentials), credentials)
+    return Deployment(common, connect(credentials), credentials)
+
+
+def open_url(url: str, credentials: Credentials | None = None) -> RedisStore:
+    """Open the store at a URL; see `deployment_of`."""
+    return RedisStore(*deployment_of(url, credentials))

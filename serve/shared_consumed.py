@@ -1,0 +1,459 @@
+"""Consumed items that the services of a shop share through a Redis stream, so that each of them hides an item.
+
+A worker sends what an event hides before it answers the event, unless Redis is away, so that a kill delays nothing.
+The admin process reads the stream. It opens stores, which the parent must not, a service has one, and its restart
+delays no request. It also reads the segments of events, and sends what the stream lacks: at the start, and after Redis
+lost entries, it compares all segments with the whole stream, and later what workers append to them. So nothing that is
+durable is lost. An entry may be in the stream twice, which changes nothing.
+
+An entry is for one user, and has at most MAX_PAIRS items: their hashes, the user's id, which an erasure must find, and
+the time until which the items are hidden. A service that learns of an erased user deletes the user's entries, and no
+longer sends or hides what the events in its segments say of that user.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from msgspec import Meta
+
+from hotplate.serve.consumed import BUCKETS, KEPT, USERS, WAYS, Consumed, ConsumedEvent, ConsumedPairs, hiding_events
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, SENT, Metrics
+from hotplate.serve.settings import ServiceSettings
+from hotplate.stores.connect import REDIS, open_stream, opened
+from hotplate.stores.erasure import NOBODY, ErasedUsers
+from hotplate.stores.erasure_log import read_erased
+from hotplate.stores.errors import StoreError
+from hotplate.stores.event_log import SegmentReader, is_local, is_open_segment, is_segment
+from hotplate.stores.timing import Backoff
+from hotplate.stores.urls import scheme_of
+
+if TYPE_CHECKING:
+    from hotplate.stores.redis.stream import Entry, RedisStream
+
+log = logging.getLogger(__name__)
+
+STREAM = "consumed"
+OFF = "off"
+# Of the stream: as many as the table has places. With ids of 10 characters and an item each they take 60 MB.
+MAX_ENTRIES = BUCKETS * WAYS
+MAX_PAIRS = 16
+PAIR_BYTES = 8
+# Events that are read, compared and sent at once.
+BATCH = 500
+# How long a turn waits for entries before it looks for new events.
+WAIT_MS = 200
+PAUSES_S = (0.05, 0.5)
+# A worker sends while the sharing lags less than this, and waits at most this long for Redis.
+HEALTHY_S = 2.0
+SEND_S = 0.25
+# How long a worker waits at its start for the first reading of the stream.
+START_S = 10.0
+POLL_S = 0.02
+# How long sending waits for the erased users of stores that do not answer.
+ERASED_S = 5.0
+# For sending the last events at a stop.
+FLUSH_S = 1.0
+# A change of a folder within this time of another may not show in its time of modification.
+RECENT_NS = 1_000_000_000
+
+
+class _Entry(msgspec.Struct, frozen=True, array_like=True):
+    until: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    user: str
+    pairs: bytes
+
+
+_decode = msgspec.msgpack.Decoder(_Entry).decode
+
+
+def parts_of(pairs: ConsumedPairs) -> Iterator[ConsumedPairs]:
+    """Divide *pairs* among entries."""
+    for start in range(0, len(pairs.pairs), MAX_PAIRS):
+        yield replace(pairs, pairs=pairs.pairs[start : start + MAX_PAIRS])
+
+
+def encode_pairs(pairs: ConsumedPairs) -> bytes:
+    """Return the value of an entry."""
+    hashes = b"".join(pair.to_bytes(PAIR_BYTES, "little") for pair in pairs.pairs)
+    return msgspec.msgpack.encode(_Entry(pairs.until, pairs.user, hashes))
+
+
+def decode_pairs(value: bytes) -> ConsumedPairs | None:
+    """Return the pairs of an entry; None if it is damaged."""
+    try:
+        entry = _decode(value)
+    except msgspec.MsgspecError:
+        return None
+    if len(entry.pairs) % PAIR_BYTES:
+        return None
+    starts = range(0, len(entry.pairs), PAIR_BYTES)
+    pairs = (int.from_bytes(entry.pairs[start : start + PAIR_BYTES], "little") for start in starts)
+    return ConsumedPairs(entry.user, tuple(pairs), entry.until)
+
+
+def stream_url(settings: ServiceSettings) -> str | None:
+    """Return the URL of the Redis through which consumed items are shared, if any; raises ServiceMisused."""
+    chosen = settings.share_consumed
+    if not settings.hide_consumed:
+        if chosen is not None:
+            raise ServiceMisused("--share-consumed shares what --hide-consumed hides; give both")
+        return None
+    if chosen == OFF:
+        return None
+    return chosen or next((url for url in settings.stores if scheme_of(url) in REDIS), None)
+
+
+class SharingState:
+    """What the admin process tells workers about the sharing, in two shared numbers."""
+
+    CELLS = 2
+
+    def __init__(self, cells: "memoryview[float]") -> None:
+        self._cells = cells
+        self.note_current()
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since everything in the stream was read and everything else was sent."""
+        return max(0.0, time.monotonic() - self._cells[0])
+
+    def note_current(self) -> None:
+        """Note that everything was read and sent."""
+        self._cells[0] = time.monotonic()
+
+    def note_started(self) -> None:
+        """Note that the stream was read, or cannot be read."""
+        self._cells[1] = 1.0
+
+    async def wait_until_started(self) -> None:
+        """Wait until the stream was read, or cannot be, for at most START_S."""
+        deadline = time.monotonic() + START_S
+        while not self._cells[1] and time.monotonic() < deadline:  # noqa: ASYNC110 -- another process sets it
+            await asyncio.sleep(POLL_S)
+
+
+@dataclass(slots=True)
+class _Segment:
+    name: str
+    """Once it is closed."""
+    position: int = 0
+    """Behind the last whole frame that was read."""
+    size: int = -1
+    """When it was last read."""
+
+
+class SegmentTail:
+    """Reads the events in a folder of segments, then those that the writers of this machine append. Blocks."""
+
+    def __init__(self, folder: Path, consumed: Consumed) -> None:
+        self._folder = folder
+        self._consumed = consumed
+        self._unfinished = dict[str, _Segment]()
+        self._finished = set[str]()
+        self._events: Iterator[ConsumedEvent] = iter(())
+        self._changed_at = 0
+        self._wants_all = True
+
+    def restart(self) -> None:
+        """Read all events again."""
+        self._wants_all = True
+
+    def next_events(self, most: int) -> list[ConsumedEvent]:
+        """Return up to *most* events of types that hide items; none if all are read. Raises OSError."""
+        self._list()
+        events = list(islice(self._events, most))
+        while not events:
+            changed = next(filter(self._is_changed, self._unfinished.values()), None)
+            if changed is None:
+                break
+            self._events = self._read(changed)
+            events = list(islice(self._events, most))
+        return events
+
+    def _list(self) -> None:
+        """Note new segments, and read everything again if one was removed before it was read."""
+        changed_at = self._folder.stat().st_mtime_ns
+        is_recent = time.time_ns() - changed_at < RECENT_NS
+        if not (self._wants_all or is_recent or changed_at != self._changed_at):
+            return
+        self._changed_at = changed_at
+        listed = {path.name for path in self._folder.iterdir()}
+        names = {name.removeprefix(".") for name in listed if is_segment(name) or is_open_segment(name)}
+        self._finished &= names
+        if self._wants_all or not self._unfinished.keys() - {KEPT} <= names:
+            self._wants_all = False
+            self._events = iter(())
+            self._finished.clear()
+            self._unfinished = {name: _Segment(name) for name in sorted(names, reverse=True)}
+            if KEPT in listed:
+                self._unfinished[KEPT] = _Segment(KEPT)
+            return
+        for name in names - self._finished - self._unfinished.keys():
+            if is_local(name):
+                self._unfinished[name] = _Segment(name)
+            else:
+                self._finished.add(name)
+
+    def _is_changed(self, segment: _Segment) -> bool:
+        with suppress(FileNotFoundError):
+            return (self._folder / f".{segment.name}").stat().st_size != segment.size
+        return True  # closed
+
+    def _read(self, segment: _Segment) -> Iterator[ConsumedEvent]:
+        """Read what is new, of a segment that another process may close or ship meanwhile."""
+        path = self._folder / f".{segment.name}"
+        is_open = path.exists()
+        if not is_open:
+            path = self._folder / segment.name
+        try:
+            data = self._new_bytes(segment, path)
+        except FileNotFoundError:
+            if not is_open:  # shipped, and its events are kept elsewhere
+                self._unfinished.pop(segment.name, None)
+                self._wants_all = True
+            return
+        except OSError as error:
+            log.warning("the events of %s cannot be read, and are not shared: %s", path, error.strerror)
+            self._finish(segment)
+            return
+        reader = SegmentReader(data)
+        for _, event in hiding_events(reader, self._consumed.kinds):
+            yield event
+        segment.position += reader.whole_bytes
+        if not is_open or not is_local(segment.name):
+            self._finish(segment)
+
+    def _new_bytes(self, segment: _Segment, path: Path) -> bytes:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            segment.size = status.st_size
+            segment.position = min(segment.position, segment.size)  # a torn end was cut off
+            if status.st_mtime < time.time() - self._consumed.window_s:
+                segment.position = segment.size
+                return b""
+            file.seek(segment.position)
+            return file.read()
+
+    def _finish(self, segment: _Segment) -> None:
+        self._unfinished.pop(segment.name, None)
+        self._finished.add(segment.name)
+
+
+class ConsumedSender:
+    """Sends what events hide, for one worker; what it fails to send is left to `ConsumedSharing`."""
+
+    def __init__(
+        self, url: str, *, consumed: Consumed, state: SharingState, metrics: Metrics, is_erased: Callable[[str], bool]
+    ) -> None:
+        """*is_erased* says whether a user is erased, whose pairs are not sent."""
+        self._stream = open_stream(url, STREAM)
+        self._consumed = consumed
+        self._state = state
+        self._metrics = metrics
+        self._is_erased = is_erased
+
+    async def send(self, hidden: Sequence[ConsumedPairs]) -> None:
+        """Send pairs, unless Redis does not answer or they are too many."""
+        parts = [part for pairs in hidden if not self._is_erased(pairs.user) for part in parts_of(pairs)]
+        if not 0 < len(parts) <= BATCH or self._state.lag_s > HEALTHY_S:
+            return
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(SEND_S):
+                await _append(self._stream, parts, self._consumed, self._metrics)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._stream.close()
+
+
+async def _append(stream: "RedisStream", parts: Sequence[ConsumedPairs], consumed: Consumed, metrics: Metrics) -> None:
+    """Append entries, and count them and those that were removed."""
+    values = list(map(encode_pairs, parts))
+    trimmed = await stream.append(values, keep_s=int(consumed.window_s) + 1, most=MAX_ENTRIES)
+    metrics.count_in(CONSUMED_PAIRS, SENT, number=sum(len(part.pairs) for part in parts))
+    metrics.count_in(CONSUMED_PAIRS, DROPPED, number=trimmed)
+
+
+class ConsumedSharing:
+    """Sends the consumed items of a service to the stream, and hides those that other services sent."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        stores: Sequence[str],
+        folder: Path,
+        consumed: Consumed,
+        state: SharingState,
+        metrics: Metrics,
+    ) -> None:
+        """*url* is that of the stream's Redis; users erased from any of *stores* are forgotten.
+
+        *consumed* is the table of the service, which learns from the events in *folder*.
+        """
+        self._stream = open_stream(url, STREAM)
+        self._tail = SegmentTail(folder, consumed)
+        self._consumed = consumed
+        self._in_stream = Consumed(
+            (),
+            users=memoryview(bytearray(4 * USERS)).cast("I"),
+            pairs=memoryview(bytearray(8 * BUCKETS * WAYS)).cast("Q"),
+        )
+        self._state = state
+        self._metrics = metrics
+        self._stores = stores
+        self._erased: ErasedUsers = NOBODY
+        self._unsent = list[ConsumedPairs]()
+        self._has_more_events = True
+        self._wants_rewind = False
+        self._failure: str | None = None
+        # Stores whose erased users are unknown, and until when sending waits for them.
+        self._unasked = set(stores)
+        self._asked_until = time.monotonic() + ERASED_S
+
+    async def run(self) -> None:
+        """Share until cancelled, then send the last events."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._share())
+                for url in self._stores:
+                    tasks.create_task(self._follow_erased(url))
+        finally:
+            with suppress(StoreError, OSError, TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._send_rest()
+            await self._stream.close()
+
+    async def _share(self) -> None:
+        backoff = Backoff(*PAUSES_S)
+        while True:
+            try:
+                await self._take_turn()
+            except (StoreError, OSError) as error:
+                self._report(error)
+                self._state.note_started()
+                await asyncio.sleep(backoff.next_s())
+                continue
+            backoff.reset()
+            if self._failure is not None:
+                self._failure = None
+                log.info("consumed items are shared through %s again", self._stream.shown)
+
+    def _report(self, error: StoreError | OSError) -> None:
+        if self._failure is None:
+            self._failure = str(error)
+            log.warning("consumed items are not shared with other services: %s", error)
+
+    async def _take_turn(self) -> None:
+        """Read a page of older entries, if any are left, then new ones, and send new events."""
+        if self._wants_rewind:
+            self._wants_rewind = False
+            self._in_stream.clear()
+            self._stream.rewind()
+        if self._stream.has_older:
+            await self._take_older()
+        is_whole = not self._stream.has_older
+        can_send = is_whole and self._may_send
+        is_idle = is_whole and not (can_send and self._has_more_events)
+        entries = await self._stream.newer(WAIT_MS if is_idle else 0)
+        if entries is None:
+            self._wants_rewind = True
+            return
+        await self._take(entries)
+        if can_send:
+            await self._send()
+            if not entries and not self._has_more_events:
+                self._state.note_current()
+
+    async def _take_older(self) -> None:
+        await self._take(await self._stream.older())
+        if not self._stream.has_older:
+            self._state.note_started()
+            self._tail.restart()
+            self._has_more_events = True
+
+    async def _take(self, entries: "Sequence[Entry]") -> None:
+        """Hide the items of entries, and delete those of erased users."""
+        erased = list["Entry"]()
+        for entry in entries:
+            pairs = None if entry.value is None else decode_pairs(entry.value)
+            if pairs is None:
+                self._metrics.count_in(CONSUMED_PAIRS, DROPPED)
+            elif self._erased.covers_user(pairs.user):
+                self._consumed.forget(pairs)
+                erased.append(entry)
+            else:
+                self._consumed.hide(pairs)
+                self._in_stream.hide(pairs)
+                self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
+        if erased:
+            await self._stream.delete(erased)
+
+    @property
+    def _may_send(self) -> bool:
+        return not self._unasked or time.monotonic() > self._asked_until
+
+    async def _send(self) -> None:
+        """Send the next events that the stream lacks."""
+        if not self._unsent:
+            events = await asyncio.to_thread(self._tail.next_events, BATCH)
+            self._has_more_events = bool(events)
+            self._unsent = self._parts_to_send(events)
+        while self._unsent:
+            parts = [part for part in self._unsent[:BATCH] if not self._in_stream.hides(part)]
+            if parts:
+                await _append(self._stream, parts, self._consumed, self._metrics)
+            for part in parts:
+                self._in_stream.hide(part)
+            del self._unsent[:BATCH]
+
+    def _parts_to_send(self, events: Sequence[ConsumedEvent]) -> list[ConsumedPairs]:
+        parts = list[ConsumedPairs]()
+        for event in events:
+            pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
+            if pairs is None:
+                continue
+            if self._erased.covers_user(event.user):
+                self._consumed.forget(pairs)
+            else:
+                parts += parts_of(pairs)
+        return parts
+
+    async def _send_rest(self) -> None:
+        if self._stream.has_older or not self._may_send:
+            return
+        self._has_more_events = True
+        while self._has_more_events:
+            await self._send()
+
+    async def _follow_erased(self, url: str) -> None:
+        """Learn of the users who are erased from a store, whose failures the workers report."""
+        backoff = Backoff(*PAUSES_S)
+        while True:
+            with suppress(StoreError):
+                async with opened(url) as store:
+                    seen = None
+                    async for catalogue in store.changes():
+                        if catalogue.erased != seen:
+                            self._forget_erased(await read_erased(store, catalogue))
+                            seen = catalogue.erased
+                        self._unasked.discard(url)
+                        backoff.reset()
+            await asyncio.sleep(backoff.next_s())
+
+    def _forget_erased(self, users: ErasedUsers) -> None:
+        """Read the stream and all events again, in which more users may be erased."""
+        before = self._erased
+        self._erased = before.merged(users)
+        if self._erased.groups != before.groups:
+            self._wants_rewind = True

@@ -1,0 +1,323 @@
+"""What was bought through one service disappears in the others, too: over Redis, also after kills and losses."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotplate.serve.consumed import ConsumedPairs
+from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.events import ship
+from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.shared_consumed import (
+    MAX_PAIRS,
+    SegmentTail,
+    SharingState,
+    decode_pairs,
+    encode_pairs,
+    parts_of,
+    stream_url,
+)
+from hotplate.stores.connect import open_stream
+from hotplate.stores.event_log import LogSegment, line_of
+from tests.support.command import json_of
+from tests.support.limited_service import counted
+from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_server import RedisServer, running, users_of_the_guide
+from tests.support.service import Service, a_list, publish_lists, publish_to, serving, until
+from tests.support.shared import consumed_items
+
+LISTS = {f"user:{user}": a_list("a", "b", "c") for user in range(5)} | {"popular:": a_list("p1", "p2")}
+HASHES = st.lists(st.integers(0, (1 << 64) - 1), max_size=50).map(tuple)
+PAIRS = st.builds(ConsumedPairs, st.text(min_size=1, max_size=64), HASHES, st.integers(0, (1 << 32) - 1))
+
+
+@dataclass
+class Shop:
+    """A store in files, and services that share consumed items through one Redis."""
+
+    folder: Path
+    server: RedisServer
+
+    @property
+    def url(self) -> str:
+        return self.server.url(prefix="shop")
+
+    @property
+    def stream(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        with redis.Redis(port=self.server.port) as client:
+            entries: list[tuple[bytes, dict[bytes, bytes]]] = client.xrange("{shop}:consumed")
+            return entries
+
+    def service(self, name: str, *options: str) -> AbstractContextManager[Service]:
+        """Run a service, with a folder of events by its name."""
+        events = ("--events", str(self.folder / name), "--hide-consumed", "buy=24")
+        store = ("--store", f"file://{self.folder / 'store'}")
+        return serving(self.folder, *store, *events, "--share-consumed", self.url, *options)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    (tmp_path / "redis").mkdir()
+    with running(tmp_path / "redis") as server:
+        yield Shop(tmp_path, server)
+
+
+def buy(service: Service, user: int, *items: str, kind: str = "buy") -> None:
+    body = json.dumps({"events": [{"type": kind, "user": str(user), "items": items}]}).encode()
+    assert service.request("POST", "/v1/events", body, Content_Type="application/json").status == 200
+
+
+def shown(service: Service, user: int) -> list[str]:
+    return [item["id"] for item in service.get(f"/v1/recommendations/{user}?n=3").json["items"]]
+
+
+def hides(service: Service, user: int, item: str) -> bool:
+    return item not in shown(service, user)
+
+
+@given(PAIRS)
+def test_entries_hold_all_pairs_of_an_event(pairs: ConsumedPairs) -> None:
+    parts = list(parts_of(pairs))
+    decoded = [decode_pairs(encode_pairs(part)) for part in parts]
+    assert decoded == parts
+    assert {(part.user, part.until) for part in parts} <= {(pairs.user, pairs.until)}
+    assert tuple(pair for part in parts for pair in part.pairs) == pairs.pairs
+    assert max((len(part.pairs) for part in parts), default=0) <= MAX_PAIRS
+
+
+@given(st.binary(max_size=60), PAIRS, st.data())
+def test_damaged_entries_are_left_out(noise: bytes, pairs: ConsumedPairs, data: st.DataObject) -> None:
+    value = encode_pairs(pairs)
+    cut = value[: data.draw(st.integers(0, len(value) - 1))]
+    assert decode_pairs(cut) is None
+    decoded = decode_pairs(noise)
+    assert decoded is None or decoded.until < 1 << 32
+
+
+def events_of(*users: str) -> list[bytes]:
+    lines = list[bytes]()
+    for user in users:
+        event = {"id": user, "time": time.time(), "type": "buy", "user": user, "items": ["a"]}
+        lines.append(line_of(json.dumps(event, separators=(",", ":")).encode()))
+    return lines
+
+
+def next_users(tail: SegmentTail) -> list[str]:
+    return [event.user for event in tail.next_events(1000)]
+
+
+def test_a_tail_reads_each_event_of_a_growing_segment_once(tmp_path: Path) -> None:
+    before = LogSegment(tmp_path)
+    before.append(events_of("1"))
+    before.close()
+    tail = SegmentTail(tmp_path, consumed_items("buy=24"))
+    assert next_users(tail) == ["1"]
+    segment = LogSegment(tmp_path)
+    assert next_users(tail) == []
+    for users in (["2"], ["3", "4"]):
+        segment.append(events_of(*users))
+        assert next_users(tail) == users
+    segment.append(events_of("5"))
+    segment.close()
+    assert next_users(tail) == ["5"]
+    assert next_users(tail) == []
+    tail.restart()
+    assert sorted(tail.next_events(1), key=lambda event: event.user)
+    assert len(next_users(tail)) >= 1
+
+
+def test_a_tail_finds_events_that_were_shipped_before_it_read_them(tmp_path: Path) -> None:
+    folder = tmp_path / "events"
+    folder.mkdir()
+    consumed = consumed_items("buy=24")
+    consumed.restore(folder)
+    tail = SegmentTail(folder, consumed)
+    segment = LogSegment(folder)
+    segment.append(events_of("1"))
+    assert next_users(tail) == ["1"]
+    segment.append(events_of("2"))
+    segment.close()
+    ship(folder, f"file://{tmp_path / 'shipped'}")
+    assert set(next_users(tail)) | set(next_users(tail)) == {"1", "2"}
+    assert next_users(tail) == []
+
+
+def test_forgotten_items_are_shown_and_others_stay_hidden() -> None:
+    consumed = consumed_items("buy=24")
+    first = consumed.pairs_of("buy", "1", ["a", "b"], None)
+    other = consumed.pairs_of("buy", "2", ["a"], None)
+    assert first is not None
+    assert other is not None
+    consumed.hide(first)
+    consumed.hide(other)
+    assert (consumed.hides(first), consumed.hides(other)) == (True, True)
+    consumed.forget(first)
+    assert (consumed.hides(first), consumed.hides(other)) == (False, True)
+    consumed.clear()
+    assert not consumed.hides(other)
+    assert consumed.hidden_from("2") is None
+
+
+@pytest.mark.parametrize(
+    ("stores", "chosen", "url"),
+    [
+        (("file:///a", "redis://b", "rediss://c"), None, "redis://b"),
+        (("file:///a", "redis://b"), "off", None),
+        (("file:///a",), None, None),
+        (("redis://b",), "redis+cluster://d", "redis+cluster://d"),
+    ],
+)
+def test_the_first_redis_store_is_used_by_default(stores: tuple[str, ...], chosen: str | None, url: str | None) -> None:
+    assert stream_url(ServiceSettings(stores, hide_consumed=("buy=24",), share_consumed=chosen)) == url
+    assert stream_url(ServiceSettings(stores)) is None
+
+
+def test_sharing_without_hiding_is_refused() -> None:
+    with pytest.raises(ServiceMisused, match="give both"):
+        stream_url(ServiceSettings(("redis://b",), share_consumed="redis://b"))
+
+
+async def test_workers_wait_until_the_stream_was_read() -> None:
+    state = SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d"))
+    waiting = asyncio.create_task(state.wait_until_started())
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    state.note_started()
+    await waiting
+
+
+def test_what_one_service_sold_is_hidden_by_the_other_and_after_restarts(shop: Shop) -> None:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(shop.service(name)) for name in ("first", "second"))
+        buy(first, 1, "a")
+        buy(first, 1, "b", kind="click")
+        buy(second, 2, "b", "c")
+        until(lambda: hides(second, 1, "a"))
+        until(lambda: hides(first, 2, "c"))
+        assert shown(second, 1) == ["b", "c", "p1"]
+        assert shown(second, 3) == ["a", "b", "c"]
+        assert counted(first, "hotplate_consumed_pairs_total", outcome="sent") == 1
+        until(lambda: counted(first, "hotplate_consumed_pairs_total", outcome="received") == 3)
+        assert counted(first, "hotplate_consumed_lag_seconds") < 30
+        second.process.kill()
+        second.process.wait()
+        buy(first, 3, "a")
+        with shop.service("third") as third:  # has read the stream before its first answer
+            assert [hides(third, user, item) for user, item in ((1, "a"), (2, "b"), (3, "a"))] == [True, True, True]
+    assert len(shop.stream) == 3
+
+
+def test_items_are_hidden_while_redis_is_away_and_shared_once_it_is_back(shop: Shop) -> None:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(shop.service(name)) for name in ("first", "second"))
+        buy(first, 1, "a")
+        until(lambda: hides(second, 1, "a"))
+        shop.server.kill()
+        buy(first, 2, "b")
+        assert hides(first, 2, "b")
+        second.process.kill()
+        second.process.wait()
+        with shop.service("second") as again:  # starts without Redis
+            assert shown(again, 1) == ["a", "b", "c"]
+            buy(again, 3, "c")
+            shop.server.start()  # with nothing that it had
+            until(lambda: hides(first, 3, "c"))
+            until(lambda: hides(again, 2, "b"))
+            until(lambda: hides(again, 1, "a"))
+        assert "consumed items are not shared" in first.log.read_text()
+        assert "are shared through" in first.log.read_text()
+
+
+def test_events_of_a_killed_service_are_shared_by_its_next_start(shop: Shop) -> None:
+    with shop.service("first") as first:
+        shop.server.kill()
+        buy(first, 1, "a")
+        first.process.kill()
+        first.process.wait()
+    shop.server.start()
+    with shop.service("second") as second:
+        assert shown(second, 1) == ["a", "b", "c"]
+        with shop.service("first"):
+            until(lambda: hides(second, 1, "a"))
+
+
+def test_erased_users_leave_the_stream_and_do_not_come_back(shop: Shop) -> None:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(shop.service(name)) for name in ("first", "second"))
+        for user in (1, 2):
+            buy(first, user, "p1")
+        until(lambda: hides(second, 1, "p1"))
+        json_of("users", "erase", "1", "--store", f"file://{shop.folder / 'store'}")
+        until(lambda: len(shop.stream) == 1)
+        until(lambda: shown(second, 1) == ["p1", "p2"] == shown(first, 1), "the erased user is not forgotten")
+        assert b"1" not in {decode_pairs(fields[b"1"]).user.encode() for _, fields in shop.stream if fields}  # type: ignore[union-attr]
+        shop.server.kill()
+        shop.server.start()
+        until(lambda: len(shop.stream) == 1)
+        buy(first, 1, "p2")
+        buy(first, 3, "a")
+        until(lambda: hides(second, 3, "a"))
+        second.process.kill()
+        second.process.wait()
+        with shop.service("second") as again:
+            assert shown(again, 1) == ["p1", "p2"]
+        users = [decode_pairs(fields[b"1"]) for _, fields in shop.stream]
+        assert {pairs.user for pairs in users if pairs is not None} == {"2", "3"}
+
+
+def test_the_store_is_used_with_the_rights_of_the_guide(redis_server: RedisServer, tmp_path: Path) -> None:
+    urls = users_of_the_guide("guide", redis_server.execute_command, redis_server.url)
+    asyncio.run(publish_to(urls["publish"], LISTS))
+    with ExitStack() as stack:
+        first, second = (
+            stack.enter_context(
+                serving(
+                    tmp_path, "--store", urls["serve"], "--events", str(tmp_path / name), "--hide-consumed", "buy=24"
+                )
+            )
+            for name in ("first", "second")
+        )
+        buy(first, 1, "a")
+        until(lambda: hides(second, 1, "a"))
+        json_of("users", "erase", "1", "--store", urls["publish"])
+        until(lambda: redis_server.execute_command("XLEN", "{guide}:consumed") == 0)
+
+
+async def test_a_cluster_keeps_the_stream_in_the_slot_of_the_catalogue(redis_cluster: RedisCluster) -> None:
+    stream = open_stream(redis_cluster.url(prefix="streamed"), "consumed")
+    assert await stream.append([b"x", b"y"], keep_s=60, most=1000) == 0
+    assert [entry.value for entry in await stream.older()] == [b"y", b"x"]
+    assert await stream.newer(0) == []
+    await stream.append([b"z"], keep_s=60, most=1000)
+    entries = await stream.newer(1000)
+    assert entries is not None
+    assert [entry.value for entry in entries] == [b"z"]
+    await stream.delete(entries)
+    assert await stream.newer(0) is None
+    stream.rewind()
+    assert len(await stream.older()) == 2
+    await stream.close()
+
+
+async def test_a_stream_is_bounded_by_number_and_time(redis_server: RedisServer) -> None:
+    stream = open_stream(redis_server.url(prefix="bounded"), "consumed")
+    for _ in range(5):
+        await stream.append([b"x"] * 500, keep_s=60, most=1000)
+    length = int(redis_server.execute_command("XLEN", "{bounded}:consumed"))
+    assert 1000 <= length < 1200
+    assert 0 < redis_server.execute_command("TTL", "{bounded}:consumed") <= 60
+    await asyncio.sleep(1.5)
+    await stream.append([b"x"], keep_s=1, most=1000)
+    await stream.append([b"x"], keep_s=1, most=1000)
+    assert int(redis_server.execute_command("XLEN", "{bounded}:consumed")) < 200
+    await stream.close()
