@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.gates import AS_KEYS, remedies
@@ -62,20 +62,22 @@ def publish(
     """
     models = model if isinstance(model, Mapping) else {"": model}
     of_all = lists or ListSettings()
+    # Of the default list only.
+    of_others = replace(of_all, fold_in=False, attributes=None)
     sources = dict[str, ModelLists]()
     for name, stored in names_in_keys(models).items():
-        of_list = replace(of_all, fold_in=False, attributes=None) if stored else of_all
-        each = models[name]
-        sources[name] = ModelLists(each if isinstance(each, Model) else load(Path(each)), of_list, stored)
-    source = as_source({name: each.measure() for name, each in sources.items()})
-    written = run_on(store, lambda it: publish_lists(source, it, settings, on_progress=on_progress))
+        of_list = models[name]
+        trained = of_list if isinstance(of_list, Model) else load(Path(of_list))
+        sources[name] = ModelLists(trained, of_others if stored else of_all, stored)
+    source = as_source({name: of_list.measure() for name, of_list in sources.items()})
+    written = run_on(store, lambda opened: publish_lists(source, opened, settings, on_progress=on_progress))
     if written.refused is not None:
         raise written.refused
     return written
 
 
 def _write(source: ModelLists | NamedLists, store: str, settings: PublishSettings) -> Written:
-    return run_on(store, lambda it: publish_lists(source, it, settings))
+    return run_on(store, lambda opened: publish_lists(source, opened, settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +169,11 @@ class RunFolder:
             with timed(whole, name):
                 yield within
         finally:
-            took = within | {name: whole[name] - sum(within.values())}
-            before = self.run.seconds
-            added = {each: round(before.get(each, 0.0) + seconds, 3) for each, seconds in took.items()}
-            self.record(replace(self.run, seconds=before | added))
+            durations = within | {name: whole[name] - sum(within.values())}
+            seconds = self.run.seconds
+            for step, duration in durations.items():
+                seconds = seconds | {step: round(seconds.get(step, 0.0) + duration, 3)}
+            self.record(replace(self.run, seconds=seconds))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Record the end, and remove older models."""
@@ -181,7 +184,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove all models but the last."""
-        for folder in [each for dots in ("", ".") for each in self._path.glob(f"{dots}{_MODEL}*")]:
+        for folder in [*self._path.glob(f"{_MODEL}*"), *self._path.glob(f".{_MODEL}*")]:
             if folder != self.model:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -248,13 +251,16 @@ class Attempt:
         return self.summary
 
     async def _run_of(self, last: Run, inputs: str, store: Store) -> Run:
-        found = await store.catalogue()
-        found.ref_of(self._job.publishing.arm)
+        """Return the *last* run if options, inputs and store are unchanged, else a new one."""
+        catalogue = await store.catalogue()
+        catalogue.ref_of(self._job.publishing.arm)
         # An empty store may have replaced the last one.
-        is_known = last.outcome is None or found.live or any(entry.id == last.release for entry in found.releases)
-        if is_known and (last.options, last.inputs) == (self._job.options, inputs):
+        has_release = any(entry.id == last.release for entry in catalogue.releases)
+        is_known = last.outcome is None or catalogue.live or has_release
+        options = self._job.options
+        if is_known and last.options == options and last.inputs == inputs:
             return last
-        return Run(secrets.token_hex(4), self._job.options, inputs, await new_id(store))
+        return Run(secrets.token_hex(4), options, inputs, await new_id(store))
 
     def _finish(self, folder: RunFolder) -> None:
         job = self._job
@@ -263,38 +269,43 @@ class Attempt:
         if not is_model(folder.model):
             with folder.step("train") as within:
                 within.update(self._train(job.training, folder.model).seconds)
-        tracked = None
-        if job.track or job.register is not None:
-            with folder.step("track"):
-                tracked = _track(job.register, folder)
-                self.summary["tracked"] = tracked.uri
-        manifest, held_back = self._publish(folder)
+        tracked = self._track(folder)
+        published = self._publish(folder)
         with folder.step("prune"):
-            erased = run_on(job.store, lambda it: prune(it, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s))
-        summary = self.summary | _result(manifest, held_back, job.publishing.arm)
+            keep = partial(prune, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s)
+            erased = run_on(job.store, keep)
+        summary = self.summary | _result(published, job.publishing.arm)
         summary |= {"erased": erased, "seconds": folder.run.seconds}
         if tracked is not None:
             is_live = summary["outcome"] == "published" and job.publishing.activate and job.publishing.arm == "A"
-            _record(tracked, job.store, manifest.release, is_live=is_live)
-        if held_back is None:  # else the next attempt continues here
+            _record(tracked, job.store, published.manifest.release, is_live=is_live)
+        if published.held_back is None:  # else the next attempt continues here
             folder.finish(summary)
         self.summary |= summary
 
-    def _publish(self, folder: RunFolder) -> tuple[Manifest, HeldBack | None]:
+    def _track(self, folder: RunFolder) -> "Logged | None":
+        """Log the model to MLflow, if the job says so."""
+        register = self._job.register
+        if register is None and not self._job.track:
+            return None
+        from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
+
+        with folder.step("track"):
+            target = None if register is None else mlflow_models.Target.of(register)
+            tracked = mlflow_models.log_training(folder.model, target, job=folder.run.id)
+            self.summary["tracked"] = tracked.uri
+        return tracked
+
+    def _publish(self, folder: RunFolder) -> "_Published":
+        """Write the release, or activate that of an interrupted attempt."""
         job = self._job
         run = folder.run
-        entry = run_on(job.store, lambda it: it.catalogue()).get(run.release)
+        entry = run_on(job.store, lambda store: store.catalogue()).get(run.release)
         if entry is not None and entry.state is not State.DRAFT:
             with folder.step("activate"):
                 return run_on(job.store, partial(self._activate, run))
-        with folder.step("measure") as within:
-            with timed(within, "load"):
-                model = load(folder.model)
-                lists = {"": ModelLists(model, replace(job.lists, rules=job.rules()))}
-                for name, (path, settings) in job.named.items():
-                    lists[name] = ModelLists(model if path is None else load(path), settings(), name)
-            source = as_source({name: self._measure(each) for name, each in lists.items()})
-        draft = run_on(job.store, lambda it: begin(it, run.release, writer=RUNNER + run.id))
+        source = self._measured(folder)
+        draft = run_on(job.store, partial(begin, release=run.release, writer=RUNNER + run.id))
         try:
             with folder.step("publish") as within:
                 written = self._write(source, job.store, replace(job.publishing, resume=draft))
@@ -304,42 +315,60 @@ class Attempt:
             raise
         manifest = written.result.manifest
         held_back = written.result.held_back
-        if written.refused is not None and not (held_back or _refusal(manifest)):  # judged again after a resume
+        is_refused = written.refused is not None and not held_back
+        if is_refused and not _refusal(manifest):  # judged again after a resume
             held_back = RefusedByGates(str(written.refused))
-        return manifest, held_back
+        return _Published(manifest, held_back)
 
-    async def _activate(self, run: Run, store: Store) -> tuple[Manifest, HeldBack | None]:
+    def _measured(self, folder: RunFolder) -> ModelLists | NamedLists:
+        job = self._job
+        with folder.step("measure") as within:
+            with timed(within, "load"):
+                model = load(folder.model)
+                lists = {"": ModelLists(model, replace(job.lists, rules=job.rules()))}
+                for name, (path, settings) in job.named.items():
+                    lists[name] = ModelLists(model if path is None else load(path), settings(), name)
+            return as_source({name: self._measure(of_list) for name, of_list in lists.items()})
+
+    async def _activate(self, run: Run, store: Store) -> "_Published":
         """Activate the interrupted run's release if still ready."""
         entry = (await store.catalogue()).find(run.release)
         manifest = await load_manifest(store, entry.ref)
-        if entry.state is State.READY and self._job.publishing.activate and not _refusal(manifest):
+        publishing = self._job.publishing
+        if entry.state is State.READY and publishing.activate and not _refusal(manifest):
             try:
-                publishing = self._job.publishing
                 await activate(store, run.release, arm=publishing.arm, end_canary=publishing.end_canary)
             except HeldBack as error:
-                return manifest, error
-        return manifest, None
+                return _Published(manifest, error)
+        return _Published(manifest, None)
 
 
-def _read_state(state: Path) -> tuple[Run, float | None]:
+class _Published(NamedTuple):
+    """A written release, and what keeps it from being live, if it may still become so."""
+
+    manifest: Manifest
+    held_back: HeldBack | None
+
+
+class _State(NamedTuple):
+    """The last run of a folder, and when one succeeded, in seconds since 1970."""
+
+    run: Run
+    succeeded_at: float | None
+
+
+def _read_state(path: Path) -> _State:
     try:
-        fields = json.loads(state.read_bytes())
-        if fields["format"] > _STATE_FORMAT:
+        state = json.loads(path.read_bytes())
+        if state["format"] > _STATE_FORMAT:
             raise DataError(
-                f"{state} has the format {fields['format']}, but this version reads {_STATE_FORMAT}; upgrade hotplate."
+                f"{path} has the format {state['format']}, but this version reads {_STATE_FORMAT}; upgrade hotplate."
             )
-        return Run(**fields["run"]), fields["succeeded_at"]
+        return _State(Run(**state["run"]), state["succeeded_at"])
     except FileNotFoundError:
-        return Run("", "", "", ReleaseId("")), None
+        return _State(Run("", "", "", ReleaseId("")), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{state} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
-
-
-def _track(register: str | None, folder: RunFolder) -> "Logged":
-    from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
-
-    target = None if register is None else mlflow_models.Target.of(register)
-    return mlflow_models.log_training(folder.model, target, job=folder.run.id)
+        raise DataError(f"{path} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
 
 
 def _record(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool) -> None:
@@ -350,17 +379,18 @@ def _record(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool)
         mlflow_models.set_alias(tracked)
 
 
-def _result(manifest: Manifest, held_back: HeldBack | None, arm: Arm) -> dict[str, Any]:
-    measured = (manifest.about.get("metrics") or {}).get("model", {})
-    found: dict[str, Any] = {
+def _result(published: _Published, arm: Arm) -> dict[str, Any]:
+    manifest = published.manifest
+    metrics = (manifest.about.get("metrics") or {}).get("model", {})
+    result: dict[str, Any] = {
         "outcome": "published",
-        "metrics": {name: value for name, value in measured.items() if isinstance(value, int | float)},
+        "metrics": {name: value for name, value in metrics.items() if isinstance(value, int | float)},
         "gates": [asdict(verdict) for verdict in recorded(manifest).verdicts],
         "lists": manifest.counts,
     }
-    if sentence := _refusal(manifest, arm) or str(held_back or ""):
-        found |= {"outcome": "refused", "error": sentence}
-    return found
+    if sentence := _refusal(manifest, arm) or str(published.held_back or ""):
+        result |= {"outcome": "refused", "error": sentence}
+    return result
 
 
 def _refusal(manifest: Manifest, arm: Arm = "A") -> str:

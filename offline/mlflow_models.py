@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model as LoggedModel
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.model import describe
+from hotplate.offline.model import Description, describe
 from hotplate.stores.folders import LOCK
 from hotplate.stores.urls import redacted
 
@@ -25,6 +25,8 @@ from hotplate.stores.urls import redacted
 EXPERIMENT = "hotplate"
 FLAVOR = "hotplate"
 _FOLDER = "model"
+# Facts of the data that are parameters of a run.
+_FACTS = ("source", "fingerprint", "rows", "weighting", "half_life_s", "min_per_user", "min_per_item")
 # Tags of a run (its job) and of a model version (its release and store).
 _JOB = "hotplate.job"
 _RELEASE = "hotplate.release"
@@ -66,26 +68,30 @@ def log_training(folder: Path, target: Target | None = None, job: str | None = N
 
     Returns the finished run of the *job*, if any. Raises DataError if the server fails.
     """
-    described = describe(folder)
+    description = describe(folder)
     with _server():
         experiment = _experiment()
         if job is not None and (logged := _logged(experiment, job, target)) is not None:
             return logged
         with mlflow.start_run(experiment_id=experiment, tags={} if job is None else {_JOB: job}) as run:
-            mlflow.log_params(_params(described))
-            mlflow.log_metrics(_metrics(described))
-            mlflow.log_dict(described, "report.json")
+            mlflow.log_params(_params(description))
+            mlflow.log_metrics(_metrics(description))
+            mlflow.log_dict(description.to_json(), "report.json")
             name = None if target is None else target.name
-            saved = LoggedModel.log(None, sys.modules[__name__], name, name=_FOLDER, folder=folder)
+            saved = LoggedModel.log(None, _Flavor, name, name=_FOLDER, folder=folder)
         version = None if saved.registered_model_version is None else str(saved.registered_model_version)
         return Logged(run.info.run_id, target, version)
 
 
-def save_model(path: str, mlflow_model: Any, folder: Path) -> None:  # noqa: ANN401 -- MLflow's own
-    """Write the model *folder* to *path*, as a flavor of MLflow."""
-    shutil.copytree(folder, Path(path) / _FOLDER, ignore=shutil.ignore_patterns(LOCK))
-    mlflow_model.add_flavor(FLAVOR, data=_FOLDER)
-    mlflow_model.save(str(Path(path) / "MLmodel"))
+class _Flavor:
+    """What MLflow expects of the module of a flavor."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: LoggedModel, folder: Path) -> None:
+        """Write the model *folder* to *path*."""
+        shutil.copytree(folder, Path(path) / _FOLDER, ignore=shutil.ignore_patterns(LOCK))
+        mlflow_model.add_flavor(FLAVOR, data=_FOLDER)
+        mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
 def set_alias(logged: Logged) -> None:
@@ -98,10 +104,11 @@ def set_alias(logged: Logged) -> None:
 def fetch(uri: str, out: Path) -> Path:
     """Download a logged model below *out*, and return its folder; raises DataError."""
     with _server():
-        found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(out))) / _FOLDER
-    if not found.is_dir():
+        downloaded = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(out))
+    folder = Path(downloaded) / _FOLDER
+    if not folder.is_dir():
         raise DataError(f"{uri} is not a model of hotplate; register one with hotplate train --register NAME.")
-    return found
+    return folder
 
 
 def resolve(uri: str) -> str:
@@ -115,10 +122,10 @@ def resolve(uri: str) -> str:
         if at:
             version = str(client.get_model_version_by_alias(name, alias).version)
         elif version == "latest":
-            found = client.search_model_versions(f"name = '{name}'")
-            if not found:
+            known = client.search_model_versions(f"name = '{name}'")
+            if not known:
                 raise DataError(f"MLflow has no version of the model {name!r}.")
-            version = str(max(int(each.version) for each in found))
+            version = str(max(int(registered.version) for registered in known))
     return f"models:/{name}/{version}"
 
 
@@ -134,11 +141,11 @@ def record_release(uri: str, store: str, release: str) -> None:
 
 
 def _experiment() -> str:
-    if named := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        return named
+    if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return experiment_id
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    found = mlflow.get_experiment_by_name(name)
-    return str(mlflow.create_experiment(name) if found is None else found.experiment_id)
+    experiment = mlflow.get_experiment_by_name(name)
+    return str(mlflow.create_experiment(name) if experiment is None else experiment.experiment_id)
 
 
 def _logged(experiment: str, job: str, target: Target | None) -> Logged | None:
@@ -155,17 +162,16 @@ def _logged(experiment: str, job: str, target: Target | None) -> Logged | None:
     return None
 
 
-def _params(described: dict[str, Any]) -> dict[str, Any]:
-    data = described.get("data") or {}
-    kept = ("source", "fingerprint", "rows", "weighting", "half_life_s", "min_per_user", "min_per_item")
-    found = {"engine": described.get("engine"), **(described.get("params") or {})}
-    return found | {f"data.{name}": data.get(name) for name in kept}
+def _params(description: Description) -> dict[str, Any]:
+    of_data = {f"data.{name}": description.data.get(name) for name in _FACTS}
+    return {"engine": description.engine, **description.params, **of_data}
 
 
-def _metrics(described: dict[str, Any]) -> dict[str, float]:
-    evaluation = described.get("metrics") or {}
-    found = {name: value for name, value in evaluation.get("model", {}).items() if isinstance(value, float)}
-    return found | {name: float(described[name]) for name in ("users", "items", "pairs") if name in described}
+def _metrics(description: Description) -> dict[str, float]:
+    evaluation = description.metrics or {}
+    metrics = {name: value for name, value in evaluation.get("model", {}).items() if isinstance(value, float)}
+    counts = {"users": description.users, "items": description.items, "pairs": description.pairs}
+    return metrics | {name: float(count) for name, count in counts.items()}
 
 
 @contextlib.contextmanager

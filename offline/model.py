@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_matrix
 from xxhash import xxh3_64_hexdigest
@@ -23,7 +25,7 @@ from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours
 from hotplate.offline.train.popularity import Popular, Popularity, PopularityParams
-from hotplate.offline.train.repeats import RepeatParams, own_counts, repeats_from
+from hotplate.offline.train.repeats import RepeatParams, own_counts
 from hotplate.offline.train.similar import Similar
 from hotplate.stores.errors import reason_of
 from hotplate.stores.folders import LOCK, flush, marked, scratch_folder
@@ -40,12 +42,13 @@ _RANKERS: dict[type, type] = {
     NeighbourParams: Neighbours,
     PopularityParams: Popularity,
 }
-# Counts of a Matrix, and attributes of a Model stored unchanged.
+# Counts of a Matrix.
 LEFT_OUT = ("users_left_out", "items_left_out", "pairs_left_out")
-_AS_IT_IS = ("metrics", "tuning", "popular_half_life_days", "data")
 # Arrays of a csr_matrix, in the order of its constructor.
 _CSR = ("data", "indices", "indptr")
 _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
+
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,7 @@ def check_target(path: Path) -> None:
     """Raise DataError unless *path* is missing, an empty folder, or a model; SettingError for a URL."""
     _local(path)
     try:
-        names = {each.name for each in path.iterdir()}  # listed once; a writer may replace it
+        names = {file.name for file in path.iterdir()}  # listed once; a writer may replace it
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink() or path.is_file():
             raise DataError(f"{path} is not a folder; name another folder for the model.") from error
@@ -207,32 +210,37 @@ def load(path: Path | str) -> Model:
     return model if describe(path) == description else load(path)
 
 
-def _load(path: Path, description: dict[str, Any]) -> Model:
+def _load(path: Path, description: "Description") -> Model:
     with _load_errors(path):
-        params = params_from(description["engine"], description["params"])
+        params = params_from(description.engine, description.params)
         items = pl.read_parquet(path / "items.parquet", glob=False)
-        item_ids = items.get_column("item").to_list()
-        named = items.drop_nulls("title")
         users = pl.read_parquet(path / "users.parquet", glob=False)
-        user_ids = users.get_column("user").to_list()
-        shape = len(user_ids), len(item_ids)
-        user_items, behind = _read_pairs(path / "user_items.npz", shape)
-        history = _read_history(behind, user_items, description["data"])
-        by_segment = pl.read_parquet(path / "popular.parquet", glob=False).group_by(["segment"], maintain_order=True)
-        lists = {name: Popular(rows["item"].to_numpy(), rows["score"].to_numpy()) for (name,), rows in by_segment}
-        kept: dict[str, Any] = {name: description.get(name) for name in _AS_IT_IS}
+        shape = users.height, items.height
+        interactions = _read_arrays(path / "user_items.npz")
+        user_items = _pairs(interactions, shape)
+        titled = items.drop_nulls("title")
+        popular = _read_popular(path / "popular.parquet")
         return Model(
             ranker=_read_ranker(path, params, shape),
-            matrix=Matrix(user_ids, item_ids, user_items, history, **description["matrix"]),
-            titles=dict(zip(named.get_column("item"), named.get_column("title"), strict=True)),
-            popular=lists.pop(None),
-            segments={str(segment): popular for segment, popular in lists.items()},
+            matrix=Matrix(
+                user_ids=users.get_column("user").to_list(),
+                item_ids=items.get_column("item").to_list(),
+                user_items=user_items,
+                history=_history(interactions, user_items, description.data),
+                **description.matrix,
+            ),
+            titles=dict(zip(titled.get_column("item"), titled.get_column("title"), strict=True)),
+            popular=popular.pop(None),
+            segments={str(segment): of_segment for segment, of_segment in popular.items()},
             params=params,
-            created_at=datetime.fromisoformat(description["created_at"]),
-            similar=Similar(_read_pairs(path / _SIMILAR, (shape[1], shape[1]))[0]),
-            repeats=repeats_from(description["repeats"]),
+            metrics=description.metrics,
+            data=description.data,
+            created_at=datetime.fromisoformat(description.created_at),
+            similar=Similar(_pairs(_read_arrays(path / _SIMILAR), (items.height, items.height))),
+            tuning=description.tuning,
+            popular_half_life_days=description.popular_half_life_days,
+            repeats=description.repeats,
             user_segments=users.get_column("segment").to_list() if "segment" in users.columns else None,
-            **kept,
         )
 
 
@@ -243,27 +251,56 @@ def _local(path: Path | str) -> Path:
         raise SettingError(f"The model's folder: {error}; a model of MLflow is models:/NAME@ALIAS.") from error
 
 
-def describe(path: Path) -> dict[str, Any]:
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """The file model.json; *files* are sizes in bytes by name."""
+
+    format: int
+    engine: str
+    created_at: str
+    params: dict[str, Any]
+    metrics: dict[str, Any] | None = None
+    tuning: dict[str, Any] | None = None
+    popular_half_life_days: float | None = None
+    data: dict[str, Any]
+    repeats: RepeatParams
+    matrix: dict[str, int]
+    users: int
+    items: int
+    pairs: int
+    versions: dict[str, str]
+    python: str
+    files: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return msgspec.structs.asdict(self) | {"repeats": asdict(self.repeats)}
+
+
+def describe(path: Path) -> Description:
     """Return model.json of a model folder; DataError as `load`."""
     if not path.is_dir():
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
     if not (path / _DESCRIPTION).is_file():
         raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")
     with _load_errors(path):
-        description: dict[str, Any] = json.loads((path / _DESCRIPTION).read_text())
-        found = description.get("format") if isinstance(description, dict) else None
-        if found != FORMAT:
-            advice = "upgrade hotplate" if isinstance(found, int) and found > FORMAT else "train it again"
-            raise DataError(
-                f"The model {path} has the format {found or 'unknown'}; this hotplate reads {FORMAT}: {advice}."
-            )
-        params_from(description["engine"], description["params"])
-        for name, size in description["files"].items():
+        fields = msgspec.json.decode((path / _DESCRIPTION).read_bytes())
+        _check_format(path, fields.get("format") if isinstance(fields, dict) else None)
+        description = msgspec.convert(fields, Description)
+        params_from(description.engine, description.params)
+        for name, size in description.files.items():
             if (path / name).stat().st_size != size:
                 raise DataError(
                     f"{path / name} is cut or changed: it should have {size:,} bytes; train or copy it again."
                 )
     return description
+
+
+def _check_format(path: Path, number: object) -> None:
+    if number != FORMAT:
+        advice = "upgrade hotplate" if isinstance(number, int) and number > FORMAT else "train it again"
+        raise DataError(
+            f"The model {path} has the format {number or 'unknown'}; this hotplate reads {FORMAT}: {advice}."
+        )
 
 
 def _timestamp(time: datetime) -> str:
@@ -272,88 +309,113 @@ def _timestamp(time: datetime) -> str:
 
 def _write(model: Model, folder: Path) -> None:
     matrix = model.matrix
-    for name in (each.name for each in fields(_RANKERS[type(model.params)])):
-        learnt = getattr(model.ranker, name)
-        if isinstance(learnt, np.ndarray):
-            np.save(folder / f"{name}.npy", learnt, allow_pickle=False)
-        elif isinstance(learnt, csr_matrix):
-            _write_pairs(folder / f"{name}.npz", learnt)
+    _write_ranker(model, folder)
     users = pl.DataFrame({"user": matrix.user_ids})
     if model.user_segments is not None:
         users = users.with_columns(pl.Series("segment", model.user_segments, dtype=pl.String))
     users.write_parquet(folder / "users.parquet")
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
-    _write_pairs(folder / "user_items.npz", matrix.user_items, _rows_behind(matrix))
-    _write_pairs(folder / _SIMILAR, model.similar.similarity)
+    _write_arrays(folder / "user_items.npz", _arrays_of(matrix.user_items) | _arrays_of_history(matrix))
+    _write_arrays(folder / _SIMILAR, _arrays_of(model.similar.similarity))
     _popular_frame(model).write_parquet(folder / "popular.parquet")
-    description = {
-        "format": FORMAT,
-        "engine": engine_of(model.params),
-        "created_at": _timestamp(model.created_at),
-        "params": asdict(model.params),
-        **{name: getattr(model, name) for name in _AS_IT_IS},
-        "repeats": asdict(model.repeats),
-        "matrix": {name: getattr(matrix, name) for name in LEFT_OUT},
-        "users": len(matrix.user_ids),
-        "items": len(matrix.item_ids),
-        "pairs": int(matrix.user_items.nnz),
-        "versions": {name: version(name) for name in ("hotplate", *_LIBRARIES)},
-        "python": platform.python_version(),
-        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != LOCK},
-    }
-    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    description = Description(
+        format=FORMAT,
+        engine=engine_of(model.params),
+        created_at=_timestamp(model.created_at),
+        params=asdict(model.params),
+        metrics=model.metrics,
+        tuning=model.tuning,
+        popular_half_life_days=model.popular_half_life_days,
+        data=model.data,
+        repeats=model.repeats,
+        matrix={name: getattr(matrix, name) for name in LEFT_OUT},
+        users=len(matrix.user_ids),
+        items=len(matrix.item_ids),
+        pairs=int(matrix.user_items.nnz),
+        versions={name: version(name) for name in ("hotplate", *_LIBRARIES)},
+        python=platform.python_version(),
+        files={file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != LOCK},
+    )
+    text = json.dumps(description.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / _DESCRIPTION).write_text(text + "\n")
     for file in folder.iterdir():
         flush(file)
     flush(folder)
 
 
-def _write_pairs(path: Path, pairs: UserItems, more: Mapping[str, Any] | None = None) -> None:
-    np.savez(path, allow_pickle=False, **{name: getattr(pairs, name) for name in _CSR}, **(more or {}))
-
-
-def _read_pairs(path: Path, shape: tuple[int, int]) -> tuple[UserItems, dict[str, Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        parts = dict(file)
-    pairs = csr_matrix(tuple(parts.pop(name) for name in _CSR), shape=shape)
-    pairs.has_canonical_format = True
-    return pairs, parts
-
-
-def _rows_behind(matrix: Matrix) -> dict[str, Any]:
-    """Return times of pairs, and the rows if they differ."""
-    history = matrix.history
-    if history is None:
-        return {}
-    found: dict[str, Any] = {"times": matrix.times}
-    if len(history.cells) != matrix.user_items.nnz or history.weighing.half_life is not None:
-        found |= {"row_cells": history.cells, "row_times": history.times, "row_weights": history.weights}
-        found |= {} if history.ended is None else {"row_ended": history.ended}
-    return found
-
-
-def _read_history(parts: Mapping[str, Any], user_items: UserItems, data: Mapping[str, Any]) -> History | None:
-    if "row_cells" not in parts:
-        return History.of(user_items, parts["times"]) if "times" in parts else None
-    half_life = timedelta(seconds=data["half_life_s"]) if data.get("half_life_s") else None
-    rows = (parts["row_cells"], parts["row_times"], parts["row_weights"])
-    return History(user_items.shape, *rows, Weighing(data.get("weighting", "sum"), half_life), parts.get("row_ended"))
+def _write_ranker(model: Model, folder: Path) -> None:
+    for attribute in fields(_RANKERS[type(model.params)]):
+        learnt = getattr(model.ranker, attribute.name)
+        if isinstance(learnt, np.ndarray):
+            np.save(folder / f"{attribute.name}.npy", learnt, allow_pickle=False)
+        elif isinstance(learnt, csr_matrix):
+            _write_arrays(folder / f"{attribute.name}.npz", _arrays_of(learnt))
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
     kind = _RANKERS[type(params)]
-    found = dict[str, Any]()
-    for name in (each.name for each in fields(kind)):
+    users, items = shape
+    learnt = dict[str, Any]()
+    for attribute in fields(kind):
+        name = attribute.name
         if name == "params":
-            found[name] = params
+            learnt[name] = params
         elif (path / f"{name}.npz").exists():
-            found[name], _ = _read_pairs(path / f"{name}.npz", (shape[1], shape[1]))
+            learnt[name] = _pairs(_read_arrays(path / f"{name}.npz"), (items, items))
         elif name != "recent" or recency_of(params) is not None:
-            found[name] = np.load(path / f"{name}.npy", allow_pickle=False)
-            if len(found[name]) != shape[name != "user_factors"]:
+            learnt[name] = np.load(path / f"{name}.npy", allow_pickle=False)
+            if len(learnt[name]) != (users if name == "user_factors" else items):
                 raise DataError(f"The parts of the model {path} do not belong together; train it again.")
-    ranker: Ranker = kind(**found)
+    ranker: Ranker = kind(**learnt)
     return ranker
+
+
+def _write_arrays(path: Path, arrays: Arrays) -> None:
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def _read_arrays(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _arrays_of(pairs: UserItems) -> Arrays:
+    return {name: getattr(pairs, name) for name in _CSR}
+
+
+def _pairs(arrays: Arrays, shape: tuple[int, int]) -> UserItems:
+    pairs = csr_matrix(tuple(arrays[name] for name in _CSR), shape=shape)
+    pairs.has_canonical_format = True
+    return pairs
+
+
+def _arrays_of_history(matrix: Matrix) -> Arrays:
+    """Return times of pairs, and the rows if they differ."""
+    history = matrix.history
+    if history is None or matrix.times is None:
+        return {}
+    arrays: Arrays = {"times": matrix.times}
+    if len(history.cells) != matrix.user_items.nnz or history.weighing.half_life is not None:
+        arrays |= {"row_cells": history.cells, "row_times": history.times, "row_weights": history.weights}
+        if history.ended is not None:
+            arrays["row_ended"] = history.ended
+    return arrays
+
+
+def _history(arrays: Arrays, user_items: UserItems, data: Mapping[str, Any]) -> History | None:
+    if "row_cells" not in arrays:
+        return History.of(user_items, arrays["times"]) if "times" in arrays else None
+    half_life_s = data.get("half_life_s")
+    half_life = timedelta(seconds=half_life_s) if half_life_s else None
+    return History(
+        shape=user_items.shape,
+        cells=arrays["row_cells"],
+        times=arrays["row_times"],
+        weights=arrays["row_weights"],
+        weighing=Weighing(data.get("weighting", "sum"), half_life),
+        ended=arrays.get("row_ended"),
+    )
 
 
 def _popular_frame(model: Model) -> pl.DataFrame:
@@ -367,11 +429,20 @@ def _popular_frame(model: Model) -> pl.DataFrame:
     )
 
 
+def _read_popular(path: Path) -> dict[object, Popular]:
+    """Return the lists by segment; the overall one has None."""
+    by_segment = pl.read_parquet(path, glob=False).group_by("segment", maintain_order=True)
+    return {segment: Popular(rows["item"].to_numpy(), rows["score"].to_numpy()) for (segment,), rows in by_segment}
+
+
 @contextmanager
 def _load_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+    except (
+        *(OSError, EOFError, KeyError, TypeError, ValueError),
+        *(msgspec.MsgspecError, pl.exceptions.PolarsError),
+    ) as error:
         raise DataError(
             f"The model {path} is incomplete or damaged ({reason_of(error)}); train or copy it again."
         ) from error

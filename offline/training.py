@@ -17,11 +17,11 @@ from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer
 from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
-from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
+from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.files import DataSource, Format, named_paths
 from hotplate.offline.input.interactions import Interactions, read_interactions
-from hotplate.offline.input.matrix import History, Matrix, UserItems, Weighting, to_matrix
+from hotplate.offline.input.matrix import Matrix, Weighting, to_matrix
 from hotplate.offline.input.tables import parse_filter
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import LEFT_OUT, Model, check_target, save
@@ -44,8 +44,19 @@ OnStage = Callable[[str, int, int], None]
 Notice = Callable[[str], None]
 
 
-class AutoSplit(SplitOptions):
-    """A split by time, or by item if the data lack times or users after the cut."""
+@dataclass(frozen=True, slots=True)
+class AutoSplit:
+    """A split by time, or by item if the data lack times or users after the cut; options as of SplitOptions."""
+
+    test_share: float = 0.25
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        self.of("by-time")
+
+    def of(self, kind: SplitKind) -> SplitOptions:
+        """Return the split of this kind."""
+        return SplitOptions(kind, test_share=self.test_share, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class TrainSettings:
     titles: Path | None = None
     min_per_user: int = 1
     min_per_item: int = 1
-    split: SplitOptions | None = field(default_factory=AutoSplit)
+    split: SplitOptions | AutoSplit | None = field(default_factory=AutoSplit)
     k: int = 10
     params: Params = field(default_factory=ALSParams)
     tuning: TuneOptions | None = None
@@ -79,7 +90,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_length(self.k, "k")
-        if not isinstance(self.split, SplitOptions | None):
+        if not isinstance(self.split, SplitOptions | AutoSplit | None):
             raise SettingError(
                 f"split is {self.split!r}; it must be SplitOptions('by-time'), or None for no evaluation."
             )
@@ -119,11 +130,12 @@ class TrainReport:
         lead, best = min(zip(evaluation.leads, evaluation.baselines, strict=True), key=lambda pair: pair[0].ndcg)
         if lead.ndcg >= 0:
             return None
-        certain = lead.interval is not None and lead.interval[1] < 0
+        is_certain = lead.interval is not None and lead.interval[1] < 0
+        doubt = "" if is_certain else ", too little to be certain"
         return (
             f"{described(best.params)} ranks better than this model on the test: nDCG@{evaluation.k} "
-            f"{best.as_served.ndcg:.4f} against {evaluation.model.as_served.ndcg:.4f}"
-            f"{'' if certain else ', too little to be certain'}; train with {as_options(best.params)}"
+            f"{best.as_served.ndcg:.4f} against {evaluation.model.as_served.ndcg:.4f}{doubt}; train with "
+            f"{as_options(best.params)}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -151,10 +163,11 @@ class TrainReport:
 
     def _repr_html_(self) -> str:
         facts = self.to_json()
-        counts = ", ".join(f"{facts[what]:,} {what}" for what in ("users", "items", "pairs"))
-        said = [f"{described(self.model.params)}, of {counts}, in {self.out}", self.verdict, self.warning, self.note]
-        shown = "".join(f"<p>{escape(text)}</p>" for text in said if text)
-        return shown if self.evaluation is None else shown + self.evaluation._repr_html_()
+        counts = ", ".join(f"{facts[name]:,} {name}" for name in ("users", "items", "pairs"))
+        model = f"{described(self.model.params)}, of {counts}, in {self.out}"
+        texts = [text for text in (model, self.verdict, self.warning, self.note) if text]
+        page = "".join(f"<p>{escape(text)}</p>" for text in texts)
+        return page if self.evaluation is None else page + self.evaluation._repr_html_()
 
 
 def train(
@@ -172,43 +185,77 @@ def train(
     out = Path(out)
     seconds = dict[str, float]()
     check_target(out)
-    folder = out.resolve().with_name(f".{out.resolve().name}.kept")
+    trials = out.resolve().with_name(f".{out.resolve().name}.kept")
     with _stage("read", seconds, on_progress):
         interactions = _read(settings)
     with _stage("matrix", seconds, on_progress):
         matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
         interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
-        settings, parts = _split(settings, matrix, on_notice)
+        test = _split(settings, matrix, on_notice)
         standing = matrix.standing()
-        if settings.tuning is None and (fitting := fit_s(settings.params, standing.user_items)) > _LONG_FIT_S:
-            on_notice(f"a fit takes about {fitting:,.0f} s; each split of the evaluation needs one, and the model")
-    learnable = (matrix.user_items, matrix.history) if parts is None else (parts.train, parts.history)
+        if settings.tuning is None and (fitting_s := fit_s(settings.params, standing.user_items)) > _LONG_FIT_S:
+            on_notice(f"a fit takes about {fitting_s:,.0f} s; each split of the evaluation needs one, and the model")
+    learnable = _Learnable(matrix, test)
     search = None
     tuning_note = "The parameters were not searched."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
-            search = _search(learnable, settings, folder, on_progress, on_notice)
+            on_trial = partial(on_progress, "tune")
+            search = _search(learnable, settings, settings.tuning, trials, on_trial=on_trial, on_notice=on_notice)
             tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
-    chosen = _choose(learnable, settings, search, folder)
+    chosen = _choose(learnable, settings, search, trials)
     evaluation = None
     note = "No evaluation was requested."
-    if parts is not None:
+    if test is not None:
         with _stage("evaluate", seconds, on_progress):
-            evaluation, note = _evaluate(parts, settings, chosen, search, on_progress)
-    del parts, learnable, matrix  # releases memory for the last fit
+            note = test.obstacle
+            if not note:
+                evaluation = _evaluate(test, settings, chosen, search, partial(on_progress, "evaluate"))
+    del test, learnable, matrix  # releases memory for the last fit
     with _stage("fit", seconds, on_progress):
         model = _fit(interactions, standing, settings, chosen, partial(on_progress, "fit"))
-        tuning = search.to_json() | {"repeats": chosen.repeats and asdict(chosen.repeats)} if search else None
-        model = replace(model, tuning=tuning, metrics=evaluation.to_json() if evaluation else None)
+        metrics = None if evaluation is None else evaluation.to_json()
+        model = replace(model, tuning=_tuning(search, chosen), metrics=metrics)
     with _stage("save", seconds, on_progress):
         save(model, out)
-        shutil.rmtree(folder, ignore_errors=True)  # another training may have removed it
+        shutil.rmtree(trials, ignore_errors=True)  # another training may have removed it
     return TrainReport(
-        out, model, evaluation, None if evaluation else note, search, None if search else tuning_note, seconds
+        out=out,
+        model=model,
+        evaluation=evaluation,
+        note=note or None,
+        search=search,
+        tuning_note=None if search else tuning_note,
+        seconds=seconds,
     )
 
 
-Learnable = tuple[UserItems, History | None]
+class _Test(NamedTuple):
+    """The split of the evaluation, and its parts."""
+
+    split: SplitOptions
+    parts: Parts
+
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot be evaluated on, or an empty text."""
+        train = self.parts.train.nnz
+        test = self.parts.test.nnz
+        if train and test:
+            return ""
+        return (
+            f"The split {self.split.kind} of {train + test:,} pairs leaves none to learn from, or none to test on: no "
+            "evaluation."
+        )
+
+
+class _Learnable:
+    """What parameters are chosen on: the train part, or everything without an evaluation."""
+
+    def __init__(self, matrix: Matrix, test: _Test | None) -> None:
+        self.user_items = matrix.user_items if test is None else test.parts.train
+        self.history = matrix.history if test is None else test.parts.history
+        self.split = None if test is None else test.split
 
 
 class _Chosen(NamedTuple):
@@ -231,39 +278,49 @@ def _read(settings: TrainSettings) -> Interactions:
     )
 
 
-def _choose(learnable: Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:
+def _choose(learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:
     params = search.trials[search.best].params if search else settings.params
     recent = _recent(learnable, settings, search, trials)
     days = recent.half_life_days
     similar = SimilarParams(recency=None if days is None else Recency(days, SIMILAR_GAMMA))
-    if settings.tuning is None or settings.split is None:
+    if settings.tuning is None or learnable.split is None:
         return _Chosen(params, recent, similar, None)
-    cuts = inner_cuts(*learnable, settings.split)
-    repeats = search_repeats(*learnable, settings.split, params, k=settings.k, popular=recent)
-    return _Chosen(params, recent, choose(cuts, days, settings.k) if cuts else similar, repeats)
+    cuts = inner_cuts(learnable.user_items, learnable.history, learnable.split)
+    repeats = search_repeats(
+        learnable.user_items, learnable.history, learnable.split, params, k=settings.k, popular=recent
+    )
+    if cuts:
+        similar = choose(cuts, days, settings.k)
+    return _Chosen(params, recent, similar, repeats)
 
 
 def _evaluate(
-    parts: Parts, settings: TrainSettings, chosen: _Chosen, search: Search | None, on_progress: OnStage
-) -> tuple[Evaluation | None, str]:
-    assert settings.split is not None  # noqa: S101 -- there are parts
-    if not (parts.train.nnz and parts.test.nnz):
-        return None, (
-            f"The split {settings.split.kind} of {parts.train.nnz + parts.test.nnz:,} pairs leaves none to learn from, "
-            "or none to test on: no evaluation."
-        )
-    best = [search.trials[each].params for each in search.best_of_each] if search else []
-    baselines = list({engine_of(each): each for each in (*BASELINES, *best, chosen.recent)}.values())
-    measured = evaluate_parts(
-        parts,
+    test: _Test,
+    settings: TrainSettings,
+    chosen: _Chosen,
+    search: Search | None,
+    on_iteration: Callable[[int, int], None],
+) -> Evaluation:
+    baselines = [*BASELINES]
+    if search is not None:
+        baselines += [search.trials[number].params for number in search.best_of_each]
+    baselines.append(chosen.recent)
+    evaluation = evaluate_parts(
+        test.parts,
         chosen.params,
-        on_iteration=partial(on_progress, "evaluate"),
+        on_iteration=on_iteration,
         k=settings.k,
-        baselines=baselines,
+        baselines=list({engine_of(params): params for params in baselines}.values()),
         popular=chosen.recent,
         similar=chosen.similar,
     )
-    return replace(measured, split=settings.split), ""
+    return replace(evaluation, split=test.split)
+
+
+def _tuning(search: Search | None, chosen: _Chosen) -> dict[str, Any] | None:
+    if search is None:
+        return None
+    return search.to_json() | {"repeats": None if chosen.repeats is None else asdict(chosen.repeats)}
 
 
 def _fit(
@@ -301,18 +358,26 @@ def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | 
 
 
 def _search(
-    learnable: Learnable, settings: TrainSettings, trials: Path, report: OnStage, on_notice: Notice
+    learnable: _Learnable,
+    settings: TrainSettings,
+    tuning: TuneOptions,
+    trials: Path,
+    *,
+    on_trial: Callable[[int, int], None],
+    on_notice: Notice,
 ) -> Search | None:
     """Search on the training part; None if there are too few pairs."""
+    usual = SplitOptions("by-item" if learnable.history is None else "by-time")
     search = tune(
-        *learnable,
-        settings.split or SplitOptions("by-item" if learnable[1] is None else "by-time"),
-        settings.tuning or TuneOptions(),
+        learnable.user_items,
+        learnable.history,
+        learnable.split or usual,
+        tuning,
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
         kept=trials,
-        evaluated=settings.split is not None,
-        on_trial=partial(report, "tune"),
+        evaluated=learnable.split is not None,
+        on_trial=on_trial,
         on_notice=on_notice,
     )
     if search is not None and not search.trials:
@@ -320,40 +385,53 @@ def _search(
     return search
 
 
-def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> tuple[TrainSettings, Parts | None]:
-    """Return *settings* with the split that the data allow, and its parts."""
-    if settings.split is None:
-        return settings, None
-    everything = matrix.user_items, matrix.history
-    core = {"min_per_user": settings.min_per_user, "min_per_item": settings.min_per_item}
-    wanted = SplitOptions(**asdict(settings.split) | core)
-    is_auto = isinstance(settings.split, AutoSplit)
-    drawn = replace(wanted, kind="by-item")
-    if is_auto and matrix.history is None:
-        wanted = drawn
+def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
+    """Return the split that the data allow; None without an evaluation."""
+    wanted = settings.split
+    if wanted is None:
+        return None
+
+    def test_of(options: SplitOptions) -> _Test:
+        options = replace(options, min_per_user=settings.min_per_user, min_per_item=settings.min_per_item)
+        return _Test(options, split(matrix.user_items, matrix.history, options))
+
+    if isinstance(wanted, SplitOptions):
+        return test_of(wanted)
+    if matrix.history is None:
         on_notice("the data have no times, so the test is a random draw, which flatters; name them with --time-column")
-    parts = split(*everything, wanted)
-    tested = int(np.count_nonzero(np.diff(parts.test.indptr)))
-    if is_auto and wanted.in_time and not (tested >= _FEWEST_TESTED and parts.train.nnz):
-        wanted = drawn
-        parts = split(*everything, drawn)
-        on_notice(f"a cut in time leaves {tested} users to test, so the test is a random draw; --split by-time insists")
-    return replace(settings, split=wanted), parts
+        return test_of(wanted.of("by-item"))
+    test = test_of(wanted.of("by-time"))
+    tested = int(np.count_nonzero(np.diff(test.parts.test.indptr)))
+    if tested >= _FEWEST_TESTED and test.parts.train.nnz:
+        return test
+    test = test_of(wanted.of("by-item"))
+    on_notice(f"a cut in time leaves {tested} users to test, so the test is a random draw; --split by-time insists")
+    return test
 
 
-def _recent(learnable: Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> PopularityParams:
+def _recent(learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> PopularityParams:
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
-    if settings.split is None or not settings.split.in_time:
+    if learnable.split is None or not learnable.split.in_time:
         return PopularityParams()
-    found = tune(*learnable, settings.split, TuneOptions(engine="popularity"), k=settings.k, kept=trials)
-    return PopularityParams() if found is None else found.popular
+    of_popularity = tune(
+        learnable.user_items,
+        learnable.history,
+        learnable.split,
+        TuneOptions(engine="popularity"),
+        k=settings.k,
+        kept=trials,
+    )
+    return PopularityParams() if of_popularity is None else of_popularity.popular
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
     times = interactions.time_range
-    found = {name: getattr(interactions, name) for name in ("rows", "left_out", "fingerprint", "notes")}
-    return found | {
+    return {
+        "rows": interactions.rows,
+        "left_out": interactions.left_out,
+        "fingerprint": interactions.fingerprint,
+        "notes": interactions.notes,
         "source": named_paths(settings.data),
         "titles": None if settings.titles is None else named_paths([settings.titles]),
         "time_range": None if times is None else [time.isoformat() for time in times],
@@ -361,7 +439,9 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
         "where": list(settings.where),
         "event_weights": None if settings.event_weights is None else dict(settings.event_weights),
         "half_life_s": None if settings.half_life is None else settings.half_life.total_seconds(),
-        **{name: getattr(settings, name) for name in ("weighting", "min_per_user", "min_per_item")},
+        "weighting": settings.weighting,
+        "min_per_user": settings.min_per_user,
+        "min_per_item": settings.min_per_item,
     }
 
 

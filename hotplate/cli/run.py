@@ -190,10 +190,13 @@ def read_lists(pipeline: PipelineFile, flags: publish.PublishFlags) -> dict[str,
 
 def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
     from hotplate.offline.evaluate.evaluation import metric_names
+    from hotplate.offline.evaluate.splits import SplitOptions
     from hotplate.offline.gates import check
 
     split = training.split
-    known = metric_names() | ({} if split and split.kind == "held-out-users" else {"similar": ["hit_rate"]})
+    known = metric_names()
+    if not isinstance(split, SplitOptions) or split.kind != "held-out-users":
+        known |= {"similar": ["hit_rate"]}
     measured = {table: dict.fromkeys(names, 0.0) for table, names in known.items()} if split else None
     check(list(gates), measured, knows_catalogue=True)
 

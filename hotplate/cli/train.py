@@ -143,7 +143,11 @@ def settings_of(given: TrainFlags) -> "TrainSettings":
 
     roles = ("user", "item", "weight", "time", "title", "segment", "event", "count")
     params, tuning = _choice(given)
-    chosen = AutoSplit if given.split is None else SplitOptions
+    split: SplitOptions | AutoSplit | None = None
+    if given.split is None:
+        split = AutoSplit(given.test_share, given.seed)
+    elif given.split != "none":
+        split = SplitOptions(given.split, given.test_share, given.seed)
     return TrainSettings(
         path=given.data[0],
         more=given.data[1:],
@@ -152,7 +156,7 @@ def settings_of(given: TrainFlags) -> "TrainSettings":
         event_weights=parse_event_weights(given.event_weights) if given.event_weights else None,
         where=given.where,
         half_life=None if given.half_life is None else parse_half_life(given.half_life),
-        split=None if given.split == "none" else chosen(given.split or "by-time", given.test_share, given.seed),
+        split=split,
         params=params,
         tuning=tuning,
         **{name: getattr(given, name) for name in ("weighting", "titles", "min_per_user", "min_per_item", "k")},

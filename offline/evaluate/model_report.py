@@ -219,8 +219,8 @@ def model_report(path: Path) -> Report:
         tables=tuple(_samples(model, n=10 if record is None else record.k)),
         method=(_METHOD,),
         broken=("no baseline was beaten",),
-        configuration={name: value for name, value in description.items() if name not in _ELSEWHERE},
-        machine={"date": description["created_at"], **description["data"]},
+        configuration={name: fact for name, fact in description.to_json().items() if name not in _ELSEWHERE},
+        machine={"date": description.created_at, **description.data},
     )
     if record is None:
         return report
