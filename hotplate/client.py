@@ -83,7 +83,7 @@ class ListOptions(TypedDict, total=False):
 
     *where* are conditions on item attributes, as `category:shoes,price<50`. *segment* is that of the popular list that
     replaces a missing list; not for `similar`. *list* is the name of a list. *after* asks for a page: "0" for the
-    first, or the `next` of the page before; not for `batch` and `fold_in`.
+    first, or the `next` of the page before; not for `fold_in`, and for `batch` by user.
     """
 
     exclude: Collection[str]
@@ -119,6 +119,14 @@ class _Call:
     fields: Sequence[str] = ()
     list: str = ""
     after: str = ""
+
+    @property
+    def cursors(self) -> Sequence[str]:
+        """The `after` of each list."""
+        if self.body is None:
+            return [self.after]
+        users = self.body.get("users", [""])
+        return ["" if isinstance(user, str) else user["after"] for user in users]
 
     def request(self, url: str) -> "_Request":
         """Return the request of this call, a GET without a body."""
@@ -216,10 +224,15 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         """Return a user's list, or the popular list for an unknown user."""
         return (await self._run(f"recommendations/{_quoted(user)}", n, options, expected=[{"user": user}]))[0]
 
-    async def batch(self, users: Sequence[str], n: int = 10, **options: Unpack[ListOptions]) -> list[Answer]:
-        """Return the lists of up to 2,000 users, in order."""
+    async def batch(
+        self, users: Sequence[str] | Mapping[str, str], n: int = 10, **options: Unpack[ListOptions]
+    ) -> list[Answer]:
+        """Return the lists of up to 2,000 users, in order; from a mapping of users to their `after`, pages."""
         expected = [{"user": user} for user in users]
-        return await self._run("recommendations", n, options, expected=expected, body={"users": list(users)})
+        wanted: list[Any] = list(users)
+        if isinstance(users, Mapping):
+            wanted = [{"id": user, "after": after} for user, after in users.items()]
+        return await self._run("recommendations", n, options, expected=expected, body={"users": wanted})
 
     async def similar(self, item: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
         """Return the items similar to *item*, or the popular list for an unknown item."""
@@ -324,10 +337,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             raise ServiceUnavailable(f"{error}; no popular list is remembered")
         answer = next((one for one in known if _cut(one.items, call)), known[0])
         status = "error" if call.path == "recommendations" else None
-        restarted = call.after not in ("", FIRST_PAGE)
         items = _cut(answer.items, call)
-        answer = replace(answer, items=items, source="memory", status=status, failure=str(error), restarted=restarted)
-        return [answer] * len(call.expected)
+        answer = replace(answer, items=items, source="memory", status=status, failure=str(error))
+        return [replace(answer, restarted=after not in ("", FIRST_PAGE)) for after in call.cursors]
 
 
 class Client(Background[AsyncClient]):

@@ -16,7 +16,7 @@ from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.filters import filter_of
 from hotplate.serve.fold_in import RECENCY
-from hotplate.serve.paging import Continued, Cursor, continued, continued_popular, page_of, parse_cursor
+from hotplate.serve.paging import Continued, Cursor, continued, continued_many, continued_popular, page_of, parse_cursor
 from hotplate.serve.reader import TieredReader, background
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
@@ -155,10 +155,18 @@ class Lists:
         return self.decoded(encoded, request.selection)
 
     async def personal_many(
-        self, users: Sequence[str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
+        self, users: Sequence[str] | Mapping[str, str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
     ) -> list[Recommendations]:
-        """Return the lists of many users in order, of one release or its canary."""
+        """Return the lists of many users in order, of one release or its canary.
+
+        From a mapping of users to their `after`, returns pages as of `personal`.
+        """
         request = _Request.of(n, options)
+        if isinstance(users, Mapping):
+            cursors = [parse_cursor(after) for after in users.values()]
+            ids = [check_id(user) for user in users]
+            pages = await continued_many(self._here, ids, cursors, segment=request.segment, name=request.name)
+            return [self._page(found, request.selection) for found in pages]
         lists = await self._here.personal_many([check_id(user) for user in users], request.segment, request.name)
         return [self.decoded(encoded, request.selection) for encoded in lists]
 

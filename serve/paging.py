@@ -5,7 +5,7 @@ everybody. They do not move when items are hidden, bought or filtered, so no ite
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -19,8 +19,8 @@ from hotplate.stores.errors import StoreMisused
 
 # `after` of a first page.
 BEGIN = "0"
-# Of `after`, also in the dialect of JSON Schema; empty for no page.
-CURSOR_PATTERN = r"^$|^0$|^[0-9]{1,4}\.[0-9A-Za-z-]{1,64}\.[0-9a-f]{16}$"
+# Of `after`, also in the dialect of JSON Schema.
+CURSOR_PATTERN = r"^0$|^[0-9]{1,4}\.[0-9A-Za-z-]{1,64}\.[0-9a-f]{16}$"
 # Items of all pages of a list.
 MAX_ITEMS = 1000
 # Before the first item.
@@ -54,7 +54,7 @@ def parse_cursor(text: str) -> Cursor | None:
     """Return a cursor, None for BEGIN; raises StoreMisused."""
     if text == BEGIN:
         return None
-    if not text or not _is_cursor(text):
+    if not _is_cursor(text):
         raise StoreMisused(f"after is {text[:40]!r}; give the `next` of a page, or {BEGIN} for the first")
     place, release, digest = text.split(".")
     return Cursor(int(place), release, digest)
@@ -80,13 +80,43 @@ async def continued(
 ) -> Continued:
     """Read the list of a user or an item, in the release of *cursor* if that can still be read; raises as *reader*."""
     if cursor is not None:
-        encoded = await reader.in_release(cursor.release, row, segment, name)
-        if encoded is not None and cursor.continues(encoded):
-            return Continued(encoded, cursor, restarted=False)
+        (kept,) = await reader.in_release(cursor.release, [row], segment, name)
+        if kept is not None and cursor.continues(kept):
+            return Continued(kept, cursor, restarted=False)
     if row.kind == USER:
         encoded = await reader.personal(row.id, segment, name)
     else:
         encoded = await reader.similar(row.id, name)
+    return _continued_or_begun(encoded, cursor)
+
+
+async def continued_many(
+    reader: TieredReader, users: Sequence[str], cursors: Sequence[Cursor | None], *, segment: str, name: str
+) -> list[Continued]:
+    """Read the lists of many users, in order, as of `continued`."""
+    places_in = dict[str, list[int]]()
+    for place, cursor in enumerate(cursors):
+        if cursor is not None:
+            places_in.setdefault(cursor.release, []).append(place)
+    lists = dict[int, Continued]()
+    for release, places in places_in.items():
+        rows = [RowKey(USER, users[place]) for place in places]
+        for place, kept in zip(places, await reader.in_release(release, rows, segment, name), strict=True):
+            cursor = cursors[place]
+            if kept is not None and cursor is not None and cursor.continues(kept):
+                lists[place] = Continued(kept, cursor, restarted=False)
+    others = [place for place in range(len(users)) if place not in lists]
+    if others:
+        read = await reader.personal_many([users[place] for place in others], segment, name)
+        for place, encoded in zip(others, read, strict=True):
+            lists[place] = _continued_or_begun(encoded, cursors[place])
+    return [lists[place] for place in range(len(users))]
+
+
+def _continued_or_begun(encoded: EncodedList, cursor: Cursor | None) -> Continued:
+    """Go on in a list that was read anew, as in a popular list while no store can be read; else begin it."""
+    if cursor is not None and cursor.continues(encoded):
+        return Continued(encoded, cursor, restarted=False)
     return Continued(encoded, Cursor.of(encoded), restarted=cursor is not None)
 
 
@@ -98,8 +128,7 @@ def continued_popular(
         encoded = reader.popular_in_release(cursor.release, segment, name)
         if encoded is not None and cursor.continues(encoded):
             return Continued(encoded, cursor, restarted=False)
-    encoded = reader.popular(segment, name)
-    return Continued(encoded, Cursor.of(encoded), restarted=cursor is not None)
+    return _continued_or_begun(reader.popular(segment, name), cursor)
 
 
 def page_of(

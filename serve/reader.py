@@ -20,6 +20,7 @@ from hotplate.serve.encoded_lists import EncodedList, Fallbacks, UnknownList, un
 from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn
 from hotplate.serve.lookups import (
+    BUDGET_S_PER_USER,
     BatchLookups,
     BatchRead,
     RowRead,
@@ -37,7 +38,7 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey, encode, is_empty
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.store import LocalReader, Reader
+from hotplate.stores.store import LocalReader, Reader, Slot
 
 log = logging.getLogger(__name__)
 
@@ -215,17 +216,24 @@ class TieredReader:
         self.metrics.count_lookup("popular", "hit")
         return self.named(name, encoded)
 
-    async def in_release(self, release: str, row: RowKey, segment: str = OVERALL, name: str = "") -> EncodedList | None:
-        """Read the list of a user or an item in a release that is live, the canary, or was live before.
+    async def in_release(
+        self, release: str, rows: Sequence[RowKey], segment: str = OVERALL, name: str = ""
+    ) -> list[EncodedList | None]:
+        """Read lists of users or items, in order, in a release that is live, the canary, or was live before.
 
-        Returns None if it cannot be read there. *name* is that of the list; the one of *row* is ignored.
+        One that cannot be read there is None. *name* is that of the lists; those of *rows* are ignored.
         """
-        deadline = min(loop_time() + self._budget_s, caller_deadline() or inf)
+        lists: list[EncodedList | None] = [None] * len(rows)
+        budget_s = self._budget_s + BUDGET_S_PER_USER * (len(rows) - 1)
+        deadline = min(loop_time() + budget_s, caller_deadline() or inf)
         for origin, stored in self._with_release(release, name):
-            encoded = await self._in_release(origin, RowKey(row.kind, row.id, stored), segment, deadline)
-            if encoded is not None:
-                return self.named(name, encoded)
-        return None
+            places = [place for place, encoded in enumerate(lists) if encoded is None]
+            if not places:
+                break
+            wanted = [RowKey(rows[place].kind, rows[place].id, stored) for place in places]
+            for place, encoded in zip(places, await self._in_release(origin, wanted, segment, deadline), strict=True):
+                lists[place] = None if encoded is None else self.named(name, encoded)
+        return lists
 
     def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
         """Return a popular list of a release as of `in_release`."""
@@ -244,22 +252,33 @@ class TieredReader:
             if served is not None and stored is not None:
                 yield Origin(tier, served), stored
 
-    async def _in_release(self, origin: Origin, row: RowKey, segment: str, deadline: float) -> EncodedList | None:
+    async def _in_release(
+        self, origin: Origin, rows: Sequence[RowKey], segment: str, deadline: float
+    ) -> list[EncodedList | None]:
         tier = origin.tier
         served = origin.served
-        fallback = row.popular(segment)
-        if self._is_hidden(row):
-            self.metrics.count_lookup("popular", "miss")
-            return self._fallbacks.of_release(tier.name, served, fallback, "unknown")
+        shown = list(dict.fromkeys(row for row in rows if not self._is_hidden(row)))
+        read: Sequence[Slot] = []
         try:
-            (slot,) = await tier.read(served, [row.text], max(0.0, deadline - loop_time()))
-        except StoreError:
-            return None  # reported by the tier
-        if isinstance(slot, StoreError):
-            return None
-        if slot is None or is_empty(slot):
-            return self._fallbacks.missed(origin, row, None, fallback)
-        return self.hit(origin, row, slot, fallback)
+            if shown:
+                read = await tier.read(served, [row.text for row in shown], max(0.0, deadline - loop_time()))
+        except StoreError as error:  # reported by the tier
+            read = [error] * len(shown)
+        slots = dict(zip(shown, read, strict=True))
+        lists = list[EncodedList | None]()
+        for row in rows:
+            fallback = row.popular(segment)
+            slot = slots.get(row)
+            if row not in slots:
+                self.metrics.count_lookup("popular", "miss")
+                lists.append(self._fallbacks.of_release(tier.name, served, fallback, "unknown"))
+            elif isinstance(slot, StoreError):
+                lists.append(None)
+            elif slot is None or is_empty(slot):
+                lists.append(self._fallbacks.missed(origin, row, None, fallback))
+            else:
+                lists.append(self.hit(origin, row, slot, fallback))
+        return lists
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
         """Return a list that was requested by *name*, if any: see `Fallbacks.named`."""

@@ -15,11 +15,13 @@ from hotplate.serve.api.parameters import (
     FOLD_IN,
     JSON,
     MSGPACK,
+    BatchBody,
     ListFields,
     ListQuery,
     NoQuery,
     QueryParser,
     SegmentQuery,
+    UserPage,
     parse_batch,
     parse_fold_in,
     parse_id,
@@ -28,7 +30,16 @@ from hotplate.serve.api.parameters import (
 from hotplate.serve.encoded_lists import EncodedList, NotReady
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.filters import filter_of
-from hotplate.serve.paging import Continued, Cursor, continued, continued_popular, page_of, parse_cursor
+from hotplate.serve.paging import (
+    Continued,
+    Cursor,
+    Page,
+    continued,
+    continued_many,
+    continued_popular,
+    page_of,
+    parse_cursor,
+)
 from hotplate.serve.problems import bad_parameter, overloaded
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import FILTERED, Selection, Shaper
@@ -106,12 +117,18 @@ class Handlers:
         """`POST /v1/recommendations`."""
         BATCH.parse(raw_query)
         batch = parse_batch(await read_body(request), request.content_type)
-        lists = await self._reader.personal_many(batch.users, batch.segment, batch.list)
+        selection = _selection(batch)
+        examined = max(batch.n, FILTERED) if selection.only.where else batch.n
+        if any(isinstance(user, UserPage) for user in batch.users):
+            pages = await self._pages(batch)
+            lists = [page.encoded for page in pages]
+            elements = page_results(batch.users, pages, selection, self._shaper)
+            examined = max(batch.n, FILTERED)
+        else:
+            lists = await self._reader.personal_many(batch.ids, batch.segment, batch.list)
+            elements = results(batch.ids, lists, [selection] * len(lists), self._shaper)
         named = releases(lists) or {RELEASE: self._reader.release()}
         release = named[RELEASE]
-        selection = _selection(batch)
-        elements = results(batch.users, lists, [selection] * len(lists), self._shaper)
-        examined = max(batch.n, FILTERED) if selection.only.where else batch.n
         size = max(1, PIECE_ITEMS // examined)
         with _refusing():
             if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower():
@@ -124,6 +141,12 @@ class Handlers:
         return web.Response(
             body=body, headers={"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **named}
         )
+
+    async def _pages(self, batch: BatchBody) -> list[Continued]:
+        """Read the lists to page through; those of users without `after` from their beginning."""
+        with _refusing():
+            cursors = [parse_cursor(user.after) if isinstance(user, UserPage) else None for user in batch.users]
+        return await continued_many(self._reader, batch.ids, cursors, segment=batch.segment, name=batch.list)
 
     async def fold_in(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations/fold-in`."""
@@ -205,15 +228,12 @@ class Handlers:
         beside: Collection[str] = (),
     ) -> web.Response:
         """Answer with a page of a list of *source*; other arguments as of `_body`."""
-        encoded, cursor, restarted = found
+        encoded = found.encoded
         with _refusing():
-            page = page_of(self._shaper, encoded, _selection(query), cursor, user=user, beside=beside)
+            page = page_of(self._shaper, encoded, _selection(query), found.cursor, user=user, beside=beside)
         request[FOUND] = found_in(encoded, page.items)
-        if page.following is not None:
-            subject += b'"next":"%b",' % page.following.encoded().encode()
-        if restarted:
-            subject += b'"restarted":true,'
-        headers = list_headers(encoded, source, NO_STORE if restarted else cache)
+        subject += _paging(found, page)
+        headers = list_headers(encoded, source, NO_STORE if found.restarted else cache)
         return conditional(request, list_body(subject, list_head(encoded), page.items), headers)
 
     def _body(
@@ -235,6 +255,12 @@ class Handlers:
 
 def _selection(query: ListFields) -> Selection:
     return Selection(query.n, filter_of(query.exclude, query.where), query.fields)
+
+
+def _paging(found: Continued, page: Page) -> bytes:
+    """Return the members of an answer that only pages have."""
+    following = b"" if page.following is None else b'"next":"%b",' % page.following.encoded().encode()
+    return following + b'"restarted":true,' * found.restarted
 
 
 def _cursor(query: ListQuery | SegmentQuery) -> Cursor | None:
@@ -327,6 +353,24 @@ def results(
                 shared = popular[*origin, selection] = shaper.shape(encoded, selection)
             items = shared
         yield b'{"user":%b,%b%b]}' % (orjson.dumps(user), head, items)
+
+
+def page_results(
+    users: Sequence[str | UserPage], lists: Sequence[Continued], selection: Selection, shaper: Shaper
+) -> Iterator[bytes]:
+    """Yield the result of each user: a page, or for an id alone the list without `next`."""
+    for user, found in zip(users, lists, strict=True):
+        identifier = user if isinstance(user, str) else user.id
+        encoded = found.encoded
+        if isinstance(user, str):
+            paging = b""
+            items = shaper.shape(encoded, selection, user=identifier)
+        else:
+            page = page_of(shaper, encoded, selection, found.cursor, user=identifier)
+            paging = _paging(found, page)
+            items = page.items
+        head = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
+        yield b'{"user":%b,%b%b%b]}' % (orjson.dumps(identifier), paging, head, items)
 
 
 async def in_pieces(

@@ -85,8 +85,15 @@ Fields = Annotated[FieldNames, Meta(description="The fields of items to return; 
 After = Annotated[
     str,
     Meta(
-        pattern=CURSOR_PATTERN,
+        extra_json_schema={"pattern": f"^$|{CURSOR_PATTERN}"},
         description=f"`{BEGIN}` for the first of several pages, or the `next` of the page before.",
+    ),
+]
+AfterOfUser = Annotated[
+    str,
+    Meta(
+        extra_json_schema={"pattern": CURSOR_PATTERN},
+        description=f"`{BEGIN}` for the user's first page, or the `next` of their page before.",
     ),
 ]
 
@@ -123,10 +130,25 @@ class NoQuery(Struct, frozen=True):
     """The query of a route without parameters."""
 
 
+class UserPage(Struct, frozen=True, forbid_unknown_fields=True):
+    """A user whose list is paged through."""
+
+    id: Id
+    after: AfterOfUser
+
+
 class BatchBody(SegmentFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of `POST /v1/recommendations`."""
 
-    users: Annotated[tuple[Id, ...], Meta(max_length=MAX_USERS, description="User ids, in the order of the answers.")]
+    users: Annotated[
+        tuple[Id | UserPage, ...],
+        Meta(max_length=MAX_USERS, description="User ids, in the order of the answers; with `after`, for a page."),
+    ]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The user ids, in order."""
+        return tuple(user if isinstance(user, str) else user.id for user in self.users)
 
 
 class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
@@ -216,8 +238,8 @@ class PersonalAnswer(PopularAnswer, frozen=True, kw_only=True):
     canary: CanaryFlag | UnsetType = UNSET
 
 
-class UserResult(ListAnswer, frozen=True, kw_only=True):
-    """One user's list in the answer for many."""
+class UserResult(PopularAnswer, frozen=True, kw_only=True):
+    """One user's list, or a page of it, in the answer for many."""
 
     user: Id
     canary: CanaryFlag | UnsetType = UNSET
@@ -235,7 +257,7 @@ class FoldInAnswer(ListAnswer, frozen=True, kw_only=True):
 
 
 class BatchAnswer(Struct, frozen=True):
-    """The lists of many users, in order, of the live release or the canary."""
+    """The lists of many users, in order, of the live release or the canary; pages stay in their release."""
 
     release: ReleaseName
     results: list[UserResult]
@@ -356,7 +378,7 @@ def _too_large() -> Problem:
 def parse_batch(body: bytes, media: str = JSON) -> BatchBody:
     """Parse and check the body of a batch, in JSON or MSGPACK; raises Problem."""
     batch = parse_body(body, BatchBody, "POST /v1/recommendations", media)
-    _check_ids(batch.users, "users")
+    _check_ids(batch.ids, "users")
     _check_ids(batch.exclude, "exclude")
     if len(batch.users) * batch.n > MAX_BATCH_ITEMS:
         raise bad_parameter(

@@ -1,9 +1,11 @@
 """Paging: walks through lists against brute force, over flips of the live release, hidden items and filters."""
 
 import asyncio
+import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,34 +15,55 @@ import hotplate
 from hotplate.client import Client, RequestRefused
 from hotplate.serve.deny_list import NO_OVERRIDES, DenyList, DenyListFile
 from hotplate.serve.filters import filter_of
-from hotplate.serve.paging import BEGIN, Cursor, continued, continued_popular, page_of, parse_cursor
+from hotplate.serve.paging import BEGIN, Cursor, continued, continued_many, continued_popular, page_of, parse_cursor
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import Selection, Shaper
+from hotplate.stores.attributes import encode_attributes
 from hotplate.stores.encoding import ITEM, POPULAR, USER, RowKey, decode, encode_id
 from hotplate.stores.errors import StoreMisused
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
-from tests.support.service import Service, a_list, publish_lists, publish_through, running, until
+from tests.support.redis_server import running as redis_running
+from tests.support.service import (
+    Service,
+    a_list,
+    publish_lists,
+    publish_through,
+    publish_to,
+    running,
+    serving,
+    until,
+)
+from tests.support.soak import SEED, scaled
+from tests.support.stores import OpenStore
 from tests.support.virtual import virtual
 
 if TYPE_CHECKING:
     from hotplate.serve.consumed import Consumed
 
-WALKS = 5_000
+WALKS = 2_000
+# Each page of a walk is preceded by another release, or by other hidden items, with this probability.
+CHANGES = 0.1
 ITEMS = [f"i{number}" for number in range(25)]
 USERS = [f"u{number}" for number in range(6)]
 SEGMENTS = ["", "north", "unknown"]
 
-Release = Mapping[str, Sequence[str]]
+
+@dataclass(frozen=True)
+class Release:
+    """The lists of a release by key, and the prices of items that have one."""
+
+    lists: Mapping[str, Sequence[str]]
+    prices: Mapping[str, float]
 
 
 @dataclass
 class World:
     """A store, a reader of it, and what is hidden from whom."""
 
-    store: MemoryStore
-    clock: FakeClock
+    open_store: OpenStore
     draws: random.Random
+    clock: FakeClock
     releases: dict[str, Release] = field(default_factory=dict)
     live: list[str] = field(default_factory=list)
     """Live releases in order, the last one is served."""
@@ -49,7 +72,7 @@ class World:
     consumed: dict[str, frozenset[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.reader = TieredReader({"memory": self.store})
+        self.reader = TieredReader({"store": self.open_store()}, budget_s=60)
         deny_list = cast("DenyListFile", self)
         self.shaper = Shaper(deny_list, cast("Consumed", self))
 
@@ -68,10 +91,12 @@ class World:
         lists |= {f"user:{user}": self.drawn(20) for user in USERS[1:]}
         lists |= {f"item:{item}": [other for other in self.drawn(9) if other != item] for item in ITEMS[:5]}
         lists = {key: items for key, items in lists.items() if items}
+        prices = {item: float(self.draws.randint(0, 9)) for item in self.draws.sample(ITEMS, 20)}
+        attributes, about = encode_attributes(list(prices), {"price": list(prices.values())})
         bodies = {key: a_list(*items) for key, items in lists.items()}
         self.clock.now += 10  # another id
-        release = await publish_through(self.store, bodies)
-        self.releases[release] = lists
+        release = await publish_through(self.open_store(), bodies | dict(attributes), about=about)
+        self.releases[release] = Release(lists, prices)
         self.live.append(release)
         await self.reader.tiers[0].follower.refresh()
 
@@ -86,6 +111,26 @@ class Request:
     row: RowKey
     segment: str
     excluded: tuple[str, ...]
+    below: int | None
+    """The price that all items are below, if any."""
+
+    @classmethod
+    def drawn(cls, world: World) -> "Request":
+        draws = world.draws
+        kind = draws.choice([USER, USER, ITEM, POPULAR])
+        segment = draws.choice(SEGMENTS) if kind != ITEM else ""
+        identifier = {USER: draws.choice(USERS), ITEM: draws.choice(ITEMS[:7]), POPULAR: segment}[kind]
+        excluded = tuple(world.drawn(4)) if draws.random() < 0.3 else ()
+        below = draws.randint(1, 9) if draws.random() < 0.3 else None
+        return cls(RowKey(kind, identifier), segment, excluded, below)
+
+    @property
+    def where(self) -> str:
+        return "" if self.below is None else f"price<{self.below}"
+
+    @property
+    def has_filter(self) -> bool:
+        return bool(self.excluded or self.where)
 
     @property
     def user(self) -> str:
@@ -98,55 +143,74 @@ class Request:
 
 def everything(world: World, release: Release, request: Request) -> list[tuple[int, str]]:
     """Return the places and ids of all items that may be shown now, by brute force."""
-    popular = list(release.get(f"popular:{request.segment}") or release["popular:"])
-    own = None if request.row.kind == POPULAR else release.get(request.row.text)
+    lists = release.lists
+    popular = list(lists.get(f"popular:{request.segment}") or lists["popular:"])
+    own = None if request.row.kind == POPULAR else lists.get(request.row.text)
     stored = popular if own is None else list(own)
-    places = list(dict.fromkeys([*stored, *popular, *release["popular:"]]))
+    places = list(dict.fromkeys([*stored, *popular, *lists["popular:"]]))
     left_out = set(request.excluded)
     hidden = world.denied | world.consumed.get(request.user, frozenset()) if request.user else world.denied
     left_out |= {item for item in ITEMS if encode_id(item) in hidden}
-    if request.beside and (own is None or request.excluded or world.denied):
+    if request.beside and (own is None or request.has_filter or world.denied):
         left_out |= set(request.beside)
+    if request.below is not None:
+        left_out |= {item for item in ITEMS if release.prices.get(item, inf) >= request.below}
     shown = [(place, item) for place, item in enumerate(places) if item not in left_out]
     kept = [pair for pair in shown if pair[0] < len(stored)]
-    is_filled = bool(request.excluded) or len(kept) < len(stored)
+    is_filled = request.has_filter or len(kept) < len(stored)
     return shown if is_filled else kept
 
 
 @virtual
 async def test_walks_over_flips_equal_brute_force(memory: MemoryStore, clock: FakeClock) -> None:
-    draws = random.Random(64)
-    world = World(memory, clock, draws)
+    changes = await walk(World(lambda: memory, random.Random(64), clock), WALKS)
+    assert min(changes.values()) > 20
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("open_store", ["redis", "cosmos+http"], indirect=True)
+@pytest.mark.parametrize("walks", [25, pytest.param(scaled(1_500), id="soak", marks=pytest.mark.soak)])
+async def test_walks_over_flips_of_a_remote_store_equal_brute_force(
+    open_store: OpenStore, walks: int, clock: FakeClock, record_property: Callable[[str, object], None]
+) -> None:
+    changes = await walk(World(open_store, random.Random(SEED), clock), walks)
+    record_property("walks", walks)
+    for name, count in changes.items():
+        record_property(name, count)
+
+
+async def walk(world: World, walks: int) -> dict[str, int]:
+    """Page through random lists, compare each page, and return the numbers of changes between pages."""
+    draws = world.draws
+    changes = {"flips": 0, "restarts": 0, "changes of hidden items": 0}
     await world.flip()
-    repeated = flips = restarts = hidden = 0
-    for _ in range(WALKS):
-        kind = draws.choice([USER, USER, ITEM, POPULAR])
-        segment = draws.choice(SEGMENTS) if kind != ITEM else ""
-        identifier = {USER: draws.choice(USERS), ITEM: draws.choice(ITEMS[:7]), POPULAR: segment}[kind]
-        request = Request(RowKey(kind, identifier), segment, tuple(world.drawn(4)) if draws.random() < 0.3 else ())
+    for _ in range(walks):
+        request = Request.drawn(world)
         after = BEGIN
         release = ""
-        seen = list[str]()
+        seen = set[str]()
         place = -1
         for page_number in range(60):
-            if draws.random() < 0.1:
+            if draws.random() < CHANGES:
                 await world.flip()
-                flips += 1
-            if draws.random() < 0.1:
+                changes["flips"] += 1
+            if draws.random() < CHANGES:
                 world.hide_something(request.user)
-                hidden += 1
+                changes["changes of hidden items"] += 1
             n = draws.randint(1, 8)
-            page, encoded, restarted = await next_page(world, request, after, n)
-            if restarted:
+            page = await next_page(world, request, after, n)
+            if page.restarted:
                 assert release not in world.live[-2:]
-                restarts += 1
-            if page_number == 0 or restarted:
-                release, seen, place = world.live[-1], [], -1
-            assert encoded == release
+                changes["restarts"] += 1
+            if page_number == 0 or page.restarted:
+                release = world.live[-1]
+                seen = set()
+                place = -1
+            assert page.release == release
             rest = [pair for pair in everything(world, world.releases[release], request) if pair[0] > place]
             assert page.items == [item for _, item in rest[:n]]
-            repeated += len(set(page.items) & set(seen))
-            seen += page.items
+            assert seen.isdisjoint(page.items)
+            seen.update(page.items)
             assert (page.after is not None) == (len(rest) > n)
             if page.after is None:
                 break
@@ -155,27 +219,34 @@ async def test_walks_over_flips_equal_brute_force(memory: MemoryStore, clock: Fa
         else:
             pytest.fail("the walk does not end")
         world.live = world.live[-3:]
-    assert repeated == 0
-    assert min(flips, restarts, hidden) > 50
+    return changes
 
 
 @dataclass(frozen=True)
 class ShownPage:
     items: list[str]
     after: str | None
+    release: str
+    restarted: bool
 
 
-async def next_page(world: World, request: Request, after: str, n: int) -> tuple[ShownPage, str, bool]:
-    """Return a page, its release, and whether the walk restarted."""
+async def next_page(world: World, request: Request, after: str, n: int) -> ShownPage:
+    cursor = parse_cursor(after)
     if request.row.kind == POPULAR:
-        found = continued_popular(world.reader, parse_cursor(after), segment=request.segment)
+        found = continued_popular(world.reader, cursor, segment=request.segment)
+    elif request.row.kind == USER and world.draws.random() < 0.5:
+        users = [world.draws.choice(USERS), request.row.id]
+        _, found = await continued_many(world.reader, users, [None, cursor], segment=request.segment, name="")
     else:
-        found = await continued(world.reader, parse_cursor(after), request.row, segment=request.segment)
-    selection = Selection(n, filter_of(request.excluded, ""))
+        found = await continued(world.reader, cursor, request.row, segment=request.segment)
+    selection = Selection(n, filter_of(request.excluded, request.where))
     page = page_of(world.shaper, found.encoded, selection, found.cursor, user=request.user, beside=request.beside)
-    items = [item["id"] for item in decode(page.items)]
-    after_page = None if page.following is None else page.following.encoded()
-    return ShownPage(items, after_page), found.encoded.served.id, found.restarted
+    return ShownPage(
+        items=[item["id"] for item in decode(page.items)],
+        after=None if page.following is None else page.following.encoded(),
+        release=found.encoded.served.id,
+        restarted=found.restarted,
+    )
 
 
 def test_a_cursor_reads_back() -> None:
@@ -250,7 +321,11 @@ def test_a_service_answers_page_after_page_over_a_flip(tmp_path: Path) -> None:
         assert (moved["restarted"], moved["release"]) == (True, second)
         other_list = service.get(f"/v1/similar/a?n=1&after={page.json['next']}").json
         assert other_list["restarted"]
-        assert service.get("/v1/recommendations/1?after=1").status == 400
+        refused = service.get("/v1/recommendations/1?after=1")
+        assert (refused.status, refused.json["detail"]) == (
+            400,
+            "after is '1'; give the `next` of a page, or 0 for the first",
+        )
         assert service.get("/v1/recommendations/1?after=0&list=other").status == 404
 
         third = flip(service, tmp_path / "store")
@@ -258,6 +333,61 @@ def test_a_service_answers_page_after_page_over_a_flip(tmp_path: Path) -> None:
         assert (restarted.json["restarted"], restarted.json["release"]) == (True, third)
         assert ids(restarted.json) == ["later user:1", "x"]
         assert restarted.headers["cache-control"] == "no-store"
+
+
+def batch(service: Service, users: Sequence[object], n: int) -> Any:  # noqa: ANN401 -- of JSON
+    return service.request("POST", "/v1/recommendations", json.dumps({"users": users, "n": n}).encode()).json
+
+
+def test_a_batch_has_pages_of_the_users_who_have_a_cursor(tmp_path: Path) -> None:
+    first = asyncio.run(publish_lists(tmp_path / "store", {**LISTS, "user:2": a_list("x", "y", "z")}))
+    with running(tmp_path / "store") as service:
+        one, two, plain = batch(service, [{"id": "1", "after": "0"}, {"id": "9", "after": "0"}, "2"], 2)["results"]
+        assert [ids(page) for page in (one, two, plain)] == [["a", "b"], ["p1", "p2"], ["x", "y"]]
+        assert [page["status"] for page in (one, two, plain)] == ["ok", "unknown", "ok"]
+        assert "next" not in plain
+        second = flip(service, tmp_path / "store")
+        users = [
+            {"id": "1", "after": one["next"]},
+            {"id": "9", "after": two["next"]},
+            {"id": "2", "after": one["next"]},
+        ]
+        one, two, other = batch(service, users, 3)["results"]
+        assert [ids(page) for page in (one, two)] == [["c", "d", "e"], ["p3"]]
+        assert {page["release"] for page in (one, two)} == {first}
+        assert not {"next", "restarted"} & (one.keys() | two.keys())
+        assert ids(other) == ["z"]  # of a list of the same name and kind
+
+        flip(service, tmp_path / "store")
+        moved, begun = batch(service, [users[0], {"id": "1", "after": "0"}], 1)["results"]
+        assert (moved["restarted"], ids(moved)) == (True, ids(begun))
+        assert moved["release"] != second
+        assert batch(service, [{"id": "1", "after": "?"}], 1)["detail"].startswith("after is '?'; give the `next`")
+        assert batch(service, [{"id": "1"}], 1)["status"] == 400
+
+
+def test_pages_end_while_redis_is_down_and_go_on_once_it_is_back(tmp_path: Path) -> None:
+    with redis_running(tmp_path, "--appendonly", "yes") as server:
+        release = asyncio.run(publish_to(server.url(), LISTS))
+        with serving(tmp_path, "--store", server.url()) as service:
+            page = service.get("/v1/recommendations/1?n=2&after=0").json
+            server.kill()
+            shown = list[str]()
+            after = page["next"]
+            for _ in range(5):
+                down = service.get(f"/v1/recommendations/1?n=2&after={after}").json
+                assert down["source"] == "popular"
+                assert down.get("restarted", False) is (after == page["next"])
+                shown += ids(down)
+                after = down.get("next")
+                if after is None:
+                    break
+            assert shown == ["p1", "p2", "p3"]
+            server.start()
+            path = f"/v1/recommendations/1?n=2&after={page['next']}"
+            until(lambda: service.get(path).json["source"] == "personal")
+            back = service.get(path).json
+            assert (ids(back), back["release"], back.get("restarted")) == (["c", "d"], release, None)
 
 
 def test_the_client_and_the_library_page_alike(tmp_path: Path) -> None:
@@ -273,13 +403,20 @@ def test_the_client_and_the_library_page_alike(tmp_path: Path) -> None:
                 assert ids(similar("a", 2, after=following(similar("a", 1, after="0")))) == ["c", "d"]
             for popular in (client.popular, lists.popular):
                 assert ids(popular(2, after=following(popular(2, after="0")))) == ["p3"]
+            for many in (client.batch, lists.personal_many):
+                one, stranger = many({"1": "0", "9": "0"}, 2)
+                assert [ids(page) for page in (one, stranger)] == [["a", "b"], ["p1", "p2"]]
+                one, stranger = many({"1": following(one), "9": following(stranger)}, 3)
+                assert [ids(page) for page in (one, stranger)] == [["c", "d", "e"], ["p3"]]
+                assert (one.next, stranger.next) == (None, None)
             with pytest.raises(StoreMisused, match="give the `next` of a page"):
                 lists.popular(after="?")
-        with pytest.raises(RequestRefused):
+        with pytest.raises(RequestRefused, match="give the `next` of a page, or 0 for the first"):
             client.popular(after="?")
         client.popular(timeout_s=5)
         service.stop()
         assert client.recommendations("1", after=following(first)).restarted
+        assert [page.restarted for page in client.batch({"1": following(first), "2": "0"})] == [True, False]
 
 
 def test_the_first_page_has_no_cursor() -> None:
