@@ -5,12 +5,12 @@ Rows are partitioned by owner on disk, and each partition is sorted in memory.
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,7 @@ _BATCH = 4096
 # Estimated bytes of a score and an item's JSON.
 _SCORE_BYTES = 19
 _FRAME_BYTES = 20
+_ROW_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,11 @@ class ImportSettings:
     length: int = 20
     attributes: DataSource | None = None
     attribute_kinds: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[DataSource]:
+        """All files of lists."""
+        return [] if self.lists is None else [self.lists, *self.more]
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -129,6 +135,48 @@ class SortedLists:
             yield ranked_lists(lists)
 
 
+class _Sources(NamedTuple):
+    """The checked rows of an import's files, and its file of titles, open."""
+
+    lists: Rows | None
+    similar: Rows | None
+    popular: Rows | None
+    title_files: Sequence[DataFile]
+    fingerprint: str
+
+    @property
+    def rows(self) -> list[Rows]:
+        """Those of all files that there are."""
+        return [rows for rows in (self.lists, self.similar, self.popular) if rows is not None]
+
+
+@contextmanager
+def _opened(settings: ImportSettings) -> Iterator[_Sources]:
+    similar_paths = _optional(settings.similar)
+    popular_paths = _optional(settings.popular)
+    lists = similar = popular = None
+    with (
+        input_files(settings.paths) as files,
+        input_files(similar_paths) as similar_files,
+        input_files(popular_paths) as popular_files,
+        input_files(_optional(settings.titles)) as title_files,
+    ):
+        columns = {**settings.columns, "title": None} if title_files else settings.columns
+        form = settings.form
+        if files:
+            lists = read_scored(files, named_paths(settings.paths), columns, form)
+        if similar_files:
+            similar = read_scored(similar_files, named_paths(similar_paths), {}, form, owner="item", item="other")
+        if popular_files:
+            popular = read_scored(popular_files, named_paths(popular_paths), {}, form, owner="segment")
+        digest = fingerprint([*files, *popular_files, *similar_files, *title_files])
+        yield _Sources(lists, similar, popular, title_files, digest)
+
+
+def _optional(path: DataSource | None) -> list[DataSource]:
+    return [] if path is None else [path]
+
+
 class ImportedLists:
     """A ListSource of imported files, sorted into *folder*; only item ids stay in memory.
 
@@ -138,37 +186,22 @@ class ImportedLists:
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage", name: str = "") -> None:
         self._settings = settings
         self._name = name
-        given = [] if settings.lists is None else [settings.lists, *settings.more]
-        others = [[] if path is None else [path] for path in (settings.similar, settings.popular, settings.titles)]
         numbers = ItemNumbers()
-        with ExitStack() as stack:
-            files, similar_files, popular_files, title_files = (
-                stack.enter_context(input_files(paths)) for paths in (given, *others)
-            )
-            columns = settings.columns
-            form = settings.form
-            wanted = {**columns, "title": None} if title_files else columns
-            scored = read_scored(files, named_paths(given), wanted, form) if files else None
-            similar = popular = None
-            if similar_files:
-                similar = read_scored(similar_files, named_paths(others[0]), {}, form, owner="item", item="other")
-            if popular_files:
-                popular = read_scored(popular_files, named_paths(others[1]), {}, form, owner="segment")
-            self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
-            report = partial(on_progress, "similar")
-            self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
-            counted = self._similar if scored is None else self._users
-            self._popular = _popular(popular, counted, numbers, max(settings.length, POPULAR_LENGTH))
-            titles = {} if scored is None else titles_of(scored.kept, named_paths(given))
-            if title_files:
-                titles = _titles(title_files, named_paths(others[2]), columns, form)
-            self._fingerprint = fingerprint([*files, *popular_files, *similar_files, *title_files])
-        read = [rows for rows in (scored, similar, popular) if rows is not None]
-        self.rows = read[0].total
-        self.left_out = dict(read[0].left_out)
-        self._notes = [note for rows in read for note in rows.notes]
+        length = settings.length
+        with _opened(settings) as sources:
+            self._users = sort_lists(sources.lists, numbers, length, folder / "users", partial(on_progress, "sort"))
+            on_similar = partial(on_progress, "similar")
+            self._similar = sort_lists(sources.similar, numbers, length, folder / "similar", on_similar)
+            counted = self._similar if sources.lists is None else self._users
+            self._popular = _popular(sources.popular, counted, numbers, max(length, POPULAR_LENGTH))
+            titles = _titles(sources, settings)
+        first = sources.rows[0]
+        self.rows = first.total
+        self.left_out = dict(first.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
+        self._notes = [note for rows in sources.rows for note in rows.notes]
+        self._fingerprint = sources.fingerprint
         self._items = numbers.ids()
         self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
@@ -178,13 +211,18 @@ class ImportedLists:
     def plan(self) -> Plan:
         """See `ListSource`."""
         titles = np.array([len((title or "").encode()) for title in self._titles])
-        sizes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
-        sorted_lists = [self._users, self._similar]
-        payload = sum(int(sizes[: len(lists.in_lists)] @ lists.in_lists) for lists in sorted_lists)
-        rows = sum(lists.owners for lists in sorted_lists) + len(self._popular.owners)
-        payload += len(self._popular.items) * int(sizes.max()) + rows * 32
+        item_bytes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
+        rows = len(self._popular.owners)
+        payload = len(self._popular.items) * int(item_bytes.max())
+        for lists in (self._users, self._similar):
+            rows += lists.owners
+            payload += int(item_bytes[: len(lists.in_lists)] @ lists.in_lists)
         meta_bytes = sum(len(row.value) for row in self._attributes)
-        return Plan(rows + len(self._attributes), payload + meta_bytes, meta_bytes)
+        return Plan(
+            rows=rows + len(self._attributes),
+            payload_bytes=payload + rows * _ROW_BYTES + meta_bytes,
+            meta_bytes=meta_bytes,
+        )
 
     def about(self) -> dict[str, Any]:
         """See `ListSource`."""
@@ -202,8 +240,9 @@ class ImportedLists:
     def items(self) -> Items:
         """See `ListSource`; without users' lists the catalogue is unknown."""
         overall = next(self._popular.batches(1))  # its empty name sorts before all segments
-        given = (self._settings.similar, self._settings.popular, self._settings.titles)
-        return Items(self._items.to_list(), overall.items, self._catalogue if any(given) else None)
+        settings = self._settings
+        knows_catalogue = any((settings.similar, settings.popular, settings.titles))
+        return Items(self._items.to_list(), overall.items, self._catalogue if knows_catalogue else None)
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """See `ListSource`."""
@@ -263,31 +302,37 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     return shape
 
 
-def _titles(files: Sequence[DataFile], source: str, columns: Mapping[str, str | None], form: Format) -> dict[str, str]:
-    """Read titles; the files may have a header though the lists have none."""
-    named = {role: columns.get(role) for role in ("item", "title")}
-    names = list(open_tables(files, replace(form, header=True))[0].schema)
+def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
+    """Read titles; their file may have a header though the lists have none."""
+    if not sources.title_files:
+        return {} if sources.lists is None else titles_of(sources.lists.kept, named_paths(settings.paths))
+    source = named_paths(_optional(settings.titles))
+    form = settings.form
+    named = {role: settings.columns.get(role) for role in ("item", "title")}
+    names = list(open_tables(sources.title_files, replace(form, header=True))[0].schema)
     has_header = form.header or all((name or usual_column(role, names)) in names for role, name in named.items())
-    titled = text_of(files, source, list(named), named, replace(form, header=has_header))
+    titled = text_of(sources.title_files, source, list(named), named, replace(form, header=has_header))
     return titles_of(titled.lazy(), source)
 
 
 def _popular(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
     """Rank the popular lists by segment; the overall one counts *lists* if *scored* has none."""
-    counted = pl.DataFrame(
-        {"item": numbers.ids().head(len(lists.in_lists)), "score": lists.in_lists.astype(np.float64)}
-    )
-    rows = counted.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
-    if scored is not None:
-        given = scored.kept.select("owner", "item", "score").collect(engine="streaming")
-        segments = given.get_column("owner").n_unique()
+    in_lists = lists.in_lists.astype(np.float64)
+    counts = pl.DataFrame({"item": numbers.ids().head(len(in_lists)), "score": in_lists})
+    overall = counts.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
+    if scored is None:
+        rows = overall
+    else:
+        rows = scored.kept.select("owner", "item", "score").collect(engine="streaming")
+        segments = rows.get_column("owner").n_unique()
         if segments >= MAX_POPULAR_LISTS:
             raise DataError(
                 f"The popular lists are of {segments:,} segments; at most {MAX_POPULAR_LISTS - 1:,} can have one each."
             )
-        rows = given if (given.get_column("owner") == OVERALL).any() else pl.concat([rows, given])
+        if not (rows.get_column("owner") == OVERALL).any():
+            rows = pl.concat([overall, rows])
     numbered = rows.with_columns(numbers.number(rows.get_column("item")))
-    return ranked_lists(rank_rows(numbered, numbers.ranks(), length)[0])
+    return ranked_lists(rank_rows(numbered, numbers.ranks(), length).lists)
 
 
 def sort_lists(
@@ -315,47 +360,54 @@ def sort_lists(
     in_lists = np.zeros(len(ranks), dtype=np.int64)
     owners = 0
     duplicates = 0
-    for pieces in sorted(folder.iterdir(), key=lambda each: int(each.name)):
+    for pieces in sorted(folder.iterdir(), key=lambda piece: int(piece.name)):
         with data_errors(folder):
             partition = pl.concat(pl.read_ipc(piece) for piece in pieces.iterdir())
             shutil.rmtree(pieces)
-            lists, repeated = rank_rows(partition, ranks, length)
+            ranked = rank_rows(partition, ranks, length)
             partitions.append(pieces.with_suffix(".arrow"))
-            lists.write_ipc(partitions[-1])
-        owners += lists.height
-        duplicates += repeated
-        in_lists += np.bincount(lists.get_column("item").explode().to_numpy(), minlength=len(ranks))
+            ranked.lists.write_ipc(partitions[-1])
+        owners += ranked.lists.height
+        duplicates += ranked.duplicates
+        items = ranked.lists.get_column("item").explode().to_numpy()
+        in_lists += np.bincount(items, minlength=len(ranks))
         done += partition.height
         on_progress(done, total)
     return SortedLists(partitions, in_lists, owners, duplicates)
 
 
-def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> tuple[pl.DataFrame, int]:
-    """Return [owner, item: list, score: list], ascending by owner, and the number of duplicate items.
+class RankedRows(NamedTuple):
+    """*lists* [owner, item: list, score: list], ascending by owner, and the number of *duplicates* left out."""
 
-    *rows* are [owner, item number, score]. Lists keep *length* items with their highest score, descending, ties sorted
-    by *ranks* of items.
+    lists: pl.DataFrame
+    duplicates: int
+
+
+def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> RankedRows:
+    """Rank *rows* [owner, item number, score].
+
+    Lists keep *length* items with their highest score, descending, ties sorted by *ranks* of items.
     """
     names = rows.get_column("owner").unique().sort()
     # Enums sort faster than strings. Adding 0.0 turns -0.0 into 0.0.
     owner = pl.col("owner").cast(pl.Enum(names))
     rank = ranks.gather(rows.get_column("item"))
-    best = rows.select(owner, "item", pl.col("score") + 0.0, rank=rank).sort(
-        "owner", "score", "rank", descending=[False, True, False]
-    )
+    ranked = rows.select(owner, "item", pl.col("score") + 0.0, rank=rank)
+    ranked = ranked.sort("owner", "score", "rank", descending=[False, True, False])
     pair = pl.col("owner").to_physical().cast(pl.UInt64) * len(ranks) + pl.col("item")
-    once = best.filter(pair.is_first_distinct())
-    lists = once.group_by("owner", maintain_order=True).agg(pl.col("item", "score").head(length))
-    return lists.with_columns(pl.col("owner").cast(pl.String)), best.height - once.height
+    best = ranked.filter(pair.is_first_distinct())
+    lists = best.group_by("owner", maintain_order=True).agg(pl.col("item", "score").head(length))
+    return RankedRows(lists.with_columns(pl.col("owner").cast(pl.String)), ranked.height - best.height)
 
 
 def ranked_lists(lists: pl.DataFrame) -> RankedLists:
     """Flatten the lists of `rank_rows`."""
+    items = lists.get_column("item")
     return RankedLists(
-        lists.get_column("owner").to_list(),
-        lists.get_column("item").list.len().to_numpy().astype(np.int64),
-        lists.get_column("item").explode().to_numpy(),
-        lists.get_column("score").explode().to_numpy(),
+        owners=lists.get_column("owner").to_list(),
+        lengths=items.list.len().to_numpy().astype(np.int64),
+        items=items.explode().to_numpy(),
+        scores=lists.get_column("score").explode().to_numpy(),
     )
 
 
@@ -366,7 +418,9 @@ def _bounds(scored: Rows) -> pl.Series:
     step = -(-scored.total // _SAMPLED_OWNERS)
     sampled = scored.kept.filter(pl.col(ROW) % step == 0).select("owner").collect(engine="streaming")
     owners = sampled.to_series().sort()
-    starts = [len(owners) * at // count for at in range(1, count)] if len(owners) else []
+    if owners.is_empty():
+        return owners
+    starts = [len(owners) * number // count for number in range(1, count)]
     return owners.gather(starts).unique(maintain_order=True)
 
 
