@@ -2,8 +2,8 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import inf
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +14,7 @@ from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import (
     RANKING,
     MetricInterval,
+    RankingMetrics,
     RatingMetrics,
     as_served,
     coverage,
@@ -35,7 +36,7 @@ from hotplate.offline.train.popularity import Popularity, by_popularity
 from hotplate.report import Report, Row
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import OVERALL, POPULAR, USER, Item
+from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode, Item
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
@@ -151,28 +152,83 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
 
 async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
     """Look up the list of each user of *pairs*; raises ReleaseCorrupt and StoreError."""
-    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
-    users = pairs.get_column("user").unique().sort()
-    async for user, items in _read(reader, release, [USER + user for user in users]):
-        columns["user"] += [user] * len(items)
-        columns["item"] += [item["id"] for item in items]
-        columns["score"] += [item["score"] for item in items]
-    popular = [item["id"] async for _, items in _read(reader, release, [POPULAR + OVERALL]) for item in items]
+    manifest = await load_manifest(reader, release)
+    read = partial(_read, reader, release, await load_decode(reader, release, manifest))
+    owners = list[str]()
+    items = list[Item]()
+    async for user, listed in read([USER + user for user in pairs.get_column("user").unique().sort()]):
+        owners += [user] * len(listed)
+        items += listed
+    popular = [item["id"] async for _, listed in read([POPULAR + OVERALL]) for item in listed]
+    columns = {"user": owners, "item": [item["id"] for item in items], "score": [item["score"] for item in items]}
     whole = pl.DataFrame(columns, schema=_SCHEMA)
     lists = whole.group_by("user", maintain_order=True).head(k)
     return Candidate(origin, lists, _predictions(whole, pairs), pl.Series("item", popular, dtype=pl.String))
 
 
-async def _read(reader: Reader, release: ReleaseRef, keys: Sequence[str]) -> AsyncIterator[tuple[str, list[Item]]]:
-    decode = await load_decode(reader, release, await load_manifest(reader, release))
-    async for name, found in read_lists(reader, release, decode, keys):
-        if isinstance(found, ReleaseCorrupt):
-            raise found
-        yield name, found
+async def _read(
+    reader: Reader, release: ReleaseRef, decode: Decode, keys: Sequence[str]
+) -> AsyncIterator[tuple[str, list[Item]]]:
+    async for name, items in read_lists(reader, release, decode, keys):
+        if isinstance(items, ReleaseCorrupt):
+            raise items
+        yield name, items
 
 
 def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     return lists.join(pairs, on=["user", "item"], how="semi")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is measured of a candidate, as in the JSON of a report.
+
+    as_served   of the lists, with popular items for users without one, if those are known
+    popularity  of the popular items of the history, if it is known
+    pairs       of the truth; *seen_pairs* are also in the history, ratings of *predicted* have a score
+    coverage    of the items of the history
+    """
+
+    ranking: RankingMetrics
+    as_served: RankingMetrics | None
+    popularity: RankingMetrics | None
+    rating: RatingMetrics | None
+    origin: str
+    pairs: int
+    seen_pairs: int
+    predicted: int
+    coverage: float | None
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each metric."""
+        yield from _rows("lists", self.ranking)
+        yield from _rows("lists, as served", self.as_served)
+        yield from _rows("popularity, as served", self.popularity)
+        yield from _rows("scores as ratings", self.rating)
+        if self.coverage is not None:
+            yield Row("lists", "coverage", "", self.coverage)
+
+    def notes(self) -> Iterator[str]:
+        """Yield sentences on missing lists, pairs of the history, and a better baseline."""
+        users = self.ranking.users
+        if missing := users - self.ranking.users_with_lists:
+            yield f"{missing:,} of {users:,} users have no list"
+        if self.seen_pairs:
+            yield f"{self.seen_pairs:,} of the pairs are of items that the user had before"
+        if self.predicted:
+            yield f"ratings of {self.predicted:,} pairs were predicted"
+        if self.popularity and self.as_served and self.popularity.ndcg > self.as_served.ndcg:
+            yield "the popular items rank better than the lists, as served"
+
+
+def _rows(subject: str, metrics: RankingMetrics | RatingMetrics | None) -> Iterator[Row]:
+    if metrics is None:
+        return
+    intervals = metrics.intervals if isinstance(metrics, RankingMetrics) else {}
+    for name, value in asdict(metrics).items():
+        if isinstance(value, float):
+            low, high = intervals.get(name, (None, None))
+            yield Row(subject, name, "", value, low=low, high=high)
 
 
 class Evaluator:
@@ -184,89 +240,94 @@ class Evaluator:
         self.truth = truth
         users = truth.pairs.get_column("user")
         items = truth.pairs.get_column("item")
-        named = [each.lists.get_column("item") for each in candidates]
-        named += [each.popular for each in candidates if each.popular is not None]
-        ids = ([], []) if history is None else (history.user_ids, history.item_ids)
-        known_users, known_items = (pl.Series(each, dtype=pl.String) for each in ids)
-        self._users = pl.Enum(pl.concat([users, known_users.alias("user")]).unique().sort())
-        self._items = pl.Enum(pl.concat([items, *named, known_items.alias("item")]).unique().sort())
+        past_users = pl.Series("user", [] if history is None else history.user_ids, dtype=pl.String)
+        past_items = pl.Series("item", [] if history is None else history.item_ids, dtype=pl.String)
+        listed = [candidate.lists.get_column("item") for candidate in candidates]
+        popular = [candidate.popular for candidate in candidates if candidate.popular is not None]
+        self._users = pl.Enum(pl.concat([users, past_users]).unique().sort())
+        self._items = pl.Enum(pl.concat([items, past_items, *listed, *popular]).unique().sort())
         self._test = self._matrix(_numbers(users, self._users), _numbers(items, self._items))
         self._history: UserItems | None = None
         if history is not None:
             pairs = history.user_items.tocoo()
-            self._history = self._matrix(
-                _numbers(known_users, self._users)[pairs.row], _numbers(known_items, self._items)[pairs.col]
-            )
+            rows = _numbers(past_users, self._users)[pairs.row]
+            self._history = self._matrix(rows, _numbers(past_items, self._items)[pairs.col])
 
     def evaluate(self, candidate: Candidate) -> Report:
         """Measure lists, plain and as served, next to popularity, and as rating predictions.
 
         Raises DataError if no user of the truth has a list, or all its pairs are training data.
         """
+        figures = self._measure(candidate)
+        users = figures.ranking.users
+        return Report(
+            kind=f"evaluate {candidate.origin}",
+            sentence=f"{figures.pairs:,} pairs of {users:,} users, measured at {self._k} (95 % intervals):",
+            rows=tuple(figures.rows()),
+            notes=tuple(figures.notes()),
+            listed=True,
+            extra=asdict(figures),
+        )
+
+    def _measure(self, candidate: Candidate) -> Figures:
         lists = self._lists(candidate)
         history = self._history
         test = self._test
-        seen = 0 if history is None else int(history.multiply(test).nnz)
         ranking = measure_users(lists, test).metrics
-        if seen == test.nnz and not ranking.recall:
+        seen_pairs = 0 if history is None else int(history.multiply(test).nnz)
+        if seen_pairs == test.nnz and not ranking.recall:
             raise DataError(
-                f"All {seen:,} pairs of the truth are in the training data of {candidate.origin}, so its lists leave "
-                "them out; give later interactions, or other users'."
+                f"All {seen_pairs:,} pairs of the truth are in the training data of {candidate.origin}, so its lists "
+                "leave them out; give later interactions, or other users'."
             )
         rating, predicted = self._rating(candidate)
-        found: dict[str, Any] = {"ranking": ranking, "as_served": None, "popularity": None, "rating": rating}
-        covered: float | None = None
-        served = None if candidate.popular is None else _numbers(candidate.popular, self._items)
+        filler = None if candidate.popular is None else _numbers(candidate.popular, self._items)
+        popularity = covered = None
         if history is not None:
             counts = users_per_item(history)
             popular = by_popularity(counts)[: np.count_nonzero(counts)]
-            served = popular if served is None else served
             ranker = Popularity(counts.astype(np.float32))
-            other = recommend_all(ranker, Parts(history, None, history, test), self._k)
-            found["popularity"] = measure_users(as_served(other, popular), test).metrics
+            popular_lists = recommend_all(ranker, Parts(history, None, history, test), self._k)
+            popularity = measure_users(as_served(popular_lists, popular), test).metrics
             covered = coverage(lists, history.shape[1])
-        if served is not None:
-            found["as_served"] = measure_users(as_served(lists, served), test).metrics
-        missing = ranking.users - ranking.users_with_lists
-        better = found["popularity"] is not None and found["popularity"].ndcg > found["as_served"].ndcg
-        notes = (
-            f"{missing:,} of {ranking.users:,} users have no list" if missing else "",
-            f"{seen:,} of the pairs are of items that the user had before" if seen else "",
-            f"ratings of {predicted:,} pairs were predicted" if predicted else "",
-            "the popular items rank better than the lists, as served" if better else "",
-        )
-        return Report(
-            kind=f"evaluate {candidate.origin}",
-            sentence=f"{test.nnz:,} pairs of {ranking.users:,} users, measured at {self._k} (95 % intervals):",
-            rows=(*_rows(found), *([] if covered is None else [Row("lists", "coverage", "", covered)])),
-            notes=tuple(filter(None, notes)),
-            listed=True,
-            extra={name: None if each is None else asdict(each) for name, each in found.items()}
-            | {"origin": candidate.origin, "pairs": int(test.nnz), "seen_pairs": seen, "predicted": predicted}
-            | {"coverage": covered},
+            if filler is None:
+                filler = popular
+        return Figures(
+            ranking=ranking,
+            as_served=None if filler is None else measure_users(as_served(lists, filler), test).metrics,
+            popularity=popularity,
+            rating=rating,
+            origin=candidate.origin,
+            pairs=int(test.nnz),
+            seen_pairs=seen_pairs,
+            predicted=predicted,
+            coverage=covered,
         )
 
-    def compare(self, one: Candidate, other: Candidate) -> Report:
-        """Compare two candidates by user; the report is broken if *other* has a worse nDCG."""
-        a, b = (measure_users(self._lists(each), self._test) for each in (one, other))
+    def compare(self, first: Candidate, second: Candidate) -> Report:
+        """Compare two candidates by user; the report is broken if the *second* has a worse nDCG."""
+        a = measure_users(self._lists(first), self._test)
+        b = measure_users(self._lists(second), self._test)
         rows = list[Row]()
-        apart = {name: interval(b.values[name] - a.values[name]) for name in RANKING}
         for name in RANKING:
-            before = float(a.values[name].mean())
-            now = float(b.values[name].mean())
-            low, high = apart[name] or (None, None)
-            rows += [Row(name, "A", "", before), Row(name, "B", "", now)]
-            rows.append(Row(name, "B - A", "", now - before, low=low, high=high, note=_verdict(apart[name])))
-        verdict = _verdict(apart["ndcg"])
-        decisive = apart["ndcg"]
-        difference = f"nDCG@{self._k} {float((b.values['ndcg'] - a.values['ndcg']).mean()):+.4f}"
-        if decisive is not None:
-            difference += f" (95 %: {decisive[0]:+.4f} to {decisive[1]:+.4f})"
-        sentence = f"{other.origin} is {verdict} than {one.origin}: {difference}"
+            mean_a = float(a.values[name].mean())
+            mean_b = float(b.values[name].mean())
+            lead = interval(b.values[name] - a.values[name])
+            low, high = lead or (None, None)
+            rows.append(Row(name, "A", "", mean_a))
+            rows.append(Row(name, "B", "", mean_b))
+            rows.append(Row(name, "B - A", "", mean_b - mean_a, low=low, high=high, note=_verdict(lead)))
+        leads = b.values["ndcg"] - a.values["ndcg"]
+        lead = interval(leads)
+        verdict = _verdict(lead)
+        difference = f"nDCG@{self._k} {float(leads.mean()):+.4f}"
+        if lead is not None:
+            difference += f" (95 %: {lead[0]:+.4f} to {lead[1]:+.4f})"
+        sentence = f"{second.origin} is {verdict} than {first.origin}: {difference}"
         if verdict == "cannot tell":
-            sentence = f"cannot tell whether {other.origin} is better than {one.origin}: {difference}"
+            sentence = f"cannot tell whether {second.origin} is better than {first.origin}: {difference}"
         return Report(
-            kind=f"evaluate compare {one.origin} {other.origin}",
+            kind=f"evaluate compare {first.origin} {second.origin}",
             sentence=sentence,
             rows=tuple(rows),
             notes=(f"{len(a.users):,} users, each user's two lists compared at {self._k}",),
@@ -303,31 +364,16 @@ class Evaluator:
 
     def _matrix(self, users: Indices, items: Indices) -> UserItems:
         shape = len(self._users.categories), len(self._items.categories)
-        made = csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape)
-        made.sort_indices()
-        return made
+        matrix = csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape)
+        matrix.sort_indices()
+        return matrix
 
 
 def _numbers(ids: pl.Series, known: pl.Enum) -> Indices:
     return ids.cast(known).to_physical().to_numpy().astype(np.int32)
 
 
-def _verdict(apart: MetricInterval | None) -> str:
-    if apart is None or apart[0] <= 0 <= apart[1]:
+def _verdict(lead: MetricInterval | None) -> str:
+    if lead is None or lead[0] <= 0 <= lead[1]:
         return "cannot tell"
-    return "better" if apart[0] > 0 else "worse"
-
-
-def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
-    subjects = {
-        "ranking": "lists",
-        "as_served": "lists, as served",
-        "popularity": "popularity, as served",
-        "rating": "scores as ratings",
-    }
-    for kind, metrics in found.items():
-        figures = {} if metrics is None else asdict(metrics)
-        for name, value in figures.items():
-            if isinstance(value, float):
-                low, high = figures.get("intervals", {}).get(name, (None, None))
-                yield Row(subjects[kind], name, "", value, low=low, high=high)
+    return "better" if lead[0] > 0 else "worse"
